@@ -1,0 +1,1 @@
+"""What the API and the workers share: the rules (core), the technologies (adapters), settings and wiring."""

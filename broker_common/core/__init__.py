@@ -1,0 +1,1 @@
+"""The broker's rules. Standard library only: no framework, no client, no environment."""

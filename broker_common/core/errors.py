@@ -1,0 +1,188 @@
+"""Everything that can go wrong, as one tree: each class has a stable code, and its message may be shown.
+
+No class here knows HTTP; the API holds the one table from these classes to status codes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker_common.core.domain import Sandbox
+
+
+class BrokerError(Exception):
+    """Base of all errors that the broker raises on purpose.
+
+    `code` is stable and public. The message is written for the caller and holds no secret.
+    `retry_after` is in whole seconds, or None where repeating the call is no remedy.
+    """
+
+    code = "INTERNAL_ERROR"
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+
+
+class InvalidInput(BrokerError):
+    """The request is malformed; the message names the header, field or parameter."""
+
+    code = "VALIDATION_ERROR"
+
+
+class Unauthorized(BrokerError):
+    """The token is missing or unknown."""
+
+    code = "UNAUTHORIZED"
+
+
+class Forbidden(BrokerError):
+    """The token is known, and not meant for this call."""
+
+    code = "FORBIDDEN"
+
+
+class NotSandboxOwner(BrokerError):
+    """The sandbox exists, and the calling track is neither its holder nor its last one."""
+
+    code = "NOT_SANDBOX_OWNER"
+
+
+class SandboxNotFound(BrokerError):
+    """No sandbox has this id (or only a tombstone has)."""
+
+    code = "SANDBOX_NOT_FOUND"
+
+
+class JobNotFound(BrokerError):
+    """No job has this id, or it ended more than a day ago."""
+
+    code = "JOB_NOT_FOUND"
+
+
+class NoSandboxesAvailable(BrokerError):
+    """No matching sandbox was free: an ordinary answer of a busy pool, not a fault."""
+
+    code = "NO_SANDBOXES_AVAILABLE"
+
+
+class LeaseMismatch(BrokerError):
+    """The lease that the caller named is not the one at hand."""
+
+    code = "LEASE_MISMATCH"
+
+
+class InvalidTransition(BrokerError):
+    """The sandbox's present status does not allow this change."""
+
+    code = "INVALID_TRANSITION"
+
+
+class Paused(BrokerError):
+    """An operator has paused this operation."""
+
+    code = "PAUSED"
+
+
+class Conflict(BrokerError):
+    """Another writer came first: what was read is no longer what is stored.
+
+    `current` is the record as it is now, or None if it is gone.
+    """
+
+    code = "CONFLICT"
+
+    def __init__(self, message: str, *, current: Sandbox | None) -> None:
+        super().__init__(message)
+        self.current = current
+
+
+class StoreUnavailable(BrokerError):
+    """The store refused, throttled or could not be reached: the write was certainly not applied."""
+
+    code = "SERVICE_UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after: int | None = 1) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """The store's answer was lost: the write may or may not have been applied."""
+
+
+class QueueUnavailable(BrokerError):
+    """The job queue cannot be reached, so nothing was started."""
+
+    code = "QUEUE_UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after: int | None = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class LayoutMismatch(BrokerError):
+    """The table is missing, or laid out for another number of shards than this process."""
+
+    code = "LAYOUT_MISMATCH"
+
+
+class ProviderError(BrokerError):
+    """Base of what can go wrong between the broker and the provider."""
+
+    code = "PROVIDER_ERROR"
+
+
+class ProviderBusy(ProviderError):
+    """No call slot came free in time; nothing was sent."""
+
+    code = "PROVIDER_BUSY"
+
+
+class ProviderCircuitOpen(ProviderError):
+    """The circuit breaker is open; nothing was sent."""
+
+    code = "PROVIDER_CIRCUIT_OPEN"
+
+
+class ProviderSlotsUnavailable(ProviderError):
+    """The shared call slots cannot be reached, so no new call may start; nothing was sent."""
+
+    code = "PROVIDER_SLOTS_UNAVAILABLE"
+
+
+class ProviderMisconfigured(ProviderError):
+    """The provider did not take us for its client (3xx, 401, 403, a login page): mend the configuration."""
+
+    code = "PROVIDER_MISCONFIGURED"
+
+
+class ProviderRejected(ProviderError):
+    """The provider refused this request for good; repeating it is no remedy."""
+
+    code = "PROVIDER_REJECTED"
+
+
+class ProviderFailing(ProviderError):
+    """The provider failed in a way that may pass: busy, an error of its own, or out of reach.
+
+    `outcome_unknown` is true where the provider may have acted all the same (a lost or late answer).
+    """
+
+    code = "PROVIDER_FAILING"
+
+    def __init__(self, message: str, *, outcome_unknown: bool) -> None:
+        super().__init__(message)
+        self.outcome_unknown = outcome_unknown
+
+
+class ListingUnusable(ProviderError):
+    """The provider's account list is empty or does not parse: it must change nothing."""
+
+    code = "PROVIDER_LISTING_UNUSABLE"
+
+
+class SyncBraked(BrokerError):
+    """Too many records are missing from the provider's list to believe it."""
+
+    code = "SYNC_BRAKED"

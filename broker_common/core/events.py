@@ -1,0 +1,152 @@
+"""What can happen that somebody outside counts, times or logs: the vocabulary of the `Recorder` port.
+
+Outcomes come from closed sets, so that they can be labels of metrics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from broker_common.core.jobs import Job
+
+
+class AllocateOutcome(StrEnum):
+    """How an allocate ended."""
+
+    SUCCESS = "success"
+    IDEMPOTENT = "idempotent"
+    NO_SANDBOXES = "no_sandboxes"
+    ERROR = "error"
+
+
+class MarkOutcome(StrEnum):
+    """How a mark-for-deletion ended."""
+
+    SUCCESS = "success"
+    REPEATED = "repeated"
+    NOT_OWNER = "not_owner"
+    NOT_FOUND = "not_found"
+    ERROR = "error"
+
+
+class DeleteOutcome(StrEnum):
+    """How the attempt to delete one sandbox ended."""
+
+    DELETED = "deleted"
+    GONE = "gone"
+    WILL_RETRY = "will_retry"
+    FAILED = "failed"
+    POSTPONED = "postponed"
+    """Nothing was tried: no slot, an open breaker, a pause, or a provider that does not know us."""
+    NOT_DUE = "not_due"
+    """Somebody else has it, or had it."""
+
+
+class JobOutcome(StrEnum):
+    """How a run of a job ended."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocateEnded:
+    """A track asked for a sandbox and was answered. `conflicts` counts the candidates that others had taken."""
+
+    outcome: AllocateOutcome
+    seconds: float
+    conflicts: int
+    track_id: str
+    sandbox_id: str | None = None
+    lease_id: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkEnded:
+    """A track gave a sandbox back and was answered."""
+
+    outcome: MarkOutcome
+    track_id: str
+    sandbox_id: str
+    lease_id: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationReleased:
+    """An operator ended an allocation."""
+
+    sandbox_id: str
+    lease_id: str
+    track_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationExpired:
+    """An allocation past its time was ended, by the job or on the spot by its track's next allocate."""
+
+    sandbox_id: str
+    lease_id: str
+    track_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountSkipped:
+    """An entry of the provider's list could not be read."""
+
+    reason: str
+    sandbox_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemFailed:
+    """One item of a job failed; the run went on, and the next one will try it again."""
+
+    job: Job
+    sandbox_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSynced:
+    """A sync wrote these changes."""
+
+    synced: int
+    stale: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteEnded:
+    """The attempt to delete one sandbox ended."""
+
+    outcome: DeleteOutcome
+    sandbox_id: str
+    lease_id: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEnded:
+    """A run of a job ended."""
+
+    job: Job
+    outcome: JobOutcome
+    seconds: float
+    message: str
+    error: str | None = None
+
+
+Event = (
+    AllocateEnded
+    | MarkEnded
+    | AllocationReleased
+    | AllocationExpired
+    | AccountSkipped
+    | ItemFailed
+    | PoolSynced
+    | DeleteEnded
+    | JobEnded
+)

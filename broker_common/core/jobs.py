@@ -1,0 +1,61 @@
+"""The jobs' names, and what is known of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Job(StrEnum):
+    """The periodic jobs; the value is the name in `/v1/admin/jobs`, metrics and Celery (`broker.<value>`)."""
+
+    SYNC = "sync"
+    CLEANUP = "cleanup"
+    EXPIRE = "expire"
+    PURGE_STALE = "purge_stale"
+
+
+class JobState(StrEnum):
+    """How far a run is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+    @property
+    def is_final(self) -> bool:
+        """Tell whether the run has ended."""
+        return self not in {JobState.QUEUED, JobState.RUNNING}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRun:
+    """One run of a job, as operators see it."""
+
+    job_id: str
+    job: Job
+    state: JobState
+    result: Mapping[str, Any] | None = None
+    error: str | None = None
+
+
+class JobQueue(Protocol):
+    """Where runs of jobs are asked for and looked up. Kept for 24 hours.
+
+    Raises `QueueUnavailable` at once when the queue cannot be reached.
+    """
+
+    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
+        """Ask for a run now; returns its job id."""
+
+    def find(self, job_id: str) -> JobRun:
+        """Return a run; raises `JobNotFound`."""
+
+    def ping(self) -> None:
+        """Make sure that the queue answers."""

@@ -1,0 +1,235 @@
+"""The broker's settings: parsed once from the environment, strictly, and passed down as one frozen object.
+
+Each field is the environment variable of its name in capitals. Only command lines and entry points call `from_env`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from marshmallow import EXCLUDE, Schema, ValidationError, validate
+from marshmallow import fields as ma
+
+from broker_common.core.domain import Policy, RecyclePolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEVELOPMENT_TRACK_TOKEN = "track_token_123"  # noqa: S105 - public on purpose: production refuses it
+DEVELOPMENT_ADMIN_TOKEN = "admin_token_123"  # noqa: S105 - the same
+_WELL_KNOWN = frozenset(
+    hashlib.sha256(token.encode()).digest()
+    for token in (DEVELOPMENT_TRACK_TOKEN, DEVELOPMENT_ADMIN_TOKEN, "changeme", "secret", "token", "test")
+)
+
+
+class Environment(StrEnum):
+    """Where the broker runs; `production` refuses what is only fit for development."""
+
+    PRODUCTION = "production"
+    DEVELOPMENT = "development"
+
+
+class Process(StrEnum):
+    """Which process reads the settings: each must be given only what it needs."""
+
+    API = "api"
+    WORKER = "worker"
+    BEAT = "beat"
+
+
+class SettingsError(Exception):
+    """The environment is not fit to start with; `problems` has one line a variable, and no value of a secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class _Tokens(ma.Field[tuple[bytes, ...]]):
+    """Comma-separated tokens, each plain or `sha256:<hex>`, kept as SHA-256 digests only."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[bytes, ...]:  # noqa: ANN401 - marshmallow's signature
+        tokens = [token.strip() for token in str(value).split(",") if token.strip()]
+        digests = []
+        for position, token in enumerate(tokens, 1):
+            if not token.startswith("sha256:"):
+                digests.append(hashlib.sha256(token.encode()).digest())
+            elif re.fullmatch(r"sha256:[0-9a-fA-F]{64}", token):
+                digests.append(bytes.fromhex(token.removeprefix("sha256:")))
+            else:
+                raise ValidationError(f"token {position}: sha256: must be followed by 64 hexadecimal digits")
+        return tuple(digests)
+
+
+def _var(default: object, kind: ma.Field[Any], *, secret: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
+    return field(default=default, repr=not secret, metadata={"kind": kind})
+
+
+def _integer(default: int, low: int, high: int | None = None) -> Any:  # noqa: ANN401 - like dataclasses.field
+    return _var(default, ma.Integer(validate=validate.Range(min=low, max=high)))
+
+
+def _number(default: float, low: float, *, inclusive: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
+    in_range = validate.Range(min=low, min_inclusive=inclusive)
+    return _var(default, ma.Float(allow_nan=False, validate=in_range))
+
+
+def _text(default: str | None, pattern: str, what: str, *, secret: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
+    return _var(default, ma.String(validate=validate.Regexp(pattern, error=f"Must be {what}.")), secret=secret)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set. Durations are in the unit of their name; secrets are left out of `repr`."""
+
+    broker_env: Environment = _var(Environment.PRODUCTION, ma.Enum(Environment, by_value=True))
+    broker_api_token: tuple[bytes, ...] = _var((), _Tokens(), secret=True)
+    broker_admin_token: tuple[bytes, ...] = _var((), _Tokens(), secret=True)
+
+    api_port: int = _integer(8080, 1, 65535)
+    api_base_path: str = _text("/v1", r"(/[A-Za-z0-9._~-]+)+\Z", "a path such as /v1, without a slash at its end")
+    api_threads: int = _integer(16, 3, 256)
+    request_deadline_sec: float = _number(3, 0)
+    trusted_proxies: int = _integer(0, 0, 16)
+    shutdown_drain_sec: float = _number(5, 0, inclusive=True)
+
+    ddb_table_name: str = _text("SandboxPool", r"[A-Za-z0-9_.-]{3,255}\Z", "3 to 255 of A-Z a-z 0-9 _ . -")
+    ddb_endpoint_url: str | None = _text(None, r"https?://[^\s/]+", "an http or https URL")
+    aws_region: str = _text("us-east-1", r"[a-z0-9-]{2,40}\Z", "a region such as eu-central-1")
+    redis_url: str = _text(
+        "redis://127.0.0.1:6379/0", r"(redis|rediss)://[^\s/]+", "a redis or rediss URL", secret=True
+    )
+
+    lab_duration_hours: float = _number(4, 0)
+    expiry_buffer_hours: float = _number(0.5, 0, inclusive=True)
+    k_candidates: int = _integer(15, 1, 1000)
+    recycle_policy: RecyclePolicy = _var(RecyclePolicy.REUSE, ma.Enum(RecyclePolicy, by_value=True))
+
+    sync_interval_sec: int = _integer(600, 1)
+    cleanup_interval_sec: int = _integer(300, 1)
+    auto_expiry_interval_sec: int = _integer(300, 1)
+    stale_grace_hours: float = _number(24, 0, inclusive=True)
+    stale_brake_percent: int = _integer(50, 0, 100)
+    stale_brake_min: int = _integer(5, 1)
+
+    deletion_retry_max_attempts: int = _integer(8, 1, 1000)
+    deletion_backoff_base_sec: float = _number(60, 0, inclusive=True)
+    deletion_backoff_max_sec: float = _number(3600, 0, inclusive=True)
+
+    csp_base_url: str | None = _text(None, r"https?://[^\s/?#]+[^\s?#]*\Z", "an http or https URL without a query")
+    csp_api_token: str | None = _text(None, r"[\x21-\x7e]+\Z", "printable ASCII without spaces", secret=True)
+    csp_timeout_connect_sec: float = _number(5, 0)
+    csp_timeout_read_sec: float = _number(15, 0)
+    csp_max_concurrency: int = _integer(10, 1, 10_000)
+    circuit_breaker_threshold: int = _integer(5, 1)
+    circuit_breaker_timeout_sec: float = _number(60, 0)
+
+    log_level: str = _var("INFO", ma.String(validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])))
+    log_format: str = _var("json", ma.String(validate=validate.OneOf(["json", "text"])))
+    metrics_port: int = _integer(0, 0, 65535)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], *, process: Process) -> Self:
+        """Parse the environment for one process; an empty variable counts as missing.
+
+        Raises `SettingsError`, which names every variable that is bad or missing, all at once.
+        """
+        given = {name: value.strip() for name, value in environ.items() if value.strip()}
+        kinds: dict[str, ma.Field[Any]] = {item.name.upper(): item.metadata["kind"] for item in fields(cls)}
+        problems: list[str] = []
+        parsed: dict[str, Any] = {}
+        try:
+            parsed = Schema.from_dict(kinds)().load(given, unknown=EXCLUDE)
+        except ValidationError as error:
+            messages: dict[str, list[str]] = error.normalized_messages()
+            problems = [f"{name}: {' '.join(texts)}" for name, texts in messages.items()]
+            parsed = error.valid_data if isinstance(error.valid_data, dict) else {}
+        defaults = {item.name: _default(item) for item in fields(cls)}
+        if process is not Process.API:
+            defaults["metrics_port"] = {Process.WORKER: 9101, Process.BEAT: 9102}[process]
+        if parsed.get("BROKER_ENV") is Environment.DEVELOPMENT:
+            defaults["shutdown_drain_sec"] = 0
+        settings = cls(**(defaults | {name.lower(): value for name, value in parsed.items()}))
+        named = {problem.split(":", 1)[0] for problem in problems}
+        problems += [
+            problem
+            for problem in settings._together(process, set(parsed))
+            if problem.split(":", 1)[0] not in named
+        ]
+        if problems:
+            raise SettingsError(sorted(problems))
+        return settings
+
+    @property
+    def policy(self) -> Policy:
+        """The numbers that the core's rules depend on."""
+        return Policy(
+            lab_duration_sec=round(self.lab_duration_hours * 3600),
+            expiry_buffer_sec=round(self.expiry_buffer_hours * 3600),
+            stale_grace_sec=round(self.stale_grace_hours * 3600),
+            stale_brake_percent=self.stale_brake_percent,
+            stale_brake_min=self.stale_brake_min,
+            recycle=self.recycle_policy,
+            deletion_max_attempts=self.deletion_retry_max_attempts,
+            deletion_backoff_base_sec=self.deletion_backoff_base_sec,
+            deletion_backoff_max_sec=self.deletion_backoff_max_sec,
+            attempt_window_sec=round(self.csp_call_limit_sec) + 30,
+            k_candidates=self.k_candidates,
+        )
+
+    @property
+    def csp_call_limit_sec(self) -> float:
+        """The longest that one call to the provider can last."""
+        return self.csp_timeout_connect_sec + self.csp_timeout_read_sec
+
+    def _together(self, process: Process, given: set[str]) -> list[str]:
+        """Check what no variable can tell alone."""
+        production = self.broker_env is Environment.PRODUCTION
+        problems = []
+        if process is Process.API:
+            for name, tokens in (
+                ("BROKER_API_TOKEN", self.broker_api_token),
+                ("BROKER_ADMIN_TOKEN", self.broker_admin_token),
+            ):
+                if not tokens:
+                    problems.append(f"{name}: Missing: give at least one token.")
+                elif production and _WELL_KNOWN & set(tokens):
+                    problems.append(f"{name}: Holds a well-known development token.")
+            if set(self.broker_api_token) & set(self.broker_admin_token):
+                problems.append("BROKER_ADMIN_TOKEN: Holds a token that BROKER_API_TOKEN holds too.")
+        if process is Process.WORKER:
+            if self.csp_base_url is None:
+                problems.append("CSP_BASE_URL: Missing: the provider's address.")
+            elif production and not _is_safe(self.csp_base_url):
+                problems.append("CSP_BASE_URL: Must be https, unless the provider is on loopback.")
+            if self.csp_api_token is None:
+                problems.append("CSP_API_TOKEN: Missing: the provider's token.")
+        if process is not Process.BEAT and production and "RECYCLE_POLICY" not in given:
+            problems.append(
+                "RECYCLE_POLICY: Missing: choose reuse, confirm or retire, by what the provider's delete does."
+            )
+        if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
+            problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
+        return problems
+
+
+def _default(item: Field[Any]) -> Any:  # noqa: ANN401 - whatever the field holds
+    assert item.default is not MISSING  # noqa: S101 - every setting has a default; what is required is checked later
+    return item.default
+
+
+def _is_safe(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
