@@ -93,6 +93,7 @@ class Settings:
     broker_api_token: tuple[bytes, ...] = _var((), _Tokens(), secret=True)
     broker_admin_token: tuple[bytes, ...] = _var((), _Tokens(), secret=True)
 
+    api_bind: str = _text("0.0.0.0", r"[0-9A-Za-z.:\[\]-]+\Z", "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
     api_port: int = _integer(8080, 1, 65535)
     api_base_path: str = _text("/v1", r"(/[A-Za-z0-9._~-]+)+\Z", "a path such as /v1, without a slash at its end")
     api_threads: int = _integer(16, 3, 256)
@@ -148,7 +149,7 @@ class Settings:
         try:
             parsed = Schema.from_dict(kinds)().load(given, unknown=EXCLUDE)
         except ValidationError as error:
-            messages: dict[str, list[str]] = error.normalized_messages()
+            messages: dict[str, list[str]] = error.normalized_messages()  # type: ignore[no-untyped-call] # marshmallow leaves it untyped
             problems = [f"{name}: {' '.join(texts)}" for name, texts in messages.items()]
             parsed = error.valid_data if isinstance(error.valid_data, dict) else {}
         defaults = {item.name: _default(item) for item in fields(cls)}
@@ -159,9 +160,7 @@ class Settings:
         settings = cls(**(defaults | {name.lower(): value for name, value in parsed.items()}))
         named = {problem.split(":", 1)[0] for problem in problems}
         problems += [
-            problem
-            for problem in settings._together(process, set(parsed))
-            if problem.split(":", 1)[0] not in named
+            problem for problem in settings._together(process, set(parsed)) if problem.split(":", 1)[0] not in named
         ]
         if problems:
             raise SettingsError(sorted(problems))
@@ -191,32 +190,43 @@ class Settings:
 
     def _together(self, process: Process, given: set[str]) -> list[str]:
         """Check what no variable can tell alone."""
-        production = self.broker_env is Environment.PRODUCTION
         problems = []
         if process is Process.API:
-            for name, tokens in (
-                ("BROKER_API_TOKEN", self.broker_api_token),
-                ("BROKER_ADMIN_TOKEN", self.broker_admin_token),
-            ):
-                if not tokens:
-                    problems.append(f"{name}: Missing: give at least one token.")
-                elif production and _WELL_KNOWN & set(tokens):
-                    problems.append(f"{name}: Holds a well-known development token.")
-            if set(self.broker_api_token) & set(self.broker_admin_token):
-                problems.append("BROKER_ADMIN_TOKEN: Holds a token that BROKER_API_TOKEN holds too.")
+            problems += self._check_tokens()
         if process is Process.WORKER:
-            if self.csp_base_url is None:
-                problems.append("CSP_BASE_URL: Missing: the provider's address.")
-            elif production and not _is_safe(self.csp_base_url):
-                problems.append("CSP_BASE_URL: Must be https, unless the provider is on loopback.")
-            if self.csp_api_token is None:
-                problems.append("CSP_API_TOKEN: Missing: the provider's token.")
-        if process is not Process.BEAT and production and "RECYCLE_POLICY" not in given:
-            problems.append(
-                "RECYCLE_POLICY: Missing: choose reuse, confirm or retire, by what the provider's delete does."
-            )
+            problems += self._check_provider()
+        if process is not Process.BEAT and self._in_production and "RECYCLE_POLICY" not in given:
+            problems.append("RECYCLE_POLICY: Missing: reuse, confirm or retire, by what the provider's delete does.")
         if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
             problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
+        return problems
+
+    @property
+    def _in_production(self) -> bool:
+        return self.broker_env is Environment.PRODUCTION
+
+    def _check_tokens(self) -> list[str]:
+        problems = []
+        for name, tokens in (
+            ("BROKER_API_TOKEN", self.broker_api_token),
+            ("BROKER_ADMIN_TOKEN", self.broker_admin_token),
+        ):
+            if not tokens:
+                problems.append(f"{name}: Missing: give at least one token.")
+            elif self._in_production and _WELL_KNOWN & set(tokens):
+                problems.append(f"{name}: Holds a well-known development token.")
+        if set(self.broker_api_token) & set(self.broker_admin_token):
+            problems.append("BROKER_ADMIN_TOKEN: Holds a token that BROKER_API_TOKEN holds too.")
+        return problems
+
+    def _check_provider(self) -> list[str]:
+        problems = []
+        if self.csp_base_url is None:
+            problems.append("CSP_BASE_URL: Missing: the provider's address.")
+        elif self._in_production and not _is_safe(self.csp_base_url):
+            problems.append("CSP_BASE_URL: Must be https, unless the provider is on loopback.")
+        if self.csp_api_token is None:
+            problems.append("CSP_API_TOKEN: Missing: the provider's token.")
         return problems
 
 

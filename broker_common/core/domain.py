@@ -34,12 +34,8 @@ class Status(StrEnum):
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.AVAILABLE: frozenset({Status.ALLOCATED, Status.STALE, Status.DELETION_FAILED}),
     Status.ALLOCATED: frozenset({Status.PENDING_DELETION}),
-    Status.PENDING_DELETION: frozenset(
-        {Status.AVAILABLE, Status.STALE, Status.DELETED, Status.DELETION_FAILED}
-    ),
-    Status.STALE: frozenset(
-        {Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED}
-    ),
+    Status.PENDING_DELETION: frozenset({Status.AVAILABLE, Status.STALE, Status.DELETED, Status.DELETION_FAILED}),
+    Status.STALE: frozenset({Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED}),
     Status.DELETION_FAILED: frozenset({Status.PENDING_DELETION, Status.DELETED}),
     Status.DELETED: frozenset(),
 }

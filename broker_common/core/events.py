@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from broker_common.core.jobs import Job
+if TYPE_CHECKING:
+    from broker_common.core.jobs import Job
 
 
 class AllocateOutcome(StrEnum):
@@ -37,8 +39,10 @@ class DeleteOutcome(StrEnum):
     GONE = "gone"
     WILL_RETRY = "will_retry"
     FAILED = "failed"
+    MISCONFIGURED = "misconfigured"
+    """The provider does not take us for its client; not counted as an attempt."""
     POSTPONED = "postponed"
-    """Nothing was tried: no slot, an open breaker, a pause, or a provider that does not know us."""
+    """Nothing was sent: an open breaker, a pause, no slots or no store within reach."""
     NOT_DUE = "not_due"
     """Somebody else has it, or had it."""
 

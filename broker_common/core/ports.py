@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from broker_common.core.domain import Account, Candidate, Claim, Sandbox, Status
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
 
+    from broker_common.core.domain import Account, Candidate, Claim, Sandbox, Status
     from broker_common.core.events import Event
 
 

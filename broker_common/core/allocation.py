@@ -1,0 +1,231 @@
+"""Allocate: give a track a sandbox, the same one however often it asks.
+
+One transaction writes the claim and takes the sandbox; whatever goes wrong on the way, a track is told "none left" only
+after a whole look at the index, and never when it holds a sandbox.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from broker_common.core.deadline import Backoff
+from broker_common.core.domain import Candidate, Claim, Status
+from broker_common.core.ending import expire
+from broker_common.core.errors import (
+    BrokerError,
+    NoSandboxesAvailable,
+    OutcomeUnknown,
+    Paused,
+    StoreUnavailable,
+)
+from broker_common.core.events import AllocateEnded, AllocateOutcome
+from broker_common.core.ids import new_id
+from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld, Contended
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from broker_common.core.domain import Policy, Sandbox
+    from broker_common.core.pauses import PauseBoard
+    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.reservoir import Reservoir, Search
+
+RETRY_AFTER_EMPTY_SEC = 30
+RETRY_AFTER_PAUSE_SEC = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocateRequest:
+    """What a track asks for; `prefix` is empty when any name will do."""
+
+    track_id: str
+    idempotency_key: str
+    prefix: str = ""
+    track_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A track's claim; `replayed` if it held that before this request."""
+
+    claim: Claim
+    replayed: bool
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one allocate met on its way."""
+
+    conflicts: int = 0
+
+
+class Allocator:
+    """Allocates sandboxes to tracks; one a process, safe to use from many threads."""
+
+    def __init__(
+        self,
+        *,
+        store: SandboxStore,
+        reservoir: Reservoir,
+        pauses: PauseBoard,
+        recorder: Recorder,
+        clock: Clock,
+        rng: Random,
+        policy: Policy,
+    ) -> None:
+        self._store = store
+        self._reservoir = reservoir
+        self._pauses = pauses
+        self._recorder = recorder
+        self._clock = clock
+        self._rng = rng
+        self._policy = policy
+
+    def allocate(self, request: AllocateRequest) -> Allocation:
+        """Allocate a sandbox, or return what the (track, key) holds already.
+
+        Raises `NoSandboxesAvailable`; `Paused` (what is held is still returned); `StoreUnavailable` when the store does
+        not give a certain answer before the deadline. After any of these, and after a crash, the same request may be
+        sent again and finds what an earlier one got.
+        """
+        started = self._clock.monotonic()
+        tally = _Tally()
+        outcome = AllocateOutcome.ERROR
+        allocation: Allocation | None = None
+        error: str | None = "the request was abandoned"
+        try:
+            allocation = self._allocate(request, tally)
+            outcome = AllocateOutcome.IDEMPOTENT if allocation.replayed else AllocateOutcome.SUCCESS
+            error = None
+        except NoSandboxesAvailable as empty:
+            outcome, error = AllocateOutcome.NO_SANDBOXES, empty.message
+            raise
+        except BrokerError as failed:
+            error = failed.message
+            raise
+        finally:
+            self._recorder.record(
+                AllocateEnded(
+                    outcome=outcome,
+                    seconds=self._clock.monotonic() - started,
+                    conflicts=tally.conflicts,
+                    track_id=request.track_id,
+                    sandbox_id=allocation.claim.sandbox_id if allocation else None,
+                    lease_id=allocation.claim.lease_id if allocation else None,
+                    error=error,
+                )
+            )
+        return allocation
+
+    def _allocate(self, request: AllocateRequest, tally: _Tally) -> Allocation:
+        if self._pauses.current().allocate:
+            held = self._held(request)
+            if held is None:
+                raise Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC)
+            return Allocation(held, replayed=True)
+        search = self._reservoir.search(request.prefix)
+        while (candidate := search.next()) is not None:
+            allocation = self._try(request, search, candidate, tally)
+            if allocation is not None:
+                return allocation
+        held = self._held(request)
+        if held is not None:
+            return Allocation(held, replayed=True)
+        which = f"whose name starts with {request.prefix!r} " if request.prefix else ""
+        raise NoSandboxesAvailable(f"no sandbox {which}is available", retry_after=RETRY_AFTER_EMPTY_SEC)
+
+    def _try(self, request: AllocateRequest, search: Search, candidate: Candidate, tally: _Tally) -> Allocation | None:
+        """Try one candidate to a certain end; None means that the next one is to be tried."""
+        while True:
+            claim = self._claim(request, candidate)
+            try:
+                answer = self._write(candidate, claim)
+            except BrokerError:
+                search.drop(candidate)
+                raise
+            match answer:
+                case Allocated():
+                    search.used_up(candidate)
+                    return Allocation(claim, replayed=False)
+                case ClaimHeld(held) if held.lease_id == claim.lease_id:
+                    # An earlier try of this very request was applied, and only its answer was lost.
+                    search.used_up(candidate)
+                    return Allocation(claim, replayed=False)
+                case ClaimHeld(held):
+                    search.give_back(candidate)
+                    if not held.is_overdue(self._clock.now(), self._policy):
+                        return Allocation(held, replayed=True)
+                    self._expire(held)
+                    return None
+                case CandidateGone(current):
+                    if current and current.status is Status.AVAILABLE and current.name.startswith(request.prefix):
+                        # Only described anew by a sync: it is still there for us.
+                        candidate = _candidate(current)
+                        continue
+                    tally.conflicts += 1
+                    search.lost_to_another(candidate)
+                    return None
+
+    def _write(self, candidate: Candidate, claim: Claim) -> Allocated | ClaimHeld | CandidateGone:
+        """Send one frozen request until its answer is certain.
+
+        The token stays the same only while an outcome is unknown: then the store tells a repetition from a second
+        request. Even with another token the claim's lease would tell (`ClaimHeld` with the lease of this request).
+        """
+        backoff = Backoff(self._clock, self._rng)
+        token = new_id(self._rng)
+        while True:
+            try:
+                answer = self._store.allocate(candidate, claim, token=token)
+            except OutcomeUnknown as unknown:
+                backoff.pause(unknown)
+                continue
+            except StoreUnavailable as refused:
+                backoff.pause(refused)
+            else:
+                if not isinstance(answer, Contended):
+                    return answer
+                backoff.pause(StoreUnavailable("the records of this request are in use by others"))
+            token = new_id(self._rng)
+
+    def _held(self, request: AllocateRequest) -> Claim | None:
+        claim = self._store.get_claim(request.track_id, request.idempotency_key)
+        if claim is None or not claim.is_overdue(self._clock.now(), self._policy):
+            return claim
+        self._expire(claim)
+        return None
+
+    def _expire(self, claim: Claim) -> None:
+        expire(
+            claim.sandbox_id,
+            store=self._store,
+            recorder=self._recorder,
+            clock=self._clock,
+            policy=self._policy,
+        )
+
+    def _claim(self, request: AllocateRequest, candidate: Candidate) -> Claim:
+        now = self._clock.now()
+        return Claim(
+            track_id=request.track_id,
+            idempotency_key=request.idempotency_key,
+            sandbox_id=candidate.sandbox_id,
+            lease_id=new_id(self._rng),
+            allocated_at=now,
+            expires_at=now + self._policy.lab_duration_sec,
+            name=candidate.name,
+            external_id=candidate.external_id,
+            track_name=request.track_name,
+            sfdc_account_id=candidate.sfdc_account_id,
+        )
+
+
+def _candidate(sandbox: Sandbox) -> Candidate:
+    return Candidate(
+        sandbox_id=sandbox.sandbox_id,
+        version=sandbox.version,
+        name=sandbox.name,
+        external_id=sandbox.external_id,
+        sfdc_account_id=sandbox.sfdc_account_id,
+    )

@@ -1,0 +1,168 @@
+"""Cleanup: find the sandboxes that are due to be wiped, and have the provider wipe them, one attempt each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker_common.core.domain import (
+    ORDER_LIMIT,
+    Sandbox,
+    Status,
+    account_gone,
+    begin_attempt,
+    cancel_attempt,
+    confirm_wipe,
+    fail_attempt,
+    reject_deletion,
+)
+from broker_common.core.errors import (
+    BrokerError,
+    Conflict,
+    ProviderBusy,
+    ProviderFailing,
+    ProviderMisconfigured,
+    ProviderRejected,
+)
+from broker_common.core.events import DeleteEnded, DeleteOutcome
+from broker_common.core.ids import new_id
+from broker_common.core.ports import WipeAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from random import Random
+
+    from broker_common.core.domain import Policy
+    from broker_common.core.pauses import PauseBoard
+    from broker_common.core.ports import Clock, Provider, Recorder, SandboxStore
+
+SEND_WITHIN_SECONDS = 5.0
+"""A call goes out this soon after its sandbox was taken, or not at all."""
+
+
+class Cleaner:
+    """Has the provider wipe sandboxes that tracks gave back."""
+
+    def __init__(
+        self,
+        *,
+        store: SandboxStore,
+        provider: Provider,
+        pauses: PauseBoard,
+        recorder: Recorder,
+        clock: Clock,
+        rng: Random,
+        policy: Policy,
+    ) -> None:
+        self._store = store
+        self._provider = provider
+        self._pauses = pauses
+        self._recorder = recorder
+        self._clock = clock
+        self._rng = rng
+        self._policy = policy
+
+    def find_due(self) -> Iterator[str]:
+        """Read the ids of the sandboxes for which an attempt may start now; reads only those."""
+        return self._store.read_due(Status.PENDING_DELETION, until=self._clock.now())
+
+    def delete_sandbox(self, sandbox_id: str) -> DeleteEnded:
+        """Make one attempt to have a sandbox wiped, and write down its outcome.
+
+        Holds a call slot, takes the sandbox, then calls. A sandbox that is not due, because somebody else has it
+        or had it, is left alone; so this may be called any number of times. Raises `ProviderBusy` when no call slot came
+        free: call again later. Every other failure is an outcome.
+        """
+        try:
+            ended = self._delete(sandbox_id)
+        except ProviderBusy:
+            raise
+        except BrokerError as error:
+            # The store is away, the breaker open, the slots out of reach: nothing is lost, the next run tries again.
+            ended = DeleteEnded(outcome=DeleteOutcome.POSTPONED, sandbox_id=sandbox_id, error=error.message)
+        self._recorder.record(ended)
+        return ended
+
+    def _delete(self, sandbox_id: str) -> DeleteEnded:
+        if self._pauses.current().cleanup:
+            return DeleteEnded(
+                outcome=DeleteOutcome.POSTPONED,
+                sandbox_id=sandbox_id,
+                error="cleanup is paused by an operator",
+            )
+        sandbox = self._store.get(sandbox_id)
+        if sandbox is None or not sandbox.is_due_for_deletion(self._clock.now()):
+            return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
+        with self._provider.admit():
+            taken_at = self._clock.monotonic()
+            taken = begin_attempt(sandbox, attempt_id=new_id(self._rng), now=self._clock.now(), policy=self._policy)
+            try:
+                self._store.update(sandbox, taken)
+            except Conflict:
+                return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
+            if taken.status is Status.DELETION_FAILED:
+                return _ended(taken, DeleteOutcome.FAILED, taken.deletion_last_error)
+            if self._clock.monotonic() - taken_at > SEND_WITHIN_SECONDS:
+                late = "taking the sandbox took too long to call the provider safely"
+                return self._write(
+                    taken,
+                    cancel_attempt(taken, error=late, now=self._clock.now()),
+                    DeleteOutcome.POSTPONED,
+                    late,
+                )
+            return self._call(taken)
+
+    def _call(self, taken: Sandbox) -> DeleteEnded:
+        try:
+            answer = self._provider.delete_account(taken.external_id)
+        except ProviderMisconfigured as error:
+            given_up = cancel_attempt(taken, error=error.message, now=self._clock.now())
+            return self._write(taken, given_up, DeleteOutcome.MISCONFIGURED, error.message)
+        except ProviderFailing as error:
+            now = self._clock.now()
+            failed = fail_attempt(
+                taken,
+                error=error.message,
+                outcome_unknown=error.outcome_unknown,
+                retry_at=now + self._backoff(taken),
+                now=now,
+                policy=self._policy,
+            )
+            exhausted = failed.status is Status.DELETION_FAILED
+            outcome = DeleteOutcome.FAILED if exhausted else DeleteOutcome.WILL_RETRY
+            return self._write(taken, failed, outcome, error.message)
+        except ProviderRejected as error:
+            rejected = reject_deletion(taken, error=error.message, now=self._clock.now())
+            return self._write(taken, rejected, DeleteOutcome.FAILED, error.message)
+        now = self._clock.now()
+        if answer is WipeAnswer.GONE:
+            gone = account_gone(taken, now=now, policy=self._policy)
+            return self._write(taken, gone, DeleteOutcome.GONE, None)
+        wiped = confirm_wipe(
+            taken,
+            accepted_only=answer is WipeAnswer.ACCEPTED,
+            order=self._rng.randrange(ORDER_LIMIT),
+            now=now,
+            policy=self._policy,
+        )
+        return self._write(taken, wiped, DeleteOutcome.DELETED, None)
+
+    def _backoff(self, sandbox: Sandbox) -> int:
+        """Draw the pause before the next attempt: doubled each time, half of it fixed and half of it jitter."""
+        policy = self._policy
+        full = min(
+            policy.deletion_backoff_max_sec,
+            policy.deletion_backoff_base_sec * float(2 ** min(sandbox.deletion_retry_count, 30)),
+        )
+        return round(full / 2 + self._rng.uniform(0, full / 2))
+
+    def _write(self, taken: Sandbox, after: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
+        """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing."""
+        try:
+            self._store.update(taken, after)
+        except Conflict:
+            return _ended(taken, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
+        return _ended(taken, outcome, error)
+
+
+def _ended(sandbox: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
+    return DeleteEnded(outcome=outcome, sandbox_id=sandbox.sandbox_id, lease_id=sandbox.last_lease_id, error=error)

@@ -1,0 +1,151 @@
+"""Reading what a track holds, and the three ways in which an allocation ends: marked, released, expired.
+
+Each ending is one transaction bound to the lease that was read first, so that it can never touch the next holder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from broker_common.core.domain import DeletionReason, Sandbox, Status, end_allocation
+from broker_common.core.errors import (
+    BrokerError,
+    Conflict,
+    LeaseMismatch,
+    NotSandboxOwner,
+    SandboxNotFound,
+)
+from broker_common.core.events import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
+
+if TYPE_CHECKING:
+    from broker_common.core.domain import Policy
+    from broker_common.core.ports import Clock, Recorder, SandboxStore
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The sandbox as it is now, and whether its allocation had ended before."""
+
+    sandbox: Sandbox
+    repeated: bool
+
+
+class Custody:
+    """What a track, or an operator on its behalf, does with a sandbox that it holds."""
+
+    def __init__(self, *, store: SandboxStore, recorder: Recorder, clock: Clock) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._clock = clock
+
+    def read(self, *, track_id: str, sandbox_id: str) -> Sandbox:
+        """Return a sandbox to its holder, or to its last one until it is allocated anew.
+
+        Raises `NotSandboxOwner` or `SandboxNotFound`.
+        """
+        sandbox = self._store.get(sandbox_id)
+        if sandbox is None or sandbox.status is Status.DELETED:
+            raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
+        if sandbox.answers_to != track_id:
+            raise NotSandboxOwner(f"sandbox {sandbox_id!r} is not held by this track")
+        return sandbox
+
+    def list_held(self, *, track_id: str) -> list[Sandbox]:
+        """Return the sandboxes that a track holds."""
+        found = [(claim, self._store.get(claim.sandbox_id)) for claim in self._store.read_claims(track_id)]
+        return [sandbox for claim, sandbox in found if sandbox and sandbox.lease_id == claim.lease_id]
+
+    def mark_for_deletion(self, *, track_id: str, sandbox_id: str, lease_id: str | None = None) -> Ending:
+        """Give a sandbox back: it is wiped, and never reaches another track before that.
+
+        Bound to the lease that is read first, or to `lease_id`. Its last holder may repeat it until the sandbox is
+        allocated anew. Raises `NotSandboxOwner`, `SandboxNotFound`, `LeaseMismatch`.
+        """
+        outcome, error, ending = MarkOutcome.ERROR, "the request was abandoned", None
+        try:
+            ending = self._mark(track_id, sandbox_id, lease_id)
+            outcome, error = (MarkOutcome.REPEATED if ending.repeated else MarkOutcome.SUCCESS), ""
+        except NotSandboxOwner as refused:
+            outcome, error = MarkOutcome.NOT_OWNER, refused.message
+            raise
+        except SandboxNotFound as refused:
+            outcome, error = MarkOutcome.NOT_FOUND, refused.message
+            raise
+        except BrokerError as failed:
+            error = failed.message
+            raise
+        finally:
+            self._recorder.record(
+                MarkEnded(
+                    outcome=outcome,
+                    track_id=track_id,
+                    sandbox_id=sandbox_id,
+                    lease_id=ending.sandbox.last_lease_id if ending else lease_id,
+                    error=error or None,
+                )
+            )
+        return ending
+
+    def release(self, *, sandbox_id: str, lease_id: str) -> Ending:
+        """End an allocation for its track, on an operator's word; may be repeated.
+
+        Raises `SandboxNotFound`, and `LeaseMismatch` if the sandbox is not held under `lease_id`.
+        """
+        sandbox = self._store.get(sandbox_id)
+        if sandbox is None:
+            raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
+        ending = self._end(sandbox, lease_id, DeletionReason.RELEASED)
+        if not ending.repeated:
+            self._recorder.record(
+                AllocationReleased(sandbox_id=sandbox_id, lease_id=lease_id, track_id=ending.sandbox.last_track_id)
+            )
+        return ending
+
+    def _mark(self, track_id: str, sandbox_id: str, lease_id: str | None) -> Ending:
+        sandbox = self._store.get(sandbox_id)
+        if sandbox is None or (sandbox.status is Status.DELETED and sandbox.answers_to != track_id):
+            raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
+        if sandbox.answers_to != track_id:
+            raise NotSandboxOwner(f"sandbox {sandbox_id!r} is not held by this track")
+        return self._end(sandbox, lease_id or sandbox.lease_at_hand, DeletionReason.MARKED)
+
+    def _end(self, sandbox: Sandbox, lease_id: str | None, reason: DeletionReason) -> Ending:
+        while True:
+            if lease_id is None or sandbox.lease_at_hand != lease_id:
+                raise LeaseMismatch(f"sandbox {sandbox.sandbox_id!r} is not held under this lease_id")
+            if sandbox.status is not Status.ALLOCATED:
+                return Ending(sandbox, repeated=True)
+            ended = end_allocation(sandbox, reason=reason, now=self._clock.now())
+            try:
+                self._store.end_allocation(sandbox, ended)
+            except Conflict as conflict:
+                if conflict.current is None:
+                    raise SandboxNotFound(f"there is no sandbox {sandbox.sandbox_id!r}") from conflict
+                sandbox = conflict.current
+            else:
+                return Ending(ended, repeated=False)
+
+
+def expire(sandbox_id: str, *, store: SandboxStore, recorder: Recorder, clock: Clock, policy: Policy) -> bool:
+    """End an allocation that is past its expiry and buffer; False if there is none.
+
+    Called by the expiry job, and by allocate for its own track's claim.
+    """
+    sandbox = store.get(sandbox_id)
+    while sandbox is not None and sandbox.is_overdue(clock.now(), policy):
+        ended = end_allocation(sandbox, reason=DeletionReason.EXPIRED, now=clock.now())
+        try:
+            store.end_allocation(sandbox, ended)
+        except Conflict as conflict:
+            sandbox = conflict.current
+        else:
+            recorder.record(
+                AllocationExpired(
+                    sandbox_id=sandbox_id,
+                    lease_id=sandbox.lease_id or "",
+                    track_id=sandbox.allocated_to_track,
+                )
+            )
+            return True
+    return False

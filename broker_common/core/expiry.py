@@ -1,0 +1,61 @@
+"""Expire: take back the sandboxes that tracks forgot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from broker_common.core.domain import Status
+from broker_common.core.ending import expire
+from broker_common.core.errors import BrokerError
+from broker_common.core.events import ItemFailed
+from broker_common.core.jobs import Job
+from broker_common.core.parallel import for_each
+
+if TYPE_CHECKING:
+    from broker_common.core.domain import Policy
+    from broker_common.core.ports import Clock, Recorder, SandboxStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpiryResult:
+    """What one run did."""
+
+    expired: int
+    failed: int
+
+    @property
+    def message(self) -> str:
+        """The run in one sentence."""
+        return f"Marked {self.expired} sandboxes for auto-expiry"
+
+
+class Expirer:
+    """Ends the allocations that are past their expiry and buffer; reads only what is due."""
+
+    def __init__(self, *, store: SandboxStore, recorder: Recorder, clock: Clock, policy: Policy, threads: int) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._clock = clock
+        self._policy = policy
+        self._threads = threads
+
+    def run(self) -> ExpiryResult:
+        """Expire all that is due; one that fails is left to the next run."""
+        until = self._clock.now() - self._policy.expiry_buffer_sec
+        due = list(self._store.read_due(Status.ALLOCATED, until=until))
+        outcomes = for_each(self._expire, due, threads=self._threads)
+        return ExpiryResult(expired=outcomes.count(True), failed=outcomes.count(None))
+
+    def _expire(self, sandbox_id: str) -> bool | None:
+        try:
+            return expire(
+                sandbox_id,
+                store=self._store,
+                recorder=self._recorder,
+                clock=self._clock,
+                policy=self._policy,
+            )
+        except BrokerError as error:
+            self._recorder.record(ItemFailed(job=Job.EXPIRE, sandbox_id=sandbox_id, error=error.message))
+            return None

@@ -1,0 +1,77 @@
+"""Taking records out of the pool: what stayed stale for too long, or what an operator names.
+
+Records only: nothing here asks the provider.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from broker_common.core.domain import ORDER_LIMIT, Status, bury
+from broker_common.core.errors import BrokerError, Conflict, InvalidInput
+from broker_common.core.events import ItemFailed
+from broker_common.core.jobs import Job
+from broker_common.core.parallel import for_each
+
+if TYPE_CHECKING:
+    from broker_common.core.domain import Policy
+    from broker_common.core.ports import Clock, Recorder, SandboxStore
+
+BULK_DELETABLE = (Status.STALE, Status.DELETION_FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurgeResult:
+    """What one run did."""
+
+    removed: int
+    failed: int
+
+    @property
+    def message(self) -> str:
+        """The run in one sentence."""
+        return f"Removed {self.removed} stale sandboxes"
+
+
+class Purger:
+    """Removes records: a clean one is deleted, a dirty one (or any under `retire`) becomes a tombstone."""
+
+    def __init__(self, *, store: SandboxStore, recorder: Recorder, clock: Clock, policy: Policy, threads: int) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._clock = clock
+        self._policy = policy
+        self._threads = threads
+
+    def run(self) -> PurgeResult:
+        """Remove what has been stale for longer than the grace; one that fails is left to the next run."""
+        return self._remove(Status.STALE, until=self._clock.now() - self._policy.stale_grace_sec)
+
+    def bulk_delete(self, status: Status) -> PurgeResult:
+        """Remove all records of one status; raises `InvalidInput` unless it is stale or deletion_failed."""
+        if status not in BULK_DELETABLE:
+            raise InvalidInput(f"status: must be one of {', '.join(BULK_DELETABLE)}")
+        return self._remove(status, until=ORDER_LIMIT)
+
+    def _remove(self, status: Status, *, until: int) -> PurgeResult:
+        due = list(self._store.read_due(status, until=until))
+        outcomes = for_each(lambda sandbox_id: self._remove_one(sandbox_id, status, until), due, threads=self._threads)
+        return PurgeResult(removed=outcomes.count(True), failed=outcomes.count(None))
+
+    def _remove_one(self, sandbox_id: str, status: Status, until: int) -> bool | None:
+        try:
+            sandbox = self._store.get(sandbox_id)
+            if sandbox is None or sandbox.status is not status or sandbox.status_order > until:
+                return False
+            tombstone = bury(sandbox, now=self._clock.now(), policy=self._policy)
+            if tombstone is None:
+                self._store.remove(sandbox)
+            else:
+                self._store.update(sandbox, tombstone)
+        except Conflict:
+            return False
+        except BrokerError as error:
+            self._recorder.record(ItemFailed(job=Job.PURGE_STALE, sandbox_id=sandbox_id, error=error.message))
+            return None
+        return True

@@ -1,0 +1,237 @@
+"""Candidates for allocation: which available sandbox a request tries next, and when the pool is empty.
+
+All available sandboxes lie in a ring, in a random order. Each process walks it from a random place and keeps a few
+candidates ahead, so that processes try different sandboxes; a candidate is handed to one request at a time. It is only
+a hint: the transaction that claims it decides.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from broker_common.core.deadline import time_left
+from broker_common.core.errors import StoreUnavailable
+from broker_common.core.ports import RingPosition
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from broker_common.core.domain import Candidate
+    from broker_common.core.ports import Clock, SandboxStore
+
+EMPTY_MEMORY_SECONDS = 1.0
+"""How long a finding that nothing is available may be used."""
+CANDIDATE_AGE_SECONDS = 30.0
+"""After this long a candidate that nobody needed has probably been taken by another process."""
+WALK_PAGE = 1000
+"""Sandboxes looked at by one query once a first, small one has found none."""
+PREFIXES = 64
+"""Name prefixes with candidates of their own; the least recently used one is forgotten."""
+SPENT = 8192
+"""Candidates remembered as used up, because a lagging index may go on showing them."""
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The candidates of one name prefix."""
+
+    cursor: RingPosition
+    ready: deque[tuple[float, Candidate]] = field(default_factory=deque)
+    empty_at: float = float("-inf")
+    """When the last walk that found nothing began."""
+    walking: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Reservoir:
+    """The candidates that this process has at hand; safe to use from many threads."""
+
+    def __init__(self, store: SandboxStore, clock: Clock, rng: Random, *, size: int) -> None:
+        """Keep about `size` candidates per prefix."""
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._size = size
+        self._lock = threading.Lock()
+        self._pools: OrderedDict[str, _Pool] = OrderedDict()
+        self._held: dict[str, int] = {}
+        self._spent: OrderedDict[str, int] = OrderedDict()
+
+    def search(self, prefix: str) -> Search:
+        """Begin to look for a sandbox whose name starts with `prefix`, for one request."""
+        return Search(self, prefix, arrived_at=self._clock.monotonic())
+
+    def take(self, prefix: str, *, arrived_at: float) -> tuple[Candidate | None, list[Candidate]]:
+        """Hand out a candidate, or else all that other requests of this process are trying at this moment.
+
+        Neither means that no matching sandbox was available in the index throughout the second before `arrived_at` and
+        since. What others are trying was found by a whole walk and is not handed out yet: `share` does that.
+        """
+        pool = self._pool(prefix)
+        while True:
+            candidate = self._pop(pool)
+            if candidate:
+                return candidate, []
+            if not pool.walking.acquire(timeout=max(0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
+                raise StoreUnavailable("looking for a free sandbox took too long")
+            try:
+                if pool.ready:
+                    continue
+                if pool.empty_at >= arrived_at - EMPTY_MEMORY_SECONDS:
+                    return None, []
+                found, contested = self._walk(pool, prefix)
+            finally:
+                pool.walking.release()
+            if not found:
+                return None, contested
+
+    def share(self, candidate: Candidate) -> bool:
+        """Hand out a candidate that another request may be trying; False if it is known to be used up."""
+        with self._lock:
+            if self._is_spent(candidate):
+                return False
+            self._hold(candidate)
+            return True
+
+    def release(self, candidate: Candidate) -> None:
+        """Stop holding a candidate, without a word about what became of it."""
+        with self._lock:
+            self._let_go(candidate)
+
+    def give_back(self, prefix: str, candidate: Candidate) -> None:
+        """Return a candidate that is certainly still available."""
+        pool = self._pool(prefix)
+        with self._lock:
+            self._let_go(candidate)
+            pool.ready.appendleft((self._clock.monotonic(), candidate))
+            for each in self._pools.values():
+                each.empty_at = float("-inf")
+
+    def use_up(self, candidate: Candidate, *, lost: bool, prefix: str) -> None:
+        """Remember that a candidate is no longer available at its version.
+
+        `lost`: another process was faster. Then its cursor is probably near ours, and ours jumps elsewhere.
+        """
+        with self._lock:
+            self._let_go(candidate)
+            self._spent[candidate.sandbox_id] = max(
+                candidate.version, self._spent.pop(candidate.sandbox_id, candidate.version)
+            )
+            if len(self._spent) > SPENT:
+                self._spent.popitem(last=False)
+            if lost and prefix in self._pools:
+                self._pools[prefix].cursor = self._anywhere()
+
+    def _pool(self, prefix: str) -> _Pool:
+        with self._lock:
+            pool = self._pools.pop(prefix, None) or _Pool(cursor=self._anywhere())
+            self._pools[prefix] = pool
+            if len(self._pools) > PREFIXES:
+                self._pools.popitem(last=False)
+            return pool
+
+    def _pop(self, pool: _Pool) -> Candidate | None:
+        oldest = self._clock.monotonic() - CANDIDATE_AGE_SECONDS
+        with self._lock:
+            while pool.ready:
+                found_at, candidate = pool.ready.popleft()
+                if found_at >= oldest and self._is_fresh(candidate):
+                    self._hold(candidate)
+                    return candidate
+        return None
+
+    def _walk(self, pool: _Pool, prefix: str) -> tuple[bool, list[Candidate]]:
+        """Read on along the ring until something fresh is found or all of it was seen.
+
+        Returns whether something was found, and otherwise what other requests hold.
+        """
+        began_at = self._clock.monotonic()
+        contested: dict[str, Candidate] = {}
+        position, travelled = pool.cursor, 0
+        limit = WALK_PAGE if prefix else self._size
+        while travelled < self._store.ring_size:
+            if time_left(self._clock) <= 0:
+                raise StoreUnavailable("looking for a free sandbox took too long")
+            page = self._store.read_available(position, limit=limit, prefix=prefix)
+            position, travelled, limit = page.next, travelled + page.distance, WALK_PAGE
+            with self._lock:
+                fresh = [each for each in page.candidates if self._is_fresh(each)]
+                contested |= {
+                    each.sandbox_id: each
+                    for each in page.candidates
+                    if each.sandbox_id in self._held and not self._is_spent(each)
+                }
+                self._rng.shuffle(fresh)
+                pool.cursor = position
+                pool.ready.extend((began_at, each) for each in fresh)
+            if fresh:
+                return True, []
+        pool.empty_at = began_at if not contested else float("-inf")
+        return False, list(contested.values())
+
+    def _is_fresh(self, candidate: Candidate) -> bool:
+        return candidate.sandbox_id not in self._held and not self._is_spent(candidate)
+
+    def _is_spent(self, candidate: Candidate) -> bool:
+        return candidate.version <= self._spent.get(candidate.sandbox_id, -1)
+
+    def _hold(self, candidate: Candidate) -> None:
+        self._held[candidate.sandbox_id] = self._held.get(candidate.sandbox_id, 0) + 1
+
+    def _let_go(self, candidate: Candidate) -> None:
+        holders = self._held.get(candidate.sandbox_id, 0)
+        if holders > 1:
+            self._held[candidate.sandbox_id] = holders - 1
+        else:
+            self._held.pop(candidate.sandbox_id, None)
+
+    def _anywhere(self) -> RingPosition:
+        return RingPosition(self._rng.randrange(self._store.ring_size))
+
+
+class Search:
+    """One request's way through the candidates of a prefix."""
+
+    def __init__(self, reservoir: Reservoir, prefix: str, *, arrived_at: float) -> None:
+        self._reservoir = reservoir
+        self._prefix = prefix
+        self._arrived_at = arrived_at
+        self._contested: list[Candidate] = []
+        self._shared: set[tuple[str, int]] = set()
+
+    def next(self) -> Candidate | None:
+        """Return the next candidate to try, or None when no matching sandbox is available.
+
+        The caller ends with each candidate by exactly one of `give_back`, `used_up`, `lost_to_another` and `drop`.
+        Raises `StoreUnavailable`, also when the deadline passes first.
+        """
+        while True:
+            while self._contested:
+                candidate = self._contested.pop()
+                self._shared.add((candidate.sandbox_id, candidate.version))
+                if self._reservoir.share(candidate):
+                    return candidate
+            taken, contested = self._reservoir.take(self._prefix, arrived_at=self._arrived_at)
+            if taken:
+                return taken
+            self._contested = [each for each in contested if (each.sandbox_id, each.version) not in self._shared]
+            if not self._contested:
+                return None
+
+    def give_back(self, candidate: Candidate) -> None:
+        """Say that the candidate was not needed and is certainly still available."""
+        self._reservoir.give_back(self._prefix, candidate)
+
+    def used_up(self, candidate: Candidate) -> None:
+        """Say that this request got the candidate."""
+        self._reservoir.use_up(candidate, prefix=self._prefix, lost=False)
+
+    def lost_to_another(self, candidate: Candidate) -> None:
+        """Say that the candidate was no longer available."""
+        self._reservoir.use_up(candidate, prefix=self._prefix, lost=True)
+
+    def drop(self, candidate: Candidate) -> None:
+        """Say that nothing certain is known about the candidate: it is not handed out again from memory."""
+        self._reservoir.release(candidate)

@@ -1,0 +1,215 @@
+"""Sync: keep the pool in step with the provider's list of accounts.
+
+The pool is read before the provider is asked, and every write holds only for the version that was read: whatever
+happens meanwhile wins, and the next sync sees it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from broker_common.core.domain import (
+    ORDER_LIMIT,
+    Account,
+    Sandbox,
+    Status,
+    bury,
+    describe,
+    go_stale,
+    new_sandbox,
+    restore,
+)
+from broker_common.core.errors import BrokerError, Conflict, SyncBraked
+from broker_common.core.events import AccountSkipped, ItemFailed, PoolSynced
+from broker_common.core.jobs import Job
+from broker_common.core.parallel import for_each
+from broker_common.core.ports import Watermark
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from broker_common.core.domain import Policy
+    from broker_common.core.ports import Clock, Provider, Recorder, SandboxStore
+
+
+class _Change(StrEnum):
+    """What a sync did with one record."""
+
+    ADDED = "added"
+    UPDATED = "updated"
+    RESTORED = "restored"
+    STALE = "stale"
+    REMOVED = "removed"
+    UNCHANGED = "unchanged"
+    OVERTAKEN = "overtaken"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncResult:
+    """What one run saw and did. `missing` and `judged` are what the brake weighed."""
+
+    synced: int
+    added: int
+    updated: int
+    restored: int
+    stale: int
+    removed: int
+    skipped: int
+    overtaken: int
+    failed: int
+    missing: int
+    judged: int
+
+    @property
+    def message(self) -> str:
+        """The run in one sentence."""
+        return f"Synced {self.synced} sandboxes, marked {self.stale} as stale"
+
+
+class Syncer:
+    """Brings the pool in step with the provider."""
+
+    def __init__(
+        self,
+        *,
+        store: SandboxStore,
+        provider: Provider,
+        recorder: Recorder,
+        clock: Clock,
+        rng: Random,
+        policy: Policy,
+        threads: int,
+    ) -> None:
+        self._store = store
+        self._provider = provider
+        self._recorder = recorder
+        self._clock = clock
+        self._rng = rng
+        self._policy = policy
+        self._threads = threads
+
+    def run(self, *, force: bool = False) -> SyncResult:
+        """Add, describe anew, restore, mark stale and remove, as the provider's list says.
+
+        Never touches a sandbox that is allocated or waits to be wiped. Raises `SyncBraked` when too many records are
+        missing from the list and `force` is false (what was added and updated stays), and `ProviderError` when there is
+        no usable list; that changes nothing.
+        """
+        records = {sandbox.sandbox_id: sandbox for sandbox in self._store.read_all()}
+        watermark = self._store.read_watermark()
+        listing = self._provider.list_accounts()
+        for skipped in listing.skipped:
+            self._recorder.record(AccountSkipped(reason=skipped.reason, sandbox_id=skipped.sandbox_id))
+        now = self._clock.now()
+        listed = {account.sandbox_id for account in listing.accounts}
+        unreadable = {skipped.sandbox_id for skipped in listing.skipped}
+        missing = [
+            record
+            for record in records.values()
+            if record.sandbox_id not in listed and record.sandbox_id not in unreadable
+        ]
+        judged, lost = self._weigh(records, missing)
+        braked = not force and self._is_braked(judged=judged, missing=lost)
+        changes = Counter(
+            for_each(
+                lambda account: self._see(account, records.get(account.sandbox_id), now),
+                listing.accounts,
+                threads=self._threads,
+            )
+        )
+        if not braked:
+            complete = not any(skipped.sandbox_id is None for skipped in listing.skipped)
+            seen_at = watermark.synced_at if watermark else None
+            changes.update(
+                for_each(
+                    lambda record: self._miss(record, now, seen_at, complete=complete),
+                    missing,
+                    threads=self._threads,
+                )
+            )
+        result = SyncResult(
+            synced=len(listing.accounts),
+            added=changes[_Change.ADDED],
+            updated=changes[_Change.UPDATED],
+            restored=changes[_Change.RESTORED],
+            stale=changes[_Change.STALE],
+            removed=changes[_Change.REMOVED],
+            skipped=len(listing.skipped),
+            overtaken=changes[_Change.OVERTAKEN],
+            failed=changes[_Change.FAILED],
+            missing=lost,
+            judged=judged,
+        )
+        self._recorder.record(PoolSynced(synced=result.synced, stale=result.stale))
+        if braked:
+            raise SyncBraked(
+                f"{lost} of {judged} sandboxes are missing from the provider's list, more than"
+                f" {self._policy.stale_brake_percent} %: nothing was marked stale or removed;"
+                " if the list is right, run the sync with force"
+            )
+        self._store.write_watermark(Watermark(synced_at=now, accounts=len(listing.accounts)))
+        return result
+
+    def _weigh(self, records: dict[str, Sandbox], missing: list[Sandbox]) -> tuple[int, int]:
+        """Count the records that a sync would take out of service if missing, and those that are.
+
+        Tombstones do not count: their accounts are expected to go, and would wear the brake out under `retire`.
+        """
+        judged = {Status.AVAILABLE, Status.DELETION_FAILED}
+        return (
+            sum(record.status in judged for record in records.values()),
+            sum(record.status in judged for record in missing),
+        )
+
+    def _is_braked(self, *, judged: int, missing: int) -> bool:
+        policy = self._policy
+        return missing >= policy.stale_brake_min and missing * 100 > policy.stale_brake_percent * judged
+
+    def _see(self, account: Account, record: Sandbox | None, now: int) -> _Change:
+        """Act on an account that the provider lists."""
+        change, after = _Change.UNCHANGED, record
+        order = self._rng.randrange(ORDER_LIMIT)
+        if record is None:
+            # Milliseconds: a record that is removed and added again never takes a version that was there before.
+            change, after = _Change.ADDED, new_sandbox(account, order=order, now=now, version=now * 1000)
+        elif record.status is Status.STALE:
+            change, after = _Change.RESTORED, restore(record, account, order=order, now=now)
+        elif record.status in {Status.AVAILABLE, Status.DELETION_FAILED}:
+            after = describe(record, account, now=now)
+            change = _Change.UNCHANGED if after is record else _Change.UPDATED
+        return self._write(account.sandbox_id, change, record, after)
+
+    def _miss(self, record: Sandbox, now: int, seen_at: int | None, *, complete: bool) -> _Change:
+        """Act on a record that the provider does not list.
+
+        `complete`: every entry of the list could at least be told apart; else a record is not removed for its absence.
+        """
+        change, after = _Change.UNCHANGED, None
+        if record.status is Status.AVAILABLE:
+            change, after = _Change.STALE, go_stale(record, now=now, last_seen=seen_at)
+        elif record.status is Status.DELETION_FAILED and complete:
+            change, after = _Change.REMOVED, bury(record, now=now, policy=self._policy)
+        elif record.status is Status.DELETED and complete:
+            change = _Change.REMOVED
+        return self._write(record.sandbox_id, change, record, after)
+
+    def _write(self, sandbox_id: str, change: _Change, before: Sandbox | None, after: Sandbox | None) -> _Change:
+        if change is _Change.UNCHANGED:
+            return change
+        try:
+            if before is None and after is not None:
+                self._store.add(after)
+            elif before is not None and after is not None:
+                self._store.update(before, after)
+            elif before is not None:
+                self._store.remove(before)
+        except Conflict:
+            return _Change.OVERTAKEN
+        except BrokerError as error:
+            self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=sandbox_id, error=error.message))
+            return _Change.FAILED
+        return change
