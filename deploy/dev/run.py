@@ -1,0 +1,282 @@
+"""`make run`: start a whole broker on this machine, keep it running, and stop it in order.
+
+Ctrl-C, SIGTERM or a closed terminal stop everything, a second Ctrl-C at once. What is started, and which variables
+change it: see `plan`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from broker_common.settings import SettingsError
+from deploy.dev import programs
+from deploy.dev.plan import make_plan
+from deploy.dev.processes import Process, answers, call, wait_until, why_not_bindable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from deploy.dev.plan import Plan
+
+_COLOURS = {"api": 32, "worker": 36, "beat": 35, "flower": 33, "csp": 34, "redis": 31, "dynamodb": 94, "table": 94}
+_READY_SEC = 30
+_SYNC_SEC = 60
+_FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 0.5, 10
+_SETTLED_SEC = 30
+"""A process that ran for so long is no longer counted as failing again and again."""
+
+
+class CannotRun(Exception):
+    """Something that the broker cannot run without is not there; the message is for the terminal."""
+
+
+class Stopped(Exception):
+    """A signal came while the broker was starting."""
+
+
+class Terminal:
+    """Writes whole lines, each with its origin, from several threads."""
+
+    def __init__(self) -> None:
+        self._coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._lock = threading.Lock()
+
+    def say(self, name: str, line: str) -> None:
+        """Write one line under its origin."""
+        prefix = f"{name:8} | "
+        if self._coloured:
+            prefix = f"\x1b[{_COLOURS.get(name, 1)}m{prefix}\x1b[0m"
+        self.write(f"{prefix}{line}")
+
+    def write(self, line: str) -> None:
+        """Write one line as it is, to be copied."""
+        data = f"{line}\n".encode()
+        with self._lock:
+            try:
+                while data:
+                    data = data[os.write(1, data) :]
+            except OSError:  # the terminal went away; what runs must still be stopped in order
+                return
+
+
+class Signals:
+    """Counts the requests to stop."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.arrived = threading.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if not (signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN):  # nohup
+                signal.signal(signum, self._note)
+
+    def in_a_hurry(self) -> bool:
+        """Tell whether a stop was asked for twice."""
+        return self._count > 1
+
+    def _note(self, _signum: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        self.arrived.set()
+
+
+class Runner:
+    """One run, from the first engine's start to the last one's end."""
+
+    def __init__(self, plan: Plan, scratch: Path, terminal: Terminal, signals: Signals) -> None:
+        self._plan = plan
+        self._terminal = terminal
+        self._signals = signals
+        self._parts = [Process(program, terminal.say) for program in programs.parts(plan)]
+        self._services = [Process(program, terminal.say) for program in programs.services(plan, scratch)]
+        self._running: list[Process] = []
+        self._failures: Counter[str] = Counter()
+        self._restart_at: dict[str, float] = {}
+
+    def run(self) -> int:
+        """Start, serve until asked to stop, stop; return the exit code."""
+        began = time.monotonic()
+        try:
+            self._check_ports()
+            self._start(self._parts)
+            self._await(self._parts)
+            self._create_table()
+            self._start(self._services)
+            has_redis = self._plan.embeds_redis or answers(self._plan.env["REDIS_URL"])
+            self._await(self._services if has_redis else [one for one in self._services if one.name == "api"])
+            if has_redis:
+                self._first_sync()
+            else:
+                self._say("Redis (REDIS_URL) does not answer: the API serves tracks, jobs wait for it")
+            self._say_what_is_there(time.monotonic() - began)
+            self._keep_running()
+        except Stopped:
+            pass
+        except CannotRun as error:
+            self._say(str(error))
+            return 1
+        finally:
+            self._stop()
+        return 0
+
+    def _check_ports(self) -> None:
+        seen: dict[int, str] = {}
+        problems = []
+        for name, host, port in programs.ports(self._plan):
+            reason = f"{seen[port]} asks for it too" if port in seen else why_not_bindable(host, port)
+            seen[port] = name
+            if reason:
+                problems.append(f"port {port} cannot be used: {reason}. Choose another with {name}=…")
+        if problems:
+            raise CannotRun("\n".join(problems))
+
+    def _start(self, processes: Sequence[Process]) -> None:
+        for process in processes:
+            if self._signals.arrived.is_set():
+                raise Stopped
+            process.start()
+            self._running.append(process)
+
+    def _await(self, processes: Sequence[Process]) -> None:
+        """Wait until all of them answer."""
+        for process in processes:
+            ready = wait_until(
+                process.is_ready,
+                _READY_SEC,
+                give_up=lambda: self._signals.arrived.is_set() or any(one.poll() is not None for one in processes),
+            )
+            if self._signals.arrived.is_set():
+                raise Stopped
+            for one in processes:
+                if one.poll() is not None:
+                    raise CannotRun(f"{one.name} {one.ending()}")
+            if not ready:
+                raise CannotRun(f"{process.name} did not answer on {process.program.ready_url} in {_READY_SEC} s")
+
+    def _create_table(self) -> None:
+        process = Process(programs.table(self._plan), self._terminal.say)
+        self._start([process])
+        wait_until(lambda: process.poll() is not None, _READY_SEC, give_up=self._signals.arrived.is_set)
+        self._running.remove(process)
+        ended, how = process.poll(), process.ending()
+        process.stop()
+        if self._signals.arrived.is_set():
+            raise Stopped
+        if ended != 0:
+            raise CannotRun(f"the table could not be created: the command {how}")
+
+    def _first_sync(self) -> None:
+        """Fill the pool, as an operator would. A provider that is away does not keep the API from serving."""
+        admin_url = f"{self._plan.api_url}{self._plan.settings.api_base_path}/admin"
+        headers = {"Authorization": f"Bearer {self._plan.operator_token}"}
+        run: dict[str, object] = {}
+
+        def has_ended() -> bool:
+            nonlocal run
+            run = call("GET", f"{admin_url}/jobs/{body['job_id']}", headers=headers)[1]
+            return run.get("state") not in {"queued", "running"}
+
+        try:
+            status, body = call("POST", f"{admin_url}/sync", headers=headers)
+            if status != http.HTTPStatus.ACCEPTED:
+                self._say(f"the first sync was refused: {status} {body}")
+            elif not wait_until(has_ended, _SYNC_SEC, give_up=self._signals.arrived.is_set):
+                self._say("the first sync still runs")
+            elif run["state"] != "succeeded":
+                self._say(f"the first sync {run['state']}: {run.get('error') or run.get('result')}")
+        except (OSError, http.client.HTTPException) as error:
+            self._say(f"the first sync could not be asked for: {error}")
+
+    def _say_what_is_there(self, seconds: float) -> None:
+        plan = self._plan
+        base_path = plan.settings.api_base_path
+        url = f"{plan.api_url}{base_path}"
+        track, admin = _shown_token(plan, "BROKER_API_TOKEN"), _shown_token(plan, "BROKER_ADMIN_TOKEN")
+        as_track = f'-H "Authorization: Bearer {track}" -H "X-Track-ID: my-track"'
+        as_admin = f'-H "Authorization: Bearer {admin}"'
+        metrics = plan.number("METRICS_PORT")
+        for line in (
+            "",
+            f"Ready after {seconds:.1f} s. Ctrl-C stops everything.",
+            "",
+            f"  API      {url}   (docs {url}/docs, health {plan.api_url}/readyz)",
+            f"  Flower   {plan.flower_url}",
+            f"  Metrics  {plan.api_url}/metrics, and ports {metrics} (worker), {metrics + 1} (beat)",
+            f"  Provider {plan.env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
+            f"  Tokens   track {track}   admin {admin}",
+            "",
+            f"  curl -s -X POST {url}/allocate {as_track}",
+            f"  curl -s {url}/sandboxes {as_track}",
+            f"  curl -s {url}/admin/stats {as_admin}",
+            f'  curl -s -X POST {url}/admin/cleanup {as_admin} -H "Prefer: wait=30"',
+            "",
+        ):
+            self._terminal.write(line)
+
+    def _keep_running(self) -> None:
+        """Start again what ends by itself, until a signal comes."""
+        while not self._signals.arrived.wait(0.1):
+            for process in self._running:
+                if process.name in self._restart_at:
+                    if time.monotonic() >= self._restart_at[process.name]:
+                        del self._restart_at[process.name]
+                        process.start()
+                elif process.poll() is not None:
+                    self._note_death(process)
+
+    def _note_death(self, process: Process) -> None:
+        process.kill_group()
+        how = f"{process.name} {process.ending()}"
+        if process.name == "dynamodb":
+            raise CannotRun(f"{how}. Its tables are gone with it, so everything stops.")
+        if time.monotonic() - process.started_at > _SETTLED_SEC:
+            del self._failures[process.name]
+        pause = min(_FIRST_PAUSE_SEC * 2 ** self._failures[process.name], _LONGEST_PAUSE_SEC)
+        self._failures[process.name] += 1
+        self._restart_at[process.name] = time.monotonic() + pause
+        self._say(f"{how}. It is started again in {pause:g} s.")
+
+    def _stop(self) -> None:
+        for process in reversed(self._running):
+            self._say(f"{process.name} {process.stop(in_a_hurry=self._signals.in_a_hurry)}")
+
+    def _say(self, lines: str) -> None:
+        for line in lines.split("\n"):
+            self._terminal.say("run", line)
+
+
+def _shown_token(plan: Plan, name: str) -> str:
+    """Return what a pasted command shall hold: the public development token, or a reference to the caller's own."""
+    if name not in plan.given:
+        return plan.env[name]
+    first = plan.env[name].split(",", 1)[0].strip()
+    if first.startswith("sha256:"):
+        return f"<the token that {name} holds the hash of>"
+    return f"${{{name}%%,*}}" if "," in plan.env[name] else f"${name}"
+
+
+def main() -> int:
+    """Run; return 0 after a stop that was asked for, 2 for a bad setting, 1 for whatever else kept it from running."""
+    terminal = Terminal()
+    try:
+        plan = make_plan(os.environ)
+    except SettingsError as error:
+        for problem in chain(error.problems, ["nothing was started"]):
+            terminal.say("run", problem)
+        return 2
+    signals = Signals()
+    with tempfile.TemporaryDirectory(prefix="sandbox-broker-") as scratch:
+        return Runner(plan, Path(scratch), terminal, signals).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

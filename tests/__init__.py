@@ -1,0 +1,1 @@
+"""Tests of the broker; see the folders for their kinds."""

@@ -1,0 +1,83 @@
+"""The real servers that tests run against: started when a test first asks, once a session, on free loopback ports.
+
+A server that cannot be had on this machine skips the test with the line that installs it; where `CI=true` it fails it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploy.dev.dynamodb_local import NotInstalled, dynamodb_local
+from deploy.dev.processes import Process, free_ports, wait_until
+from deploy.dev.programs import ministack, valkey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from deploy.dev.processes import Program
+
+AWS_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""All that boto3 shall know of AWS in a test: nobody's credentials, and no way to look for some."""
+
+
+@contextmanager
+def running(program: Program) -> Iterator[str]:
+    """Run a server for the time of the context; yields `host:port`. Its output is shown if it does not start."""
+    lines: list[str] = []
+    process = Process(program, lambda _, line: lines.append(line))
+    process.start()
+    try:
+        if not wait_until(process.is_ready, 30, give_up=lambda: process.poll() is not None):
+            pytest.fail("\n".join([f"{program.name} {process.ending()}", *lines]))
+        yield program.ready_url.split("/")[2]
+    finally:
+        process.stop()
+
+
+@pytest.fixture(scope="session")
+def ministack_url() -> Iterator[str]:
+    """Yield the endpoint of the embedded DynamoDB-compatible engine."""
+    with running(ministack(free_ports(1)[0])) as address:
+        yield f"http://{address}"
+
+
+@pytest.fixture(scope="session")
+def dynamodb_local_url() -> Iterator[str]:
+    """Yield the endpoint of Amazon's DynamoDB Local."""
+    try:
+        program = dynamodb_local(free_ports(1)[0])
+    except NotInstalled as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"DynamoDB Local is missing: {reason}")
+        pytest.skip(f"DynamoDB Local is missing: {reason}")
+    with running(program) as address:
+        yield f"http://{address}"
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Yield the URL of a real valkey server, which all tests of the session share: use names of your own."""
+    with running(valkey(free_ports(1)[0])) as address:
+        yield f"redis://{address}/0"
+
+
+@pytest.fixture
+def aws_environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Hide this machine's AWS settings from boto3; returns what it is given instead."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in AWS_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return dict(AWS_ENVIRONMENT)
