@@ -39,7 +39,7 @@ def running(program: Program) -> Iterator[str]:
     process = Process(program, lambda _, line: lines.append(line))
     process.start()
     try:
-        if not wait_until(process.is_ready, 30, give_up=lambda: process.poll() is not None):
+        if not wait_until(process.is_ready, 30, give_up=process.has_ended):
             pytest.fail("\n".join([f"{program.name} {process.ending()}", *lines]))
         yield program.ready_url.split("/")[2]
     finally:

@@ -3,7 +3,7 @@
 - `REDIS_URL` or `CSP_BASE_URL` given: that part is not started, the given one is used.
 - DynamoDB is embedded, unless `DDB_ENDPOINT_URL` is given, or `DYNAMODB=aws` says that real AWS is meant. AWS
   credentials or a profile in the environment are no such word: they are hidden from everything that is started.
-- `METRICS_PORT` is the worker's; beat takes the next one.
+- `METRICS_PORT` is the worker's; beat's is `BEAT_METRICS_PORT` here, where both have one environment.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ DEFAULTS = {
     "API_PORT": "8080",
     "WEB_CONCURRENCY": "2",
     "METRICS_PORT": "9101",
+    "BEAT_METRICS_PORT": "9102",
     "FLOWER_ADDRESS": LOOPBACK,
     "FLOWER_PORT": "5555",
     "DYNAMODB": "embedded",
@@ -42,10 +43,11 @@ DEFAULTS = {
     "MOCK_CSP_PORT": "18080",
     "POOL": "50",
 }
-_PORT = (1, 65534)
+_PORT = (1, 65535)
 _NUMBERS = {
     "API_PORT": _PORT,
     "METRICS_PORT": _PORT,
+    "BEAT_METRICS_PORT": _PORT,
     "FLOWER_PORT": _PORT,
     "DYNAMODB_PORT": _PORT,
     "REDIS_PORT": _PORT,

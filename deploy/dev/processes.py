@@ -90,6 +90,10 @@ class Process:
         """Return the exit code, negative for a signal, or None while the process runs."""
         return self._started.poll()
 
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended."""
+        return self.poll() is not None
+
     def is_ready(self) -> bool:
         """Tell whether the program answers."""
         return answers(self.program.ready_url)

@@ -95,7 +95,7 @@ def worker(plan: Plan, scratch: Path) -> Program:
 
 def beat(plan: Plan) -> Program:
     """Return the scheduler."""
-    port = plan.number("METRICS_PORT") + 1
+    port = plan.number("BEAT_METRICS_PORT")
     return Program(
         name="beat",
         command=(*_CELERY, "beat"),
@@ -136,7 +136,7 @@ def ports(plan: Plan) -> list[tuple[str, str, int]]:
     listening = [
         ("API_PORT", plan.env["API_BIND"], plan.number("API_PORT")),
         ("METRICS_PORT", LOOPBACK, plan.number("METRICS_PORT")),
-        ("METRICS_PORT", LOOPBACK, plan.number("METRICS_PORT") + 1),
+        ("BEAT_METRICS_PORT", LOOPBACK, plan.number("BEAT_METRICS_PORT")),
         ("FLOWER_PORT", plan.env["FLOWER_ADDRESS"], plan.number("FLOWER_PORT")),
     ]
     embedded = {

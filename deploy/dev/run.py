@@ -152,12 +152,12 @@ class Runner:
             ready = wait_until(
                 process.is_ready,
                 _READY_SEC,
-                give_up=lambda: self._signals.arrived.is_set() or any(one.poll() is not None for one in processes),
+                give_up=lambda: self._signals.arrived.is_set() or any(one.has_ended() for one in processes),
             )
             if self._signals.arrived.is_set():
                 raise Stopped
             for one in processes:
-                if one.poll() is not None:
+                if one.has_ended():
                     raise CannotRun(f"{one.name} {one.ending()}")
             if not ready:
                 raise CannotRun(f"{process.name} did not answer on {process.program.ready_url} in {_READY_SEC} s")
@@ -165,7 +165,7 @@ class Runner:
     def _create_table(self) -> None:
         process = Process(programs.table(self._plan), self._terminal.say)
         self._start([process])
-        wait_until(lambda: process.poll() is not None, _READY_SEC, give_up=self._signals.arrived.is_set)
+        wait_until(process.has_ended, _READY_SEC, give_up=self._signals.arrived.is_set)
         self._running.remove(process)
         ended, how = process.poll(), process.ending()
         process.stop()
@@ -198,20 +198,19 @@ class Runner:
 
     def _say_what_is_there(self, seconds: float) -> None:
         plan = self._plan
-        base_path = plan.settings.api_base_path
-        url = f"{plan.api_url}{base_path}"
+        env = plan.env
+        url = f"{plan.api_url}{plan.settings.api_base_path}"
         track, admin = _shown_token(plan, "BROKER_API_TOKEN"), _shown_token(plan, "BROKER_ADMIN_TOKEN")
         as_track = f'-H "Authorization: Bearer {track}" -H "X-Track-ID: my-track"'
         as_admin = f'-H "Authorization: Bearer {admin}"'
-        metrics = plan.number("METRICS_PORT")
         for line in (
             "",
             f"Ready after {seconds:.1f} s. Ctrl-C stops everything.",
             "",
             f"  API      {url}   (docs {url}/docs, health {plan.api_url}/readyz)",
             f"  Flower   {plan.flower_url}",
-            f"  Metrics  {plan.api_url}/metrics, and ports {metrics} (worker), {metrics + 1} (beat)",
-            f"  Provider {plan.env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
+            f"  Metrics  {plan.api_url}/metrics; worker :{env['METRICS_PORT']}, beat :{env['BEAT_METRICS_PORT']}",
+            f"  Provider {env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
             f"  Tokens   track {track}   admin {admin}",
             "",
             f"  curl -s -X POST {url}/allocate {as_track}",
@@ -230,7 +229,7 @@ class Runner:
                     if time.monotonic() >= self._restart_at[process.name]:
                         del self._restart_at[process.name]
                         process.start()
-                elif process.poll() is not None:
+                elif process.has_ended():
                     self._note_death(process)
 
     def _note_death(self, process: Process) -> None:

@@ -1,0 +1,186 @@
+"""A whole broker of real processes on free ports, for tests that kill, stop and restart them.
+
+The programs are those of `make run`; nothing here starts again what ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import defaultdict
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+import requests
+
+from deploy.dev import programs
+from deploy.dev.plan import make_plan
+from deploy.dev.processes import Process, free_ports, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deploy.dev.processes import Program
+
+_START_SEC = 60
+TRACK_TOKEN = "the-track-token"
+ADMIN_TOKEN = "the-admin-token"
+
+
+class Stack:
+    """A broker with engines, mock provider, table, API, worker and beat; use it in a `with` statement.
+
+    `settings` go over the defaults of `make run`, as its environment does: `DDB_ENDPOINT_URL` and `DDB_TABLE_NAME` use
+    a server that runs already, `WEB_CONCURRENCY` sets the API's processes, `POOL` the provider's accounts, `MOCK_CSP_…`
+    the provider's behaviour. No sync has run when the stack is up: `run_job("sync")`.
+    """
+
+    def __init__(self, scratch: Path, settings: Mapping[str, str] | None = None, *, with_flower: bool = False) -> None:
+        names = (
+            "API_PORT",
+            "FLOWER_PORT",
+            "METRICS_PORT",
+            "BEAT_METRICS_PORT",
+            "DYNAMODB_PORT",
+            "REDIS_PORT",
+            "MOCK_CSP_PORT",
+        )
+        self.plan = make_plan(
+            {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+            | {name: str(port) for name, port in zip(names, free_ports(len(names)), strict=True)}
+            | {"BROKER_API_TOKEN": TRACK_TOKEN, "BROKER_ADMIN_TOKEN": ADMIN_TOKEN, "LOG_FORMAT": "json", "POOL": "20"}
+            | dict(settings or {})
+        )
+        self._lines: defaultdict[str, list[str]] = defaultdict(list)
+        self._parts = [self._process(program) for program in programs.parts(self.plan)]
+        self._services = [
+            self._process(program)
+            for program in programs.services(self.plan, scratch)
+            if with_flower or program.name != "flower"
+        ]
+        self._processes = {process.name: process for process in self._parts + self._services}
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    @property
+    def api_url(self) -> str:
+        """Where the API answers, without the base path."""
+        return self.plan.api_url
+
+    @property
+    def csp_url(self) -> str:
+        """Where the provider answers."""
+        return self.plan.env["CSP_BASE_URL"]
+
+    def __enter__(self) -> Self:
+        try:
+            self._start(self._parts)
+            self.create_table()
+            self._start(self._services)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+        for process in reversed(self._processes.values()):
+            with suppress(RuntimeError):  # never started
+                process.stop()
+
+    def create_table(self) -> None:
+        """Create the table where it is missing."""
+        process = self._process(programs.table(self.plan))
+        process.start()
+        assert wait_until(process.has_ended, _START_SEC), "the table was not created in time"
+        assert process.poll() == 0, f"{process.ending()}\n{self.output('table')}"
+        process.stop()
+
+    def pid(self, name: str) -> int:
+        """Return the process id of `dynamodb`, `redis`, `csp`, `worker`, `api` (gunicorn's master), `beat` or `flower`."""
+        return self._processes[name].pid
+
+    def is_running(self, name: str) -> bool:
+        """Tell whether a process runs."""
+        return self._processes[name].poll() is None
+
+    def exit_code(self, name: str) -> int | None:
+        """Return how a process ended: negative for a signal, None while it runs."""
+        return self._processes[name].poll()
+
+    def kill(self, name: str, signum: int = signal.SIGKILL) -> None:
+        """Send a process a signal; unless it is SIGKILL, do not wait for an effect.
+
+        After a SIGKILL its children are killed, too, and both are gone when this returns.
+        """
+        process = self._processes[name]
+        process.kill(signum)
+        if signum == signal.SIGKILL:
+            process.stop()
+
+    def stop(self, name: str) -> str:
+        """Stop a process as `make run` does, and wait; returns how it went (`stopped after …` or `killed after …`)."""
+        return self._processes[name].stop()
+
+    def start(self, name: str) -> None:
+        """Start a process that was stopped or killed, and wait until it answers."""
+        self._start([self._processes[name]])
+
+    def restart(self, name: str) -> None:
+        """Stop a process and start it again."""
+        self.stop(name)
+        self.start(name)
+
+    def output(self, name: str) -> str:
+        """Return all that a process has written, over its restarts, too."""
+        return "\n".join(self._lines[name])
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """Return the log lines of a process that are JSON objects."""
+        found = []
+        for line in list(self._lines[name]):
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    found.append(record)
+        return found
+
+    def as_track(self, track_id: str, method: str, path: str, **kwargs: Any) -> requests.Response:
+        """Call the API as a track; `path` is what comes after the base path."""
+        headers = {"Authorization": f"Bearer {TRACK_TOKEN}", "X-Track-ID": track_id} | kwargs.pop("headers", {})
+        return self._call(method, path, headers, kwargs)
+
+    def as_admin(self, method: str, path: str, **kwargs: Any) -> requests.Response:
+        """Call the API as an operator; `path` is what comes after the base path and `/admin`."""
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"} | kwargs.pop("headers", {})
+        return self._call(method, f"/admin{path}", headers, kwargs)
+
+    def run_job(self, call: str, **kwargs: Any) -> dict[str, Any]:
+        """Have `sync`, `cleanup`, `expire` or `purge-stale` run, and return the run once it has ended."""
+        answer = self.as_admin("POST", f"/{call}", **kwargs)
+        assert answer.status_code == requests.codes.accepted, answer.text
+        run: dict[str, Any] = {}
+
+        def has_ended() -> bool:
+            nonlocal run
+            run = self.as_admin("GET", f"/jobs/{answer.json()['job_id']}").json()
+            return run["state"] not in {"queued", "running"}
+
+        assert wait_until(has_ended, _START_SEC), f"{call} did not end: {run}"
+        return run
+
+    def _call(self, method: str, path: str, headers: dict[str, str], kwargs: dict[str, Any]) -> requests.Response:
+        url = f"{self.api_url}{self.plan.settings.api_base_path}{path}"
+        return self._session.request(method, url, headers=headers, timeout=kwargs.pop("timeout", 30), **kwargs)
+
+    def _process(self, program: Program) -> Process:
+        return Process(program, lambda name, line: self._lines[name].append(line))
+
+    def _start(self, processes: list[Process]) -> None:
+        for process in processes:
+            process.start()
+        for process in processes:
+            ready = wait_until(process.is_ready, _START_SEC, give_up=process.has_ended)
+            assert ready, f"{process.name} {process.ending()}\n{self.output(process.name)}"
