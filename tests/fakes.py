@@ -1,0 +1,661 @@
+"""Test doubles of the core's ports: a clock, a recorder, a provider, and stores that behave well or badly on purpose.
+
+`MemoryStore` keeps the whole contract of `SandboxStore`. `LaggingStore` shows old states of the index, `LosingStore` has
+another writer come first, `FlakyStore` fails and loses answers. The wrappers may be put around each other.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import zlib
+from collections import Counter, defaultdict, deque
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from broker_common.core import domain
+from broker_common.core.domain import ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
+from broker_common.core.errors import Conflict, InvalidInput, OutcomeUnknown, StoreUnavailable
+from broker_common.core.ports import (
+    AccountListing,
+    AllocateAnswer,
+    Allocated,
+    AvailablePage,
+    CandidateGone,
+    ClaimHeld,
+    Contended,
+    Pauses,
+    RingPosition,
+    SandboxPage,
+    SkippedAccount,
+    Watermark,
+    WipeAnswer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from random import Random
+
+    from broker_common.core.events import Event
+    from broker_common.core.ports import Clock, SandboxStore
+
+Answer = TypeVar("Answer")
+Kind = TypeVar("Kind")
+
+START = 1_750_000_000
+"""The Unix time at which a `FakeClock` starts."""
+
+
+class FakeClock:
+    """Time that passes only when told to, or slept through."""
+
+    def __init__(self, start: int = START) -> None:
+        self._start = start
+        self._passed = 0.0
+        self._lock = threading.Lock()
+
+    def now(self) -> int:
+        return self._start + int(self._passed)
+
+    def monotonic(self) -> float:
+        return self._passed
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        with self._lock:
+            self._passed += seconds
+
+
+class RecordingRecorder:
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def record(self, event: Event) -> None:
+        self.events.append(event)
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        """Return the events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def make_account(sandbox_id: str = "2009521", **changes: Any) -> Account:
+    """Make an account as the provider would list it."""
+    account = Account(sandbox_id=sandbox_id, external_id=f"uuid-{sandbox_id}", name=f"lab-{sandbox_id}")
+    return replace(account, **changes)
+
+
+def make_sandbox(sandbox_id: str = "2009521", *, status: Status = Status.AVAILABLE, **changes: Any) -> Sandbox:
+    """Make a plausible record; `status_order` of an available one spreads over the ring by its id."""
+    spread = int.from_bytes(zlib.crc32(sandbox_id.encode()).to_bytes(4, "big") * 2, "big") % ORDER_LIMIT
+    sandbox = Sandbox(
+        sandbox_id=sandbox_id,
+        name=f"lab-{sandbox_id}",
+        external_id=f"uuid-{sandbox_id}",
+        status=Status.AVAILABLE,
+        status_order=spread if status is Status.AVAILABLE else START,
+        version=1,
+        created_at=START - 3600,
+        updated_at=START - 3600,
+        last_synced=START - 3600,
+    )
+    return replace(sandbox, status=status, **changes)
+
+
+def make_claim(sandbox: Sandbox | Candidate, track_id: str = "track-1", **changes: Any) -> Claim:
+    """Make a claim on a sandbox, for four hours from the start of the fake clock."""
+    claim = Claim(
+        track_id=track_id,
+        idempotency_key=track_id,
+        sandbox_id=sandbox.sandbox_id,
+        lease_id=f"lease-{track_id}-{sandbox.sandbox_id}-{sandbox.version}",
+        allocated_at=START,
+        expires_at=START + 4 * 3600,
+        name=sandbox.name,
+        external_id=sandbox.external_id,
+        sfdc_account_id=sandbox.sfdc_account_id,
+    )
+    return replace(claim, **changes)
+
+
+def make_candidate(sandbox: Sandbox) -> Candidate:
+    """Show an available sandbox as the index would."""
+    return Candidate(
+        sandbox_id=sandbox.sandbox_id,
+        version=sandbox.version,
+        name=sandbox.name,
+        external_id=sandbox.external_id,
+        sfdc_account_id=sandbox.sfdc_account_id,
+    )
+
+
+def walk_ring(store: SandboxStore, *, limit: int, prefix: str = "", start: int = 0) -> list[Candidate]:
+    """Walk the whole ring of available sandboxes once, page by page, from a place in it."""
+    found: list[Candidate] = []
+    position, travelled = RingPosition(start), 0
+    while travelled < store.ring_size:
+        page = store.read_available(position, limit=limit, prefix=prefix)
+        found += page.candidates
+        position, travelled = page.next, travelled + page.distance
+    return found
+
+
+class MemoryStore:
+    """A `SandboxStore` in memory: one lock, so that each call is atomic.
+
+    `calls` counts the calls of every method by its name.
+    """
+
+    def __init__(self, clock: Clock | None = None, *, shards: int = 4) -> None:
+        """Keep the ring in `shards` segments; `clock` is what `ping` tells."""
+        self.calls: Counter[str] = Counter()
+        self._clock = clock
+        self._shards = shards
+        self._lock = threading.RLock()
+        self._records: dict[str, Sandbox] = {}
+        self._claims: dict[tuple[str, str], Claim] = {}
+        self._tokens: dict[str, tuple[Candidate, Claim]] = {}
+        self._watermark: Watermark | None = None
+        self._pauses = Pauses()
+
+    def seed(self, *sandboxes: Sandbox) -> None:
+        """Put records in place, whatever was there; an allocated one gets its claim."""
+        with self._lock:
+            for sandbox in sandboxes:
+                self._put(sandbox.sandbox_id, sandbox)
+                if sandbox.status is Status.ALLOCATED:
+                    claim = Claim(
+                        track_id=sandbox.allocated_to_track or "",
+                        idempotency_key=sandbox.idempotency_key or "",
+                        sandbox_id=sandbox.sandbox_id,
+                        lease_id=sandbox.lease_id or "",
+                        allocated_at=sandbox.allocated_at or 0,
+                        expires_at=sandbox.expires_at or 0,
+                        name=sandbox.name,
+                        external_id=sandbox.external_id,
+                        track_name=sandbox.track_name,
+                        sfdc_account_id=sandbox.sfdc_account_id,
+                    )
+                    self._claims[claim.track_id, claim.idempotency_key] = claim
+
+    def dump(self) -> tuple[dict[str, Sandbox], dict[tuple[str, str], Claim]]:
+        """Return all records by id and all claims by (track, key), as they are at one moment."""
+        with self._lock:
+            return dict(self._records), dict(self._claims)
+
+    @property
+    def ring_size(self) -> int:
+        return self._shards * ORDER_LIMIT
+
+    def get(self, sandbox_id: str) -> Sandbox | None:
+        with self._called("get"):
+            return self._records.get(sandbox_id)
+
+    def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
+        with self._called("get_claim"):
+            return self._claims.get((track_id, idempotency_key))
+
+    def read_claims(self, track_id: str) -> list[Claim]:
+        with self._called("read_claims"):
+            return [claim for claim in self._claims.values() if claim.track_id == track_id]
+
+    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
+        with self._called("read_available"):
+            segment, at = divmod(position.at, ORDER_LIMIT)
+            onwards = sorted(
+                (sandbox.status_order, sandbox.sandbox_id, sandbox)
+                for sandbox in self._index().values()
+                if sandbox.status is Status.AVAILABLE
+                and self._segment(sandbox.sandbox_id) == segment
+                and (
+                    sandbox.status_order > at
+                    or (sandbox.status_order == at and (position.after is None or sandbox.sandbox_id > position.after))
+                )
+            )
+        page = [sandbox for _, _, sandbox in onwards[:limit]]
+        if len(page) == limit:
+            place = segment * ORDER_LIMIT + page[-1].status_order
+            read_on, distance = RingPosition(place, page[-1].sandbox_id), place - position.at
+        else:
+            end = (segment + 1) * ORDER_LIMIT
+            read_on, distance = RingPosition(end % self.ring_size), end - position.at
+        matching = tuple(make_candidate(sandbox) for sandbox in page if sandbox.name.startswith(prefix))
+        return AvailablePage(matching, read_on, distance)
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        with self._called("allocate"):
+            if token in self._tokens:
+                assert self._tokens[token] == (candidate, claim), "a token names one frozen request"
+                return Allocated()
+            held = self._claims.get((claim.track_id, claim.idempotency_key))
+            if held is not None:
+                return ClaimHeld(held)
+            sandbox = self._records.get(candidate.sandbox_id)
+            if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
+                return CandidateGone(sandbox)
+            self._tokens[token] = (candidate, claim)
+            self._claims[claim.track_id, claim.idempotency_key] = claim
+            self._put(sandbox.sandbox_id, domain.allocate(sandbox, claim))
+            return Allocated()
+
+    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        with self._called("end_allocation"):
+            if not self._replace(before, after):
+                return
+            key = (before.allocated_to_track or "", before.idempotency_key or "")
+            claim = self._claims.get(key)
+            if claim is not None and claim.lease_id == before.lease_id:
+                del self._claims[key]
+
+    def add(self, sandbox: Sandbox) -> None:
+        with self._called("add"):
+            current = self._records.get(sandbox.sandbox_id)
+            if current is None:
+                self._put(sandbox.sandbox_id, sandbox)
+            elif current != sandbox:
+                raise Conflict(f"sandbox {sandbox.sandbox_id} has a record", current=current)
+
+    def update(self, before: Sandbox, after: Sandbox) -> None:
+        with self._called("update"):
+            assert Status.ALLOCATED not in {before.status, after.status}, "that moves a claim as well"
+            self._replace(before, after)
+
+    def remove(self, before: Sandbox) -> None:
+        with self._called("remove"):
+            current = self._records.get(before.sandbox_id)
+            if current is None:
+                return
+            if (current.status, current.version) != (before.status, before.version):
+                raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
+            self._put(before.sandbox_id, None)
+
+    def read_all(self) -> Iterator[Sandbox]:
+        with self._called("read_all"):
+            return iter(list(self._records.values()))
+
+    def read_due(self, status: Status, *, until: int) -> Iterator[str]:
+        with self._called("read_due"):
+            due = [
+                (sandbox.status_order, sandbox.sandbox_id)
+                for sandbox in self._index().values()
+                if sandbox.status is status and sandbox.status_order <= until
+            ]
+        return iter([sandbox_id for _, sandbox_id in sorted(due)])
+
+    def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
+        with self._called("list_sandboxes"):
+            after = _read_cursor(status, cursor)
+            source = self._index() if status else self._records
+            listed = sorted(
+                (sandbox for sandbox in source.values() if status in {None, sandbox.status}),
+                key=lambda sandbox: sandbox.sandbox_id,
+            )
+        rest = [sandbox for sandbox in listed if sandbox.sandbox_id > after]
+        page = tuple(rest[:limit])
+        return SandboxPage(page, _write_cursor(status, page[-1].sandbox_id) if len(rest) > limit else None)
+
+    def count(self) -> Mapping[Status, int]:
+        with self._called("count"):
+            counted = Counter(sandbox.status for sandbox in self._index().values())
+        return {status: counted[status] for status in Status}
+
+    def read_watermark(self) -> Watermark | None:
+        with self._called("read_watermark"):
+            return self._watermark
+
+    def write_watermark(self, watermark: Watermark) -> None:
+        with self._called("write_watermark"):
+            if self._watermark is None or watermark.synced_at >= self._watermark.synced_at:
+                self._watermark = watermark
+
+    def read_pauses(self) -> Pauses:
+        with self._called("read_pauses"):
+            return self._pauses
+
+    def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
+        with self._called("set_pauses"):
+            self._pauses = replace(self._pauses, **changes)
+            return self._pauses
+
+    def ping(self) -> int | None:
+        with self._called("ping"):
+            return self._clock.now() if self._clock else None
+
+    @contextmanager
+    def _called(self, method: str) -> Iterator[None]:
+        with self._lock:
+            self.calls[method] += 1
+            yield
+
+    def _segment(self, sandbox_id: str) -> int:
+        return zlib.crc32(sandbox_id.encode()) % self._shards
+
+    def _index(self) -> Mapping[str, Sandbox]:
+        return self._records
+
+    def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
+        if sandbox is None:
+            self._records.pop(sandbox_id, None)
+        else:
+            self._records[sandbox_id] = sandbox
+
+    def _replace(self, before: Sandbox, after: Sandbox) -> bool:
+        """Write `after`; False if an earlier try of the same caller already has."""
+        current = self._records.get(before.sandbox_id)
+        if current == after:
+            return False
+        expected = (before.status, before.version, before.lease_id)
+        if current is None or (current.status, current.version, current.lease_id) != expected:
+            raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
+        self._put(before.sandbox_id, after)
+        return True
+
+
+def _write_cursor(status: Status | None, after: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([status, after]).encode()).decode()
+
+
+def _read_cursor(status: Status | None, cursor: str | None) -> str:
+    if cursor is None:
+        return ""
+    try:
+        match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
+            case [listed, str(after)] if listed == status:
+                return after
+    except ValueError:
+        pass
+    raise InvalidInput("cursor: was not given by this listing")
+
+
+class LaggingStore(MemoryStore):
+    """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago, each time anew."""
+
+    def __init__(self, clock: Clock, rng: Random, *, lag: float = 2.0, shards: int = 4) -> None:
+        super().__init__(clock, shards=shards)
+        self._time = clock
+        self._rng = rng
+        self._lag = lag
+        self._past: dict[str, deque[tuple[float, Sandbox | None]]] = defaultdict(deque)
+        """For each record what it was before, and until when."""
+
+    def seed(self, *sandboxes: Sandbox) -> None:
+        """Put records in place, long enough ago for the index to know them."""
+        super().seed(*sandboxes)
+        for sandbox in sandboxes:
+            self._past.pop(sandbox.sandbox_id)
+
+    def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
+        self._past[sandbox_id].append((self._time.monotonic(), self._records.get(sandbox_id)))
+        super()._put(sandbox_id, sandbox)
+
+    def _index(self) -> Mapping[str, Sandbox]:
+        shown = dict(self._records)
+        now = self._time.monotonic()
+        for sandbox_id, past in self._past.items():
+            while past and past[0][0] <= now - self._lag:
+                past.popleft()
+            moment = now - self._rng.uniform(0, self._lag)
+            old = next((state for until, state in past if until > moment), shown.get(sandbox_id))
+            shown.pop(sandbox_id, None)
+            if old is not None:
+                shown[sandbox_id] = old
+        return shown
+
+
+class StoreWrapper:
+    """Passes every call on to another store; subclasses step in between."""
+
+    def __init__(self, inner: SandboxStore) -> None:
+        self.inner = inner
+
+    @property
+    def ring_size(self) -> int:
+        return self.inner.ring_size
+
+    def get(self, sandbox_id: str) -> Sandbox | None:
+        return self._call("get", lambda: self.inner.get(sandbox_id))
+
+    def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
+        return self._call("get_claim", lambda: self.inner.get_claim(track_id, idempotency_key))
+
+    def read_claims(self, track_id: str) -> list[Claim]:
+        return self._call("read_claims", lambda: self.inner.read_claims(track_id))
+
+    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
+        return self._call("read_available", lambda: self.inner.read_available(position, limit=limit, prefix=prefix))
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        return self._call("allocate", lambda: self.inner.allocate(candidate, claim, token=token))
+
+    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        self._call("end_allocation", lambda: self.inner.end_allocation(before, after))
+
+    def add(self, sandbox: Sandbox) -> None:
+        self._call("add", lambda: self.inner.add(sandbox))
+
+    def update(self, before: Sandbox, after: Sandbox) -> None:
+        self._call("update", lambda: self.inner.update(before, after))
+
+    def remove(self, before: Sandbox) -> None:
+        self._call("remove", lambda: self.inner.remove(before))
+
+    def read_all(self) -> Iterator[Sandbox]:
+        return self._call("read_all", self.inner.read_all)
+
+    def read_due(self, status: Status, *, until: int) -> Iterator[str]:
+        return self._call("read_due", lambda: self.inner.read_due(status, until=until))
+
+    def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
+        return self._call("list_sandboxes", lambda: self.inner.list_sandboxes(status, limit=limit, cursor=cursor))
+
+    def count(self) -> Mapping[Status, int]:
+        return self._call("count", self.inner.count)
+
+    def read_watermark(self) -> Watermark | None:
+        return self._call("read_watermark", self.inner.read_watermark)
+
+    def write_watermark(self, watermark: Watermark) -> None:
+        self._call("write_watermark", lambda: self.inner.write_watermark(watermark))
+
+    def read_pauses(self) -> Pauses:
+        return self._call("read_pauses", self.inner.read_pauses)
+
+    def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
+        return self._call("set_pauses", lambda: self.inner.set_pauses(changes))
+
+    def ping(self) -> int | None:
+        return self._call("ping", self.inner.ping)
+
+    def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
+        return call()
+
+
+class Fault(Enum):
+    """A way in which a `FlakyStore` fails a call."""
+
+    REFUSED = "refused"
+    """Not applied, and says so."""
+    LOST_BEFORE = "lost before"
+    """Not applied, and nobody can tell."""
+    LOST_AFTER = "lost after"
+    """Applied, and nobody can tell."""
+    CONTENDED = "contended"
+    """Only of `allocate`: not applied, another transaction was at work."""
+
+
+WRITES = frozenset({"allocate", "end_allocation", "add", "update", "remove", "write_watermark", "set_pauses"})
+
+
+class FlakyStore(StoreWrapper):
+    """Fails calls as scripted; or else, with a seeded `rng`, a share `rate` of them in ways their method allows."""
+
+    def __init__(self, inner: SandboxStore, *, rng: Random | None = None, rate: float = 0.0) -> None:
+        super().__init__(inner)
+        self.calls: Counter[str] = Counter()
+        self.before_call: Callable[[str], None] = lambda _: None
+        """Called with the method's name before each call; may let time pass or act as somebody else."""
+        self._rng = rng
+        self._rate = rate
+        self._script: dict[str, deque[Fault | None]] = defaultdict(deque)
+
+    def fail(self, method: str, *faults: Fault | None) -> None:
+        """Fail the next calls of a method so, one by one; None lets one through."""
+        self._script[method].extend(faults)
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        if self._script["allocate"] and self._script["allocate"][0] is Fault.CONTENDED:
+            self._script["allocate"].popleft()
+            self.calls["allocate"] += 1
+            return Contended()
+        return super().allocate(candidate, claim, token=token)
+
+    def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
+        self.calls[method] += 1
+        self.before_call(method)
+        fault = self._draw(method)
+        if fault is None:
+            return call()
+        if fault is Fault.REFUSED:
+            raise StoreUnavailable("the store refused")
+        if fault is Fault.LOST_AFTER:
+            try:
+                call()
+            except Conflict as unheard:
+                raise OutcomeUnknown("the answer was lost") from unheard
+        raise OutcomeUnknown("the answer was lost")
+
+    def _draw(self, method: str) -> Fault | None:
+        if self._script[method]:
+            return self._script[method].popleft()
+        if self._rng is None or self._rng.random() >= self._rate:
+            return None
+        if method in WRITES:
+            return self._rng.choice([Fault.REFUSED, Fault.LOST_BEFORE, Fault.LOST_AFTER])
+        return Fault.REFUSED
+
+
+class Rival(Enum):
+    """What another writer does to a candidate just before `LosingStore.allocate`."""
+
+    TAKES = "takes"
+    RENAMES = "renames"
+
+
+class LosingStore(StoreWrapper):
+    """Has another writer come first, once for each operation: a (method, sandbox), or an allocate's (track, key).
+
+    The other one takes or renames a candidate, ends an allocation, adds an account, or changes a record's version.
+    `losses` counts what was lost, by method.
+    """
+
+    def __init__(self, inner: SandboxStore, *, rival: Rival = Rival.TAKES) -> None:
+        super().__init__(inner)
+        self.losses: Counter[str] = Counter()
+        self._rival = rival
+        self._lost: set[tuple[str, ...]] = set()
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        current = self.inner.get(candidate.sandbox_id)
+        fits = current is not None and current.status is Status.AVAILABLE and current.version == candidate.version
+        if current is not None and fits and self._first("allocate", claim.track_id, claim.idempotency_key):
+            if self._rival is Rival.TAKES:
+                rival = f"rival-of-{claim.track_id}"
+                theirs = replace(claim, track_id=rival, idempotency_key=rival, lease_id=f"rival-{claim.lease_id}")
+                self.inner.allocate(candidate, theirs, token=f"rival-{token}")
+            else:
+                self._bump(replace(current, name=f"{current.name}-renamed"))
+        return super().allocate(candidate, claim, token=token)
+
+    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        if self._first("end_allocation", before.sandbox_id):
+            current = self.inner.get(before.sandbox_id)
+            if current is not None and current.status is Status.ALLOCATED:
+                theirs = domain.end_allocation(current, reason=DeletionReason.RELEASED, now=after.updated_at + 1)
+                self.inner.end_allocation(current, theirs)
+        super().end_allocation(before, after)
+
+    def add(self, sandbox: Sandbox) -> None:
+        if self._first("add", sandbox.sandbox_id) and self.inner.get(sandbox.sandbox_id) is None:
+            self.inner.add(replace(sandbox, version=sandbox.version - 1))
+        super().add(sandbox)
+
+    def update(self, before: Sandbox, after: Sandbox) -> None:
+        if self._first("update", before.sandbox_id):
+            self._bump(self.inner.get(before.sandbox_id))
+        super().update(before, after)
+
+    def remove(self, before: Sandbox) -> None:
+        if self._first("remove", before.sandbox_id):
+            self._bump(self.inner.get(before.sandbox_id))
+        super().remove(before)
+
+    def _first(self, *operation: str) -> bool:
+        if operation in self._lost:
+            return False
+        self._lost.add(operation)
+        self.losses[operation[0]] += 1
+        return True
+
+    def _bump(self, current: Sandbox | None) -> None:
+        if current is not None and current.status is not Status.ALLOCATED:
+            self.inner.update(current, replace(current, version=current.version + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteCall:
+    """A delete call that reached the provider, and the sandbox's record at that moment, where known."""
+
+    external_id: str
+    record: Sandbox | None
+
+
+class FakeProvider:
+    """A provider that lists what it is given, and answers delete calls as scripted (else `WIPED`)."""
+
+    def __init__(self, store: SandboxStore | None = None) -> None:
+        """Look records up in `store` at each delete call, for `deletes`."""
+        self.accounts: Sequence[Account] = ()
+        self.skipped: Sequence[SkippedAccount] = ()
+        self.listing_error: Exception | None = None
+        self.admit_error: Exception | None = None
+        self.answers: deque[WipeAnswer | Exception] = deque()
+        self.during_list: Callable[[], object] = lambda: None
+        self.during_delete: Callable[[str], object] = lambda _: None
+        """Called with the external id while a delete call is under way."""
+        self.deletes: list[DeleteCall] = []
+        self._store = store
+        self._admitted = threading.local()
+
+    def list_accounts(self) -> AccountListing:
+        self.during_list()
+        if self.listing_error:
+            raise self.listing_error
+        return AccountListing(tuple(self.accounts), tuple(self.skipped))
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        if self.admit_error:
+            raise self.admit_error
+        self._admitted.calls = 1
+        try:
+            yield
+        finally:
+            self._admitted.calls = 0
+
+    def delete_account(self, external_id: str) -> WipeAnswer:
+        assert getattr(self._admitted, "calls", 0) > 0, "one call for each admit, inside it"
+        self._admitted.calls = 0
+        records = self._store.read_all() if self._store else iter(())
+        self.deletes.append(DeleteCall(external_id, next((r for r in records if r.external_id == external_id), None)))
+        self.during_delete(external_id)
+        answer = self.answers.popleft() if self.answers else WipeAnswer.WIPED
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
