@@ -32,9 +32,9 @@ clean: ## Remove everything that was made here
 	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo 'Python 3.11 or newer is needed (Debian: apt-get install python3 python3-venv).' >&2; exit 1; fi; \
-	if [ ! -x $(python) ] && ! $$found -m venv .venv; then \
+	if ! $$found -m venv .venv; then \
 	    echo "$$found cannot make a virtual environment (Debian: apt-get install python3-venv)." >&2; rm -rf .venv; exit 1; \
 	fi
-	@echo 'Installing into .venv (only when pyproject.toml has changed) ...'
+	@echo 'Installing into .venv (a minute, and only after pyproject.toml has changed) ...'
 	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
