@@ -1,0 +1,210 @@
+"""What the provider's account list says: which entries count, and where the next page is. No network here."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from broker_common.core.domain import Account
+from broker_common.core.errors import ListingUnusable
+from broker_common.core.ports import AccountListing, SkippedAccount
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_EXTERNAL_ID = re.compile(
+    r"identity/accounts/([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
+)
+_SANDBOX_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TEXT_LIMIT = 256
+_TOTALS = ("total", "total_size", "total_count", "total_results")
+_ATLAS_PAGE = {"page_token", "size", "offset"}
+_TOTAL_PAGES = ("total_pages", "page_count", "pages")
+_PAGE_SIZES = ("page_size", "per_page", "limit", "_limit")
+
+
+def account_uuid(external_id: str) -> str | None:
+    """Return the uuid of an external id `identity/accounts/<uuid>`, or None if it is anything else."""
+    match = _EXTERNAL_ID.fullmatch(external_id)
+    return str(uuid.UUID(match[1])) if match else None
+
+
+class Listing:
+    """Takes in the list, page by page.
+
+    Paging is recognised by what an answer carries: a next link (`next`, `links.next`, `_links.next` or a `Link`
+    header); a `page` object as in Infoblox' atlas-app-toolkit (`collection_operators.proto`: `page_token` and
+    `offset` name the next page, null means none, `size` is the total); a `page` number; `_offset` and `_limit`; or
+    just a total that is not reached yet. `base_url` is where every page must be.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._accounts: dict[str, Account] = {}
+        self._skipped: list[SkippedAccount] = []
+        self._pages = 0
+        self._read = 0
+        self._total = 0
+        self._last: list[Any] = []
+
+    def take(self, body: bytes, *, url: str, link: str | None) -> str | Mapping[str, str | int] | None:
+        """Take in one page, read from `url`, whose `Link` header names `link` as the next one.
+
+        Returns the next page, as a URL or as parameters of the first page's URL, or None at the end. Raises
+        `ListingUnusable` if the page does not parse, is the last one again, or leads to another origin.
+        """
+        answer = _parse(body)
+        entries: list[Any] = answer["results"]
+        if entries and entries == self._last:
+            raise ListingUnusable("list accounts: the provider's paging repeats the same page")
+        self._last = entries
+        self._pages += 1
+        before, self._read = self._read, self._read + len(entries)
+        for entry in entries:
+            self._take_entry(entry)
+        page = answer.get("page")
+        stated = _first_number(answer, _TOTALS)
+        if isinstance(page, dict) and stated is None:
+            stated = _first_number(page, _TOTALS)
+        total = stated
+        if isinstance(page, dict) and stated is None and set(page) <= _ATLAS_PAGE:
+            total = _number(page.get("size"))
+        # The highest total counts: an account that vanished while pages were read may have moved another one from
+        # a page not yet read to one read already.
+        self._total = max(self._total, total or 0)
+        following = _next_link(answer) or link
+        if following is not None:
+            return self._same_origin(urljoin(url, following))
+        return self._next_parameters(answer, entries, before, is_total_stated=stated is not None)
+
+    def finish(self) -> AccountListing:
+        """Return what was read; raises `ListingUnusable` if pages are missing or no active sandbox is listed."""
+        if self._read < self._total:
+            raise ListingUnusable(f"list accounts: only {self._read} of {self._total} accounts were listed")
+        if not self._accounts:
+            raise ListingUnusable(
+                f"list accounts: no active sandbox account in the provider's list of {self._read} accounts, "
+                f"{len(self._skipped)} of which could not be read"
+            )
+        return AccountListing(accounts=tuple(self._accounts.values()), skipped=tuple(self._skipped))
+
+    def _take_entry(self, entry: Any) -> None:  # noqa: ANN401 - JSON
+        read = _read_entry(entry)
+        if isinstance(read, SkippedAccount):
+            self._skipped.append(read)
+        elif read is not None and read.sandbox_id in self._accounts:
+            self._skipped.append(SkippedAccount("its csp_id is listed more than once", read.sandbox_id))
+        elif read is not None:
+            self._accounts[read.sandbox_id] = read
+
+    def _same_origin(self, url: str) -> str:
+        if _origin(url) != _origin(self._base_url):
+            raise ListingUnusable("list accounts: the provider's next page is on another origin")
+        return url
+
+    def _next_parameters(
+        self, answer: dict[str, Any], entries: list[Any], before: int, *, is_total_stated: bool
+    ) -> Mapping[str, str | int] | None:
+        page = answer.get("page")
+        complete = bool(self._total) and self._read >= self._total
+        if isinstance(page, dict):
+            named = _next_of_page_object(page, before)
+            if named is not None:
+                return named
+            if entries and _number(page.get("offset")) == before and not (complete and is_total_stated):
+                # It names the page at hand, not the next one, and its `size` may be a page's or the whole list's:
+                # only an empty page is the end.
+                return {"_offset": self._read}
+        if not entries or complete:
+            return None
+        size = _first_number(answer, _PAGE_SIZES)
+        may_go_on = bool(self._total) or size is None or len(entries) >= size
+        number = _number(page)
+        if number is not None:
+            pages = _first_number(answer, _TOTAL_PAGES)
+            may_go_on = may_go_on if pages is None else bool(self._total) or self._pages < pages
+            return {"page": number + 1} if may_go_on else None
+        if "_offset" in answer or "_limit" in answer or self._total:
+            limit = {} if size is None else {"_limit": size}
+            return {"_offset": self._read, **limit} if may_go_on else None
+        return None
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ListingUnusable("list accounts: the answer is not JSON, or cut short") from error
+    if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
+        raise ListingUnusable("list accounts: the answer holds no list of results")
+    return answer
+
+
+def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 - JSON
+    """Read an entry: an account, a reason why it cannot be read, or None for one that does not count."""
+    if not isinstance(entry, dict):
+        return SkippedAccount("it is not an object")
+    kind, state = entry.get("account_type"), entry.get("state")
+    if (isinstance(kind, str) and kind != "sandbox") or (isinstance(state, str) and state != "active"):
+        return None
+    csp_id = entry.get("csp_id")
+    sandbox_id = str(csp_id) if isinstance(csp_id, (int, str)) and not isinstance(csp_id, bool) else ""
+    if not _SANDBOX_ID.fullmatch(sandbox_id):
+        return SkippedAccount("its csp_id cannot be read")
+    external_id, name, sfdc = entry.get("id"), entry.get("name"), entry.get("sfdc_account_id") or None
+    checks = {
+        "its account_type or state cannot be read": isinstance(kind, str) and isinstance(state, str),
+        "its id is not identity/accounts/<uuid>": isinstance(external_id, str) and account_uuid(external_id),
+        "its name cannot be read": _is_text(name),
+        "its sfdc_account_id cannot be read": sfdc is None or _is_text(sfdc),
+    }
+    for reason, holds in checks.items():
+        if not holds:
+            return SkippedAccount(reason, sandbox_id)
+    return Account(sandbox_id=sandbox_id, external_id=str(external_id), name=str(name), sfdc_account_id=sfdc)
+
+
+def _is_text(value: Any) -> bool:  # noqa: ANN401 - JSON
+    # isprintable also refuses lone surrogates, which no store could write.
+    return isinstance(value, str) and 0 < len(value) <= _TEXT_LIMIT and value.isprintable()
+
+
+def _next_link(answer: dict[str, Any]) -> str | None:
+    candidates = [answer.get("next")]
+    candidates += [links.get("next") for key in ("links", "_links") if isinstance(links := answer.get(key), dict)]
+    for candidate in candidates:
+        link = candidate.get("href") if isinstance(candidate, dict) else candidate
+        if isinstance(link, str) and link:
+            return link
+        if link:
+            raise ListingUnusable("list accounts: the link to the next page cannot be read")
+    return None
+
+
+def _next_of_page_object(page: dict[str, Any], before: int) -> Mapping[str, str | int] | None:
+    token, offset = page.get("page_token"), _number(page.get("offset"))
+    if isinstance(token, str) and token not in {"", "null"}:
+        return {"_page_token": token}
+    return {"_offset": offset} if offset is not None and offset > before else None
+
+
+def _first_number(values: dict[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((number for key in keys if (number := _number(values.get(key))) is not None), None)
+
+
+def _number(value: Any) -> int | None:  # noqa: ANN401 - JSON
+    """Read a number that may be written as a string, as protobuf's JSON writes 64-bit ones."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError as error:
+        raise ListingUnusable("list accounts: the link to the next page cannot be read") from error

@@ -1,0 +1,222 @@
+"""The provider's circuit breaker, whose state all workers share in Redis.
+
+pybreaker is not used, because its shared state cannot keep what is promised here: it lets every worker try at once
+when half-open, compares the clocks of different machines in whole seconds, forgets failures while Redis is away, and
+can only wrap a call, while here the right to call is asked for before a sandbox is taken and used after that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from broker_common.core.errors import (
+    ProviderCircuitOpen,
+    ProviderError,
+    ProviderFailing,
+    ProviderMisconfigured,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
+
+
+class BreakerState(StrEnum):
+    """What the breaker does with the next call: let it go, let one try, or refuse it."""
+
+    CLOSED = "closed"
+    HALF_OPEN = "half-open"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What is shared. Times are Unix seconds; `open_until` is None while closed."""
+
+    failures: int = 0
+    open_until: float | None = None
+    trial: str | None = None
+    """The one call that may try once `open_until` has passed, and until when that right lasts."""
+    trial_until: float = 0
+
+    def state(self, now: float) -> BreakerState:
+        if self.open_until is None:
+            return BreakerState.CLOSED
+        return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
+
+    def refuse(self, now: float) -> None:
+        """Raise `ProviderCircuitOpen` unless a call may start now."""
+        if self.open_until is None:
+            return
+        opens_at = self.open_until if self.trial is None else max(self.open_until, self.trial_until)
+        if now < opens_at:
+            reason = "open" if now < self.open_until else "half-open, and another call is trying"
+            raise ProviderCircuitOpen(
+                f"the provider's circuit breaker is {reason}", retry_after=math.ceil(opens_at - now)
+            )
+
+
+class RedisBreaker:
+    """A circuit breaker over all workers.
+
+    `threshold` failures in a row (`ProviderFailing`), or one `ProviderMisconfigured`, open it for `timeout_sec`. Then
+    one call of all workers may try: its success closes the breaker, its failure opens it again. Should that call
+    never report, because its worker died, another may try after `trial_sec`, which must be longer than a call lasts.
+    Every other answer of the provider, a refusal too, shows that it works, and counts as a success.
+
+    While Redis is away each process goes on by itself from the state that it saw last, and returns to the shared
+    state as soon as Redis answers.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        threshold: int,
+        timeout_sec: float,
+        trial_sec: float,
+        key: str = "sandbox-broker:csp:breaker",
+    ) -> None:
+        self._redis = redis
+        self._threshold = threshold
+        self._timeout_sec = timeout_sec
+        self._trial_sec = trial_sec
+        self._key = key
+        self._lock = threading.Lock()
+        self._seen = _Record()
+
+    @property
+    def state(self) -> BreakerState:
+        """The state now, for all workers."""
+        found = BreakerState.CLOSED
+
+        def look(record: _Record, now: float) -> _Record:
+            nonlocal found
+            found = record.state(now)
+            return record
+
+        self._update(look)
+        return found
+
+    def check(self) -> None:
+        """Raise `ProviderCircuitOpen` if no call may start now; changes nothing."""
+
+        def look(record: _Record, now: float) -> _Record:
+            record.refuse(now)
+            return record
+
+        self._update(look)
+
+    @contextmanager
+    def admit(self) -> Iterator[Permit]:
+        """Give the right to make one call inside the context; raises `ProviderCircuitOpen`.
+
+        A right that was not used, or whose call ended without an answer of the provider's, changes nothing.
+        """
+        token = uuid.uuid4().hex
+
+        def enter(record: _Record, now: float) -> _Record:
+            record.refuse(now)
+            if record.open_until is None:
+                return record
+            return replace(record, trial=token, trial_until=now + self._trial_sec)
+
+        is_trial = self._update(enter).trial == token
+        permit = Permit()
+        try:
+            yield permit
+        finally:
+            if permit.verdict is not None or is_trial:
+                self._report(token, permit.verdict)
+
+    def _report(self, token: str, verdict: Verdict | None) -> None:
+        def judge(record: _Record, now: float) -> _Record:
+            if record.open_until is not None and record.trial != token:
+                # Calls that began before it opened say nothing about the provider of now; only the trial does.
+                return record
+            if verdict is None:
+                return replace(record, trial=None)
+            if verdict is Verdict.ANSWERED:
+                return _Record()
+            failures = record.failures + 1
+            tripped = verdict is Verdict.MISCONFIGURED or record.open_until is not None
+            if tripped or failures >= self._threshold:
+                return _Record(failures=failures, open_until=now + self._timeout_sec)
+            return replace(record, failures=failures)
+
+        self._update(judge)
+
+    def _update(self, change: Callable[[_Record, float], _Record]) -> _Record:
+        """Apply a change to the shared record, on the very record that was read, and return what it made of it."""
+        after = _Record()
+
+        def attempt(pipe: Any) -> None:  # noqa: ANN401 - redis-py's pipeline returns values or itself, by its mode
+            nonlocal after
+            before = _parse(pipe.get(self._key))
+            seconds, microseconds = pipe.time()
+            after = change(before, seconds + microseconds / 1e6)
+            pipe.multi()
+            if after != before:
+                pipe.set(self._key, json.dumps(asdict(after)))
+
+        try:
+            self._redis.transaction(attempt, self._key)
+        except RedisError:
+            with self._lock:
+                self._seen = change(self._seen, time.time())
+                return self._seen
+        with self._lock:
+            self._seen = after
+        return after
+
+
+class Verdict(StrEnum):
+    """What a call showed about the provider."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    MISCONFIGURED = "misconfigured"
+
+
+class Permit:
+    """The right to make one call."""
+
+    def __init__(self) -> None:
+        self.verdict: Verdict | None = None
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Make the call inside this context: how it ends decides what becomes of the breaker."""
+        try:
+            yield
+        except ProviderFailing:
+            self.verdict = Verdict.FAILED
+            raise
+        except ProviderMisconfigured:
+            self.verdict = Verdict.MISCONFIGURED
+            raise
+        except ProviderError:
+            self.verdict = Verdict.ANSWERED
+            raise
+        self.verdict = Verdict.ANSWERED
+
+
+def _parse(stored: str | bytes | None) -> _Record:
+    if stored is None:
+        return _Record()
+    try:
+        return _Record(**json.loads(stored))
+    except (TypeError, ValueError):
+        # Another release's record: start afresh rather than never call again.
+        return _Record()

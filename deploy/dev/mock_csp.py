@@ -1,0 +1,496 @@
+"""A stand-in for the provider (the ENG CSP), for development and tests: the same API, with realistic accounts.
+
+It keeps everything in memory and shares no code with the broker. Run it by `python deploy/dev/mock_csp.py`.
+
+Environment: `MOCK_CSP_PORT` (8090; 0 takes a free one), `MOCK_CSP_TOKEN`, `MOCK_CSP_POOL` (active sandbox
+accounts, 50), `MOCK_CSP_OTHERS` (accounts that must not count, 300), `MOCK_CSP_SEED`, and `MOCK_CSP_<SWITCH>` for
+every switch.
+
+Beside the provider's API: `GET`, `PUT` (the rest as at the start) and `PATCH` (the rest as it is) `/_mock/switches`;
+`GET`, `DELETE` `/_mock/deletes`: every delete that was asked for, and how many calls ran at once at most;
+`GET`, `POST` `/_mock/accounts`, `DELETE /_mock/accounts/<csp_id>`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Self
+
+from flask import Flask, Response, json, request
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ACTIVE_SANDBOX = {"account_type": "sandbox", "state": "active"}
+_CHOICES: Mapping[str, tuple[object, ...]] = {
+    "drop_when": ("before", "after"),
+    "delete_answer": (200, 202, 204, 404),
+    "fail_status": tuple(range(300, 600)),
+    "paging": ("off", "offset", "token", "link", "limit", "number"),
+    "on_delete": ("reset", "remove"),
+}
+
+
+class BadSwitchError(Exception):
+    """Switches that do not exist, or values that they do not take; one line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """How it misbehaves; numbers count down where they say `next`."""
+
+    delete_seconds: float = 1.0
+    list_seconds: float = 0.0
+    fail_next_deletes: int = 0
+    fail_deletes_for_seconds: float = 0.0
+    fail_next_lists: int = 0
+    fail_status: int = 500
+    html_errors: bool = False
+    drop_next_deletes: int = 0
+    drop_next_lists: int = 0
+    drop_when: str = "before"
+    """Whether a dropped delete was applied: `before` says no, `after` says yes."""
+    truncated_list: bool = False
+    empty_list: bool = False
+    malformed_account: bool = False
+    delete_answer: int = 200
+    unauthorized: bool = False
+    redirect: bool = False
+    login_page: bool = False
+    """Answer everything with 200 and an HTML page, as a portal does whose session ended."""
+    paging: str = "off"
+    """`offset` and `token` as in Infoblox' `page` object; `link`, `limit` (`_offset`, `_limit`) and `number`."""
+    page_size: int = 100
+    on_delete: str = "reset"
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """Return these switches with some of them set; raises `BadSwitchError` that names all that is wrong."""
+        kinds = {item.name: type(item.default) for item in fields(self)}
+        problems: list[str] = []
+        taken: dict[str, Any] = {}
+        for name, value in changes.items():
+            kind = kinds.get(name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+            if kind is None:
+                problems.append(f"{name}: no such switch")
+            elif name in _CHOICES and value not in _CHOICES[name]:
+                problems.append(f"{name}: must be one of {', '.join(map(str, _CHOICES[name]))}")
+            elif kind is float and is_number:
+                taken[name] = float(value)
+            elif type(value) is not kind or (kind is int and (not is_number or (name == "page_size" and not value))):
+                problems.append(f"{name}: must be a {kind.__name__} in range")
+            else:
+                taken[name] = value
+        if problems:
+            raise BadSwitchError("\n".join(problems))
+        return replace(self, **taken)
+
+
+@dataclass(kw_only=True)
+class Delete:
+    """One delete that was asked for; `answer` is the status, None while it runs and if the connection was dropped."""
+
+    external_id: str
+    csp_id: int | None
+    started_at: float
+    ended_at: float | None = None
+    answer: int | None = None
+    applied: bool = False
+
+
+@dataclass(kw_only=True)
+class World:
+    """All state; every access holds `lock`."""
+
+    initial: Switches
+    token: str
+    rng: random.Random
+    accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    wiped_at: dict[str, float] = field(default_factory=dict)
+    deletes: list[Delete] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    fail_until: float = 0.0
+    in_flight: int = 0
+    highest_in_flight: int = 0
+    last_csp_id: int = 2009520
+    names: int = 0
+    switches: Switches = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.set_switches(self.initial)
+
+    def set_switches(self, switches: Switches) -> None:
+        """Put the switches; the time in which deletes fail starts now."""
+        self.switches = switches
+        self.fail_until = time.monotonic() + switches.fail_deletes_for_seconds
+
+    def add_account(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Add an account made up of realistic values and those given."""
+        self.last_csp_id += self.rng.randint(1, 7)
+        self.names += 1
+        series = "lab-expedition" if self.names % 5 == 0 else "lab-adventure"
+        born = datetime(2025, 3, 27, 16, 53, 47, tzinfo=UTC) + timedelta(
+            seconds=self.names * 3607, microseconds=self.rng.randrange(10**6)
+        )
+        account = {
+            **ACTIVE_SANDBOX,
+            "id": f"identity/accounts/{uuid.UUID(int=self.rng.getrandbits(128), version=4)}",
+            "name": f"{series}-{self.names:04d}",
+            "csp_id": self.last_csp_id,
+            "created_at": born.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "sfdc_account_id": f"001{self.rng.getrandbits(72):018x}"[:18].upper(),
+            **given,
+        }
+        self.accounts[str(account["id"]).rpartition("/")[2]] = account
+        return account
+
+    def use_up(self, name: str) -> bool:
+        """Tell whether a switch that counts down still applies, and count."""
+        left = int(getattr(self.switches, name))
+        if left:
+            counted: dict[str, Any] = {name: left - 1}
+            self.switches = replace(self.switches, **counted)
+        return left > 0
+
+    def wipe(self, account: str, entry: Delete) -> None:
+        """Carry out a delete."""
+        with self.lock:
+            entry.applied = True
+            self.wiped_at[account] = time.time()
+            if self.switches.on_delete == "remove":
+                self.accounts.pop(account, None)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Count a call of the provider's API while it runs."""
+        with self.lock:
+            self.in_flight += 1
+            self.highest_in_flight = max(self.highest_in_flight, self.in_flight)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+
+def populate(world: World, *, pool: int, others: int) -> None:
+    """Make the accounts: the pool, and others, mixed, that must not count."""
+    states = ("disabled", "pending", "suspended", "deleted")
+    kinds = ("standard", "partner", "internal", "trial")
+    makes: list[dict[str, str]] = [{} for _ in range(pool)]
+    for number in range(others):
+        if number % 3 == 0:
+            makes.append({"state": world.rng.choice(states)})
+        else:
+            makes.append({"account_type": world.rng.choice(kinds), "state": world.rng.choice(("active", *states))})
+    world.rng.shuffle(makes)
+    for make in makes:
+        world.add_account(make)
+
+
+class ProviderApi:
+    """What the provider offers."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def list_accounts(self) -> Response:
+        """List all accounts."""
+        world = self._world
+        with world.call():
+            refusal = self._refuse()
+            if refusal is not None:
+                return refusal
+            with world.lock:
+                switches, accounts = world.switches, list(world.accounts.values())
+                failing, dropped = world.use_up("fail_next_lists"), world.use_up("drop_next_lists")
+            if dropped:
+                return drop_connection()
+            if failing:
+                return fail(switches, switches.fail_status, "The accounts could not be listed.")
+            time.sleep(switches.list_seconds)
+            return answer_list(switches, accounts)
+
+    def delete_account(self, account: str) -> Response:
+        """Wipe an account."""
+        with self._world.call():
+            return self._refuse() or self._delete(account)
+
+    def login(self) -> Response:
+        """Show a portal's login page."""
+        page = "<!DOCTYPE html>\n<html><body><form>Sign in</form></body></html>"
+        return Response(page, content_type="text/html")
+
+    def _refuse(self) -> Response | None:
+        switches = self._world.switches
+        if switches.redirect:
+            return Response(status=302, headers={"Location": "/login"})
+        if switches.login_page:
+            return self.login()
+        if switches.unauthorized or request.headers.get("Authorization") != f"Token {self._world.token}":
+            return fail(switches, HTTPStatus.UNAUTHORIZED, "The token is missing or wrong.")
+        return None
+
+    def _delete(self, account: str) -> Response:
+        world = self._world
+        with world.lock:
+            found, switches = world.accounts.get(account), world.switches
+            entry = Delete(
+                external_id=f"identity/accounts/{account}",
+                csp_id=found["csp_id"] if found else None,
+                started_at=time.time(),
+            )
+            world.deletes.append(entry)
+            dropped = world.use_up("drop_next_deletes")
+            failing = not dropped and (time.monotonic() < world.fail_until or world.use_up("fail_next_deletes"))
+        missing = found is None or switches.delete_answer == HTTPStatus.NOT_FOUND
+        if not failing and not missing and not (dropped and switches.drop_when == "before"):
+            time.sleep(switches.delete_seconds)
+            world.wipe(account, entry)
+        with world.lock:
+            entry.ended_at = time.time()
+            if dropped:
+                return drop_connection()
+            if failing:
+                entry.answer = switches.fail_status
+                return fail(switches, entry.answer, "The account could not be deleted.")
+            if missing:
+                entry.answer = int(HTTPStatus.NOT_FOUND)
+                return fail(switches, entry.answer, "Account not found.")
+            entry.answer = switches.delete_answer
+        return Response(
+            "" if entry.answer == HTTPStatus.NO_CONTENT else "{}", entry.answer, content_type="application/json"
+        )
+
+
+class ControlApi:
+    """What tests and developers use: the switches, the log of deletes, the accounts."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def switches(self) -> tuple[dict[str, Any], int]:
+        """Show the switches, or set some of them."""
+        world = self._world
+        with world.lock:
+            if request.method != "GET":
+                try:
+                    changes = json_object()
+                    start = world.initial if request.method == "PUT" else world.switches
+                    world.set_switches(start.changed(changes))
+                except BadSwitchError as error:
+                    return {"error": str(error)}, 400
+            return asdict(world.switches), 200
+
+    def deletes(self) -> dict[str, Any]:
+        """Show what was asked to be deleted; forget it on DELETE."""
+        world = self._world
+        with world.lock:
+            if request.method == "DELETE":
+                world.deletes.clear()
+                world.highest_in_flight = world.in_flight
+            return {
+                "deletes": [asdict(entry) for entry in world.deletes],
+                "in_flight": world.in_flight,
+                "highest_in_flight": world.highest_in_flight,
+            }
+
+    def accounts(self) -> dict[str, Any]:
+        """Show all accounts, and when each was wiped last."""
+        world = self._world
+        with world.lock:
+            return {
+                "accounts": [
+                    {**account, "wiped_at": world.wiped_at.get(key)} for key, account in world.accounts.items()
+                ]
+            }
+
+    def add_account(self) -> tuple[dict[str, Any], int]:
+        """Add an account with the given fields."""
+        try:
+            given = json_object()
+        except BadSwitchError as error:
+            return {"error": str(error)}, 400
+        with self._world.lock:
+            return self._world.add_account(given), 201
+
+    def remove_account(self, csp_id: str) -> tuple[dict[str, Any], int]:
+        """Remove an account behind the broker's back."""
+        with self._world.lock:
+            accounts = self._world.accounts
+            keys = [key for key, account in accounts.items() if str(account["csp_id"]) == csp_id]
+            for key in keys:
+                del accounts[key]
+        return {"removed": len(keys)}, 200 if keys else 404
+
+
+def create_app(world: World) -> Flask:
+    """Make the WSGI application."""
+    app = Flask("mock_csp")
+    provider, control = ProviderApi(world), ControlApi(world)
+    app.get("/current_user/accounts")(provider.list_accounts)
+    app.delete("/sandbox/accounts/<account>")(provider.delete_account)
+    app.get("/login")(provider.login)
+    app.route("/_mock/switches", methods=["GET", "PUT", "PATCH"])(control.switches)
+    app.route("/_mock/deletes", methods=["GET", "DELETE"])(control.deletes)
+    app.get("/_mock/accounts")(control.accounts)
+    app.post("/_mock/accounts")(control.add_account)
+    app.delete("/_mock/accounts/<csp_id>")(control.remove_account)
+    return app
+
+
+def json_object() -> dict[str, Any]:
+    """Return the request's body; raises `BadSwitchError` if it is no JSON object."""
+    given = request.get_json(silent=True)
+    if not isinstance(given, dict):
+        raise BadSwitchError("a JSON object is wanted")
+    return given
+
+
+def fail(switches: Switches, status: int, message: str) -> Response:
+    """Answer with an error, as JSON or as a page."""
+    if switches.html_errors:
+        page = f"<html><head><title>{int(status)}</title></head><body><h1>{message}</h1></body></html>"
+        return Response(page, int(status), content_type="text/html")
+    body = json.dumps({"error": [{"message": message}]})
+    return Response(body, int(status), content_type="application/json")
+
+
+def drop_connection() -> Response:
+    """Close the connection, so that the answer gets nowhere."""
+    connection: socket.socket = request.environ["werkzeug.socket"]
+    connection.shutdown(socket.SHUT_RDWR)
+    return Response(status=500)
+
+
+def answer_list(switches: Switches, accounts: list[dict[str, Any]]) -> Response:
+    """Answer with the list, or the page of it that was asked for, as the switches say."""
+    if switches.empty_list:
+        accounts = []
+    if switches.malformed_account and accounts:
+        accounts = [{**accounts[0], **ACTIVE_SANDBOX, "id": None, "name": 7}, *accounts[1:]]
+    answer = page_of(switches, accounts)
+    text = json.dumps(answer)
+    if switches.truncated_list:
+        text = text[: len(text) // 2]
+    return Response(text, content_type="application/json")
+
+
+def page_of(switches: Switches, accounts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Cut out one page, and say where the next one is."""
+    if switches.paging == "off":
+        return {"results": accounts}
+    size, count, asked = switches.page_size, len(accounts), request.args
+    size = asked.get("_limit", size, type=int)
+    number = asked.get("page", 1, type=int)
+    start = (number - 1) * size if "page" in asked else asked.get("_offset", 0, type=int)
+    if "_page_token" in asked:
+        start = int(asked["_page_token"].removeprefix("at-"))
+    end = start + size
+    results, has_more = accounts[start:end], end < count
+    if switches.paging == "offset":
+        paging: dict[str, Any] = {"page": {"offset": end if has_more else None, "size": count}}
+    elif switches.paging == "token":
+        paging = {"page": {"page_token": f"at-{end}" if has_more else "null"}}
+    elif switches.paging == "link":
+        paging = {"next": f"/current_user/accounts?_offset={end}" if has_more else None}
+    elif switches.paging == "limit":
+        paging = {"_offset": start, "_limit": size}
+    else:
+        paging = {"page": number, "total_pages": -(-count // size), "total": count}
+    return {"results": results, **paging}
+
+
+class Handler(WSGIRequestHandler):
+    """HTTP/1.1, and one short line a request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Print method, path without its query, and status."""
+        del size
+        print(f"mock-csp {self.command} {self.path.partition('?')[0]} {int(code)}", flush=True)
+
+
+def read_world(environ: Mapping[str, str]) -> tuple[World, int]:
+    """Make the world and the port that the environment asks for; raises `BadSwitchError`."""
+    given = {name: value.strip() for name, value in environ.items() if name.startswith("MOCK_CSP_") and value.strip()}
+    numbers, problems = {"PORT": 8090, "POOL": 50, "OTHERS": 300, "SEED": 1}, []
+    for name in numbers:
+        value = given.pop(f"MOCK_CSP_{name}", "")
+        if value.isascii() and value.isdigit():
+            numbers[name] = int(value)
+        elif value:
+            problems.append(f"MOCK_CSP_{name}: must be a whole number")
+    token = given.pop("MOCK_CSP_TOKEN", "csp_token_123")
+    changes = {}
+    for name, value in given.items():
+        try:
+            changes[name.removeprefix("MOCK_CSP_").lower()] = json.loads(value)
+        except ValueError:
+            changes[name.removeprefix("MOCK_CSP_").lower()] = value
+    try:
+        switches = Switches().changed(changes)
+    except BadSwitchError as error:
+        problems += [f"MOCK_CSP_{line[0].upper()}{line[1]}" for line in split_names(str(error))]
+    if problems:
+        raise BadSwitchError("\n".join(problems))
+    world = World(initial=switches, token=token, rng=random.Random(numbers["SEED"]))
+    populate(world, pool=numbers["POOL"], others=numbers["OTHERS"])
+    return world, numbers["PORT"]
+
+
+def split_names(text: str) -> list[tuple[str, str]]:
+    """Split lines of `name: problem` into the name and the rest."""
+    return [(line.partition(":")[0], line[line.index(":") :]) for line in text.splitlines()]
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; calls under way are then cut off."""
+    try:
+        world, port = read_world(os.environ)
+        # A burst of several hundred new connections waits in the queue.
+        listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    except BadSwitchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"mock-csp: cannot listen on the port that MOCK_CSP_PORT names: {error.strerror}", file=sys.stderr)
+        return 1
+    with listener:
+        return serve(world, listener)
+
+
+def serve(world: World, listener: socket.socket) -> int:
+    """Serve until a signal stops it."""
+    server = ThreadedWSGIServer("127.0.0.1", 0, create_app(world), handler=Handler, fd=listener.fileno())
+
+    def stop(*_: object) -> None:
+        # shutdown() waits for the loop that this handler interrupts.
+        threading.Thread(target=server.shutdown, daemon=True).start()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    active = sum(ACTIVE_SANDBOX.items() <= account.items() for account in world.accounts.values())
+    print(
+        f"mock-csp ready on http://127.0.0.1:{server.port}: {active} active sandbox accounts of {len(world.accounts)}",
+        flush=True,
+    )
+    server.serve_forever(poll_interval=0.1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
