@@ -14,6 +14,7 @@ from broker_common.core.domain import Candidate, Claim, Status
 from broker_common.core.ending import expire
 from broker_common.core.errors import (
     BrokerError,
+    DeadlineExceeded,
     NoSandboxesAvailable,
     OutcomeUnknown,
     Paused,
@@ -178,6 +179,8 @@ class Allocator:
         while True:
             try:
                 answer = self._store.allocate(candidate, claim, token=token)
+            except DeadlineExceeded:
+                raise
             except OutcomeUnknown as unknown:
                 backoff.pause(unknown)
                 continue

@@ -68,9 +68,9 @@ class Cleaner:
     def delete_sandbox(self, sandbox_id: str) -> DeleteEnded:
         """Make one attempt to have a sandbox wiped, and write down its outcome.
 
-        Holds a call slot, takes the sandbox, then calls. A sandbox that is not due, because somebody else has it
-        or had it, is left alone; so this may be called any number of times. Raises `ProviderBusy` when no call slot came
-        free: call again later. Every other failure is an outcome.
+        Holds a call slot, takes the sandbox, then calls. A sandbox that is not due, because somebody else has it or
+        had it, is left alone; so this may be called any number of times. Raises `ProviderBusy` when no call slot
+        came free: call again later. Every other failure is an outcome.
         """
         try:
             ended = self._delete(sandbox_id)

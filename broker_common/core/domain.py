@@ -207,27 +207,37 @@ def new_sandbox(account: Account, *, order: int, now: int, version: int) -> Sand
 
 def allocate(sandbox: Sandbox, claim: Claim) -> Sandbox:
     """Give an available sandbox to the claim's track, under the claim's lease."""
-    return _move(
-        sandbox,
-        Status.ALLOCATED,
-        now=claim.allocated_at,
-        order=claim.expires_at,
-        dirty=True,
-        lease_id=claim.lease_id,
-        allocated_to_track=claim.track_id,
-        idempotency_key=claim.idempotency_key,
-        track_name=claim.track_name,
-        allocated_at=claim.allocated_at,
-        expires_at=claim.expires_at,
-        deletion_requested_at=None,
-        deletion_reason=None,
-        deletion_retry_count=0,
-        deletion_last_error=None,
-        next_attempt_at=None,
-        attempt_id=None,
-        outcome_unknown=False,
-        stale_since=None,
-    )
+    if sandbox.status is not Status.AVAILABLE:
+        raise _not_allowed(sandbox, Status.ALLOCATED)
+    return replace(sandbox, **allocation_changes(claim, version=sandbox.version))
+
+
+def allocation_changes(claim: Claim, *, version: int) -> dict[str, Any]:
+    """Return every field that an allocation sets, given the version that it replaces.
+
+    For a store that allocates without having read the whole record.
+    """
+    return {
+        "status": Status.ALLOCATED,
+        "status_order": claim.expires_at,
+        "version": version + 1,
+        "updated_at": claim.allocated_at,
+        "dirty": True,
+        "lease_id": claim.lease_id,
+        "allocated_to_track": claim.track_id,
+        "idempotency_key": claim.idempotency_key,
+        "track_name": claim.track_name,
+        "allocated_at": claim.allocated_at,
+        "expires_at": claim.expires_at,
+        "deletion_requested_at": None,
+        "deletion_reason": None,
+        "deletion_retry_count": 0,
+        "deletion_last_error": None,
+        "next_attempt_at": None,
+        "attempt_id": None,
+        "outcome_unknown": False,
+        "stale_since": None,
+    }
 
 
 def end_allocation(sandbox: Sandbox, *, reason: DeletionReason, now: int) -> Sandbox:

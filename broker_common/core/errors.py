@@ -112,6 +112,17 @@ class OutcomeUnknown(StoreUnavailable):
     """The store's answer was lost: the write may or may not have been applied."""
 
 
+class StoreMisconfigured(StoreUnavailable):
+    """The store cannot be used as we are set up (no table, no credentials): a person must mend that."""
+
+    def __init__(self, message: str, *, retry_after: int | None = 30) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class DeadlineExceeded(StoreUnavailable):
+    """Too little of the request's time is left to ask the store once more; nothing was sent."""
+
+
 class QueueUnavailable(BrokerError):
     """The job queue cannot be reached, so nothing was started."""
 

@@ -1,0 +1,594 @@
+"""The sandbox store on DynamoDB: one table, one index, conditional writes and transactions."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from broker_common.adapters.dynamo_items import (
+    Item,
+    claim_key,
+    decode_candidate,
+    decode_claim,
+    decode_cursor,
+    decode_pauses,
+    decode_sandbox,
+    encode,
+    encode_claim,
+    encode_cursor,
+    encode_sandbox,
+    index_key,
+    sandbox_id_of,
+    sandbox_key,
+    shard_of,
+    status_key,
+)
+from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, SHARDS
+from broker_common.core.deadline import Backoff, time_left
+from broker_common.core.domain import (
+    ORDER_LIMIT,
+    Candidate,
+    Claim,
+    Sandbox,
+    Status,
+    allocation_changes,
+)
+from broker_common.core.errors import (
+    BrokerError,
+    Conflict,
+    DeadlineExceeded,
+    LayoutMismatch,
+    OutcomeUnknown,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
+from broker_common.core.ids import new_id
+from broker_common.core.parallel import for_each
+from broker_common.core.ports import (
+    AllocateAnswer,
+    Allocated,
+    AvailablePage,
+    CandidateGone,
+    ClaimHeld,
+    Contended,
+    Pauses,
+    RingPosition,
+    SandboxPage,
+    Watermark,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from random import Random
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+    from broker_common.core.ports import Clock
+
+_SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
+_PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
+_BATCH = 100
+"""BatchGetItem's limit."""
+_COUNT_THREADS = 8
+_REFUSED = frozenset(
+    {
+        "ThrottlingException",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "TransactionConflictException",
+        "ReplicatedWriteConflictException",
+        "LimitExceededException",
+    }
+)
+"""Errors after which nothing was written and the same request may be sent again."""
+_CREDENTIALS = frozenset(
+    {
+        "AccessDeniedException",
+        "ExpiredTokenException",
+        "IncompleteSignature",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "UnrecognizedClientException",
+    }
+)
+
+_log = logging.getLogger(__name__)
+
+
+def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, connections: int) -> DynamoDBClient:
+    """Make the low-level client of one process; call it after a fork. It connects at its first call.
+
+    `timeout_sec` bounds the wait for an answer; connecting may take half of it. The client itself never repeats a call:
+    the store does, within the request's deadline.
+    """
+    return boto3.session.Session().client(
+        "dynamodb",
+        region_name=region,
+        endpoint_url=endpoint_url,
+        config=Config(
+            connect_timeout=timeout_sec / 2,
+            read_timeout=timeout_sec,
+            max_pool_connections=connections,
+            parameter_validation=False,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            tcp_keepalive=True,
+        ),
+    )
+
+
+class DynamoStore:
+    """`SandboxStore` on one DynamoDB table; safe to use from many threads."""
+
+    def __init__(
+        self,
+        client: DynamoDBClient,
+        table_name: str,
+        *,
+        clock: Clock,
+        rng: Random,
+        shards: int = SHARDS,
+        timeout_sec: float = 1.0,
+    ) -> None:
+        """Use `client` as `make_client` makes it, with the same `timeout_sec`."""
+        self._client: Any = client  # its requests and answers are handled as DynamoDB's plain JSON
+        self._table = table_name
+        self._clock = clock
+        self._rng = rng
+        self._shards = shards
+        self._timeout = timeout_sec
+
+    @property
+    def ring_size(self) -> int:
+        """One stretch of `status_order` for each shard."""
+        return ORDER_LIMIT * self._shards
+
+    def check_layout(self) -> None:
+        """Make sure that the table exists and has as many shards as this process was built for.
+
+        Raises `LayoutMismatch`, or `StoreUnavailable` when the table cannot be asked.
+        """
+        found = self._get(LAYOUT_KEY)
+        shards = int(found["shards"]["N"]) if found else None
+        if shards is None:
+            raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
+        if shards != self._shards:
+            raise LayoutMismatch(
+                f"table {self._table!r} is laid out for {shards} shards, and this process for {self._shards}"
+            )
+
+    def get(self, sandbox_id: str) -> Sandbox | None:
+        """Implement the port: a consistent read."""
+        item = self._get(sandbox_key(sandbox_id))
+        return decode_sandbox(item) if item else None
+
+    def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
+        """Implement the port: a consistent read."""
+        item = self._get(claim_key(track_id, idempotency_key))
+        return decode_claim(item) if item else None
+
+    def read_claims(self, track_id: str) -> list[Claim]:
+        """Implement the port: a consistent query of the track's partition."""
+        return [
+            decode_claim(item)
+            for item in self._query(
+                ConsistentRead=True,
+                KeyConditionExpression="PK = :track AND begins_with(SK, :claim)",
+                ExpressionAttributeValues={":track": {"S": f"TRACK#{track_id}"}, ":claim": {"S": "CLAIM#"}},
+            )
+        ]
+
+    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
+        """Implement the port: the ring is the shards of `available`, one behind the other."""
+        shard, order = divmod(position.at, ORDER_LIMIT)
+        part = status_key(Status.AVAILABLE, shard)
+        request: Item = {
+            "TableName": self._table,
+            "IndexName": INDEX,
+            "Limit": limit,
+            "KeyConditionExpression": "status_key = :status AND status_order >= :order",
+            "ExpressionAttributeValues": {":status": {"S": part}, ":order": {"N": str(order)}},
+        }
+        if position.after is not None:
+            request["ExclusiveStartKey"] = index_key(position.after, part, order)
+        if prefix:
+            request["FilterExpression"] = "begins_with(#name, :prefix)"
+            request["ExpressionAttributeNames"] = {"#name": "name"}
+            request["ExpressionAttributeValues"][":prefix"] = {"S": prefix}
+        answer = self._read(self._client.query, **request)
+        candidates = tuple(decode_candidate(item) for item in answer["Items"])
+        if last := answer.get("LastEvaluatedKey"):
+            at = shard * ORDER_LIMIT + int(last["status_order"]["N"])
+            return AvailablePage(candidates, RingPosition(at, sandbox_id_of(last)), at - position.at)
+        end = (shard + 1) * ORDER_LIMIT
+        return AvailablePage(candidates, RingPosition(end % self.ring_size), end - position.at)
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        """Implement the port: one TransactWriteItems, sent once.
+
+        Source for the reasons of a cancellation: TransactWriteItems in the DynamoDB API reference.
+        """
+        self._check_deadline()
+        version = candidate.version
+        changes = allocation_changes(claim, version=version)
+        try:
+            self._client.transact_write_items(
+                ClientRequestToken=token,
+                TransactItems=[
+                    {
+                        "Put": {
+                            "TableName": self._table,
+                            "Item": encode_claim(claim),
+                            "ConditionExpression": "attribute_not_exists(PK)",
+                            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+                        }
+                    },
+                    {"Update": self._update(candidate.sandbox_id, Status.AVAILABLE, version, changes)},
+                ],
+            )
+        except ClientError as error:
+            if _code(error) != "TransactionCanceledException":
+                raise self._translate(error, writing=True) from error
+            held, taken = _response(error)["CancellationReasons"]
+            if held["Code"] == "ConditionalCheckFailed":
+                return ClaimHeld(decode_claim(held["Item"]))
+            if taken["Code"] == "ConditionalCheckFailed":
+                return CandidateGone(decode_sandbox(taken["Item"]) if taken.get("Item") else None)
+            return Contended()
+        except BotoCoreError as error:
+            raise self._translate(error, writing=True) from error
+        return Allocated()
+
+    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        """Implement the port: one TransactWriteItems over the sandbox and its claim."""
+        if before.allocated_to_track is None or before.idempotency_key is None or before.lease_id is None:
+            raise Conflict(f"sandbox {before.sandbox_id} is not allocated", current=before)
+        try:
+            self._write(
+                self._client.transact_write_items,
+                ClientRequestToken=new_id(self._rng),
+                TransactItems=[
+                    {"Update": self._replace(before, after)},
+                    {
+                        "Delete": {
+                            "TableName": self._table,
+                            "Key": claim_key(before.allocated_to_track, before.idempotency_key),
+                            "ConditionExpression": "attribute_not_exists(PK) OR lease_id = :lease",
+                            "ExpressionAttributeValues": {":lease": {"S": before.lease_id}},
+                        }
+                    },
+                ],
+            )
+        except ClientError as error:
+            sandbox, _ = _response(error)["CancellationReasons"]
+            if sandbox["Code"] == "ConditionalCheckFailed":
+                self._settle(before, after, sandbox.get("Item"))
+            else:
+                # The claim is another lease's: it stays, and must not keep this allocation from ending.
+                self.update(before, after)
+
+    def add(self, sandbox: Sandbox) -> None:
+        """Implement the port: a conditional put."""
+        try:
+            self._write(
+                self._client.put_item,
+                TableName=self._table,
+                Item=encode_sandbox(sandbox, self._shards),
+                ConditionExpression="attribute_not_exists(PK)",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            )
+        except ClientError as error:
+            self._settle(None, sandbox, _response(error).get("Item"))
+
+    def update(self, before: Sandbox, after: Sandbox) -> None:
+        """Implement the port: a conditional update of what differs."""
+        try:
+            self._write(self._client.update_item, **self._replace(before, after))
+        except ClientError as error:
+            self._settle(before, after, _response(error).get("Item"))
+
+    def remove(self, before: Sandbox) -> None:
+        """Implement the port: a conditional delete."""
+        try:
+            self._write(
+                self._client.delete_item,
+                TableName=self._table,
+                Key=sandbox_key(before.sandbox_id),
+                ConditionExpression="attribute_not_exists(PK) OR (status_key = :status AND version = :version)",
+                ExpressionAttributeValues={
+                    ":status": {"S": self._key_of(before.status, before.sandbox_id)},
+                    ":version": {"N": str(before.version)},
+                },
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            )
+        except ClientError as error:
+            self._settle(before, None, _response(error).get("Item"))
+
+    def read_all(self) -> Iterator[Sandbox]:
+        """Implement the port: a consistent scan. A record that cannot be read is logged and left out."""
+        for item in self._pages(
+            self._client.scan,
+            ConsistentRead=True,
+            FilterExpression="SK = :meta",
+            ExpressionAttributeValues={":meta": {"S": "META"}},
+        ):
+            try:
+                yield decode_sandbox(item)
+            except (BrokerError, KeyError, TypeError, ValueError):
+                _log.exception("record %s cannot be read", item.get("PK"))
+
+    def read_due(self, status: Status, *, until: int) -> Iterator[str]:
+        """Implement the port: a range query a shard."""
+        for shard in range(self._shards):
+            for item in self._query(
+                IndexName=INDEX,
+                KeyConditionExpression="status_key = :status AND status_order <= :until",
+                ExpressionAttributeValues={
+                    ":status": {"S": status_key(status, shard)},
+                    ":until": {"N": str(until)},
+                },
+                ProjectionExpression="PK",
+            ):
+                yield sandbox_id_of(item)
+
+    def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
+        """Implement the port: keys from the index, then consistent reads of the records."""
+        parts = [
+            status_key(each, shard) for each in ([status] if status else list(Status)) for shard in range(self._shards)
+        ]
+        part, start = decode_cursor(cursor, status, parts) if cursor else (0, None)
+        ids: list[str] = []
+        while part < len(parts) and len(ids) < limit:
+            request: Item = {
+                "TableName": self._table,
+                "IndexName": INDEX,
+                "Limit": limit - len(ids),
+                "KeyConditionExpression": "status_key = :status",
+                "ExpressionAttributeValues": {":status": {"S": parts[part]}},
+                "ProjectionExpression": "PK",
+            }
+            if start:
+                request["ExclusiveStartKey"] = start
+            answer = self._read(self._client.query, **request)
+            ids += [sandbox_id_of(item) for item in answer["Items"]]
+            start = answer.get("LastEvaluatedKey")
+            part += 0 if start else 1
+        found = self._get_many(ids)
+        sandboxes = tuple(each for each in found if status is None or each.status is status)
+        return SandboxPage(sandboxes, encode_cursor(status, parts[part], start) if part < len(parts) else None)
+
+    def count(self) -> Mapping[Status, int]:
+        """Implement the port: a counting query a status and shard."""
+
+        def count_part(part: tuple[Status, int]) -> int:
+            status, shard = part
+            request: Item = {
+                "TableName": self._table,
+                "IndexName": INDEX,
+                "Select": "COUNT",
+                "KeyConditionExpression": "status_key = :status",
+                "ExpressionAttributeValues": {":status": {"S": status_key(status, shard)}},
+            }
+            total: int = 0
+            while True:
+                answer = self._read(self._client.query, **request)
+                total += int(answer["Count"])
+                if "LastEvaluatedKey" not in answer:
+                    return total
+                request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+        parts = [(status, shard) for status in Status for shard in range(self._shards)]
+        totals = dict.fromkeys(Status, 0)
+        for (status, _), count in zip(parts, for_each(count_part, parts, threads=_COUNT_THREADS), strict=True):
+            totals[status] += count
+        return totals
+
+    def read_watermark(self) -> Watermark | None:
+        """Implement the port: a consistent read."""
+        item = self._get(_SYNC_KEY)
+        return Watermark(int(item["synced_at"]["N"]), int(item["accounts"]["N"])) if item else None
+
+    def write_watermark(self, watermark: Watermark) -> None:
+        """Implement the port: a put on the condition that time goes forward."""
+        try:
+            self._write(
+                self._client.put_item,
+                TableName=self._table,
+                Item={
+                    **_SYNC_KEY,
+                    "synced_at": {"N": str(watermark.synced_at)},
+                    "accounts": {"N": str(watermark.accounts)},
+                },
+                ConditionExpression="attribute_not_exists(PK) OR synced_at <= :now",
+                ExpressionAttributeValues={":now": {"N": str(watermark.synced_at)}},
+            )
+        except ClientError:
+            return
+
+    def read_pauses(self) -> Pauses:
+        """Implement the port: a consistent read."""
+        return decode_pauses(self._get(_PAUSE_KEY))
+
+    def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
+        """Implement the port: one update of the named attributes only."""
+        if not changes:
+            return self.read_pauses()
+        answer = self._write(
+            self._client.update_item,
+            TableName=self._table,
+            Key=_PAUSE_KEY,
+            UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in changes),
+            ExpressionAttributeNames={f"#{name}": name for name in changes},
+            ExpressionAttributeValues={f":{name}": {"BOOL": value} for name, value in changes.items()},
+            ReturnValues="ALL_NEW",
+        )
+        return decode_pauses(answer["Attributes"])
+
+    def ping(self) -> int | None:
+        """Implement the port: read the layout record; the time is that of DynamoDB's `Date` header."""
+        answer = self._read(self._client.get_item, TableName=self._table, Key=LAYOUT_KEY, ConsistentRead=True)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return int(parsedate_to_datetime(date).timestamp()) if date else None
+
+    def _replace(self, before: Sandbox, after: Sandbox) -> Item:
+        changes = {
+            item.name: getattr(after, item.name)
+            for item in fields(Sandbox)
+            if getattr(before, item.name) != getattr(after, item.name)
+        }
+        return self._update(before.sandbox_id, before.status, before.version, changes)
+
+    def _update(self, sandbox_id: str, status: Status, version: int, changes: Mapping[str, Any]) -> Item:
+        """Build the update of a sandbox that is still in `status` at `version`."""
+        values: Item = {
+            ":was": {"S": self._key_of(status, sandbox_id)},
+            ":version_was": {"N": str(version)},
+        }
+        stored = dict(changes)
+        if "status" in stored:
+            stored["status_key"] = self._key_of(stored["status"], sandbox_id)
+        names, to_set, to_remove = {}, [], []
+        for name, value in stored.items():
+            names[f"#{name}"] = name
+            if value is None:
+                to_remove.append(f"#{name}")
+            else:
+                to_set.append(f"#{name} = :{name}")
+                values[f":{name}"] = encode(value)
+        return {
+            "TableName": self._table,
+            "Key": sandbox_key(sandbox_id),
+            "UpdateExpression": "SET " + ", ".join(to_set) + (" REMOVE " + ", ".join(to_remove) if to_remove else ""),
+            "ConditionExpression": "status_key = :was AND version = :version_was",
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": values,
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+
+    def _settle(self, before: Sandbox | None, after: Sandbox | None, item: Item | None) -> None:
+        """Decide about a failed condition: what is stored may be our own write, whose first answer was lost."""
+        current = decode_sandbox(item) if item else None
+        if current != after:
+            known = before or after
+            raise Conflict(
+                f"sandbox {known.sandbox_id if known else '?'} was changed by another writer", current=current
+            )
+
+    def _key_of(self, status: Status, sandbox_id: str) -> str:
+        return status_key(status, shard_of(sandbox_id, self._shards))
+
+    def _get(self, key: Mapping[str, Any]) -> Item | None:
+        answer = self._read(self._client.get_item, TableName=self._table, Key=key, ConsistentRead=True)
+        item: Item | None = answer.get("Item")
+        return item
+
+    def _get_many(self, sandbox_ids: list[str]) -> list[Sandbox]:
+        found: dict[str, Sandbox] = {}
+        wanted = [sandbox_key(each) for each in dict.fromkeys(sandbox_ids)]
+        backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0)
+        while wanted:
+            request = {self._table: {"Keys": wanted[:_BATCH], "ConsistentRead": True}}
+            answer = self._read(self._client.batch_get_item, RequestItems=request)
+            found |= {sandbox_id_of(item): decode_sandbox(item) for item in answer["Responses"][self._table]}
+            unread = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
+            wanted = unread + wanted[_BATCH:]
+            if unread:
+                backoff.pause(StoreUnavailable("the table is throttled"))
+        return [found[each] for each in sandbox_ids if each in found]
+
+    def _query(self, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
+        return self._pages(self._client.query, **request)
+
+    def _pages(self, call: Callable[..., Any], **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
+        request["TableName"] = self._table
+        while True:
+            answer = self._read(call, **request)
+            yield from answer["Items"]
+            if "LastEvaluatedKey" not in answer:
+                return
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    def _read(self, call: Callable[..., Any], **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
+        return self._send(call, request, writing=False)
+
+    def _write(self, call: Callable[..., Any], **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
+        """Send a write that may be repeated: its condition tells whether it was applied before.
+
+        A failed condition is raised as the `ClientError` that it is.
+        """
+        return self._send(call, request, writing=True)
+
+    def _send(self, call: Callable[..., Any], request: Item, *, writing: bool) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
+        backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0, tries=6)
+        while True:
+            self._check_deadline()
+            try:
+                return call(**request)
+            except (ClientError, BotoCoreError) as error:
+                if _is_failed_condition(error):
+                    raise
+                trouble = self._translate(error, writing=writing)
+                if isinstance(trouble, StoreMisconfigured):
+                    raise trouble from error
+                backoff.pause(trouble, need=self._timeout)
+
+    def _check_deadline(self) -> None:
+        """Refuse to begin a call that could outlast the request's deadline."""
+        if time_left(self._clock) < self._timeout:
+            raise DeadlineExceeded("the store did not answer in time")
+
+    def _translate(self, error: ClientError | BotoCoreError, *, writing: bool) -> StoreUnavailable:
+        """Turn an error of the client into one of the port; a fault of ours in the request is raised as it is."""
+        if isinstance(error, ClientError):
+            code = _code(error)
+            if code == "ResourceNotFoundException":
+                missing = f"table {self._table!r} does not exist: create it with `broker table create`"
+                return StoreMisconfigured(missing)
+            if code in _CREDENTIALS:
+                return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
+            if code in _REFUSED or code == "TransactionCanceledException":
+                return StoreUnavailable("DynamoDB is busy")
+            failed = _response(error)["ResponseMetadata"]["HTTPStatusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR
+            if not failed and code != "TransactionInProgressException":
+                raise error
+            message = f"DynamoDB failed ({code})"
+        elif isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+            return StoreMisconfigured("there are no AWS credentials")
+        elif isinstance(error, (EndpointConnectionError, ConnectTimeoutError)):
+            return StoreUnavailable("DynamoDB cannot be reached")
+        else:
+            message = f"DynamoDB did not answer ({type(error).__name__})"
+        return OutcomeUnknown(message) if writing else StoreUnavailable(message)
+
+
+def _response(error: ClientError) -> Item:
+    return cast("Item", error.response)
+
+
+def _code(error: ClientError) -> str:
+    code: str = _response(error)["Error"]["Code"]
+    return code
+
+
+def _is_failed_condition(error: ClientError | BotoCoreError) -> bool:
+    """Tell a condition that did not hold from every other failure."""
+    if not isinstance(error, ClientError):
+        return False
+    if _code(error) == "ConditionalCheckFailedException":
+        return True
+    codes = {reason["Code"] for reason in _response(error).get("CancellationReasons", [])}
+    return "ConditionalCheckFailed" in codes
