@@ -42,6 +42,8 @@ class Process(StrEnum):
     API = "api"
     WORKER = "worker"
     BEAT = "beat"
+    TOOL = "tool"
+    """A command line, or Flower: needs neither tokens nor the provider."""
 
 
 class SettingsError(Exception):
@@ -153,8 +155,7 @@ class Settings:
             problems = [f"{name}: {' '.join(texts)}" for name, texts in messages.items()]
             parsed = error.valid_data if isinstance(error.valid_data, dict) else {}
         defaults = {item.name: _default(item) for item in fields(cls)}
-        if process is not Process.API:
-            defaults["metrics_port"] = {Process.WORKER: 9101, Process.BEAT: 9102}[process]
+        defaults["metrics_port"] = {Process.WORKER: 9101, Process.BEAT: 9102}.get(process, 0)
         if parsed.get("BROKER_ENV") is Environment.DEVELOPMENT:
             defaults["shutdown_drain_sec"] = 0
         settings = cls(**(defaults | {name.lower(): value for name, value in parsed.items()}))
@@ -195,7 +196,7 @@ class Settings:
             problems += self._check_tokens()
         if process is Process.WORKER:
             problems += self._check_provider()
-        if process is not Process.BEAT and self._in_production and "RECYCLE_POLICY" not in given:
+        if process in {Process.API, Process.WORKER} and self._in_production and "RECYCLE_POLICY" not in given:
             problems.append("RECYCLE_POLICY: Missing: reuse, confirm or retire, by what the provider's delete does.")
         if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
             problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
