@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING
 
+from prometheus_client import REGISTRY
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from broker_common.adapters.celery_queue import CeleryJobQueue
+from broker_common.adapters.csp_client import CspClient
+from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.log_recorder import LogRecorder, Recorders
+from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
+from broker_common.adapters.redis_breaker import RedisBreaker
+from broker_common.adapters.redis_job_runs import RedisJobRuns
+from broker_common.adapters.redis_slots import RedisSlots
+from broker_common.adapters.system_clock import SystemClock
+from broker_common.core.allocation import Allocator
+from broker_common.core.cleanup import Cleaner
+from broker_common.core.ending import Custody
+from broker_common.core.errors import StoreMisconfigured, StoreUnavailable
+from broker_common.core.expiry import Expirer
+from broker_common.core.operations import Operations
+from broker_common.core.pauses import PauseBoard
+from broker_common.core.purge import Purger
+from broker_common.core.reservoir import Reservoir
+from broker_common.core.sync import Syncer
+
 if TYPE_CHECKING:
-    from broker_common.adapters.redis_job_runs import RedisJobRuns
-    from broker_common.core.allocation import Allocator
-    from broker_common.core.cleanup import Cleaner
-    from broker_common.core.ending import Custody
-    from broker_common.core.expiry import Expirer
+    from prometheus_client import CollectorRegistry
+
     from broker_common.core.jobs import JobQueue
-    from broker_common.core.operations import Operations
-    from broker_common.core.pauses import PauseBoard
     from broker_common.core.ports import Clock, Recorder, SandboxStore
-    from broker_common.core.purge import Purger
-    from broker_common.core.sync import Syncer
+    from broker_common.settings import Settings
+
+BULK_THREADS = 8
+"""Writes at once in work over many sandboxes."""
+REDIS_TIMEOUT_SEC = 0.5
+MARGIN_SEC = 15.0
+"""What a call to the provider may take beyond its time-outs: taking the sandbox, writing the outcome."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +73,127 @@ class WorkerServices:
     expirer: Expirer
     purger: Purger
     runs: RedisJobRuns
+
+
+def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> ApiServices:
+    """Put together one API process; call it after the fork. Connects to nothing yet."""
+    clock, rng, policy = SystemClock(), Random(), settings.policy
+    recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
+    store = _store(settings, clock, rng, threads=settings.api_threads + BULK_THREADS)
+    pauses = PauseBoard(store, clock)
+    return ApiServices(
+        clock=clock,
+        recorder=recorder,
+        store=store,
+        pauses=pauses,
+        allocator=Allocator(
+            store=store,
+            reservoir=Reservoir(store, clock, rng, size=policy.k_candidates),
+            pauses=pauses,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+        ),
+        custody=Custody(store=store, recorder=recorder, clock=clock),
+        operations=Operations(store=store, clock=clock, threads=BULK_THREADS),
+        purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        queue=CeleryJobQueue(settings.redis_url, _runs(settings, connect_redis(settings))),
+    )
+
+
+def build_worker_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> WorkerServices:
+    """Put together one worker process; call it after the fork. Connects to nothing yet.
+
+    The settings are a worker's: they have the provider's address and token.
+    """
+    clock, rng, policy = SystemClock(), Random(), settings.policy
+    recorder = Recorders([LogRecorder(), PrometheusJobRecorder(registry)])
+    redis = connect_redis(settings)
+    store = _store(settings, clock, rng, threads=2 * BULK_THREADS)
+    pauses = PauseBoard(store, clock)
+    longest_sec = settings.csp_call_limit_sec + MARGIN_SEC
+    provider = CspClient(
+        base_url=settings.csp_base_url or "",
+        token=settings.csp_api_token or "",
+        connect_timeout=settings.csp_timeout_connect_sec,
+        read_timeout=settings.csp_timeout_read_sec,
+        slots=RedisSlots(redis, limit=settings.csp_max_concurrency, lease_sec=longest_sec),
+        breaker=RedisBreaker(
+            redis,
+            threshold=settings.circuit_breaker_threshold,
+            timeout_sec=settings.circuit_breaker_timeout_sec,
+            trial_sec=longest_sec,
+        ),
+    )
+    return WorkerServices(
+        clock=clock,
+        recorder=recorder,
+        store=store,
+        pauses=pauses,
+        syncer=Syncer(
+            store=store,
+            provider=provider,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+            threads=BULK_THREADS,
+        ),
+        cleaner=Cleaner(
+            store=store,
+            provider=provider,
+            pauses=pauses,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+        ),
+        expirer=Expirer(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        runs=_runs(settings, redis),
+    )
+
+
+def check_table(settings: Settings) -> None:
+    """Make sure that a process may start on its table.
+
+    Raises `LayoutMismatch`, or `StoreMisconfigured` when the table does not exist or refuses our credentials. A table
+    that is merely out of reach is no reason not to start.
+    """
+    try:
+        _store(settings, SystemClock(), Random(), threads=1).ping()
+    except StoreMisconfigured:
+        raise
+    except StoreUnavailable:
+        return
+
+
+def connect_redis(settings: Settings) -> Redis:
+    """Make a Redis client that fails fast; connects at its first command.
+
+    It repeats a command once, at once: after a restart of Redis the pooled connections are dead.
+    """
+    return Redis.from_url(
+        settings.redis_url,
+        socket_timeout=REDIS_TIMEOUT_SEC,
+        socket_connect_timeout=REDIS_TIMEOUT_SEC,
+        retry=Retry(NoBackoff(), 1),
+        health_check_interval=30,
+    )
+
+
+def _store(settings: Settings, clock: Clock, rng: Random, *, threads: int) -> DynamoStore:
+    # Three tries fit into a request's deadline; DynamoDB answers in milliseconds, or not at all.
+    timeout_sec = settings.request_deadline_sec / 3
+    client = make_client(
+        region=settings.aws_region,
+        endpoint_url=settings.ddb_endpoint_url,
+        timeout_sec=timeout_sec,
+        connections=threads,
+    )
+    return DynamoStore(client, settings.ddb_table_name, clock=clock, rng=rng, timeout_sec=timeout_sec)
+
+
+def _runs(settings: Settings, redis: Redis) -> RedisJobRuns:
+    return RedisJobRuns(redis, stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)

@@ -157,20 +157,6 @@ class DynamoStore:
         """One stretch of `status_order` for each shard."""
         return ORDER_LIMIT * self._shards
 
-    def check_layout(self) -> None:
-        """Make sure that the table exists and has as many shards as this process was built for.
-
-        Raises `LayoutMismatch`, or `StoreUnavailable` when the table cannot be asked.
-        """
-        found = self._get(LAYOUT_KEY)
-        shards = int(found["shards"]["N"]) if found else None
-        if shards is None:
-            raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
-        if shards != self._shards:
-            raise LayoutMismatch(
-                f"table {self._table!r} is laid out for {shards} shards, and this process for {self._shards}"
-            )
-
     def get(self, sandbox_id: str) -> Sandbox | None:
         """Implement the port: a consistent read."""
         item = self._get(sandbox_key(sandbox_id))
@@ -350,7 +336,7 @@ class DynamoStore:
         parts = [
             status_key(each, shard) for each in ([status] if status else list(Status)) for shard in range(self._shards)
         ]
-        part, start = decode_cursor(cursor, status, parts) if cursor else (0, None)
+        part, start = decode_cursor(cursor, status, parts) if cursor is not None else (0, None)
         ids: list[str] = []
         while part < len(parts) and len(ids) < limit:
             request: Item = {
@@ -441,6 +427,13 @@ class DynamoStore:
     def ping(self) -> int | None:
         """Implement the port: read the layout record; the time is that of DynamoDB's `Date` header."""
         answer = self._read(self._client.get_item, TableName=self._table, Key=LAYOUT_KEY, ConsistentRead=True)
+        if "Item" not in answer:
+            raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
+        shards = int(answer["Item"]["shards"]["N"])
+        if shards != self._shards:
+            raise LayoutMismatch(
+                f"table {self._table!r} is laid out for {shards} shards, and this process for {self._shards}"
+            )
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         return int(parsedate_to_datetime(date).timestamp()) if date else None
 

@@ -133,7 +133,7 @@ class QueueUnavailable(BrokerError):
 
 
 class LayoutMismatch(BrokerError):
-    """The table is missing, or laid out for another number of shards than this process."""
+    """The table has no layout record, or is laid out for another number of shards than this process."""
 
     code = "LAYOUT_MISMATCH"
 

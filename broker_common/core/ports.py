@@ -197,7 +197,10 @@ class SandboxStore(Protocol):
         """Set the named pauses, leave the others, and return all."""
 
     def ping(self) -> int | None:
-        """Make sure that the table answers; return the store's own time in Unix seconds where it tells it."""
+        """Make sure that the store answers, and return its own time in Unix seconds where it tells it.
+
+        Raises `LayoutMismatch` if it is laid out for another version of this process.
+        """
 
 
 @dataclass(frozen=True, slots=True)
