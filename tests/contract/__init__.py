@@ -1,0 +1,1 @@
+"""One suite of what `SandboxStore` promises, run against every store."""

@@ -1,0 +1,689 @@
+"""What every `SandboxStore` promises, as tests; each store subclasses this and gives a `store` that is empty."""
+
+from __future__ import annotations
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from functools import partial
+from itertools import count
+from threading import Barrier
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from broker_common.core import domain
+from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
+from broker_common.core.errors import Conflict, InvalidInput
+from broker_common.core.ports import (
+    AllocateAnswer,
+    Allocated,
+    CandidateGone,
+    ClaimHeld,
+    Contended,
+    Pauses,
+    RingPosition,
+    Watermark,
+)
+from tests.fakes import START, make_candidate, make_claim, make_sandbox, walk_ring
+
+Answer = TypeVar("Answer")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker_common.core.ports import SandboxStore
+
+SHARED_STORE = settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
+"""Each example leaves the store as it found it, and every store's class runs the same test."""
+
+_tokens = count()
+PRINTABLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=40)
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+TIMES = st.integers(0, 2**40)
+
+
+@st.composite
+def sandboxes(draw: st.DrawFn) -> Sandbox:
+    """Draw a record with any field set or missing."""
+    status = draw(st.sampled_from(Status))
+    return Sandbox(
+        sandbox_id=draw(PRINTABLE),
+        name=draw(ANY_TEXT),
+        external_id=draw(PRINTABLE),
+        status=status,
+        status_order=draw(st.integers(0, ORDER_LIMIT - 1)),
+        version=draw(st.integers(1, 2**45)),
+        created_at=draw(TIMES),
+        updated_at=draw(TIMES),
+        dirty=status is not Status.AVAILABLE and draw(st.booleans()),
+        sfdc_account_id=draw(st.none() | ANY_TEXT),
+        lease_id=draw(st.none() | PRINTABLE),
+        allocated_to_track=draw(st.none() | PRINTABLE),
+        idempotency_key=draw(st.none() | PRINTABLE),
+        track_name=draw(st.none() | ANY_TEXT),
+        allocated_at=draw(st.none() | TIMES),
+        expires_at=draw(st.none() | TIMES),
+        last_track_id=draw(st.none() | PRINTABLE),
+        last_lease_id=draw(st.none() | PRINTABLE),
+        deletion_requested_at=draw(st.none() | TIMES),
+        deletion_reason=draw(st.none() | st.sampled_from(DeletionReason)),
+        deletion_retry_count=draw(st.integers(0, 1000)),
+        deletion_last_error=draw(st.none() | ANY_TEXT),
+        next_attempt_at=draw(st.none() | TIMES),
+        attempt_id=draw(st.none() | PRINTABLE),
+        outcome_unknown=draw(st.booleans()),
+        stale_since=draw(st.none() | TIMES),
+        last_synced=draw(st.none() | TIMES),
+    )
+
+
+def fresh_token() -> str:
+    return f"token-{next(_tokens)}"
+
+
+def add_all(store: SandboxStore, *sandboxes: Sandbox) -> None:
+    for sandbox in sandboxes:
+        store.add(sandbox)
+
+
+def take(store: SandboxStore, sandbox: Sandbox, track_id: str = "track-1", **claim: object) -> tuple[Sandbox, Claim]:
+    """Allocate an available sandbox; returns its record and claim."""
+    wanted = make_claim(sandbox, track_id, **claim)
+    assert store.allocate(make_candidate(sandbox), wanted, token=fresh_token()) == Allocated()
+    return domain.allocate(sandbox, wanted), wanted
+
+
+def ended(sandbox: Sandbox) -> Sandbox:
+    return domain.end_allocation(sandbox, reason=DeletionReason.MARKED, now=START + 60)
+
+
+class StoreContract:
+    """What every store promises to a single caller."""
+
+    # -- single records
+
+    def test_an_unknown_sandbox_reads_as_nothing(self, store: SandboxStore) -> None:
+        assert store.get("nobody") is None
+
+    @given(sandbox=sandboxes())
+    @settings(SHARED_STORE, max_examples=40)
+    def test_every_field_of_a_sandbox_survives_storage_with_its_type(
+        self, store: SandboxStore, sandbox: Sandbox
+    ) -> None:
+        store.add(sandbox)
+        found = store.get(sandbox.sandbox_id)
+        assert found == sandbox
+        assert [type(getattr(found, each.name)) for each in fields(Sandbox)] == [
+            type(getattr(sandbox, each.name)) for each in fields(Sandbox)
+        ]
+        assert list(store.read_all()) == [sandbox]
+        store.remove(sandbox)
+        assert store.get(sandbox.sandbox_id) is None
+
+    @given(before=sandboxes(), after=sandboxes())
+    @settings(SHARED_STORE, max_examples=40)
+    def test_an_update_sets_changes_and_clears_every_field(
+        self, store: SandboxStore, before: Sandbox, after: Sandbox
+    ) -> None:
+        if before.status is Status.ALLOCATED:
+            before = replace(before, status=Status.STALE)
+        status = Status.STALE if after.status is Status.ALLOCATED else after.status
+        after = replace(after, sandbox_id=before.sandbox_id, status=status, version=before.version + 1)
+        store.add(before)
+        store.update(before, after)
+        assert store.get(before.sandbox_id) == after
+        store.remove(after)
+
+    def test_adding_what_has_a_record_is_a_conflict_that_shows_it(self, store: SandboxStore) -> None:
+        first = make_sandbox(version=7)
+        store.add(first)
+        with pytest.raises(Conflict) as conflict:
+            store.add(replace(first, version=8))
+        assert conflict.value.current == first
+        assert store.get(first.sandbox_id) == first
+
+    def test_a_tombstone_keeps_its_id_from_being_added_again(self, store: SandboxStore) -> None:
+        tombstone = make_sandbox(status=Status.DELETED, dirty=True)
+        store.add(tombstone)
+        with pytest.raises(Conflict) as conflict:
+            store.add(make_sandbox(version=9))
+        assert conflict.value.current == tombstone
+
+    def test_adding_the_same_again_succeeds(self, store: SandboxStore) -> None:
+        store.add(make_sandbox())
+        store.add(make_sandbox())
+        assert list(store.read_all()) == [make_sandbox()]
+
+    def test_an_update_on_another_version_is_a_conflict_that_shows_the_record(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox(version=3)
+        store.add(sandbox)
+        read_earlier = replace(sandbox, version=2)
+        with pytest.raises(Conflict) as conflict:
+            store.update(read_earlier, replace(read_earlier, version=4, name="late"))
+        assert conflict.value.current == sandbox
+        assert store.get(sandbox.sandbox_id) == sandbox
+
+    def test_an_update_on_another_status_is_a_conflict_that_shows_the_record(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox(status=Status.STALE)
+        store.add(sandbox)
+        read_earlier = replace(sandbox, status=Status.AVAILABLE)
+        with pytest.raises(Conflict) as conflict:
+            store.update(read_earlier, replace(read_earlier, version=2, name="late"))
+        assert conflict.value.current == sandbox
+        assert store.get(sandbox.sandbox_id) == sandbox
+
+    def test_an_update_of_a_removed_record_is_a_conflict_with_nothing_to_show(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        with pytest.raises(Conflict) as conflict:
+            store.update(sandbox, replace(sandbox, version=2))
+        assert conflict.value.current is None
+        assert store.get(sandbox.sandbox_id) is None
+
+    def test_an_update_that_is_sent_again_succeeds(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        changed = domain.quarantine(sandbox, reason="smells", now=START)
+        store.add(sandbox)
+        store.update(sandbox, changed)
+        store.update(sandbox, changed)
+        assert store.get(sandbox.sandbox_id) == changed
+
+    def test_an_update_that_is_sent_again_after_a_third_writer_is_a_conflict(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        changed = domain.quarantine(sandbox, reason="smells", now=START)
+        retried = domain.retry_deletion(changed, now=START)
+        store.add(sandbox)
+        store.update(sandbox, changed)
+        store.update(changed, retried)
+        with pytest.raises(Conflict) as conflict:
+            store.update(sandbox, changed)
+        assert conflict.value.current == retried
+
+    def test_a_removed_record_is_gone_and_removing_it_again_succeeds(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        store.remove(sandbox)
+        store.remove(sandbox)
+        assert store.get(sandbox.sandbox_id) is None
+        assert walk_ring(store, limit=10) == []
+
+    @pytest.mark.parametrize("other", [{"version": 2}, {"status": Status.STALE}], ids=["version", "status"])
+    def test_removing_what_has_changed_is_a_conflict_that_shows_it(
+        self, store: SandboxStore, other: dict[str, Any]
+    ) -> None:
+        sandbox = make_sandbox(**other)
+        store.add(sandbox)
+        with pytest.raises(Conflict) as conflict:
+            store.remove(make_sandbox())
+        assert conflict.value.current == sandbox
+        assert store.get(sandbox.sandbox_id) == sandbox
+
+    def test_read_all_yields_tombstones_and_goes_past_a_page_but_no_claims(self, store: SandboxStore) -> None:
+        records = [
+            make_sandbox(f"sbx-{number}", status=status, deletion_last_error="x" * 4000)
+            for number, status in enumerate([Status.STALE, Status.DELETED, Status.DELETION_FAILED] * 100)
+        ]
+        free = make_sandbox("free")
+        add_all(store, *records, free)
+        held, _ = take(store, free)
+        store.write_watermark(Watermark(START, 1))
+        store.set_pauses({"sync": False})
+        assert {each.sandbox_id: each for each in store.read_all()} == {
+            each.sandbox_id: each for each in [*records, held]
+        }
+
+    # -- the ring
+
+    @pytest.mark.parametrize("limit", [1, 3, 1000])
+    def test_a_walk_from_the_start_yields_every_available_sandbox_exactly_once(
+        self, store: SandboxStore, limit: int
+    ) -> None:
+        free = [make_sandbox(f"sbx-{number}") for number in range(25)]
+        add_all(store, *free)
+        found = walk_ring(store, limit=limit)
+        assert sorted(found, key=_by_id) == sorted((make_candidate(each) for each in free), key=_by_id)
+
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.77, 0.999999])
+    def test_a_walk_from_anywhere_misses_no_available_sandbox(self, store: SandboxStore, share: float) -> None:
+        free = [make_sandbox(f"sbx-{number}") for number in range(25)]
+        add_all(store, *free)
+        found = walk_ring(store, limit=4, start=int(share * (store.ring_size - 1)))
+        assert {each.sandbox_id for each in found} == {each.sandbox_id for each in free}
+
+    @pytest.mark.parametrize("limit", [1, 2, 5])
+    def test_sandboxes_at_the_same_place_are_each_yielded_once(self, store: SandboxStore, limit: int) -> None:
+        free = [make_sandbox(f"sbx-{number}", status_order=12345) for number in range(20)]
+        add_all(store, *free)
+        found = [each.sandbox_id for each in walk_ring(store, limit=limit)]
+        assert sorted(found) == sorted(each.sandbox_id for each in free)
+
+    def test_the_first_and_the_last_place_of_the_ring_are_part_of_it(self, store: SandboxStore) -> None:
+        free = [
+            make_sandbox(f"sbx-{number}", status_order=order)
+            for number, order in enumerate([0, 1, ORDER_LIMIT - 2, ORDER_LIMIT - 1] * 4)
+        ]
+        add_all(store, *free)
+        found = [each.sandbox_id for each in walk_ring(store, limit=2)]
+        assert sorted(found) == sorted(each.sandbox_id for each in free)
+
+    def test_a_single_sandbox_is_found_from_any_part_of_the_ring(self, store: SandboxStore) -> None:
+        store.add(make_sandbox())
+        for part in range(16):
+            found = walk_ring(store, limit=10, start=part * store.ring_size // 16)
+            assert {each.sandbox_id for each in found} == {make_sandbox().sandbox_id}
+
+    def test_an_empty_ring_is_walked_in_few_pages(self, store: SandboxStore) -> None:
+        position, travelled, pages = RingPosition(store.ring_size // 3), 0, 0
+        while travelled < store.ring_size:
+            page = store.read_available(position, limit=10, prefix="")
+            assert page.candidates == ()
+            assert 0 <= page.next.at < store.ring_size
+            position, travelled, pages = page.next, travelled + page.distance, pages + 1
+        assert pages <= 64
+
+    def test_a_page_looks_at_no_more_than_its_limit(self, store: SandboxStore) -> None:
+        add_all(store, *[make_sandbox(f"sbx-{number}") for number in range(40)])
+        position, travelled = RingPosition(0), 0
+        while travelled < store.ring_size:
+            page = store.read_available(position, limit=3, prefix="")
+            assert len(page.candidates) <= 3
+            position, travelled = page.next, travelled + page.distance
+
+    def test_a_prefix_leaves_other_names_out_though_pages_become_empty(self, store: SandboxStore) -> None:
+        others = [make_sandbox(f"sbx-{number}") for number in range(40)]
+        wanted = [make_sandbox(f"gpu-{number}", name=f"gpu-lab-{number}") for number in range(3)]
+        add_all(store, *others, *wanted)
+        found = [each.sandbox_id for each in walk_ring(store, limit=2, prefix="gpu-")]
+        assert sorted(found) == ["gpu-0", "gpu-1", "gpu-2"]
+
+    def test_a_prefix_is_taken_literally(self, store: SandboxStore) -> None:
+        add_all(store, make_sandbox("a", name="x%1"), make_sandbox("b", name="xx1"), make_sandbox("c", name="X%1"))
+        assert [each.sandbox_id for each in walk_ring(store, limit=9, prefix="x%")] == ["a"]
+
+    def test_only_available_sandboxes_are_in_the_ring(self, store: SandboxStore) -> None:
+        add_all(store, *[make_sandbox(str(status), status=status) for status in Status])
+        assert [each.sandbox_id for each in walk_ring(store, limit=10)] == ["available"]
+
+    def test_a_sandbox_leaves_the_ring_and_returns_to_it_with_its_status(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        stale = domain.go_stale(sandbox, now=START, last_seen=None)
+        store.update(sandbox, stale)
+        assert walk_ring(store, limit=10) == []
+        back = replace(stale, status=Status.AVAILABLE, status_order=77, version=stale.version + 1)
+        store.update(stale, back)
+        assert walk_ring(store, limit=10) == [make_candidate(back)]
+
+    def test_a_candidate_shows_an_account_id_that_is_set(self, store: SandboxStore) -> None:
+        store.add(make_sandbox(sfdc_account_id="001X", version=5))
+        assert walk_ring(store, limit=1)[0] == make_candidate(make_sandbox(sfdc_account_id="001X", version=5))
+
+    # -- allocating
+
+    def test_allocating_writes_the_claim_and_the_sandbox(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox(
+            deletion_requested_at=5,
+            deletion_reason=DeletionReason.MARKED,
+            deletion_last_error="once",
+            last_track_id="earlier",
+            last_lease_id="earlier-lease",
+        )
+        store.add(sandbox)
+        held, claim = take(store, sandbox, track_name="intro", sfdc_account_id="001X")
+        assert store.get(sandbox.sandbox_id) == held
+        assert held.dirty
+        assert store.get_claim("track-1", "track-1") == claim
+        assert walk_ring(store, limit=10) == []
+
+    def test_a_claim_that_is_held_is_returned_and_the_candidate_left_alone(self, store: SandboxStore) -> None:
+        first, second = make_sandbox("first"), make_sandbox("second")
+        add_all(store, first, second)
+        _, claim = take(store, first)
+        answer = store.allocate(make_candidate(second), make_claim(second), token=fresh_token())
+        assert answer == ClaimHeld(claim)
+        assert store.get("second") == second
+
+    def test_a_held_claim_is_reported_before_a_lost_candidate(self, store: SandboxStore) -> None:
+        first = make_sandbox("first")
+        store.add(first)
+        _, claim = take(store, first)
+        gone = make_candidate(make_sandbox("gone"))
+        assert store.allocate(gone, make_claim(gone), token=fresh_token()) == ClaimHeld(claim)
+
+    def test_a_candidate_at_another_version_is_gone_and_no_claim_is_written(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox(version=2, name="renamed")
+        store.add(sandbox)
+        shown = replace(make_candidate(sandbox), version=1)
+        assert store.allocate(shown, make_claim(shown), token=fresh_token()) == CandidateGone(sandbox)
+        assert store.get_claim("track-1", "track-1") is None
+        assert store.get(sandbox.sandbox_id) == sandbox
+
+    @pytest.mark.parametrize("status", [status for status in Status if status is not Status.AVAILABLE])
+    def test_a_candidate_in_any_other_status_is_gone(self, store: SandboxStore, status: Status) -> None:
+        sandbox = make_sandbox(status=status)
+        store.add(sandbox)
+        shown = make_candidate(sandbox)
+        assert store.allocate(shown, make_claim(shown), token=fresh_token()) == CandidateGone(sandbox)
+        assert store.get_claim("track-1", "track-1") is None
+
+    def test_a_candidate_without_a_record_is_gone(self, store: SandboxStore) -> None:
+        shown = make_candidate(make_sandbox())
+        assert store.allocate(shown, make_claim(shown), token=fresh_token()) == CandidateGone(None)
+        assert store.get_claim("track-1", "track-1") is None
+        assert store.get(shown.sandbox_id) is None
+
+    def test_the_same_request_under_its_token_is_applied_once(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        candidate, claim = make_candidate(sandbox), make_claim(sandbox)
+        token = fresh_token()
+        assert store.allocate(candidate, claim, token=token) == Allocated()
+        assert store.allocate(candidate, claim, token=token) in {Allocated(), ClaimHeld(claim)}
+        assert store.get(sandbox.sandbox_id) == domain.allocate(sandbox, claim)
+
+    def test_the_same_request_under_another_token_shows_its_own_claim(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        _, claim = take(store, sandbox)
+        assert store.allocate(make_candidate(sandbox), claim, token=fresh_token()) == ClaimHeld(claim)
+
+    @given(claim=st.builds(make_claim, st.just(make_sandbox()), PRINTABLE, idempotency_key=PRINTABLE,
+                           track_name=st.none() | ANY_TEXT, sfdc_account_id=st.none() | ANY_TEXT))  # fmt: skip
+    @settings(SHARED_STORE, max_examples=25)
+    def test_every_field_of_a_claim_survives_storage(self, store: SandboxStore, claim: Claim) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        assert store.allocate(make_candidate(sandbox), claim, token=fresh_token()) == Allocated()
+        assert store.get_claim(claim.track_id, claim.idempotency_key) == claim
+        assert store.read_claims(claim.track_id) == [claim]
+        held = domain.allocate(sandbox, claim)
+        store.end_allocation(held, ended(held))
+        store.remove(ended(held))
+        assert store.read_claims(claim.track_id) == []
+
+    def test_claims_of_tracks_with_odd_names_never_mix(self, store: SandboxStore) -> None:
+        names = [
+            ("a", "b"),
+            ("a", "CLAIM#b"),
+            ("a#CLAIM", "b"),
+            ("a#CLAIM#b", "b"),
+            ("a b", "~"),
+            ("A", "b"),
+            ("a", "B"),
+        ]
+        claims = {}
+        for number, (track_id, key) in enumerate(names):
+            sandbox = make_sandbox(f"sbx-{number}")
+            store.add(sandbox)
+            _, claims[track_id, key] = take(store, sandbox, track_id, idempotency_key=key)
+        for (track_id, key), claim in claims.items():
+            assert store.get_claim(track_id, key) == claim
+            mine = sorted(store.read_claims(track_id), key=lambda each: each.idempotency_key)
+            assert mine == sorted(
+                (each for (owner, _), each in claims.items() if owner == track_id),
+                key=lambda each: each.idempotency_key,
+            )
+
+    # -- ending an allocation
+
+    def test_ending_an_allocation_writes_the_sandbox_and_deletes_the_claim(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        held, _ = take(store, sandbox)
+        store.end_allocation(held, ended(held))
+        assert store.get(sandbox.sandbox_id) == ended(held)
+        assert store.get_claim("track-1", "track-1") is None
+
+    def test_a_track_is_free_to_claim_again_after_its_allocation_ended(self, store: SandboxStore) -> None:
+        first, second = make_sandbox("first"), make_sandbox("second")
+        add_all(store, first, second)
+        held, _ = take(store, first)
+        store.end_allocation(held, ended(held))
+        _, claim = take(store, second)
+        assert store.get_claim("track-1", "track-1") == claim
+
+    def test_a_missing_claim_does_not_keep_an_allocation_from_ending(self, store: SandboxStore) -> None:
+        held = domain.allocate(make_sandbox(), make_claim(make_sandbox()))
+        store.add(held)
+        store.end_allocation(held, ended(held))
+        assert store.get(held.sandbox_id) == ended(held)
+
+    def test_the_claim_of_another_lease_outlives_the_end_of_an_allocation(self, store: SandboxStore) -> None:
+        orphan = domain.allocate(make_sandbox("orphan"), make_claim(make_sandbox("orphan")))
+        other = make_sandbox("other")
+        add_all(store, orphan, other)
+        _, claim = take(store, other)
+        store.end_allocation(orphan, ended(orphan))
+        assert store.get("orphan") == ended(orphan)
+        assert store.get_claim("track-1", "track-1") == claim
+
+    def test_an_allocation_that_another_ended_is_a_conflict_that_shows_it(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        held, _ = take(store, sandbox)
+        theirs = domain.end_allocation(held, reason=DeletionReason.EXPIRED, now=START + 1)
+        store.end_allocation(held, theirs)
+        with pytest.raises(Conflict) as conflict:
+            store.end_allocation(held, ended(held))
+        assert conflict.value.current == theirs
+
+    def test_the_end_of_one_lease_never_ends_the_next(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        held, _ = take(store, sandbox)
+        waiting = ended(held)
+        store.end_allocation(held, waiting)
+        free = replace(waiting, status=Status.AVAILABLE, dirty=False, version=waiting.version + 1)
+        store.update(waiting, free)
+        again, claim = take(store, free, lease_id="next-lease")
+        with pytest.raises(Conflict) as conflict:
+            store.end_allocation(held, ended(held))
+        assert conflict.value.current == again
+        assert store.get_claim("track-1", "track-1") == claim
+
+    def test_the_end_of_an_allocation_that_is_sent_again_succeeds(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        held, _ = take(store, sandbox)
+        store.end_allocation(held, ended(held))
+        store.end_allocation(held, ended(held))
+        assert store.get(sandbox.sandbox_id) == ended(held)
+
+    def test_ending_the_allocation_of_a_removed_record_is_a_conflict_with_nothing_to_show(
+        self, store: SandboxStore
+    ) -> None:
+        held = domain.allocate(make_sandbox(), make_claim(make_sandbox()))
+        with pytest.raises(Conflict) as conflict:
+            store.end_allocation(held, ended(held))
+        assert conflict.value.current is None
+        assert store.get(held.sandbox_id) is None
+
+    # -- what is due, lists, counts
+
+    def test_what_is_due_is_read_up_to_and_with_the_limit_of_one_status(self, store: SandboxStore) -> None:
+        add_all(
+            store,
+            *[
+                make_sandbox(f"{status}-{order}", status=status, status_order=order)
+                for status in Status
+                for order in (0, 99, 100, 101, ORDER_LIMIT - 1)
+            ],
+        )
+        for status in Status:
+            assert sorted(store.read_due(status, until=100)) == sorted(f"{status}-{order}" for order in (0, 99, 100))
+            assert len(list(store.read_due(status, until=ORDER_LIMIT))) == 5
+
+    def test_what_is_due_follows_the_order_of_the_record(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        held, claim = take(store, sandbox)
+        assert list(store.read_due(Status.ALLOCATED, until=claim.expires_at - 1)) == []
+        assert list(store.read_due(Status.ALLOCATED, until=claim.expires_at)) == [sandbox.sandbox_id]
+        store.end_allocation(held, ended(held))
+        assert list(store.read_due(Status.ALLOCATED, until=ORDER_LIMIT)) == []
+        assert list(store.read_due(Status.PENDING_DELETION, until=ended(held).status_order)) == [sandbox.sandbox_id]
+
+    @pytest.mark.parametrize("limit", [1, 7, 100])
+    @pytest.mark.parametrize("status", [None, Status.STALE, Status.AVAILABLE])
+    def test_pages_of_a_listing_hold_each_sandbox_once(
+        self, store: SandboxStore, status: Status | None, limit: int
+    ) -> None:
+        records = [make_sandbox(f"sbx-{number}", status=status) for number, status in enumerate(list(Status) * 4)]
+        add_all(store, *records)
+        found: list[Sandbox] = []
+        cursor = None
+        while True:
+            page = store.list_sandboxes(status, limit=limit, cursor=cursor)
+            assert len(page.sandboxes) <= limit
+            found += page.sandboxes
+            cursor = page.cursor
+            if cursor is None:
+                break
+        expected = [each for each in records if status in {None, each.status}]
+        assert sorted(found, key=_by_id) == sorted(expected, key=_by_id)
+
+    def test_a_cursor_that_no_listing_of_that_status_gave_is_refused(self, store: SandboxStore) -> None:
+        add_all(store, *[make_sandbox(f"sbx-{number}", status=Status.STALE) for number in range(12)])
+        cursor = store.list_sandboxes(Status.STALE, limit=2, cursor=None).cursor
+        assert cursor is not None
+        forged = base64.urlsafe_b64encode(b'{"PK": {"S": "POOL"}}').decode()
+        for bad in ["", "nonsense", "é", "=" * 8, cursor[: len(cursor) // 2], "A" + cursor, cursor + "A" * 5, forged]:
+            with pytest.raises(InvalidInput, match="cursor"):
+                store.list_sandboxes(Status.STALE, limit=2, cursor=bad)
+        for status in (None, Status.AVAILABLE):
+            with pytest.raises(InvalidInput, match="cursor"):
+                store.list_sandboxes(status, limit=2, cursor=cursor)
+
+    def test_counts_hold_every_status(self, store: SandboxStore) -> None:
+        assert store.count() == dict.fromkeys(Status, 0)
+        add_all(store, *[make_sandbox(f"stale-{number}", status=Status.STALE) for number in range(9)])
+        add_all(store, make_sandbox("free"), make_sandbox("gone", status=Status.DELETED))
+        expected = dict.fromkeys(Status, 0) | {Status.STALE: 9, Status.AVAILABLE: 1, Status.DELETED: 1}
+        assert store.count() == expected
+
+    # -- the pool's own records
+
+    def test_there_is_no_watermark_before_the_first(self, store: SandboxStore) -> None:
+        assert store.read_watermark() is None
+
+    def test_a_watermark_only_moves_forward(self, store: SandboxStore) -> None:
+        store.write_watermark(Watermark(START, 10))
+        store.write_watermark(Watermark(START - 1, 99))
+        assert store.read_watermark() == Watermark(START, 10)
+        store.write_watermark(Watermark(START + 1, 5))
+        assert store.read_watermark() == Watermark(START + 1, 5)
+
+    def test_nothing_is_paused_at_first(self, store: SandboxStore) -> None:
+        assert store.read_pauses() == Pauses()
+
+    def test_setting_a_pause_leaves_the_others(self, store: SandboxStore) -> None:
+        assert store.set_pauses({"sync": True, "expire": True}) == Pauses(sync=True, expire=True)
+        assert store.set_pauses({"sync": False, "allocate": True}) == Pauses(allocate=True, expire=True)
+        assert store.set_pauses({}) == Pauses(allocate=True, expire=True)
+        assert store.read_pauses() == Pauses(allocate=True, expire=True)
+
+    def test_a_ping_tells_the_time_or_nothing(self, store: SandboxStore) -> None:
+        told = store.ping()
+        assert told is None or (type(told) is int and told > 1_500_000_000)
+
+
+class ConcurrentStoreContract(StoreContract):
+    """What a store promises to many callers at once."""
+
+    def test_of_many_tracks_that_want_one_sandbox_one_gets_it(self, store: SandboxStore) -> None:
+        free = [make_sandbox(f"sbx-{number}") for number in range(6)]
+        add_all(store, *free)
+        requests = [
+            (make_candidate(each), make_claim(each, f"track-{number}", idempotency_key=each.sandbox_id))
+            for each in free
+            for number in range(8)
+        ]
+        answers = at_once([partial(settle, store, candidate, claim) for candidate, claim in requests])
+        for sandbox in free:
+            mine = [
+                (claim, answer)
+                for (candidate, claim), answer in zip(requests, answers, strict=True)
+                if candidate.sandbox_id == sandbox.sandbox_id
+            ]
+            winners = [claim for claim, answer in mine if answer == Allocated()]
+            assert len(winners) == 1
+            held = domain.allocate(sandbox, winners[0])
+            assert store.get(sandbox.sandbox_id) == held
+            assert [answer for _, answer in mine if answer != Allocated()] == [CandidateGone(held)] * 7
+        assert sum(len(store.read_claims(f"track-{number}")) for number in range(8)) == len(free)
+
+    def test_of_many_copies_of_a_request_one_gets_a_sandbox_and_the_others_see_its_claim(
+        self, store: SandboxStore
+    ) -> None:
+        free = [make_sandbox(f"sbx-{number}") for number in range(12)]
+        add_all(store, *free)
+        answers = at_once([partial(settle, store, make_candidate(each), make_claim(each)) for each in free])
+        claim = store.get_claim("track-1", "track-1")
+        assert claim is not None
+        assert answers.count(Allocated()) == 1
+        assert answers.count(ClaimHeld(claim)) == len(free) - 1
+        assert len(walk_ring(store, limit=100)) == len(free) - 1
+
+    def test_of_many_that_end_an_allocation_one_does(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        held, _ = take(store, sandbox)
+
+        def end(now: int) -> Sandbox | None:
+            mine = domain.end_allocation(held, reason=DeletionReason.MARKED, now=now)
+            try:
+                store.end_allocation(held, mine)
+            except Conflict as conflict:
+                return conflict.current
+            return mine
+
+        after = at_once([partial(end, now) for now in range(START, START + 12)])
+        assert set(after) == {store.get(sandbox.sandbox_id)}
+        assert store.get_claim("track-1", "track-1") is None
+
+    def test_of_many_updates_of_one_version_one_is_written(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+
+        def rename(name: str) -> str | None:
+            try:
+                store.update(sandbox, replace(sandbox, version=2, name=name))
+            except Conflict:
+                return None
+            return name
+
+        names = at_once([partial(rename, f"lab-{number}") for number in range(12)])
+        winners = [name for name in names if name]
+        assert len(winners) == 1
+        assert store.get(sandbox.sandbox_id) == replace(sandbox, version=2, name=winners[0])
+
+
+def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:
+    """Make all calls at the same moment, each in its own thread; returns their answers in order."""
+    barrier = Barrier(len(calls))
+
+    def start(call: Callable[[], Answer]) -> Answer:
+        barrier.wait(30)
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(start, calls))
+
+
+def settle(store: SandboxStore, candidate: Candidate, claim: Claim) -> AllocateAnswer:
+    """Allocate until nobody else is in the way."""
+    for _ in range(1000):
+        answer = store.allocate(candidate, claim, token=fresh_token())
+        if not isinstance(answer, Contended):
+            return answer
+    pytest.fail("the records stayed contended")
+
+
+def _by_id(each: Sandbox | Candidate) -> str:
+    return each.sandbox_id

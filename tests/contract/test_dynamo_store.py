@@ -1,0 +1,80 @@
+"""The DynamoDB store keeps the stores' contract on every engine that speaks DynamoDB's API here."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from itertools import count
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from moto import mock_aws
+
+from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_table import create_table
+from tests.contract.suite import ConcurrentStoreContract, StoreContract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+_tables = count()
+
+
+class SystemClock:
+    """Real time, for a store that talks to a real server."""
+
+    def now(self) -> int:
+        return int(time.time())
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def empty_store(client: DynamoDBClient, *, shards: int = 4) -> Iterator[DynamoStore]:
+    """Yield a store on a table of its own, which is dropped afterwards."""
+    name = f"pool-{next(_tables)}"
+    create_table(client, name, shards=shards)
+    yield DynamoStore(client, name, clock=SystemClock(), rng=Random(name), shards=shards)
+    client.delete_table(TableName=name)
+
+
+@cache
+def client_of(url: str) -> DynamoDBClient:
+    return new_client(url)
+
+
+def new_client(url: str | None) -> DynamoDBClient:
+    return make_client(region="us-east-1", endpoint_url=url, timeout_sec=10, connections=48)
+
+
+class TestOnMoto(StoreContract):
+    """In one thread only: moto copies the table for each transaction, without a lock."""
+
+    @pytest.fixture
+    def store(self, aws_environment: dict[str, str]) -> Iterator[DynamoStore]:
+        with mock_aws():
+            yield from empty_store(new_client(None))
+
+
+class TestOnMinistack(ConcurrentStoreContract):
+    @pytest.fixture
+    def store(self, ministack_url: str, aws_environment: dict[str, str]) -> Iterator[DynamoStore]:
+        yield from empty_store(client_of(ministack_url))
+
+
+class TestOnDynamoDBLocal(ConcurrentStoreContract):
+    @pytest.fixture
+    def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[DynamoStore]:
+        yield from empty_store(client_of(dynamodb_local_url))
+
+
+class TestOnDynamoDBLocalWithOneShard(ConcurrentStoreContract):
+    @pytest.fixture
+    def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[DynamoStore]:
+        yield from empty_store(client_of(dynamodb_local_url), shards=1)
