@@ -182,7 +182,7 @@ class Runner:
 
         def has_ended() -> bool:
             nonlocal run
-            run = call("GET", f"{admin_url}/jobs/{body['job_id']}", headers=headers)[1]
+            run = call("GET", f"{admin_url}/jobs/{body['job_id']}", headers=headers)[1] or {}
             return run.get("state") not in {"queued", "running"}
 
         try:
@@ -191,10 +191,10 @@ class Runner:
                 self._say(f"the first sync was refused: {status} {body}")
             elif not wait_until(has_ended, _SYNC_SEC, give_up=self._signals.arrived.is_set):
                 self._say("the first sync still runs")
-            elif run["state"] != "succeeded":
-                self._say(f"the first sync {run['state']}: {run.get('error') or run.get('result')}")
+            elif run.get("state") != "succeeded":
+                self._say(f"the first sync {run.get('state')}: {run.get('error') or run.get('result')}")
         except (OSError, http.client.HTTPException) as error:
-            self._say(f"the first sync could not be asked for: {error}")
+            self._say(f"the API did not answer when it was asked for the first sync: {error}")
 
     def _say_what_is_there(self, seconds: float) -> None:
         plan = self._plan
@@ -245,6 +245,8 @@ class Runner:
         self._say(f"{how}. It is started again in {pause:g} s.")
 
     def _stop(self) -> None:
+        if self._signals.arrived.is_set():
+            self._say("stopping, once what runs is finished; a second Ctrl-C stops at once")
         for process in reversed(self._running):
             self._say(f"{process.name} {process.stop(in_a_hurry=self._signals.in_a_hurry)}")
 
