@@ -18,6 +18,7 @@ from broker_common.adapters.log_recorder import LogRecorder, Recorders
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_job_runs import RedisJobRuns
+from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
@@ -73,6 +74,7 @@ class WorkerServices:
     expirer: Expirer
     purger: Purger
     runs: RedisJobRuns
+    locks: RedisJobLocks
 
 
 def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> ApiServices:
@@ -152,6 +154,7 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
         expirer=Expirer(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         runs=_runs(settings, redis),
+        locks=RedisJobLocks(redis),
     )
 
 
