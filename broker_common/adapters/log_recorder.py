@@ -1,0 +1,117 @@
+"""The recorder that writes each event as one log line, and the one that passes events on to several recorders."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from broker_common.core.events import (
+    AccountSkipped,
+    AllocateEnded,
+    AllocateOutcome,
+    AllocationExpired,
+    AllocationReleased,
+    DeleteEnded,
+    DeleteOutcome,
+    ItemFailed,
+    JobEnded,
+    JobOutcome,
+    MarkEnded,
+    MarkOutcome,
+    PoolSynced,
+)
+from broker_common.core.jobs import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from broker_common.core.events import Event
+    from broker_common.core.ports import Recorder
+
+_JOB_ACTIONS = {
+    Job.SYNC: "background_sync",
+    Job.CLEANUP: "background_cleanup",
+    Job.EXPIRE: "auto_expiry",
+    Job.PURGE_STALE: "purge_stale",
+}
+# What a caller did wrong, or an empty pool, is an ordinary answer; only what we owe is an error.
+_LEVELS: dict[object, int] = {
+    AllocateOutcome.ERROR: logging.ERROR,
+    MarkOutcome.ERROR: logging.ERROR,
+    DeleteOutcome.WILL_RETRY: logging.WARNING,
+    DeleteOutcome.POSTPONED: logging.WARNING,
+    DeleteOutcome.FAILED: logging.ERROR,
+    DeleteOutcome.MISCONFIGURED: logging.ERROR,
+    JobOutcome.ERROR: logging.ERROR,
+}
+
+
+class LogRecorder:
+    """Writes one line an event; what does not apply is left out of it."""
+
+    def __init__(self) -> None:
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+
+    def record(self, event: Event) -> None:
+        """Write an event."""
+        details = _details(event)
+        match event:
+            case AllocateEnded():
+                self._write(_level(event.outcome), "Allocate ended", action="allocate", **details)
+            case MarkEnded():
+                self._write(_level(event.outcome), "Mark for deletion ended", action="mark_for_deletion", **details)
+            case AllocationReleased():
+                self._write(logging.INFO, "Allocation released by an operator", action="release", **details)
+            case AllocationExpired():
+                self._write(logging.INFO, "Allocation expired", action="expire", **details)
+            case AccountSkipped():
+                self._write(logging.WARNING, "Account skipped: it does not parse", action="sync", **details)
+            case ItemFailed():
+                self._write(logging.WARNING, "One item failed, and is left to the next run", **details)
+            case PoolSynced():
+                self._write(logging.DEBUG, "Pool written", action="sync", **details)
+            case DeleteEnded():
+                self._write(_level(event.outcome), "Delete ended", action="delete", **details)
+            case JobEnded():
+                self._write(_level(event.outcome), event.message, **details)
+
+    def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - whatever events hold
+        self._log.log(level, message, **details)
+
+
+class Recorders:
+    """Passes each event on to several recorders, and logs the failure of one, which keeps nothing from the rest."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self._recorders = tuple(recorders)
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+
+    def record(self, event: Event) -> None:
+        """Pass an event on; never raises."""
+        for recorder in self._recorders:
+            try:
+                recorder.record(event)
+            except Exception:  # noqa: BLE001 - what happened must not fail because it could not be counted
+                self._log.exception("An event could not be recorded", event_type=type(event).__name__)
+
+
+def _level(outcome: AllocateOutcome | MarkOutcome | DeleteOutcome | JobOutcome) -> int:
+    return _LEVELS.get(outcome, logging.INFO)
+
+
+def _details(event: Event) -> dict[str, Any]:
+    """Return an event's fields as a line's, in the names that all lines use."""
+    details = {each.name: getattr(event, each.name) for each in fields(event)}
+    details.pop("message", None)
+    if "outcome" in details:
+        details["outcome"] = details["outcome"].value
+    if "seconds" in details:
+        details["latency_ms"] = round(details.pop("seconds") * 1000, 1)
+    if "reason" in details:
+        details["error"] = details.pop("reason")
+    if "job" in details:
+        details["action"] = _JOB_ACTIONS[details.pop("job")]
+    return {name: value for name, value in details.items() if value is not None}

@@ -1,0 +1,162 @@
+"""The recorders that count and time events for Prometheus: one for what the API does, one for what jobs do.
+
+Each registers only what its own process can move. All label values are there from the start, so that a rate over a
+counter does not miss its first step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from broker_common.core.events import (
+    AllocateEnded,
+    AllocateOutcome,
+    AllocationExpired,
+    DeleteEnded,
+    DeleteOutcome,
+    JobEnded,
+    JobOutcome,
+    MarkEnded,
+    MarkOutcome,
+    PoolSynced,
+)
+from broker_common.core.jobs import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client import CollectorRegistry
+
+    from broker_common.core.events import Event
+
+LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
+_JOB_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_DELETE_FAILED = frozenset({DeleteOutcome.WILL_RETRY, DeleteOutcome.FAILED, DeleteOutcome.MISCONFIGURED})
+
+
+class PrometheusApiRecorder:
+    """Counts and times what the API does for tracks."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._allocations = _counter(
+            registry, "broker_allocate_total", "Total number of sandbox allocation requests", AllocateOutcome
+        )
+        self._conflicts = Counter(
+            "broker_allocate_conflicts", "Candidates that other requests took first", registry=registry
+        )
+        self._idempotent_hits = Counter(
+            "broker_allocate_idempotent_hits",
+            "Allocations answered with what was held already",
+            registry=registry,
+        )
+        self._latency = Histogram(
+            "broker_allocation_latency_seconds",
+            "Sandbox allocation latency in seconds",
+            ["outcome"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        for outcome in AllocateOutcome:
+            self._latency.labels(outcome.value)
+        self._marks = _counter(registry, "broker_deletion_marked_total", "Marks for deletion", MarkOutcome)
+        # A track's own next allocate may expire its old allocation on the spot.
+        self._expired = _expired(registry)
+
+    def record(self, event: Event) -> None:
+        """Count an event."""
+        match event:
+            case AllocateEnded():
+                self._allocations.labels(event.outcome.value).inc()
+                self._latency.labels(event.outcome.value).observe(event.seconds)
+                self._conflicts.inc(event.conflicts)
+                if event.outcome is AllocateOutcome.IDEMPOTENT:
+                    self._idempotent_hits.inc()
+            case MarkEnded():
+                self._marks.labels(event.outcome.value).inc()
+            case AllocationExpired():
+                self._expired.inc()
+            case _:
+                pass
+
+
+class PrometheusJobRecorder:
+    """Counts and times what jobs do."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._runs = {
+            Job.SYNC: _counter(registry, "broker_sync_total", "Sync job outcomes", JobOutcome),
+            Job.CLEANUP: _counter(registry, "broker_cleanup_total", "Cleanup job outcomes", JobOutcome),
+            Job.EXPIRE: _counter(registry, "broker_expiry_total", "Auto-expiry job outcomes", JobOutcome),
+        }
+        self._synced = Counter(
+            "broker_sync_sandboxes_synced_total", "Sandboxes seen at the provider by syncs", registry=registry
+        )
+        self._stale = Counter("broker_sync_sandboxes_stale_total", "Sandboxes marked stale by syncs", registry=registry)
+        self._deleted = Counter(
+            "broker_cleanup_deleted_total", "Sandboxes whose wipe the provider confirmed", registry=registry
+        )
+        self._failed = Counter(
+            "broker_cleanup_failed_total", "Attempts to delete a sandbox that failed", registry=registry
+        )
+        self._expired = _expired(registry)
+        self._duration = Histogram(
+            "broker_job_duration_seconds",
+            "Duration of job runs that were not skipped, in seconds",
+            ["job"],
+            buckets=_JOB_BUCKETS,
+            registry=registry,
+        )
+        for job in Job:
+            self._duration.labels(job.value)
+        # Set by whichever process ended the run: the latest counts, also when that process has died since.
+        self._last_success = Gauge(
+            "broker_job_last_success_timestamp_seconds",
+            "When a run of the job last succeeded, in Unix seconds",
+            ["job"],
+            multiprocess_mode="max",
+            registry=registry,
+        )
+
+    def record(self, event: Event) -> None:
+        """Count an event."""
+        match event:
+            case JobEnded():
+                self._record_run(event)
+            case PoolSynced():
+                self._synced.inc(event.synced)
+                self._stale.inc(event.stale)
+            case DeleteEnded():
+                if event.outcome is DeleteOutcome.DELETED:
+                    self._deleted.inc()
+                elif event.outcome in _DELETE_FAILED:
+                    self._failed.inc()
+            case AllocationExpired():
+                self._expired.inc()
+            case _:
+                pass
+
+    def _record_run(self, event: JobEnded) -> None:
+        if event.job in self._runs:
+            self._runs[event.job].labels(event.outcome.value).inc()
+        if event.outcome is not JobOutcome.SKIPPED:
+            self._duration.labels(event.job.value).observe(event.seconds)
+        if event.outcome is JobOutcome.SUCCESS:
+            self._last_success.labels(event.job.value).set_to_current_time()
+
+
+def _counter(
+    registry: CollectorRegistry,
+    name: str,
+    what: str,
+    outcomes: Iterable[AllocateOutcome | MarkOutcome | JobOutcome],
+) -> Counter:
+    counter = Counter(name, what, ["outcome"], registry=registry)
+    for outcome in outcomes:
+        counter.labels(outcome.value)
+    return counter
+
+
+def _expired(registry: CollectorRegistry) -> Counter:
+    return Counter("broker_expiry_marked_total", "Allocations that were expired", registry=registry)

@@ -1,0 +1,97 @@
+"""Logging: one JSON object a line on stdout, from our own code and from every library, or text for a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import structlog
+from structlog.contextvars import merge_contextvars
+from structlog.dev import ConsoleRenderer
+from structlog.processors import EventRenamer, JSONRenderer, TimeStamper, format_exc_info
+from structlog.stdlib import BoundLogger, LoggerFactory, ProcessorFormatter, add_log_level, add_logger_name
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
+
+_LEADING = ("timestamp", "level", "logger", "message")
+# Frameworks give these handlers or formats of their own; here they have none, and their lines go up to the root.
+_FRAMEWORKS = (
+    "gunicorn",
+    "gunicorn.error",
+    "gunicorn.access",
+    "celery",
+    "celery.task",
+    "flask.app",
+    "werkzeug",
+)
+# At DEBUG these write request bodies and the signature's headers, an AWS session token among them.
+_TALKATIVE = ("boto3", "botocore", "urllib3", "kombu", "amqp")
+
+
+def configure_logging(*, level: str, fmt: str) -> None:
+    """Send all log lines of this process to stdout, from `level` on, as `json` or `text`.
+
+    Each line carries the bound context variables (`request_id`, `track_id`, ...). Control characters in what is logged
+    are escaped in both formats, so that no client's text can break or forge a line. May be called again.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_formatter(fmt))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _FRAMEWORKS:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
+    logging.captureWarnings(capture=True)
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *_shared(), ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=BoundLogger,
+        logger_factory=LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _shared() -> list[Processor]:
+    return [
+        merge_contextvars,
+        add_log_level,
+        add_logger_name,
+        TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _formatter(fmt: str) -> ProcessorFormatter:
+    render: list[Processor]
+    if fmt == "json":
+        render = [EventRenamer("message"), _in_order, JSONRenderer()]
+    else:
+        render = [_escape, ConsoleRenderer(colors=sys.stdout.isatty())]
+    return ProcessorFormatter(
+        foreign_pre_chain=_shared(),
+        processors=[ProcessorFormatter.remove_processors_meta, format_exc_info, *render],
+    )
+
+
+def _in_order(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Put what every line has first."""
+    return {**{name: event[name] for name in _LEADING if name in event}, **event}
+
+
+def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Escape what is not printable in strings; anything else is written by its repr, which does the same."""
+    escaped = {name: _escaped(value) if isinstance(value, str) else value for name, value in event.items()}
+    if isinstance(event.get("exception"), str):
+        # Set apart, so that nothing in an error's text can pass for a line of its own.
+        escaped["exception"] = "\n".join(f"  | {_escaped(line)}" for line in event["exception"].split("\n"))
+    return escaped
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -1,0 +1,124 @@
+"""The Celery application: its settings, its tasks, and what it says when it stops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import Celery, bootsteps
+from celery.apps.beat import Beat
+from celery.apps.worker import (  # type: ignore[attr-defined] # the stubs lack the handler
+    Worker,
+    install_worker_term_handler,
+)
+from kombu import Queue
+
+from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE, JOBS_QUEUE
+from broker_common.core.jobs import Job
+from broker_worker.schedule import beat_config
+from broker_worker.tasks import TITLES, TimeLimits, add_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery.worker import WorkController
+
+    from broker_common.services import WorkerServices
+    from broker_common.settings import Settings
+
+_JOB_LIMIT_SEC = 600
+# Around the call itself a delete waits for a slot, takes the sandbox, and writes the outcome.
+_DELETE_MARGIN_SEC = 60
+_VISIBILITY_MARGIN_SEC = 60
+
+
+def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]) -> Celery:
+    """Build the application that worker, beat and Flower share. Nothing connects.
+
+    `get_services` is called in each process that runs tasks, after the fork, and returns the same services each time.
+    """
+    app = Celery("sandbox-broker", broker=settings.redis_url, set_as_current=False)
+    limits = TimeLimits(job=_JOB_LIMIT_SEC, delete=settings.csp_call_limit_sec + _DELETE_MARGIN_SEC)
+    longest = max(TimeLimits.of(limits.job)["time_limit"], TimeLimits.of(limits.delete)["time_limit"])
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        timezone="UTC",
+        # What a run did is in its own record; Flower gets it from the worker's events.
+        task_ignore_result=True,
+        result_expires=None,
+        task_track_started=True,
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        # A task is done when it has ended, not when it was fetched; a task whose process died is delivered again.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            # Shorter than a task, and it would be delivered again while it runs.
+            "visibility_timeout": longest + _VISIBILITY_MARGIN_SEC,
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        task_default_queue=JOBS_QUEUE,
+        task_queues=[Queue(JOBS_QUEUE), Queue(DELETIONS_QUEUE)],
+        task_create_missing_queues=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        **beat_config(settings),
+    )
+    app.Worker = app.subclass_with_self(_QuietWorker, name="Worker")  # type: ignore[misc] # the stubs do not know that it may be set
+    app.Beat = app.subclass_with_self(_QuietBeat, name="Beat")  # type: ignore[misc] # the same
+    app.steps["worker"].add(_StopLines)
+    add_tasks(app, get_services, limits)
+    return app
+
+
+class _QuietWorker(Worker):
+    """Celery's worker without the banner and the farewell, which would stand between the log's lines."""
+
+    def on_before_init(self, quiet: bool = True, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 - Celery's signature
+        super().on_before_init(quiet=True, **kwargs)
+
+    def install_platform_tweaks(self, worker: WorkController) -> None:
+        super().install_platform_tweaks(worker)
+        install_worker_term_handler(worker, verbose=False)
+
+
+class _QuietBeat(Beat):
+    """Celery's beat without the banner."""
+
+    def __init__(self, *, quiet: bool = True, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 - Celery's signature
+        super().__init__(quiet=True, **kwargs)
+
+
+class _StopLines(bootsteps.StartStopStep):
+    """Says when the worker begins to stop, and when the jobs have stopped.
+
+    It starts before the pool, so that it stops after it: by then what had begun has ended. Not done in the signal's
+    handler, because that may cut into the writing of another line.
+    """
+
+    requires = ("celery.worker.components:Hub",)
+
+    def __init__(self, parent: object, **kwargs: object) -> None:
+        super().__init__(parent, **kwargs)
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+
+    def close(self, _parent: object) -> None:
+        self._log.info("[Scheduler] Received shutdown signal, stopping jobs...")
+
+    def stop(self, _parent: object) -> None:
+        self._say_stopped()
+
+    def terminate(self, _parent: object) -> None:
+        self._say_stopped()
+
+    def _say_stopped(self) -> None:
+        for job in (Job.SYNC, Job.CLEANUP, Job.EXPIRE):
+            self._log.info(f"[Scheduler] {TITLES[job]} job stopped")

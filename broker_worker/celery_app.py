@@ -1,0 +1,69 @@
+"""What `celery -A broker_worker.celery_app worker|beat|flower` loads; the only file here that reads the environment.
+
+Flower and the commands that inspect a worker need no more settings than beat does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+from celery import signals
+
+from broker_common.core.errors import BrokerError
+from broker_common.logs import configure_logging
+from broker_common.services import build_worker_services, check_table
+from broker_common.settings import Process, Settings, SettingsError
+from broker_worker.app import create_celery
+from broker_worker.metrics_server import serve_beat_metrics, serve_worker_metrics, share_metrics_through
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+
+def _create() -> Celery:
+    command = next((word for word in sys.argv[1:] if word in {"worker", "beat", "flower"}), None)
+    process = Process.WORKER if command == "worker" else Process.BEAT
+    try:
+        settings = Settings.from_env(os.environ, process=process)
+    except SettingsError as error:
+        sys.stderr.writelines(f"{problem}\n" for problem in error.problems)
+        sys.exit(2)
+    get_services = functools.cache(lambda: build_worker_services(settings))
+    signals.setup_logging.connect(
+        lambda **_: configure_logging(level=settings.log_level, fmt=settings.log_format), weak=False
+    )
+    if command == "worker":
+        directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or _own_directory()
+        share_metrics_through(directory)
+        signals.worker_init.connect(lambda **_: _check_table(settings), weak=False)
+        signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
+        if settings.metrics_port:
+            serve_worker_metrics(address=settings.api_bind, port=settings.metrics_port, directory=directory)
+    elif command == "beat" and settings.metrics_port:
+        serve_beat_metrics(address=settings.api_bind, port=settings.metrics_port)
+    return create_celery(settings, get_services)
+
+
+def _own_directory() -> str:
+    """Make a directory that lasts as long as this process."""
+    directory = tempfile.mkdtemp(prefix="sandbox-broker-metrics-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _check_table(settings: Settings) -> None:
+    """Refuse to start on a table that is missing, not ours, or laid out in another way."""
+    try:
+        check_table(settings)
+    except BrokerError as error:
+        sys.stderr.write(f"{error.message}\n")
+        sys.exit(2)
+
+
+app = _create()
