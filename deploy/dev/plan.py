@@ -80,8 +80,12 @@ class Plan:
     @property
     def api_url(self) -> str:
         """Where the API answers on this machine."""
-        host = self.env["API_BIND"]
-        return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{self.env['API_PORT']}"  # noqa: S104 - compared, not bound
+        return self.url("API_PORT")
+
+    def url(self, port: str) -> str:
+        """Return the address of what listens on a port of `API_BIND`: the API, and the metrics of worker and beat."""
+        host = self.settings.api_bind
+        return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{self.env[port]}"  # noqa: S104 - compared, not bound
 
     @property
     def flower_url(self) -> str:

@@ -74,7 +74,8 @@ def api(plan: Plan, scratch: Path) -> Program:
         command=(sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "broker_api.wsgi:app"),
         env={**plan.env, "BROKER_ADMIN_TOKEN": tokens, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
         ready_url=f"{plan.api_url}/readyz",
-        stop_limit_sec=settings.shutdown_drain_sec + settings.request_deadline_sec + 5,
+        # longer than gunicorn's own graceful_timeout, by which it ends what hangs
+        stop_limit_sec=settings.shutdown_drain_sec + max(settings.request_deadline_sec, 30) + 10,
         fresh_directory=metrics,
     )
 
@@ -82,12 +83,22 @@ def api(plan: Plan, scratch: Path) -> Program:
 def worker(plan: Plan, scratch: Path) -> Program:
     """Return a Celery worker for both queues; when asked to stop it finishes the calls that it has begun."""
     metrics = scratch / "prometheus-worker"
-    options = ("-Q", "jobs,deletions", "-c", "4", "-E", "--hostname", "worker@%h")
+    options = (
+        "-Q",
+        "jobs,deletions",
+        "-c",
+        "4",
+        "-E",
+        "--without-mingle",
+        "--without-gossip",
+        "--hostname",
+        "worker@%h",
+    )
     return Program(
         name="worker",
         command=(*_CELERY, "worker", *options),
         env={**plan.env, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
-        ready_url=f"http://{LOOPBACK}:{plan.number('METRICS_PORT')}/metrics",
+        ready_url=f"{plan.url('METRICS_PORT')}/metrics",
         stop_limit_sec=plan.settings.csp_call_limit_sec + 10,
         fresh_directory=metrics,
     )
@@ -95,12 +106,11 @@ def worker(plan: Plan, scratch: Path) -> Program:
 
 def beat(plan: Plan) -> Program:
     """Return the scheduler."""
-    port = plan.number("BEAT_METRICS_PORT")
     return Program(
         name="beat",
         command=(*_CELERY, "beat"),
-        env=_without_multiproc(plan) | {"METRICS_PORT": str(port)},
-        ready_url=f"http://{LOOPBACK}:{port}/metrics",
+        env=_without_multiproc(plan) | {"METRICS_PORT": plan.env["BEAT_METRICS_PORT"]},
+        ready_url=f"{plan.url('BEAT_METRICS_PORT')}/metrics",
     )
 
 
@@ -133,12 +143,9 @@ def services(plan: Plan, scratch: Path) -> list[Program]:
 
 def ports(plan: Plan) -> list[tuple[str, str, int]]:
     """Return (variable, address, port) of everything that will listen."""
-    listening = [
-        ("API_PORT", plan.env["API_BIND"], plan.number("API_PORT")),
-        ("METRICS_PORT", LOOPBACK, plan.number("METRICS_PORT")),
-        ("BEAT_METRICS_PORT", LOOPBACK, plan.number("BEAT_METRICS_PORT")),
-        ("FLOWER_PORT", plan.env["FLOWER_ADDRESS"], plan.number("FLOWER_PORT")),
-    ]
+    bind = plan.settings.api_bind
+    listening = [(name, bind, plan.number(name)) for name in ("API_PORT", "METRICS_PORT", "BEAT_METRICS_PORT")]
+    listening.append(("FLOWER_PORT", plan.env["FLOWER_ADDRESS"], plan.number("FLOWER_PORT")))
     embedded = {
         "DYNAMODB_PORT": plan.embeds_dynamodb,
         "REDIS_PORT": plan.embeds_redis,

@@ -110,13 +110,7 @@ class Runner:
             self._start(self._parts)
             self._await(self._parts)
             self._create_table()
-            self._start(self._services)
-            has_redis = self._plan.embeds_redis or answers(self._plan.env["REDIS_URL"])
-            self._await(self._services if has_redis else [one for one in self._services if one.name == "api"])
-            if has_redis:
-                self._first_sync()
-            else:
-                self._say("Redis (REDIS_URL) does not answer: the API serves tracks, jobs wait for it")
+            self._start_services()
             self._say_what_is_there(time.monotonic() - began)
             self._keep_running()
         except Stopped:
@@ -173,6 +167,18 @@ class Runner:
             raise Stopped
         if ended != 0:
             raise CannotRun(f"the table could not be created: the command {how}")
+
+    def _start_services(self) -> None:
+        has_redis = self._plan.embeds_redis or answers(self._plan.env["REDIS_URL"])
+        worker, api, *others = self._services
+        self._start([worker, api])
+        self._await([worker, api] if has_redis else [api])
+        self._start(others)  # now: Flower asks the worker what it does as soon as it starts
+        if has_redis:
+            self._await(others)
+            self._first_sync()
+        else:
+            self._say("Redis (REDIS_URL) does not answer: the API serves tracks, jobs wait for it")
 
     def _first_sync(self) -> None:
         """Fill the pool, as an operator would. A provider that is away does not keep the API from serving."""
