@@ -11,7 +11,7 @@ import json
 import threading
 import zlib
 from collections import Counter, defaultdict, deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -156,6 +156,8 @@ class MemoryStore:
     def __init__(self, clock: Clock | None = None, *, shards: int = 4) -> None:
         """Keep the ring in `shards` segments; `clock` is what `ping` tells."""
         self.calls: Counter[str] = Counter()
+        self.on_write: Callable[[Sandbox | None, Sandbox | None], None] = lambda _before, _after: None
+        """Called within each write of a sandbox, with the record before and after it; may raise, to refuse it."""
         self._clock = clock
         self._shards = shards
         self._lock = threading.RLock()
@@ -169,7 +171,7 @@ class MemoryStore:
         """Put records in place, whatever was there; an allocated one gets its claim."""
         with self._lock:
             for sandbox in sandboxes:
-                self._put(sandbox.sandbox_id, sandbox)
+                self._place(sandbox.sandbox_id, sandbox)
                 if sandbox.status is Status.ALLOCATED:
                     claim = Claim(
                         track_id=sandbox.allocated_to_track or "",
@@ -240,9 +242,9 @@ class MemoryStore:
             sandbox = self._records.get(candidate.sandbox_id)
             if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
                 return CandidateGone(sandbox)
+            self._put(sandbox.sandbox_id, domain.allocate(sandbox, claim))
             self._tokens[token] = (candidate, claim)
             self._claims[claim.track_id, claim.idempotency_key] = claim
-            self._put(sandbox.sandbox_id, domain.allocate(sandbox, claim))
             return Allocated()
 
     def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
@@ -341,6 +343,10 @@ class MemoryStore:
         return self._records
 
     def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
+        self.on_write(self._records.get(sandbox_id), sandbox)
+        self._place(sandbox_id, sandbox)
+
+    def _place(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
         if sandbox is None:
             self._records.pop(sandbox_id, None)
         else:
@@ -385,15 +391,16 @@ class LaggingStore(MemoryStore):
         self._past: dict[str, deque[tuple[float, Sandbox | None]]] = defaultdict(deque)
         """For each record what it was before, and until when."""
 
+    def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
+        before = self._records.get(sandbox_id)
+        super()._put(sandbox_id, sandbox)
+        self._past[sandbox_id].append((self._time.monotonic(), before))
+
     def seed(self, *sandboxes: Sandbox) -> None:
         """Put records in place, long enough ago for the index to know them."""
         super().seed(*sandboxes)
         for sandbox in sandboxes:
-            self._past.pop(sandbox.sandbox_id)
-
-    def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
-        self._past[sandbox_id].append((self._time.monotonic(), self._records.get(sandbox_id)))
-        super()._put(sandbox_id, sandbox)
+            self._past.pop(sandbox.sandbox_id, None)
 
     def _index(self) -> Mapping[str, Sandbox]:
         shown = dict(self._records)
@@ -477,6 +484,10 @@ class StoreWrapper:
         return call()
 
 
+class Crashed(BaseException):
+    """The process is killed here: nothing of it runs on."""
+
+
 class Fault(Enum):
     """A way in which a `FlakyStore` fails a call."""
 
@@ -488,6 +499,10 @@ class Fault(Enum):
     """Applied, and nobody can tell."""
     CONTENDED = "contended"
     """Only of `allocate`: not applied, another transaction was at work."""
+    CRASH_BEFORE = "crash before"
+    """Not applied, and the caller is killed."""
+    CRASH_AFTER = "crash after"
+    """Applied, and the caller is killed."""
 
 
 WRITES = frozenset({"allocate", "end_allocation", "add", "update", "remove", "write_watermark", "set_pauses"})
@@ -504,16 +519,20 @@ class FlakyStore(StoreWrapper):
         self._rng = rng
         self._rate = rate
         self._script: dict[str, deque[Fault | None]] = defaultdict(deque)
+        self._writes: deque[Fault | None] = deque()
 
     def fail(self, method: str, *faults: Fault | None) -> None:
         """Fail the next calls of a method so, one by one; None lets one through."""
         self._script[method].extend(faults)
 
+    def fail_writes(self, *faults: Fault | None) -> None:
+        """Fail the next writes so, of whatever kind, in place of what was scripted before."""
+        self._writes = deque(faults)
+
     def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
         if self._script["allocate"] and self._script["allocate"][0] is Fault.CONTENDED:
-            self._script["allocate"].popleft()
-            self.calls["allocate"] += 1
-            return Contended()
+            self._script["allocate"][0] = None
+            return self._call("allocate", Contended)
         return super().allocate(candidate, claim, token=token)
 
     def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
@@ -524,16 +543,18 @@ class FlakyStore(StoreWrapper):
             return call()
         if fault is Fault.REFUSED:
             raise StoreUnavailable("the store refused")
-        if fault is Fault.LOST_AFTER:
-            try:
+        if fault in {Fault.LOST_AFTER, Fault.CRASH_AFTER}:
+            with suppress(Conflict):
                 call()
-            except Conflict as unheard:
-                raise OutcomeUnknown("the answer was lost") from unheard
+        if fault in {Fault.CRASH_BEFORE, Fault.CRASH_AFTER}:
+            raise Crashed
         raise OutcomeUnknown("the answer was lost")
 
     def _draw(self, method: str) -> Fault | None:
         if self._script[method]:
             return self._script[method].popleft()
+        if self._writes and method in WRITES:
+            return self._writes.popleft()
         if self._rng is None or self._rng.random() >= self._rate:
             return None
         if method in WRITES:

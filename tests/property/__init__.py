@@ -1,0 +1,1 @@
+"""What must hold after any sequence of operations: drawn at random against a model, and searched exhaustively."""

@@ -1,0 +1,317 @@
+"""Every sequence of jobs, operator calls and a track's calls on one sandbox, tried out to the last distinct state.
+
+The search keeps a truth of its own beside the records: whether a student has touched the account since the provider
+last said that it wiped it. That truth is looked at, not the record's own `dirty`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_common.core import cleanup, domain, purge, sync
+from broker_common.core.domain import Claim, Policy, RecyclePolicy, Sandbox, Status
+from broker_common.core.errors import BrokerError, ProviderFailing, ProviderMisconfigured, ProviderRejected
+from broker_common.core.ports import SkippedAccount, WipeAnswer
+from tests.fakes import START, Crashed, FakeClock, make_account, make_sandbox
+from tests.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SANDBOX = "sbx-0"
+HOUR = 3600
+SEEN = make_account(SANDBOX)
+RENAMED = make_account(SANDBOX, name="lab-renamed", external_id=SEEN.external_id)
+OTHER = make_account("other")
+"""Keeps the provider's list from being empty; its own record is left out of the search."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that is known at one moment: the record, its claim, the time, and the truth about the account."""
+
+    record: Sandbox | None
+    claims: tuple[Claim, ...]
+    now: int
+    used: bool = False
+    """A student has worked in the account since the provider last confirmed a wipe."""
+    doubt: bool = False
+    """A delete call of this lease was sent of which nobody knows whether, or when, it is carried out."""
+    gone: bool = False
+    """The provider has removed the account for good."""
+
+    def key(self) -> object:
+        """Tell states apart by what can matter later: times only by what is due, ids only by whether there is one."""
+        if self.record is None:
+            return (None, self.used, self.doubt, self.gone)
+        record = self.record
+        return (
+            record.status,
+            record.name,
+            record.dirty,
+            record.lease_id is not None,
+            record.allocated_to_track,
+            record.answers_to,
+            record.deletion_retry_count,
+            record.attempt_id is not None,
+            record.outcome_unknown,
+            (record.next_attempt_at or 0) <= self.now,
+            record.status is Status.ALLOCATED and (record.expires_at or 0) + HOUR // 2 <= self.now,
+            record.status is Status.STALE and record.status_order + 24 * HOUR <= self.now,
+            len(self.claims),
+            self.used,
+            self.doubt,
+            self.gone,
+        )
+
+
+class Violation(AssertionError):
+    """A used sandbox became available."""
+
+
+class Play:
+    """One operation, played on one state."""
+
+    def __init__(self, state: State, policy: Policy) -> None:
+        self.used, self.doubt, self.gone = state.used, state.doubt, state.gone
+        self.world = World(clock=FakeClock(state.now), policy=policy)
+        if state.record:
+            self.world.memory.seed(state.record)
+        self.world.memory.on_write = self._written
+        self.world.provider.accounts = [OTHER]
+
+    def state(self) -> State:
+        """Return what came of it."""
+        records, claims = self.world.memory.dump()
+        return State(
+            record=records.get(SANDBOX),
+            claims=tuple(claim for claim in claims.values() if claim.sandbox_id == SANDBOX),
+            now=self.world.clock.now(),
+            used=self.used,
+            doubt=self.doubt,
+            gone=self.gone,
+        )
+
+    def _written(self, before: Sandbox | None, after: Sandbox | None) -> None:
+        if SANDBOX not in {each.sandbox_id for each in (before, after) if each}:
+            return
+        if before and before.status is Status.DELETED and after is None:
+            self.gone, self.used = True, False
+        if after and after.status is Status.AVAILABLE and self.used:
+            raise Violation(f"{before} became available unwiped")
+        if before and after and before.status is Status.PENDING_DELETION and after.status is Status.AVAILABLE:
+            self._settled()
+        if after and after.status is Status.ALLOCATED:
+            self.used, self.doubt = True, False
+
+    def _settled(self) -> None:
+        if self.doubt:
+            raise Violation("became available at once, though a delete may still be under way")
+
+    def call(self, answer: WipeAnswer | Exception | None) -> None:
+        """Have the next delete call answered so; None kills the worker while it waits."""
+
+        def while_waiting(_: str) -> None:
+            if answer is None:
+                self.doubt = True
+                raise Crashed
+            if isinstance(answer, ProviderFailing):
+                self.doubt |= answer.outcome_unknown
+            if answer is WipeAnswer.ACCEPTED:
+                self.doubt = True
+            if answer in {WipeAnswer.WIPED, WipeAnswer.ACCEPTED}:
+                self.used = False
+
+        self.world.provider.during_delete = while_waiting
+        self.world.provider.answers.clear()
+        if answer is not None:
+            self.world.provider.answers.append(answer)
+
+
+def later(seconds: float) -> Callable[[Play], object]:
+    return lambda play: play.world.clock.advance(seconds)
+
+
+def delete(answer: WipeAnswer | Exception | None) -> Callable[[Play], object]:
+    def operation(play: Play) -> None:
+        play.call(answer)
+        for sandbox_id in list(play.world.cleaner.find_due()):
+            play.world.cleaner.delete_sandbox(sandbox_id)
+
+    return operation
+
+
+def overtaken(first: WipeAnswer | Exception, second: WipeAnswer | Exception) -> Callable[[Play], object]:
+    """Delete, and while that call hangs beyond all time-outs, another worker deletes; then the first one answers."""
+
+    def operation(play: Play) -> None:
+        play.call(first)
+        answered_late = play.world.provider.during_delete
+
+        def while_waiting(external_id: str) -> None:
+            play.world.clock.advance(play.world.policy.attempt_window_sec)
+            play.doubt = True
+            delete(second)(play)
+            play.world.provider.answers.clear()
+            play.world.provider.answers.append(first)
+            used, doubt = play.used, play.doubt
+            answered_late(external_id)
+            play.used, play.doubt = used, doubt
+
+        play.world.provider.during_delete = while_waiting
+        for sandbox_id in list(play.world.cleaner.find_due()):
+            play.world.cleaner.delete_sandbox(sandbox_id)
+
+    return operation
+
+
+def listed(
+    *accounts: domain.Account,
+    skipped: Sequence[SkippedAccount] = (),
+    force: bool = True,
+    meanwhile: Callable[[Play], object] | None = None,
+) -> Callable[[Play], object]:
+    """Sync with this list; `meanwhile` happens after the pool was read and before the list came."""
+
+    def operation(play: Play) -> None:
+        if play.gone and accounts:
+            return
+        play.world.provider.accounts = [OTHER, *accounts]
+        play.world.provider.skipped = skipped
+        if meanwhile:
+            play.world.provider.during_list = lambda: attempt(meanwhile, play)
+        play.world.syncer.run(force=force)
+
+    return operation
+
+
+def attempt(operation: Callable[[Play], object], play: Play) -> None:
+    """Play an operation that may be refused, or killed."""
+    with suppress(BrokerError, Crashed):
+        operation(play)
+
+
+def release(play: Play) -> None:
+    lease_id = play.world.operations.read(SANDBOX).lease_at_hand
+    play.world.custody.release(sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
+
+
+FAILING = ProviderFailing("500", outcome_unknown=False)
+TIMED_OUT = ProviderFailing("no answer", outcome_unknown=True)
+ANSWERS = [
+    *WipeAnswer,
+    FAILING,
+    TIMED_OUT,
+    ProviderRejected("400"),
+    ProviderMisconfigured("401"),
+    None,
+]
+SINGLE: dict[str, Callable[[Play], object]] = {
+    "allocate by a": lambda play: play.world.allocate("a"),
+    "allocate by b": lambda play: play.world.allocate("b"),
+    "mark by a": lambda play: play.world.custody.mark_for_deletion(track_id="a", sandbox_id=SANDBOX),
+    "release": release,
+    "expire": lambda play: play.world.expirer.run(),
+    "quarantine": lambda play: play.world.operations.quarantine(SANDBOX, reason="odd"),
+    "retry deletion": lambda play: play.world.operations.retry_deletion(SANDBOX),
+    "bulk retry": lambda play: play.world.operations.bulk_retry(),
+    "bulk delete stale": lambda play: play.world.purger.bulk_delete(Status.STALE),
+    "bulk delete failed": lambda play: play.world.purger.bulk_delete(Status.DELETION_FAILED),
+    "purge": lambda play: play.world.purger.run(),
+    **{f"delete: {answer!r}": delete(answer) for answer in ANSWERS},
+}
+OPERATIONS: dict[str, Callable[[Play], object]] = {
+    **SINGLE,
+    "a minute": later(61),
+    "an hour": later(HOUR),
+    "a day": later(25 * HOUR),
+    "sync sees it": listed(SEEN),
+    "sync sees it renamed": listed(RENAMED),
+    "sync misses it": listed(),
+    "sync misses it, unforced": listed(force=False),
+    "sync cannot read it": listed(skipped=[SkippedAccount("no name", SANDBOX)]),
+    "sync misses it in a damaged list": listed(skipped=[SkippedAccount("no id")]),
+    **{f"sync sees it, meanwhile {name}": listed(SEEN, meanwhile=each) for name, each in SINGLE.items()},
+    **{f"sync misses it, meanwhile {name}": listed(meanwhile=each) for name, each in SINGLE.items()},
+    **{
+        f"delete: {first!r}, overtaken by {second!r}": overtaken(first, second)
+        for first in (WipeAnswer.WIPED, WipeAnswer.ACCEPTED, WipeAnswer.GONE, FAILING)
+        for second in (WipeAnswer.WIPED, WipeAnswer.ACCEPTED, WipeAnswer.GONE, TIMED_OUT)
+    },
+}
+
+
+def search(recycle: RecyclePolicy) -> dict[object, State]:
+    """Play every operation on every state that can be reached; returns those, or raises `Violation` with the way."""
+    policy = Policy(recycle=recycle, deletion_max_attempts=2, deletion_backoff_max_sec=60)
+    start = State(record=make_sandbox(SANDBOX), claims=(), now=START)
+    found: dict[object, State] = {start.key(): start}
+    ways: dict[object, tuple[str, ...]] = {start.key(): ()}
+    todo = deque([start])
+    while todo:
+        state = todo.popleft()
+        for name, operation in OPERATIONS.items():
+            play = Play(state, policy)
+            way = (*ways[state.key()], name)
+            try:
+                attempt(operation, play)
+            except Violation as violation:
+                raise Violation(f"{violation} by: {'; '.join(way)}") from violation
+            after = play.state()
+            if after.key() not in found:
+                found[after.key()] = after
+                ways[after.key()] = way
+                todo.append(after)
+    return found
+
+
+@pytest.mark.parametrize("recycle", RecyclePolicy)
+def test_no_sequence_of_operations_makes_a_used_sandbox_available(recycle: RecyclePolicy) -> None:
+    found = search(recycle)
+    statuses = {state.record.status for state in found.values() if state.record}
+    assert statuses == set(Status)
+    assert any(state.record is None for state in found.values())
+    for state in found.values():
+        held = [state.record.lease_id] if state.record and state.record.status is Status.ALLOCATED else []
+        assert [claim.lease_id for claim in state.claims] == held
+
+
+def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(sandbox: Sandbox, account: domain.Account, *, order: int, now: int) -> Sandbox:
+        return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
+
+    monkeypatch.setattr(sync, "restore", forgetful)
+    with pytest.raises(Violation, match="sync sees it"):
+        search(RecyclePolicy.REUSE)
+
+
+def test_the_search_finds_a_purge_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purge, "bury", lambda *_, **__: None)
+    with pytest.raises(Violation, match="bulk delete"):
+        search(RecyclePolicy.CONFIRM)
+
+
+def test_the_search_finds_a_success_that_overlooks_a_lost_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trusting(sandbox: Sandbox, **arguments: object) -> Sandbox:
+        return domain.confirm_wipe(replace(sandbox, outcome_unknown=False), **arguments)  # type: ignore[arg-type] # passed on
+
+    monkeypatch.setattr(cleanup, "confirm_wipe", trusting)
+    with pytest.raises(Violation, match="under way"):
+        search(RecyclePolicy.REUSE)
+
+
+def test_the_search_finds_a_sync_that_adds_over_a_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_all = World().memory.read_all.__func__  # type: ignore[attr-defined] # the plain function, to wrap
+
+    def without_tombstones(memory: object) -> object:
+        return (each for each in read_all(memory) if each.status is not Status.DELETED)
+
+    monkeypatch.setattr("tests.fakes.MemoryStore.read_all", without_tombstones)
+    monkeypatch.setattr("tests.fakes.MemoryStore.add", lambda memory, sandbox: memory._put(sandbox.sandbox_id, sandbox))
+    with pytest.raises(Violation, match="sync sees it"):
+        search(RecyclePolicy.REUSE)

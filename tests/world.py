@@ -1,0 +1,136 @@
+"""A whole broker without processes: every use case over test doubles, put together as one process has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING
+
+from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
+from broker_common.core.cleanup import Cleaner
+from broker_common.core.domain import Policy, RecyclePolicy, Sandbox, Status
+from broker_common.core.ending import Custody
+from broker_common.core.expiry import Expirer
+from broker_common.core.operations import Operations
+from broker_common.core.pauses import PauseBoard
+from broker_common.core.purge import Purger
+from broker_common.core.reservoir import Reservoir
+from broker_common.core.sync import Syncer
+from tests.fakes import FakeClock, FakeProvider, MemoryStore, RecordingRecorder, make_account, make_sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker_common.core.domain import Account
+    from broker_common.core.ports import SandboxStore
+
+
+class World:
+    """One process's use cases over a store, a provider and a clock.
+
+    `memory` is the store underneath, to arrange and to look at; `store` is what the use cases see.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: FakeClock | None = None,
+        memory: MemoryStore | None = None,
+        provider: FakeProvider | None = None,
+        wrap: Callable[[MemoryStore], SandboxStore] = lambda memory: memory,
+        policy: Policy | None = None,
+        seed: int = 1,
+        k_candidates: int = 5,
+    ) -> None:
+        self.clock = clock or FakeClock()
+        self.memory = memory or MemoryStore(self.clock)
+        self.store = wrap(self.memory)
+        self.policy = replace(policy or Policy(), k_candidates=k_candidates)
+        self.recorder = RecordingRecorder()
+        self.provider = provider or FakeProvider(self.memory)
+        self.rng = Random(seed)
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, or start it anew after a crash: nothing that was in its memory is left."""
+        store, clock, rng, recorder, policy = self.store, self.clock, self.rng, self.recorder, self.policy
+        self.pauses = PauseBoard(store, clock)
+        self.allocator = Allocator(
+            store=store,
+            reservoir=Reservoir(store, clock, rng, size=policy.k_candidates),
+            pauses=self.pauses,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+        )
+        self.custody = Custody(store=store, recorder=recorder, clock=clock)
+        self.syncer = Syncer(
+            store=store,
+            provider=self.provider,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+            threads=1,
+        )
+        self.cleaner = Cleaner(
+            store=store,
+            provider=self.provider,
+            pauses=self.pauses,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+        )
+        self.expirer = Expirer(store=store, recorder=recorder, clock=clock, policy=policy, threads=1)
+        self.purger = Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=1)
+        self.operations = Operations(store=store, clock=clock, threads=1)
+
+    def set_policy(self, **changes: object) -> None:
+        """Start the process anew with another policy."""
+        self.policy = replace(self.policy, **changes)  # type: ignore[arg-type] # replace checks the names
+        self.start()
+
+    def recycle(self, policy: RecyclePolicy) -> None:
+        """Start the process anew with another recycle policy."""
+        self.set_policy(recycle=policy)
+
+    def pool(self, count: int) -> list[Sandbox]:
+        """Put `count` available sandboxes in the store, and list them at the provider."""
+        free = [make_sandbox(f"sbx-{number}") for number in range(count)]
+        self.memory.seed(*free)
+        self.provider.accounts = self.accounts(count)
+        return free
+
+    @staticmethod
+    def accounts(count: int) -> list[Account]:
+        """Return the accounts of the sandboxes that `pool` makes."""
+        return [make_account(f"sbx-{number}") for number in range(count)]
+
+    def allocate(self, track_id: str = "track-1", key: str | None = None, prefix: str = "") -> Allocation:
+        """Allocate as the route does."""
+        return self.allocator.allocate(
+            AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix)
+        )
+
+    def pending(self, sandbox_id: str = "sbx-0", **changes: object) -> Sandbox:
+        """Put a sandbox in the store that its track has just given back."""
+        sandbox = make_sandbox(
+            sandbox_id,
+            status=Status.PENDING_DELETION,
+            dirty=True,
+            last_track_id="track-1",
+            last_lease_id="lease-1",
+            deletion_requested_at=self.clock.now(),
+            next_attempt_at=self.clock.now(),
+            status_order=self.clock.now(),
+        )
+        sandbox = replace(sandbox, **changes)  # type: ignore[arg-type] # replace checks the names
+        self.memory.seed(sandbox)
+        return sandbox
+
+    def record(self, sandbox_id: str) -> Sandbox:
+        """Return a record as it is stored."""
+        sandboxes, _ = self.memory.dump()
+        return sandboxes[sandbox_id]
