@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from urllib3 import HTTPResponse
+
     from broker_common.adapters.redis_breaker import Permit, RedisBreaker
     from broker_common.adapters.redis_slots import RedisSlots, Slot
     from broker_common.core.ports import AccountListing
@@ -44,6 +46,7 @@ _DELETE = "delete account"
 _LIST_BYTES = 64 * 2**20
 _DELETE_BYTES = 64 * 2**10
 _MAX_PAGES = 1000
+_HTTP_1_1 = 11
 _SNIPPET_CHARACTERS = 160
 _LIST_WAIT_SECONDS = 30.0
 # A worker that is told to stop first finishes what it has begun: a delete that waits must not hold it up.
@@ -59,9 +62,10 @@ _NO_WORD_FROM_THE_SERVER = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY
 class CspClient:
     """Speaks to the provider, and implements the `Provider` port.
 
-    Each request is sent once: no retry, no redirect followed, no proxy or netrc taken from the environment. It lasts
-    at most `connect_timeout` + `read_timeout` seconds, however slowly an answer drips in (looking up the host's name
-    is not counted). Every request passes the circuit breaker and holds a call slot. Connects to nothing until called.
+    Each request is sent once: no retry, no redirect followed, no proxy or netrc taken from the environment. It ends
+    within `connect_timeout` + `read_timeout` seconds, however slowly an answer drips in; if looking up the host or
+    connecting took longer than that, nothing is sent. Every request passes the circuit breaker and holds a call slot.
+    Connects to nothing until called.
     """
 
     def __init__(
@@ -243,16 +247,25 @@ def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> _
                 break
     except (requests.RequestException, HTTPError, OSError, ValueError) as error:
         # requests reports a read that timed out while streaming as a ConnectionError.
-        is_late = exchange.is_late or "timed out" in str(error).lower()
+        is_late = "timed out" in str(error).lower()
         is_broken = not is_late
+    raw: HTTPResponse = response.raw
+    # To be cut off, by us or by the provider, looks like the end of an answer that does not say how long it is, and
+    # like the end of its headers. RFC 9112, section 9.6: a server that ends an answer by closing must say so.
+    says_how_it_ends = (
+        any(name in response.headers for name in ("Content-Length", "Transfer-Encoding"))
+        or "close" in response.headers.get("Connection", "").lower()
+        or raw.version < _HTTP_1_1
+        or response.status_code == HTTPStatus.NO_CONTENT
+    )
     return _Answer(
         url=str(response.url),
         status=response.status_code,
         content_type=response.headers.get("Content-Type", "").lower(),
         next_link=response.links.get("next", {}).get("url"),
         body=bytes(body[:max_bytes]),
-        is_late=is_late,
-        is_broken=is_broken,
+        is_late=is_late or exchange.is_late,
+        is_broken=is_broken or not says_how_it_ends,
         is_too_long=len(body) > max_bytes,
     )
 
@@ -272,8 +285,8 @@ class _Exchange:
     """One request and its answer: cut off when its time is over, and aware of whether the request went out.
 
     The time-outs of requests hold for each read from the socket, so that an answer that drips in, header by header,
-    would never end. Here a timer shuts the connection down under the reader. It does so through a duplicate of the
-    file descriptor, because the socket object changes hands during the TLS handshake.
+    would never end. Here a timer shuts the connection down under the reader; it holds a duplicate of the file
+    descriptor, so that it can never shut down what else got its number since.
     """
 
     def __init__(self, *, seconds: float) -> None:
@@ -297,19 +310,13 @@ class _Exchange:
                 self._handle.close()
                 self._handle = None
 
-    def connected(self, sock: socket.socket) -> None:
-        """Take note of the connection that is in use; raises `TimeoutError` if time is over."""
+    def sending(self, sock: socket.socket) -> None:
+        """Take note that the request goes out now, by this connection; raises `TimeoutError` if time is over."""
         with self._lock:
-            if self._handle is not None:
-                self._handle.close()
-            self._handle = socket.socket(fileno=os.dup(sock.fileno()))
             if self.is_late:
                 raise TimeoutError
-
-    def sending(self, sock: socket.socket) -> None:
-        """Take note that from now on the provider may act; raises `TimeoutError` if time is over."""
-        self.connected(sock)
-        self.is_sent = True
+            self._handle = socket.socket(fileno=os.dup(sock.fileno()))
+            self.is_sent = True
 
     def _cut(self) -> None:
         with self._lock:
@@ -323,11 +330,6 @@ _current: ContextVar[_Exchange] = ContextVar("_current")
 
 
 class _CuttableHTTPConnection(HTTPConnection):
-    def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        _current.get().connected(sock)
-        return sock
-
     def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
         if self.sock is None:
             self.connect()

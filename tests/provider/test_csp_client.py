@@ -1,0 +1,684 @@
+"""The client against the mock CSP, over HTTP; and against bare sockets where no proper server would behave so."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker_common.adapters.csp_client import CspClient
+from broker_common.adapters.redis_breaker import RedisBreaker
+from broker_common.adapters.redis_slots import RedisSlots
+from broker_common.core.errors import (
+    ListingUnusable,
+    ProviderBusy,
+    ProviderCircuitOpen,
+    ProviderError,
+    ProviderFailing,
+    ProviderMisconfigured,
+    ProviderRejected,
+    ProviderSlotsUnavailable,
+)
+from broker_common.core.ports import WipeAnswer
+from deploy.dev.processes import free_ports
+from tests.provider.conftest import TOKEN, MockCsp, OwnRedis, connected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
+
+    MakeClient = Callable[..., CspClient]
+
+EXTERNAL_ID = "identity/accounts/0b1f5cf8-6c3e-4f0e-9a53-6f0f8d8e1c11"
+ACCOUNT = {
+    "account_type": "sandbox",
+    "state": "active",
+    "id": EXTERNAL_ID,
+    "name": "lab-adventure-0087",
+    "csp_id": 2009521,
+    "created_at": "2025-03-27T16:53:47.605459Z",
+    "sfdc_account_id": None,
+}
+
+
+def delete(client: CspClient, external_id: str = EXTERNAL_ID) -> WipeAnswer:
+    with client.admit():
+        return client.delete_account(external_id)
+
+
+def failure(client: CspClient, external_id: str = EXTERNAL_ID) -> ProviderError:
+    with pytest.raises(ProviderError) as raised:
+        delete(client, external_id)
+    return raised.value
+
+
+class RawServer:
+    """Accepts connections, reads one request each, and does to them whatever a test says."""
+
+    def __init__(self, behave: Callable[[socket.socket, str], None]) -> None:
+        self._behave = behave
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.requests: list[str] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(20)
+            received = b""
+            try:
+                while b"\r\n\r\n" not in received:
+                    part = connection.recv(65536)
+                    if not part:
+                        return
+                    received += part
+                self.requests.append(received.decode())
+                self._behave(connection, received.decode())
+            except OSError:
+                return  # the client has gone
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(25)
+
+
+@contextmanager
+def raw_server(behave: Callable[[socket.socket, str], None]) -> Iterator[RawServer]:
+    server = RawServer(behave)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def answering(body: bytes, *, status: str = "200 OK", headers: str = "Content-Type: application/json\r\n") -> Any:
+    """Answer every request with this."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{headers}\r\n"
+    return lambda connection, _: connection.sendall(head.encode() + body)
+
+
+def listing(*accounts: object, **rest: object) -> bytes:
+    return json.dumps({"results": accounts, **rest}).encode()
+
+
+def drip(connection: socket.socket, head: bytes) -> None:
+    """Send a beginning, and then a byte now and then, for as long as anybody listens."""
+    connection.sendall(head)
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+# --- list_accounts ---------------------------------------------------------------------------------------------------
+
+
+def test_only_active_sandbox_accounts_are_listed(client: CspClient, mock: MockCsp) -> None:
+    found = client.list_accounts()
+    assert len(mock.accounts()) == 350
+    assert len(found.accounts) == 50
+    assert found.skipped == ()
+    expected = mock.sandboxes()
+    for account in found.accounts:
+        sent = expected.pop(account.sandbox_id)
+        assert (account.external_id, account.name, account.sfdc_account_id) == (
+            sent["id"],
+            sent["name"],
+            sent["sfdc_account_id"],
+        )
+    assert not expected
+
+
+@pytest.mark.parametrize("paging", ["offset", "token", "link", "limit", "number"])
+@pytest.mark.parametrize("page_size", [1, 70, 350, 1000])
+def test_all_pages_are_read(client: CspClient, mock: MockCsp, paging: str, page_size: int) -> None:
+    mock.switch(paging=paging, page_size=page_size)
+    found = client.list_accounts()
+    assert {account.sandbox_id for account in found.accounts} == set(mock.sandboxes())
+    assert found.skipped == ()
+
+
+def test_a_malformed_account_is_skipped_with_its_id(client: CspClient, mock: MockCsp) -> None:
+    mock.switch(malformed_account=True)
+    found = client.list_accounts()
+    assert len(found.skipped) == 1
+    assert found.skipped[0].sandbox_id == str(mock.accounts()[0]["csp_id"])
+    assert found.skipped[0].sandbox_id not in {account.sandbox_id for account in found.accounts}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"csp_id": None},
+        {"csp_id": True},
+        {"csp_id": 1.5},
+        {"csp_id": "a/b"},
+        {"csp_id": ""},
+        {"id": None},
+        {"id": "identity/accounts/../users"},
+        {"id": EXTERNAL_ID.removeprefix("identity/")},
+        {"name": ""},
+        {"name": "\ud800"},
+        {"name": "a\nb"},
+        {"name": ["x"]},
+        {"sfdc_account_id": ["x"]},
+        {"state": None},
+        {"account_type": 7},
+    ],
+)
+def test_an_entry_that_does_not_parse_is_skipped_and_the_rest_go_on(
+    make_client: MakeClient, changes: dict[str, Any]
+) -> None:
+    bad = {**ACCOUNT, "csp_id": 1, **changes}
+    with raw_server(answering(listing(bad, "nonsense", None, ACCOUNT))) as server:
+        found = make_client(server.url).list_accounts()
+    assert [account.sandbox_id for account in found.accounts] == ["2009521"]
+    assert len(found.skipped) == 3
+    assert found.skipped[0].sandbox_id == (None if "csp_id" in changes else "1")
+
+
+def test_of_accounts_with_the_same_id_the_first_counts(make_client: MakeClient) -> None:
+    again = {**ACCOUNT, "name": "lab-adventure-0088"}
+    with raw_server(answering(listing(ACCOUNT, again))) as server:
+        found = make_client(server.url).list_accounts()
+    assert [account.name for account in found.accounts] == ["lab-adventure-0087"]
+    assert [skipped.sandbox_id for skipped in found.skipped] == ["2009521"]
+
+
+@pytest.mark.parametrize("switch", ["empty_list", "truncated_list", "login_page"])
+def test_a_list_that_cannot_be_right_is_unusable(client: CspClient, mock: MockCsp, switch: str) -> None:
+    mock.switch(**{switch: True})
+    with pytest.raises(ListingUnusable):
+        client.list_accounts()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"results": {}}',
+        b"\xff",
+        b"[" * 100_000,
+        listing(),
+        listing({**ACCOUNT, "state": "disabled"}),
+        listing({**ACCOUNT, "id": 1}),
+        listing(ACCOUNT, next=7),
+        listing(ACCOUNT, total=2),
+        listing(ACCOUNT, page={"page_token": "null", "size": 2}),
+    ],
+    ids=lambda body: body[:50],
+)
+def test_a_body_of_the_wrong_shape_is_unusable(make_client: MakeClient, body: bytes) -> None:
+    with raw_server(answering(body)) as server, pytest.raises(ListingUnusable):
+        make_client(server.url).list_accounts()
+
+
+def test_a_list_shorter_than_it_says_is_unusable(make_client: MakeClient) -> None:
+    body = listing(ACCOUNT)
+
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body) + 1, body))
+
+    with raw_server(behave) as server, pytest.raises(ListingUnusable):
+        make_client(server.url).list_accounts()
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "206 Partial Content"])
+def test_another_success_than_200_is_no_list(make_client: MakeClient, status: str) -> None:
+    with (
+        raw_server(answering(b"" if "204" in status else listing(ACCOUNT), status=status)) as server,
+        pytest.raises(ListingUnusable),
+    ):
+        make_client(server.url).list_accounts()
+
+
+@pytest.mark.parametrize(
+    "link", ["http://other.example/accounts", "//other.example/x", "https://127.0.0.1/x", "http://127.0.0.1:99999/"]
+)
+def test_a_next_link_to_another_origin_is_never_followed(make_client: MakeClient, link: str) -> None:
+    with raw_server(answering(listing(ACCOUNT, next=link))) as server:
+        with pytest.raises(ListingUnusable):
+            make_client(server.url).list_accounts()
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "paging",
+    [
+        {"next": "?again"},
+        {"next": "/current_user/accounts"},
+        {"page": {"page_token": "same"}},
+        {"page": {"offset": 5}},
+        {"_offset": 0, "_limit": 1},
+        {"page": 1},
+        {"total": 9},
+    ],
+    ids=str,
+)
+def test_paging_that_leads_in_a_circle_ends_as_unusable(make_client: MakeClient, paging: dict[str, Any]) -> None:
+    with raw_server(answering(listing(ACCOUNT, **paging))) as server:
+        with pytest.raises(ListingUnusable):
+            make_client(server.url).list_accounts()
+        assert len(server.requests) <= 3
+
+
+def test_a_link_header_names_the_next_page(make_client: MakeClient) -> None:
+    def behave(connection: socket.socket, request: str) -> None:
+        if "cursor=2" in request.splitlines()[0]:
+            answering(listing({**ACCOUNT, "csp_id": 2}))(connection, request)
+        else:
+            link = 'Link: </current_user/accounts?cursor=2>; rel="next"\r\n'
+            answering(listing(ACCOUNT), headers=link)(connection, request)
+
+    with raw_server(behave) as server:
+        found = make_client(server.url).list_accounts()
+    assert [account.sandbox_id for account in found.accounts] == ["2009521", "2"]
+
+
+def test_an_account_that_vanishes_between_two_pages_makes_the_list_unusable(make_client: MakeClient) -> None:
+    def behave(connection: socket.socket, request: str) -> None:
+        first = "_offset" not in request.splitlines()[0]
+        page = [ACCOUNT, {**ACCOUNT, "csp_id": 2}] if first else [{**ACCOUNT, "csp_id": 4}]
+        answering(listing(*page, _limit=2, total=4 if first else 3))(connection, request)
+
+    with raw_server(behave) as server, pytest.raises(ListingUnusable):
+        make_client(server.url).list_accounts()
+
+
+def test_the_token_goes_out_as_the_provider_wants_it_even_where_the_url_names_a_user(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    with raw_server(answering(listing(ACCOUNT))) as server:
+        make_client(f"{server.url.replace('//', '//user:password@')}/v2/").list_accounts()
+        request = server.requests[0]
+    assert request.startswith("GET /v2/current_user/accounts HTTP/1.1\r\n")
+    assert f"\r\nAuthorization: Token {TOKEN}\r\n" in request
+    assert "Basic" not in request
+
+
+# --- delete_account --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [(200, WipeAnswer.WIPED), (204, WipeAnswer.WIPED), (202, WipeAnswer.ACCEPTED), (404, WipeAnswer.GONE)],
+)
+def test_a_delete_reports_what_the_provider_said(
+    client: CspClient, mock: MockCsp, status: int, answer: WipeAnswer
+) -> None:
+    mock.switch(delete_answer=status)
+    external_id = mock.any_account()
+    assert delete(client, external_id) is answer
+    (asked,) = mock.deletes()
+    assert (asked["external_id"], asked["answer"], asked["applied"]) == (external_id, status, status != 404)
+
+
+def test_an_account_that_the_provider_does_not_know_is_gone(client: CspClient, mock: MockCsp) -> None:
+    assert delete(client) is WipeAnswer.GONE
+    assert mock.deletes()[0]["csp_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "outcome_unknown"),
+    [
+        (500, ProviderFailing, False),
+        (503, ProviderFailing, False),
+        (408, ProviderFailing, False),
+        (425, ProviderFailing, False),
+        (429, ProviderFailing, False),
+        (501, ProviderFailing, False),
+        (502, ProviderFailing, True),
+        (504, ProviderFailing, True),
+        (524, ProviderFailing, True),
+        (301, ProviderMisconfigured, None),
+        (307, ProviderMisconfigured, None),
+        (401, ProviderMisconfigured, None),
+        (403, ProviderMisconfigured, None),
+        (400, ProviderRejected, None),
+        (405, ProviderRejected, None),
+        (409, ProviderRejected, None),
+        (422, ProviderRejected, None),
+    ],
+)
+def test_a_delete_tells_what_may_pass_from_what_will_not(
+    client: CspClient, mock: MockCsp, status: int, kind: type[ProviderError], outcome_unknown: bool | None
+) -> None:
+    mock.switch(fail_next_deletes=1, fail_status=status)
+    error = failure(client, mock.any_account())
+    assert type(error) is kind
+    assert getattr(error, "outcome_unknown", None) is outcome_unknown
+    assert error.message.startswith(f"delete account: HTTP {status}: ")
+    assert len(mock.deletes()) == 1
+
+
+@pytest.mark.parametrize("status", [500, 400])
+def test_an_error_with_an_html_body_is_judged_by_its_status(client: CspClient, mock: MockCsp, status: int) -> None:
+    mock.switch(fail_next_deletes=1, fail_status=status, html_errors=True)
+    error = failure(client, mock.any_account())
+    assert type(error) is (ProviderFailing if status == 500 else ProviderRejected)
+    assert "<html>" in error.message
+
+
+@pytest.mark.parametrize("status", [500, 502, 401, 302, 404])
+def test_a_list_that_is_refused_raises_what_a_delete_would(client: CspClient, mock: MockCsp, status: int) -> None:
+    mock.switch(fail_next_lists=1, fail_status=status)
+    kinds: dict[int, type[ProviderError]] = {500: ProviderFailing, 502: ProviderFailing, 404: ProviderRejected}
+    with pytest.raises(kinds.get(status, ProviderMisconfigured)):
+        client.list_accounts()
+
+
+def test_a_success_with_a_login_page_is_not_a_wipe(client: CspClient, mock: MockCsp) -> None:
+    mock.switch(login_page=True)
+    assert isinstance(failure(client, mock.any_account()), ProviderMisconfigured)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "is_page"),
+    [
+        ("text/html", b"", False),
+        ("text/html", b" \r\n", False),
+        ("text/html", b"OK", False),
+        ("text/html", b"<p>Please sign in</p>", True),
+        ("application/json", b"\xef\xbb\xbf\n<!-- portal --><!DOCTYPE HTML><html>", True),
+        ("text/plain", b"<html>", True),
+        ("application/json", b'{"id": 7}', False),
+        ("application/json", b"x" * 200_000, False),
+    ],
+)
+def test_only_an_html_document_is_taken_for_a_login_page(
+    make_client: MakeClient, content_type: str, body: bytes, is_page: bool
+) -> None:
+    with raw_server(answering(body, headers=f"Content-Type: {content_type}\r\n")) as server:
+        client = make_client(server.url)
+        if is_page:
+            assert isinstance(failure(client), ProviderMisconfigured)
+        else:
+            assert delete(client) is WipeAnswer.WIPED
+
+
+def test_a_redirect_is_not_followed(make_client: MakeClient) -> None:
+    headers = "Location: /login\r\n"
+    with raw_server(answering(b"", status="302 Found", headers=headers)) as server:
+        assert isinstance(failure(make_client(server.url)), ProviderMisconfigured)
+        assert len(server.requests) == 1
+
+
+def test_a_wrong_token_is_a_fault_of_configuration(mock: MockCsp, make_client: MakeClient) -> None:
+    client = make_client(mock.url, token="wrong")
+    with pytest.raises(ProviderMisconfigured):
+        client.list_accounts()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_connection_dropped_after_the_request_leaves_the_outcome_unknown(
+    client: CspClient, mock: MockCsp, when: str
+) -> None:
+    mock.switch(drop_next_deletes=1, drop_when=when)
+    error = failure(client, mock.any_account())
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+    (asked,) = mock.deletes()
+    assert (asked["answer"], asked["applied"]) == (None, when == "after")
+
+
+def test_a_refused_connection_sent_nothing(make_client: MakeClient) -> None:
+    error = failure(make_client(f"http://127.0.0.1:{free_ports(1)[0]}"))
+    assert isinstance(error, ProviderFailing)
+    assert not error.outcome_unknown
+
+
+def test_a_server_that_cannot_speak_tls_was_sent_nothing(mock: MockCsp, make_client: MakeClient) -> None:
+    error = failure(make_client(mock.url.replace("http:", "https:")))
+    assert isinstance(error, ProviderFailing)
+    assert not error.outcome_unknown
+    assert mock.deletes() == []
+
+
+def test_an_answer_that_does_not_come_in_time_leaves_the_outcome_unknown(
+    mock: MockCsp, make_client: MakeClient
+) -> None:
+    mock.switch(delete_seconds=1)
+    error = failure(make_client(mock.url, read_timeout=0.2), mock.any_account())
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+    assert "timed out" in error.message
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nX-Slow: ",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n",
+        b"HTTP/1.1 202 Accepted\r\n\r\n",
+    ],
+    ids=["status line", "headers", "body", "body without a length"],
+)
+def test_an_answer_that_drips_in_is_cut_off(make_client: MakeClient, head: bytes) -> None:
+    with raw_server(lambda connection, _: drip(connection, head)) as server:
+        error = failure(make_client(server.url, connect_timeout=0.3, read_timeout=0.3))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+
+
+def test_a_list_that_drips_in_is_cut_off(make_client: MakeClient) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n"
+    with raw_server(lambda connection, _: drip(connection, head)) as server, pytest.raises(ProviderFailing):
+        make_client(server.url, connect_timeout=0.3, read_timeout=0.3).list_accounts()
+
+
+def test_a_tls_handshake_that_stalls_is_cut_off_and_sent_nothing(make_client: MakeClient) -> None:
+    def behave(connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(20)
+            while connection.recv(4096):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=lambda: behave(listener.accept()[0]))
+        server.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        error = failure(make_client(url, connect_timeout=0.3, read_timeout=0.3))
+        server.join(25)
+    assert isinstance(error, ProviderFailing)
+    assert not error.outcome_unknown
+    assert "timed out" in error.message
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200"])
+def test_a_connection_lost_in_the_headers_of_a_success_leaves_the_outcome_unknown(
+    make_client: MakeClient, head: bytes
+) -> None:
+    with raw_server(lambda connection, _: connection.sendall(head)) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.1 204 N\r\n\r\n"]
+)
+def test_a_success_may_end_by_closing_if_it_says_so(make_client: MakeClient, answer: bytes) -> None:
+    with raw_server(lambda connection, _: connection.sendall(answer)) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.WIPED
+
+
+def test_a_success_that_is_cut_short_leaves_the_outcome_unknown(make_client: MakeClient) -> None:
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}")
+
+    with raw_server(behave) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+
+
+def test_an_error_whose_body_is_cut_short_is_still_that_error(make_client: MakeClient) -> None:
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 500 Oops\r\nContent-Length: 10\r\n\r\nsorry")
+
+    with raw_server(behave) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert not error.outcome_unknown
+
+
+@pytest.mark.parametrize(
+    "external_id",
+    [
+        "",
+        "identity/accounts/",
+        "identity/accounts/..",
+        "identity/accounts/../../current_user/accounts",
+        f"{EXTERNAL_ID}/../x",
+        f"{EXTERNAL_ID}\n",
+        f"{EXTERNAL_ID}?force=true",
+        f" {EXTERNAL_ID}",
+        EXTERNAL_ID.replace("0b1f5cf8", "0b1f5cf٨"),
+        EXTERNAL_ID.replace("accounts", "users"),
+    ],
+)
+def test_a_forged_external_id_is_rejected_and_nothing_is_sent(
+    client: CspClient, mock: MockCsp, external_id: str
+) -> None:
+    assert isinstance(failure(client, external_id), ProviderRejected)
+    assert mock.log()["highest_in_flight"] == 0
+
+
+def test_an_error_shows_one_short_line_without_the_token(make_client: MakeClient) -> None:
+    body = f"bad\r\n\x1b[31m\ttoken {TOKEN} ".encode() + b"\xff" + b"z" * 100_000
+    with raw_server(answering(body, status="400 Bad")) as server:
+        error = failure(make_client(server.url.replace("//", "//user:password@")))
+    assert error.message.startswith("delete account: HTTP 400: bad [31m token *** �zzz")
+    assert len(error.message) < 220
+    assert error.message.isprintable()
+
+
+def test_no_error_holds_the_address_or_the_token(make_client: MakeClient) -> None:
+    port = free_ports(1)[0]
+    error = failure(make_client(f"http://user:password@127.0.0.1:{port}"))
+    for secret in ("password", TOKEN, str(port)):
+        assert secret not in error.message
+
+
+def test_a_delete_outside_admit_is_refused(client: CspClient, mock: MockCsp) -> None:
+    with pytest.raises(RuntimeError):
+        client.delete_account(mock.any_account())
+    with client.admit():
+        pass
+    with pytest.raises(RuntimeError):
+        client.delete_account(mock.any_account())
+    assert mock.deletes() == []
+
+
+# --- slots and breaker -----------------------------------------------------------------------------------------------
+
+
+def test_all_workers_together_keep_to_the_call_slots(mock: MockCsp, make_client: MakeClient) -> None:
+    mock.switch(delete_seconds=0.1)
+    ids = [account["id"] for account in mock.sandboxes().values()][:12]
+    answers: list[WipeAnswer] = []
+
+    def work(external_id: str) -> None:
+        client = make_client(mock.url, limit=3)
+        while True:
+            try:
+                answers.append(delete(client, external_id))
+            except ProviderBusy:
+                continue
+            return
+
+    threads = [threading.Thread(target=work, args=(external_id,)) for external_id in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [WipeAnswer.WIPED] * 12
+    assert sorted(entry["external_id"] for entry in mock.deletes()) == sorted(ids)
+    assert 1 <= mock.log()["highest_in_flight"] <= 3
+
+
+def test_a_delete_gives_up_soon_when_no_slot_comes_free(mock: MockCsp, make_client: MakeClient) -> None:
+    client = make_client(mock.url, limit=1)
+    with client.admit():
+        assert isinstance(failure(client, mock.any_account()), ProviderBusy)
+    assert mock.deletes() == []
+
+
+def test_failures_open_the_breaker_for_deletes_and_lists_and_nothing_more_is_sent(
+    mock: MockCsp, make_client: MakeClient, redis: Redis
+) -> None:
+    mock.switch(fail_next_deletes=100)
+    client = make_client(mock.url, threshold=3)
+    for _ in range(3):
+        assert isinstance(failure(client, mock.any_account()), ProviderFailing)
+    assert isinstance(failure(client, mock.any_account()), ProviderCircuitOpen)
+    with pytest.raises(ProviderCircuitOpen):
+        make_client(mock.url).list_accounts()
+    assert len(mock.deletes()) == 3
+    assert redis.zcard("sandbox-broker:csp:slots") == 0
+
+
+def test_a_fault_of_configuration_opens_the_breaker_at_once(mock: MockCsp, make_client: MakeClient) -> None:
+    mock.switch(unauthorized=True)
+    client = make_client(mock.url)
+    with pytest.raises(ProviderMisconfigured):
+        client.list_accounts()
+    assert isinstance(failure(client, mock.any_account()), ProviderCircuitOpen)
+
+
+def test_gone_accounts_and_unusable_lists_leave_the_breaker_closed(mock: MockCsp, make_client: MakeClient) -> None:
+    mock.switch(empty_list=True)
+    client = make_client(mock.url, threshold=1)
+    for _ in range(3):
+        assert delete(client) is WipeAnswer.GONE
+        with pytest.raises(ListingUnusable):
+            client.list_accounts()
+
+
+def test_an_admission_that_sends_nothing_leaves_no_trace(client: CspClient, mock: MockCsp, redis: Redis) -> None:
+    with client.admit():
+        assert redis.zcard("sandbox-broker:csp:slots") == 1
+    assert redis.zcard("sandbox-broker:csp:slots") == 0
+    assert mock.log()["highest_in_flight"] == 0
+
+
+def test_without_redis_nothing_is_sent(mock: MockCsp, own_redis: OwnRedis) -> None:
+    external_id = mock.any_account()
+    own_redis.stop()
+    with connected(own_redis.url) as redis:
+        client = CspClient(
+            base_url=mock.url,
+            token=TOKEN,
+            connect_timeout=2,
+            read_timeout=2,
+            slots=RedisSlots(redis, limit=1, lease_sec=60),
+            breaker=RedisBreaker(redis, threshold=5, timeout_sec=60, trial_sec=60),
+        )
+        with pytest.raises(ProviderSlotsUnavailable):
+            client.list_accounts()
+        assert isinstance(failure(client, external_id), ProviderSlotsUnavailable)
+    assert mock.log()["highest_in_flight"] == 0

@@ -1,0 +1,215 @@
+"""The circuit breaker, on a real Redis-compatible server."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_common.adapters.redis_breaker import RedisBreaker
+from broker_common.core.errors import (
+    ListingUnusable,
+    ProviderCircuitOpen,
+    ProviderError,
+    ProviderFailing,
+    ProviderMisconfigured,
+    ProviderRejected,
+)
+from deploy.dev.processes import wait_until
+from tests.provider.conftest import OwnRedis, connected
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+FAILING = ProviderFailing("HTTP 500", outcome_unknown=False)
+SOON = 0.2
+LATE = 60.0
+
+
+def make_breaker(redis: Redis, *, timeout_sec: float = LATE, trial_sec: float = LATE) -> RedisBreaker:
+    return RedisBreaker(redis, threshold=3, timeout_sec=timeout_sec, trial_sec=trial_sec)
+
+
+def call(breaker: RedisBreaker, error: ProviderError | None = None) -> None:
+    """Make a call that succeeds, or ends with an error of the provider's."""
+    with suppress(type(error) if error else ProviderFailing), breaker.admit() as permit, permit.call():
+        if error:
+            raise error
+
+
+def state_of(breaker: RedisBreaker) -> str:
+    """Read the state anew: a type checker would take a property for a constant."""
+    return str(breaker.state)
+
+
+def is_refused(breaker: RedisBreaker) -> bool:
+    try:
+        breaker.check()
+    except ProviderCircuitOpen:
+        return True
+    return False
+
+
+def open_it(breaker: RedisBreaker) -> None:
+    call(breaker, ProviderMisconfigured("HTTP 401"))
+
+
+def is_half_open(breaker: RedisBreaker) -> bool:
+    return state_of(breaker) == "half-open"
+
+
+def test_failures_in_a_row_of_different_workers_open_it_for_all(redis: Redis) -> None:
+    one, other = make_breaker(redis), make_breaker(redis)
+    call(one, FAILING)
+    call(other, FAILING)
+    assert state_of(one) == "closed"
+    call(one, FAILING)
+    assert state_of(other) == "open"
+    with pytest.raises(ProviderCircuitOpen) as refused, other.admit():
+        pytest.fail("a call was admitted")
+    assert refused.value.retry_after is not None
+    assert 1 <= refused.value.retry_after <= LATE
+
+
+def test_a_success_between_failures_starts_the_count_anew(redis: Redis) -> None:
+    breaker = make_breaker(redis)
+    for error in (FAILING, FAILING, None, FAILING, FAILING):
+        call(breaker, error)
+    assert state_of(breaker) == "closed"
+
+
+def test_one_answer_that_does_not_know_us_opens_it_at_once(redis: Redis) -> None:
+    breaker = make_breaker(redis)
+    call(breaker, ProviderMisconfigured("HTTP 401"))
+    assert state_of(breaker) == "open"
+
+
+@pytest.mark.parametrize("error", [ProviderRejected("HTTP 400"), ListingUnusable("empty")])
+def test_a_refusal_or_an_unusable_list_is_no_failure(redis: Redis, error: ProviderError) -> None:
+    breaker = make_breaker(redis)
+    for _ in range(5):
+        call(breaker, error)
+    assert state_of(breaker) == "closed"
+
+
+def test_half_open_lets_one_call_of_all_workers_try(redis: Redis) -> None:
+    breakers = [make_breaker(redis, timeout_sec=SOON) for _ in range(8)]
+    open_it(breakers[0])
+    assert wait_until(lambda: is_half_open(breakers[0]), 10)
+    barrier, may_end = threading.Barrier(8), threading.Event()
+    admitted, refused = [], []
+
+    def attempt(breaker: RedisBreaker) -> None:
+        barrier.wait()
+        try:
+            with breaker.admit():
+                admitted.append(breaker)
+                may_end.wait(20)
+        except ProviderCircuitOpen:
+            refused.append(breaker)
+
+    threads = [threading.Thread(target=attempt, args=(breaker,)) for breaker in breakers]
+    for thread in threads:
+        thread.start()
+    all_tried = wait_until(lambda: len(admitted) + len(refused) == 8, 10)
+    may_end.set()
+    for thread in threads:
+        thread.join()
+    assert all_tried
+    assert (len(admitted), len(refused)) == (1, 7)
+
+
+def test_the_success_of_the_call_that_tries_closes_it(redis: Redis) -> None:
+    breaker = make_breaker(redis, timeout_sec=SOON)
+    open_it(breaker)
+    assert wait_until(lambda: is_half_open(breaker), 10)
+    call(breaker)
+    assert state_of(breaker) == "closed"
+    call(breaker, FAILING)
+    assert state_of(breaker) == "closed"
+
+
+def test_the_failure_of_the_call_that_tries_opens_it_again(redis: Redis) -> None:
+    open_it(make_breaker(redis, timeout_sec=SOON))
+    breaker = make_breaker(redis, timeout_sec=LATE)
+    assert wait_until(lambda: is_half_open(breaker), 10)
+    call(breaker, FAILING)
+    assert state_of(breaker) == "open"
+
+
+def test_a_right_to_try_that_was_not_used_goes_to_the_next_call(redis: Redis) -> None:
+    breaker = make_breaker(redis, timeout_sec=SOON)
+    open_it(breaker)
+    assert wait_until(lambda: is_half_open(breaker), 10)
+    with breaker.admit():
+        assert is_refused(breaker)
+    assert state_of(breaker) == "half-open"
+    assert not is_refused(breaker)
+
+
+def test_a_call_that_was_interrupted_says_nothing_about_the_provider(redis: Redis) -> None:
+    breaker = make_breaker(redis, timeout_sec=SOON)
+    open_it(breaker)
+    assert wait_until(lambda: is_half_open(breaker), 10)
+    with pytest.raises(RuntimeError), breaker.admit() as permit, permit.call():
+        raise RuntimeError
+    assert state_of(breaker) == "half-open"
+    assert not is_refused(breaker)
+
+
+def test_another_call_may_try_when_the_first_never_reports(redis: Redis) -> None:
+    breaker = make_breaker(redis, timeout_sec=SOON, trial_sec=SOON)
+    open_it(breaker)
+    assert wait_until(lambda: is_half_open(breaker), 10)
+    dead = breaker.admit()
+    dead.__enter__()
+    assert wait_until(lambda: not is_refused(breaker), 10)
+    call(breaker)
+    assert state_of(breaker) == "closed"
+    del dead
+
+
+def test_a_call_that_began_before_it_opened_cannot_close_it(redis: Redis) -> None:
+    breaker = make_breaker(redis)
+    with breaker.admit() as permit, permit.call():
+        open_it(breaker)
+    assert state_of(breaker) == "open"
+
+
+def test_a_record_that_cannot_be_read_counts_as_closed(redis: Redis) -> None:
+    redis.set("sandbox-broker:csp:breaker", '{"of": "another release"}')
+    breaker = make_breaker(redis)
+    assert state_of(breaker) == "closed"
+    open_it(breaker)
+    assert state_of(breaker) == "open"
+
+
+def test_it_goes_on_by_itself_while_redis_is_away_and_shares_again_afterwards(own_redis: OwnRedis) -> None:
+    with connected(own_redis.url) as redis:
+        breaker, other = make_breaker(redis), make_breaker(redis)
+        own_redis.stop()
+        for _ in range(3):
+            call(breaker, FAILING)
+        assert state_of(breaker) == "open"
+        assert is_refused(breaker)
+        assert state_of(other) == "closed"
+        own_redis.start()
+        assert state_of(breaker) == "closed"
+        open_it(breaker)
+        assert state_of(other) == "open"
+
+
+def test_an_open_breaker_stays_open_when_redis_goes_away(own_redis: OwnRedis) -> None:
+    with connected(own_redis.url) as redis:
+        breaker = make_breaker(redis)
+        open_it(breaker)
+        own_redis.stop()
+        assert state_of(breaker) == "open"
+
+
+def test_it_can_be_made_while_redis_is_away(own_redis: OwnRedis) -> None:
+    own_redis.stop()
+    with connected(own_redis.url) as redis:
+        assert state_of(make_breaker(redis)) == "closed"
