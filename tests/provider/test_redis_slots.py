@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def lease_ends(redis: Redis) -> float:
     """Return when the lease of the only slot ends."""
     (token,) = redis.zrange("sandbox-broker:csp:slots", 0, -1)
+    assert isinstance(token, bytes)
     return float(redis.zscore("sandbox-broker:csp:slots", token) or 0)
 
 
