@@ -127,7 +127,7 @@ class Sandbox:
     `lease_id`, `allocated_to_track` and `idempotency_key` belong to the present allocation; `allocated_at`,
     `expires_at`, `track_name` and the fields of its deletion are kept until the sandbox is allocated anew, so that
     its last holder can still be answered. `attempt_id` is set while a delete call may be under way;
-    `outcome_unknown` says that some delete call of this lease was never answered.
+    `outcome_unknown` says that some delete call of this lease may still be under way: never answered, or only accepted.
     """
 
     sandbox_id: str
@@ -366,7 +366,7 @@ def confirm_wipe(sandbox: Sandbox, *, accepted_only: bool, order: int, now: int,
         dirty=False,
         next_attempt_at=None,
         attempt_id=None,
-        outcome_unknown=False,
+        outcome_unknown=doubtful and status is Status.STALE,
         deletion_last_error=None,
         stale_since=now if status is Status.STALE else None,
     )
@@ -413,7 +413,7 @@ def restore(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sand
         stale_since=None,
     )
     if not sandbox.dirty:
-        return _move(seen, Status.AVAILABLE, now=now, order=order)
+        return _move(seen, Status.AVAILABLE, now=now, order=order, outcome_unknown=False)
     return _move(
         seen,
         Status.PENDING_DELETION,
