@@ -104,14 +104,12 @@ class Play:
             self.gone, self.used = True, False
         if after and after.status is Status.AVAILABLE and self.used:
             raise Violation(f"{before} became available unwiped")
-        if before and after and before.status is Status.PENDING_DELETION and after.status is Status.AVAILABLE:
-            self._settled()
+        if after and after.status is Status.AVAILABLE:
+            if before and before.status is Status.PENDING_DELETION and self.doubt:
+                raise Violation("became available at once, though a delete may still be under way")
+            self.doubt = False
         if after and after.status is Status.ALLOCATED:
             self.used, self.doubt = True, False
-
-    def _settled(self) -> None:
-        if self.doubt:
-            raise Violation("became available at once, though a delete may still be under way")
 
     def call(self, answer: WipeAnswer | Exception | None) -> None:
         """Have the next delete call answered so; None kills the worker while it waits."""
