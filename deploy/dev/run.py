@@ -274,14 +274,15 @@ def _shown_token(plan: Plan, name: str) -> str:
 def main() -> int:
     """Run; return 0 after a stop that was asked for, 2 for a bad setting, 1 for whatever else kept it from running."""
     terminal = Terminal()
-    try:
-        plan = make_plan(os.environ)
-    except SettingsError as error:
-        for problem in chain(error.problems, ["nothing was started"]):
-            terminal.say("run", problem)
-        return 2
     signals = Signals()
-    with tempfile.TemporaryDirectory(prefix="sandbox-broker-") as scratch:
+    # also for the temporary files of what is started: a process that is killed leaves some
+    with tempfile.TemporaryDirectory(prefix="sandbox-broker-", ignore_cleanup_errors=True) as scratch:
+        try:
+            plan = make_plan(os.environ | {"TMPDIR": scratch})
+        except SettingsError as error:
+            for problem in chain(error.problems, ["nothing was started"]):
+                terminal.say("run", problem)
+            return 2
         return Runner(plan, Path(scratch), terminal, signals).run()
 
 

@@ -48,7 +48,8 @@ class Stack:
             "MOCK_CSP_PORT",
         )
         self.plan = make_plan(
-            {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+            {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+            | {"TMPDIR": str(scratch)}
             | {name: str(port) for name, port in zip(names, free_ports(len(names)), strict=True)}
             | {"BROKER_API_TOKEN": TRACK_TOKEN, "BROKER_ADMIN_TOKEN": ADMIN_TOKEN, "LOG_FORMAT": "json", "POOL": "20"}
             | dict(settings or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import json
 import os
 import re
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploy.dev.processes import ROOT, free_ports, wait_until, why_not_bindable
+from broker_common.settings import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN
+from deploy.dev.processes import ROOT, call, free_ports, wait_until, why_not_bindable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,8 +90,10 @@ class MakeRun:
         self._make.send_signal(signal.SIGTERM)
 
     def wait_for_end(self) -> int:
+        """Wait for make and for everything that writes to its terminal."""
         code = self._make.wait(60)
-        self._reader.join(5)
+        self._reader.join(20)
+        assert not self._reader.is_alive(), f"something still holds the terminal:\n{self.output}"
         return code
 
     def leaders(self, *words: str) -> set[int]:
@@ -164,6 +168,19 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRun]:
         yield run
 
 
+def begin_a_delete(run: MakeRun) -> None:
+    """Return once the provider is at work on a delete."""
+    run.wait_until_ready()
+    api, track = f"http://127.0.0.1:{run.ports['API_PORT']}/v1", {"X-Track-ID": "a-track"}
+    track["Authorization"] = f"Bearer {DEVELOPMENT_TRACK_TOKEN}"
+    _, allocation = call("POST", f"{api}/allocate", headers=track)
+    status, _ = call("POST", f"{api}/sandboxes/{allocation['sandbox_id']}/mark-for-deletion", headers=track)
+    assert status == http.HTTPStatus.OK
+    call("POST", f"{api}/admin/cleanup", headers={"Authorization": f"Bearer {DEVELOPMENT_ADMIN_TOKEN}"})
+    deletes = f"http://127.0.0.1:{run.ports['MOCK_CSP_PORT']}/_mock/deletes"
+    assert wait_until(lambda: call("GET", deletes)[1]["in_flight"] == 1, 20), run.output
+
+
 def pasted(run: MakeRun, path: str) -> Any:
     [line] = [line.strip() for line in run.lines if line.strip().startswith("curl") and f"{path} " in line]
     return json.loads(subprocess.run(["sh", "-c", line], check=True, capture_output=True, timeout=60).stdout)
@@ -178,7 +195,7 @@ def test_the_printed_curl_lines_work_as_pasted(ready: MakeRun) -> None:
     stats = pasted(ready, "/v1/admin/stats")
     assert stats["allocated"] == 1
     assert stats["total"] == 30
-    assert pasted(ready, "/v1/admin/cleanup")["state"] == "succeeded"
+    assert pasted(ready, "/v1/admin/cleanup")["job_id"]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +224,27 @@ def test_ctrl_c_stops_everything_in_order_and_a_second_run_works_at_once(tmp_pat
         second.wait_for_end()
         assert second.stopped() == STOP_ORDER, second.output
         second.assert_nothing_is_left()
+
+
+def test_ctrl_c_lets_a_running_delete_finish(tmp_path: Path) -> None:
+    with make_run(tmp_path / "scratch", MOCK_CSP_DELETE_SECONDS="3") as run:
+        begin_a_delete(run)
+        run.press_ctrl_c()
+        run.wait_for_end()
+        assert run.stopped() == STOP_ORDER, run.output
+        assert "Deleted 1 sandboxes, 0 failed" in run.output.partition("stopping")[2]
+        run.assert_nothing_is_left()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_running_delete(tmp_path: Path) -> None:
+    with make_run(tmp_path / "scratch", MOCK_CSP_DELETE_SECONDS="60", CSP_TIMEOUT_READ_SEC="60") as run:
+        begin_a_delete(run)
+        run.press_ctrl_c()
+        run.wait_for("| api stopped")
+        run.press_ctrl_c()
+        run.wait_for_end()
+        assert "| worker killed after" in run.output
+        run.assert_nothing_is_left()
 
 
 def test_a_redis_that_is_given_is_used_and_none_is_started_and_a_closed_terminal_stops_the_rest(
