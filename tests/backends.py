@@ -47,9 +47,9 @@ def running(program: Program) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ministack_url() -> Iterator[str]:
+def ministack_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the endpoint of the embedded DynamoDB-compatible engine."""
-    with running(ministack(free_ports(1)[0])) as address:
+    with running(ministack(free_ports(1)[0], tmp_path_factory.mktemp("ministack"))) as address:
         yield f"http://{address}"
 
 

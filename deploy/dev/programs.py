@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 _CELERY = (sys.executable, "-m", "celery", "--quiet", "-A", "broker_worker.celery_app")
 
 
-def ministack(port: int) -> Program:
-    """Return the embedded DynamoDB-compatible engine, which keeps its tables in memory."""
+def ministack(port: int, scratch: Path) -> Program:
+    """Return the embedded DynamoDB-compatible engine: its tables are in memory, its pid file in `scratch`."""
     env = {
+        "TMPDIR": str(scratch),
         "BIND_HOST": LOOPBACK,
         "GATEWAY_PORT": str(port),
         "SERVICES": "dynamodb",
@@ -124,11 +125,11 @@ def flower(plan: Plan) -> Program:
     )
 
 
-def parts(plan: Plan) -> list[Program]:
+def parts(plan: Plan, scratch: Path) -> list[Program]:
     """Return the engines that the plan embeds, to be started before everything else."""
     embedded = []
     if plan.embeds_dynamodb:
-        embedded.append(ministack(plan.number("DYNAMODB_PORT")))
+        embedded.append(ministack(plan.number("DYNAMODB_PORT"), scratch))
     if plan.embeds_redis:
         embedded.append(valkey(plan.number("REDIS_PORT")))
     if plan.embeds_csp:
@@ -160,4 +161,4 @@ def _without_multiproc(plan: Plan) -> dict[str, str]:
 
 def _machine_env() -> dict[str, str]:
     """Return what an engine may know of this environment: no setting, no credential."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}

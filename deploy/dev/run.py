@@ -96,7 +96,7 @@ class Runner:
         self._plan = plan
         self._terminal = terminal
         self._signals = signals
-        self._parts = [Process(program, terminal.say) for program in programs.parts(plan)]
+        self._parts = [Process(program, terminal.say) for program in programs.parts(plan, scratch)]
         self._services = [Process(program, terminal.say) for program in programs.services(plan, scratch)]
         self._running: list[Process] = []
         self._failures: Counter[str] = Counter()
@@ -252,7 +252,7 @@ class Runner:
 
     def _stop(self) -> None:
         if self._signals.arrived.is_set():
-            self._say("stopping, once what runs is finished; a second Ctrl-C stops at once")
+            self._say("stopping, once what runs is finished; a second Ctrl-C does not wait")
         for process in reversed(self._running):
             self._say(f"{process.name} {process.stop(in_a_hurry=self._signals.in_a_hurry)}")
 

@@ -55,7 +55,7 @@ class Stack:
             | dict(settings or {})
         )
         self._lines: defaultdict[str, list[str]] = defaultdict(list)
-        self._parts = [self._process(program) for program in programs.parts(self.plan)]
+        self._parts = [self._process(program) for program in programs.parts(self.plan, scratch)]
         self._services = [
             self._process(program)
             for program in programs.services(self.plan, scratch)
