@@ -122,6 +122,7 @@ def flower(plan: Plan) -> Program:
         command=(*_CELERY, "flower"),
         env=_without_multiproc(plan),
         ready_url=f"{plan.flower_url}/healthcheck",
+        stop_limit_sec=3,  # it hangs where Redis is away, and holds nothing
     )
 
 
