@@ -1,0 +1,128 @@
+"""From errors to HTTP answers: the one table of status codes, and the shape of every error body."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from flask import Response, g, jsonify
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from broker_common.core import errors as core
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Flask
+
+
+class RequestInvalid(core.InvalidInput):
+    """What the caller sent is malformed; `details` has the messages by header, parameter or field."""
+
+    def __init__(self, details: Mapping[str, list[str]]) -> None:
+        super().__init__("; ".join(f"{name}: {' '.join(messages)}" for name, messages in details.items()))
+        self.details = details
+
+
+STATUS_OF: Mapping[type[core.BrokerError], int] = {
+    core.InvalidInput: 400,
+    RequestInvalid: 400,
+    core.Unauthorized: 401,
+    core.Forbidden: 403,
+    core.NotSandboxOwner: 403,
+    core.SandboxNotFound: 404,
+    core.JobNotFound: 404,
+    core.NoSandboxesAvailable: 409,
+    core.LeaseMismatch: 409,
+    core.InvalidTransition: 409,
+    core.Conflict: 409,
+    core.SyncBraked: 409,
+    core.Paused: 503,
+    core.StoreUnavailable: 503,
+    core.OutcomeUnknown: 503,
+    core.StoreMisconfigured: 503,
+    core.DeadlineExceeded: 503,
+    core.QueueUnavailable: 503,
+    core.LayoutMismatch: 503,
+    core.ProviderError: 502,
+    core.ProviderBusy: 503,
+    core.ProviderCircuitOpen: 503,
+    core.ProviderSlotsUnavailable: 503,
+    core.ProviderMisconfigured: 502,
+    core.ProviderRejected: 502,
+    core.ProviderFailing: 502,
+    core.ListingUnusable: 502,
+}
+"""Every subclass of `BrokerError` has its line: which of them an API call meets is not for this table to know."""
+
+_CODES_OF_HTTP = {400: "VALIDATION_ERROR", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE"}
+_INTERNAL_MESSAGE = "an unexpected error occurred; the request_id leads to it in the log"
+
+_log = logging.getLogger(__name__)
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Answer every error of an application in the contract's shape."""
+    app.register_error_handler(core.BrokerError, _answer_broker_error)
+    app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(Exception, _answer_unexpected)
+
+
+def _answer_broker_error(error: core.BrokerError) -> Response:
+    status = STATUS_OF.get(type(error))
+    if status is None:
+        return _answer_unexpected(error)
+    _log.log(
+        logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.DEBUG,
+        "answered %d %s: %s",
+        status,
+        error.code,
+        error.message,
+    )
+    response = _error(
+        status,
+        error.code,
+        error.message,
+        retry_after=error.retry_after,
+        details=error.details if isinstance(error, RequestInvalid) else None,
+    )
+    if isinstance(error, core.Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _answer_http_exception(error: HTTPException) -> Response:
+    status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _answer_unexpected(error)
+    code = _CODES_OF_HTTP.get(status, HTTPStatus(status).name)
+    response = _error(status, code, HTTPStatus(status).description or HTTPStatus(status).phrase)
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return response
+
+
+def _answer_unexpected(error: Exception) -> Response:
+    _log.error("unexpected error", exc_info=error)
+    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, core.BrokerError.code, _INTERNAL_MESSAGE)
+
+
+def _error(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    retry_after: int | None = None,
+    details: Mapping[str, list[str]] | None = None,
+) -> Response:
+    body: dict[str, object] = {"code": code, "message": message, "request_id": g.request_id}
+    if retry_after is not None:
+        body["retry_after"] = retry_after
+    if details is not None:
+        body["details"] = details
+    response = jsonify({"error": body})
+    response.status_code = status
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(retry_after)
+    return response

@@ -1,0 +1,71 @@
+"""Whether the process lives, and whether it should be sent requests."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from broker_api.blueprint import Blueprint
+from broker_api.runtime import runtime, services
+from broker_api.schemas import HealthSchema, ReadinessSchema
+from broker_common.core.deadline import deadline_in
+from broker_common.core.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+blueprint = Blueprint("health", __name__, description="For load balancers and orchestrators")
+
+_CHECK_SEC = 1.5
+_MAX_CLOCK_DIFFERENCE_SEC = 60
+_OK = "ok"
+
+_log = logging.getLogger(__name__)
+
+
+@blueprint.route("/healthz", methods=["GET"])
+@blueprint.doc(operationId="healthz", security=[])
+@blueprint.response(200, HealthSchema)
+def healthz() -> dict[str, Any]:
+    """Tell that the process runs; touches nothing else."""
+    return {"status": "healthy", "timestamp": services().clock.now()}
+
+
+@blueprint.route("/readyz", methods=["GET"])
+@blueprint.doc(operationId="readyz", security=[])
+@blueprint.response(200, ReadinessSchema)
+@blueprint.alt_response(503, schema=ReadinessSchema, description="Not to be sent requests now")
+def readyz() -> tuple[dict[str, Any], int]:
+    """Tell whether tracks can be served. Redis is reported, and does not count."""
+    checks: dict[str, str] = {}
+    if runtime().draining.is_set():
+        checks["process"] = "error: it is about to stop"
+    checks |= _check_store()
+    ready = all(outcome == _OK for outcome in checks.values())
+    checks["redis"] = _check(services().queue.ping)
+    body = {"status": "ready" if ready else "not_ready", "timestamp": services().clock.now(), "checks": checks}
+    return body, 200 if ready else 503
+
+
+def _check_store() -> dict[str, str]:
+    clock = services().clock
+    told: list[int | None] = []
+    with deadline_in(_CHECK_SEC, clock):
+        outcome = _check(lambda: told.append(services().store.ping()))
+    checks = {"dynamodb": outcome}
+    if told and told[0] is not None:
+        difference = clock.now() - told[0]
+        apart = abs(difference) > _MAX_CLOCK_DIFFERENCE_SEC
+        checks["clock"] = f"error: {difference:+d} s from DynamoDB's" if apart else _OK
+    return checks
+
+
+def _check(ping: Callable[[], object]) -> str:
+    try:
+        ping()
+    except BrokerError as error:
+        return f"error: {error.message}"
+    except Exception:  # noqa: BLE001 - a check reports; what it met is for the log, not for whoever asks
+        _log.exception("readiness check failed")
+        return "error: unexpected"
+    return _OK

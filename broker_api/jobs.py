@@ -1,0 +1,144 @@
+"""The calls by which an operator starts a job and follows its run. They need Redis, and no store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import jsonify, request
+from werkzeug.http import parse_list_header, unquote_header_value
+
+from broker_api.auth import require_admin_token
+from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
+from broker_api.openapi import ADMIN_SECURITY, JOB_ID, errors
+from broker_api.runtime import runtime, services
+from broker_api.schemas import JobAcceptedSchema, JobRunSchema, SyncInputSchema
+from broker_api.tracing import request_id
+from broker_common.core.errors import JobNotFound, QueueUnavailable
+from broker_common.core.jobs import Job, JobRun
+
+blueprint = Blueprint("jobs", __name__, description="Starting jobs and following their runs")
+blueprint.before_request(require_admin_token)
+blueprint.before_request(refuse_surplus)
+
+MAX_WAIT_SEC = 30
+_POLL_SEC = 0.2
+
+_ACCEPTED = "Asked for; `status_url` tells how it goes"
+_ENDED = "The run, which ended while the call waited"
+_RUN = JobRunSchema()
+_START: dict[str, Any] = {
+    "security": ADMIN_SECURITY,
+    "parameters": ["prefer", "request_id"],
+    "responses": errors(400, 401, 403, 413, 500, 503)
+    | {
+        "200": {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
+        "202": {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
+    },
+}
+
+
+@blueprint.route("/sync", methods=["POST"])
+@blueprint.doc(operationId="adminSync", **_START)
+@blueprint.arguments(SyncInputSchema(), required=False, example={"force": False})
+@blueprint.response(202, JobAcceptedSchema, description=_ACCEPTED)
+@blueprint.alt_response(200, schema=JobRunSchema, description=_ENDED, success=True)
+def sync(body: dict[str, bool]) -> Any:  # noqa: ANN401 - a JSON body, its status and headers
+    """Read the provider's accounts into the pool; `force` overrides the brake."""
+    return _start(Job.SYNC, force=body["force"])
+
+
+@blueprint.route("/cleanup", methods=["POST"])
+@blueprint.doc(operationId="adminCleanup", **_START)
+@blueprint.response(202, JobAcceptedSchema, description=_ACCEPTED)
+@blueprint.alt_response(200, schema=JobRunSchema, description=_ENDED, success=True)
+def cleanup() -> Any:  # noqa: ANN401 - the same
+    """Have the sandboxes that are due wiped by the provider."""
+    return _start(Job.CLEANUP)
+
+
+@blueprint.route("/expire", methods=["POST"])
+@blueprint.doc(operationId="adminExpire", **_START)
+@blueprint.response(202, JobAcceptedSchema, description=_ACCEPTED)
+@blueprint.alt_response(200, schema=JobRunSchema, description=_ENDED, success=True)
+def expire() -> Any:  # noqa: ANN401 - the same
+    """End the allocations that are past their time."""
+    return _start(Job.EXPIRE)
+
+
+@blueprint.route("/purge-stale", methods=["POST"])
+@blueprint.doc(operationId="adminPurgeStale", **_START)
+@blueprint.response(202, JobAcceptedSchema, description=_ACCEPTED)
+@blueprint.alt_response(200, schema=JobRunSchema, description=_ENDED, success=True)
+def purge_stale() -> Any:  # noqa: ANN401 - the same
+    """Remove the records that have been stale for too long."""
+    return _start(Job.PURGE_STALE)
+
+
+@blueprint.route("/jobs/<job_id>", methods=["GET"], parameters=[JOB_ID])
+@blueprint.doc(
+    operationId="adminReadJob",
+    security=ADMIN_SECURITY,
+    parameters=["request_id"],
+    responses=errors(400, 401, 403, 404, 500, 503),
+)
+@blueprint.response(200, JobRunSchema)
+def read(job_id: str) -> dict[str, Any]:
+    """Tell how a run of a job goes, or went; kept for 24 hours."""
+    require_plain("job_id", job_id)
+    return _shown(services().queue.find(job_id))
+
+
+def _start(job: Job, *, force: bool = False) -> tuple[Any, int, dict[str, str]]:
+    job_id = services().queue.enqueue(job, request_id=request_id(), force=force)
+    accepted = {"job_id": job_id, "status_url": f"{runtime().settings.api_base_path}/admin/jobs/{job_id}"}
+    seconds = preferred_wait(request.environ.get("HTTP_PREFER", ""))
+    if seconds is None:
+        return accepted, 202, {}
+    with runtime().threads.waiting() as may_wait:
+        if not may_wait:
+            return accepted, 202, {}
+        run = _await_end(job_id, seconds)
+    applied = {"Preference-Applied": f"wait={seconds}"}
+    if run is None:
+        return accepted, 202, applied
+    return jsonify(_RUN.dump(_shown(run))), 200, applied
+
+
+def _await_end(job_id: str, seconds: int) -> JobRun | None:
+    """Return the run once it has ended; None if it has not in time, cannot be seen, or this process must stop."""
+    clock, queue, draining = services().clock, services().queue, runtime().draining
+    until = clock.monotonic() + seconds
+    while True:
+        try:
+            run = queue.find(job_id)
+        except JobNotFound:
+            # Not written down yet: the queue took it in before.
+            pass
+        except QueueUnavailable:
+            return None
+        else:
+            if run.state.is_final:
+                return run
+        left = until - clock.monotonic()
+        if left <= 0 or draining.is_set():
+            return None
+        clock.sleep(min(_POLL_SEC, left))
+
+
+def preferred_wait(header: str) -> int | None:
+    """Return the seconds that a caller prefers to wait for, at most 30; None if it does not say so intelligibly.
+
+    Source: RFC 7240, sections 2 and 4.3. The first of several preferences of one name counts; malformed ones are
+    ignored.
+    """
+    for preference in parse_list_header(header):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait":
+            value = unquote_header_value(value.strip())
+            return min(int(value), MAX_WAIT_SEC) if value.isascii() and value.isdigit() else None
+    return None
+
+
+def _shown(run: JobRun) -> dict[str, Any]:
+    shown = {"job_id": run.job_id, "job": run.job, "state": run.state, "result": run.result, "error": run.error}
+    return {name: value for name, value in shown.items() if value is not None}

@@ -1,0 +1,118 @@
+"""The calls of a track: allocate, read, list, mark for deletion."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from broker_api.auth import require_track_token
+from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
+from broker_api.caller import caller, require_caller
+from broker_api.limits import store_call
+from broker_api.openapi import SANDBOX_ID, TRACK_SECURITY, errors
+from broker_api.runtime import services
+from broker_api.schemas import (
+    AllocationSchema,
+    HeldSandboxesSchema,
+    HeldSandboxSchema,
+    MarkedSchema,
+    MarkInputSchema,
+)
+from broker_common.core.allocation import AllocateRequest
+
+if TYPE_CHECKING:
+    from broker_common.core.domain import Claim, Sandbox
+
+blueprint = Blueprint("tracks", __name__, description="What a lab session may do")
+blueprint.before_request(require_track_token)
+blueprint.before_request(require_caller)
+blueprint.before_request(refuse_surplus)
+
+_TRACK = ["track_id", "track_id_alias", "request_id"]
+_REPLAYED = {"Idempotent-Replayed": {"schema": {"type": "string", "enum": ["true"]}}}
+
+
+@blueprint.route("/allocate", methods=["POST"])
+@blueprint.doc(
+    operationId="allocate",
+    security=TRACK_SECURITY,
+    parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
+    responses=errors(400, 401, 403, 409, 413, 500, 503),
+)
+@blueprint.response(201, AllocationSchema, description="A sandbox, newly allocated")
+@blueprint.alt_response(
+    200,
+    schema=AllocationSchema,
+    description="What this track holds already under this idempotency key",
+    headers=_REPLAYED,
+    success=True,
+)
+@store_call
+def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
+    """Allocate a sandbox to the calling track.
+
+    However often it is repeated, a track gets one sandbox for each idempotency key until that allocation has ended.
+    """
+    track = caller()
+    allocation = services().allocator.allocate(
+        AllocateRequest(
+            track_id=track.track_id,
+            idempotency_key=track.idempotency_key,
+            prefix=track.prefix,
+            track_name=track.track_name,
+        )
+    )
+    if allocation.replayed:
+        return allocation.claim, 200, {"Idempotent-Replayed": "true"}
+    return allocation.claim
+
+
+@blueprint.route("/sandboxes", methods=["GET"])
+@blueprint.doc(
+    operationId="listHeldSandboxes",
+    security=TRACK_SECURITY,
+    parameters=_TRACK,
+    responses=errors(400, 401, 403, 500, 503),
+)
+@blueprint.response(200, HeldSandboxesSchema)
+@store_call
+def list_held() -> dict[str, Any]:
+    """List the sandboxes that the calling track holds."""
+    held = services().custody.list_held(track_id=caller().track_id)
+    return {"sandboxes": held, "count": len(held)}
+
+
+@blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], parameters=[SANDBOX_ID])
+@blueprint.doc(
+    operationId="readSandbox",
+    security=TRACK_SECURITY,
+    parameters=_TRACK,
+    responses=errors(400, 401, 403, 404, 500, 503),
+)
+@blueprint.response(200, HeldSandboxSchema)
+@store_call
+def read(sandbox_id: str) -> Sandbox:
+    """Read a sandbox that the calling track holds, or held last."""
+    require_plain("sandbox_id", sandbox_id)
+    return services().custody.read(track_id=caller().track_id, sandbox_id=sandbox_id)
+
+
+@blueprint.route("/sandboxes/<sandbox_id>/mark-for-deletion", methods=["POST"], parameters=[SANDBOX_ID])
+@blueprint.doc(
+    operationId="markForDeletion",
+    security=TRACK_SECURITY,
+    parameters=_TRACK,
+    responses=errors(400, 401, 403, 404, 409, 413, 500, 503),
+)
+@blueprint.arguments(MarkInputSchema(), required=False)
+@blueprint.response(200, MarkedSchema)
+@store_call
+def mark_for_deletion(body: dict[str, str], sandbox_id: str) -> Sandbox:
+    """Give a sandbox back, to be wiped.
+
+    May be repeated by its last holder until the sandbox is allocated anew; who may repeat it late sends `lease_id`.
+    """
+    require_plain("sandbox_id", sandbox_id)
+    ending = services().custody.mark_for_deletion(
+        track_id=caller().track_id, sandbox_id=sandbox_id, lease_id=body.get("lease_id")
+    )
+    return ending.sandbox

@@ -1,0 +1,9 @@
+"""What a WSGI server loads, after it has forked: the only module of this package that reads the environment."""
+
+from __future__ import annotations
+
+import os
+
+from broker_api.startup import build_app, read_settings
+
+app = build_app(read_settings(os.environ))

@@ -1,0 +1,83 @@
+# ruff: noqa: INP001 - gunicorn reads this file by its path; it is no module
+"""How gunicorn serves the API: `gunicorn -c deploy/gunicorn.conf.py broker_api.wsgi:app`.
+
+Settings come from the environment (`broker_common/settings.py`); `WEB_CONCURRENCY` is the number of worker processes.
+What makes a start impossible is found here, before any worker is forked, and ends gunicorn with exit code 2.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+_own_metrics_dir = None
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    # prometheus_client reads this when it is imported, which the imports below do.
+    _own_metrics_dir = tempfile.mkdtemp(prefix="broker-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = _own_metrics_dir
+_metrics_dir = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+_metrics_dir.mkdir(parents=True, exist_ok=True)
+
+from gunicorn import glogging  # type: ignore[import-untyped] # noqa: E402 - after the variable is set; it ships no types
+from prometheus_client.multiprocess import mark_process_dead  # noqa: E402 - the same
+
+from broker_api.gunicorn_worker import Worker  # noqa: E402 - the same
+from broker_api.limits import BULK_DEADLINE_SEC  # noqa: E402 - the same
+from broker_api.startup import check_table_or_exit, read_settings  # noqa: E402 - the same
+from broker_common.logs import configure_logging  # noqa: E402 - the same
+
+_settings = read_settings(os.environ)
+
+
+class Logger(glogging.Logger):  # type: ignore[misc] # gunicorn ships no types
+    """gunicorn's logger, writing like everything else in the process."""
+
+    def setup(self, cfg: Any) -> None:  # noqa: ANN401 - gunicorn's configuration
+        """Hand gunicorn's lines to the process's own handler."""
+        super().setup(cfg)
+        configure_logging(level=_settings.log_level, fmt=_settings.log_format)
+
+
+bind = f"{_settings.api_bind}:{_settings.api_port}"
+workers = int(os.environ.get("WEB_CONCURRENCY", "4"))
+worker_class = Worker
+threads = _settings.api_threads
+# Longer than load balancers keep an idle connection (60 s is common): they must be the ones to close it.
+keepalive = 75
+# From SIGTERM to SIGKILL: the drain, then the longest call that may be in flight.
+graceful_timeout = math.ceil(_settings.shutdown_drain_sec + max(_settings.request_deadline_sec, BULK_DEADLINE_SEC) + 5)
+limit_request_line = 4094
+limit_request_fields = 64
+limit_request_field_size = 8190
+logger_class = Logger
+loglevel = _settings.log_level.lower()
+# It would be a socket in the home directory that nobody asked for.
+control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter
+    """Look at the table once, from a process of its own: clients are made after a fork. Empty the metrics directory."""
+    trial = multiprocessing.get_context("fork").Process(target=check_table_or_exit, args=(_settings,))
+    trial.start()
+    trial.join()
+    if trial.exitcode:
+        sys.exit(trial.exitcode)
+    for file in _metrics_dir.glob("*.db"):
+        file.unlink()
+
+
+def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter and worker
+    """Keep what a worker that is gone has counted, and forget its gauges."""
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+
+
+def on_exit(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter
+    """Remove the metrics directory that was made here."""
+    if _own_metrics_dir is not None:
+        shutil.rmtree(_own_metrics_dir, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The HTTP API, through Flask's test client, over the store in memory."""

@@ -1,0 +1,183 @@
+"""A whole API in this process, whose store, queue and clock a test holds in its hands."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from broker_api.app import create_app
+from broker_common.core.allocation import Allocator
+from broker_common.core.ending import Custody
+from broker_common.core.errors import JobNotFound, QueueUnavailable
+from broker_common.core.jobs import Job, JobRun, JobState
+from broker_common.core.operations import Operations
+from broker_common.core.pauses import PauseBoard
+from broker_common.core.purge import Purger
+from broker_common.core.reservoir import Reservoir
+from broker_common.services import ApiServices
+from broker_common.settings import Process, Settings
+from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, RecordingRecorder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Flask
+    from werkzeug.test import TestResponse
+
+    from broker_common.core.ports import Clock, SandboxStore
+
+TRACK_TOKEN = "track-token"
+ADMIN_TOKEN = "admin-token"
+ENVIRONMENT = {"BROKER_ENV": "development", "BROKER_API_TOKEN": TRACK_TOKEN, "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
+
+
+class FakeQueue:
+    """A job queue that runs nothing: each `find` shows the next scripted state, the last one again and again."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.enqueued: list[tuple[Job, str, bool]] = []
+        self.states: deque[JobState | None] = deque([JobState.QUEUED])
+        """None: not found."""
+        self.result: Mapping[str, Any] | None = None
+        self.error: str | None = None
+
+    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
+        self._check()
+        self.enqueued.append((job, request_id, force))
+        return f"job-{len(self.enqueued)}"
+
+    def find(self, job_id: str) -> JobRun:
+        self._check()
+        state = self.states.popleft() if len(self.states) > 1 else self.states[0]
+        number = int(job_id.removeprefix("job-")) if job_id.removeprefix("job-").isdigit() else 0
+        if state is None or not 0 < number <= len(self.enqueued):
+            raise JobNotFound(f"there is no job {job_id!r}")
+        final = state.is_final
+        return JobRun(
+            job_id=job_id,
+            job=self.enqueued[number - 1][0],
+            state=state,
+            result=self.result if final else None,
+            error=self.error if final else None,
+        )
+
+    def ping(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        if self.down:
+            raise QueueUnavailable("the job queue cannot be reached")
+
+
+@dataclass
+class Api:
+    """An application, and what it stands on."""
+
+    app: Flask
+    store: MemoryStore
+    clock: FakeClock
+    queue: FakeQueue
+    recorder: RecordingRecorder
+    settings: Settings
+    track_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {TRACK_TOKEN}"})
+    admin_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ADMIN_TOKEN}"})
+
+    def call(self, method: str, path: str, **options: Any) -> TestResponse:
+        """Make a call without a token."""
+        return self.app.test_client().open(path, method=method, buffered=True, **options)
+
+    def track(
+        self,
+        method: str,
+        path: str,
+        track_id: str = "track-1",
+        *,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> TestResponse:
+        """Make a call as a track."""
+        all_headers = self.track_headers | {"X-Track-ID": track_id} | dict(headers or {})
+        return self.call(method, path, headers=all_headers, **options)
+
+    def admin(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> TestResponse:
+        """Make a call as an operator."""
+        return self.call(method, path, headers=self.admin_headers | dict(headers or {}), **options)
+
+    def allocate(self, track_id: str = "track-1", **headers: str) -> dict[str, Any]:
+        """Allocate a sandbox and return the answer's body."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = self.track("POST", "/v1/allocate", track_id, headers=named)
+        assert answer.status_code == 201, answer.text
+        return body_of(answer)
+
+
+def body_of(answer: TestResponse) -> dict[str, Any]:
+    """Return an answer's JSON object."""
+    body = answer.get_json()
+    assert isinstance(body, dict)
+    return body
+
+
+def error_of(answer: TestResponse) -> dict[str, Any]:
+    """Return an answer's error, after checking its shape."""
+    body = body_of(answer)
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert (
+        {"code", "message", "request_id"} <= set(error) <= {"code", "message", "request_id", "retry_after", "details"}
+    )
+    assert error["request_id"] == answer.headers["X-Request-ID"]
+    assert answer.headers.get("Retry-After") == (str(error["retry_after"]) if "retry_after" in error else None)
+    return error
+
+
+def make_services(
+    store: SandboxStore, clock: Clock, queue: FakeQueue, recorder: RecordingRecorder, settings: Settings
+) -> ApiServices:
+    """Put together what the routes call, with every id and order fixed."""
+    rng, pauses = Random(1), PauseBoard(store, clock)
+    return ApiServices(
+        clock=clock,
+        recorder=recorder,
+        store=store,
+        pauses=pauses,
+        allocator=Allocator(
+            store=store,
+            reservoir=Reservoir(store, clock, rng, size=settings.k_candidates),
+            pauses=pauses,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=settings.policy,
+        ),
+        custody=Custody(store=store, recorder=recorder, clock=clock),
+        operations=Operations(store=store, clock=clock, threads=1),
+        purger=Purger(store=store, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
+        queue=queue,
+    )
+
+
+def refusing(method: str) -> Any:
+    """Return what wraps a store so that its next call of `method` is refused."""
+
+    def wrap(store: SandboxStore) -> FlakyStore:
+        flaky = FlakyStore(store)
+        flaky.fail(method, Fault.REFUSED)
+        return flaky
+
+    return wrap
+
+
+def make_api(*, around: Any = None, **environment: str) -> Api:
+    """Make an API; `around` may wrap its store, `environment` adds settings."""
+    settings = Settings.from_env(ENVIRONMENT | environment, process=Process.API)
+    clock, queue, recorder = FakeClock(), FakeQueue(), RecordingRecorder()
+    store = MemoryStore(clock)
+    seen = around(store) if around else store
+    app = create_app(settings, make_services(seen, clock, queue, recorder, settings))
+    return Api(app=app, store=store, clock=clock, queue=queue, recorder=recorder, settings=settings)

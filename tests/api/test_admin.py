@@ -1,0 +1,298 @@
+"""What an operator sees and does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from broker_common.core.domain import DeletionReason, Status
+from broker_common.core.ports import Watermark
+from tests.api.harness import Api, body_of, error_of, make_api, refusing
+from tests.fakes import START, make_sandbox
+
+EVERY_FIELD = {
+    "sandbox_id",
+    "name",
+    "external_id",
+    "lease_id",
+    "allocated_at",
+    "expires_at",
+    "track_name",
+    "sfdc_account_id",
+    "status",
+    "allocated_to_track",
+    "idempotency_key",
+    "dirty",
+    "deletion_requested_at",
+    "deletion_reason",
+    "deletion_retry_count",
+    "deletion_last_error",
+    "next_attempt_at",
+    "last_synced",
+    "stale_since",
+    "last_track_id",
+    "last_lease_id",
+    "created_at",
+    "updated_at",
+    "version",
+}
+FAILED = make_sandbox(
+    "f",
+    status=Status.DELETION_FAILED,
+    dirty=True,
+    deletion_reason=DeletionReason.MARKED,
+    deletion_last_error="HTTP 422",
+    deletion_retry_count=8,
+    last_track_id="track-9",
+    last_lease_id="lease-9",
+)
+
+
+def listed(api: Api, query: str) -> dict[str, Any]:
+    answer = api.admin("GET", f"/v1/admin/sandboxes{query}")
+    assert answer.status_code == 200, answer.text
+    body = body_of(answer)
+    assert set(body) == {"sandboxes", "count", "cursor"}
+    assert body["count"] == len(body["sandboxes"])
+    return body
+
+
+def ids(body: dict[str, Any]) -> set[str]:
+    return {sandbox["sandbox_id"] for sandbox in body["sandboxes"]}
+
+
+def walk(api: Api, query: str) -> list[str]:
+    found: list[str] = []
+    cursor = ""
+    while True:
+        body = listed(api, f"?{query}{cursor}")
+        found += [sandbox["sandbox_id"] for sandbox in body["sandboxes"]]
+        if body["cursor"] is None:
+            return found
+        cursor = f"&cursor={body['cursor']}"
+
+
+def test_an_operator_reads_every_field(api: Api) -> None:
+    api.store.seed(FAILED)
+    answer = api.admin("GET", "/v1/admin/sandboxes/f")
+    body = body_of(answer)
+    assert answer.status_code == 200
+    assert set(body) == EVERY_FIELD
+    assert body["deletion_reason"] == "marked_by_track"
+    assert body["deletion_last_error"] == "HTTP 422"
+    assert (body["deletion_retry_count"], body["dirty"], body["version"]) == (8, True, 1)
+
+
+def test_an_operator_sees_the_present_lease_and_key_of_an_allocated_sandbox(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    lease_id = api.allocate(Idempotency_Key="k")["lease_id"]
+    body = body_of(api.admin("GET", "/v1/admin/sandboxes/7"))
+    assert (body["lease_id"], body["idempotency_key"], body["allocated_to_track"]) == (lease_id, "k", "track-1")
+    api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
+    body = body_of(api.admin("GET", "/v1/admin/sandboxes/7"))
+    assert (body["lease_id"], body["last_lease_id"], body["last_track_id"]) == (None, lease_id, "track-1")
+
+
+def test_an_operator_reads_tombstones_too(api: Api) -> None:
+    api.store.seed(make_sandbox("t", status=Status.DELETED))
+    assert body_of(api.admin("GET", "/v1/admin/sandboxes/t"))["status"] == "deleted"
+
+
+@pytest.mark.parametrize(
+    ("method", "action", "body"),
+    [
+        ("GET", "", None),
+        ("POST", "/release", {"lease_id": "l"}),
+        ("POST", "/quarantine", {"reason": "r"}),
+        ("POST", "/retry-deletion", None),
+    ],
+)
+def test_an_operation_on_a_sandbox_that_is_not_there_answers_404(
+    api: Api, method: str, action: str, body: dict[str, str] | None
+) -> None:
+    answer = api.admin(method, f"/v1/admin/sandboxes/nope{action}", json=body)
+    assert answer.status_code == 404
+    assert error_of(answer)["code"] == "SANDBOX_NOT_FOUND"
+
+
+def test_the_last_sync_counts_for_available_sandboxes_that_it_did_not_have_to_write(api: Api) -> None:
+    api.store.seed(make_sandbox("a", last_synced=100), FAILED)
+    api.store.write_watermark(Watermark(synced_at=START, accounts=2))
+    assert body_of(api.admin("GET", "/v1/admin/sandboxes/a"))["last_synced"] == START
+    assert body_of(api.admin("GET", "/v1/admin/sandboxes/f"))["last_synced"] == FAILED.last_synced
+    assert {each["sandbox_id"]: each["last_synced"] for each in listed(api, "")["sandboxes"]} == {
+        "a": START,
+        "f": FAILED.last_synced,
+    }
+
+
+def test_a_record_newer_than_the_last_sync_keeps_its_own_time(api: Api) -> None:
+    api.store.seed(make_sandbox("a", last_synced=START + 5))
+    api.store.write_watermark(Watermark(synced_at=START, accounts=2))
+    assert body_of(api.admin("GET", "/v1/admin/sandboxes/a"))["last_synced"] == START + 5
+
+
+def test_a_listing_shows_all_sandboxes_with_every_field(api: Api) -> None:
+    api.store.seed(make_sandbox("a"), FAILED)
+    body = listed(api, "")
+    assert ids(body) == {"a", "f"}
+    assert all(set(sandbox) == EVERY_FIELD for sandbox in body["sandboxes"])
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_a_listing_can_be_held_to_one_status(api: Api, status: Status) -> None:
+    api.store.seed(*(make_sandbox(each.value, status=each) for each in Status))
+    assert ids(listed(api, f"?status={status}")) == {status.value}
+
+
+@pytest.mark.parametrize("query", ["limit=7", "limit=7&status=available"])
+def test_a_listing_is_walked_page_by_page_and_shows_each_sandbox_once(api: Api, query: str) -> None:
+    api.store.seed(*(make_sandbox(str(number)) for number in range(30)))
+    found = walk(api, query)
+    assert sorted(found) == sorted(str(number) for number in range(30))
+
+
+def test_a_page_holds_fifty_sandboxes_if_not_told_otherwise_and_a_hundred_at_most(api: Api) -> None:
+    api.store.seed(*(make_sandbox(str(number)) for number in range(120)))
+    assert listed(api, "")["count"] == 50
+    assert listed(api, "?limit=100")["count"] == 100
+
+
+def test_a_listing_can_be_held_to_what_a_track_holds(api: Api) -> None:
+    api.store.seed(*(make_sandbox(str(number)) for number in range(9)))
+    held = {api.allocate("track-1", Idempotency_Key=f"k{number}")["sandbox_id"] for number in range(5)}
+    api.allocate("track-2")
+    assert ids(listed(api, "?track_id=track-1")) == held
+    assert ids(listed(api, "?track_id=track-1&status=allocated")) == held
+    assert ids(listed(api, "?track_id=track-1&status=available")) == set()
+    assert ids(listed(api, "?track_id=nobody")) == set()
+    found = walk(api, "track_id=track-1&limit=2")
+    assert len(found) == 5
+    assert set(found) == held
+
+
+def test_stats_count_the_pool_by_status_without_tombstones(api: Api) -> None:
+    api.store.seed(make_sandbox("1"), make_sandbox("2"), FAILED, make_sandbox("t", status=Status.DELETED))
+    answer = api.admin("GET", "/v1/admin/stats")
+    assert answer.status_code == 200
+    assert body_of(answer) == {
+        "available": 2,
+        "allocated": 0,
+        "pending_deletion": 0,
+        "stale": 0,
+        "deletion_failed": 1,
+        "total": 3,
+    }
+
+
+def test_a_release_ends_the_allocation_under_the_lease(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    lease_id = api.allocate()["lease_id"]
+    for _ in range(2):
+        answer = api.admin("POST", "/v1/admin/sandboxes/7/release", json={"lease_id": lease_id})
+        body = body_of(answer)
+        assert answer.status_code == 200
+        assert set(body) == EVERY_FIELD
+        assert (body["status"], body["deletion_reason"]) == ("pending_deletion", "released_by_operator")
+        assert body["last_lease_id"] == lease_id
+    assert body_of(api.track("GET", "/v1/sandboxes"))["count"] == 0
+
+
+def test_a_release_under_another_lease_answers_409(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
+    answer = api.admin("POST", "/v1/admin/sandboxes/7/release", json={"lease_id": "another"})
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == "LEASE_MISMATCH"
+
+
+@pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE])
+def test_a_quarantined_sandbox_keeps_the_reason(api: Api, status: Status) -> None:
+    api.store.seed(make_sandbox("7", status=status))
+    reason = "naïve user broke it - " + "x" * 478
+    answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": reason})
+    body = body_of(answer)
+    assert answer.status_code == 200
+    assert set(body) == EVERY_FIELD
+    assert (body["status"], body["deletion_last_error"]) == ("deletion_failed", reason)
+
+
+def test_a_held_sandbox_cannot_be_quarantined(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
+    answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "r"})
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == "INVALID_TRANSITION"
+
+
+def test_a_failed_deletion_is_tried_again(api: Api) -> None:
+    api.store.seed(FAILED)
+    answer = api.admin("POST", "/v1/admin/sandboxes/f/retry-deletion")
+    body = body_of(answer)
+    assert answer.status_code == 200
+    assert set(body) == EVERY_FIELD
+    assert (body["status"], body["deletion_retry_count"]) == ("pending_deletion", 0)
+
+
+def test_only_a_failed_deletion_can_be_tried_again(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    answer = api.admin("POST", "/v1/admin/sandboxes/7/retry-deletion")
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == "INVALID_TRANSITION"
+
+
+def test_a_bulk_retry_says_how_many_it_sent_back(api: Api) -> None:
+    api.store.seed(FAILED, make_sandbox("g", status=Status.DELETION_FAILED), make_sandbox("7"))
+    answer = api.admin("POST", "/v1/admin/bulk-retry")
+    body = body_of(answer)
+    assert answer.status_code == 200
+    assert set(body) == {"retried", "duration_ms"}
+    assert body["retried"] == 2
+    assert body_of(api.admin("GET", "/v1/admin/stats"))["pending_deletion"] == 2
+
+
+@pytest.mark.parametrize("status", [Status.STALE, Status.DELETION_FAILED])
+def test_a_bulk_delete_removes_the_records_of_one_status(api: Api, status: Status) -> None:
+    api.store.seed(make_sandbox("1", status=status), make_sandbox("2", status=status, dirty=True), make_sandbox("3"))
+    answer = api.admin("POST", f"/v1/admin/bulk-delete?status={status}")
+    body = body_of(answer)
+    assert answer.status_code == 200
+    assert set(body) == {"deleted", "duration_ms"}
+    assert body["deleted"] == 2
+    left = {sandbox_id: sandbox.status for sandbox_id, sandbox in api.store.dump()[0].items()}
+    assert left == {"2": Status.DELETED, "3": Status.AVAILABLE}
+
+
+def test_pauses_are_set_one_by_one_and_all_are_told(api: Api) -> None:
+    nothing = {"allocate": False, "sync": False, "cleanup": False, "expire": False}
+    assert body_of(api.admin("GET", "/v1/admin/pause")) == nothing
+    set_two = api.admin("POST", "/v1/admin/pause", json={"sync": True, "expire": True})
+    assert (set_two.status_code, body_of(set_two)) == (200, nothing | {"sync": True, "expire": True})
+    set_one = api.admin("POST", "/v1/admin/pause", json={"sync": False})
+    assert body_of(set_one) == body_of(api.admin("GET", "/v1/admin/pause")) == nothing | {"expire": True}
+
+
+def test_pauses_are_read_from_the_store_each_time(api: Api) -> None:
+    api.admin("GET", "/v1/admin/pause")
+    api.store.set_pauses({"cleanup": True})
+    assert body_of(api.admin("GET", "/v1/admin/pause"))["cleanup"] is True
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fails"),
+    [
+        ("GET", "/v1/admin/sandboxes", "list_sandboxes"),
+        ("GET", "/v1/admin/sandboxes/7", "get"),
+        ("GET", "/v1/admin/stats", "count"),
+        ("GET", "/v1/admin/pause", "read_pauses"),
+        ("POST", "/v1/admin/bulk-retry", "read_due"),
+        ("POST", "/v1/admin/bulk-delete?status=stale", "read_due"),
+    ],
+)
+def test_an_admin_call_while_the_store_is_away_answers_503(method: str, path: str, fails: str) -> None:
+    api = make_api(around=refusing(fails))
+    answer = api.admin(method, path)
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "SERVICE_UNAVAILABLE"
+    assert int(answer.headers["Retry-After"]) > 0

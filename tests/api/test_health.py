@@ -1,0 +1,101 @@
+"""What load balancers and orchestrators are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_api.runtime import runtime_of
+from broker_common.core.deadline import time_left
+from tests.api.harness import Api, body_of, make_api, refusing
+from tests.fakes import START, FakeClock, MemoryStore, StoreWrapper
+
+if TYPE_CHECKING:
+    from broker_common.core.ports import SandboxStore
+
+
+def test_a_process_that_runs_is_healthy_and_touches_nothing() -> None:
+    api = make_api(around=lambda _: None)
+    api.queue.down = True
+    answer = api.call("GET", "/healthz")
+    assert answer.status_code == 200
+    assert body_of(answer) == {"status": "healthy", "timestamp": START}
+
+
+def test_a_process_whose_store_answers_is_ready(api: Api) -> None:
+    answer = api.call("GET", "/readyz")
+    assert answer.status_code == 200
+    assert body_of(answer) == {
+        "status": "ready",
+        "timestamp": START,
+        "checks": {"dynamodb": "ok", "clock": "ok", "redis": "ok"},
+    }
+
+
+def test_a_process_is_not_ready_while_its_store_is_away() -> None:
+    api = make_api(around=refusing("ping"))
+    answer = api.call("GET", "/readyz")
+    body = body_of(answer)
+    assert (answer.status_code, body["status"]) == (503, "not_ready")
+    assert body["checks"] == {"dynamodb": "error: the store refused", "redis": "ok"}
+    assert api.call("GET", "/readyz").status_code == 200
+
+
+def test_an_unexpected_failure_of_a_check_is_not_shown() -> None:
+    class Broken(StoreWrapper):
+        def ping(self) -> int | None:
+            raise RuntimeError("secret")
+
+    answer = make_api(around=Broken).call("GET", "/readyz")
+    assert answer.status_code == 503
+    assert body_of(answer)["checks"]["dynamodb"] == "error: unexpected"
+    assert "secret" not in answer.text
+
+
+def test_a_process_without_redis_is_ready_and_says_so(api: Api) -> None:
+    api.queue.down = True
+    answer = api.call("GET", "/readyz")
+    body = body_of(answer)
+    assert (answer.status_code, body["status"]) == (200, "ready")
+    assert body["checks"]["redis"] == "error: the job queue cannot be reached"
+
+
+@pytest.mark.parametrize(("difference", "status"), [(60, 200), (-60, 200), (61, 503), (-61, 503), (7200, 503)])
+def test_a_process_whose_clock_is_far_from_the_stores_is_not_ready(difference: int, status: int) -> None:
+    def with_another_clock(_store: SandboxStore) -> MemoryStore:
+        return MemoryStore(FakeClock(START + difference))
+
+    answer = make_api(around=with_another_clock).call("GET", "/readyz")
+    checks = body_of(answer)["checks"]
+    assert answer.status_code == status
+    assert checks["dynamodb"] == "ok"
+    assert checks["clock"].startswith("ok" if status == 200 else "error: ")
+
+
+def test_a_store_that_does_not_tell_the_time_is_no_reason_to_be_unready() -> None:
+    answer = make_api(around=lambda _: MemoryStore()).call("GET", "/readyz")
+    assert answer.status_code == 200
+    assert "clock" not in body_of(answer)["checks"]
+
+
+def test_the_store_has_little_time_to_answer_a_readiness_check() -> None:
+    left: list[float] = []
+
+    class Watching(StoreWrapper):
+        def ping(self) -> int | None:
+            left.append(time_left(api.clock))
+            return super().ping()
+
+    api = make_api(around=Watching)
+    api.call("GET", "/readyz")
+    assert left == [1.5]
+
+
+def test_a_process_that_is_about_to_stop_is_not_ready_and_still_serves(api: Api) -> None:
+    runtime_of(api.app).draining.set()
+    answer = api.call("GET", "/readyz")
+    assert answer.status_code == 503
+    assert body_of(answer)["status"] == "not_ready"
+    assert api.call("GET", "/healthz").status_code == 200
+    assert api.track("GET", "/v1/sandboxes").status_code == 200

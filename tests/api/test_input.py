@@ -1,0 +1,349 @@
+"""What is refused before anything is done: headers, tokens, bodies, queries, paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.api.harness import ADMIN_TOKEN, TRACK_TOKEN, Api, body_of, error_of, make_api
+from tests.fakes import make_sandbox
+
+TRACK_CALLS = [
+    ("POST", "/v1/allocate"),
+    ("GET", "/v1/sandboxes"),
+    ("GET", "/v1/sandboxes/7"),
+    ("POST", "/v1/sandboxes/7/mark-for-deletion"),
+]
+ADMIN_CALLS = [
+    ("GET", "/v1/admin/sandboxes"),
+    ("GET", "/v1/admin/sandboxes/7"),
+    ("GET", "/v1/admin/stats"),
+    ("POST", "/v1/admin/sync"),
+    ("POST", "/v1/admin/cleanup"),
+    ("POST", "/v1/admin/expire"),
+    ("POST", "/v1/admin/purge-stale"),
+    ("GET", "/v1/admin/jobs/job-1"),
+    ("POST", "/v1/admin/sandboxes/7/release"),
+    ("POST", "/v1/admin/sandboxes/7/quarantine"),
+    ("POST", "/v1/admin/sandboxes/7/retry-deletion"),
+    ("POST", "/v1/admin/bulk-retry"),
+    ("POST", "/v1/admin/bulk-delete"),
+    ("GET", "/v1/admin/pause"),
+    ("POST", "/v1/admin/pause"),
+]
+LONGEST = "x" * 128
+CALLER_HEADERS = [
+    "X-Track-ID",
+    "X-Instruqt-Sandbox-ID",
+    "X-Instruqt-Track-ID",
+    "X-Sandbox-Name-Prefix",
+    "Idempotency-Key",
+]
+
+
+@pytest.mark.parametrize(("method", "path"), TRACK_CALLS + ADMIN_CALLS)
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        f"Basic {TRACK_TOKEN}",
+        TRACK_TOKEN,
+        "Bearer t\xf6ken",
+        "Bearer a,b",
+    ],
+)
+def test_a_missing_or_unknown_token_answers_401(api: Api, method: str, path: str, authorization: str | None) -> None:
+    headers = {"X-Track-ID": "track-1"} | ({} if authorization is None else {"Authorization": authorization})
+    answer = api.call(method, path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert error_of(answer)["code"] == "UNAUTHORIZED"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "token"),
+    [(*call, ADMIN_TOKEN) for call in TRACK_CALLS] + [(*call, TRACK_TOKEN) for call in ADMIN_CALLS],
+)
+def test_a_token_of_the_other_kind_answers_403(api: Api, method: str, path: str, token: str) -> None:
+    answer = api.call(method, path, headers={"X-Track-ID": "track-1", "Authorization": f"Bearer {token}"})
+    assert answer.status_code == 403
+    assert error_of(answer)["code"] == "FORBIDDEN"
+
+
+def test_each_of_several_tokens_is_accepted_and_the_scheme_in_any_case() -> None:
+    api = make_api(BROKER_API_TOKEN="old,new")
+    for token in ("Bearer old", "bearer new", "BEARER  new "):
+        answer = api.call("GET", "/v1/sandboxes", headers={"Authorization": token, "X-Track-ID": "t"})
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), TRACK_CALLS)
+def test_a_track_must_say_who_it_is(api: Api, method: str, path: str) -> None:
+    answer = api.call(method, path, headers=api.track_headers)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    assert "X-Track-ID" in error["message"]
+    assert "X-Track-ID" in error["details"]
+
+
+def test_the_alias_names_the_track_as_well(api: Api) -> None:
+    api.store.seed(make_sandbox("1"), make_sandbox("2"))
+    held = api.allocate("track-1")
+    alone = api.call("POST", "/v1/allocate", headers=api.track_headers | {"X-Instruqt-Sandbox-ID": "track-1"})
+    both = api.track("POST", "/v1/allocate", "track-1", headers={"X-Instruqt-Sandbox-ID": " track-1 "})
+    assert body_of(alone) == body_of(both) == held
+
+
+def test_a_track_id_and_an_alias_that_differ_are_refused(api: Api) -> None:
+    answer = api.track("POST", "/v1/allocate", "track-1", headers={"X-Instruqt-Sandbox-ID": "track-2"})
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    assert set(error["details"]) == {"X-Track-ID", "X-Instruqt-Sandbox-ID"}
+
+
+@pytest.mark.parametrize("header", CALLER_HEADERS)
+@pytest.mark.parametrize("value", ["", "  ", "x" * 129, "caf\xe9", "tab\tinside", "\x7f", "two\x0blines"])
+def test_a_malformed_header_is_refused_by_name(api: Api, header: str, value: str) -> None:
+    headers = api.track_headers | {"X-Track-ID": "track-1", header: value}
+    answer = api.call("GET", "/v1/sandboxes", headers=headers)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    assert list(error["details"]) == [header]
+    assert error["message"].startswith(f"{header}: ")
+
+
+@pytest.mark.parametrize("value", ["x", LONGEST, " padded ", "a b,c~!", '"quoted"'])
+def test_a_printable_header_is_accepted_after_trimming(api: Api, value: str) -> None:
+    api.store.seed(make_sandbox("7"))
+    answer = api.track("POST", "/v1/allocate", value)
+    assert answer.status_code == 201
+    assert body_of(api.track("GET", "/v1/sandboxes/7", value))["allocated_to_track"] == value.strip()
+
+
+def test_a_valid_request_id_comes_back(api: Api) -> None:
+    answer = api.call("GET", "/healthz", headers={"X-Request-ID": "My_id-1.2"})
+    assert answer.headers["X-Request-ID"] == "My_id-1.2"
+
+
+@pytest.mark.parametrize("value", [None, "", "x" * 129, "with space", "semi;colon", "a,b"])
+def test_a_request_id_that_is_missing_or_invalid_is_replaced(api: Api, value: str | None) -> None:
+    first, second = (
+        api.call("GET", "/nowhere", headers={} if value is None else {"X-Request-ID": value}).headers["X-Request-ID"]
+        for _ in range(2)
+    )
+    assert len(first) == 36
+    assert first != second
+
+
+INVALID_BODIES = [
+    (b"{", "body"),
+    (b"\xff", "body"),
+    (b"[]", "body"),
+    (b"null", "body"),
+    (b'"text"', "body"),
+    (b"NaN", "body"),
+    (b'{"lease_id": NaN}', "body"),
+    (b"[" * 60_000, "body"),
+    (b"9" * 5000, "body"),
+    (b'{"lease_id": 1}', "lease_id"),
+    (b'{"lease_id": ""}', "lease_id"),
+    (b'{"lease_id": null}', "lease_id"),
+    (b'{"lease_id": "\\ud800"}', "lease_id"),
+    (b'{"lease_id": "a\\nb"}', "lease_id"),
+    (b'{"lease_id": "' + b"x" * 129 + b'"}', "lease_id"),
+    (b'{"lease_id": "l", "other": 1}', "other"),
+    (b'{"\\ud800": 1, "lease_id": "l"}', "\ud800"),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/sandboxes/7/mark-for-deletion", "/v1/admin/sandboxes/7/release"])
+@pytest.mark.parametrize(("body", "field"), INVALID_BODIES)
+def test_a_malformed_body_is_refused_and_the_field_named(api: Api, path: str, body: bytes, field: str) -> None:
+    call = api.admin if "admin" in path else api.track
+    answer = call("POST", path, data=body, content_type="application/json")
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    assert list(error["details"]) == [field]
+    assert field in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("release", {}, "lease_id"),
+        ("quarantine", {}, "reason"),
+        ("quarantine", {"reason": ""}, "reason"),
+        ("quarantine", {"reason": "   "}, "reason"),
+        ("quarantine", {"reason": "x" * 501}, "reason"),
+        ("quarantine", {"reason": "two\nlines"}, "reason"),
+        ("quarantine", {"reason": "escape \x1b[31m"}, "reason"),
+        ("quarantine", {"reason": "line\u2028separator"}, "reason"),
+        ("quarantine", {"reason": ["list"]}, "reason"),
+        ("quarantine", {"reason": "fine", "force": True}, "force"),
+        ("retry-deletion", {"force": True}, "force"),
+    ],
+)
+def test_a_malformed_operation_is_refused(api: Api, path: str, body: dict[str, Any], field: str) -> None:
+    api.store.seed(make_sandbox("7"))
+    answer = api.admin("POST", f"/v1/admin/sandboxes/7/{path}", json=body)
+    assert answer.status_code == 400
+    assert list(error_of(answer)["details"]) == [field]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("sync", {"force": "true"}, "force"),
+        ("sync", {"force": 1}, "force"),
+        ("sync", {"force": None}, "force"),
+        ("sync", {"force": [True]}, "force"),
+        ("sync", {"forced": True}, "forced"),
+        ("cleanup", {"force": True}, "force"),
+        ("expire", {"force": True}, "force"),
+        ("purge-stale", {"force": True}, "force"),
+        ("bulk-retry", {"all": True}, "all"),
+        ("bulk-delete?status=stale", {"status": "stale"}, "status"),
+        ("pause", {}, "body"),
+        ("pause", {"allocate": "yes"}, "allocate"),
+        ("pause", {"allocate": 1}, "allocate"),
+        ("pause", {"purge_stale": True}, "purge_stale"),
+    ],
+)
+def test_a_malformed_admin_call_is_refused(api: Api, path: str, body: dict[str, Any], field: str) -> None:
+    answer = api.admin("POST", f"/v1/admin/{path}", json=body)
+    assert answer.status_code == 400
+    assert list(error_of(answer)["details"]) == [field]
+    assert api.queue.enqueued == []
+
+
+def test_unneeded_fields_are_refused_by_name(api: Api) -> None:
+    answer = api.track("POST", "/v1/allocate", json={"size": "xl", "color": "red"})
+    assert answer.status_code == 400
+    assert set(error_of(answer)["details"]) == {"size", "color"}
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_of_another_type_is_refused(api: Api, content_type: str | None) -> None:
+    answer = api.admin("POST", "/v1/admin/sync", data=b'{"force": true}', content_type=content_type)
+    assert answer.status_code == 400
+    assert list(error_of(answer)["details"]) == ["Content-Type"]
+    assert api.queue.enqueued == []
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/vnd.broker+json"])
+def test_every_json_type_is_accepted(api: Api, content_type: str) -> None:
+    answer = api.admin("POST", "/v1/admin/sync", data=b'{"force": true}', content_type=content_type)
+    assert answer.status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/v1/allocate", "/v1/sandboxes/7/mark-for-deletion"])
+def test_a_body_that_is_too_large_answers_413(api: Api, path: str) -> None:
+    answer = api.track("POST", path, data=b'{"a": "' + b"x" * 65_536 + b'"}', content_type="application/json")
+    assert answer.status_code == 413
+    assert error_of(answer)["code"] == "PAYLOAD_TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=many", "limit"),
+        ("limit=", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("status=lost", "status"),
+        ("status=", "status"),
+        ("status=stale&status=stale", "status"),
+        ("track_id=", "track_id"),
+        ("track_id=%C3%A9", "track_id"),
+        (f"track_id={'x' * 129}", "track_id"),
+        ("cursor=", "cursor"),
+        ("cursor=nonsense", "cursor"),
+        ("cursor=%00", "cursor"),
+        ("track_id=t&cursor=n%2Fnsense", "cursor"),
+        ("track_id=t&cursor=%ff", "cursor"),
+        ("state=stale", "state"),
+    ],
+)
+def test_a_malformed_listing_is_refused_and_the_parameter_named(api: Api, query: str, field: str) -> None:
+    answer = api.admin("GET", f"/v1/admin/sandboxes?{query}")
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    assert field in error["message"]
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?status=available", "?status=deleted", "?status=", "?status=stale&status=stale", "?x=1"]
+)
+def test_a_bulk_delete_of_any_other_status_is_refused(api: Api, query: str) -> None:
+    api.store.seed(make_sandbox("7"))
+    answer = api.admin("POST", f"/v1/admin/bulk-delete{query}")
+    assert answer.status_code == 400
+    assert error_of(answer)["code"] == "VALIDATION_ERROR"
+    assert "7" in api.store.dump()[0]
+
+
+@pytest.mark.parametrize(("method", "path"), TRACK_CALLS)
+def test_a_query_that_no_call_reads_is_refused(api: Api, method: str, path: str) -> None:
+    answer = api.track(method, f"{path}?verbose=1")
+    assert answer.status_code == 400
+    assert list(error_of(answer)["details"]) == ["verbose"]
+
+
+@pytest.mark.parametrize("sandbox_id", ["x" * 129, "%C3%A9", "%ff", "%00", "a%0Ab", "%ED%A0%80"])
+@pytest.mark.parametrize("action", ["", "/mark-for-deletion"])
+def test_an_impossible_sandbox_id_is_refused(api: Api, sandbox_id: str, action: str) -> None:
+    method = "POST" if action else "GET"
+    answer = api.track(method, f"/v1/sandboxes/{sandbox_id}{action}")
+    assert answer.status_code == 400
+    assert "sandbox_id" in error_of(answer)["details"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/v1"),
+        ("GET", "/v1/nowhere"),
+        ("POST", "/v1/allocate/"),
+        ("GET", "/v1//sandboxes"),
+        ("GET", "/v1/sandboxes/a%2Fb"),
+        ("GET", "/v1/admin"),
+        ("GET", "/v1/docs/nothing.js"),
+        ("GET", "/v1/docs/../../settings.py"),
+    ],
+)
+def test_an_unknown_path_answers_404_in_the_same_shape(api: Api, method: str, path: str) -> None:
+    answer = api.call(method, path)
+    assert answer.status_code == 404
+    assert error_of(answer)["code"] == "NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/allocate", {"POST"}),
+        ("DELETE", "/v1/sandboxes/7", {"GET", "HEAD"}),
+        ("OPTIONS", "/v1/allocate", {"POST"}),
+        ("PUT", "/v1/admin/pause", {"GET", "HEAD", "POST"}),
+        ("POST", "/healthz", {"GET", "HEAD"}),
+    ],
+)
+def test_a_wrong_method_answers_405_and_which_are_right(api: Api, method: str, path: str, allowed: set[str]) -> None:
+    answer = api.call(method, path)
+    assert answer.status_code == 405
+    assert error_of(answer)["code"] == "METHOD_NOT_ALLOWED"
+    assert set(answer.headers["Allow"].split(", ")) == allowed
+
+
+def test_the_base_path_can_be_another() -> None:
+    api = make_api(API_BASE_PATH="/broker/v1")
+    assert api.track("GET", "/broker/v1/sandboxes").status_code == 200
+    assert api.track("GET", "/v1/sandboxes").status_code == 404
+    accepted = body_of(api.admin("POST", "/broker/v1/admin/sync"))
+    assert accepted["status_url"] == "/broker/v1/admin/jobs/job-1"

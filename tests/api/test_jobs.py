@@ -1,0 +1,193 @@
+"""Starting jobs, waiting for them, and looking them up."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_api.runtime import runtime_of
+from broker_common.core.jobs import Job, JobState
+from tests.api.harness import Api, body_of, error_of, make_api
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STARTS = [
+    ("/v1/admin/sync", Job.SYNC),
+    ("/v1/admin/cleanup", Job.CLEANUP),
+    ("/v1/admin/expire", Job.EXPIRE),
+    ("/v1/admin/purge-stale", Job.PURGE_STALE),
+]
+FINAL = [JobState.SUCCEEDED, JobState.FAILED, JobState.SKIPPED]
+
+
+@pytest.mark.parametrize(("path", "job"), STARTS)
+def test_a_job_is_enqueued_under_the_request_id(api: Api, path: str, job: Job) -> None:
+    answer = api.admin("POST", path, headers={"X-Request-ID": "req-1"})
+    assert answer.status_code == 202
+    assert body_of(answer) == {"job_id": "job-1", "status_url": "/v1/admin/jobs/job-1"}
+    assert "Preference-Applied" not in answer.headers
+    assert api.queue.enqueued == [(job, "req-1", False)]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_sync_may_be_forced(api: Api, force: bool) -> None:
+    assert api.admin("POST", "/v1/admin/sync", json={"force": force}).status_code == 202
+    assert [forced for _, _, forced in api.queue.enqueued] == [force]
+
+
+@pytest.mark.parametrize(("path", "_job"), STARTS)
+def test_a_queue_that_is_down_answers_503(api: Api, path: str, _job: Job) -> None:
+    api.queue.down = True
+    answer = api.admin("POST", path, headers={"Prefer": "wait=5"})
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "QUEUE_UNAVAILABLE"
+    assert api.clock.monotonic() == 0
+
+
+@pytest.mark.parametrize(("path", "job"), STARTS)
+@pytest.mark.parametrize("state", FINAL)
+def test_a_caller_who_waits_is_answered_with_the_run_once_it_has_ended(
+    api: Api, path: str, job: Job, state: JobState
+) -> None:
+    api.queue.states = deque([None, JobState.QUEUED, JobState.RUNNING, state])
+    api.queue.result = {"synced": 3}
+    answer = api.admin("POST", path, headers={"Prefer": "wait=10"})
+    assert answer.status_code == 200
+    assert answer.headers["Preference-Applied"] == "wait=10"
+    assert body_of(answer) == {"job_id": "job-1", "job": job.value, "state": state.value, "result": {"synced": 3}}
+    assert api.clock.monotonic() < 10
+
+
+@pytest.mark.parametrize(("asked", "waited"), [("wait=10", 10), ("wait=600", 30), ("wait=0", 0)])
+def test_a_caller_waits_no_longer_than_asked_and_at_most_thirty_seconds(api: Api, asked: str, waited: int) -> None:
+    api.queue.states = deque([JobState.RUNNING])
+    answer = api.admin("POST", "/v1/admin/sync", headers={"Prefer": asked})
+    assert answer.status_code == 202
+    assert answer.headers["Preference-Applied"] == f"wait={waited}"
+    assert body_of(answer)["job_id"] == "job-1"
+    assert api.clock.monotonic() == pytest.approx(waited)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "applied"),
+    [
+        ("respond-async, wait=5", "wait=5"),
+        ("WAIT = 5", "wait=5"),
+        ('wait="5"', "wait=5"),
+        ("wait=5; foo=bar", "wait=5"),
+        ("wait=5, wait=9", "wait=5"),
+        ('foo="a, wait=9", wait=5', "wait=5"),
+        ("wait=99999999999999999999999999", "wait=30"),
+    ],
+)
+def test_a_wait_is_found_among_other_preferences(api: Api, prefer: str, applied: str) -> None:
+    api.queue.states = deque([JobState.SUCCEEDED])
+    answer = api.admin("POST", "/v1/admin/sync", headers={"Prefer": prefer})
+    assert (answer.status_code, answer.headers["Preference-Applied"]) == (200, applied)
+
+
+@pytest.mark.parametrize(
+    "prefer",
+    ["", "wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "wait=+1", "wait=\xb2", "waiting=5", ",;=", '"wait=5'],
+)
+def test_a_malformed_preference_is_ignored(api: Api, prefer: str) -> None:
+    api.queue.states = deque([JobState.SUCCEEDED])
+    answer = api.admin("POST", "/v1/admin/sync", headers={"Prefer": prefer})
+    assert answer.status_code == 202
+    assert "Preference-Applied" not in answer.headers
+
+
+def test_a_queue_that_goes_down_while_a_caller_waits_does_not_undo_the_start(api: Api) -> None:
+    find = api.queue.find
+
+    def find_once_then_down(job_id: str) -> object:
+        api.queue.down = True
+        return find(job_id)
+
+    api.queue.find = find_once_then_down  # type: ignore[method-assign, assignment] # the queue goes down here
+    answer = api.admin("POST", "/v1/admin/sync", headers={"Prefer": "wait=5"})
+    assert answer.status_code == 202
+    assert body_of(answer)["job_id"] == "job-1"
+
+
+def test_nobody_waits_while_the_process_is_about_to_stop(api: Api) -> None:
+    api.queue.states = deque([JobState.RUNNING])
+    runtime_of(api.app).draining.set()
+    answer = api.admin("POST", "/v1/admin/sync", headers={"Prefer": "wait=30"})
+    assert answer.status_code == 202
+    assert api.clock.monotonic() == 0
+
+
+def test_callers_who_wait_hold_half_of_the_permits_at_most_and_the_rest_is_answered_at_once() -> None:
+    api = make_api(API_THREADS="6")
+    api.queue.states = deque([JobState.RUNNING])
+    inside, go_on = threading.Semaphore(0), threading.Event()
+    answers: list[int] = []
+
+    def wait_in_place_of_sleep(_seconds: float) -> None:
+        inside.release()
+        assert go_on.wait(30)
+        api.queue.states = deque([JobState.SUCCEEDED])
+
+    api.clock.sleep = wait_in_place_of_sleep  # type: ignore[method-assign, assignment] # holds the waiting callers
+    start: Callable[[], None] = lambda: answers.append(  # noqa: E731 - it is the threads' work
+        api.admin("POST", "/v1/admin/sync", headers={"Prefer": "wait=5"}).status_code
+    )
+    waiting = [threading.Thread(target=start) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    for _ in waiting:
+        assert inside.acquire(timeout=30)
+    refused = api.admin("POST", "/v1/admin/sync", headers={"Prefer": "wait=5"})
+    go_on.set()
+    for thread in waiting:
+        thread.join(30)
+    assert refused.status_code == 202
+    assert "Preference-Applied" not in refused.headers
+    assert answers == [200, 200]
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING])
+def test_a_run_that_has_not_ended_has_no_result(api: Api, state: JobState) -> None:
+    api.admin("POST", "/v1/admin/cleanup")
+    api.queue.states = deque([state])
+    api.queue.result = {"deleted": 1}
+    answer = api.admin("GET", "/v1/admin/jobs/job-1")
+    assert answer.status_code == 200
+    assert body_of(answer) == {"job_id": "job-1", "job": "cleanup", "state": state.value}
+
+
+def test_a_failed_run_says_why(api: Api) -> None:
+    api.admin("POST", "/v1/admin/purge-stale")
+    api.queue.states = deque([JobState.FAILED])
+    api.queue.error = "too many are missing"
+    assert body_of(api.admin("GET", "/v1/admin/jobs/job-1")) == {
+        "job_id": "job-1",
+        "job": "purge_stale",
+        "state": "failed",
+        "error": "too many are missing",
+    }
+
+
+@pytest.mark.parametrize("job_id", ["job-1", "nonsense", "job-0"])
+def test_a_run_that_is_not_known_answers_404(api: Api, job_id: str) -> None:
+    answer = api.admin("GET", f"/v1/admin/jobs/{job_id}")
+    assert answer.status_code == 404
+    assert error_of(answer)["code"] == "JOB_NOT_FOUND"
+
+
+def test_a_run_cannot_be_looked_up_while_the_queue_is_down(api: Api) -> None:
+    api.queue.down = True
+    answer = api.admin("GET", "/v1/admin/jobs/job-1")
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "QUEUE_UNAVAILABLE"
+
+
+def test_jobs_are_started_and_found_while_the_store_is_away() -> None:
+    api = make_api(around=lambda _: None)
+    assert api.admin("POST", "/v1/admin/sync").status_code == 202
+    assert api.admin("GET", "/v1/admin/jobs/job-1").status_code == 200

@@ -1,0 +1,129 @@
+"""The description of the API, and the page that shows it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.api.harness import Api, body_of
+
+CALLS = {
+    ("post", "/v1/allocate"),
+    ("get", "/v1/sandboxes"),
+    ("get", "/v1/sandboxes/{sandbox_id}"),
+    ("post", "/v1/sandboxes/{sandbox_id}/mark-for-deletion"),
+    ("get", "/v1/admin/sandboxes"),
+    ("get", "/v1/admin/sandboxes/{sandbox_id}"),
+    ("get", "/v1/admin/stats"),
+    ("post", "/v1/admin/sync"),
+    ("post", "/v1/admin/cleanup"),
+    ("post", "/v1/admin/expire"),
+    ("post", "/v1/admin/purge-stale"),
+    ("get", "/v1/admin/jobs/{job_id}"),
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/release"),
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine"),
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion"),
+    ("post", "/v1/admin/bulk-retry"),
+    ("post", "/v1/admin/bulk-delete"),
+    ("get", "/v1/admin/pause"),
+    ("post", "/v1/admin/pause"),
+    ("get", "/healthz"),
+    ("get", "/readyz"),
+}
+VERBS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture
+def document(api: Api) -> dict[str, Any]:
+    answer = api.call("GET", "/v1/openapi.json")
+    assert answer.status_code == 200
+    return body_of(answer)
+
+
+def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(verb, path): item[verb] for path, item in document["paths"].items() for verb in item if verb in VERBS}
+
+
+def test_the_description_holds_every_call_and_no_other(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    assert set(operations(document)) == CALLS
+
+
+def test_every_call_has_a_name_of_its_own_and_a_summary(document: dict[str, Any]) -> None:
+    found = operations(document).values()
+    assert len({operation["operationId"] for operation in found}) == len(CALLS)
+    assert all(operation["summary"] for operation in found)
+
+
+def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
+    schemes = document["components"]["securitySchemes"]
+    assert {name: scheme["scheme"] for name, scheme in schemes.items()} == {
+        "trackToken": "bearer",
+        "adminToken": "bearer",
+    }
+    for (_, path), operation in operations(document).items():
+        token = "adminToken" if "/admin/" in path else "trackToken"
+        assert operation["security"] == ([{token: []}] if path.startswith("/v1/") else [])
+
+
+def test_every_error_has_the_shape_that_is_described(document: dict[str, Any]) -> None:
+    for operation in operations(document).values():
+        for status, response in operation["responses"].items():
+            if status == "default" or (status >= "400" and operation["operationId"] != "readyz"):
+                component = document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
+                schema = component["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Error"}
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    for reference in re.findall(r"'\$ref': '#/([^']+)'", str(document)):
+        place: Any = document
+        for step in reference.split("/"):
+            place = place[step]
+
+
+def test_a_tracks_headers_are_described(document: dict[str, Any]) -> None:
+    references = operations(document)["post", "/v1/allocate"]["parameters"]
+    components = document["components"]["parameters"]
+    names = {components[reference["$ref"].rsplit("/", 1)[1]]["name"] for reference in references}
+    assert names == {
+        "X-Track-ID",
+        "X-Instruqt-Sandbox-ID",
+        "X-Instruqt-Track-ID",
+        "X-Sandbox-Name-Prefix",
+        "Idempotency-Key",
+        "X-Request-ID",
+    }
+
+
+def test_answers_have_the_fields_that_are_described(api: Api, document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("Allocation", "HeldSandbox", "Sandbox", "Stats", "Marked"):
+        assert set(schemas[name]["required"]) == set(schemas[name]["properties"])
+    assert set(body_of(api.admin("GET", "/v1/admin/stats"))) == set(schemas["Stats"]["properties"])
+
+
+def test_nothing_but_what_is_described_is_accepted_in_a_body(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("MarkInput", "ReleaseInput", "QuarantineInput", "PausesInput", "SyncInput"):
+        assert schemas[name]["additionalProperties"] is False
+
+
+def test_the_page_and_all_its_files_come_from_here(api: Api) -> None:
+    page = api.call("GET", "/v1/docs")
+    assert page.status_code == 200
+    assert page.mimetype == "text/html"
+    assert "/v1/openapi.json" in page.text
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) == 3
+    for path in files:
+        assert path.startswith("/v1/docs/")
+        answer = api.call("GET", path)
+        assert answer.status_code == 200
+        assert len(answer.data) > 1000
+
+
+def test_the_page_asks_no_public_validator(api: Api) -> None:
+    assert '"validatorUrl": null' in api.call("GET", "/v1/docs").text

@@ -1,0 +1,244 @@
+"""What a track may do, and what it is answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker_common.core.domain import Status
+from tests.api.harness import Api, body_of, error_of, make_api, refusing
+from tests.fakes import START, make_sandbox
+
+ALLOCATION = {
+    "sandbox_id",
+    "name",
+    "external_id",
+    "lease_id",
+    "allocated_at",
+    "expires_at",
+    "track_name",
+    "sfdc_account_id",
+}
+FOUR_HOURS = 4 * 3600
+PAST_BUFFER = FOUR_HOURS + 1801
+
+
+def test_a_track_is_allocated_a_sandbox(api: Api) -> None:
+    api.store.seed(make_sandbox("7", sfdc_account_id="sf-1"))
+    answer = api.track("POST", "/v1/allocate", headers={"X-Instruqt-Track-ID": "intro-to-dns"})
+    body = body_of(answer)
+    assert answer.status_code == 201
+    assert "Idempotent-Replayed" not in answer.headers
+    assert set(body) == ALLOCATION
+    assert body["lease_id"]
+    assert body | {"lease_id": None} == {
+        "sandbox_id": "7",
+        "name": "lab-7",
+        "external_id": "uuid-7",
+        "lease_id": None,
+        "allocated_at": START,
+        "expires_at": START + FOUR_HOURS,
+        "track_name": "intro-to-dns",
+        "sfdc_account_id": "sf-1",
+    }
+
+
+def test_what_is_unknown_about_an_allocation_is_null(api: Api) -> None:
+    api.store.seed(make_sandbox())
+    body = api.allocate()
+    assert body["track_name"] is None
+    assert body["sfdc_account_id"] is None
+
+
+def test_a_repeated_allocate_is_answered_with_what_is_held_and_says_so(api: Api) -> None:
+    api.store.seed(make_sandbox("1"), make_sandbox("2"))
+    first = api.allocate()
+    again = api.track("POST", "/v1/allocate", headers={"X-Sandbox-Name-Prefix": "other"})
+    assert again.status_code == 200
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert body_of(again) == first
+
+
+def test_each_idempotency_key_of_a_track_holds_a_sandbox_of_its_own(api: Api) -> None:
+    api.store.seed(make_sandbox("1"), make_sandbox("2"), make_sandbox("3"))
+    ids = {api.allocate(Idempotency_Key="a")["sandbox_id"], api.allocate(Idempotency_Key="b")["sandbox_id"]}
+    assert len(ids) == 2
+
+
+def test_the_idempotency_key_of_a_track_that_sends_none_is_its_id(api: Api) -> None:
+    api.store.seed(make_sandbox("1"), make_sandbox("2"))
+    first = api.allocate("track-1")
+    again = api.track("POST", "/v1/allocate", "track-1", headers={"Idempotency-Key": "track-1"})
+    assert body_of(again) == first
+
+
+def test_tracks_do_not_share_idempotency_keys(api: Api) -> None:
+    api.store.seed(make_sandbox("1"), make_sandbox("2"))
+    first, second = api.allocate("track-1", Idempotency_Key="k"), api.allocate("track-2", Idempotency_Key="k")
+    assert first["sandbox_id"] != second["sandbox_id"]
+
+
+def test_a_prefix_chooses_among_the_names(api: Api) -> None:
+    api.store.seed(make_sandbox("1", name="red-1"), make_sandbox("2", name="blue-1"))
+    assert api.allocate(X_Sandbox_Name_Prefix="blue-")["name"] == "blue-1"
+
+
+def test_an_empty_pool_answers_409_and_when_to_come_back(api: Api) -> None:
+    answer = api.track("POST", "/v1/allocate")
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == "NO_SANDBOXES_AVAILABLE"
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_paused_allocate_answers_503_and_still_replays(api: Api) -> None:
+    api.store.seed(make_sandbox("1"), make_sandbox("2"))
+    held = api.allocate("holder")
+    assert api.admin("POST", "/v1/admin/pause", json={"allocate": True}).status_code == 200
+    refused = api.track("POST", "/v1/allocate", "newcomer")
+    assert refused.status_code == 503
+    assert error_of(refused)["code"] == "PAUSED"
+    assert int(refused.headers["Retry-After"]) > 0
+    replayed = api.track("POST", "/v1/allocate", "holder")
+    assert replayed.status_code == 200
+    assert body_of(replayed) == held
+
+
+def test_a_store_that_is_away_answers_503_and_when_to_come_back() -> None:
+    api = make_api(around=refusing("read_pauses"))
+    answer = api.track("POST", "/v1/allocate")
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "SERVICE_UNAVAILABLE"
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_holder_reads_its_sandbox(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    allocation = api.allocate()
+    answer = api.track("GET", "/v1/sandboxes/7")
+    assert answer.status_code == 200
+    assert body_of(answer) == allocation | {"status": "allocated", "allocated_to_track": "track-1"}
+
+
+def test_the_last_holder_reads_its_sandbox_until_it_is_allocated_anew(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    lease_id = api.allocate()["lease_id"]
+    api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
+    body = body_of(api.track("GET", "/v1/sandboxes/7"))
+    assert (body["status"], body["lease_id"], body["allocated_to_track"]) == ("pending_deletion", lease_id, None)
+    api.store.seed(make_sandbox("7", version=50, last_track_id="track-1", last_lease_id=lease_id))
+    assert body_of(api.track("GET", "/v1/sandboxes/7"))["status"] == "available"
+    api.allocate("track-2")
+    assert error_of(api.track("GET", "/v1/sandboxes/7"))["code"] == "NOT_SANDBOX_OWNER"
+
+
+def test_a_held_sandbox_is_not_shown_to_another_track(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate("track-1")
+    answer = api.track("GET", "/v1/sandboxes/7", "track-2")
+    assert answer.status_code == 403
+    assert error_of(answer)["code"] == "NOT_SANDBOX_OWNER"
+
+
+@pytest.mark.parametrize("path", ["/v1/sandboxes/nope", "/v1/sandboxes/tombstone"])
+def test_a_sandbox_that_is_not_there_or_only_a_tombstone_answers_404(api: Api, path: str) -> None:
+    api.store.seed(make_sandbox("tombstone", status=Status.DELETED, last_track_id="track-1", last_lease_id="l"))
+    answer = api.track("GET", path)
+    assert answer.status_code == 404
+    assert error_of(answer)["code"] == "SANDBOX_NOT_FOUND"
+
+
+def test_a_track_lists_what_it_holds_and_nothing_else(api: Api) -> None:
+    api.store.seed(*(make_sandbox(str(number)) for number in range(5)))
+    held = {api.allocate("track-1", Idempotency_Key=key)["sandbox_id"] for key in ("a", "b")}
+    api.allocate("track-2")
+    answer = api.track("GET", "/v1/sandboxes")
+    body = body_of(answer)
+    assert answer.status_code == 200
+    assert set(body) == {"sandboxes", "count"}
+    assert body["count"] == 2
+    assert {sandbox["sandbox_id"] for sandbox in body["sandboxes"]} == held
+    assert set(body["sandboxes"][0]) == ALLOCATION | {"status", "allocated_to_track"}
+
+
+def test_a_track_that_holds_nothing_is_shown_an_empty_list(api: Api) -> None:
+    assert body_of(api.track("GET", "/v1/sandboxes")) == {"sandboxes": [], "count": 0}
+
+
+def test_a_mark_is_answered_with_the_status_the_lease_and_the_time(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    lease_id = api.allocate()["lease_id"]
+    api.clock.advance(60)
+    answer = api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
+    assert answer.status_code == 200
+    assert body_of(answer) == {
+        "sandbox_id": "7",
+        "status": "pending_deletion",
+        "lease_id": lease_id,
+        "deletion_requested_at": START + 60,
+    }
+
+
+def test_a_repeated_mark_is_answered_with_the_present_status(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    lease_id = api.allocate()["lease_id"]
+    first = body_of(api.track("POST", "/v1/sandboxes/7/mark-for-deletion"))
+    api.clock.advance(60)
+    assert body_of(api.track("POST", "/v1/sandboxes/7/mark-for-deletion")) == first
+    wiped = make_sandbox("7", version=50, last_track_id="track-1", last_lease_id=lease_id)
+    api.store.seed(wiped)
+    answer = api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
+    assert (answer.status_code, body_of(answer)["status"]) == (200, "available")
+
+
+def test_the_last_holder_of_a_tombstone_may_repeat_its_mark(api: Api) -> None:
+    api.store.seed(make_sandbox("7", status=Status.DELETED, last_track_id="track-1", last_lease_id="l"))
+    answer = api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
+    assert (answer.status_code, body_of(answer)["status"]) == (200, "deleted")
+    assert api.track("POST", "/v1/sandboxes/7/mark-for-deletion", "track-2").status_code == 404
+
+
+def test_a_mark_past_the_expiry_is_accepted(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
+    api.clock.advance(PAST_BUFFER)
+    assert api.track("POST", "/v1/sandboxes/7/mark-for-deletion").status_code == 200
+
+
+def test_a_mark_may_name_its_lease(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    lease_id = api.allocate()["lease_id"]
+    answer = api.track("POST", "/v1/sandboxes/7/mark-for-deletion", json={"lease_id": lease_id})
+    assert answer.status_code == 200
+
+
+def test_a_mark_that_names_another_lease_answers_409(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
+    answer = api.track("POST", "/v1/sandboxes/7/mark-for-deletion", json={"lease_id": "another"})
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == "LEASE_MISMATCH"
+    assert body_of(api.track("GET", "/v1/sandboxes/7"))["status"] == "allocated"
+
+
+def test_another_track_is_told_nothing_about_the_lease(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate("track-1")
+    answer = api.track("POST", "/v1/sandboxes/7/mark-for-deletion", "track-2", json={"lease_id": "another"})
+    assert answer.status_code == 403
+    assert error_of(answer)["code"] == "NOT_SANDBOX_OWNER"
+
+
+def test_a_mark_of_a_sandbox_that_is_not_there_answers_404(api: Api) -> None:
+    assert api.track("POST", "/v1/sandboxes/7/mark-for-deletion").status_code == 404
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])
+@pytest.mark.parametrize("path", ["/v1/allocate", "/v1/sandboxes/7/mark-for-deletion"])
+def test_an_empty_body_is_accepted_whatever_its_content_type(api: Api, path: str, content_type: str | None) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
+    assert api.track("POST", path, data=b"", content_type=content_type).status_code == 200
+
+
+def test_an_empty_object_is_accepted_where_no_body_is_read(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    assert api.track("POST", "/v1/allocate", json={}).status_code == 201
