@@ -16,13 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_own_metrics_dir = None
-if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    # prometheus_client reads this when it is imported, which the imports below do.
-    _own_metrics_dir = tempfile.mkdtemp(prefix="broker-metrics-")
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = _own_metrics_dir
-_metrics_dir = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-_metrics_dir.mkdir(parents=True, exist_ok=True)
+# prometheus_client looks whether this is set when it is imported, which the imports below do.
+_makes_metrics_dir = not os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "")
 
 from gunicorn import glogging  # type: ignore[import-untyped] # noqa: E402 - after the variable is set; it ships no types
 from prometheus_client.multiprocess import mark_process_dead  # noqa: E402 - the same
@@ -62,13 +57,17 @@ control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter
-    """Look at the table once, from a process of its own: clients are made after a fork. Empty the metrics directory."""
+    """Look at the table once, from a process of its own (clients are made after a fork); empty the metrics."""
     trial = multiprocessing.get_context("fork").Process(target=check_table_or_exit, args=(_settings,))
     trial.start()
     trial.join()
     if trial.exitcode:
         sys.exit(trial.exitcode)
-    for file in _metrics_dir.glob("*.db"):
+    if _makes_metrics_dir:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="broker-metrics-")
+    metrics_dir = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    metrics_dir.mkdir(parents=True, exist_ok=True)
+    for file in metrics_dir.glob("*.db"):
         file.unlink()
 
 
@@ -79,5 +78,5 @@ def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 - guni
 
 def on_exit(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter
     """Remove the metrics directory that was made here."""
-    if _own_metrics_dir is not None:
-        shutil.rmtree(_own_metrics_dir, ignore_errors=True)
+    if _makes_metrics_dir:
+        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
