@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery import Celery, bootsteps
+from celery import Celery
 from celery.apps.beat import Beat
 from celery.apps.worker import (  # type: ignore[attr-defined] # the stubs lack the handler
     Worker,
@@ -15,6 +15,7 @@ from kombu import Queue
 
 from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE, JOBS_QUEUE
 from broker_common.core.jobs import Job
+from broker_worker.messages import check_what_is_received
 from broker_worker.schedule import beat_config
 from broker_worker.tasks import TITLES, TimeLimits, add_tasks
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from broker_common.services import WorkerServices
     from broker_common.settings import Settings
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
 _JOB_LIMIT_SEC = 600
 # Around the call itself a delete waits for a slot, takes the sandbox, and writes the outcome.
@@ -37,6 +40,7 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
 
     `get_services` is called in each process that runs tasks, after the fork, and returns the same services each time.
     """
+    check_what_is_received()
     app = Celery("sandbox-broker", broker=settings.redis_url, set_as_current=False)
     limits = TimeLimits(job=_JOB_LIMIT_SEC, delete=settings.csp_call_limit_sec + _DELETE_MARGIN_SEC)
     longest = max(TimeLimits.of(limits.job)["time_limit"], TimeLimits.of(limits.delete)["time_limit"])
@@ -72,15 +76,18 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         worker_redirect_stdouts=False,
         **beat_config(settings),
     )
-    app.Worker = app.subclass_with_self(_QuietWorker, name="Worker")  # type: ignore[misc] # the stubs do not know that it may be set
-    app.Beat = app.subclass_with_self(_QuietBeat, name="Beat")  # type: ignore[misc] # the same
-    app.steps["worker"].add(_StopLines)
+    app.Worker = app.subclass_with_self(_Worker, name="Worker")  # type: ignore[misc] # the stubs do not know that it may be set
+    app.Beat = app.subclass_with_self(_Beat, name="Beat")  # type: ignore[misc] # the same
     add_tasks(app, get_services, limits)
     return app
 
 
-class _QuietWorker(Worker):
-    """Celery's worker without the banner and the farewell, which would stand between the log's lines."""
+class _Worker(Worker):
+    """Celery's worker, which says in the log when it stops.
+
+    Its own banner and farewell are left out: they would stand between the log's lines. Nothing is said in the signal's
+    handler, because that may cut into the writing of another line.
+    """
 
     def on_before_init(self, quiet: bool = True, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 - Celery's signature
         super().on_before_init(quiet=True, **kwargs)
@@ -89,36 +96,19 @@ class _QuietWorker(Worker):
         super().install_platform_tweaks(worker)
         install_worker_term_handler(worker, verbose=False)
 
+    def on_close(self) -> None:
+        _log.info("[Scheduler] Received shutdown signal, stopping jobs...")
+        super().on_close()
 
-class _QuietBeat(Beat):
+    def on_stopped(self) -> None:
+        """Say that the jobs have stopped: by now what had begun has ended."""
+        for job in (Job.SYNC, Job.CLEANUP, Job.EXPIRE):
+            _log.info(f"[Scheduler] {TITLES[job]} job stopped")
+        super().on_stopped()
+
+
+class _Beat(Beat):
     """Celery's beat without the banner."""
 
     def __init__(self, *, quiet: bool = True, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 - Celery's signature
         super().__init__(quiet=True, **kwargs)
-
-
-class _StopLines(bootsteps.StartStopStep):
-    """Says when the worker begins to stop, and when the jobs have stopped.
-
-    It starts before the pool, so that it stops after it: by then what had begun has ended. Not done in the signal's
-    handler, because that may cut into the writing of another line.
-    """
-
-    requires = ("celery.worker.components:Hub",)
-
-    def __init__(self, parent: object, **kwargs: object) -> None:
-        super().__init__(parent, **kwargs)
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
-
-    def close(self, _parent: object) -> None:
-        self._log.info("[Scheduler] Received shutdown signal, stopping jobs...")
-
-    def stop(self, _parent: object) -> None:
-        self._say_stopped()
-
-    def terminate(self, _parent: object) -> None:
-        self._say_stopped()
-
-    def _say_stopped(self) -> None:
-        for job in (Job.SYNC, Job.CLEANUP, Job.EXPIRE):
-            self._log.info(f"[Scheduler] {TITLES[job]} job stopped")

@@ -13,6 +13,7 @@ from broker_common.core.errors import BrokerError, ProviderBusy
 from broker_common.core.events import DeleteOutcome
 from broker_common.core.jobs import Job, JobState
 from broker_common.core.runs import CleanupTally, Conclusion
+from broker_worker.messages import CheckedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +52,12 @@ class TimeLimits:
 
 def add_tasks(app: Celery, get_services: Callable[[], WorkerServices], limits: TimeLimits) -> None:
     """Register the tasks. `get_services` is called in the process that runs a task, never before the fork."""
-    expected = (JobFailed, BrokerError)
-    options: dict[str, Any] = {"bind": True, "throws": expected, **TimeLimits.of(limits.job)}
+    options: dict[str, Any] = {
+        "bind": True,
+        "Request": CheckedRequest,
+        "throws": (JobFailed, BrokerError),
+        **TimeLimits.of(limits.job),
+    }
 
     @app.task(name=f"broker.{Job.SYNC}", **options)
     def sync(task: Task[Any, Any], *, force: bool = False) -> dict[str, Any]:

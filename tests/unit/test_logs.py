@@ -1,0 +1,132 @@
+"""What a log line looks like, and what cannot break one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+from structlog.contextvars import bound_contextvars
+
+from broker_common.logs import configure_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORGED = 'x\n{"level": "error"}\r\x1b[31m\u2028\x00'
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Leave logging as it was: it belongs to the whole process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
+
+
+def read(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_line_is_one_json_object_with_its_fields_and_the_context(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", fmt="json")
+    with bound_contextvars(request_id="req-1", track_id="track-1"):
+        structlog.get_logger("broker").info("Allocate ended", action="allocate", latency_ms=2.5)
+
+    (line,) = read(capsys)
+    assert list(line)[:4] == ["timestamp", "level", "logger", "message"]
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "level": "info",
+        "logger": "broker",
+        "message": "Allocate ended",
+        "action": "allocate",
+        "latency_ms": 2.5,
+        "request_id": "req-1",
+        "track_id": "track-1",
+    }
+
+
+@pytest.mark.parametrize("name", ["gunicorn.error", "gunicorn.access", "celery", "werkzeug", "flask.app", "anything"])
+def test_libraries_log_in_the_same_format_once(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    logger = logging.getLogger(name)
+    own = logging.StreamHandler()
+    logger.addHandler(own)
+    configure_logging(level="INFO", fmt="json")
+    with bound_contextvars(request_id="req-1"):
+        logger.warning("%s of %s", 1, 2)
+    logger.removeHandler(own)
+
+    (line,) = read(capsys)
+    assert (line["logger"], line["level"], line["message"], line["request_id"]) == (name, "warning", "1 of 2", "req-1")
+
+
+@pytest.mark.parametrize("fmt", ["json", "text"])
+def test_a_client_s_text_never_breaks_a_line(capsys: pytest.CaptureFixture[str], fmt: str) -> None:
+    configure_logging(level="INFO", fmt=fmt)
+    structlog.get_logger("broker").info(FORGED, track_id=FORGED, details={"key": FORGED})
+    logging.getLogger("library").info("said %s", FORGED)
+
+    written = capsys.readouterr().out
+    assert len(written.splitlines()) == 2
+    assert not any(character in written for character in "\r\x1b\x00\u2028")
+
+
+@pytest.mark.parametrize("fmt", ["json", "text"])
+def test_a_traceback_s_text_cannot_pass_for_a_line(capsys: pytest.CaptureFixture[str], fmt: str) -> None:
+    def fail() -> None:
+        raise ValueError(FORGED)
+
+    configure_logging(level="INFO", fmt=fmt)
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger("broker").exception("Something failed")
+
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert "Something failed" in first
+    if fmt == "json":
+        assert "ValueError" in json.loads(first)["exception"]
+    assert all(line.startswith("  | ") for line in rest)
+    assert bool(rest) == (fmt == "text")
+
+
+def test_text_has_no_colours_off_a_terminal_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", fmt="text")
+    structlog.get_logger("broker").info("Grüße", track_id="läuft")
+
+    written = capsys.readouterr().out
+    assert "Grüße" in written
+    assert "track_id=läuft" in written
+    assert "\x1b" not in written
+
+
+def test_what_is_below_the_level_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="WARNING", fmt="json")
+    structlog.get_logger("broker").info("low")
+    logging.getLogger("library").info("low")
+    structlog.get_logger("broker").warning("high")
+
+    assert [line["message"] for line in read(capsys)] == ["high"]
+
+
+def test_libraries_that_would_write_credentials_do_not_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="DEBUG", fmt="json")
+    logging.getLogger("botocore.auth").debug("x-amz-security-token:secret")
+    logging.getLogger("library").debug("shown")
+
+    assert [line["message"] for line in read(capsys)] == ["shown"]
+
+
+def test_it_may_be_called_again(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", fmt="text")
+    configure_logging(level="INFO", fmt="json")
+    logging.getLogger("library").info("once")
+
+    assert [line["message"] for line in read(capsys)] == ["once"]

@@ -1,0 +1,203 @@
+"""What each event counts, times and logs."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from broker_common.adapters.log_recorder import LogRecorder, Recorders
+from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
+from broker_common.core.events import (
+    AccountSkipped,
+    AllocateEnded,
+    AllocateOutcome,
+    AllocationExpired,
+    AllocationReleased,
+    DeleteEnded,
+    DeleteOutcome,
+    Event,
+    ItemFailed,
+    JobEnded,
+    JobOutcome,
+    MarkEnded,
+    MarkOutcome,
+    PoolSynced,
+)
+from broker_common.core.jobs import Job
+from tests.fakes import RecordingRecorder
+
+EVENTS: list[Event] = [
+    *(AllocateEnded(outcome=each, seconds=0.02, conflicts=2, track_id="t") for each in AllocateOutcome),
+    *(MarkEnded(outcome=each, track_id="t", sandbox_id="1") for each in MarkOutcome),
+    AllocationReleased(sandbox_id="1", lease_id="l", track_id="t"),
+    AllocationExpired(sandbox_id="1", lease_id="l", track_id="t"),
+    AccountSkipped(reason="no id"),
+    ItemFailed(job=Job.EXPIRE, sandbox_id="1", error="the store is away"),
+    PoolSynced(synced=15, stale=2),
+    *(DeleteEnded(outcome=each, sandbox_id="1") for each in DeleteOutcome),
+    *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in Job for each in JobOutcome),
+]
+
+
+def changes(recorder_type: type[PrometheusApiRecorder | PrometheusJobRecorder], *events: Event) -> dict[str, float]:
+    """Record the events, and return the samples that moved, buckets left out."""
+    registry = CollectorRegistry()
+    recorder = recorder_type(registry)
+    before = samples(registry)
+    for event in events:
+        recorder.record(event)
+    return {name: value for name, value in samples(registry).items() if value != before.get(name, 0)}
+
+
+def samples(registry: CollectorRegistry) -> dict[str, float]:
+    return {
+        ",".join([sample.name, *sample.labels.values()]): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if not sample.name.endswith(("_bucket", "_created"))
+    }
+
+
+@pytest.mark.parametrize("outcome", AllocateOutcome)
+def test_an_allocate_is_counted_and_timed_by_its_outcome(outcome: AllocateOutcome) -> None:
+    moved = changes(PrometheusApiRecorder, AllocateEnded(outcome=outcome, seconds=0.02, conflicts=2, track_id="t"))
+
+    hits = {"broker_allocate_idempotent_hits_total": 1} if outcome is AllocateOutcome.IDEMPOTENT else {}
+    assert moved == {
+        f"broker_allocate_total,{outcome.value}": 1,
+        "broker_allocate_conflicts_total": 2,
+        f"broker_allocation_latency_seconds_count,{outcome.value}": 1,
+        f"broker_allocation_latency_seconds_sum,{outcome.value}": 0.02,
+        **hits,
+    }
+
+
+@pytest.mark.parametrize("outcome", MarkOutcome)
+def test_a_mark_is_counted_by_its_outcome(outcome: MarkOutcome) -> None:
+    moved = changes(PrometheusApiRecorder, MarkEnded(outcome=outcome, track_id="t", sandbox_id="1"))
+
+    assert moved == {f"broker_deletion_marked_total,{outcome.value}": 1}
+
+
+def test_the_latency_has_the_buckets_of_the_contract() -> None:
+    registry = CollectorRegistry()
+    PrometheusApiRecorder(registry)
+
+    buckets = {s.labels["le"] for m in registry.collect() for s in m.samples if s.name.endswith("_seconds_bucket")}
+    expected = ["0.01", "0.025", "0.05", "0.075", "0.1", "0.15", "0.25", "0.5", "0.75", "1.0", "+Inf"]
+    assert buckets == set(expected)
+
+
+@pytest.mark.parametrize("recorder_type", [PrometheusApiRecorder, PrometheusJobRecorder])
+def test_an_expired_allocation_is_counted_wherever_it_was_expired(
+    recorder_type: type[PrometheusApiRecorder | PrometheusJobRecorder],
+) -> None:
+    moved = changes(recorder_type, AllocationExpired(sandbox_id="1", lease_id="l", track_id="t"))
+
+    assert moved == {"broker_expiry_marked_total": 1}
+
+
+def test_a_sync_counts_what_it_saw() -> None:
+    moved = changes(PrometheusJobRecorder, PoolSynced(synced=15, stale=2))
+
+    assert moved == {"broker_sync_sandboxes_synced_total": 15, "broker_sync_sandboxes_stale_total": 2}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "name"),
+    [
+        (DeleteOutcome.DELETED, "broker_cleanup_deleted_total"),
+        (DeleteOutcome.WILL_RETRY, "broker_cleanup_failed_total"),
+        (DeleteOutcome.FAILED, "broker_cleanup_failed_total"),
+        (DeleteOutcome.MISCONFIGURED, "broker_cleanup_failed_total"),
+        (DeleteOutcome.GONE, None),
+        (DeleteOutcome.POSTPONED, None),
+        (DeleteOutcome.NOT_DUE, None),
+    ],
+)
+def test_a_delete_is_counted_as_deleted_failed_or_not_at_all(outcome: DeleteOutcome, name: str | None) -> None:
+    moved = changes(PrometheusJobRecorder, DeleteEnded(outcome=outcome, sandbox_id="1"))
+
+    assert moved == ({} if name is None else {name: 1})
+
+
+@pytest.mark.parametrize("outcome", JobOutcome)
+@pytest.mark.parametrize(
+    ("job", "counter"),
+    [
+        (Job.SYNC, "broker_sync_total"),
+        (Job.CLEANUP, "broker_cleanup_total"),
+        (Job.EXPIRE, "broker_expiry_total"),
+        (Job.PURGE_STALE, None),
+    ],
+)
+def test_a_run_is_counted_by_its_outcome_and_timed_unless_it_was_skipped(
+    job: Job, counter: str | None, outcome: JobOutcome
+) -> None:
+    moved = changes(PrometheusJobRecorder, JobEnded(job=job, outcome=outcome, seconds=2, message="m"))
+
+    succeeded_at = moved.pop(f"broker_job_last_success_timestamp_seconds,{job.value}", None)
+    assert (succeeded_at is not None) == (outcome is JobOutcome.SUCCESS)
+    counted = {} if counter is None else {f"{counter},{outcome.value}": 1}
+    timed = {
+        f"broker_job_duration_seconds_count,{job.value}": 1,
+        f"broker_job_duration_seconds_sum,{job.value}": 2,
+    }
+    assert moved == counted | ({} if outcome is JobOutcome.SKIPPED else timed)
+
+
+def logged(event: Event) -> dict[str, object]:
+    with structlog.testing.capture_logs() as lines:
+        LogRecorder().record(event)
+    (line,) = lines
+    return dict(line)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=repr)
+def test_every_event_is_one_line_that_names_its_action(event: Event) -> None:
+    line = logged(event)
+
+    assert line["action"]
+    assert line["event"]
+    assert None not in line.values()
+
+
+def test_a_job_s_line_is_the_seed_s() -> None:
+    event = JobEnded(
+        job=Job.SYNC, outcome=JobOutcome.SUCCESS, seconds=0.234, message="Synced 15 sandboxes, marked 2 as stale"
+    )
+
+    assert logged(event) == {
+        "log_level": "info",
+        "event": "Synced 15 sandboxes, marked 2 as stale",
+        "action": "background_sync",
+        "outcome": "success",
+        "latency_ms": 234.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [
+        (AllocateOutcome.SUCCESS, "info"),
+        (AllocateOutcome.NO_SANDBOXES, "info"),
+        (AllocateOutcome.ERROR, "error"),
+    ],
+)
+def test_an_empty_pool_is_no_error_but_a_failure_is(outcome: AllocateOutcome, level: str) -> None:
+    assert logged(AllocateEnded(outcome=outcome, seconds=0, conflicts=0, track_id="t"))["log_level"] == level
+
+
+def test_a_recorder_that_fails_keeps_nothing_from_the_others_and_raises_nothing() -> None:
+    class Broken:
+        def record(self, event: Event) -> None:
+            raise RuntimeError("full")
+
+    working = RecordingRecorder()
+    event = PoolSynced(synced=1, stale=0)
+    with structlog.testing.capture_logs() as lines:
+        Recorders([Broken(), working]).record(event)
+
+    assert working.events == [event]
+    assert [line["log_level"] for line in lines] == ["error"]

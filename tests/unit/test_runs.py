@@ -1,0 +1,59 @@
+"""How the deletes of a cleanup add up."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker_common.core.events import DeleteOutcome, JobOutcome
+from broker_common.core.jobs import JobState
+from broker_common.core.runs import CleanupTally
+
+
+def tally(*outcomes: DeleteOutcome) -> CleanupTally:
+    total = CleanupTally()
+    for number, outcome in enumerate(outcomes):
+        total = total.add(outcome, f"reason {number}")
+    return total
+
+
+def test_a_cleanup_of_nothing_succeeds() -> None:
+    conclusion = tally().conclude()
+
+    assert (conclusion.state, conclusion.message) == (JobState.SUCCEEDED, "Deleted 0 sandboxes, 0 failed")
+    assert conclusion.outcome is JobOutcome.SUCCESS
+    assert conclusion.result == dict.fromkeys([outcome.value for outcome in DeleteOutcome], 0)
+
+
+def test_retries_failures_and_faults_of_configuration_are_failed_in_the_sentence() -> None:
+    conclusion = tally(*DeleteOutcome).conclude()
+
+    assert conclusion.message == "Deleted 1 sandboxes, 3 failed"
+    assert conclusion.result == dict.fromkeys([outcome.value for outcome in DeleteOutcome], 1)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "error"),
+    [
+        ([DeleteOutcome.DELETED, DeleteOutcome.MISCONFIGURED, DeleteOutcome.MISCONFIGURED], "reason 1"),
+        ([DeleteOutcome.POSTPONED, DeleteOutcome.POSTPONED], "reason 0"),
+        ([DeleteOutcome.POSTPONED, DeleteOutcome.MISCONFIGURED], "reason 1"),
+    ],
+)
+def test_a_fault_of_configuration_or_nothing_but_delay_fails_with_the_first_reason(
+    outcomes: list[DeleteOutcome], error: str
+) -> None:
+    conclusion = tally(*outcomes).conclude()
+
+    assert (conclusion.state, conclusion.error) == (JobState.FAILED, error)
+
+
+@pytest.mark.parametrize("other", [DeleteOutcome.DELETED, DeleteOutcome.WILL_RETRY, DeleteOutcome.FAILED])
+def test_a_cleanup_that_did_something_succeeds_though_some_was_postponed(other: DeleteOutcome) -> None:
+    assert tally(DeleteOutcome.POSTPONED, other).conclude().state is JobState.SUCCEEDED
+
+
+def test_a_partial_end_says_so() -> None:
+    result = tally(DeleteOutcome.DELETED).conclude(partial=True).result
+
+    assert result is not None
+    assert (result["deleted"], result["partial"]) == (1, True)

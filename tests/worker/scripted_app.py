@@ -1,0 +1,110 @@
+"""A Celery application like the worker's own, whose use cases do what the test says in Redis.
+
+`script:<name>` says how the call of that name behaves, where name is a job's or a sandbox's id; `calls` lists the calls
+that were made, with the process that made them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from celery import signals
+from redis import Redis
+
+from broker_common.adapters.log_recorder import LogRecorder
+from broker_common.adapters.redis_job_runs import RedisJobRuns
+from broker_common.adapters.redis_lock import RedisJobLocks
+from broker_common.adapters.system_clock import SystemClock
+from broker_common.core.errors import ProviderBusy, SyncBraked
+from broker_common.core.events import DeleteEnded, DeleteOutcome
+from broker_common.core.expiry import Expirer
+from broker_common.core.pauses import PauseBoard
+from broker_common.core.ports import Pauses
+from broker_common.core.purge import Purger
+from broker_common.core.sync import SyncResult
+from broker_common.logs import configure_logging
+from broker_common.services import WorkerServices
+from broker_common.settings import Process, Settings
+from broker_worker.app import create_celery
+from tests.fakes import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from broker_common.core.cleanup import Cleaner
+    from broker_common.core.sync import Syncer
+
+_COUNTS = ("added", "updated", "restored", "stale", "removed", "skipped", "overtaken", "failed", "missing", "judged")
+
+
+class ScriptedStore(MemoryStore):
+    """A store whose pauses the test sets."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__()
+        self._redis = redis
+
+    def read_pauses(self) -> Pauses:
+        return Pauses(**json.loads(cast("bytes", self._redis.get("pauses")) or "{}"))
+
+
+class Script:
+    """Stands in for sync and for the deletes of cleanup."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def run(self, *, force: bool) -> SyncResult:
+        behaviour = self._call("sync", force=force)
+        if behaviour == "brake":
+            raise SyncBraked("too many are missing")
+        if behaviour == "crash":
+            raise ValueError("a bug")
+        return SyncResult(synced=3, **dict.fromkeys(_COUNTS, 0))
+
+    def find_due(self) -> Iterator[str]:
+        yield from json.loads(cast("bytes", self._redis.get("due")) or "[]")
+
+    def delete_sandbox(self, sandbox_id: str) -> DeleteEnded:
+        behaviour = self._call(sandbox_id)
+        if behaviour == "busy":
+            raise ProviderBusy("no slot")
+        if behaviour == "crash":
+            raise ValueError("a bug")
+        outcome = DeleteOutcome(behaviour or "deleted")
+        return DeleteEnded(outcome=outcome, sandbox_id=sandbox_id, error=None if behaviour is None else "as scripted")
+
+    def _call(self, name: str, **arguments: Any) -> str | None:
+        """Note the call, and return how it is to end, once the test no longer holds it."""
+        self._redis.rpush("calls", json.dumps({"name": name, "pid": os.getpid(), **arguments}))
+        while (behaviour := self._redis.get(f"script:{name}")) == b"hold":
+            time.sleep(0.02)
+        return None if behaviour is None else cast("bytes", behaviour).decode()
+
+
+@functools.cache
+def _services() -> WorkerServices:
+    clock, recorder, policy = SystemClock(), LogRecorder(), settings.policy
+    redis = Redis.from_url(settings.redis_url)
+    store, script = ScriptedStore(redis), Script(redis)
+    return WorkerServices(
+        clock=clock,
+        recorder=recorder,
+        store=store,
+        pauses=PauseBoard(store, clock),
+        syncer=cast("Syncer", script),
+        cleaner=cast("Cleaner", script),
+        expirer=Expirer(store=store, recorder=recorder, clock=clock, policy=policy, threads=1),
+        purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=1),
+        runs=RedisJobRuns(redis, stall_limit_sec=0.2),
+        locks=RedisJobLocks(redis),
+    )
+
+
+settings = Settings.from_env(os.environ, process=Process.BEAT)
+signals.setup_logging.connect(lambda **_: configure_logging(level="INFO", fmt="json"), weak=False)
+app = create_celery(settings, _services)

@@ -1,0 +1,88 @@
+"""Beat: what it sends, what a changed setting does, and what a second one is for."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, cast
+
+from deploy.dev.processes import free_ports
+from tests.worker.conftest import Celery, until
+from tests.worker.scrape import scrape
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+APPLICATION = "broker_worker.celery_app"
+SELDOM = {"SYNC_INTERVAL_SEC": "86400", "CLEANUP_INTERVAL_SEC": "86400", "AUTO_EXPIRY_INTERVAL_SEC": "86400"}
+
+
+def start_beat(url: str, port: int, **env: str) -> Celery:
+    env = {**SELDOM, "METRICS_PORT": str(port), "API_BIND": "127.0.0.1", **env}
+    return Celery(url, "beat", application=APPLICATION, **env)
+
+
+def sent(redis: Redis) -> list[str]:
+    messages = cast("list[bytes]", redis.lrange("jobs", 0, -1))
+    return [json.loads(message)["headers"]["task"] for message in messages]
+
+
+def sent_by(port: int) -> float:
+    """Return how many syncs a beat says that it has sent; -1 if it does not answer yet."""
+    return scrape(port).get('broker_beat_sent_total{job="sync"}', -1.0)
+
+
+def test_of_two_beats_one_fires_and_the_other_takes_over_when_it_is_killed(database_url: str, redis: Redis) -> None:
+    ports = free_ports(2)
+    often = {"SYNC_INTERVAL_SEC": "1"}
+    with start_beat(database_url, ports[0], **often) as first:
+        until(lambda: sent_by(ports[0]) >= 1, "the first beat to send")
+        with start_beat(database_url, ports[1], **often) as second:
+            until(lambda: sent_by(ports[1]) >= 0, "the second beat's metrics")
+            before = sent_by(ports[0])
+            until(lambda: sent_by(ports[0]) >= before + 3, "the first beat to go on")
+            assert sent_by(ports[1]) == 0
+            assert second.is_running()
+
+            first.signal(signal.SIGKILL)
+            until(lambda: sent_by(ports[1]) >= 1, "the second beat to take over")
+
+    assert set(sent(redis)) == {"broker.sync"}
+
+
+def test_a_beat_that_is_told_to_stop_exits_0_and_frees_the_schedule_for_another(database_url: str) -> None:
+    ports = free_ports(2)
+    with start_beat(database_url, ports[0]) as first, start_beat(database_url, ports[1]) as second:
+        until(lambda: any(beat.has_said("Acquired lock") for beat in (first, second)), "one of them to hold the lock")
+        until(lambda: sent_by(ports[0]) >= 0 and sent_by(ports[1]) >= 0, "both to run")
+        holder, waiting = (first, second) if first.has_said("Acquired lock") else (second, first)
+        holder.signal(signal.SIGTERM)
+        assert holder.exit_code() == 0
+        until(lambda: waiting.has_said("Acquired lock"), "the other to take over")
+        waiting.signal(signal.SIGTERM)
+        assert waiting.exit_code() == 0
+
+
+def test_a_beat_that_waits_for_its_turn_stops_at_once(database_url: str) -> None:
+    ports = free_ports(2)
+    with start_beat(database_url, ports[0]) as holder:
+        until(lambda: holder.has_said("Acquired lock"), "the first beat")
+        with start_beat(database_url, ports[1]) as waiting:
+            until(lambda: sent_by(ports[1]) >= 0, "the second beat")
+            waiting.signal(signal.SIGTERM)
+            assert waiting.exit_code() == 0
+
+
+def test_a_changed_interval_holds_from_the_next_start(database_url: str, redis: Redis) -> None:
+    (port,) = free_ports(1)
+    with start_beat(database_url, port) as beat:
+        until(lambda: beat.has_said("Acquired lock"), "beat")
+        beat.signal(signal.SIGTERM)
+        beat.exit_code()
+    assert sent(redis) == []
+
+    with start_beat(database_url, port, CLEANUP_INTERVAL_SEC="1") as beat:
+        until(lambda: len(sent(redis)) >= 2, "the cleanups")
+        assert [line for line in beat.output if not line.startswith("{")] == []
+
+    assert set(sent(redis)) == {"broker.cleanup"}

@@ -1,0 +1,103 @@
+"""`celery -A broker_worker.celery_app`: its settings, its metrics, its lines."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_common.core.jobs import Job, JobState
+from deploy.dev.processes import answers, free_ports
+from tests.worker.conftest import Celery, until
+from tests.worker.scrape import scrape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.worker.conftest import Desk
+
+APPLICATION = "broker_worker.celery_app"
+
+
+@pytest.fixture
+def port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture
+def worker(database_url: str, port: int) -> Iterator[Celery]:
+    """Yield the worker as it is deployed, whose table and provider are out of reach."""
+    nowhere = "http://127.0.0.1:1"
+    env = {
+        "DDB_ENDPOINT_URL": nowhere,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "CSP_BASE_URL": nowhere,
+        "CSP_API_TOKEN": "the-provider-s-secret",
+        "REQUEST_DEADLINE_SEC": "0.3",
+        "METRICS_PORT": str(port),
+        "API_BIND": "127.0.0.1",
+    }
+    words = ("worker", "-c", "2", "--without-mingle", "--without-gossip")
+    with Celery(database_url, *words, application=APPLICATION, **env) as worker:
+        until(lambda: worker.has_said(" ready."), "the worker")
+        yield worker
+
+
+@pytest.mark.parametrize("command", ["worker", "beat"])
+def test_bad_settings_are_named_one_a_line_and_end_the_process_with_2(database_url: str, command: str) -> None:
+    env = {"SYNC_INTERVAL_SEC": "soon", "LOG_LEVEL": "LOUD"}
+    with Celery(database_url, command, application=APPLICATION, **env) as process:
+        assert process.exit_code() == 2
+
+    names = [line.split(":", 1)[0] for line in process.output]
+    missing = ["CSP_API_TOKEN", "CSP_BASE_URL"] if command == "worker" else []
+    assert names == [*missing, "LOG_LEVEL", "SYNC_INTERVAL_SEC"]
+
+
+def test_a_worker_counts_what_its_processes_do(worker: Celery, desk: Desk, port: int) -> None:
+    runs = [desk.run(Job.SYNC) for _ in range(3)]
+
+    assert {run.state for run in runs} == {JobState.FAILED}
+    until(lambda: scrape(port).get('broker_sync_total{outcome="error"}') == 3, "the three to be counted")
+    samples = scrape(port)
+    assert samples['broker_sync_total{outcome="success"}'] == 0
+    assert samples['broker_job_duration_seconds_count{job="sync"}'] == 3
+    assert "process_resident_memory_bytes" in samples
+    assert not any(name.startswith("broker_allocat") for name in samples)
+
+
+def test_a_process_that_was_killed_keeps_its_counts(worker: Celery, desk: Desk, port: int) -> None:
+    desk.run(Job.SYNC)
+    until(lambda: scrape(port).get('broker_sync_total{outcome="error"}') == 1, "the run to be counted")
+    line = next(line for line in worker.lines if line["message"] == "Sync failed")
+    assert line["error"]
+    for pid in children_of(worker):
+        os.kill(pid, signal.SIGKILL)
+    desk.run(Job.SYNC)
+
+    until(lambda: scrape(port).get('broker_sync_total{outcome="error"}') == 2, "both runs to be counted")
+
+
+def test_every_line_of_the_worker_is_json_and_holds_no_secret(worker: Celery, desk: Desk) -> None:
+    desk.run(Job.SYNC)
+    worker.signal(signal.SIGTERM)
+
+    assert worker.exit_code() == 0
+    assert [line for line in worker.output if not line.startswith("{")] == []
+    assert not any("the-provider-s-secret" in line for line in worker.output)
+
+
+def test_flower_starts_without_provider_and_tokens(database_url: str, port: int) -> None:
+    words = ("flower", f"--port={port}", "--address=127.0.0.1")
+    with Celery(database_url, *words, application=APPLICATION) as flower:
+        until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), "Flower")
+        assert flower.is_running()
+
+
+def children_of(worker: Celery) -> list[int]:
+    with open(f"/proc/{worker.pid}/task/{worker.pid}/children") as children:  # noqa: PTH123 - not a file
+        return [int(pid) for pid in children.read().split()]

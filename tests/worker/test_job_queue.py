@@ -1,0 +1,68 @@
+"""The API's side of the queue."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from broker_common.adapters.celery_queue import CeleryJobQueue
+from broker_common.adapters.redis_job_runs import RedisJobRuns
+from broker_common.core.errors import JobNotFound, QueueUnavailable
+from broker_common.core.jobs import Job, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.worker.conftest import Desk
+
+
+def test_a_run_that_is_asked_for_waits_in_the_queue_and_can_be_looked_up(desk: Desk) -> None:
+    job_id = desk.queue.enqueue(Job.SYNC, request_id="req-1", force=True)
+
+    (message,) = [json.loads(each) for each in cast("list[bytes]", desk.redis.lrange("jobs", 0, -1))]
+    assert (message["headers"]["task"], message["headers"]["id"]) == ("broker.sync", job_id)
+    assert "True" in message["headers"]["kwargsrepr"]
+    run = desk.queue.find(job_id)
+    assert (run.job, run.state) == (Job.SYNC, JobState.QUEUED)
+
+
+def test_each_run_has_an_id_of_its_own(desk: Desk) -> None:
+    assert desk.ask(Job.SYNC) != desk.ask(Job.SYNC)
+
+
+def test_an_unknown_run_is_not_found(desk: Desk) -> None:
+    with pytest.raises(JobNotFound):
+        desk.queue.find("nobody")
+
+
+def test_a_queue_that_answers_can_be_pinged(desk: Desk) -> None:
+    desk.queue.ping()
+
+
+@pytest.fixture(params=["refuses", "hangs"])
+def dead_port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Yield a port where nothing listens, or where nothing ever answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if request.param == "hangs":
+            listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("has_record", [False, True], ids=["all of redis", "the queue alone"])
+def test_a_queue_that_is_away_says_so_at_once(dead_port: int, redis: Redis, *, has_record: bool) -> None:
+    with Redis(port=dead_port, socket_timeout=0.5, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0)) as nobody:
+        runs = RedisJobRuns(redis if has_record else nobody, stall_limit_sec=1)
+        queue = CeleryJobQueue(f"redis://127.0.0.1:{dead_port}/0", runs)
+
+        with pytest.raises(QueueUnavailable):
+            queue.enqueue(Job.SYNC, request_id="req-1")
+
+        assert redis.keys() == []

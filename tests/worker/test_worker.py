@@ -1,0 +1,275 @@
+"""What a real worker does with runs, deletes, bad messages and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from celery import Celery as CeleryApp
+
+from broker_common.core.jobs import Job, JobState
+from tests.worker.conftest import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from tests.worker.conftest import Celery, Desk
+
+
+def test_a_run_that_was_asked_for_ends_with_its_result_and_one_line_that_names_the_caller(
+    worker: Celery, desk: Desk
+) -> None:
+    run = desk.run(Job.SYNC)
+
+    assert (run.state, run.error) == (JobState.SUCCEEDED, None)
+    assert run.result is not None
+    assert run.result["synced"] == 3
+    until(lambda: worker.has_said("Synced 3 sandboxes, marked 0 as stale"), "the seed's sentence")
+    (line,) = [line for line in worker.lines if line["message"].startswith("Synced")]
+    assert (line["action"], line["outcome"], line["requested_by"]) == ("background_sync", "success", "req-1")
+    assert line["request_id"].startswith("job-sync-")
+    assert line["latency_ms"] >= 0
+
+
+def test_every_job_has_a_task(worker: Celery, desk: Desk) -> None:
+    assert {job: desk.run(job).state for job in Job} == dict.fromkeys(Job, JobState.SUCCEEDED)
+
+
+def test_force_reaches_the_sync(worker: Celery, desk: Desk) -> None:
+    desk.run(Job.SYNC, force=True)
+    desk.run(Job.SYNC)
+
+    assert [call["force"] for call in desk.calls("sync")] == [True, False]
+
+
+def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -> None:
+    producer = CeleryApp(broker=desk.url, set_as_current=False)
+    task = producer.send_task("broker.expire", queue="jobs", ignore_result=True)
+
+    assert desk.await_end(task.id).state is JobState.SUCCEEDED
+
+
+def test_a_run_that_fails_says_why_without_a_traceback_and_the_worker_goes_on(worker: Celery, desk: Desk) -> None:
+    desk.script(sync="brake")
+    run = desk.run(Job.SYNC)
+    desk.release("sync")
+
+    assert (run.state, run.error) == (JobState.FAILED, "too many are missing")
+    assert desk.run(Job.SYNC).state is JobState.SUCCEEDED
+    assert not any("exception" in line for line in worker.lines)
+
+
+def test_a_bug_fails_the_run_with_a_general_reason_and_is_logged_with_its_traceback(worker: Celery, desk: Desk) -> None:
+    desk.script(sync="crash")
+    run = desk.run(Job.SYNC)
+    desk.release("sync")
+
+    assert run.state is JobState.FAILED
+    assert "a bug" not in (run.error or "")
+    assert desk.run(Job.SYNC).state is JobState.SUCCEEDED
+    assert any("ValueError: a bug" in line.get("exception", "") for line in worker.lines)
+
+
+def test_a_paused_job_is_skipped_and_says_so(worker: Celery, desk: Desk) -> None:
+    desk.redis.set("pauses", json.dumps({"sync": True}))
+
+    run = desk.run(Job.SYNC)
+
+    assert (run.state, run.error) == (JobState.SKIPPED, "paused by an operator")
+    assert desk.calls("sync") == []
+    assert desk.run(Job.EXPIRE).state is JobState.SUCCEEDED
+
+
+def test_a_run_that_starts_while_the_same_job_runs_is_skipped(worker: Celery, desk: Desk) -> None:
+    desk.script(sync="hold")
+    first = desk.ask(Job.SYNC)
+    desk.await_calls("sync")
+
+    second = desk.run(Job.SYNC)
+    desk.release("sync")
+
+    assert (second.state, second.error) == (JobState.SKIPPED, "the same job is running already")
+    assert desk.await_end(first).state is JobState.SUCCEEDED
+    assert len(desk.calls("sync")) == 1
+
+
+def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> None:
+    desk.set_due("1", "2", "3", "4")
+    desk.script(**{"2": "will_retry", "3": "gone", "4": "hold"})
+    job_id = desk.ask(Job.CLEANUP)
+    desk.await_calls("4")
+    for sandbox_id in ("1", "2", "3"):
+        desk.await_calls(sandbox_id)
+    before = desk.runs.find(job_id)
+    desk.release("4")
+
+    run = desk.await_end(job_id)
+
+    assert before is not None
+    assert before.state is JobState.RUNNING
+    assert run.state is JobState.SUCCEEDED
+    assert run.result == {
+        "deleted": 2,
+        "gone": 1,
+        "will_retry": 1,
+        "failed": 0,
+        "misconfigured": 0,
+        "postponed": 0,
+        "not_due": 0,
+    }
+    until(lambda: worker.has_said("Deleted 2 sandboxes, 1 failed"), "the seed's sentence")
+    (line,) = [line for line in worker.lines if line["message"].startswith("Deleted ")]
+    assert (line["action"], line["outcome"]) == ("background_cleanup", "success")
+    assert line["request_id"].startswith("job-cleanup-")
+
+
+def test_a_cleanup_that_finds_nothing_ends_at_once(worker: Celery, desk: Desk) -> None:
+    assert desk.run(Job.CLEANUP).state is JobState.SUCCEEDED
+    until(lambda: worker.has_said("Deleted 0 sandboxes, 0 failed"), "the seed's sentence")
+
+
+def test_a_cleanup_is_skipped_while_deletes_of_the_one_before_wait(worker: Celery, desk: Desk) -> None:
+    desk.set_due("1", "2", "3")
+    desk.script(**{"1": "hold"})
+    first = desk.ask(Job.CLEANUP)
+    desk.await_calls("1")
+
+    second = desk.run(Job.CLEANUP)
+    desk.release("1")
+
+    assert second.state is JobState.SKIPPED
+    assert first in (second.error or "")
+    assert desk.await_end(first).state is JobState.SUCCEEDED
+
+
+def test_a_cleanup_that_lost_deletes_is_closed_as_partial_by_the_next(worker: Celery, desk: Desk) -> None:
+    desk.runs.start("lost", Job.CLEANUP, request_id="job-cleanup-1")
+    desk.runs.hand_out("lost", ["1", "2"])
+
+    def next_goes_on() -> bool:
+        return desk.run(Job.CLEANUP).state is JobState.SUCCEEDED
+
+    until(next_goes_on, "the stall limit to pass")
+    lost = desk.runs.find("lost")
+    assert lost is not None
+    assert lost.result is not None
+    assert lost.result["partial"] is True
+    closing = next(line for line in worker.lines if line["message"] == "Deleted 0 sandboxes, 0 failed")
+    assert closing["request_id"] == "job-cleanup-1"
+
+
+def test_a_cleanup_whose_provider_is_misconfigured_fails_with_that_reason(worker: Celery, desk: Desk) -> None:
+    desk.set_due("1", "2")
+    desk.script(**{"1": "misconfigured"})
+
+    run = desk.run(Job.CLEANUP)
+
+    assert (run.state, run.error) == (JobState.FAILED, "as scripted")
+
+
+def test_a_delete_that_finds_no_call_slot_goes_back_to_the_queue(worker: Celery, desk: Desk) -> None:
+    desk.set_due("1")
+    desk.script(**{"1": "busy"})
+    job_id = desk.ask(Job.CLEANUP)
+    desk.await_calls("1", 3)
+    desk.release("1")
+
+    run = desk.await_end(job_id)
+
+    assert run.result is not None
+    assert run.result["deleted"] == 1
+
+
+def test_a_bug_in_one_delete_is_counted_and_the_rest_go_on(worker: Celery, desk: Desk) -> None:
+    desk.set_due("1", "2")
+    desk.script(**{"1": "crash"})
+
+    run = desk.run(Job.CLEANUP)
+
+    assert run.result is not None
+    assert (run.result["will_retry"], run.result["deleted"]) == (1, 1)
+
+
+def test_a_run_whose_process_is_killed_is_delivered_again_and_goes_on_as_the_same_run(
+    worker: Celery, desk: Desk
+) -> None:
+    desk.script(sync="hold")
+    job_id = desk.ask(Job.SYNC)
+    (call,) = desk.await_calls("sync")
+    os.kill(call["pid"], signal.SIGKILL)
+    desk.await_calls("sync", 2)
+    desk.release("sync")
+
+    assert desk.await_end(job_id).state is JobState.SUCCEEDED
+
+
+def test_poisoned_messages_do_no_harm(worker: Celery, desk: Desk) -> None:
+    producer = CeleryApp(broker=desk.url, set_as_current=False)
+    producer.send_task("broker.unknown", queue="jobs", ignore_result=True)
+    producer.send_task("broker.sync", kwargs={"nonsense": 1}, queue="jobs", ignore_result=True)
+    producer.send_task("broker.delete_sandbox", args=[1, 2, 3], queue="deletions", ignore_result=True)
+    producer.send_task("broker.sync", serializer="pickle", queue="jobs", ignore_result=True)
+    task = {"task": "broker.sync", "id": "poison"}
+    for body, content_type, headers in (
+        ("{bad json", "application/json", {}),
+        ("{bad json", "application/json", task),
+        ("<x/>", "text/xml", task),
+        ("[]", "application/json", {}),
+        ("[]", "application/json", task),
+        ("[1, 2, 3]", "application/json", task),
+        ("[[], {}, {}]", "application/json", {"task": "broker.sync"}),
+    ):
+        with producer.connection_for_write() as connection, connection.SimpleQueue("jobs") as queue:
+            queue.producer.publish(
+                body, routing_key="jobs", content_type=content_type, content_encoding="utf-8", headers=headers
+            )
+    desk.redis.lpush("jobs", "no message", b"\xff\xfe", "5", '{"body": "x"}', '{"properties": {}}')
+    producer.close()
+
+    assert desk.run(Job.SYNC).state is JobState.SUCCEEDED
+    until(lambda: not desk.redis.llen("jobs") and not desk.redis.llen("deletions"), "the queues to be empty")
+    until(lambda: not desk.redis.hlen("unacked"), "every message to be settled")
+    assert len(desk.calls("sync")) == 1
+    assert worker.is_running()
+    assert worker.has_said("unregistered task of type 'broker.unknown'")
+
+
+def test_on_sigterm_what_has_begun_is_finished_and_nothing_else_is_begun(
+    start_worker: Callable[[], AbstractContextManager[Celery]], desk: Desk
+) -> None:
+    desk.set_due("1", "2", "3", "4")
+    desk.script(**dict.fromkeys(("1", "2", "3", "4"), "hold"))
+    with start_worker() as worker:
+        job_id = desk.ask(Job.CLEANUP)
+        until(lambda: desk.redis.llen("calls") == 2, "both processes to be busy")
+        worker.signal(signal.SIGTERM)
+        until(lambda: worker.has_said("[Scheduler] Received shutdown signal, stopping jobs..."), "the first line")
+        assert not worker.has_said("stopped")
+        desk.release("1", "2", "3", "4")
+
+        assert worker.exit_code() == 0
+        assert worker.messages[-3:] == [
+            "[Scheduler] Sync job stopped",
+            "[Scheduler] Cleanup job stopped",
+            "[Scheduler] Auto-expiry job stopped",
+        ]
+        assert desk.redis.llen("calls") == 2
+        assert desk.redis.llen("deletions") == 2
+
+    with start_worker():
+        run = desk.await_end(job_id)
+    assert run.result is not None
+    assert run.result["deleted"] == 4
+
+
+def test_every_line_of_a_worker_is_json(start_worker: Callable[[], AbstractContextManager[Celery]], desk: Desk) -> None:
+    with start_worker() as worker:
+        desk.run(Job.SYNC)
+        worker.signal(signal.SIGTERM)
+        worker.exit_code()
+
+    assert [line for line in worker.output if not line.startswith("{")] == []
+    assert all({"timestamp", "level", "logger", "message"} <= line.keys() for line in worker.lines)
