@@ -298,6 +298,7 @@ def begin_attempt(sandbox: Sandbox, *, attempt_id: str, now: int, policy: Policy
 
 def cancel_attempt(sandbox: Sandbox, *, error: str, now: int) -> Sandbox:
     """Give up an attempt whose call had no effect and is not the sandbox's fault: it is not counted, and due again."""
+    _check_attempt(sandbox)
     return _change(
         sandbox,
         now=now,
@@ -312,6 +313,7 @@ def fail_attempt(
     sandbox: Sandbox, *, error: str, outcome_unknown: bool, retry_at: int, now: int, policy: Policy
 ) -> Sandbox:
     """Count a failed attempt: tried again at `retry_at`, or put aside for a person when it was the last one."""
+    _check_attempt(sandbox)
     count = sandbox.deletion_retry_count + 1
     if count >= policy.deletion_max_attempts:
         failed = replace(
@@ -334,6 +336,7 @@ def fail_attempt(
 
 def reject_deletion(sandbox: Sandbox, *, error: str, now: int) -> Sandbox:
     """Put a sandbox aside for a person: the provider will not delete it."""
+    _check_attempt(sandbox)
     return _move(
         sandbox,
         Status.DELETION_FAILED,
@@ -351,6 +354,7 @@ def confirm_wipe(sandbox: Sandbox, *, accepted_only: bool, order: int, now: int,
     `accepted_only`: the provider said that it will (202), not that it did. That, and an earlier attempt of the same
     lease that may still be under way, leave a doubt: then only a later sync makes the sandbox available.
     """
+    _check_attempt(sandbox)
     doubtful = accepted_only or sandbox.outcome_unknown
     if policy.recycle is RecyclePolicy.RETIRE:
         status, status_order = Status.DELETED, now
@@ -374,6 +378,7 @@ def confirm_wipe(sandbox: Sandbox, *, accepted_only: bool, order: int, now: int,
 
 def account_gone(sandbox: Sandbox, *, now: int, policy: Policy) -> Sandbox:
     """Take out of service a sandbox that the provider no longer knows (404): nobody wiped it, so it stays dirty."""
+    _check_attempt(sandbox)
     retired = policy.recycle is RecyclePolicy.RETIRE
     return _move(
         sandbox,
@@ -478,6 +483,11 @@ def bury(sandbox: Sandbox, *, now: int, policy: Policy) -> Sandbox | None:
     if not sandbox.dirty and policy.recycle is not RecyclePolicy.RETIRE:
         return None
     return _move(sandbox, Status.DELETED, now=now, order=now, stale_since=None)
+
+
+def _check_attempt(sandbox: Sandbox) -> None:
+    if sandbox.status is not Status.PENDING_DELETION or sandbox.attempt_id is None:
+        raise InvalidTransition(f"sandbox {sandbox.sandbox_id} is {sandbox.status} and no attempt to delete it is open")
 
 
 def _move(sandbox: Sandbox, to: Status, *, now: int, order: int, **changes: Any) -> Sandbox:  # noqa: ANN401 - passed on to replace, which checks it
