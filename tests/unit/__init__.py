@@ -1,1 +1,1 @@
-"""Tests of the rules and the small parts, without sockets."""
+"""The core's rules, over test doubles and with a fixed clock: no sockets, no waiting."""
