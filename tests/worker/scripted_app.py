@@ -76,7 +76,9 @@ class Script:
         if behaviour == "crash":
             raise ValueError("a bug")
         outcome = DeleteOutcome(behaviour or "deleted")
-        return DeleteEnded(outcome=outcome, sandbox_id=sandbox_id, error=None if behaviour is None else "as scripted")
+        ended = DeleteEnded(outcome=outcome, sandbox_id=sandbox_id, error=None if behaviour is None else "as scripted")
+        LogRecorder().record(ended)
+        return ended
 
     def _call(self, name: str, **arguments: Any) -> str | None:
         """Note the call, and return how it is to end, once the test no longer holds it."""

@@ -124,6 +124,8 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
     (line,) = [line for line in worker.lines if line["message"].startswith("Deleted ")]
     assert (line["action"], line["outcome"]) == ("background_cleanup", "success")
     assert line["request_id"].startswith("job-cleanup-")
+    deletes = [each for each in worker.lines if each["message"] == "Delete ended"]
+    assert [each["request_id"] for each in deletes] == [line["request_id"]] * 4
 
 
 def test_a_cleanup_that_finds_nothing_ends_at_once(worker: Celery, desk: Desk) -> None:
