@@ -31,8 +31,8 @@ _START: dict[str, Any] = {
     "parameters": ["prefer", "request_id"],
     "responses": errors(400, 401, 403, 413, 500, 503)
     | {
-        "200": {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
-        "202": {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
+        200: {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
+        202: {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
     },
 }
 

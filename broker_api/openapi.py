@@ -22,8 +22,10 @@ SANDBOX_ID = {"name": "sandbox_id", "in": "path", "required": True, "schema": PL
 JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": PLAIN | {"type": "string"}}
 
 _HEADERS = {
-    "track_id": ("X-Track-ID", "The calling track; this header or its alias is required"),
-    "track_id_alias": ("X-Instruqt-Sandbox-ID", "Alias of X-Track-ID; both must agree"),
+    "track_id": (
+        "X-Track-ID",
+        "The calling track; X-Instruqt-Sandbox-ID is an alias, and both must agree",
+    ),
     "track_name": ("X-Instruqt-Track-ID", "The lab's name, kept as `track_name`"),
     "name_prefix": ("X-Sandbox-Name-Prefix", "Only sandboxes whose name starts so"),
     "idempotency_key": ("Idempotency-Key", "One sandbox for each key of a track; the track id if left out"),
@@ -39,9 +41,9 @@ class Api(flask_smorest.Api):
         """Leave errors to `errors`: flask-smorest's own would answer in another shape."""
 
 
-def errors(*statuses: int) -> dict[str, str]:
+def errors(*statuses: int) -> dict[int, Any]:
     """Return the documented responses of a call's errors."""
-    return {str(status): HTTPStatus(status).name for status in statuses}
+    return {status: HTTPStatus(status).name for status in statuses}
 
 
 def make_api(app: Flask, base_path: str) -> Api:
@@ -82,16 +84,13 @@ def _describe_common(spec: APISpec) -> None:
         spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})
     for component, (header, description) in _HEADERS.items():
         _describe_header(spec, component, header, description, PLAIN | {"type": "string"})
-    request_id_schema = {"type": "string", "pattern": f"^{tracing.PATTERN}$"}
-    _describe_header(
-        spec, "request_id", tracing.HEADER, "Returned with the answer; made up if invalid", request_id_schema
-    )
+    comes_back = f"Comes back with the answer; another does, unless it matches {tracing.PATTERN}"
+    _describe_header(spec, "request_id", tracing.HEADER, comes_back, {"type": "string"})
     _describe_header(
         spec, "prefer", "Prefer", "`wait=N`: wait up to N (at most 30) seconds for the result", {"type": "string"}
     )
 
 
 def _describe_header(spec: APISpec, component: str, header: str, description: str, schema: dict[str, Any]) -> None:
-    spec.components.parameter(
-        component, "header", {"name": header, "required": False, "description": description, "schema": schema}
-    )
+    parameter = {"name": header, "required": component == "track_id", "description": description, "schema": schema}
+    spec.components.parameter(component, "header", parameter)

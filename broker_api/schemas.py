@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate
 
 from broker_api.caller import MAX_LENGTH, is_plain
 from broker_common.core.domain import DeletionReason, Status
@@ -196,7 +196,14 @@ class QuarantineInputSchema(Schema):
     """Why a sandbox is put aside."""
 
     reason = fields.String(
-        required=True, validate=_check_reason, metadata={"minLength": 1, "maxLength": _MAX_REASON, "example": "slow"}
+        required=True,
+        validate=_check_reason,
+        metadata={
+            "minLength": 1,
+            "maxLength": _MAX_REASON,
+            "pattern": r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$",
+            "example": "a student reported that it is slow",
+        },
     )
 
 
@@ -236,11 +243,6 @@ class PausesInputSchema(Schema):
     sync = _StrictBoolean()
     cleanup = _StrictBoolean()
     expire = _StrictBoolean()
-
-    @validates_schema
-    def _names_something(self, data: Mapping[str, bool], **_options: object) -> None:
-        if not data:
-            raise ValidationError("Must name at least one of allocate, sync, cleanup, expire.", field_name="body")
 
 
 class SyncInputSchema(Schema):

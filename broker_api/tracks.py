@@ -27,7 +27,7 @@ blueprint.before_request(require_track_token)
 blueprint.before_request(require_caller)
 blueprint.before_request(refuse_surplus)
 
-_TRACK = ["track_id", "track_id_alias", "request_id"]
+_TRACK = ["track_id", "request_id"]
 _REPLAYED = {"Idempotent-Replayed": {"schema": {"type": "string", "enum": ["true"]}}}
 
 

@@ -271,6 +271,7 @@ def test_pauses_are_set_one_by_one_and_all_are_told(api: Api) -> None:
     assert (set_two.status_code, body_of(set_two)) == (200, nothing | {"sync": True, "expire": True})
     set_one = api.admin("POST", "/v1/admin/pause", json={"sync": False})
     assert body_of(set_one) == body_of(api.admin("GET", "/v1/admin/pause")) == nothing | {"expire": True}
+    assert body_of(api.admin("POST", "/v1/admin/pause", json={})) == nothing | {"expire": True}
 
 
 def test_pauses_are_read_from_the_store_each_time(api: Api) -> None:

@@ -84,13 +84,17 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             place = place[step]
 
 
+def test_every_response_is_described(document: dict[str, Any]) -> None:
+    for operation in operations(document).values():
+        assert all("description" in response or "$ref" in response for response in operation["responses"].values())
+
+
 def test_a_tracks_headers_are_described(document: dict[str, Any]) -> None:
     references = operations(document)["post", "/v1/allocate"]["parameters"]
     components = document["components"]["parameters"]
     names = {components[reference["$ref"].rsplit("/", 1)[1]]["name"] for reference in references}
     assert names == {
         "X-Track-ID",
-        "X-Instruqt-Sandbox-ID",
         "X-Instruqt-Track-ID",
         "X-Sandbox-Name-Prefix",
         "Idempotency-Key",
