@@ -179,7 +179,7 @@ def read_pauses() -> Pauses:
     parameters=_REQUEST,
     responses=errors(400, 401, 403, 413, 500, 503),
 )
-@blueprint.arguments(PausesInputSchema(), example={"allocate": True})
+@blueprint.arguments(PausesInputSchema(), required=False, example={"allocate": True})
 @blueprint.response(200, PausesSchema)
 @store_call
 def set_pauses(body: dict[str, bool]) -> Pauses:
