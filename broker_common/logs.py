@@ -26,7 +26,8 @@ _FRAMEWORKS = (
     "flask.app",
     "werkzeug",
 )
-# At DEBUG these write request bodies and the signature's headers, an AWS session token among them.
+# At DEBUG these write request bodies and the signature's headers, an AWS session token among them; at INFO where they
+# found credentials, in every process.
 _TALKATIVE = ("boto3", "botocore", "urllib3", "kombu", "amqp")
 
 
@@ -46,7 +47,7 @@ def configure_logging(*, level: str, fmt: str) -> None:
         logger.handlers.clear()
         logger.propagate = True
     for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *_shared(), ProcessorFormatter.wrap_for_formatter],
