@@ -514,7 +514,7 @@ class FlakyStore(StoreWrapper):
     def __init__(self, inner: SandboxStore, *, rng: Random | None = None, rate: float = 0.0) -> None:
         super().__init__(inner)
         self.calls: Counter[str] = Counter()
-        self.before_call: Callable[[str], None] = lambda _: None
+        self.before_call: Callable[[str], object] = lambda _: None
         """Called with the method's name before each call; may let time pass or act as somebody else."""
         self._rng = rng
         self._rate = rate

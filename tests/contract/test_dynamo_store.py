@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import cache
 from itertools import count
 from random import Random
@@ -13,6 +12,7 @@ from moto import mock_aws
 
 from broker_common.adapters.dynamo_store import DynamoStore, make_client
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.system_clock import SystemClock
 from tests.contract.suite import ConcurrentStoreContract, StoreContract
 
 if TYPE_CHECKING:
@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 _tables = count()
-
-
-class SystemClock:
-    """Real time, for a store that talks to a real server."""
-
-    def now(self) -> int:
-        return int(time.time())
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
 
 
 def empty_store(client: DynamoDBClient, *, shards: int = 4) -> Iterator[DynamoStore]:

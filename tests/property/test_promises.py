@@ -1,0 +1,584 @@
+"""Random operations of two processes on one pool, with faults and crashes, against a small model of the promises.
+
+After every step the contract's promises 1, 2, 4, 5 and 6 are checked, and 3 for every refusal.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from broker_common.core import domain, sync
+from broker_common.core.domain import Policy, RecyclePolicy, Sandbox, Status
+from broker_common.core.errors import (
+    BrokerError,
+    InvalidTransition,
+    LeaseMismatch,
+    ListingUnusable,
+    NoSandboxesAvailable,
+    NotSandboxOwner,
+    OutcomeUnknown,
+    Paused,
+    ProviderBusy,
+    ProviderCircuitOpen,
+    ProviderFailing,
+    ProviderMisconfigured,
+    ProviderRejected,
+    SandboxNotFound,
+    StoreUnavailable,
+    SyncBraked,
+)
+from broker_common.core.ports import SkippedAccount, WipeAnswer
+from tests.fakes import (
+    Crashed,
+    FakeClock,
+    FakeProvider,
+    Fault,
+    FlakyStore,
+    LaggingStore,
+    MemoryStore,
+    make_account,
+    make_sandbox,
+)
+from tests.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from broker_common.core.domain import Account, Claim
+
+PROFILE = settings(
+    max_examples=150,
+    stateful_step_count=50,
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+TRACKS = ("ann", "bob", "cho")
+IDS = ("s0", "s1", "s2", "s3", "s4")
+BORN: Account = make_account("s5", name="gpu-s5")
+ACCOUNTS = {each: make_account(each, name=f"{'gpu' if each > 's2' else 'lab'}-{each}") for each in IDS}
+POLICY = Policy(deletion_max_attempts=3, stale_brake_min=2, k_candidates=2)
+OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
+
+CHANGES: dict[Status | None, set[Status | None]] = {
+    None: {Status.AVAILABLE},
+    Status.AVAILABLE: {Status.AVAILABLE, Status.ALLOCATED, Status.STALE, Status.DELETION_FAILED},
+    Status.ALLOCATED: {Status.PENDING_DELETION},
+    Status.PENDING_DELETION: {
+        Status.PENDING_DELETION,
+        Status.AVAILABLE,
+        Status.STALE,
+        Status.DELETED,
+        Status.DELETION_FAILED,
+    },
+    Status.STALE: {Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED, None},
+    Status.DELETION_FAILED: {Status.DELETION_FAILED, Status.PENDING_DELETION, Status.DELETED, None},
+    Status.DELETED: {None},
+}
+"""Section 2 of the contract, once more: what a write may make of a record."""
+
+tracks = st.sampled_from(TRACKS)
+keys = st.sampled_from(["k1", "k2"])
+ids = st.sampled_from([*IDS, "s5", "unknown"])
+processes = st.integers(0, 1)
+faults = st.lists(
+    st.sampled_from([None, None, None, None, *(fault for fault in Fault if fault is not Fault.CONTENDED)]), max_size=3
+)
+answers = st.sampled_from(
+    [
+        WipeAnswer.WIPED,
+        WipeAnswer.WIPED,
+        WipeAnswer.ACCEPTED,
+        WipeAnswer.GONE,
+        ProviderFailing("500", outcome_unknown=False),
+        ProviderFailing("no answer", outcome_unknown=True),
+        ProviderRejected("400"),
+        ProviderMisconfigured("401"),
+        Crashed,
+    ]
+)
+
+
+class Promises(RuleBasedStateMachine):
+    """Two processes over one store; subclasses choose the recycle policy and the store."""
+
+    recycle = RecyclePolicy.REUSE
+    lag = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.memory = LaggingStore(self.clock, Random(7), lag=self.lag) if self.lag else MemoryStore(self.clock)
+        self.provider = FakeProvider(self.memory)
+        self.provider.during_delete = self._deleting
+        self.memory.on_write = self._written
+        self.flaky: list[FlakyStore] = []
+        policy = replace(POLICY, recycle=self.recycle)
+        self.worlds = [
+            World(
+                clock=self.clock,
+                memory=self.memory,
+                provider=self.provider,
+                wrap=self._flaky,
+                policy=policy,
+                seed=seed,
+                k_candidates=2,
+            )
+            for seed in (1, 2)
+        ]
+        self.used: set[str] = set()
+        """Sandboxes in which a student has worked since the provider last confirmed a wipe."""
+        self.answered: dict[str, Claim] = {}
+        """Allocations that a track was told of and that nothing has ended, by lease."""
+        self.free_since: dict[str, float] = {}
+        self.wiping: dict[str, str | None] = {}
+        """The attempt whose delete call the provider last confirmed, by sandbox."""
+        self.answer: Any = WipeAnswer.WIPED
+
+    def _flaky(self, memory: MemoryStore) -> FlakyStore:
+        store = FlakyStore(memory)
+        self.flaky.append(store)
+        return store
+
+    # -- what is watched all the time
+
+    def _written(self, before: Sandbox | None, after: Sandbox | None) -> None:
+        was, becomes = (each.status if each else None for each in (before, after))
+        assert becomes in CHANGES[was], f"{was} -> {becomes}"
+        one = after or before
+        assert one
+        if before and after:
+            assert after.version == before.version + 1
+            if before.dirty and not after.dirty:
+                assert self.wiping.get(one.sandbox_id) == before.attempt_id is not None, "cleaned without a wipe"
+        if before and after is None:
+            assert becomes is not None or was is Status.DELETED or not before.dirty, "a used sandbox left no tombstone"
+            if was is Status.DELETED:
+                self.used.discard(one.sandbox_id)
+        if becomes is Status.ALLOCATED:
+            self.used.add(one.sandbox_id)
+        if becomes is Status.AVAILABLE:
+            assert one.sandbox_id not in self.used, "a used sandbox became available"
+            if was is not Status.AVAILABLE:
+                self.free_since[one.sandbox_id] = self.clock.monotonic()
+        else:
+            self.free_since.pop(one.sandbox_id, None)
+
+    def _deleting(self, external_id: str) -> None:
+        record = self.provider.deletes[-1].record
+        assert record, f"the provider was asked to delete {external_id}, which has no record"
+        assert record.status is Status.PENDING_DELETION, f"the provider was asked to delete what is {record.status}"
+        assert record.attempt_id
+        answer = self.answer
+        if answer is Crashed:
+            raise Crashed
+        if answer in {WipeAnswer.WIPED, WipeAnswer.ACCEPTED}:
+            self.used.discard(record.sandbox_id)
+            self.wiping[record.sandbox_id] = record.attempt_id
+        self.provider.answers.append(answer)
+
+    @contextmanager
+    def _process(self, index: int, failing: Sequence[Fault | None] = ()) -> Iterator[World]:
+        """Act as one process, whose writes fail so; a crash starts it anew."""
+        self.flaky[index].fail_writes(*failing)
+        try:
+            yield self.worlds[index]
+        except Crashed:
+            self.worlds[index].start()
+        finally:
+            self.flaky[index].fail_writes()
+
+    def _sandboxes(self) -> dict[str, Sandbox]:
+        return self.memory.dump()[0]
+
+    def _claims(self) -> dict[tuple[str, str], Claim]:
+        return self.memory.dump()[1]
+
+    def _forget_ended(self, may_end: Callable[[Claim], bool]) -> None:
+        """Drop the allocations that have ended in the store, each of which the step just taken may have ended."""
+        sandboxes = self._sandboxes()
+        for lease, claim in list(self.answered.items()):
+            if sandboxes[claim.sandbox_id].lease_id != lease:
+                assert may_end(claim), f"{claim} was ended by nobody who may"
+                del self.answered[lease]
+
+    # -- steps
+
+    @initialize(free=st.integers(0, len(IDS)))
+    def fill(self, free: int) -> None:
+        for number, sandbox_id in enumerate(IDS[:free]):
+            self.memory.seed(make_sandbox(sandbox_id, name=ACCOUNTS[sandbox_id].name, status_order=number * 2**50))
+            self.free_since[sandbox_id] = float("-inf")
+
+    @rule(index=processes, track=tracks, key=keys, prefix=st.sampled_from(["", "", "lab-", "gpu-"]), failing=faults)
+    def allocate(self, index: int, track: str, key: str, prefix: str, failing: list[Fault | None]) -> None:
+        held = self._claims().get((track, key))
+        overdue = held is not None and self.clock.now() >= held.allocated_at + OVERDUE
+        settled = self.clock.monotonic() - 1 - self.lag
+        free = [
+            sandbox_id
+            for sandbox_id, since in self.free_since.items()
+            if since < settled and self._sandboxes()[sandbox_id].name.startswith(prefix)
+        ]
+        with self._process(index, failing) as world:
+            try:
+                allocation = world.allocate(track, key, prefix)
+            except NoSandboxesAvailable:
+                assert held is None or overdue, "a track that holds a sandbox was refused"
+                assert free == [], "a track was refused though a sandbox was free"
+            except Paused:
+                assert held is None or overdue
+            except StoreUnavailable:
+                assert failing
+            else:
+                claim = allocation.claim
+                assert claim == self._claims()[track, key]
+                if held is not None and not overdue:
+                    assert claim == held
+                    assert allocation.replayed
+                else:
+                    assert not allocation.replayed
+                    assert claim.name.startswith(prefix)
+                    assert claim.allocated_at == self.clock.now()
+                self.answered[claim.lease_id] = claim
+        self._forget_ended(lambda ended: overdue and ended == held)
+
+    @rule(
+        index=processes,
+        track=tracks,
+        sandbox_id=ids,
+        lease=st.sampled_from(["none", "right", "wrong"]),
+        failing=faults,
+    )
+    def mark(self, index: int, track: str, sandbox_id: str, lease: str, failing: list[Fault | None]) -> None:
+        record = self._sandboxes().get(sandbox_id)
+        right = record.lease_at_hand if record else None
+        lease_id = {"none": None, "right": right, "wrong": "another-lease"}[lease]
+        owner = record and (record.allocated_to_track or record.last_track_id)
+        accepted = False
+        with self._process(index, failing) as world:
+            try:
+                ending = world.custody.mark_for_deletion(track_id=track, sandbox_id=sandbox_id, lease_id=lease_id)
+            except SandboxNotFound:
+                assert record is None or record.status is Status.DELETED
+            except NotSandboxOwner:
+                assert owner != track
+            except LeaseMismatch:
+                assert lease == "wrong"
+            except OutcomeUnknown:
+                assert failing
+            except StoreUnavailable:
+                assert failing
+            else:
+                accepted = True
+                assert record
+                assert owner == track
+                assert ending.repeated == (record.status is not Status.ALLOCATED)
+                assert ending.sandbox == self._sandboxes()[sandbox_id]
+        if accepted:
+            assert self._sandboxes()[sandbox_id].status is not Status.ALLOCATED
+        self._forget_ended(
+            lambda ended: ended.track_id == track and ended.sandbox_id == sandbox_id and lease != "wrong"
+        )
+
+    @rule(index=processes, sandbox_id=ids, right=st.booleans(), failing=faults)
+    def release(self, index: int, sandbox_id: str, right: bool, failing: list[Fault | None]) -> None:
+        record = self._sandboxes().get(sandbox_id)
+        lease_id = (record and right and record.lease_at_hand) or "another-lease"
+        with self._process(index, failing) as world:
+            try:
+                world.custody.release(sandbox_id=sandbox_id, lease_id=lease_id)
+            except (SandboxNotFound, LeaseMismatch):
+                assert record is None or record.lease_at_hand != lease_id
+            except StoreUnavailable:
+                assert failing
+        self._forget_ended(lambda ended: ended.lease_id == lease_id)
+
+    @rule(index=processes, failing=faults)
+    def expire(self, index: int, failing: list[Fault | None]) -> None:
+        now = self.clock.now()
+        with self._process(index, failing) as world:
+            world.expirer.run()
+        self._forget_ended(lambda ended: now >= ended.expires_at + POLICY.expiry_buffer_sec)
+
+    @rule(
+        index=processes,
+        missing=st.sets(st.sampled_from(IDS), max_size=3),
+        born=st.booleans(),
+        renamed=st.none() | st.sampled_from(IDS),
+        skipped=st.sampled_from([(), (), (SkippedAccount("no name", "s1"),), (SkippedAccount("no id"),)]),
+        broken=st.sampled_from([False, False, False, False, True]),
+        force=st.booleans(),
+        meanwhile=st.sampled_from(["nothing", "nothing", "delete", "allocate", "mark", "quarantine", "retry"]),
+        failing=faults,
+    )
+    def sync(
+        self,
+        *,
+        index: int,
+        missing: set[str],
+        born: bool,
+        renamed: str | None,
+        skipped: tuple[SkippedAccount, ...],
+        broken: bool,
+        force: bool,
+        meanwhile: str,
+        failing: list[Fault | None],
+    ) -> None:
+        unreadable = {each.sandbox_id for each in skipped}
+        listed = [each for each in ACCOUNTS.values() if each.sandbox_id not in missing | unreadable]
+        listed = [replace(each, name=f"{each.name}x") if each.sandbox_id == renamed else each for each in listed]
+        self.provider.accounts = [*listed, BORN] if born else listed
+        self.provider.skipped = skipped
+        self.provider.listing_error = ListingUnusable("empty") if broken or not self.provider.accounts else None
+        before = self._sandboxes()
+        ended_by: list[str] = []
+        self.provider.during_list = lambda: self._meanwhile(meanwhile, 1 - index, ended_by)
+        with self._process(index, failing) as world:
+            try:
+                world.syncer.run(force=force)
+            except ListingUnusable:
+                assert self.provider.listing_error
+                assert meanwhile != "nothing" or self._sandboxes() == before
+            except SyncBraked:
+                assert not force
+            except StoreUnavailable:
+                assert failing
+        if meanwhile == "nothing":
+            for sandbox_id, record in before.items():
+                if record.status in {Status.ALLOCATED, Status.PENDING_DELETION}:
+                    assert self._sandboxes()[sandbox_id] == record
+        self.provider.during_list = lambda: None
+        self._forget_ended(lambda ended: ended.lease_id in ended_by)
+
+    def _meanwhile(self, what: str, index: int, ended_by: list[str]) -> None:
+        """Let another process do something while a sync waits for the provider's list."""
+        world = self.worlds[index]
+        try:
+            if what == "delete":
+                for sandbox_id in list(world.cleaner.find_due()):
+                    world.cleaner.delete_sandbox(sandbox_id)
+            elif what == "allocate":
+                ended_by += [
+                    claim.lease_id
+                    for claim in self.answered.values()
+                    if claim.track_id == "dan" and claim.is_overdue(self.clock.now(), POLICY)
+                ]
+                claim = world.allocate("dan", "k1").claim
+                self.answered[claim.lease_id] = claim
+            elif what == "mark":
+                for lease, claim in list(self.answered.items()):
+                    ended_by.append(lease)
+                    world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id)
+            elif what == "quarantine":
+                world.operations.quarantine("s0", reason="odd")
+            elif what == "retry":
+                world.operations.bulk_retry()
+        except BrokerError:
+            pass
+        except Crashed:
+            world.start()
+
+    @rule(index=processes, answer=answers, failing=faults, overtaken=st.booleans())
+    def cleanup(self, index: int, answer: Any, failing: list[Fault | None], overtaken: bool) -> None:
+        """Delete what is due; `overtaken` lets each call hang until another process has tried as well."""
+        self.answer = answer
+        hanging = self.provider.during_delete
+
+        def hang(external_id: str) -> None:
+            self.provider.during_delete = hanging
+            self.clock.advance(POLICY.attempt_window_sec + 1)
+            with self._process(1 - index) as other:
+                for sandbox_id in list(other.cleaner.find_due()):
+                    other.cleaner.delete_sandbox(sandbox_id)
+            self.provider.answers.append(ProviderFailing("no answer", outcome_unknown=True))
+
+        with self._process(index, failing) as world:
+            for sandbox_id in list(world.cleaner.find_due()):
+                self.provider.during_delete = hang if overtaken else hanging
+                try:
+                    world.cleaner.delete_sandbox(sandbox_id)
+                finally:
+                    self.provider.during_delete = hanging
+        self.answer = WipeAnswer.WIPED
+        self.provider.answers.clear()
+        self._forget_ended(lambda _: False)
+
+    @rule(index=processes, refused=st.sampled_from([ProviderBusy("slots"), ProviderCircuitOpen("open")]))
+    def cleanup_without_a_slot(self, index: int, refused: BrokerError) -> None:
+        before = self._sandboxes()
+        self.provider.admit_error = refused
+        for sandbox_id in list(self.worlds[index].cleaner.find_due()):
+            try:
+                self.worlds[index].cleaner.delete_sandbox(sandbox_id)
+            except ProviderBusy as busy:
+                assert busy is refused  # noqa: PT017 - any other would be a bug
+        self.provider.admit_error = None
+        assert self._sandboxes() == before
+
+    @rule(index=processes, sandbox_id=ids, failing=faults, what=st.sampled_from(["quarantine", "retry"]))
+    def operate(self, index: int, sandbox_id: str, failing: list[Fault | None], what: str) -> None:
+        record = self._sandboxes().get(sandbox_id)
+        fits = {"quarantine": {Status.AVAILABLE, Status.STALE}, "retry": {Status.DELETION_FAILED}}[what]
+        with self._process(index, failing) as world:
+            try:
+                if what == "quarantine":
+                    world.operations.quarantine(sandbox_id, reason="odd")
+                else:
+                    world.operations.retry_deletion(sandbox_id)
+            except SandboxNotFound:
+                assert record is None
+            except InvalidTransition:
+                assert record
+                assert record.status not in fits
+            except StoreUnavailable:
+                assert failing
+        self._forget_ended(lambda _: False)
+
+    @rule(
+        index=processes,
+        what=st.sampled_from(["retry", Status.STALE, Status.DELETION_FAILED, "purge"]),
+        failing=faults,
+    )
+    def bulk(self, index: int, what: str, failing: list[Fault | None]) -> None:
+        young = {
+            sandbox_id: record
+            for sandbox_id, record in self._sandboxes().items()
+            if record.status is not Status.STALE
+            or self.clock.now() - (record.stale_since or 0) < POLICY.stale_grace_sec
+        }
+        with self._process(index, failing) as world:
+            try:
+                if what == "retry":
+                    world.operations.bulk_retry()
+                elif what == "purge":
+                    world.purger.run()
+                else:
+                    world.purger.bulk_delete(Status(what))
+            except StoreUnavailable:
+                assert failing
+        if what == "purge":
+            assert self._sandboxes().items() >= young.items()
+        self._forget_ended(lambda _: False)
+
+    @rule(index=processes, what=st.sampled_from(["allocate", "cleanup"]), paused=st.booleans())
+    def pause(self, index: int, what: str, paused: bool) -> None:
+        self.worlds[index].pauses.set({what: paused})
+
+    @rule(seconds=st.sampled_from([0.5, 1.5, 4, 61, 3600, OVERDUE, 25 * 3600]))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(index=processes)
+    def restart(self, index: int) -> None:
+        self.worlds[index].start()
+
+    @rule(index=processes, track=tracks)
+    @precondition(lambda self: self.answered)
+    def list_held(self, index: int, track: str) -> None:
+        held = {each.lease_id for each in self.worlds[index].custody.list_held(track_id=track)}
+        assert held == {claim.lease_id for claim in self._claims().values() if claim.track_id == track}
+
+    # -- promises
+
+    @invariant()
+    def a_claim_exists_exactly_while_its_sandbox_is_allocated_under_its_lease(self) -> None:
+        sandboxes, claims = self.memory.dump()
+        held = {
+            (each.allocated_to_track, each.idempotency_key, each.sandbox_id, each.lease_id)
+            for each in sandboxes.values()
+            if each.status is Status.ALLOCATED
+        }
+        assert held == {(track, key, claim.sandbox_id, claim.lease_id) for (track, key), claim in claims.items()}
+
+    @invariant()
+    def every_sandbox_has_one_holder_and_every_answered_allocation_stands(self) -> None:
+        claims = self._claims()
+        assert len({claim.sandbox_id for claim in claims.values()}) == len(claims)
+        for claim in self.answered.values():
+            assert claims[claim.track_id, claim.idempotency_key] == claim
+
+    @invariant()
+    def no_used_sandbox_is_available_or_thought_clean(self) -> None:
+        for sandbox in self._sandboxes().values():
+            if sandbox.sandbox_id in self.used:
+                assert sandbox.dirty
+                assert sandbox.status is not Status.AVAILABLE
+
+    @invariant()
+    def whatever_waits_to_be_wiped_will_be_found(self) -> None:
+        for sandbox in self._sandboxes().values():
+            if sandbox.status is Status.PENDING_DELETION:
+                assert sandbox.status_order == sandbox.next_attempt_at
+                assert sandbox.next_attempt_at - self.clock.now() <= POLICY.deletion_backoff_max_sec
+
+    def teardown(self) -> None:
+        """Let the provider answer again: everything that was given back is wiped, and nothing waits for ever."""
+        self.worlds[0].pauses.set({"cleanup": False, "allocate": False})
+        self.answer = WipeAnswer.WIPED
+        for _ in range(2):
+            self.clock.advance(POLICY.deletion_backoff_max_sec + 5)
+            for sandbox_id in list(self.worlds[0].cleaner.find_due()):
+                self.worlds[0].cleaner.delete_sandbox(sandbox_id)
+        assert Status.PENDING_DELETION not in {each.status for each in self._sandboxes().values()}
+
+
+class Confirming(Promises):
+    recycle = RecyclePolicy.CONFIRM
+
+
+class Retiring(Promises):
+    recycle = RecyclePolicy.RETIRE
+
+
+class Lagging(Promises):
+    lag = 2.0
+
+
+class LaggingConfirming(Lagging):
+    recycle = RecyclePolicy.CONFIRM
+
+
+class LaggingRetiring(Lagging):
+    recycle = RecyclePolicy.RETIRE
+
+
+def _case(machine: type[Promises]) -> Any:
+    case = machine.TestCase
+    case.settings = PROFILE
+    return case
+
+
+def test_a_broken_rule_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sandbox:
+        return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
+
+    monkeypatch.setattr(sync, "restore", forgetful)
+    generate_only = settings(PROFILE, max_examples=500, phases=[Phase.generate], derandomize=True, database=None)
+    with pytest.raises(AssertionError, match="without a wipe"):
+        run_state_machine_as_test(Promises, settings=generate_only)
+
+
+TestPromises = _case(Promises)
+TestPromisesUnderConfirm = _case(Confirming)
+TestPromisesUnderRetire = _case(Retiring)
+TestPromisesOnALaggingIndex = _case(Lagging)
+TestPromisesOnALaggingIndexUnderConfirm = _case(LaggingConfirming)
+TestPromisesOnALaggingIndexUnderRetire = _case(LaggingRetiring)

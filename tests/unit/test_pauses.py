@@ -1,0 +1,93 @@
+"""The pauses: obeyed within seconds, cheap to ask for, and known while the store is away."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from broker_common.core.errors import StoreUnavailable
+from broker_common.core.pauses import MAX_AGE_SECONDS, PauseBoard
+from broker_common.core.ports import Pauses
+from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore
+
+
+class Bench:
+    """A board over a store that can fail."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.memory = MemoryStore(self.clock)
+        self.store = FlakyStore(self.memory)
+        self.board = PauseBoard(self.store, self.clock)
+
+
+def test_nothing_is_paused_at_first() -> None:
+    assert Bench().board.current() == Pauses()
+
+
+def test_the_store_is_asked_once_an_age() -> None:
+    bench = Bench()
+    for _ in range(20):
+        bench.board.current()
+    assert bench.store.calls["read_pauses"] == 1
+    bench.clock.advance(MAX_AGE_SECONDS)
+    bench.board.current()
+    assert bench.store.calls["read_pauses"] == 2
+
+
+def test_a_pause_set_by_another_process_is_known_within_five_seconds() -> None:
+    bench = Bench()
+    bench.board.current()
+    PauseBoard(bench.memory, bench.clock).set({"sync": True})
+    bench.clock.advance(MAX_AGE_SECONDS)
+    assert bench.board.current() == Pauses(sync=True)
+    assert MAX_AGE_SECONDS < 5
+
+
+def test_a_pause_that_this_process_sets_is_known_at_once_and_leaves_the_others() -> None:
+    bench = Bench()
+    bench.memory.set_pauses({"expire": True})
+    bench.board.current()
+    assert bench.board.set({"allocate": True}) == Pauses(allocate=True, expire=True)
+    assert bench.board.current() == Pauses(allocate=True, expire=True)
+    assert bench.memory.read_pauses() == Pauses(allocate=True, expire=True)
+
+
+def test_what_was_known_last_holds_while_the_store_is_away_and_it_is_asked_once_an_age() -> None:
+    bench = Bench()
+    bench.board.set({"cleanup": True})
+    bench.clock.advance(MAX_AGE_SECONDS)
+    bench.store.fail("read_pauses", Fault.REFUSED, Fault.REFUSED)
+    for _ in range(10):
+        assert bench.board.current() == Pauses(cleanup=True)
+    assert bench.store.calls["read_pauses"] == 1
+
+
+def test_without_any_knowledge_a_store_that_is_away_is_an_error_until_it_is_back() -> None:
+    bench = Bench()
+    bench.store.fail("read_pauses", Fault.REFUSED)
+    with pytest.raises(StoreUnavailable):
+        bench.board.current()
+    assert bench.board.current() == Pauses()
+
+
+def test_while_one_thread_reads_the_others_use_what_is_known() -> None:
+    bench = Bench()
+    bench.board.current()
+    bench.clock.advance(MAX_AGE_SECONDS)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slowly(_: str) -> None:
+        reading.set()
+        assert go_on.wait(30)
+
+    bench.store.before_call = slowly
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(bench.board.current)
+        assert reading.wait(30)
+        assert bench.board.current() == Pauses()
+        go_on.set()
+        assert slow.result(30) == Pauses()
+    assert bench.store.calls["read_pauses"] == 2

@@ -1,0 +1,129 @@
+"""Purge: records leave the pool, used ones as tombstones, and the provider is never asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker_common.core.domain import RecyclePolicy, Status
+from broker_common.core.errors import InvalidInput
+from broker_common.core.events import ItemFailed
+from tests.fakes import START, Fault, FlakyStore, MemoryStore, make_sandbox
+from tests.world import World
+
+DAY = 24 * 3600
+
+
+def flaky_world() -> tuple[World, FlakyStore]:
+    stores: list[FlakyStore] = []
+
+    def wrap(memory: MemoryStore) -> FlakyStore:
+        stores.append(FlakyStore(memory))
+        return stores[0]
+
+    return World(wrap=wrap), stores[0]
+
+
+def test_what_was_stale_for_the_grace_is_removed_and_nothing_younger(plain: World) -> None:
+    plain.memory.seed(
+        make_sandbox("old", status=Status.STALE, status_order=START),
+        make_sandbox("young", status=Status.STALE, status_order=START + 1),
+        make_sandbox("free"),
+        make_sandbox("failed", status=Status.DELETION_FAILED),
+    )
+    plain.clock.advance(DAY)
+    result = plain.purger.run()
+    assert (result.removed, result.failed, result.message) == (1, 0, "Removed 1 stale sandboxes")
+    assert set(plain.memory.dump()[0]) == {"young", "free", "failed"}
+
+
+@pytest.mark.parametrize(
+    ("recycle", "dirty", "stays"),
+    [
+        (RecyclePolicy.REUSE, False, False),
+        (RecyclePolicy.REUSE, True, True),
+        (RecyclePolicy.CONFIRM, True, True),
+        (RecyclePolicy.RETIRE, False, True),
+        (RecyclePolicy.RETIRE, True, True),
+    ],
+)
+def test_a_used_or_retired_record_leaves_a_tombstone(
+    plain: World, recycle: RecyclePolicy, dirty: bool, stays: bool
+) -> None:
+    plain.recycle(recycle)
+    plain.memory.seed(make_sandbox("old", status=Status.STALE, dirty=dirty))
+    plain.clock.advance(DAY)
+    assert plain.purger.run().removed == 1
+    records, _ = plain.memory.dump()
+    assert ("old" in records) == stays
+    if stays:
+        assert (records["old"].status, records["old"].dirty) == (Status.DELETED, dirty)
+
+
+def test_a_sandbox_that_was_seen_again_meanwhile_is_left(plain: World) -> None:
+    world, store = flaky_world()
+    world.pool(1)
+    world.memory.seed(make_sandbox("sbx-0", status=Status.STALE))
+    world.clock.advance(DAY)
+    other = World(clock=world.clock, memory=world.memory, provider=world.provider)
+    store.before_call = lambda method: other.syncer.run() if method == "remove" else None
+    assert world.purger.run().removed == 0
+    assert world.record("sbx-0").status is Status.AVAILABLE
+
+
+def test_a_record_that_became_stale_again_meanwhile_has_a_grace_of_its_own() -> None:
+    world, store = flaky_world()
+    world.memory.seed(make_sandbox("old", status=Status.STALE))
+    world.clock.advance(DAY)
+
+    def again(method: str) -> None:
+        if method == "get":
+            world.memory.seed(make_sandbox("old", status=Status.STALE, version=3, status_order=world.clock.now()))
+
+    store.before_call = again
+    assert world.purger.run().removed == 0
+
+
+def test_every_removal_happens_however_many_races_are_lost(world: World) -> None:
+    world.memory.seed(
+        make_sandbox("clean", status=Status.STALE),
+        make_sandbox("used", status=Status.STALE, dirty=True),
+    )
+    world.clock.advance(DAY)
+    world.purger.run()
+    world.clock.advance(3)
+    world.purger.run()
+    records, _ = world.memory.dump()
+    assert {key: record.status for key, record in records.items()} == {"used": Status.DELETED}
+
+
+def test_one_that_fails_does_not_stop_the_run() -> None:
+    world, store = flaky_world()
+    world.memory.seed(*[make_sandbox(f"old-{number}", status=Status.STALE) for number in range(3)])
+    world.clock.advance(DAY)
+    store.fail("remove", Fault.REFUSED)
+    result = world.purger.run()
+    assert (result.removed, result.failed) == (2, 1)
+    assert len(world.recorder.of(ItemFailed)) == 1
+
+
+@pytest.mark.parametrize("status", [Status.STALE, Status.DELETION_FAILED])
+def test_a_bulk_delete_removes_all_of_its_status_whatever_their_age(plain: World, status: Status) -> None:
+    plain.memory.seed(*[make_sandbox(f"{each}-{number}", status=each) for each in Status for number in range(3)])
+    others = {key: record for key, record in plain.memory.dump()[0].items() if record.status is not status}
+    assert plain.purger.bulk_delete(status).removed == 3
+    assert plain.memory.dump()[0] == others
+    assert plain.provider.deletes == []
+
+
+def test_a_bulk_delete_of_used_sandboxes_leaves_tombstones(plain: World) -> None:
+    plain.memory.seed(make_sandbox("used", status=Status.DELETION_FAILED, dirty=True))
+    assert plain.purger.bulk_delete(Status.DELETION_FAILED).removed == 1
+    assert plain.record("used").status is Status.DELETED
+
+
+@pytest.mark.parametrize("status", [Status.AVAILABLE, Status.ALLOCATED, Status.PENDING_DELETION, Status.DELETED])
+def test_a_bulk_delete_of_any_other_status_is_refused(plain: World, status: Status) -> None:
+    plain.memory.seed(make_sandbox(status=status))
+    with pytest.raises(InvalidInput, match="status"):
+        plain.purger.bulk_delete(status)
+    assert len(plain.memory.dump()[0]) == 1

@@ -1,0 +1,255 @@
+"""The candidates that a process keeps at hand: spread, handed to one request at a time, and never believed empty in vain."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from broker_common.core.deadline import deadline_in
+from broker_common.core.domain import Candidate, Status
+from broker_common.core.errors import StoreUnavailable
+from broker_common.core.reservoir import CANDIDATE_AGE_SECONDS, PREFIXES, Reservoir
+from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
+
+
+class Bench:
+    """A reservoir over a store, and the clock of both."""
+
+    def __init__(self, free: int, *, size: int = 5, seed: int = 1) -> None:
+        self.clock = FakeClock()
+        self.memory = MemoryStore(self.clock)
+        self.store = FlakyStore(self.memory)
+        self.memory.seed(*[make_sandbox(f"sbx-{number}") for number in range(free)])
+        self.reservoir = Reservoir(self.store, self.clock, Random(seed), size=size)
+
+    def next(self, prefix: str = "") -> Candidate | None:
+        return self.reservoir.search(prefix).next()
+
+    def reads(self) -> int:
+        return self.memory.calls["read_available"]
+
+    def take_away(self, sandbox_id: str) -> None:
+        record = self.memory.get(sandbox_id)
+        assert record
+        self.memory.seed(replace(record, status=Status.STALE, version=record.version + 1))
+
+
+def test_each_candidate_is_handed_to_one_request_at_a_time() -> None:
+    bench = Bench(12)
+    found = [bench.next() for _ in range(12)]
+    assert len({each.sandbox_id for each in found if each}) == 12
+
+
+def test_one_small_query_serves_several_requests() -> None:
+    bench = Bench(500, size=15)
+    for _ in range(15):
+        assert bench.next()
+    assert bench.reads() <= 2
+
+
+def test_processes_begin_at_different_places_of_the_ring() -> None:
+    first = [Bench(200, seed=seed).next() for seed in range(10)]
+    assert len({each.sandbox_id for each in first if each}) >= 8
+
+
+def test_a_candidate_that_was_handed_back_is_handed_out_next_without_a_read() -> None:
+    bench = Bench(20)
+    search = bench.reservoir.search("")
+    candidate = search.next()
+    assert candidate
+    search.give_back(candidate)
+    reads = bench.reads()
+    assert bench.next() == candidate
+    assert bench.reads() == reads
+
+
+def test_a_candidate_that_was_used_up_is_not_handed_out_again_while_the_index_still_shows_it() -> None:
+    bench = Bench(1)
+    search = bench.reservoir.search("")
+    candidate = search.next()
+    assert candidate
+    search.used_up(candidate)
+    assert search.next() is None
+    bench.clock.advance(2)
+    assert bench.next() is None
+
+
+def test_a_used_up_sandbox_is_a_candidate_again_at_a_later_version() -> None:
+    bench = Bench(1)
+    search = bench.reservoir.search("")
+    candidate = search.next()
+    assert candidate
+    search.lost_to_another(candidate)
+    bench.memory.seed(make_sandbox("sbx-0", version=9))
+    bench.clock.advance(2)
+    again = bench.next()
+    assert again == replace(candidate, version=9)
+
+
+def test_a_candidate_of_which_nothing_is_known_comes_back_from_the_index_only() -> None:
+    bench = Bench(1)
+    search = bench.reservoir.search("")
+    candidate = search.next()
+    assert candidate
+    search.drop(candidate)
+    reads = bench.reads()
+    assert bench.next() == candidate
+    assert bench.reads() > reads
+
+
+def test_a_candidate_that_nobody_needed_for_long_is_read_anew() -> None:
+    bench = Bench(3, size=10)
+    assert bench.next()
+    for number in range(3):
+        bench.take_away(f"sbx-{number}")
+    bench.memory.seed(make_sandbox("fresh"))
+    bench.clock.advance(CANDIDATE_AGE_SECONDS + 1)
+    found = bench.next()
+    assert found
+    assert found.sandbox_id == "fresh"
+
+
+def test_a_walk_that_finds_nothing_is_remembered_for_a_second() -> None:
+    bench = Bench(0)
+    assert bench.next() is None
+    reads = bench.reads()
+    bench.clock.advance(1.0)
+    assert bench.next() is None
+    assert bench.reads() == reads
+    bench.clock.advance(0.1)
+    assert bench.next() is None
+    assert bench.reads() > reads
+
+
+def test_a_request_that_came_long_before_the_walk_may_use_its_finding() -> None:
+    bench = Bench(0)
+    early = bench.reservoir.search("")
+    bench.clock.advance(10)
+    assert bench.next() is None
+    reads = bench.reads()
+    assert early.next() is None
+    assert bench.reads() == reads
+
+
+def test_a_walk_that_fails_is_no_finding() -> None:
+    bench = Bench(0)
+    bench.store.fail("read_available", None, Fault.REFUSED)
+    with pytest.raises(StoreUnavailable):
+        bench.next()
+    bench.memory.seed(make_sandbox("fresh"))
+    assert bench.next()
+
+
+def test_a_candidate_handed_back_clears_every_memory_of_emptiness() -> None:
+    bench = Bench(1)
+    search = bench.reservoir.search("")
+    candidate = search.next()
+    assert candidate
+    bench.take_away("sbx-0")
+    assert bench.next() is None
+    assert bench.next("lab-") is None
+    bench.memory.seed(make_sandbox("sbx-0", version=candidate.version))
+    search.give_back(candidate)
+    assert bench.next("lab-") == candidate
+
+
+def test_what_others_hold_is_shared_before_the_pool_is_called_empty() -> None:
+    bench = Bench(2)
+    holder = bench.reservoir.search("")
+    held = [holder.next(), holder.next()]
+    late = bench.reservoir.search("")
+    shared = [late.next(), late.next()]
+    assert sorted(str(each) for each in shared) == sorted(str(each) for each in held)
+    for each in shared:
+        assert each
+        late.drop(each)
+    assert late.next() is None
+
+
+def test_what_others_hold_is_no_finding_of_emptiness() -> None:
+    bench = Bench(1)
+    holder = bench.reservoir.search("")
+    candidate = holder.next()
+    first = bench.reservoir.search("")
+    assert first.next() == candidate
+    assert candidate
+    first.drop(candidate)
+    assert first.next() is None
+    assert bench.next() == candidate
+
+
+def test_what_another_request_has_used_up_meanwhile_is_not_shared() -> None:
+    bench = Bench(2)
+    holder = bench.reservoir.search("")
+    held = [holder.next(), holder.next()]
+    late = bench.reservoir.search("")
+    first = late.next()
+    (other,) = [each for each in held if each and first and each.sandbox_id != first.sandbox_id]
+    holder.used_up(other)
+    assert first
+    late.drop(first)
+    bench.take_away(other.sandbox_id)
+    assert late.next() is None
+
+
+def test_a_prefix_walks_past_pages_without_a_match() -> None:
+    bench = Bench(60, size=3)
+    bench.memory.seed(make_sandbox("gpu-0", name="gpu-0"))
+    found = bench.next("gpu-")
+    assert found
+    assert found.sandbox_id == "gpu-0"
+
+
+def test_prefixes_beyond_the_limit_are_forgotten_and_work_again() -> None:
+    bench = Bench(3)
+    first = bench.reservoir.search("lab-")
+    candidate = first.next()
+    for number in range(PREFIXES + 5):
+        assert bench.next(f"nothing-{number}") is None
+    assert candidate
+    first.give_back(candidate)
+    assert bench.next("lab-")
+
+
+def test_past_the_deadline_a_walk_is_given_up() -> None:
+    bench = Bench(0)
+    bench.store.before_call = lambda _: bench.clock.advance(1)
+    with deadline_in(1.5, bench.clock), pytest.raises(StoreUnavailable):
+        bench.next()
+    assert bench.reads() == 2
+
+
+def test_a_storm_of_requests_on_an_empty_pool_walks_once() -> None:
+    bench = Bench(0)
+    barrier = threading.Barrier(16)
+
+    def ask(_: int) -> Candidate | None:
+        search = bench.reservoir.search("")
+        barrier.wait(30)
+        return search.next()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(16))) == [None] * 16
+    assert bench.reads() <= 5
+
+
+def test_a_request_that_cannot_wait_for_another_ones_walk_is_told_so() -> None:
+    bench = Bench(0)
+    walking, go_on = threading.Event(), threading.Event()
+
+    def slowly(_: str) -> None:
+        walking.set()
+        assert go_on.wait(30)
+
+    bench.store.before_call = slowly
+    with ThreadPoolExecutor(1) as pool:
+        walker = pool.submit(bench.next)
+        assert walking.wait(30)
+        with deadline_in(0, bench.clock), pytest.raises(StoreUnavailable, match="too long"):
+            bench.next()
+        go_on.set()
+        assert walker.result(30) is None

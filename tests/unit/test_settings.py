@@ -1,0 +1,327 @@
+"""The settings: every mistake at once, by name, and no secret told."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from broker_common.core.domain import RecyclePolicy
+from broker_common.settings import (
+    DEVELOPMENT_ADMIN_TOKEN,
+    DEVELOPMENT_TRACK_TOKEN,
+    Environment,
+    Process,
+    Settings,
+    SettingsError,
+)
+
+API = {
+    "BROKER_API_TOKEN": "track-s3cret-token",
+    "BROKER_ADMIN_TOKEN": "admin-s3cret-token",
+    "RECYCLE_POLICY": "confirm",
+}
+WORKER = {
+    "CSP_BASE_URL": "https://csp.example/v2",
+    "CSP_API_TOKEN": "csp-s3cret-token",
+    "RECYCLE_POLICY": "reuse",
+}
+
+
+def digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def problems(environ: dict[str, str], process: Process = Process.API) -> list[str]:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env(environ, process=process)
+    return refused.value.problems
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    settings = Settings.from_env(API, process=Process.API)
+    expected: dict[str, Any] = {
+        "broker_env": Environment.PRODUCTION,
+        "api_port": 8080,
+        "api_base_path": "/v1",
+        "request_deadline_sec": 3,
+        "trusted_proxies": 0,
+        "shutdown_drain_sec": 5,
+        "ddb_table_name": "SandboxPool",
+        "ddb_endpoint_url": None,
+        "lab_duration_hours": 4,
+        "expiry_buffer_hours": 0.5,
+        "sync_interval_sec": 600,
+        "cleanup_interval_sec": 300,
+        "auto_expiry_interval_sec": 300,
+        "stale_grace_hours": 24,
+        "stale_brake_percent": 50,
+        "stale_brake_min": 5,
+        "k_candidates": 15,
+        "deletion_retry_max_attempts": 8,
+        "deletion_backoff_base_sec": 60,
+        "deletion_backoff_max_sec": 3600,
+        "csp_timeout_connect_sec": 5,
+        "csp_timeout_read_sec": 15,
+        "csp_max_concurrency": 10,
+        "circuit_breaker_threshold": 5,
+        "circuit_breaker_timeout_sec": 60,
+        "log_format": "json",
+    }
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_given_values_are_parsed_to_their_types() -> None:
+    settings = Settings.from_env(
+        API | {"API_PORT": "9000", "LAB_DURATION_HOURS": "1.5", "DDB_ENDPOINT_URL": "http://127.0.0.1:8000"},
+        process=Process.API,
+    )
+    assert (settings.api_port, settings.lab_duration_hours) == (9000, 1.5)
+    assert settings.ddb_endpoint_url == "http://127.0.0.1:8000"
+
+
+def test_an_empty_variable_counts_as_missing() -> None:
+    settings = Settings.from_env(API | {"API_PORT": "", "LAB_DURATION_HOURS": "  "}, process=Process.API)
+    assert (settings.api_port, settings.lab_duration_hours) == (8080, 4)
+    assert any(each.startswith("BROKER_API_TOKEN: Missing") for each in problems(API | {"BROKER_API_TOKEN": " "}))
+
+
+def test_variables_of_others_are_ignored() -> None:
+    assert Settings.from_env(API | {"PATH": "/bin", "BROKER_UNKNOWN": "x"}, process=Process.API)
+
+
+def test_all_mistakes_are_reported_at_once_each_by_its_name() -> None:
+    found = problems(
+        {
+            "API_PORT": "no number",
+            "LAB_DURATION_HOURS": "-1",
+            "RECYCLE_POLICY": "burn",
+            "LOG_FORMAT": "xml",
+            "DDB_TABLE_NAME": "x",
+            "BROKER_ADMIN_TOKEN": "sha256:abc",
+            "DELETION_BACKOFF_BASE_SEC": "100",
+            "DELETION_BACKOFF_MAX_SEC": "10",
+        }
+    )
+    assert [each.split(":")[0] for each in found] == [
+        "API_PORT",
+        "BROKER_ADMIN_TOKEN",
+        "BROKER_API_TOKEN",
+        "DDB_TABLE_NAME",
+        "DELETION_BACKOFF_MAX_SEC",
+        "LAB_DURATION_HOURS",
+        "LOG_FORMAT",
+        "RECYCLE_POLICY",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BROKER_ENV", "staging"),
+        ("API_BIND", "not a host"),
+        ("API_PORT", "0"),
+        ("API_PORT", "65536"),
+        ("API_PORT", "80.5"),
+        ("API_BASE_PATH", "v1"),
+        ("API_BASE_PATH", "/v1/"),
+        ("API_THREADS", "2"),
+        ("REQUEST_DEADLINE_SEC", "0"),
+        ("REQUEST_DEADLINE_SEC", "nan"),
+        ("REQUEST_DEADLINE_SEC", "inf"),
+        ("TRUSTED_PROXIES", "-1"),
+        ("SHUTDOWN_DRAIN_SEC", "-1"),
+        ("DDB_TABLE_NAME", "a b c"),
+        ("DDB_ENDPOINT_URL", "localhost:8000"),
+        ("AWS_REGION", "EU Central"),
+        ("REDIS_URL", "http://127.0.0.1"),
+        ("LAB_DURATION_HOURS", "0"),
+        ("LAB_DURATION_HOURS", "four"),
+        ("EXPIRY_BUFFER_HOURS", "-0.5"),
+        ("K_CANDIDATES", "0"),
+        ("RECYCLE_POLICY", "REUSE"),
+        ("SYNC_INTERVAL_SEC", "0"),
+        ("CLEANUP_INTERVAL_SEC", "1.5"),
+        ("AUTO_EXPIRY_INTERVAL_SEC", "x"),
+        ("STALE_GRACE_HOURS", "-1"),
+        ("STALE_BRAKE_PERCENT", "101"),
+        ("STALE_BRAKE_MIN", "0"),
+        ("DELETION_RETRY_MAX_ATTEMPTS", "0"),
+        ("DELETION_BACKOFF_BASE_SEC", "-1"),
+        ("DELETION_BACKOFF_MAX_SEC", "1"),
+        ("CSP_BASE_URL", "ftp://csp.example"),
+        ("CSP_BASE_URL", "https://csp.example/v2?x=1"),
+        ("CSP_API_TOKEN", "two words"),
+        ("CSP_TIMEOUT_CONNECT_SEC", "0"),
+        ("CSP_TIMEOUT_READ_SEC", "-1"),
+        ("CSP_MAX_CONCURRENCY", "0"),
+        ("CIRCUIT_BREAKER_THRESHOLD", "0"),
+        ("CIRCUIT_BREAKER_TIMEOUT_SEC", "0"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FORMAT", "yaml"),
+        ("METRICS_PORT", "70000"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
+    found = problems(API | WORKER | {name: value})
+    assert [each.split(":")[0] for each in found] == [name]
+
+
+def test_every_setting_is_named_after_its_variable() -> None:
+    given = {item.name.upper() for item in fields(Settings)}
+    assert {"BROKER_API_TOKEN", "CSP_MAX_CONCURRENCY", "DELETION_BACKOFF_MAX_SEC"} <= given
+
+
+# -- tokens and secrets
+
+
+def test_tokens_are_kept_as_digests_only() -> None:
+    settings = Settings.from_env(API, process=Process.API)
+    assert settings.broker_api_token == (digest("track-s3cret-token"),)
+
+
+def test_several_tokens_are_taken_plain_or_hashed() -> None:
+    hashed = hashlib.sha256(b"third").hexdigest()
+    settings = Settings.from_env(
+        API | {"BROKER_API_TOKEN": f"first, second ,,sha256:{hashed.upper()}"}, process=Process.API
+    )
+    assert settings.broker_api_token == (digest("first"), digest("second"), digest("third"))
+
+
+@pytest.mark.parametrize("value", ["sha256:12", "sha256:" + "g" * 64, "ok,sha256:" + "a" * 63])
+def test_a_malformed_hash_is_refused_without_telling_it(value: str) -> None:
+    (problem,) = problems(API | {"BROKER_API_TOKEN": value})
+    assert problem.startswith("BROKER_API_TOKEN: token ")
+    assert value not in problem
+
+
+def test_no_secret_appears_in_repr_or_str() -> None:
+    settings = Settings.from_env(
+        API | WORKER | {"REDIS_URL": "rediss://user:redis-s3cret@cache.example/0"}, process=Process.API
+    )
+    for text in (repr(settings), str(settings), f"{settings}"):
+        assert "s3cret" not in text
+        assert digest("track-s3cret-token").hex() not in text
+        assert str(digest("track-s3cret-token")) not in text
+
+
+def test_no_secret_appears_in_an_error() -> None:
+    environ = {
+        "BROKER_API_TOKEN": "same-s3cret",
+        "BROKER_ADMIN_TOKEN": "same-s3cret,sha256:s3cret",
+        "CSP_API_TOKEN": "s3cret with spaces",
+        "REDIS_URL": "redis//user:s3cret@host",
+        "CSP_BASE_URL": "http://user:s3cret@csp.example",
+    }
+    for process in Process:
+        with pytest.raises(SettingsError) as refused:
+            Settings.from_env(environ, process=process)
+        assert "s3cret" not in str(refused.value)
+        assert "s3cret" not in repr(refused.value)
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings.from_env(API, process=Process.API)
+    with pytest.raises(FrozenInstanceError):
+        settings.api_port = 1  # type: ignore[misc] # what the test is about
+
+
+# -- production and development
+
+
+@pytest.mark.parametrize(
+    "token",
+    [DEVELOPMENT_TRACK_TOKEN, "changeme", "good," + DEVELOPMENT_TRACK_TOKEN, f"sha256:{digest('secret').hex()}"],
+)
+def test_production_refuses_well_known_tokens_however_they_are_given(token: str) -> None:
+    (problem,) = problems(API | {"BROKER_API_TOKEN": token})
+    assert problem.startswith("BROKER_API_TOKEN: ")
+    assert "well-known" in problem
+
+
+def test_production_refuses_the_well_known_admin_token() -> None:
+    assert [each.split(":")[0] for each in problems(API | {"BROKER_ADMIN_TOKEN": DEVELOPMENT_ADMIN_TOKEN})] == [
+        "BROKER_ADMIN_TOKEN"
+    ]
+
+
+def test_the_api_needs_both_tokens_in_every_environment() -> None:
+    for environment in Environment:
+        names = [each.split(":")[0] for each in problems({"BROKER_ENV": environment, "RECYCLE_POLICY": "reuse"})]
+        assert names == ["BROKER_ADMIN_TOKEN", "BROKER_API_TOKEN"]
+
+
+def test_one_token_cannot_serve_tracks_and_admins() -> None:
+    (problem,) = problems(API | {"BROKER_ADMIN_TOKEN": f"other,sha256:{digest('track-s3cret-token').hex()}"})
+    assert problem.startswith("BROKER_ADMIN_TOKEN: ")
+
+
+@pytest.mark.parametrize("process", [Process.API, Process.WORKER])
+def test_production_must_choose_a_recycle_policy(process: Process) -> None:
+    environ = {name: value for name, value in (API | WORKER).items() if name != "RECYCLE_POLICY"}
+    (problem,) = problems(environ, process)
+    assert problem.startswith("RECYCLE_POLICY: Missing")
+
+
+def test_production_refuses_a_provider_over_plain_http_unless_on_loopback() -> None:
+    for url in ("http://csp.example", "http://10.0.0.1:80/v2", "http://127.0.0.1.example"):
+        (problem,) = problems(WORKER | {"CSP_BASE_URL": url}, Process.WORKER)
+        assert problem.startswith("CSP_BASE_URL: ")
+    for url in ("https://csp.example", "http://127.0.0.1:9000", "http://localhost:9000/v2", "http://[::1]:9000"):
+        assert Settings.from_env(WORKER | {"CSP_BASE_URL": url}, process=Process.WORKER).csp_base_url == url
+
+
+def test_the_worker_needs_the_provider_and_the_api_and_beat_do_not() -> None:
+    names = [each.split(":")[0] for each in problems({"RECYCLE_POLICY": "reuse"}, Process.WORKER)]
+    assert names == ["CSP_API_TOKEN", "CSP_BASE_URL"]
+    assert Settings.from_env(API, process=Process.API).csp_base_url is None
+    assert Settings.from_env({}, process=Process.BEAT).csp_api_token is None
+
+
+def test_development_allows_what_production_refuses() -> None:
+    settings = Settings.from_env(
+        {
+            "BROKER_ENV": "development",
+            "BROKER_API_TOKEN": DEVELOPMENT_TRACK_TOKEN,
+            "BROKER_ADMIN_TOKEN": DEVELOPMENT_ADMIN_TOKEN,
+        },
+        process=Process.API,
+    )
+    assert settings.recycle_policy is RecyclePolicy.REUSE
+    assert settings.shutdown_drain_sec == 0
+    worker = {"BROKER_ENV": "development", "CSP_BASE_URL": "http://csp.example", "CSP_API_TOKEN": "x"}
+    assert Settings.from_env(worker, process=Process.WORKER).csp_base_url == "http://csp.example"
+
+
+def test_a_drain_that_is_given_holds_in_development_too() -> None:
+    environ = API | {"BROKER_ENV": "development", "SHUTDOWN_DRAIN_SEC": "2"}
+    assert Settings.from_env(environ, process=Process.API).shutdown_drain_sec == 2
+
+
+@pytest.mark.parametrize(("process", "port"), [(Process.WORKER, 9101), (Process.BEAT, 9102)])
+def test_each_process_has_a_metrics_port_of_its_own(process: Process, port: int) -> None:
+    assert Settings.from_env(WORKER, process=process).metrics_port == port
+    assert Settings.from_env(WORKER | {"METRICS_PORT": "9999"}, process=process).metrics_port == 9999
+
+
+# -- what the core gets
+
+
+def test_the_policy_is_in_seconds() -> None:
+    policy = Settings.from_env(
+        API | {"LAB_DURATION_HOURS": "0.25", "EXPIRY_BUFFER_HOURS": "0", "STALE_GRACE_HOURS": "1.5"},
+        process=Process.API,
+    ).policy
+    assert (policy.lab_duration_sec, policy.expiry_buffer_sec, policy.stale_grace_sec) == (900, 0, 5400)
+    assert policy.recycle is RecyclePolicy.CONFIRM
+
+
+@pytest.mark.parametrize(("connect", "read"), [("5", "15"), ("30", "120"), ("0.5", "0.5")])
+def test_an_attempts_window_outlasts_its_call(connect: str, read: str) -> None:
+    settings = Settings.from_env(
+        WORKER | {"CSP_TIMEOUT_CONNECT_SEC": connect, "CSP_TIMEOUT_READ_SEC": read}, process=Process.WORKER
+    )
+    assert settings.csp_call_limit_sec >= float(connect) + float(read)
+    assert settings.policy.attempt_window_sec > settings.csp_call_limit_sec + 5
