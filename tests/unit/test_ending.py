@@ -90,6 +90,26 @@ def test_a_track_lists_all_that_it_holds_and_nothing_else(world: World) -> None:
     assert world.custody.list_held(track_id="nobody") == []
 
 
+def test_a_sandbox_that_is_given_back_while_its_track_lists_is_left_out() -> None:
+    stores: list[FlakyStore] = []
+
+    def wrap(memory: MemoryStore) -> FlakyStore:
+        stores.append(FlakyStore(memory))
+        return stores[0]
+
+    world = World(wrap=wrap)
+    world.pool(1)
+    world.allocate()
+    other = World(clock=world.clock, memory=world.memory)
+
+    def given_back(method: str) -> None:
+        if method == "get":
+            other.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0")
+
+    stores[0].before_call = given_back
+    assert world.custody.list_held(track_id="track-1") == []
+
+
 def test_a_mark_takes_the_sandbox_back_and_frees_the_claim(world: World) -> None:
     world.pool(3)
     claim = world.allocate().claim

@@ -46,10 +46,10 @@ def test_only_what_is_due_is_read(plain: World) -> None:
     plain.pool(60)
     for number in range(2):
         plain.allocate(f"old-{number}")
-    plain.clock.advance(OVERDUE - 60)
-    for number in range(50):
-        plain.allocate(f"new-{number}")
     plain.clock.advance(60)
+    for number in range(50):
+        plain.allocate(f"within-its-buffer-{number}")
+    plain.clock.advance(OVERDUE - 60)
     plain.memory.calls.clear()
     assert plain.expirer.run().expired == 2
     assert plain.memory.calls == {"read_due": 1, "get": 2, "end_allocation": 2}

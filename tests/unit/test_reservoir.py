@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,10 @@ from broker_common.core.domain import Candidate, Status
 from broker_common.core.errors import StoreUnavailable
 from broker_common.core.reservoir import CANDIDATE_AGE_SECONDS, PREFIXES, Reservoir
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
+
+
+if TYPE_CHECKING:
+    from broker_common.core.ports import AvailablePage, RingPosition
 
 
 class Bench:
@@ -76,6 +81,41 @@ def test_a_candidate_that_was_used_up_is_not_handed_out_again_while_the_index_st
     assert search.next() is None
     bench.clock.advance(2)
     assert bench.next() is None
+
+
+def test_a_loss_sends_the_next_query_to_another_part_of_the_ring() -> None:
+    class Following(MemoryStore):
+        """Keeps where each query began, and where it said to read on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.began: list[RingPosition] = []
+            self.read_on: list[RingPosition] = []
+
+        def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
+            page = super().read_available(position, limit=limit, prefix=prefix)
+            self.began.append(position)
+            self.read_on.append(page.next)
+            return page
+
+    store = Following()
+    store.seed(*[make_sandbox(f"sbx-{number}") for number in range(100)])
+    search = Reservoir(store, FakeClock(), Random(1), size=1).search("")
+    for end in (search.used_up, search.lost_to_another, search.used_up):
+        candidate = search.next()
+        assert candidate
+        end(candidate)
+    assert store.began[1] == store.read_on[0]
+    assert store.began[2] != store.read_on[1]
+
+
+def test_a_walk_past_what_others_hold_takes_large_steps() -> None:
+    bench = Bench(300, size=5)
+    for _ in range(300):
+        assert bench.next()
+    reads = bench.reads()
+    assert bench.next()
+    assert bench.reads() - reads <= 6
 
 
 def test_a_used_up_sandbox_is_a_candidate_again_at_a_later_version() -> None:
