@@ -16,7 +16,6 @@ from broker_common.core.errors import StoreUnavailable
 from broker_common.core.reservoir import CANDIDATE_AGE_SECONDS, PREFIXES, Reservoir
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
 
-
 if TYPE_CHECKING:
     from broker_common.core.ports import AvailablePage, RingPosition
 
