@@ -11,8 +11,9 @@ import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+import redis
 from marshmallow import EXCLUDE, Schema, ValidationError, validate
 from marshmallow import fields as ma
 
@@ -20,6 +21,7 @@ from broker_common.core.domain import Policy, RecyclePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from urllib.parse import SplitResult
 
 DEVELOPMENT_TRACK_TOKEN = "track_token_123"  # noqa: S105 - public on purpose: production refuses it
 DEVELOPMENT_ADMIN_TOKEN = "admin_token_123"  # noqa: S105 - the same
@@ -27,6 +29,10 @@ _WELL_KNOWN = frozenset(
     hashlib.sha256(token.encode()).digest()
     for token in (DEVELOPMENT_TRACK_TOKEN, DEVELOPMENT_ADMIN_TOKEN, "changeme", "secret", "token", "test")
 )
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
+_DAY_SEC, _WEEK_SEC = 24 * 3600, 7 * 24 * 3600
+_YEAR_HOURS = 366 * 24
 
 
 class Environment(StrEnum):
@@ -70,16 +76,76 @@ class _Tokens(ma.Field[tuple[bytes, ...]]):
         return tuple(digests)
 
 
+class _HttpUrl(ma.Field[str]):
+    """An http or https URL that boto3 and requests can use as it is. A refusal never holds the value."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:  # noqa: ANN401 - marshmallow's signature
+        url = str(value)
+        parts = _split(url, {"http", "https"})
+        if parts is None or parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+            raise ValidationError("Must be an http or https URL of a host, without a user, a query or a fragment.")
+        return url
+
+
+class _RedisUrl(ma.Field[str]):
+    """A redis or rediss URL that redis-py and Celery both can use. A refusal never holds the value."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:  # noqa: ANN401 - marshmallow's signature
+        url = str(value)
+        if not _is_for_redis(url):
+            raise ValidationError(
+                "Must be a redis or rediss URL such as redis://:password@host:6379/0, the password percent-encoded; "
+                "a rediss URL may have options of TLS (ssl_...)."
+            )
+        return url
+
+
+def _split(url: str, schemes: set[str]) -> SplitResult | None:
+    """Split a URL; None if its scheme is another, or its host or port is none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    is_fit = parts.scheme in schemes and port != 0 and _is_host(parts.hostname or "")
+    # urlsplit drops tabs and line feeds, and whoever uses the URL may not.
+    return parts if is_fit and re.fullmatch(r"[!-~]+", url) else None
+
+
+def _is_host(text: str) -> bool:
+    if ":" not in text:
+        return bool(_HOST_NAME.fullmatch(text))
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_for_redis(url: str) -> bool:
+    parts = _split(url, {"redis", "rediss"})
+    if parts is None or parts.fragment or not re.fullmatch(r"/?[0-9]{0,6}", parts.path):
+        return False
+    # Celery knows no other options, and these not without TLS.
+    if any(parts.scheme == "redis" or not name.startswith("ssl_") for name in parse_qs(parts.query)):
+        return False
+    try:
+        redis.ConnectionPool.from_url(url).make_connection()  # connects to nothing yet
+    except (TypeError, ValueError, redis.RedisError):
+        return False
+    return True
+
+
 def _var(default: object, kind: ma.Field[Any], *, secret: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
     return field(default=default, repr=not secret, metadata={"kind": kind})
 
 
-def _integer(default: int, low: int, high: int | None = None) -> Any:  # noqa: ANN401 - like dataclasses.field
+def _integer(default: int, low: int, high: int) -> Any:  # noqa: ANN401 - like dataclasses.field
     return _var(default, ma.Integer(validate=validate.Range(min=low, max=high)))
 
 
-def _number(default: float, low: float, *, inclusive: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
-    in_range = validate.Range(min=low, min_inclusive=inclusive)
+def _number(default: float, low: float, high: float, *, inclusive: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
+    in_range = validate.Range(min=low, max=high, min_inclusive=inclusive)
     return _var(default, ma.Float(allow_nan=False, validate=in_range))
 
 
@@ -98,41 +164,39 @@ class Settings:
     api_bind: str = _text("0.0.0.0", r"[0-9A-Za-z.:\[\]-]+\Z", "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
     api_port: int = _integer(8080, 1, 65535)
     api_base_path: str = _text("/v1", r"(/[A-Za-z0-9._~-]+)+\Z", "a path such as /v1, without a slash at its end")
+    api_workers: int = _integer(4, 1, 256)
     api_threads: int = _integer(16, 3, 256)
-    request_deadline_sec: float = _number(3, 0)
-    trusted_proxies: int = _integer(0, 0, 16)
-    shutdown_drain_sec: float = _number(5, 0, inclusive=True)
+    request_deadline_sec: float = _number(3, 0, 60)
+    shutdown_drain_sec: float = _number(5, 0, 600, inclusive=True)
 
     ddb_table_name: str = _text("SandboxPool", r"[A-Za-z0-9_.-]{3,255}\Z", "3 to 255 of A-Z a-z 0-9 _ . -")
-    ddb_endpoint_url: str | None = _text(None, r"https?://[^\s/]+", "an http or https URL")
+    ddb_endpoint_url: str | None = _var(None, _HttpUrl())
     aws_region: str = _text("us-east-1", r"[a-z0-9-]{2,40}\Z", "a region such as eu-central-1")
-    redis_url: str = _text(
-        "redis://127.0.0.1:6379/0", r"(redis|rediss)://[^\s/]+", "a redis or rediss URL", secret=True
-    )
+    redis_url: str = _var("redis://127.0.0.1:6379/0", _RedisUrl(), secret=True)
 
-    lab_duration_hours: float = _number(4, 0)
-    expiry_buffer_hours: float = _number(0.5, 0, inclusive=True)
+    lab_duration_hours: float = _number(4, 0, _YEAR_HOURS)
+    expiry_buffer_hours: float = _number(0.5, 0, _YEAR_HOURS, inclusive=True)
     k_candidates: int = _integer(15, 1, 1000)
     recycle_policy: RecyclePolicy = _var(RecyclePolicy.REUSE, ma.Enum(RecyclePolicy, by_value=True))
 
-    sync_interval_sec: int = _integer(600, 1)
-    cleanup_interval_sec: int = _integer(300, 1)
-    auto_expiry_interval_sec: int = _integer(300, 1)
-    stale_grace_hours: float = _number(24, 0, inclusive=True)
+    sync_interval_sec: int = _integer(600, 1, _WEEK_SEC)
+    cleanup_interval_sec: int = _integer(300, 1, _WEEK_SEC)
+    auto_expiry_interval_sec: int = _integer(300, 1, _WEEK_SEC)
+    stale_grace_hours: float = _number(24, 0, _YEAR_HOURS, inclusive=True)
     stale_brake_percent: int = _integer(50, 0, 100)
-    stale_brake_min: int = _integer(5, 1)
+    stale_brake_min: int = _integer(5, 1, 1_000_000)
 
     deletion_retry_max_attempts: int = _integer(8, 1, 1000)
-    deletion_backoff_base_sec: float = _number(60, 0, inclusive=True)
-    deletion_backoff_max_sec: float = _number(3600, 0, inclusive=True)
+    deletion_backoff_base_sec: float = _number(60, 0, _WEEK_SEC, inclusive=True)
+    deletion_backoff_max_sec: float = _number(3600, 0, _WEEK_SEC, inclusive=True)
 
-    csp_base_url: str | None = _text(None, r"https?://[^\s/?#]+[^\s?#]*\Z", "an http or https URL without a query")
+    csp_base_url: str | None = _var(None, _HttpUrl())
     csp_api_token: str | None = _text(None, r"[\x21-\x7e]+\Z", "printable ASCII without spaces", secret=True)
-    csp_timeout_connect_sec: float = _number(5, 0)
-    csp_timeout_read_sec: float = _number(15, 0)
+    csp_timeout_connect_sec: float = _number(5, 0, 300)
+    csp_timeout_read_sec: float = _number(15, 0, 300)
     csp_max_concurrency: int = _integer(10, 1, 10_000)
-    circuit_breaker_threshold: int = _integer(5, 1)
-    circuit_breaker_timeout_sec: float = _number(60, 0)
+    circuit_breaker_threshold: int = _integer(5, 1, 10_000)
+    circuit_breaker_timeout_sec: float = _number(60, 0, _DAY_SEC)
 
     log_level: str = _var("INFO", ma.String(validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])))
     log_format: str = _var("json", ma.String(validate=validate.OneOf(["json", "text"])))

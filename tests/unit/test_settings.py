@@ -46,8 +46,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "broker_env": Environment.PRODUCTION,
         "api_port": 8080,
         "api_base_path": "/v1",
+        "api_workers": 4,
         "request_deadline_sec": 3,
-        "trusted_proxies": 0,
         "shutdown_drain_sec": 5,
         "ddb_table_name": "SandboxPool",
         "ddb_endpoint_url": None,
@@ -127,38 +127,56 @@ def test_all_mistakes_are_reported_at_once_each_by_its_name() -> None:
         ("API_PORT", "80.5"),
         ("API_BASE_PATH", "v1"),
         ("API_BASE_PATH", "/v1/"),
+        ("API_WORKERS", "0"),
+        ("API_WORKERS", "257"),
+        ("API_WORKERS", "four"),
         ("API_THREADS", "2"),
         ("REQUEST_DEADLINE_SEC", "0"),
         ("REQUEST_DEADLINE_SEC", "nan"),
         ("REQUEST_DEADLINE_SEC", "inf"),
-        ("TRUSTED_PROXIES", "-1"),
+        ("REQUEST_DEADLINE_SEC", "60.5"),
         ("SHUTDOWN_DRAIN_SEC", "-1"),
+        ("SHUTDOWN_DRAIN_SEC", "601"),
         ("DDB_TABLE_NAME", "a b c"),
         ("DDB_ENDPOINT_URL", "localhost:8000"),
         ("AWS_REGION", "EU Central"),
         ("REDIS_URL", "http://127.0.0.1"),
         ("LAB_DURATION_HOURS", "0"),
         ("LAB_DURATION_HOURS", "four"),
+        ("LAB_DURATION_HOURS", "8785"),
         ("EXPIRY_BUFFER_HOURS", "-0.5"),
+        ("EXPIRY_BUFFER_HOURS", "8785"),
         ("K_CANDIDATES", "0"),
         ("RECYCLE_POLICY", "REUSE"),
         ("SYNC_INTERVAL_SEC", "0"),
+        ("SYNC_INTERVAL_SEC", "604801"),
         ("CLEANUP_INTERVAL_SEC", "1.5"),
+        ("CLEANUP_INTERVAL_SEC", "604801"),
         ("AUTO_EXPIRY_INTERVAL_SEC", "x"),
+        ("AUTO_EXPIRY_INTERVAL_SEC", "604801"),
         ("STALE_GRACE_HOURS", "-1"),
+        ("STALE_GRACE_HOURS", "8785"),
         ("STALE_BRAKE_PERCENT", "101"),
         ("STALE_BRAKE_MIN", "0"),
+        ("STALE_BRAKE_MIN", "1000001"),
         ("DELETION_RETRY_MAX_ATTEMPTS", "0"),
+        ("DELETION_RETRY_MAX_ATTEMPTS", "1001"),
         ("DELETION_BACKOFF_BASE_SEC", "-1"),
         ("DELETION_BACKOFF_MAX_SEC", "1"),
+        ("DELETION_BACKOFF_MAX_SEC", "604801"),
         ("CSP_BASE_URL", "ftp://csp.example"),
         ("CSP_BASE_URL", "https://csp.example/v2?x=1"),
         ("CSP_API_TOKEN", "two words"),
         ("CSP_TIMEOUT_CONNECT_SEC", "0"),
+        ("CSP_TIMEOUT_CONNECT_SEC", "301"),
         ("CSP_TIMEOUT_READ_SEC", "-1"),
+        ("CSP_TIMEOUT_READ_SEC", "1e400"),
         ("CSP_MAX_CONCURRENCY", "0"),
+        ("CSP_MAX_CONCURRENCY", "10001"),
         ("CIRCUIT_BREAKER_THRESHOLD", "0"),
+        ("CIRCUIT_BREAKER_THRESHOLD", "10001"),
         ("CIRCUIT_BREAKER_TIMEOUT_SEC", "0"),
+        ("CIRCUIT_BREAKER_TIMEOUT_SEC", "86401"),
         ("LOG_LEVEL", "LOUD"),
         ("LOG_FORMAT", "yaml"),
         ("METRICS_PORT", "70000"),
@@ -167,6 +185,86 @@ def test_all_mistakes_are_reported_at_once_each_by_its_name() -> None:
 def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
     found = problems(API | WORKER | {name: value})
     assert [each.split(":")[0] for each in found] == [name]
+
+
+_ADDRESSES_OF_NOTHING = [
+    "http://127.0.0.1:abc",
+    "http://127.0.0.1:0",
+    "http://127.0.0.1:70000",
+    "http://x y",
+    "http://x\ty",
+    "http://",
+    "http://:8000",
+    "http:///path",
+    "http://[::1",
+    "http://[zz]:8000",
+    "http://a..b",
+    "http://a_b",
+    "https://x:abc/",
+    "https://x/v2?x=1",
+    "https://x/#part",
+    "https://user:s3cr3t@x",
+    "https://user@x",
+]
+
+
+@pytest.mark.parametrize("name", ["DDB_ENDPOINT_URL", "CSP_BASE_URL"])
+@pytest.mark.parametrize("value", _ADDRESSES_OF_NOTHING)
+def test_an_address_that_cannot_be_called_is_refused_without_telling_it(name: str, value: str) -> None:
+    found = problems(WORKER | {name: value}, Process.WORKER)
+    assert found == [
+        f"{name}: Must be an http or https URL of a host, without a user, a query or a fragment.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["http://127.0.0.1:8000", "http://[::1]:8000/x", "https://dynamodb.eu-central-1.amazonaws.com", "https://a.b.:1/"],
+)
+def test_an_address_that_can_be_called_is_kept_as_it_is(value: str) -> None:
+    assert Settings.from_env({"DDB_ENDPOINT_URL": value}, process=Process.TOOL).ddb_endpoint_url == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "redis://:s3cr3t/word@127.0.0.1:6379/0",
+        "redis://:s3cr3t#word@127.0.0.1:6379/0",
+        "redis://:s3cr3t?word@127.0.0.1:6379/0",
+        "redis://:[s3cr3t@127.0.0.1:6379/0",
+        "redis://127.0.0.1:abc/0",
+        "redis://127.0.0.1/s3cr3t",
+        "redis://h:6379/0?socket_timeout=x",
+        "redis://h:6379/0?socket_timeout=1",
+        "redis://h:6379/0?s3cr3t=1",
+        "redis://h:6379/0?ssl_cert_reqs=none",
+        "rediss://h:6379/0?ssl_cert_reqs=s3cr3t",
+        "rediss://h:6379/0?ssl_s3cr3t=1",
+        "redis://h h:6379/0",
+        "redis://",
+        "REDIS://h",
+        "unix:///s3cr3t",
+    ],
+)
+@pytest.mark.parametrize("process", list(Process))
+def test_a_redis_that_cannot_be_called_is_refused_without_telling_it(process: Process, value: str) -> None:
+    (problem,) = problems(API | WORKER | {"REDIS_URL": value}, process)
+    assert problem.startswith("REDIS_URL: Must be a redis or rediss URL such as ")
+    assert "s3cr3t" not in problem
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "redis://h",
+        "redis://h:6379/15",
+        "redis://[::1]:6379/",
+        "rediss://user:p%40ss%2Fword@cache.example:6380/0",
+        "rediss://h/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ssl/redis.pem",
+    ],
+)
+def test_a_redis_that_can_be_called_is_kept_as_it_is(value: str) -> None:
+    assert Settings.from_env({"REDIS_URL": value}, process=Process.TOOL).redis_url == value
 
 
 def test_every_setting_is_named_after_its_variable() -> None:
