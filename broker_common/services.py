@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 BULK_THREADS = 8
 """Writes at once in work over many sandboxes."""
 REDIS_TIMEOUT_SEC = 0.5
+STORE_TIMEOUT_SEC = 1.0
 MARGIN_SEC = 15.0
 """What a call to the provider may take beyond its time-outs: taking the sandbox, writing the outcome."""
 
@@ -188,7 +189,7 @@ def connect_redis(settings: Settings) -> Redis:
 
 def _store(settings: Settings, clock: Clock, rng: Random, *, threads: int) -> DynamoStore:
     # Three tries fit into a request's deadline; DynamoDB answers in milliseconds, or not at all.
-    timeout_sec = settings.request_deadline_sec / 3
+    timeout_sec = min(STORE_TIMEOUT_SEC, settings.request_deadline_sec / 3)
     client = make_client(
         region=settings.aws_region,
         endpoint_url=settings.ddb_endpoint_url,

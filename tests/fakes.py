@@ -670,7 +670,7 @@ class FakeProvider:
         finally:
             self._admitted.calls = 0
 
-    def delete_account(self, external_id: str) -> WipeAnswer:
+    def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         assert getattr(self._admitted, "calls", 0) > 0, "one call for each admit, inside it"
         self._admitted.calls = 0
         records = self._store.read_all() if self._store else iter(())

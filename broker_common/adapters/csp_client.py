@@ -5,9 +5,11 @@ What lives here is the transport, and the judgement of what an answer means; `cs
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -122,7 +124,7 @@ class CspClient:
         """
         return self._admit()
 
-    def delete_account(self, external_id: str) -> WipeAnswer:
+    def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         """Ask for an account to be wiped, inside `admit`; raises as the port says.
 
         An `external_id` that is not `identity/accounts/<uuid>` is rejected, and nothing is sent. A 200 that holds an
@@ -136,7 +138,7 @@ class CspClient:
             raise ProviderRejected(f"{_DELETE}: its external id is not identity/accounts/<uuid>; nothing was sent")
         with permit.call():
             request = requests.Request("DELETE", f"{self._base_url}/sandbox/accounts/{uuid}")
-            return self._judge_delete(self._send(_DELETE, request, max_bytes=_DELETE_BYTES))
+            return self._judge_delete(self._send(_DELETE, request, max_bytes=_DELETE_BYTES, send_within=send_within))
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
@@ -170,7 +172,8 @@ class CspClient:
         if answer.status not in {HTTPStatus.OK, HTTPStatus.ACCEPTED}:
             raise self._refusal(_DELETE, answer)
         if answer.is_html:
-            raise ProviderMisconfigured(f"{_DELETE}: HTTP {answer.status} with an HTML page, such as a login page")
+            page = f"{_DELETE}: HTTP {answer.status} with an HTML page, such as a login page"
+            raise ProviderMisconfigured(page, outcome_unknown=True)
         if answer.is_late or answer.is_broken:
             # RFC 9112, section 8: an incomplete answer is not an answer.
             raise ProviderFailing(f"{_DELETE}: the answer was cut short", outcome_unknown=True)
@@ -189,9 +192,11 @@ class CspClient:
             return ProviderFailing(message, outcome_unknown=status in _NO_WORD_FROM_THE_SERVER)
         return ProviderRejected(message)
 
-    def _send(self, operation: str, request: requests.Request, *, max_bytes: int) -> _Answer:
+    def _send(
+        self, operation: str, request: requests.Request, *, max_bytes: int, send_within: float = math.inf
+    ) -> _Answer:
         """Send a request, once, and read its answer; raises `ProviderFailing` if no answer came."""
-        with _Exchange(seconds=sum(self._timeouts)) as exchange:
+        with _Exchange(seconds=sum(self._timeouts), send_within=send_within) as exchange:
             try:
                 response = self._session.send(
                     self._session.prepare_request(request),
@@ -289,7 +294,8 @@ class _Exchange:
     descriptor, so that it can never shut down what else got its number since.
     """
 
-    def __init__(self, *, seconds: float) -> None:
+    def __init__(self, *, seconds: float, send_within: float) -> None:
+        self._send_by = time.monotonic() + send_within
         self.is_late = False
         self.is_sent = False
         self._lock = threading.Lock()
@@ -313,7 +319,7 @@ class _Exchange:
     def sending(self, sock: socket.socket) -> None:
         """Take note that the request goes out now, by this connection; raises `TimeoutError` if time is over."""
         with self._lock:
-            if self.is_late:
+            if self.is_late or time.monotonic() > self._send_by:
                 raise TimeoutError
             self._handle = socket.socket(fileno=os.dup(sock.fileno()))
             self.is_sent = True

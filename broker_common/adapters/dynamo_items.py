@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
-from broker_common.core.errors import InvalidInput
+from broker_common.core.errors import InvalidInput, InvalidTransition, UnreadableRecord
 from broker_common.core.ports import Pauses
 
 Item = dict[str, Any]
@@ -73,12 +73,18 @@ def encode_sandbox(sandbox: Sandbox, shards: int) -> Item:
 
 
 def decode_sandbox(item: Item) -> Sandbox:
-    """Return the sandbox of an item; attributes that this version does not know are ignored."""
-    values: dict[str, Any] = {each.name: decode(item[each.name]) for each in fields(Sandbox) if each.name in item}
-    values["status"] = Status(values["status"])
-    if "deletion_reason" in values:
-        values["deletion_reason"] = DeletionReason(values["deletion_reason"])
-    return Sandbox(**values)
+    """Return the sandbox of an item; attributes that this version does not know are ignored.
+
+    Raises `UnreadableRecord`, for example for a status that only a later version knows.
+    """
+    try:
+        values: dict[str, Any] = {each.name: decode(item[each.name]) for each in fields(Sandbox) if each.name in item}
+        values["status"] = Status(values["status"])
+        if "deletion_reason" in values:
+            values["deletion_reason"] = DeletionReason(values["deletion_reason"])
+        return Sandbox(**values)
+    except (InvalidTransition, KeyError, TypeError, ValueError) as error:
+        raise UnreadableRecord(f"the record {item.get('PK', {}).get('S')!r} cannot be read: {error}") from error
 
 
 def encode_claim(claim: Claim) -> Item:

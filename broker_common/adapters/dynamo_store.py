@@ -48,13 +48,13 @@ from broker_common.core.domain import (
     allocation_changes,
 )
 from broker_common.core.errors import (
-    BrokerError,
     Conflict,
     DeadlineExceeded,
     LayoutMismatch,
     OutcomeUnknown,
     StoreMisconfigured,
     StoreUnavailable,
+    UnreadableRecord,
 )
 from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
@@ -113,22 +113,30 @@ _log = logging.getLogger(__name__)
 def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, connections: int) -> DynamoDBClient:
     """Make the low-level client of one process; call it after a fork. It connects at its first call.
 
-    `timeout_sec` bounds the wait for an answer; connecting may take half of it. The client itself never repeats a call:
-    the store does, within the request's deadline.
+    `timeout_sec` bounds one call: a third of it for connecting, the rest for the answer. The client never repeats
+    a call: the store does, within the request's deadline.
     """
     return boto3.session.Session().client(
         "dynamodb",
         region_name=region,
         endpoint_url=endpoint_url,
         config=Config(
-            connect_timeout=timeout_sec / 2,
-            read_timeout=timeout_sec,
+            connect_timeout=timeout_sec / 3,
+            read_timeout=timeout_sec * 2 / 3,
             max_pool_connections=connections,
             parameter_validation=False,
             retries={"mode": "standard", "total_max_attempts": 1},
             tcp_keepalive=True,
         ),
     )
+
+
+class _ConditionFailed(Exception):
+    """The condition of a write did not hold; `answer` is DynamoDB's."""
+
+    def __init__(self, answer: Item) -> None:
+        super().__init__()
+        self.answer = answer
 
 
 class DynamoStore:
@@ -259,8 +267,8 @@ class DynamoStore:
                     },
                 ],
             )
-        except ClientError as error:
-            sandbox, _ = _response(error)["CancellationReasons"]
+        except _ConditionFailed as failed:
+            sandbox, _ = failed.answer["CancellationReasons"]
             if sandbox["Code"] == "ConditionalCheckFailed":
                 self._settle(before, after, sandbox.get("Item"))
             else:
@@ -277,15 +285,15 @@ class DynamoStore:
                 ConditionExpression="attribute_not_exists(PK)",
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
             )
-        except ClientError as error:
-            self._settle(None, sandbox, _response(error).get("Item"))
+        except _ConditionFailed as failed:
+            self._settle(None, sandbox, failed.answer.get("Item"))
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
         """Implement the port: a conditional update of what differs."""
         try:
             self._write(self._client.update_item, **self._replace(before, after))
-        except ClientError as error:
-            self._settle(before, after, _response(error).get("Item"))
+        except _ConditionFailed as failed:
+            self._settle(before, after, failed.answer.get("Item"))
 
     def remove(self, before: Sandbox) -> None:
         """Implement the port: a conditional delete."""
@@ -301,8 +309,8 @@ class DynamoStore:
                 },
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
             )
-        except ClientError as error:
-            self._settle(before, None, _response(error).get("Item"))
+        except _ConditionFailed as failed:
+            self._settle(before, None, failed.answer.get("Item"))
 
     def read_all(self) -> Iterator[Sandbox]:
         """Implement the port: a consistent scan. A record that cannot be read is logged and left out."""
@@ -312,10 +320,7 @@ class DynamoStore:
             FilterExpression="SK = :meta",
             ExpressionAttributeValues={":meta": {"S": "META"}},
         ):
-            try:
-                yield decode_sandbox(item)
-            except (BrokerError, KeyError, TypeError, ValueError):
-                _log.exception("record %s cannot be read", item.get("PK"))
+            yield from _readable(item)
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         """Implement the port: a range query a shard."""
@@ -402,7 +407,7 @@ class DynamoStore:
                 ConditionExpression="attribute_not_exists(PK) OR synced_at <= :now",
                 ExpressionAttributeValues={":now": {"N": str(watermark.synced_at)}},
             )
-        except ClientError:
+        except _ConditionFailed:
             return
 
     def read_pauses(self) -> Pauses:
@@ -496,7 +501,8 @@ class DynamoStore:
         while wanted:
             request = {self._table: {"Keys": wanted[:_BATCH], "ConsistentRead": True}}
             answer = self._read(self._client.batch_get_item, RequestItems=request)
-            found |= {sandbox_id_of(item): decode_sandbox(item) for item in answer["Responses"][self._table]}
+            for item in answer["Responses"][self._table]:
+                found |= {sandbox.sandbox_id: sandbox for sandbox in _readable(item)}
             unread = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
             wanted = unread + wanted[_BATCH:]
             if unread:
@@ -521,7 +527,7 @@ class DynamoStore:
     def _write(self, call: Callable[..., Any], **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
         """Send a write that may be repeated: its condition tells whether it was applied before.
 
-        A failed condition is raised as the `ClientError` that it is.
+        Raises `_ConditionFailed`, too.
         """
         return self._send(call, request, writing=True)
 
@@ -532,8 +538,8 @@ class DynamoStore:
             try:
                 return call(**request)
             except (ClientError, BotoCoreError) as error:
-                if _is_failed_condition(error):
-                    raise
+                if isinstance(error, ClientError) and _is_failed_condition(error):
+                    raise _ConditionFailed(_response(error)) from error
                 trouble = self._translate(error, writing=writing)
                 if isinstance(trouble, StoreMisconfigured):
                     raise trouble from error
@@ -568,6 +574,14 @@ class DynamoStore:
         return OutcomeUnknown(message) if writing else StoreUnavailable(message)
 
 
+def _readable(item: Item) -> Iterator[Sandbox]:
+    """Yield the sandbox of an item, or log why it cannot be read: one bad record never stops a run or a listing."""
+    try:
+        yield decode_sandbox(item)
+    except UnreadableRecord as error:
+        _log.error("%s", error.message)
+
+
 def _response(error: ClientError) -> Item:
     return cast("Item", error.response)
 
@@ -577,10 +591,8 @@ def _code(error: ClientError) -> str:
     return code
 
 
-def _is_failed_condition(error: ClientError | BotoCoreError) -> bool:
+def _is_failed_condition(error: ClientError) -> bool:
     """Tell a condition that did not hold from every other failure."""
-    if not isinstance(error, ClientError):
-        return False
     if _code(error) == "ConditionalCheckFailedException":
         return True
     codes = {reason["Code"] for reason in _response(error).get("CancellationReasons", [])}

@@ -18,6 +18,7 @@ from broker_common.core.errors import (
     NoSandboxesAvailable,
     OutcomeUnknown,
     Paused,
+    StoreMisconfigured,
     StoreUnavailable,
 )
 from broker_common.core.events import AllocateEnded, AllocateOutcome
@@ -142,7 +143,7 @@ class Allocator:
             claim = self._claim(request, candidate)
             try:
                 answer = self._write(candidate, claim)
-            except BrokerError:
+            except BaseException:
                 search.drop(candidate)
                 raise
             match answer:
@@ -179,7 +180,7 @@ class Allocator:
         while True:
             try:
                 answer = self._store.allocate(candidate, claim, token=token)
-            except DeadlineExceeded:
+            except (DeadlineExceeded, StoreMisconfigured):
                 raise
             except OutcomeUnknown as unknown:
                 backoff.pause(unknown)
@@ -193,11 +194,15 @@ class Allocator:
             token = new_id(self._rng)
 
     def _held(self, request: AllocateRequest) -> Claim | None:
+        """Return what the (track, key) holds, after ending what is overdue.
+
+        Read once more after that: a copy of this request may have ended it first, and hold a new one by now.
+        """
         claim = self._store.get_claim(request.track_id, request.idempotency_key)
         if claim is None or not claim.is_overdue(self._clock.now(), self._policy):
             return claim
         self._expire(claim)
-        return None
+        return self._store.get_claim(request.track_id, request.idempotency_key)
 
     def _expire(self, claim: Claim) -> None:
         expire(

@@ -101,7 +101,8 @@ class Cleaner:
                 return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
             if taken.status is Status.DELETION_FAILED:
                 return _ended(taken, DeleteOutcome.FAILED, taken.deletion_last_error)
-            if self._clock.monotonic() - taken_at > SEND_WITHIN_SECONDS:
+            time_left = SEND_WITHIN_SECONDS - (self._clock.monotonic() - taken_at)
+            if time_left < 0:
                 late = "taking the sandbox took too long to call the provider safely"
                 return self._write(
                     taken,
@@ -109,13 +110,15 @@ class Cleaner:
                     DeleteOutcome.POSTPONED,
                     late,
                 )
-            return self._call(taken)
+            return self._call(taken, send_within=time_left)
 
-    def _call(self, taken: Sandbox) -> DeleteEnded:
+    def _call(self, taken: Sandbox, *, send_within: float) -> DeleteEnded:
         try:
-            answer = self._provider.delete_account(taken.external_id)
+            answer = self._provider.delete_account(taken.external_id, send_within=send_within)
         except ProviderMisconfigured as error:
-            given_up = cancel_attempt(taken, error=error.message, now=self._clock.now())
+            given_up = cancel_attempt(
+                taken, error=error.message, outcome_unknown=error.outcome_unknown, now=self._clock.now()
+            )
             return self._write(taken, given_up, DeleteOutcome.MISCONFIGURED, error.message)
         except ProviderFailing as error:
             now = self._clock.now()
@@ -147,13 +150,10 @@ class Cleaner:
         return self._write(taken, wiped, DeleteOutcome.DELETED, None)
 
     def _backoff(self, sandbox: Sandbox) -> int:
-        """Draw the pause before the next attempt: doubled each time, half of it fixed and half of it jitter."""
+        """Draw the pause before the next attempt: the base doubled each time, up to twice as long by jitter."""
         policy = self._policy
-        full = min(
-            policy.deletion_backoff_max_sec,
-            policy.deletion_backoff_base_sec * float(2 ** min(sandbox.deletion_retry_count, 30)),
-        )
-        return round(full / 2 + self._rng.uniform(0, full / 2))
+        doubled = policy.deletion_backoff_base_sec * float(2 ** min(sandbox.deletion_retry_count, 30))
+        return round(min(policy.deletion_backoff_max_sec, doubled * self._rng.uniform(1, 2)))
 
     def _write(self, taken: Sandbox, after: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
         """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing."""

@@ -296,8 +296,8 @@ def begin_attempt(sandbox: Sandbox, *, attempt_id: str, now: int, policy: Policy
     )
 
 
-def cancel_attempt(sandbox: Sandbox, *, error: str, now: int) -> Sandbox:
-    """Give up an attempt whose call had no effect and is not the sandbox's fault: it is not counted, and due again."""
+def cancel_attempt(sandbox: Sandbox, *, error: str, now: int, outcome_unknown: bool = False) -> Sandbox:
+    """Give up an attempt that failed through no fault of the sandbox's: it is not counted, and due again."""
     _check_attempt(sandbox)
     return _change(
         sandbox,
@@ -306,6 +306,7 @@ def cancel_attempt(sandbox: Sandbox, *, error: str, now: int) -> Sandbox:
         next_attempt_at=now,
         attempt_id=None,
         deletion_last_error=error,
+        outcome_unknown=sandbox.outcome_unknown or outcome_unknown,
     )
 
 

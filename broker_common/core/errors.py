@@ -86,6 +86,12 @@ class Paused(BrokerError):
     code = "PAUSED"
 
 
+class UnreadableRecord(BrokerError):
+    """A stored record is not what this version of the broker can read."""
+
+    code = "RECORD_UNREADABLE"
+
+
 class Conflict(BrokerError):
     """Another writer came first: what was read is no longer what is stored.
 
@@ -100,7 +106,7 @@ class Conflict(BrokerError):
 
 
 class StoreUnavailable(BrokerError):
-    """The store refused, throttled or could not be reached: the write was certainly not applied."""
+    """The store refused, throttled or could not be reached."""
 
     code = "SERVICE_UNAVAILABLE"
 
@@ -120,7 +126,7 @@ class StoreMisconfigured(StoreUnavailable):
 
 
 class DeadlineExceeded(StoreUnavailable):
-    """Too little of the request's time is left to ask the store once more; nothing was sent."""
+    """Too little of the request's time is left to ask the store once more."""
 
 
 class QueueUnavailable(BrokerError):
@@ -163,9 +169,16 @@ class ProviderSlotsUnavailable(ProviderError):
 
 
 class ProviderMisconfigured(ProviderError):
-    """The provider did not take us for its client (3xx, 401, 403, a login page): mend the configuration."""
+    """The provider did not take us for its client (3xx, 401, 403, a login page): mend the configuration.
+
+    `outcome_unknown` is true where it may have acted all the same (a page where a success should have been).
+    """
 
     code = "PROVIDER_MISCONFIGURED"
+
+    def __init__(self, message: str, *, outcome_unknown: bool = False) -> None:
+        super().__init__(message)
+        self.outcome_unknown = outcome_unknown
 
 
 class ProviderRejected(ProviderError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from broker_common.core.deadline import time_left
 from broker_common.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ class PauseBoard:
             fresh = self._clock.monotonic() - self._read_at < MAX_AGE_SECONDS
             if fresh or not self._reading.acquire(blocking=False):
                 return known
-        else:
-            self._reading.acquire()
+        elif not self._reading.acquire(timeout=max(0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
+            raise StoreUnavailable("whether an operator has paused this is not known yet")
         try:
+            if known is None and self._known is not None:
+                return self._known
             # Set before the read: while the store is away it is asked once per age, not once per request.
             self._read_at = self._clock.monotonic()
             self._known = self._store.read_pauses()

@@ -243,8 +243,9 @@ class Provider(Protocol):
         Raises `ProviderBusy`, `ProviderCircuitOpen` or `ProviderSlotsUnavailable`; then nothing may be sent.
         """
 
-    def delete_account(self, external_id: str) -> WipeAnswer:
+    def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         """Ask for an account to be wiped. Call it inside `admit`.
 
+        The request goes out within `send_within` seconds, or not at all.
         Raises `ProviderMisconfigured`, `ProviderRejected` or `ProviderFailing`.
         """

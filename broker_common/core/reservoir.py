@@ -101,7 +101,7 @@ class Reservoir:
             self._let_go(candidate)
 
     def give_back(self, prefix: str, candidate: Candidate) -> None:
-        """Return a candidate that is certainly still available."""
+        """Return a candidate that was not used."""
         pool = self._pool(prefix)
         with self._lock:
             self._let_go(candidate)
@@ -150,7 +150,7 @@ class Reservoir:
         began_at = self._clock.monotonic()
         contested: dict[str, Candidate] = {}
         position, travelled = pool.cursor, 0
-        limit = WALK_PAGE if prefix else self._size
+        limit = self._size
         while travelled < self._store.ring_size:
             if time_left(self._clock) <= 0:
                 raise StoreUnavailable("looking for a free sandbox took too long")
@@ -165,7 +165,8 @@ class Reservoir:
                 }
                 self._rng.shuffle(fresh)
                 pool.cursor = position
-                pool.ready.extend((began_at, each) for each in fresh)
+                # What a long page has beyond our need is left to others: two processes with the same would collide.
+                pool.ready.extend((began_at, each) for each in fresh[: self._size])
             if fresh:
                 return True, []
         pool.empty_at = began_at if not contested else float("-inf")
@@ -221,7 +222,7 @@ class Search:
                 return None
 
     def give_back(self, candidate: Candidate) -> None:
-        """Say that the candidate was not needed and is certainly still available."""
+        """Say that the candidate was not used, and may be tried by the next request."""
         self._reservoir.give_back(self._prefix, candidate)
 
     def used_up(self, candidate: Candidate) -> None:

@@ -155,15 +155,17 @@ class Syncer:
         return result
 
     def _weigh(self, records: dict[str, Sandbox], missing: list[Sandbox]) -> tuple[int, int]:
-        """Count the records that a sync would take out of service if missing, and those that are.
+        """Count the records that a sync would take out of service or forget if missing, and those that are.
 
-        Tombstones do not count: their accounts are expected to go, and would wear the brake out under `retire`.
+        A dirty tombstone counts: forgotten on a list that was cut short, its sandbox would come back as new and clean.
+        A clean one does not: its account is expected to go, and would wear the brake out under `retire`.
         """
-        judged = {Status.AVAILABLE, Status.DELETION_FAILED}
-        return (
-            sum(record.status in judged for record in records.values()),
-            sum(record.status in judged for record in missing),
-        )
+
+        def counts(record: Sandbox) -> bool:
+            in_service = record.status in {Status.AVAILABLE, Status.DELETION_FAILED}
+            return in_service or (record.status is Status.DELETED and record.dirty)
+
+        return sum(map(counts, records.values())), sum(map(counts, missing))
 
     def _is_braked(self, *, judged: int, missing: int) -> bool:
         policy = self._policy

@@ -49,7 +49,7 @@ ACCOUNT = {
 
 def delete(client: CspClient, external_id: str = EXTERNAL_ID) -> WipeAnswer:
     with client.admit():
-        return client.delete_account(external_id)
+        return client.delete_account(external_id, send_within=5)
 
 
 def failure(client: CspClient, external_id: str = EXTERNAL_ID) -> ProviderError:
@@ -353,10 +353,10 @@ def test_an_account_that_the_provider_does_not_know_is_gone(client: CspClient, m
         (502, ProviderFailing, True),
         (504, ProviderFailing, True),
         (524, ProviderFailing, True),
-        (301, ProviderMisconfigured, None),
-        (307, ProviderMisconfigured, None),
-        (401, ProviderMisconfigured, None),
-        (403, ProviderMisconfigured, None),
+        (301, ProviderMisconfigured, False),
+        (307, ProviderMisconfigured, False),
+        (401, ProviderMisconfigured, False),
+        (403, ProviderMisconfigured, False),
         (400, ProviderRejected, None),
         (405, ProviderRejected, None),
         (409, ProviderRejected, None),
@@ -586,11 +586,18 @@ def test_no_error_holds_the_address_or_the_token(make_client: MakeClient) -> Non
 
 def test_a_delete_outside_admit_is_refused(client: CspClient, mock: MockCsp) -> None:
     with pytest.raises(RuntimeError):
-        client.delete_account(mock.any_account())
+        client.delete_account(mock.any_account(), send_within=5)
     with client.admit():
         pass
     with pytest.raises(RuntimeError):
-        client.delete_account(mock.any_account())
+        client.delete_account(mock.any_account(), send_within=5)
+    assert mock.deletes() == []
+
+
+def test_a_delete_that_would_go_out_too_late_is_not_sent(client: CspClient, mock: MockCsp) -> None:
+    with client.admit(), pytest.raises(ProviderFailing) as raised:
+        client.delete_account(mock.any_account(), send_within=-1)
+    assert not raised.value.outcome_unknown
     assert mock.deletes() == []
 
 

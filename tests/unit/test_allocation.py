@@ -5,22 +5,24 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_common.core.allocation import AllocateRequest
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import Candidate, Claim, DeletionReason, Status
+from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Status
 from broker_common.core.errors import (
     DeadlineExceeded,
     NoSandboxesAvailable,
     OutcomeUnknown,
     Paused,
+    StoreMisconfigured,
     StoreUnavailable,
 )
 from broker_common.core.events import AllocateEnded, AllocateOutcome, AllocationExpired
-from tests.fakes import Fault, FlakyStore, MemoryStore, StoreWrapper, make_claim, make_sandbox
+from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_claim, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -533,3 +535,79 @@ def test_a_sandbox_that_another_request_is_trying_is_tried_too_before_a_track_is
         assert world.allocate("quick").claim.sandbox_id == free.sandbox_id
         gates[0].open.set()
         assert slow.result(30).replayed
+
+
+def test_a_copy_of_the_request_that_ended_the_overdue_claim_first_is_answered_alike() -> None:
+    clock = FakeClock()
+    memory = MemoryStore(clock)
+    flaky: list[FlakyStore] = []
+
+    def watched(store: MemoryStore) -> FlakyStore:
+        flaky.append(FlakyStore(store))
+        return flaky[0]
+
+    one = World(clock=clock, memory=memory, wrap=watched, seed=1)
+    other = World(clock=clock, memory=memory, seed=2)
+    one.pool(1)
+    one.allocate("track")
+    clock.advance(5 * 3600)
+    copies: list[str] = []
+
+    def let_the_copy_be_faster(method: str) -> None:
+        if method == "get" and not copies:
+            copies.append("asked")
+            memory.seed(make_sandbox("sbx-9"))
+            copies.append(other.allocate("track").claim.lease_id)
+
+    flaky[0].before_call = let_the_copy_be_faster
+    answer = one.allocate("track")
+    assert answer.replayed
+    assert answer.claim.lease_id == copies[1]
+
+
+def test_a_store_that_needs_a_person_is_asked_once() -> None:
+    world = World(wrap=FlakyStore)
+    world.pool(1)
+    calls: list[str] = []
+
+    def refuse(method: str) -> None:
+        if method == "allocate":
+            calls.append(method)
+            raise StoreMisconfigured("there are no AWS credentials")
+
+    world.store.before_call = refuse  # type: ignore[attr-defined] # it is the FlakyStore of this test
+    with pytest.raises(StoreMisconfigured):
+        world.allocate()
+    assert calls == ["allocate"]
+
+
+def test_a_candidate_is_not_lost_to_an_unexpected_error() -> None:
+    world = World(wrap=FlakyStore)
+    world.pool(1)
+    failures = [RuntimeError("a defect")]
+
+    def fail_once(method: str) -> None:
+        if method == "allocate" and failures:
+            raise failures.pop()
+
+    world.store.before_call = fail_once  # type: ignore[attr-defined] # it is the FlakyStore of this test
+    with pytest.raises(RuntimeError):
+        world.allocate("one")
+    assert world.allocate("two").claim.sandbox_id
+
+
+@pytest.mark.parametrize("prefix", ["", "lab-"])
+def test_processes_seldom_try_the_same_sandbox_in_a_pool_of_a_thousand(prefix: str) -> None:
+    clock = FakeClock()
+    memory = MemoryStore(clock)
+    rng = Random(7)
+    memory.seed(
+        *[make_sandbox(f"sbx-{n}", name=f"lab-{n}", status_order=rng.randrange(ORDER_LIMIT)) for n in range(2000)]
+    )
+    worlds = [World(clock=clock, memory=memory, seed=seed, k_candidates=15) for seed in range(4)]
+    for number in range(600):
+        worlds[number % 4].allocate(f"track-{number}", prefix=prefix)
+    conflicts = sum(
+        event.conflicts for world in worlds for event in world.recorder.events if isinstance(event, AllocateEnded)
+    )
+    assert conflicts <= 0.05 * 600

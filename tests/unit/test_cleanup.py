@@ -97,16 +97,16 @@ def test_a_failure_that_may_pass_is_tried_again_later(plain: World, error: Provi
     assert (record.status, record.deletion_retry_count) == (Status.PENDING_DELETION, 1)
     assert (record.deletion_last_error, record.outcome_unknown) == (error.message, error.outcome_unknown)
     assert list(plain.cleaner.find_due()) == []
-    plain.clock.advance(60)
+    plain.clock.advance(120)
     assert list(plain.cleaner.find_due()) == ["sbx-0"]
 
 
 def test_a_success_after_an_unanswered_attempt_waits_for_a_sync(plain: World) -> None:
     plain.pending()
     delete(answering(plain, TIMED_OUT))
-    plain.clock.advance(60)
-    delete(answering(plain, FAILING))
     plain.clock.advance(120)
+    delete(answering(plain, FAILING))
+    plain.clock.advance(240)
     assert delete(plain).outcome is DeleteOutcome.DELETED
     assert plain.record("sbx-0").status is Status.STALE
 
@@ -114,7 +114,7 @@ def test_a_success_after_an_unanswered_attempt_waits_for_a_sync(plain: World) ->
 def test_a_success_after_failures_that_were_answered_is_believed(plain: World) -> None:
     plain.pending()
     delete(answering(plain, FAILING))
-    plain.clock.advance(60)
+    plain.clock.advance(120)
     delete(plain)
     assert plain.record("sbx-0").status is Status.AVAILABLE
 
@@ -141,7 +141,7 @@ def test_the_back_off_doubles_within_its_bounds_and_stops_growing_at_its_limit()
             assert record.deletion_retry_count == attempt + 1
             assert record.next_attempt_at
             wait = record.next_attempt_at - world.clock.now()
-            assert full / 2 <= wait <= full
+            assert full <= wait <= min(2 * full, 3600)
             assert record.status_order == record.next_attempt_at
             world.clock.advance(wait)
 
@@ -427,3 +427,22 @@ def test_a_wiped_sandbox_lies_at_a_new_random_place_of_the_ring() -> None:
 def test_a_sandbox_with_an_unknown_next_attempt_is_due(plain: World) -> None:
     plain.memory.seed(replace(plain.pending(), next_attempt_at=None))
     assert delete(plain).outcome is DeleteOutcome.DELETED
+
+
+def test_a_page_where_a_success_should_have_been_leaves_a_doubt() -> None:
+    world = World()
+    world.pending()
+    world.provider.answers.append(ProviderMisconfigured("an HTML page", outcome_unknown=True))
+    assert world.cleaner.delete_sandbox("sbx-0").outcome is DeleteOutcome.MISCONFIGURED
+    world.cleaner.delete_sandbox("sbx-0")
+    assert world.record("sbx-0").status is Status.STALE
+
+
+def test_the_first_pause_is_not_shorter_than_the_base() -> None:
+    for seed in range(20):
+        world = World(seed=seed)
+        world.pending()
+        world.provider.answers.append(ProviderFailing("500", outcome_unknown=False))
+        world.cleaner.delete_sandbox("sbx-0")
+        pause = (world.record("sbx-0").next_attempt_at or 0) - world.clock.now()
+        assert world.policy.deletion_backoff_base_sec <= pause <= 2 * world.policy.deletion_backoff_base_sec

@@ -91,3 +91,21 @@ def test_while_one_thread_reads_the_others_use_what_is_known() -> None:
         go_on.set()
         assert slow.result(30) == Pauses()
     assert bench.store.calls["read_pauses"] == 2
+
+
+def test_many_requests_at_the_start_cost_one_read() -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    board = PauseBoard(store, clock)
+    begun = threading.Barrier(10)
+
+    def ask() -> None:
+        begun.wait()
+        board.current()
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.calls["read_pauses"] == 1

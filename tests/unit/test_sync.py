@@ -378,3 +378,20 @@ def test_what_a_sync_wrote_is_recorded(plain: World) -> None:
     plain.provider.accounts = World.accounts(2)
     plain.syncer.run()
     assert plain.recorder.of(PoolSynced) == [PoolSynced(synced=2, stale=1)]
+
+
+def test_a_list_that_was_cut_short_does_not_make_the_broker_forget_dirty_sandboxes() -> None:
+    tombstones = [make_sandbox(f"sbx-{number}", status=Status.DELETED, dirty=True) for number in range(4, 100)]
+    world = seeded(*[make_sandbox(f"sbx-{number}") for number in range(4)], *tombstones, listed=1)
+    with pytest.raises(SyncBraked):
+        world.syncer.run()
+    world.provider.accounts = World.accounts(100)
+    world.syncer.run()
+    records, _ = world.memory.dump()
+    assert sum(record.status is Status.AVAILABLE for record in records.values()) == 4
+
+
+def test_clean_tombstones_do_not_wear_the_brake_out() -> None:
+    tombstones = [make_sandbox(f"sbx-{number}", status=Status.DELETED) for number in range(4, 30)]
+    world = seeded(*[make_sandbox(f"sbx-{number}") for number in range(4)], *tombstones, listed=4)
+    assert world.syncer.run().removed == 26

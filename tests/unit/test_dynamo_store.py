@@ -1,0 +1,122 @@
+"""How the DynamoDB store takes answers that no engine gives by itself: refusals, and records of another version."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+from botocore.exceptions import ClientError
+from moto import mock_aws
+
+from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_table import create_table
+from broker_common.core.domain import Candidate, Status
+from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
+from broker_common.core.ports import Contended, Watermark
+from tests.fakes import FakeClock, make_claim, make_sandbox
+from tests.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+WRITES: list[Callable[[DynamoStore], None]] = [
+    lambda store: store.add(make_sandbox("1")),
+    lambda store: store.update(make_sandbox("1"), make_sandbox("1", version=2)),
+    lambda store: store.remove(make_sandbox("1")),
+    lambda store: store.write_watermark(Watermark(1, 1)),
+    lambda store: store.end_allocation(
+        make_sandbox("1", status=Status.ALLOCATED, allocated_to_track="t", idempotency_key="t", lease_id="l"),
+        make_sandbox("1", version=2),
+    ),
+]
+
+
+class Answers:
+    """A client that answers every call with the same error."""
+
+    def __init__(self, code: str, status: int, **fields: Any) -> None:
+        self.calls = 0
+        self._error = {
+            "Error": {"Code": code, "Message": code},
+            "ResponseMetadata": {"HTTPStatusCode": status},
+            **fields,
+        }
+
+    def __getattr__(self, operation: str) -> Callable[..., NoReturn]:
+        def refuse(**_: Any) -> NoReturn:
+            self.calls += 1
+            raise ClientError(self._error, operation)  # type: ignore[arg-type] # as DynamoDB answers
+
+        return refuse
+
+
+def store_on(client: Any) -> DynamoStore:
+    return DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1))
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_refusal_that_nobody_expected_is_not_taken_for_a_lost_race(write: Callable[[DynamoStore], None]) -> None:
+    with pytest.raises(ClientError):
+        write(store_on(Answers("KMSDisabledException", 400)))
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_that_failed_inside_dynamodb_may_have_been_applied(write: Callable[[DynamoStore], None]) -> None:
+    client = Answers("InternalServerError", 500)
+    with pytest.raises(OutcomeUnknown):
+        write(store_on(client))
+    assert client.calls > 1, "it is sent again, because its condition tells whether it was applied"
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_throttled_write_is_refused_after_some_tries(write: Callable[[DynamoStore], None]) -> None:
+    client = Answers("ThrottlingException", 400)
+    with pytest.raises(StoreUnavailable) as refused:
+        write(store_on(client))
+    assert not isinstance(refused.value, OutcomeUnknown)
+    assert client.calls > 1
+
+
+@pytest.mark.parametrize("code", ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"])
+def test_an_allocation_that_met_others_says_so_and_is_not_repeated_here(code: str) -> None:
+    client = Answers("TransactionCanceledException", 400, CancellationReasons=[{"Code": "None"}, {"Code": code}])
+    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
+    assert store_on(client).allocate(candidate, make_claim(make_sandbox("1")), token="t") == Contended()
+    assert client.calls == 1
+
+
+@pytest.fixture
+def table(aws_environment: dict[str, str]) -> Iterator[DynamoDBClient]:
+    with mock_aws():
+        client = make_client(region="us-east-1", endpoint_url=None, timeout_sec=10, connections=4)
+        create_table(client, "pool")
+        client.put_item(
+            TableName="pool",
+            Item={
+                "PK": {"S": "SBX#sbx-0"},
+                "SK": {"S": "META"},
+                "status": {"S": "of_a_later_version"},
+                "status_key": {"S": "available#0"},
+                "status_order": {"N": "1"},
+            },
+        )
+        yield client
+
+
+def test_a_record_of_a_later_version_fails_its_own_read_and_no_listing(table: DynamoDBClient) -> None:
+    store = store_on(table)
+    with pytest.raises(UnreadableRecord):
+        store.get("sbx-0")
+    assert list(store.read_all()) == []
+    assert store.list_sandboxes(Status.AVAILABLE, limit=10, cursor=None).sandboxes == ()
+
+
+def test_a_record_of_a_later_version_does_not_stop_a_sync(table: DynamoDBClient) -> None:
+    store = store_on(table)
+    world = World(wrap=lambda _: store)
+    world.provider.accounts = World.accounts(5)
+    result = world.syncer.run()
+    assert (result.added, result.failed) == (4, 1)
