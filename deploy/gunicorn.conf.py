@@ -1,7 +1,7 @@
 # ruff: noqa: INP001 - gunicorn reads this file by its path; it is no module
 """How gunicorn serves the API: `gunicorn -c deploy/gunicorn.conf.py broker_api.wsgi:app`.
 
-Settings come from the environment (`broker_common/settings.py`); `WEB_CONCURRENCY` is the number of worker processes.
+Settings come from the environment (`broker_common/settings.py`); none of gunicorn's own variables is needed.
 What makes a start impossible is found here, before any worker is forked, and ends gunicorn with exit code 2.
 """
 
@@ -40,7 +40,7 @@ class Logger(glogging.Logger):  # type: ignore[misc] # gunicorn ships no types
 
 
 bind = f"{_settings.api_bind}:{_settings.api_port}"
-workers = int(os.environ.get("WEB_CONCURRENCY", "4"))
+workers = _settings.api_workers
 worker_class = Worker
 threads = _settings.api_threads
 # Longer than load balancers keep an idle connection (60 s is common): they must be the ones to close it.

@@ -32,7 +32,7 @@ DEFAULTS = {
     "LOG_FORMAT": "text",
     "API_BIND": LOOPBACK,
     "API_PORT": "8080",
-    "WEB_CONCURRENCY": "2",
+    "API_WORKERS": "2",
     "METRICS_PORT": "9101",
     "BEAT_METRICS_PORT": "9102",
     "FLOWER_ADDRESS": LOOPBACK,
@@ -52,7 +52,6 @@ _NUMBERS = {
     "DYNAMODB_PORT": _PORT,
     "REDIS_PORT": _PORT,
     "MOCK_CSP_PORT": _PORT,
-    "WEB_CONCURRENCY": (1, 64),
     "POOL": (0, 100_000),
 }
 _DUMMY_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "development", "AWS_SECRET_ACCESS_KEY": "development"}
@@ -112,6 +111,7 @@ def make_plan(environ: Mapping[str, str]) -> Plan:
             problems += [problem for problem in error.problems if problem.split(":", 1)[0] not in named]
     if problems or settings is None:
         raise SettingsError(sorted(problems))
+    _give_credentials(env)
     return Plan(
         env=env,
         given=frozenset(given),
@@ -143,9 +143,6 @@ def _point_at_parts(env: dict[str, str], *, embeds_dynamodb: bool) -> None:
         for name in [name for name in env if name.startswith("AWS_") and name != "AWS_REGION"]:
             del env[name]
         env["DDB_ENDPOINT_URL"] = f"http://{LOOPBACK}:{env['DYNAMODB_PORT']}"
-    at_hand = urlsplit(env.get("DDB_ENDPOINT_URL", "")).hostname in {LOOPBACK, "localhost", "::1"}
-    if at_hand and not {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & env.keys():
-        env |= _DUMMY_CREDENTIALS
     env.setdefault("REDIS_URL", f"redis://{LOOPBACK}:{env['REDIS_PORT']}/0")
     if "CSP_BASE_URL" not in env:
         env["CSP_BASE_URL"] = f"http://{LOOPBACK}:{env['MOCK_CSP_PORT']}"
@@ -153,3 +150,10 @@ def _point_at_parts(env: dict[str, str], *, embeds_dynamodb: bool) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         env[name] = ",".join(filter(None, [env.get(name), LOOPBACK, "localhost"]))
     env["PYTHONUNBUFFERED"] = "1"
+
+
+def _give_credentials(env: dict[str, str]) -> None:
+    """Add credentials, which boto3 insists on, where DynamoDB is an engine of this machine and there are none."""
+    at_hand = urlsplit(env.get("DDB_ENDPOINT_URL", "")).hostname in {LOOPBACK, "localhost", "::1"}
+    if at_hand and not {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & env.keys():
+        env |= _DUMMY_CREDENTIALS

@@ -33,7 +33,7 @@ class Stack:
     """A broker with engines, mock provider, table, API, worker and beat; use it in a `with` statement.
 
     `settings` go over the defaults of `make run`, as its environment does: `DDB_ENDPOINT_URL` and `DDB_TABLE_NAME` use
-    a server that runs already, `WEB_CONCURRENCY` sets the API's processes, `POOL` the provider's accounts, `MOCK_CSP_…`
+    a server that runs already, `API_WORKERS` sets the API's processes, `POOL` the provider's accounts, `MOCK_CSP_…`
     the provider's behaviour. No sync has run when the stack is up: `run_job("sync")`.
     """
 

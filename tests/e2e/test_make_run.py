@@ -280,14 +280,19 @@ def test_a_busy_port_is_named_with_the_variable_that_changes_it_and_nothing_is_s
 
 def test_every_bad_setting_is_a_line_and_no_secret_is_told(tmp_path: Path) -> None:
     with make_run(
-        tmp_path / "scratch", K_CANDIDATES="many", WEB_CONCURRENCY="0", BROKER_API_TOKEN="sha256:secret"
+        tmp_path / "scratch",
+        K_CANDIDATES="many",
+        API_WORKERS="0",
+        DDB_ENDPOINT_URL="http://[::1",
+        BROKER_API_TOKEN="sha256:secret",
     ) as run:
         assert run.wait_for_end() != 0
     problems = [line for line in run.lines if line.startswith("run ")]
     assert [line.split()[2] for line in problems] == [
+        "API_WORKERS:",
         "BROKER_API_TOKEN:",
+        "DDB_ENDPOINT_URL:",
         "K_CANDIDATES:",
-        "WEB_CONCURRENCY:",
         "nothing",
     ]
     assert "secret" not in run.output

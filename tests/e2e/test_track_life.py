@@ -13,7 +13,7 @@ from deploy.dev.processes import wait_until
 if TYPE_CHECKING:
     from tests.e2e.stack import Stack
 
-SETTINGS = {"POOL": "40", "WEB_CONCURRENCY": "4"}
+SETTINGS = {"POOL": "40", "API_WORKERS": "4"}
 ALLOCATION = {
     "sandbox_id",
     "name",
