@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 from broker_api.auth import require_admin_token
@@ -208,20 +208,28 @@ def _with_last_sync(sandboxes: Iterable[Sandbox]) -> list[Sandbox]:
 
 
 def _list_of_track(track_id: str, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-    """List what a track holds, in the order of the ids; the cursor is the last id that was shown."""
-    after = _id_in(cursor) if cursor is not None else ""
+    """List what a track holds, in the order of the ids; the cursor names the track and the last id that was shown."""
+    after = _read_cursor(track_id, cursor) if cursor is not None else ""
     held = sorted(services().custody.list_held(track_id=track_id), key=lambda sandbox: sandbox.sandbox_id)
     left = [each for each in held if each.sandbox_id > after and status in {None, each.status}]
     page = tuple(left[:limit])
-    more = len(left) > limit
-    return SandboxPage(page, base64.urlsafe_b64encode(page[-1].sandbox_id.encode()).decode() if more else None)
+    return SandboxPage(page, _write_cursor(track_id, page[-1].sandbox_id) if len(left) > limit else None)
 
 
-def _id_in(cursor: str) -> str:
+def _write_cursor(track_id: str, after: str) -> str:
+    content = json.dumps(["track", track_id, after], separators=(",", ":"))
+    return base64.urlsafe_b64encode(content.encode()).decode()
+
+
+def _read_cursor(track_id: str, cursor: str) -> str:
     try:
-        return base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError) as error:
-        raise RequestInvalid({"cursor": ["Was not given by a listing of the same track."]}) from error
+        match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
+            # Written anew, a cursor that was written here is the same again.
+            case ["track", str(), str(after)] if cursor == _write_cursor(track_id, after):
+                return after
+    except (ValueError, RecursionError):
+        pass
+    raise RequestInvalid({"cursor": ["Was not given by a listing of the same track."]})
 
 
 def _milliseconds_since(started: float) -> int:

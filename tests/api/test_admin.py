@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
 import pytest
@@ -170,6 +172,63 @@ def test_a_listing_can_be_held_to_what_a_track_holds(api: Api) -> None:
     found = walk(api, "track_id=track-1&limit=2")
     assert len(found) == 5
     assert set(found) == held
+
+
+def cursor_of(*content: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content, separators=(",", ":")).encode()).decode()
+
+
+@pytest.fixture
+def held_by_one_track(api: Api) -> Api:
+    """Return an API where track-1 holds three sandboxes."""
+    api.store.seed(*(make_sandbox(str(number)) for number in range(3)))
+    for number in range(3):
+        api.allocate("track-1", Idempotency_Key=f"k{number}")
+    return api
+
+
+def test_a_tracks_cursor_leads_past_the_sandbox_that_it_names(held_by_one_track: Api) -> None:
+    page = listed(held_by_one_track, "?track_id=track-1&limit=1")
+    assert [sandbox["sandbox_id"] for sandbox in page["sandboxes"]] == ["0"]
+    assert ids(listed(held_by_one_track, f"?track_id=track-1&cursor={page['cursor']}")) == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        cursor_of("track", "track-2", "1"),
+        cursor_of("another", "track-1", "1"),
+        cursor_of("track", "track-1"),
+        cursor_of("track", "track-1", 1),
+        cursor_of("track", "track-1", None),
+        cursor_of("track", "track-1", "1", "2"),
+        cursor_of("track", "track-1", "1")[:-4],
+        cursor_of("track", "track-1", "1") + "AAAA",
+        cursor_of("track", "track-1", "1").rstrip("=") + "!",
+        base64.urlsafe_b64encode(b"1").decode(),
+        base64.urlsafe_b64encode(b'{"track": "track-1"}').decode(),
+        base64.urlsafe_b64encode(b'[ "track", "track-1", "1" ]').decode(),
+        base64.urlsafe_b64encode(b"[" * 1500).decode(),
+        base64.urlsafe_b64encode(b"\xff\xfe").decode(),
+        "abc",
+        "ü",
+    ],
+)
+def test_a_cursor_that_no_listing_of_the_track_gave_is_refused(held_by_one_track: Api, cursor: str) -> None:
+    answer = held_by_one_track.admin(
+        "GET", "/v1/admin/sandboxes", query_string={"track_id": "track-1", "cursor": cursor}
+    )
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert (error["code"], set(error["details"])) == ("VALIDATION_ERROR", {"cursor"})
+
+
+def test_a_listing_of_all_and_one_of_a_track_do_not_take_each_others_cursors(held_by_one_track: Api) -> None:
+    for given_by, taken_by in (("?limit=1&", "?track_id=track-1&"), ("?track_id=track-1&limit=1&", "?")):
+        cursor = listed(held_by_one_track, given_by)["cursor"]
+        answer = held_by_one_track.admin("GET", f"/v1/admin/sandboxes{taken_by}cursor={cursor}")
+        assert answer.status_code == 400
+        assert "cursor" in error_of(answer)["message"]
 
 
 def test_stats_count_the_pool_by_status_without_tombstones(api: Api) -> None:
