@@ -13,11 +13,11 @@ from prometheus_flask_exporter.multiprocess import (  # type: ignore[import-unty
 )
 
 from broker_api.runtime import services
+from broker_common.adapters.prometheus_recorder import LATENCY_BUCKETS
 
 if TYPE_CHECKING:
     from flask import Flask, Response
 
-LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "other"
 
