@@ -45,6 +45,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
     core.DeadlineExceeded: 503,
     core.QueueUnavailable: 503,
     core.LayoutMismatch: 503,
+    core.UnreadableRecord: 500,
     core.ProviderError: 502,
     core.ProviderBusy: 503,
     core.ProviderCircuitOpen: 503,
