@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from flask import Response, g, jsonify
+from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[import-untyped] # it ships no types
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from broker_common.core import errors as core
@@ -57,7 +58,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
 }
 """Every subclass of `BrokerError` has its line: which of them an API call meets is not for this table to know."""
 
-_CODES_OF_HTTP = {400: "VALIDATION_ERROR", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE"}
+_CODES_OF_HTTP = {400: "VALIDATION_ERROR", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE", 414: "URI_TOO_LONG"}
 _INTERNAL_MESSAGE = "an unexpected error occurred; the request_id leads to it in the log"
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,23 @@ def register_error_handlers(app: Flask) -> None:
     """Answer every error of an application in the contract's shape."""
     app.register_error_handler(core.BrokerError, _answer_broker_error)
     app.register_error_handler(HTTPException, _answer_http_exception)
+    # What gunicorn raises where a body is read whose chunks are malformed, or that ends early.
+    app.register_error_handler(ParseException, _answer_unreadable_body)
+    app.register_error_handler(NoMoreData, _answer_unreadable_body)
     app.register_error_handler(Exception, _answer_unexpected)
+
+
+def describe(status: int) -> tuple[str, str]:
+    """Return code and message of an error that is known by its status alone."""
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return core.BrokerError.code, _INTERNAL_MESSAGE
+    name = HTTPStatus(status)
+    return _CODES_OF_HTTP.get(status, name.name), name.description or name.phrase
+
+
+def make_body(code: str, message: str, request_id: str) -> dict[str, object]:
+    """Return what every error's body holds under `error`."""
+    return {"code": code, "message": message, "request_id": request_id}
 
 
 def _answer_broker_error(error: core.BrokerError) -> Response:
@@ -97,16 +114,19 @@ def _answer_http_exception(error: HTTPException) -> Response:
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _answer_unexpected(error)
-    code = _CODES_OF_HTTP.get(status, HTTPStatus(status).name)
-    response = _error(status, code, HTTPStatus(status).description or HTTPStatus(status).phrase)
+    response = _error(status, *describe(status))
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return response
 
 
+def _answer_unreadable_body(_error_of_gunicorn: Exception) -> Response:
+    return _error(HTTPStatus.BAD_REQUEST, *describe(HTTPStatus.BAD_REQUEST))
+
+
 def _answer_unexpected(error: Exception) -> Response:
     _log.error("unexpected error", exc_info=error)
-    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, core.BrokerError.code, _INTERNAL_MESSAGE)
+    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, *describe(HTTPStatus.INTERNAL_SERVER_ERROR))
 
 
 def _error(
@@ -117,7 +137,7 @@ def _error(
     retry_after: int | None = None,
     details: Mapping[str, list[str]] | None = None,
 ) -> Response:
-    body: dict[str, object] = {"code": code, "message": message, "request_id": g.request_id}
+    body = make_body(code, message, g.request_id)
     if retry_after is not None:
         body["retry_after"] = retry_after
     if details is not None:

@@ -1,28 +1,42 @@
-"""gunicorn's threaded worker, made to stop without dropping a request, and to tell repeated headers apart.
+"""gunicorn's threaded worker, made to drain when it stops, to tell repeated headers apart, and to refuse like the API.
 
 Asked to stop, it first turns readiness red and serves on for `SHUTDOWN_DRAIN_SEC`, so that load balancers look away.
 Then it takes in what is queued, closes its listeners (gunicorn keeps them open without accepting: new connections would
-hang and then be reset) and finishes the requests in flight.
+hang and then be reset) and finishes the requests in flight. What gunicorn itself refuses, because it does not parse, is
+answered in the shape of every other error.
 """
 
 from __future__ import annotations
 
+import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import util  # type: ignore[import-untyped] # it ships no types
-from gunicorn.http import wsgi  # type: ignore[import-untyped] # the same
+from gunicorn.http import errors, wsgi  # type: ignore[import-untyped] # the same
 from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
+from structlog.contextvars import bound_contextvars
 
 from broker_api.caller import CALLER_HEADERS
+from broker_api.errors import describe, make_body
 from broker_api.runtime import runtime_of
+from broker_api.tracing import HEADER, choose_request_id
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
 # What would be "gunicorn": who runs the server is nobody's business.
 wsgi.SERVER = "broker"
+
+_STATUS_OF_REFUSAL = {
+    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+}
+"""The other requests that do not parse are answered 400."""
+_OUR_FAULT = (errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
 
 _ONCE_ONLY = frozenset(name.upper() for name in CALLER_HEADERS)
 
@@ -41,6 +55,20 @@ def fold_repeated(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         return headers
     others = [(name, value) for name, value in headers if name not in _ONCE_ONLY]
     return others + [(name, "\n".join(dict.fromkeys(given))) for name, given in values.items()]
+
+
+def _refusal(status: HTTPStatus, request_id: str) -> bytes:
+    body = json.dumps({"error": make_body(*describe(status), request_id)}).encode()
+    head = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Server: {wsgi.SERVER}",
+        f"Date: {util.http_date()}",
+        "Connection: close",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        f"{HEADER}: {request_id}",
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + body
 
 
 class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no types
@@ -86,12 +114,35 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no ty
         req.headers = fold_repeated(req.headers)
         return bool(super().handle_request(req, conn))
 
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
+        """Answer a request that never reaches the application, or that nothing else could answer."""
+        headers = dict(getattr(req, "headers", ()))
+        request_id = choose_request_id(headers.get(HEADER.upper(), ""))
+        with bound_contextvars(request_id=request_id):
+            if isinstance(exc, errors.ParseException) and not isinstance(exc, _OUR_FAULT):
+                status = _STATUS_OF_REFUSAL.get(type(exc), HTTPStatus.BAD_REQUEST)
+                # The error's text may quote a header that holds a token.
+                self.log.warning("refused a malformed request from %s: %s", addr, type(exc).__name__)
+            else:
+                status = HTTPStatus.INTERNAL_SERVER_ERROR
+                self.log.error("unexpected error", exc_info=exc)
+            try:
+                util.write_nonblock(client, _refusal(status, request_id))
+            except OSError:
+                self.log.debug("the client does not take its answer")
+
     def finish_request(self, conn: Any, fs: Future[Any]) -> None:  # noqa: ANN401 - gunicorn's signature
         """Keep a connection or close it, and never let a client that does not hang up hold the event loop."""
         if fs.cancelled() or fs.exception() is not None or fs.result():
             super().finish_request(conn, fs)
         else:
             self._closers.submit(self._close, conn)
+
+    def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:  # noqa: ANN401 - gunicorn's signature
+        try:
+            return bool(super()._keepalive_after(conn, keepalive))
+        except errors.ParseException:  # what is left of the body does not parse, and its request has its answer already
+            return False
 
     def _stop(self, sig: int, frame: Any) -> None:  # noqa: ANN401 - a signal handler's signature
         super().handle_exit(sig, frame)

@@ -24,14 +24,18 @@ def register_tracing(app: Flask) -> None:
     app.teardown_request(_end)
 
 
+def choose_request_id(given: str) -> str:
+    """Return the caller's id if it is a valid one, else a new one."""
+    return given if _VALID.fullmatch(given) else str(uuid.uuid4())
+
+
 def request_id() -> str:
     """Return the id of the present request."""
     return cast("str", g.request_id)
 
 
 def _begin() -> None:
-    given = request.environ.get("HTTP_X_REQUEST_ID", "")
-    g.request_id = given if _VALID.fullmatch(given) else str(uuid.uuid4())
+    g.request_id = choose_request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
     # A thread serves one request after the other: nothing may be left from the one before.
     clear_contextvars()
     bind_contextvars(request_id=g.request_id)

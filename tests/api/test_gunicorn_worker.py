@@ -1,10 +1,135 @@
-"""What our gunicorn worker does to a request before the application sees it."""
+"""What our gunicorn worker does to a request before, and instead of, the application."""
 
 from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_api.gunicorn_worker import fold_repeated
+from deploy.dev.processes import Process, Program, free_ports, wait_until
+from tests.api.test_startup import COMMANDS, ENVIRONMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Server:
+    """gunicorn as it is deployed, whose store and queue are out of reach."""
+
+    def __init__(self, scratch: str) -> None:
+        self.lines: list[str] = []
+        (self._port,) = free_ports(1)
+        machine = {each: os.environ[each] for each in ("PATH", "HOME", "LANG") if each in os.environ}
+        settings = {
+            "API_BIND": "127.0.0.1",
+            "API_PORT": str(self._port),
+            "API_WORKERS": "1",
+            "REDIS_URL": "redis://127.0.0.1:1/0",
+            "DDB_ENDPOINT_URL": "http://127.0.0.1:1",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "TMPDIR": scratch,
+        }
+        program = Program(
+            name="api",
+            command=(sys.executable, "-m", *COMMANDS["api"]),
+            env=machine | ENVIRONMENT | settings,
+            ready_url=f"http://127.0.0.1:{self._port}/healthz",
+        )
+        self.process = Process(program, lambda _, line: self.lines.append(line))
+
+    def send(self, request: bytes) -> tuple[HTTPResponse, bytes]:
+        """Send raw bytes; return the one answer, after which the connection must be closed."""
+        with socket.create_connection(("127.0.0.1", self._port), 10) as connection:
+            connection.sendall(request)
+            answer = HTTPResponse(connection)
+            answer.begin()
+            body = answer.read(int(answer.headers["Content-Length"]))
+            assert connection.recv(1) == b""
+        return answer, body
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(str(tmp_path_factory.mktemp("gunicorn")))
+    server.process.start()
+    try:
+        assert wait_until(server.process.is_ready, 30, give_up=server.process.has_ended), "\n".join(server.lines)
+        yield server
+    finally:
+        server.process.stop()
+
+
+def call(*headers: bytes, line: bytes = b"GET /healthz HTTP/1.1", body: bytes = b"") -> bytes:
+    return b"\r\n".join([line, b"Host: broker", *headers, b"", body])
+
+
+REFUSED = {
+    "no request line": (call(line=b"nonsense"), 400, "VALIDATION_ERROR"),
+    "no method": (call(line=b"G@T /healthz HTTP/1.1"), 400, "VALIDATION_ERROR"),
+    "another protocol": (call(line=b"GET /healthz SPDY/7"), 400, "VALIDATION_ERROR"),
+    "a NUL in a header": (call(b"X-Track-ID: a\x00b"), 400, "VALIDATION_ERROR"),
+    "no name of a header": (call(b"X Track ID: a"), 400, "VALIDATION_ERROR"),
+    "a folded header": (call(b"X-Track-ID: a", b" b"), 400, "VALIDATION_ERROR"),
+    "two lengths": (call(b"Content-Length: 1", b"Content-Length: 2"), 400, "VALIDATION_ERROR"),
+    "another expectation": (call(b"Expect: a miracle"), 417, "EXPECTATION_FAILED"),
+    "a long path": (call(line=b"GET /" + b"x" * 5000 + b" HTTP/1.1"), 414, "URI_TOO_LONG"),
+    "a long header": (call(b"X-Track-ID: " + b"x" * 9000), 431, "REQUEST_HEADER_FIELDS_TOO_LARGE"),
+    "many headers": (call(*[b"X-One: 1"] * 65), 431, "REQUEST_HEADER_FIELDS_TOO_LARGE"),
+    "another coding": (call(b"Transfer-Encoding: zip, chunked"), 400, "VALIDATION_ERROR"),
+}
+
+
+@pytest.mark.parametrize(("request_bytes", "status", "code"), REFUSED.values(), ids=REFUSED)
+def test_what_gunicorn_refuses_is_answered_like_every_error(
+    server: Server, request_bytes: bytes, status: int, code: str
+) -> None:
+    answer, body = server.send(request_bytes)
+    error = json.loads(body)["error"]
+    assert (answer.status, error["code"]) == (status, code)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["Connection"] == "close"
+    assert answer.headers["Server"] == "broker"
+    assert set(error) == {"code", "message", "request_id"}
+    assert error["message"]
+    assert error["request_id"] == answer.headers["X-Request-ID"]
+    assert re.fullmatch("[A-Za-z0-9._-]{1,128}", error["request_id"])
+
+
+def test_a_refusal_is_logged_with_its_id_and_without_what_was_sent(server: Server) -> None:
+    answer, body = server.send(call(b"Authorization Bearer s3cr3t"))
+    assert answer.status == 400
+    assert b"s3cr3t" not in body
+
+    def logged() -> bool:
+        return any(answer.headers["X-Request-ID"] in line for line in server.lines)
+
+    assert wait_until(logged, 10), server.lines
+    (line,) = [line for line in server.lines if answer.headers["X-Request-ID"] in line]
+    assert json.loads(line)["level"] == "warning"
+    assert not any("s3cr3t" in line for line in server.lines)
+
+
+@pytest.mark.parametrize("chunks", [b"nonsense\r\n", b"5\r\nhello world\r\n0\r\n\r\n"])
+def test_a_body_whose_chunks_are_none_is_the_callers_fault(server: Server, chunks: bytes) -> None:
+    headers = (b"Authorization: Bearer track-token", b"X-Track-ID: t", b"Transfer-Encoding: chunked")
+    answer, body = server.send(call(*headers, line=b"POST /v1/allocate HTTP/1.1", body=chunks))
+    assert (answer.status, json.loads(body)["error"]["code"]) == (400, "VALIDATION_ERROR")
+
+
+def test_a_request_that_was_refused_before_its_body_was_read_gets_no_second_answer(server: Server) -> None:
+    answer, body = server.send(
+        call(b"Transfer-Encoding: chunked", line=b"POST /v1/allocate HTTP/1.1", body=b"nonsense\r\n")
+    )
+    assert (answer.status, json.loads(body)["error"]["code"]) == (401, "UNAUTHORIZED")
 
 
 def test_headers_that_stand_once_are_left_alone() -> None:
