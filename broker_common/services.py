@@ -82,7 +82,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     """Put together one API process; call it after the fork. Connects to nothing yet."""
     clock, rng, policy = SystemClock(), Random(), settings.policy
     recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
-    store = _store(settings, clock, rng, threads=settings.api_threads + BULK_THREADS)
+    store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
     pauses = PauseBoard(store, clock)
     return ApiServices(
         clock=clock,
@@ -113,7 +113,7 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
     clock, rng, policy = SystemClock(), Random(), settings.policy
     recorder = Recorders([LogRecorder(), PrometheusJobRecorder(registry)])
     redis = connect_redis(settings)
-    store = _store(settings, clock, rng, threads=2 * BULK_THREADS)
+    store = _store(settings, clock, rng, recorder, threads=2 * BULK_THREADS)
     pauses = PauseBoard(store, clock)
     longest_sec = settings.csp_call_limit_sec + MARGIN_SEC
     provider = CspClient(
@@ -122,6 +122,8 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
         connect_timeout=settings.csp_timeout_connect_sec,
         read_timeout=settings.csp_timeout_read_sec,
         slots=RedisSlots(redis, limit=settings.csp_max_concurrency, lease_sec=longest_sec),
+        recorder=recorder,
+        clock=clock,
         breaker=RedisBreaker(
             redis,
             threshold=settings.circuit_breaker_threshold,
@@ -166,7 +168,7 @@ def check_table(settings: Settings) -> None:
     that is merely out of reach is no reason not to start.
     """
     try:
-        _store(settings, SystemClock(), Random(), threads=1).ping()
+        _store(settings, SystemClock(), Random(), Recorders([]), threads=1).ping()
     except StoreMisconfigured:
         raise
     except StoreUnavailable:
@@ -187,7 +189,7 @@ def connect_redis(settings: Settings) -> Redis:
     )
 
 
-def _store(settings: Settings, clock: Clock, rng: Random, *, threads: int) -> DynamoStore:
+def _store(settings: Settings, clock: Clock, rng: Random, recorder: Recorder, *, threads: int) -> DynamoStore:
     # Three tries fit into a request's deadline; DynamoDB answers in milliseconds, or not at all.
     timeout_sec = min(STORE_TIMEOUT_SEC, settings.request_deadline_sec / 3)
     client = make_client(
@@ -196,7 +198,9 @@ def _store(settings: Settings, clock: Clock, rng: Random, *, threads: int) -> Dy
         timeout_sec=timeout_sec,
         connections=threads,
     )
-    return DynamoStore(client, settings.ddb_table_name, clock=clock, rng=rng, timeout_sec=timeout_sec)
+    return DynamoStore(
+        client, settings.ddb_table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
+    )
 
 
 def _runs(settings: Settings, redis: Redis) -> RedisJobRuns:

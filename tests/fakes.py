@@ -308,6 +308,15 @@ class MemoryStore:
             counted = Counter(sandbox.status for sandbox in self._index().values())
         return {status: counted[status] for status in Status}
 
+    def oldest_pending_deletion(self) -> int | None:
+        with self._called("oldest_pending_deletion"):
+            asked = [
+                sandbox.deletion_requested_at
+                for sandbox in self._index().values()
+                if sandbox.status is Status.PENDING_DELETION and sandbox.deletion_requested_at is not None
+            ]
+        return min(asked, default=None)
+
     def read_watermark(self) -> Watermark | None:
         with self._called("read_watermark"):
             return self._watermark
@@ -464,6 +473,9 @@ class StoreWrapper:
 
     def count(self) -> Mapping[Status, int]:
         return self._call("count", self.inner.count)
+
+    def oldest_pending_deletion(self) -> int | None:
+        return self._call("oldest_pending_deletion", self.inner.oldest_pending_deletion)
 
     def read_watermark(self) -> Watermark | None:
         return self._call("read_watermark", self.inner.read_watermark)

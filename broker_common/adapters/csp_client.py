@@ -31,6 +31,7 @@ from broker_common.core.errors import (
     ProviderMisconfigured,
     ProviderRejected,
 )
+from broker_common.core.events import ProviderCalled, ProviderOutcome
 from broker_common.core.ports import WipeAnswer
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.redis_breaker import Permit, RedisBreaker
     from broker_common.adapters.redis_slots import RedisSlots, Slot
-    from broker_common.core.ports import AccountListing
+    from broker_common.core.ports import AccountListing, Clock, Recorder
 
 _LIST = "list accounts"
 _DELETE = "delete account"
@@ -54,6 +55,12 @@ _LIST_WAIT_SECONDS = 30.0
 # A worker that is told to stop first finishes what it has begun: a delete that waits must not hold it up.
 _DELETE_WAIT_SECONDS = 3.0
 
+_OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
+    ProviderFailing: ProviderOutcome.FAILING,
+    ProviderMisconfigured: ProviderOutcome.MISCONFIGURED,
+    ProviderRejected: ProviderOutcome.REJECTED,
+    ListingUnusable: ProviderOutcome.UNUSABLE,
+}
 _NOT_OUR_CLIENT = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _MAY_PASS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 # RFC 9110, 15.6.3 and 15.6.5: a gateway got no valid or no timely answer, so nobody knows what the server did. Codes
@@ -79,12 +86,16 @@ class CspClient:
         read_timeout: float,
         slots: RedisSlots,
         breaker: RedisBreaker,
+        recorder: Recorder,
+        clock: Clock,
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._token = token
         self._timeouts = (connect_timeout, read_timeout)
         self._slots = slots
         self._breaker = breaker
+        self._recorder = recorder
+        self._clock = clock
         self._admitted = threading.local()
         self._session = requests.Session()
         self._session.trust_env = False
@@ -136,7 +147,7 @@ class CspClient:
         uuid = account_uuid(external_id)
         if uuid is None:
             raise ProviderRejected(f"{_DELETE}: its external id is not identity/accounts/<uuid>; nothing was sent")
-        with permit.call():
+        with permit.call(), self._recorded("delete"):
             request = requests.Request("DELETE", f"{self._base_url}/sandbox/accounts/{uuid}")
             return self._judge_delete(self._send(_DELETE, request, max_bytes=_DELETE_BYTES, send_within=send_within))
 
@@ -150,9 +161,22 @@ class CspClient:
             finally:
                 self._admitted.permit = None
 
+    @contextmanager
+    def _recorded(self, operation: str) -> Iterator[None]:
+        started, outcome = self._clock.monotonic(), ProviderOutcome.FAILING
+        try:
+            yield
+            outcome = ProviderOutcome.SUCCESS
+        except ProviderError as error:
+            outcome = _OUTCOMES.get(type(error), outcome)
+            raise
+        finally:
+            seconds = self._clock.monotonic() - started
+            self._recorder.record(ProviderCalled(operation=operation, outcome=outcome, seconds=seconds))
+
     def _get_page(self, request: requests.Request, slot: Slot) -> _Answer:
         slot.renew()
-        with self._breaker.admit() as permit, permit.call():
+        with self._breaker.admit() as permit, permit.call(), self._recorded("list"):
             answer = self._send(_LIST, request, max_bytes=_LIST_BYTES)
             if not HTTPStatus(200) <= answer.status < HTTPStatus(300):
                 raise self._refusal(_LIST, answer)

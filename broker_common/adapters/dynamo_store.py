@@ -56,6 +56,7 @@ from broker_common.core.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
+from broker_common.core.events import StoreCalled, StoreOutcome
 from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
 from broker_common.core.ports import (
@@ -72,12 +73,12 @@ from broker_common.core.ports import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from random import Random
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.core.ports import Clock
+    from broker_common.core.ports import Clock, Recorder
 
 _SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
 _PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
@@ -106,6 +107,17 @@ _CREDENTIALS = frozenset(
         "UnrecognizedClientException",
     }
 )
+
+_OPERATIONS = {
+    "batch_get_item": "BatchGetItem",
+    "delete_item": "DeleteItem",
+    "get_item": "GetItem",
+    "put_item": "PutItem",
+    "query": "Query",
+    "scan": "Scan",
+    "transact_write_items": "TransactWriteItems",
+    "update_item": "UpdateItem",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +161,7 @@ class DynamoStore:
         *,
         clock: Clock,
         rng: Random,
+        recorder: Recorder,
         shards: int = SHARDS,
         timeout_sec: float = 1.0,
     ) -> None:
@@ -157,6 +170,7 @@ class DynamoStore:
         self._table = table_name
         self._clock = clock
         self._rng = rng
+        self._recorder = recorder
         self._shards = shards
         self._timeout = timeout_sec
 
@@ -203,7 +217,7 @@ class DynamoStore:
             request["FilterExpression"] = "begins_with(#name, :prefix)"
             request["ExpressionAttributeNames"] = {"#name": "name"}
             request["ExpressionAttributeValues"][":prefix"] = {"S": prefix}
-        answer = self._read(self._client.query, **request)
+        answer = self._read("query", **request)
         candidates = tuple(decode_candidate(item) for item in answer["Items"])
         if last := answer.get("LastEvaluatedKey"):
             at = shard * ORDER_LIMIT + int(last["status_order"]["N"])
@@ -216,24 +230,24 @@ class DynamoStore:
 
         Source for the reasons of a cancellation: TransactWriteItems in the DynamoDB API reference.
         """
-        self._check_deadline()
         version = candidate.version
         changes = allocation_changes(claim, version=version)
+        request: Item = {
+            "ClientRequestToken": token,
+            "TransactItems": [
+                {
+                    "Put": {
+                        "TableName": self._table,
+                        "Item": encode_claim(claim),
+                        "ConditionExpression": "attribute_not_exists(PK)",
+                        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+                    }
+                },
+                {"Update": self._update(candidate.sandbox_id, Status.AVAILABLE, version, changes)},
+            ],
+        }
         try:
-            self._client.transact_write_items(
-                ClientRequestToken=token,
-                TransactItems=[
-                    {
-                        "Put": {
-                            "TableName": self._table,
-                            "Item": encode_claim(claim),
-                            "ConditionExpression": "attribute_not_exists(PK)",
-                            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-                        }
-                    },
-                    {"Update": self._update(candidate.sandbox_id, Status.AVAILABLE, version, changes)},
-                ],
-            )
+            self._send_once("transact_write_items", request)
         except ClientError as error:
             if _code(error) != "TransactionCanceledException":
                 raise self._translate(error, writing=True) from error
@@ -253,7 +267,7 @@ class DynamoStore:
             raise Conflict(f"sandbox {before.sandbox_id} is not allocated", current=before)
         try:
             self._write(
-                self._client.transact_write_items,
+                "transact_write_items",
                 ClientRequestToken=new_id(self._rng),
                 TransactItems=[
                     {"Update": self._replace(before, after)},
@@ -279,7 +293,7 @@ class DynamoStore:
         """Implement the port: a conditional put."""
         try:
             self._write(
-                self._client.put_item,
+                "put_item",
                 TableName=self._table,
                 Item=encode_sandbox(sandbox, self._shards),
                 ConditionExpression="attribute_not_exists(PK)",
@@ -291,7 +305,7 @@ class DynamoStore:
     def update(self, before: Sandbox, after: Sandbox) -> None:
         """Implement the port: a conditional update of what differs."""
         try:
-            self._write(self._client.update_item, **self._replace(before, after))
+            self._write("update_item", **self._replace(before, after))
         except _ConditionFailed as failed:
             self._settle(before, after, failed.answer.get("Item"))
 
@@ -299,7 +313,7 @@ class DynamoStore:
         """Implement the port: a conditional delete."""
         try:
             self._write(
-                self._client.delete_item,
+                "delete_item",
                 TableName=self._table,
                 Key=sandbox_key(before.sandbox_id),
                 ConditionExpression="attribute_not_exists(PK) OR (status_key = :status AND version = :version)",
@@ -315,7 +329,7 @@ class DynamoStore:
     def read_all(self) -> Iterator[Sandbox]:
         """Implement the port: a consistent scan. A record that cannot be read is logged and left out."""
         for item in self._pages(
-            self._client.scan,
+            "scan",
             ConsistentRead=True,
             FilterExpression="SK = :meta",
             ExpressionAttributeValues={":meta": {"S": "META"}},
@@ -354,7 +368,7 @@ class DynamoStore:
             }
             if start:
                 request["ExclusiveStartKey"] = start
-            answer = self._read(self._client.query, **request)
+            answer = self._read("query", **request)
             ids += [sandbox_id_of(item) for item in answer["Items"]]
             start = answer.get("LastEvaluatedKey")
             part += 0 if start else 1
@@ -376,7 +390,7 @@ class DynamoStore:
             }
             total: int = 0
             while True:
-                answer = self._read(self._client.query, **request)
+                answer = self._read("query", **request)
                 total += int(answer["Count"])
                 if "LastEvaluatedKey" not in answer:
                     return total
@@ -388,6 +402,21 @@ class DynamoStore:
             totals[status] += count
         return totals
 
+    def oldest_pending_deletion(self) -> int | None:
+        """Implement the port: the least of what the index projects."""
+        asked = [
+            int(item["deletion_requested_at"]["N"])
+            for shard in range(self._shards)
+            for item in self._query(
+                IndexName=INDEX,
+                KeyConditionExpression="status_key = :status",
+                ExpressionAttributeValues={":status": {"S": status_key(Status.PENDING_DELETION, shard)}},
+                ProjectionExpression="deletion_requested_at",
+            )
+            if "deletion_requested_at" in item
+        ]
+        return min(asked, default=None)
+
     def read_watermark(self) -> Watermark | None:
         """Implement the port: a consistent read."""
         item = self._get(_SYNC_KEY)
@@ -397,7 +426,7 @@ class DynamoStore:
         """Implement the port: a put on the condition that time goes forward."""
         try:
             self._write(
-                self._client.put_item,
+                "put_item",
                 TableName=self._table,
                 Item={
                     **_SYNC_KEY,
@@ -419,7 +448,7 @@ class DynamoStore:
         if not changes:
             return self.read_pauses()
         answer = self._write(
-            self._client.update_item,
+            "update_item",
             TableName=self._table,
             Key=_PAUSE_KEY,
             UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in changes),
@@ -431,7 +460,7 @@ class DynamoStore:
 
     def ping(self) -> int | None:
         """Implement the port: read the layout record; the time is that of DynamoDB's `Date` header."""
-        answer = self._read(self._client.get_item, TableName=self._table, Key=LAYOUT_KEY, ConsistentRead=True)
+        answer = self._read("get_item", TableName=self._table, Key=LAYOUT_KEY, ConsistentRead=True)
         if "Item" not in answer:
             raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
         shards = int(answer["Item"]["shards"]["N"])
@@ -490,7 +519,7 @@ class DynamoStore:
         return status_key(status, shard_of(sandbox_id, self._shards))
 
     def _get(self, key: Mapping[str, Any]) -> Item | None:
-        answer = self._read(self._client.get_item, TableName=self._table, Key=key, ConsistentRead=True)
+        answer = self._read("get_item", TableName=self._table, Key=key, ConsistentRead=True)
         item: Item | None = answer.get("Item")
         return item
 
@@ -500,7 +529,7 @@ class DynamoStore:
         backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0)
         while wanted:
             request = {self._table: {"Keys": wanted[:_BATCH], "ConsistentRead": True}}
-            answer = self._read(self._client.batch_get_item, RequestItems=request)
+            answer = self._read("batch_get_item", RequestItems=request)
             for item in answer["Responses"][self._table]:
                 found |= {sandbox.sandbox_id: sandbox for sandbox in _readable(item)}
             unread = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
@@ -510,40 +539,56 @@ class DynamoStore:
         return [found[each] for each in sandbox_ids if each in found]
 
     def _query(self, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
-        return self._pages(self._client.query, **request)
+        return self._pages("query", **request)
 
-    def _pages(self, call: Callable[..., Any], **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
+    def _pages(self, operation: str, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
         request["TableName"] = self._table
         while True:
-            answer = self._read(call, **request)
+            answer = self._read(operation, **request)
             yield from answer["Items"]
             if "LastEvaluatedKey" not in answer:
                 return
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
-    def _read(self, call: Callable[..., Any], **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
-        return self._send(call, request, writing=False)
+    def _read(self, operation: str, **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
+        return self._send(operation, request, writing=False)
 
-    def _write(self, call: Callable[..., Any], **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
+    def _write(self, operation: str, **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
         """Send a write that may be repeated: its condition tells whether it was applied before.
 
         Raises `_ConditionFailed`, too.
         """
-        return self._send(call, request, writing=True)
+        return self._send(operation, request, writing=True)
 
-    def _send(self, call: Callable[..., Any], request: Item, *, writing: bool) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
+    def _send(self, operation: str, request: Item, *, writing: bool) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
+        """Send a request until it is answered, tries are used up, or the deadline is near."""
         backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0, tries=6)
         while True:
-            self._check_deadline()
             try:
-                return call(**request)
+                return self._send_once(operation, request)
             except (ClientError, BotoCoreError) as error:
                 if isinstance(error, ClientError) and _is_failed_condition(error):
                     raise _ConditionFailed(_response(error)) from error
                 trouble = self._translate(error, writing=writing)
                 if isinstance(trouble, StoreMisconfigured):
                     raise trouble from error
-                backoff.pause(trouble, need=self._timeout)
+            backoff.pause(trouble, need=self._timeout)
+
+    def _send_once(self, operation: str, request: Item) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
+        """Send a request once, and record how long that took and how it ended."""
+        self._check_deadline()
+        started, outcome = self._clock.monotonic(), StoreOutcome.UNANSWERED
+        try:
+            answer = getattr(self._client, operation)(**request)
+            outcome = StoreOutcome.SUCCESS
+        except ClientError as error:
+            outcome = _outcome(error)
+            raise
+        else:
+            return answer
+        finally:
+            seconds = self._clock.monotonic() - started
+            self._recorder.record(StoreCalled(operation=_OPERATIONS[operation], outcome=outcome, seconds=seconds))
 
     def _check_deadline(self) -> None:
         """Refuse to begin a call that could outlast the request's deadline."""
@@ -572,6 +617,14 @@ class DynamoStore:
         else:
             message = f"DynamoDB did not answer ({type(error).__name__})"
         return OutcomeUnknown(message) if writing else StoreUnavailable(message)
+
+
+def _outcome(error: ClientError) -> StoreOutcome:
+    if _is_failed_condition(error):
+        return StoreOutcome.CONDITION_FAILED
+    if _code(error) in _REFUSED or _code(error) == "TransactionCanceledException":
+        return StoreOutcome.THROTTLED
+    return StoreOutcome.ERROR
 
 
 def _readable(item: Item) -> Iterator[Sandbox]:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 INDEX = "StatusIndex"
 SHARDS = 4
 """Index partitions per status. Every process on a table must agree: the table's layout record says how many it has."""
-PROJECTED = ("name", "external_id", "sfdc_account_id", "version")
-"""What a candidate needs; each further attribute would make every change of status dearer."""
+PROJECTED = ("name", "external_id", "sfdc_account_id", "version", "deletion_requested_at")
+"""What a candidate needs, and since when a deletion waits; any more would make changes of status dearer."""
 LAYOUT_KEY: dict[str, AttributeValueTypeDef] = {"PK": {"S": "POOL"}, "SK": {"S": "CONFIG"}}
 
 

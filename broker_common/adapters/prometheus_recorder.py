@@ -21,6 +21,8 @@ from broker_common.core.events import (
     MarkEnded,
     MarkOutcome,
     PoolSynced,
+    ProviderCalled,
+    StoreCalled,
 )
 from broker_common.core.jobs import Job
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 _JOB_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_STORE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
 _DELETE_FAILED = frozenset({DeleteOutcome.WILL_RETRY, DeleteOutcome.FAILED, DeleteOutcome.MISCONFIGURED})
 
 
@@ -63,6 +67,7 @@ class PrometheusApiRecorder:
         self._marks = _counter(registry, "broker_deletion_marked_total", "Marks for deletion", MarkOutcome)
         # A track's own next allocate may expire its old allocation on the spot.
         self._expired = _expired(registry)
+        self._store_calls = _store_calls(registry)
 
     def record(self, event: Event) -> None:
         """Count an event."""
@@ -77,6 +82,8 @@ class PrometheusApiRecorder:
                 self._marks.labels(event.outcome.value).inc()
             case AllocationExpired():
                 self._expired.inc()
+            case StoreCalled():
+                self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
             case _:
                 pass
 
@@ -94,6 +101,11 @@ class PrometheusJobRecorder:
             "broker_sync_sandboxes_synced_total", "Sandboxes seen at the provider by syncs", registry=registry
         )
         self._stale = Counter("broker_sync_sandboxes_stale_total", "Sandboxes marked stale by syncs", registry=registry)
+        self._braked = Counter(
+            "broker_sync_braked_total",
+            "Syncs that left the missing alone: too many",
+            registry=registry,
+        )
         self._deleted = Counter(
             "broker_cleanup_deleted_total", "Sandboxes whose wipe the provider confirmed", registry=registry
         )
@@ -101,6 +113,14 @@ class PrometheusJobRecorder:
             "broker_cleanup_failed_total", "Attempts to delete a sandbox that failed", registry=registry
         )
         self._expired = _expired(registry)
+        self._store_calls = _store_calls(registry)
+        self._provider_calls = Histogram(
+            "broker_csp_request_seconds",
+            "Duration of calls to the provider, in seconds",
+            ["operation", "outcome"],
+            buckets=_PROVIDER_BUCKETS,
+            registry=registry,
+        )
         self._duration = Histogram(
             "broker_job_duration_seconds",
             "Duration of job runs that were not skipped, in seconds",
@@ -127,6 +147,7 @@ class PrometheusJobRecorder:
             case PoolSynced():
                 self._synced.inc(event.synced)
                 self._stale.inc(event.stale)
+                self._braked.inc(event.braked)
             case DeleteEnded():
                 if event.outcome is DeleteOutcome.DELETED:
                     self._deleted.inc()
@@ -134,6 +155,10 @@ class PrometheusJobRecorder:
                     self._failed.inc()
             case AllocationExpired():
                 self._expired.inc()
+            case StoreCalled():
+                self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
+            case ProviderCalled():
+                self._provider_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
             case _:
                 pass
 
@@ -160,3 +185,13 @@ def _counter(
 
 def _expired(registry: CollectorRegistry) -> Counter:
     return Counter("broker_expiry_marked_total", "Allocations that were expired", registry=registry)
+
+
+def _store_calls(registry: CollectorRegistry) -> Histogram:
+    return Histogram(
+        "broker_dynamodb_request_seconds",
+        "Duration of calls to DynamoDB, in seconds",
+        ["operation", "outcome"],
+        buckets=_STORE_BUCKETS,
+        registry=registry,
+    )

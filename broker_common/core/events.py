@@ -47,6 +47,28 @@ class DeleteOutcome(StrEnum):
     """Somebody else has it, or had it."""
 
 
+class StoreOutcome(StrEnum):
+    """How one call of the store's engine ended."""
+
+    SUCCESS = "success"
+    CONDITION_FAILED = "condition_failed"
+    THROTTLED = "throttled"
+    """Refused for now, also because others are at work on the same records."""
+    ERROR = "error"
+    UNANSWERED = "unanswered"
+
+
+class ProviderOutcome(StrEnum):
+    """How one call to the provider ended."""
+
+    SUCCESS = "success"
+    FAILING = "failing"
+    REJECTED = "rejected"
+    MISCONFIGURED = "misconfigured"
+    UNUSABLE = "unusable"
+    """Answered, but not by a list that can be used."""
+
+
 class JobOutcome(StrEnum):
     """How a run of a job ended."""
 
@@ -116,10 +138,11 @@ class ItemFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSynced:
-    """A sync wrote these changes."""
+    """A sync wrote these changes; `braked` if it left the missing ones alone."""
 
     synced: int
     stale: int
+    braked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +153,24 @@ class DeleteEnded:
     sandbox_id: str
     lease_id: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreCalled:
+    """The store's engine was called once; `operation` is the engine's name for it."""
+
+    operation: str
+    outcome: StoreOutcome
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderCalled:
+    """The provider was called once: `operation` is list or delete."""
+
+    operation: str
+    outcome: ProviderOutcome
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,4 +194,6 @@ Event = (
     | PoolSynced
     | DeleteEnded
     | JobEnded
+    | StoreCalled
+    | ProviderCalled
 )

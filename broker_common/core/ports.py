@@ -184,6 +184,9 @@ class SandboxStore(Protocol):
     def count(self) -> Mapping[Status, int]:
         """Count sandboxes per status, every status present."""
 
+    def oldest_pending_deletion(self) -> int | None:
+        """Return when the deletion was asked for that has waited longest (an index read); None if none waits."""
+
     def read_watermark(self) -> Watermark | None:
         """Return what the last successful sync left, or None before the first."""
 

@@ -144,7 +144,7 @@ class Syncer:
             missing=lost,
             judged=judged,
         )
-        self._recorder.record(PoolSynced(synced=result.synced, stale=result.stale))
+        self._recorder.record(PoolSynced(synced=result.synced, stale=result.stale, braked=braked))
         if braked:
             raise SyncBraked(
                 f"{lost} of {judged} sandboxes are missing from the provider's list, more than"

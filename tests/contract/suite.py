@@ -567,6 +567,16 @@ class StoreContract:
         expected = dict.fromkeys(Status, 0) | {Status.STALE: 9, Status.AVAILABLE: 1, Status.DELETED: 1}
         assert store.count() == expected
 
+    def test_the_oldest_pending_deletion_is_the_one_that_was_asked_for_first(self, store: SandboxStore) -> None:
+        assert store.oldest_pending_deletion() is None
+        for number, asked_at in enumerate((300, 100, 200)):
+            pending = make_sandbox(
+                f"sbx-{number}", status=Status.PENDING_DELETION, dirty=True, deletion_requested_at=asked_at
+            )
+            add_all(store, pending)
+        add_all(store, make_sandbox("done", deletion_requested_at=50))
+        assert store.oldest_pending_deletion() == 100
+
     # -- the pool's own records
 
     def test_there_is_no_watermark_before_the_first(self, store: SandboxStore) -> None:

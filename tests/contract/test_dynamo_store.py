@@ -14,6 +14,7 @@ from broker_common.adapters.dynamo_store import DynamoStore, make_client
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.system_clock import SystemClock
 from tests.contract.suite import ConcurrentStoreContract, StoreContract
+from tests.fakes import RecordingRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,7 @@ def empty_store(client: DynamoDBClient, *, shards: int = 4) -> Iterator[DynamoSt
     """Yield a store on a table of its own, which is dropped afterwards."""
     name = f"pool-{next(_tables)}"
     create_table(client, name, shards=shards)
-    yield DynamoStore(client, name, clock=SystemClock(), rng=Random(name), shards=shards)
+    yield DynamoStore(client, name, clock=SystemClock(), rng=Random(name), recorder=RecordingRecorder(), shards=shards)
     client.delete_table(TableName=name)
 
 

@@ -17,8 +17,10 @@ from redis.retry import Retry
 from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
+from broker_common.adapters.system_clock import SystemClock
 from deploy.dev.processes import ROOT, Process, Program, free_ports, wait_until
 from deploy.dev.programs import valkey
+from tests.fakes import RecordingRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -145,7 +147,14 @@ def make_client(redis: Redis) -> Callable[..., CspClient]:
         slots = RedisSlots(redis, limit=changes.pop("limit", 10), lease_sec=60)
         breaker = RedisBreaker(redis, threshold=changes.pop("threshold", 5), timeout_sec=60, trial_sec=60)
         options = {"token": TOKEN, "connect_timeout": 2, "read_timeout": 5, **changes}
-        return CspClient(base_url=base_url, slots=slots, breaker=breaker, **options)
+        return CspClient(
+            base_url=base_url,
+            slots=slots,
+            breaker=breaker,
+            recorder=RecordingRecorder(),
+            clock=SystemClock(),
+            **options,
+        )
 
     return make
 

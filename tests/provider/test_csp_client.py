@@ -14,6 +14,7 @@ import pytest
 from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
+from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import (
     ListingUnusable,
     ProviderBusy,
@@ -26,6 +27,7 @@ from broker_common.core.errors import (
 )
 from broker_common.core.ports import WipeAnswer
 from deploy.dev.processes import free_ports
+from tests.fakes import RecordingRecorder
 from tests.provider.conftest import TOKEN, MockCsp, OwnRedis, connected
 
 if TYPE_CHECKING:
@@ -684,6 +686,8 @@ def test_without_redis_nothing_is_sent(mock: MockCsp, own_redis: OwnRedis) -> No
             read_timeout=2,
             slots=RedisSlots(redis, limit=1, lease_sec=60),
             breaker=RedisBreaker(redis, threshold=5, timeout_sec=60, trial_sec=60),
+            recorder=RecordingRecorder(),
+            clock=SystemClock(),
         )
         with pytest.raises(ProviderSlotsUnavailable):
             client.list_accounts()

@@ -14,7 +14,7 @@ from broker_common.adapters.dynamo_table import create_table
 from broker_common.core.domain import Candidate, Status
 from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
 from broker_common.core.ports import Contended, Watermark
-from tests.fakes import FakeClock, make_claim, make_sandbox
+from tests.fakes import FakeClock, RecordingRecorder, make_claim, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Answers:
 
 
 def store_on(client: Any) -> DynamoStore:
-    return DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1))
+    return DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1), recorder=RecordingRecorder())
 
 
 @pytest.mark.parametrize("write", WRITES)

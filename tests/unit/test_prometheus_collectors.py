@@ -1,0 +1,102 @@
+"""The gauges that are read at a scrape: they follow, they never hold a scrape up, and they are absent, not wrong."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from broker_common.adapters.prometheus_collectors import CircuitCollector, PoolCollector
+from broker_common.adapters.redis_breaker import BreakerState
+from broker_common.adapters.system_clock import SystemClock
+from broker_common.core.domain import Status
+from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
+
+if TYPE_CHECKING:
+    from broker_common.core.ports import Clock, SandboxStore
+
+
+def scrape(store: SandboxStore, clock: Clock, *, max_age: float = 2) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(store, clock, max_age=max_age))
+    return registry
+
+
+def pool_of(clock: FakeClock) -> MemoryStore:
+    store = MemoryStore(clock)
+    store.seed(
+        *[make_sandbox(f"free-{number}") for number in range(4)],
+        *[make_sandbox(f"held-{number}", status=Status.ALLOCATED, dirty=True) for number in range(2)],
+        make_sandbox("waits", status=Status.PENDING_DELETION, deletion_requested_at=clock.now() - 90, dirty=True),
+        make_sandbox("gone", status=Status.DELETED),
+    )
+    return store
+
+
+def test_a_scrape_shows_every_status_and_the_total_without_tombstones() -> None:
+    clock = FakeClock()
+    registry = scrape(pool_of(clock), clock)
+    shown = {
+        name: registry.get_sample_value(f"broker_pool_{name}")
+        for name in ("available", "allocated", "pending_deletion", "stale", "deletion_failed", "total")
+    }
+    assert shown == {
+        "available": 4,
+        "allocated": 2,
+        "pending_deletion": 1,
+        "stale": 0,
+        "deletion_failed": 0,
+        "total": 7,
+    }
+    assert registry.get_sample_value("broker_oldest_pending_deletion_seconds") == 90
+
+
+def test_the_store_is_read_at_most_once_in_the_maximum_age() -> None:
+    clock = FakeClock()
+    store = pool_of(clock)
+    registry = scrape(store, clock)
+    for _ in range(5):
+        registry.get_sample_value("broker_pool_total")
+    assert store.calls["count"] == 1
+    store.seed(make_sandbox("more"))
+    clock.advance(2)
+    assert registry.get_sample_value("broker_pool_available") == 5
+
+
+def test_the_gauges_are_absent_while_the_store_is_away_and_come_back() -> None:
+    clock = FakeClock()
+    store = FlakyStore(pool_of(clock))
+    registry = scrape(store, clock)
+    store.fail("count", Fault.REFUSED)
+    assert registry.get_sample_value("broker_pool_total") is None
+    assert registry.get_sample_value("broker_oldest_pending_deletion_seconds") is None
+    clock.advance(2)
+    assert registry.get_sample_value("broker_pool_total") == 7
+
+
+def test_a_scrape_does_not_wait_for_a_slow_store_once_it_knows_the_pool() -> None:
+    clock = SystemClock()
+    store = FlakyStore(pool_of(FakeClock()))
+    registry = scrape(store, clock, max_age=0)
+    assert registry.get_sample_value("broker_pool_total") == 7
+    may_go_on = threading.Event()
+    reads: list[str] = []
+
+    def hold(method: str) -> None:
+        reads.append(method)
+        may_go_on.wait(30)
+
+    store.before_call = hold
+    try:
+        assert [registry.get_sample_value("broker_pool_total") for _ in range(3)] == [7, 7, 7]
+        assert reads == ["count"], "one renewal at a time"
+    finally:
+        may_go_on.set()
+
+
+def test_the_breakers_state_is_a_number() -> None:
+    for state, number in ((BreakerState.CLOSED, 0), (BreakerState.HALF_OPEN, 1), (BreakerState.OPEN, 2)):
+        registry = CollectorRegistry()
+        registry.register(CircuitCollector(lambda state=state: state, FakeClock(), max_age=2))  # type: ignore[misc] # bound early
+        assert registry.get_sample_value("broker_circuit_state", {"name": "csp"}) == number
