@@ -1,7 +1,7 @@
 # Sandbox Broker: `make run` starts everything on this machine, `make test` tests it. Needs Python 3.11 and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint dynamodb-local clean
+.PHONY: help run test bench lint dynamodb-local clean
 
 python := .venv/bin/python
 
@@ -13,6 +13,9 @@ run: .venv/installed ## Start a whole broker here; POOL=2000 sets the pool, any 
 
 test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-k allocate -x"
 	@exec $(python) -m pytest $(ARGS)
+
+bench: .venv/installed dynamodb-local ## Measure what metrics and logs cost (needs java, npm and cc)
+	@exec $(python) -m tests.bench.observability
 
 lint: .venv/installed ## Check style, types and the walls between the packages
 	@.venv/bin/ruff check .

@@ -1,0 +1,27 @@
+"""The API without metrics and log lines, to be compared with the real one: `gunicorn … tests.bench.quiet_wsgi:app`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+from broker_api import app as api
+from broker_api.startup import read_settings
+from broker_common import services
+from broker_common.adapters.log_recorder import Recorders
+from broker_common.logs import configure_logging
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from broker_common.settings import Settings
+
+
+def _build(settings: Settings) -> Flask:
+    configure_logging(level="ERROR", fmt=settings.log_format)
+    with patch.object(services, "Recorders", lambda _: Recorders([])), patch.object(api, "register_metrics"):
+        return api.create_app(settings, services.build_api_services(settings))
+
+
+app = _build(read_settings(os.environ))
