@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, UnreadableRecord
 from broker_common.core.events import (
     AccountSkipped,
     AllocateEnded,
@@ -22,6 +23,8 @@ from broker_common.core.events import (
     MarkEnded,
     MarkOutcome,
     PoolSynced,
+    ProviderCalled,
+    StoreCalled,
 )
 from broker_common.core.jobs import Job
 
@@ -37,13 +40,19 @@ _JOB_ACTIONS = {
     Job.EXPIRE: "auto_expiry",
     Job.PURGE_STALE: "purge_stale",
 }
-# What a caller did wrong, or an empty pool, is an ordinary answer; only what we owe is an error.
+# What a caller did wrong, an empty pool or a pause is an ordinary answer. That the store is away shows more loudly
+# elsewhere than in each request that met it. What nobody foresaw is an error.
+_LEVELS_BY_CODE: dict[str | None, int] = {
+    None: logging.ERROR,
+    BrokerError.code: logging.ERROR,
+    UnreadableRecord.code: logging.ERROR,
+    LayoutMismatch.code: logging.ERROR,
+    StoreUnavailable.code: logging.WARNING,
+}
 _LEVELS: dict[object, int] = {
-    AllocateOutcome.ERROR: logging.ERROR,
-    MarkOutcome.ERROR: logging.ERROR,
     DeleteOutcome.WILL_RETRY: logging.WARNING,
     DeleteOutcome.POSTPONED: logging.WARNING,
-    DeleteOutcome.FAILED: logging.ERROR,
+    DeleteOutcome.GAVE_UP: logging.ERROR,
     DeleteOutcome.MISCONFIGURED: logging.ERROR,
     JobOutcome.ERROR: logging.ERROR,
 }
@@ -55,14 +64,16 @@ class LogRecorder:
     def __init__(self) -> None:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
-    def record(self, event: Event) -> None:
-        """Write an event."""
+    def record(self, event: Event) -> None:  # noqa: C901 - one case an event
+        """Write an event, unless it is one call among many, which metrics alone keep."""
+        if isinstance(event, StoreCalled | ProviderCalled):
+            return
         details = _details(event)
         match event:
             case AllocateEnded():
-                self._write(_level(event.outcome), "Allocate ended", action="allocate", **details)
+                self._write(_answer_level(event), "Allocate ended", action="allocate", **details)
             case MarkEnded():
-                self._write(_level(event.outcome), "Mark for deletion ended", action="mark_for_deletion", **details)
+                self._write(_answer_level(event), "Mark for deletion ended", action="mark_for_deletion", **details)
             case AllocationReleased():
                 self._write(logging.INFO, "Allocation released by an operator", action="release", **details)
             case AllocationExpired():
@@ -98,7 +109,13 @@ class Recorders:
                 self._log.exception("An event could not be recorded", event_type=type(event).__name__)
 
 
-def _level(outcome: AllocateOutcome | MarkOutcome | DeleteOutcome | JobOutcome) -> int:
+def _answer_level(event: AllocateEnded | MarkEnded) -> int:
+    if event.outcome not in {AllocateOutcome.ERROR, MarkOutcome.ERROR}:
+        return logging.INFO
+    return _LEVELS_BY_CODE.get(event.code, logging.INFO)
+
+
+def _level(outcome: DeleteOutcome | JobOutcome) -> int:
     return _LEVELS.get(outcome, logging.INFO)
 
 

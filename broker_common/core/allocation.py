@@ -95,16 +95,16 @@ class Allocator:
         tally = _Tally()
         outcome = AllocateOutcome.ERROR
         allocation: Allocation | None = None
+        code: str | None = None
         error: str | None = "the request was abandoned"
         try:
             allocation = self._allocate(request, tally)
             outcome = AllocateOutcome.IDEMPOTENT if allocation.replayed else AllocateOutcome.SUCCESS
             error = None
-        except NoSandboxesAvailable as empty:
-            outcome, error = AllocateOutcome.NO_SANDBOXES, empty.message
-            raise
         except BrokerError as failed:
-            error = failed.message
+            if isinstance(failed, NoSandboxesAvailable):
+                outcome = AllocateOutcome.NO_SANDBOXES
+            code, error = failed.code, failed.message
             raise
         finally:
             self._recorder.record(
@@ -115,6 +115,7 @@ class Allocator:
                     track_id=request.track_id,
                     sandbox_id=allocation.claim.sandbox_id if allocation else None,
                     lease_id=allocation.claim.lease_id if allocation else None,
+                    code=code,
                     error=error,
                 )
             )

@@ -100,7 +100,7 @@ class Cleaner:
             except Conflict:
                 return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
             if taken.status is Status.DELETION_FAILED:
-                return _ended(taken, DeleteOutcome.FAILED, taken.deletion_last_error)
+                return _ended(taken, DeleteOutcome.GAVE_UP, taken.deletion_last_error)
             time_left = SEND_WITHIN_SECONDS - (self._clock.monotonic() - taken_at)
             if time_left < 0:
                 late = "taking the sandbox took too long to call the provider safely"
@@ -131,11 +131,11 @@ class Cleaner:
                 policy=self._policy,
             )
             exhausted = failed.status is Status.DELETION_FAILED
-            outcome = DeleteOutcome.FAILED if exhausted else DeleteOutcome.WILL_RETRY
+            outcome = DeleteOutcome.GAVE_UP if exhausted else DeleteOutcome.WILL_RETRY
             return self._write(taken, failed, outcome, error.message)
         except ProviderRejected as error:
             rejected = reject_deletion(taken, error=error.message, now=self._clock.now())
-            return self._write(taken, rejected, DeleteOutcome.FAILED, error.message)
+            return self._write(taken, rejected, DeleteOutcome.GAVE_UP, error.message)
         now = self._clock.now()
         if answer is WipeAnswer.GONE:
             gone = account_gone(taken, now=now, policy=self._policy)

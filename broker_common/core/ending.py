@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from broker_common.core.domain import Policy
     from broker_common.core.ports import Clock, Recorder, SandboxStore
 
+_REFUSED = {NotSandboxOwner: MarkOutcome.NOT_OWNER, SandboxNotFound: MarkOutcome.NOT_FOUND}
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -62,18 +64,16 @@ class Custody:
         Bound to the lease that is read first, or to `lease_id`. Its last holder may repeat it until the sandbox is
         allocated anew. Raises `NotSandboxOwner`, `SandboxNotFound`, `LeaseMismatch`.
         """
-        outcome, error, ending = MarkOutcome.ERROR, "the request was abandoned", None
+        outcome, ending = MarkOutcome.ERROR, None
+        code: str | None = None
+        error: str | None = "the request was abandoned"
         try:
             ending = self._mark(track_id, sandbox_id, lease_id)
-            outcome, error = (MarkOutcome.REPEATED if ending.repeated else MarkOutcome.SUCCESS), ""
-        except NotSandboxOwner as refused:
-            outcome, error = MarkOutcome.NOT_OWNER, refused.message
-            raise
-        except SandboxNotFound as refused:
-            outcome, error = MarkOutcome.NOT_FOUND, refused.message
-            raise
+            outcome = MarkOutcome.REPEATED if ending.repeated else MarkOutcome.SUCCESS
+            error = None
         except BrokerError as failed:
-            error = failed.message
+            outcome = _REFUSED.get(type(failed), MarkOutcome.ERROR)
+            code, error = failed.code, failed.message
             raise
         finally:
             self._recorder.record(
@@ -82,7 +82,8 @@ class Custody:
                     track_id=track_id,
                     sandbox_id=sandbox_id,
                     lease_id=ending.sandbox.last_lease_id if ending else lease_id,
-                    error=error or None,
+                    code=code,
+                    error=error,
                 )
             )
         return ending

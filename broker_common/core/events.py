@@ -38,7 +38,8 @@ class DeleteOutcome(StrEnum):
     DELETED = "deleted"
     GONE = "gone"
     WILL_RETRY = "will_retry"
-    FAILED = "failed"
+    GAVE_UP = "gave_up"
+    """The provider refused it for good, or its attempts are used up: a person must look."""
     MISCONFIGURED = "misconfigured"
     """The provider does not take us for its client; not counted as an attempt."""
     POSTPONED = "postponed"
@@ -79,7 +80,10 @@ class JobOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocateEnded:
-    """A track asked for a sandbox and was answered. `conflicts` counts the candidates that others had taken."""
+    """A track asked for a sandbox and was answered. `conflicts` counts the candidates that others had taken.
+
+    `code` is that of the `BrokerError` it was answered with; none for a success, or an error nobody foresaw.
+    """
 
     outcome: AllocateOutcome
     seconds: float
@@ -87,17 +91,19 @@ class AllocateEnded:
     track_id: str
     sandbox_id: str | None = None
     lease_id: str | None = None
+    code: str | None = None
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkEnded:
-    """A track gave a sandbox back and was answered."""
+    """A track gave a sandbox back and was answered; `code` as in `AllocateEnded`."""
 
     outcome: MarkOutcome
     track_id: str
     sandbox_id: str
     lease_id: str | None = None
+    code: str | None = None
     error: str | None = None
 
 

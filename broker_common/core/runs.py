@@ -16,7 +16,7 @@ _OUTCOMES = {
     JobState.FAILED: JobOutcome.ERROR,
     JobState.SKIPPED: JobOutcome.SKIPPED,
 }
-_FAILED = (DeleteOutcome.WILL_RETRY, DeleteOutcome.FAILED, DeleteOutcome.MISCONFIGURED)
+_FAILED = (DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP, DeleteOutcome.MISCONFIGURED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,8 @@ class CleanupTally:
         return Conclusion(
             state=JobState.SUCCEEDED if error is None else JobState.FAILED,
             message=f"Deleted {counts[DeleteOutcome.DELETED]} sandboxes, {failed} failed",
-            result={outcome.value: count for outcome, count in counts.items()} | ({"partial": True} if partial else {}),
+            result={outcome.value: count for outcome, count in counts.items()}
+            | {"failed": failed}
+            | ({"partial": True} if partial else {}),
             error=error,
         )

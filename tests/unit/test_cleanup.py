@@ -160,7 +160,7 @@ def test_the_last_attempt_puts_the_sandbox_aside(plain: World) -> None:
     plain.pending(deletion_retry_count=7)
     ended = delete(answering(plain, FAILING))
     record = plain.record("sbx-0")
-    assert ended.outcome is DeleteOutcome.FAILED
+    assert ended.outcome is DeleteOutcome.GAVE_UP
     assert (record.status, record.deletion_retry_count) == (Status.DELETION_FAILED, 8)
     assert record.deletion_last_error == FAILING.message
     assert record.dirty
@@ -172,7 +172,7 @@ def test_a_refusal_puts_the_sandbox_aside_at_once(plain: World) -> None:
     plain.pending()
     ended = delete(answering(plain, ProviderRejected("400 no such thing")))
     record = plain.record("sbx-0")
-    assert (ended.outcome, ended.error) == (DeleteOutcome.FAILED, "400 no such thing")
+    assert (ended.outcome, ended.error) == (DeleteOutcome.GAVE_UP, "400 no such thing")
     assert (record.status, record.deletion_last_error) == (Status.DELETION_FAILED, "400 no such thing")
 
 
@@ -288,7 +288,7 @@ def test_lost_attempts_are_counted_until_a_person_must_look(plain: World) -> Non
         with pytest.raises(Crashed):
             delete(plain)
         plain.clock.advance(plain.policy.attempt_window_sec)
-    assert delete(plain).outcome is DeleteOutcome.FAILED
+    assert delete(plain).outcome is DeleteOutcome.GAVE_UP
     assert plain.record("sbx-0").status is Status.DELETION_FAILED
     assert len(plain.provider.deletes) == 3
 

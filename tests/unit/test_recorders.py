@@ -23,6 +23,10 @@ from broker_common.core.events import (
     MarkEnded,
     MarkOutcome,
     PoolSynced,
+    ProviderCalled,
+    ProviderOutcome,
+    StoreCalled,
+    StoreOutcome,
 )
 from broker_common.core.jobs import Job
 from tests.fakes import RecordingRecorder
@@ -109,7 +113,7 @@ def test_a_sync_counts_what_it_saw() -> None:
     [
         (DeleteOutcome.DELETED, "broker_cleanup_deleted_total"),
         (DeleteOutcome.WILL_RETRY, "broker_cleanup_failed_total"),
-        (DeleteOutcome.FAILED, "broker_cleanup_failed_total"),
+        (DeleteOutcome.GAVE_UP, "broker_cleanup_failed_total"),
         (DeleteOutcome.MISCONFIGURED, "broker_cleanup_failed_total"),
         (DeleteOutcome.GONE, None),
         (DeleteOutcome.POSTPONED, None),
@@ -178,15 +182,50 @@ def test_a_job_s_line_is_the_seed_s() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "level"),
+    ("outcome", "code", "level"),
     [
-        (AllocateOutcome.SUCCESS, "info"),
-        (AllocateOutcome.NO_SANDBOXES, "info"),
-        (AllocateOutcome.ERROR, "error"),
+        (AllocateOutcome.SUCCESS, None, "info"),
+        (AllocateOutcome.NO_SANDBOXES, "NO_SANDBOXES_AVAILABLE", "info"),
+        (AllocateOutcome.ERROR, "PAUSED", "info"),
+        (AllocateOutcome.ERROR, "SERVICE_UNAVAILABLE", "warning"),
+        (AllocateOutcome.ERROR, "RECORD_UNREADABLE", "error"),
+        (AllocateOutcome.ERROR, None, "error"),
     ],
 )
-def test_an_empty_pool_is_no_error_but_a_failure_is(outcome: AllocateOutcome, level: str) -> None:
-    assert logged(AllocateEnded(outcome=outcome, seconds=0, conflicts=0, track_id="t"))["log_level"] == level
+def test_an_allocate_s_line_is_as_loud_as_what_happened(outcome: AllocateOutcome, code: str | None, level: str) -> None:
+    line = logged(AllocateEnded(outcome=outcome, seconds=0, conflicts=0, track_id="t", code=code))
+
+    assert line["log_level"] == level
+    assert line.get("code") == code
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "level"),
+    [
+        (MarkOutcome.REPEATED, None, "info"),
+        (MarkOutcome.NOT_OWNER, "NOT_SANDBOX_OWNER", "info"),
+        (MarkOutcome.ERROR, "LEASE_MISMATCH", "info"),
+        (MarkOutcome.ERROR, "SERVICE_UNAVAILABLE", "warning"),
+        (MarkOutcome.ERROR, None, "error"),
+    ],
+)
+def test_a_mark_s_line_is_as_loud_as_what_happened(outcome: MarkOutcome, code: str | None, level: str) -> None:
+    assert logged(MarkEnded(outcome=outcome, track_id="t", sandbox_id="1", code=code))["log_level"] == level
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        StoreCalled(operation="GetItem", outcome=StoreOutcome.SUCCESS, seconds=0.001),
+        ProviderCalled(operation="list", outcome=ProviderOutcome.SUCCESS, seconds=0.1),
+    ],
+    ids=repr,
+)
+def test_a_single_call_of_the_store_or_the_provider_is_no_line(event: Event) -> None:
+    with structlog.testing.capture_logs() as lines:
+        LogRecorder().record(event)
+
+    assert lines == []
 
 
 def test_a_recorder_that_fails_keeps_nothing_from_the_others_and_raises_nothing() -> None:

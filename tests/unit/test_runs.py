@@ -21,14 +21,14 @@ def test_a_cleanup_of_nothing_succeeds() -> None:
 
     assert (conclusion.state, conclusion.message) == (JobState.SUCCEEDED, "Deleted 0 sandboxes, 0 failed")
     assert conclusion.outcome is JobOutcome.SUCCESS
-    assert conclusion.result == dict.fromkeys([outcome.value for outcome in DeleteOutcome], 0)
+    assert conclusion.result == dict.fromkeys([*(outcome.value for outcome in DeleteOutcome), "failed"], 0)
 
 
-def test_retries_failures_and_faults_of_configuration_are_failed_in_the_sentence() -> None:
+def test_what_was_given_up_or_left_to_a_retry_or_a_person_is_failed_in_the_sentence_and_in_the_result() -> None:
     conclusion = tally(*DeleteOutcome).conclude()
 
     assert conclusion.message == "Deleted 1 sandboxes, 3 failed"
-    assert conclusion.result == dict.fromkeys([outcome.value for outcome in DeleteOutcome], 1)
+    assert conclusion.result == dict.fromkeys([outcome.value for outcome in DeleteOutcome], 1) | {"failed": 3}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_fault_of_configuration_or_nothing_but_delay_fails_with_the_first_reas
     assert (conclusion.state, conclusion.error) == (JobState.FAILED, error)
 
 
-@pytest.mark.parametrize("other", [DeleteOutcome.DELETED, DeleteOutcome.WILL_RETRY, DeleteOutcome.FAILED])
+@pytest.mark.parametrize("other", [DeleteOutcome.DELETED, DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP])
 def test_a_cleanup_that_did_something_succeeds_though_some_was_postponed(other: DeleteOutcome) -> None:
     assert tally(DeleteOutcome.POSTPONED, other).conclude().state is JobState.SUCCEEDED
 
