@@ -45,6 +45,8 @@ class _Record:
     """What is shared. Times are Unix seconds; `open_until` is None while closed."""
 
     failures: int = 0
+    reason: str | None = None
+    """What the last of the failures was."""
     open_until: float | None = None
     trial: str | None = None
     """The one call that may try once `open_until` has passed, and until when that right lasts."""
@@ -61,10 +63,10 @@ class _Record:
             return
         opens_at = self.open_until if self.trial is None else max(self.open_until, self.trial_until)
         if now < opens_at:
-            reason = "open" if now < self.open_until else "half-open, and another call is trying"
-            raise ProviderCircuitOpen(
-                f"the provider's circuit breaker is {reason}", retry_after=math.ceil(opens_at - now)
-            )
+            seconds = math.ceil(opens_at - now)
+            how = f"open for another {seconds} s" if now < self.open_until else "half-open, and another call is trying"
+            since = "" if self.reason is None else f", since: {self.reason}"
+            raise ProviderCircuitOpen(f"the provider's circuit breaker is {how}{since}", retry_after=seconds)
 
 
 class RedisBreaker:
@@ -138,9 +140,11 @@ class RedisBreaker:
             yield permit
         finally:
             if permit.verdict is not None or is_trial:
-                self._report(token, permit.verdict)
+                self._report(token, permit)
 
-    def _report(self, token: str, verdict: Verdict | None) -> None:
+    def _report(self, token: str, permit: Permit) -> None:
+        verdict = permit.verdict
+
         def judge(record: _Record, now: float) -> _Record:
             if record.open_until is not None and record.trial != token:
                 # Calls that began before it opened say nothing about the provider of now; only the trial does.
@@ -152,8 +156,8 @@ class RedisBreaker:
             failures = record.failures + 1
             tripped = verdict is Verdict.MISCONFIGURED or record.open_until is not None
             if tripped or failures >= self._threshold:
-                return _Record(failures=failures, open_until=now + self._timeout_sec)
-            return replace(record, failures=failures)
+                return _Record(failures=failures, reason=permit.reason, open_until=now + self._timeout_sec)
+            return replace(record, failures=failures, reason=permit.reason)
 
         self._update(judge)
 
@@ -194,17 +198,18 @@ class Permit:
 
     def __init__(self) -> None:
         self.verdict: Verdict | None = None
+        self.reason: str | None = None
 
     @contextmanager
     def call(self) -> Iterator[None]:
         """Make the call inside this context: how it ends decides what becomes of the breaker."""
         try:
             yield
-        except ProviderFailing:
-            self.verdict = Verdict.FAILED
+        except ProviderFailing as error:
+            self.verdict, self.reason = Verdict.FAILED, error.message
             raise
-        except ProviderMisconfigured:
-            self.verdict = Verdict.MISCONFIGURED
+        except ProviderMisconfigured as error:
+            self.verdict, self.reason = Verdict.MISCONFIGURED, error.message
             raise
         except ProviderError:
             self.verdict = Verdict.ANSWERED

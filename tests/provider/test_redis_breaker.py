@@ -73,6 +73,12 @@ def test_failures_in_a_row_of_different_workers_open_it_for_all(redis: Redis) ->
     assert 1 <= refused.value.retry_after <= LATE
 
 
+def test_a_refusal_says_for_how_long_and_why(redis: Redis) -> None:
+    open_it(make_breaker(redis))
+    with pytest.raises(ProviderCircuitOpen, match=r"circuit breaker is open for another \d+ s, since: HTTP 401$"):
+        make_breaker(redis).check()
+
+
 def test_a_success_between_failures_starts_the_count_anew(redis: Redis) -> None:
     breaker = make_breaker(redis)
     for error in (FAILING, FAILING, None, FAILING, FAILING):
