@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,8 @@ def configure_logging(*, level: str, fmt: str) -> None:
     """Send all log lines of this process to stdout, from `level` on, as `json` or `text`.
 
     Each line carries the bound context variables (`request_id`, `track_id`, ...). Control characters in what is logged
-    are escaped in both formats, so that no client's text can break or forge a line. May be called again.
+    are escaped in both formats, so that no client's text can break or forge a line. Text has colours on a terminal, or
+    where `FORCE_COLOR` is set (a terminal is behind the pipe), and none where `NO_COLOR` is. May be called again.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_formatter(fmt))
@@ -71,11 +73,24 @@ def _formatter(fmt: str) -> ProcessorFormatter:
     if fmt == "json":
         render = [EventRenamer("message"), _in_order, JSONRenderer()]
     else:
-        render = [_escape, ConsoleRenderer(colors=sys.stdout.isatty())]
+        render = [_escape, ConsoleRenderer(colors=_has_colours())]
     return ProcessorFormatter(
-        foreign_pre_chain=_shared(),
+        foreign_pre_chain=[_join_lines, *_shared()],
         processors=[ProcessorFormatter.remove_processors_meta, format_exc_info, *render],
     )
+
+
+def _has_colours() -> bool:
+    """See https://no-color.org and https://force-color.org."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
+
+
+def _join_lines(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Make one line of the several that libraries write as one message."""
+    event["event"] = " ".join(line.strip() for line in event["event"].splitlines())
+    return event
 
 
 def _in_order(_logger: object, _method: str, event: EventDict) -> EventDict:

@@ -201,6 +201,8 @@ class Settings:
     log_level: str = _var("INFO", ma.String(validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])))
     log_format: str = _var("json", ma.String(validate=validate.OneOf(["json", "text"])))
     metrics_port: int = _integer(0, 0, 65535)
+    pool_gauge_cache_sec: float = _number(2, 0, 3600, inclusive=True)
+    liveness_limit_sec: float = _number(60, 0, 3600)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], *, process: Process) -> Self:

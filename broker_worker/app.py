@@ -1,22 +1,22 @@
-"""The Celery application: its settings, its tasks, and what it says when it stops."""
+"""The Celery application of worker, beat and Flower: its settings, its tasks, and what it says when it stops."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery
-from celery.apps.beat import Beat
 from celery.apps.worker import (  # type: ignore[attr-defined] # the stubs lack the handler
     Worker,
     install_worker_term_handler,
 )
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from kombu import Queue
 
 from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE, JOBS_QUEUE
 from broker_common.core.jobs import Job
 from broker_worker.messages import check_what_is_received
-from broker_worker.schedule import beat_config
 from broker_worker.tasks import TITLES, TimeLimits, add_tasks
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # for ever: a worker that gave up would wait for a person, too
         broker_transport_options={
             # Shorter than a task, and it would be delivered again while it runs.
             "visibility_timeout": longest + _VISIBILITY_MARGIN_SEC,
@@ -74,10 +75,8 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         task_create_missing_queues=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        **beat_config(settings),
     )
     app.Worker = app.subclass_with_self(_Worker, name="Worker")  # type: ignore[misc] # the stubs do not know that it may be set
-    app.Beat = app.subclass_with_self(_Beat, name="Beat")  # type: ignore[misc] # the same
     add_tasks(app, get_services, limits)
     return app
 
@@ -90,7 +89,15 @@ class _Worker(Worker):
     """
 
     def on_before_init(self, quiet: bool = True, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 - Celery's signature
+        # Of root, in five lines, before there is a log. As whom a container runs is not for it to say.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
         super().on_before_init(quiet=True, **kwargs)
+
+    def setup_logging(self, colorize: bool | None = None) -> Any:  # noqa: ANN401 - Celery's signature
+        handled = super().setup_logging(colorize)
+        # Celery has just turned these on: of what its next release may do to settings that are set here.
+        warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+        return handled
 
     def install_platform_tweaks(self, worker: WorkController) -> None:
         super().install_platform_tweaks(worker)
@@ -105,10 +112,3 @@ class _Worker(Worker):
         for job in (Job.SYNC, Job.CLEANUP, Job.EXPIRE):
             _log.info(f"[Scheduler] {TITLES[job]} job stopped")
         super().on_stopped()
-
-
-class _Beat(Beat):
-    """Celery's beat without the banner."""
-
-    def __init__(self, *, quiet: bool = True, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 - Celery's signature
-        super().__init__(quiet=True, **kwargs)

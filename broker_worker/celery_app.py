@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,9 +19,11 @@ from celery import signals
 from broker_common.core.errors import BrokerError
 from broker_common.logs import configure_logging
 from broker_common.services import build_worker_services, check_table
-from broker_common.settings import Process, Settings, SettingsError
+from broker_common.settings import Environment, Process, Settings, SettingsError
 from broker_worker.app import create_celery
-from broker_worker.metrics_server import serve_beat_metrics, serve_worker_metrics, share_metrics_through
+from broker_worker.beat import set_up_beat
+from broker_worker.liveness import Pulse, watch_worker
+from broker_worker.monitoring import serve_beat, serve_worker, share_metrics_through
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -38,16 +41,36 @@ def _create() -> Celery:
     signals.setup_logging.connect(
         lambda **_: configure_logging(level=settings.log_level, fmt=settings.log_format), weak=False
     )
+    app = create_celery(settings, get_services)
+    pulse = Pulse(settings.liveness_limit_sec)
     if command == "worker":
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or _own_directory()
         share_metrics_through(directory)
         signals.worker_init.connect(lambda **_: _check_table(settings), weak=False)
         signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
         if settings.metrics_port:
-            serve_worker_metrics(address=settings.api_bind, port=settings.metrics_port, directory=directory)
-    elif command == "beat" and settings.metrics_port:
-        serve_beat_metrics(address=settings.api_bind, port=settings.metrics_port)
-    return create_celery(settings, get_services)
+            watch_worker(app, pulse)
+            serve_worker(pulse, address=settings.api_bind, port=settings.metrics_port, directory=directory)
+    elif command == "beat":
+        set_up_beat(app, settings, pulse)
+        if settings.metrics_port:
+            serve_beat(pulse, address=settings.api_bind, port=settings.metrics_port)
+    elif command == "flower":
+        _check_authentication(settings)
+    return app
+
+
+def _check_authentication(settings: Settings) -> None:
+    """Refuse to open Flower to everybody outside development: it starts and stops jobs."""
+    given = os.environ.get("FLOWER_BASIC_AUTH", "").strip()
+    pairs = given.split(",") if given else []
+    if not all(re.fullmatch(r"[^:]+:.+", pair) for pair in pairs):
+        sys.stderr.write("FLOWER_BASIC_AUTH: Must be user:password, or several, comma-separated.\n")
+        sys.exit(2)
+    is_open = not pairs and not os.environ.get("FLOWER_AUTH", "").strip()
+    if is_open and settings.broker_env is Environment.PRODUCTION:
+        sys.stderr.write("FLOWER_BASIC_AUTH: Missing: user:password, unless FLOWER_AUTH and its provider are given.\n")
+        sys.exit(2)
 
 
 def _own_directory() -> str:

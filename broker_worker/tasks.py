@@ -33,6 +33,13 @@ _REQUEST_ID_WORDS = {Job.SYNC: "sync", Job.CLEANUP: "cleanup", Job.EXPIRE: "expi
 _INTERNAL_ERROR = "an internal error, which the worker has logged"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOut:
+    """A run goes on in that many tasks, the last of which ends it."""
+
+    handed_out: int
+
+
 class JobFailed(Exception):
     """A run failed for a reason that is recorded and logged: Celery shall show it, without a traceback."""
 
@@ -78,7 +85,7 @@ def add_tasks(app: Celery, get_services: Callable[[], WorkerServices], limits: T
     def cleanup(task: Task[Any, Any]) -> dict[str, Any]:
         services = get_services()
 
-        def hand_out(run: Run) -> Conclusion | None:
+        def hand_out(run: Run) -> Conclusion | HandedOut:
             return _clean_up(services, run, send)
 
         def send(run: Run, sandbox_ids: list[str]) -> None:
@@ -94,14 +101,16 @@ def add_tasks(app: Celery, get_services: Callable[[], WorkerServices], limits: T
 
     @app.task(name=DELETE_SANDBOX, **options | TimeLimits.of(limits.delete), queue=DELETIONS_QUEUE)
     def delete_sandbox(task: Task[Any, Any], *, sandbox_id: str, run_id: str) -> dict[str, Any]:
-        with bound_contextvars(request_id=task.request.get("run_request_id"), sandbox_id=sandbox_id):
+        with bound_contextvars(request_id=task.request.get("run_request_id")):
             return _delete_sandbox(get_services(), sandbox_id, run_id)
 
 
-def _run(services: WorkerServices, job: Job, job_id: str, work: Callable[[Run], Conclusion | None]) -> dict[str, Any]:
+def _run(
+    services: WorkerServices, job: Job, job_id: str, work: Callable[[Run], Conclusion | HandedOut]
+) -> dict[str, Any]:
     """Do one run from its start to its end, and return what Flower shows.
 
-    `work` returns None if the run goes on in other tasks. A run that has ended before is not done again.
+    A run that has ended before is not done again.
     """
     request_id = f"job-{_REQUEST_ID_WORDS[job]}-{services.clock.now()}"
     run = services.runs.start(job_id, job, request_id=request_id)
@@ -115,15 +124,17 @@ def _run(services: WorkerServices, job: Job, job_id: str, work: Callable[[Run], 
         except Exception:
             _end(services, run, _failed(job, _INTERNAL_ERROR))
             raise
-        if conclusion is None:
-            return {"state": JobState.RUNNING.value}
+        if isinstance(conclusion, HandedOut):
+            return asdict(conclusion)
         _end(services, run, conclusion)
     if conclusion.state is JobState.FAILED:
         raise JobFailed(conclusion.error)
     return _shown(conclusion.state, conclusion.result, conclusion.error)
 
 
-def _attempt(services: WorkerServices, run: Run, work: Callable[[Run], Conclusion | None]) -> Conclusion | None:
+def _attempt(
+    services: WorkerServices, run: Run, work: Callable[[Run], Conclusion | HandedOut]
+) -> Conclusion | HandedOut:
     if _is_paused(run.job, services.store.read_pauses()):
         return _skipped("paused by an operator")
     with services.locks.hold(run.job, owner=run.job_id) as is_held:
@@ -132,7 +143,7 @@ def _attempt(services: WorkerServices, run: Run, work: Callable[[Run], Conclusio
         return work(run)
 
 
-def _clean_up(services: WorkerServices, run: Run, send: Callable[[Run, list[str]], None]) -> Conclusion | None:
+def _clean_up(services: WorkerServices, run: Run, send: Callable[[Run, list[str]], None]) -> Conclusion | HandedOut:
     """Hand out the deletes that are due; the last of them ends the run."""
     before = services.runs.find_open_cleanup()
     if before is not None and before != run.job_id:
@@ -144,12 +155,13 @@ def _clean_up(services: WorkerServices, run: Run, send: Callable[[Run, list[str]
     if not sandbox_ids:
         return CleanupTally().conclude()
     send(run, sandbox_ids)
-    return None
+    return HandedOut(handed_out=len(sandbox_ids))
 
 
 def _delete_sandbox(services: WorkerServices, sandbox_id: str, run_id: str) -> dict[str, Any]:
     try:
-        deleted = services.cleaner.delete_sandbox(sandbox_id)
+        with bound_contextvars(sandbox_id=sandbox_id):  # not beyond: the line that ends the run is of no one sandbox
+            deleted = services.cleaner.delete_sandbox(sandbox_id)
     except ProviderBusy as busy:
         # Back to the queue. The wait for a call slot that has just ended keeps this from turning in circles.
         raise Reject(busy, requeue=True) from busy

@@ -99,7 +99,7 @@ def worker(plan: Plan, scratch: Path) -> Program:
         name="worker",
         command=(*_CELERY, "worker", *options),
         env={**plan.env, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
-        ready_url=f"{plan.url('METRICS_PORT')}/metrics",
+        ready_url=f"{plan.url('METRICS_PORT')}/healthz",
         stop_limit_sec=plan.settings.csp_call_limit_sec + 10,
         fresh_directory=metrics,
     )
@@ -111,7 +111,7 @@ def beat(plan: Plan) -> Program:
         name="beat",
         command=(*_CELERY, "beat"),
         env=_without_multiproc(plan) | {"METRICS_PORT": plan.env["BEAT_METRICS_PORT"]},
-        ready_url=f"{plan.url('BEAT_METRICS_PORT')}/metrics",
+        ready_url=f"{plan.url('BEAT_METRICS_PORT')}/healthz",
     )
 
 

@@ -97,14 +97,43 @@ def test_a_traceback_s_text_cannot_pass_for_a_line(capsys: pytest.CaptureFixture
     assert bool(rest) == (fmt == "text")
 
 
-def test_text_has_no_colours_off_a_terminal_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
+)
+def test_text_behind_a_pipe_has_colours_only_where_they_are_asked_for_and_not_forbidden(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    coloured: bool,
+) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    configure_logging(level="INFO", fmt="text")
+    structlog.get_logger("broker").info("Allocate ended")
+
+    assert ("\x1b" in capsys.readouterr().out) is coloured
+
+
+@pytest.mark.parametrize("fmt", ["json", "text"])
+def test_a_library_s_message_of_several_lines_is_made_one(capsys: pytest.CaptureFixture[str], fmt: str) -> None:
+    configure_logging(level="INFO", fmt=fmt)
+    logging.getLogger("library").warning("No answer.\nTrying again in %s s\n", 2)
+
+    written = capsys.readouterr().out
+    assert "No answer. Trying again in 2 s" in written
+    assert "\\n" not in written
+
+
+def test_text_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="INFO", fmt="text")
     structlog.get_logger("broker").info("Grüße", track_id="läuft")
 
     written = capsys.readouterr().out
     assert "Grüße" in written
     assert "track_id=läuft" in written
-    assert "\x1b" not in written
 
 
 def test_what_is_below_the_level_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:

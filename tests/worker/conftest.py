@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 _DATABASE = 9
 DEADLINE_SEC = 30.0
-# Celery warns of running as root, which is how containers often test.
-_ENVIRONMENT = {"BROKER_ENV": "development", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+_ENVIRONMENT = {"BROKER_ENV": "development", "PYTHONUNBUFFERED": "1"}
 
 
 class Celery:

@@ -73,6 +73,39 @@ def test_a_beat_that_waits_for_its_turn_stops_at_once(database_url: str) -> None
             assert waiting.exit_code() == 0
 
 
+def test_a_beat_without_redis_ends_with_1_and_one_line() -> None:
+    with start_beat("redis://:the-password@127.0.0.1:1/0", 0) as beat:
+        assert beat.exit_code() == 1
+
+    (line,) = [line for line in beat.lines if line["level"] == "error"]
+    assert line["message"].startswith("Beat ends: Redis does not answer")
+    assert all(each.startswith("{") for each in beat.output)
+    assert "exception" not in line
+    assert not any("the-password" in each for each in beat.output)
+
+
+def test_a_beat_that_loses_its_turn_ends_with_1_and_one_line(database_url: str, redis: Redis) -> None:
+    with start_beat(database_url, 0) as beat:
+        until(lambda: beat.has_said("Acquired lock"), "beat")
+        redis.delete("sandbox-broker:beat::lock")
+        assert beat.exit_code() == 1
+
+    (line,) = [line for line in beat.lines if line["level"] == "error"]
+    assert "lock was lost" in line["message"]
+    assert "exception" not in line
+
+
+def test_a_beat_that_is_told_to_stop_as_soon_as_it_answers_exits_0_without_a_word(database_url: str) -> None:
+    (port,) = free_ports(1)
+    with start_beat(database_url, port) as beat:
+        until(lambda: bool(scrape(port)), "the metrics")
+        beat.signal(signal.SIGTERM)
+        assert beat.exit_code() == 0
+
+    assert all(line["level"] == "info" for line in beat.lines)
+    assert all(each.startswith("{") for each in beat.output)
+
+
 def test_a_changed_interval_holds_from_the_next_start(database_url: str, redis: Redis) -> None:
     (port,) = free_ports(1)
     with start_beat(database_url, port) as beat:

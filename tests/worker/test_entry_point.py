@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_common.core.jobs import Job, JobState
-from deploy.dev.processes import answers, free_ports
+from deploy.dev.processes import answers, call, free_ports
 from tests.worker.conftest import Celery, until
 from tests.worker.scrape import scrape
 
@@ -89,6 +91,54 @@ def test_every_line_of_the_worker_is_json_and_holds_no_secret(worker: Celery, de
     assert worker.exit_code() == 0
     assert [line for line in worker.output if not line.startswith("{")] == []
     assert not any("the-provider-s-secret" in line for line in worker.output)
+
+
+@pytest.mark.parametrize("command", ["worker", "beat"])
+def test_a_port_that_is_taken_is_named_and_ends_the_process_with_2(database_url: str, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        env = {
+            "CSP_BASE_URL": "http://127.0.0.1:1",
+            "CSP_API_TOKEN": "token",
+            "DDB_ENDPOINT_URL": "http://127.0.0.1:1",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "API_BIND": "127.0.0.1",
+            "METRICS_PORT": str(taken.getsockname()[1]),
+        }
+        with Celery(database_url, command, application=APPLICATION, **env) as process:
+            assert process.exit_code() == 2
+
+    assert process.output[-1].startswith("METRICS_PORT: ")
+
+
+@pytest.mark.parametrize("credentials", [{}, {"FLOWER_BASIC_AUTH": "password-alone"}, {"FLOWER_BASIC_AUTH": ","}])
+def test_flower_does_not_start_in_production_without_a_password(database_url: str, credentials: dict[str, str]) -> None:
+    env = {"BROKER_ENV": "production", **credentials}
+    with Celery(database_url, "flower", "--port=0", application=APPLICATION, **env) as flower:
+        assert flower.exit_code() == 2
+
+    (line,) = flower.output
+    assert line.startswith("FLOWER_BASIC_AUTH: ")
+    assert "password-alone" not in line
+
+
+def test_flower_in_production_asks_for_the_password(database_url: str, port: int) -> None:
+    words = ("flower", f"--port={port}", "--address=127.0.0.1")
+    env = {"BROKER_ENV": "production", "FLOWER_BASIC_AUTH": "operator:the-password"}
+    with Celery(database_url, *words, application=APPLICATION, **env) as flower:
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: answers(f"{url}/healthcheck"), "Flower")
+        for path in ("/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks"):
+            assert call("GET", f"{url}{path}")[0] == 401
+        assert call("GET", f"{url}/api/tasks", headers={"Authorization": basic("operator:the-password")})[0] == 200
+        assert call("GET", f"{url}/api/tasks", headers={"Authorization": basic("operator:another")})[0] == 401
+        assert call("GET", f"{url}/metrics")[0] == 200
+
+    assert not any("the-password" in line for line in flower.output)
+
+
+def basic(credentials: str) -> str:
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
 
 
 def test_flower_starts_without_provider_and_tokens(database_url: str, port: int) -> None:

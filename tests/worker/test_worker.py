@@ -115,15 +115,17 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
         "deleted": 2,
         "gone": 1,
         "will_retry": 1,
-        "failed": 0,
+        "gave_up": 0,
         "misconfigured": 0,
         "postponed": 0,
         "not_due": 0,
+        "failed": 1,
     }
     until(lambda: worker.has_said("Deleted 2 sandboxes, 1 failed"), "the seed's sentence")
     (line,) = [line for line in worker.lines if line["message"].startswith("Deleted ")]
     assert (line["action"], line["outcome"]) == ("background_cleanup", "success")
     assert line["request_id"].startswith("job-cleanup-")
+    assert "sandbox_id" not in line
     deletes = [each for each in worker.lines if each["message"] == "Delete ended"]
     assert [each["request_id"] for each in deletes] == [line["request_id"]] * 4
 

@@ -1,8 +1,12 @@
-"""The /metrics of a worker (its pool's processes added up) and of beat."""
+"""What a worker and beat serve to those that watch them: /metrics (a pool's processes added up) and /healthz."""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +18,11 @@ from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from prometheus_client import Metric
+
+    from broker_worker.liveness import Pulse
 
 
 def share_metrics_through(directory: str) -> None:
@@ -31,23 +38,23 @@ def share_metrics_through(directory: str) -> None:
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call] # the library leaves it untyped
 
 
-def serve_worker_metrics(*, address: str, port: int, directory: str) -> None:
-    """Serve once the worker is ready, from its main process: a child would inherit the socket."""
+def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str) -> None:
+    """Serve from the worker's main process, from its start on, also while it waits for Redis."""
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
         _PoolCollector(registry, directory)
         ProcessCollector(registry=registry)
-        start_http_server(port, addr=address, registry=registry)
+        _serve(registry, pulse, address, port)
 
     def forget(pid: int, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
         mark_process_dead(pid, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
 
-    signals.worker_ready.connect(serve, weak=False)
+    signals.worker_init.connect(serve, weak=False)
     signals.worker_process_shutdown.connect(forget, weak=False)
 
 
-def serve_beat_metrics(*, address: str, port: int) -> None:
+def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
     """Serve from the start on, also while another beat is the one that sends."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -55,7 +62,7 @@ def serve_beat_metrics(*, address: str, port: int) -> None:
     names = {f"broker.{job}": sent.labels(job.value) for job in Job}
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
-        start_http_server(port, addr=address, registry=registry)
+        _serve(registry, pulse, address, port)
 
     def count(sender: str, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
         if sender in names:
@@ -63,6 +70,35 @@ def serve_beat_metrics(*, address: str, port: int) -> None:
 
     signals.beat_init.connect(serve, weak=False)
     signals.after_task_publish.connect(count, weak=False)
+
+
+def _serve(registry: CollectorRegistry, pulse: Pulse, address: str, port: int) -> None:
+    """Serve in a thread; a port that cannot be had ends the process with 2."""
+    try:
+        server, _ = start_http_server(port, addr=address, registry=registry)
+    except OSError as error:
+        sys.stderr.write(f"METRICS_PORT: Nothing can listen on port {port} of {address}: {error.strerror}.\n")
+        sys.exit(2)
+    server.set_app(_with_health(server.get_app(), pulse))  # type: ignore[arg-type] # typeshed allows None for the app
+    # A pool's processes must not hold the port when this one is gone.
+    os.register_at_fork(after_in_child=server.socket.close)
+
+
+def _with_health(metrics: WSGIApplication, pulse: Pulse) -> WSGIApplication:
+    """Answer /healthz from the pulse, and leave every other path to the metrics."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/healthz":
+            return metrics(environ, start_response)
+        problem = pulse.problem()
+        status = HTTPStatus.OK if problem is None else HTTPStatus.SERVICE_UNAVAILABLE
+        body = {"status": "healthy" if problem is None else "unhealthy", "timestamp": int(time.time())}
+        if problem is not None:
+            body["error"] = problem
+        start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
+        return [json.dumps(body).encode()]
+
+    return answer
 
 
 class _PoolCollector(MultiProcessCollector):
