@@ -56,6 +56,7 @@ class Process:
         self.name = program.name
         self.last_line = ""
         self.started_at = 0.0
+        self._asked_at: float | None = None
         self._on_line = on_line
         self._popen: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -68,6 +69,7 @@ class Process:
             directory.mkdir(parents=True)
         self.last_line = ""
         self.started_at = time.monotonic()
+        self._asked_at = None
         self._popen = subprocess.Popen(
             [*_stopped_with_parent(), *self.program.command],
             env=dict(self.program.env),
@@ -111,24 +113,31 @@ class Process:
         """Send the process a signal, and nothing to its children."""
         self._started.send_signal(signum)
 
+    def ask_to_stop(self) -> None:
+        """Ask the process to end, and do not wait."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            if self._started.poll() is None:
+                self._started.terminate()
+
     def stop(self, *, in_a_hurry: Callable[[], bool] = lambda: False) -> str:
         """Ask the process to end, wait, kill its group after its limit (or 0.5 s in a hurry); say how it went.
 
-        Whatever is left of its group afterwards is killed, also if the process had ended before.
+        The limit counts from when it was first asked. Whatever is left of its group afterwards is killed, also if the
+        process had ended before.
         """
-        started, popen = time.monotonic(), self._started
-        killed = False
-        if popen.poll() is None:
-            popen.terminate()
+        self.ask_to_stop()
+        popen, killed = self._started, False
+        asked_at = self._asked_at or 0
         while popen.poll() is None:
-            killed = time.monotonic() - started > (0.5 if in_a_hurry() else self.program.stop_limit_sec)
+            killed = time.monotonic() - asked_at > (0.5 if in_a_hurry() else self.program.stop_limit_sec)
             if killed:
                 self.kill_group()
             with suppress(subprocess.TimeoutExpired):
                 popen.wait(0.1)
         self.kill_group()
         self._join()
-        return f"{'killed' if killed else 'stopped'} after {time.monotonic() - started:.1f} s"
+        return f"{'killed' if killed else 'stopped'} after {time.monotonic() - asked_at:.1f} s"
 
     def kill_group(self) -> None:
         """Kill the process and the children that it left behind."""

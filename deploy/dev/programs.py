@@ -139,8 +139,11 @@ def parts(plan: Plan, scratch: Path) -> list[Program]:
 
 
 def services(plan: Plan, scratch: Path) -> list[Program]:
-    """Return the broker's own processes, which need the engines and the table. They stop in the opposite order."""
-    return [worker(plan, scratch), api(plan, scratch), flower(plan), beat(plan)]
+    """Return the broker's own processes, which need the engines and the table. They stop in the opposite order.
+
+    Flower is the last to stop: it only looks on, and may be asked before the others.
+    """
+    return [flower(plan), worker(plan, scratch), api(plan, scratch), beat(plan)]
 
 
 def ports(plan: Plan) -> list[tuple[str, str, int]]:

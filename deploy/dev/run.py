@@ -49,13 +49,13 @@ class Terminal:
     """Writes whole lines, each with its origin, from several threads."""
 
     def __init__(self) -> None:
-        self._coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self.is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._lock = threading.Lock()
 
     def say(self, name: str, line: str) -> None:
         """Write one line under its origin."""
         prefix = f"{name:8} | "
-        if self._coloured:
+        if self.is_coloured:
             prefix = f"\x1b[{_COLOURS.get(name, 1)}m{prefix}\x1b[0m"
         self.write(f"{prefix}{line}")
 
@@ -166,16 +166,16 @@ class Runner:
         if self._signals.arrived.is_set():
             raise Stopped
         if ended != 0:
-            raise CannotRun(f"the table could not be created: the command {how}")
+            raise CannotRun("the table could not be created" if process.last_line else f"the table's command {how}")
 
     def _start_services(self) -> None:
         has_redis = self._plan.embeds_redis or answers(self._plan.env["REDIS_URL"])
-        worker, api, *others = self._services
+        flower, worker, api, beat = self._services
         self._start([worker, api])
         self._await([worker, api] if has_redis else [api])
-        self._start(others)  # now: Flower asks the worker what it does as soon as it starts
+        self._start([beat, flower])  # now: Flower asks the worker what it does as soon as it starts
         if has_redis:
-            self._await(others)
+            self._await([beat, flower])
             self._first_sync()
         else:
             self._say("Redis (REDIS_URL) does not answer: the API serves tracks, jobs wait for it")
@@ -253,8 +253,14 @@ class Runner:
     def _stop(self) -> None:
         if self._signals.arrived.is_set():
             self._say("stopping, once what runs is finished; a second Ctrl-C does not wait")
-        for process in reversed(self._running):
+        in_order = [process for process in self._parts + self._services if process in self._running]
+        for process in in_order:
+            if process.name == "flower":  # it takes long where Redis is away, and nothing waits for it
+                process.ask_to_stop()
+        for process in reversed(in_order):
             self._say(f"{process.name} {process.stop(in_a_hurry=self._signals.in_a_hurry)}")
+        if in_order:
+            self._say("stopped")
 
     def _say(self, lines: str) -> None:
         for line in lines.split("\n"):
@@ -278,7 +284,7 @@ def main() -> int:
     # also for the temporary files of what is started: a process that is killed leaves some
     with tempfile.TemporaryDirectory(prefix="sandbox-broker-", ignore_cleanup_errors=True) as scratch:
         try:
-            plan = make_plan(os.environ | {"TMPDIR": scratch})
+            plan = make_plan(os.environ | {"TMPDIR": scratch} | ({"FORCE_COLOR": "1"} if terminal.is_coloured else {}))
         except SettingsError as error:
             for problem in chain(error.problems, ["nothing was started"]):
                 terminal.say("run", problem)

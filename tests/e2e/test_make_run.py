@@ -35,7 +35,7 @@ PORTS = (
     "REDIS_PORT",
     "MOCK_CSP_PORT",
 )
-STOP_ORDER = ["beat", "flower", "api", "worker", "csp", "redis", "dynamodb"]
+STOP_ORDER = ["beat", "api", "worker", "flower", "csp", "redis", "dynamodb"]
 
 
 class MakeRun:
@@ -217,6 +217,7 @@ def test_ctrl_c_stops_everything_in_order_and_a_second_run_works_at_once(tmp_pat
         first.press_ctrl_c()
         first.wait_for_end()
         assert first.stopped() == STOP_ORDER, first.output
+        assert [line for line in first.lines if line.startswith("run ")][-1] == "run      | stopped"
         first.assert_nothing_is_left()
     with make_run(tmp_path / "scratch", **first.ports) as second:
         second.wait_until_ready()
