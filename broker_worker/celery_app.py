@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -19,9 +18,10 @@ from celery import signals
 from broker_common.core.errors import BrokerError
 from broker_common.logs import configure_logging
 from broker_common.services import build_worker_services, check_table
-from broker_common.settings import Environment, Process, Settings, SettingsError
+from broker_common.settings import Process, Settings, SettingsError
 from broker_worker.app import create_celery
 from broker_worker.beat import set_up_beat
+from broker_worker.flower import set_up_flower
 from broker_worker.liveness import Pulse, watch_worker
 from broker_worker.monitoring import serve_beat, serve_worker, share_metrics_through
 
@@ -56,21 +56,8 @@ def _create() -> Celery:
         if settings.metrics_port:
             serve_beat(pulse, address=settings.api_bind, port=settings.metrics_port)
     elif command == "flower":
-        _check_authentication(settings)
+        set_up_flower(settings)
     return app
-
-
-def _check_authentication(settings: Settings) -> None:
-    """Refuse to open Flower to everybody outside development: it starts and stops jobs."""
-    given = os.environ.get("FLOWER_BASIC_AUTH", "").strip()
-    pairs = given.split(",") if given else []
-    if not all(re.fullmatch(r"[^:]+:.+", pair) for pair in pairs):
-        sys.stderr.write("FLOWER_BASIC_AUTH: Must be user:password, or several, comma-separated.\n")
-        sys.exit(2)
-    is_open = not pairs and not os.environ.get("FLOWER_AUTH", "").strip()
-    if is_open and settings.broker_env is Environment.PRODUCTION:
-        sys.stderr.write("FLOWER_BASIC_AUTH: Missing: user:password, unless FLOWER_AUTH and its provider are given.\n")
-        sys.exit(2)
 
 
 def _own_directory() -> str:

@@ -1,0 +1,36 @@
+"""What Flower, which shows jobs and starts them, needs beyond Celery's application: a password and the common log."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from tornado.options import options
+
+from broker_common.logs import configure_logging
+from broker_common.settings import Environment
+
+if TYPE_CHECKING:
+    from broker_common.settings import Settings
+
+
+def set_up_flower(settings: Settings) -> None:
+    """Make this process fit for Flower; without a password outside development it ends with 2."""
+    _check_authentication(settings)
+    options.logging = "none"  # or tornado would write in a format, to a place and from a level of its own
+    configure_logging(level=settings.log_level, fmt=settings.log_format)
+
+
+def _check_authentication(settings: Settings) -> None:
+    """Refuse to open Flower to everybody outside development: it starts and stops jobs."""
+    given = os.environ.get("FLOWER_BASIC_AUTH", "").strip()
+    pairs = given.split(",") if given else []
+    if not all(re.fullmatch(r"[^:]+:.+", pair) for pair in pairs):
+        sys.stderr.write("FLOWER_BASIC_AUTH: Must be user:password, or several, comma-separated.\n")
+        sys.exit(2)
+    is_open = not pairs and not os.environ.get("FLOWER_AUTH", "").strip()
+    if is_open and settings.broker_env is Environment.PRODUCTION:
+        sys.stderr.write("FLOWER_BASIC_AUTH: Missing: user:password, unless FLOWER_AUTH and its provider are given.\n")
+        sys.exit(2)
