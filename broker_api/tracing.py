@@ -1,11 +1,15 @@
-"""The id of each request: taken over from the caller or made here, on every answer and every log line."""
+"""The id of each request, on its answer and its log lines, and the line that says how it was answered."""
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 import uuid
+from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
+import structlog
 from flask import g, request
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
@@ -15,6 +19,10 @@ if TYPE_CHECKING:
 HEADER = "X-Request-ID"
 PATTERN = "[A-Za-z0-9._-]{1,128}"
 _VALID = re.compile(PATTERN)
+# What probes and scrapers ask every few seconds, and nobody reads while the answer is yes.
+_PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
 
 def register_tracing(app: Flask) -> None:
@@ -35,6 +43,7 @@ def request_id() -> str:
 
 
 def _begin() -> None:
+    g.began_at = time.monotonic()
     g.request_id = choose_request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
     # A thread serves one request after the other: nothing may be left from the one before.
     clear_contextvars()
@@ -43,7 +52,23 @@ def _begin() -> None:
 
 def _show(response: Response) -> Response:
     response.headers[HEADER] = g.request_id
+    _write_line(response.status_code)
     return response
+
+
+def _write_line(status: int) -> None:
+    """Say what was asked for and how it was answered: the route's template, never the path, which may be anything."""
+    route = request.url_rule.rule if request.url_rule else None
+    details = {"route": route, **(request.view_args or {})}
+    _log.log(
+        logging.DEBUG if route in _PROBED and status == HTTPStatus.OK else logging.INFO,
+        "Request answered",
+        action="request",
+        method=request.method,
+        status=status,
+        latency_ms=round((time.monotonic() - g.began_at) * 1000, 1),
+        **{name: value for name, value in details.items() if value is not None},
+    )
 
 
 def _end(_error: BaseException | None) -> None:
