@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flask import Flask
+from prometheus_client import CollectorRegistry
 
 from broker_api import admin, health, jobs, tracks
 from broker_api.errors import register_error_handlers
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from broker_common.settings import Settings
 
 
-def create_app(settings: Settings, services: ApiServices) -> Flask:
-    """Make the application; nothing is connected to and no environment variable of ours is read."""
+def create_app(settings: Settings, services: ApiServices, *, registry: CollectorRegistry | None = None) -> Flask:
+    """Make the application; nothing is connected to and no environment variable of ours is read.
+
+    `registry` holds the services' metrics, and gets the application's; without one they have none.
+    """
     app = Flask("broker_api", static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROVIDE_AUTOMATIC_OPTIONS=False)
+    # One more than is allowed, so that whoever reads a body sees that there is too much of it.
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PROVIDE_AUTOMATIC_OPTIONS=False)
     # A redirect to a path's tidier form would be an answer that no call has.
     app.url_map.merge_slashes = False
     attach(
@@ -30,7 +35,7 @@ def create_app(settings: Settings, services: ApiServices) -> Flask:
         Runtime(settings=settings, services=services, threads=ThreadBudget(settings.api_threads, services.clock)),
     )
     register_tracing(app)
-    register_metrics(app)
+    register_metrics(app, registry or CollectorRegistry())
     register_error_handlers(app)
     base_path = settings.api_base_path
     api = make_api(app, base_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from prometheus_client import CollectorRegistry
+
 from broker_api.app import create_app
 from broker_common.core.errors import LayoutMismatch, StoreMisconfigured
 from broker_common.logs import configure_logging
@@ -38,7 +40,8 @@ def check_table_or_exit(settings: Settings) -> None:
 def build_app(settings: Settings) -> Flask:
     """Make the application and its clients. Called after a fork."""
     configure_logging(level=settings.log_level, fmt=settings.log_format)
-    return create_app(settings, build_api_services(settings))
+    registry = CollectorRegistry()
+    return create_app(settings, build_api_services(settings, registry=registry), registry=registry)
 
 
 def _give_up(problems: list[str]) -> NoReturn:

@@ -1,10 +1,11 @@
 """Gauges that are read at a scrape: the pool's counts from the store, the circuit breaker's state from Redis.
 
-A scrape never waits for them for long: one background thread at a time renews what is cached.
+A scrape never waits for them for long: a background thread renews what is cached.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 FIRST_WAIT_SEC = 1.0
 WAIT_SEC = 0.05
 _READ_LIMIT_SEC = 3.0
+_SHORTEST_PAUSE_SEC = 1.0
+"""Between renewals that no scrape asks for."""
+_UNSEEN_LIMIT = 60
+"""Renewals in a row that no scrape saw: with the usual cache that is two minutes, longer than any scrape interval."""
 _GAUGES = {
     Status.AVAILABLE: "Sandboxes that may be allocated",
     Status.ALLOCATED: "Sandboxes that a track holds",
@@ -35,48 +40,76 @@ _GAUGES = {
 }
 _STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
+_log = logging.getLogger(__name__)
+
 Value = TypeVar("Value")
 
 
 class _Renewed(Generic[Value]):
-    """A value that is read in the background, at most once in `max_age` seconds and one read at a time."""
+    """A value that one background thread reads, at most once in `max_age` seconds, while somebody looks at it.
+
+    A read may take longer than a scrape may wait, and the scrape before may be a minute ago: so that what is shown is
+    no older than `max_age` and one read all the same, renewing goes on between scrapes, and ends when they stay away.
+    """
 
     def __init__(self, read: Callable[[], Value], clock: Clock, *, max_age: float) -> None:
         self._read = read
         self._clock = clock
         self._max_age = max_age
-        self._lock = threading.Lock()
-        self._read_at = float("-inf")
+        self._changed = threading.Condition()
         self._value: Value | None = None
-        self._renewal: threading.Event | None = None
+        self._read_at = float("-inf")
+        """When the read began that gave the value: what had happened before then is in it."""
+        self._reads = 0
+        self._unseen = 0
+        self._wanted = False
+        self._renewing = False
+        self._began_at = float("-inf")
 
     def get(self) -> Value | None:
         """Return the value, or None while it cannot be read.
 
-        Waits for a renewal up to 50 ms, and then returns what was known before; for the very first up to 1 s.
+        Waits up to 50 ms for one that is young enough, and returns what was known before if that does not come. Where
+        nothing has been known, for the first scrape or after a long time without, it waits up to 1 s.
         """
-        with self._lock:
-            if self._clock.monotonic() - self._read_at < self._max_age:
+        with self._changed:
+            self._unseen = 0
+            now = self._clock.monotonic()
+            if now - self._read_at < self._max_age:
                 return self._value
-            is_first = self._read_at == float("-inf")
-            if self._renewal is None:
-                self._renewal = threading.Event()
-                threading.Thread(target=self._renew, args=(self._renewal,), daemon=True).start()
-            renewal = self._renewal
-        renewal.wait(FIRST_WAIT_SEC if is_first else WAIT_SEC)
-        with self._lock:
+            if not self._renewing:
+                self._renewing, self._began_at, self._value = True, now, None
+                threading.Thread(target=self._renew, daemon=True).start()
+            self._wanted = True
+            self._changed.notify_all()
+            reads = self._reads
+            limit = WAIT_SEC if self._value is not None else max(WAIT_SEC, self._began_at + FIRST_WAIT_SEC - now)
+            self._changed.wait_for(lambda: self._reads != reads, limit)
             return self._value
 
-    def _renew(self, renewal: threading.Event) -> None:
-        value = None
+    def _renew(self) -> None:
+        while True:
+            began = self._clock.monotonic()
+            value = self._try_to_read()
+            with self._changed:
+                self._value, self._read_at, self._wanted = value, began, False
+                self._reads += 1
+                self._changed.notify_all()
+                pause = max(began + self._max_age - self._clock.monotonic(), _SHORTEST_PAUSE_SEC)
+                self._changed.wait_for(lambda: self._wanted, pause)
+                self._unseen += 1
+                if self._unseen > _UNSEEN_LIMIT:
+                    self._renewing = False
+                    return
+
+    def _try_to_read(self) -> Value | None:
         try:
-            value = self._read()
+            return self._read()
         except BrokerError:
-            pass  # absent, not zero: nobody knows the number
-        finally:
-            with self._lock:
-                self._value, self._read_at, self._renewal = value, self._clock.monotonic(), None
-            renewal.set()
+            return None  # absent, not zero: nobody knows the number
+        except Exception:  # noqa: BLE001 - one that ended the thread would leave an old number standing
+            _log.exception("a gauge could not be read")
+            return None
 
 
 class PoolCollector(Collector):

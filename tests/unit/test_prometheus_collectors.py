@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from broker_common.adapters import prometheus_collectors
 from broker_common.adapters.prometheus_collectors import CircuitCollector, PoolCollector
 from broker_common.adapters.redis_breaker import BreakerState
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import Status
-from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
+from deploy.dev.processes import wait_until
+from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
     from broker_common.core.ports import Clock, SandboxStore
@@ -62,6 +65,46 @@ def test_the_store_is_read_at_most_once_in_the_maximum_age() -> None:
     store.seed(make_sandbox("more"))
     clock.advance(2)
     assert registry.get_sample_value("broker_pool_available") == 5
+
+
+def test_the_gauges_go_on_following_between_scrapes_that_are_far_apart() -> None:
+    clock = FakeClock()
+    store = pool_of(clock)
+    registry = scrape(store, clock, max_age=0.1)
+    assert registry.get_sample_value("broker_pool_total") == 7
+    assert wait_until(lambda: store.calls["count"] >= 3, 30), "nobody has scraped since"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have renewing end soon after a scrape."""
+    monkeypatch.setattr(prometheus_collectors, "_SHORTEST_PAUSE_SEC", 0.01)
+    monkeypatch.setattr(prometheus_collectors, "_UNSEEN_LIMIT", 2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_store_is_left_alone_once_scrapes_stay_away() -> None:
+    clock = FakeClock()
+    store = pool_of(clock)
+    others = set(threading.enumerate())
+    registry = scrape(store, clock, max_age=0)
+    assert registry.get_sample_value("broker_pool_total") == 7
+    assert wait_until(lambda: set(threading.enumerate()) <= others, 30)
+    store.seed(make_sandbox("more"))
+    assert registry.get_sample_value("broker_pool_total") == 8, "and is read again when a scrape comes"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_unexpected_failure_leaves_the_gauges_out_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(StoreWrapper):
+        def count(self) -> NoReturn:
+            raise KeyError("status")
+
+    others = set(threading.enumerate())
+    registry = scrape(Broken(MemoryStore()), SystemClock(), max_age=0)
+    assert registry.get_sample_value("broker_pool_total") is None
+    assert wait_until(lambda: set(threading.enumerate()) <= others, 30)
+    assert "a gauge could not be read" in caplog.text
 
 
 def test_the_gauges_are_absent_while_the_store_is_away_and_come_back() -> None:

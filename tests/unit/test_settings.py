@@ -69,6 +69,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "circuit_breaker_threshold": 5,
         "circuit_breaker_timeout_sec": 60,
         "log_format": "json",
+        "pool_gauge_cache_sec": 2,
     }
     assert {name: getattr(settings, name) for name in expected} == expected
 
@@ -180,6 +181,8 @@ def test_all_mistakes_are_reported_at_once_each_by_its_name() -> None:
         ("LOG_LEVEL", "LOUD"),
         ("LOG_FORMAT", "yaml"),
         ("METRICS_PORT", "70000"),
+        ("POOL_GAUGE_CACHE_SEC", "-0.1"),
+        ("POOL_GAUGE_CACHE_SEC", "3601"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
