@@ -27,6 +27,7 @@ from broker_api.schemas import (
     StatsSchema,
 )
 from broker_common.core.domain import Sandbox, Status
+from broker_common.core.errors import InvalidInput
 from broker_common.core.ports import Pauses, SandboxPage
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _REQUEST = ["request_id"]
 
 
 @blueprint.route("/sandboxes", methods=["GET"])
-@blueprint.doc(operationId="adminListSandboxes", security=ADMIN_SECURITY, responses=errors(400, 401, 403, 500, 503))
+@blueprint.doc(operationId="adminListSandboxes", security=ADMIN_SECURITY, responses=errors("SERVICE_UNAVAILABLE"))
 @blueprint.arguments(SandboxQuerySchema(), location="query")
 @blueprint.response(200, SandboxPageSchema)
 @store_call
@@ -53,7 +54,7 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
     if "track_id" in query:
         page = _list_of_track(query["track_id"], status, limit=limit, cursor=cursor)
     else:
-        page = services().store.list_sandboxes(status, limit=limit, cursor=cursor)
+        page = _list_all(status, limit=limit, cursor=cursor)
     return {"sandboxes": _with_last_sync(page.sandboxes), "count": len(page.sandboxes), "cursor": page.cursor}
 
 
@@ -62,7 +63,7 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
     operationId="adminReadSandbox",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors(400, 401, 403, 404, 500, 503),
+    responses=errors("SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, SandboxSchema)
 @store_call
@@ -74,7 +75,7 @@ def read(sandbox_id: str) -> Sandbox:
 
 @blueprint.route("/stats", methods=["GET"])
 @blueprint.doc(
-    operationId="adminStats", security=ADMIN_SECURITY, parameters=_REQUEST, responses=errors(400, 401, 403, 500, 503)
+    operationId="adminStats", security=ADMIN_SECURITY, parameters=_REQUEST, responses=errors("SERVICE_UNAVAILABLE")
 )
 @blueprint.response(200, StatsSchema)
 @store_call
@@ -89,7 +90,7 @@ def stats() -> dict[str, int]:
     operationId="adminRelease",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors(400, 401, 403, 404, 409, 413, 500, 503),
+    responses=errors("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.arguments(ReleaseInputSchema())
 @blueprint.response(200, SandboxSchema)
@@ -105,7 +106,7 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
     operationId="adminQuarantine",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors(400, 401, 403, 404, 409, 413, 500, 503),
+    responses=errors("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.arguments(QuarantineInputSchema())
 @blueprint.response(200, SandboxSchema)
@@ -121,7 +122,7 @@ def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
     operationId="adminRetryDeletion",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors(400, 401, 403, 404, 409, 413, 500, 503),
+    responses=errors("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, SandboxSchema)
 @store_call
@@ -136,7 +137,7 @@ def retry_deletion(sandbox_id: str) -> Sandbox:
     operationId="adminBulkRetry",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors(400, 401, 403, 413, 500, 503),
+    responses=errors("PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, BulkRetriedSchema)
 @bulk_store_call
@@ -147,7 +148,9 @@ def bulk_retry() -> dict[str, int]:
 
 
 @blueprint.route("/bulk-delete", methods=["POST"])
-@blueprint.doc(operationId="adminBulkDelete", security=ADMIN_SECURITY, responses=errors(400, 401, 403, 413, 500, 503))
+@blueprint.doc(
+    operationId="adminBulkDelete", security=ADMIN_SECURITY, responses=errors("PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE")
+)
 @blueprint.arguments(BulkDeleteQuerySchema(), location="query")
 @blueprint.response(200, BulkDeletedSchema)
 @bulk_store_call
@@ -163,7 +166,7 @@ def bulk_delete(query: dict[str, str]) -> dict[str, int]:
     operationId="adminReadPauses",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors(400, 401, 403, 500, 503),
+    responses=errors("SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, PausesSchema)
 @store_call
@@ -177,7 +180,7 @@ def read_pauses() -> Pauses:
     operationId="adminSetPauses",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors(400, 401, 403, 413, 500, 503),
+    responses=errors("PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.arguments(PausesInputSchema(), required=False, example={"allocate": True})
 @blueprint.response(200, PausesSchema)
@@ -205,6 +208,13 @@ def _with_last_sync(sandboxes: Iterable[Sandbox]) -> list[Sandbox]:
         else sandbox
         for sandbox in shown
     ]
+
+
+def _list_all(status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
+    try:
+        return services().store.list_sandboxes(status, limit=limit, cursor=cursor)
+    except InvalidInput as error:
+        raise RequestInvalid({"cursor": ["Was not given by a listing of the same status."]}) from error
 
 
 def _list_of_track(track_id: str, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import flask_smorest
@@ -10,9 +11,11 @@ from flask import current_app, request
 from marshmallow import RAISE
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import RequestEntityTooLarge
 
-from broker_api.caller import MAX_LENGTH, is_plain
+from broker_api.caller import find_fault
 from broker_api.errors import RequestInvalid
+from broker_api.limits import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from marshmallow import Schema, ValidationError
 
 _UNKNOWN = "Unknown field."
+_REPEATED = "Must be given once."
 
 
 class StrictParser(FlaskParser):
@@ -73,8 +77,9 @@ def refuse_surplus() -> None:
 
 def require_plain(name: str, value: str) -> None:
     """Raise `RequestInvalid` unless a part of the path is 1 to 128 printable ASCII characters."""
-    if not is_plain(value):
-        raise RequestInvalid({name: [f"Must be 1 to {MAX_LENGTH} printable ASCII characters."]})
+    fault = find_fault(value)
+    if fault is not None:
+        raise RequestInvalid({name: [fault]})
 
 
 def _refuse(surplus: dict[str, Any]) -> None:
@@ -84,7 +89,7 @@ def _refuse(surplus: dict[str, Any]) -> None:
 
 def _read_query(req: Request) -> dict[str, str]:
     parameters = dict(req.args.lists())
-    repeated = {name: ["Must be given once."] for name, values in parameters.items() if len(values) > 1}
+    repeated = {name: [_REPEATED] for name, values in parameters.items() if len(values) > 1}
     if repeated:
         raise RequestInvalid(repeated)
     return {name: values[0] for name, values in parameters.items()}
@@ -92,17 +97,30 @@ def _read_query(req: Request) -> dict[str, str]:
 
 def _read_body(req: Request) -> dict[str, Any]:
     data = req.get_data()
+    # Of a body that comes in chunks, werkzeug reads up to its limit and says nothing of the rest.
+    if len(data) > MAX_BODY_BYTES:
+        raise RequestEntityTooLarge
     if not data:
         return {}
     if not is_json(req.mimetype):
         raise RequestInvalid({"Content-Type": ["Must be application/json."]})
     try:
-        body = json.loads(data, parse_constant=_refuse_constant)
+        body = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_make_object)
     except (ValueError, RecursionError) as error:
         raise RequestInvalid({"body": ["Must be JSON."]}) from error
     if not isinstance(body, dict):
         raise RequestInvalid({"body": ["Must be a JSON object."]})
     return body
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of two equal names Python would take the last, and another reader perhaps the first (RFC 8259, section 4).
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise RequestInvalid(
+            {name: [_REPEATED] for name, count in Counter(name for name, _ in pairs).items() if count > 1}
+        )
+    return made
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -34,9 +34,15 @@ class Caller:
     track_name: str | None
 
 
-def is_plain(text: str) -> bool:
-    """Tell whether a text is 1 to 128 printable ASCII characters, as everything that names something must be."""
-    return 0 < len(text) <= MAX_LENGTH and text.isascii() and text.isprintable()
+def find_fault(text: str) -> str | None:
+    """Say why a text is not 1 to 128 printable ASCII characters, as all that names something must be; None if it is."""
+    if not text:
+        return "Must not be empty."
+    if len(text) > MAX_LENGTH:
+        return f"Must not be longer than {MAX_LENGTH} characters."
+    if not (text.isascii() and text.isprintable()):
+        return "Must be printable ASCII characters."
+    return None
 
 
 def require_caller() -> None:
@@ -45,8 +51,11 @@ def require_caller() -> None:
     track_id = _read(environ, _TRACK_ID)
     alias = _read(environ, _TRACK_ID_ALIAS)
     if track_id is not None and alias is not None and track_id != alias:
-        message = [f"Differs between {_TRACK_ID} and its alias {_TRACK_ID_ALIAS}."]
-        raise RequestInvalid({_TRACK_ID: message, _TRACK_ID_ALIAS: message})
+        message = f"{_TRACK_ID} and its alias {_TRACK_ID_ALIAS} differ: send one of them, or both with one value."
+        raise RequestInvalid(
+            {_TRACK_ID: [f"Differs from {_TRACK_ID_ALIAS}."], _TRACK_ID_ALIAS: [f"Differs from {_TRACK_ID}."]},
+            message=message,
+        )
     track_id = track_id if track_id is not None else alias
     if track_id is None:
         raise RequestInvalid({_TRACK_ID: ["Missing: the calling track's id."]})
@@ -69,6 +78,8 @@ def _read(environ: Mapping[str, str], header: str) -> str | None:
     if value is None:
         return None
     value = value.strip(" \t")
-    if not is_plain(value):
-        raise RequestInvalid({header: [f"Must be sent once, with 1 to {MAX_LENGTH} printable ASCII characters."]})
+    # What `gunicorn_worker` makes of a header that was sent several times.
+    fault = "Was sent several times, with different values." if "\n" in value else find_fault(value)
+    if fault is not None:
+        raise RequestInvalid({header: [fault]})
     return value

@@ -10,6 +10,7 @@ from flask import Response, g, jsonify
 from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[import-untyped] # it ships no types
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from broker_api.limits import MAX_BODY_BYTES
 from broker_common.core import errors as core
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class RequestInvalid(core.InvalidInput):
     """What the caller sent is malformed; `details` has the messages by header, parameter or field."""
 
-    def __init__(self, details: Mapping[str, list[str]]) -> None:
-        super().__init__("; ".join(f"{name}: {' '.join(messages)}" for name, messages in details.items()))
+    def __init__(self, details: Mapping[str, list[str]], *, message: str | None = None) -> None:
+        super().__init__(message or " ".join(f"{name}: {' '.join(texts)}" for name, texts in details.items()))
         self.details = details
 
 
@@ -59,6 +60,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
 """Every subclass of `BrokerError` has its line: which of them an API call meets is not for this table to know."""
 
 _CODES_OF_HTTP = {400: "VALIDATION_ERROR", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE", 414: "URI_TOO_LONG"}
+_MESSAGES_OF_HTTP = {413: f"the body must not be larger than {MAX_BODY_BYTES} bytes"}
 _INTERNAL_MESSAGE = "an unexpected error occurred; the request_id leads to it in the log"
 
 _log = logging.getLogger(__name__)
@@ -79,7 +81,8 @@ def describe(status: int) -> tuple[str, str]:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return core.BrokerError.code, _INTERNAL_MESSAGE
     name = HTTPStatus(status)
-    return _CODES_OF_HTTP.get(status, name.name), name.description or name.phrase
+    message = _MESSAGES_OF_HTTP.get(status) or name.description or name.phrase
+    return _CODES_OF_HTTP.get(status, name.name), message
 
 
 def make_body(code: str, message: str, request_id: str) -> dict[str, object]:
@@ -121,7 +124,7 @@ def _answer_http_exception(error: HTTPException) -> Response:
 
 
 def _answer_unreadable_body(_error_of_gunicorn: Exception) -> Response:
-    return _error(HTTPStatus.BAD_REQUEST, *describe(HTTPStatus.BAD_REQUEST))
+    return _answer_broker_error(RequestInvalid({"body": ["Must be sent whole, and its chunks well-formed."]}))
 
 
 def _answer_unexpected(error: Exception) -> Response:

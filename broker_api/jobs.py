@@ -29,7 +29,7 @@ _RUN = JobRunSchema()
 _START: dict[str, Any] = {
     "security": ADMIN_SECURITY,
     "parameters": ["prefer", "request_id"],
-    "responses": errors(400, 401, 403, 413, 500, 503)
+    "responses": errors("PAYLOAD_TOO_LARGE", "QUEUE_UNAVAILABLE")
     | {
         200: {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
         202: {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
@@ -79,7 +79,7 @@ def purge_stale() -> Any:  # noqa: ANN401 - the same
     operationId="adminReadJob",
     security=ADMIN_SECURITY,
     parameters=["request_id"],
-    responses=errors(400, 401, 403, 404, 500, 503),
+    responses=errors("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"),
 )
 @blueprint.response(200, JobRunSchema)
 def read(job_id: str) -> dict[str, Any]:

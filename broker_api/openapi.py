@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flask_smorest
+from apispec import BasePlugin
 from flask import Blueprint, Flask, Response, send_from_directory
 
 from broker_api import tracing
+from broker_api.errors import describe, make_body
 from broker_api.schemas import PLAIN, ErrorSchema
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": PLAIN | {"
 _HEADERS = {
     "track_id": (
         "X-Track-ID",
-        "The calling track; X-Instruqt-Sandbox-ID is an alias, and both must agree",
+        "The calling track. Required, unless its alias X-Instruqt-Sandbox-ID is sent instead; both must agree",
     ),
     "track_name": ("X-Instruqt-Track-ID", "The lab's name, kept as `track_name`"),
     "name_prefix": ("X-Sandbox-Name-Prefix", "Only sandboxes whose name starts so"),
@@ -32,18 +36,100 @@ _HEADERS = {
 }
 
 
+_INTRODUCTION = """\
+Hands each pre-created cloud sandbox to exactly one track at a time, takes it back, and has it wiped.
+
+**Tokens.** A track sends `Authorization: Bearer <track token>` and its id in `X-Track-ID`; an operator sends an admin
+token. Neither can make the other's calls.
+
+**Retries.** Any call may be repeated. After a time-out, a lost connection, a 503, or a 409 `NO_SANDBOXES_AVAILABLE`,
+send the same request again, in the latter two after the seconds of `Retry-After`.
+
+**Idempotency.** However often it asks, a track gets one sandbox for each `Idempotency-Key` (its own id if it sends
+none) until that allocation has ended; a repeated answer carries `Idempotent-Replayed: true`. A mark for deletion may be
+repeated until the sandbox is allocated anew; who may repeat it late sends the `lease_id` that allocate answered.
+
+**Errors** have one shape and a stable `code`. Every answer carries `X-Request-ID`, which leads to it in the log.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """An error as it may be met."""
+
+    status: HTTPStatus
+    message: str
+    retry_after: int | None = None
+    details: dict[str, list[str]] | None = None
+
+
+EXAMPLES = {
+    "VALIDATION_ERROR": _Example(
+        HTTPStatus.BAD_REQUEST,
+        "X-Track-ID: Missing: the calling track's id.",
+        details={"X-Track-ID": ["Missing: the calling track's id."]},
+    ),
+    "UNAUTHORIZED": _Example(HTTPStatus.UNAUTHORIZED, "the token is unknown"),
+    "FORBIDDEN": _Example(HTTPStatus.FORBIDDEN, "the token is not meant for this call"),
+    "NOT_SANDBOX_OWNER": _Example(HTTPStatus.FORBIDDEN, "sandbox '2009521' is not held by this track"),
+    "SANDBOX_NOT_FOUND": _Example(HTTPStatus.NOT_FOUND, "there is no sandbox '2009521'"),
+    "JOB_NOT_FOUND": _Example(HTTPStatus.NOT_FOUND, "there is no job '3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11'"),
+    "NO_SANDBOXES_AVAILABLE": _Example(HTTPStatus.CONFLICT, "no sandbox is available", retry_after=30),
+    "LEASE_MISMATCH": _Example(HTTPStatus.CONFLICT, "sandbox '2009521' is not held under this lease_id"),
+    "INVALID_TRANSITION": _Example(HTTPStatus.CONFLICT, "a sandbox that is allocated cannot be quarantined"),
+    "PAYLOAD_TOO_LARGE": _Example(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, describe(413)[1]),
+    "INTERNAL_ERROR": _Example(HTTPStatus.INTERNAL_SERVER_ERROR, describe(500)[1]),
+    "SERVICE_UNAVAILABLE": _Example(HTTPStatus.SERVICE_UNAVAILABLE, "DynamoDB does not answer", retry_after=1),
+    "PAUSED": _Example(HTTPStatus.SERVICE_UNAVAILABLE, "allocation is paused by an operator", retry_after=30),
+    "QUEUE_UNAVAILABLE": _Example(
+        HTTPStatus.SERVICE_UNAVAILABLE, "the job queue cannot be reached; nothing was started", retry_after=5
+    ),
+}
+"""One of every error code that a call is described with."""
+_OF_EVERY_CALL = ("VALIDATION_ERROR", "UNAUTHORIZED", "FORBIDDEN", "INTERNAL_ERROR")
+_REQUEST_ID = {tracing.HEADER: {"$ref": f"#/components/headers/{tracing.HEADER}"}}
+_RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+
+
+class _RequestIdOnEveryAnswer(BasePlugin):
+    """Describes the header that every answer carries."""
+
+    def operation_helper(
+        self,
+        path: str | None = None,  # noqa: ARG002 - apispec's signature
+        operations: dict[str, Any] | None = None,
+        **_: Any,  # noqa: ANN401 - the same
+    ) -> None:
+        """Add it to the answers of a path's operations."""
+        for operation in (operations or {}).values():
+            for response in operation["responses"].values():
+                if isinstance(response, dict):
+                    response["headers"] = response.get("headers", {}) | _REQUEST_ID
+
+
 class Api(flask_smorest.Api):
-    """flask-smorest, with this API's errors."""
+    """flask-smorest, with this API's errors, and without the header of paged answers that it has none of."""
 
     ERROR_SCHEMA = ErrorSchema
+    DEFAULT_ERROR_RESPONSE_NAME = "AnyError"
+
+    def _register_pagination_header(self) -> None:
+        """Leave it out: its schema would stand in the description, used by nothing."""
 
     def _register_error_handlers(self) -> None:
         """Leave errors to `errors`: flask-smorest's own would answer in another shape."""
 
 
-def errors(*statuses: int) -> dict[int, Any]:
-    """Return the documented responses of a call's errors."""
-    return {status: HTTPStatus(status).name for status in statuses}
+def errors(*codes: str) -> dict[int, Any]:
+    """Return the documented responses of a call's errors: those with these codes, and those that any call may have."""
+    responses: dict[int, Any] = {}
+    for code in sorted({*_OF_EVERY_CALL, *codes}, key=list(EXAMPLES).index):
+        example = EXAMPLES[code]
+        response = responses.setdefault(example.status.value, _describe_error(example.status.phrase))
+        if example.retry_after is not None:
+            response["headers"] = _RETRY_AFTER
+        response["content"]["application/json"]["examples"][code] = {"$ref": f"#/components/examples/{code}"}
+    return responses
 
 
 def make_api(app: Flask, base_path: str) -> Api:
@@ -51,7 +137,7 @@ def make_api(app: Flask, base_path: str) -> Api:
     docs = f"{base_path}/docs"
     app.config.update(
         API_TITLE="Sandbox Broker",
-        API_VERSION="1",
+        API_VERSION=_version(),
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX=base_path,
         OPENAPI_JSON_PATH="openapi.json",
@@ -60,8 +146,11 @@ def make_api(app: Flask, base_path: str) -> Api:
         # Without this the page asks a public validator about our description.
         OPENAPI_SWAGGER_UI_CONFIG={"validatorUrl": None, "deepLinking": True, "persistAuthorization": True},
     )
-    app.register_blueprint(_page_files(), url_prefix=docs)
-    api = Api(app)
+    page_files = _page_files()
+    app.register_blueprint(page_files, url_prefix=docs)
+    # The page names no icon of its own, and browsers ask here then.
+    app.add_url_rule("/favicon.ico", f"{page_files.name}.page_file", defaults={"filename": "favicon-32x32.png"})
+    api = Api(app, spec_kwargs={"info": {"description": _INTRODUCTION}, "extra_plugins": [_RequestIdOnEveryAnswer()]})
     _describe_common(api.spec)
     return api
 
@@ -79,11 +168,37 @@ def _page_files() -> Blueprint:
     return blueprint
 
 
+def _version() -> str:
+    try:
+        return version("sandbox-broker")
+    except PackageNotFoundError:  # run from its source tree, without being installed
+        return "unreleased"
+
+
+def _describe_error(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": ErrorSchema, "examples": {}}}}
+
+
 def _describe_common(spec: APISpec) -> None:
     for scheme, whose in (("trackToken", "A track's token"), ("adminToken", "An operator's token")):
         spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})
     for component, (header, description) in _HEADERS.items():
         _describe_header(spec, component, header, description, PLAIN | {"type": "string"})
+    for code, example in EXAMPLES.items():
+        body = make_body(code, example.message, "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11")
+        optional = {"retry_after": example.retry_after, "details": example.details}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        spec.components.example(code, {"value": {"error": body}})
+    spec.components.header(
+        tracing.HEADER,
+        {"description": "The request's id, for whoever reads the log", "required": True, "schema": {"type": "string"}},
+    )
+    spec.components.header(
+        "Retry-After",
+        {"description": "Seconds after which to repeat the request", "required": True, "schema": {"type": "integer"}},
+    )
+    any_error = {"description": "Any other error", "content": {"application/json": {"schema": ErrorSchema}}}
+    spec.components.response(Api.DEFAULT_ERROR_RESPONSE_NAME, any_error | {"headers": _REQUEST_ID})
     comes_back = f"Comes back with the answer; another does, unless it matches {tracing.PATTERN}"
     _describe_header(spec, "request_id", tracing.HEADER, comes_back, {"type": "string"})
     _describe_header(
@@ -92,5 +207,5 @@ def _describe_common(spec: APISpec) -> None:
 
 
 def _describe_header(spec: APISpec, component: str, header: str, description: str, schema: dict[str, Any]) -> None:
-    parameter = {"name": header, "required": component == "track_id", "description": description, "schema": schema}
+    parameter = {"name": header, "required": False, "description": description, "schema": schema}
     spec.components.parameter(component, "header", parameter)

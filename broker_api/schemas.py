@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from broker_api.caller import MAX_LENGTH, is_plain
+from broker_api.caller import MAX_LENGTH, find_fault
 from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.jobs import Job, JobState
 from broker_common.core.purge import BULK_DELETABLE
@@ -33,8 +33,9 @@ class _StrictBoolean(fields.Boolean):
 
 
 def _check_plain(text: str) -> None:
-    if not is_plain(text):
-        raise ValidationError(f"Must be 1 to {MAX_LENGTH} printable ASCII characters.")
+    fault = find_fault(text)
+    if fault is not None:
+        raise ValidationError(fault)
 
 
 def _check_reason(text: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from broker_api.auth import require_track_token
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
+from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
 from broker_api.openapi import SANDBOX_ID, TRACK_SECURITY, errors
 from broker_api.runtime import services
@@ -20,6 +22,8 @@ from broker_api.schemas import (
 from broker_common.core.allocation import AllocateRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker_common.core.domain import Claim, Sandbox
 
 blueprint = Blueprint("tracks", __name__, description="What a lab session may do")
@@ -27,8 +31,30 @@ blueprint.before_request(require_track_token)
 blueprint.before_request(require_caller)
 blueprint.before_request(refuse_surplus)
 
+Answer = TypeVar("Answer")
+
 _TRACK = ["track_id", "request_id"]
 _REPLAYED = {"Idempotent-Replayed": {"schema": {"type": "string", "enum": ["true"]}}}
+
+
+def _refuse_others_first(view: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Tell whoever does not hold the sandbox so, and nothing about a malformed body."""
+
+    @wraps(view)
+    def checked(sandbox_id: str) -> Answer:
+        try:
+            return view(sandbox_id=sandbox_id)
+        except RequestInvalid:
+            _read(sandbox_id)
+            raise
+
+    return checked
+
+
+@store_call
+def _read(sandbox_id: str) -> Sandbox:
+    require_plain("sandbox_id", sandbox_id)
+    return services().custody.read(track_id=caller().track_id, sandbox_id=sandbox_id)
 
 
 @blueprint.route("/allocate", methods=["POST"])
@@ -36,7 +62,7 @@ _REPLAYED = {"Idempotent-Replayed": {"schema": {"type": "string", "enum": ["true
     operationId="allocate",
     security=TRACK_SECURITY,
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
-    responses=errors(400, 401, 403, 409, 413, 500, 503),
+    responses=errors("NO_SANDBOXES_AVAILABLE", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE", "PAUSED"),
 )
 @blueprint.response(201, AllocationSchema, description="A sandbox, newly allocated")
 @blueprint.alt_response(
@@ -71,7 +97,7 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
     operationId="listHeldSandboxes",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    responses=errors(400, 401, 403, 500, 503),
+    responses=errors("SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, HeldSandboxesSchema)
 @store_call
@@ -86,14 +112,12 @@ def list_held() -> dict[str, Any]:
     operationId="readSandbox",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    responses=errors(400, 401, 403, 404, 500, 503),
+    responses=errors("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, HeldSandboxSchema)
-@store_call
 def read(sandbox_id: str) -> Sandbox:
     """Read a sandbox that the calling track holds, or held last."""
-    require_plain("sandbox_id", sandbox_id)
-    return services().custody.read(track_id=caller().track_id, sandbox_id=sandbox_id)
+    return _read(sandbox_id)
 
 
 @blueprint.route("/sandboxes/<sandbox_id>/mark-for-deletion", methods=["POST"], parameters=[SANDBOX_ID])
@@ -101,8 +125,11 @@ def read(sandbox_id: str) -> Sandbox:
     operationId="markForDeletion",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    responses=errors(400, 401, 403, 404, 409, 413, 500, 503),
+    responses=errors(
+        "NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"
+    ),
 )
+@_refuse_others_first
 @blueprint.arguments(MarkInputSchema(), required=False)
 @blueprint.response(200, MarkedSchema)
 @store_call

@@ -141,6 +141,23 @@ def test_a_body_whose_chunks_are_none_is_the_callers_fault(server: Server, chunk
     assert (answer.status, answer.error["code"]) == (400, "VALIDATION_ERROR")
 
 
+@pytest.mark.parametrize("header", [b"X-Track-ID", b"Idempotency-Key"])
+def test_a_header_that_is_sent_with_several_values_is_refused_as_such(server: Server, header: bytes) -> None:
+    headers = (b"Authorization: Bearer track-token", b"X-Instruqt-Sandbox-ID: t", header + b": t", header + b": u")
+    answer = server.send(call(*headers, b"Connection: close", line=b"GET /v1/sandboxes HTTP/1.1"))
+    assert answer.status == 400
+    assert answer.error["details"] == {header.decode(): ["Was sent several times, with different values."]}
+
+
+def test_a_body_in_chunks_that_is_too_large_answers_413(server: Server) -> None:
+    headers = (b"Authorization: Bearer track-token", b"X-Track-ID: t", b"Transfer-Encoding: chunked")
+    chunks = (b"8000\r\n" + b" " * 0x8000 + b"\r\n") * 3
+    answer = server.send(
+        call(*headers, b"Connection: close", line=b"POST /v1/allocate HTTP/1.1", body=chunks + b"0\r\n\r\n")
+    )
+    assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
 def test_a_request_that_was_refused_before_its_body_was_read_gets_no_second_answer(server: Server) -> None:
     answer = server.send(call(b"Transfer-Encoding: chunked", line=b"POST /v1/allocate HTTP/1.1", body=b"nonsense\r\n"))
     assert (answer.status, answer.error["code"]) == (401, "UNAUTHORIZED")

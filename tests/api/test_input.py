@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -103,18 +104,37 @@ def test_a_track_id_and_an_alias_that_differ_are_refused(api: Api) -> None:
     answer = api.track("POST", "/v1/allocate", "track-1", headers={"X-Instruqt-Sandbox-ID": "track-2"})
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
-    assert set(error["details"]) == {"X-Track-ID", "X-Instruqt-Sandbox-ID"}
+    assert error["details"] == {
+        "X-Track-ID": ["Differs from X-Instruqt-Sandbox-ID."],
+        "X-Instruqt-Sandbox-ID": ["Differs from X-Track-ID."],
+    }
+    assert error["message"] == (
+        "X-Track-ID and its alias X-Instruqt-Sandbox-ID differ: send one of them, or both with one value."
+    )
 
 
 @pytest.mark.parametrize("header", CALLER_HEADERS)
-@pytest.mark.parametrize("value", ["", "  ", "x" * 129, "caf\xe9", "tab\tinside", "\x7f", "two\x0blines"])
-def test_a_malformed_header_is_refused_by_name(api: Api, header: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("", "Must not be empty."),
+        ("  ", "Must not be empty."),
+        ("x" * 129, "Must not be longer than 128 characters."),
+        ("caf\xe9", "Must be printable ASCII characters."),
+        ("tab\tinside", "Must be printable ASCII characters."),
+        ("\x7f", "Must be printable ASCII characters."),
+        ("two\x0blines", "Must be printable ASCII characters."),
+    ],
+)
+def test_a_malformed_header_is_refused_by_name_and_told_what_is_wrong(
+    api: Api, header: str, value: str, fault: str
+) -> None:
     headers = api.track_headers | {"X-Track-ID": "track-1", header: value}
     answer = api.call("GET", "/v1/sandboxes", headers=headers)
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
-    assert list(error["details"]) == [header]
-    assert error["message"].startswith(f"{header}: ")
+    assert error["details"] == {header: [fault]}
+    assert error["message"] == f"{header}: {fault}"
 
 
 @pytest.mark.parametrize("value", ["x", LONGEST, " padded ", "a b,c~!", '"quoted"'])
@@ -158,12 +178,16 @@ INVALID_BODIES = [
     (b'{"lease_id": "' + b"x" * 129 + b'"}', "lease_id"),
     (b'{"lease_id": "l", "other": 1}', "other"),
     (b'{"\\ud800": 1, "lease_id": "l"}', "\ud800"),
+    (b'{"lease_id": "l", "lease_id": "l"}', "lease_id"),
+    (b'{"lease_id": {"a": 1, "a": 2}}', "a"),
 ]
 
 
 @pytest.mark.parametrize("path", ["/v1/sandboxes/7/mark-for-deletion", "/v1/admin/sandboxes/7/release"])
 @pytest.mark.parametrize(("body", "field"), INVALID_BODIES)
 def test_a_malformed_body_is_refused_and_the_field_named(api: Api, path: str, body: bytes, field: str) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
     call = api.admin if "admin" in path else api.track
     answer = call("POST", path, data=body, content_type="application/json")
     error = error_of(answer)
@@ -223,7 +247,9 @@ def test_a_malformed_admin_call_is_refused(api: Api, path: str, body: dict[str, 
 def test_unneeded_fields_are_refused_by_name(api: Api) -> None:
     answer = api.track("POST", "/v1/allocate", json={"size": "xl", "color": "red"})
     assert answer.status_code == 400
-    assert set(error_of(answer)["details"]) == {"size", "color"}
+    error = error_of(answer)
+    assert set(error["details"]) == {"size", "color"}
+    assert error["message"] == "color: Unknown field. size: Unknown field."
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
@@ -244,7 +270,27 @@ def test_every_json_type_is_accepted(api: Api, content_type: str) -> None:
 def test_a_body_that_is_too_large_answers_413(api: Api, path: str) -> None:
     answer = api.track("POST", path, data=b'{"a": "' + b"x" * 65_536 + b'"}', content_type="application/json")
     assert answer.status_code == 413
-    assert error_of(answer)["code"] == "PAYLOAD_TOO_LARGE"
+    error = error_of(answer)
+    assert (error["code"], error["message"]) == (
+        "PAYLOAD_TOO_LARGE",
+        "the body must not be larger than 65536 bytes",
+    )
+
+
+@pytest.mark.parametrize(("size", "status"), [(65_536, 400), (65_537, 413), (200_000, 413)])
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_a_body_may_have_as_many_bytes_as_the_limit_however_it_is_sent(
+    api: Api, size: int, status: int, *, is_chunked: bool
+) -> None:
+    length = {} if is_chunked else {"CONTENT_LENGTH": str(size)}
+    answer = api.track(
+        "POST",
+        "/v1/allocate",
+        input_stream=BytesIO(b" " * size),
+        content_type="application/json",
+        environ_overrides={"wsgi.input_terminated": True} | length,
+    )
+    assert answer.status_code == status, "400: blanks are no JSON, but not too much of it"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +319,8 @@ def test_a_malformed_listing_is_refused_and_the_parameter_named(api: Api, query:
     answer = api.admin("GET", f"/v1/admin/sandboxes?{query}")
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
-    assert field in error["message"]
+    assert list(error["details"]) == [field]
+    assert error["message"].startswith(f"{field}: ")
 
 
 @pytest.mark.parametrize(

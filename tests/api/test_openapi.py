@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from broker_api.errors import STATUS_OF
+from broker_api.schemas import ErrorSchema
 from tests.api.harness import Api, body_of
 
 CALLS = {
@@ -71,10 +73,80 @@ def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
 def test_every_error_has_the_shape_that_is_described(document: dict[str, Any]) -> None:
     for operation in operations(document).values():
         for status, response in operation["responses"].items():
-            if status == "default" or (status >= "400" and operation["operationId"] != "readyz"):
-                component = document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
-                schema = component["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/Error"}
+            if status == "default":
+                described = document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
+            elif status >= "400" and operation["operationId"] != "readyz":
+                described = response
+            else:
+                continue
+            assert described["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
+
+
+def shown_codes(document: dict[str, Any], verb: str, path: str) -> dict[str, set[str]]:
+    responses = operations(document)[verb, path]["responses"]
+    return {
+        status: set(response["content"]["application/json"]["examples"])
+        for status, response in responses.items()
+        if status >= "400" and status != "default"
+    }
+
+
+def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, Any]) -> None:
+    common = {"400": {"VALIDATION_ERROR"}, "401": {"UNAUTHORIZED"}, "500": {"INTERNAL_ERROR"}}
+    assert shown_codes(document, "post", "/v1/allocate") == common | {
+        "403": {"FORBIDDEN"},
+        "409": {"NO_SANDBOXES_AVAILABLE"},
+        "413": {"PAYLOAD_TOO_LARGE"},
+        "503": {"SERVICE_UNAVAILABLE", "PAUSED"},
+    }
+    assert shown_codes(document, "post", "/v1/sandboxes/{sandbox_id}/mark-for-deletion") == common | {
+        "403": {"FORBIDDEN", "NOT_SANDBOX_OWNER"},
+        "404": {"SANDBOX_NOT_FOUND"},
+        "409": {"LEASE_MISMATCH"},
+        "413": {"PAYLOAD_TOO_LARGE"},
+        "503": {"SERVICE_UNAVAILABLE"},
+    }
+    assert shown_codes(document, "get", "/v1/admin/jobs/{job_id}") == common | {
+        "403": {"FORBIDDEN"},
+        "404": {"JOB_NOT_FOUND"},
+        "503": {"QUEUE_UNAVAILABLE"},
+    }
+    quarantine = shown_codes(document, "post", "/v1/admin/sandboxes/{sandbox_id}/quarantine")
+    assert quarantine["409"] == {"INVALID_TRANSITION"}
+
+
+def test_every_example_is_an_error_as_it_is_answered(document: dict[str, Any]) -> None:
+    status_of = {kind.code: status for kind, status in STATUS_OF.items()} | {
+        "PAYLOAD_TOO_LARGE": 413,
+        "INTERNAL_ERROR": 500,
+    }
+    shown = document["components"]["examples"]
+    for operation in operations(document).values():
+        for status, response in operation["responses"].items():
+            for code in response.get("content", {}).get("application/json", {}).get("examples", ()):
+                error = shown[code]["value"]["error"]
+                assert (error["code"], status_of[code]) == (code, int(status))
+                assert ("retry_after" in error) == ("Retry-After" in response["headers"])
+                assert ErrorSchema().validate(shown[code]["value"]) == {}
+
+
+def test_every_answer_is_described_with_its_request_id(document: dict[str, Any]) -> None:
+    responses = [each for operation in operations(document).values() for each in operation["responses"].values()]
+    described = [*document["components"]["responses"].values(), *(each for each in responses if "$ref" not in each)]
+    assert len(described) > len(CALLS)
+    assert all("X-Request-ID" in each["headers"] for each in described)
+
+
+def test_the_description_introduces_itself(document: dict[str, Any]) -> None:
+    assert document["info"]["title"] == "Sandbox Broker"
+    assert document["info"]["version"]
+    for word in ("X-Track-ID", "Retry-After", "Idempotency-Key", "lease_id"):
+        assert word in document["info"]["description"]
+
+
+def test_no_schema_is_described_that_nothing_uses(document: dict[str, Any]) -> None:
+    used = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
+    assert set(document["components"]["schemas"]) == used
 
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
@@ -100,6 +172,9 @@ def test_a_tracks_headers_are_described(document: dict[str, Any]) -> None:
         "Idempotency-Key",
         "X-Request-ID",
     }
+    # The alias may stand for it.
+    assert not any(each["required"] for each in components.values() if each["in"] == "header")
+    assert "X-Instruqt-Sandbox-ID" in components["track_id"]["description"]
 
 
 def test_answers_have_the_fields_that_are_described(api: Api, document: dict[str, Any]) -> None:
@@ -127,6 +202,11 @@ def test_the_page_and_all_its_files_come_from_here(api: Api) -> None:
         answer = api.call("GET", path)
         assert answer.status_code == 200
         assert len(answer.data) > 1000
+
+
+def test_the_page_has_an_icon(api: Api) -> None:
+    answer = api.call("GET", "/favicon.ico")
+    assert (answer.status_code, answer.mimetype) == (200, "image/png")
 
 
 def test_the_page_asks_no_public_validator(api: Api) -> None:

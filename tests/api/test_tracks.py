@@ -231,6 +231,16 @@ def test_a_mark_of_a_sandbox_that_is_not_there_answers_404(api: Api) -> None:
     assert api.track("POST", "/v1/sandboxes/7/mark-for-deletion").status_code == 404
 
 
+def test_another_track_is_told_nothing_about_a_malformed_body(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate("track-1")
+    for body in (b"{", b'{"lease_id": 1}', b'{"other": 1}'):
+        answer = api.track(
+            "POST", "/v1/sandboxes/7/mark-for-deletion", "track-2", data=body, content_type="application/json"
+        )
+        assert (answer.status_code, error_of(answer)["code"]) == (403, "NOT_SANDBOX_OWNER")
+
+
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])
 @pytest.mark.parametrize("path", ["/v1/allocate", "/v1/sandboxes/7/mark-for-deletion"])
 def test_an_empty_body_is_accepted_whatever_its_content_type(api: Api, path: str, content_type: str | None) -> None:
