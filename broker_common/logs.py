@@ -52,19 +52,20 @@ def configure_logging(*, level: str, fmt: str) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(capture=True)
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *_shared(), ProcessorFormatter.wrap_for_formatter],
+        processors=[structlog.stdlib.filter_by_level, *_shared(fmt), ProcessorFormatter.wrap_for_formatter],
         wrapper_class=BoundLogger,
         logger_factory=LoggerFactory(),
         cache_logger_on_first_use=True,
     )
 
 
-def _shared() -> list[Processor]:
+def _shared(fmt: str) -> list[Processor]:
     return [
         merge_contextvars,
         add_log_level,
         add_logger_name,
-        TimeStamper(fmt="iso", utc=True),
+        # Whoever reads text sits before it.
+        TimeStamper(fmt="%H:%M:%S", utc=False) if fmt == "text" else TimeStamper(fmt="iso", utc=True),
     ]
 
 
@@ -75,7 +76,7 @@ def _formatter(fmt: str) -> ProcessorFormatter:
     else:
         render = [_escape, ConsoleRenderer(colors=_has_colours())]
     return ProcessorFormatter(
-        foreign_pre_chain=[_join_lines, *_shared()],
+        foreign_pre_chain=[_join_lines, *_shared(fmt)],
         processors=[ProcessorFormatter.remove_processors_meta, format_exc_info, *render],
     )
 

@@ -127,8 +127,8 @@ class Process:
         process had ended before.
         """
         self.ask_to_stop()
+        began, asked_at = time.monotonic(), self._asked_at or 0
         popen, killed = self._started, False
-        asked_at = self._asked_at or 0
         while popen.poll() is None:
             killed = time.monotonic() - asked_at > (0.5 if in_a_hurry() else self.program.stop_limit_sec)
             if killed:
@@ -137,7 +137,7 @@ class Process:
                 popen.wait(0.1)
         self.kill_group()
         self._join()
-        return f"{'killed' if killed else 'stopped'} after {time.monotonic() - asked_at:.1f} s"
+        return f"{'killed' if killed else 'stopped'} after {time.monotonic() - began:.1f} s"
 
     def kill_group(self) -> None:
         """Kill the process and the children that it left behind."""
