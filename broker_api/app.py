@@ -12,6 +12,7 @@ from broker_api.errors import register_error_handlers
 from broker_api.limits import MAX_BODY_BYTES, ThreadBudget
 from broker_api.metrics import register_metrics
 from broker_api.openapi import make_api
+from broker_api.rate_limit import register_rate_limit
 from broker_api.runtime import Runtime, attach
 from broker_api.tracing import register_tracing
 
@@ -36,6 +37,7 @@ def create_app(settings: Settings, services: ApiServices, *, registry: Collector
     )
     register_tracing(app)
     register_metrics(app, registry or CollectorRegistry())
+    register_rate_limit(app, trusted_proxies=settings.trusted_proxies)
     register_error_handlers(app)
     base_path = settings.api_base_path
     api = make_api(app, base_path)

@@ -68,6 +68,16 @@ def require_caller() -> None:
     )
 
 
+def presented_track_id() -> str | None:
+    """Return the track id that a request names, before it is checked; None if it names none that could be one."""
+    environ = request.environ
+    for header in (_TRACK_ID, _TRACK_ID_ALIAS):
+        value = environ.get("HTTP_" + header.upper().replace("-", "_"), "").strip(" \t")
+        if find_fault(value) is None:
+            return cast("str", value)
+    return None
+
+
 def caller() -> Caller:
     """Return the track that makes the present request."""
     return cast("Caller", g.caller)

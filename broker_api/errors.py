@@ -33,6 +33,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
     core.Unauthorized: 401,
     core.Forbidden: 403,
     core.NotSandboxOwner: 403,
+    core.RateLimitExceeded: 429,
     core.SandboxNotFound: 404,
     core.JobNotFound: 404,
     core.NoSandboxesAvailable: 409,

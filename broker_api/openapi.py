@@ -77,6 +77,7 @@ EXAMPLES = {
     "NO_SANDBOXES_AVAILABLE": _Example(HTTPStatus.CONFLICT, "no sandbox is available", retry_after=30),
     "LEASE_MISMATCH": _Example(HTTPStatus.CONFLICT, "sandbox '2009521' is not held under this lease_id"),
     "INVALID_TRANSITION": _Example(HTTPStatus.CONFLICT, "a sandbox that is allocated cannot be quarantined"),
+    "RATE_LIMIT_EXCEEDED": _Example(HTTPStatus.TOO_MANY_REQUESTS, "too many requests", retry_after=1),
     "PAYLOAD_TOO_LARGE": _Example(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, describe(413)[1]),
     "INTERNAL_ERROR": _Example(HTTPStatus.INTERNAL_SERVER_ERROR, describe(500)[1]),
     "SERVICE_UNAVAILABLE": _Example(HTTPStatus.SERVICE_UNAVAILABLE, "DynamoDB does not answer", retry_after=1),
@@ -86,13 +87,24 @@ EXAMPLES = {
     ),
 }
 """One of every error code that a call is described with."""
-_OF_EVERY_CALL = ("VALIDATION_ERROR", "UNAUTHORIZED", "FORBIDDEN", "INTERNAL_ERROR")
-_REQUEST_ID = {tracing.HEADER: {"$ref": f"#/components/headers/{tracing.HEADER}"}}
-_RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+_OF_EVERY_CALL = ("VALIDATION_ERROR", "UNAUTHORIZED", "FORBIDDEN", "RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR")
+_RATE_LIMIT = {
+    "X-RateLimit-Limit": "Requests that may be made at once",
+    "X-RateLimit-Remaining": "Requests that may be made now",
+    "X-RateLimit-Reset": "Seconds until all of them may be made again",
+}
 
 
-class _RequestIdOnEveryAnswer(BasePlugin):
-    """Describes the header that every answer carries."""
+def _refer_to(header: str) -> dict[str, str]:
+    return {"$ref": f"#/components/headers/{header}"}
+
+
+_REQUEST_ID = {tracing.HEADER: _refer_to(tracing.HEADER)}
+_RETRY_AFTER = {"Retry-After": _refer_to("Retry-After")}
+
+
+class _HeadersOfEveryAnswer(BasePlugin):
+    """Describes the headers that every answer carries; the rate limit's only where there is one."""
 
     def operation_helper(
         self,
@@ -102,9 +114,10 @@ class _RequestIdOnEveryAnswer(BasePlugin):
     ) -> None:
         """Add it to the answers of a path's operations."""
         for operation in (operations or {}).values():
+            carried = _REQUEST_ID | ({name: _refer_to(name) for name in _RATE_LIMIT} if operation["security"] else {})
             for response in operation["responses"].values():
                 if isinstance(response, dict):
-                    response["headers"] = response.get("headers", {}) | _REQUEST_ID
+                    response["headers"] = response.get("headers", {}) | carried
 
 
 class Api(flask_smorest.Api):
@@ -150,7 +163,7 @@ def make_api(app: Flask, base_path: str) -> Api:
     app.register_blueprint(page_files, url_prefix=docs)
     # The page names no icon of its own, and browsers ask here then.
     app.add_url_rule("/favicon.ico", f"{page_files.name}.page_file", defaults={"filename": "favicon-32x32.png"})
-    api = Api(app, spec_kwargs={"info": {"description": _INTRODUCTION}, "extra_plugins": [_RequestIdOnEveryAnswer()]})
+    api = Api(app, spec_kwargs={"info": {"description": _INTRODUCTION}, "extra_plugins": [_HeadersOfEveryAnswer()]})
     _describe_common(api.spec)
     return api
 
@@ -193,6 +206,8 @@ def _describe_common(spec: APISpec) -> None:
         tracing.HEADER,
         {"description": "The request's id, for whoever reads the log", "required": True, "schema": {"type": "string"}},
     )
+    for header, description in _RATE_LIMIT.items():
+        spec.components.header(header, {"description": description, "schema": {"type": "integer"}})
     spec.components.header(
         "Retry-After",
         {"description": "Seconds after which to repeat the request", "required": True, "schema": {"type": "integer"}},

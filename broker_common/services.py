@@ -19,6 +19,7 @@ from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, Pr
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
+from broker_common.adapters.redis_rate_limit import RedisRateLimit
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from broker_common.core.jobs import JobQueue
-    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, RateLimit, Recorder, SandboxStore
     from broker_common.settings import Settings
 
 BULK_THREADS = 8
@@ -60,6 +61,7 @@ class ApiServices:
     operations: Operations
     purger: Purger
     queue: JobQueue
+    rate_limit: RateLimit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         operations=Operations(store=store, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         queue=CeleryJobQueue(settings.redis_url, _runs(settings, connect_redis(settings))),
+        rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
     )
 
 

@@ -167,6 +167,9 @@ class Settings:
     api_workers: int = _integer(4, 1, 256)
     api_threads: int = _integer(16, 3, 256)
     request_deadline_sec: float = _number(3, 0, 60)
+    rate_limit_rps: int = _integer(50, 1, 1_000_000)
+    rate_limit_burst: int = _integer(200, 1, 1_000_000)
+    trusted_proxies: int = _integer(0, 0, 16)
     shutdown_drain_sec: float = _number(5, 0, 600, inclusive=True)
 
     ddb_table_name: str = _text("SandboxPool", r"[A-Za-z0-9_.-]{3,255}\Z", "3 to 255 of A-Z a-z 0-9 _ . -")

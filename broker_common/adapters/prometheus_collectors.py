@@ -32,8 +32,8 @@ _SHORTEST_PAUSE_SEC = 1.0
 _UNSEEN_LIMIT = 60
 """Renewals in a row that no scrape saw: with the usual cache that is two minutes, longer than any scrape interval."""
 _GAUGES = {
-    Status.AVAILABLE: "Sandboxes that may be allocated",
-    Status.ALLOCATED: "Sandboxes that a track holds",
+    Status.AVAILABLE: "Number of sandboxes currently available",
+    Status.ALLOCATED: "Number of sandboxes currently allocated",
     Status.PENDING_DELETION: "Sandboxes that wait to be wiped",
     Status.STALE: "Sandboxes out of service until a sync sees them",
     Status.DELETION_FAILED: "Sandboxes whose deletion needs a person",

@@ -22,6 +22,8 @@ from broker_common.core.events import (
     MarkOutcome,
     PoolSynced,
     ProviderCalled,
+    RateChecked,
+    RateOutcome,
     StoreCalled,
 )
 from broker_common.core.jobs import Job
@@ -68,6 +70,12 @@ class PrometheusApiRecorder:
         # A track's own next allocate may expire its old allocation on the spot.
         self._expired = _expired(registry)
         self._store_calls = _store_calls(registry)
+        self._limited = Counter("broker_rate_limited_total", "Requests refused by the rate limit", registry=registry)
+        self._unchecked = Counter(
+            "broker_rate_limit_unchecked_total",
+            "Requests that Redis could not count, let pass",
+            registry=registry,
+        )
 
     def record(self, event: Event) -> None:
         """Count an event."""
@@ -84,6 +92,8 @@ class PrometheusApiRecorder:
                 self._expired.inc()
             case StoreCalled():
                 self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
+            case RateChecked():
+                (self._limited if event.outcome is RateOutcome.LIMITED else self._unchecked).inc()
             case _:
                 pass
 

@@ -50,6 +50,12 @@ class NotSandboxOwner(BrokerError):
     code = "NOT_SANDBOX_OWNER"
 
 
+class RateLimitExceeded(BrokerError):
+    """The caller makes more requests than it may."""
+
+    code = "RATE_LIMIT_EXCEEDED"
+
+
 class SandboxNotFound(BrokerError):
     """No sandbox has this id (or only a tombstone has)."""
 

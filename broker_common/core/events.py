@@ -59,6 +59,14 @@ class StoreOutcome(StrEnum):
     UNANSWERED = "unanswered"
 
 
+class RateOutcome(StrEnum):
+    """What the rate limit did with a request, where that is not simply to let it pass."""
+
+    LIMITED = "limited"
+    UNCHECKED = "unchecked"
+    """Let pass because nobody could count it."""
+
+
 class ProviderOutcome(StrEnum):
     """How one call to the provider ended."""
 
@@ -162,6 +170,13 @@ class DeleteEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateChecked:
+    """A request was refused by the rate limit, or could not be counted."""
+
+    outcome: RateOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCalled:
     """The store's engine was called once; `operation` is the engine's name for it."""
 
@@ -200,6 +215,7 @@ Event = (
     | PoolSynced
     | DeleteEnded
     | JobEnded
+    | RateChecked
     | StoreCalled
     | ProviderCalled
 )

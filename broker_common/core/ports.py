@@ -222,6 +222,24 @@ class AccountListing:
     skipped: tuple[SkippedAccount, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What is left to a caller; durations in whole seconds, rounded up."""
+
+    is_exceeded: bool
+    limit: int
+    remaining: int
+    reset_after: int
+    retry_after: int
+
+
+class RateLimit(Protocol):
+    """How many requests each key may make, shared by all processes."""
+
+    def take(self, key: str) -> Allowance | None:
+        """Take one request off a key's allowance; None if it cannot be counted now. Never raises, hardly waits."""
+
+
 class WipeAnswer(Enum):
     """What the provider said to a delete call that it did not refuse."""
 

@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import CollectorRegistry
+
 from broker_api.app import create_app
+from broker_common.adapters.log_recorder import Recorders
+from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
 from broker_common.core.allocation import Allocator
 from broker_common.core.ending import Custody
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.jobs import Job, JobRun, JobState
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
+from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
 from broker_common.services import ApiServices
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from werkzeug.test import TestResponse
 
-    from broker_common.core.ports import Clock, SandboxStore
+    from broker_common.core.ports import Clock, Recorder, SandboxStore
 
 TRACK_TOKEN = "track-token"
 ADMIN_TOKEN = "admin-token"
@@ -82,6 +87,7 @@ class Api:
     queue: FakeQueue
     recorder: RecordingRecorder
     settings: Settings
+    rate_limit: FakeRateLimit
     track_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {TRACK_TOKEN}"})
     admin_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ADMIN_TOKEN}"})
 
@@ -136,8 +142,27 @@ def error_of(answer: TestResponse) -> dict[str, Any]:
     return error
 
 
-def make_services(
-    store: SandboxStore, clock: Clock, queue: FakeQueue, recorder: RecordingRecorder, settings: Settings
+class FakeRateLimit:
+    """Gives the answer that a test wants, and remembers who was counted."""
+
+    def __init__(self) -> None:
+        self.answer: Allowance | None = Allowance(
+            is_exceeded=False, limit=200, remaining=199, reset_after=1, retry_after=0
+        )
+        self.keys: list[str] = []
+
+    def take(self, key: str) -> Allowance | None:
+        self.keys.append(key)
+        return self.answer
+
+
+def make_services(  # noqa: PLR0917 - each is a part of the services
+    store: SandboxStore,
+    clock: Clock,
+    queue: FakeQueue,
+    recorder: Recorder,
+    settings: Settings,
+    rate_limit: FakeRateLimit,
 ) -> ApiServices:
     """Put together what the routes call, with every id and order fixed."""
     rng, pauses = Random(1), PauseBoard(store, clock)
@@ -159,6 +184,7 @@ def make_services(
         operations=Operations(store=store, clock=clock, threads=1),
         purger=Purger(store=store, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         queue=queue,
+        rate_limit=rate_limit,
     )
 
 
@@ -176,8 +202,18 @@ def refusing(method: str) -> Any:
 def make_api(*, around: Any = None, **environment: str) -> Api:
     """Make an API; `around` may wrap its store, `environment` adds settings."""
     settings = Settings.from_env(ENVIRONMENT | environment, process=Process.API)
-    clock, queue, recorder = FakeClock(), FakeQueue(), RecordingRecorder()
+    clock, queue, recorder, rate_limit = FakeClock(), FakeQueue(), RecordingRecorder(), FakeRateLimit()
     store = MemoryStore(clock)
     seen = around(store) if around else store
-    app = create_app(settings, make_services(seen, clock, queue, recorder, settings))
-    return Api(app=app, store=store, clock=clock, queue=queue, recorder=recorder, settings=settings)
+    registry = CollectorRegistry()
+    recorders = Recorders([recorder, PrometheusApiRecorder(registry)])
+    app = create_app(settings, make_services(seen, clock, queue, recorders, settings, rate_limit), registry=registry)
+    return Api(
+        app=app,
+        store=store,
+        clock=clock,
+        queue=queue,
+        recorder=recorder,
+        settings=settings,
+        rate_limit=rate_limit,
+    )

@@ -92,7 +92,12 @@ def shown_codes(document: dict[str, Any], verb: str, path: str) -> dict[str, set
 
 
 def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, Any]) -> None:
-    common = {"400": {"VALIDATION_ERROR"}, "401": {"UNAUTHORIZED"}, "500": {"INTERNAL_ERROR"}}
+    common = {
+        "400": {"VALIDATION_ERROR"},
+        "401": {"UNAUTHORIZED"},
+        "429": {"RATE_LIMIT_EXCEEDED"},
+        "500": {"INTERNAL_ERROR"},
+    }
     assert shown_codes(document, "post", "/v1/allocate") == common | {
         "403": {"FORBIDDEN"},
         "409": {"NO_SANDBOXES_AVAILABLE"},

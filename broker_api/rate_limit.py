@@ -1,0 +1,80 @@
+"""How many requests a caller may make: counted by track, and by address for who has no valid token.
+
+Health checks and metrics are exempt: whoever watches the broker must see it in its worst moment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from flask import g, request
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from broker_api.auth import Scope, scope
+from broker_api.caller import presented_track_id
+from broker_api.runtime import services
+from broker_common.core.errors import RateLimitExceeded
+from broker_common.core.events import RateChecked, RateOutcome
+
+if TYPE_CHECKING:
+    from flask import Flask, Response
+
+    from broker_common.core.ports import Allowance
+
+_EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})
+_IPV6_NETWORK_BITS = 64
+"""What one subscriber commonly has: any number of addresses in it is one caller."""
+
+
+def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
+    """Limit the requests of an application; register it before what may refuse a request, after what traces it.
+
+    The caller's address is taken from `X-Forwarded-For` for `trusted_proxies` proxies, each of which adds one.
+    """
+    if trusted_proxies:
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign] # as Flask's documentation does it
+            app.wsgi_app, x_for=trusted_proxies, x_proto=0, x_host=0, x_port=0, x_prefix=0
+        )
+    app.before_request(_take)
+    app.after_request(_show)
+
+
+def _take() -> None:
+    if request.url_rule is not None and request.url_rule.rule in _EXEMPT:
+        return
+    allowance = services().rate_limit.take(_key())
+    if allowance is None:
+        services().recorder.record(RateChecked(outcome=RateOutcome.UNCHECKED))
+        return
+    g.allowance = allowance
+    if allowance.is_exceeded:
+        services().recorder.record(RateChecked(outcome=RateOutcome.LIMITED))
+        raise RateLimitExceeded("too many requests", retry_after=allowance.retry_after)
+
+
+def _key() -> str:
+    found = scope()
+    if found is Scope.ADMIN:
+        return "admin"
+    track_id = presented_track_id() if found is Scope.TRACK else None
+    return f"track:{track_id}" if track_id else f"address:{_address()}"
+
+
+def _address() -> str:
+    try:
+        address = ipaddress.ip_address(request.remote_addr or "")
+    except ValueError:
+        return "unknown"
+    if address.version == 4:  # noqa: PLR2004 - the name of the protocol
+        return str(address)
+    return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
+
+
+def _show(response: Response) -> Response:
+    allowance: Allowance | None = g.get("allowance")
+    if allowance is not None:
+        response.headers["X-RateLimit-Limit"] = str(allowance.limit)
+        response.headers["X-RateLimit-Remaining"] = str(allowance.remaining)
+        response.headers["X-RateLimit-Reset"] = str(allowance.reset_after)
+    return response
