@@ -15,6 +15,7 @@ from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.dynamo_store import DynamoStore, make_client
 from broker_common.adapters.log_recorder import LogRecorder, Recorders
+from broker_common.adapters.prometheus_collectors import CircuitCollector
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_job_runs import RedisJobRuns
@@ -118,21 +119,15 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
     redis = connect_redis(settings)
     store = _store(settings, clock, rng, recorder, threads=2 * BULK_THREADS)
     pauses = PauseBoard(store, clock)
-    longest_sec = settings.csp_call_limit_sec + MARGIN_SEC
     provider = CspClient(
         base_url=settings.csp_base_url or "",
         token=settings.csp_api_token or "",
         connect_timeout=settings.csp_timeout_connect_sec,
         read_timeout=settings.csp_timeout_read_sec,
-        slots=RedisSlots(redis, limit=settings.csp_max_concurrency, lease_sec=longest_sec),
+        slots=RedisSlots(redis, limit=settings.csp_max_concurrency, lease_sec=_longest_call_sec(settings)),
         recorder=recorder,
         clock=clock,
-        breaker=RedisBreaker(
-            redis,
-            threshold=settings.circuit_breaker_threshold,
-            timeout_sec=settings.circuit_breaker_timeout_sec,
-            trial_sec=longest_sec,
-        ),
+        breaker=_breaker(settings, redis),
     )
     return WorkerServices(
         clock=clock,
@@ -162,6 +157,12 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
         runs=_runs(settings, redis),
         locks=RedisJobLocks(redis),
     )
+
+
+def build_circuit_collector(settings: Settings) -> CircuitCollector:
+    """Make what shows the provider's circuit breaker in a process that calls the provider through others."""
+    breaker = _breaker(settings, connect_redis(settings))
+    return CircuitCollector(lambda: breaker.state, SystemClock(), max_age=settings.pool_gauge_cache_sec)
 
 
 def check_table(settings: Settings) -> None:
@@ -204,6 +205,19 @@ def _store(settings: Settings, clock: Clock, rng: Random, recorder: Recorder, *,
     return DynamoStore(
         client, settings.ddb_table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
     )
+
+
+def _breaker(settings: Settings, redis: Redis) -> RedisBreaker:
+    return RedisBreaker(
+        redis,
+        threshold=settings.circuit_breaker_threshold,
+        timeout_sec=settings.circuit_breaker_timeout_sec,
+        trial_sec=_longest_call_sec(settings),
+    )
+
+
+def _longest_call_sec(settings: Settings) -> float:
+    return settings.csp_call_limit_sec + MARGIN_SEC
 
 
 def _runs(settings: Settings, redis: Redis) -> RedisJobRuns:

@@ -17,7 +17,7 @@ from celery import signals
 
 from broker_common.core.errors import BrokerError
 from broker_common.logs import configure_logging
-from broker_common.services import build_worker_services, check_table
+from broker_common.services import build_circuit_collector, build_worker_services, check_table
 from broker_common.settings import Process, Settings, SettingsError
 from broker_worker.app import create_celery
 from broker_worker.beat import set_up_beat
@@ -50,7 +50,13 @@ def _create() -> Celery:
         signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
         if settings.metrics_port:
             watch_worker(app, pulse)
-            serve_worker(pulse, address=settings.api_bind, port=settings.metrics_port, directory=directory)
+            serve_worker(
+                pulse,
+                address=settings.api_bind,
+                port=settings.metrics_port,
+                directory=directory,
+                circuit=build_circuit_collector(settings),
+            )
     elif command == "beat":
         set_up_beat(app, settings, pulse)
         if settings.metrics_port:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from broker_common.adapters.prometheus_collectors import CircuitCollector
     from broker_worker.liveness import Pulse
 
 
@@ -38,13 +39,14 @@ def share_metrics_through(directory: str) -> None:
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call] # the library leaves it untyped
 
 
-def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str) -> None:
+def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circuit: CircuitCollector) -> None:
     """Serve from the worker's main process, from its start on, also while it waits for Redis."""
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
         _PoolCollector(registry, directory)
         ProcessCollector(registry=registry)
+        registry.register(circuit)
         _serve(registry, pulse, address, port)
 
     def forget(pid: int, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
