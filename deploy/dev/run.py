@@ -75,18 +75,21 @@ class Signals:
 
     def __init__(self) -> None:
         self._count = 0
-        self.arrived = threading.Event()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if not (signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN):  # nohup
                 signal.signal(signum, self._note)
+
+    def have_arrived(self) -> bool:
+        """Tell whether a stop was asked for."""
+        return self._count > 0
 
     def in_a_hurry(self) -> bool:
         """Tell whether a stop was asked for twice."""
         return self._count > 1
 
     def _note(self, _signum: int, _frame: FrameType | None) -> None:
+        # Nothing that takes a lock, which what is interrupted may hold: a threading.Event would hang now and then.
         self._count += 1
-        self.arrived.set()
 
 
 class Runner:
@@ -135,7 +138,7 @@ class Runner:
 
     def _start(self, processes: Sequence[Process]) -> None:
         for process in processes:
-            if self._signals.arrived.is_set():
+            if self._signals.have_arrived():
                 raise Stopped
             process.start()
             self._running.append(process)
@@ -146,9 +149,9 @@ class Runner:
             ready = wait_until(
                 process.is_ready,
                 _READY_SEC,
-                give_up=lambda: self._signals.arrived.is_set() or any(one.has_ended() for one in processes),
+                give_up=lambda: self._signals.have_arrived() or any(one.has_ended() for one in processes),
             )
-            if self._signals.arrived.is_set():
+            if self._signals.have_arrived():
                 raise Stopped
             for one in processes:
                 if one.has_ended():
@@ -159,11 +162,11 @@ class Runner:
     def _create_table(self) -> None:
         process = Process(programs.table(self._plan), self._terminal.say)
         self._start([process])
-        wait_until(process.has_ended, _READY_SEC, give_up=self._signals.arrived.is_set)
+        wait_until(process.has_ended, _READY_SEC, give_up=self._signals.have_arrived)
         self._running.remove(process)
         ended, how = process.poll(), process.ending()
         process.stop()
-        if self._signals.arrived.is_set():
+        if self._signals.have_arrived():
             raise Stopped
         if ended != 0:
             raise CannotRun("the table could not be created" if process.last_line else f"the table's command {how}")
@@ -195,7 +198,7 @@ class Runner:
             status, body = call("POST", f"{admin_url}/sync", headers=headers)
             if status != http.HTTPStatus.ACCEPTED:
                 self._say(f"the first sync was refused: {status} {body}")
-            elif not wait_until(has_ended, _SYNC_SEC, give_up=self._signals.arrived.is_set):
+            elif not wait_until(has_ended, _SYNC_SEC, give_up=self._signals.have_arrived):
                 self._say("the first sync still runs")
             elif run.get("state") != "succeeded":
                 self._say(f"the first sync {run.get('state')}: {run.get('error') or run.get('result')}")
@@ -229,7 +232,8 @@ class Runner:
 
     def _keep_running(self) -> None:
         """Start again what ends by itself, until a signal comes."""
-        while not self._signals.arrived.wait(0.1):
+        while not self._signals.have_arrived():
+            time.sleep(0.1)
             for process in self._running:
                 if process.name in self._restart_at:
                     if time.monotonic() >= self._restart_at[process.name]:
@@ -251,7 +255,7 @@ class Runner:
         self._say(f"{how}. It is started again in {pause:g} s.")
 
     def _stop(self) -> None:
-        if self._signals.arrived.is_set():
+        if self._signals.have_arrived():
             self._say("stopping, once what runs is finished; a second Ctrl-C does not wait")
         in_order = [process for process in self._parts + self._services if process in self._running]
         for process in in_order:
