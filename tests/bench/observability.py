@@ -1,6 +1,7 @@
 """What metrics and logs cost: allocations a second with all of them on, against the same API without any.
 
-Two API servers run on one table; they are driven in turn, and each pair of runs gives a ratio.
+Two API servers run on one table; they are driven in turn, and each pair of runs gives a ratio. Their log lines go to
+/dev/null: what reads them elsewhere is not the API's cost.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ def main() -> None:
 
 
 def measure(stack: Stack, quiet_port: int, scratch: Path) -> None:
-    """Fill the pool, start the quiet API beside the real one, and drive both in turn."""
+    """Fill the pool, start the real API and the quiet one, and drive both in turn."""
     run = stack.run_job("sync")
     assert run["state"] == "succeeded", run
-    env = {**stack.plan.env, "API_PORT": str(quiet_port)}
-    plan = replace(make_plan(env), env=env)
-    program = programs.api(plan, scratch / "quiet")
-    quiet = Process(replace(program, command=[*program.command[:-1], "tests.bench.quiet_wsgi:app"]), lambda *_: None)
-    quiet.start()
+    stack.stop("api")
+    ports = {"on": stack.plan.number("API_PORT"), "off": quiet_port}
+    applications = {"on": "broker_api.wsgi:app", "off": "tests.bench.quiet_wsgi:app"}
+    servers = {which: serve(stack, scratch / which, ports[which], applications[which]) for which in ports}
     try:
-        assert wait_until(quiet.is_ready, 60, give_up=quiet.has_ended), quiet.ending()
-        urls = {"on": f"{stack.api_url}/v1", "off": f"{plan.api_url}/v1"}
+        for server in servers.values():
+            assert wait_until(server.is_ready, 60, give_up=server.has_ended), server.ending()
+        urls = {which: f"http://127.0.0.1:{port}/v1" for which, port in ports.items()}
         for url in urls.values():
             allocate_many(url, TRACK_TOKEN, clients=CLIENTS, requests=REQUESTS)
         rates: dict[str, list[float]] = {"on": [], "off": []}
@@ -68,7 +69,18 @@ def measure(stack: Stack, quiet_port: int, scratch: Path) -> None:
         say(f"median: on {statistics.median(rates['on']):.0f}/s, off {statistics.median(rates['off']):.0f}/s,")
         say(f"        ratio of the pairs {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
     finally:
-        quiet.stop()
+        for server in servers.values():
+            server.stop()
+
+
+def serve(stack: Stack, scratch: Path, port: int, application: str) -> Process:
+    """Start an API server like the stack's, for one of the applications."""
+    env = {**stack.plan.env, "API_PORT": str(port)}
+    program = programs.api(replace(make_plan(env), env=env), scratch)
+    command = ["sh", "-c", 'exec "$@" >/dev/null', "sh", *program.command[:-1], application]
+    server = Process(replace(program, command=command), lambda *_: None)
+    server.start()
+    return server
 
 
 def say(line: str) -> None:
