@@ -69,7 +69,15 @@ def test_no_page_of_flower_and_no_inspection_shows_a_secret(tmp_path: Path, guar
             return requests.get(f"{url}{path}", timeout=10).text
 
         assert wait_until(lambda: "broker.sync" in get("/api/tasks"), 20)
-        (name,) = requests.get(f"{url}/api/workers?refresh=1", timeout=10).json()
+        workers: list[str] = []
+
+        def is_known() -> bool:
+            # Flower waits a second for a worker's answer, which a busy machine may not give in time.
+            workers[:] = requests.get(f"{url}/api/workers?refresh=1", timeout=10).json()
+            return len(workers) == 1
+
+        assert wait_until(is_known, 60), workers
+        (name,) = workers
         (task,) = [
             task
             for task, seen in requests.get(f"{url}/api/tasks", timeout=10).json().items()
@@ -85,7 +93,8 @@ def test_no_page_of_flower_and_no_inspection_shows_a_secret(tmp_path: Path, guar
             )
         }
         for command in ("conf", "report", "stats"):
-            words = [sys.executable, "-m", "celery", "-A", "broker_worker.celery_app", "inspect", command]
+            inspect = ["inspect", command, "--timeout", "20", "--destination", name]
+            words = [sys.executable, "-m", "celery", "-A", "broker_worker.celery_app", *inspect]
             pages[command] = subprocess.run(
                 words, env=dict(stack.plan.env), check=True, capture_output=True, text=True, timeout=60
             ).stdout
