@@ -8,6 +8,8 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from broker_api import admin, health, jobs, tracks
+from broker_api.auth import token_sources
+from broker_api.browsers import register_browser_policy
 from broker_api.errors import register_error_handlers
 from broker_api.limits import MAX_BODY_BYTES, ThreadBudget
 from broker_api.metrics import register_metrics
@@ -33,10 +35,16 @@ def create_app(settings: Settings, services: ApiServices, *, registry: Collector
     app.url_map.merge_slashes = False
     attach(
         app,
-        Runtime(settings=settings, services=services, threads=ThreadBudget(settings.api_threads, services.clock)),
+        Runtime(
+            settings=settings,
+            services=services,
+            threads=ThreadBudget(settings.api_threads, services.clock),
+            tokens=token_sources(settings),
+        ),
     )
     register_tracing(app)
     register_metrics(app, registry or CollectorRegistry())
+    register_browser_policy(app, origins=settings.cors_allowed_origins)
     register_rate_limit(app, trusted_proxies=settings.trusted_proxies)
     register_error_handlers(app)
     base_path = settings.api_base_path

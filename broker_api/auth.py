@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, cast
 
@@ -11,9 +12,15 @@ from flask import g, request
 
 from broker_api.runtime import runtime
 from broker_common.core.errors import Forbidden, Unauthorized
+from broker_common.tokens import Token, TokenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
+
+    from broker_common.settings import Settings
+
+TokenSource = Callable[[], Sequence[Token]]
+"""Returns the tokens that are valid now."""
 
 
 class Scope(Enum):
@@ -23,11 +30,28 @@ class Scope(Enum):
     ADMIN = "admin"
 
 
+def token_sources(settings: Settings) -> Mapping[Scope, TokenSource]:
+    """Return where each scope's tokens come from: the environment, or a file that is read again when it changes."""
+
+    def source(tokens: Sequence[Token], file: str | None) -> TokenSource:
+        return TokenFile(file, production=settings.in_production) if file is not None else lambda: tokens
+
+    return {
+        Scope.TRACK: source(settings.broker_api_token, settings.broker_api_token_file),
+        Scope.ADMIN: source(settings.broker_admin_token, settings.broker_admin_token_file),
+    }
+
+
 def scope() -> Scope | None:
     """Return what the present request's token is for; None if there is none, or nobody knows it."""
     if "scope" not in g:
-        g.scope = _scope_of(_presented_token())
+        g.scope, g.token = _recognize(_presented_token())
     return cast("Scope | None", g.scope)
+
+
+def may_act_for(track_id: str) -> bool:
+    """Tell whether the present request's token is a track's, and not bound to other tracks than this."""
+    return scope() is Scope.TRACK and track_id.startswith(cast("Token", g.token).track_prefix)
 
 
 def require_track_token() -> None:
@@ -60,18 +84,15 @@ def _presented_token() -> bytes | None:
     return str(token).encode("latin-1", "replace")
 
 
-def _scope_of(token: bytes | None) -> Scope | None:
-    if token is None:
-        return None
-    settings = runtime().settings
-    digest = hashlib.sha256(token).digest()
-    is_track = _is_among(digest, settings.broker_api_token)
-    is_admin = _is_among(digest, settings.broker_admin_token)
-    return Scope.TRACK if is_track else Scope.ADMIN if is_admin else None
-
-
-def _is_among(digest: bytes, known: Iterable[bytes]) -> bool:
-    found = False
-    for each in known:
-        found |= hmac.compare_digest(digest, each)
-    return found
+def _recognize(presented: bytes | None) -> tuple[Scope, Token] | tuple[None, None]:
+    """Compare with every token of every scope, so that the time taken tells nothing about which fits."""
+    if presented is None:
+        return None, None
+    digest = hashlib.sha256(presented).digest()
+    found = [
+        (scope, token)
+        for scope, source in runtime().tokens.items()
+        for token in source()
+        if hmac.compare_digest(digest, token.digest)
+    ]
+    return found[0] if found else (None, None)

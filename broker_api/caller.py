@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, cast
 from flask import g, request
 from structlog.contextvars import bind_contextvars
 
+from broker_api.auth import may_act_for
 from broker_api.errors import RequestInvalid
+from broker_common.core.errors import Forbidden
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +48,10 @@ def find_fault(text: str) -> str | None:
 
 
 def require_caller() -> None:
-    """Read the headers of a track's request; raises `RequestInvalid`, which names the header."""
+    """Read the headers of a track's request.
+
+    Raises `RequestInvalid`, which names the header, and `Forbidden` for a token that is bound to other tracks.
+    """
     environ = request.environ
     track_id = _read(environ, _TRACK_ID)
     alias = _read(environ, _TRACK_ID_ALIAS)
@@ -59,6 +64,8 @@ def require_caller() -> None:
     track_id = track_id if track_id is not None else alias
     if track_id is None:
         raise RequestInvalid({_TRACK_ID: ["Missing: the calling track's id."]})
+    if not may_act_for(track_id):
+        raise Forbidden("this token cannot act for this track")
     bind_contextvars(track_id=track_id)
     g.caller = Caller(
         track_id=track_id,

@@ -19,6 +19,7 @@ from gunicorn.http import errors, wsgi  # type: ignore[import-untyped] # the sam
 from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
 from structlog.contextvars import bound_contextvars
 
+from broker_api import browsers
 from broker_api.caller import CALLER_HEADERS
 from broker_api.errors import describe, make_body
 from broker_api.runtime import runtime_of
@@ -67,6 +68,7 @@ def _refusal(status: HTTPStatus, request_id: str) -> bytes:
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
         f"{HEADER}: {request_id}",
+        *(f"{name}: {value}" for name, value in browsers.HEADERS.items()),
     ]
     return "\r\n".join([*head, "", ""]).encode() + body
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TRACK_SECURITY: list[dict[str, list[str]]] = [{"trackToken": []}]
 ADMIN_SECURITY: list[dict[str, list[str]]] = [{"adminToken": []}]
+DOCS_PAGE = "api-docs.openapi_swagger_ui"
+"""The page's endpoint, as flask-smorest names it."""
 SANDBOX_ID = {"name": "sandbox_id", "in": "path", "required": True, "schema": PLAIN | {"type": "string"}}
 JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": PLAIN | {"type": "string"}}
 
@@ -88,7 +90,7 @@ EXAMPLES = {
 }
 """One of every error code that a call is described with."""
 _OF_EVERY_CALL = ("VALIDATION_ERROR", "UNAUTHORIZED", "FORBIDDEN", "RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR")
-_RATE_LIMIT = {
+RATE_LIMIT_HEADERS = {
     "X-RateLimit-Limit": "Requests that may be made at once",
     "X-RateLimit-Remaining": "Requests that may be made now",
     "X-RateLimit-Reset": "Seconds until all of them may be made again",
@@ -100,6 +102,7 @@ def _refer_to(header: str) -> dict[str, str]:
 
 
 _REQUEST_ID = {tracing.HEADER: _refer_to(tracing.HEADER)}
+_RATE_LIMIT = {name: _refer_to(name) for name in RATE_LIMIT_HEADERS}
 _RETRY_AFTER = {"Retry-After": _refer_to("Retry-After")}
 
 
@@ -114,7 +117,7 @@ class _HeadersOfEveryAnswer(BasePlugin):
     ) -> None:
         """Add it to the answers of a path's operations."""
         for operation in (operations or {}).values():
-            carried = _REQUEST_ID | ({name: _refer_to(name) for name in _RATE_LIMIT} if operation["security"] else {})
+            carried = _REQUEST_ID | (_RATE_LIMIT if operation["security"] else {})
             for response in operation["responses"].values():
                 if isinstance(response, dict):
                     response["headers"] = response.get("headers", {}) | carried
@@ -206,7 +209,7 @@ def _describe_common(spec: APISpec) -> None:
         tracing.HEADER,
         {"description": "The request's id, for whoever reads the log", "required": True, "schema": {"type": "string"}},
     )
-    for header, description in _RATE_LIMIT.items():
+    for header, description in RATE_LIMIT_HEADERS.items():
         spec.components.header(header, {"description": description, "schema": {"type": "integer"}})
     spec.components.header(
         "Retry-After",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flask import g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from broker_api.auth import Scope, scope
+from broker_api.auth import Scope, may_act_for, scope
 from broker_api.caller import presented_track_id
 from broker_api.runtime import services
 from broker_common.core.errors import RateLimitExceeded
@@ -30,11 +30,12 @@ _IPV6_NETWORK_BITS = 64
 def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
     """Limit the requests of an application; register it before what may refuse a request, after what traces it.
 
-    The caller's address is taken from `X-Forwarded-For` for `trusted_proxies` proxies, each of which adds one.
+    The caller's address is taken from `X-Forwarded-For`, and whether it used HTTPS from `X-Forwarded-Proto`, for
+    `trusted_proxies` proxies, each of which adds one.
     """
     if trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign] # as Flask's documentation does it
-            app.wsgi_app, x_for=trusted_proxies, x_proto=0, x_host=0, x_port=0, x_prefix=0
+            app.wsgi_app, x_for=trusted_proxies, x_proto=trusted_proxies, x_host=0, x_port=0, x_prefix=0
         )
     app.before_request(_take)
     app.after_request(_show)
@@ -54,11 +55,10 @@ def _take() -> None:
 
 
 def _key() -> str:
-    found = scope()
-    if found is Scope.ADMIN:
+    if scope() is Scope.ADMIN:
         return "admin"
-    track_id = presented_track_id() if found is Scope.TRACK else None
-    return f"track:{track_id}" if track_id else f"address:{_address()}"
+    track_id = presented_track_id()
+    return f"track:{track_id}" if track_id and may_act_for(track_id) else f"address:{_address()}"
 
 
 def _address() -> str:

@@ -1,4 +1,4 @@
-"""What a request finds in its process: the settings, the services, the threads' budget, and whether it must stop."""
+"""What a request finds in its process: settings, services, tokens, the threads' budget, and whether it must stop."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, cast
 from flask import current_app
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flask import Flask
 
+    from broker_api.auth import Scope, TokenSource
     from broker_api.limits import ThreadBudget
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
@@ -25,6 +28,7 @@ class Runtime:
     settings: Settings
     services: ApiServices
     threads: ThreadBudget
+    tokens: Mapping[Scope, TokenSource]
     draining: threading.Event = field(default_factory=threading.Event)
     """Set once the process has been told to stop."""
 

@@ -5,7 +5,6 @@ Each field is the environment variable of its name in capitals. Only command lin
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -18,17 +17,12 @@ from marshmallow import EXCLUDE, Schema, ValidationError, validate
 from marshmallow import fields as ma
 
 from broker_common.core.domain import Policy, RecyclePolicy
+from broker_common.tokens import BadTokenError, Token, find_faults, parse_tokens, read_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from urllib.parse import SplitResult
 
-DEVELOPMENT_TRACK_TOKEN = "track_token_123"  # noqa: S105 - public on purpose: production refuses it
-DEVELOPMENT_ADMIN_TOKEN = "admin_token_123"  # noqa: S105 - the same
-_WELL_KNOWN = frozenset(
-    hashlib.sha256(token.encode()).digest()
-    for token in (DEVELOPMENT_TRACK_TOKEN, DEVELOPMENT_ADMIN_TOKEN, "changeme", "secret", "token", "test")
-)
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _DAY_SEC, _WEEK_SEC = 24 * 3600, 7 * 24 * 3600
@@ -60,20 +54,14 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-class _Tokens(ma.Field[tuple[bytes, ...]]):
-    """Comma-separated tokens, each plain or `sha256:<hex>`, kept as SHA-256 digests only."""
+class _Tokens(ma.Field[tuple[Token, ...]]):
+    """Tokens as `parse_tokens` reads them, kept as SHA-256 digests only."""
 
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[bytes, ...]:  # noqa: ANN401 - marshmallow's signature
-        tokens = [token.strip() for token in str(value).split(",") if token.strip()]
-        digests = []
-        for position, token in enumerate(tokens, 1):
-            if not token.startswith("sha256:"):
-                digests.append(hashlib.sha256(token.encode()).digest())
-            elif re.fullmatch(r"sha256:[0-9a-fA-F]{64}", token):
-                digests.append(bytes.fromhex(token.removeprefix("sha256:")))
-            else:
-                raise ValidationError(f"token {position}: sha256: must be followed by 64 hexadecimal digits")
-        return tuple(digests)
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[Token, ...]:  # noqa: ANN401 - marshmallow's signature
+        try:
+            return parse_tokens(str(value))
+        except BadTokenError as error:
+            raise ValidationError(str(error)) from error
 
 
 class _HttpUrl(ma.Field[str]):
@@ -98,6 +86,18 @@ class _RedisUrl(ma.Field[str]):
                 "a rediss URL may have options of TLS (ssl_...)."
             )
         return url
+
+
+class _Origins(ma.Field[tuple[str, ...]]):
+    """Comma-separated origins as browsers send them: scheme, host and port (RFC 6454, section 6.1), nothing else."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:  # noqa: ANN401 - marshmallow's signature
+        origins = tuple(dict.fromkeys(origin.strip() for origin in str(value).split(",") if origin.strip()))
+        for origin in origins:
+            parts = _split(origin, {"http", "https"})
+            if parts is None or origin != f"{parts.scheme}://{parts.netloc}".lower() or "@" in parts.netloc:
+                raise ValidationError(f"{origin!r} is no origin such as https://lab.example.com (exact, lower-case).")
+        return origins
 
 
 def _split(url: str, schemes: set[str]) -> SplitResult | None:
@@ -158,8 +158,10 @@ class Settings:
     """Everything that can be set. Durations are in the unit of their name; secrets are left out of `repr`."""
 
     broker_env: Environment = _var(Environment.PRODUCTION, ma.Enum(Environment, by_value=True))
-    broker_api_token: tuple[bytes, ...] = _var((), _Tokens(), secret=True)
-    broker_admin_token: tuple[bytes, ...] = _var((), _Tokens(), secret=True)
+    broker_api_token: tuple[Token, ...] = _var((), _Tokens(), secret=True)
+    broker_api_token_file: str | None = _var(None, ma.String())
+    broker_admin_token: tuple[Token, ...] = _var((), _Tokens(), secret=True)
+    broker_admin_token_file: str | None = _var(None, ma.String())
 
     api_bind: str = _text("0.0.0.0", r"[0-9A-Za-z.:\[\]-]+\Z", "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
     api_port: int = _integer(8080, 1, 65535)
@@ -170,6 +172,7 @@ class Settings:
     rate_limit_rps: int = _integer(50, 1, 1_000_000)
     rate_limit_burst: int = _integer(200, 1, 1_000_000)
     trusted_proxies: int = _integer(0, 0, 16)
+    cors_allowed_origins: tuple[str, ...] = _var((), _Origins())
     shutdown_drain_sec: float = _number(5, 0, 600, inclusive=True)
 
     ddb_table_name: str = _text("SandboxPool", r"[A-Za-z0-9_.-]{3,255}\Z", "3 to 255 of A-Z a-z 0-9 _ . -")
@@ -265,35 +268,48 @@ class Settings:
             problems += self._check_tokens()
         if process is Process.WORKER:
             problems += self._check_provider()
-        if process in {Process.API, Process.WORKER} and self._in_production and "RECYCLE_POLICY" not in given:
+        if process in {Process.API, Process.WORKER} and self.in_production and "RECYCLE_POLICY" not in given:
             problems.append("RECYCLE_POLICY: Missing: reuse, confirm or retire, by what the provider's delete does.")
         if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
             problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
         return problems
 
     @property
-    def _in_production(self) -> bool:
+    def in_production(self) -> bool:
+        """Whether what is only fit for development is refused."""
         return self.broker_env is Environment.PRODUCTION
 
     def _check_tokens(self) -> list[str]:
-        problems = []
-        for name, tokens in (
-            ("BROKER_API_TOKEN", self.broker_api_token),
-            ("BROKER_ADMIN_TOKEN", self.broker_admin_token),
-        ):
-            if not tokens:
-                problems.append(f"{name}: Missing: give at least one token.")
-            elif self._in_production and _WELL_KNOWN & set(tokens):
-                problems.append(f"{name}: Holds a well-known development token.")
-        if set(self.broker_api_token) & set(self.broker_admin_token):
+        problems: list[str] = []
+        track = self._check_token("BROKER_API_TOKEN", self.broker_api_token, self.broker_api_token_file, problems)
+        admin = self._check_token("BROKER_ADMIN_TOKEN", self.broker_admin_token, self.broker_admin_token_file, problems)
+        if {token.digest for token in track} & {token.digest for token in admin}:
             problems.append("BROKER_ADMIN_TOKEN: Holds a token that BROKER_API_TOKEN holds too.")
+        if any(token.track_prefix for token in admin):
+            problems.append("BROKER_ADMIN_TOKEN: An admin's token cannot be bound to tracks.")
         return problems
+
+    def _check_token(
+        self, name: str, tokens: tuple[Token, ...], file: str | None, problems: list[str]
+    ) -> tuple[Token, ...]:
+        """Add what is wrong with the tokens of one scope to `problems`, and return them."""
+        if file is None:
+            problems += [f"{name}: {fault}" for fault in find_faults(tokens, production=self.in_production)]
+            return tokens
+        if tokens:
+            problems.append(f"{name}: Given beside {name}_FILE: give one of them.")
+            return tokens
+        try:
+            return read_tokens(file, production=self.in_production)
+        except BadTokenError as error:
+            problems.append(f"{name}_FILE: {error}")
+            return ()
 
     def _check_provider(self) -> list[str]:
         problems = []
         if self.csp_base_url is None:
             problems.append("CSP_BASE_URL: Missing: the provider's address.")
-        elif self._in_production and not _is_safe(self.csp_base_url):
+        elif self.in_production and not _is_safe(self.csp_base_url):
             problems.append("CSP_BASE_URL: Must be https, unless the provider is on loopback.")
         if self.csp_api_token is None:
             problems.append("CSP_API_TOKEN: Missing: the provider's token.")

@@ -13,13 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from broker_common.settings import (
-    DEVELOPMENT_ADMIN_TOKEN,
-    DEVELOPMENT_TRACK_TOKEN,
-    Process,
-    Settings,
-    SettingsError,
-)
+from broker_common.settings import Process, Settings, SettingsError
+from broker_common.tokens import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

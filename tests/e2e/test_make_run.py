@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.settings import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN
+from broker_common.tokens import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN
 from deploy.dev.processes import ROOT, call, free_ports, wait_until, why_not_bindable
 
 if TYPE_CHECKING:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import FrozenInstanceError, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from broker_common.core.domain import RecyclePolicy
-from broker_common.settings import (
-    DEVELOPMENT_ADMIN_TOKEN,
-    DEVELOPMENT_TRACK_TOKEN,
-    Environment,
-    Process,
-    Settings,
-    SettingsError,
-)
+from broker_common.settings import Environment, Process, Settings, SettingsError
+from broker_common.tokens import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 API = {
     "BROKER_API_TOKEN": "track-s3cret-token",
@@ -280,15 +278,17 @@ def test_every_setting_is_named_after_its_variable() -> None:
 
 def test_tokens_are_kept_as_digests_only() -> None:
     settings = Settings.from_env(API, process=Process.API)
-    assert settings.broker_api_token == (digest("track-s3cret-token"),)
+    assert [token.digest for token in settings.broker_api_token] == [digest("track-s3cret-token")]
 
 
 def test_several_tokens_are_taken_plain_or_hashed() -> None:
     hashed = hashlib.sha256(b"third").hexdigest()
     settings = Settings.from_env(
-        API | {"BROKER_API_TOKEN": f"first, second ,,sha256:{hashed.upper()}"}, process=Process.API
+        API | {"BROKER_API_TOKEN": f"first-long-token, second-long-token ,,sha256:{hashed.upper()}"},
+        process=Process.API,
     )
-    assert settings.broker_api_token == (digest("first"), digest("second"), digest("third"))
+    expected = [digest("first-long-token"), digest("second-long-token"), digest("third")]
+    assert [token.digest for token in settings.broker_api_token] == expected
 
 
 @pytest.mark.parametrize("value", ["sha256:12", "sha256:" + "g" * 64, "ok,sha256:" + "a" * 63])
@@ -334,7 +334,12 @@ def test_settings_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize(
     "token",
-    [DEVELOPMENT_TRACK_TOKEN, "changeme", "good," + DEVELOPMENT_TRACK_TOKEN, f"sha256:{digest('secret').hex()}"],
+    [
+        DEVELOPMENT_TRACK_TOKEN,
+        "changeme",
+        "a-good-long-token," + DEVELOPMENT_TRACK_TOKEN,
+        f"sha256:{digest('secret').hex()}",
+    ],
 )
 def test_production_refuses_well_known_tokens_however_they_are_given(token: str) -> None:
     (problem,) = problems(API | {"BROKER_API_TOKEN": token})
@@ -348,6 +353,13 @@ def test_production_refuses_the_well_known_admin_token() -> None:
     ]
 
 
+@pytest.mark.parametrize("token", ["short-token-12", "a" * 64, "abcabcabcabcabcabcabc", "a-good-long-token,x*=tiny"])
+def test_production_refuses_weak_tokens_without_telling_them(token: str) -> None:
+    (problem,) = problems(API | {"BROKER_API_TOKEN": token})
+    assert re.fullmatch(r"BROKER_API_TOKEN: token [12] is weak .*", problem)
+    assert token not in problem
+
+
 def test_the_api_needs_both_tokens_in_every_environment() -> None:
     for environment in Environment:
         names = [each.split(":")[0] for each in problems({"BROKER_ENV": environment, "RECYCLE_POLICY": "reuse"})]
@@ -355,8 +367,61 @@ def test_the_api_needs_both_tokens_in_every_environment() -> None:
 
 
 def test_one_token_cannot_serve_tracks_and_admins() -> None:
-    (problem,) = problems(API | {"BROKER_ADMIN_TOKEN": f"other,sha256:{digest('track-s3cret-token').hex()}"})
+    (problem,) = problems(
+        API | {"BROKER_ADMIN_TOKEN": f"another-long-token,sha256:{digest('track-s3cret-token').hex()}"}
+    )
     assert problem.startswith("BROKER_ADMIN_TOKEN: ")
+
+
+def test_an_admins_token_cannot_be_bound_to_tracks() -> None:
+    (problem,) = problems(API | {"BROKER_ADMIN_TOKEN": "acme-*=admin-s3cret-token"})
+    assert problem == "BROKER_ADMIN_TOKEN: An admin's token cannot be bound to tracks."
+
+
+def test_tokens_may_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("track-s3cret-token\nacme-*=another-s3cret-token\n")
+    environ = API | {"BROKER_API_TOKEN": "", "BROKER_API_TOKEN_FILE": str(file)}
+    assert Settings.from_env(environ, process=Process.API).broker_api_token_file == str(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "Cannot be read (FileNotFoundError)."),
+        ("", "Missing: give at least one token."),
+        ("track_token_123", "token 1 is a well-known development token."),
+        ("track-s3cret-token\nsha256:12", "token 2: sha256: must be followed by 64 hexadecimal digits"),
+    ],
+)
+def test_a_token_file_that_cannot_serve_is_refused_at_start(tmp_path: Path, content: str | None, reason: str) -> None:
+    file = tmp_path / "tokens"
+    if content is not None:
+        file.write_text(content)
+    environ = API | {"BROKER_API_TOKEN": "", "BROKER_API_TOKEN_FILE": str(file)}
+    assert problems(environ) == [f"BROKER_API_TOKEN_FILE: {reason}"]
+
+
+def test_tokens_come_from_the_environment_or_a_file_and_not_from_both() -> None:
+    assert problems(API | {"BROKER_API_TOKEN_FILE": "/no/file"}) == [
+        "BROKER_API_TOKEN: Given beside BROKER_API_TOKEN_FILE: give one of them."
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "*",
+        "null",
+        "lab.example.com",
+        "https://lab.example.com/",
+        "https://Lab.example.com",
+        "https://u@lab.example.com",
+    ],
+)
+def test_an_origin_is_a_scheme_a_host_and_a_port(value: str) -> None:
+    (problem,) = problems(API | {"CORS_ALLOWED_ORIGINS": f"https://lab.example.com,{value}"})
+    assert problem.startswith("CORS_ALLOWED_ORIGINS: ")
 
 
 @pytest.mark.parametrize("process", [Process.API, Process.WORKER])

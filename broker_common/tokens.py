@@ -1,0 +1,134 @@
+"""Bearer tokens: how they are written down, which of them production refuses, and the files that they may come from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEVELOPMENT_TRACK_TOKEN = "track_token_123"  # noqa: S105 - public on purpose: production refuses it
+DEVELOPMENT_ADMIN_TOKEN = "admin_token_123"  # noqa: S105 - the same
+_WELL_KNOWN = frozenset(
+    hashlib.sha256(token.encode()).digest()
+    for token in (DEVELOPMENT_TRACK_TOKEN, DEVELOPMENT_ADMIN_TOKEN, "changeme", "secret", "token", "test")
+)
+_SHORTEST = 16
+_FEWEST_DIFFERENT = 8
+_HASHED = "sha256:"
+_BINDING = re.compile(r"([!-~]{1,128}?)\*=(.*)")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token, known by its SHA-256 digest alone; it may act only for tracks whose id starts with `track_prefix`."""
+
+    digest: bytes = field(repr=False)
+    track_prefix: str = ""
+    fault: str | None = None
+    """Why production refuses it."""
+
+
+class BadTokenError(ValueError):
+    """A token cannot be used; the message names its position, and never holds any of it."""
+
+
+def parse_tokens(text: str) -> tuple[Token, ...]:
+    """Parse tokens that are separated by commas or line feeds.
+
+    Each is plain, or `sha256:<hex>` of one that its holder alone knows; `prefix*=` before it binds it to the tracks
+    whose id starts with the prefix. Raises `BadTokenError`.
+    """
+    words = [word.strip() for word in re.split(r"[,\n]", text) if word.strip()]
+    return tuple(_parse(word, position) for position, word in enumerate(words, 1))
+
+
+def find_faults(tokens: Sequence[Token], *, production: bool) -> list[str]:
+    """Say why these tokens cannot serve; an empty list if they can."""
+    if not tokens:
+        return ["Missing: give at least one token."]
+    return [token.fault for token in tokens if production and token.fault is not None]
+
+
+def read_tokens(path: str, *, production: bool) -> tuple[Token, ...]:
+    """Read the tokens of a file; raises `BadTokenError` if it cannot be read, or they cannot serve."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BadTokenError(f"Cannot be read ({type(error).__name__}).") from error
+    tokens = parse_tokens(text)
+    faults = find_faults(tokens, production=production)
+    if faults:
+        raise BadTokenError(" ".join(faults))
+    return tokens
+
+
+class TokenFile:
+    """The tokens of a file, which is read again when it has changed; safe to use from many threads.
+
+    A change that cannot be used is logged once, and the tokens before it go on serving.
+    """
+
+    def __init__(self, path: str, *, production: bool) -> None:
+        self._path = path
+        self._production = production
+        self._lock = threading.Lock()
+        self._state: tuple[object, ...] | None = None
+        self._tokens: tuple[Token, ...] = ()
+
+    def __call__(self) -> tuple[Token, ...]:
+        """Return the tokens that are valid now."""
+        state = self._look()
+        if state != self._state:
+            with self._lock:
+                if state != self._state:
+                    self._read()
+                    self._state = state
+        return self._tokens
+
+    def _look(self) -> tuple[object, ...]:
+        """Tell this state of the file from others; mounted secrets change by a link that leads elsewhere."""
+        try:
+            found = Path(self._path).stat()
+        except OSError as error:
+            return (type(error).__name__,)
+        return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+    def _read(self) -> None:
+        try:
+            self._tokens = read_tokens(self._path, production=self._production)
+        except BadTokenError as error:
+            _log.error("the token file %s: %s The tokens read before it stay valid.", self._path, error)
+        else:
+            _log.info("read %d tokens from %s", len(self._tokens), self._path)
+
+
+def _parse(word: str, position: int) -> Token:
+    bound = _BINDING.fullmatch(word)
+    prefix, secret = (bound[1], bound[2]) if bound else ("", word)
+    if not secret:
+        raise BadTokenError(f"token {position}: nothing follows its prefix")
+    if not secret.startswith(_HASHED):
+        digest, is_weak = hashlib.sha256(secret.encode()).digest(), _is_weak(secret)
+    elif re.fullmatch(r"[0-9a-fA-F]{64}", secret.removeprefix(_HASHED)):
+        digest, is_weak = bytes.fromhex(secret.removeprefix(_HASHED)), False
+    else:
+        raise BadTokenError(f"token {position}: {_HASHED} must be followed by 64 hexadecimal digits")
+    fault = None
+    if digest in _WELL_KNOWN:
+        fault = f"token {position} is a well-known development token."
+    elif is_weak:
+        fault = f"token {position} is weak (`openssl rand -hex 32` makes a good one)."
+    return Token(digest, prefix, fault)
+
+
+def _is_weak(secret: str) -> bool:
+    return len(secret) < _SHORTEST or len(set(secret)) < _FEWEST_DIFFERENT
