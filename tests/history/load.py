@@ -69,6 +69,7 @@ class Budget:
     def __init__(self, total: int) -> None:
         self.total = total
         self._made = 0
+        self._held = False
         self._lock = threading.Lock()
 
     @property
@@ -79,7 +80,15 @@ class Budget:
     @property
     def is_used_up(self) -> bool:
         """Whether no new session may begin."""
-        return self._made >= self.total
+        return self._made >= self.total and not self._held
+
+    def hold(self) -> None:
+        """Have clients go on, whatever was used, until `let_go`."""
+        self._held = True
+
+    def let_go(self) -> None:
+        """Let clients end once the budget is used up."""
+        self._held = False
 
     def count(self) -> None:
         """Count a call."""
@@ -123,6 +132,7 @@ class Client:
         answers = self._around.together(*[lambda: self._allocate(track_id, key, prefix)] * copies)
         held = next((answer.body for answer in answers if answer is not None and answer.status in {200, 201}), None)
         if held is None:
+            self._around.sleep(rng.uniform(0.5, 1.5))
             return
         for _ in range(rng.randrange(4)):
             self._think()

@@ -5,7 +5,9 @@ Each is what a plausible broker might do, and waits a moment in the gap that it 
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
+from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from broker_common.adapters.dynamo_items import encode_claim, encode_sandbox
@@ -157,10 +159,26 @@ class CleanupWithoutTaking(StoreWrapper):
             super().update(read, after)
 
 
-STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxStore]] = {
+_STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxStore]] = {
     Bug.SYNC: SyncWithoutCondition,
     Bug.CLAIM: ClaimLookedUp,
     Bug.EXPIRY: ExpiryOfWhateverIsThere,
     Bug.CLEANUP: CleanupWithoutTaking,
 }
-"""The broken store of each bug. It belongs where the bug is: under sync, allocate, expiry or cleanup alone."""
+_LONGEST_STALL = {Bug.SYNC: 0.3, Bug.CLAIM: 0.1, Bug.EXPIRY: 4.0, Bug.CLEANUP: 3.0}
+
+
+def break_store(
+    bug: Bug,
+    store: SandboxStore,
+    table: Table,
+    *,
+    rng: Random | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> SandboxStore:
+    """Return the broken store of a bug over a sound one. It belongs under the use case of the bug alone.
+
+    `sleep` waits in the gap that the bug leaves, for as long as `rng` says.
+    """
+    draw, longest = rng or Random(), _LONGEST_STALL[bug]
+    return _STORES[bug](store, table, lambda: sleep(draw.uniform(0, longest)))

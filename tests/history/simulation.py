@@ -24,7 +24,7 @@ from broker_common.core.errors import BrokerError, DeadlineExceeded, SyncBraked
 from broker_common.core.ports import AccountListing, WipeAnswer
 from tests.fakes import START, FakeClock, FakeProvider, MemoryStore, StoreWrapper
 from tests.history.load import Answer, Budget, Client, Pace
-from tests.history.planted import STORES, Bug, MemoryTable
+from tests.history.planted import Bug, MemoryTable, break_store
 from tests.history.record import Account as ListedAccount
 from tests.history.record import ClaimRow, Delete, History, Row, Scan, Terms
 from tests.world import World
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 POLICY = Policy(lab_duration_sec=6, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3)
 POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
 DEADLINE_SEC = 3
-_LONGEST_STALL = {Bug.SYNC: 0.3, Bug.CLAIM: 0.1, Bug.EXPIRY: 4.0, Bug.CLEANUP: 3.0}
 
 Result = TypeVar("Result")
 
@@ -298,8 +297,7 @@ class _Simulation:
             store = _SlowStore(memory, self._time, self._pause)
             if bug is not self._bug:
                 return store
-            longest = _LONGEST_STALL[bug]
-            return STORES[bug](store, MemoryTable(memory), lambda: self._time.sleep(self._rng.uniform(0, longest)))
+            return break_store(bug, store, MemoryTable(memory), rng=self._rng, sleep=self._time.sleep)
 
         return World(
             clock=self._time,
