@@ -8,6 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from deploy.dev.dynamodb_local import NotInstalled, dynamodb_local
+from deploy.dev.processes import free_ports
+from tests.backends import running
 from tests.history.checker import check
 from tests.history.planted import Bug
 from tests.history.record import History
@@ -35,11 +38,15 @@ def main() -> int:
         calls_a_second=options.operations / (options.minutes * 60),
         bug=options.plant,
     )
+    try:
+        database = dynamodb_local(free_ports(1)[0])
+    except NotInstalled as reason:
+        sys.exit(f"DynamoDB Local is missing: {reason}")
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, running(database) as address:
         out = options.out or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
-        history = run(order, out, lambda line: say(f"{time.monotonic() - began:6.0f} s {line}"))
+        history = run(order, out, f"http://{address}", lambda line: say(f"{time.monotonic() - began:6.0f} s {line}"))
         history.save(out / "history.jsonl")
         say(f"{time.monotonic() - began:6.0f} s checking")
         return judge(history)

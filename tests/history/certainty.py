@@ -105,9 +105,7 @@ class Certainties:
         for delete in sorted(self.history.deletes, key=lambda each: each.began):
             if delete.is_confirmed:
                 self._wipes[delete.external_id].append(delete)
-        self.external_ids = {row.sandbox_id: row.external_id for scan in self.history.scans for row in scan.rows} | {
-            account.sandbox_id: account.external_id for account in self.history.accounts
-        }
+        self.external_ids = _external_ids(self.history)
         self._scan_starts = [scan.began for scan in self.history.scans]
 
     def scans_within(self, began: float, ended: float) -> Iterator[tuple[int, Scan]]:
@@ -206,6 +204,17 @@ class Certainties:
             if row.status == "available" and row.name.startswith(prefix) and since <= began and ended <= until:
                 return row
         return None
+
+
+def _external_ids(history: History) -> dict[str, str]:
+    """Return by what name the provider knows each sandbox."""
+    found = {account.sandbox_id: account.external_id for account in history.accounts}
+    for scan in history.scans:
+        found |= {row.sandbox_id: row.external_id for row in scan.rows}
+    for call in history.calls:
+        if "external_id" in call.body:
+            found[call.body["sandbox_id"]] = call.body["external_id"]
+    return found
 
 
 def _sightings(history: History) -> Iterator[Sighting]:

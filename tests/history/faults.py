@@ -1,4 +1,4 @@
-"""The disturbances: kills, a store that fails, a provider that fails, Redis gone, messages delivered twice.
+"""The disturbances: kills, a store that fails, a provider that fails, Redis gone.
 
 Each strikes, lasts a while and is over before the next one; a deck of all of them is dealt again and again.
 """
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from random import Random
 
     from tests.history.broker import Broker
-
-Wait = "Callable[[float], None]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +84,6 @@ def _restart_redis(broker: Broker, rng: Random, wait: Callable[[float], None]) -
     return 1
 
 
-def _deliver_again(broker: Broker, rng: Random, wait: Callable[[float], None]) -> int:
-    hits = 0
-    for _ in range(3):
-        hits += broker.deliver_again(rng)
-        wait(0.7)
-    return hits
-
-
 def _disturbances() -> Iterator[Disturbance]:
     transaction = "TransactWriteItems"
     conflict = {"CancellationReasons": [{"Code": "TransactionConflict"}, {"Code": "None"}]}
@@ -118,7 +108,6 @@ def _disturbances() -> Iterator[Disturbance]:
     yield Disturbance(name="kill -9 of a worker", strike=_kill(WORKERS), refuses_calls=False)
     yield Disturbance(name="kill -9 of beat", strike=_kill(("beat",)), refuses_calls=False)
     yield Disturbance(name="kill -9 and restart of Redis", strike=_restart_redis, refuses_calls=False)
-    yield Disturbance(name="deletes delivered again", strike=_deliver_again, refuses_calls=False)
     yield _provider("failing", fail_next_deletes=15, fail_status=500, html_errors=True)
     yield _provider("busy", fail_next_deletes=10, fail_status=429)
     yield _provider("dropping connections before", drop_next_deletes=8, drop_when="before")

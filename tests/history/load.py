@@ -119,9 +119,9 @@ class Client:
     def run(self) -> None:
         """Run sessions until the budget is used up."""
         while not self._budget.is_used_up:
+            self._think()
             self._sessions += 1
             self._session()
-            self._think()
 
     def _session(self) -> None:
         rng = self._rng

@@ -50,7 +50,8 @@ def describe(verdict: Verdict) -> str:
 def _lines(verdict: Verdict) -> Iterator[str]:
     for promise in Promise:
         broken = [violation for violation in verdict.violations if violation.promise is promise]
-        yield f"{promise.value}. {promise.sentence}: {f'BROKEN {len(broken)} times' if broken else 'kept'}"
+        times = "once" if len(broken) == 1 else f"{len(broken)} times"
+        yield f"{promise.value}. {promise.sentence}: {f'BROKEN {times}' if broken else 'kept'}"
         looked_at = ", ".join(f"{number} {what}" for what, number in sorted(verdict.examined[promise].items()))
         yield f"     looked at {looked_at or 'nothing'}"
         for violation in broken[:SHOWN]:

@@ -39,9 +39,12 @@ class Order:
     bug: Bug | None = None
 
 
-def run(order: Order, scratch: Path, say: Callable[[str], None]) -> History:
-    """Run, and return what was seen; `say` is told how it goes, and the processes' output is left in `scratch`."""
-    with Broker(scratch, order.bug) as broker:
+def run(order: Order, scratch: Path, database_url: str, say: Callable[[str], None]) -> History:
+    """Run on an empty database, and return what was seen; `say` is told how it goes.
+
+    The output of the processes is left in `scratch`.
+    """
+    with Broker(scratch, database_url, order.bug) as broker:
         try:
             return _Run(order, broker, say).run()
         finally:
@@ -111,13 +114,16 @@ class _Run:
     def _act(self) -> None:
         rng, broker = self._rng, self._broker
         self._show_again([each for each in self._hidden if each[0] <= time.monotonic()])
-        match rng.choices(["", "job", "release", "retry", "rename", "hide"], weights=[60, 12, 3, 4, 12, 6])[0]:
+        acts = {"": 50, "job": 12, "release": 3, "retry": 4, "rename": 12, "hide": 6, "deliver": 10}
+        match rng.choices(list(acts), weights=list(acts.values()))[0]:
             case "job":
                 broker.ask(rng.choice(["sync", "cleanup", "expire"]))
             case "release":
                 broker.release(broker.scans[-1], rng)
             case "retry":
                 broker.ask("bulk-retry")
+            case "deliver":
+                broker.deliver_again(rng)
             case "rename":
                 account = rng.choice(broker.accounts())
                 name = str(account["name"]).partition("~")[0]
