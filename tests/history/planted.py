@@ -10,7 +10,8 @@ from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from broker_common.adapters.dynamo_items import encode_claim, encode_sandbox
+from broker_common.adapters import dynamo_store
+from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox
 from broker_common.core import domain
 from broker_common.core.domain import Status
 from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld
@@ -19,6 +20,7 @@ from tests.fakes import StoreWrapper
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.adapters.dynamo_items import Item
     from broker_common.adapters.dynamo_store import DynamoStore
     from broker_common.core.domain import Candidate, Claim, Sandbox
     from broker_common.core.ports import AllocateAnswer, SandboxStore
@@ -76,23 +78,25 @@ class DynamoTable:
 
     def __init__(self, store: DynamoStore) -> None:
         self._store = store
-        self._client = store._client
 
     def put(self, sandbox: Sandbox) -> None:
-        item = encode_sandbox(sandbox, self._store._shards)
-        self._client.put_item(TableName=self._store._table, Item=item)
+        self._put(encode_sandbox(sandbox, self._store._shards))
 
     def take(self, candidate: Candidate, claim: Claim) -> bool:
         changes = domain.allocation_changes(claim, version=candidate.version)
         update = self._store._update(candidate.sandbox_id, Status.AVAILABLE, candidate.version, changes)
         try:
-            self._client.update_item(**update)
-        except self._client.exceptions.ConditionalCheckFailedException:
-            return False
+            self._store._write("update_item", **update)
+        except dynamo_store._ConditionFailed as failed:
+            taken = failed.answer.get("Item")
+            return bool(taken and decode_sandbox(taken).lease_id == claim.lease_id)  # by an earlier try
         return True
 
     def put_claim(self, claim: Claim) -> None:
-        self._client.put_item(TableName=self._store._table, Item=encode_claim(claim))
+        self._put(encode_claim(claim))
+
+    def _put(self, item: Item) -> None:
+        self._store._write("put_item", TableName=self._store._table, Item=item)
 
 
 class SyncWithoutCondition(StoreWrapper):
