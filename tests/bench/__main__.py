@@ -43,7 +43,7 @@ def main(*, quick: bool, only: tuple[str, ...], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(bench.findings, out / "bench.json")
     write_plot(bench.findings, out / "bench.png")
-    click.echo(table(bench.findings.figures))
+    click.echo("\n\n".join([table(bench.findings.figures), *bench.findings.tables]))
     click.echo(f"\n{time.monotonic() - began:.0f} s; {out / 'bench.json'}, {out / 'bench.png'}")
 
 

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -111,8 +112,8 @@ class Generator:
 class _Client:
     """One connection, and the request that is under way on it."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection((LOOPBACK, port), _SILENCE_SEC)
+    def __init__(self, port: int, opened: ExitStack) -> None:
+        self.socket = opened.enter_context(socket.create_connection((LOOPBACK, port), _SILENCE_SEC))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(0)
         self._number = 0
@@ -149,8 +150,8 @@ def drive(port: int, requests: Sequence[bytes], clients: int) -> Load:
     """Send the requests from this process; what `Generator` does in its own. All connections are made beforehand."""
     answers: list[Answer] = []
     left = iter(enumerate(requests))
-    with selectors.DefaultSelector() as selector:
-        connected = [_Client(port) for _ in range(min(clients, len(requests)))]
+    with selectors.DefaultSelector() as selector, ExitStack() as opened:
+        connected = [_Client(port, opened) for _ in range(min(clients, len(requests)))]
         cpu = time.process_time()
         for client in connected:
             selector.register(client.socket, selectors.EVENT_READ, client)
@@ -165,7 +166,6 @@ def drive(port: int, requests: Sequence[bytes], clients: int) -> Load:
                 client.send(*upcoming)
             else:
                 selector.unregister(client.socket)
-                client.socket.close()
         return Load(answers, time.process_time() - cpu)
 
 

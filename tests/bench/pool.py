@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_items import encode_sandbox
 from broker_common.adapters.dynamo_table import SHARDS
@@ -15,6 +15,8 @@ from broker_common.core.domain import ORDER_LIMIT, Account, Sandbox, new_sandbox
 from broker_common.core.parallel import for_each
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mypy_boto3_dynamodb import DynamoDBClient
 
 _BATCH = 25
@@ -45,12 +47,17 @@ def make_pool(count: int, *, first: int = 0) -> list[Sandbox]:
     ]
 
 
-def load_pool(client: DynamoDBClient, table: str, sandboxes: list[Sandbox], *, shards: int = SHARDS) -> None:
+def load_pool(client: DynamoDBClient, table: str, sandboxes: Sequence[Sandbox]) -> None:
     """Put sandboxes into a table, whatever is there."""
+    load_items(client, table, [encode_sandbox(each, SHARDS) for each in sandboxes])
+
+
+def load_items(client: DynamoDBClient, table: str, items: Sequence[Any]) -> None:
+    """Put items into a table, whatever is there."""
 
     def put(start: int) -> None:
-        items = [encode_sandbox(each, shards) for each in sandboxes[start : start + _BATCH]]
-        answer = client.batch_write_item(RequestItems={table: [{"PutRequest": {"Item": item}} for item in items]})
+        requests: Any = [{"PutRequest": {"Item": item}} for item in items[start : start + _BATCH]]
+        answer = client.batch_write_item(RequestItems={table: requests})
         assert not answer["UnprocessedItems"], "DynamoDB Local throttles nothing"
 
-    for_each(put, range(0, len(sandboxes), _BATCH), threads=_THREADS)
+    for_each(put, range(0, len(items), _BATCH), threads=_THREADS)

@@ -58,10 +58,11 @@ class Figure:
 
 @dataclass(slots=True)
 class Findings:
-    """All figures, the series that the plot shows, and whatever else is worth keeping, by scenario."""
+    """All figures; what else the JSON and the plot show, by scenario; and tables of other columns, to be printed too."""
 
     figures: list[Figure] = field(default_factory=list)
     series: dict[str, Any] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
 
     def add(
         self, scenario: str, name: str, values: float | Sequence[float], unit: str = "", goal: Goal | None = None
