@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -56,12 +57,16 @@ class Figure:
         return "met" if self.goal.is_met(self.value) else "MISSED"
 
 
+def _series() -> defaultdict[Any, Any]:
+    return defaultdict(dict)
+
+
 @dataclass(slots=True)
 class Findings:
     """All figures; what else the JSON and the plot show, by scenario; and tables of other columns, to be printed too."""
 
     figures: list[Figure] = field(default_factory=list)
-    series: dict[str, Any] = field(default_factory=dict)
+    series: defaultdict[str, defaultdict[Any, Any]] = field(default_factory=lambda: defaultdict(_series))
     tables: list[str] = field(default_factory=list)
 
     def add(
@@ -131,49 +136,42 @@ def write_json(findings: Findings, path: Path) -> None:
 
 
 def write_plot(findings: Findings, path: Path) -> None:
-    """Draw rates and latencies by the number of clients, and how a burst was served; what was not measured stays empty."""
+    """Draw rates and latencies by clients, and how a burst was served; what was not measured stays empty."""
     figure, (rates, latencies, burst) = plt.subplots(1, 3, figsize=(16, 5))
-    _draw_rates(rates, findings.series.get("clients", {}))
-    _draw_latencies(latencies, findings.series.get("clients", {}))
-    _draw_burst(burst, findings.series.get("burst", []))
+    _draw_rates(rates, findings.series["rates"])
+    _draw_latencies(latencies, findings.series["latencies"])
+    _draw_burst(burst, findings.series["burst"].get("served_after", []))
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
 
 
-def _draw_rates(axes: Axes, clients: dict[str, Any]) -> None:
+def _draw_rates(axes: Axes, rates: Mapping[int, Mapping[str, Sequence[float]]]) -> None:
     axes.set_title("Allocations a second (median and extremes of the rounds)")
     axes.set_xlabel("clients")
-    labels = list(clients)
     for offset, which in enumerate(("bare", "broker", "textbook")):
-        rounds = [clients[label]["rates"].get(which) for label in labels]
-        at = [position + 0.27 * (offset - 1) for position, values in enumerate(rounds) if values]
-        found = [values for values in rounds if values]
-        medians = [statistics.median(values) for values in found]
-        errors = [
-            [middle - min(values) for middle, values in zip(medians, found, strict=True)],
-            [max(values) - middle for middle, values in zip(medians, found, strict=True)],
-        ]
-        axes.bar(at, medians, 0.25, label=which, yerr=errors, capsize=3)
-    axes.set_xticks(range(len(labels)), labels)
-    if labels:
-        axes.legend()
+        rounds = {place: values[which] for place, values in enumerate(rates.values()) if which in values}
+        middles = [statistics.median(each) for each in rounds.values()]
+        below = [middle - min(each) for middle, each in zip(middles, rounds.values(), strict=True)]
+        above = [max(each) - middle for middle, each in zip(middles, rounds.values(), strict=True)]
+        at = [place + 0.27 * (offset - 1) for place in rounds]
+        axes.bar(at, middles, 0.25, label=which, yerr=[below, above], capsize=3)
+    axes.set_xticks(range(len(rates)), [str(clients) for clients in rates])
+    axes.legend()
 
 
-def _draw_latencies(axes: Axes, clients: dict[str, Any]) -> None:
-    axes.set_title("Latency of allocate, ms")
+def _draw_latencies(axes: Axes, latencies: Mapping[int, Mapping[str, Sequence[float]]]) -> None:
+    axes.set_title("Latency of allocate, in ms")
     axes.set_xlabel("clients")
-    labels = list(clients)
+    axes.set_yscale("log")
     for percent in ("p50", "p90", "p99"):
-        values = [statistics.median(clients[label][percent]) for label in labels]
-        axes.plot(range(len(labels)), values, marker="o", label=percent)
-    axes.set_xticks(range(len(labels)), labels)
-    if labels:
-        axes.set_yscale("log")
-        axes.legend()
+        medians = [statistics.median(values[percent]) for values in latencies.values()]
+        axes.plot(range(len(medians)), medians, marker="o", label=percent)
+    axes.set_xticks(range(len(latencies)), [str(clients) for clients in latencies])
+    axes.legend()
 
 
-def _draw_burst(axes: Axes, answered: Sequence[float]) -> None:
+def _draw_burst(axes: Axes, served_after: Sequence[float]) -> None:
     axes.set_title("A class starts: tracks that have their sandbox")
     axes.set_xlabel("seconds since all of them asked")
-    axes.step(sorted(answered), range(1, len(answered) + 1), where="post")
+    axes.step(sorted(served_after), range(1, len(served_after) + 1), where="post")

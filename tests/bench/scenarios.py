@@ -6,6 +6,7 @@ import json
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.bench import cost
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 
 CREATED, OK, NONE_LEFT, BUSY = 201, 200, 409, 503
 CALLS = "broker_dynamodb_request_seconds_count"
+SERVED = "broker_allocate_total"
 CONFLICTS = "broker_allocate_conflicts_total"
 _TRIES = 20
 _FEWEST_ROUNDS, _LONGEST_SEC = 2, 40
-SHARE_OF_BARE = Goal(0.67, at_least=True)
+PERCENTS = (50, 90, 99)
+SHARE_OF_BARE = dict.fromkeys((16, 64, 256), Goal(0.67, at_least=True))
+P50_TO_BARE = {1: Goal(1.8)}
+P99_TO_P50 = {64: Goal(3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,10 @@ class Bench:
         return loads
 
 
+def _clients(count: int) -> str:
+    return f"{count} client{'s' if count > 1 else ''}"
+
+
 def _milliseconds(loads: list[Load], percent: int) -> list[float]:
     return [percentile(load.latencies, percent) * 1000 for load in loads]
 
@@ -111,54 +120,61 @@ def _other_than(status: int, loads: list[Load]) -> int:
 
 def measure_clients(bench: Bench) -> None:
     """Measure rates and latencies at 1, 16, 64 and 256 clients, against bare transactions of as many threads."""
-    levels = {1: (200, 7), 16: (600, 7), 64: (640, 7), 256: (1024, 5)}
-    plan = {clients: (bench.size(requests), bench.rounds(rounds)) for clients, (requests, rounds) in levels.items()}
-    needed = sum(requests * (rounds + 1) for requests, rounds in plan.values())
+    usual = {1: (200, 7), 16: (600, 7), 64: (640, 7), 256: (1024, 5)}
+    levels = {clients: (bench.size(requests), bench.rounds(rounds)) for clients, (requests, rounds) in usual.items()}
+    needed = sum(requests * (rounds + 1) for requests, rounds in levels.values())
     tables = [bench.table(name, needed) for name in ("clients-broker", "clients-bare")]
     pool = iter(make_pool(needed))
-    add, series = bench.findings.add, bench.findings.series.setdefault("clients", {})
     url = bench.servers.dynamodb_url
+    sent: list[Load] = []
     with (
         bench.servers.api(tables[0]) as api,
         Bare(url, processes=1) as alone,
         Bare(url, processes=API_PROCESSES) as together,
     ):
-        generator_cpu = requests_sent = 0.0
-        for clients, (requests, rounds) in plan.items():
-            bare = alone if clients == 1 else together
 
-            def run_broker(requests: int = requests, clients: int = clients) -> Load:
-                return bench.allocate(api, requests, clients=clients)
+        def run_broker(requests: int, clients: int) -> Load:
+            return bench.allocate(api, requests, clients=clients)
 
-            def run_bare(requests: int = requests, clients: int = clients, bare: Bare = bare) -> Load:
-                return bare.allocate(tables[1], [next(pool) for _ in range(requests)], clients=clients)
+        def run_bare(requests: int, clients: int) -> Load:
+            sandboxes = [next(pool) for _ in range(requests)]
+            return (alone if clients == 1 else together).allocate(tables[1], sandboxes, clients=clients)
 
-            runs = {"broker": run_broker, "bare": run_bare}
+        for clients, (requests, rounds) in levels.items():
+            runs = {
+                "broker": partial(run_broker, requests, clients),
+                "bare": partial(run_bare, requests, clients),
+            }
             bench.in_turn(1, runs)  # warms up
+            before = api.by_process()
             loads = bench.in_turn(rounds, runs)
-            broker, limit = loads["broker"], loads["bare"]
-            scenario = f"{clients} client{'s' if clients > 1 else ''}"
-            add(scenario, "allocations a second", _rates(broker))
-            add(scenario, "bare transactions a second", _rates(limit))
-            ratios = _ratios(_rates(broker), _rates(limit))
-            add(scenario, "share of the bare rate", ratios, goal=SHARE_OF_BARE if clients > 1 else None)
-            for percent in (50, 90, 99):
-                add(scenario, f"p{percent}", _milliseconds(broker, percent), "ms")
-            add(scenario, "p50 of bare transactions", _milliseconds(limit, 50), "ms")
-            if clients == 1:
-                ratios = _ratios(_milliseconds(broker, 50), _milliseconds(limit, 50))
-                add(scenario, "p50 to p50 of a bare transaction", ratios, goal=Goal(1.8))
-            if clients == 64:
-                ratios = _ratios(_milliseconds(broker, 99), _milliseconds(broker, 50))
-                add(scenario, "p99 to p50", ratios, goal=Goal(3))
-            add(scenario, "answers other than 201", _other_than(CREATED, broker))
-            generator_cpu += sum(load.cpu_seconds for load in broker)
-            requests_sent += sum(len(load.answers) for load in broker)
-            series[str(clients)] = {
-                "rates": {"broker": _rates(broker), "bare": _rates(limit)},
-                "generator_cpu_share": [load.cpu_seconds / load.seconds for load in broker],
-            } | {f"p{percent}": _milliseconds(broker, percent) for percent in (50, 90, 99)}
-        add("the load generator", "its processor time a request", generator_cpu / requests_sent * 1e6, "µs")
+            served = [counts[SERVED] - before[pid][SERVED] for pid, counts in api.by_process().items()]
+            add_level(bench.findings, clients, loads["broker"], loads["bare"])
+            if clients > 1:
+                bench.findings.add(
+                    _clients(clients), "the busiest process served", 100 * max(served) / sum(served), "%"
+                )
+            sent += loads["broker"]
+    cpu_seconds, requests_sent = sum(load.cpu_seconds for load in sent), sum(len(load.answers) for load in sent)
+    bench.findings.add("the load generator", "processor time a request", cpu_seconds / requests_sent * 1e6, "µs")
+
+
+def add_level(findings: Findings, clients: int, broker: list[Load], bare: list[Load]) -> None:
+    """Add what pairs of runs at one number of clients say, and which goals there are for that number."""
+    scenario, add = _clients(clients), findings.add
+    add(scenario, "allocations a second", _rates(broker))
+    add(scenario, "bare transactions a second", _rates(bare))
+    add(scenario, "share of the bare rate", _ratios(_rates(broker), _rates(bare)), goal=SHARE_OF_BARE.get(clients))
+    for percent in PERCENTS:
+        add(scenario, f"p{percent}", _milliseconds(broker, percent), "ms")
+    add(scenario, "p50 of bare transactions", _milliseconds(bare, 50), "ms")
+    to_bare = _ratios(_milliseconds(broker, 50), _milliseconds(bare, 50))
+    add(scenario, "p50 to p50 of bare transactions", to_bare, goal=P50_TO_BARE.get(clients))
+    tail = _ratios(_milliseconds(broker, 99), _milliseconds(broker, 50))
+    add(scenario, "p99 to p50", tail, goal=P99_TO_P50.get(clients))
+    add(scenario, "answers other than 201", _other_than(CREATED, broker))
+    findings.series["rates"][clients] |= {"broker": _rates(broker), "bare": _rates(bare)}
+    findings.series["latencies"][clients] = {f"p{percent}": _milliseconds(broker, percent) for percent in PERCENTS}
 
 
 def measure_textbook(bench: Bench) -> None:
@@ -195,9 +211,7 @@ def measure_textbook(bench: Bench) -> None:
             split = _split_tracks(bench, api, tracks, copies)
             who = "the broker's" if name == "broker" else "its"
             add(scenario, f"{who} tracks with two sandboxes after {copies} copies at once", split / tracks * 100, "%")
-        bench.findings.series.setdefault("clients", {}).setdefault(
-            str(clients), {"rates": {}} | {f"p{percent}": [] for percent in (50, 90, 99)}
-        )["rates"]["textbook"] = _rates(found)
+        bench.findings.series["rates"][clients]["textbook"] = _rates(found)
 
 
 def _share(status: int, loads: list[Load]) -> float:
@@ -225,7 +239,7 @@ def measure_replays(bench: Bench) -> None:
         loads = [bench.generator.send(api.port, requests, clients=clients) for _ in range(rounds)]
     scenario = f"replays, {clients} clients"
     bench.findings.add(scenario, "answers a second", _rates(loads))
-    for percent in (50, 90, 99):
+    for percent in PERCENTS:
         bench.findings.add(scenario, f"p{percent}", _milliseconds(loads, percent), "ms")
     bench.findings.add(scenario, "answers other than 200", _other_than(OK, loads))
 
@@ -245,7 +259,7 @@ def measure_burst(bench: Bench) -> None:
     add(scenario, "half of them have theirs after", percentile(served, 50), "s")
     add(scenario, "the last has its sandbox after", max(served), "s")
     _add_statuses(bench.findings, scenario, load)
-    bench.findings.series["burst"] = served
+    bench.findings.series["burst"]["served_after"] = served
 
 
 def measure_drain(bench: Bench) -> None:
@@ -366,7 +380,7 @@ def price_calls(bench: Bench) -> None:
     add(scenario, "read units an allocation", new.reads)
     add(scenario, "write units an allocation", new.table_writes + new.index_writes)
     add(scenario, f"a month of {cost.ALLOCATIONS_AN_HOUR} allocations an hour", sum(costs.month.values()), "$")
-    bench.findings.series["cost"] = asdict(costs)
+    bench.findings.series["cost"] |= asdict(costs)
     bench.findings.tables.append(
         f"a pool of {pool}, four fifths allocated; read and write are request units\n\n{cost.cost_table(costs)}"
     )

@@ -7,13 +7,12 @@ what reads them elsewhere is not its cost.
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from broker_common.adapters.dynamo_store import make_client
@@ -49,17 +48,27 @@ class Api:
     def counts(self) -> Counter[str]:
         """Return what its processes have counted since its start, added up: the counters of /metrics by name.
 
-        The counter of DynamoDB calls has a key of its own for each operation, as `calls:<operation>`. Read from the
-        files that /metrics reads: a scrape would have the pool counted, which costs calls that no allocation made.
+        Each operation of DynamoDB has a counter of its own besides, `calls:<operation>`.
         """
-        found: Counter[str] = Counter()
-        collector = MultiProcessCollector(CollectorRegistry(), str(self.metrics))  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
-        for metric in collector.collect():  # type: ignore[no-untyped-call] # the same
-            for sample in metric.samples:
-                if sample.name == "broker_dynamodb_request_seconds_count":
-                    found[f"calls:{sample.labels['operation']}"] += int(sample.value)
-                if sample.name.endswith(("_total", "_count")):
-                    found[sample.name] += int(sample.value)
+        return sum(self.by_process().values(), Counter())
+
+    def by_process(self) -> defaultdict[str, Counter[str]]:
+        """Return the same for each process, by its id.
+
+        Read from the files that /metrics reads: a scrape would have the pool counted, by calls of DynamoDB that no
+        allocation made.
+        """
+        files: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.metrics.glob("*_*.db"):
+            files[path.stem.rpartition("_")[2]].append(str(path))
+        found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for pid, paths in files.items():
+            for metric in MultiProcessCollector.merge(paths):  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+                for sample in metric.samples:
+                    if sample.name.endswith(("_total", "_count")):
+                        found[pid][sample.name] += int(sample.value)
+                    if sample.name == "broker_dynamodb_request_seconds_count":
+                        found[pid][f"calls:{sample.labels['operation']}"] += int(sample.value)
         return found
 
 
