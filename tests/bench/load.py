@@ -15,13 +15,13 @@ import uuid
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from deploy.dev.plan import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _SILENCE_SEC = 30
 """When nothing is answered for so long, the server is stuck."""
@@ -45,10 +45,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a load measured: all answers, and the processor time that making it took."""
+    """What a load measured: all answers, and the processor time that making it took, and serving it, by server."""
 
     answers: Sequence[Answer]
     cpu_seconds: float
+    servers_cpu_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -59,6 +60,11 @@ class Load:
     def rate(self) -> float:
         """Requests that succeeded, a second."""
         return sum(200 <= each.status < 300 for each in self.answers) / self.seconds
+
+    @property
+    def cpu_milliseconds(self) -> float:
+        """Processor time of all who had to do with it, for each answer."""
+        return 1000 * (self.cpu_seconds + sum(self.servers_cpu_seconds.values())) / len(self.answers)
 
     @property
     def statuses(self) -> Counter[int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from broker_common.core.events import StoreOutcome
 from tests.bench import cost
 from tests.bench.bare import Bare
 from tests.bench.load import Load, allocations, new_tracks, percentile
@@ -64,7 +65,15 @@ class Bench:
 
     def allocate(self, api: Api, requests: int, *, clients: int) -> Load:
         """Have new tracks allocate."""
-        return self.generator.send(api.port, allocations(TRACK_TOKEN, new_tracks(requests)), clients=clients)
+        requested = allocations(TRACK_TOKEN, new_tracks(requests))
+        return self.with_servers_cpu(lambda: self.generator.send(api.port, requested, clients=clients))
+
+    def with_servers_cpu(self, run: Callable[[], Load]) -> Load:
+        """Make a run, and note what it costs the servers."""
+        before = self.servers.cpu_seconds()
+        load = run()
+        after = self.servers.cpu_seconds()
+        return replace(load, servers_cpu_seconds={kind: after[kind] - before[kind] for kind in after})
 
     def allocate_at_last(self, api: Api, tracks: int, *, clients: int) -> Load:
         """Have new tracks allocate, each of which asks again after a 503, as the contract says that it may."""
@@ -138,7 +147,8 @@ def measure_clients(bench: Bench) -> None:
 
         def run_bare(requests: int, clients: int) -> Load:
             sandboxes = [next(pool) for _ in range(requests)]
-            return (alone if clients == 1 else together).allocate(tables[1], sandboxes, clients=clients)
+            bare = alone if clients == 1 else together
+            return bench.with_servers_cpu(lambda: bare.allocate(tables[1], sandboxes, clients=clients))
 
         for clients, (requests, rounds) in levels.items():
             runs = {
@@ -155,8 +165,7 @@ def measure_clients(bench: Bench) -> None:
                     _clients(clients), "the busiest process served", 100 * max(served) / sum(served), "%"
                 )
             sent += loads["broker"]
-    cpu_seconds, requests_sent = sum(load.cpu_seconds for load in sent), sum(len(load.answers) for load in sent)
-    bench.findings.add("the load generator", "processor time a request", cpu_seconds / requests_sent * 1e6, "µs")
+    add_processor_time(bench.findings, sent)
 
 
 def add_level(findings: Findings, clients: int, broker: list[Load], bare: list[Load]) -> None:
@@ -165,6 +174,8 @@ def add_level(findings: Findings, clients: int, broker: list[Load], bare: list[L
     add(scenario, "allocations a second", _rates(broker))
     add(scenario, "bare transactions a second", _rates(bare))
     add(scenario, "share of the bare rate", _ratios(_rates(broker), _rates(bare)), goal=SHARE_OF_BARE.get(clients))
+    by_cpu = _ratios([load.cpu_milliseconds for load in bare], [load.cpu_milliseconds for load in broker])
+    add(scenario, "the same by processor time", by_cpu)
     for percent in PERCENTS:
         add(scenario, f"p{percent}", _milliseconds(broker, percent), "ms")
     add(scenario, "p50 of bare transactions", _milliseconds(bare, 50), "ms")
@@ -175,6 +186,16 @@ def add_level(findings: Findings, clients: int, broker: list[Load], bare: list[L
     add(scenario, "answers other than 201", _other_than(CREATED, broker))
     findings.series["rates"][clients] |= {"broker": _rates(broker), "bare": _rates(bare)}
     findings.series["latencies"][clients] = {f"p{percent}": _milliseconds(broker, percent) for percent in PERCENTS}
+
+
+def add_processor_time(findings: Findings, loads: list[Load]) -> None:
+    """Add what an allocation takes of the machine, by who takes it: unlike a rate, no other work on it changes that."""
+    allocations_made = sum(len(load.answers) for load in loads)
+    spent = {"the load generator": sum(load.cpu_seconds for load in loads)} | {
+        kind: sum(load.servers_cpu_seconds[kind] for load in loads) for kind in loads[0].servers_cpu_seconds
+    }
+    for who, seconds in spent.items():
+        findings.add("processor time an allocation", who, 1000 * seconds / allocations_made, "ms")
 
 
 def measure_textbook(bench: Bench) -> None:
@@ -313,6 +334,7 @@ def measure_calls(bench: Bench) -> None:
     for name, count in sorted(counted.items()):
         if name.startswith("calls:"):
             add(scenario, f"{name.removeprefix('calls:')} an allocation", count / given)
+    add(scenario, "calls not answered in time, and sent again", counted[f"outcome:{StoreOutcome.UNANSWERED}"])
 
 
 def measure_pools(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -24,7 +25,6 @@ from deploy.dev.processes import Process, Program, call, free_ports, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
@@ -40,15 +40,14 @@ class Api:
     """One API server, of several processes."""
 
     port: int
-    pid: int
-    """Of gunicorn's master."""
     metrics: Path
     """Where its processes keep what they count."""
 
     def counts(self) -> Counter[str]:
         """Return what its processes have counted since its start, added up: the counters of /metrics by name.
 
-        Each operation of DynamoDB has a counter of its own besides, `calls:<operation>`.
+        Each operation of DynamoDB, and each outcome, has a counter of its own besides: `calls:<operation>`,
+        `outcome:<outcome>`.
         """
         return sum(self.by_process().values(), Counter())
 
@@ -69,6 +68,7 @@ class Api:
                         found[pid][sample.name] += int(sample.value)
                     if sample.name == "broker_dynamodb_request_seconds_count":
                         found[pid][f"calls:{sample.labels['operation']}"] += int(sample.value)
+                        found[pid][f"outcome:{sample.labels['outcome']}"] += int(sample.value)
         return found
 
 
@@ -79,6 +79,7 @@ class Servers:
         self._scratch = scratch
         self._dynamodb_port, self._redis_port = free_ports(2)
         self._running = ExitStack()
+        self._masters: dict[str, list[int]] = {"DynamoDB Local": [], "Redis": [], "API": []}
         self._apis = 0
 
     @property
@@ -88,13 +89,21 @@ class Servers:
 
     def __enter__(self) -> Self:
         with ExitStack() as starting:
-            for program in (dynamodb_local(self._dynamodb_port), programs.valkey(self._redis_port)):
-                starting.enter_context(_running(program))
+            dynamodb = starting.enter_context(_running(dynamodb_local(self._dynamodb_port)))
+            redis = starting.enter_context(_running(programs.valkey(self._redis_port)))
+            self._masters |= {"DynamoDB Local": [dynamodb.pid], "Redis": [redis.pid]}
             self._running = starting.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._running.close()
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the processor time that each kind of server has used so far, its child processes included."""
+        return {
+            kind: sum(_cpu_seconds(pid) for master in masters for pid in (master, *_children(master)))
+            for kind, masters in self._masters.items()
+        }
 
     def client(self, *, connections: int = 8) -> DynamoDBClient:
         """Make a client as the broker's, but with patience."""
@@ -130,7 +139,21 @@ class Servers:
             metrics = scratch / "prometheus-api"
             started = wait_until(lambda: _count_ready(port, metrics) >= processes, _START_SEC)
             assert started, f"{application}: only some of its processes are up"
-            yield Api(port, process.pid, metrics)
+            self._masters["API"].append(process.pid)
+            try:
+                yield Api(port, metrics)
+            finally:
+                self._masters["API"].remove(process.pid)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return user and system time of a process (proc(5): fields 14 and 15, counted after the name, which ends in `)`)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _count_ready(port: int, metrics: Path) -> int:
