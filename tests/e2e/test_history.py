@@ -13,7 +13,7 @@ from tests.history.run import Order, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-ORDER = Order(seed=1, calls=2500, faults=24, calls_a_second=40)
+ORDER = Order(seed=1, calls=2500, faults=16, calls_a_second=40)
 
 
 @pytest.mark.timeout(900)

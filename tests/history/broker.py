@@ -107,6 +107,7 @@ class Broker:
             self._warm_up()
             self._watcher.start()
             running.callback(self.stop_watching)
+            assert wait_until(lambda: bool(self.scans), 60)
             self._running = running.pop_all()
         return self
 

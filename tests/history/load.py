@@ -64,12 +64,15 @@ class Surroundings(Protocol):
 
 
 class Budget:
-    """How many calls all clients make together; safe to use from many threads."""
+    """How many calls all clients make together, and until when; safe to use from many threads."""
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.goes_on = False
+        """Whether clients go on although the total was reached."""
+        self.is_closed = False
+        """Whether clients are to end at once."""
         self._made = 0
-        self._held = False
         self._lock = threading.Lock()
 
     @property
@@ -80,15 +83,7 @@ class Budget:
     @property
     def is_used_up(self) -> bool:
         """Whether no new session may begin."""
-        return self._made >= self.total and not self._held
-
-    def hold(self) -> None:
-        """Have clients go on, whatever was used, until `let_go`."""
-        self._held = True
-
-    def let_go(self) -> None:
-        """Let clients end once the budget is used up."""
-        self._held = False
+        return self.is_closed or (self._made >= self.total and not self.goes_on)
 
     def count(self) -> None:
         """Count a call."""

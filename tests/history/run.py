@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ class _Run:
         due = sorted(self._rng.uniform(0.02, 0.95) * order.calls for _ in dealt)
         clock_step = time.time() - time.monotonic()
         pace = Pace(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, think_sec=CLIENTS / order.calls_a_second)
-        self._budget.hold()
+        self._budget.goes_on = True
         clients = [
             threading.Thread(
                 target=Client(
@@ -82,11 +83,14 @@ class _Run:
             client.start()
         try:
             for at, disturbance in zip(due, dealt, strict=True):
-                self._live(lambda at=at: self._budget.made >= at)  # type: ignore[misc] # a default argument binds it
+                self._live(partial(self._has_made, at))
                 self._disturb(disturbance)
+            self._budget.goes_on = False
+            self._live(lambda: not any(client.is_alive() for client in clients))
         finally:
-            self._budget.let_go()
-        self._live(lambda: not any(client.is_alive() for client in clients))
+            self._budget.is_closed = True
+            for client in clients:
+                client.join()
         self._drain()
         assert abs(time.time() - time.monotonic() - clock_step) < 0.1, "the machine's clock was set during the run"
         broker.stop_watching()
@@ -98,6 +102,9 @@ class _Run:
             accounts=broker.listed(),
             faults=(*self._faults, *broker.lateness),
         )
+
+    def _has_made(self, calls: float) -> bool:
+        return self._budget.made >= calls
 
     def _live(self, is_over: Callable[[], bool], *, supervised: bool = True) -> None:
         """Do what operators, the provider and a supervisor do, at random, until a condition holds."""
