@@ -253,7 +253,8 @@ class Search:
                 return None
 
     def give_back(self, candidate: Candidate) -> None:
-        """Say that the candidate was not used, and may be tried by the next request."""
+        """Say that the candidate was not used, and may be tried by the next request, or by this one again."""
+        self._shared.discard((candidate.sandbox_id, candidate.version))
         self._reservoir.give_back(self._prefix, candidate)
 
     def used_up(self, candidate: Candidate) -> None:

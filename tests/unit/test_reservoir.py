@@ -328,6 +328,17 @@ def test_what_others_hold_is_no_finding_of_emptiness() -> None:
     assert bench.next() == candidate
 
 
+def test_what_a_request_gave_back_is_shared_with_it_once_more_while_another_still_holds_it() -> None:
+    """Its own overdue allocation came first: the candidate was not at fault, and may be the last one there is."""
+    bench = Bench(1)
+    candidate = bench.next()
+    late = bench.reservoir.search("")
+    assert late.next() == candidate
+    assert candidate
+    late.give_back(candidate)
+    assert late.next() == candidate
+
+
 def test_what_another_request_has_used_up_meanwhile_is_not_shared() -> None:
     bench = Bench(2)
     holder = bench.reservoir.search("")
