@@ -15,7 +15,6 @@ from tests.interleavings.stage import commute
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.ports import RingPosition
     from tests.interleavings.scheduler import Schedule
 
 ORDERS = "orders"
@@ -25,13 +24,7 @@ ORDERS = "orders"
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what a process keeps in memory guarded by locks that the scheduler knows."""
     known = SimpleNamespace(Lock=Lock, TIMEOUT_MAX=threading.TIMEOUT_MAX)
-    pool = reservoir._Pool
-
-    def make_pool(cursor: RingPosition) -> object:
-        return pool(cursor=cursor, walking=Lock())  # type: ignore[arg-type] # takes and releases alike
-
     monkeypatch.setattr(reservoir, "threading", known)
-    monkeypatch.setattr(reservoir, "_Pool", make_pool)
     monkeypatch.setattr(pauses, "threading", known)
 
 
