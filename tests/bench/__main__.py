@@ -30,6 +30,7 @@ from tests.bench.servers import Servers
 def main(*, quick: bool, only: tuple[str, ...], out: Path) -> None:
     """Measure, print one table, and write JSON and a plot. A goal that is missed is no failure: machines are noisy."""
     _hide_aws()
+    out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as scratch, Servers(Path(scratch)) as servers, Generator() as generator:
@@ -37,11 +38,10 @@ def main(*, quick: bool, only: tuple[str, ...], out: Path) -> None:
             for name in only or SCENARIOS:
                 started = time.monotonic()
                 SCENARIOS[name](bench)
+                write_json(bench.findings, out / "bench.json")  # a run that is cut short leaves what it has found
                 click.echo(f"{name}: {time.monotonic() - started:.0f} s", err=True)
     except NotInstalled as reason:
         raise click.ClickException(f"DynamoDB Local is missing: {reason}") from reason
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(bench.findings, out / "bench.json")
     write_plot(bench.findings, out / "bench.png")
     click.echo("\n\n".join([table(bench.findings.figures), *bench.findings.tables]))
     click.echo(f"\n{time.monotonic() - began:.0f} s; {out / 'bench.json'}, {out / 'bench.png'}")

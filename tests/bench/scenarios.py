@@ -29,7 +29,7 @@ CALLS = "broker_dynamodb_request_seconds_count"
 SERVED = "broker_allocate_total"
 CONFLICTS = "broker_allocate_conflicts_total"
 _TRIES = 20
-_FEWEST_ROUNDS, _LONGEST_SEC = 2, 40
+_FEWEST_ROUNDS, _LONGEST_SEC = 2, 25
 PERCENTS = (50, 90, 99)
 SHARE_OF_BARE = dict.fromkeys((16, 64, 256), Goal(0.67, at_least=True))
 P50_TO_BARE = {1: Goal(1.8)}
