@@ -13,7 +13,6 @@ import statistics
 import time
 import uuid
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -102,17 +101,19 @@ class Generator:
     """Sends requests from a process of its own; use it in a `with` statement."""
 
     def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        # Not a ProcessPoolExecutor, whose process stays behind when this one is killed.
+        self._pool = multiprocessing.get_context("spawn").Pool(1)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        self._pool.terminate()
+        self._pool.join()
 
     def send(self, port: int, requests: Sequence[bytes], *, clients: int) -> Load:
         """Have `clients` send the requests, each its next one as soon as its last one is answered."""
-        return self._pool.submit(drive, port, requests, clients).result()
+        return self._pool.apply(drive, (port, requests, clients))
 
 
 class _Client:

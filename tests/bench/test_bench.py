@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from random import Random
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -22,6 +27,7 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import AllocateRequest
 from broker_common.core.domain import Policy, Status
 from broker_common.core.errors import NoSandboxesAvailable
+from deploy.dev.processes import ROOT, wait_until
 from tests.bench.bare import Bare, transactions
 from tests.bench.cost import Meter, Units
 from tests.bench.load import Answer, Generator, Load, allocations, drive, new_tracks, percentile
@@ -34,7 +40,6 @@ from tests.fakes import make_claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
@@ -123,6 +128,35 @@ def test_the_load_generator_fails_when_a_connection_ends_before_its_answer() -> 
         finally:
             running.shutdown()
             thread.join()
+
+
+def test_no_process_of_the_bench_outlives_it_when_it_is_killed(tmp_path: Path, aws_environment: dict[str, str]) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal\n"
+        "from tests.bench.bare import Bare\n"
+        "from tests.bench.load import Generator\n"
+        "if __name__ == '__main__':\n"
+        "    generator, bare = Generator(), Bare('http://127.0.0.1:9', processes=1)\n"
+        "    print(generator._pool.apply(os.getpid), bare._pool.apply(os.getpid), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run(
+        [sys.executable, str(script)], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    pids = [int(pid) for pid in killed.stdout.split()]
+    assert len(pids) == 2
+    assert wait_until(lambda: not any(map(_runs, pids)), 30)
+
+
+def _runs(pid: int) -> bool:
+    """Tell whether a process is there that is not merely waiting for somebody to take note of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_bare_transactions_allocate_each_sandbox_to_a_track_of_its_own(
