@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("--operations", type=int, default=2500, help="calls that the clients make (%(default)s)")
     parser.add_argument("--faults", type=int, default=25, help="disturbances meanwhile (%(default)s)")
     parser.add_argument("--minutes", type=float, default=1.0, help="in about which time (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="decides what is done when (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="decides what clients do and which faults come (%(default)s)"
+    )
     parser.add_argument("--plant", type=Bug, choices=list(Bug), help="plant a bug, which is then to be found")
     parser.add_argument("--out", type=Path, help="keep the history and the logs there")
     parser.add_argument("--check", type=Path, metavar="DIR", help="only check the history that a run has left there")

@@ -93,7 +93,7 @@ class Broker:
         self.scans: list[Scan] = []
         self.lateness: list[Fault] = []
         self._over = threading.Event()
-        self._watcher = threading.Thread(target=self._watch)
+        self._watcher = ThreadPoolExecutor(1)
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
@@ -105,9 +105,10 @@ class Broker:
             # The first may be skipped: beat's own runs.
             assert wait_until(lambda: self.stack.run_job("sync")["state"] == "succeeded", 60)
             self._warm_up()
-            self._watcher.start()
-            running.callback(self.stop_watching)
-            assert wait_until(lambda: bool(self.scans), 60)
+            running.callback(self._watcher.shutdown)
+            running.callback(self._over.set)
+            self._watching = self._watcher.submit(self._watch)
+            assert wait_until(lambda: bool(self.scans), 60, give_up=self._watching.done)
             self._running = running.pop_all()
         return self
 
@@ -284,13 +285,15 @@ class Broker:
                 proxied.get_item(TableName=table, Key=sandbox_key("probe"))
             began, ended = ended, self.now()
             if ended - began > _SCAN_PAUSE_SEC + _LATE_SEC:
-                self.lateness.append(Fault(name="none: all is late", began=began, ended=ended, refuses_calls=True))
+                self.lateness.append(
+                    Fault(name="none: the store or the machine was late", began=began, ended=ended, refuses_calls=True)
+                )
         self.scans.append(self.scan(direct))
 
     def stop_watching(self) -> None:
-        """Scan the table a last time, and no more."""
+        """Scan the table a last time, and no more; raises what went wrong with any scan."""
         self._over.set()
-        self._watcher.join()
+        self._watching.result()
 
     def _as_operator(self, method: str, path: str, body: Mapping[str, Any] | None, patience: float) -> Answer | None:
         return self._send(method, f"/admin{path}", {"Authorization": f"Bearer {ADMIN_TOKEN}"}, body, patience)

@@ -31,8 +31,8 @@ def summarize(history: History) -> str:
     for fault in history.faults:
         struck[fault.name] += fault.hits
     lines = [
-        f"seed {history.terms.seed}: {len(history.calls)} calls and {len(known.leases)} leases of tracks",
-        f"seen: {len(history.scans)} scans, {len(history.deletes)} deletes; {len(history.faults)} faults",
+        f"seed {history.terms.seed}: calls {len(history.calls)}, leases {len(known.leases)}",
+        f"seen: scans {len(history.scans)}, deletes {len(history.deletes)}, faults {len(history.faults)}",
         "calls: " + ", ".join(f"{number} {what}" for what, number in sorted(statuses.items())),
         *(f"fault: {name}, struck {number} times" for name, number in sorted(struck.items())),
     ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -16,6 +16,7 @@ from tests.history.record import Fault, History, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
     from tests.history.faults import Disturbance
@@ -54,6 +55,8 @@ def run(order: Order, scratch: Path, database_url: str, say: Callable[[str], Non
 
 
 class _Run:
+    """One run. Clients are in threads; everything else happens in this one, which alone may start processes."""
+
     def __init__(self, order: Order, broker: Broker, say: Callable[[str], None]) -> None:
         self._order = order
         self._broker = broker
@@ -71,26 +74,19 @@ class _Run:
         clock_step = time.time() - time.monotonic()
         pace = Pace(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, think_sec=CLIENTS / order.calls_a_second)
         self._budget.goes_on = True
-        clients = [
-            threading.Thread(
-                target=Client(
-                    f"{order.seed}-{number}", broker, Random(f"{order.seed}-{number}"), self._budget, pace
-                ).run
-            )
-            for number in range(CLIENTS)
-        ]
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            names = [f"{order.seed}-{number}" for number in range(CLIENTS)]
+            clients = [threads.submit(Client(name, broker, Random(name), self._budget, pace).run) for name in names]
+            try:
+                for at, disturbance in zip(due, dealt, strict=True):
+                    self._live(partial(self._has_made, at, clients))
+                    self._disturb(disturbance)
+                self._budget.goes_on = False
+                self._live(lambda: all(client.done() for client in clients))
+            finally:
+                self._budget.is_closed = True
         for client in clients:
-            client.start()
-        try:
-            for at, disturbance in zip(due, dealt, strict=True):
-                self._live(partial(self._has_made, at))
-                self._disturb(disturbance)
-            self._budget.goes_on = False
-            self._live(lambda: not any(client.is_alive() for client in clients))
-        finally:
-            self._budget.is_closed = True
-            for client in clients:
-                client.join()
+            client.result()
         self._drain()
         assert abs(time.time() - time.monotonic() - clock_step) < 0.1, "the machine's clock was set during the run"
         broker.stop_watching()
@@ -103,8 +99,9 @@ class _Run:
             faults=(*self._faults, *broker.lateness),
         )
 
-    def _has_made(self, calls: float) -> bool:
-        return self._budget.made >= calls
+    def _has_made(self, calls: float, clients: list[Future[None]]) -> bool:
+        """Tell whether that many calls were made, or will never be, because a client has failed."""
+        return self._budget.made >= calls or any(client.done() for client in clients)
 
     def _live(self, is_over: Callable[[], bool], *, supervised: bool = True) -> None:
         """Do what operators, the provider and a supervisor do, at random, until a condition holds."""

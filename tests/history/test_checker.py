@@ -379,4 +379,4 @@ def test_a_history_is_read_from_its_file_as_it_was_written(tmp_path: Path) -> No
     )
     kept.save(tmp_path / "history.jsonl")
     assert History.load(tmp_path / "history.jsonl") == kept
-    assert "2 calls and 1 leases" in summarize(kept)
+    assert "calls 2, leases 1" in summarize(kept)
