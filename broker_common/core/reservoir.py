@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
 EMPTY_MEMORY_SECONDS = 1.0
 """How long a finding that nothing is available may be used."""
-CANDIDATE_AGE_SECONDS = 30.0
-"""After this long a candidate that nobody needed has probably been taken by another process."""
+CANDIDATE_AGE_SECONDS = 5.0
+"""After this long a candidate that nobody needed may well have been taken by another process.
+
+Simulated for 20 processes with a request every two seconds each and 500 free sandboxes: 0.03 conflicts an allocation,
+and 0.43 with 30 seconds. Where more is asked for, no candidate grows old.
+"""
 LOOK_AHEAD = 4
 """How many times its size the reservoir reads at a new place, to keep only the end: its start may be held by others."""
 JUMPS = 3
