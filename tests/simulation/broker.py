@@ -189,9 +189,9 @@ class _Run:
         )
         if scenario.returns and scenario.rate:
             count = int(RETURNS_AHEAD * scenario.returns * scenario.requests / scenario.rate)
-            for number in range(count):
-                name = f"used-{number}"
-                self.store.seed(
+            self._allocated.extend(f"used-{number}" for number in range(count))
+            self.store.seed(
+                *[
                     make_sandbox(
                         name,
                         status=Status.ALLOCATED,
@@ -200,8 +200,9 @@ class _Run:
                         allocated_to_track=name,
                         idempotency_key=name,
                     )
-                )
-                self._allocated.append(name)
+                    for name in self._allocated
+                ]
+            )
 
     def _arrive(self, processes: list[_Process]) -> None:
         for number in range(self.scenario.requests):

@@ -183,6 +183,7 @@ def plot(rows: dict[str, list[Row]]) -> Figure:
         yscale="symlog",
     )
     conflicts.set_yscale("symlog", linthresh=0.01)
+    conflicts.set_ylim(bottom=0)
     for rate in distinct(rows["shards"], "rate"):
         some = select(rows["shards"], rate=rate)
         line(heat, some, "shards", "heat", f"{rate:,} allocations a second")
@@ -195,7 +196,7 @@ def plot(rows: dict[str, list[Row]]) -> Figure:
     for age in distinct(rows["reservoirs"], "age"):
         line(reservoir, select(rows["reservoirs"], age=age), "size", "conflicts", f"candidates up to {age} s old")
     reservoir.set(
-        title="Conflicts an allocation (20 processes, a request every 2 s each, 500 free)",
+        title="Conflicts an allocation (20 processes of 0.5 a second, 500 free)",
         xlabel="size of the reservoir (K_CANDIDATES)",
         ylim=(0, None),
     )

@@ -165,6 +165,12 @@ def test_a_sandbox_that_comes_back_costs_the_index_a_deleted_and_a_new_entry_eac
     assert names == {"available": 1, "allocated": 2, "pending_deletion": 1}
 
 
+def test_a_change_that_leaves_its_key_alone_costs_the_index_one_unit() -> None:
+    time, store = make_store(FREE)
+    answers_to(time, lambda: store.update(FREE, replace(FREE, name="renamed", version=2)))
+    assert list(store.heat().values()) == [1]
+
+
 def test_four_processes_drain_a_pool_to_a_tenth_with_few_conflicts_and_calls() -> None:
     runs = [
         simulate(Scenario(requests=900, free=1000, table=TableConditions(lag=(0, 0), long_lag_share=0), seed=seed))
