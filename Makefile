@@ -1,7 +1,7 @@
 # Sandbox Broker: `make run` starts everything on this machine, `make test` tests it. Needs Python 3.11 and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench lint dynamodb-local clean
+.PHONY: help run test bench soak lint dynamodb-local clean
 
 python := .venv/bin/python
 
@@ -14,8 +14,11 @@ run: .venv/installed ## Start a whole broker here; POOL=2000 sets the pool, any 
 test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-k allocate -x"
 	@exec $(python) -m pytest $(ARGS)
 
-bench: .venv/installed dynamodb-local ## Measure what metrics and logs cost (needs java, npm and cc)
-	@exec $(python) -m tests.bench.observability
+bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls (needs java, npm and cc)
+	@exec $(python) -m tests.bench $(ARGS)
+
+soak: .venv/installed dynamodb-local ## Hold the promises for 15 minutes of load, kills and faults; SEED=7 sets what happens
+	@exec $(python) -m tests.history --operations 20000 --faults 100 --minutes 15 --seed $(or $(SEED),1) $(ARGS)
 
 lint: .venv/installed ## Check style, types and the walls between the packages
 	@.venv/bin/ruff check .

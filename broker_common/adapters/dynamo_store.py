@@ -84,6 +84,8 @@ _SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
 _PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
 _BATCH = 100
 """BatchGetItem's limit."""
+_PAGE = 1000
+"""Items of one page of a query or scan: some 400 KB, answered well within the time of one call, as 1 MB may not be."""
 _COUNT_THREADS = 8
 _REFUSED = frozenset(
     {
@@ -544,7 +546,7 @@ class DynamoStore:
         return self._pages("query", **request)
 
     def _pages(self, operation: str, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
-        request["TableName"] = self._table
+        request |= {"TableName": self._table, "Limit": _PAGE}
         while True:
             answer = self._read(operation, **request)
             yield from answer["Items"]

@@ -17,10 +17,17 @@ def for_each(work: Callable[[Item], Outcome], items: Iterable[Item], *, threads:
     """Call `work` on every item, `threads` at once, and return the outcomes in order.
 
     `work` sees the caller's context variables. The first error that `work` lets out is raised, after all others have
-    run; with one thread everything runs in the caller's.
+    run; with one thread everything runs in the caller's. When the caller itself is interrupted, by a time limit say,
+    only what has begun is finished.
     """
     if threads == 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        futures = [pool.submit(copy_context().run, work, item) for item in items]
+        try:
+            futures = [pool.submit(copy_context().run, work, item) for item in items]
+            for future in futures:
+                future.exception()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [future.result() for future in futures]

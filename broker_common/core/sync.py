@@ -36,16 +36,25 @@ if TYPE_CHECKING:
 
 
 class _Change(StrEnum):
-    """What a sync did with one record."""
+    """What a sync did with a record that was not as it should be."""
 
     ADDED = "added"
     UPDATED = "updated"
     RESTORED = "restored"
     STALE = "stale"
     REMOVED = "removed"
-    UNCHANGED = "unchanged"
     OVERTAKEN = "overtaken"
     FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A write that a sync has to make: `before` None adds a record, `after` None removes it."""
+
+    sandbox_id: str
+    change: _Change
+    before: Sandbox | None
+    after: Sandbox | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,23 +123,13 @@ class Syncer:
         ]
         judged, lost = self._weigh(records, missing)
         braked = not force and self._is_braked(judged=judged, missing=lost)
-        changes = Counter(
-            for_each(
-                lambda account: self._see(account, records.get(account.sandbox_id), now),
-                listing.accounts,
-                threads=self._threads,
-            )
-        )
+        # Most of a pool is as it should be: threads are for what has to be written.
+        writes = [self._see(account, records.get(account.sandbox_id), now) for account in listing.accounts]
         if not braked:
             complete = not any(skipped.sandbox_id is None for skipped in listing.skipped)
             seen_at = watermark.synced_at if watermark else None
-            changes.update(
-                for_each(
-                    lambda record: self._miss(record, now, seen_at, complete=complete),
-                    missing,
-                    threads=self._threads,
-                )
-            )
+            writes += [self._miss(record, now, seen_at, complete=complete) for record in missing]
+        changes = Counter(for_each(self._carry_out, filter(None, writes), threads=self._threads))
         result = SyncResult(
             synced=len(listing.accounts),
             added=changes[_Change.ADDED],
@@ -171,37 +170,38 @@ class Syncer:
         policy = self._policy
         return missing >= policy.stale_brake_min and missing * 100 > policy.stale_brake_percent * judged
 
-    def _see(self, account: Account, record: Sandbox | None, now: int) -> _Change:
-        """Act on an account that the provider lists."""
-        change, after = _Change.UNCHANGED, record
-        order = self._rng.randrange(ORDER_LIMIT)
+    def _see(self, account: Account, record: Sandbox | None, now: int) -> _Write | None:
+        """Decide about an account that the provider lists."""
+        change, after = None, None
         if record is None:
             # Milliseconds: a record that is removed and added again never takes a version that was there before.
-            change, after = _Change.ADDED, new_sandbox(account, order=order, now=now, version=now * 1000)
+            change, after = _Change.ADDED, new_sandbox(account, order=self._order(), now=now, version=now * 1000)
         elif record.status is Status.STALE:
-            change, after = _Change.RESTORED, restore(record, account, order=order, now=now)
+            change, after = _Change.RESTORED, restore(record, account, order=self._order(), now=now)
         elif record.status in {Status.AVAILABLE, Status.DELETION_FAILED}:
             after = describe(record, account, now=now)
-            change = _Change.UNCHANGED if after is record else _Change.UPDATED
-        return self._write(account.sandbox_id, change, record, after)
+            change = None if after is record else _Change.UPDATED
+        return _Write(account.sandbox_id, change, record, after) if change else None
 
-    def _miss(self, record: Sandbox, now: int, seen_at: int | None, *, complete: bool) -> _Change:
-        """Act on a record that the provider does not list.
+    def _miss(self, record: Sandbox, now: int, seen_at: int | None, *, complete: bool) -> _Write | None:
+        """Decide about a record that the provider does not list.
 
         `complete`: every entry of the list could at least be told apart; else a record is not removed for its absence.
         """
-        change, after = _Change.UNCHANGED, None
+        change, after = None, None
         if record.status is Status.AVAILABLE:
             change, after = _Change.STALE, go_stale(record, now=now, last_seen=seen_at)
         elif record.status is Status.DELETION_FAILED and complete:
             change, after = _Change.REMOVED, bury(record, now=now, policy=self._policy)
         elif record.status is Status.DELETED and complete:
             change = _Change.REMOVED
-        return self._write(record.sandbox_id, change, record, after)
+        return _Write(record.sandbox_id, change, record, after) if change else None
 
-    def _write(self, sandbox_id: str, change: _Change, before: Sandbox | None, after: Sandbox | None) -> _Change:
-        if change is _Change.UNCHANGED:
-            return change
+    def _order(self) -> int:
+        return self._rng.randrange(ORDER_LIMIT)
+
+    def _carry_out(self, write: _Write) -> _Change:
+        before, after = write.before, write.after
         try:
             if before is None and after is not None:
                 self._store.add(after)
@@ -212,6 +212,6 @@ class Syncer:
         except Conflict:
             return _Change.OVERTAKEN
         except BrokerError as error:
-            self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=sandbox_id, error=error.message))
+            self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=write.sandbox_id, error=error.message))
             return _Change.FAILED
-        return change
+        return write.change

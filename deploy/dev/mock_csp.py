@@ -74,6 +74,8 @@ class Switches:
     """`offset` and `token` as in Infoblox' `page` object; `link`, `limit` (`_offset`, `_limit`) and `number`."""
     page_size: int = 100
     on_delete: str = "reset"
+    hold_deletes_until: int = 0
+    """A delete ends only while so many are under way, or as many as there are accounts; the oldest ends first."""
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return these switches with some of them set; raises `BadSwitchError` that names all that is wrong."""
@@ -100,7 +102,10 @@ class Switches:
 
 @dataclass(kw_only=True)
 class Delete:
-    """One delete that was asked for; `answer` is the status, None while it runs and if the connection was dropped."""
+    """One delete that was asked for; `answer` is the status, None while it runs and if the connection was dropped.
+
+    `held_with`: how many deletes, itself included, were held when it was let go.
+    """
 
     external_id: str
     csp_id: int | None
@@ -108,6 +113,7 @@ class Delete:
     ended_at: float | None = None
     answer: int | None = None
     applied: bool = False
+    held_with: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -120,6 +126,7 @@ class World:
     accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
     wiped_at: dict[str, float] = field(default_factory=dict)
     deletes: list[Delete] = field(default_factory=list)
+    held: list[Delete] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     fail_until: float = 0.0
     in_flight: int = 0
@@ -129,6 +136,7 @@ class World:
     switches: Switches = field(init=False)
 
     def __post_init__(self) -> None:
+        self.has_changed = threading.Condition(self.lock)
         self.set_switches(self.initial)
 
     def set_switches(self, switches: Switches) -> None:
@@ -165,12 +173,23 @@ class World:
         return left > 0
 
     def wipe(self, account: str, entry: Delete) -> None:
-        """Carry out a delete."""
+        """Carry out a delete, once it need not be held any longer."""
         with self.lock:
+            self.held.append(entry)
+            self.has_changed.notify_all()
+            self.has_changed.wait_for(lambda: self.may_go(entry))
+            entry.held_with = len(self.held)
+            self.held.remove(entry)
             entry.applied = True
             self.wiped_at[account] = time.time()
             if self.switches.on_delete == "remove":
                 self.accounts.pop(account, None)
+            self.has_changed.notify_all()
+
+    def may_go(self, entry: Delete) -> bool:
+        """Tell whether a delete that is held may end."""
+        until = self.switches.hold_deletes_until
+        return not until or (self.held[0] is entry and len(self.held) >= min(until, len(self.accounts)))
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -290,6 +309,7 @@ class ControlApi:
                     changes = json_object()
                     start = world.initial if request.method == "PUT" else world.switches
                     world.set_switches(start.changed(changes))
+                    world.has_changed.notify_all()
                 except BadSwitchError as error:
                     return {"error": str(error)}, 400
             return asdict(world.switches), 200
@@ -333,6 +353,7 @@ class ControlApi:
             keys = [key for key, account in accounts.items() if str(account["csp_id"]) == csp_id]
             for key in keys:
                 del accounts[key]
+            self._world.has_changed.notify_all()
         return {"removed": len(keys)}, 200 if keys else 404
 
 

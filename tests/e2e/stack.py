@@ -19,9 +19,10 @@ from deploy.dev.plan import make_plan
 from deploy.dev.processes import Process, free_ports, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from deploy.dev.plan import Plan
     from deploy.dev.processes import Program
 
 _START_SEC = 60
@@ -34,10 +35,18 @@ class Stack:
 
     `settings` go over the defaults of `make run`, as its environment does: `DDB_ENDPOINT_URL` and `DDB_TABLE_NAME` use
     a server that runs already, `API_WORKERS` sets the API's processes, `POOL` the provider's accounts, `MOCK_CSP_…`
-    the provider's behaviour. No sync has run when the stack is up: `run_job("sync")`.
+    the provider's behaviour. No sync has run when the stack is up: `run_job("sync")`. `services` says which processes
+    the broker has; the one that answers at `API_PORT` must be among them.
     """
 
-    def __init__(self, scratch: Path, settings: Mapping[str, str] | None = None, *, with_flower: bool = False) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        with_flower: bool = False,
+        services: Callable[[Plan, Path], list[Program]] = programs.services,
+    ) -> None:
         names = (
             "API_PORT",
             "FLOWER_PORT",
@@ -58,7 +67,7 @@ class Stack:
         self._parts = [self._process(program) for program in programs.parts(self.plan, scratch)]
         self._services = [
             self._process(program)
-            for program in programs.services(self.plan, scratch)
+            for program in services(self.plan, scratch)
             if with_flower or program.name != "flower"
         ]
         self._processes = {process.name: process for process in self._parts + self._services}

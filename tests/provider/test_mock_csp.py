@@ -130,6 +130,23 @@ def test_a_burst_of_errors_may_last_for_a_time(mock: MockCsp) -> None:
     assert wait_until(lambda: delete(mock, sandbox(mock)).status_code == 200, 15)
 
 
+def test_a_held_delete_ends_while_as_many_are_under_way_as_the_switch_says_or_accounts_are_left_the_oldest_first() -> (
+    None
+):
+    with running_mock(
+        MOCK_CSP_POOL="5",
+        MOCK_CSP_OTHERS="0",
+        MOCK_CSP_ON_DELETE="remove",
+        MOCK_CSP_DELETE_SECONDS="0",
+        MOCK_CSP_HOLD_DELETES_UNTIL="3",
+    ) as mock:
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda account: delete(mock, account).status_code, mock.sandboxes().values()))
+        assert answers == [200] * 5
+        in_order = sorted(mock.deletes(), key=lambda entry: entry["ended_at"])
+        assert [entry["held_with"] for entry in in_order] == [3, 3, 3, 2, 1]
+
+
 def test_accounts_come_and_go_by_request(mock: MockCsp) -> None:
     added = requests.post(f"{mock.url}/_mock/accounts", json={"name": "lab-other-1"}, timeout=10).json()
     assert mock.sandboxes()[str(added["csp_id"])]["name"] == "lab-other-1"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +14,9 @@ from broker_common.core.deadline import Backoff, deadline_in, time_left
 from broker_common.core.errors import StoreUnavailable
 from broker_common.core.parallel import for_each
 from tests.fakes import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REFUSED = StoreUnavailable("refused")
 
@@ -70,6 +76,25 @@ def test_the_first_error_of_parallel_work_is_raised_after_all_others_have_run() 
     with pytest.raises(StoreUnavailable):
         for_each(work, range(10), threads=3)
     assert sorted(done) == list(range(1, 10))
+
+
+def test_parallel_work_whose_caller_is_interrupted_finishes_only_what_has_begun() -> None:
+    interrupted = threading.Event()
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        yield from range(1000)
+        interrupted.set()
+        raise InterruptedError
+
+    def work(number: int) -> None:
+        begun.append(number)
+        interrupted.wait(10)
+        time.sleep(0.01)  # as long as work takes
+
+    with pytest.raises(InterruptedError):
+        for_each(work, items(), threads=2)
+    assert len(begun) < 1000
 
 
 def test_pauses_grow_up_to_their_limit_with_jitter() -> None:

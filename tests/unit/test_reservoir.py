@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import Candidate, Status
+from broker_common.core.domain import ORDER_LIMIT, Candidate, Status
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.reservoir import CANDIDATE_AGE_SECONDS, PREFIXES, Reservoir
+from broker_common.core.reservoir import CANDIDATE_AGE_SECONDS, LOOK_AHEAD, PREFIXES, Reservoir
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker_common.core.ports import AvailablePage, RingPosition
 
 
@@ -106,6 +108,111 @@ def test_a_loss_sends_the_next_query_to_another_part_of_the_ring() -> None:
         end(candidate)
     assert store.began[1] == store.read_on[0]
     assert store.began[2] != store.read_on[1]
+
+
+class EvenRing(MemoryStore):
+    """A ring of one segment with sandboxes at equal distances; keeps every page that was read."""
+
+    def __init__(self, free: int) -> None:
+        super().__init__(shards=1)
+        self.pages: list[AvailablePage] = []
+        self.on_read: Callable[[], object] = lambda: None
+        """Called while a page is on its way."""
+        self.seed(*[make_sandbox(f"sbx-{n:04}", status_order=n * (ORDER_LIMIT // free)) for n in range(free)])
+
+    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
+        page = super().read_available(position, limit=limit, prefix=prefix)
+        self.on_read()
+        self.pages.append(page)
+        return page
+
+    def take_away(self, first: int, count: int) -> None:
+        """Let another process have `count` sandboxes from number `first` on."""
+        gone = [f"sbx-{(first + n) % len(self.dump()[0]):04}" for n in range(count)]
+        self.seed(*[replace(self.dump()[0][each], status=Status.STALE, version=2) for each in gone])
+
+
+def use_up(reservoir: Reservoir, count: int) -> list[int]:
+    """Take `count` candidates, and return their numbers."""
+    search = reservoir.search("")
+    taken = []
+    for _ in range(count):
+        candidate = search.next()
+        assert candidate
+        search.used_up(candidate)
+        taken.append(int(candidate.sandbox_id.removeprefix("sbx-")))
+    return taken
+
+
+def test_the_start_of_a_new_place_is_left_to_whoever_may_hold_it() -> None:
+    store = EvenRing(2000)
+    taken = use_up(Reservoir(store, FakeClock(), Random(1), size=15), 15)
+    (page,) = store.pages
+    assert len(page.candidates) == 15 * LOOK_AHEAD
+    assert sorted(taken) == [int(each.sandbox_id.removeprefix("sbx-")) for each in page.candidates[-15:]]
+
+
+def test_what_lies_beyond_an_eaten_stretch_is_left_to_whoever_ate_it() -> None:
+    for seed in range(10):
+        store = EvenRing(2000)
+        reservoir = Reservoir(store, FakeClock(), Random(seed), size=15)
+        end = max(use_up(reservoir, 15)) + 1
+        store.take_away(end, 60)
+        beyond = {(end + 60 + n) % 2000 for n in range(15)}
+        assert not beyond & set(use_up(reservoir, 15))
+
+
+def test_a_pool_that_has_become_thin_everywhere_is_walked_on_after_a_while() -> None:
+    store = EvenRing(3000)
+    reservoir = Reservoir(store, FakeClock(), Random(1), size=15)
+    use_up(reservoir, 60)
+    for number in range(0, 3000, 10):
+        store.take_away(number, 9)
+    use_up(reservoir, 60)
+    reads = len(store.pages)
+    use_up(reservoir, 60)
+    assert len(store.pages) - reads <= 5
+
+
+def test_a_page_that_was_on_its_way_when_a_loss_was_told_is_left_to_the_winner() -> None:
+    store = EvenRing(2000)
+    reservoir = Reservoir(store, FakeClock(), Random(1), size=15)
+    search = reservoir.search("")
+    first, *_ = [search.next() for _ in range(15)]
+
+    def lose() -> None:
+        store.on_read = lambda: None
+        assert first
+        search.lost_to_another(first)
+
+    store.on_read = lose
+    taken = use_up(reservoir, 15)
+    on_its_way = {int(each.sandbox_id.removeprefix("sbx-")) for each in store.pages[1].candidates}
+    assert not on_its_way & set(taken)
+
+
+def test_the_last_sandbox_is_found_by_whoever_has_seen_the_pool_full() -> None:
+    for seed in range(10):
+        store = EvenRing(1000)
+        reservoir = Reservoir(store, FakeClock(), Random(seed), size=15)
+        end = max(use_up(reservoir, 15)) + 1
+        store.take_away(end, 500)
+        store.take_away(end + 501, 499)
+        assert use_up(reservoir, 1) == [(end + 500) % 1000]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 7])
+def test_what_was_left_to_others_is_found_before_the_pool_is_called_empty(lost: int) -> None:
+    store = EvenRing(150)
+    search = Reservoir(store, FakeClock(), Random(1), size=15).search("")
+    found = []
+    while candidate := search.next():
+        found.append(candidate.sandbox_id)
+        if lost and len(found) % lost == 0:
+            search.lost_to_another(candidate)
+        else:
+            search.used_up(candidate)
+    assert len(found) == len(set(found)) == 150
 
 
 def test_a_walk_past_what_others_hold_takes_large_steps() -> None:
@@ -219,6 +326,17 @@ def test_what_others_hold_is_no_finding_of_emptiness() -> None:
     first.drop(candidate)
     assert first.next() is None
     assert bench.next() == candidate
+
+
+def test_what_a_request_gave_back_is_shared_with_it_once_more_while_another_still_holds_it() -> None:
+    """Its own overdue allocation came first: the candidate was not at fault, and may be the last one there is."""
+    bench = Bench(1)
+    candidate = bench.next()
+    late = bench.reservoir.search("")
+    assert late.next() == candidate
+    assert candidate
+    late.give_back(candidate)
+    assert late.next() == candidate
 
 
 def test_what_another_request_has_used_up_meanwhile_is_not_shared() -> None:

@@ -1,0 +1,175 @@
+"""What is measured: DynamoDB Local, Redis, and the real API under gunicorn, on free ports of this machine.
+
+No worker and no scheduler runs, so that nothing but the API is at work; an API's log lines go to /dev/null, because
+what reads them elsewhere is not its cost.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from broker_common.adapters.dynamo_store import make_client
+from broker_common.adapters.dynamo_table import create_table
+from deploy.dev import programs
+from deploy.dev.dynamodb_local import dynamodb_local
+from deploy.dev.plan import LOOPBACK, make_plan
+from deploy.dev.processes import Process, Program, call, free_ports, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+TRACK_TOKEN = "the-track-token"
+ADMIN_TOKEN = "the-admin-token"
+API_PROCESSES = 4
+REGION = "us-east-1"
+_START_SEC = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One API server, of several processes."""
+
+    port: int
+    metrics: Path
+    """Where its processes keep what they count."""
+
+    def counts(self) -> Counter[str]:
+        """Return what its processes have counted since its start, added up: the counters of /metrics by name.
+
+        Each operation of DynamoDB, and each outcome, has a counter of its own besides: `calls:<operation>`,
+        `outcome:<outcome>`.
+        """
+        return sum(self.by_process().values(), Counter())
+
+    def by_process(self) -> defaultdict[str, Counter[str]]:
+        """Return the same for each process, by its id.
+
+        Read from the files that /metrics reads: a scrape would have the pool counted, by calls of DynamoDB that no
+        allocation made.
+        """
+        files: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.metrics.glob("*_*.db"):
+            files[path.stem.rpartition("_")[2]].append(str(path))
+        found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for pid, paths in files.items():
+            for metric in MultiProcessCollector.merge(paths):  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+                for sample in metric.samples:
+                    if sample.name.endswith(("_total", "_count")):
+                        found[pid][sample.name] += int(sample.value)
+                    if sample.name == "broker_dynamodb_request_seconds_count":
+                        found[pid][f"calls:{sample.labels['operation']}"] += int(sample.value)
+                        found[pid][f"outcome:{sample.labels['outcome']}"] += int(sample.value)
+        return found
+
+
+class Servers:
+    """DynamoDB Local and Redis, and API servers on tables of their own; use it in a `with` statement."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._dynamodb_port, self._redis_port = free_ports(2)
+        self._running = ExitStack()
+        self._masters: dict[str, list[int]] = {"DynamoDB Local": [], "Redis": [], "API": []}
+        self._apis = 0
+
+    @property
+    def dynamodb_url(self) -> str:
+        """Where DynamoDB Local answers."""
+        return f"http://{LOOPBACK}:{self._dynamodb_port}"
+
+    def __enter__(self) -> Self:
+        with ExitStack() as starting:
+            dynamodb = starting.enter_context(_running(dynamodb_local(self._dynamodb_port)))
+            redis = starting.enter_context(_running(programs.valkey(self._redis_port)))
+            self._masters |= {"DynamoDB Local": [dynamodb.pid], "Redis": [redis.pid]}
+            self._running = starting.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the processor time that each kind of server has used so far, its child processes included."""
+        return {
+            kind: sum(_cpu_seconds(pid) for master in masters for pid in (master, *_children(master)))
+            for kind, masters in self._masters.items()
+        }
+
+    def client(self, *, connections: int = 8) -> DynamoDBClient:
+        """Make a client as the broker's, but with patience."""
+        return make_client(region=REGION, endpoint_url=self.dynamodb_url, timeout_sec=60, connections=connections)
+
+    def make_table(self, name: str) -> str:
+        """Create an empty table, as `broker table create` does; returns its name."""
+        create_table(self.client(), name)
+        return name
+
+    @contextmanager
+    def api(
+        self, table: str, *, application: str = "broker_api.wsgi:app", processes: int = API_PROCESSES
+    ) -> Iterator[Api]:
+        """Run an API server on a table, with rate limit, metrics and logs on."""
+        self._apis += 1
+        scratch = self._scratch / f"api-{self._apis}"
+        (port,) = free_ports(1)
+        env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {
+            "TMPDIR": str(self._scratch),
+            "API_PORT": str(port),
+            "API_WORKERS": str(processes),
+            "BROKER_API_TOKEN": TRACK_TOKEN,
+            "BROKER_ADMIN_TOKEN": ADMIN_TOKEN,
+            "LOG_FORMAT": "json",
+            "DDB_ENDPOINT_URL": self.dynamodb_url,
+            "DDB_TABLE_NAME": table,
+            "REDIS_URL": f"redis://{LOOPBACK}:{self._redis_port}/0",
+        }
+        program = programs.api(make_plan(env), scratch)
+        command = ["sh", "-c", 'exec "$@" >/dev/null', "sh", *program.command[:-1], application]
+        with _running(replace(program, command=command)) as process:
+            metrics = scratch / "prometheus-api"
+            started = wait_until(lambda: _count_ready(port, metrics) >= processes, _START_SEC)
+            assert started, f"{application}: only some of its processes are up"
+            self._masters["API"].append(process.pid)
+            try:
+                yield Api(port, metrics)
+            finally:
+                self._masters["API"].remove(process.pid)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return user and system time of a process (proc(5): fields 14 and 15, counted after the name, which ends in `)`)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _count_ready(port: int, metrics: Path) -> int:
+    """Count the processes of an API that have answered a request: each keeps a file of counters."""
+    assert call("GET", f"http://{LOOPBACK}:{port}/healthz")[0] == HTTPStatus.OK
+    return len(list(metrics.glob("counter_*.db")))
+
+
+@contextmanager
+def _running(program: Program) -> Iterator[Process]:
+    lines: list[str] = []
+    process = Process(program, lambda _, line: lines.append(line))
+    process.start()
+    try:
+        ready = wait_until(process.is_ready, _START_SEC, give_up=process.has_ended)
+        assert ready, "\n".join([f"{program.name} {process.ending()}", *lines])
+        yield process
+    finally:
+        process.stop()

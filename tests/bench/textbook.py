@@ -1,0 +1,137 @@
+"""The textbook broker, to be compared with: index lookup, first K, shuffle, conditional updates in turn.
+
+It stands behind the same API as the real one (`textbook_wsgi`), in as many processes and threads, with the same client.
+Wrong as it is (an index that lags, no claim, everyone after the same K), it shows what the design gains.
+"""
+
+from __future__ import annotations
+
+import time
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from broker_common.adapters.dynamo_items import decode_candidate, decode_sandbox, status_key
+from broker_common.adapters.dynamo_store import _ConditionFailed
+from broker_common.adapters.dynamo_table import INDEX, SHARDS, create_table, table_definition
+from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, AllocateRequest, Allocation
+from broker_common.core.domain import Claim, Status, allocation_changes
+from broker_common.core.errors import NoSandboxesAvailable
+from broker_common.core.events import AllocateEnded, AllocateOutcome
+from broker_common.core.ids import new_id
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_store import DynamoStore
+    from broker_common.core.domain import Candidate, Policy, Sandbox
+    from broker_common.core.ports import Recorder
+
+_TRACK_INDEX = "TrackIndex"
+
+
+def make_textbook_table(client: DynamoDBClient, name: str) -> str:
+    """Create the broker's table with an index of the holding track beside its own; returns its name."""
+    definition: Any = table_definition(name)
+    definition["AttributeDefinitions"].append({"AttributeName": "allocated_to_track", "AttributeType": "S"})
+    definition["GlobalSecondaryIndexes"].append(
+        {
+            "IndexName": _TRACK_INDEX,
+            "KeySchema": [{"AttributeName": "allocated_to_track", "KeyType": "HASH"}],
+            "Projection": {"ProjectionType": "ALL"},
+        }
+    )
+    client.create_table(**definition)
+    create_table(client, name)  # adds the layout record, without which no API starts
+    return name
+
+
+class TextbookAllocator:
+    """Takes the place of the broker's `Allocator`."""
+
+    def __init__(self, *, store: DynamoStore, policy: Policy, recorder: Recorder, **_: object) -> None:
+        self._store = store
+        self._policy = policy
+        self._recorder = recorder
+        self._rng = Random()
+
+    def allocate(self, request: AllocateRequest) -> Allocation:
+        """Allocate a sandbox, or return what the index says that the track holds."""
+        started = time.monotonic()
+        conflicts, outcome = 0, AllocateOutcome.NO_SANDBOXES
+        try:
+            held = self._read(_TRACK_INDEX, "allocated_to_track", request.track_id)
+            if held:
+                outcome = AllocateOutcome.IDEMPOTENT
+                return Allocation(_claim_of(decode_sandbox(held[0])), replayed=True)
+            for candidate in self._first_available():
+                claim = self._claim(request, candidate)
+                if self._take(candidate, claim):
+                    outcome = AllocateOutcome.SUCCESS
+                    return Allocation(claim, replayed=False)
+                conflicts += 1
+            raise NoSandboxesAvailable("no sandbox is available", retry_after=RETRY_AFTER_EMPTY_SEC)
+        finally:
+            seconds = time.monotonic() - started
+            self._recorder.record(
+                AllocateEnded(outcome=outcome, seconds=seconds, conflicts=conflicts, track_id=request.track_id)
+            )
+
+    def _first_available(self) -> list[Candidate]:
+        """Read the first K of the index, in a random order."""
+        for shard in range(SHARDS):
+            items = self._read(INDEX, "status_key", status_key(Status.AVAILABLE, shard))
+            if items:
+                return self._rng.sample([decode_candidate(item) for item in items], len(items))
+        return []
+
+    def _read(self, index: str, key: str, value: str) -> list[Item]:
+        answer = self._store._read(
+            "query",
+            TableName=self._store._table,
+            IndexName=index,
+            Limit=self._policy.k_candidates,
+            KeyConditionExpression=f"{key} = :value",
+            ExpressionAttributeValues={":value": {"S": value}},
+        )
+        items: list[Item] = answer["Items"]
+        return items
+
+    def _take(self, candidate: Candidate, claim: Claim) -> bool:
+        changes = allocation_changes(claim, version=candidate.version)
+        update = self._store._update(candidate.sandbox_id, Status.AVAILABLE, candidate.version, changes)
+        try:
+            self._store._write("update_item", **update)
+        except _ConditionFailed:
+            return False
+        return True
+
+    def _claim(self, request: AllocateRequest, candidate: Candidate) -> Claim:
+        now = int(time.time())
+        return Claim(
+            track_id=request.track_id,
+            idempotency_key=request.idempotency_key,
+            sandbox_id=candidate.sandbox_id,
+            lease_id=new_id(self._rng),
+            allocated_at=now,
+            expires_at=now + self._policy.lab_duration_sec,
+            name=candidate.name,
+            external_id=candidate.external_id,
+            track_name=request.track_name,
+            sfdc_account_id=candidate.sfdc_account_id,
+        )
+
+
+def _claim_of(sandbox: Sandbox) -> Claim:
+    return Claim(
+        track_id=sandbox.allocated_to_track or "",
+        idempotency_key=sandbox.idempotency_key or "",
+        sandbox_id=sandbox.sandbox_id,
+        lease_id=sandbox.lease_id or "",
+        allocated_at=sandbox.allocated_at or 0,
+        expires_at=sandbox.expires_at or 0,
+        name=sandbox.name,
+        external_id=sandbox.external_id,
+        track_name=sandbox.track_name,
+        sfdc_account_id=sandbox.sfdc_account_id,
+    )

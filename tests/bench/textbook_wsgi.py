@@ -1,0 +1,13 @@
+"""The API with the textbook broker behind it: `gunicorn … tests.bench.textbook_wsgi:app`."""
+
+from __future__ import annotations
+
+import os
+from unittest.mock import patch
+
+from broker_api.startup import build_app, read_settings
+from broker_common import services
+from tests.bench.textbook import TextbookAllocator
+
+with patch.object(services, "Allocator", TextbookAllocator):
+    app = build_app(read_settings(os.environ))

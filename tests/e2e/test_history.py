@@ -1,0 +1,28 @@
+"""The promises on real processes, while these are killed, the store and the provider fail, and Redis goes away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.history.checker import check
+from tests.history.report import describe, summarize
+from tests.history.run import Order, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ORDER = Order(seed=1, calls=2500, faults=18, calls_a_second=40)
+
+
+@pytest.mark.timeout(900)
+def test_no_promise_is_broken_under_faults(dynamodb_local_url: str, tmp_path: Path) -> None:
+    log: list[str] = []
+    history = run(ORDER, tmp_path, dynamodb_local_url, log.append)
+    verdict = check(history)
+    told = "\n".join([*log, summarize(history), describe(verdict)])
+    again = f"python -m tests.history --seed {ORDER.seed} --operations {ORDER.calls} --faults {ORDER.faults}"
+    assert not verdict.violations, f"{told}\nto run this again: {again}"
+    assert len(history.calls) >= ORDER.calls
+    assert len({fault.name for fault in history.faults if fault.hits}) >= 12, f"the faults struck\n{told}"

@@ -1,0 +1,188 @@
+"""Four bugs to plant: stores that break a promise, to see that the checker finds it.
+
+Each is what a plausible broker might do, and waits a moment in the gap that it leaves, so that a short run meets it.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from random import Random
+from typing import TYPE_CHECKING, Protocol
+
+from broker_common.adapters import dynamo_store
+from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox
+from broker_common.core import domain
+from broker_common.core.domain import Status
+from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld
+from tests.fakes import StoreWrapper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_store import DynamoStore
+    from broker_common.core.domain import Candidate, Claim, Sandbox
+    from broker_common.core.ports import AllocateAnswer, SandboxStore
+    from tests.fakes import MemoryStore
+
+
+class Bug(StrEnum):
+    """What is planted."""
+
+    SYNC = "sync"
+    """Sync writes without a condition."""
+    CLAIM = "claim"
+    """A claim is looked up before, and not a part of the transaction."""
+    EXPIRY = "expiry"
+    """Expiry ends whatever allocation the sandbox has by now, and not the lease that it read."""
+    CLEANUP = "cleanup"
+    """Cleanup asks the provider without having taken the sandbox first."""
+
+
+class Table(Protocol):
+    """The table below a store, for writes that no store offers."""
+
+    def put(self, sandbox: Sandbox) -> None:
+        """Write a record, whatever is there."""
+
+    def take(self, candidate: Candidate, claim: Claim) -> bool:
+        """Allocate a sandbox without a claim, if it is available at the candidate's version."""
+
+    def put_claim(self, claim: Claim) -> None:
+        """Write a claim, whatever is there."""
+
+
+class MemoryTable:
+    """`Table` in memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def put(self, sandbox: Sandbox) -> None:
+        self._store._place(sandbox.sandbox_id, sandbox)
+
+    def take(self, candidate: Candidate, claim: Claim) -> bool:
+        sandbox = self._store.get(candidate.sandbox_id)
+        if sandbox is None or (sandbox.status, sandbox.version) != (Status.AVAILABLE, candidate.version):
+            return False
+        self.put(domain.allocate(sandbox, claim))
+        return True
+
+    def put_claim(self, claim: Claim) -> None:
+        self._store._claims[claim.track_id, claim.idempotency_key] = claim
+
+
+class DynamoTable:
+    """`Table` on DynamoDB."""
+
+    def __init__(self, store: DynamoStore) -> None:
+        self._store = store
+
+    def put(self, sandbox: Sandbox) -> None:
+        self._put(encode_sandbox(sandbox, self._store._shards))
+
+    def take(self, candidate: Candidate, claim: Claim) -> bool:
+        changes = domain.allocation_changes(claim, version=candidate.version)
+        update = self._store._update(candidate.sandbox_id, Status.AVAILABLE, candidate.version, changes)
+        try:
+            self._store._write("update_item", **update)
+        except dynamo_store._ConditionFailed as failed:
+            taken = failed.answer.get("Item")
+            return bool(taken and decode_sandbox(taken).lease_id == claim.lease_id)  # by an earlier try
+        return True
+
+    def put_claim(self, claim: Claim) -> None:
+        self._put(encode_claim(claim))
+
+    def _put(self, item: Item) -> None:
+        self._store._write("put_item", TableName=self._store._table, Item=item)
+
+
+class SyncWithoutCondition(StoreWrapper):
+    """What sync read before it listed is written back, changed, over whatever happened meanwhile."""
+
+    def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._table = table
+        self._stall = stall
+
+    def update(self, before: Sandbox, after: Sandbox) -> None:
+        self._stall()
+        self._table.put(after)
+
+
+class ClaimLookedUp(StoreWrapper):
+    """The textbook's order: does the track hold one? if not, take a sandbox, then write the claim."""
+
+    def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._table = table
+        self._stall = stall
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        held = self.inner.get_claim(claim.track_id, claim.idempotency_key)
+        if held is not None:
+            return ClaimHeld(held)
+        self._stall()
+        if not self._table.take(candidate, claim):
+            return CandidateGone(self.inner.get(candidate.sandbox_id))
+        self._table.put_claim(claim)
+        return Allocated()
+
+
+class ExpiryOfWhateverIsThere(StoreWrapper):
+    """Ends the allocation that the sandbox has at the write, and not the one that was read."""
+
+    def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._stall = stall
+
+    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        self._stall()
+        current = self.inner.get(before.sandbox_id)
+        if current is not None and current.status is Status.ALLOCATED and after.deletion_reason is not None:
+            ended = domain.end_allocation(current, reason=after.deletion_reason, now=after.updated_at)
+            self.inner.end_allocation(current, ended)
+
+
+class CleanupWithoutTaking(StoreWrapper):
+    """The take is not written, so that nobody else is kept from trying; the outcome goes onto what was read."""
+
+    def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._stall = stall
+        self._read: dict[str, Sandbox] = {}
+
+    def update(self, before: Sandbox, after: Sandbox) -> None:
+        if after.attempt_id is not None and after.attempt_id != before.attempt_id:
+            self._read[before.sandbox_id] = before
+            self._stall()
+        else:
+            read = self._read.pop(before.sandbox_id, before)
+            super().update(read, after)
+
+
+_STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxStore]] = {
+    Bug.SYNC: SyncWithoutCondition,
+    Bug.CLAIM: ClaimLookedUp,
+    Bug.EXPIRY: ExpiryOfWhateverIsThere,
+    Bug.CLEANUP: CleanupWithoutTaking,
+}
+_LONGEST_STALL = {Bug.SYNC: 0.3, Bug.CLAIM: 0.1, Bug.EXPIRY: 4.0, Bug.CLEANUP: 3.0}
+
+
+def break_store(
+    bug: Bug,
+    store: SandboxStore,
+    table: Table,
+    *,
+    rng: Random | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> SandboxStore:
+    """Return the broken store of a bug over a sound one. It belongs under the use case of the bug alone.
+
+    `sleep` waits in the gap that the bug leaves, for as long as `rng` says.
+    """
+    draw, longest = rng or Random(), _LONGEST_STALL[bug]
+    return _STORES[bug](store, table, lambda: sleep(draw.uniform(0, longest)))

@@ -1,0 +1,25 @@
+"""The API with a planted bug: `gunicorn … tests.history.planted_wsgi:app`, the bug in `PLANTED_BUG`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from broker_api.startup import build_app, read_settings
+from broker_common import services
+from tests.history.planted import Bug, DynamoTable, break_store
+
+if TYPE_CHECKING:
+    from broker_common.core.ports import SandboxStore
+
+_sound_store = services._store
+
+
+def _broken_store(*args: Any, **options: Any) -> SandboxStore:
+    store = _sound_store(*args, **options)
+    return break_store(Bug(os.environ["PLANTED_BUG"]), store, DynamoTable(store))
+
+
+with patch.object(services, "_store", _broken_store):
+    app = build_app(read_settings(os.environ))

@@ -1,0 +1,183 @@
+"""What is recorded of a run, and how it is kept: a file of JSON lines that can be checked again.
+
+All times are Unix seconds of the one clock that a run has: its machine's, or its simulation's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+
+class Kind(StrEnum):
+    """A call of the API."""
+
+    ALLOCATE = "allocate"
+    READ = "read"
+    LIST = "list"
+    MARK = "mark"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of the API and its answer; without one `status` is None, and nobody knows what was done, or will be."""
+
+    kind: Kind
+    began: float
+    ended: float
+    status: int | None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    track_id: str = ""
+    key: str = ""
+    """The idempotency key of an allocate, the track id if none was sent."""
+    prefix: str = ""
+    sandbox_id: str = ""
+    lease_id: str | None = None
+    """The lease that a mark or a release named."""
+    replayed: bool = False
+    """Whether the answer said so in its header."""
+    patience: float = 0
+    """After how many seconds the caller would go away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A sandbox's record in the table, as far as the promises speak of it."""
+
+    sandbox_id: str
+    external_id: str
+    name: str
+    status: str
+    version: int
+    dirty: bool = False
+    lease_id: str | None = None
+    track_id: str | None = None
+    key: str | None = None
+    allocated_at: int | None = None
+    expires_at: int | None = None
+    last_lease_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRow:
+    """A claim in the table."""
+
+    track_id: str
+    key: str
+    lease_id: str
+    sandbox_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """A consistent read of the whole table: each record as it was at some moment from `began` to `ended`."""
+
+    began: float
+    ended: float
+    rows: tuple[Row, ...]
+    claims: tuple[ClaimRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """A delete that the provider was asked for; `answer` is None if the connection was dropped."""
+
+    external_id: str
+    began: float
+    ended: float
+    answer: int | None
+    applied: bool
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the provider wiped the account and said so."""
+        return self.applied and self.answer in {200, 202, 204}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A disturbance; `refuses_calls` if tracks may be answered 503, or not at all, while it lasts and shortly after."""
+
+    name: str
+    began: float
+    ended: float
+    refuses_calls: bool
+    hits: int = 1
+    """How often it struck."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the broker was set to, and how the run went as a whole."""
+
+    lab_sec: int
+    buffer_sec: int
+    seed: int
+    drained: bool
+    """Whether, after the load, every job was run until nothing was left to do: then no allocation may be left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A sandbox account that the provider lists at the end."""
+
+    sandbox_id: str
+    external_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """All that was seen of a run. The last scan is of the table at rest."""
+
+    terms: Terms
+    calls: tuple[Call, ...] = ()
+    scans: tuple[Scan, ...] = ()
+    deletes: tuple[Delete, ...] = ()
+    accounts: tuple[Account, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        with path.open("w") as file:
+            for name in ("calls", "scans", "deletes", "accounts", "faults"):
+                file.writelines(json.dumps([name, asdict(each)]) + "\n" for each in getattr(self, name))
+            file.write(json.dumps(["terms", asdict(self.terms)]) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it from a file."""
+        found: dict[str, list[Any]] = {"calls": [], "scans": [], "deletes": [], "accounts": [], "faults": []}
+        with path.open() as file:
+            for line in file:
+                name, values = json.loads(line)
+                if name == "terms":
+                    terms = Terms(**values)
+                else:
+                    found[name].append(_READERS[name](values))
+        return cls(terms=terms, **{name: tuple(each) for name, each in found.items()})
+
+
+def _read_call(values: dict[str, Any]) -> Call:
+    return Call(**{**values, "kind": Kind(values["kind"])})
+
+
+def _read_scan(values: dict[str, Any]) -> Scan:
+    rows: Iterable[dict[str, Any]] = values.pop("rows")
+    claims: Iterable[dict[str, Any]] = values.pop("claims")
+    return Scan(**values, rows=tuple(Row(**each) for each in rows), claims=tuple(ClaimRow(**each) for each in claims))
+
+
+_READERS: Mapping[str, Any] = {
+    "calls": _read_call,
+    "scans": _read_scan,
+    "deletes": lambda values: Delete(**values),
+    "accounts": lambda values: Account(**values),
+    "faults": lambda values: Fault(**values),
+}

@@ -1,0 +1,349 @@
+"""A whole run inside this process: the same clients and the real use cases over a store in memory, in simulated time.
+
+Each process of the broker is a `World`; greenlets take the part of its thread, and any of them may come between at each
+call of the store or the provider. The seed decides about everything, so a run is the same each time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from greenlet import getcurrent, greenlet
+
+from broker_api.errors import STATUS_OF
+from broker_api.schemas import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
+from broker_common.core.deadline import deadline_in, time_left
+from broker_common.core.domain import Account, Policy, Status
+from broker_common.core.errors import BrokerError, DeadlineExceeded, SyncBraked
+from broker_common.core.ports import AccountListing, WipeAnswer
+from tests.fakes import START, FakeClock, FakeProvider, MemoryStore, StoreWrapper
+from tests.history.load import Answer, Budget, Client, Pace
+from tests.history.planted import Bug, MemoryTable, break_store
+from tests.history.record import Account as ListedAccount
+from tests.history.record import ClaimRow, Delete, History, Row, Scan, Terms
+from tests.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from broker_common.core.ports import Clock, SandboxStore
+    from tests.history.load import Request
+    from tests.history.record import Call
+
+POLICY = Policy(lab_duration_sec=6, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3)
+POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
+DEADLINE_SEC = 3
+
+Result = TypeVar("Result")
+
+
+def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
+    """Run `calls` calls of clients against jobs that run again and again, with one bug planted or none."""
+    return _Simulation(seed, calls, bug).run()
+
+
+class _Time(FakeClock):
+    """Simulated time, and who acts next in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hub = getcurrent()
+        self._due: list[tuple[float, int, greenlet]] = []
+        self._numbers = count()
+
+    def unix(self) -> float:
+        return START + self._passed
+
+    def spawn(self, act: Callable[[], object]) -> None:
+        """Have something happen beside everything else."""
+        self._push(greenlet(act, self._hub), 0)
+
+    def sleep(self, seconds: float) -> None:
+        self._push(getcurrent(), seconds)
+        self._hub.switch()
+
+    def together(self, acts: tuple[Callable[[], Result], ...]) -> list[Result]:
+        """Do things at once, and wait for all of them."""
+        waiting, results = getcurrent(), dict[int, Result]()
+
+        def do(number: int, act: Callable[[], Result]) -> None:
+            results[number] = act()
+            if len(results) == len(acts):
+                self._push(waiting, 0)
+
+        for number, act in enumerate(acts):
+            self.spawn(partial(do, number, act))
+        self._hub.switch()
+        return [results[number] for number in range(len(acts))]
+
+    def run(self) -> None:
+        """Let time pass until nothing is left to happen."""
+        while self._due:
+            self._passed, _, next_one = heapq.heappop(self._due)
+            next_one.switch()
+
+    def _push(self, which: greenlet, seconds: float) -> None:
+        heapq.heappush(self._due, (self._passed + seconds, next(self._numbers), which))
+
+
+class _SlowStore(StoreWrapper):
+    """Takes a while for each call, before and after it, in which others act; keeps to the request's deadline."""
+
+    def __init__(self, inner: SandboxStore, clock: Clock, pause: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._clock = clock
+        self._pause = pause
+
+    def _call(self, method: str, call: Callable[[], Any]) -> Any:
+        if time_left(self._clock) <= 0:
+            raise DeadlineExceeded("the store did not answer in time")
+        self._pause()
+        try:
+            return call()
+        finally:
+            self._pause()
+
+
+class _Provider(FakeProvider):
+    """A provider whose calls take a while, and which keeps a log."""
+
+    def __init__(self, time: _Time, rng: Random) -> None:
+        super().__init__()
+        self.listed: dict[str, Account] = {}
+        self.log: list[Delete] = []
+        self._time = time
+        self._rng = rng
+
+    def list_accounts(self) -> AccountListing:
+        accounts = tuple(self.listed.values())
+        self._time.sleep(self._rng.uniform(0.1, 1.0))
+        return AccountListing(accounts)
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        yield
+
+    def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
+        began = self._time.unix()
+        self._time.sleep(self._rng.uniform(0.1, 0.5))
+        known = any(account.external_id == external_id for account in self.listed.values())
+        self.log.append(
+            Delete(
+                external_id=external_id,
+                began=began,
+                ended=self._time.unix(),
+                answer=200 if known else 404,
+                applied=known,
+            )
+        )
+        return WipeAnswer.WIPED if known else WipeAnswer.GONE
+
+
+class _Simulation:
+    """One run; it is the clients' `Surroundings`, too."""
+
+    def __init__(self, seed: int, calls: int, bug: Bug | None) -> None:
+        self._seed, self._bug = seed, bug
+        self._rng = Random(seed)
+        self._time = _Time()
+        self._memory = MemoryStore(self._time)
+        self._provider = _Provider(self._time, self._rng)
+        self._idle = [self._process(Bug.CLAIM) for _ in range(API_PROCESSES)]
+        self._budget = Budget(calls)
+        self._clients_left = CLIENTS
+        self._calls: list[Call] = []
+        self._scans: list[Scan] = []
+
+    def run(self) -> History:
+        names = (f"lab-{'expedition' if number % 4 == 0 else 'adventure'}-{number}" for number in range(POOL))
+        for number, name in enumerate(names):
+            account = Account(sandbox_id=str(number), external_id=f"identity/accounts/{number}", name=name)
+            self._provider.listed[account.sandbox_id] = account
+        self._time.spawn(self._operate)
+        self._time.run()
+        accounts = [
+            ListedAccount(sandbox_id=each.sandbox_id, external_id=each.external_id)
+            for each in self._provider.listed.values()
+        ]
+        return History(
+            terms=Terms(
+                lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, seed=self._seed, drained=True
+            ),
+            calls=tuple(self._calls),
+            scans=tuple(self._scans),
+            deletes=tuple(self._provider.log),
+            accounts=tuple(accounts),
+        )
+
+    # -- the clients' surroundings
+
+    def now(self) -> float:
+        return self._time.unix()
+
+    def sleep(self, seconds: float) -> None:
+        self._time.sleep(seconds)
+
+    def together(self, *acts: Callable[[], Any]) -> list[Any]:
+        return self._time.together(acts)
+
+    def record(self, call: Call) -> None:
+        self._calls.append(call)
+
+    def send(self, request: Request, *, patience: float) -> Answer | None:
+        self._pause()
+        while not self._idle:
+            self._pause()
+        world = self._idle.pop(self._rng.randrange(len(self._idle)))
+        try:
+            with deadline_in(DEADLINE_SEC, self._time):
+                answer = _serve(world, request)
+        except BrokerError as error:
+            answer = Answer(status=STATUS_OF[type(error)], body={"error": {"code": error.code}})
+        self._idle.append(world)
+        self._pause()
+        return answer
+
+    # -- everything else that happens
+
+    def _operate(self) -> None:
+        """Fill the pool, have clients and jobs run, and afterwards the jobs alone until nothing is left to do."""
+        self._process(Bug.SYNC).syncer.run()
+        pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
+        for number in range(CLIENTS):
+            client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
+            self._time.spawn(partial(self._follow, client))
+        for bug, number in ((Bug.SYNC, SYNCERS), (Bug.EXPIRY, EXPIRERS), (Bug.CLEANUP, CLEANERS)):
+            for _ in range(number):
+                self._time.spawn(partial(self._repeat, partial(_work, bug, self._process(bug)), 1.0))
+        self._time.spawn(partial(self._repeat, self._scan, 0.1))
+        self._time.spawn(partial(self._repeat, self._change_accounts, 1.0))
+
+    def _follow(self, client: Client) -> None:
+        client.run()
+        self._clients_left -= 1
+        if not self._clients_left:
+            self._time.sleep(POLICY.lab_duration_sec + POLICY.expiry_buffer_sec + 1)
+            while any(row.status is not Status.AVAILABLE for row in self._memory.dump()[0].values()):
+                for bug in (Bug.EXPIRY, Bug.CLEANUP, Bug.SYNC):
+                    _work(bug, self._process(bug))
+                if self._bug is not None:
+                    break  # what is broken need never come to rest
+            self._scan()
+
+    def _repeat(self, act: Callable[[], None], mean_seconds: float) -> None:
+        while self._clients_left:
+            act()
+            self._time.sleep(self._rng.expovariate(1 / mean_seconds))
+
+    def _change_accounts(self) -> None:
+        """Rename an account, or have the list miss one for a while."""
+        listed = self._provider.listed
+        account = self._rng.choice(list(listed.values()))
+        if self._rng.random() < 0.7:
+            listed[account.sandbox_id] = replace(account, name=f"{account.name.partition('~')[0]}~{self._time.now()}")
+        else:
+            del listed[account.sandbox_id]
+            self._time.sleep(self._rng.uniform(0.5, 3.0))
+            listed[account.sandbox_id] = account
+
+    def _scan(self) -> None:
+        sandboxes, claims = self._memory.dump()
+        self._scans.append(
+            Scan(
+                began=self._time.unix(),
+                ended=self._time.unix(),
+                rows=tuple(
+                    Row(
+                        sandbox_id=each.sandbox_id,
+                        external_id=each.external_id,
+                        name=each.name,
+                        status=each.status.value,
+                        version=each.version,
+                        dirty=each.dirty,
+                        lease_id=each.lease_id,
+                        track_id=each.allocated_to_track,
+                        key=each.idempotency_key,
+                        allocated_at=each.allocated_at,
+                        expires_at=each.expires_at,
+                        last_lease_id=each.last_lease_id,
+                    )
+                    for each in sandboxes.values()
+                ),
+                claims=tuple(
+                    ClaimRow(
+                        track_id=each.track_id,
+                        key=each.idempotency_key,
+                        lease_id=each.lease_id,
+                        sandbox_id=each.sandbox_id,
+                    )
+                    for each in claims.values()
+                ),
+            )
+        )
+
+    def _pause(self) -> None:
+        self._time.sleep(self._rng.uniform(0.001, 0.02))
+
+    def _process(self, bug: Bug) -> World:
+        """Make a process of the broker, which has the planted bug if it is `bug`."""
+
+        def wrap(memory: MemoryStore) -> SandboxStore:
+            store = _SlowStore(memory, self._time, self._pause)
+            if bug is not self._bug:
+                return store
+            return break_store(bug, store, MemoryTable(memory), rng=self._rng, sleep=self._time.sleep)
+
+        return World(
+            clock=self._time,
+            memory=self._memory,
+            provider=self._provider,
+            wrap=wrap,
+            policy=POLICY,
+            seed=self._rng.getrandbits(64),
+            k_candidates=POLICY.k_candidates,
+        )
+
+
+def _work(job: Bug, world: World) -> None:
+    """Run once the job that a bug may be planted in."""
+    if job is Bug.EXPIRY:
+        world.expirer.run()
+    elif job is Bug.CLEANUP:
+        for sandbox_id in world.cleaner.find_due():
+            world.cleaner.delete_sandbox(sandbox_id)
+    else:
+        try:
+            world.syncer.run()
+        except SyncBraked:
+            return
+
+
+def _serve(world: World, request: Request) -> Answer:
+    track_id = request.track_id
+    match request.method, request.path.split("/")[1:]:
+        case "POST", ["allocate"]:
+            given = request.headers
+            allocation = world.allocate(track_id, given.get("Idempotency-Key"), given.get("X-Sandbox-Name-Prefix", ""))
+            return Answer(
+                status=200 if allocation.replayed else 201,
+                body=AllocationSchema().dump(allocation.claim),
+                replayed=allocation.replayed,
+            )
+        case "GET", ["sandboxes"]:
+            held = world.custody.list_held(track_id=track_id)
+            return Answer(status=200, body=HeldSandboxesSchema().dump({"sandboxes": held, "count": len(held)}))
+        case "GET", ["sandboxes", sandbox_id]:
+            sandbox = world.custody.read(track_id=track_id, sandbox_id=sandbox_id)
+            return Answer(status=200, body=HeldSandboxSchema().dump(sandbox))
+        case "POST", ["sandboxes", sandbox_id, _]:
+            lease_id = request.body["lease_id"] if request.body else None
+            ending = world.custody.mark_for_deletion(track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
+            return Answer(status=200, body=MarkedSchema().dump(ending.sandbox))
+        case _:
+            raise AssertionError(f"no call of a track: {request}")

@@ -1,0 +1,391 @@
+"""Where operations of the broker are played against each other: processes over one store, watched after every step.
+
+The stage keeps a truth of its own beside the records: whether a student has worked in an account since the provider
+last said that it wiped it, and whether a delete call is on its way or its outcome is in doubt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from broker_common.core import domain
+from broker_common.core.allocation import Allocation
+from broker_common.core.domain import TRANSITIONS, Claim, Policy, Sandbox, Status
+from broker_common.core.errors import BrokerError, NoSandboxesAvailable, ProviderFailing
+from broker_common.core.ports import WipeAnswer
+from tests.fakes import (
+    WRITES,
+    Crashed,
+    FakeClock,
+    FakeProvider,
+    Fault,
+    FlakyStore,
+    MemoryStore,
+    make_claim,
+    make_sandbox,
+)
+from tests.interleavings.scheduler import Operation, Schedule, Step, stop
+from tests.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker_common.core.ports import AccountListing
+
+POLICY = Policy(stale_brake_min=1)
+OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
+WINDOW = POLICY.attempt_window_sec
+KEPT_STATUS = {Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED}
+"""Where a record may change and its status stay: described anew, or an attempt to delete it begun and ended."""
+REMOVABLE = {Status.STALE, Status.DELETION_FAILED, Status.DELETED}
+TOUCHED = {
+    "list_accounts": "the provider's list",
+    "read_pauses": "pauses",
+    "read_watermark": "watermark",
+    "write_watermark": "watermark",
+}
+"""What a call reads or writes, where that is not sandboxes and claims."""
+READS = {"get", "get_claim", "read_available", "read_all", "read_due", "read_watermark", "read_pauses", "list_accounts"}
+
+
+def commute(one: Step, other: Step) -> bool:
+    """Tell whether two steps lead to the same, whichever comes first.
+
+    Two processes share nothing but the store and the provider. So two of their calls commute if both only read, or
+    touch different things. (No case changes the provider's list or the pauses.)
+    """
+    if one.by is None or other.by is None or one.by == other.by:
+        return False
+    return {one.what, other.what} <= READS or TOUCHED.get(one.what) != TOUCHED.get(other.what)
+
+
+class Violation(AssertionError):
+    """A promise of the contract is broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """All that is stored after one step."""
+
+    records: dict[str, Sandbox]
+    claims: dict[tuple[str, str], Claim]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An allocate that is under way: whose, and what it may be given. Its idempotency key is the track's id."""
+
+    track_id: str
+    prefix: str
+
+
+class Provider(FakeProvider):
+    """The provider as one process reaches it: stops before a call goes out, and before its answer is there."""
+
+    def __init__(self, stage: Stage, process: int) -> None:
+        super().__init__(stage.memory)
+        self._stage = stage
+        self.process = process
+
+    def list_accounts(self) -> AccountListing:
+        self._stage.step(self.process, "list_accounts")
+        return super().list_accounts()
+
+    def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
+        clock = self._stage.clock
+        began_at = clock.monotonic()
+        self._stage.step(self.process, "delete_account")
+        if clock.monotonic() - began_at > send_within:
+            raise ProviderFailing("too late to be sent", outcome_unknown=False)
+        self.during_delete = lambda _: self._stage.deleting(self)
+        return super().delete_account(external_id, send_within=send_within)
+
+
+class Stage:
+    """Processes over one `MemoryStore`, and the operations that they run at once.
+
+    After every step the stored records and claims are held to the contract's promises, and after the last one every
+    refusal and every allocation to what was stored while its request was under way. The clock stands still but for
+    pauses between tries, and `time_passes`.
+    """
+
+    def __init__(self, schedule: Schedule, *, processes: int = 2, policy: Policy = POLICY, shards: int = 1) -> None:
+        """Make the processes; each knows already that nothing is paused."""
+        self.clock = FakeClock()
+        self.memory = MemoryStore(self.clock, shards=shards)
+        self.deletes: list[Sandbox] = []
+        """The record of each sandbox that the provider was asked to delete, as it was then."""
+        self._schedule = schedule
+        self._faults: dict[int, tuple[Fault, ...]] = {}
+        self._requests: dict[str, Request] = {}
+        self._answered_after: dict[str, int] = {}
+        self._moments: list[Moment] = []
+        self._versions: Counter[str] = Counter()
+        self._used: set[str] = set()
+        self._doubted: set[str] = set()
+        self._in_flight: Counter[str] = Counter()
+        self._policy = policy
+        schedule.after_step = self._watch
+        self.worlds = [self._process(number) for number in range(processes)]
+
+    # -- to arrange
+
+    def pool(self, count: int) -> None:
+        """Put `count` available sandboxes in the store."""
+        self.memory.seed(*[make_sandbox(f"sbx-{number}") for number in range(count)])
+
+    def used(self, *records: Sandbox) -> None:
+        """Put records in the store whose sandboxes somebody has worked in since they were wiped."""
+        self.memory.seed(*records)
+        self._used.update(record.sandbox_id for record in records)
+
+    def held(self, track_id: str = "ann", sandbox_id: str = "sbx-0", *, overdue: bool = False) -> Claim:
+        """Put a sandbox in the store that a track holds since just now, or for too long."""
+        began_at = self.clock.now() - (OVERDUE if overdue else 0)
+        free = make_sandbox(sandbox_id)
+        claim = make_claim(free, track_id, allocated_at=began_at, expires_at=began_at + POLICY.lab_duration_sec)
+        self.used(domain.allocate(free, claim))
+        return claim
+
+    def pending(self) -> None:
+        """Put a sandbox in the store that ann has just given back."""
+        claim = self.held("ann")
+        self.worlds[0].custody.mark_for_deletion(track_id="ann", sandbox_id=claim.sandbox_id)
+
+    def look_ahead(self, world: World) -> None:
+        """Have a process keep candidates at hand, as after earlier requests."""
+        search = world.allocator._reservoir.search("")
+        candidate = search.next()
+        assert candidate is not None
+        search.give_back(candidate)
+
+    def may_fail(self, world: World, *faults: Fault) -> None:
+        """Have one call of a process fail in one of these ways, or none: each of these is played."""
+        self._faults[self.worlds.index(world)] = faults
+
+    # -- to play
+
+    def play(self, name: str, work: Callable[[], object], *, arrives: bool = False) -> None:
+        """Add an operation, which results in what it returns, or in the `BrokerError` that it raises.
+
+        `arrives`: what it does before its first call is a step of its own. That matters where it shares its process'
+        memory with another, or where time passes.
+        """
+
+        def operation() -> object:
+            if arrives:
+                stop("arrive")
+            try:
+                result = work()
+            except BrokerError as error:
+                result = error
+            self._answered_after[name] = len(self._moments)
+            return result
+
+        self._schedule.add(name, operation)
+
+    def allocate(
+        self,
+        name: str,
+        world: World,
+        track_id: str | None = None,
+        *,
+        prefix: str = "",
+        arrives: bool = False,
+        work: Callable[[], object] | None = None,
+    ) -> None:
+        """Add an allocate by a track, which is named as the operation unless it is told."""
+        track_id = track_id or name
+        self._requests[name] = Request(track_id, prefix)
+        self.play(name, work or (lambda: world.allocate(track_id, prefix=prefix)), arrives=arrives)
+
+    def time_passes(self, seconds: float) -> None:
+        """Add an operation that does nothing but let time pass."""
+
+        def passing() -> None:
+            stop(f"{seconds} s")
+            self.clock.advance(seconds)
+
+        self._schedule.add("time", passing)
+
+    def run(self) -> dict[str, Any]:
+        """Run all operations to their ends, and return their results by name."""
+        records, claims = self.memory.dump()
+        self._moments = [Moment(records, claims)]
+        self._versions.update({sandbox_id: record.version for sandbox_id, record in records.items()})
+        results = self._schedule.run()
+        for name, request in self._requests.items():
+            self._judge(name, request, results[name])
+        return results
+
+    def settle(self) -> dict[str, Sandbox]:
+        """Let time pass, the provider answer and the jobs run until nothing waits; return the records as they are then."""
+        janitor = self._process(len(self.worlds))
+        for _ in range(2):
+            self.clock.advance(2 * POLICY.deletion_backoff_max_sec)
+            for sandbox_id in list(janitor.cleaner.find_due()):
+                janitor.cleaner.delete_sandbox(sandbox_id)
+                self._watch()
+        return self.records()
+
+    # -- to look at
+
+    def records(self) -> dict[str, Sandbox]:
+        """Return all records by id."""
+        return self.memory.dump()[0]
+
+    def claims(self) -> dict[tuple[str, str], Claim]:
+        """Return all claims by (track, key)."""
+        return self.memory.dump()[1]
+
+    def moments(self) -> list[Moment]:
+        """Return what was stored at the beginning and after each step."""
+        return list(self._moments)
+
+    def statuses(self) -> list[Status]:
+        """Return the status of each sandbox, in the order of their ids."""
+        return [record.status for _, record in sorted(self.records().items())]
+
+    # -- what is watched
+
+    def step(self, process: int, method: str) -> None:
+        """Stop before a call of a process, which may then fail as it was told to."""
+        stop(method, by=process)
+        if process not in self._faults or not isinstance(getcurrent(), Operation):
+            return
+        possible = [each for each in self._faults[process] if each is Fault.CRASH_BEFORE or method in WRITES]
+        taken = self._schedule.choose(1 + len(possible))
+        if taken == 0:
+            return
+        self._faults.clear()
+        fault = possible[taken - 1]
+        self._schedule.steps.append(("fault", fault.value))
+        if fault is Fault.CRASH_BEFORE:
+            raise Crashed
+        store = self.worlds[process].store
+        assert isinstance(store, FlakyStore)
+        store.fail(method, fault)
+
+    def deleting(self, provider: Provider) -> None:
+        """Take note of a delete call that has gone out, and wait for its answer to come."""
+        record = provider.deletes[-1].record
+        if record is None or record.status is not Status.PENDING_DELETION:
+            raise Violation(f"the provider was asked to delete {record}")
+        self.deletes.append(record)
+        answer = provider.answers[0] if provider.answers else WipeAnswer.WIPED
+        if answer in {WipeAnswer.WIPED, WipeAnswer.ACCEPTED}:
+            self._used.discard(record.sandbox_id)
+        self._in_flight[record.sandbox_id] += 1
+        try:
+            self.step(provider.process, "answer of delete_account")
+        except Crashed:
+            self._doubted.add(record.sandbox_id)
+            raise
+        finally:
+            self._in_flight[record.sandbox_id] -= 1
+        if answer is WipeAnswer.ACCEPTED or getattr(answer, "outcome_unknown", False):
+            self._doubted.add(record.sandbox_id)
+
+    def _process(self, number: int) -> World:
+        def stepping(memory: MemoryStore) -> FlakyStore:
+            store = FlakyStore(memory)
+            store.before_call = partial(self.step, number)
+            return store
+
+        world = World(
+            clock=self.clock,
+            memory=self.memory,
+            provider=Provider(self, number),
+            wrap=stepping,
+            policy=self._policy,
+            seed=number,
+        )
+        world.pauses.current()
+        return world
+
+    def _watch(self) -> None:
+        before, now = self._moments[-1], Moment(*self.memory.dump())
+        self._moments.append(now)
+        if now == before:
+            return
+        for sandbox_id in before.records.keys() | now.records.keys():
+            was, becomes = before.records.get(sandbox_id), now.records.get(sandbox_id)
+            if was is not becomes:
+                self._check_change(sandbox_id, was, becomes)
+        held = {
+            (each.allocated_to_track, each.idempotency_key): (
+                each.sandbox_id,
+                each.lease_id,
+                each.name,
+                each.external_id,
+            )
+            for each in now.records.values()
+            if each.status is Status.ALLOCATED
+        }
+        claimed = {
+            key: (claim.sandbox_id, claim.lease_id, claim.name, claim.external_id) for key, claim in now.claims.items()
+        }
+        holders = [each for each in now.records.values() if each.status is Status.ALLOCATED]
+        if held != claimed or len(holders) != len(held):
+            raise Violation(f"claims {claimed} while allocated are {holders}")
+
+    def _check_change(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox | None) -> None:
+        """Hold one write of one record to the contract."""
+        if becomes is None:
+            if was is None or was.status not in REMOVABLE or (was.dirty and was.status is not Status.DELETED):
+                raise Violation(f"removed: {was}")
+            return
+        if was is None:
+            allowed = becomes.status is Status.AVAILABLE
+        elif was.status is becomes.status:
+            allowed = was.status in KEPT_STATUS
+        else:
+            allowed = becomes.status in TRANSITIONS[was.status]
+        if not allowed:
+            raise Violation(f"no such transition: {was} -> {becomes}")
+        if becomes.version <= self._versions[sandbox_id]:
+            raise Violation(f"the version does not grow: {was} -> {becomes}")
+        self._versions[sandbox_id] = becomes.version
+        if becomes.status is Status.PENDING_DELETION and becomes.status_order != becomes.next_attempt_at:
+            raise Violation(f"no cleanup will find {becomes}")
+        self._check_truth(sandbox_id, was, becomes)
+
+    def _check_truth(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox) -> None:
+        """Hold a record to what is known of its account."""
+        if becomes.status is Status.ALLOCATED:
+            self._used.add(sandbox_id)
+        if becomes.status is Status.AVAILABLE and sandbox_id in self._used:
+            raise Violation(f"became available unwiped: {was} -> {becomes}")
+        at_once = becomes.status is Status.AVAILABLE and was and was.status is Status.PENDING_DELETION
+        if at_once and (sandbox_id in self._doubted or self._in_flight[sandbox_id]):
+            raise Violation(f"became available at once, though a delete may be under way: {was} -> {becomes}")
+        if becomes.status in {Status.AVAILABLE, Status.ALLOCATED}:
+            self._doubted.discard(sandbox_id)
+
+    def _judge(self, name: str, request: Request, result: object) -> None:
+        """Hold the answer of an allocate to what was stored from the beginning until then."""
+        key = (request.track_id, request.track_id)
+        moments = self._moments[: self._answered_after[name] + 1]
+        if isinstance(result, NoSandboxesAvailable):
+            free = [
+                {
+                    record.sandbox_id
+                    for record in moment.records.values()
+                    if record.status is Status.AVAILABLE and record.name.startswith(request.prefix)
+                }
+                for moment in moments
+            ]
+            if set.intersection(*free):
+                raise Violation(f"{name} was refused, and throughout there was {set.intersection(*free)}")
+            if key in moments[-1].claims:
+                raise Violation(f"{name} was refused, and holds {moments[-1].claims[key]}")
+        elif isinstance(result, Allocation):
+            if all(moment.claims.get(key) != result.claim for moment in moments):
+                raise Violation(f"{name} was given {result.claim}, which was never stored")
+            if not result.replayed and moments[0].claims.get(key) == result.claim:
+                raise Violation(f"{name} was given as new what it held before: {result.claim}")

@@ -1,0 +1,193 @@
+"""The search itself: it runs every order once, and finds what is wrong in exactly those that are wrong."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb, factorial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.interleavings.scheduler import Deadlock, Lock, Schedule, explore, stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def steps(count: int) -> Callable[[], None]:
+    """Make an operation of so many steps."""
+
+    def work() -> None:
+        for number in range(count):
+            stop(str(number))
+
+    return work
+
+
+def orders_of(*counts: int) -> list[str]:
+    """Play operations of so many steps each, and return the orders as strings of the operations' letters."""
+    orders: list[str] = []
+
+    def play(schedule: Schedule) -> None:
+        for name, count in zip("abc", counts, strict=False):
+            schedule.add(name, steps(count))
+        schedule.run()
+        orders.append("".join(name for name, _ in schedule.steps))
+
+    assert explore(play) == len(orders)
+    return orders
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 3), (1, 1), (2, 3), (5, 4), (6, 6)])
+def test_two_operations_have_as_many_orders_as_there_are_ways_to_merge_their_steps(first: int, second: int) -> None:
+    orders = orders_of(first, second)
+    assert len(orders) == len(set(orders)) == comb(first + second, first)
+
+
+def test_the_orders_of_two_operations_are_all_the_merges_there_are() -> None:
+    merges = {"".join("a" if place in places else "b" for place in range(7)) for places in combinations(range(7), 3)}
+    assert set(orders_of(3, 4)) == merges
+
+
+def test_three_operations_have_as_many_orders_as_the_multinomial_says() -> None:
+    orders = orders_of(2, 3, 4)
+    assert len(orders) == len(set(orders)) == factorial(9) // (factorial(2) * factorial(3) * factorial(4))
+
+
+def test_an_operation_that_takes_more_steps_after_some_orders_is_run_in_each_of_them() -> None:
+    """B takes one step if it comes first, else three: ba, and abbb with its three places for the a before."""
+    orders: set[str] = set()
+
+    def play(schedule: Schedule) -> None:
+        seen: list[str] = []
+
+        def first() -> None:
+            stop("write")
+            seen.append("a")
+
+        def second() -> None:
+            stop("look")
+            if seen:
+                steps(2)()
+
+        schedule.add("a", first)
+        schedule.add("b", second)
+        schedule.run()
+        orders.add("".join(name for name, _ in schedule.steps))
+
+    assert explore(play) == 2
+    assert orders == {"ba", "abbb"}
+
+
+def test_a_choice_within_an_operation_is_taken_in_every_way() -> None:
+    taken: list[tuple[int, int]] = []
+
+    def play(schedule: Schedule) -> None:
+        taken.append((schedule.choose(2), schedule.choose(3)))
+
+    assert explore(play) == 6
+    assert set(taken) == {(each, other) for each in range(2) for other in range(3)}
+
+
+def test_a_lost_update_is_found_in_exactly_the_orders_in_which_both_read_before_either_writes() -> None:
+    wrong: set[str] = set()
+
+    def play(schedule: Schedule) -> None:
+        counter = {"value": 0}
+
+        def increment() -> None:
+            stop("read")
+            value = counter["value"]
+            stop("write")
+            counter["value"] = value + 1
+
+        schedule.add("a", increment)
+        schedule.add("b", increment)
+        schedule.run()
+        if counter["value"] != 2:
+            wrong.add("".join(name for name, _ in schedule.steps))
+
+    assert explore(play) == 6
+    assert wrong == {"abab", "abba", "baab", "baba"}
+
+
+def test_a_lock_mends_the_lost_update_and_leaves_only_the_orders_that_it_allows() -> None:
+    def play(schedule: Schedule) -> None:
+        counter = {"value": 0}
+        lock = Lock()
+
+        def increment() -> None:
+            stop("begin")
+            with lock:
+                value = counter["value"]
+                stop("write")
+                counter["value"] = value + 1
+
+        schedule.add("a", increment)
+        schedule.add("b", increment)
+        schedule.run()
+        assert counter["value"] == 2
+
+    # One begins; then it ends before the other begins, or the other begins and waits until it has ended.
+    assert explore(play) == 4
+
+
+def test_a_lock_that_is_taken_is_not_taken_by_who_does_not_wait() -> None:
+    lock = Lock()
+    assert lock.acquire(blocking=False)
+    assert not lock.acquire(blocking=False)
+    lock.release()
+    assert lock.acquire(blocking=False)
+
+
+def test_a_deadlock_is_reported_with_the_order_that_leads_to_it() -> None:
+    def play(schedule: Schedule) -> None:
+        here, there = Lock(), Lock()
+
+        def take(first: Lock, second: Lock) -> None:
+            stop("begin")
+            with first:
+                stop("go on")
+                with second:
+                    pass
+
+        schedule.add("a", lambda: take(here, there))
+        schedule.add("b", lambda: take(there, here))
+        schedule.run()
+
+    with pytest.raises(Deadlock, match="a waits to take a lock, b waits to take a lock") as found:
+        explore(play)
+    assert found.value.__notes__ == ["in order 2: a: begin, b: begin, a: go on, b: go on"]
+
+
+def test_stops_before_locks_show_what_happens_between_two_of_them() -> None:
+    """A counter that is read under a lock and written under it again, but not in between."""
+
+    def play(schedule: Schedule) -> None:
+        counter = {"value": 0}
+        lock = Lock()
+
+        def increment() -> None:
+            with lock:
+                value = counter["value"]
+            with lock:
+                counter["value"] = value + 1
+
+        schedule.add("a", increment)
+        schedule.add("b", increment)
+        schedule.run()
+        assert counter["value"] == 2
+
+    assert explore(play) == 1
+    with pytest.raises(AssertionError):
+        explore(play, at_locks=True)
+
+
+def test_work_that_does_not_repeat_itself_is_refused() -> None:
+    counts = iter([2, 3])
+
+    def play(schedule: Schedule) -> None:
+        schedule.choose(next(counts))
+
+    with pytest.raises(AssertionError, match="the same decisions"):
+        explore(play)

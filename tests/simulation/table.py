@@ -1,0 +1,317 @@
+"""A simulated DynamoDB table behind the store's port: latency, a lagging index, and partitions with limits.
+
+What is written and what conditions decide is `MemoryStore`'s; this file adds when that happens, and what it is charged.
+Sources, all of the Amazon DynamoDB Developer Guide: "Best practices for designing and using partition keys" (1,000 write
+and 3,000 read units a second a partition; 300 seconds of unused capacity are kept for bursts), "Global secondary
+indexes" (a changed key is a delete and a put), "Understanding GSI write throttling and back pressure" (an index that
+cannot keep up throttles the table's writes), "Transactions: how it works" (two units an item; two transactions on one
+item conflict).
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from dataclasses import dataclass, field
+from math import ceil
+from typing import TYPE_CHECKING, TypeVar
+
+from broker_common.core.deadline import Backoff
+from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, Sandbox, Status
+from broker_common.core.errors import StoreUnavailable
+from broker_common.core.ports import AllocateAnswer, AvailablePage, Contended, Pauses, RingPosition
+from tests.fakes import MemoryStore, make_candidate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from random import Random
+
+    from tests.simulation.virtual_time import VirtualTime
+
+Answer = TypeVar("Answer")
+
+WRITE_UNITS, READ_UNITS = 1000, 3000
+"""What a partition serves a second."""
+BURST_SECONDS = 300
+"""How much unused capacity a partition keeps."""
+INDEX_BYTES = 200
+"""An item of the index: its keys and what it projects."""
+CLIENT_TIMEOUT = 1.0
+"""What must be left of a request's time before the store asks again (`services.STORE_TIMEOUT_SEC`)."""
+
+
+class Throttled(Exception):
+    """A partition has no unit left; nothing was written."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """The units of one kind that a partition has left; saved up, they may be spent at once."""
+
+    rate: float
+    left: float
+    refilled_at: float = 0.0
+    spent: float = 0.0
+
+    def has(self, units: float, now: float) -> bool:
+        self.left = min(self.left + (now - self.refilled_at) * self.rate, self.rate * BURST_SECONDS)
+        self.refilled_at = now
+        return self.left >= units
+
+    def spend(self, units: float) -> None:
+        self.left -= units
+        self.spent += units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableConditions:
+    """How the table is laid out, and in what state it is; seconds."""
+
+    shards: int = 4
+    partitions: int = 40
+    """Of the table itself; its keys spread over them by hash."""
+    available_splits: int = 1
+    """Partitions into which each `available#<shard>` was split for heat, by its random sort key."""
+    saved_seconds: float = 1.0
+    """How long nothing was used before, for each partition to have saved units."""
+    latency: tuple[float, float] = (0.005, 0.015)
+    lag: tuple[float, float] = (0.005, 0.05)
+    long_lag: tuple[float, float] = (0.2, 2.0)
+    long_lag_share: float = 0.001
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What the index shows of an available sandbox, and since when."""
+
+    candidate: Candidate
+    since: float = field(default=float("-inf"))
+
+
+class SimulatedStore(MemoryStore):
+    """A `SandboxStore` whose calls take simulated time and are throttled as DynamoDB would.
+
+    `sent` counts the calls by method, those that were throttled or met another transaction included.
+    """
+
+    def __init__(self, time: VirtualTime, rng: Random, conditions: TableConditions) -> None:
+        super().__init__(time, shards=conditions.shards)
+        self.sent: Counter[str] = Counter()
+        self.throttled: Counter[str] = Counter()
+        """Refused writes and reads by partition."""
+        self.on_write = self._charge_index
+        self._time = time
+        self._rng = rng
+        self._conditions = conditions
+        self._rings: list[list[tuple[int, str]]] = [[] for _ in range(conditions.shards)]
+        self._shown: dict[tuple[int, str], _Shown] = {}
+        self._indexed_at: dict[str, float] = {}
+        """When the index has caught up with the last write of a sandbox."""
+        self._in_transaction: set[str] = set()
+        self._writes: dict[str, Bucket] = {}
+        self._reads: dict[str, Bucket] = {}
+
+    def seed(self, *sandboxes: Sandbox) -> None:
+        """Put records in place, long enough ago for the index to know them."""
+        super().seed(*sandboxes)
+        for sandbox in sandboxes:
+            if sandbox.status is Status.AVAILABLE:
+                entry = (sandbox.status_order, sandbox.sandbox_id)
+                self._rings[self._segment(sandbox.sandbox_id)].append(entry)
+                self._shown[entry] = _Shown(make_candidate(sandbox))
+        for ring in self._rings:
+            ring.sort()
+
+    def heat(self) -> dict[str, float]:
+        """Return the write units that each partition of the index has used."""
+        return {name: bucket.spent for name, bucket in self._writes.items() if not name.startswith("table#")}
+
+    def shows_since(self, moment: float) -> bool:
+        """Tell whether a sandbox that is available now was shown by the index at `moment` and ever since."""
+        return any(
+            self._shown[entry].since <= moment and self._records[entry[1]].status is Status.AVAILABLE
+            for ring in self._rings
+            for entry in ring
+        )
+
+    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
+        segment, at = divmod(position.at, ORDER_LIMIT)
+
+        def look() -> AvailablePage:
+            ring = self._rings[segment]
+            first = bisect_left(ring, (at, "")) if position.after is None else bisect_right(ring, (at, position.after))
+            page = ring[first : first + limit]
+            if len(page) == limit:
+                place = segment * ORDER_LIMIT + page[-1][0]
+                read_on, distance = RingPosition(place, page[-1][1]), place - position.at
+            else:
+                end = (segment + 1) * ORDER_LIMIT
+                read_on, distance = RingPosition(end % self.ring_size), end - position.at
+            self._read_bucket(partition).spend(_read_units(len(page) * INDEX_BYTES) / 2)
+            found = [self._shown[entry].candidate for entry in page]
+            return AvailablePage(tuple(each for each in found if each.name.startswith(prefix)), read_on, distance)
+
+        partition = self._index_partition(Status.AVAILABLE, segment, at)
+        return self._read("read_available", partition, look)
+
+    def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
+        return self._read(
+            "get_claim",
+            self._table_partition(track_id),
+            lambda: super(SimulatedStore, self).get_claim(track_id, idempotency_key),
+        )
+
+    def read_pauses(self) -> Pauses:
+        return self._read("read_pauses", self._table_partition("POOL"), super().read_pauses)
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        self.sent["allocate"] += 1
+        try:
+            return self._transact(
+                (candidate.sandbox_id, claim.track_id),
+                lambda: super(SimulatedStore, self).allocate(candidate, claim, token=token),
+            )
+        except Throttled:
+            return Contended()
+
+    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        """Implement the port, waiting for capacity as long as it takes: it is not what is measured."""
+        keys = (before.sandbox_id, before.allocated_to_track or "")
+        self._insist("end_allocation", lambda: self._transact(keys, lambda: self._end(before, after)))
+
+    def update(self, before: Sandbox, after: Sandbox) -> None:
+        """Implement the port, waiting for capacity as long as it takes: it is not what is measured."""
+        self._insist("update", lambda: self._write_one(before, after))
+
+    def _end(self, before: Sandbox, after: Sandbox) -> None:
+        super().end_allocation(before, after)
+
+    def _write_one(self, before: Sandbox, after: Sandbox) -> None:
+        travel = self._latency() / 2
+        self._time.sleep(travel)
+        self._check(before.sandbox_id not in self._in_transaction, before.sandbox_id)
+        self._charge_table((before.sandbox_id,), units=1)
+        super().update(before, after)
+        self._time.sleep(travel)
+
+    def _transact(self, keys: tuple[str, ...], act: Callable[[], Answer]) -> Answer:
+        """Decide a transaction somewhere within its latency; until its end no other may touch the same items."""
+        latency = self._latency()
+        decided, ended = sorted((self._rng.uniform(0, latency), self._rng.uniform(0, latency)))
+        self._time.sleep(decided)
+        try:
+            self._check(self._in_transaction.isdisjoint(keys), "conflict")
+            self._charge_table(keys, units=2)
+            answer = act()
+        except Throttled:
+            self._time.sleep(latency - decided)
+            raise
+        self._in_transaction.update(keys)
+        self._time.sleep(ended - decided)
+        self._in_transaction.difference_update(keys)
+        self._time.sleep(latency - ended)
+        return answer
+
+    def _insist(self, method: str, write: Callable[[], None]) -> None:
+        while True:
+            self.sent[method] += 1
+            try:
+                return write()
+            except Throttled:
+                self._time.sleep(self._rng.uniform(0.05, 0.2))
+
+    def _read(self, method: str, partition: str, look: Callable[[], Answer]) -> Answer:
+        """Read as `DynamoStore` does: again after a while when the partition is throttled, within the deadline."""
+        backoff = Backoff(self._time, self._rng, base=0.025, limit=1.0, tries=6)
+        while True:
+            self.sent[method] += 1
+            travel = self._latency() / 2
+            self._time.sleep(travel)
+            if self._read_bucket(partition).has(1, self._time.monotonic()):
+                answer = look()
+                self._time.sleep(travel)
+                return answer
+            self.throttled[partition] += 1
+            backoff.pause(StoreUnavailable("DynamoDB is busy"), need=CLIENT_TIMEOUT)
+
+    def _charge_table(self, keys: Iterable[str], *, units: int) -> None:
+        self._spend(_units(map(self._table_partition, keys), units))
+
+    def _charge_index(self, before: Sandbox | None, after: Sandbox | None) -> None:
+        """Charge a change of a sandbox to the index: its entry is deleted and put anew if its key changes."""
+        places = [
+            self._index_partition(each.status, self._segment(each.sandbox_id), each.status_order)
+            for each in (before, after)
+            if each
+        ]
+        if before and after and (before.status, before.status_order) == (after.status, after.status_order):
+            places.pop()
+        self._spend(_units(places, 1))
+
+    def _spend(self, units: Counter[str]) -> None:
+        now = self._time.monotonic()
+        for partition, needed in units.items():
+            self._check(self._write_bucket(partition).has(needed, now), partition)
+        for partition, needed in units.items():
+            self._write_bucket(partition).spend(needed)
+
+    def _check(self, goes: bool, partition: str) -> None:
+        if not goes:
+            self.throttled[partition] += 1
+            raise Throttled
+
+    def _place(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
+        """Write a record, and let the index follow later."""
+        before = self._records.get(sandbox_id)
+        super()._place(sandbox_id, sandbox)
+        if before is None:
+            return
+        conditions = self._conditions
+        lag = conditions.long_lag if self._rng.random() < conditions.long_lag_share else conditions.lag
+        now = self._time.monotonic()
+        at = max(now + self._rng.uniform(*lag), self._indexed_at.get(sandbox_id, 0.0))
+        self._indexed_at[sandbox_id] = at
+        self._time.after(at - now, lambda: self._show(before, sandbox))
+
+    def _show(self, before: Sandbox, after: Sandbox | None) -> None:
+        ring = self._rings[self._segment(before.sandbox_id)]
+        if before.status is Status.AVAILABLE:
+            entry = (before.status_order, before.sandbox_id)
+            del ring[bisect_left(ring, entry)], self._shown[entry]
+        if after and after.status is Status.AVAILABLE:
+            entry = (after.status_order, after.sandbox_id)
+            insort(ring, entry)
+            self._shown[entry] = _Shown(make_candidate(after), self._time.monotonic())
+
+    def _index_partition(self, status: Status, shard: int, order: int) -> str:
+        if status is not Status.AVAILABLE or self._conditions.available_splits == 1:
+            return f"{status}#{shard}"
+        return f"{status}#{shard}/{order * self._conditions.available_splits // ORDER_LIMIT}"
+
+    def _table_partition(self, key: str) -> str:
+        return f"table#{zlib.crc32(key.encode()) % self._conditions.partitions}"
+
+    def _write_bucket(self, partition: str) -> Bucket:
+        if partition not in self._writes:
+            self._writes[partition] = Bucket(WRITE_UNITS, WRITE_UNITS * self._conditions.saved_seconds)
+        return self._writes[partition]
+
+    def _read_bucket(self, partition: str) -> Bucket:
+        if partition not in self._reads:
+            self._reads[partition] = Bucket(READ_UNITS, READ_UNITS * self._conditions.saved_seconds)
+        return self._reads[partition]
+
+    def _latency(self) -> float:
+        return self._rng.uniform(*self._conditions.latency)
+
+
+def _read_units(size: int) -> int:
+    return max(1, ceil(size / 4096))
+
+
+def _units(partitions: Iterable[str], units: int) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for partition in partitions:
+        total[partition] += units
+    return total

@@ -1,0 +1,125 @@
+"""Cleanup of 1,000 pending deletions by real workers: the provider always has as many calls as it may have.
+
+The provider here ends a call, the oldest one, only while the allowed number of calls is under way. A broker that left a
+slot unused for good, once, would stand still; that it does not is shown however slow the machine is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker_common.adapters.celery_queue import CeleryJobQueue
+from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE, RedisJobRuns
+from broker_common.core.domain import Sandbox, Status
+from broker_common.core.jobs import Job, JobState
+from deploy.dev.processes import wait_until
+from tests.backends import AWS_ENVIRONMENT
+from tests.fakes import START, make_sandbox
+from tests.provider.conftest import TOKEN, MockCsp, running_mock
+from tests.size.tables import load
+from tests.worker.conftest import Celery
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from redis import Redis
+
+TABLE = "size-cleanup"
+PENDING = 1_000
+LIMIT = 10
+WORKERS = 3
+PROCESSES = 4
+"""Of each worker: in all no fewer than there may be calls."""
+PATIENCE_SEC = 200
+
+
+@pytest.fixture
+def provider() -> Iterator[MockCsp]:
+    with running_mock(
+        MOCK_CSP_POOL=str(PENDING),
+        MOCK_CSP_OTHERS="0",
+        MOCK_CSP_ON_DELETE="remove",
+        MOCK_CSP_DELETE_SECONDS="0",
+        MOCK_CSP_HOLD_DELETES_UNTIL=str(LIMIT),
+    ) as mock:
+        yield mock
+
+
+@pytest.fixture
+def environment(
+    provider: MockCsp, client: DynamoDBClient, dynamodb_local_url: str, database_url: str
+) -> dict[str, str]:
+    """Put every account of the provider's into a table, waiting to be wiped; return what workers need to know."""
+    create_table(client, TABLE)
+    load(client, TABLE, [pending(account) for account in provider.accounts()])
+    return AWS_ENVIRONMENT | {
+        "REDIS_URL": database_url,
+        "DDB_ENDPOINT_URL": dynamodb_local_url,
+        "DDB_TABLE_NAME": TABLE,
+        "CSP_BASE_URL": provider.url,
+        "CSP_API_TOKEN": TOKEN,
+        "CSP_MAX_CONCURRENCY": str(LIMIT),
+        "CSP_TIMEOUT_READ_SEC": "60",
+        "METRICS_PORT": "0",
+    }
+
+
+def pending(account: dict[str, Any]) -> Sandbox:
+    return make_sandbox(
+        str(account["csp_id"]),
+        external_id=account["id"],
+        status=Status.PENDING_DELETION,
+        dirty=True,
+        last_track_id="track-1",
+        last_lease_id="lease-1",
+        deletion_requested_at=START,
+        next_attempt_at=START,
+    )
+
+
+def worker(environment: dict[str, str], queue: str, *, processes: int) -> Celery:
+    words = ("worker", "-E", "-Q", queue, "-c", str(processes), "--without-mingle", "--without-gossip")
+    return Celery(environment["REDIS_URL"], *words, application="broker_worker.celery_app", **environment)
+
+
+def round_trips(redis: Redis) -> int:
+    """Return how often the server has read from its clients so far."""
+    return int(redis.info("stats")["total_reads_processed"])
+
+
+@pytest.mark.timeout(300)
+def test_while_deletions_wait_the_provider_has_as_many_calls_as_it_may_have_spread_over_all_workers(
+    environment: dict[str, str], provider: MockCsp, redis: Redis
+) -> None:
+    runs = RedisJobRuns(redis, stall_limit_sec=60)
+    with ExitStack() as running:
+        planner = running.enter_context(worker(environment, "jobs", processes=1))
+        assert wait_until(lambda: planner.has_said(" ready."), 60), planner.output
+        before = round_trips(redis)
+        job_id = CeleryJobQueue(environment["REDIS_URL"], runs).enqueue(Job.CLEANUP, request_id="req-1")
+        assert wait_until(lambda: redis.llen(DELETIONS_QUEUE) == PENDING, 60), planner.output
+        handing_out = round_trips(redis) - before
+        workers = [running.enter_context(worker(environment, "deletions", processes=PROCESSES)) for _ in range(WORKERS)]
+        ended = wait_until(lambda: (run := runs.find(job_id)) is not None and run.state.is_final, PATIENCE_SEC)
+        assert ended, Counter(each["held_with"] for each in provider.deletes())
+        run = runs.find(job_id)
+
+    assert handing_out < PENDING / 2, "messages go out by the hundred"
+    assert run is not None
+    assert run.state is JobState.SUCCEEDED
+    assert run.result is not None
+    assert (run.result["deleted"], sum(run.result.values())) == (PENDING, PENDING)
+    deletes = provider.deletes()
+    assert len({each["external_id"] for each in deletes}) == len(deletes) == PENDING
+    last = dict.fromkeys(range(1, LIMIT), 1)
+    assert Counter(each["held_with"] for each in deletes) == {LIMIT: PENDING - len(last), **last}
+    assert provider.log()["highest_in_flight"] == LIMIT
+    shares = [sum(line["message"] == "Delete ended" for line in each.lines) for each in workers]
+    assert sum(shares) == PENDING
+    assert min(shares) > PENDING / WORKERS / 2

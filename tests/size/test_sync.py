@@ -1,0 +1,108 @@
+"""Sync of 105,000 accounts: it reads the list and the table once, by pages, and writes what has changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_common.adapters.csp_client import CspClient
+from broker_common.adapters.redis_breaker import RedisBreaker
+from broker_common.adapters.redis_slots import RedisSlots
+from broker_common.adapters.system_clock import SystemClock
+from broker_common.core.domain import Policy
+from broker_common.core.events import ProviderCalled
+from broker_common.core.sync import Syncer
+from broker_common.services import BULK_THREADS
+from tests.fakes import RecordingRecorder
+from tests.provider.conftest import TOKEN
+from tests.size.conftest import ALLOCATED, AVAILABLE
+from tests.world import World
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from broker_common.adapters.dynamo_store import DynamoStore
+    from broker_common.core.domain import Account
+    from tests.provider.conftest import MockCsp
+    from tests.size.tables import Meter
+
+ALL = ALLOCATED + AVAILABLE
+OTHER_ITEMS = 500
+"""At most so many items that are no sandbox are in the table: claims, and the pool's own records."""
+PAGE = 1000
+"""Items that the store asks for at once."""
+UNIT_BYTES = 4096
+MEGABYTE = 2**20
+
+
+@pytest.fixture
+def recorder() -> RecordingRecorder:
+    return RecordingRecorder()
+
+
+@pytest.fixture
+def provider(large_provider: MockCsp, redis: Redis, recorder: RecordingRecorder) -> CspClient:
+    """Return a client of the large provider, which lists everything in one answer unless switched."""
+    large_provider.switch()
+    return CspClient(
+        base_url=large_provider.url,
+        token=TOKEN,
+        connect_timeout=5,
+        read_timeout=60,
+        slots=RedisSlots(redis, limit=1, lease_sec=120),
+        breaker=RedisBreaker(redis, threshold=5, timeout_sec=60, trial_sec=60),
+        recorder=recorder,
+        clock=SystemClock(),
+    )
+
+
+@pytest.mark.timeout(300)
+def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_watermark_alone(
+    store: DynamoStore, provider: CspClient, recorder: RecordingRecorder, meter: Meter
+) -> None:
+    syncer = Syncer(
+        store=store,
+        provider=provider,
+        recorder=recorder,
+        clock=SystemClock(),
+        rng=Random(3),
+        policy=Policy(),
+        threads=BULK_THREADS,
+    )
+
+    result = syncer.run()
+
+    assert result.synced == ALL
+    assert (result.added, result.updated, result.restored, result.stale, result.removed) == (0, 0, 0, 0, 0)
+    assert (result.skipped, result.overtaken, result.failed, result.missing) == (0, 0, 0, 0)
+    scans = meter.calls["Scan"]
+    assert meter.calls == {"Scan": scans, "GetItem": 1, "PutItem": 1}
+    assert ALL <= meter.scanned["Scan"] <= ALL + OTHER_ITEMS
+    assert scans == meter.scanned["Scan"] // PAGE + 1
+    assert meter.units["Scan"] / 2 * UNIT_BYTES <= scans * MEGABYTE, "no page is cut short by DynamoDB's own limit"
+    assert len(recorder.of(ProviderCalled)) == 1
+
+
+@pytest.mark.timeout(300)
+def test_a_list_of_more_than_a_thousand_pages_is_read_to_its_end(
+    large_provider: MockCsp, provider: CspClient, recorder: RecordingRecorder, accounts: list[Account]
+) -> None:
+    large_provider.switch(paging="offset", page_size=100)
+
+    assert list(provider.list_accounts().accounts) == accounts
+    assert len(recorder.of(ProviderCalled)) == ALL / 100
+
+
+def test_of_100_000_available_sandboxes_a_sync_writes_those_alone_that_have_changed() -> None:
+    world = World()
+    world.pool(100_000)
+    world.provider.accounts = [
+        replace(account, name="new") if number < 37 else account
+        for number, account in enumerate(world.provider.accounts)
+    ]
+
+    assert world.syncer.run().updated == 37
+    assert world.memory.calls == {"read_all": 1, "read_watermark": 1, "update": 37, "write_watermark": 1}
