@@ -219,7 +219,7 @@ class SimulatedStore(MemoryStore):
             try:
                 return write()
             except Throttled:
-                self._time.sleep(self._rng.uniform(0.05, 0.2))
+                self._time.sleep(self._rng.uniform(0.2, 1.0))
 
     def _read(self, method: str, partition: str, look: Callable[[], Answer]) -> Answer:
         """Read as `DynamoStore` does: again after a while when the partition is throttled, within the deadline."""
