@@ -9,6 +9,7 @@ answered in the shape of every other error.
 from __future__ import annotations
 
 import json
+import select
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -38,6 +39,9 @@ _STATUS_OF_REFUSAL = {
 }
 """The other requests that do not parse are answered 400."""
 _OUR_FAULT = (errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
+
+_LINGER_MS = 2
+"""How long a thread with nothing else to do waits for the next request of the connection that it has just served."""
 
 _ONCE_ONLY = frozenset(name.upper() for name in CALLER_HEADERS)
 
@@ -111,6 +115,16 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no ty
         for listener in self.sockets:
             listener.close()
 
+    def handle(self, conn: Any) -> Any:  # noqa: ANN401 - gunicorn's connection; and its word on what becomes of it
+        """Serve a request, and those that follow it on its connection at once.
+
+        Handing a connection to the event loop and back costs about a tenth of a whole allocation's time.
+        """
+        kept = super().handle(conn)
+        while kept is True and self._is_followed(conn):
+            kept = super().handle(conn)
+        return kept
+
     def handle_request(self, req: Any, conn: Any) -> bool:  # noqa: ANN401 - gunicorn's signature
         """Serve a request whose caller headers each stand once."""
         req.headers = fold_repeated(req.headers)
@@ -145,6 +159,14 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no ty
             return bool(super()._keepalive_after(conn, keepalive))
         except errors.ParseException:  # what is left of the body does not parse, and its request has its answer already
             return False
+
+    def _is_followed(self, conn: Any) -> bool:  # noqa: ANN401 - gunicorn's connection
+        """Wait for the next request, unless this thread is wanted elsewhere."""
+        if not self.alive or not self.tpool._work_queue.empty():  # noqa: SLF001 - the only place that knows
+            return False
+        poll = select.poll()
+        poll.register(conn.sock, select.POLLIN)
+        return bool(poll.poll(_LINGER_MS))
 
     def _stop(self, sig: int, frame: Any) -> None:  # noqa: ANN401 - a signal handler's signature
         super().handle_exit(sig, frame)

@@ -7,9 +7,10 @@ import os
 import re
 import socket
 import sys
+from contextlib import ExitStack
 from http.client import HTTPMessage, parse_headers
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -35,6 +36,17 @@ class Answer(NamedTuple):
         return error
 
 
+THREADS = 4
+
+
+def read_status(answers: IO[bytes]) -> int:
+    """Read one whole answer off a connection that is kept, and return its status."""
+    status = int(answers.readline().split()[1])
+    length = int(parse_headers(answers)["Content-Length"])
+    assert len(answers.read(length)) == length
+    return status
+
+
 class Server:
     """gunicorn as it is deployed, whose store and queue are out of reach."""
 
@@ -46,6 +58,7 @@ class Server:
             "API_BIND": "127.0.0.1",
             "API_PORT": str(self._port),
             "API_WORKERS": "1",
+            "API_THREADS": str(THREADS),
             "REDIS_URL": "redis://127.0.0.1:1/0",
             "DDB_ENDPOINT_URL": "http://127.0.0.1:1",
             "AWS_ACCESS_KEY_ID": "test",
@@ -61,9 +74,13 @@ class Server:
         )
         self.process = Process(program, lambda _, line: self.lines.append(line))
 
+    def connect(self) -> socket.socket:
+        """Open a connection that gives up after 10 s of silence."""
+        return socket.create_connection(("127.0.0.1", self._port), 10)
+
     def send(self, request: bytes) -> Answer:
         """Send raw bytes, read until the server closes the connection, and return the one answer that was read."""
-        with socket.create_connection(("127.0.0.1", self._port), 10) as connection:
+        with self.connect() as connection:
             connection.sendall(request)
             received = connection.makefile("rb").read()
         head, _, body = received.partition(b"\r\n\r\n")
@@ -179,3 +196,26 @@ def test_equal_caller_headers_become_one() -> None:
 )
 def test_different_caller_headers_become_one_that_no_client_can_send(name: str) -> None:
     assert fold_repeated([(name, "a"), (name, "b"), (name, "a")]) == [(name, "a\nb")]
+
+
+def test_more_busy_connections_than_threads_are_all_served(server: Server) -> None:
+    """A thread that stays with its connection for the next request must not keep others waiting for ever."""
+    with ExitStack() as opened:
+        connections = [opened.enter_context(server.connect()) for _ in range(THREADS + 4)]
+        files = [opened.enter_context(each.makefile("rb")) for each in connections]
+        for _ in range(3):
+            for each in connections:
+                each.sendall(call())
+            statuses = [read_status(each) for each in files]
+            assert statuses == [200] * len(connections)
+
+
+def test_a_request_that_comes_late_on_a_kept_connection_is_served(server: Server) -> None:
+    with server.connect() as connection, connection.makefile("rb") as answers:
+        connection.sendall(call())
+        assert read_status(answers) == 200
+        # Whatever thread was with it is taken up by others meanwhile.
+        for _ in range(THREADS):
+            assert server.send(call(b"Connection: close")).status == 200
+        connection.sendall(call())
+        assert read_status(answers) == 200
