@@ -124,7 +124,7 @@ def _parse(word: str, position: int) -> Token:
         raise BadTokenError(f"token {position}: {_HASHED} must be followed by 64 hexadecimal digits")
     fault = None
     if digest in _WELL_KNOWN:
-        fault = f"token {position} is a well-known development token."
+        fault = "Holds a well-known development token."
     elif is_weak:
         fault = f"token {position} is weak (`openssl rand -hex 32` makes a good one)."
     return Token(digest, prefix, fault)

@@ -390,7 +390,7 @@ def test_tokens_may_come_from_a_file(tmp_path: Path) -> None:
     [
         (None, "Cannot be read (FileNotFoundError)."),
         ("", "Missing: give at least one token."),
-        ("track_token_123", "token 1 is a well-known development token."),
+        ("track_token_123", "Holds a well-known development token."),
         ("track-s3cret-token\nsha256:12", "token 2: sha256: must be followed by 64 hexadecimal digits"),
     ],
 )
