@@ -12,7 +12,7 @@ run: .venv/installed ## Start a whole broker here; POOL=2000 sets the pool, any 
 	@exec $(python) -m deploy.dev.run
 
 test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-k allocate -x"
-	@exec $(python) -m pytest $(ARGS)
+	@exec $(python) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls (needs java, npm and cc)
 	@exec $(python) -m tests.bench $(ARGS)

@@ -1,4 +1,4 @@
-"""Locks that the scheduler knows in place of those of a process, and a count of all orders that were run."""
+"""Locks that the scheduler knows in place of those of a process, and the search over all orders."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from tests.interleavings.scheduler import Schedule
 
-ORDERS = "orders"
-
-
 @pytest.fixture(autouse=True)
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what a process keeps in memory guarded by locks that the scheduler knows."""
@@ -36,23 +33,6 @@ def every_order(record_property: Callable[[str, object], None]) -> Callable[...,
     """
 
     def play(case: Callable[[Schedule], object], *, at_locks: bool = False, once: bool = False) -> None:
-        record_property(ORDERS, explore(case, at_locks=at_locks, commute=commute if once else None))
+        record_property("orders", explore(case, at_locks=at_locks, commute=commute if once else None))
 
     return play
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many orders were run, with `-v` of each case."""
-    counts = {
-        report.nodeid: count
-        for report in terminalreporter.getreports("passed")
-        for name, count in report.user_properties
-        if name == ORDERS
-    }
-    if not counts:
-        return
-    terminalreporter.section("orders run")
-    if terminalreporter.verbosity > 0:
-        for nodeid, count in counts.items():
-            terminalreporter.line(f"{count:8,}  {nodeid.split('::')[-1]}")
-    terminalreporter.line(f"{sum(counts.values()):8,}  in {len(counts)} cases")
