@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tests.interleavings.scheduler import Schedule
 
+
 @pytest.fixture(autouse=True)
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what a process keeps in memory guarded by locks that the scheduler knows."""
