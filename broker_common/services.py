@@ -17,7 +17,7 @@ from broker_common.adapters.dynamo_store import DynamoStore, make_client
 from broker_common.adapters.log_recorder import LogRecorder, Recorders
 from broker_common.adapters.prometheus_collectors import CircuitCollector
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
-from broker_common.adapters.redis_breaker import RedisBreaker
+from broker_common.adapters.redis_breaker import NoBreaker, RedisBreaker
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_rate_limit import RedisRateLimit
@@ -119,16 +119,7 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
     redis = connect_redis(settings)
     store = _store(settings, clock, rng, recorder, threads=2 * BULK_THREADS)
     pauses = PauseBoard(store, clock)
-    provider = CspClient(
-        base_url=settings.csp_base_url or "",
-        token=settings.csp_api_token or "",
-        connect_timeout=settings.csp_timeout_connect_sec,
-        read_timeout=settings.csp_timeout_read_sec,
-        slots=RedisSlots(redis, limit=settings.csp_max_concurrency, lease_sec=_longest_call_sec(settings)),
-        recorder=recorder,
-        clock=clock,
-        breaker=_breaker(settings, redis),
-    )
+    provider = _provider(settings, clock, redis, recorder, _breaker(settings, redis))
     return WorkerServices(
         clock=clock,
         recorder=recorder,
@@ -159,6 +150,19 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
     )
 
 
+def build_store(settings: Settings) -> DynamoStore:
+    """Make a store for a command line: nothing is recorded."""
+    return _store(settings, SystemClock(), Random(), Recorders([]), threads=1)
+
+
+def build_provider(settings: Settings) -> CspClient:
+    """Make a client of the provider for a command line: nothing is recorded. The settings are a worker's.
+
+    It calls even where the workers' circuit breaker is open, and leaves that as it is.
+    """
+    return _provider(settings, SystemClock(), connect_redis(settings), Recorders([]), NoBreaker())
+
+
 def build_circuit_collector(settings: Settings) -> CircuitCollector:
     """Make what shows the provider's circuit breaker in a process that calls the provider through others."""
     breaker = _breaker(settings, connect_redis(settings))
@@ -172,7 +176,7 @@ def check_table(settings: Settings) -> None:
     that is merely out of reach is no reason not to start.
     """
     try:
-        _store(settings, SystemClock(), Random(), Recorders([]), threads=1).ping()
+        build_store(settings).ping()
     except StoreMisconfigured:
         raise
     except StoreUnavailable:
@@ -204,6 +208,21 @@ def _store(settings: Settings, clock: Clock, rng: Random, recorder: Recorder, *,
     )
     return DynamoStore(
         client, settings.ddb_table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
+    )
+
+
+def _provider(
+    settings: Settings, clock: Clock, redis: Redis, recorder: Recorder, breaker: RedisBreaker | NoBreaker
+) -> CspClient:
+    return CspClient(
+        base_url=settings.csp_base_url or "",
+        token=settings.csp_api_token or "",
+        connect_timeout=settings.csp_timeout_connect_sec,
+        read_timeout=settings.csp_timeout_read_sec,
+        slots=RedisSlots(redis, limit=settings.csp_max_concurrency, lease_sec=_longest_call_sec(settings)),
+        recorder=recorder,
+        clock=clock,
+        breaker=breaker,
     )
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from urllib3 import HTTPResponse
 
-    from broker_common.adapters.redis_breaker import Permit, RedisBreaker
+    from broker_common.adapters.redis_breaker import NoBreaker, Permit, RedisBreaker
     from broker_common.adapters.redis_slots import RedisSlots, Slot
     from broker_common.core.ports import AccountListing, Clock, Recorder
 
@@ -85,7 +85,7 @@ class CspClient:
         connect_timeout: float,
         read_timeout: float,
         slots: RedisSlots,
-        breaker: RedisBreaker,
+        breaker: RedisBreaker | NoBreaker,
         recorder: Recorder,
         clock: Clock,
     ) -> None:

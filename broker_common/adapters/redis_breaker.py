@@ -185,6 +185,18 @@ class RedisBreaker:
         return after
 
 
+class NoBreaker:
+    """Guards nothing: a person's look at the provider must neither be refused nor stop the workers' calls."""
+
+    def check(self) -> None:
+        """Never raise."""
+
+    @contextmanager
+    def admit(self) -> Iterator[Permit]:
+        """Give the right to make a call."""
+        yield Permit()
+
+
 class Verdict(StrEnum):
     """What a call showed about the provider."""
 

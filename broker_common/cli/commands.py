@@ -1,0 +1,228 @@
+"""The commands of `broker`, and how they print."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import click
+from botocore.exceptions import BotoCoreError, ClientError
+
+from broker_common.adapters.dynamo_store import make_client
+from broker_common.adapters.dynamo_table import create_table
+from broker_common.cli.api import ApiError, BrokerApi
+from broker_common.cli.check import check
+from broker_common.core.domain import Status
+from broker_common.settings import Process, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+ADMIN_TIMEOUT_SEC = 10.0
+"""Table operations are slower than reads and writes."""
+_LOOK_AGAIN_SEC = 0.5
+_COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
+_CALLS = {"sync": "/sync", "cleanup": "/cleanup", "expire": "/expire", "purge-stale": "/purge-stale"}
+_ENDED = {"succeeded", "failed", "skipped"}
+
+
+class _Commands(click.Group):
+    """Commands whose failure to reach or move the API is one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        try:
+            return super().invoke(ctx)
+        except ApiError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Completion: eval "$(_BROKER_COMPLETE=bash_source broker)", or zsh_source, fish_source.',
+)
+def main() -> None:
+    """Operate a Sandbox Broker.
+
+    Commands that ask its API read BROKER_URL (http://127.0.0.1:8080/v1 by default) and BROKER_ADMIN_TOKEN; `check` and
+    `table` read the settings of the broker's processes.
+    """
+
+
+def _api() -> BrokerApi:
+    token = os.environ.get("BROKER_ADMIN_TOKEN", "").split(",")[0].strip()
+    if not token or token.startswith("sha256:"):
+        raise click.ClickException("BROKER_ADMIN_TOKEN: Missing: an operator's token, plain.")
+    return BrokerApi(os.environ.get("BROKER_URL") or "http://127.0.0.1:8080/v1", token)
+
+
+@main.command(name="check")
+def check_command() -> None:
+    """Look at settings, table, index, Redis and provider: a line each, OK or what to do. Changes nothing.
+
+    Exits 1 when something is wrong. Example: broker check
+    """
+    is_all_right = True
+    for finding in check():
+        click.echo(f"{finding.part:<9} {'OK  ' if finding.ok else 'FAIL'} {finding.text}")
+        is_all_right = is_all_right and finding.ok
+    sys.exit(0 if is_all_right else 1)
+
+
+@main.group()
+def table() -> None:
+    """Look after the DynamoDB table."""
+
+
+@table.command()
+def create() -> None:
+    """Create the table, its index and its layout record; changes nothing that is there already.
+
+    Example: DDB_TABLE_NAME=SandboxPool AWS_REGION=eu-central-1 broker table create
+    """
+    try:
+        settings = Settings.from_env(os.environ, process=Process.TOOL)
+    except SettingsError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        sys.exit(2)
+    client = make_client(
+        region=settings.aws_region,
+        endpoint_url=settings.ddb_endpoint_url,
+        timeout_sec=ADMIN_TIMEOUT_SEC,
+        connections=1,
+    )
+    try:
+        created = create_table(client, settings.ddb_table_name)
+    except (ClientError, BotoCoreError) as error:
+        click.echo(f"table {settings.ddb_table_name} could not be created: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"table {settings.ddb_table_name} {'is created' if created else 'was there already'}")
+
+
+@main.command()
+def pool() -> None:
+    """Show how many sandboxes are in each status, the longest waiting deletion, and the last sync.
+
+    Example: broker pool
+    """
+    api = _api()
+    for status, count in sorted(api.get("/stats").items(), key=lambda counted: counted[0] == "total"):
+        click.echo(f"{status:<17} {count:>7,}")
+    asked = [each["deletion_requested_at"] for each in api.sandboxes(status=Status.PENDING_DELETION)]
+    click.echo(f"{'oldest deletion':<17} {_ago(min(filter(None, asked), default=None))}")
+    synced = [each["last_synced"] for each in api.get("/sandboxes", limit=1)["sandboxes"]]
+    click.echo(f"{'last sync':<17} {_ago(min(filter(None, synced), default=None))}")
+
+
+@main.command()
+@click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only those in this status.")
+@click.option("--track", "track_id", help="Only those that this track holds.")
+@click.option("--json", "form", flag_value="json", help="One JSON object a line, with every field.")
+@click.option("--csv", "form", flag_value="csv", help="CSV with every field.")
+def sandboxes(status: str | None, track_id: str | None, form: str | None) -> None:
+    """List sandboxes, as a table unless --json or --csv is given.
+
+    Example: broker sandboxes --status deletion_failed --csv > failed.csv
+    """
+    found = _api().sandboxes(status=status, track_id=track_id)
+    _print_as[form](found)
+
+
+@main.group()
+def sandbox() -> None:
+    """Look at one sandbox."""
+
+
+@sandbox.command()
+@click.argument("sandbox_id")
+def show(sandbox_id: str) -> None:
+    """Show every field of a sandbox.
+
+    Example: broker sandbox show 2009521
+    """
+    record = _api().get(f"/sandboxes/{quote(sandbox_id, safe='')}")
+    width = max(map(len, record))
+    for name, value in record.items():
+        is_time = value is not None and (name.endswith("_at") or name in {"last_synced", "stale_since"})
+        click.echo(f"{name:<{width}}  {'-' if value is None else value}{f'  ({_ago(value)})' if is_time else ''}")
+
+
+@main.group()
+def job() -> None:
+    """Have jobs run."""
+
+
+@job.command()
+@click.argument("name", type=click.Choice(list(_CALLS)))
+@click.option("--wait", is_flag=True, help="Stay until it has ended; exits 1 if it failed.")
+@click.option("--force", is_flag=True, help="For sync: past the brake on missing accounts.")
+def run(name: str, *, wait: bool, force: bool) -> None:
+    """Have a job run now, on a worker.
+
+    Example: broker job run sync --wait
+    """
+    if force and name != "sync":
+        raise click.UsageError("--force is for sync alone.")
+    api = _api()
+    job_id = api.post(_CALLS[name], {"force": True} if force else None)["job_id"]
+    click.echo(f"{job_id} is asked for", err=True)
+    if not wait:
+        click.echo(job_id)
+        return
+    seen, state = "", api.get(f"/jobs/{job_id}")
+    while state["state"] not in _ENDED:
+        if state["state"] != seen:
+            seen = state["state"]
+            click.echo(f"{seen} …", err=True)
+        time.sleep(_LOOK_AGAIN_SEC)
+        state = api.get(f"/jobs/{job_id}")
+    click.echo(json.dumps(state.get("result") or {}))
+    click.echo(f"{state['state']}{': ' + state['error'] if state.get('error') else ''}", err=True)
+    sys.exit(1 if state["state"] == "failed" else 0)
+
+
+def _print_table(found: Iterable[dict[str, Any]]) -> None:
+    rows: list[Sequence[str]] = [_COLUMNS]
+    for each in found:
+        cells = {**each, "expires_at": _ago(each["expires_at"])}
+        rows.append(["-" if cells[name] is None else str(cells[name]) for name in _COLUMNS])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(found: Iterable[dict[str, Any]]) -> None:
+    for each in found:
+        click.echo(json.dumps(each))
+
+
+def _print_csv(found: Iterable[dict[str, Any]]) -> None:
+    writer = None
+    for each in found:
+        if writer is None:
+            writer = csv.DictWriter(sys.stdout, each)
+            writer.writeheader()
+        writer.writerow(each)
+
+
+_print_as: dict[str | None, Callable[[Iterable[dict[str, Any]]], None]] = {
+    None: _print_table,
+    "json": _print_json,
+    "csv": _print_csv,
+}
+
+
+def _ago(moment: int | None) -> str:
+    """Say when something was or will be: in UTC, and how far from now."""
+    if moment is None:
+        return "-"
+    seconds = round(moment - time.time())
+    distance = f"in {seconds} s" if seconds > 0 else f"{-seconds} s ago"
+    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}Z, {distance}"

@@ -1,0 +1,175 @@
+"""The operator's command line, on a broker of real processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+from click.testing import CliRunner, Result
+
+from broker_common.cli.commands import main
+from deploy.dev.processes import free_ports
+from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def broker(stack: Stack, aws_environment: dict[str, str]) -> Callable[..., Result]:
+    """Return what runs `broker` with an operator's environment; keyword arguments go over it."""
+    operator = dict(stack.plan.env) | {"BROKER_URL": f"{stack.api_url}/v1", "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
+
+    def run(*words: str, **env: str) -> Result:
+        return CliRunner().invoke(main, words, env=operator | env, prog_name="broker")
+
+    return run
+
+
+def lines(result: Result) -> list[list[str]]:
+    return [line.split() for line in result.stdout.splitlines()]
+
+
+def test_check_has_a_line_for_each_part_that_is_right(broker: Callable[..., Result]) -> None:
+    result = broker("check")
+    assert result.exit_code == 0, result.output
+    assert [words[:2] for words in lines(result)] == [
+        [part, "OK"] for part in ("settings", "table", "index", "redis", "provider")
+    ]
+    assert "counts 20 sandboxes" in result.stdout
+    assert "lists 20 sandbox accounts" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("part", "variable", "value", "advice"),
+    [
+        ("table", "DDB_TABLE_NAME", "Elsewhere", "broker table create"),
+        ("redis", "REDIS_URL", "redis://127.0.0.1:{port}/0", "look at REDIS_URL"),
+        ("provider", "CSP_API_TOKEN", "expired", "look at CSP_BASE_URL and CSP_API_TOKEN"),
+        ("provider", "CSP_BASE_URL", "http://127.0.0.1:{port}", "look at CSP_BASE_URL and CSP_API_TOKEN"),
+        ("table", "DDB_ENDPOINT_URL", "http://127.0.0.1:{port}", "look at AWS_REGION, DDB_ENDPOINT_URL"),
+    ],
+)
+def test_check_says_what_to_do_about_a_part_that_is_wrong(
+    broker: Callable[..., Result], part: str, variable: str, value: str, advice: str
+) -> None:
+    result = broker("check", **{variable: value.format(port=free_ports(1)[0])})
+    assert result.exit_code == 1
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith(part)]
+    assert line.split()[1] == "FAIL"
+    assert advice in line
+
+
+def test_a_check_that_the_provider_refuses_does_not_stop_the_workers_calls(
+    stack: Stack, broker: Callable[..., Result]
+) -> None:
+    for _ in range(2):
+        assert "HTTP 401" in broker("check", CSP_API_TOKEN="expired").stdout
+    assert stack.run_job("sync")["state"] == "succeeded"
+
+
+def test_check_names_every_bad_setting_and_no_secret(broker: Callable[..., Result]) -> None:
+    result = broker("check", K_CANDIDATES="many", CSP_API_TOKEN="two words")
+    assert result.exit_code == 1
+    assert [words[:3] for words in lines(result)] == [
+        ["settings", "FAIL", "CSP_API_TOKEN:"],
+        ["settings", "FAIL", "K_CANDIDATES:"],
+    ]
+    assert "two words" not in result.output
+
+
+def test_pool_shows_the_counts_the_oldest_deletion_and_the_last_sync(
+    stack: Stack, broker: Callable[..., Result]
+) -> None:
+    stack.as_admin("POST", "/pause", json={"cleanup": True})
+    held = stack.as_track("shown", "POST", "/allocate").json()
+    stack.as_track("shown", "POST", f"/sandboxes/{held['sandbox_id']}/mark-for-deletion")
+    shown = {words[0]: words[1:] for words in lines(broker("pool"))}
+    stats = stack.as_admin("GET", "/stats").json()
+    assert {name: int(shown[name][0]) for name in stats} == stats
+    assert (shown["oldest"][-2:], shown["last"][-2:]) == (["s", "ago"], ["s", "ago"])
+    stack.as_admin("POST", "/pause", json={"cleanup": False})
+
+
+def test_sandboxes_are_listed_as_table_json_and_csv(stack: Stack, broker: Callable[..., Result]) -> None:
+    held = stack.as_track("listed", "POST", "/allocate").json()["sandbox_id"]
+    header, row = lines(broker("sandboxes", "--track", "listed"))
+    assert header[:4] == ["sandbox_id", "name", "status", "allocated_to_track"]
+    assert [row[0], row[2], row[3]] == [held, "allocated", "listed"]
+    (record,) = [json.loads(line) for line in broker("sandboxes", "--track=listed", "--json").stdout.splitlines()]
+    assert record == stack.as_admin("GET", f"/sandboxes/{held}").json()
+    everything = list(csv.DictReader(io.StringIO(broker("sandboxes", "--csv").stdout)))
+    assert len(everything) == 20
+    assert {
+        row["status"] for row in csv.DictReader(io.StringIO(broker("sandboxes", "--status=available", "--csv").stdout))
+    } == {"available"}
+
+
+def test_a_listing_goes_on_to_its_last_page(broker: Callable[..., Result], stack: Stack) -> None:
+    listed = [words[0] for words in lines(broker("sandboxes"))[1:]]
+    assert len(listed) == len(set(listed)) == stack.as_admin("GET", "/stats").json()["total"]
+
+
+def test_a_sandbox_is_shown_with_every_field_and_its_times_in_words(
+    stack: Stack, broker: Callable[..., Result]
+) -> None:
+    held = stack.as_track("seen", "POST", "/allocate").json()
+    shown = {words[0]: words[1:] for words in lines(broker("sandbox", "show", held["sandbox_id"]))}
+    assert shown.keys() == stack.as_admin("GET", f"/sandboxes/{held['sandbox_id']}").json().keys()
+    assert shown["status"] == ["allocated"]
+    assert (shown["expires_at"][0], shown["expires_at"][3]) == (str(held["expires_at"]), "in")
+
+
+def test_a_job_that_is_waited_for_prints_its_result(broker: Callable[..., Result]) -> None:
+    result = broker("job", "run", "sync", "--wait")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["synced"] == 20
+    assert result.stderr.splitlines()[-1] == "succeeded"
+
+
+def test_a_job_that_fails_is_told_with_its_reason_and_exit_code_1(stack: Stack, broker: Callable[..., Result]) -> None:
+    requests.patch(f"{stack.csp_url}/_mock/switches", json={"empty_list": True}, timeout=10)
+    result = broker("job", "run", "sync", "--wait")
+    requests.patch(f"{stack.csp_url}/_mock/switches", json={"empty_list": False}, timeout=10)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("failed: ")
+
+
+def test_a_job_that_is_not_waited_for_is_named(stack: Stack, broker: Callable[..., Result]) -> None:
+    job_id = broker("job", "run", "expire").stdout.strip()
+    assert stack.as_admin("GET", f"/jobs/{job_id}").json()["job"] == "expire"
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "told"),
+    [
+        (("sandbox", "show", "nobody"), {}, "SANDBOX_NOT_FOUND"),
+        (("sandbox", "show", "a/../b"), {}, "404 NOT_FOUND"),
+        (("pool",), {"BROKER_ADMIN_TOKEN": ""}, "BROKER_ADMIN_TOKEN: Missing"),
+        (("pool",), {"BROKER_ADMIN_TOKEN": "a-wrong-token"}, "401 UNAUTHORIZED"),
+        (("pool",), {"BROKER_ADMIN_TOKEN": TRACK_TOKEN}, "403 FORBIDDEN"),
+        (("pool",), {"BROKER_URL": "http://127.0.0.1:1/v1"}, "is BROKER_URL right?"),
+        (("pool",), {"BROKER_URL": "nonsense"}, "is BROKER_URL right?"),
+        (("job", "run", "cleanup", "--force"), {}, "--force is for sync alone."),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_without_a_traceback(
+    broker: Callable[..., Result], words: tuple[str, ...], env: dict[str, str], told: str
+) -> None:
+    result = broker(*words, **env)
+    assert result.exit_code in {1, 2}
+    assert isinstance(result.exception, SystemExit)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert told in line
+    assert "a-wrong-token" not in result.output
+
+
+def test_an_address_that_is_not_the_api_s_is_told_apart(stack: Stack, broker: Callable[..., Result]) -> None:
+    result = broker("pool", BROKER_URL=stack.csp_url)
+    assert result.exit_code == 1
+    assert "is this the broker's API?" in result.stderr
