@@ -96,7 +96,7 @@ class Track:
         headers = {"Authorization": f"Bearer {TRACK_TOKEN}", "X-Track-ID": track_id}
         try:
             connection = self._connect()
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):  # the latter if the socket closes at this very moment
             called = made(outcome=REFUSED)
         else:
             try:
