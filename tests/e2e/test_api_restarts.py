@@ -102,7 +102,8 @@ class Track:
             try:
                 connection.request(method, f"/v1{path}", headers=headers)
                 answer = connection.getresponse()
-                body = json.loads(answer.read())
+                text = answer.read()
+                body = json.loads(text) if answer.headers.get_content_type() == "application/json" else {}
                 closes = answer.headers.get("Connection") == "close"
                 called = made(outcome=answer.status, closes=closes, body=body)
             except (OSError, http.client.HTTPException) as error:
