@@ -1,9 +1,10 @@
 """gunicorn's threaded worker, made to drain when it stops, to tell repeated headers apart, and to refuse like the API.
 
-Asked to stop, it first turns readiness red and serves on for `SHUTDOWN_DRAIN_SEC`, so that load balancers look away.
-Then it takes in what is queued, closes its listeners (gunicorn keeps them open without accepting: new connections would
-hang and then be reset) and finishes the requests in flight. What gunicorn itself refuses, because it does not parse, is
-answered in the shape of every other error.
+Asked to stop, it first turns readiness red and serves on for `SHUTDOWN_DRAIN_SEC`, so that load balancers look away;
+each answer then closes its connection, so that clients who keep theirs do not meet the end of it. Then it takes in what
+is queued, closes its listeners (gunicorn keeps them open without accepting: new connections would hang and then be
+reset) and finishes the requests in flight. What gunicorn itself refuses, because it does not parse, is answered in the
+shape of every other error.
 """
 
 from __future__ import annotations
@@ -128,6 +129,9 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no ty
     def handle_request(self, req: Any, conn: Any) -> bool:  # noqa: ANN401 - gunicorn's signature
         """Serve a request whose caller headers each stand once."""
         req.headers = fold_repeated(req.headers)
+        if runtime_of(self.wsgi).draining.is_set():
+            # While the connection is kept, the client may send its next request just as we close it.
+            req.force_close()
         return bool(super().handle_request(req, conn))
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
@@ -167,6 +171,15 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no ty
         poll = select.poll()
         poll.register(conn.sock, select.POLLIN)
         return bool(poll.poll(_LINGER_MS))
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Close connections that are between two requests by then, and those that never had one.
+
+        gunicorn waits for the latter until it is killed.
+        """
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
 
     def _stop(self, sig: int, frame: Any) -> None:  # noqa: ANN401 - a signal handler's signature
         super().handle_exit(sig, frame)

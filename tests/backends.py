@@ -6,6 +6,7 @@ A server that cannot be had on this machine skips the test with the line that in
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,18 @@ def running(program: Program) -> Iterator[str]:
         yield program.ready_url.split("/")[2]
     finally:
         process.stop()
+
+
+def installed(program: str, *, package: str) -> str:
+    """Return the path of a program of a Debian package; skip the test (in CI fail it) where it is missing."""
+    # Servers are often there, and not on a plain user's path.
+    path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+    if path is None:
+        missing = f"{program} is missing (Debian: apt-get install {package})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return path
 
 
 @pytest.fixture(scope="session")

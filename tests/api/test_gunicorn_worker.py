@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPMessage, parse_headers
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from tests.api.test_startup import COMMANDS, ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 class Answer(NamedTuple):
@@ -90,15 +92,21 @@ class Server:
         return answer
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(str(tmp_path_factory.mktemp("gunicorn")))
+@contextmanager
+def running(scratch: Path) -> Iterator[Server]:
+    server = Server(str(scratch))
     server.process.start()
     try:
         assert wait_until(server.process.is_ready, 30, give_up=server.process.has_ended), "\n".join(server.lines)
         yield server
     finally:
         server.process.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("gunicorn")) as server:
+        yield server
 
 
 def call(*headers: bytes, line: bytes = b"GET /healthz HTTP/1.1", body: bytes = b"") -> bytes:
@@ -219,3 +227,14 @@ def test_a_request_that_comes_late_on_a_kept_connection_is_served(server: Server
             assert server.send(call(b"Connection: close")).status == 200
         connection.sendall(call())
         assert read_status(answers) == 200
+
+
+def test_connections_that_never_send_a_request_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    with running(tmp_path) as server, ExitStack() as opened:
+        silent = [opened.enter_context(server.connect()) for _ in range(THREADS)]
+        # This one finds a thread once they have been taken for silent, and wait elsewhere.
+        assert server.send(call(b"Connection: close")).status == 200
+        server.process.kill(signal.SIGTERM)
+        assert wait_until(server.process.has_ended, 20), "it would wait for them until gunicorn's limit, 35 s"
+        assert server.process.poll() == 0
+        assert [each.recv(1) for each in silent] == [b""] * THREADS

@@ -10,6 +10,7 @@ import os
 import signal
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import requests
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 _START_SEC = 60
 TRACK_TOKEN = "the-track-token"
 ADMIN_TOKEN = "the-admin-token"
+
+
+def worker_program(plan: Plan, scratch: Path, *, name: str, metrics_port: int, children: int) -> Program:
+    """Return the worker of `make run` under a name of its own, so that a broker can have several."""
+    worker = programs.worker(replace(plan, env={**plan.env, "METRICS_PORT": str(metrics_port)}), scratch / name)
+    command = [f"{name}@%h" if word == "worker@%h" else word for word in worker.command]
+    command[command.index("-c") + 1] = str(children)
+    return replace(worker, name=name, command=command)
 
 
 class Stack:

@@ -30,7 +30,7 @@ from deploy.dev import programs
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import Program, free_ports, wait_until
 from tests import backends
-from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack, worker_program
 from tests.history.load import Answer
 from tests.history.planted import Bug
 from tests.history.record import Account, Call, ClaimRow, Delete, Fault, Kind, Row, Scan
@@ -72,7 +72,7 @@ _SCAN_PAUSE_SEC = 0.25
 _LATE_SEC = 0.3
 """The broker gives the store little more for one call."""
 _WARM_UP_TRACKS, _WARM_UP_ROUNDS = 16, 3
-_CHILDREN = "2"
+_CHILDREN = 2
 """Of each worker."""
 
 
@@ -338,16 +338,16 @@ def _proxy(port: int, upstream: str) -> Program:
 def _services(plan: Plan, scratch: Path, *, bug: Bug | None, metrics_ports: list[int]) -> list[Program]:
     """Return two workers, the API and beat; the bug is planted where it belongs."""
     planted = {} if bug is None else {"PLANTED_BUG": bug.value}
+    ours = replace(plan, env={**plan.env, **planted})
     found = []
     for name, port in zip(WORKERS, metrics_ports, strict=True):
-        ours = replace(plan, env={**plan.env, **planted, "METRICS_PORT": str(port)})
-        worker = programs.worker(ours, scratch / name)
-        command = [f"{name}@%h" if word == "worker@%h" else word for word in worker.command]
-        command[command.index("-c") + 1] = _CHILDREN
+        worker = worker_program(ours, scratch, name=name, metrics_port=port, children=_CHILDREN)
         if bug not in {None, Bug.CLAIM}:
+            command = list(worker.command)
             command[command.index("broker_worker.celery_app")] = "tests.history.planted_celery"
-        found.append(replace(worker, name=name, command=command))
-    api = programs.api(replace(plan, env={**plan.env, **planted}), scratch)
+            worker = replace(worker, command=command)
+        found.append(worker)
+    api = programs.api(ours, scratch)
     if bug is Bug.CLAIM:
         api = replace(api, command=[*api.command[:-1], "tests.history.planted_wsgi:app"])
     return [*found, api, programs.beat(plan)]

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import signal
+from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
-from deploy.dev.processes import free_ports
+from redbeat.decoder import RedBeatJSONDecoder  # type: ignore[import-untyped] # it ships no types
+
+from deploy.dev.processes import free_ports, wait_until
 from tests.worker.conftest import Celery, until
 from tests.worker.scrape import scrape
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from redis import Redis
 
 APPLICATION = "broker_worker.celery_app"
 SELDOM = {"SYNC_INTERVAL_SEC": "86400", "CLEANUP_INTERVAL_SEC": "86400", "AUTO_EXPIRY_INTERVAL_SEC": "86400"}
+
+TAKE_OVER = timedelta(seconds=10)
+"""Within so long of its time a job is sent, also when the beat whose turn it is has been killed."""
 
 
 def start_beat(url: str, port: int, **env: str) -> Celery:
@@ -25,6 +33,12 @@ def start_beat(url: str, port: int, **env: str) -> Celery:
 def sent(redis: Redis) -> list[str]:
     messages = cast("list[bytes]", redis.lrange("jobs", 0, -1))
     return [json.loads(message)["headers"]["task"] for message in messages]
+
+
+def last_sent(redis: Redis) -> datetime:
+    """Return when a beat says that a sync was last sent; the schedule has it from there."""
+    meta = cast("bytes", redis.hget("sandbox-broker:beat:sync", "meta"))
+    return cast("datetime", json.loads(meta, cls=RedBeatJSONDecoder)["last_run_at"])
 
 
 def sent_by(port: int) -> float:
@@ -45,9 +59,28 @@ def test_of_two_beats_one_fires_and_the_other_takes_over_when_it_is_killed(datab
             assert second.is_running()
 
             first.signal(signal.SIGKILL)
-            until(lambda: sent_by(ports[1]) >= 1, "the second beat to take over")
+            first.exit_code()
+            due = last_sent(redis) + timedelta(seconds=1)
+            assert wait_until(lambda: sent_by(ports[1]) >= 1, TAKE_OVER.seconds), "it takes over in time"
+            assert last_sent(redis) - due < TAKE_OVER
 
     assert set(sent(redis)) == {"broker.sync"}
+
+
+def test_a_beat_that_was_frozen_while_another_took_its_turn_ends_with_1(database_url: str, redis: Redis) -> None:
+    ports = free_ports(2)
+    often = {"SYNC_INTERVAL_SEC": "1"}
+    with start_beat(database_url, ports[0], **often) as first:
+        until(lambda: sent_by(ports[0]) >= 1, "the first beat to send")
+        with start_beat(database_url, ports[1], **often) as second:
+            until(lambda: sent_by(ports[1]) >= 0, "the second beat's metrics")
+            first.signal(signal.SIGSTOP)
+            until(lambda: sent_by(ports[1]) >= 1, "the second beat to take over")
+            first.signal(signal.SIGCONT)
+            assert first.exit_code() == 1
+            before = sent_by(ports[1])
+            until(lambda: sent_by(ports[1]) > before, "the second beat to go on")
+            assert second.is_running()
 
 
 def test_a_beat_that_is_told_to_stop_exits_0_and_frees_the_schedule_for_another(database_url: str) -> None:

@@ -1,0 +1,141 @@
+"""Workers and beat are stopped, killed and started, and jobs asked for twice, while deletions are under way."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+from celery import Celery
+
+from broker_common.adapters.redis_job_runs import JOBS_QUEUE
+from deploy.dev import programs
+from deploy.dev.processes import free_ports, wait_until
+from tests.e2e.stack import Stack, worker_program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from deploy.dev.plan import Plan
+    from deploy.dev.processes import Program
+
+POOL = 200
+WORKERS = ("worker-1", "worker-2", "worker-3")
+CHILDREN = 3
+SETTINGS = {
+    "POOL": str(POOL),
+    "MOCK_CSP_DELETE_SECONDS": "0.3",
+    # A call that was cut off is tried again when no trace of it can be left; here that is soon.
+    "CSP_TIMEOUT_CONNECT_SEC": "0.5",
+    "CSP_TIMEOUT_READ_SEC": "2",
+    "CLEANUP_INTERVAL_SEC": "2",
+    "SYNC_INTERVAL_SEC": "86400",
+    "AUTO_EXPIRY_INTERVAL_SEC": "86400",
+    "RATE_LIMIT_RPS": "1000000",
+    "RATE_LIMIT_BURST": "1000000",
+    "REQUEST_DEADLINE_SEC": "10",
+}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Yield a broker with three workers whose pool is filled; each test leaves it as it was."""
+    ports = free_ports(len(WORKERS))
+
+    def services(plan: Plan, scratch: Path) -> list[Program]:
+        workers = [
+            worker_program(plan, scratch, name=name, metrics_port=port, children=CHILDREN)
+            for name, port in zip(WORKERS, ports, strict=True)
+        ]
+        return [*workers, programs.api(plan, scratch), programs.beat(plan)]
+
+    with Stack(tmp_path_factory.mktemp("stack"), SETTINGS, services=services) as running:
+        assert running.run_job("sync")["state"] == "succeeded"
+        yield running
+
+
+def give_back(stack: Stack, count: int) -> None:
+    """Have tracks allocate sandboxes, and then all mark them; from here on the provider's log counts."""
+    requests.delete(f"{stack.csp_url}/_mock/deletes", timeout=30)
+
+    def allocate(number: int) -> tuple[str, str]:
+        track_id = f"track-{number}"
+        given = stack.as_track(track_id, "POST", "/allocate")
+        assert given.status_code == 201, given.text
+        return track_id, given.json()["sandbox_id"]
+
+    def mark(held: tuple[str, str]) -> None:
+        track_id, sandbox_id = held
+        marked = stack.as_track(track_id, "POST", f"/sandboxes/{sandbox_id}/mark-for-deletion")
+        assert marked.status_code == 200, marked.text
+
+    with ThreadPoolExecutor(4) as pool:
+        held = list(pool.map(allocate, range(count)))
+        list(pool.map(mark, held))
+
+
+def stats(stack: Stack) -> dict[str, Any]:
+    found: dict[str, Any] = stack.as_admin("GET", "/stats").json()
+    return found
+
+
+def deletes(stack: Stack) -> Counter[str]:
+    """Return how often the provider was asked to delete each account."""
+    found = requests.get(f"{stack.csp_url}/_mock/deletes", timeout=30).json()["deletes"]
+    return Counter(delete["external_id"] for delete in found)
+
+
+def stop(stack: Stack, name: str) -> None:
+    """Tell a process to stop, and see it end well."""
+    stack.kill(name, signal.SIGTERM)
+    assert wait_until(lambda: not stack.is_running(name), 60), f"{name} does not end"
+    assert stack.exit_code(name) == 0
+
+
+def test_nothing_is_lost_while_workers_and_beat_come_and_go(stack: Stack) -> None:
+    stop(stack, "beat")  # until all have given back: one run shall have them all
+    give_back(stack, POOL)
+    job_id = stack.as_admin("POST", "/cleanup").json()["job_id"]
+    assert wait_until(lambda: deletes(stack).total() >= 20, 60)
+    stack.kill("worker-1")
+    assert stats(stack)["pending_deletion"] > POOL / 2, "it happened in the middle"
+    stack.start("beat")
+    stop(stack, "worker-2")
+    stack.start("worker-1")
+    stop(stack, "worker-3")
+    stack.start("worker-2")
+    stop(stack, "beat")
+    stack.start("beat")
+    stack.start("worker-3")
+    assert wait_until(lambda: stats(stack)["pending_deletion"] == 0, 120), stats(stack)
+
+    asked = deletes(stack)
+    assert len(asked) == POOL
+    assert max(asked.values()) <= 2
+    again = [account for account, times in asked.items() if times > 1]
+    assert len(again) <= CHILDREN, "only what was under way in the worker that was killed is asked for again"
+    assert stack.as_admin("GET", f"/jobs/{job_id}").json()["state"] in {"succeeded", "failed"}
+    # What was asked for twice waits for a sync that sees it.
+    assert stats(stack)["stale"] <= len(again)
+    stack.run_job("sync")
+    assert stats(stack)["available"] == POOL
+
+
+def test_a_schedule_that_fires_twice_does_its_work_once(stack: Stack) -> None:
+    stop(stack, "beat")  # what it would send is sent here, twice
+    give_back(stack, 30)
+    with Celery(broker=stack.plan.env["REDIS_URL"], set_as_current=False) as beats:
+        sent = [beats.send_task("broker.cleanup", queue=JOBS_QUEUE, ignore_result=True).id for _ in range(2)]
+
+    def runs() -> list[dict[str, Any]]:
+        return [stack.as_admin("GET", f"/jobs/{job_id}").json() for job_id in sent]
+
+    assert wait_until(lambda: all(run.get("state") in {"succeeded", "skipped"} for run in runs()), 60), runs()
+    assert sorted((run.get("result") or {}).get("deleted", 0) for run in runs()) == [0, 30], runs()
+    assert list(deletes(stack).values()) == [1] * 30
+    assert stats(stack)["available"] == POOL
+    stack.start("beat")
