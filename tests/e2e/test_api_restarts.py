@@ -250,6 +250,7 @@ def with_a_second_api(plan: Plan, scratch: Path, *, port: int) -> list[Program]:
     return [*programs.services(plan, scratch), replace(second, name="api-2")]
 
 
+@pytest.mark.timeout(400)
 def test_no_call_fails_while_two_instances_are_restarted_behind_haproxy(haproxy: str, tmp_path: Path) -> None:
     (second_port,) = free_ports(1)
     with Stack(tmp_path, SETTINGS, services=partial(with_a_second_api, port=second_port)) as stack:

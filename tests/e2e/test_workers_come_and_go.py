@@ -96,6 +96,7 @@ def stop(stack: Stack, name: str) -> None:
     assert stack.exit_code(name) == 0
 
 
+@pytest.mark.timeout(400)
 def test_nothing_is_lost_while_workers_and_beat_come_and_go(stack: Stack) -> None:
     stop(stack, "beat")  # until all have given back: one run shall have them all
     give_back(stack, POOL)
