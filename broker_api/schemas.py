@@ -21,6 +21,9 @@ _MAX_REASON = 500
 _MAX_CURSOR = 2048
 # Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
 _UNFIT_FOR_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+_FIT = f"[^{_CONTROLS}]"
+"""The same for OpenAPI, whose strings hold no surrogates; plain classes, which every dialect of patterns has."""
 
 
 class _StrictBoolean(fields.Boolean):
@@ -202,7 +205,7 @@ class QuarantineInputSchema(Schema):
         metadata={
             "minLength": 1,
             "maxLength": _MAX_REASON,
-            "pattern": r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$",
+            "pattern": f"^{_FIT}*[^\\s{_CONTROLS}]{_FIT}*$",
             "example": "a student reported that it is slow",
         },
     )
