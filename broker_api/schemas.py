@@ -26,6 +26,15 @@ _FIT = f"[^{_CONTROLS}]"
 """The same for OpenAPI, whose strings hold no surrogates; plain classes, which every dialect of patterns has."""
 
 
+class _StrictInteger(fields.Integer):
+    """A number as plain digits: `int` takes signs, blanks, underscores, and the digits of every script."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:  # noqa: ANN401 - marshmallow's signature
+        if not (value.isascii() and value.isdigit()):
+            raise self.make_error("invalid", input=value)
+        return int(super()._deserialize(value, attr, data, **kwargs) or 0)
+
+
 class _StrictBoolean(fields.Boolean):
     """A JSON boolean, and nothing that merely looks like one."""
 
@@ -169,7 +178,7 @@ class SandboxQuerySchema(Schema):
 
     status = fields.Enum(Status, by_value=True)
     track_id = _plain()
-    limit = fields.Integer(load_default=50, validate=validate.Range(min=1, max=100))
+    limit = _StrictInteger(load_default=50, validate=validate.Range(min=1, max=100))
     cursor = fields.String(validate=validate.Length(min=1, max=_MAX_CURSOR))
 
 
