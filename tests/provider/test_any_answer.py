@@ -310,6 +310,7 @@ def describes(entry: dict[str, Any], sandbox: Sandbox) -> bool:
 @given(script=st.lists(_PLAIN_LISTS, min_size=1, max_size=1) | st.lists(_LIST_ANSWERS, min_size=1, max_size=3))
 @example(script=[a_list(json.dumps({"results": [account(99)]}).encode() + b" " * (64 * 2**20))])
 @example(script=[a_list(json.dumps({"results": [account(number) for number in range(1, 12)]}).encode())])
+@example(script=[a_list(json.dumps({"results": [account(1)], "next": "http://["}).encode())])
 @example(script=[a_list(gzip.compress(b"0" * 10**6)[:-1])])
 def test_no_list_changes_what_it_does_not_validly_name(
     provider: Provider, shared_redis: Redis, script: list[Sent]
@@ -347,6 +348,7 @@ def test_no_list_changes_what_it_does_not_validly_name(
 @pytest.mark.timeout(300)
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
 @given(sent=_DELETE_ANSWERS)
+@example(sent=Sent(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: -1\r\n\r\n", 200, b"", is_whole=False))
 def test_only_a_wipe_that_was_confirmed_makes_a_sandbox_available(
     provider: Provider, shared_redis: Redis, sent: Sent
 ) -> None:
