@@ -11,7 +11,7 @@ from broker_api.auth import require_admin_token
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import bulk_store_call, store_call
-from broker_api.openapi import ADMIN_SECURITY, SANDBOX_ID, errors
+from broker_api.openapi import ADMIN_SECURITY, SANDBOX_ID, errors, leads_to
 from broker_api.runtime import services
 from broker_api.schemas import (
     BulkDeletedSchema,
@@ -38,10 +38,26 @@ blueprint.before_request(require_admin_token)
 blueprint.before_request(refuse_surplus)
 
 _REQUEST = ["request_id"]
+_FIRST = {"sandbox_id": "$response.body#/sandboxes/0/sandbox_id"}
+_SAME = {"sandbox_id": "$response.body#/sandbox_id"}
+_READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 
 
 @blueprint.route("/sandboxes", methods=["GET"])
-@blueprint.doc(operationId="adminListSandboxes", security=ADMIN_SECURITY, responses=errors("SERVICE_UNAVAILABLE"))
+@blueprint.doc(
+    operationId="adminListSandboxes",
+    security=ADMIN_SECURITY,
+    responses=errors("SERVICE_UNAVAILABLE")
+    | {
+        200: {
+            "links": leads_to("adminReadSandbox", _FIRST)
+            | leads_to("adminQuarantine", _FIRST)
+            | leads_to("adminRetryDeletion", _FIRST)
+            | leads_to("adminRelease", _FIRST, {"lease_id": "$response.body#/sandboxes/0/lease_id"})
+            | leads_to("adminListSandboxes", {"cursor": "$response.body#/cursor", "status": "$request.query.status"})
+        }
+    },
+)
 @blueprint.arguments(SandboxQuerySchema(), location="query")
 @blueprint.response(200, SandboxPageSchema)
 @store_call
@@ -90,7 +106,7 @@ def stats() -> dict[str, int]:
     operationId="adminRelease",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
+    responses=errors("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE") | _READ_AGAIN,
 )
 @blueprint.arguments(ReleaseInputSchema())
 @blueprint.response(200, SandboxSchema)
@@ -106,7 +122,8 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
     operationId="adminQuarantine",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
+    responses=errors("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE")
+    | {200: {"links": leads_to("adminRetryDeletion", _SAME)}},
 )
 @blueprint.arguments(QuarantineInputSchema())
 @blueprint.response(200, SandboxSchema)
@@ -122,7 +139,8 @@ def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
     operationId="adminRetryDeletion",
     security=ADMIN_SECURITY,
     parameters=_REQUEST,
-    responses=errors("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
+    responses=errors("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE")
+    | _READ_AGAIN,
 )
 @blueprint.response(200, SandboxSchema)
 @store_call

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from flask import g, request
 
+from broker_api.errors import RequestInvalid
 from broker_api.runtime import runtime
 from broker_common.core.errors import Forbidden, Unauthorized
 from broker_common.tokens import Token, TokenFile
@@ -55,12 +56,12 @@ def may_act_for(track_id: str) -> bool:
 
 
 def require_track_token() -> None:
-    """Let only a track's token pass; raises `Unauthorized`, or `Forbidden` for an admin's."""
+    """Let only a track's token pass; raises `Unauthorized`, `Forbidden` for an admin's, `RequestInvalid` for two."""
     _require(Scope.TRACK, "an admin token cannot make a track's call")
 
 
 def require_admin_token() -> None:
-    """Let only an admin's token pass; raises `Unauthorized`, or `Forbidden` for a track's."""
+    """Let only an admin's token pass; raises `Unauthorized`, `Forbidden` for a track's, `RequestInvalid` for two."""
     _require(Scope.ADMIN, "a track's token cannot make an admin call")
 
 
@@ -70,6 +71,9 @@ def _require(wanted: Scope, otherwise: str) -> None:
         return
     if found is not None:
         raise Forbidden(otherwise)
+    # What `gunicorn_worker` makes of a header that was sent several times.
+    if "\n" in request.environ.get("HTTP_AUTHORIZATION", ""):
+        raise RequestInvalid({"Authorization": ["Was sent several times, with different values."]})
     if _presented_token() is None:
         raise Unauthorized("the header 'Authorization: Bearer <token>' is missing")
     raise Unauthorized("the token is unknown")

@@ -100,12 +100,16 @@ def _read_body(req: Request) -> dict[str, Any]:
     # Of a body that comes in chunks, werkzeug reads up to its limit and says nothing of the rest.
     if len(data) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
+    # RFC 9112, section 8: a request whose body ends before its Content-Length says is not to be taken for whole.
+    if len(data) < (req.content_length or 0):
+        raise RequestInvalid({"body": ["Must be sent whole."]})
     if not data:
         return {}
     if not is_json(req.mimetype):
         raise RequestInvalid({"Content-Type": ["Must be application/json."]})
     try:
-        body = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_make_object)
+        # RFC 8259, section 8.1: JSON is UTF-8, without a mark; `loads` would guess from the bytes.
+        body = json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_make_object)
     except (ValueError, RecursionError) as error:
         raise RequestInvalid({"body": ["Must be JSON."]}) from error
     if not isinstance(body, dict):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flask import Response, g, jsonify
 from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[import-untyped] # it ships no types
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 
 from broker_api.limits import MAX_BODY_BYTES
 from broker_common.core import errors as core
@@ -71,7 +71,8 @@ def register_error_handlers(app: Flask) -> None:
     """Answer every error of an application in the contract's shape."""
     app.register_error_handler(core.BrokerError, _answer_broker_error)
     app.register_error_handler(HTTPException, _answer_http_exception)
-    # What gunicorn raises where a body is read whose chunks are malformed, or that ends early.
+    # What gunicorn and werkzeug raise where a body is read whose chunks are malformed, or that ends early.
+    app.register_error_handler(ClientDisconnected, _answer_unreadable_body)
     app.register_error_handler(ParseException, _answer_unreadable_body)
     app.register_error_handler(NoMoreData, _answer_unreadable_body)
     app.register_error_handler(Exception, _answer_unexpected)
@@ -124,7 +125,7 @@ def _answer_http_exception(error: HTTPException) -> Response:
     return response
 
 
-def _answer_unreadable_body(_error_of_gunicorn: Exception) -> Response:
+def _answer_unreadable_body(_error: Exception) -> Response:
     return _answer_broker_error(RequestInvalid({"body": ["Must be sent whole, and its chunks well-formed."]}))
 
 

@@ -10,6 +10,7 @@ shape of every other error.
 from __future__ import annotations
 
 import json
+import re
 import select
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -44,11 +45,11 @@ _OUR_FAULT = (errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.
 _LINGER_MS = 2
 """How long a thread with nothing else to do waits for the next request of the connection that it has just served."""
 
-_ONCE_ONLY = frozenset(name.upper() for name in CALLER_HEADERS)
+_ONCE_ONLY = frozenset(name.upper() for name in ("Authorization", *CALLER_HEADERS))
 
 
 def fold_repeated(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Make one of each caller header that was sent several times; `headers` has upper-case names.
+    """Make one of each header that says who calls and was sent several times; `headers` has upper-case names.
 
     gunicorn joins repeated headers with commas, which a single header may hold too. Here equal values become one, and
     different ones are joined by a line feed: no header can hold that by itself, so the application refuses it.
@@ -61,6 +62,16 @@ def fold_repeated(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         return headers
     others = [(name, value) for name, value in headers if name not in _ONCE_ONLY]
     return others + [(name, "\n".join(dict.fromkeys(given))) for name, given in values.items()]
+
+
+def keep_slashes_apart(target: str, path: str) -> str:
+    """Return a request's path so that only `/` is one; `path` is what gunicorn read from the `target`.
+
+    Of several slashes in front, gunicorn and werkzeug keep one, and WSGI decodes `%2F` (RFC 3986, section 2.2: it is
+    not `/`). Either would let a path through that a proxy in front had taken for another one.
+    """
+    path = re.sub("%2f", "%252F", path, flags=re.IGNORECASE)
+    return f"/%252F{path.lstrip('/')}" if target.startswith("//") or path.startswith("//") else path
 
 
 def _refusal(status: HTTPStatus, request_id: str) -> bytes:
@@ -127,7 +138,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no ty
         return kept
 
     def handle_request(self, req: Any, conn: Any) -> bool:  # noqa: ANN401 - gunicorn's signature
-        """Serve a request whose caller headers each stand once."""
+        """Serve a request whose caller headers each stand once, under the path that it names and no other."""
+        req.path = keep_slashes_apart(req.uri, req.path)
         req.headers = fold_repeated(req.headers)
         if runtime_of(self.wsgi).draining.is_set():
             # While the connection is kept, the client may send its next request just as we close it.

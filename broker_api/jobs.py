@@ -9,7 +9,7 @@ from werkzeug.http import parse_list_header, unquote_header_value
 
 from broker_api.auth import require_admin_token
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
-from broker_api.openapi import ADMIN_SECURITY, JOB_ID, errors
+from broker_api.openapi import ADMIN_SECURITY, JOB_ID, errors, leads_to
 from broker_api.runtime import runtime, services
 from broker_api.schemas import JobAcceptedSchema, JobRunSchema, SyncInputSchema
 from broker_api.tracing import request_id
@@ -26,14 +26,14 @@ _POLL_SEC = 0.2
 _ACCEPTED = "Asked for; `status_url` tells how it goes"
 _ENDED = "The run, which ended while the call waited"
 _RUN = JobRunSchema()
+_STARTED = {
+    "headers": {"Preference-Applied": {"schema": {"type": "string"}}},
+    "links": leads_to("adminReadJob", {"job_id": "$response.body#/job_id"}),
+}
 _START: dict[str, Any] = {
     "security": ADMIN_SECURITY,
     "parameters": ["prefer", "request_id"],
-    "responses": errors("PAYLOAD_TOO_LARGE", "QUEUE_UNAVAILABLE")
-    | {
-        200: {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
-        202: {"headers": {"Preference-Applied": {"schema": {"type": "string"}}}},
-    },
+    "responses": errors("PAYLOAD_TOO_LARGE", "QUEUE_UNAVAILABLE") | {200: _STARTED, 202: _STARTED},
 }
 
 

@@ -18,6 +18,8 @@ from broker_api.errors import describe, make_body
 from broker_api.schemas import PLAIN, ErrorSchema
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from apispec import APISpec
 
 TRACK_SECURITY: list[dict[str, list[str]]] = [{"trackToken": []}]
@@ -28,10 +30,7 @@ SANDBOX_ID = {"name": "sandbox_id", "in": "path", "required": True, "schema": PL
 JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": PLAIN | {"type": "string"}}
 
 _HEADERS = {
-    "track_id": (
-        "X-Track-ID",
-        "The calling track. Required, unless its alias X-Instruqt-Sandbox-ID is sent instead; both must agree",
-    ),
+    "track_id": ("X-Track-ID", "The calling track. Its alias X-Instruqt-Sandbox-ID may stand for it; both must agree"),
     "track_name": ("X-Instruqt-Track-ID", "The lab's name, kept as `track_name`"),
     "name_prefix": ("X-Sandbox-Name-Prefix", "Only sandboxes whose name starts so"),
     "idempotency_key": ("Idempotency-Key", "One sandbox for each key of a track; the track id if left out"),
@@ -81,6 +80,8 @@ EXAMPLES = {
     "INVALID_TRANSITION": _Example(HTTPStatus.CONFLICT, "a sandbox that is allocated cannot be quarantined"),
     "RATE_LIMIT_EXCEEDED": _Example(HTTPStatus.TOO_MANY_REQUESTS, "too many requests", retry_after=1),
     "PAYLOAD_TOO_LARGE": _Example(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, describe(413)[1]),
+    "URI_TOO_LONG": _Example(HTTPStatus.REQUEST_URI_TOO_LONG, describe(414)[1]),
+    "REQUEST_HEADER_FIELDS_TOO_LARGE": _Example(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, describe(431)[1]),
     "INTERNAL_ERROR": _Example(HTTPStatus.INTERNAL_SERVER_ERROR, describe(500)[1]),
     "SERVICE_UNAVAILABLE": _Example(HTTPStatus.SERVICE_UNAVAILABLE, "DynamoDB does not answer", retry_after=1),
     "PAUSED": _Example(HTTPStatus.SERVICE_UNAVAILABLE, "allocation is paused by an operator", retry_after=30),
@@ -89,7 +90,15 @@ EXAMPLES = {
     ),
 }
 """One of every error code that a call is described with."""
-_OF_EVERY_CALL = ("VALIDATION_ERROR", "UNAUTHORIZED", "FORBIDDEN", "RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR")
+_OF_EVERY_CALL = (
+    "VALIDATION_ERROR",
+    "UNAUTHORIZED",
+    "FORBIDDEN",
+    "URI_TOO_LONG",
+    "REQUEST_HEADER_FIELDS_TOO_LARGE",
+    "RATE_LIMIT_EXCEEDED",
+    "INTERNAL_ERROR",
+)
 RATE_LIMIT_HEADERS = {
     "X-RateLimit-Limit": "Requests that may be made at once",
     "X-RateLimit-Remaining": "Requests that may be made now",
@@ -104,6 +113,7 @@ def _refer_to(header: str) -> dict[str, str]:
 _REQUEST_ID = {tracing.HEADER: _refer_to(tracing.HEADER)}
 _RATE_LIMIT = {name: _refer_to(name) for name in RATE_LIMIT_HEADERS}
 _RETRY_AFTER = {"Retry-After": _refer_to("Retry-After")}
+_WWW_AUTHENTICATE = {"WWW-Authenticate": _refer_to("WWW-Authenticate")}
 
 
 class _HeadersOfEveryAnswer(BasePlugin):
@@ -127,7 +137,8 @@ class Api(flask_smorest.Api):
     """flask-smorest, with this API's errors, and without the header of paged answers that it has none of."""
 
     ERROR_SCHEMA = ErrorSchema
-    DEFAULT_ERROR_RESPONSE_NAME = "AnyError"
+    # Each call lists all of its answers: a default would describe every one that it lacks.
+    DEFAULT_ERROR_RESPONSE_NAME = None
 
     def _register_pagination_header(self) -> None:
         """Leave it out: its schema would stand in the description, used by nothing."""
@@ -144,8 +155,21 @@ def errors(*codes: str) -> dict[int, Any]:
         response = responses.setdefault(example.status.value, _describe_error(example.status.phrase))
         if example.retry_after is not None:
             response["headers"] = _RETRY_AFTER
+        if example.status is HTTPStatus.UNAUTHORIZED:
+            response["headers"] = _WWW_AUTHENTICATE
         response["content"]["application/json"]["examples"][code] = {"$ref": f"#/components/examples/{code}"}
     return responses
+
+
+def leads_to(
+    operation: str, parameters: Mapping[str, str], body: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the link from an answer to the call that takes these parts of it, or of its request.
+
+    Source: OpenAPI 3.1, "Link Object" and "Runtime Expressions".
+    """
+    link: dict[str, Any] = {"operationId": operation, "parameters": dict(parameters)}
+    return {operation: link | ({"requestBody": dict(body)} if body else {})}
 
 
 def make_api(app: Flask, base_path: str) -> Api:
@@ -199,7 +223,8 @@ def _describe_common(spec: APISpec) -> None:
     for scheme, whose in (("trackToken", "A track's token"), ("adminToken", "An operator's token")):
         spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})
     for component, (header, description) in _HEADERS.items():
-        _describe_header(spec, component, header, description, PLAIN | {"type": "string"})
+        required = header == "X-Track-ID"
+        _describe_header(spec, component, header, description, PLAIN | {"type": "string"}, required=required)
     for code, example in EXAMPLES.items():
         body = make_body(code, example.message, "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11")
         optional = {"retry_after": example.retry_after, "details": example.details}
@@ -215,8 +240,10 @@ def _describe_common(spec: APISpec) -> None:
         "Retry-After",
         {"description": "Seconds after which to repeat the request", "required": True, "schema": {"type": "integer"}},
     )
-    any_error = {"description": "Any other error", "content": {"application/json": {"schema": ErrorSchema}}}
-    spec.components.response(Api.DEFAULT_ERROR_RESPONSE_NAME, any_error | {"headers": _REQUEST_ID})
+    spec.components.header(
+        "WWW-Authenticate",
+        {"description": "The scheme to use", "required": True, "schema": {"type": "string", "enum": ["Bearer"]}},
+    )
     comes_back = f"Comes back with the answer; another does, unless it matches {tracing.PATTERN}"
     _describe_header(spec, "request_id", tracing.HEADER, comes_back, {"type": "string"})
     _describe_header(
@@ -224,6 +251,8 @@ def _describe_common(spec: APISpec) -> None:
     )
 
 
-def _describe_header(spec: APISpec, component: str, header: str, description: str, schema: dict[str, Any]) -> None:
-    parameter = {"name": header, "required": False, "description": description, "schema": schema}
+def _describe_header(
+    spec: APISpec, component: str, header: str, description: str, schema: dict[str, Any], *, required: bool = False
+) -> None:
+    parameter = {"name": header, "required": required, "description": description, "schema": schema}
     spec.components.parameter(component, "header", parameter)

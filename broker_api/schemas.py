@@ -21,6 +21,18 @@ _MAX_REASON = 500
 _MAX_CURSOR = 2048
 # Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
 _UNFIT_FOR_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+_FIT = f"[^{_CONTROLS}]"
+"""The same for OpenAPI, whose strings hold no surrogates; plain classes, which every dialect of patterns has."""
+
+
+class _StrictInteger(fields.Integer):
+    """A number as plain digits: `int` takes signs, blanks, underscores, and the digits of every script."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:  # noqa: ANN401 - marshmallow's signature
+        if not (value.isascii() and value.isdigit()):
+            raise self.make_error("invalid", input=value)
+        return int(super()._deserialize(value, attr, data, **kwargs) or 0)
 
 
 class _StrictBoolean(fields.Boolean):
@@ -166,7 +178,7 @@ class SandboxQuerySchema(Schema):
 
     status = fields.Enum(Status, by_value=True)
     track_id = _plain()
-    limit = fields.Integer(load_default=50, validate=validate.Range(min=1, max=100))
+    limit = _StrictInteger(load_default=50, validate=validate.Range(min=1, max=100))
     cursor = fields.String(validate=validate.Length(min=1, max=_MAX_CURSOR))
 
 
@@ -202,7 +214,7 @@ class QuarantineInputSchema(Schema):
         metadata={
             "minLength": 1,
             "maxLength": _MAX_REASON,
-            "pattern": r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$",
+            "pattern": f"^{_FIT}*[^\\s{_CONTROLS}]{_FIT}*$",
             "example": "a student reported that it is slow",
         },
     )

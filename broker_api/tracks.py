@@ -10,7 +10,7 @@ from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
-from broker_api.openapi import SANDBOX_ID, TRACK_SECURITY, errors
+from broker_api.openapi import SANDBOX_ID, TRACK_SECURITY, errors, leads_to
 from broker_api.runtime import services
 from broker_api.schemas import (
     AllocationSchema,
@@ -34,7 +34,20 @@ blueprint.before_request(refuse_surplus)
 Answer = TypeVar("Answer")
 
 _TRACK = ["track_id", "request_id"]
-_REPLAYED = {"Idempotent-Replayed": {"schema": {"type": "string", "enum": ["true"]}}}
+_REPLAYED = {"Idempotent-Replayed": {"required": True, "schema": {"type": "string", "enum": ["true"]}}}
+_SAME_TRACK = {"X-Track-ID": "$request.header.X-Track-ID"}
+
+
+def _leads_on(sandbox: str) -> dict[str, Any]:
+    """Return the links of an answer whose body holds a sandbox of the calling track at this JSON pointer."""
+    lease = {"lease_id": f"$response.body#{sandbox}/lease_id"}
+    own = {"sandbox_id": f"$response.body#{sandbox}/sandbox_id"}
+    return {
+        "links": leads_to("readSandbox", own | _SAME_TRACK)
+        | leads_to("markForDeletion", own | _SAME_TRACK, lease)
+        | leads_to("adminReadSandbox", own)
+        | leads_to("adminRelease", own, lease)
+    }
 
 
 def _refuse_others_first(view: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -62,7 +75,8 @@ def _read(sandbox_id: str) -> Sandbox:
     operationId="allocate",
     security=TRACK_SECURITY,
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
-    responses=errors("NO_SANDBOXES_AVAILABLE", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE", "PAUSED"),
+    responses=errors("NO_SANDBOXES_AVAILABLE", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE", "PAUSED")
+    | {200: _leads_on(""), 201: _leads_on("")},
 )
 @blueprint.response(201, AllocationSchema, description="A sandbox, newly allocated")
 @blueprint.alt_response(
@@ -97,7 +111,7 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
     operationId="listHeldSandboxes",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    responses=errors("SERVICE_UNAVAILABLE"),
+    responses=errors("SERVICE_UNAVAILABLE") | {200: _leads_on("/sandboxes/0")},
 )
 @blueprint.response(200, HeldSandboxesSchema)
 @store_call

@@ -294,9 +294,15 @@ def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> _
         next_link=response.links.get("next", {}).get("url"),
         body=bytes(body[:max_bytes]),
         is_late=is_late or exchange.is_late,
-        is_broken=is_broken or not says_how_it_ends,
+        is_broken=is_broken or not says_how_it_ends or not _is_length(response.headers.get("Content-Length", "0")),
         is_too_long=len(body) > max_bytes,
     )
+
+
+def _is_length(content_length: str) -> bool:
+    """Tell whether a Content-Length can be relied on: RFC 9112, section 6.3, item 5; http.client overlooks others."""
+    given = {each.strip() for each in content_length.split(",")}
+    return len(given) == 1 and all(each.isascii() and each.isdigit() for each in given)
 
 
 class _TokenAuth(AuthBase):

@@ -77,7 +77,7 @@ class Listing:
         self._total = max(self._total, total or 0)
         following = _next_link(answer) or link
         if following is not None:
-            return self._same_origin(urljoin(url, following))
+            return self._follow(url, following)
         return self._next_parameters(answer, entries, before, is_total_stated=stated is not None)
 
     def finish(self) -> AccountListing:
@@ -100,10 +100,15 @@ class Listing:
         elif read is not None:
             self._accounts[read.sandbox_id] = read
 
-    def _same_origin(self, url: str) -> str:
-        if _origin(url) != _origin(self._base_url):
+    def _follow(self, url: str, link: str) -> str:
+        try:
+            following = urljoin(url, link)
+            is_elsewhere = _origin(following) != _origin(self._base_url)
+        except ValueError as error:
+            raise ListingUnusable("list accounts: the link to the next page cannot be read") from error
+        if is_elsewhere:
             raise ListingUnusable("list accounts: the provider's next page is on another origin")
-        return url
+        return following
 
     def _next_parameters(
         self, answer: dict[str, Any], entries: list[Any], before: int, *, is_total_stated: bool
@@ -203,8 +208,5 @@ def _number(value: Any) -> int | None:  # noqa: ANN401 - JSON
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError as error:
-        raise ListingUnusable("list accounts: the link to the next page cannot be read") from error
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

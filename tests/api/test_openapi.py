@@ -73,13 +73,15 @@ def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
 def test_every_error_has_the_shape_that_is_described(document: dict[str, Any]) -> None:
     for operation in operations(document).values():
         for status, response in operation["responses"].items():
-            if status == "default":
-                described = document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
-            elif status >= "400" and operation["operationId"] != "readyz":
-                described = response
-            else:
-                continue
-            assert described["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
+            if status >= "400" and operation["operationId"] != "readyz":
+                assert response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
+
+
+def test_no_call_is_described_with_an_answer_for_every_other_status(document: dict[str, Any]) -> None:
+    """Else nothing that the API answers could ever be outside its description."""
+    assert {
+        status for each in operations(document).values() for status in each["responses"] if not status.isdigit()
+    } == set()
 
 
 def shown_codes(document: dict[str, Any], verb: str, path: str) -> dict[str, set[str]]:
@@ -87,7 +89,7 @@ def shown_codes(document: dict[str, Any], verb: str, path: str) -> dict[str, set
     return {
         status: set(response["content"]["application/json"]["examples"])
         for status, response in responses.items()
-        if status >= "400" and status != "default"
+        if status >= "400"
     }
 
 
@@ -95,6 +97,8 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
     common = {
         "400": {"VALIDATION_ERROR"},
         "401": {"UNAUTHORIZED"},
+        "414": {"URI_TOO_LONG"},
+        "431": {"REQUEST_HEADER_FIELDS_TOO_LARGE"},
         "429": {"RATE_LIMIT_EXCEEDED"},
         "500": {"INTERNAL_ERROR"},
     }
@@ -123,6 +127,8 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
 def test_every_example_is_an_error_as_it_is_answered(document: dict[str, Any]) -> None:
     status_of = {kind.code: status for kind, status in STATUS_OF.items()} | {
         "PAYLOAD_TOO_LARGE": 413,
+        "URI_TOO_LONG": 414,
+        "REQUEST_HEADER_FIELDS_TOO_LARGE": 431,
         "INTERNAL_ERROR": 500,
     }
     shown = document["components"]["examples"]
@@ -137,9 +143,63 @@ def test_every_example_is_an_error_as_it_is_answered(document: dict[str, Any]) -
 
 def test_every_answer_is_described_with_its_request_id(document: dict[str, Any]) -> None:
     responses = [each for operation in operations(document).values() for each in operation["responses"].values()]
-    described = [*document["components"]["responses"].values(), *(each for each in responses if "$ref" not in each)]
-    assert len(described) > len(CALLS)
-    assert all("X-Request-ID" in each["headers"] for each in described)
+    assert len(responses) > len(CALLS)
+    assert all("X-Request-ID" in each["headers"] for each in responses)
+
+
+def test_an_answer_without_a_valid_token_is_described_with_the_scheme_to_use(document: dict[str, Any]) -> None:
+    with_token = [each for each in operations(document).values() if each["security"]]
+    assert len(with_token) == len(CALLS) - 2
+    assert all("WWW-Authenticate" in each["responses"]["401"]["headers"] for each in with_token)
+
+
+LINKS = {
+    ("post", "/v1/allocate", "201"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
+    ("post", "/v1/allocate", "200"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
+    ("get", "/v1/sandboxes", "200"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
+    ("get", "/v1/admin/sandboxes", "200"): {
+        "adminListSandboxes",
+        "adminReadSandbox",
+        "adminQuarantine",
+        "adminRelease",
+        "adminRetryDeletion",
+    },
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/release", "200"): {"adminReadSandbox"},
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminRetryDeletion"},
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion", "200"): {"adminReadSandbox"},
+} | {
+    ("post", f"/v1/admin/{job}", status): {"adminReadJob"}
+    for job in ("sync", "cleanup", "expire", "purge-stale")
+    for status in ("200", "202")
+}
+
+
+def test_the_answers_that_lead_to_other_calls_say_so(document: dict[str, Any]) -> None:
+    found = {
+        (verb, path, status): set(response["links"])
+        for (verb, path), operation in operations(document).items()
+        for status, response in operation["responses"].items()
+        if "links" in response
+    }
+    assert found == LINKS
+
+
+def test_every_link_leads_to_a_call_and_gives_it_parameters_that_it_has(document: dict[str, Any]) -> None:
+    components = document["components"]["parameters"]
+    taken = {
+        operation["operationId"]: {
+            (components[each["$ref"].rsplit("/", 1)[1]] if "$ref" in each else each)["name"]
+            for each in [*document["paths"][path].get("parameters", []), *operation.get("parameters", [])]
+        }
+        for (_, path), operation in operations(document).items()
+    }
+    links = [
+        link
+        for operation in operations(document).values()
+        for response in operation["responses"].values()
+        for link in response.get("links", {}).values()
+    ]
+    assert all(set(link["parameters"]) <= taken[link["operationId"]] for link in links)
 
 
 def test_the_description_introduces_itself(document: dict[str, Any]) -> None:
@@ -177,8 +237,8 @@ def test_a_tracks_headers_are_described(document: dict[str, Any]) -> None:
         "Idempotency-Key",
         "X-Request-ID",
     }
-    # The alias may stand for it.
-    assert not any(each["required"] for each in components.values() if each["in"] == "header")
+    assert {each["name"] for each in components.values() if each["required"]} == {"X-Track-ID"}
+    # It may stand for it, which no description can say otherwise.
     assert "X-Instruqt-Sandbox-ID" in components["track_id"]["description"]
 
 
