@@ -17,8 +17,9 @@ test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-
 bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls (needs java, npm and cc)
 	@exec $(python) -m tests.bench $(ARGS)
 
-soak: .venv/installed dynamodb-local ## Hold the promises for 15 minutes of load, kills and faults; SEED=7 sets what happens
-	@exec $(python) -m tests.history --operations 20000 --faults 100 --minutes 15 --seed $(or $(SEED),1) $(ARGS)
+soak: .venv/installed dynamodb-local ## Hold the promises under load, kills and faults, then the memory; SEED=7 sets what happens
+	@$(python) -m tests.history --operations 20000 --faults 100 --minutes 15 --seed $(or $(SEED),1) $(ARGS)
+	@exec $(python) -m tests.memory --rounds 100
 
 lint: .venv/installed ## Check style, types and the walls between the packages
 	@.venv/bin/ruff check .

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 from redis import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_common.adapters.redis_rate_limit import RedisRateLimit
 from deploy.dev.processes import Process, free_ports, wait_until
@@ -14,8 +17,6 @@ from deploy.dev.programs import valkey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import pytest
 
 
 @contextmanager
@@ -73,4 +74,20 @@ def test_requests_pass_while_redis_is_away_and_are_limited_once_it_is_back(
         said = [record.message for record in caplog.records if "without a rate limit" in record.message]
         assert len(said) == 1, "once, not once a request"
         server.start()
+        assert wait_until(lambda: limit.take("track") is not None, 15)
+
+
+def test_a_redis_that_hangs_is_waited_for_once_and_limits_again_when_it_answers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with own_server() as (url, server):
+        limit = RedisRateLimit(url, rps=1, burst=1)
+        assert limit.take("track")
+        server.kill(signal.SIGSTOP)
+        with Redis.from_url(url, socket_timeout=0.05, retry=None) as another, pytest.raises(RedisTimeoutError):
+            another.ping()
+        assert [limit.take("track") for _ in range(10)] == [None] * 10
+        said = [record.message for record in caplog.records if "without a rate limit" in record.message]
+        assert len(said) == 1, "the next nine did not ask"
+        server.kill(signal.SIGCONT)
         assert wait_until(lambda: limit.take("track") is not None, 15)
