@@ -1,0 +1,56 @@
+"""The page at `/v1/docs` in a real browser: read by a track's author, who tries a call on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from tests.backends import installed
+from tests.e2e.stack import TRACK_TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Page
+
+    from tests.e2e.stack import Stack
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    chromium = installed("chromium", package="chromium")
+    with sync_playwright() as playwright:
+        # Its own sandbox needs rights that root in a container has not; the page is ours.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": 1280, "height": 1600})
+        browser.close()
+
+
+def test_a_track_s_author_authorizes_runs_allocate_and_sees_a_201(stack: Stack, page: Page) -> None:
+    said: list[str] = []
+    hosts: set[str] = set()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    page.goto(f"{stack.api_url}/v1/docs")
+
+    page.click("button.authorize")
+    page.locator(".auth-container", has_text="trackToken").locator("input").fill(TRACK_TOKEN)
+    page.locator(".auth-container", has_text="trackToken").get_by_role("button", name="Apply credentials").click()
+    page.get_by_role("button", name="Close").last.click()
+
+    call = page.locator(".opblock", has=page.get_by_text("/v1/allocate", exact=True))
+    call.click()
+    call.get_by_role("button", name="Try it out").click()
+    call.locator("tr", has_text="X-Track-ID").locator("input").first.fill("of-a-browser")
+    call.get_by_role("button", name="Execute").click()
+    answer = call.locator(".live-responses-table .response")
+    expect(answer.locator(".response-col_status")).to_contain_text("201")
+
+    held: list[dict[str, Any]] = stack.as_admin("GET", "/sandboxes?track_id=of-a-browser").json()["sandboxes"]
+    assert [each["status"] for each in held] == ["allocated"]
+    expect(answer).to_contain_text(held[0]["sandbox_id"])
+    assert said == [], "a file that is missing, or a script that the page's policy forbids"
+    assert hosts == {urlsplit(stack.api_url).netloc}
