@@ -60,7 +60,10 @@ healthcheck)
 import sys
 from urllib.request import ProxyHandler, build_opener
 
-build_opener(ProxyHandler({})).open(sys.argv[1], timeout=3).close()
+try:
+    build_opener(ProxyHandler({})).open(sys.argv[1], timeout=3).close()
+except OSError as error:
+    sys.exit(f"{sys.argv[1]}: {error}")
 ' "$(cat "$health_url_file")"
     ;;
 *)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ENTRYPOINT = ROOT / "deploy" / "entrypoint.sh"
 BUILD_LOCK = ROOT / "deploy" / "build-requirements.txt"
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 COMMANDS = ["api", "worker", "beat", "flower"]
 
 
@@ -156,7 +157,9 @@ def test_the_health_check_asks_the_process_that_runs(
     assert run(command, path=stubs, **environ)[0] == 0
     assert run("healthcheck", path=stubs, **environ)[0] == 0
     server.status = 503  # type: ignore[attr-defined] # its handler's
-    assert run("healthcheck", path=stubs)[0] == 1
+    code, _, errors = run("healthcheck", path=stubs)
+    assert code == 1
+    assert errors == f"http://127.0.0.1:{server.server_port}{path}: HTTP Error 503: Service Unavailable\n"
 
 
 def test_a_container_that_has_started_nothing_is_unwell(stubs: Path) -> None:
@@ -182,7 +185,7 @@ def test_the_health_check_knows_the_ports_that_are_used_by_default(stubs: Path, 
     run(command, path=stubs)
     (url,) = (stubs / "broker-health-url").read_text().split()
     assert f":{port}/" in url
-    exposed = re.findall(r"^EXPOSE (.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)[0].split()
+    exposed = re.findall(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE)[0].split()
     assert str(port) in exposed
 
 
@@ -211,7 +214,7 @@ def test_what_builds_the_package_is_locked_at_a_release_that_its_range_allows() 
 
 
 def test_the_image_gets_only_what_it_copies() -> None:
-    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert ignored[1] == "*"
     assert {line[1:] for line in ignored if line.startswith("!")} == {
@@ -219,7 +222,22 @@ def test_the_image_gets_only_what_it_copies() -> None:
     }
 
 
+def test_the_image_gets_every_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    copied = re.findall(r"^COPY (broker_[a-z]+) \1$", DOCKERFILE, re.MULTILINE)
+    assert set(copied) == packages
+
+
+def test_the_entry_point_and_the_health_check_are_where_they_are_copied_to() -> None:
+    (directory,) = re.findall(r"^WORKDIR (/app)$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^COPY .*deploy/entrypoint.sh deploy/$", DOCKERFILE, re.MULTILINE)
+    path = f"{directory}/deploy/entrypoint.sh"
+    assert f'ENTRYPOINT ["{path}"]' in DOCKERFILE
+    assert f'CMD ["{path}", "healthcheck"]' in DOCKERFILE
+
+
 def test_both_stages_have_the_same_pinned_base() -> None:
-    first, second = re.findall(r"^FROM (\S+)", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    first, second = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert first == second
     assert re.fullmatch(r"python:3\.11\.[0-9]+-slim-[a-z]+", first)
