@@ -2,9 +2,9 @@
 
 It keeps everything in memory and shares no code with the broker. Run it by `python deploy/dev/mock_csp.py`.
 
-Environment: `MOCK_CSP_PORT` (8090; 0 takes a free one), `MOCK_CSP_TOKEN`, `MOCK_CSP_POOL` (active sandbox
-accounts, 50), `MOCK_CSP_OTHERS` (accounts that must not count, 300), `MOCK_CSP_SEED`, and `MOCK_CSP_<SWITCH>` for
-every switch.
+Environment: `MOCK_CSP_BIND` (127.0.0.1), `MOCK_CSP_PORT` (8090; 0 takes a free one), `MOCK_CSP_TOKEN`,
+`MOCK_CSP_POOL` (active sandbox accounts, 50), `MOCK_CSP_OTHERS` (accounts that must not count, 300), `MOCK_CSP_SEED`,
+and `MOCK_CSP_<SWITCH>` for every switch.
 
 Beside the provider's API: `GET`, `PUT` (the rest as at the start) and `PATCH` (the rest as it is) `/_mock/switches`;
 `GET`, `DELETE` `/_mock/deletes`: every delete that was asked for, and how many calls ran at once at most;
@@ -445,8 +445,8 @@ class Handler(WSGIRequestHandler):
         print(f"mock-csp {self.command} {self.path.partition('?')[0]} {int(code)}", flush=True)
 
 
-def read_world(environ: Mapping[str, str]) -> tuple[World, int]:
-    """Make the world and the port that the environment asks for; raises `BadSwitchError`."""
+def read_world(environ: Mapping[str, str]) -> tuple[World, tuple[str, int]]:
+    """Make the world and the address that the environment asks for; raises `BadSwitchError`."""
     given = {name: value.strip() for name, value in environ.items() if name.startswith("MOCK_CSP_") and value.strip()}
     numbers, problems = {"PORT": 8090, "POOL": 50, "OTHERS": 300, "SEED": 1}, []
     for name in numbers:
@@ -455,6 +455,7 @@ def read_world(environ: Mapping[str, str]) -> tuple[World, int]:
             numbers[name] = int(value)
         elif value:
             problems.append(f"MOCK_CSP_{name}: must be a whole number")
+    bind = given.pop("MOCK_CSP_BIND", "127.0.0.1")
     token = given.pop("MOCK_CSP_TOKEN", "csp_token_123")
     changes = {}
     for name, value in given.items():
@@ -470,7 +471,7 @@ def read_world(environ: Mapping[str, str]) -> tuple[World, int]:
         raise BadSwitchError("\n".join(problems))
     world = World(initial=switches, token=token, rng=random.Random(numbers["SEED"]))
     populate(world, pool=numbers["POOL"], others=numbers["OTHERS"])
-    return world, numbers["PORT"]
+    return world, (bind, numbers["PORT"])
 
 
 def split_names(text: str) -> list[tuple[str, str]]:
@@ -481,14 +482,14 @@ def split_names(text: str) -> list[tuple[str, str]]:
 def main() -> int:
     """Serve until SIGTERM or SIGINT; calls under way are then cut off."""
     try:
-        world, port = read_world(os.environ)
+        world, address = read_world(os.environ)
         # A burst of several hundred new connections waits in the queue.
-        listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+        listener = socket.create_server(address, backlog=1024)
     except BadSwitchError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"mock-csp: cannot listen on the port that MOCK_CSP_PORT names: {error.strerror}", file=sys.stderr)
+        print(f"mock-csp: cannot listen where MOCK_CSP_BIND and MOCK_CSP_PORT say: {error.strerror}", file=sys.stderr)
         return 1
     with listener:
         return serve(world, listener)
@@ -496,7 +497,7 @@ def main() -> int:
 
 def serve(world: World, listener: socket.socket) -> int:
     """Serve until a signal stops it."""
-    server = ThreadedWSGIServer("127.0.0.1", 0, create_app(world), handler=Handler, fd=listener.fileno())
+    server = ThreadedWSGIServer(listener.getsockname()[0], 0, create_app(world), handler=Handler, fd=listener.fileno())
 
     def stop(*_: object) -> None:
         # shutdown() waits for the loop that this handler interrupts.
@@ -505,10 +506,8 @@ def serve(world: World, listener: socket.socket) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     active = sum(ACTIVE_SANDBOX.items() <= account.items() for account in world.accounts.values())
-    print(
-        f"mock-csp ready on http://127.0.0.1:{server.port}: {active} active sandbox accounts of {len(world.accounts)}",
-        flush=True,
-    )
+    url = f"http://{server.host}:{server.port}"
+    print(f"mock-csp ready on {url}: {active} active sandbox accounts of {len(world.accounts)}", flush=True)
     server.serve_forever(poll_interval=0.1)
     return 0
 

@@ -18,13 +18,15 @@ def check(*command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_takes_the_configuration_and_its_rules(promtool: str) -> None:
-    check(promtool, "check", "config", str(PROMETHEUS / "prometheus.yml"))
+@pytest.mark.parametrize("name", ["prometheus.yml", "compose.yml"])
+def test_prometheus_takes_the_configuration_and_its_rules(promtool: str, name: str) -> None:
+    check(promtool, "check", "config", str(PROMETHEUS / name))
 
 
-def test_every_file_of_rules_is_loaded_by_the_configuration(promtool: str) -> None:
+@pytest.mark.parametrize("name", ["prometheus.yml", "compose.yml"])
+def test_every_file_of_rules_is_loaded_by_the_configuration(promtool: str, name: str) -> None:
     check(promtool, "check", "rules", *map(str, PROMETHEUS.glob("*.rules.yml")))
-    configuration = (PROMETHEUS / "prometheus.yml").read_text()
+    configuration = (PROMETHEUS / name).read_text()
     assert [path.name for path in PROMETHEUS.glob("*.rules.yml") if path.name not in configuration] == []
 
 

@@ -207,6 +207,12 @@ def test_bad_environment_is_named_all_at_once() -> None:
     ]
 
 
+def test_an_address_of_another_machine_is_one_clear_line() -> None:
+    code, (line,) = run_to_its_end(MOCK_CSP_BIND="203.0.113.1")
+    assert code == 1
+    assert "MOCK_CSP_BIND" in line
+
+
 def test_a_busy_port_is_one_clear_line(mock: MockCsp) -> None:
     code, lines = run_to_its_end(MOCK_CSP_PORT=mock.url.rpartition(":")[2])
     assert code == 1

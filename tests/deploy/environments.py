@@ -1,0 +1,60 @@
+"""What the manifests under `deploy/` give a process, held against what the process accepts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from broker_common.settings import Process, Settings
+from deploy.dev.processes import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+PROCESSES = {"api": Process.API, "worker": Process.WORKER, "beat": Process.BEAT, "flower": Process.BEAT}
+PORTS = {"api": 8080, "worker": 9101, "beat": 9102, "flower": 5555}
+QUEUES = {"jobs", "deletions"}
+A_TOKEN = "0123456789abcdef0123456789abcdef"
+_LIMITS = """
+import json, sys
+sys.argv = ["celery", "worker"]
+from broker_worker.celery_app import app
+limits = {queue.name: 0 for queue in app.conf.task_queues}
+for task in app.tasks.values():
+    if task.name.startswith("broker."):
+        queue = getattr(task, "queue", app.conf.task_default_queue)
+        limits[queue] = max(limits[queue], task.time_limit)
+print(json.dumps(limits))
+"""
+_SETTINGS = {item.name.upper() for item in fields(Settings)}
+_OF_OTHERS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "FLOWER_BASIC_AUTH"}
+
+
+def accepted(command: str, environ: Mapping[str, str]) -> Settings:
+    """Return the settings of a process with this environment; it has to accept all of it, and to know every name."""
+    assert set(environ) - _SETTINGS - _OF_OTHERS == set()
+    return Settings.from_env(environ, process=PROCESSES[command])
+
+
+def longest_task_sec(environ: Mapping[str, str], queues: Iterable[str]) -> float:
+    """Return after how many seconds every task of these queues has ended, as a worker with this environment has it."""
+    limits: dict[str, float] = json.loads(_run(_LIMITS, environ))
+    assert set(limits) == QUEUES
+    return max(limits[queue] for queue in queues)
+
+
+def graceful_timeout_sec(environ: Mapping[str, str]) -> float:
+    """Return how long gunicorn takes to stop at most, as its configuration says with this environment."""
+    return float(_run("import runpy; print(runpy.run_path('deploy/gunicorn.conf.py')['graceful_timeout'])", environ))
+
+
+def _run(code: str, environ: Mapping[str, str]) -> str:
+    """Run code in a process with this environment: what it imports reads it."""
+    env = {"PATH": os.environ["PATH"], **environ}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    ).stdout

@@ -1,0 +1,348 @@
+"""The manifests under `deploy/kubernetes`: what no schema knows of them, and the kinds that the schemas do not know."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from broker_common.settings import Settings
+from deploy.dev.processes import ROOT
+from tests.deploy.environments import A_TOKEN, PORTS, QUEUES, accepted, graceful_timeout_sec, longest_task_sec
+from tests.deploy.test_compose import scrape_configs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BASE = ROOT / "deploy" / "kubernetes" / "base"
+OVERLAY = ROOT / "deploy" / "kubernetes" / "overlays" / "example"
+PRODUCT = "app.kubernetes.io/name"
+SECRETS = {
+    ("broker-redis", "url"): "rediss://:password@redis.example.com:6379/0",
+    ("broker-provider", "token"): "provider",
+    ("broker-flower", "basic-auth"): "user:password",
+}
+BUILT_IN = {
+    *("ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy"),
+    *("PodDisruptionBudget", "Service", "ServiceAccount"),
+}
+OF_OTHERS = {
+    "ScaledObject": "keda.sh/v1alpha1",
+    "TriggerAuthentication": "keda.sh/v1alpha1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+}
+
+Object = dict[str, Any]
+
+
+def kustomization(directory: Path) -> Object:
+    found: Object = yaml.safe_load((directory / "kustomization.yaml").read_text())
+    return found
+
+
+def objects(kind: str | None = None) -> dict[str, Object]:
+    """Return the objects of the base, of one kind by their names, or all of them by kind and name."""
+    files = [BASE / name for name in kustomization(BASE)["resources"]]
+    found = [each for file in files for each in yaml.safe_load_all(file.read_text())]
+    if kind is None:
+        named = {f"{each['kind']}/{each['metadata']['name']}": each for each in found}
+    else:
+        named = {each["metadata"]["name"]: each for each in found if each["kind"] == kind}
+    assert len(named) == len([each for each in found if kind in {None, each["kind"]}]), "a name is there twice"
+    return named
+
+
+DEPLOYMENTS = objects("Deployment")
+
+
+def pod(name: str) -> Object:
+    found: Object = DEPLOYMENTS[name]["spec"]["template"]["spec"]
+    return found
+
+
+def container(name: str) -> Object:
+    (only,) = pod(name)["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def process(name: str) -> str:
+    """Return which command of the image a Deployment runs."""
+    return str(container(name)["args"][0])
+
+
+def queues(name: str) -> list[str]:
+    """Return the queues of a worker's Deployment."""
+    return str(container(name)["args"][1]).split(",")
+
+
+def selects(selector: Object, labels: Object) -> bool:
+    """Tell whether a label selector selects these labels."""
+    assert set(selector) <= {"matchLabels", "matchExpressions"}
+    expressions = selector.get("matchExpressions", [])
+    assert {each["operator"] for each in expressions} <= {"In"}
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(each["key"]) in each["values"] for each in expressions
+    )
+
+
+def pods_of(selector: Object) -> list[str]:
+    """Return the Deployments whose pods a selector selects."""
+    labels = {name: each["spec"]["template"]["metadata"]["labels"] for name, each in DEPLOYMENTS.items()}
+    return [name for name in DEPLOYMENTS if selects(selector, labels[name])]
+
+
+def ports_of(name: str) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in container(name)["ports"]}
+
+
+def settings_of_the_example() -> dict[str, str]:
+    """Return the ConfigMap of base and overlay, merged."""
+    merged: dict[str, str] = {}
+    for directory in (BASE, OVERLAY):
+        (generator,) = kustomization(directory)["configMapGenerator"]
+        assert generator["name"] == "broker-settings"
+        (file,) = generator["envs"]
+        lines = (directory / file).read_text().splitlines()
+        merged |= dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return merged
+
+
+def environment(name: str, tokens: Path) -> dict[str, str]:
+    """Return what a container is given in the example, with stand-ins for secrets, token files in a directory."""
+    given = container(name)
+    assert given["envFrom"] == [{"configMapRef": {"name": "broker-settings"}}]
+    environ = settings_of_the_example()
+    for variable in given["env"]:
+        if "value" in variable:
+            environ[variable["name"]] = variable["value"]
+        else:
+            reference = variable["valueFrom"]["secretKeyRef"]
+            environ[variable["name"]] = SECRETS[reference["name"], reference["key"]]
+    mounts = {mount["name"]: mount["mountPath"] for mount in given["volumeMounts"]}
+    for volume in pod(name)["volumes"]:
+        for item in volume.get("secret", {}).get("items", []):
+            mounted = f"{mounts[volume['name']]}/{item['path']}"
+            (variable,) = [key for key, value in environ.items() if value == mounted]
+            environ[variable] = str(tokens / item["key"])
+    return environ
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    (tmp_path / "track").write_text(A_TOKEN)
+    (tmp_path / "admin").write_text(A_TOKEN[::-1])
+    return tmp_path
+
+
+@pytest.mark.parametrize("directory", [BASE, OVERLAY], ids=["base", "example"])
+def test_a_kustomization_lists_every_file_beside_it_and_no_other(directory: Path) -> None:
+    listed = kustomization(directory)
+    here = [name for name in listed["resources"] if "/" not in name]
+    here += [patch["path"] for patch in listed.get("patches", [])]
+    here += [file for generator in listed["configMapGenerator"] for file in generator["envs"]]
+    assert sorted(here) == sorted(path.name for path in directory.iterdir() if path.name != "kustomization.yaml")
+
+
+def test_the_example_is_made_of_the_base_and_changes_what_is_there() -> None:
+    listed = kustomization(OVERLAY)
+    assert [(OVERLAY / name).resolve() for name in listed["resources"] if "/" in name] == [BASE]
+    assert [image["name"] for image in listed["images"]] == [container(next(iter(DEPLOYMENTS)))["image"]]
+    for patch in listed["patches"]:
+        for each in yaml.safe_load_all((OVERLAY / patch["path"]).read_text()):
+            assert f"{each['kind']}/{each['metadata']['name']}" in objects()
+    (ingress,) = yaml.safe_load_all((OVERLAY / "ingress.yaml").read_text())
+    (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+    assert path["path"] == Settings().api_base_path
+    service = objects("Service")[path["backend"]["service"]["name"]]
+    assert path["backend"]["service"]["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
+
+
+def test_every_kind_is_one_that_the_linter_or_this_file_checks() -> None:
+    for name, each in objects().items():
+        kind = each["kind"]
+        assert kind in BUILT_IN or OF_OTHERS.get(kind) == each["apiVersion"], name
+
+
+def test_every_process_is_deployed_and_every_queue_has_a_worker() -> None:
+    assert {process(name) for name in DEPLOYMENTS} == set(PORTS)
+    assert sorted(queue for name in DEPLOYMENTS if process(name) == "worker" for queue in queues(name)) == sorted(
+        QUEUES
+    )
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_process_accepts_its_environment(name: str, tokens: Path) -> None:
+    settings = accepted(process(name), environment(name, tokens))
+    assert settings.in_production
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_kubernetes_adds_no_variables_that_look_like_settings(name: str) -> None:
+    assert pod(name)["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_deployment_owns_its_pods_and_no_other(name: str) -> None:
+    spec = DEPLOYMENTS[name]["spec"]
+    assert pods_of(spec["selector"]) == [name]
+    for spread in pod(name).get("topologySpreadConstraints", []):
+        assert pods_of(spread["labelSelector"]) == [name]
+    assert pod(name)["serviceAccountName"] in objects("ServiceAccount")
+    assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_container_listens_and_is_probed_at_the_default_port_of_its_process(name: str) -> None:
+    ((port_name, port),) = ports_of(name).items()
+    assert port == PORTS[process(name)]
+    path = "/healthcheck" if process(name) == "flower" else "/healthz"
+    probes = {kind: container(name)[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    assert {probe["port"] for probe in probes.values()} == {port_name}
+    assert (probes["startup"]["path"], probes["liveness"]["path"]) == (path, path)
+    assert probes["readiness"]["path"] == ("/readyz" if process(name) == "api" else path)
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_pod_is_confined_as_the_restricted_standard_asks(name: str) -> None:
+    assert pod(name)["automountServiceAccountToken"] is False
+    of_pod = pod(name)["securityContext"]
+    assert of_pod["runAsNonRoot"] is True
+    assert (ROOT / "deploy" / "Dockerfile").read_text().count(
+        f"USER {of_pod['runAsUser']}:{of_pod['runAsGroup']}\n"
+    ) == 1
+    assert of_pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(name)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    written = {mount["name"] for mount in container(name)["volumeMounts"] if not mount.get("readOnly")}
+    assert written == {volume["name"] for volume in pod(name)["volumes"] if "emptyDir" in volume}
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_container_asks_for_what_it_needs(name: str) -> None:
+    resources = container(name)["resources"]
+    assert set(resources["requests"]) == {"cpu", "memory"}
+    assert set(resources["limits"]) == {"memory"}
+
+
+def test_the_api_has_as_long_to_stop_as_it_may_take(tokens: Path) -> None:
+    limit = graceful_timeout_sec(environment("broker-api", tokens))
+    assert pod("broker-api")["terminationGracePeriodSeconds"] > limit
+
+
+@pytest.mark.parametrize("name", ["broker-worker-jobs", "broker-worker-deletions"])
+def test_a_worker_has_as_long_to_stop_as_its_longest_task_may_take(name: str, tokens: Path) -> None:
+    limit = longest_task_sec(environment(name, tokens), queues(name))
+    assert pod(name)["terminationGracePeriodSeconds"] > limit
+
+
+def test_the_secrets_that_are_referred_to_are_those_that_the_kustomization_names() -> None:
+    comment = re.findall(
+        r"^#   (broker-[a-z]+) +([a-z-]+(?:, [a-z-]+)*)", (BASE / "kustomization.yaml").read_text(), re.MULTILINE
+    )
+    named = {(secret, key) for secret, keys in comment for key in keys.split(", ")}
+    used = set()
+    for name in DEPLOYMENTS:
+        references = [each["valueFrom"]["secretKeyRef"] for each in container(name)["env"] if "valueFrom" in each]
+        used |= {(each["name"], each["key"]) for each in references}
+        secrets = [volume["secret"] for volume in pod(name)["volumes"] if "secret" in volume]
+        used |= {(each["secretName"], item["key"]) for each in secrets for item in each["items"]}
+    for each in objects("TriggerAuthentication").values():
+        used |= {(target["name"], target["key"]) for target in each["spec"]["secretTargetRef"]}
+    assert used == named
+    assert [each for each in objects() if each.startswith("Secret/")] == []
+
+
+@pytest.mark.parametrize("name", objects("Service"))
+def test_a_service_leads_to_a_port_of_one_deployment(name: str) -> None:
+    spec = objects("Service")[name]["spec"]
+    (deployment,) = pods_of({"matchLabels": spec["selector"]})
+    for port in spec["ports"]:
+        assert port["targetPort"] in ports_of(deployment)
+
+
+def test_every_deployment_of_more_than_one_pod_has_a_disruption_budget() -> None:
+    budgets = [pods_of(each["spec"]["selector"]) for each in objects("PodDisruptionBudget").values()]
+    assert sorted(budgets) == sorted([name] for name in DEPLOYMENTS if DEPLOYMENTS[name]["spec"].get("replicas") != 1)
+
+
+def test_what_is_scaled_says_no_number_of_its_own() -> None:
+    scalers = [*objects("HorizontalPodAutoscaler").values(), *objects("ScaledObject").values()]
+    scaled = sorted(each["spec"]["scaleTargetRef"]["name"] for each in scalers)
+    assert scaled == sorted(name for name, each in DEPLOYMENTS.items() if "replicas" not in each["spec"])
+
+
+@pytest.mark.parametrize("name", objects("ScaledObject"))
+def test_workers_are_scaled_by_the_list_that_their_queue_is(name: str) -> None:
+    spec = objects("ScaledObject")[name]["spec"]
+    assert set(spec) == {"scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "triggers"}
+    assert 1 <= spec["minReplicaCount"] <= spec["maxReplicaCount"]
+    (trigger,) = spec["triggers"]
+    metadata = trigger["metadata"]
+    assert (trigger["type"], set(metadata)) == ("redis", {"listName", "listLength", "databaseIndex", "enableTLS"})
+    assert [metadata["listName"]] == queues(spec["scaleTargetRef"]["name"])
+    assert all(isinstance(value, str) for value in metadata.values()), "KEDA reads strings"
+    assert trigger["authenticationRef"]["name"] in objects("TriggerAuthentication")
+
+
+def test_as_many_deletes_can_run_as_the_provider_may_be_asked_for() -> None:
+    spec = objects("ScaledObject")["broker-worker-deletions"]["spec"]
+    words = container(spec["scaleTargetRef"]["name"])["args"]
+    assert int(words[words.index("-c") + 1]) * spec["maxReplicaCount"] == Settings().csp_max_concurrency
+
+
+def test_prometheus_scrapes_every_pod_under_the_jobs_that_the_alerts_ask_for() -> None:
+    monitors, expected = objects("ServiceMonitor"), scrape_configs("prometheus.yml")
+    assert set(monitors) == set(expected)
+    scraped: list[str] = []
+    for name, monitor in monitors.items():
+        assert set(monitor["spec"]) == {"selector", "endpoints"}
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert set(endpoint) <= {"port", "interval", "honorLabels", "relabelings"}
+        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": name}]
+        assert endpoint.get("honorLabels") == expected[name].get("honor_labels")
+        services = [
+            each["spec"]
+            for each in objects("Service").values()
+            if selects(monitor["spec"]["selector"], each["metadata"]["labels"])
+        ]
+        for spec in services:
+            (deployment,) = pods_of({"matchLabels": spec["selector"]})
+            assert process(deployment) == name.removeprefix("broker-")
+            (port,) = [port for port in spec["ports"] if port["name"] == endpoint["port"]]
+            assert port["targetPort"] in ports_of(deployment)
+            scraped.append(deployment)
+    assert sorted(scraped) == sorted(DEPLOYMENTS)
+
+
+def open_to(name: str, direction: str) -> list[Object]:
+    """Return the rules of all NetworkPolicies that hold for a Deployment's pods."""
+    specs = [each["spec"] for each in objects("NetworkPolicy").values()]
+    return [rule for spec in specs if name in pods_of(spec["podSelector"]) for rule in spec.get(direction, [])]
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_everything_is_closed_but_what_a_process_needs(name: str) -> None:
+    closed = objects("NetworkPolicy")["broker-deny-all"]["spec"]
+    assert name in pods_of(closed["podSelector"])
+    assert closed["policyTypes"] == ["Ingress", "Egress"]
+    assert set(closed) == {"podSelector", "policyTypes"}
+    out = {port["port"] for rule in open_to(name, "egress") for port in rule["ports"]}
+    assert out == {53, 6379} | ({443} if process(name) in {"api", "worker"} else set())
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_only_prometheus_reaches_a_pod_and_of_the_api_the_ingress(name: str) -> None:
+    (port,) = ports_of(name)
+    callers = [
+        source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        for rule in open_to(name, "ingress")
+        if port in [each["port"] for each in rule["ports"]]
+        for source in rule["from"]
+    ]
+    assert sorted(callers) == (["ingress-nginx", "monitoring"] if process(name) == "api" else ["monitoring"])
