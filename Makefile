@@ -34,6 +34,9 @@ lint: .venv/installed ## Check style, types, the walls between the packages, and
 lock: .venv/installed ## Lock the newest releases that pyproject.toml allows, with their hashes, for images and for .venv
 	@.venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate --output-file deploy/requirements.txt
+	@$(python) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" | \
+	    .venv/bin/uv pip compile - --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate --output-file deploy/build-requirements.txt
 
 audit: .venv/installed ## Look for known vulnerabilities in what is locked (skipped where the database is out of reach)
 	@exec $(python) -m deploy.dev.audit

@@ -51,7 +51,7 @@ class BrokerApi:
         except requests.exceptions.JSONDecodeError:
             raise ApiError(f"{url} answered {answer.status_code} without JSON: is this the broker's API?") from None
         except requests.RequestException as error:
-            raise ApiError(f"{url} cannot be reached ({type(error).__name__}): is BROKER_URL right?") from error
+            raise ApiError(f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?") from error
         if answer.ok and isinstance(body, dict):
             return body
         try:

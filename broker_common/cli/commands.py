@@ -50,8 +50,8 @@ class _Commands(click.Group):
 def main() -> None:
     """Operate a Sandbox Broker.
 
-    Commands that ask its API read BROKER_URL (http://127.0.0.1:8080/v1 by default) and BROKER_ADMIN_TOKEN; `check` and
-    `table` read the settings of the broker's processes.
+    Commands that ask its API read BROKER_API_URL (http://127.0.0.1:8080/v1 by default) and BROKER_ADMIN_TOKEN; `check`
+    and `table` read the settings of the broker's processes.
     """
 
 
@@ -59,7 +59,7 @@ def _api() -> BrokerApi:
     token = os.environ.get("BROKER_ADMIN_TOKEN", "").split(",")[0].strip()
     if not token or token.startswith("sha256:"):
         raise click.ClickException("BROKER_ADMIN_TOKEN: Missing: an operator's token, plain.")
-    return BrokerApi(os.environ.get("BROKER_URL") or "http://127.0.0.1:8080/v1", token)
+    return BrokerApi(os.environ.get("BROKER_API_URL") or "http://127.0.0.1:8080/v1", token)
 
 
 @main.command(name="check")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives it back. Both may be repeated.
 #
-#   BROKER_URL    https://broker.example.com/v1
+#   BROKER_API_URL    https://broker.example.com/v1
 #   BROKER_TOKEN  the track's token
 #   TRACK_ID      who holds the sandbox: one id for one student's lab
 #   NAME_PREFIX   only sandboxes whose name starts so (optional)
@@ -13,7 +13,7 @@ set -euo pipefail
 
 say() { printf 'track.sh: %s\n' "$*" >&2; }
 
-for name in BROKER_URL BROKER_TOKEN TRACK_ID; do
+for name in BROKER_API_URL BROKER_TOKEN TRACK_ID; do
     if [[ -z ${!name:-} ]]; then
         say "$name is not set"
         exit 64
@@ -38,7 +38,7 @@ call() { # method path [curl's arguments]
     while true; do
         status=$(curl --silent --config "$scratch/curlrc" --request "$method" --max-time 10 \
             --dump-header "$scratch/headers" --output "$scratch/body" --write-out '%{http_code}' \
-            "$@" "$BROKER_URL$path") || status=000
+            "$@" "$BROKER_API_URL$path") || status=000
         case $status in
         000 | 409 | 429 | 500 | 502 | 503 | 504) ;;
         *) return ;;

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def broker(stack: Stack, aws_environment: dict[str, str]) -> Callable[..., Result]:
     """Return what runs `broker` with an operator's environment; keyword arguments go over it."""
-    operator = dict(stack.plan.env) | {"BROKER_URL": f"{stack.api_url}/v1", "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
+    operator = dict(stack.plan.env) | {"BROKER_API_URL": f"{stack.api_url}/v1", "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
 
     def run(*words: str, **env: str) -> Result:
         return CliRunner().invoke(main, words, env=operator | env, prog_name="broker")
@@ -153,8 +153,8 @@ def test_a_job_that_is_not_waited_for_is_named(stack: Stack, broker: Callable[..
         (("pool",), {"BROKER_ADMIN_TOKEN": ""}, "BROKER_ADMIN_TOKEN: Missing"),
         (("pool",), {"BROKER_ADMIN_TOKEN": "a-wrong-token"}, "401 UNAUTHORIZED"),
         (("pool",), {"BROKER_ADMIN_TOKEN": TRACK_TOKEN}, "403 FORBIDDEN"),
-        (("pool",), {"BROKER_URL": "http://127.0.0.1:1/v1"}, "is BROKER_URL right?"),
-        (("pool",), {"BROKER_URL": "nonsense"}, "is BROKER_URL right?"),
+        (("pool",), {"BROKER_API_URL": "http://127.0.0.1:1/v1"}, "is BROKER_API_URL right?"),
+        (("pool",), {"BROKER_API_URL": "nonsense"}, "is BROKER_API_URL right?"),
         (("job", "run", "cleanup", "--force"), {}, "--force is for sync alone."),
     ],
 )
@@ -170,6 +170,6 @@ def test_what_cannot_be_done_is_one_line_without_a_traceback(
 
 
 def test_an_address_that_is_not_the_api_s_is_told_apart(stack: Stack, broker: Callable[..., Result]) -> None:
-    result = broker("pool", BROKER_URL=stack.csp_url)
+    result = broker("pool", BROKER_API_URL=stack.csp_url)
     assert result.exit_code == 1
     assert "is this the broker's API?" in result.stderr

@@ -31,7 +31,7 @@ def script(request: pytest.FixtureRequest, stack: Stack, tmp_path: Path) -> Scri
     """Return what runs the script as a track of its own; keyword arguments go over its environment."""
     environment = {
         "PATH": os.environ["PATH"],
-        "BROKER_URL": f"{stack.api_url}/v1",
+        "BROKER_API_URL": f"{stack.api_url}/v1",
         "BROKER_TOKEN": TRACK_TOKEN,
         "TRACK_ID": f"lab-of-{request.param}-{request.node.originalname[-20:]}",
         "STATE_FILE": str(tmp_path / "sandbox.json"),
@@ -97,7 +97,7 @@ def test_a_request_without_a_final_answer_is_sent_again_as_it_was(script: Script
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            result = script("setup", BROKER_URL=f"http://127.0.0.1:{server.server_port}/v1")
+            result = script("setup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
         finally:
             server.shutdown()
             thread.join()
@@ -125,7 +125,7 @@ def test_when_no_sandbox_comes_free_in_time_it_is_exit_code_75(script: Script) -
 
 
 def test_a_broker_that_cannot_be_reached_in_time_is_exit_code_75(script: Script) -> None:
-    assert script("setup", BROKER_URL=f"http://127.0.0.1:{free_ports(1)[0]}/v1", PATIENCE_SEC="1").returncode == 75
+    assert script("setup", BROKER_API_URL=f"http://127.0.0.1:{free_ports(1)[0]}/v1", PATIENCE_SEC="1").returncode == 75
 
 
 @pytest.mark.parametrize("words", [(), ("begin",), ("setup", "cleanup", "both")])
@@ -133,7 +133,7 @@ def test_wrong_use_is_exit_code_64(script: Script, words: tuple[str, ...]) -> No
     assert script(*words).returncode == 64
 
 
-@pytest.mark.parametrize("name", ["BROKER_URL", "BROKER_TOKEN", "TRACK_ID"])
+@pytest.mark.parametrize("name", ["BROKER_API_URL", "BROKER_TOKEN", "TRACK_ID"])
 def test_a_missing_setting_is_named_with_exit_code_64(script: Script, name: str) -> None:
     result = script("setup", **{name: ""})
     assert (result.returncode, name in result.stderr) == (64, True)

@@ -53,7 +53,7 @@ class Shell:
         self._directory = directory
         self._env = dict(stack.plan.env) | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "BROKER_URL": f"{stack.api_url}/v1",
+            "BROKER_API_URL": f"{stack.api_url}/v1",
             "BROKER_ADMIN_TOKEN": ADMIN_TOKEN,
             "API": stack.api_url,
             "WORKER": stack.plan.url("METRICS_PORT"),
