@@ -149,7 +149,7 @@ def test_a_job_that_is_not_waited_for_is_named(stack: Stack, broker: Callable[..
     ("words", "env", "told"),
     [
         (("sandbox", "show", "nobody"), {}, "SANDBOX_NOT_FOUND"),
-        (("sandbox", "show", "a/../b"), {}, "404 NOT_FOUND"),
+        (("sandbox", "show", "a/../b"), {}, "404 SANDBOX_NOT_FOUND"),
         (("pool",), {"BROKER_ADMIN_TOKEN": ""}, "BROKER_ADMIN_TOKEN: Missing"),
         (("pool",), {"BROKER_ADMIN_TOKEN": "a-wrong-token"}, "401 UNAUTHORIZED"),
         (("pool",), {"BROKER_ADMIN_TOKEN": TRACK_TOKEN}, "403 FORBIDDEN"),
