@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploy.dev.processes import wait_until
 from tests.e2e.stack import Stack
 
 if TYPE_CHECKING:
@@ -17,6 +18,6 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Yield a broker whose pool is filled: one sync has run."""
     settings: dict[str, str] = getattr(request.module, "SETTINGS", {})
     with Stack(tmp_path_factory.mktemp("stack"), settings) as running:
-        run = running.run_job("sync")
-        assert run["state"] == "succeeded", run
+        # Where syncs are sent every few seconds, one of them may be running, and ours be skipped.
+        assert wait_until(lambda: running.run_job("sync")["state"] == "succeeded", 30)
         yield running

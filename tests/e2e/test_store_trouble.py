@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from deploy.dev.plan import Plan
 
-PROCESSES, THREADS, CLIENTS = 2, 6, 24
-TROUBLE_SEC = 4
+PROCESSES, THREADS, CLIENTS = 2, 6, 16
+TROUBLE_SEC = 3
 MOST_TRIES = 8
 """What one call of a track may ask of the store, repetitions included: six tries, and a look at its claim."""
 SETTINGS = {
@@ -37,7 +37,7 @@ SETTINGS = {
     "POOL_GAUGE_CACHE_SEC": "3600",
     "SYNC_INTERVAL_SEC": "86400",
 }
-_REPEATED = 10
+_REPEATED = 4
 PATIENT_SEC = 20
 """Far beyond the deadline of a request (3 s): who waits longer hangs."""
 

@@ -128,13 +128,13 @@ class _Lives:
 def _calls_between(track: str, sandbox_id: str) -> list[bytes]:
     """Return what a track calls while it holds a sandbox, and what goes wrong meanwhile."""
     calls = [
-        *[_request("POST", "/v1/allocate", track)] * 6,
-        *[_request("GET", _path(sandbox_id), track)] * 4,
+        *[_request("POST", "/v1/allocate", track)] * 2,
+        *[_request("GET", _path(sandbox_id), track)] * 2,
         _request("GET", "/v1/sandboxes", track),
         _request("GET", _path(f"no-{track}"), track),
-        *[_request("GET", f"/v1/nothing/{track}", track)] * 2,
-        *[_request("POST", "/v1/allocate", track, token=track)] * 2,
-        *[_request("POST", "/v1/allocate", track * 4)] * 2,  # too long
+        *[_request("GET", f"/v1/nothing/{track}", track)] * 4,
+        *[_request("POST", "/v1/allocate", track, token=track)] * 4,
+        *[_request("POST", "/v1/allocate", track * 4)] * 4,  # too long
     ]
     assert len(calls) == REQUESTS_OF_A_LIFE - 2  # and one to allocate, one to mark
     return calls
