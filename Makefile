@@ -59,7 +59,7 @@ clean: ## Remove everything that was made here
 	if ! $$found -m venv .venv; then \
 	    echo "$$found cannot make a virtual environment (Debian: apt-get install python3-venv)." >&2; rm -rf .venv; exit 1; \
 	fi
-	@echo 'Installing into .venv (a minute, and only after what is needed has changed) ...'
+	@echo 'Installing into .venv (two minutes, and only after what is needed has changed) ...'
 	@$(python) -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements.txt
 	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
