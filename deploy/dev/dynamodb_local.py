@@ -56,13 +56,16 @@ def dynamodb_local(port: int) -> Program:
         command=(
             java,
             "-Djava.net.preferIPv4Stack=true",
-            f"-Djava.library.path={jar.parent / 'DynamoDBLocal_lib'}",
             "-jar",
             str(jar),
             *options,
         ),
         # relative to the working directory: the list in LD_PRELOAD is parted by spaces, and our path may hold one
-        env={"PATH": os.environ["PATH"], "LD_PRELOAD": str(_SHIM.relative_to(ROOT))},
+        env={
+            "PATH": os.environ["PATH"],
+            "LD_PRELOAD": str(_SHIM.relative_to(ROOT)),
+            "LD_LIBRARY_PATH": str(jar.parent / "DynamoDBLocal_lib"),
+        },
         ready_url=f"tcp://{LOOPBACK}:{port}",
     )
 

@@ -9,10 +9,8 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -37,6 +35,7 @@ from tests.bench.scenarios import CALLS, add_drain
 from tests.bench.servers import REGION, TRACK_TOKEN, Servers
 from tests.bench.textbook import TextbookAllocator, make_textbook_table
 from tests.fakes import make_claim
+from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,10 +66,10 @@ def server(answer: Callable[[str], int]) -> Iterator[tuple[int, list[str]]]:
     """Serve allocates, each answered with the status that `answer` gives for its track; yields the port and the tracks."""
     seen: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answering(Handler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:
+        def reply(self) -> None:
             track = self.headers["X-Track-ID"]
             seen.append(track)
             body = json.dumps({"track": track}).encode()
@@ -80,15 +79,8 @@ def server(answer: Callable[[str], int]) -> Iterator[tuple[int, list[str]]]:
             for byte in body:  # an answer that comes in pieces
                 self.wfile.write(bytes([byte]))
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = Thread(target=running.serve_forever)
-        thread.start()
-        yield running.server_address[1], seen
-        running.shutdown()
-        thread.join()
+    with serving(Answering) as running:
+        yield running.server_port, seen
 
 
 def test_a_percentile_lies_between_the_neighbours_of_its_place() -> None:
@@ -115,19 +107,12 @@ def test_the_rate_of_a_load_counts_what_succeeded() -> None:
 
 
 def test_the_load_generator_fails_when_a_connection_ends_before_its_answer() -> None:
-    class Closing(BaseHTTPRequestHandler):
+    class Closing(Handler):
         def handle(self) -> None:
             self.request.recv(65536)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Closing) as running:
-        thread = Thread(target=running.serve_forever)
-        thread.start()
-        try:
-            with pytest.raises(ConnectionError):
-                drive(running.server_address[1], allocations("token", ["track"]), 1)
-        finally:
-            running.shutdown()
-            thread.join()
+    with serving(Closing) as running, pytest.raises(ConnectionError):
+        drive(running.server_port, allocations("token", ["track"]), 1)
 
 
 def test_no_process_of_the_bench_outlives_it_when_it_is_killed(tmp_path: Path, aws_environment: dict[str, str]) -> None:

@@ -7,9 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import tomllib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +16,11 @@ from packaging.requirements import Requirement
 
 from broker_common.settings import Process, Settings
 from deploy.dev.processes import ROOT, free_ports, wait_until
+from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from http.server import ThreadingHTTPServer
 
 ENTRYPOINT = ROOT / "deploy" / "entrypoint.sh"
 BUILD_LOCK = ROOT / "deploy" / "build-requirements.txt"
@@ -114,29 +114,18 @@ def test_sigterm_reaches_the_process_itself(stubs: Path) -> None:
     assert (process.returncode, output) == (0, "asked to stop\n")
 
 
-class _Health(BaseHTTPRequestHandler):
+class _Health(Handler):
     """Answers the one path with the status that its server holds."""
 
-    def do_GET(self) -> None:
+    def reply(self) -> None:
         is_asked = self.path == self.server.path  # type: ignore[attr-defined] # set by the fixture's user
-        self.send_response(self.server.status if is_asked else 404)  # type: ignore[attr-defined] # the same
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server names it
-        pass
+        self.answer(self.server.status if is_asked else 404)  # type: ignore[attr-defined] # the same
 
 
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Health) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
-            thread.join()
+    with serving(_Health) as running:
+        yield running
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -19,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from deploy.dev.audit import LOCK
 from deploy.dev.processes import ROOT
+from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,22 +58,15 @@ def test_the_lock_names_no_package_registry() -> None:
     assert "://" not in LOCK.read_text()
 
 
-class _Database(BaseHTTPRequestHandler):
+class _Database(Handler):
     """OSV's query call, which knows one vulnerability."""
 
     vulnerable: str
 
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def reply(self) -> None:
+        asked = json.loads(self.read_body())
         known = asked["package"]["name"] == self.vulnerable
-        body = json.dumps({"vulns": [_vulnerability(self.vulnerable)]} if known else {}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server names it
-        pass
+        self.answer(200, json.dumps({"vulns": [_vulnerability(self.vulnerable)]} if known else {}).encode())
 
 
 def _vulnerability(name: str) -> dict[str, object]:
@@ -88,14 +80,8 @@ def _vulnerability(name: str) -> dict[str, object]:
 def database(vulnerable: str) -> Iterator[str]:
     """Run a vulnerability database on loopback; yields its URL."""
     handler = type("_", (_Database,), {"vulnerable": vulnerable})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/v1/query"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(handler) as server:
+        yield f"http://127.0.0.1:{server.server_port}/v1/query"
 
 
 def audit(url: str) -> subprocess.CompletedProcess[str]:

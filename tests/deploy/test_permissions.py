@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,6 +15,7 @@ import requests
 from deploy.dev import programs
 from deploy.dev.processes import ROOT, wait_until
 from tests.e2e.stack import Stack
+from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,11 +63,11 @@ def gate(engine_url: str) -> Iterator[Gate]:
     """Run a proxy before the engine."""
     engine = urlsplit(engine_url).netloc
 
-    class Handler(BaseHTTPRequestHandler):
+    class Recording(Handler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+        def reply(self) -> None:
+            body = self.read_body()
             _, operation = self.headers["X-Amz-Target"].split(".")
             opened.needed.update(permissions(operation, json.loads(body)))
             connection = http.client.HTTPConnection(engine, timeout=30)
@@ -86,19 +85,9 @@ def gate(engine_url: str) -> Iterator[Gate]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server names it
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(Recording) as server:
         opened = Gate(f"http://127.0.0.1:{server.server_port}")
-        server.daemon_threads = True  # clients keep their connections
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield opened
-        finally:
-            server.shutdown()
-            thread.join()
+        yield opened
 
 
 def listed(process: str) -> set[tuple[str, str]]:

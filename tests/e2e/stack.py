@@ -20,7 +20,7 @@ from deploy.dev.plan import make_plan
 from deploy.dev.processes import Process, free_ports, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from deploy.dev.plan import Plan
@@ -37,6 +37,20 @@ def worker_program(plan: Plan, scratch: Path, *, name: str, metrics_port: int, c
     command = [f"{name}@%h" if word == "worker@%h" else word for word in worker.command]
     command[command.index("-c") + 1] = str(children)
     return replace(worker, name=name, command=command)
+
+
+def with_workers(names: Sequence[str], *, children: int) -> Callable[[Plan, Path], list[Program]]:
+    """Return the `services` of a stack that has several workers, the API and beat."""
+    ports = free_ports(len(names))
+
+    def services(plan: Plan, scratch: Path) -> list[Program]:
+        workers = [
+            worker_program(plan, scratch, name=name, metrics_port=port, children=children)
+            for name, port in zip(names, ports, strict=True)
+        ]
+        return [*workers, programs.api(plan, scratch), programs.beat(plan)]
+
+    return services
 
 
 class Stack:
@@ -87,6 +101,11 @@ class Stack:
     def api_url(self) -> str:
         """Where the API answers, without the base path."""
         return self.plan.api_url
+
+    def metrics_of(self, name: str) -> str:
+        """Return what a worker or beat exposes."""
+        url = self._processes[name].program.ready_url.replace("/healthz", "/metrics")
+        return requests.get(url, timeout=10).text
 
     @property
     def csp_url(self) -> str:

@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
 
 from deploy.dev.processes import ROOT, free_ports
 from tests.e2e.stack import TRACK_TOKEN, Stack
+from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,30 +76,17 @@ def test_cleanup_ends_no_lease_but_its_own_and_is_content_when_that_has_ended(
 def test_a_request_without_a_final_answer_is_sent_again_as_it_was(script: Script) -> None:
     asked: list[tuple[str | None, str | None]] = []
 
-    class Troubled(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+    class Troubled(Handler):
+        def reply(self) -> None:
             asked.append((self.path, self.headers["X-Track-ID"]))
             if len(asked) == 1:
                 return  # the connection closes without an answer
             status = {2: 503, 3: 429}.get(len(asked), 201)
             body = b'{"sandbox_id":"1","lease_id":"a"}' if status == 201 else b"<html>"
-            self.send_response(status)
-            self.send_header("Retry-After", "0")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(status, body, Retry_After="0")
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server names it
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Troubled) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            result = script("setup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Troubled) as server:
+        result = script("setup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
     assert result.returncode == 0, result.stderr
     assert len(asked) == 4
     assert len(set(asked)) == 1

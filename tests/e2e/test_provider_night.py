@@ -12,21 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from deploy.dev import programs
-from deploy.dev.processes import free_ports, wait_until
-from tests.e2e.stack import Stack, worker_program
+from deploy.dev.processes import wait_until
+from tests.e2e.stack import Stack, with_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
-    from deploy.dev.plan import Plan
-    from deploy.dev.processes import Program
 
 NIGHT = 56
 POOL = NIGHT + 10
 WORKERS = ("worker-1", "worker-2", "worker-3")
-METRICS_PORTS = free_ports(3)
 CHILDREN = 5
 CONCURRENCY = 10
 MINUTE = 1.0
@@ -48,15 +42,9 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Yield a broker with three workers whose pool is full; each test leaves it so."""
-
-    def services(plan: Plan, scratch: Path) -> list[Program]:
-        workers = [
-            worker_program(plan, scratch, name=name, metrics_port=port, children=CHILDREN)
-            for name, port in zip(WORKERS, METRICS_PORTS, strict=True)
-        ]
-        return [*workers, programs.api(plan, scratch), programs.beat(plan)]
-
-    with Stack(tmp_path_factory.mktemp("stack"), SETTINGS, services=services) as running:
+    with Stack(
+        tmp_path_factory.mktemp("stack"), SETTINGS, services=with_workers(WORKERS, children=CHILDREN)
+    ) as running:
         assert running.run_job("sync")["state"] == "succeeded"
         yield running
 
@@ -97,9 +85,9 @@ def give_back(stack: Stack, count: int) -> None:
         list(threads.map(live, range(count)))
 
 
-def circuit_states() -> set[float]:
+def circuit_states(stack: Stack) -> set[float]:
     """Return what the workers' metric says of the breaker."""
-    text = "".join(requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text for port in METRICS_PORTS)
+    text = "".join(stack.metrics_of(name) for name in WORKERS)
     return {float(value) for value in re.findall(r"^broker_circuit_state\{[^}]*\} (\S+)$", text, re.MULTILINE)}
 
 
@@ -112,7 +100,7 @@ def test_after_sixteen_minutes_of_500s_all_are_wiped_and_none_needs_a_person(sta
     served: list[int] = []
 
     def is_over() -> bool:
-        seen.update(circuit_states())
+        seen.update(circuit_states(stack))
         served.append(stack.as_track(f"late-{len(served) % 5}", "POST", "/allocate").status_code)
         counts = statuses(stack)
         assert counts["deletion_failed"] == 0, records(stack)
@@ -154,12 +142,12 @@ def test_a_locked_door_loses_nothing_and_all_goes_on_when_it_is_open(
     assert {each["status"] for each in waiting} == {"available", "pending_deletion"}
     assert {each["deletion_retry_count"] for each in waiting if each["status"] == "pending_deletion"} == {0}
     # BrokerCircuitOpen is the alert on this (deploy/prometheus, whose own tests show it firing).
-    assert wait_until(lambda: max(circuit_states()) >= 1, 20)
+    assert wait_until(lambda: max(circuit_states(stack)) >= 1, 20)
 
     switch(stack, **dict.fromkeys(trouble, False))
     assert wait_until(lambda: statuses(stack)["pending_deletion"] == 0, 60), statuses(stack)
     assert wait_until(lambda: statuses(stack)["available"] == POOL, 60), statuses(stack)
-    assert wait_until(lambda: circuit_states() == {0.0}, 20)
+    assert wait_until(lambda: circuit_states(stack) == {0.0}, 20)
     assert len({each["external_id"] for each in deletes(stack)["deletes"] if each["applied"]}) == 8
 
 

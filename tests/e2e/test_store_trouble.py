@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -11,16 +10,16 @@ import pytest
 import requests
 
 from deploy.dev import programs
-from deploy.dev.plan import LOOPBACK
-from deploy.dev.processes import Program, free_ports, wait_until
-from tests.backends import running
+from deploy.dev.processes import free_ports, wait_until
 from tests.e2e.stack import TRACK_TOKEN, Stack
+from tests.fault_proxy import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from deploy.dev.plan import Plan
+    from deploy.dev.processes import Program
 
 PROCESSES, THREADS, CLIENTS = 2, 6, 16
 TROUBLE_SEC = 3
@@ -42,36 +41,15 @@ PATIENT_SEC = 20
 """Far beyond the deadline of a request (3 s): who waits longer hangs."""
 
 
-class Proxy:
-    """A proxy before DynamoDB that can be told to misbehave."""
-
-    def __init__(self, address: str) -> None:
-        self.url = f"http://{address}"
-
-    def misbehave(self, *rules: dict[str, Any]) -> int:
-        """Put these rules in place of the ones before; returns how often those struck."""
-        url = f"{self.url}/_microburst/rules"
-        struck = sum(int(rule["fired_count"]) for rule in requests.get(url, timeout=10).json())
-        requests.post(url, json=[{"service": "dynamodb", **rule} for rule in rules], timeout=10).raise_for_status()
-        return struck
+@pytest.fixture(scope="module")
+def proxy(dynamodb_local_url: str) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(free_ports(1)[0], dynamodb_local_url)
+    with proxy.running():
+        yield proxy
 
 
 @pytest.fixture(scope="module")
-def proxy(dynamodb_local_url: str) -> Iterator[Proxy]:
-    (port,) = free_ports(1)
-    command = (sys.executable, "-m", "microburst", "--upstream", dynamodb_local_url, "--host", LOOPBACK)
-    program = Program(
-        name="proxy",
-        command=(*command, "--port", str(port)),
-        env={},
-        ready_url=f"http://{LOOPBACK}:{port}/_microburst/rules",
-    )
-    with running(program) as address:
-        yield Proxy(address)
-
-
-@pytest.fixture(scope="module")
-def stack(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(proxy: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Yield a broker without beat, whose pool is full."""
 
     def services(plan: Plan, scratch: Path) -> list[Program]:
@@ -150,7 +128,7 @@ LOST = {"response": {"abort_bytes": 0}}
     ],
 )
 def test_every_call_is_answered_health_stays_green_and_all_goes_on_by_itself(
-    stack: Stack, proxy: Proxy, rule: dict[str, Any], request: pytest.FixtureRequest
+    stack: Stack, proxy: FaultProxy, rule: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     before = stack.as_admin("GET", "/stats").json()
     over = threading.Event()
@@ -161,19 +139,19 @@ def test_every_call_is_answered_health_stays_green_and_all_goes_on_by_itself(
     try:
         assert wait_until(lambda: all(client.lives for client in clients), 60)
         calls_before = sum(client.calls for client in clients)
-        proxy.misbehave({"probability": 1.0, **rule})
+        proxy.inject({"probability": 1.0, **rule})
         in_trouble = threading.Event()
         threading.Timer(TROUBLE_SEC, in_trouble.set).start()
         assert in_trouble.wait(60)
         in_flight = CLIENTS
         calls = sum(client.calls for client in clients) - calls_before + in_flight
-        struck = proxy.misbehave()
+        struck = proxy.inject()
         refused = Counter(client.name for client in clients for _ in range(client.answers[503]))
         lives = {client.name: client.lives for client in clients}
         assert wait_until(lambda: all(client.lives > lives[client.name] + 1 for client in clients), 60)
     finally:
         over.set()
-        proxy.misbehave()
+        proxy.inject()
         for thread in (*clients, prober):
             thread.join(90)
     assert not any(thread.is_alive() for thread in (*clients, prober))

@@ -12,16 +12,11 @@ import requests
 from celery import Celery
 
 from broker_common.adapters.redis_job_runs import JOBS_QUEUE
-from deploy.dev import programs
-from deploy.dev.processes import free_ports, wait_until
-from tests.e2e.stack import Stack, worker_program
+from deploy.dev.processes import wait_until
+from tests.e2e.stack import Stack, with_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
-    from deploy.dev.plan import Plan
-    from deploy.dev.processes import Program
 
 POOL = 200
 WORKERS = ("worker-1", "worker-2", "worker-3")
@@ -44,16 +39,9 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Yield a broker with three workers whose pool is filled; each test leaves it as it was."""
-    ports = free_ports(len(WORKERS))
-
-    def services(plan: Plan, scratch: Path) -> list[Program]:
-        workers = [
-            worker_program(plan, scratch, name=name, metrics_port=port, children=CHILDREN)
-            for name, port in zip(WORKERS, ports, strict=True)
-        ]
-        return [*workers, programs.api(plan, scratch), programs.beat(plan)]
-
-    with Stack(tmp_path_factory.mktemp("stack"), SETTINGS, services=services) as running:
+    with Stack(
+        tmp_path_factory.mktemp("stack"), SETTINGS, services=with_workers(WORKERS, children=CHILDREN)
+    ) as running:
         assert running.run_job("sync")["state"] == "succeeded"
         yield running
 

@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import Program, free_ports, wait_until
 from tests import backends
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack, worker_program
+from tests.fault_proxy import FaultProxy
 from tests.history.load import Answer
 from tests.history.planted import Bug
 from tests.history.record import Account, Call, ClaimRow, Delete, Fault, Kind, Row, Scan
@@ -83,9 +83,8 @@ class Broker:
         """Use the database at `database_url`; plant `bug`, if there is one, in the processes that it belongs to."""
         proxy_port, *metrics_ports = free_ports(1 + len(WORKERS))
         self.database_url = database_url
-        self.proxy_url = f"http://{LOOPBACK}:{proxy_port}"
-        self._proxy = _proxy(proxy_port, database_url)
-        settings = SETTINGS | {"DDB_ENDPOINT_URL": self.proxy_url}
+        self._proxy = FaultProxy(proxy_port, database_url)
+        settings = SETTINGS | {"DDB_ENDPOINT_URL": self._proxy.url}
         services = partial(_services, bug=bug, metrics_ports=metrics_ports)
         self.stack = Stack(scratch, settings, services=services)
         self.names = ["api", *WORKERS, "beat"]
@@ -98,9 +97,7 @@ class Broker:
 
     def __enter__(self) -> Self:
         with ExitStack() as running:
-            running.enter_context(backends.running(self._proxy))
-            # The proxy's first call of all takes seconds: it reads botocore's model of the service.
-            connect(self.proxy_url).list_tables()
+            running.enter_context(self._proxy.running())
             running.enter_context(self.stack)
             # The first may be skipped: beat's own runs.
             assert wait_until(lambda: self.stack.run_job("sync")["state"] == "succeeded", 60)
@@ -172,11 +169,7 @@ class Broker:
 
     def inject(self, *rules: Mapping[str, Any]) -> int:
         """Have the proxy fail calls of the store by these rules alone; returns how often those before them struck."""
-        url = f"{self.proxy_url}/_microburst/rules"
-        hits = sum(int(rule["fired_count"]) for rule in requests.get(url, timeout=10).json())
-        taken = requests.post(url, json=[{"service": "dynamodb", **rule} for rule in rules], timeout=10)
-        assert taken.status_code == 200, taken.text
-        return hits
+        return self._proxy.inject(*rules)
 
     def switch(self, **switches: Any) -> Mapping[str, Any]:
         """Set switches of the provider, the rest as at its start; returns those before."""
@@ -276,7 +269,7 @@ class Broker:
 
     def _watch(self) -> None:
         """Scan the table again and again, and note when store or machine are late by themselves."""
-        direct, proxied = connect(self.database_url), connect(self.proxy_url)
+        direct, proxied = connect(self.database_url), connect(self._proxy.url)
         table = self.stack.plan.settings.ddb_table_name
         ended = self.now()
         while not self._over.wait(_SCAN_PAUSE_SEC):
@@ -324,15 +317,6 @@ def connect(url: str) -> Any:
     """Return a client of a database of this machine, which knows nobody's credentials."""
     os.environ.update(backends.AWS_ENVIRONMENT)
     return make_client(region="us-east-1", endpoint_url=url, timeout_sec=60, connections=1)
-
-
-def _proxy(port: int, upstream: str) -> Program:
-    return Program(
-        name="proxy",
-        command=(sys.executable, "-m", "microburst", "--upstream", upstream, "--host", LOOPBACK, "--port", str(port)),
-        env={name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
-        ready_url=f"http://{LOOPBACK}:{port}/_microburst/rules",
-    )
 
 
 def _services(plan: Plan, scratch: Path, *, bug: Bug | None, metrics_ports: list[int]) -> list[Program]:
