@@ -19,9 +19,9 @@ PLAIN = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": "^[ -~]+$"}
 """OpenAPI's words for 1 to 128 printable ASCII characters."""
 _MAX_REASON = 500
 _MAX_CURSOR = 2048
-# Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
-_UNFIT_FOR_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+# Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
+_UNFIT_FOR_TEXT = re.compile(rf"[{_CONTROLS}\ud800-\udfff]")
 _FIT = f"[^{_CONTROLS}]"
 """The same for OpenAPI, whose strings hold no surrogates; plain classes, which every dialect of patterns has."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +15,7 @@ from tests.worker.conftest import Celery, until
 from tests.worker.scrape import scrape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from redis import Redis
@@ -46,41 +48,44 @@ def sent_by(port: int) -> float:
     return scrape(port).get('broker_beat_sent_total{job="sync"}', -1.0)
 
 
-def test_of_two_beats_one_fires_and_the_other_takes_over_when_it_is_killed(database_url: str, redis: Redis) -> None:
-    ports = free_ports(2)
+@contextmanager
+def two_beats(database_url: str, ports: list[int]) -> Iterator[tuple[Celery, Celery]]:
+    """Run a beat that sends a sync each second, and another one that waits for its turn."""
     often = {"SYNC_INTERVAL_SEC": "1"}
     with start_beat(database_url, ports[0], **often) as first:
         until(lambda: sent_by(ports[0]) >= 1, "the first beat to send")
         with start_beat(database_url, ports[1], **often) as second:
             until(lambda: sent_by(ports[1]) >= 0, "the second beat's metrics")
-            before = sent_by(ports[0])
-            until(lambda: sent_by(ports[0]) >= before + 3, "the first beat to go on")
-            assert sent_by(ports[1]) == 0
-            assert second.is_running()
+            yield first, second
 
-            first.signal(signal.SIGKILL)
-            first.exit_code()
-            due = last_sent(redis) + timedelta(seconds=1)
-            assert wait_until(lambda: sent_by(ports[1]) >= 1, TAKE_OVER.seconds), "it takes over in time"
-            assert last_sent(redis) - due < TAKE_OVER
+
+def test_of_two_beats_one_fires_and_the_other_takes_over_when_it_is_killed(database_url: str, redis: Redis) -> None:
+    ports = free_ports(2)
+    with two_beats(database_url, ports) as (first, second):
+        before = sent_by(ports[0])
+        until(lambda: sent_by(ports[0]) >= before + 3, "the first beat to go on")
+        assert sent_by(ports[1]) == 0
+        assert second.is_running()
+
+        first.signal(signal.SIGKILL)
+        first.exit_code()
+        due = last_sent(redis) + timedelta(seconds=1)
+        assert wait_until(lambda: sent_by(ports[1]) >= 1, TAKE_OVER.seconds), "it takes over in time"
+        assert last_sent(redis) - due < TAKE_OVER
 
     assert set(sent(redis)) == {"broker.sync"}
 
 
 def test_a_beat_that_was_frozen_while_another_took_its_turn_ends_with_1(database_url: str, redis: Redis) -> None:
     ports = free_ports(2)
-    often = {"SYNC_INTERVAL_SEC": "1"}
-    with start_beat(database_url, ports[0], **often) as first:
-        until(lambda: sent_by(ports[0]) >= 1, "the first beat to send")
-        with start_beat(database_url, ports[1], **often) as second:
-            until(lambda: sent_by(ports[1]) >= 0, "the second beat's metrics")
-            first.signal(signal.SIGSTOP)
-            until(lambda: sent_by(ports[1]) >= 1, "the second beat to take over")
-            first.signal(signal.SIGCONT)
-            assert first.exit_code() == 1
-            before = sent_by(ports[1])
-            until(lambda: sent_by(ports[1]) > before, "the second beat to go on")
-            assert second.is_running()
+    with two_beats(database_url, ports) as (first, second):
+        first.signal(signal.SIGSTOP)
+        until(lambda: sent_by(ports[1]) >= 1, "the second beat to take over")
+        first.signal(signal.SIGCONT)
+        assert first.exit_code() == 1
+        before = sent_by(ports[1])
+        until(lambda: sent_by(ports[1]) > before, "the second beat to go on")
+        assert second.is_running()
 
 
 def test_a_beat_that_is_told_to_stop_exits_0_and_frees_the_schedule_for_another(database_url: str) -> None:
