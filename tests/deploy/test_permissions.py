@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TABLE = "table/SandboxPool"
 INDEX = f"{TABLE}/index/StatusIndex"
 SETTINGS = {
+    "DDB_TABLE_NAME": "OfPermissions",  # other tests have tables on the same engine
     "LAB_DURATION_HOURS": "0.0002",  # less than a second
     "EXPIRY_BUFFER_HOURS": "0",
     "STALE_GRACE_HOURS": "0",

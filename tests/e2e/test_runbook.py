@@ -18,6 +18,8 @@ from deploy.dev.processes import ROOT, wait_until
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
 
 RUNBOOK = (ROOT / "deploy" / "RUNBOOK.md").read_text()
+TABLE = "ToRestore"
+"""Other tests have tables on the same engine."""
 SETTINGS = {"MOCK_CSP_DELETE_SECONDS": "0", "POOL": "8", "RATE_LIMIT_BURST": "10000"}
 
 
@@ -191,9 +193,9 @@ def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
     save, restore, pause, reconcile, wipe = blocks("Restore the table from a point in time")
     (item,) = re.findall(r"--item '(.*)'", pause)
     here = SETTINGS | {"DDB_ENDPOINT_URL": ministack_url}
-    with Stack(tmp_path, here | {"DDB_TABLE_NAME": "SandboxPool"}) as stack:
+    with Stack(tmp_path, here | {"DDB_TABLE_NAME": TABLE}) as stack:
         stack.run_job("sync")
-        rewound = table.Table("SandboxPool").scan()["Items"]
+        rewound = table.Table(TABLE).scan()["Items"]
         held = allocate(stack, "a-student")["sandbox_id"]
         shell = Shell(stack, tmp_path)
         shell.run(save)
@@ -201,11 +203,11 @@ def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
         csp = {"CSP_BASE_URL": stack.csp_url, "CSP_API_TOKEN": stack.plan.env["CSP_API_TOKEN"]}
         assert "restore-table-to-point-in-time" in restore  # what AWS does there is played by the scan before
 
-        restored = Stack(tmp_path / "later", here | csp | {"DDB_TABLE_NAME": "SandboxPool-restored"})
+        restored = Stack(tmp_path / "later", here | csp | {"DDB_TABLE_NAME": f"{TABLE}-restored"})
         (tmp_path / "later").mkdir()
         restored.create_table()
         for record in [*rewound, {name: _plain(value) for name, value in json.loads(item).items()}]:
-            table.Table("SandboxPool-restored").put_item(Item=record)
+            table.Table(f"{TABLE}-restored").put_item(Item=record)
         for name in ("api", "worker", "beat"):
             stack.stop(name)
         with restored as again:
