@@ -151,6 +151,7 @@ ERROR_CODES = {
         retry_after=5,
     ),
 }
+"""By code, in the order of the statuses."""
 
 
 def example_of_error(code: str) -> dict[str, Any]:

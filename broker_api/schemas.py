@@ -234,7 +234,7 @@ class SandboxQuerySchema(Schema):
     limit = _StrictInteger(
         load_default=50,
         validate=validate.Range(min=1, max=100),
-        metadata={"description": "How many sandboxes a page has at most"},
+        metadata={"description": "How many sandboxes a page has at most: 1 to 100"},
     )
     cursor = fields.String(
         validate=validate.Length(min=1, max=_MAX_CURSOR),

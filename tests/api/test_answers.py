@@ -179,3 +179,13 @@ def test_every_error_that_is_described_was_answered_and_no_other(
             assert code in answer.described["content"]["application/json"]["examples"], answer
             answered.add(code)
     assert answered | REFUSED_BY_GUNICORN == set(document["components"]["examples"])
+
+
+def test_what_no_call_answers_is_introduced(document: dict[str, Any]) -> None:
+    api, introduction = make_api(), document["info"]["description"]
+    for method, path in (("GET", "/v1/nothing"), ("PUT", "/v1/allocate")):
+        answer = api.call(method, path)
+        assert faults_of(document, ERROR, answer.get_json()) == []
+        assert f"{answer.status_code} `{body_of(answer)['error']['code']}`" in introduction
+    assert "`Allow`" in introduction
+    assert answer.headers["Allow"] == "POST"
