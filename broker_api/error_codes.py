@@ -28,7 +28,7 @@ class ErrorCode:
 ERROR_CODES = {
     "VALIDATION_ERROR": ErrorCode(
         HTTPStatus.BAD_REQUEST,
-        "A header, parameter or field is missing, malformed, given twice or unknown; `details` names it.",
+        "A header, parameter or field is missing, malformed, given twice or unknown (see `details`); or it is no HTTP.",
         "Mend the request.",
         "colour: Unknown field.",
         details={"colour": ["Unknown field."]},

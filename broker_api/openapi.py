@@ -87,13 +87,9 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
     "X-RateLimit-Reset": {"description": "Seconds until all of them may be made again", "schema": _NUMBER},
 }
 
-_OF_EVERY_CALL = (
-    "VALIDATION_ERROR",
-    "URI_TOO_LONG",
-    "EXPECTATION_FAILED",
-    "REQUEST_HEADER_FIELDS_TOO_LARGE",
-    "INTERNAL_ERROR",
-)
+_REFUSED_UNREAD = ("URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE")
+"""Before the request is counted."""
+_OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
 _HEADERS_OF_ERRORS = {401: ["WWW-Authenticate"]}
 
 
@@ -162,13 +158,15 @@ class WhatCallsShare(BasePlugin):
                 if code not in self._components.examples:
                     self._components.example(code, {"value": example_of_error(code)})
             waits = [code for code in codes if ERROR_CODES[code].retry_after is not None]
-            headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else [])]
+            headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else []), tracing.HEADER]
+            if not set(codes) <= set(_REFUSED_UNREAD):
+                headers += rate_limit.HEADERS
             examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
             answer = {
                 "description": "\n\n".join(
                     f"`{code}`: {ERROR_CODES[code].meaning} {ERROR_CODES[code].remedy}" for code in codes
                 ),
-                "headers": answered_with(*headers, tracing.HEADER, *rate_limit.HEADERS),
+                "headers": answered_with(*headers),
                 "content": {"application/json": {"schema": ErrorSchema, "examples": examples}},
             }
             self._components.response(name, answer)
