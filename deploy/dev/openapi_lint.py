@@ -18,7 +18,7 @@ _HOME = ROOT / ".cache" / "redocly-cli-2.77.0"
 
 
 def main() -> int:
-    """Lint `deploy/openapi.json`; returns the exit code."""
+    """Lint `deploy/openapi.json`; returns the exit code. Raises `CalledProcessError` if the linter cannot be had."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None or _version_of(node) < _OLDEST_NODE:
         print("redocly: skipped, it needs npm and Node.js 20.19 or newer")
@@ -39,4 +39,7 @@ def _version_of(node: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as failed:
+        sys.exit(f"redocly: could not be fetched from npm: {failed}")
