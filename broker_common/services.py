@@ -13,7 +13,8 @@ from redis.retry import Retry
 
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.csp_client import CspClient
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_store import DynamoStore
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.log_recorder import LogRecorder, Recorders
 from broker_common.adapters.prometheus_collectors import CircuitCollector
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import click
 from botocore.exceptions import BotoCoreError, ClientError
 
-from broker_common.adapters.dynamo_store import make_client
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.cli.api import ApiError, BrokerApi
 from broker_common.cli.check import check
 from broker_common.core.domain import Status

@@ -18,8 +18,9 @@ import pytest
 from botocore.exceptions import ClientError
 
 from broker_common.adapters.dynamo_items import encode_claim, encode_sandbox
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import SHARDS, create_table
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.log_recorder import Recorders
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import AllocateRequest

@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from celery import Celery
 
 from broker_common.adapters.dynamo_items import decode, sandbox_key
-from broker_common.adapters.dynamo_store import make_client
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE
 from deploy.dev import programs
 from deploy.dev.plan import LOOPBACK

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import ORDER_LIMIT, Account, Claim, Sandbox, allocate, new_sandbox
 from tests.backends import AWS_ENVIRONMENT
