@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,19 +43,3 @@ class JobRun:
     state: JobState
     result: Mapping[str, Any] | None = None
     error: str | None = None
-
-
-class JobQueue(Protocol):
-    """Where runs of jobs are asked for and looked up. Kept for 24 hours.
-
-    Raises `QueueUnavailable` at once when the queue cannot be reached.
-    """
-
-    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
-        """Ask for a run now; returns its job id."""
-
-    def find(self, job_id: str) -> JobRun:
-        """Return a run; raises `JobNotFound`."""
-
-    def ping(self) -> None:
-        """Make sure that the queue answers."""
