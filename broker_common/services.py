@@ -15,9 +15,10 @@ from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
-from broker_common.adapters.log_recorder import LogRecorder, Recorders
+from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.prometheus_collectors import CircuitCollector
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
+from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.redis_breaker import NoBreaker, RedisBreaker
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
@@ -38,8 +39,7 @@ from broker_common.core.sync import Syncer
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from broker_common.core.jobs import JobQueue
-    from broker_common.core.ports import Clock, RateLimit, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, JobQueue, RateLimit, Recorder, SandboxStore
     from broker_common.settings import Settings
 
 BULK_THREADS = 8

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from broker_api.app import create_app
-from broker_common.adapters.log_recorder import Recorders
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
+from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import Allocator
 from broker_common.core.ending import Custody
 from broker_common.core.errors import JobNotFound, QueueUnavailable

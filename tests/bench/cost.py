@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_items import encode_claim
 from broker_common.adapters.dynamo_store import DynamoStore
-from broker_common.adapters.log_recorder import Recorders
+from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import AllocateRequest, Allocation
 from broker_common.core.domain import Account, Claim, Sandbox, Status, allocate
 from broker_common.core.errors import NoSandboxesAvailable

@@ -21,7 +21,7 @@ from broker_common.adapters.dynamo_items import encode_claim, encode_sandbox
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import SHARDS, create_table
 from broker_common.adapters.dynamo_transport import make_client
-from broker_common.adapters.log_recorder import Recorders
+from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import AllocateRequest
 from broker_common.core.domain import Policy, Status
