@@ -44,7 +44,7 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
-        _PoolCollector(registry, directory)
+        _ProcessesCollector(registry, directory)
         ProcessCollector(registry=registry)
         registry.register(circuit)
         _serve(registry, pulse, address, port)
@@ -103,8 +103,8 @@ def _with_health(metrics: WSGIApplication, pulse: Pulse) -> WSGIApplication:
     return answer
 
 
-class _PoolCollector(MultiProcessCollector):
-    """Adds up the files of all processes, after dropping the live gauges of those that were killed."""
+class _ProcessesCollector(MultiProcessCollector):
+    """Adds up what a worker's processes have counted, after dropping the live gauges of those that were killed."""
 
     def __init__(self, registry: CollectorRegistry, directory: str) -> None:
         super().__init__(registry, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped

@@ -40,7 +40,6 @@ def beat_config(settings: Settings) -> dict[str, Any]:
             }
             for job, schedule in schedules.items()
         },
-        "beat_scheduler": "redbeat.RedBeatScheduler",
         "beat_max_loop_interval": _TICK_SECONDS,
         "redbeat_redis_url": settings.redis_url,
         "redbeat_redis_options": {"socket_connect_timeout": 2, "socket_timeout": 2},
