@@ -69,6 +69,7 @@ _BATCH = 100
 _PAGE = 1000
 """Items of one page of a query or scan: some 400 KB, answered well within the time of one call, as 1 MB may not be."""
 _COUNT_THREADS = 8
+
 _log = logging.getLogger(__name__)
 
 
