@@ -30,6 +30,7 @@ from broker_common.core.cleanup import Cleaner
 from broker_common.core.ending import Custody
 from broker_common.core.errors import StoreMisconfigured, StoreUnavailable
 from broker_common.core.expiry import Expirer
+from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
@@ -60,6 +61,7 @@ class ApiServices:
     pauses: PauseBoard
     allocator: Allocator
     custody: Custody
+    inventory: Inventory
     operations: Operations
     purger: Purger
     queue: JobQueue
@@ -88,6 +90,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
     store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
     pauses = PauseBoard(store, clock)
+    custody = Custody(store=store, recorder=recorder, clock=clock)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -102,7 +105,8 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             rng=rng,
             policy=policy,
         ),
-        custody=Custody(store=store, recorder=recorder, clock=clock),
+        custody=custody,
+        inventory=Inventory(store=store, custody=custody),
         operations=Operations(store=store, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         queue=CeleryJobQueue(settings.redis_url, _runs(settings, connect_redis(settings))),
