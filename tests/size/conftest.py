@@ -14,9 +14,10 @@ from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import ORDER_LIMIT, Account, Claim, Sandbox, allocate, new_sandbox
 from tests.backends import AWS_ENVIRONMENT
+from tests.bulk_load import load_records
 from tests.fakes import START, RecordingRecorder, make_claim
 from tests.provider.conftest import MockCsp, running_mock
-from tests.size.tables import Meter, load
+from tests.size.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,8 +82,10 @@ def pool(client: DynamoDBClient, accounts: list[Account]) -> str:
     rng = Random(1)
     create_table(client, TABLE)
     busy, idle = accounts[:ALLOCATED], accounts[ALLOCATED:]
-    load(client, TABLE, (free(account, rng) for account in idle))
-    load(client, TABLE, (held(account, rng, expires_at=START + rng.randrange(1, 14_400))[0] for account in busy))
+    load_records(client, TABLE, (free(account, rng) for account in idle))
+    load_records(
+        client, TABLE, (held(account, rng, expires_at=START + rng.randrange(1, 14_400))[0] for account in busy)
+    )
     return TABLE
 
 
