@@ -13,7 +13,7 @@ from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import ORDER_LIMIT, Account, Claim, Sandbox, allocate, new_sandbox
-from tests.backends import AWS_ENVIRONMENT
+from tests.backends import AWS_ENVIRONMENT, empty_database
 from tests.bulk_load import load_records
 from tests.fakes import START, RecordingRecorder, make_claim
 from tests.provider.conftest import MockCsp, running_mock
@@ -109,10 +109,7 @@ def store(pool: str, metered: DynamoDBClient) -> DynamoStore:
 @pytest.fixture
 def database_url(redis_url: str) -> str:
     """Return the URL of an empty database that is this package's alone."""
-    url = f"{redis_url.rsplit('/', 1)[0]}/{_DATABASE}"
-    with Redis.from_url(url) as redis:
-        redis.flushdb()
-    return url
+    return empty_database(redis_url, _DATABASE)
 
 
 @pytest.fixture
