@@ -14,6 +14,7 @@ from celery import signals
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, start_http_server, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from broker_common.adapters.celery_names import task_name
 from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     sent = Counter("broker_beat_sent_total", "Jobs that this beat has sent", ["job"], registry=registry)
-    names = {f"broker.{job}": sent.labels(job.value) for job in Job}
+    names = {task_name(job): sent.labels(job.value) for job in Job}
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         _serve(registry, pulse, address, port)

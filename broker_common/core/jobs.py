@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Job(StrEnum):
-    """The periodic jobs; the value is the name in `/v1/admin/jobs`, metrics and Celery (`broker.<value>`)."""
+    """The periodic jobs; the value is the name in `/v1/admin/jobs`, metrics and the name of its task."""
 
     SYNC = "sync"
     CLEANUP = "cleanup"

@@ -14,7 +14,7 @@ import pytest
 import requests
 from celery import Celery
 
-from broker_common.adapters.redis_job_runs import JOBS_QUEUE
+from broker_common.adapters.celery_names import JOBS_QUEUE
 from deploy.dev.processes import wait_until
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.dynamo_table import create_table
-from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE, RedisJobRuns
+from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.core.domain import Sandbox, Status
 from broker_common.core.jobs import Job, JobState
 from deploy.dev.processes import wait_until
