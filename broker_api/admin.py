@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 from broker_api.auth import require_admin_token
@@ -29,10 +26,9 @@ from broker_api.schemas import (
 )
 from broker_common.core.domain import DeletionReason, Sandbox, Status
 from broker_common.core.errors import InvalidInput
-from broker_common.core.ports import Pauses, SandboxPage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from broker_common.core.ports import Pauses
 
 blueprint = Blueprint("admin", __name__, description="What an operator may do")
 blueprint.before_request(require_admin_token)
@@ -81,11 +77,16 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
     A page may be shorter than `limit`; it is the last one only if its `cursor` is null.
     """
     status, limit, cursor = query.get("status"), query["limit"], query.get("cursor")
-    if "track_id" in query:
-        page = _list_of_track(query["track_id"], status, limit=limit, cursor=cursor)
-    else:
-        page = _list_all(status, limit=limit, cursor=cursor)
-    return {"sandboxes": _with_last_sync(page.sandboxes), "count": len(page.sandboxes), "cursor": page.cursor}
+    inventory, by_track = services().inventory, "track_id" in query
+    try:
+        if by_track:
+            page = inventory.list_of_track(query["track_id"], status, limit=limit, cursor=cursor)
+        else:
+            page = inventory.list_sandboxes(status, limit=limit, cursor=cursor)
+    except InvalidInput as error:
+        same = "track" if by_track else "status"
+        raise RequestInvalid({"cursor": [f"Was not given by a listing of the same {same}."]}) from error
+    return {"sandboxes": page.sandboxes, "count": len(page.sandboxes), "cursor": page.cursor}
 
 
 @blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], parameters=[SANDBOX_ID])
@@ -102,7 +103,7 @@ def read(sandbox_id: str) -> Sandbox:
     Also one that is `deleted`: its tombstone is kept until a sync has not seen the account again.
     """
     require_plain("sandbox_id", sandbox_id)
-    return _answer(services().operations.read(sandbox_id))
+    return services().inventory.read(sandbox_id)
 
 
 @blueprint.route("/stats", methods=["GET"])
@@ -265,55 +266,8 @@ def set_pauses(body: dict[str, bool]) -> Pauses:
 
 
 def _answer(sandbox: Sandbox) -> Sandbox:
-    return _with_last_sync([sandbox])[0]
-
-
-def _with_last_sync(sandboxes: Iterable[Sandbox]) -> list[Sandbox]:
-    """Tell of an available sandbox when sync saw it last: one that is unchanged costs sync no write."""
-    shown = list(sandboxes)
-    if not any(sandbox.status is Status.AVAILABLE for sandbox in shown):
-        return shown
-    watermark = services().store.read_watermark()
-    if watermark is None:
-        return shown
-    return [
-        dataclasses.replace(sandbox, last_synced=max(sandbox.last_synced or 0, watermark.synced_at))
-        if sandbox.status is Status.AVAILABLE
-        else sandbox
-        for sandbox in shown
-    ]
-
-
-def _list_all(status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-    try:
-        return services().store.list_sandboxes(status, limit=limit, cursor=cursor)
-    except InvalidInput as error:
-        raise RequestInvalid({"cursor": ["Was not given by a listing of the same status."]}) from error
-
-
-def _list_of_track(track_id: str, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-    """List what a track holds, in the order of the ids; the cursor names the track and the last id that was shown."""
-    after = _read_cursor(track_id, cursor) if cursor is not None else ""
-    held = sorted(services().custody.list_held(track_id=track_id), key=lambda sandbox: sandbox.sandbox_id)
-    left = [each for each in held if each.sandbox_id > after and status in {None, each.status}]
-    page = tuple(left[:limit])
-    return SandboxPage(page, _write_cursor(track_id, page[-1].sandbox_id) if len(left) > limit else None)
-
-
-def _write_cursor(track_id: str, after: str) -> str:
-    content = json.dumps(["track", track_id, after], separators=(",", ":"))
-    return base64.urlsafe_b64encode(content.encode()).decode()
-
-
-def _read_cursor(track_id: str, cursor: str) -> str:
-    try:
-        match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
-            # Written anew, a cursor that was written here is the same again.
-            case ["track", str(), str(after)] if cursor == _write_cursor(track_id, after):
-                return after
-    except (ValueError, RecursionError):
-        pass
-    raise RequestInvalid({"cursor": ["Was not given by a listing of the same track."]})
+    (shown,) = services().inventory.show([sandbox])
+    return shown
 
 
 def _milliseconds_since(started: float) -> int:

@@ -1,4 +1,4 @@
-"""What a WSGI server loads, after it has forked: the only module of this package that reads the environment."""
+"""What a WSGI server loads, after it has forked: the only module here that asks the environment for settings."""
 
 from __future__ import annotations
 

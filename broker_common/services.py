@@ -13,10 +13,12 @@ from redis.retry import Retry
 
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.csp_client import CspClient
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
-from broker_common.adapters.log_recorder import LogRecorder, Recorders
+from broker_common.adapters.dynamo_store import DynamoStore
+from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.prometheus_collectors import CircuitCollector
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
+from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.redis_breaker import NoBreaker, RedisBreaker
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
@@ -28,6 +30,7 @@ from broker_common.core.cleanup import Cleaner
 from broker_common.core.ending import Custody
 from broker_common.core.errors import StoreMisconfigured, StoreUnavailable
 from broker_common.core.expiry import Expirer
+from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
@@ -37,8 +40,7 @@ from broker_common.core.sync import Syncer
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from broker_common.core.jobs import JobQueue
-    from broker_common.core.ports import Clock, RateLimit, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, JobQueue, RateLimit, Recorder, SandboxStore
     from broker_common.settings import Settings
 
 BULK_THREADS = 8
@@ -59,6 +61,7 @@ class ApiServices:
     pauses: PauseBoard
     allocator: Allocator
     custody: Custody
+    inventory: Inventory
     operations: Operations
     purger: Purger
     queue: JobQueue
@@ -87,6 +90,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
     store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
     pauses = PauseBoard(store, clock)
+    custody = Custody(store=store, recorder=recorder, clock=clock)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -101,7 +105,8 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             rng=rng,
             policy=policy,
         ),
-        custody=Custody(store=store, recorder=recorder, clock=clock),
+        custody=custody,
+        inventory=Inventory(store=store, custody=custody),
         operations=Operations(store=store, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         queue=CeleryJobQueue(settings.redis_url, _runs(settings, connect_redis(settings))),

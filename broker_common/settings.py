@@ -240,6 +240,11 @@ class Settings:
         return settings
 
     @property
+    def in_production(self) -> bool:
+        """Whether what is only fit for development is refused."""
+        return self.broker_env is Environment.PRODUCTION
+
+    @property
     def policy(self) -> Policy:
         """The numbers that the core's rules depend on."""
         return Policy(
@@ -273,11 +278,6 @@ class Settings:
         if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
             problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
         return problems
-
-    @property
-    def in_production(self) -> bool:
-        """Whether what is only fit for development is refused."""
-        return self.broker_env is Environment.PRODUCTION
 
     def _check_tokens(self) -> list[str]:
         problems: list[str] = []

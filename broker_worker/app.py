@@ -14,7 +14,7 @@ from celery.apps.worker import (  # type: ignore[attr-defined] # the stubs lack 
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from kombu import Queue
 
-from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE, JOBS_QUEUE
+from broker_common.adapters.celery_names import DELETIONS_QUEUE, JOBS_QUEUE
 from broker_common.core.jobs import Job
 from broker_worker.messages import check_what_is_received
 from broker_worker.tasks import TITLES, TimeLimits, add_tasks

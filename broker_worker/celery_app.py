@@ -62,7 +62,7 @@ def _create() -> Celery:
         if settings.metrics_port:
             serve_beat(pulse, address=settings.api_bind, port=settings.metrics_port)
     elif command == "flower":
-        set_up_flower(settings)
+        set_up_flower(settings, os.environ)
     return app
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -10,27 +9,28 @@ from typing import TYPE_CHECKING
 from tornado.options import options
 
 from broker_common.logs import configure_logging
-from broker_common.settings import Environment
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker_common.settings import Settings
 
 
-def set_up_flower(settings: Settings) -> None:
-    """Make this process fit for Flower; without a password outside development it ends with 2."""
-    _check_authentication(settings)
+def set_up_flower(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Make this process fit for Flower; without a password in Flower's own variables it ends with 2 in production."""
+    _check_authentication(settings, environ)
     options.logging = "none"  # or tornado would write in a format, to a place and from a level of its own
     configure_logging(level=settings.log_level, fmt=settings.log_format)
 
 
-def _check_authentication(settings: Settings) -> None:
-    """Refuse to open Flower to everybody outside development: it starts and stops jobs."""
-    given = os.environ.get("FLOWER_BASIC_AUTH", "").strip()
+def _check_authentication(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Refuse to open Flower to everybody in production: it starts and stops jobs."""
+    given = environ.get("FLOWER_BASIC_AUTH", "").strip()
     pairs = given.split(",") if given else []
     if not all(re.fullmatch(r"[^:]+:.+", pair) for pair in pairs):
         sys.stderr.write("FLOWER_BASIC_AUTH: Must be user:password, or several, comma-separated.\n")
         sys.exit(2)
-    is_open = not pairs and not os.environ.get("FLOWER_AUTH", "").strip()
-    if is_open and settings.broker_env is Environment.PRODUCTION:
+    is_open = not pairs and not environ.get("FLOWER_AUTH", "").strip()
+    if is_open and settings.in_production:
         sys.stderr.write("FLOWER_BASIC_AUTH: Missing: user:password, unless FLOWER_AUTH and its provider are given.\n")
         sys.exit(2)

@@ -14,6 +14,7 @@ from celery import signals
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, start_http_server, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from broker_common.adapters.celery_names import task_name
 from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
-        _PoolCollector(registry, directory)
+        _ProcessesCollector(registry, directory)
         ProcessCollector(registry=registry)
         registry.register(circuit)
         _serve(registry, pulse, address, port)
@@ -61,7 +62,7 @@ def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     sent = Counter("broker_beat_sent_total", "Jobs that this beat has sent", ["job"], registry=registry)
-    names = {f"broker.{job}": sent.labels(job.value) for job in Job}
+    names = {task_name(job): sent.labels(job.value) for job in Job}
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         _serve(registry, pulse, address, port)
@@ -103,8 +104,8 @@ def _with_health(metrics: WSGIApplication, pulse: Pulse) -> WSGIApplication:
     return answer
 
 
-class _PoolCollector(MultiProcessCollector):
-    """Adds up the files of all processes, after dropping the live gauges of those that were killed."""
+class _ProcessesCollector(MultiProcessCollector):
+    """Adds up what a worker's processes have counted, after dropping the live gauges of those that were killed."""
 
     def __init__(self, registry: CollectorRegistry, directory: str) -> None:
         super().__init__(registry, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped

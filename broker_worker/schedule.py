@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.schedules import crontab
 
-from broker_common.adapters.redis_job_runs import JOBS_QUEUE
+from broker_common.adapters.celery_names import JOBS_QUEUE, task_name
 from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
@@ -34,13 +34,12 @@ def beat_config(settings: Settings) -> dict[str, Any]:
     return {
         "beat_schedule": {
             job.value: {
-                "task": f"broker.{job}",
+                "task": task_name(job),
                 "schedule": schedule,
                 "options": {"queue": JOBS_QUEUE},
             }
             for job, schedule in schedules.items()
         },
-        "beat_scheduler": "redbeat.RedBeatScheduler",
         "beat_max_loop_interval": _TICK_SECONDS,
         "redbeat_redis_url": settings.redis_url,
         "redbeat_redis_options": {"socket_connect_timeout": 2, "socket_timeout": 2},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Reject
 from structlog.contextvars import bound_contextvars
 
-from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE
+from broker_common.adapters.celery_names import DELETE_SANDBOX, DELETIONS_QUEUE, task_name
 from broker_common.core.errors import BrokerError, ProviderBusy
 from broker_common.core.events import DeleteOutcome
 from broker_common.core.jobs import Job, JobState
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from broker_common.core.sync import SyncResult
     from broker_common.services import WorkerServices
 
-DELETE_SANDBOX = "broker.delete_sandbox"
 TITLES = {Job.SYNC: "Sync", Job.CLEANUP: "Cleanup", Job.EXPIRE: "Auto-expiry", Job.PURGE_STALE: "Purge"}
 _REQUEST_ID_WORDS = {Job.SYNC: "sync", Job.CLEANUP: "cleanup", Job.EXPIRE: "expiry", Job.PURGE_STALE: "purge-stale"}
 _MESSAGES_AT_ONCE = 100
@@ -68,22 +67,22 @@ def add_tasks(app: Celery, get_services: Callable[[], WorkerServices], limits: T
         **TimeLimits.of(limits.job),
     }
 
-    @app.task(name=f"broker.{Job.SYNC}", **options)
+    @app.task(name=task_name(Job.SYNC), **options)
     def sync(task: Task[Any, Any], *, force: bool = False) -> dict[str, Any]:
         services = get_services()
         return _run(services, Job.SYNC, _id(task), lambda _: _succeeded(services.syncer.run(force=force)))
 
-    @app.task(name=f"broker.{Job.EXPIRE}", **options)
+    @app.task(name=task_name(Job.EXPIRE), **options)
     def expire(task: Task[Any, Any]) -> dict[str, Any]:
         services = get_services()
         return _run(services, Job.EXPIRE, _id(task), lambda _: _succeeded(services.expirer.run()))
 
-    @app.task(name=f"broker.{Job.PURGE_STALE}", **options)
+    @app.task(name=task_name(Job.PURGE_STALE), **options)
     def purge_stale(task: Task[Any, Any]) -> dict[str, Any]:
         services = get_services()
         return _run(services, Job.PURGE_STALE, _id(task), lambda _: _succeeded(services.purger.run()))
 
-    @app.task(name=f"broker.{Job.CLEANUP}", **options)
+    @app.task(name=task_name(Job.CLEANUP), **options)
     def cleanup(task: Task[Any, Any]) -> dict[str, Any]:
         services = get_services()
 

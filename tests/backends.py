@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from redis import Redis
 
 from deploy.dev.dynamodb_local import NotInstalled, dynamodb_local
 from deploy.dev.processes import Process, free_ports, wait_until
@@ -84,6 +85,14 @@ def redis_url() -> Iterator[str]:
     """Yield the URL of a real valkey server, which all tests of the session share: use names of your own."""
     with running(valkey(free_ports(1)[0])) as address:
         yield f"redis://{address}/0"
+
+
+def empty_database(redis_url: str, number: int) -> str:
+    """Return the URL of a database of the session's Redis, emptied: each package that wants one has its own number."""
+    url = f"{redis_url.rsplit('/', 1)[0]}/{number}"
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+    return url
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from broker_common.core.cleanup import Cleaner
 from broker_common.core.domain import Policy, RecyclePolicy, Sandbox, Status
 from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
+from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
@@ -65,6 +66,7 @@ class World:
             policy=policy,
         )
         self.custody = Custody(store=store, recorder=recorder, clock=clock)
+        self.inventory = Inventory(store=store, custody=self.custody)
         self.syncer = Syncer(
             store=store,
             provider=self.provider,

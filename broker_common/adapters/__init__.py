@@ -1,1 +1,1 @@
-"""One file a technology: each implements a port of the core and translates that technology's errors."""
+"""A file a technology, or a few that share its name: each implements a port of the core, and translates its errors."""

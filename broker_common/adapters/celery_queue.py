@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from broker_common.adapters.redis_job_runs import JOBS_QUEUE
+from broker_common.adapters.celery_names import JOBS_QUEUE, task_name
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class CeleryJobQueue:
         self._runs.create(job_id, job, requested_by=request_id)
         try:
             self._app.send_task(
-                f"broker.{job}",
+                task_name(job),
                 kwargs={"force": True} if force else {},
                 task_id=job_id,
                 queue=JOBS_QUEUE,

@@ -1,29 +1,20 @@
 """The provider's HTTP API (the ENG CSP): list the accounts, delete one. The only client there is.
 
-What lives here is the transport, and the judgement of what an answer means; `csp_listing` reads the list itself.
+What lives here is what is asked for, and the judgement of what an answer means; `csp_transport` sends and receives,
+`csp_listing` reads the list itself.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import socket
 import threading
-import time
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import requests
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError
 
 from broker_common.adapters.csp_listing import Listing, account_uuid
+from broker_common.adapters.csp_transport import CspTransport
 from broker_common.core.errors import (
     ListingUnusable,
     ProviderError,
@@ -36,10 +27,8 @@ from broker_common.core.ports import WipeAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
-    from urllib3 import HTTPResponse
-
+    from broker_common.adapters.csp_transport import Answer
     from broker_common.adapters.redis_breaker import NoBreaker, Permit, RedisBreaker
     from broker_common.adapters.redis_slots import RedisSlots, Slot
     from broker_common.core.ports import AccountListing, Clock, Recorder
@@ -49,7 +38,6 @@ _DELETE = "delete account"
 _LIST_BYTES = 64 * 2**20
 _DELETE_BYTES = 64 * 2**10
 _MAX_PAGES = 10_000
-_HTTP_1_1 = 11
 _SNIPPET_CHARACTERS = 160
 _LIST_WAIT_SECONDS = 30.0
 # A worker that is told to stop first finishes what it has begun: a delete that waits must not hold it up.
@@ -71,10 +59,8 @@ _NO_WORD_FROM_THE_SERVER = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY
 class CspClient:
     """Speaks to the provider, and implements the `Provider` port.
 
-    Each request is sent once: no retry, no redirect followed, no proxy or netrc taken from the environment. It ends
-    within `connect_timeout` + `read_timeout` seconds, however slowly an answer drips in; if looking up the host or
-    connecting took longer than that, nothing is sent. Every request passes the circuit breaker and holds a call slot.
-    Connects to nothing until called.
+    Every request is sent once, as `CspTransport` does it, passes the circuit breaker, and holds a call slot. Connects
+    to nothing until called.
     """
 
     def __init__(
@@ -91,20 +77,12 @@ class CspClient:
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._token = token
-        self._timeouts = (connect_timeout, read_timeout)
         self._slots = slots
         self._breaker = breaker
         self._recorder = recorder
         self._clock = clock
         self._admitted = threading.local()
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.auth = _TokenAuth(token)
-        self._session.headers.update(
-            {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "sandbox-broker"}
-        )
-        for scheme in ("https://", "http://"):
-            self._session.mount(scheme, _CuttableAdapter())
+        self._transport = CspTransport(token=token, connect_timeout=connect_timeout, read_timeout=read_timeout)
 
     def list_accounts(self) -> AccountListing:
         """List the active sandbox accounts, all pages, under one call slot, waiting up to 30 s for it.
@@ -128,12 +106,19 @@ class CspClient:
                     return listing.finish()
                 url, parameters = (following, None) if isinstance(following, str) else (first, following)
 
-    def admit(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def admit(self) -> Iterator[None]:
         """Hold a call slot for one `delete_account` by this thread, waiting a few seconds for it.
 
         Raises as the port says.
         """
-        return self._admit()
+        self._breaker.check()
+        with self._slots.hold(wait_sec=_DELETE_WAIT_SECONDS), self._breaker.admit() as permit:
+            self._admitted.permit = permit
+            try:
+                yield
+            finally:
+                self._admitted.permit = None
 
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         """Ask for an account to be wiped, inside `admit`; raises as the port says.
@@ -149,17 +134,8 @@ class CspClient:
             raise ProviderRejected(f"{_DELETE}: its external id is not identity/accounts/<uuid>; nothing was sent")
         with permit.call(), self._recorded("delete"):
             request = requests.Request("DELETE", f"{self._base_url}/sandbox/accounts/{uuid}")
-            return self._judge_delete(self._send(_DELETE, request, max_bytes=_DELETE_BYTES, send_within=send_within))
-
-    @contextmanager
-    def _admit(self) -> Iterator[None]:
-        self._breaker.check()
-        with self._slots.hold(wait_sec=_DELETE_WAIT_SECONDS), self._breaker.admit() as permit:
-            self._admitted.permit = permit
-            try:
-                yield
-            finally:
-                self._admitted.permit = None
+            answer = self._transport.send(_DELETE, request, max_bytes=_DELETE_BYTES, send_within=send_within)
+            return self._judge_delete(answer)
 
     @contextmanager
     def _recorded(self, operation: str) -> Iterator[None]:
@@ -174,10 +150,10 @@ class CspClient:
             seconds = self._clock.monotonic() - started
             self._recorder.record(ProviderCalled(operation=operation, outcome=outcome, seconds=seconds))
 
-    def _get_page(self, request: requests.Request, slot: Slot) -> _Answer:
+    def _get_page(self, request: requests.Request, slot: Slot) -> Answer:
         slot.renew()
         with self._breaker.admit() as permit, permit.call(), self._recorded("list"):
-            answer = self._send(_LIST, request, max_bytes=_LIST_BYTES)
+            answer = self._transport.send(_LIST, request, max_bytes=_LIST_BYTES)
             if not HTTPStatus(200) <= answer.status < HTTPStatus(300):
                 raise self._refusal(_LIST, answer)
             if answer.is_late:
@@ -188,7 +164,7 @@ class CspClient:
                 raise ListingUnusable(f"{_LIST}: the answer was cut short, or is longer than {_LIST_BYTES} bytes")
             return answer
 
-    def _judge_delete(self, answer: _Answer) -> WipeAnswer:
+    def _judge_delete(self, answer: Answer) -> WipeAnswer:
         if answer.status == HTTPStatus.NOT_FOUND:
             return WipeAnswer.GONE
         if answer.status == HTTPStatus.NO_CONTENT:
@@ -203,7 +179,7 @@ class CspClient:
             raise ProviderFailing(f"{_DELETE}: the answer was cut short", outcome_unknown=True)
         return WipeAnswer.WIPED if answer.status == HTTPStatus.OK else WipeAnswer.ACCEPTED
 
-    def _refusal(self, operation: str, answer: _Answer) -> ProviderError:
+    def _refusal(self, operation: str, answer: Answer) -> ProviderError:
         status = answer.status
         text = answer.body.decode("utf-8", "replace").replace(self._token, "***")
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -215,179 +191,3 @@ class CspClient:
         if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return ProviderFailing(message, outcome_unknown=status in _NO_WORD_FROM_THE_SERVER)
         return ProviderRejected(message)
-
-    def _send(
-        self, operation: str, request: requests.Request, *, max_bytes: int, send_within: float = math.inf
-    ) -> _Answer:
-        """Send a request, once, and read its answer; raises `ProviderFailing` if no answer came."""
-        with _Exchange(seconds=sum(self._timeouts), send_within=send_within) as exchange:
-            try:
-                response = self._session.send(
-                    self._session.prepare_request(request),
-                    timeout=self._timeouts,
-                    allow_redirects=False,
-                    stream=True,
-                )
-            except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-                if exchange.is_late or isinstance(error, (requests.Timeout, TimeoutError)):
-                    reason = "timed out" if exchange.is_sent else "timed out while connecting"
-                elif isinstance(error, requests.exceptions.SSLError) and not exchange.is_sent:
-                    reason = "no secure connection"
-                else:
-                    reason = "the connection was lost" if exchange.is_sent else "could not connect"
-                raise ProviderFailing(f"{operation}: {reason}", outcome_unknown=exchange.is_sent) from error
-            with response:
-                return _read(response, exchange, max_bytes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    """An answer as far as it was read: late, broken or too long, it is not complete."""
-
-    url: str
-    status: int
-    content_type: str
-    next_link: str | None
-    body: bytes
-    is_late: bool
-    is_broken: bool
-    is_too_long: bool
-
-    @property
-    def is_complete(self) -> bool:
-        return not (self.is_late or self.is_broken or self.is_too_long)
-
-    @property
-    def is_html(self) -> bool:
-        """Whether the body is an HTML document; many servers call any text, and none at all, text/html."""
-        start = self.body[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-        return start.startswith(b"<") and (
-            "html" in self.content_type or b"<!doctype html" in start or b"<html" in start
-        )
-
-
-def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> _Answer:
-    body = bytearray()
-    is_late = is_broken = False
-    try:
-        for chunk in response.iter_content(2**16):
-            body += chunk
-            if len(body) > max_bytes:
-                break
-    except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-        # requests reports a read that timed out while streaming as a ConnectionError.
-        is_late = "timed out" in str(error).lower()
-        is_broken = not is_late
-    raw: HTTPResponse = response.raw
-    # To be cut off, by us or by the provider, looks like the end of an answer that does not say how long it is, and
-    # like the end of its headers. RFC 9112, section 9.6: a server that ends an answer by closing must say so.
-    says_how_it_ends = (
-        any(name in response.headers for name in ("Content-Length", "Transfer-Encoding"))
-        or "close" in response.headers.get("Connection", "").lower()
-        or raw.version < _HTTP_1_1
-        or response.status_code == HTTPStatus.NO_CONTENT
-    )
-    return _Answer(
-        url=str(response.url),
-        status=response.status_code,
-        content_type=response.headers.get("Content-Type", "").lower(),
-        next_link=response.links.get("next", {}).get("url"),
-        body=bytes(body[:max_bytes]),
-        is_late=is_late or exchange.is_late,
-        is_broken=is_broken or not says_how_it_ends or not _is_length(response.headers.get("Content-Length", "0")),
-        is_too_long=len(body) > max_bytes,
-    )
-
-
-def _is_length(content_length: str) -> bool:
-    """Tell whether a Content-Length can be relied on: RFC 9112, section 6.3, item 5; http.client overlooks others."""
-    given = {each.strip() for each in content_length.split(",")}
-    return len(given) == 1 and all(each.isascii() and each.isdigit() for each in given)
-
-
-class _TokenAuth(AuthBase):
-    """Puts the token into the header, also where the base URL holds a user's name."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Token {self._token}"
-        return request
-
-
-class _Exchange:
-    """One request and its answer: cut off when its time is over, and aware of whether the request went out.
-
-    The time-outs of requests hold for each read from the socket, so that an answer that drips in, header by header,
-    would never end. Here a timer shuts the connection down under the reader; it holds a duplicate of the file
-    descriptor, so that it can never shut down what else got its number since.
-    """
-
-    def __init__(self, *, seconds: float, send_within: float) -> None:
-        self._send_by = time.monotonic() + send_within
-        self.is_late = False
-        self.is_sent = False
-        self._lock = threading.Lock()
-        self._handle: socket.socket | None = None
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True
-
-    def __enter__(self) -> Self:
-        self._reset = _current.set(self)
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        _current.reset(self._reset)
-        with self._lock:
-            if self._handle is not None:
-                self._handle.close()
-                self._handle = None
-
-    def sending(self, sock: socket.socket) -> None:
-        """Take note that the request goes out now, by this connection; raises `TimeoutError` if time is over."""
-        with self._lock:
-            if self.is_late or time.monotonic() > self._send_by:
-                raise TimeoutError
-            self._handle = socket.socket(fileno=os.dup(sock.fileno()))
-            self.is_sent = True
-
-    def _cut(self) -> None:
-        with self._lock:
-            self.is_late = True
-            if self._handle is not None:
-                with suppress(OSError):
-                    self._handle.shutdown(socket.SHUT_RDWR)
-
-
-_current: ContextVar[_Exchange] = ContextVar("_current")
-
-
-class _CuttableHTTPConnection(HTTPConnection):
-    def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
-        if self.sock is None:
-            self.connect()
-        _current.get().sending(self.sock)
-        super().request(*args, **options)
-
-
-class _CuttableHTTPSConnection(_CuttableHTTPConnection, HTTPSConnection):
-    """The same over TLS; `HTTPSConnection` is what follows in the order of its bases."""
-
-
-class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _CuttableHTTPConnection
-
-
-class _HTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _CuttableHTTPSConnection
-
-
-class _CuttableAdapter(HTTPAdapter):
-    """Makes connections that an `_Exchange` can cut. Retries nothing, as is requests' default."""
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
-        super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}

@@ -15,10 +15,13 @@ from typing import Any
 
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.errors import InvalidInput, InvalidTransition, UnreadableRecord
-from broker_common.core.ports import Pauses
+from broker_common.core.ports import Pauses, Watermark
 
 Item = dict[str, Any]
 """An item, key or set of values."""
+
+SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
+PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
 
 
 def shard_of(sandbox_id: str, shards: int) -> int:
@@ -109,6 +112,16 @@ def decode_candidate(item: Item) -> Candidate:
         external_id=item["external_id"]["S"],
         sfdc_account_id=sfdc_account_id["S"] if sfdc_account_id else None,
     )
+
+
+def encode_watermark(watermark: Watermark) -> Item:
+    """Return the watermark's whole item."""
+    return {**SYNC_KEY, "synced_at": encode(watermark.synced_at), "accounts": encode(watermark.accounts)}
+
+
+def decode_watermark(item: Item) -> Watermark:
+    """Return the watermark of an item."""
+    return Watermark(int(item["synced_at"]["N"]), int(item["accounts"]["N"]))
 
 
 def decode_pauses(item: Item | None) -> Pauses:

@@ -5,21 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import fields
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
-
-import boto3
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
+from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_items import (
+    PAUSE_KEY,
+    SYNC_KEY,
     Item,
     claim_key,
     decode_candidate,
@@ -27,10 +17,12 @@ from broker_common.adapters.dynamo_items import (
     decode_cursor,
     decode_pauses,
     decode_sandbox,
+    decode_watermark,
     encode,
     encode_claim,
     encode_cursor,
     encode_sandbox,
+    encode_watermark,
     index_key,
     sandbox_id_of,
     sandbox_key,
@@ -38,7 +30,8 @@ from broker_common.adapters.dynamo_items import (
     status_key,
 )
 from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, SHARDS
-from broker_common.core.deadline import Backoff, time_left
+from broker_common.adapters.dynamo_transport import ConditionFailed, DynamoTransport
+from broker_common.core.deadline import Backoff
 from broker_common.core.domain import (
     ORDER_LIMIT,
     Candidate,
@@ -47,16 +40,7 @@ from broker_common.core.domain import (
     Status,
     allocation_changes,
 )
-from broker_common.core.errors import (
-    Conflict,
-    DeadlineExceeded,
-    LayoutMismatch,
-    OutcomeUnknown,
-    StoreMisconfigured,
-    StoreUnavailable,
-    UnreadableRecord,
-)
-from broker_common.core.events import StoreCalled, StoreOutcome
+from broker_common.core.errors import Conflict, LayoutMismatch, StoreUnavailable, UnreadableRecord
 from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
 from broker_common.core.ports import (
@@ -80,79 +64,13 @@ if TYPE_CHECKING:
 
     from broker_common.core.ports import Clock, Recorder
 
-_SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
-_PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
 _BATCH = 100
 """BatchGetItem's limit."""
 _PAGE = 1000
 """Items of one page of a query or scan: some 400 KB, answered well within the time of one call, as 1 MB may not be."""
 _COUNT_THREADS = 8
-_REFUSED = frozenset(
-    {
-        "ThrottlingException",
-        "ProvisionedThroughputExceededException",
-        "RequestLimitExceeded",
-        "TransactionConflictException",
-        "ReplicatedWriteConflictException",
-        "LimitExceededException",
-    }
-)
-"""Errors after which nothing was written and the same request may be sent again."""
-_CREDENTIALS = frozenset(
-    {
-        "AccessDeniedException",
-        "ExpiredTokenException",
-        "IncompleteSignature",
-        "InvalidClientTokenId",
-        "InvalidSignatureException",
-        "MissingAuthenticationTokenException",
-        "UnrecognizedClientException",
-    }
-)
-
-_OPERATIONS = {
-    "batch_get_item": "BatchGetItem",
-    "delete_item": "DeleteItem",
-    "get_item": "GetItem",
-    "put_item": "PutItem",
-    "query": "Query",
-    "scan": "Scan",
-    "transact_write_items": "TransactWriteItems",
-    "update_item": "UpdateItem",
-}
 
 _log = logging.getLogger(__name__)
-
-
-def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, connections: int) -> DynamoDBClient:
-    """Make the low-level client of one process; call it after a fork. It connects at its first call.
-
-    `timeout_sec` bounds one call: a third of it for connecting, the rest for the answer. The client never repeats
-    a call: the store does, within the request's deadline.
-    """
-    return boto3.session.Session().client(
-        "dynamodb",
-        region_name=region,
-        endpoint_url=endpoint_url,
-        config=Config(
-            connect_timeout=timeout_sec / 3,
-            read_timeout=timeout_sec * 2 / 3,
-            max_pool_connections=connections,
-            parameter_validation=False,
-            retries={"mode": "standard", "total_max_attempts": 1},
-            tcp_keepalive=True,
-            # botocore would put its own together anew for each call, at a twentieth of a transaction's CPU.
-            user_agent="sandbox-broker",
-        ),
-    )
-
-
-class _ConditionFailed(Exception):
-    """The condition of a write did not hold; `answer` is DynamoDB's."""
-
-    def __init__(self, answer: Item) -> None:
-        super().__init__()
-        self.answer = answer
 
 
 class DynamoStore:
@@ -170,13 +88,13 @@ class DynamoStore:
         timeout_sec: float = 1.0,
     ) -> None:
         """Use `client` as `make_client` makes it, with the same `timeout_sec`."""
-        self._client: Any = client  # its requests and answers are handled as DynamoDB's plain JSON
         self._table = table_name
         self._clock = clock
         self._rng = rng
-        self._recorder = recorder
         self._shards = shards
-        self._timeout = timeout_sec
+        self._transport = DynamoTransport(
+            client, table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
+        )
 
     @property
     def ring_size(self) -> int:
@@ -195,12 +113,13 @@ class DynamoStore:
 
     def read_claims(self, track_id: str) -> list[Claim]:
         """Implement the port: a consistent query of the track's partition."""
+        any_of_them = claim_key(track_id, "")
         return [
             decode_claim(item)
             for item in self._query(
                 ConsistentRead=True,
                 KeyConditionExpression="PK = :track AND begins_with(SK, :claim)",
-                ExpressionAttributeValues={":track": {"S": f"TRACK#{track_id}"}, ":claim": {"S": "CLAIM#"}},
+                ExpressionAttributeValues={":track": any_of_them["PK"], ":claim": any_of_them["SK"]},
             )
         ]
 
@@ -221,7 +140,7 @@ class DynamoStore:
             request["FilterExpression"] = "begins_with(#name, :prefix)"
             request["ExpressionAttributeNames"] = {"#name": "name"}
             request["ExpressionAttributeValues"][":prefix"] = {"S": prefix}
-        answer = self._read("query", **request)
+        answer = self._transport.read("query", **request)
         candidates = tuple(decode_candidate(item) for item in answer["Items"])
         if last := answer.get("LastEvaluatedKey"):
             at = shard * ORDER_LIMIT + int(last["status_order"]["N"])
@@ -230,15 +149,12 @@ class DynamoStore:
         return AvailablePage(candidates, RingPosition(end % self.ring_size), end - position.at)
 
     def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
-        """Implement the port: one TransactWriteItems, sent once.
-
-        Source for the reasons of a cancellation: TransactWriteItems in the DynamoDB API reference.
-        """
+        """Implement the port: one TransactWriteItems, sent once."""
         version = candidate.version
         changes = allocation_changes(claim, version=version)
-        request: Item = {
-            "ClientRequestToken": token,
-            "TransactItems": [
+        reasons = self._transport.transact_once(
+            ClientRequestToken=token,
+            TransactItems=[
                 {
                     "Put": {
                         "TableName": self._table,
@@ -249,28 +165,22 @@ class DynamoStore:
                 },
                 {"Update": self._update(candidate.sandbox_id, Status.AVAILABLE, version, changes)},
             ],
-        }
-        try:
-            self._send_once("transact_write_items", request)
-        except ClientError as error:
-            if _code(error) != "TransactionCanceledException":
-                raise self._translate(error, writing=True) from error
-            held, taken = _response(error)["CancellationReasons"]
-            if held["Code"] == "ConditionalCheckFailed":
-                return ClaimHeld(decode_claim(held["Item"]))
-            if taken["Code"] == "ConditionalCheckFailed":
-                return CandidateGone(decode_sandbox(taken["Item"]) if taken.get("Item") else None)
-            return Contended()
-        except BotoCoreError as error:
-            raise self._translate(error, writing=True) from error
-        return Allocated()
+        )
+        if reasons is None:
+            return Allocated()
+        held, taken = reasons
+        if held["Code"] == "ConditionalCheckFailed":
+            return ClaimHeld(decode_claim(held["Item"]))
+        if taken["Code"] == "ConditionalCheckFailed":
+            return CandidateGone(decode_sandbox(taken["Item"]) if taken.get("Item") else None)
+        return Contended()
 
     def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
         """Implement the port: one TransactWriteItems over the sandbox and its claim."""
         if before.allocated_to_track is None or before.idempotency_key is None or before.lease_id is None:
             raise Conflict(f"sandbox {before.sandbox_id} is not allocated", current=before)
         try:
-            self._write(
+            self._transport.write(
                 "transact_write_items",
                 ClientRequestToken=new_id(self._rng),
                 TransactItems=[
@@ -285,7 +195,7 @@ class DynamoStore:
                     },
                 ],
             )
-        except _ConditionFailed as failed:
+        except ConditionFailed as failed:
             sandbox, _ = failed.answer["CancellationReasons"]
             if sandbox["Code"] == "ConditionalCheckFailed":
                 self._settle(before, after, sandbox.get("Item"))
@@ -296,27 +206,27 @@ class DynamoStore:
     def add(self, sandbox: Sandbox) -> None:
         """Implement the port: a conditional put."""
         try:
-            self._write(
+            self._transport.write(
                 "put_item",
                 TableName=self._table,
                 Item=encode_sandbox(sandbox, self._shards),
                 ConditionExpression="attribute_not_exists(PK)",
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
             )
-        except _ConditionFailed as failed:
+        except ConditionFailed as failed:
             self._settle(None, sandbox, failed.answer.get("Item"))
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
         """Implement the port: a conditional update of what differs."""
         try:
-            self._write("update_item", **self._replace(before, after))
-        except _ConditionFailed as failed:
+            self._transport.write("update_item", **self._replace(before, after))
+        except ConditionFailed as failed:
             self._settle(before, after, failed.answer.get("Item"))
 
     def remove(self, before: Sandbox) -> None:
         """Implement the port: a conditional delete."""
         try:
-            self._write(
+            self._transport.write(
                 "delete_item",
                 TableName=self._table,
                 Key=sandbox_key(before.sandbox_id),
@@ -327,7 +237,7 @@ class DynamoStore:
                 },
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
             )
-        except _ConditionFailed as failed:
+        except ConditionFailed as failed:
             self._settle(before, None, failed.answer.get("Item"))
 
     def read_all(self) -> Iterator[Sandbox]:
@@ -372,7 +282,7 @@ class DynamoStore:
             }
             if start:
                 request["ExclusiveStartKey"] = start
-            answer = self._read("query", **request)
+            answer = self._transport.read("query", **request)
             ids += [sandbox_id_of(item) for item in answer["Items"]]
             start = answer.get("LastEvaluatedKey")
             part += 0 if start else 1
@@ -394,7 +304,7 @@ class DynamoStore:
             }
             total: int = 0
             while True:
-                answer = self._read("query", **request)
+                answer = self._transport.read("query", **request)
                 total += int(answer["Count"])
                 if "LastEvaluatedKey" not in answer:
                     return total
@@ -423,38 +333,34 @@ class DynamoStore:
 
     def read_watermark(self) -> Watermark | None:
         """Implement the port: a consistent read."""
-        item = self._get(_SYNC_KEY)
-        return Watermark(int(item["synced_at"]["N"]), int(item["accounts"]["N"])) if item else None
+        item = self._get(SYNC_KEY)
+        return decode_watermark(item) if item else None
 
     def write_watermark(self, watermark: Watermark) -> None:
         """Implement the port: a put on the condition that time goes forward."""
         try:
-            self._write(
+            self._transport.write(
                 "put_item",
                 TableName=self._table,
-                Item={
-                    **_SYNC_KEY,
-                    "synced_at": {"N": str(watermark.synced_at)},
-                    "accounts": {"N": str(watermark.accounts)},
-                },
+                Item=encode_watermark(watermark),
                 ConditionExpression="attribute_not_exists(PK) OR synced_at <= :now",
                 ExpressionAttributeValues={":now": {"N": str(watermark.synced_at)}},
             )
-        except _ConditionFailed:
+        except ConditionFailed:
             return
 
     def read_pauses(self) -> Pauses:
         """Implement the port: a consistent read."""
-        return decode_pauses(self._get(_PAUSE_KEY))
+        return decode_pauses(self._get(PAUSE_KEY))
 
     def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
         """Implement the port: one update of the named attributes only."""
         if not changes:
             return self.read_pauses()
-        answer = self._write(
+        answer = self._transport.write(
             "update_item",
             TableName=self._table,
-            Key=_PAUSE_KEY,
+            Key=PAUSE_KEY,
             UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in changes),
             ExpressionAttributeNames={f"#{name}": name for name in changes},
             ExpressionAttributeValues={f":{name}": {"BOOL": value} for name, value in changes.items()},
@@ -464,7 +370,7 @@ class DynamoStore:
 
     def ping(self) -> int | None:
         """Implement the port: read the layout record; the time is that of DynamoDB's `Date` header."""
-        answer = self._read("get_item", TableName=self._table, Key=LAYOUT_KEY, ConsistentRead=True)
+        answer = self._transport.read("get_item", TableName=self._table, Key=LAYOUT_KEY, ConsistentRead=True)
         if "Item" not in answer:
             raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
         shards = int(answer["Item"]["shards"]["N"])
@@ -523,7 +429,7 @@ class DynamoStore:
         return status_key(status, shard_of(sandbox_id, self._shards))
 
     def _get(self, key: Mapping[str, Any]) -> Item | None:
-        answer = self._read("get_item", TableName=self._table, Key=key, ConsistentRead=True)
+        answer = self._transport.read("get_item", TableName=self._table, Key=key, ConsistentRead=True)
         item: Item | None = answer.get("Item")
         return item
 
@@ -533,7 +439,7 @@ class DynamoStore:
         backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0)
         while wanted:
             request = {self._table: {"Keys": wanted[:_BATCH], "ConsistentRead": True}}
-            answer = self._read("batch_get_item", RequestItems=request)
+            answer = self._transport.read("batch_get_item", RequestItems=request)
             for item in answer["Responses"][self._table]:
                 found |= {sandbox.sandbox_id: sandbox for sandbox in _readable(item)}
             unread = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
@@ -548,87 +454,11 @@ class DynamoStore:
     def _pages(self, operation: str, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
         request |= {"TableName": self._table, "Limit": _PAGE}
         while True:
-            answer = self._read(operation, **request)
+            answer = self._transport.read(operation, **request)
             yield from answer["Items"]
             if "LastEvaluatedKey" not in answer:
                 return
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
-
-    def _read(self, operation: str, **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
-        return self._send(operation, request, writing=False)
-
-    def _write(self, operation: str, **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
-        """Send a write that may be repeated: its condition tells whether it was applied before.
-
-        Raises `_ConditionFailed`, too.
-        """
-        return self._send(operation, request, writing=True)
-
-    def _send(self, operation: str, request: Item, *, writing: bool) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
-        """Send a request until it is answered, tries are used up, or the deadline is near."""
-        backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0, tries=6)
-        while True:
-            try:
-                return self._send_once(operation, request)
-            except (ClientError, BotoCoreError) as error:
-                if isinstance(error, ClientError) and _is_failed_condition(error):
-                    raise _ConditionFailed(_response(error)) from error
-                trouble = self._translate(error, writing=writing)
-                if isinstance(trouble, StoreMisconfigured):
-                    raise trouble from error
-            backoff.pause(trouble, need=self._timeout)
-
-    def _send_once(self, operation: str, request: Item) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
-        """Send a request once, and record how long that took and how it ended."""
-        self._check_deadline()
-        started, outcome = self._clock.monotonic(), StoreOutcome.UNANSWERED
-        try:
-            answer = getattr(self._client, operation)(**request)
-            outcome = StoreOutcome.SUCCESS
-        except ClientError as error:
-            outcome = _outcome(error)
-            raise
-        else:
-            return answer
-        finally:
-            seconds = self._clock.monotonic() - started
-            self._recorder.record(StoreCalled(operation=_OPERATIONS[operation], outcome=outcome, seconds=seconds))
-
-    def _check_deadline(self) -> None:
-        """Refuse to begin a call that could outlast the request's deadline."""
-        if time_left(self._clock) < self._timeout:
-            raise DeadlineExceeded("the store did not answer in time")
-
-    def _translate(self, error: ClientError | BotoCoreError, *, writing: bool) -> StoreUnavailable:
-        """Turn an error of the client into one of the port; a fault of ours in the request is raised as it is."""
-        if isinstance(error, ClientError):
-            code = _code(error)
-            if code == "ResourceNotFoundException":
-                missing = f"table {self._table!r} does not exist: create it with `broker table create`"
-                return StoreMisconfigured(missing)
-            if code in _CREDENTIALS:
-                return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
-            if code in _REFUSED or code == "TransactionCanceledException":
-                return StoreUnavailable("DynamoDB is busy")
-            failed = _response(error)["ResponseMetadata"]["HTTPStatusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR
-            if not failed and code != "TransactionInProgressException":
-                raise error
-            message = f"DynamoDB failed ({code})"
-        elif isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-            return StoreMisconfigured("there are no AWS credentials")
-        elif isinstance(error, (EndpointConnectionError, ConnectTimeoutError)):
-            return StoreUnavailable("DynamoDB cannot be reached")
-        else:
-            message = f"DynamoDB did not answer ({type(error).__name__})"
-        return OutcomeUnknown(message) if writing else StoreUnavailable(message)
-
-
-def _outcome(error: ClientError) -> StoreOutcome:
-    if _is_failed_condition(error):
-        return StoreOutcome.CONDITION_FAILED
-    if _code(error) in _REFUSED or _code(error) == "TransactionCanceledException":
-        return StoreOutcome.THROTTLED
-    return StoreOutcome.ERROR
 
 
 def _readable(item: Item) -> Iterator[Sandbox]:
@@ -637,20 +467,3 @@ def _readable(item: Item) -> Iterator[Sandbox]:
         yield decode_sandbox(item)
     except UnreadableRecord as error:
         _log.error("%s", error.message)
-
-
-def _response(error: ClientError) -> Item:
-    return cast("Item", error.response)
-
-
-def _code(error: ClientError) -> str:
-    code: str = _response(error)["Error"]["Code"]
-    return code
-
-
-def _is_failed_condition(error: ClientError) -> bool:
-    """Tell a condition that did not hold from every other failure."""
-    if _code(error) == "ConditionalCheckFailedException":
-        return True
-    codes = {reason["Code"] for reason in _response(error).get("CancellationReasons", [])}
-    return "ConditionalCheckFailed" in codes

@@ -1,4 +1,4 @@
-"""The recorder that writes each event as one log line, and the one that passes events on to several recorders."""
+"""The recorder that writes each event as one log line."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ from broker_common.core.events import (
     MarkOutcome,
     PoolSynced,
     ProviderCalled,
+    RateChecked,
     StoreCalled,
 )
 from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from broker_common.core.events import Event
-    from broker_common.core.ports import Recorder
 
 _JOB_ACTIONS = {
     Job.SYNC: "background_sync",
@@ -65,8 +63,8 @@ class LogRecorder:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
     def record(self, event: Event) -> None:  # noqa: C901 - one case an event
-        """Write an event, unless it is one call among many, which metrics alone keep."""
-        if isinstance(event, StoreCalled | ProviderCalled):
+        """Write an event, unless it is one call or request among many, which metrics alone keep."""
+        if isinstance(event, StoreCalled | ProviderCalled | RateChecked):
             return
         details = _details(event)
         match event:
@@ -79,11 +77,13 @@ class LogRecorder:
             case AllocationExpired():
                 self._write(logging.INFO, "Allocation expired", action="expire", **details)
             case AccountSkipped():
-                self._write(logging.WARNING, "Account skipped: it does not parse", action="sync", **details)
+                self._write(
+                    logging.WARNING, "Account skipped: it does not parse", action=_JOB_ACTIONS[Job.SYNC], **details
+                )
             case ItemFailed():
                 self._write(logging.WARNING, "One item failed, and is left to the next run", **details)
             case PoolSynced():
-                self._write(logging.DEBUG, "Pool written", action="sync", **details)
+                self._write(logging.DEBUG, "Pool written", action=_JOB_ACTIONS[Job.SYNC], **details)
             case DeleteEnded():
                 self._write(_level(event.outcome), "Delete ended", action="delete", **details)
             case JobEnded():
@@ -91,22 +91,6 @@ class LogRecorder:
 
     def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - whatever events hold
         self._log.log(level, message, **details)
-
-
-class Recorders:
-    """Passes each event on to several recorders, and logs the failure of one, which keeps nothing from the rest."""
-
-    def __init__(self, recorders: Sequence[Recorder]) -> None:
-        self._recorders = tuple(recorders)
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
-
-    def record(self, event: Event) -> None:
-        """Pass an event on; never raises."""
-        for recorder in self._recorders:
-            try:
-                recorder.record(event)
-            except Exception:  # noqa: BLE001 - what happened must not fail because it could not be counted
-                self._log.exception("An event could not be recorded", event_type=type(event).__name__)
 
 
 def _answer_level(event: AllocateEnded | MarkEnded) -> int:

@@ -39,7 +39,6 @@ LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 _JOB_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _STORE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
-_DELETE_FAILED = frozenset({DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP, DeleteOutcome.MISCONFIGURED})
 
 
 class PrometheusApiRecorder:
@@ -161,7 +160,7 @@ class PrometheusJobRecorder:
             case DeleteEnded():
                 if event.outcome is DeleteOutcome.DELETED:
                     self._deleted.inc()
-                elif event.outcome in _DELETE_FAILED:
+                elif event.outcome.is_failure:
                     self._failed.inc()
             case AllocationExpired():
                 self._expired.inc()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import RedisError
 
+from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.core.errors import QueueUnavailable
 from broker_common.core.events import DeleteOutcome, JobEnded
 from broker_common.core.jobs import Job, JobRun, JobState
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 KEPT_SECONDS = 24 * 3600
-JOBS_QUEUE = "jobs"
-DELETIONS_QUEUE = "deletions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

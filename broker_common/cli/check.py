@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ class Finding:
     text: str
 
 
-def check(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+def check(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Yield a finding a part, as soon as it is known. Writes nothing, and never raises for what it finds."""
     problems = _problems(environ)
     if problems:

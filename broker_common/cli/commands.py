@@ -14,11 +14,12 @@ from urllib.parse import quote
 import click
 from botocore.exceptions import BotoCoreError, ClientError
 
-from broker_common.adapters.dynamo_store import make_client
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.cli.api import ApiError, BrokerApi
 from broker_common.cli.check import check
 from broker_common.core.domain import Status
+from broker_common.core.jobs import JobState
 from broker_common.settings import Process, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ ADMIN_TIMEOUT_SEC = 10.0
 """Table operations are slower than reads and writes."""
 _LOOK_AGAIN_SEC = 0.5
 _COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
-_CALLS = {"sync": "/sync", "cleanup": "/cleanup", "expire": "/expire", "purge-stale": "/purge-stale"}
-_ENDED = {"succeeded", "failed", "skipped"}
+_JOBS = ("sync", "cleanup", "expire", "purge-stale")
+"""As the API's calls spell them."""
+_ENDED = {state for state in JobState if state.is_final}
 
 
 class _Commands(click.Group):
@@ -69,7 +71,7 @@ def check_command() -> None:
     Exits 1 when something is wrong. Example: broker check
     """
     is_all_right = True
-    for finding in check():
+    for finding in check(os.environ):
         click.echo(f"{finding.part:<9} {'OK  ' if finding.ok else 'FAIL'} {finding.text}")
         is_all_right = is_all_right and finding.ok
     sys.exit(0 if is_all_right else 1)
@@ -160,7 +162,7 @@ def job() -> None:
 
 
 @job.command()
-@click.argument("name", type=click.Choice(list(_CALLS)))
+@click.argument("name", type=click.Choice(_JOBS))
 @click.option("--wait", is_flag=True, help="Stay until it has ended; exits 1 if it failed.")
 @click.option("--force", is_flag=True, help="For sync: past the brake on missing accounts.")
 def run(name: str, *, wait: bool, force: bool) -> None:
@@ -171,7 +173,7 @@ def run(name: str, *, wait: bool, force: bool) -> None:
     if force and name != "sync":
         raise click.UsageError("--force is for sync alone.")
     api = _api()
-    job_id = api.post(_CALLS[name], {"force": True} if force else None)["job_id"]
+    job_id = api.post(f"/{name}", {"force": True} if force else None)["job_id"]
     click.echo(f"{job_id} is asked for", err=True)
     if not wait:
         click.echo(job_id)
@@ -185,7 +187,7 @@ def run(name: str, *, wait: bool, force: bool) -> None:
         state = api.get(f"/jobs/{job_id}")
     click.echo(json.dumps(state.get("result") or {}))
     click.echo(f"{state['state']}{': ' + state['error'] if state.get('error') else ''}", err=True)
-    sys.exit(1 if state["state"] == "failed" else 0)
+    sys.exit(1 if state["state"] == JobState.FAILED else 0)
 
 
 def _print_table(found: Iterable[dict[str, Any]]) -> None:

@@ -47,6 +47,11 @@ class DeleteOutcome(StrEnum):
     NOT_DUE = "not_due"
     """Somebody else has it, or had it."""
 
+    @property
+    def is_failure(self) -> bool:
+        """Tell whether the provider was asked and did not wipe the sandbox: what the jobs' sentence calls failed."""
+        return self in {DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP, DeleteOutcome.MISCONFIGURED}
+
 
 class StoreOutcome(StrEnum):
     """How one call of the store's engine ended."""

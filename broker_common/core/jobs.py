@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 class Job(StrEnum):
-    """The periodic jobs; the value is the name in `/v1/admin/jobs`, metrics and Celery (`broker.<value>`)."""
+    """The periodic jobs; the value is the name in `/v1/admin/jobs`, metrics and the name of its task."""
 
     SYNC = "sync"
     CLEANUP = "cleanup"
@@ -43,19 +43,3 @@ class JobRun:
     state: JobState
     result: Mapping[str, Any] | None = None
     error: str | None = None
-
-
-class JobQueue(Protocol):
-    """Where runs of jobs are asked for and looked up. Kept for 24 hours.
-
-    Raises `QueueUnavailable` at once when the queue cannot be reached.
-    """
-
-    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
-        """Ask for a run now; returns its job id."""
-
-    def find(self, job_id: str) -> JobRun:
-        """Return a run; raises `JobNotFound`."""
-
-    def ping(self) -> None:
-        """Make sure that the queue answers."""

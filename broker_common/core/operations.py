@@ -22,13 +22,6 @@ class Operations:
         self._clock = clock
         self._threads = threads
 
-    def read(self, sandbox_id: str) -> Sandbox:
-        """Return a sandbox, tombstones included; raises `SandboxNotFound`."""
-        sandbox = self._store.get(sandbox_id)
-        if sandbox is None:
-            raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
-        return sandbox
-
     def quarantine(self, sandbox_id: str, *, reason: str) -> Sandbox:
         """Put an available or stale sandbox aside, with the reason kept.
 
@@ -56,7 +49,7 @@ class Operations:
         return True
 
     def _change(self, sandbox_id: str, transition: Callable[[Sandbox], Sandbox]) -> Sandbox:
-        sandbox: Sandbox | None = self.read(sandbox_id)
+        sandbox = self._store.get(sandbox_id)
         while sandbox is not None:
             changed = transition(sandbox)
             try:

@@ -16,7 +16,6 @@ _OUTCOMES = {
     JobState.FAILED: JobOutcome.ERROR,
     JobState.SKIPPED: JobOutcome.SKIPPED,
 }
-_FAILED = (DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP, DeleteOutcome.MISCONFIGURED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,7 @@ class CleanupTally:
         postponed. `partial`: some deletes never reported, because their workers died.
         """
         counts = {outcome: self.counts.get(outcome, 0) for outcome in DeleteOutcome}
-        failed = sum(counts[outcome] for outcome in _FAILED)
+        failed = sum(count for outcome, count in counts.items() if outcome.is_failure)
         error = None
         if counts[DeleteOutcome.MISCONFIGURED]:
             error = self.errors.get(DeleteOutcome.MISCONFIGURED, "the provider's configuration is at fault")

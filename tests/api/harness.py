@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from broker_api.app import create_app
-from broker_common.adapters.log_recorder import Recorders
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
+from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import Allocator
 from broker_common.core.ending import Custody
 from broker_common.core.errors import JobNotFound, QueueUnavailable
+from broker_common.core.inventory import Inventory
 from broker_common.core.jobs import Job, JobRun, JobState
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
@@ -166,6 +167,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
 ) -> ApiServices:
     """Put together what the routes call, with every id and order fixed."""
     rng, pauses = Random(1), PauseBoard(store, clock)
+    custody = Custody(store=store, recorder=recorder, clock=clock)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -180,7 +182,8 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
             rng=rng,
             policy=settings.policy,
         ),
-        custody=Custody(store=store, recorder=recorder, clock=clock),
+        custody=custody,
+        inventory=Inventory(store=store, custody=custody),
         operations=Operations(store=store, clock=clock, threads=1),
         purger=Purger(store=store, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         queue=queue,

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from broker_api.app import create_app
 from broker_api.runtime import runtime_of
-from broker_common.adapters.dynamo_store import make_client
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.services import build_api_services
 from broker_common.settings import Process, Settings
 from tests.api.harness import ENVIRONMENT, Api, body_of, make_api, refusing

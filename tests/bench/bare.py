@@ -13,8 +13,9 @@ import uuid
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
-from broker_common.adapters.log_recorder import Recorders
+from broker_common.adapters.dynamo_store import DynamoStore
+from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import Candidate, Claim, Policy
 from broker_common.core.ids import new_id

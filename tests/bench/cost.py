@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_items import encode_claim
 from broker_common.adapters.dynamo_store import DynamoStore
-from broker_common.adapters.log_recorder import Recorders
+from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import AllocateRequest, Allocation
 from broker_common.core.domain import Account, Claim, Sandbox, Status, allocate
 from broker_common.core.errors import NoSandboxesAvailable
 from broker_common.core.ids import new_id
 from tests.bench.load import new_tracks
-from tests.bench.pool import load_items, load_pool, make_pool
+from tests.bench.pool import make_pool
 from tests.bench.report import columns
+from tests.bulk_load import load_records
 from tests.fakes import FakeClock
 from tests.world import World
 
@@ -169,8 +169,8 @@ def _fill(client: DynamoDBClient, table: str, pool: int) -> list[Sandbox]:
     free, held = sandboxes[: pool // 5], sandboxes[pool // 5 :]
     rng, now = Random(2), FakeClock().now()
     claims = [_claim(each, track, rng, now) for each, track in zip(held, new_tracks(len(held)), strict=True)]
-    load_pool(client, table, free + [allocate(each, claim) for each, claim in zip(held, claims, strict=True)])
-    load_items(client, table, [encode_claim(claim) for claim in claims])
+    load_records(client, table, free + [allocate(each, claim) for each, claim in zip(held, claims, strict=True)])
+    load_records(client, table, claims)
     return sandboxes
 
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 from broker_api import app as api
 from broker_api.startup import read_settings
 from broker_common import services
-from broker_common.adapters.log_recorder import Recorders
+from broker_common.adapters.recorders import Recorders
 from broker_common.logs import configure_logging
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from broker_common.core.events import StoreOutcome
 from tests.bench import cost, workers
 from tests.bench.bare import Bare
 from tests.bench.load import Load, allocations, marks, new_tracks, percentile, request
-from tests.bench.pool import load_pool, make_pool
+from tests.bench.pool import make_pool
 from tests.bench.report import Findings, Goal, columns
 from tests.bench.servers import API_PROCESSES, TRACK_TOKEN
 from tests.bench.textbook import make_textbook_table
+from tests.bulk_load import load_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,7 +63,7 @@ class Bench:
 
     def fill(self, table: str, sandboxes: int, *, first: int = 0) -> None:
         """Put sandboxes into a table, numbered from `first`."""
-        load_pool(self.servers.client(), table, make_pool(sandboxes, first=first))
+        load_records(self.servers.client(), table, make_pool(sandboxes, first=first))
 
     def allocate(self, api: Api, requests: int, *, clients: int) -> Load:
         """Have new tracks allocate."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Self
 
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from broker_common.adapters.dynamo_store import make_client
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_transport import make_client
 from deploy.dev import programs
 from deploy.dev.dynamodb_local import dynamodb_local
 from deploy.dev.plan import LOOPBACK, make_plan

@@ -18,10 +18,11 @@ from uuid import uuid4
 import pytest
 from botocore.exceptions import ClientError
 
-from broker_common.adapters.dynamo_items import encode_claim, encode_sandbox
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_items import encode_sandbox
+from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import SHARDS, create_table
-from broker_common.adapters.log_recorder import Recorders
+from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import AllocateRequest
 from broker_common.core.domain import Policy, Status
@@ -30,12 +31,13 @@ from deploy.dev.processes import ROOT, wait_until
 from tests.bench.bare import Bare, transactions
 from tests.bench.cost import GAUGES, GAUGES_OF_NONE, Meter, Units, months_table, price
 from tests.bench.load import Answer, Generator, Load, allocations, drive, new_tracks, percentile
-from tests.bench.pool import load_items, load_pool, make_pool
+from tests.bench.pool import make_pool
 from tests.bench.report import Findings, Goal, table, write_json, write_plot
 from tests.bench.scenarios import CALLS, add_drain
 from tests.bench.servers import REGION, TRACK_TOKEN, Servers
 from tests.bench.textbook import TextbookAllocator, make_textbook_table
 from tests.bench.workers import Work
+from tests.bulk_load import load_records
 from tests.fakes import make_claim
 from tests.http_server import Handler, serving
 
@@ -150,7 +152,7 @@ def test_bare_transactions_allocate_each_sandbox_to_a_track_of_its_own(
     client: DynamoDBClient, table_name: str, dynamodb_local_url: str
 ) -> None:
     pool = make_pool(10)
-    load_pool(client, table_name, pool)
+    load_records(client, table_name, pool)
     with Bare(dynamodb_local_url, processes=2) as bare:
         load = bare.allocate(table_name, pool[:8], clients=4)
     assert load.statuses == {201: 8}
@@ -166,7 +168,7 @@ def test_bare_transactions_allocate_each_sandbox_to_a_track_of_its_own(
 
 def test_a_bare_transaction_is_refused_once_its_sandbox_is_taken(client: DynamoDBClient, table_name: str) -> None:
     pool = make_pool(1)
-    load_pool(client, table_name, pool)
+    load_records(client, table_name, pool)
     first, second = (transactions(table_name, pool)[0] for _ in range(2))
     client.transact_write_items(**first)
     with pytest.raises(ClientError, match="ConditionalCheckFailed"):
@@ -187,7 +189,7 @@ class _OvertakenAllocator(TextbookAllocator):
 
 def _textbook(client: DynamoDBClient, *, pool: int, k_candidates: int = 15) -> _OvertakenAllocator:
     name = make_textbook_table(client, f"textbook-{uuid4()}")
-    load_pool(client, name, make_pool(pool))
+    load_records(client, name, make_pool(pool))
     policy = Policy(k_candidates=k_candidates)
     return _OvertakenAllocator(store=store_on(client, name), policy=policy, recorder=Recorders([]))
 
@@ -236,7 +238,7 @@ def test_the_meter_counts_what_reads_and_writes_consume(client: DynamoDBClient, 
 def test_the_meter_counts_writes_that_their_condition_refused(client: DynamoDBClient, table_name: str) -> None:
     (sandbox,) = make_pool(1)
     claim = make_claim(sandbox)
-    load_items(client, table_name, [encode_sandbox(sandbox, SHARDS), encode_claim(claim)])
+    load_records(client, table_name, [sandbox, claim])
     meter = Meter(client)
     store = store_on(client, table_name)
     gone = replace(sandbox, version=sandbox.version - 1)
@@ -343,7 +345,7 @@ def test_an_api_under_load_counts_as_many_allocations_as_the_load_does(
 ) -> None:
     with Servers(tmp_path) as servers, Generator() as generator:
         name = servers.make_table("smoke")
-        load_pool(servers.client(), name, make_pool(60))
+        load_records(servers.client(), name, make_pool(60))
         with servers.api(name, processes=2) as api:
             before = api.counts()
             load = generator.send(api.port, allocations(TRACK_TOKEN, new_tracks(40)), clients=4)

@@ -11,8 +11,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_items import decode_candidate, decode_sandbox, status_key
-from broker_common.adapters.dynamo_store import _ConditionFailed
 from broker_common.adapters.dynamo_table import INDEX, SHARDS, create_table, table_definition
+from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, AllocateRequest, Allocation
 from broker_common.core.domain import Claim, Status, allocation_changes
 from broker_common.core.errors import NoSandboxesAvailable
@@ -86,7 +86,7 @@ class TextbookAllocator:
         return []
 
     def _read(self, index: str, key: str, value: str) -> list[Item]:
-        answer = self._store._read(
+        answer = self._store._transport.read(
             "query",
             TableName=self._store._table,
             IndexName=index,
@@ -101,8 +101,8 @@ class TextbookAllocator:
         changes = allocation_changes(claim, version=candidate.version)
         update = self._store._update(candidate.sandbox_id, Status.AVAILABLE, candidate.version, changes)
         try:
-            self._store._write("update_item", **update)
-        except _ConditionFailed:
+            self._store._transport.write("update_item", **update)
+        except ConditionFailed:
             return False
         return True
 

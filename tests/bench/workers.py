@@ -17,8 +17,9 @@ import requests
 
 from deploy.dev.processes import free_ports, wait_until
 from tests.bench.load import Generator, Load, allocations, marks, new_tracks
-from tests.bench.pool import load_pool, make_pool
+from tests.bench.pool import make_pool
 from tests.bench.servers import cpu_seconds_of
+from tests.bulk_load import load_records
 from tests.e2e.stack import TRACK_TOKEN, Stack, with_workers
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def scale(servers: Servers, *, rounds: int) -> list[Step]:
         site = opened.enter_context(_site(servers, "scaling", settings, workers=4, children=CHILDREN, apis=further))
         site.run("sync", "synced")
         site.give_back(generators[0], site.allocate(generators[0], waiting))
-        load_pool(servers.client(), "scaling", make_pool(6 * 2 * rounds * _ROUND, first=_OTHER_IDS))
+        load_records(servers.client(), "scaling", make_pool(6 * 2 * rounds * _ROUND, first=_OTHER_IDS))
 
         def allocate(generator: Generator, port: int) -> Load:
             return generator.send(port, allocations(TRACK_TOKEN, new_tracks(_ROUND)), clients=1)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from moto import mock_aws
 
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from tests.contract.suite import ConcurrentStoreContract, StoreContract
 from tests.fakes import RecordingRecorder

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 BASE = ROOT / "deploy" / "kubernetes" / "base"
 OVERLAY = ROOT / "deploy" / "kubernetes" / "overlays" / "example"
-PRODUCT = "app.kubernetes.io/name"
 SECRETS = {
     ("broker-redis", "url"): "rediss://:password@redis.example.com:6379/0",
     ("broker-provider", "token"): "provider",

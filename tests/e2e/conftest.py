@@ -1,4 +1,7 @@
-"""One broker of real processes a test module, with the settings that the module names in `SETTINGS`."""
+"""One broker of real processes a test module, with the settings that the module names in `SETTINGS`.
+
+A module that wants several workers names them in `WORKERS`, and says in `CHILDREN` how many processes each has.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploy.dev import programs
 from deploy.dev.processes import wait_until
-from tests.e2e.stack import Stack
+from tests.e2e.stack import Stack, with_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,8 +20,11 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Yield a broker whose pool is filled: one sync has run."""
-    settings: dict[str, str] = getattr(request.module, "SETTINGS", {})
-    with Stack(tmp_path_factory.mktemp("stack"), settings) as running:
+    module = request.module
+    settings: dict[str, str] = getattr(module, "SETTINGS", {})
+    workers: tuple[str, ...] = getattr(module, "WORKERS", ())
+    services = with_workers(workers, children=module.CHILDREN) if workers else programs.services
+    with Stack(tmp_path_factory.mktemp("stack"), settings, services=services) as running:
         # Where syncs are sent every few seconds, one of them may be running, and ours be skipped.
         assert wait_until(lambda: running.run_job("sync")["state"] == "succeeded", 30)
         yield running

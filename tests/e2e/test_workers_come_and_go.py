@@ -1,4 +1,7 @@
-"""Workers and beat are stopped, killed and started, and jobs asked for twice, while deletions are under way."""
+"""Workers and beat are stopped, killed and started, and jobs asked for twice, while deletions are under way.
+
+Each test leaves the pool as it was.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,11 @@ import pytest
 import requests
 from celery import Celery
 
-from broker_common.adapters.redis_job_runs import JOBS_QUEUE
+from broker_common.adapters.celery_names import JOBS_QUEUE
 from deploy.dev.processes import wait_until
-from tests.e2e.stack import Stack, with_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.e2e.stack import Stack
 
 POOL = 200
 WORKERS = ("worker-1", "worker-2", "worker-3")
@@ -34,16 +36,6 @@ SETTINGS = {
     "RATE_LIMIT_BURST": "1000000",
     "REQUEST_DEADLINE_SEC": "10",
 }
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Yield a broker with three workers whose pool is filled; each test leaves it as it was."""
-    with Stack(
-        tmp_path_factory.mktemp("stack"), SETTINGS, services=with_workers(WORKERS, children=CHILDREN)
-    ) as running:
-        assert running.run_job("sync")["state"] == "succeeded"
-        yield running
 
 
 def give_back(stack: Stack, count: int) -> None:

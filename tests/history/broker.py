@@ -22,9 +22,9 @@ import requests
 from botocore.exceptions import BotoCoreError, ClientError
 from celery import Celery
 
+from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.adapters.dynamo_items import decode, sandbox_key
-from broker_common.adapters.dynamo_store import make_client
-from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE
+from broker_common.adapters.dynamo_transport import make_client
 from deploy.dev import programs
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import Program, free_ports, wait_until

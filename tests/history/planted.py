@@ -10,8 +10,8 @@ from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from broker_common.adapters import dynamo_store
 from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox
+from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import domain
 from broker_common.core.domain import Status
 from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld
@@ -86,8 +86,8 @@ class DynamoTable:
         changes = domain.allocation_changes(claim, version=candidate.version)
         update = self._store._update(candidate.sandbox_id, Status.AVAILABLE, candidate.version, changes)
         try:
-            self._store._write("update_item", **update)
-        except dynamo_store._ConditionFailed as failed:
+            self._store._transport.write("update_item", **update)
+        except ConditionFailed as failed:
             taken = failed.answer.get("Item")
             return bool(taken and decode_sandbox(taken).lease_id == claim.lease_id)  # by an earlier try
         return True
@@ -96,7 +96,7 @@ class DynamoTable:
         self._put(encode_claim(claim))
 
     def _put(self, item: Item) -> None:
-        self._store._write("put_item", TableName=self._store._table, Item=item)
+        self._store._transport.write("put_item", TableName=self._store._table, Item=item)
 
 
 class SyncWithoutCondition(StoreWrapper):

@@ -195,7 +195,7 @@ def attempt(operation: Callable[[Play], object], play: Play) -> None:
 
 
 def release(play: Play) -> None:
-    lease_id = play.world.operations.read(SANDBOX).lease_at_hand
+    lease_id = play.world.inventory.read(SANDBOX).lease_at_hand
     play.world.custody.release(sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
 
 

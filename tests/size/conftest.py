@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import ORDER_LIMIT, Account, Claim, Sandbox, allocate, new_sandbox
-from tests.backends import AWS_ENVIRONMENT
+from tests.backends import AWS_ENVIRONMENT, empty_database
+from tests.bulk_load import load_records
 from tests.fakes import START, RecordingRecorder, make_claim
 from tests.provider.conftest import MockCsp, running_mock
-from tests.size.tables import Meter, load
+from tests.size.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,8 +82,10 @@ def pool(client: DynamoDBClient, accounts: list[Account]) -> str:
     rng = Random(1)
     create_table(client, TABLE)
     busy, idle = accounts[:ALLOCATED], accounts[ALLOCATED:]
-    load(client, TABLE, (free(account, rng) for account in idle))
-    load(client, TABLE, (held(account, rng, expires_at=START + rng.randrange(1, 14_400))[0] for account in busy))
+    load_records(client, TABLE, (free(account, rng) for account in idle))
+    load_records(
+        client, TABLE, (held(account, rng, expires_at=START + rng.randrange(1, 14_400))[0] for account in busy)
+    )
     return TABLE
 
 
@@ -105,10 +109,7 @@ def store(pool: str, metered: DynamoDBClient) -> DynamoStore:
 @pytest.fixture
 def database_url(redis_url: str) -> str:
     """Return the URL of an empty database that is this package's alone."""
-    url = f"{redis_url.rsplit('/', 1)[0]}/{_DATABASE}"
-    with Redis.from_url(url) as redis:
-        redis.flushdb()
-    return url
+    return empty_database(redis_url, _DATABASE)
 
 
 @pytest.fixture

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.dynamo_table import create_table
-from broker_common.adapters.redis_job_runs import DELETIONS_QUEUE, RedisJobRuns
+from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.core.domain import Sandbox, Status
 from broker_common.core.jobs import Job, JobState
 from deploy.dev.processes import wait_until
 from tests.backends import AWS_ENVIRONMENT
+from tests.bulk_load import load_records
 from tests.fakes import START, make_sandbox
 from tests.provider.conftest import TOKEN, MockCsp, running_mock
-from tests.size.tables import load
 from tests.worker.conftest import Celery
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def environment(
 ) -> dict[str, str]:
     """Put every account of the provider's into a table, waiting to be wiped; return what workers need to know."""
     create_table(client, TABLE)
-    load(client, TABLE, [pending(account) for account in provider.accounts()])
+    load_records(client, TABLE, [pending(account) for account in provider.accounts()])
     return AWS_ENVIRONMENT | {
         "REDIS_URL": database_url,
         "DDB_ENDPOINT_URL": dynamodb_local_url,

@@ -11,16 +11,16 @@ from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.core.domain import Policy
 from broker_common.core.expiry import Expirer, ExpiryResult
 from broker_common.services import BULK_THREADS
+from tests.bulk_load import load_records
 from tests.fakes import START, FakeClock, RecordingRecorder
 from tests.size.conftest import ALLOCATED, DUE, held
-from tests.size.tables import load
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
     from broker_common.adapters.dynamo_store import DynamoStore
     from broker_common.core.domain import Account
-    from tests.size.tables import Meter
+    from tests.size.meter import Meter
 
 
 def expire(store: DynamoStore) -> ExpiryResult:
@@ -38,7 +38,7 @@ def test_an_expiry_reads_and_writes_what_is_due_and_nothing_that_grows_with_the_
     due = [
         held(each, rng, expires_at=overdue - rng.randrange(3600)) for each in accounts[: ALLOCATED : ALLOCATED // DUE]
     ]
-    load(client, pool, [record for pair in due for record in pair])
+    load_records(client, pool, [record for pair in due for record in pair])
 
     assert expire(store) == ExpiryResult(expired=DUE, failed=0)
     assert meter.calls == {"Query": SHARDS, "GetItem": DUE, "TransactWriteItems": DUE}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from broker_common.adapters.dynamo_store import DynamoStore
     from broker_common.core.domain import Account
     from tests.provider.conftest import MockCsp
-    from tests.size.tables import Meter
+    from tests.size.meter import Meter
 
 ALL = ALLOCATED + AVAILABLE
 OTHER_ITEMS = 500

@@ -9,8 +9,9 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from broker_common.adapters.dynamo_store import DynamoStore, make_client
+from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.domain import Candidate, Status
 from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
 from broker_common.core.ports import Contended, Watermark

@@ -1,4 +1,4 @@
-"""What an operator does with single sandboxes: read, put aside, send back to be wiped."""
+"""What an operator does with single sandboxes: put aside, send back to be wiped."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from tests.fakes import FlakyStore, MemoryStore, make_sandbox
 from tests.world import World
 
 
-@pytest.mark.parametrize("status", Status)
-def test_an_operator_reads_any_record_tombstones_included(plain: World, status: Status) -> None:
-    sandbox = make_sandbox(status=status)
-    plain.memory.seed(sandbox)
-    assert plain.operations.read(sandbox.sandbox_id) == sandbox
-
-
 def test_what_has_no_record_is_not_found(plain: World) -> None:
     for call in (
-        plain.operations.read,
         plain.operations.retry_deletion,
         lambda each: plain.operations.quarantine(each, reason="odd"),
     ):

@@ -6,8 +6,9 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from broker_common.adapters.log_recorder import LogRecorder, Recorders
+from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
+from broker_common.adapters.recorders import Recorders
 from broker_common.core.events import (
     AccountSkipped,
     AllocateEnded,
@@ -25,6 +26,8 @@ from broker_common.core.events import (
     PoolSynced,
     ProviderCalled,
     ProviderOutcome,
+    RateChecked,
+    RateOutcome,
     StoreCalled,
     StoreOutcome,
 )
@@ -218,10 +221,11 @@ def test_a_mark_s_line_is_as_loud_as_what_happened(outcome: MarkOutcome, code: s
     [
         StoreCalled(operation="GetItem", outcome=StoreOutcome.SUCCESS, seconds=0.001),
         ProviderCalled(operation="list", outcome=ProviderOutcome.SUCCESS, seconds=0.1),
+        RateChecked(outcome=RateOutcome.LIMITED),
     ],
     ids=repr,
 )
-def test_a_single_call_of_the_store_or_the_provider_is_no_line(event: Event) -> None:
+def test_what_happens_many_times_a_second_is_no_line(event: Event) -> None:
     with structlog.testing.capture_logs() as lines:
         LogRecorder().record(event)
 

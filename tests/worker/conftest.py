@@ -13,6 +13,7 @@ from redis import Redis
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from deploy.dev.processes import Process, Program, wait_until
+from tests.backends import empty_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,10 +130,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 @pytest.fixture
 def database_url(redis_url: str) -> str:
     """Return the URL of an empty database that is this package's alone."""
-    url = f"{redis_url.rsplit('/', 1)[0]}/{_DATABASE}"
-    with Redis.from_url(url) as redis:
-        redis.flushdb()
-    return url
+    return empty_database(redis_url, _DATABASE)
 
 
 @pytest.fixture

@@ -1,0 +1,231 @@
+"""One request to the provider and its answer: sent once, over within its time, and known to have gone out or not.
+
+What an answer means is `csp_client`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Self
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
+
+from broker_common.core.errors import ProviderFailing
+
+if TYPE_CHECKING:
+    from urllib3 import HTTPResponse
+
+_HTTP_1_1 = 11
+
+
+class CspTransport:
+    """Sends requests that carry the provider's token; safe to use from many threads.
+
+    Each request is sent once: no retry, no redirect followed, no proxy or netrc taken from the environment. It ends
+    within `connect_timeout` + `read_timeout` seconds, however slowly an answer drips in; if looking up the host or
+    connecting took longer than that, nothing is sent. Connects to nothing until called.
+    """
+
+    def __init__(self, *, token: str, connect_timeout: float, read_timeout: float) -> None:
+        self._timeouts = (connect_timeout, read_timeout)
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.auth = _TokenAuth(token)
+        self._session.headers.update(
+            {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "sandbox-broker"}
+        )
+        for scheme in ("https://", "http://"):
+            self._session.mount(scheme, _CuttableAdapter())
+
+    def send(
+        self, operation: str, request: requests.Request, *, max_bytes: int, send_within: float = math.inf
+    ) -> Answer:
+        """Send a request within `send_within` seconds, or not at all, and read at most `max_bytes` of its answer.
+
+        Raises `ProviderFailing`, whose message begins with `operation`, if no answer came.
+        """
+        with _Exchange(seconds=sum(self._timeouts), send_within=send_within) as exchange:
+            try:
+                response = self._session.send(
+                    self._session.prepare_request(request),
+                    timeout=self._timeouts,
+                    allow_redirects=False,
+                    stream=True,
+                )
+            except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+                if exchange.is_late or isinstance(error, (requests.Timeout, TimeoutError)):
+                    reason = "timed out" if exchange.is_sent else "timed out while connecting"
+                elif isinstance(error, requests.exceptions.SSLError) and not exchange.is_sent:
+                    reason = "no secure connection"
+                else:
+                    reason = "the connection was lost" if exchange.is_sent else "could not connect"
+                raise ProviderFailing(f"{operation}: {reason}", outcome_unknown=exchange.is_sent) from error
+            with response:
+                return _read(response, exchange, max_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer as far as it was read: late, broken or too long, it is not complete."""
+
+    url: str
+    status: int
+    content_type: str
+    next_link: str | None
+    body: bytes
+    is_late: bool
+    is_broken: bool
+    is_too_long: bool
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it was read."""
+        return not (self.is_late or self.is_broken or self.is_too_long)
+
+    @property
+    def is_html(self) -> bool:
+        """Whether the body is an HTML document; many servers call any text, and none at all, text/html."""
+        start = self.body[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        return start.startswith(b"<") and (
+            "html" in self.content_type or b"<!doctype html" in start or b"<html" in start
+        )
+
+
+def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> Answer:
+    body = bytearray()
+    is_late = is_broken = False
+    try:
+        for chunk in response.iter_content(2**16):
+            body += chunk
+            if len(body) > max_bytes:
+                break
+    except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+        # requests reports a read that timed out while streaming as a ConnectionError.
+        is_late = "timed out" in str(error).lower()
+        is_broken = not is_late
+    raw: HTTPResponse = response.raw
+    # To be cut off, by us or by the provider, looks like the end of an answer that does not say how long it is, and
+    # like the end of its headers. RFC 9112, section 9.6: a server that ends an answer by closing must say so.
+    says_how_it_ends = (
+        any(name in response.headers for name in ("Content-Length", "Transfer-Encoding"))
+        or "close" in response.headers.get("Connection", "").lower()
+        or raw.version < _HTTP_1_1
+        or response.status_code == HTTPStatus.NO_CONTENT
+    )
+    return Answer(
+        url=str(response.url),
+        status=response.status_code,
+        content_type=response.headers.get("Content-Type", "").lower(),
+        next_link=response.links.get("next", {}).get("url"),
+        body=bytes(body[:max_bytes]),
+        is_late=is_late or exchange.is_late,
+        is_broken=is_broken or not says_how_it_ends or not _is_length(response.headers.get("Content-Length", "0")),
+        is_too_long=len(body) > max_bytes,
+    )
+
+
+def _is_length(content_length: str) -> bool:
+    """Tell whether a Content-Length can be relied on: RFC 9112, section 6.3, item 5; http.client overlooks others."""
+    given = {each.strip() for each in content_length.split(",")}
+    return len(given) == 1 and all(each.isascii() and each.isdigit() for each in given)
+
+
+class _TokenAuth(AuthBase):
+    """Puts the token into the header, also where the base URL holds a user's name."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Token {self._token}"
+        return request
+
+
+class _Exchange:
+    """One request and its answer: cut off when its time is over, and aware of whether the request went out.
+
+    The time-outs of requests hold for each read from the socket, so that an answer that drips in, header by header,
+    would never end. Here a timer shuts the connection down under the reader; it holds a duplicate of the file
+    descriptor, so that it can never shut down what else got its number since.
+    """
+
+    def __init__(self, *, seconds: float, send_within: float) -> None:
+        self._send_by = time.monotonic() + send_within
+        self.is_late = False
+        self.is_sent = False
+        self._lock = threading.Lock()
+        self._handle: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._reset = _current.set(self)
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        _current.reset(self._reset)
+        with self._lock:
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+
+    def sending(self, sock: socket.socket) -> None:
+        """Take note that the request goes out now, by this connection; raises `TimeoutError` if time is over."""
+        with self._lock:
+            if self.is_late or time.monotonic() > self._send_by:
+                raise TimeoutError
+            self._handle = socket.socket(fileno=os.dup(sock.fileno()))
+            self.is_sent = True
+
+    def _cut(self) -> None:
+        with self._lock:
+            self.is_late = True
+            if self._handle is not None:
+                with suppress(OSError):
+                    self._handle.shutdown(socket.SHUT_RDWR)
+
+
+_current: ContextVar[_Exchange] = ContextVar("_current")
+
+
+class _CuttableHTTPConnection(HTTPConnection):
+    def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
+        if self.sock is None:
+            self.connect()
+        _current.get().sending(self.sock)
+        super().request(*args, **options)
+
+
+class _CuttableHTTPSConnection(_CuttableHTTPConnection, HTTPSConnection):
+    """The same over TLS; `HTTPSConnection` is what follows in the order of its bases."""
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _CuttableHTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _CuttableHTTPSConnection
+
+
+class _CuttableAdapter(HTTPAdapter):
+    """Makes connections that an `_Exchange` can cut. Retries nothing, as is requests' default."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}

@@ -1,0 +1,29 @@
+"""The recorder that passes events on to several recorders, and lets none of them do harm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from broker_common.core.events import Event
+    from broker_common.core.ports import Recorder
+
+
+class Recorders:
+    """Passes each event on to several recorders, and logs the failure of one, which keeps nothing from the rest."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self._recorders = tuple(recorders)
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+
+    def record(self, event: Event) -> None:
+        """Pass an event on; never raises."""
+        for recorder in self._recorders:
+            try:
+                recorder.record(event)
+            except Exception:  # noqa: BLE001 - what happened must not fail because it could not be counted
+                self._log.exception("An event could not be recorded", event_type=type(event).__name__)

@@ -1,0 +1,81 @@
+"""What an operator is shown of the pool: a record, or a page of them. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from broker_common.core.domain import Sandbox, Status
+from broker_common.core.errors import InvalidInput, SandboxNotFound
+from broker_common.core.ports import SandboxPage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from broker_common.core.ending import Custody
+    from broker_common.core.ports import SandboxStore
+
+
+class Inventory:
+    """The pool as an operator reads it."""
+
+    def __init__(self, *, store: SandboxStore, custody: Custody) -> None:
+        self._store = store
+        self._custody = custody
+
+    def read(self, sandbox_id: str) -> Sandbox:
+        """Return a sandbox, tombstones included; raises `SandboxNotFound`."""
+        sandbox = self._store.get(sandbox_id)
+        if sandbox is None:
+            raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
+        (shown,) = self.show([sandbox])
+        return shown
+
+    def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
+        """List sandboxes of one status, or all of them, as the store's port says. Raises `InvalidInput`."""
+        page = self._store.list_sandboxes(status, limit=limit, cursor=cursor)
+        return SandboxPage(self.show(page.sandboxes), page.cursor)
+
+    def list_of_track(self, track_id: str, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
+        """List what a track holds, of one status or all of it, in the order of the ids.
+
+        The cursor names the track and the last id that was shown. Raises `InvalidInput` for any other.
+        """
+        after = _read_cursor(track_id, cursor) if cursor is not None else ""
+        held = sorted(self._custody.list_held(track_id=track_id), key=lambda sandbox: sandbox.sandbox_id)
+        left = [each for each in held if each.sandbox_id > after and status in {None, each.status}]
+        page = left[:limit]
+        return SandboxPage(self.show(page), _write_cursor(track_id, page[-1].sandbox_id) if len(left) > limit else None)
+
+    def show(self, sandboxes: Iterable[Sandbox]) -> tuple[Sandbox, ...]:
+        """Tell of available sandboxes when sync saw them last: one that is unchanged costs sync no write."""
+        shown = tuple(sandboxes)
+        if not any(sandbox.status is Status.AVAILABLE for sandbox in shown):
+            return shown
+        watermark = self._store.read_watermark()
+        if watermark is None:
+            return shown
+        return tuple(
+            replace(sandbox, last_synced=max(sandbox.last_synced or 0, watermark.synced_at))
+            if sandbox.status is Status.AVAILABLE
+            else sandbox
+            for sandbox in shown
+        )
+
+
+def _write_cursor(track_id: str, after: str) -> str:
+    content = json.dumps(["track", track_id, after], separators=(",", ":"))
+    return base64.urlsafe_b64encode(content.encode()).decode()
+
+
+def _read_cursor(track_id: str, cursor: str) -> str:
+    try:
+        match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
+            # Written anew, a cursor that was written here is the same again.
+            case ["track", str(), str(after)] if cursor == _write_cursor(track_id, after):
+                return after
+    except (ValueError, RecursionError):
+        pass
+    raise InvalidInput("cursor: was not given by a listing of the same track")
