@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from redis import Redis
@@ -81,8 +82,8 @@ class RedisRateLimit:
     def _wait_for_redis(self) -> None:
         """Ask until Redis answers, so that no request has to."""
         redis = Redis.from_url(self._redis_url, **self._options)
-        pause = threading.Event()
-        while not pause.wait(_PROBE_SEC):
+        while True:
+            time.sleep(_PROBE_SEC)
             try:
                 redis.ping()
             except (RedisError, OSError):
