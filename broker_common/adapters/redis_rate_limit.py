@@ -74,7 +74,7 @@ class RedisRateLimit:
     def _note_away(self, error: BaseException) -> None:
         with self._lock:
             if self._is_away:
-                return
+                return  # pragma: no cover - only where two requests find it away at the same moment
             self._is_away = True
         _log.warning("Redis does not answer (%s): requests pass without a rate limit", type(error).__name__)
         threading.Thread(target=self._wait_for_redis, name="rate-limit-probe", daemon=True).start()

@@ -20,6 +20,7 @@ from gunicorn.http.errors import InvalidRequestLine  # type: ignore[import-untyp
 
 from broker_api.gunicorn_worker import Worker, fold_repeated
 from deploy.dev.processes import Process, Program, free_ports, wait_until
+from tests.api.harness import make_api
 from tests.api.test_startup import COMMANDS, ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -235,6 +236,27 @@ def test_a_connection_that_is_gone_already_is_closed_and_counted_off(bare: Bare)
     for each in bare.deferred:
         each()
     assert bare.worker.nr_conns == 0
+
+
+def test_a_worker_that_has_not_begun_to_serve_stops_at_once(bare: Bare) -> None:
+    bare.worker.booted, bare.worker.alive = False, True
+    bare.worker.handle_exit(signal.SIGTERM, None)
+    assert not bare.worker.alive
+
+
+def test_a_second_request_to_stop_does_not_begin_the_drain_anew(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = [0.0]
+    alarm = SimpleNamespace(
+        ITIMER_REAL=signal.ITIMER_REAL,
+        getitimer=lambda _: (timer[-1], 0.0),
+        setitimer=lambda _, seconds: timer.append(seconds),
+    )
+    monkeypatch.setattr("broker_api.gunicorn_worker.signal", alarm)
+    bare.worker.booted, bare.worker.alive = True, True
+    bare.worker.wsgi = make_api(SHUTDOWN_DRAIN_SEC="5").app
+    for _ in range(2):
+        bare.worker.handle_exit(signal.SIGTERM, None)
+    assert (bare.worker.alive, timer) == (True, [0.0, 5.0])
 
 
 def test_headers_that_stand_once_are_left_alone() -> None:

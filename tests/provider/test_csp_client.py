@@ -298,6 +298,20 @@ def test_a_link_header_names_the_next_page(make_client: MakeClient) -> None:
     assert [account.sandbox_id for account in found.accounts] == ["2009521", "2"]
 
 
+def test_a_connection_that_the_provider_keeps_is_used_again(make_client: MakeClient) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(listing(ACCOUNT)), listing(ACCOUNT))
+
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(answer)
+        assert connection.recv(65536)
+        connection.sendall(answer)
+
+    with raw_server(behave) as server:
+        client = make_client(server.url)
+        assert client.list_accounts() == client.list_accounts()
+        assert len(server.requests) == 1, "one a connection"
+
+
 def paged(*pages: bytes) -> Callable[[socket.socket, str], None]:
     """Answer with one page after the other, whatever is asked for."""
     left = list(pages)
