@@ -23,6 +23,7 @@ PARTS = {
     Process.BEAT: ("redis",),
 }
 """What each process needs, besides its settings."""
+_NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
 _FIRST = {"index": "table", "provider": "redis"}
 """What a part is reached by; the slots of calls to the provider are in Redis."""
 
@@ -46,9 +47,9 @@ def check(process: Process | None = None, environ: Mapping[str, str] = os.enviro
     problems = _problems(processes, environ)
     if problems:
         yield from (Finding("settings", ok=False, text=problem) for problem in problems)
-        yield from (Finding(part, ok=False, text="not looked at: mend the settings first") for part in parts)
+        yield from (Finding(part, ok=False, text="not looked at before settings are right") for part in parts)
         return
-    who = "the API, workers and beat" if process is None else f"a process {process}"
+    who = "the API, workers and beat" if process is None else _NAMES[process]
     yield Finding("settings", ok=True, text=f"{who} can start with them")
     looks = _looks(Settings.from_env(environ, process=process or Process.WORKER))
     is_right: dict[str, bool] = {}
@@ -57,7 +58,7 @@ def check(process: Process | None = None, environ: Mapping[str, str] = os.enviro
         if is_right.get(first, True):
             finding = _try(part, *looks[part])
         else:
-            finding = Finding(part, ok=False, text=f"not looked at: mend the {first} first")
+            finding = Finding(part, ok=False, text=f"not looked at before {first} is right")
         is_right[part] = finding.ok
         yield finding
 

@@ -93,8 +93,8 @@ def test_what_is_reached_by_a_part_that_is_wrong_is_not_blamed(broker: Callable[
     assert result.exit_code == 1
     of_parts = {words[0]: " ".join(words[2:]) for words in lines(result)}
     assert "nobody-s" in of_parts["table"]
-    assert of_parts["index"] == "not looked at: mend the table first"
-    assert of_parts["provider"] == "not looked at: mend the redis first"
+    assert of_parts["index"] == "not looked at before table is right"
+    assert of_parts["provider"] == "not looked at before redis is right"
 
 
 def test_the_table_can_be_created_as_often_as_you_like(broker: Callable[..., Result]) -> None:
