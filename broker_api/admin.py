@@ -57,7 +57,7 @@ _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 @blueprint.doc(
     operationId="adminListSandboxes",
     security=ADMIN_SECURITY,
-    errors=("RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("SERVICE_UNAVAILABLE",),
     responses={
         200: {
             "links": leads_to("adminReadSandbox", _FIRST)
@@ -93,7 +93,7 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.doc(
     operationId="adminReadSandbox",
     security=ADMIN_SECURITY,
-    errors=("SANDBOX_NOT_FOUND", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, SandboxSchema, description="The sandbox as it is now")
 @store_call
@@ -123,7 +123,7 @@ def stats() -> dict[str, int]:
 @blueprint.doc(
     operationId="adminRelease",
     security=ADMIN_SECURITY,
-    errors=("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "SERVICE_UNAVAILABLE"),
     responses=_READ_AGAIN,
 )
 @blueprint.arguments(ReleaseInputSchema())
@@ -147,7 +147,7 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminQuarantine",
     security=ADMIN_SECURITY,
-    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
     responses={200: {"links": leads_to("adminRetryDeletion", _SAME)}},
 )
 @blueprint.arguments(QuarantineInputSchema())
@@ -177,7 +177,7 @@ def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminRetryDeletion",
     security=ADMIN_SECURITY,
-    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
     responses=_READ_AGAIN,
 )
 @blueprint.response(
@@ -200,7 +200,7 @@ def retry_deletion(sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminBulkRetry",
     security=ADMIN_SECURITY,
-    errors=("RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("SERVICE_UNAVAILABLE",),
 )
 @blueprint.response(200, BulkRetriedSchema, description="How many were sent")
 @bulk_store_call
@@ -214,9 +214,7 @@ def bulk_retry() -> dict[str, int]:
 
 
 @blueprint.route("/bulk-delete", methods=["POST"])
-@blueprint.doc(
-    operationId="adminBulkDelete", security=ADMIN_SECURITY, errors=("RECORD_UNREADABLE", "SERVICE_UNAVAILABLE")
-)
+@blueprint.doc(operationId="adminBulkDelete", security=ADMIN_SECURITY, errors=("SERVICE_UNAVAILABLE",))
 @blueprint.arguments(BulkDeleteQuerySchema(), location="query")
 @blueprint.response(200, BulkDeletedSchema, description="How many were removed")
 @bulk_store_call

@@ -123,12 +123,6 @@ ERROR_CODES = {
         "Send the same request once more; then give the operator the `request_id`.",
         describe(500)[1],
     ),
-    "RECORD_UNREADABLE": ErrorCode(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        "The stored record is not one that this version of the broker can read.",
-        "Give the operator the `request_id`.",
-        "the record 'SBX#2009521' cannot be read: 'archived' is not a valid Status",
-    ),
     "SERVICE_UNAVAILABLE": ErrorCode(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "DynamoDB is slow, throttled or away, or its answer was lost.",

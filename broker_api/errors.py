@@ -103,10 +103,12 @@ def _answer_broker_error(error: core.BrokerError) -> Response:
         error.code,
         error.message,
     )
+    is_internal = status == HTTPStatus.INTERNAL_SERVER_ERROR
+    code, message = describe(status) if is_internal else (error.code, error.message)
     response = _error(
         status,
-        error.code,
-        error.message,
+        code,
+        message,
         retry_after=error.retry_after,
         details=error.details if isinstance(error, RequestInvalid) else None,
     )

@@ -74,7 +74,7 @@ def _read(sandbox_id: str) -> Sandbox:
     operationId="allocate",
     security=TRACK_SECURITY,
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
-    errors=("NO_SANDBOXES_AVAILABLE", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE", "PAUSED"),
+    errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED"),
     responses={200: _leads_on(""), 201: _leads_on("")},
 )
 @blueprint.response(201, AllocationSchema, description="A sandbox, newly allocated")
@@ -111,7 +111,7 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
     operationId="listHeldSandboxes",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    errors=("RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("SERVICE_UNAVAILABLE",),
     responses={200: _leads_on("/sandboxes/0")},
 )
 @blueprint.response(200, HeldSandboxesSchema, description="What the calling track holds; empty if that is nothing")
@@ -130,7 +130,7 @@ def list_held() -> dict[str, Any]:
     operationId="readSandbox",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    errors=("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, HeldSandboxSchema, description="The sandbox as it is now")
 def read(sandbox_id: str) -> Sandbox:
@@ -146,7 +146,7 @@ def read(sandbox_id: str) -> Sandbox:
     operationId="markForDeletion",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    errors=("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    errors=("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "SERVICE_UNAVAILABLE"),
 )
 @_refuse_others_first
 @blueprint.arguments(MarkInputSchema(), required=False)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.domain import Status
-from broker_common.core.errors import UnreadableRecord
 from broker_common.core.jobs import JobState
 from broker_common.core.ports import Allowance
 from tests.api.description import faults_of, look_up, operations, read_document
@@ -26,13 +25,6 @@ REFUSED_BY_GUNICORN = {"URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIE
 """Before the application sees the request: `test_gunicorn_worker.py`, `test_hostile_requests.py`."""
 ERROR = {"$ref": "#/components/schemas/Error"}
 JOBS = [f"/v1/admin/{job}" for job in ("sync", "cleanup", "expire", "purge-stale")]
-
-
-class Unreadable(StoreWrapper):
-    """A store whose records are another version's."""
-
-    def get(self, sandbox_id: str) -> Any:
-        raise UnreadableRecord(f"the record 'SBX#{sandbox_id}' cannot be read")
 
 
 class Broken(StoreWrapper):
@@ -103,7 +95,7 @@ def refused(api: Api) -> Iterator[TestResponse]:
     api.rate_limit.answer = Allowance(is_exceeded=True, limit=200, remaining=0, reset_after=4, retry_after=1)
     yield api.track("POST", "/v1/allocate")
     yield api.call("GET", "/v1/docs")
-    for around in (refusing("get"), Unreadable, Broken):
+    for around in (refusing("get"), Broken):
         yield make_api(around=around).track("GET", "/v1/sandboxes/1")
 
 

@@ -175,7 +175,7 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
         "417": {"EXPECTATION_FAILED"},
         "431": {"REQUEST_HEADER_FIELDS_TOO_LARGE"},
         "429": {"RATE_LIMIT_EXCEEDED"},
-        "500": {"INTERNAL_ERROR", "RECORD_UNREADABLE"},
+        "500": {"INTERNAL_ERROR"},
     }
     assert shown_codes(document, "post", "/v1/allocate") == common | {
         "403": {"FORBIDDEN"},
