@@ -8,7 +8,7 @@ from broker_api.auth import require_admin_token
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import bulk_store_call, store_call
-from broker_api.openapi import ADMIN_SECURITY, SANDBOX_ID, errors, leads_to
+from broker_api.openapi import ADMIN_SECURITY, SANDBOX_ID, leads_to
 from broker_api.runtime import services
 from broker_api.schemas import (
     BulkDeletedSchema,
@@ -22,8 +22,9 @@ from broker_api.schemas import (
     SandboxQuerySchema,
     SandboxSchema,
     StatsSchema,
+    example_of,
 )
-from broker_common.core.domain import Sandbox, Status
+from broker_common.core.domain import DeletionReason, Sandbox, Status
 from broker_common.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -33,9 +34,22 @@ blueprint = Blueprint("admin", __name__, description="What an operator may do")
 blueprint.before_request(require_admin_token)
 blueprint.before_request(refuse_surplus)
 
-_REQUEST = ["request_id"]
 _FIRST = {"sandbox_id": "$response.body#/sandboxes/0/sandbox_id"}
 _SAME = {"sandbox_id": "$response.body#/sandbox_id"}
+_UNUSED = {"dirty": False, "allocated_at": None, "expires_at": None, "track_name": None} | dict.fromkeys(
+    ("lease_id", "idempotency_key", "allocated_to_track")
+)
+_ENDED = {
+    "status": Status.PENDING_DELETION.value,
+    "lease_id": None,
+    "idempotency_key": None,
+    "allocated_to_track": None,
+    "last_track_id": "track-4711",
+    "last_lease_id": example_of(ReleaseInputSchema())["lease_id"],
+    "deletion_requested_at": 1759580000,
+    "next_attempt_at": 1759580000,
+    "updated_at": 1759580000,
+}
 _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 
 
@@ -43,8 +57,8 @@ _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 @blueprint.doc(
     operationId="adminListSandboxes",
     security=ADMIN_SECURITY,
-    responses=errors("SERVICE_UNAVAILABLE")
-    | {
+    errors=("RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    responses={
         200: {
             "links": leads_to("adminReadSandbox", _FIRST)
             | leads_to("adminQuarantine", _FIRST)
@@ -55,7 +69,7 @@ _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
     },
 )
 @blueprint.arguments(SandboxQuerySchema(), location="query")
-@blueprint.response(200, SandboxPageSchema)
+@blueprint.response(200, SandboxPageSchema, description="A page of sandboxes")
 @store_call
 def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
     """List sandboxes, by status or by the track that holds them.
@@ -79,25 +93,28 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.doc(
     operationId="adminReadSandbox",
     security=ADMIN_SECURITY,
-    parameters=_REQUEST,
-    responses=errors("SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
+    errors=("SANDBOX_NOT_FOUND", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
 )
-@blueprint.response(200, SandboxSchema)
+@blueprint.response(200, SandboxSchema, description="The sandbox as it is now")
 @store_call
 def read(sandbox_id: str) -> Sandbox:
-    """Read a sandbox, tombstones included."""
+    """Read a sandbox with every field.
+
+    Also one that is `deleted`: its tombstone is kept until a sync has not seen the account again.
+    """
     require_plain("sandbox_id", sandbox_id)
     return services().inventory.read(sandbox_id)
 
 
 @blueprint.route("/stats", methods=["GET"])
-@blueprint.doc(
-    operationId="adminStats", security=ADMIN_SECURITY, parameters=_REQUEST, responses=errors("SERVICE_UNAVAILABLE")
-)
-@blueprint.response(200, StatsSchema)
+@blueprint.doc(operationId="adminStats", security=ADMIN_SECURITY, errors=("SERVICE_UNAVAILABLE",))
+@blueprint.response(200, StatsSchema, description="The counts")
 @store_call
 def stats() -> dict[str, int]:
-    """Count the pool's sandboxes by status."""
+    """Count the pool's sandboxes by status.
+
+    It counts the whole index; for every few seconds there are the gauges of `/metrics`.
+    """
     counts = {status.value: count for status, count in services().store.count().items() if status is not Status.DELETED}
     return counts | {"total": sum(counts.values())}
 
@@ -106,14 +123,22 @@ def stats() -> dict[str, int]:
 @blueprint.doc(
     operationId="adminRelease",
     security=ADMIN_SECURITY,
-    parameters=_REQUEST,
-    responses=errors("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE") | _READ_AGAIN,
+    errors=("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    responses=_READ_AGAIN,
 )
 @blueprint.arguments(ReleaseInputSchema())
-@blueprint.response(200, SandboxSchema)
+@blueprint.response(
+    200,
+    SandboxSchema,
+    description="Waits to be wiped",
+    example=example_of(SandboxSchema(), **_ENDED, deletion_reason=DeletionReason.RELEASED.value),
+)
 @store_call
 def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
-    """End an allocation for its track."""
+    """End an allocation for its track.
+
+    The sandbox goes to be wiped, as if its track had given it back. May be repeated.
+    """
     require_plain("sandbox_id", sandbox_id)
     return _answer(services().custody.release(sandbox_id=sandbox_id, lease_id=body["lease_id"]).sandbox)
 
@@ -122,15 +147,28 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminQuarantine",
     security=ADMIN_SECURITY,
-    parameters=_REQUEST,
-    responses=errors("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE")
-    | {200: {"links": leads_to("adminRetryDeletion", _SAME)}},
+    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    responses={200: {"links": leads_to("adminRetryDeletion", _SAME)}},
 )
 @blueprint.arguments(QuarantineInputSchema())
-@blueprint.response(200, SandboxSchema)
+@blueprint.response(
+    200,
+    SandboxSchema,
+    description="Put aside",
+    example=example_of(
+        SandboxSchema(),
+        **_UNUSED,
+        status=Status.DELETION_FAILED.value,
+        deletion_reason=DeletionReason.QUARANTINED.value,
+        deletion_last_error=example_of(QuarantineInputSchema())["reason"],
+    ),
+)
 @store_call
 def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
-    """Put an available or stale sandbox aside for a person."""
+    """Put an available or stale sandbox aside for a person.
+
+    It is `deletion_failed` then, until an operator has it wiped (`retry-deletion`) or removes it (`bulk-delete`).
+    """
     require_plain("sandbox_id", sandbox_id)
     return _answer(services().operations.quarantine(sandbox_id, reason=body["reason"]))
 
@@ -139,14 +177,21 @@ def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminRetryDeletion",
     security=ADMIN_SECURITY,
-    parameters=_REQUEST,
-    responses=errors("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE")
-    | _READ_AGAIN,
+    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    responses=_READ_AGAIN,
 )
-@blueprint.response(200, SandboxSchema)
+@blueprint.response(
+    200,
+    SandboxSchema,
+    description="Waits to be wiped",
+    example=example_of(SandboxSchema(), **_ENDED, deletion_reason=DeletionReason.RETRIED.value),
+)
 @store_call
 def retry_deletion(sandbox_id: str) -> Sandbox:
-    """Send a sandbox whose deletion failed back to be wiped."""
+    """Send a sandbox whose deletion failed back to be wiped.
+
+    Its attempts are counted from zero again, and the next cleanup takes it.
+    """
     require_plain("sandbox_id", sandbox_id)
     return _answer(services().operations.retry_deletion(sandbox_id))
 
@@ -155,26 +200,32 @@ def retry_deletion(sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminBulkRetry",
     security=ADMIN_SECURITY,
-    parameters=_REQUEST,
-    responses=errors("PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
+    errors=("RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
 )
-@blueprint.response(200, BulkRetriedSchema)
+@blueprint.response(200, BulkRetriedSchema, description="How many were sent")
 @bulk_store_call
 def bulk_retry() -> dict[str, int]:
-    """Send every sandbox whose deletion failed back to be wiped."""
+    """Send every sandbox whose deletion failed back to be wiped.
+
+    Those that were put aside by an operator, too. May take up to 30 seconds; repeated, it goes on.
+    """
     started = services().clock.monotonic()
     return {"retried": services().operations.bulk_retry(), "duration_ms": _milliseconds_since(started)}
 
 
 @blueprint.route("/bulk-delete", methods=["POST"])
 @blueprint.doc(
-    operationId="adminBulkDelete", security=ADMIN_SECURITY, responses=errors("PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE")
+    operationId="adminBulkDelete", security=ADMIN_SECURITY, errors=("RECORD_UNREADABLE", "SERVICE_UNAVAILABLE")
 )
 @blueprint.arguments(BulkDeleteQuerySchema(), location="query")
-@blueprint.response(200, BulkDeletedSchema)
+@blueprint.response(200, BulkDeletedSchema, description="How many were removed")
 @bulk_store_call
 def bulk_delete(query: dict[str, str]) -> dict[str, int]:
-    """Remove all records of one status; the provider is not asked."""
+    """Remove all records of one status.
+
+    Only records: the provider is not asked to delete anything. Of a dirty sandbox a tombstone is left, so that no sync
+    takes it for a new one. May take up to 30 seconds; repeated, it goes on.
+    """
     started = services().clock.monotonic()
     result = services().purger.bulk_delete(Status(query["status"]))
     return {"deleted": result.removed, "duration_ms": _milliseconds_since(started)}
@@ -184,13 +235,15 @@ def bulk_delete(query: dict[str, str]) -> dict[str, int]:
 @blueprint.doc(
     operationId="adminReadPauses",
     security=ADMIN_SECURITY,
-    parameters=_REQUEST,
-    responses=errors("SERVICE_UNAVAILABLE"),
+    errors=("SERVICE_UNAVAILABLE",),
 )
-@blueprint.response(200, PausesSchema)
+@blueprint.response(200, PausesSchema, description="What is paused")
 @store_call
 def read_pauses() -> Pauses:
-    """Tell what is paused."""
+    """Tell what is paused.
+
+    What is paused stays so until an operator resumes it, whatever is restarted meanwhile.
+    """
     return services().store.read_pauses()
 
 
@@ -198,14 +251,17 @@ def read_pauses() -> Pauses:
 @blueprint.doc(
     operationId="adminSetPauses",
     security=ADMIN_SECURITY,
-    parameters=_REQUEST,
-    responses=errors("PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"),
+    errors=("SERVICE_UNAVAILABLE",),
 )
-@blueprint.arguments(PausesInputSchema(), required=False, example={"allocate": True})
-@blueprint.response(200, PausesSchema)
+@blueprint.arguments(PausesInputSchema(), required=False)
+@blueprint.response(200, PausesSchema, description="What is paused now")
 @store_call
 def set_pauses(body: dict[str, bool]) -> Pauses:
-    """Pause or resume operations; every process obeys within five seconds."""
+    """Pause or resume operations.
+
+    Every process obeys within five seconds; what is under way is finished. A paused allocate answers 503 `PAUSED`, but
+    to tracks that hold a sandbox; a paused job is skipped.
+    """
     return services().pauses.set(body)
 
 

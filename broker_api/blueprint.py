@@ -1,4 +1,7 @@
-"""A blueprint that takes nothing it did not ask for: strict JSON bodies, strict query strings, 400 for the rest."""
+"""A blueprint that takes nothing it did not ask for: strict JSON bodies, strict query strings, 400 for the rest.
+
+What its views read and answer is described with an example each.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from broker_api.caller import find_fault
 from broker_api.errors import RequestInvalid
 from broker_api.limits import MAX_BODY_BYTES
+from broker_api.schemas import example_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +59,8 @@ class Blueprint(flask_smorest.Blueprint):
 
     def arguments(self, schema: Schema, *, location: str = "json", **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - flask-smorest's
         """Declare what a view reads; see flask-smorest."""
+        if location == "json":
+            options = {"example": example_of(schema)} | options
         decorate = super().arguments(schema, location=location, **options)
 
         def declare(view: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
@@ -64,6 +70,14 @@ class Blueprint(flask_smorest.Blueprint):
             return view
 
         return declare
+
+    def response(self, status_code: int, schema: type[Schema], **options: Any) -> Callable[[Any], Any]:  # type: ignore[override] # noqa: ANN401 - flask-smorest's; every answer of ours has a schema
+        """Declare what a view answers; see flask-smorest."""
+        return super().response(status_code, schema, **{"example": example_of(schema())} | options)
+
+    def alt_response(self, status_code: int, *, schema: type[Schema], **options: Any) -> Callable[[Any], Any]:  # type: ignore[override] # noqa: ANN401 - the same
+        """Declare what a view may answer as well; see flask-smorest."""
+        return super().alt_response(status_code, schema=schema, **{"example": example_of(schema())} | options)
 
 
 def refuse_surplus() -> None:

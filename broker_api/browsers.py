@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from flask import request
 from flask_cors import CORS
 
+from broker_api import rate_limit
 from broker_api.caller import CALLER_HEADERS
-from broker_api.openapi import DOCS_PAGE, RATE_LIMIT_HEADERS
 from broker_api.tracing import HEADER as REQUEST_ID
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 """Source: OWASP, REST Security Cheat Sheet, "Security Headers"."""
+DOCS_PAGE = "api-docs.openapi_swagger_ui"
+"""The endpoint of the page that has a policy of its own, as flask-smorest names it."""
 _HTTPS_ONLY = "max-age=63072000; includeSubDomains"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
@@ -54,7 +56,7 @@ def register_browser_policy(app: Flask, *, origins: Iterable[str]) -> None:
         origins=exact,
         methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type", "Prefer", REQUEST_ID, *CALLER_HEADERS],
-        expose_headers=["Idempotent-Replayed", "Retry-After", REQUEST_ID, *RATE_LIMIT_HEADERS],
+        expose_headers=["Idempotent-Replayed", "Preference-Applied", "Retry-After", REQUEST_ID, *rate_limit.HEADERS],
         max_age=_PREFLIGHT_SEC,
         send_wildcard=False,
         always_send=False,

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from broker_api.blueprint import Blueprint
 from broker_api.runtime import runtime, services
-from broker_api.schemas import HealthSchema, ReadinessSchema
+from broker_api.schemas import HealthSchema, ReadinessSchema, example_of
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-blueprint = Blueprint("health", __name__, description="For load balancers and orchestrators")
+blueprint = Blueprint(
+    "health", __name__, description="For load balancers, orchestrators and Prometheus; without a token"
+)
 
 _CHECK_SEC = 1.5
 _MAX_CLOCK_DIFFERENCE_SEC = 60
@@ -25,18 +27,32 @@ _log = logging.getLogger(__name__)
 
 @blueprint.route("/healthz", methods=["GET"])
 @blueprint.doc(operationId="healthz", security=[])
-@blueprint.response(200, HealthSchema)
+@blueprint.response(200, HealthSchema, description="It runs")
 def healthz() -> dict[str, Any]:
-    """Tell that the process runs; touches nothing else."""
+    """Tell that the process runs.
+
+    It touches nothing else: a process that does not answer should be started anew.
+    """
     return {"status": "healthy", "timestamp": services().clock.now()}
 
 
 @blueprint.route("/readyz", methods=["GET"])
 @blueprint.doc(operationId="readyz", security=[])
-@blueprint.response(200, ReadinessSchema)
-@blueprint.alt_response(503, schema=ReadinessSchema, description="Not to be sent requests now")
+@blueprint.response(200, ReadinessSchema, description="To be sent requests")
+@blueprint.alt_response(
+    503,
+    schema=ReadinessSchema,
+    description="Not to be sent requests now",
+    example=example_of(
+        ReadinessSchema(), status="not_ready", checks={"dynamodb": "error: DynamoDB does not answer", "redis": "ok"}
+    ),
+)
 def readyz() -> tuple[dict[str, Any], int]:
-    """Tell whether tracks can be served. Redis is reported, and does not count."""
+    """Tell whether tracks can be served.
+
+    It asks DynamoDB, and compares its clock with this process's. Redis is reported, and does not count: no call of a
+    track needs it. A process that is about to stop is not ready.
+    """
     checks: dict[str, str] = {}
     if runtime().draining.is_set():
         checks["process"] = "error: it is about to stop"

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from flask import jsonify, request
 from werkzeug.http import parse_list_header, unquote_header_value
 
 from broker_api.auth import require_admin_token
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
-from broker_api.openapi import ADMIN_SECURITY, JOB_ID, errors, leads_to
+from broker_api.openapi import ADMIN_SECURITY, JOB_ID, answered_with, leads_to
 from broker_api.runtime import runtime, services
-from broker_api.schemas import JobAcceptedSchema, JobRunSchema, SyncInputSchema
+from broker_api.schemas import JobAcceptedSchema, JobRunSchema, SyncInputSchema, example_of
 from broker_api.tracing import request_id
 from broker_common.core.errors import JobNotFound, QueueUnavailable
+from broker_common.core.events import DeleteOutcome
+from broker_common.core.expiry import ExpiryResult
 from broker_common.core.jobs import Job, JobRun
+from broker_common.core.purge import PurgeResult
+from broker_common.core.runs import CleanupTally
+from broker_common.core.sync import SyncResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 blueprint = Blueprint("jobs", __name__, description="Starting jobs and following their runs")
 blueprint.before_request(require_admin_token)
@@ -23,54 +32,98 @@ blueprint.before_request(refuse_surplus)
 MAX_WAIT_SEC = 30
 _POLL_SEC = 0.2
 
-_ACCEPTED = "Asked for; `status_url` tells how it goes"
-_ENDED = "The run, which ended while the call waited"
 _RUN = JobRunSchema()
-_STARTED = {
-    "headers": {"Preference-Applied": {"schema": {"type": "string"}}},
-    "links": leads_to("adminReadJob", {"job_id": "$response.body#/job_id"}),
-}
-_START: dict[str, Any] = {
-    "security": ADMIN_SECURITY,
-    "parameters": ["prefer", "request_id"],
-    "responses": errors("PAYLOAD_TOO_LARGE", "QUEUE_UNAVAILABLE") | {200: _STARTED, 202: _STARTED},
-}
+_SYNCED = asdict(
+    SyncResult(
+        synced=50,
+        added=2,
+        updated=1,
+        restored=0,
+        stale=1,
+        removed=0,
+        skipped=0,
+        overtaken=0,
+        failed=0,
+        missing=1,
+        judged=42,
+    )
+)
+_STARTED = {"links": leads_to("adminReadJob", {"job_id": "$response.body#/job_id"})}
+
+
+def _starts(job: Job, result: Mapping[str, Any] | None) -> Callable[[Any], Any]:
+    """Describe a call that starts a job and may wait for its end, with a result as that job has it."""
+
+    def describe(view: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
+        applied = answered_with("Preference-Applied")
+        for declare in (
+            blueprint.alt_response(
+                200,
+                schema=JobRunSchema,
+                description="The run, which ended while the call waited",
+                example=example_of(_RUN, job=job.value, result=result),
+                headers=applied,
+                success=True,
+            ),
+            blueprint.response(
+                202, JobAcceptedSchema, description="Asked for; `status_url` tells how it goes", headers=applied
+            ),
+            blueprint.doc(
+                security=ADMIN_SECURITY,
+                parameters=["prefer"],
+                errors=("QUEUE_UNAVAILABLE",),
+                responses={200: _STARTED, 202: _STARTED},
+            ),
+        ):
+            view = declare(view)
+        return view
+
+    return describe
 
 
 @blueprint.route("/sync", methods=["POST"])
-@blueprint.doc(operationId="adminSync", **_START)
-@blueprint.arguments(SyncInputSchema(), required=False, example={"force": False})
-@blueprint.response(202, JobAcceptedSchema, description=_ACCEPTED)
-@blueprint.alt_response(200, schema=JobRunSchema, description=_ENDED, success=True)
+@blueprint.doc(operationId="adminSync")
+@blueprint.arguments(SyncInputSchema(), required=False)
+@_starts(Job.SYNC, _SYNCED)
 def sync(body: dict[str, bool]) -> Any:  # noqa: ANN401 - a JSON body, its status and headers
-    """Read the provider's accounts into the pool; `force` overrides the brake."""
+    """Read the provider's accounts into the pool.
+
+    New accounts become available, available sandboxes that are missing become stale. Where more are missing than seems
+    likely, none becomes stale and the run fails, unless it is forced.
+    """
     return _start(Job.SYNC, force=body["force"])
 
 
 @blueprint.route("/cleanup", methods=["POST"])
-@blueprint.doc(operationId="adminCleanup", **_START)
-@blueprint.response(202, JobAcceptedSchema, description=_ACCEPTED)
-@blueprint.alt_response(200, schema=JobRunSchema, description=_ENDED, success=True)
+@blueprint.doc(operationId="adminCleanup")
+@_starts(Job.CLEANUP, CleanupTally(counts={DeleteOutcome.DELETED: 3, DeleteOutcome.WILL_RETRY: 1}).conclude().result)
 def cleanup() -> Any:  # noqa: ANN401 - the same
-    """Have the sandboxes that are due wiped by the provider."""
+    """Have the sandboxes that are due wiped by the provider.
+
+    Each is handed to a worker; the run ends with the last of them.
+    """
     return _start(Job.CLEANUP)
 
 
 @blueprint.route("/expire", methods=["POST"])
-@blueprint.doc(operationId="adminExpire", **_START)
-@blueprint.response(202, JobAcceptedSchema, description=_ACCEPTED)
-@blueprint.alt_response(200, schema=JobRunSchema, description=_ENDED, success=True)
+@blueprint.doc(operationId="adminExpire")
+@_starts(Job.EXPIRE, asdict(ExpiryResult(expired=2, failed=0)))
 def expire() -> Any:  # noqa: ANN401 - the same
-    """End the allocations that are past their time."""
+    """End the allocations that are past their time.
+
+    That is `expires_at` and the buffer after it; their sandboxes go to be wiped.
+    """
     return _start(Job.EXPIRE)
 
 
 @blueprint.route("/purge-stale", methods=["POST"])
-@blueprint.doc(operationId="adminPurgeStale", **_START)
-@blueprint.response(202, JobAcceptedSchema, description=_ACCEPTED)
-@blueprint.alt_response(200, schema=JobRunSchema, description=_ENDED, success=True)
+@blueprint.doc(operationId="adminPurgeStale")
+@_starts(Job.PURGE_STALE, asdict(PurgeResult(removed=4, failed=0)))
 def purge_stale() -> Any:  # noqa: ANN401 - the same
-    """Remove the records that have been stale for too long."""
+    """Remove the records that have been stale for too long.
+
+    Of a dirty sandbox a tombstone is left, so that no sync takes it for a new one.
+    """
     return _start(Job.PURGE_STALE)
 
 
@@ -78,12 +131,14 @@ def purge_stale() -> Any:  # noqa: ANN401 - the same
 @blueprint.doc(
     operationId="adminReadJob",
     security=ADMIN_SECURITY,
-    parameters=["request_id"],
-    responses=errors("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"),
+    errors=("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"),
 )
-@blueprint.response(200, JobRunSchema)
+@blueprint.response(200, JobRunSchema, description="The run as it stands", example=example_of(_RUN, result=_SYNCED))
 def read(job_id: str) -> dict[str, Any]:
-    """Tell how a run of a job goes, or went; kept for 24 hours."""
+    """Tell how a run of a job goes, or went.
+
+    A run is kept for 24 hours after its end; those that the schedule started are found here, too.
+    """
     require_plain("job_id", job_id)
     return _shown(services().queue.find(job_id))
 

@@ -1,164 +1,101 @@
-"""The API's description: what OpenAPI says about headers, tokens and errors, and the page that shows it."""
+"""What OpenAPI says that the API's calls share: tokens, headers, links, and the answers that are errors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import as_file, files
-from pathlib import Path
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import flask_smorest
 from apispec import BasePlugin
-from flask import Blueprint, Flask, Response, send_from_directory
 
-from broker_api import tracing
-from broker_api.errors import describe, make_body
+from broker_api import rate_limit, tracing
+from broker_api.error_codes import ERROR_CODES, example_of_error
 from broker_api.schemas import PLAIN, ErrorSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from apispec import APISpec
 
 TRACK_SECURITY: list[dict[str, list[str]]] = [{"trackToken": []}]
 ADMIN_SECURITY: list[dict[str, list[str]]] = [{"adminToken": []}]
-DOCS_PAGE = "api-docs.openapi_swagger_ui"
-"""The page's endpoint, as flask-smorest names it."""
-SANDBOX_ID = {"name": "sandbox_id", "in": "path", "required": True, "schema": PLAIN | {"type": "string"}}
-JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": PLAIN | {"type": "string"}}
-
-_HEADERS = {
-    "track_id": ("X-Track-ID", "The calling track. Its alias X-Instruqt-Sandbox-ID may stand for it; both must agree"),
-    "track_name": ("X-Instruqt-Track-ID", "The lab's name, kept as `track_name`"),
-    "name_prefix": ("X-Sandbox-Name-Prefix", "Only sandboxes whose name starts so"),
-    "idempotency_key": ("Idempotency-Key", "One sandbox for each key of a track; the track id if left out"),
+SANDBOX_ID = {
+    "name": "sandbox_id",
+    "in": "path",
+    "required": True,
+    "description": "The sandbox's id",
+    "schema": PLAIN | {"type": "string"},
+    "example": "2009521",
+}
+JOB_ID = {
+    "name": "job_id",
+    "in": "path",
+    "required": True,
+    "description": "The run's id, as the call that started it answered",
+    "schema": PLAIN | {"type": "string"},
+    "example": "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11",
 }
 
-
-_INTRODUCTION = """\
-Hands each pre-created cloud sandbox to exactly one track at a time, takes it back, and has it wiped.
-
-**Tokens.** A track sends `Authorization: Bearer <track token>` and its id in `X-Track-ID`; an operator sends an admin
-token. Neither can make the other's calls.
-
-**Retries.** Any call may be repeated. After a time-out, a lost connection, a 503, or a 409 `NO_SANDBOXES_AVAILABLE`,
-send the same request again, in the latter two after the seconds of `Retry-After`.
-
-**Idempotency.** However often it asks, a track gets one sandbox for each `Idempotency-Key` (its own id if it sends
-none) until that allocation has ended; a repeated answer carries `Idempotent-Replayed: true`. A mark for deletion may be
-repeated until the sandbox is allocated anew; who may repeat it late sends the `lease_id` that allocate answered.
-
-**Errors** have one shape and a stable `code`. Every answer carries `X-Request-ID`, which leads to it in the log.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Example:
-    """An error as it may be met."""
-
-    status: HTTPStatus
-    message: str
-    retry_after: int | None = None
-    details: dict[str, list[str]] | None = None
-
-
-EXAMPLES = {
-    "VALIDATION_ERROR": _Example(
-        HTTPStatus.BAD_REQUEST,
-        "X-Track-ID: Missing: the calling track's id.",
-        details={"X-Track-ID": ["Missing: the calling track's id."]},
-    ),
-    "UNAUTHORIZED": _Example(HTTPStatus.UNAUTHORIZED, "the token is unknown"),
-    "FORBIDDEN": _Example(HTTPStatus.FORBIDDEN, "the token is not meant for this call"),
-    "NOT_SANDBOX_OWNER": _Example(HTTPStatus.FORBIDDEN, "sandbox '2009521' is not held by this track"),
-    "SANDBOX_NOT_FOUND": _Example(HTTPStatus.NOT_FOUND, "there is no sandbox '2009521'"),
-    "JOB_NOT_FOUND": _Example(HTTPStatus.NOT_FOUND, "there is no job '3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11'"),
-    "NO_SANDBOXES_AVAILABLE": _Example(HTTPStatus.CONFLICT, "no sandbox is available", retry_after=30),
-    "LEASE_MISMATCH": _Example(HTTPStatus.CONFLICT, "sandbox '2009521' is not held under this lease_id"),
-    "INVALID_TRANSITION": _Example(HTTPStatus.CONFLICT, "a sandbox that is allocated cannot be quarantined"),
-    "RATE_LIMIT_EXCEEDED": _Example(HTTPStatus.TOO_MANY_REQUESTS, "too many requests", retry_after=1),
-    "PAYLOAD_TOO_LARGE": _Example(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, describe(413)[1]),
-    "URI_TOO_LONG": _Example(HTTPStatus.REQUEST_URI_TOO_LONG, describe(414)[1]),
-    "REQUEST_HEADER_FIELDS_TOO_LARGE": _Example(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, describe(431)[1]),
-    "INTERNAL_ERROR": _Example(HTTPStatus.INTERNAL_SERVER_ERROR, describe(500)[1]),
-    "SERVICE_UNAVAILABLE": _Example(HTTPStatus.SERVICE_UNAVAILABLE, "DynamoDB does not answer", retry_after=1),
-    "PAUSED": _Example(HTTPStatus.SERVICE_UNAVAILABLE, "allocation is paused by an operator", retry_after=30),
-    "QUEUE_UNAVAILABLE": _Example(
-        HTTPStatus.SERVICE_UNAVAILABLE, "the job queue cannot be reached; nothing was started", retry_after=5
-    ),
+_CALLER_HEADERS: dict[str, dict[str, Any]] = {
+    "track_id": {
+        "name": "X-Track-ID",
+        "required": True,
+        "description": "The calling track. `X-Instruqt-Sandbox-ID` may stand for it",
+        "example": "track-4711",
+    },
+    "track_id_alias": {
+        "name": "X-Instruqt-Sandbox-ID",
+        "description": "Another name of `X-Track-ID`, which is then not needed; sent beside it, it must say the same",
+    },
+    "track_name": {"name": "X-Instruqt-Track-ID", "description": "The lab's name, kept as `track_name`"},
+    "name_prefix": {"name": "X-Sandbox-Name-Prefix", "description": "Only sandboxes whose name starts with this"},
+    "idempotency_key": {
+        "name": "Idempotency-Key",
+        "description": "A track gets one sandbox for each; the track's id if left out",
+    },
 }
-"""One of every error code that a call is described with."""
-_OF_EVERY_CALL = (
-    "VALIDATION_ERROR",
-    "UNAUTHORIZED",
-    "FORBIDDEN",
-    "URI_TOO_LONG",
-    "REQUEST_HEADER_FIELDS_TOO_LARGE",
-    "RATE_LIMIT_EXCEEDED",
-    "INTERNAL_ERROR",
-)
-RATE_LIMIT_HEADERS = {
-    "X-RateLimit-Limit": "Requests that may be made at once",
-    "X-RateLimit-Remaining": "Requests that may be made now",
-    "X-RateLimit-Reset": "Seconds until all of them may be made again",
+_OTHER_HEADERS: dict[str, dict[str, Any]] = {
+    "request_id": {
+        "name": tracing.HEADER,
+        "description": f"Comes back with the answer if it matches `{tracing.PATTERN}`; else the answer has a new one",
+    },
+    "prefer": {
+        "name": "Prefer",
+        "description": "`wait=N`: wait for the run's end, for N seconds at most; more than 30 count as 30",
+    },
+}
+_TEXT = {"type": "string"}
+_NUMBER = {"type": "integer"}
+_ANSWER_HEADERS: dict[str, dict[str, Any]] = {
+    tracing.HEADER: {"required": True, "description": "Leads to the request in the log", "schema": _TEXT},
+    "Retry-After": {"required": True, "description": "Seconds after which to repeat the request", "schema": _NUMBER},
+    "WWW-Authenticate": {
+        "required": True,
+        "description": "The scheme to use",
+        "schema": _TEXT | {"enum": ["Bearer"]},
+    },
+    "Idempotent-Replayed": {
+        "required": True,
+        "description": "The answer is what an earlier request was given",
+        "schema": _TEXT | {"enum": ["true"]},
+    },
+    "Preference-Applied": {
+        "description": "`wait=N`, with the seconds that the call would wait, if it waited",
+        "schema": _TEXT,
+    },
+    "X-RateLimit-Limit": {"description": "Requests that the caller may make at once", "schema": _NUMBER},
+    "X-RateLimit-Remaining": {"description": "Requests that the caller may make now", "schema": _NUMBER},
+    "X-RateLimit-Reset": {"description": "Seconds until all of them may be made again", "schema": _NUMBER},
 }
 
-
-def _refer_to(header: str) -> dict[str, str]:
-    return {"$ref": f"#/components/headers/{header}"}
-
-
-_REQUEST_ID = {tracing.HEADER: _refer_to(tracing.HEADER)}
-_RATE_LIMIT = {name: _refer_to(name) for name in RATE_LIMIT_HEADERS}
-_RETRY_AFTER = {"Retry-After": _refer_to("Retry-After")}
-_WWW_AUTHENTICATE = {"WWW-Authenticate": _refer_to("WWW-Authenticate")}
+_REFUSED_UNREAD = ("URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE")
+"""Before the request is counted."""
+_OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
+_HEADERS_OF_ERRORS = {401: ["WWW-Authenticate"]}
 
 
-class _HeadersOfEveryAnswer(BasePlugin):
-    """Describes the headers that every answer carries; the rate limit's only where there is one."""
-
-    def operation_helper(
-        self,
-        path: str | None = None,  # noqa: ARG002 - apispec's signature
-        operations: dict[str, Any] | None = None,
-        **_: Any,  # noqa: ANN401 - the same
-    ) -> None:
-        """Add it to the answers of a path's operations."""
-        for operation in (operations or {}).values():
-            carried = _REQUEST_ID | (_RATE_LIMIT if operation["security"] else {})
-            for response in operation["responses"].values():
-                if isinstance(response, dict):
-                    response["headers"] = response.get("headers", {}) | carried
-
-
-class Api(flask_smorest.Api):
-    """flask-smorest, with this API's errors, and without the header of paged answers that it has none of."""
-
-    ERROR_SCHEMA = ErrorSchema
-    # Each call lists all of its answers: a default would describe every one that it lacks.
-    DEFAULT_ERROR_RESPONSE_NAME = None
-
-    def _register_pagination_header(self) -> None:
-        """Leave it out: its schema would stand in the description, used by nothing."""
-
-    def _register_error_handlers(self) -> None:
-        """Leave errors to `errors`: flask-smorest's own would answer in another shape."""
-
-
-def errors(*codes: str) -> dict[int, Any]:
-    """Return the documented responses of a call's errors: those with these codes, and those that any call may have."""
-    responses: dict[int, Any] = {}
-    for code in sorted({*_OF_EVERY_CALL, *codes}, key=list(EXAMPLES).index):
-        example = EXAMPLES[code]
-        response = responses.setdefault(example.status.value, _describe_error(example.status.phrase))
-        if example.retry_after is not None:
-            response["headers"] = _RETRY_AFTER
-        if example.status is HTTPStatus.UNAUTHORIZED:
-            response["headers"] = _WWW_AUTHENTICATE
-        response["content"]["application/json"]["examples"][code] = {"$ref": f"#/components/examples/{code}"}
-    return responses
+def answered_with(*headers: str) -> dict[str, dict[str, str]]:
+    """Return references to the descriptions of these headers of an answer."""
+    return {header: {"$ref": f"#/components/headers/{header}"} for header in headers}
 
 
 def leads_to(
@@ -172,87 +109,84 @@ def leads_to(
     return {operation: link | ({"requestBody": dict(body)} if body else {})}
 
 
-def make_api(app: Flask, base_path: str) -> Api:
-    """Serve the description and its page under the base path, and return what blueprints register with."""
-    docs = f"{base_path}/docs"
-    app.config.update(
-        API_TITLE="Sandbox Broker",
-        API_VERSION=_version(),
-        OPENAPI_VERSION="3.1.0",
-        OPENAPI_URL_PREFIX=base_path,
-        OPENAPI_JSON_PATH="openapi.json",
-        OPENAPI_SWAGGER_UI_PATH="docs",
-        OPENAPI_SWAGGER_UI_URL=f"{docs}/",
-        # Without this the page asks a public validator about our description.
-        OPENAPI_SWAGGER_UI_CONFIG={"validatorUrl": None, "deepLinking": True, "persistAuthorization": True},
-    )
-    page_files = _page_files()
-    app.register_blueprint(page_files, url_prefix=docs)
-    # The page names no icon of its own, and browsers ask here then.
-    app.add_url_rule("/favicon.ico", f"{page_files.name}.page_file", defaults={"filename": "favicon-32x32.png"})
-    api = Api(app, spec_kwargs={"info": {"description": _INTRODUCTION}, "extra_plugins": [_HeadersOfEveryAnswer()]})
-    _describe_common(api.spec)
-    return api
+class WhatCallsShare(BasePlugin):
+    """Describes what no call has for itself: the header that all read, those that all answer, and their errors.
+
+    A call names, as `errors`, the codes that only some calls answer.
+    """
+
+    def init_spec(self, spec: APISpec) -> None:
+        """Keep the description that answers are added to."""
+        super().init_spec(spec)
+        self._components = spec.components
+
+    def operation_helper(
+        self,
+        path: str | None = None,
+        operations: dict[str, Any] | None = None,
+        **_: Any,  # noqa: ANN401 - apispec's signature
+    ) -> None:
+        """Complete the operations of a path."""
+        is_counted = path not in rate_limit.EXEMPT
+        headers = answered_with(tracing.HEADER, *(rate_limit.HEADERS if is_counted else ()))
+        for method, operation in (operations or {}).items():
+            operation["parameters"] = [*operation.get("parameters", ()), "request_id"]
+            codes = {
+                *operation.pop("errors", ()),
+                *_OF_EVERY_CALL,
+                *(["RATE_LIMIT_EXCEEDED"] if is_counted else []),
+                *(["UNAUTHORIZED", "FORBIDDEN"] if operation["security"] else []),
+                *(["PAYLOAD_TOO_LARGE"] if method == "post" else []),
+            }
+            answers = {
+                status: answer | {"headers": answer.get("headers", {}) | headers}
+                for status, answer in operation["responses"].items()
+                if isinstance(answer, dict)
+            }
+            operation["responses"] = dict(sorted((self._describe_errors(codes) | answers).items()))
+
+    def _describe_errors(self, codes: Iterable[str]) -> dict[int, str]:
+        """Return the answers that have these codes, by status, each by the name of the component that describes it."""
+        # In the order of the table, so that a component has the same name wherever it is wanted.
+        by_status = groupby(sorted(codes, key=list(ERROR_CODES).index), _status_of)
+        return {status: self._describe_answer(status, list(its)) for status, its in by_status}
+
+    def _describe_answer(self, status: int, codes: list[str]) -> str:
+        name = "_or_".join(codes)
+        if name not in self._components.responses:
+            for code in codes:
+                if code not in self._components.examples:
+                    self._components.example(code, {"value": example_of_error(code)})
+            waits = [code for code in codes if ERROR_CODES[code].retry_after is not None]
+            headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else []), tracing.HEADER]
+            if not set(codes) <= set(_REFUSED_UNREAD):
+                headers += rate_limit.HEADERS
+            examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
+            answer = {
+                "description": "\n\n".join(
+                    f"`{code}`: {ERROR_CODES[code].meaning} {ERROR_CODES[code].remedy}" for code in codes
+                ),
+                "headers": answered_with(*headers),
+                "content": {"application/json": {"schema": ErrorSchema, "examples": examples}},
+            }
+            self._components.response(name, answer)
+        return name
 
 
-def _page_files() -> Blueprint:
-    """Serve Swagger UI's own files from the package that ships them."""
-    blueprint = Blueprint("docs_files", __name__)
-    with as_file(files("flask_swagger_ui") / "dist") as path:
-        directory = Path(path)
-
-    @blueprint.get("/<path:filename>")
-    def page_file(filename: str) -> Response:
-        return send_from_directory(directory, filename)
-
-    return blueprint
+def _status_of(code: str) -> int:
+    return ERROR_CODES[code].status.value
 
 
-def _version() -> str:
-    try:
-        return version("sandbox-broker")
-    except PackageNotFoundError:  # run from its source tree, without being installed
-        return "unreleased"
-
-
-def _describe_error(description: str) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": ErrorSchema, "examples": {}}}}
-
-
-def _describe_common(spec: APISpec) -> None:
-    for scheme, whose in (("trackToken", "A track's token"), ("adminToken", "An operator's token")):
+def describe_what_calls_share(spec: APISpec) -> None:
+    """Add the tokens and headers that calls refer to."""
+    for scheme, whose in (
+        ("trackToken", "A track's token; it may be bound to the tracks whose id begins with a prefix"),
+        ("adminToken", "An operator's token"),
+    ):
         spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})
-    for component, (header, description) in _HEADERS.items():
-        required = header == "X-Track-ID"
-        _describe_header(spec, component, header, description, PLAIN | {"type": "string"}, required=required)
-    for code, example in EXAMPLES.items():
-        body = make_body(code, example.message, "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11")
-        optional = {"retry_after": example.retry_after, "details": example.details}
-        body |= {name: value for name, value in optional.items() if value is not None}
-        spec.components.example(code, {"value": {"error": body}})
-    spec.components.header(
-        tracing.HEADER,
-        {"description": "The request's id, for whoever reads the log", "required": True, "schema": {"type": "string"}},
-    )
-    for header, description in RATE_LIMIT_HEADERS.items():
-        spec.components.header(header, {"description": description, "schema": {"type": "integer"}})
-    spec.components.header(
-        "Retry-After",
-        {"description": "Seconds after which to repeat the request", "required": True, "schema": {"type": "integer"}},
-    )
-    spec.components.header(
-        "WWW-Authenticate",
-        {"description": "The scheme to use", "required": True, "schema": {"type": "string", "enum": ["Bearer"]}},
-    )
-    comes_back = f"Comes back with the answer; another does, unless it matches {tracing.PATTERN}"
-    _describe_header(spec, "request_id", tracing.HEADER, comes_back, {"type": "string"})
-    _describe_header(
-        spec, "prefer", "Prefer", "`wait=N`: wait up to N (at most 30) seconds for the result", {"type": "string"}
-    )
-
-
-def _describe_header(
-    spec: APISpec, component: str, header: str, description: str, schema: dict[str, Any], *, required: bool = False
-) -> None:
-    parameter = {"name": header, "required": required, "description": description, "schema": schema}
-    spec.components.parameter(component, "header", parameter)
+    for name, header in _CALLER_HEADERS.items():
+        spec.components.parameter(name, "header", {"schema": PLAIN | _TEXT} | header)
+    for name, header in _OTHER_HEADERS.items():
+        spec.components.parameter(name, "header", {"schema": _TEXT} | header)
+    for name, described in _ANSWER_HEADERS.items():
+        spec.components.header(name, described)

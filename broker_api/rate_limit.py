@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from broker_common.core.ports import Allowance
 
-_EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})
+EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})
+HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 _IPV6_NETWORK_BITS = 64
 """What one subscriber commonly has: any number of addresses in it is one caller."""
 
@@ -42,7 +43,7 @@ def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
 
 
 def _take() -> None:
-    if request.url_rule is not None and request.url_rule.rule in _EXEMPT:
+    if request.url_rule is not None and request.url_rule.rule in EXEMPT:
         return
     allowance = services().rate_limit.take(_key())
     if allowance is None:
@@ -74,7 +75,6 @@ def _address() -> str:
 def _show(response: Response) -> Response:
     allowance: Allowance | None = g.get("allowance")
     if allowance is not None:
-        response.headers["X-RateLimit-Limit"] = str(allowance.limit)
-        response.headers["X-RateLimit-Remaining"] = str(allowance.remaining)
-        response.headers["X-RateLimit-Reset"] = str(allowance.reset_after)
+        for header, value in zip(HEADERS, (allowance.limit, allowance.remaining, allowance.reset_after), strict=True):
+            response.headers[header] = str(value)
     return response

@@ -8,15 +8,28 @@ from typing import TYPE_CHECKING, Any
 from marshmallow import Schema, ValidationError, fields, validate
 
 from broker_api.caller import MAX_LENGTH, find_fault
+from broker_api.error_codes import ERROR_CODES
 from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.jobs import Job, JobState
 from broker_common.core.purge import BULK_DELETABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from enum import Enum
 
 PLAIN = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": "^[ -~]+$"}
 """OpenAPI's words for 1 to 128 printable ASCII characters."""
+_LEASE = "5b7f2ad1-6b6e-4f0e-8a55-0d9a52b3a6f1"
+_JOB_ID = "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11"
+_NOW = "When this was answered"
+_DURATION = "How long it took, in milliseconds"
+_STATUS = {"description": "Where it stands in its life"}
+_PAUSED = {
+    "allocate": "No track is given a sandbox that it does not hold already",
+    "sync": "No sync runs",
+    "cleanup": "No sandbox is wiped",
+    "expire": "The job that ends overdue allocations does not run",
+}
 _MAX_REASON = 500
 _MAX_CURSOR = 2048
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
@@ -55,39 +68,72 @@ def _check_reason(text: str) -> None:
         raise ValidationError(f"Must be 1 to {_MAX_REASON} characters, none of them a control character.")
 
 
-def _plain(*, required: bool = False) -> fields.String:
-    return fields.String(required=required, validate=_check_plain, metadata=PLAIN)
+def _plain(metadata: Mapping[str, Any], *, required: bool = False) -> fields.String:
+    return fields.String(required=required, validate=_check_plain, metadata={**PLAIN, **metadata})
 
 
-def _text(example: str) -> fields.String:
-    return fields.String(required=True, metadata={"example": example})
+def _text(example: str, description: str) -> fields.String:
+    return fields.String(required=True, metadata={"example": example, "description": description})
 
 
-def _optional_text(example: str | None) -> fields.String:
-    return fields.String(required=True, allow_none=True, metadata={"example": example})
+def _optional_text(example: str | None, description: str, *, attribute: str | None = None) -> fields.String:
+    metadata = {"example": example, "description": description}
+    return fields.String(required=True, allow_none=True, attribute=attribute, metadata=metadata)
 
 
-def _time(example: int = 1759574955) -> fields.Integer:
-    return fields.Integer(required=True, metadata={"example": example, "description": "Unix seconds"})
+def _time(description: str, example: int = 1759574955) -> fields.Integer:
+    metadata = {"example": example, "description": f"{description}, in Unix seconds"}
+    return fields.Integer(required=True, metadata=metadata)
 
 
-def _optional_time(example: int | None = None) -> fields.Integer:
-    return fields.Integer(
-        required=True, allow_none=True, metadata={"example": example, "description": "Unix seconds, or null"}
-    )
+def _optional_time(description: str, example: int | None = None) -> fields.Integer:
+    metadata = {"example": example, "description": f"{description}, in Unix seconds; else null"}
+    return fields.Integer(required=True, allow_none=True, metadata=metadata)
 
 
-def _whole(example: int = 0) -> fields.Integer:
-    return fields.Integer(required=True, metadata={"example": example})
+def _whole(description: str, example: int = 0) -> fields.Integer:
+    return fields.Integer(required=True, metadata={"example": example, "description": description})
+
+
+def _enum(kind: type[Enum], metadata: Mapping[str, Any], **options: Any) -> fields.Enum[Any]:  # noqa: ANN401 - marshmallow's
+    return fields.Enum(kind, by_value=fields.String, metadata=metadata, **options)
+
+
+def example_of(schema: Schema, **different: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """Return an object as a schema describes it, made of the examples of its fields, but for those that are given.
+
+    Fields that need not be there are left out where they have no example.
+    """
+    examples = {
+        name: _example_of_field(field)
+        for name, field in schema.fields.items()
+        if field.required or "example" in field.metadata
+    }
+    return examples | different
+
+
+def _example_of_field(field: fields.Field[Any]) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(field, fields.Nested):
+        return example_of(field.schema)
+    if isinstance(field, fields.List):
+        return [_example_of_field(field.inner)]
+    return field.metadata["example"]
 
 
 class ErrorDetailSchema(Schema):
     """What went wrong."""
 
-    code = _text("VALIDATION_ERROR")
-    message = _text("X-Track-ID: Missing: the calling track's id.")
-    request_id = _text("0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11")
-    retry_after = fields.Integer(metadata={"description": "Seconds, as in the header Retry-After"})
+    code = fields.String(
+        required=True,
+        validate=validate.OneOf(list(ERROR_CODES)),
+        metadata={
+            "example": "VALIDATION_ERROR",
+            "description": "Stable. Later versions may have others: go by the status then",
+        },
+    )
+    message = _text("X-Track-ID: Missing: the calling track's id.", "For people; its wording may change")
+    request_id = _text("0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11", "As in the header `X-Request-ID`")
+    retry_after = fields.Integer(metadata={"description": "Seconds, as in the header `Retry-After`"})
     details = fields.Dict(
         keys=fields.String(),
         values=fields.List(fields.String()),
@@ -101,108 +147,124 @@ class ErrorSchema(Schema):
     error = fields.Nested(ErrorDetailSchema, required=True)
 
 
-class AllocationSchema(Schema):
+class _AccountSchema(Schema):
+    """What every answer tells of a sandbox."""
+
+    sandbox_id = _text("2009521", "The provider's `csp_id` of the account")
+    name = _text("lab-adventure-0087", "The provider's name of the account")
+    external_id = _text("identity/accounts/7d2f0c7e-0000-4000-8000-000000000000", "The provider's `id` of the account")
+    sfdc_account_id = _optional_text("0010CBF5B44E795C05", "The provider's, if it told one; else null")
+    track_name = _optional_text("intro-to-dns", "From the header `X-Instruqt-Track-ID` of allocate; null without it")
+
+
+class AllocationSchema(_AccountSchema):
     """What a track is given."""
 
-    sandbox_id = _text("2009521")
-    name = _text("lab-adventure-0087")
-    external_id = _text("identity/accounts/7d2f0c7e-0000-4000-8000-000000000000")
-    lease_id = _text("5b7f2ad1-6b6e-4f0e-8a55-0d9a52b3a6f1")
-    allocated_at = _time()
-    expires_at = _time(1759589355)
-    track_name = _optional_text("intro-to-dns")
-    sfdc_account_id = _optional_text(None)
+    lease_id = _text(_LEASE, "New for every allocation; names it in a mark for deletion that may be late")
+    allocated_at = _time("When the allocation began")
+    expires_at = _time("Until when the track may use it", 1759589355)
 
 
-class HeldSandboxSchema(Schema):
-    """A sandbox as its holder, or its last one, reads it; `lease_id` is the track's own lease."""
+class HeldSandboxSchema(_AccountSchema):
+    """A sandbox as its holder, or its last one, reads it."""
 
-    sandbox_id = _text("2009521")
-    name = _text("lab-adventure-0087")
-    external_id = _text("identity/accounts/7d2f0c7e-0000-4000-8000-000000000000")
-    lease_id = fields.String(required=True, attribute="lease_at_hand", allow_none=True)
-    allocated_at = _optional_time(1759574955)
-    expires_at = _optional_time(1759589355)
-    track_name = _optional_text("intro-to-dns")
-    sfdc_account_id = _optional_text(None)
-    status = fields.Enum(Status, by_value=True, required=True, metadata={"example": Status.ALLOCATED.value})
-    allocated_to_track = _optional_text("track-4711")
+    lease_id = _optional_text(_LEASE, "The lease that the track holds, or held last", attribute="lease_at_hand")
+    allocated_at = _optional_time("When the latest allocation began", 1759574955)
+    expires_at = _optional_time("Until when the latest allocation may be used", 1759589355)
+    status = _enum(Status, _STATUS | {"example": Status.ALLOCATED.value}, required=True)
+    allocated_to_track = _optional_text("track-4711", "The track that holds it; null once its allocation has ended")
 
 
 class HeldSandboxesSchema(Schema):
     """What the calling track holds."""
 
     sandboxes = fields.List(fields.Nested(HeldSandboxSchema), required=True)
-    count = _whole(1)
+    count = _whole("How many they are", 1)
 
 
 class MarkedSchema(Schema):
     """A sandbox given back."""
 
-    sandbox_id = _text("2009521")
-    status = fields.Enum(Status, by_value=True, required=True, metadata={"example": Status.PENDING_DELETION.value})
-    lease_id = fields.String(required=True, attribute="lease_at_hand", allow_none=True)
-    deletion_requested_at = _optional_time(1759580000)
+    sandbox_id = _text("2009521", "As in the path")
+    status = _enum(Status, _STATUS | {"example": Status.PENDING_DELETION.value}, required=True)
+    lease_id = _optional_text(_LEASE, "The lease that the track held", attribute="lease_at_hand")
+    deletion_requested_at = _optional_time("When the allocation was ended", 1759580000)
 
 
 class SandboxSchema(HeldSandboxSchema):
     """A sandbox as an operator reads it: every field, and `lease_id` only while it is allocated."""
 
-    lease_id = _optional_text("5b7f2ad1-6b6e-4f0e-8a55-0d9a52b3a6f1")
-    idempotency_key = _optional_text("track-4711")
-    dirty = fields.Boolean(required=True)
-    deletion_requested_at = _optional_time()
-    deletion_reason = fields.Enum(DeletionReason, by_value=True, required=True, allow_none=True)
-    deletion_retry_count = _whole()
-    deletion_last_error = _optional_text(None)
-    next_attempt_at = _optional_time()
-    last_synced = _optional_time(1759574955)
-    stale_since = _optional_time()
-    last_track_id = _optional_text(None)
-    last_lease_id = _optional_text(None)
-    created_at = _time()
-    updated_at = _time()
-    version = _whole(7)
+    lease_id = _optional_text(_LEASE, "The lease that its track holds; else null")
+    idempotency_key = _optional_text("track-4711", "Of the present allocation; else null")
+    dirty = fields.Boolean(
+        required=True, metadata={"example": True, "description": "Was allocated and has not been wiped since"}
+    )
+    deletion_requested_at = _optional_time("When it was sent to be wiped")
+    deletion_reason = _enum(
+        DeletionReason,
+        {"description": "Why it was sent to be wiped, or put aside; else null", "example": None},
+        required=True,
+        allow_none=True,
+    )
+    deletion_retry_count = _whole("Failed attempts to wipe it since it was last sent to be")
+    deletion_last_error = _optional_text(None, "Why the latest attempt failed, or why it was put aside; else null")
+    next_attempt_at = _optional_time("When it may next be tried to wipe it")
+    last_synced = _optional_time("When a sync last saw it", 1759574955)
+    stale_since = _optional_time("Since when it is stale")
+    last_track_id = _optional_text(None, "The track of its latest ended allocation; else null")
+    last_lease_id = _optional_text(None, "The lease of its latest ended allocation; else null")
+    created_at = _time("When the broker first saw it", 1759500000)
+    updated_at = _time("When the record last changed")
+    version = _whole("Grows with every change of the record", 7)
 
 
 class SandboxPageSchema(Schema):
-    """A page of sandboxes; the next one is read with `cursor`, which is null on the last."""
+    """A page of sandboxes."""
 
     sandboxes = fields.List(fields.Nested(SandboxSchema), required=True)
-    count = _whole(1)
-    cursor = _optional_text(None)
+    count = _whole("How many are on this page", 1)
+    cursor = _optional_text(None, "Reads the next page; null on the last one")
 
 
 class SandboxQuerySchema(Schema):
     """Which sandboxes to list."""
 
-    status = fields.Enum(Status, by_value=True)
-    track_id = _plain()
-    limit = _StrictInteger(load_default=50, validate=validate.Range(min=1, max=100))
-    cursor = fields.String(validate=validate.Length(min=1, max=_MAX_CURSOR))
+    status = _enum(Status, {"description": "Only sandboxes of this status"})
+    track_id = _plain({"description": "Only sandboxes that this track holds"})
+    limit = _StrictInteger(
+        load_default=50,
+        validate=validate.Range(min=1, max=100),
+        metadata={"description": "How many sandboxes a page has at most: 1 to 100"},
+    )
+    cursor = fields.String(
+        validate=validate.Length(min=1, max=_MAX_CURSOR),
+        metadata={"description": "That of the page before, asked for with the same `status` and `track_id`"},
+    )
 
 
 class StatsSchema(Schema):
-    """How many sandboxes are in which status; `total` is their sum. Tombstones are out of the pool, not counted."""
+    """How many sandboxes are in which status. Tombstones are out of the pool, not counted."""
 
-    available = _whole(42)
-    allocated = _whole(7)
-    pending_deletion = _whole(1)
-    stale = _whole()
-    deletion_failed = _whole()
-    total = _whole(50)
+    available = _whole("May be allocated", 42)
+    allocated = _whole("Held by a track", 7)
+    pending_deletion = _whole("Wait for the provider to wipe them", 1)
+    stale = _whole("Out of service until a sync sees them")
+    deletion_failed = _whole("Need a person")
+    total = _whole("All of these", 50)
 
 
 class MarkInputSchema(Schema):
     """Which lease a mark is meant for."""
 
-    lease_id = _plain()
+    lease_id = _plain(
+        {"example": _LEASE, "description": "That of the allocation to end; the one that is first read if left out"}
+    )
 
 
 class ReleaseInputSchema(Schema):
     """Which lease to end."""
 
-    lease_id = _plain(required=True)
+    lease_id = _plain({"example": _LEASE, "description": "That of the allocation to end"}, required=True)
 
 
 class QuarantineInputSchema(Schema):
@@ -216,6 +278,7 @@ class QuarantineInputSchema(Schema):
             "maxLength": _MAX_REASON,
             "pattern": f"^{_FIT}*[^\\s{_CONTROLS}]{_FIT}*$",
             "example": "a student reported that it is slow",
+            "description": "Kept as `deletion_last_error`; not blank, and without control characters",
         },
     )
 
@@ -223,76 +286,106 @@ class QuarantineInputSchema(Schema):
 class BulkDeleteQuerySchema(Schema):
     """Which records to remove."""
 
-    status = fields.String(required=True, validate=validate.OneOf([status.value for status in BULK_DELETABLE]))
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf([status.value for status in BULK_DELETABLE]),
+        metadata={"description": "The status whose records are removed"},
+    )
 
 
 class BulkDeletedSchema(Schema):
     """What a bulk delete did."""
 
-    deleted = _whole(3)
-    duration_ms = _whole(41)
+    deleted = _whole("Records removed", 3)
+    duration_ms = _whole(_DURATION, 41)
 
 
 class BulkRetriedSchema(Schema):
     """What a bulk retry did."""
 
-    retried = _whole(3)
-    duration_ms = _whole(41)
+    retried = _whole("Sandboxes sent to be wiped", 3)
+    duration_ms = _whole(_DURATION, 41)
 
 
 class PausesSchema(Schema):
     """Which operations are paused."""
 
-    allocate = fields.Boolean(required=True)
-    sync = fields.Boolean(required=True)
-    cleanup = fields.Boolean(required=True)
-    expire = fields.Boolean(required=True)
+    allocate = fields.Boolean(required=True, metadata={"example": True, "description": _PAUSED["allocate"]})
+    sync = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["sync"]})
+    cleanup = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["cleanup"]})
+    expire = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["expire"]})
 
 
 class PausesInputSchema(Schema):
     """Which operations to pause (true) or resume (false); the others stay as they are."""
 
-    allocate = _StrictBoolean()
-    sync = _StrictBoolean()
-    cleanup = _StrictBoolean()
-    expire = _StrictBoolean()
+    allocate = _StrictBoolean(metadata={"example": True, "description": _PAUSED["allocate"]})
+    sync = _StrictBoolean(metadata={"description": _PAUSED["sync"]})
+    cleanup = _StrictBoolean(metadata={"description": _PAUSED["cleanup"]})
+    expire = _StrictBoolean(metadata={"description": _PAUSED["expire"]})
 
 
 class SyncInputSchema(Schema):
-    """How to sync; `force` overrides the brake."""
+    """How to sync."""
 
-    force = _StrictBoolean(load_default=False)
+    force = _StrictBoolean(
+        load_default=False,
+        metadata={"example": False, "description": "Mark as stale what is missing, however much that is"},
+    )
 
 
 class JobAcceptedSchema(Schema):
     """A run that was asked for."""
 
-    job_id = _text("3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11")
-    status_url = _text("/v1/admin/jobs/3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11")
+    job_id = _text(_JOB_ID, "The run's id")
+    status_url = _text(f"/v1/admin/jobs/{_JOB_ID}", "Where to read how it goes")
 
 
 class JobRunSchema(Schema):
     """A run of a job; `result` and `error` once there are any."""
 
-    job_id = _text("3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11")
-    job = fields.Enum(Job, by_value=True, required=True)
-    state = fields.Enum(JobState, by_value=True, required=True)
-    result = fields.Dict(keys=fields.String())
-    error = fields.String()
+    job_id = _text(_JOB_ID, "The run's id")
+    job = _enum(Job, {"example": Job.SYNC.value, "description": "The job's name"}, required=True)
+    state = _enum(
+        JobState,
+        {
+            "example": JobState.SUCCEEDED.value,
+            "description": "`succeeded`, `failed` and `skipped` (it was paused, or ran already) are final",
+        },
+        required=True,
+    )
+    result = fields.Dict(
+        keys=fields.String(), metadata={"description": "What it did, counted; each job counts something else"}
+    )
+    error = fields.String(metadata={"description": "Why it failed or was skipped"})
 
 
 class HealthSchema(Schema):
     """The process runs."""
 
-    status = fields.String(required=True, validate=validate.OneOf(["healthy"]))
-    timestamp = _time()
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf(["healthy"]),
+        metadata={"example": "healthy", "description": "Always the same"},
+    )
+    timestamp = _time(_NOW)
 
 
 class ReadinessSchema(Schema):
     """Whether the process should be sent requests, and why not."""
 
-    status = fields.String(required=True, validate=validate.OneOf(["ready", "not_ready"]))
-    timestamp = _time()
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf(["ready", "not_ready"]),
+        metadata={"example": "ready", "description": "`ready` if every check but that of Redis is ok"},
+    )
+    timestamp = _time(_NOW)
     checks = fields.Dict(
-        keys=fields.String(), values=fields.String(), required=True, metadata={"example": {"dynamodb": "ok"}}
+        keys=fields.String(),
+        values=fields.String(),
+        required=True,
+        metadata={
+            "example": {"dynamodb": "ok", "clock": "ok", "redis": "ok"},
+            "description": "By what was looked at: `ok`, or `error: ` and why",
+        },
     )

@@ -10,7 +10,7 @@ from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
-from broker_api.openapi import SANDBOX_ID, TRACK_SECURITY, errors, leads_to
+from broker_api.openapi import SANDBOX_ID, TRACK_SECURITY, answered_with, leads_to
 from broker_api.runtime import services
 from broker_api.schemas import (
     AllocationSchema,
@@ -33,8 +33,7 @@ blueprint.before_request(refuse_surplus)
 
 Answer = TypeVar("Answer")
 
-_TRACK = ["track_id", "request_id"]
-_REPLAYED = {"Idempotent-Replayed": {"required": True, "schema": {"type": "string", "enum": ["true"]}}}
+_TRACK = ["track_id", "track_id_alias"]
 _SAME_TRACK = {"X-Track-ID": "$request.header.X-Track-ID"}
 
 
@@ -75,22 +74,23 @@ def _read(sandbox_id: str) -> Sandbox:
     operationId="allocate",
     security=TRACK_SECURITY,
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
-    responses=errors("NO_SANDBOXES_AVAILABLE", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE", "PAUSED")
-    | {200: _leads_on(""), 201: _leads_on("")},
+    errors=("NO_SANDBOXES_AVAILABLE", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE", "PAUSED"),
+    responses={200: _leads_on(""), 201: _leads_on("")},
 )
 @blueprint.response(201, AllocationSchema, description="A sandbox, newly allocated")
 @blueprint.alt_response(
     200,
     schema=AllocationSchema,
     description="What this track holds already under this idempotency key",
-    headers=_REPLAYED,
+    headers=answered_with("Idempotent-Replayed"),
     success=True,
 )
 @store_call
 def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
     """Allocate a sandbox to the calling track.
 
-    However often it is repeated, a track gets one sandbox for each idempotency key until that allocation has ended.
+    However often it is repeated, a track gets one sandbox for each idempotency key until that allocation has ended; a
+    repeated call ignores the name's prefix.
     """
     track = caller()
     allocation = services().allocator.allocate(
@@ -111,12 +111,16 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
     operationId="listHeldSandboxes",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    responses=errors("SERVICE_UNAVAILABLE") | {200: _leads_on("/sandboxes/0")},
+    errors=("RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
+    responses={200: _leads_on("/sandboxes/0")},
 )
-@blueprint.response(200, HeldSandboxesSchema)
+@blueprint.response(200, HeldSandboxesSchema, description="What the calling track holds; empty if that is nothing")
 @store_call
 def list_held() -> dict[str, Any]:
-    """List the sandboxes that the calling track holds."""
+    """List the sandboxes that the calling track holds.
+
+    One for each idempotency key that it allocated with, and has not given back since.
+    """
     held = services().custody.list_held(track_id=caller().track_id)
     return {"sandboxes": held, "count": len(held)}
 
@@ -126,11 +130,14 @@ def list_held() -> dict[str, Any]:
     operationId="readSandbox",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    responses=errors("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
+    errors=("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
 )
-@blueprint.response(200, HeldSandboxSchema)
+@blueprint.response(200, HeldSandboxSchema, description="The sandbox as it is now")
 def read(sandbox_id: str) -> Sandbox:
-    """Read a sandbox that the calling track holds, or held last."""
+    """Read a sandbox that the calling track holds, or held last.
+
+    Its last holder may read it until it is allocated anew.
+    """
     return _read(sandbox_id)
 
 
@@ -139,13 +146,11 @@ def read(sandbox_id: str) -> Sandbox:
     operationId="markForDeletion",
     security=TRACK_SECURITY,
     parameters=_TRACK,
-    responses=errors(
-        "NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "PAYLOAD_TOO_LARGE", "SERVICE_UNAVAILABLE"
-    ),
+    errors=("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "RECORD_UNREADABLE", "SERVICE_UNAVAILABLE"),
 )
 @_refuse_others_first
 @blueprint.arguments(MarkInputSchema(), required=False)
-@blueprint.response(200, MarkedSchema)
+@blueprint.response(200, MarkedSchema, description="Taken back; `status` is the present one when this is repeated late")
 @store_call
 def mark_for_deletion(body: dict[str, str], sandbox_id: str) -> Sandbox:
     """Give a sandbox back, to be wiped.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from openapi_spec_validator import validate
 
+from broker_api.caller import CALLER_HEADERS
+from broker_api.error_codes import ERROR_CODES
 from broker_api.errors import STATUS_OF
-from broker_api.schemas import ErrorSchema
-from tests.api.description import COPY, describe
+from tests.api.description import COPY, describe, faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CALLS = {
     ("post", "/v1/allocate"),
@@ -35,19 +39,27 @@ CALLS = {
     ("post", "/v1/admin/pause"),
     ("get", "/healthz"),
     ("get", "/readyz"),
+    ("get", "/metrics"),
+    ("get", "/v1/openapi.json"),
+    ("get", "/v1/docs"),
 }
-VERBS = {"get", "post", "put", "patch", "delete"}
+WITHOUT_TOKEN = {
+    ("get", "/healthz"),
+    ("get", "/readyz"),
+    ("get", "/metrics"),
+    ("get", "/v1/openapi.json"),
+    ("get", "/v1/docs"),
+}
 
 
-@pytest.fixture
-def document(api: Api) -> dict[str, Any]:
-    answer = api.call("GET", "/v1/openapi.json")
-    assert answer.status_code == 200
-    return body_of(answer)
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return read_document()
 
 
-def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(verb, path): item[verb] for path, item in document["paths"].items() for verb in item if verb in VERBS}
+def answers(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for operation in operations(document).values():
+        yield from operation["responses"].items()
 
 
 def test_the_description_holds_every_call_and_no_other(document: dict[str, Any]) -> None:
@@ -63,10 +75,61 @@ def test_the_committed_copy_is_the_description() -> None:
     assert COPY.read_text() == describe(), "`make openapi` renews it"
 
 
-def test_every_call_has_a_name_of_its_own_and_a_summary(document: dict[str, Any]) -> None:
+def test_every_call_has_a_name_of_its_own_a_summary_a_description_and_a_tag_that_is_described(
+    document: dict[str, Any],
+) -> None:
     found = operations(document).values()
     assert len({operation["operationId"] for operation in found}) == len(CALLS)
-    assert all(operation["summary"] for operation in found)
+    tags = {tag["name"]: tag["description"] for tag in document["tags"]}
+    for operation in found:
+        assert re.fullmatch(r"[A-Z][^`\n]+\.", operation["summary"]), "one sentence; the page shows it as it is"
+        assert operation.get("description"), operation["operationId"]
+        assert [tags[tag] for tag in operation["tags"]] != []
+        assert all(tags[tag] for tag in operation["tags"])
+
+
+def test_every_parameter_header_and_field_says_what_it_is(document: dict[str, Any]) -> None:
+    described = [each for operation in operations(document).values() for each in operation["parameters"]]
+    described += document["components"]["headers"].values()
+    described += [
+        field
+        for schema in document["components"]["schemas"].values()
+        for field in schema["properties"].values()
+        if "$ref" not in field.get("items", field)
+    ]
+    assert [each for each in described if not each.get("description")] == []
+
+
+def test_every_answer_says_what_it_is_and_shows_one(document: dict[str, Any]) -> None:
+    for status, answer in answers(document):
+        assert answer["description"] not in {"", "OK"}, status
+        assert answer["content"], status
+        for body in answer["content"].values():
+            assert body["schema"], status
+            assert "example" in body or body["examples"], status
+
+
+def test_every_body_that_a_call_reads_is_shown(document: dict[str, Any]) -> None:
+    bodies = [operation["requestBody"] for operation in operations(document).values() if "requestBody" in operation]
+    assert len(bodies) == 5
+    assert all(body["content"]["application/json"]["example"] for body in bodies)
+
+
+def test_every_example_is_as_its_schema_says(document: dict[str, Any]) -> None:
+    shown = [
+        (each["schema"], each["example"]) for each in document["components"]["parameters"].values() if "example" in each
+    ]
+    for operation in operations(document).values():
+        shown += [(each["schema"], each["example"]) for each in operation["parameters"] if "example" in each]
+        for part in [operation.get("requestBody", {}), *operation["responses"].values()]:
+            for body in part.get("content", {}).values():
+                examples = [look_up(document, each)["value"] for each in body.get("examples", {}).values()]
+                examples += [body["example"]] if "example" in body else []
+                shown += [(body["schema"], example) for example in examples]
+    for schema in document["components"]["schemas"].values():
+        shown += [(field, field["example"]) for field in schema["properties"].values() if "example" in field]
+    assert len(shown) > 300
+    assert [(fault, example) for schema, example in shown for fault in faults_of(document, schema, example)] == []
 
 
 def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
@@ -75,15 +138,16 @@ def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
         "trackToken": "bearer",
         "adminToken": "bearer",
     }
-    for (_, path), operation in operations(document).items():
+    assert all(scheme["description"] for scheme in schemes.values())
+    for (verb, path), operation in operations(document).items():
         token = "adminToken" if "/admin/" in path else "trackToken"
-        assert operation["security"] == ([{token: []}] if path.startswith("/v1/") else [])
+        assert operation["security"] == ([] if (verb, path) in WITHOUT_TOKEN else [{token: []}])
 
 
 def test_every_error_has_the_shape_that_is_described(document: dict[str, Any]) -> None:
     for operation in operations(document).values():
         for status, response in operation["responses"].items():
-            if status >= "400" and operation["operationId"] != "readyz":
+            if status >= "400" and (operation["operationId"], status) != ("readyz", "503"):
                 assert response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
 
 
@@ -108,9 +172,10 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
         "400": {"VALIDATION_ERROR"},
         "401": {"UNAUTHORIZED"},
         "414": {"URI_TOO_LONG"},
+        "417": {"EXPECTATION_FAILED"},
         "431": {"REQUEST_HEADER_FIELDS_TOO_LARGE"},
         "429": {"RATE_LIMIT_EXCEEDED"},
-        "500": {"INTERNAL_ERROR"},
+        "500": {"INTERNAL_ERROR", "RECORD_UNREADABLE"},
     }
     assert shown_codes(document, "post", "/v1/allocate") == common | {
         "403": {"FORBIDDEN"},
@@ -128,38 +193,38 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
     assert shown_codes(document, "get", "/v1/admin/jobs/{job_id}") == common | {
         "403": {"FORBIDDEN"},
         "404": {"JOB_NOT_FOUND"},
+        "500": {"INTERNAL_ERROR"},
         "503": {"QUEUE_UNAVAILABLE"},
     }
     quarantine = shown_codes(document, "post", "/v1/admin/sandboxes/{sandbox_id}/quarantine")
     assert quarantine["409"] == {"INVALID_TRANSITION"}
 
 
-def test_every_example_is_an_error_as_it_is_answered(document: dict[str, Any]) -> None:
-    status_of = {kind.code: status for kind, status in STATUS_OF.items()} | {
-        "PAYLOAD_TOO_LARGE": 413,
-        "URI_TOO_LONG": 414,
-        "REQUEST_HEADER_FIELDS_TOO_LARGE": 431,
-        "INTERNAL_ERROR": 500,
+def test_every_error_names_its_codes_and_shows_each_under_its_own_status(document: dict[str, Any]) -> None:
+    assert set(document["components"]["schemas"]["ErrorDetail"]["properties"]["code"]["enum"]) == set(ERROR_CODES)
+    for status, answer in answers(document):
+        examples = answer["content"].get("application/json", {}).get("examples", {})
+        assert re.findall(r"^`([A-Z_]+)`: ", answer["description"], re.MULTILINE) == list(examples)
+        for code, reference in examples.items():
+            error = look_up(document, reference)["value"]["error"]
+            assert (error["code"], ERROR_CODES[code].status) == (code, int(status))
+            assert ("retry_after" in error) == ("Retry-After" in answer["headers"])
+
+
+def test_every_code_has_the_status_that_the_broker_answers_it_with() -> None:
+    answered = {kind.code: status for kind, status in STATUS_OF.items()}
+    assert {code: ERROR_CODES[code].status for code in ERROR_CODES if code in answered} == {
+        code: answered[code] for code in ERROR_CODES if code in answered
     }
-    shown = document["components"]["examples"]
-    for operation in operations(document).values():
-        for status, response in operation["responses"].items():
-            for code in response.get("content", {}).get("application/json", {}).get("examples", ()):
-                error = shown[code]["value"]["error"]
-                assert (error["code"], status_of[code]) == (code, int(status))
-                assert ("retry_after" in error) == ("Retry-After" in response["headers"])
-                assert ErrorSchema().validate(shown[code]["value"]) == {}
 
 
 def test_every_answer_is_described_with_its_request_id(document: dict[str, Any]) -> None:
-    responses = [each for operation in operations(document).values() for each in operation["responses"].values()]
-    assert len(responses) > len(CALLS)
-    assert all("X-Request-ID" in each["headers"] for each in responses)
+    assert all("X-Request-ID" in answer["headers"] for _, answer in answers(document))
 
 
 def test_an_answer_without_a_valid_token_is_described_with_the_scheme_to_use(document: dict[str, Any]) -> None:
     with_token = [each for each in operations(document).values() if each["security"]]
-    assert len(with_token) == len(CALLS) - 2
+    assert len(with_token) == len(CALLS) - len(WITHOUT_TOKEN)
     assert all("WWW-Authenticate" in each["responses"]["401"]["headers"] for each in with_token)
 
 
@@ -195,13 +260,9 @@ def test_the_answers_that_lead_to_other_calls_say_so(document: dict[str, Any]) -
 
 
 def test_every_link_leads_to_a_call_and_gives_it_parameters_that_it_has(document: dict[str, Any]) -> None:
-    components = document["components"]["parameters"]
     taken = {
-        operation["operationId"]: {
-            (components[each["$ref"].rsplit("/", 1)[1]] if "$ref" in each else each)["name"]
-            for each in [*document["paths"][path].get("parameters", []), *operation.get("parameters", [])]
-        }
-        for (_, path), operation in operations(document).items()
+        operation["operationId"]: {each["name"] for each in operation["parameters"]}
+        for operation in operations(document).values()
     }
     links = [
         link
@@ -219,9 +280,12 @@ def test_the_description_introduces_itself(document: dict[str, Any]) -> None:
         assert word in document["info"]["description"]
 
 
-def test_no_schema_is_described_that_nothing_uses(document: dict[str, Any]) -> None:
-    used = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
-    assert set(document["components"]["schemas"]) == used
+def test_nothing_is_described_that_no_call_uses(document: dict[str, Any]) -> None:
+    used = set(re.findall(r"'#/components/(\w+)/([^']+)'", str(document)))
+    used |= {
+        ("securitySchemes", name) for each in operations(document).values() for one in each["security"] for name in one
+    }
+    assert {(kind, name) for kind, named in document["components"].items() for name in named} == used
 
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
@@ -231,25 +295,18 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             place = place[step]
 
 
-def test_every_response_is_described(document: dict[str, Any]) -> None:
-    for operation in operations(document).values():
-        assert all("description" in response or "$ref" in response for response in operation["responses"].values())
-
-
 def test_a_tracks_headers_are_described(document: dict[str, Any]) -> None:
-    references = operations(document)["post", "/v1/allocate"]["parameters"]
-    components = document["components"]["parameters"]
-    names = {components[reference["$ref"].rsplit("/", 1)[1]]["name"] for reference in references}
-    assert names == {
-        "X-Track-ID",
-        "X-Instruqt-Track-ID",
-        "X-Sandbox-Name-Prefix",
-        "Idempotency-Key",
-        "X-Request-ID",
-    }
-    assert {each["name"] for each in components.values() if each["required"]} == {"X-Track-ID"}
-    # It may stand for it, which no description can say otherwise.
-    assert "X-Instruqt-Sandbox-ID" in components["track_id"]["description"]
+    parameters = {each["name"]: each for each in operations(document)["post", "/v1/allocate"]["parameters"]}
+    assert set(parameters) == {*CALLER_HEADERS, "X-Request-ID"}
+    # Another header may stand for it, which is said in words alone.
+    assert {name for name, each in parameters.items() if each.get("required")} == {"X-Track-ID"}
+    assert "X-Instruqt-Sandbox-ID" in parameters["X-Track-ID"]["description"]
+
+
+def test_every_call_takes_the_callers_request_id(document: dict[str, Any]) -> None:
+    assert all(
+        "X-Request-ID" in {each["name"] for each in call["parameters"]} for call in operations(document).values()
+    )
 
 
 def test_answers_have_the_fields_that_are_described(api: Api, document: dict[str, Any]) -> None:

@@ -22,12 +22,13 @@ from broker_common.core.errors import NoSandboxesAvailable
 from broker_common.core.ids import new_id
 from tests.bench.load import new_tracks
 from tests.bench.pool import make_pool
+from tests.bench.report import columns
 from tests.bulk_load import load_records
 from tests.fakes import FakeClock
 from tests.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
@@ -38,7 +39,11 @@ WRITE_DOLLARS, READ_DOLLARS = 0.625, 0.125
 
 Source: aws.amazon.com/dynamodb/pricing/on-demand.
 """
-ALLOCATIONS_AN_HOUR = 1000
+ALLOCATIONS_A_MONTH = 730_000
+"""1,000 an hour: what a month is shown of, item by item."""
+_MONTHS = (1_000, 100_000, ALLOCATIONS_A_MONTH, 10_000_000)
+_GAUGES_EVERY_SEC = (2, 30)
+"""`POOL_GAUGE_CACHE_SEC` as shipped, and as a large pool wants it."""
 _HOURS_A_MONTH = 730
 _LAB_HOURS = 4
 _API_PROCESSES = 4
@@ -46,6 +51,15 @@ _K_CANDIDATES = 15
 _READS = frozenset({"GetItem", "BatchGetItem", "Query", "Scan"})
 _SAMPLE = 60
 """Allocations that a row is the mean of: a whole number of the reservoir's fillings."""
+GAUGES = "metrics: read the pool's gauges"
+GAUGES_OF_NONE = "the same, of an empty pool"
+_OF_A_LIFE = (
+    "allocate, new",
+    "allocate, repeated",
+    "read a sandbox",
+    "mark for deletion",
+    "delete attempt: take it, write the outcome",
+)
 _TRACK_NAME = "infoblox-threat-defense-101"
 
 
@@ -127,6 +141,8 @@ class Costs:
 
     units: dict[str, Units]
     month: dict[str, float]
+    months: dict[int, dict[str, float]]
+    """By the allocations of a month: what its parts cost."""
 
 
 def measure_costs(servers: Servers, *, pool: int) -> Costs:
@@ -137,7 +153,7 @@ def measure_costs(servers: Servers, *, pool: int) -> Costs:
     full.provider.accounts = [_account(each) for each in _fill(servers.client(), "cost", pool)]
     empty = _world(client, servers.make_table("cost-empty"))
     units = _of_calls(meter, full, empty) | _of_jobs(meter, full, pool)
-    return Costs(units, _month(units))
+    return price(units, pool)
 
 
 def _world(client: DynamoDBClient, table: str) -> World:
@@ -213,7 +229,8 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
         "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held),
         "admin: stats": full.store.count,
         "admin: a page of 50": lambda: full.store.list_sandboxes(Status.ALLOCATED, limit=50, cursor=None),
-        "metrics: read the pool's gauges": lambda: (full.store.count(), full.store.oldest_pending_deletion()),
+        GAUGES: lambda: (full.store.count(), full.store.oldest_pending_deletion()),
+        GAUGES_OF_NONE: lambda: (empty.store.count(), empty.store.oldest_pending_deletion()),
         "readiness": full.store.ping,
         "look at the pauses": full.store.read_pauses,
     }
@@ -239,27 +256,49 @@ def _of_jobs(meter: Meter, full: World, pool: int) -> dict[str, Units]:
     }
 
 
-def _month(units: dict[str, Units]) -> dict[str, float]:
-    """Price a month of 1,000 allocations an hour, each read once and marked, one in ten asked for twice.
+def pool_for(allocations: float) -> float:
+    """Return how many sandboxes so many allocations a month need, a fifth to spare, were they spread evenly."""
+    return allocations / _HOURS_A_MONTH * _LAB_HOURS / 0.8
 
-    The pool is as large as that takes, with a fifth to spare; one API of four processes is probed and scraped.
+
+def price(units: Mapping[str, Units], measured_pool: int) -> Costs:
+    """Price months of what is done, by the units that it took on a pool of some size."""
+    months = {allocations: _parts(_month(units, allocations, measured_pool)) for allocations in _MONTHS}
+    return Costs(dict(units), _month(units, ALLOCATIONS_A_MONTH, measured_pool), months)
+
+
+def _month(units: Mapping[str, Units], allocations: float, measured_pool: int) -> dict[str, float]:
+    """Price a month of allocations, each read once and marked, one in ten asked for twice.
+
+    One API of four processes is probed and scraped. Its gauges count the pool: what that costs beyond an empty one is in
+    proportion to it.
     """
-    allocations = ALLOCATIONS_AN_HOUR * _HOURS_A_MONTH
-    thousands = ALLOCATIONS_AN_HOUR * _LAB_HOURS / 0.8 / 1000
+    pool = pool_for(allocations)
+    on_empty = units[GAUGES_OF_NONE]
+    gauges = on_empty + (units[GAUGES] + on_empty * -1) * (pool / measured_pool)
     times = {
         "allocate, new": allocations,
         "allocate, repeated": allocations / 10,
         "read a sandbox": allocations,
         "mark for deletion": allocations,
         "delete attempt: take it, write the outcome": allocations,
-        "sync: 1,000 unchanged sandboxes": _every(600) * thousands,
+        "sync: 1,000 unchanged sandboxes": _every(600) * pool / 1000,
         "cleanup: find nothing due": _every(300),
         "expire: find nothing due": _every(300),
         "look at the pauses": _every(3) * _API_PROCESSES,
         "readiness": _every(10),
-        "metrics: read the pool's gauges": _every(2) * _API_PROCESSES,
+        GAUGES: _every(_GAUGES_EVERY_SEC[0]) * _API_PROCESSES,
     }
-    return {name: units[name].dollars * count / 1e6 for name, count in times.items()}
+    return {name: (gauges if name == GAUGES else units[name]).dollars * count / 1e6 for name, count in times.items()}
+
+
+def _parts(month: dict[str, float]) -> dict[str, float]:
+    """Add a month's items up: what lives cost, what is always asked, and the gauges as shipped and more seldom."""
+    lives = sum(month[name] for name in _OF_A_LIFE)
+    gauges = {
+        f"gauges every {seconds} s": month[GAUGES] * _GAUGES_EVERY_SEC[0] / seconds for seconds in _GAUGES_EVERY_SEC
+    }
+    return {"allocations": lives, "jobs and probes": sum(month.values()) - lives - month[GAUGES]} | gauges
 
 
 def _every(seconds: float) -> float:
@@ -274,6 +313,13 @@ def cost_table(costs: Costs) -> str:
         month = f"{costs.month[name]:.2f}" if name in costs.month else ""
         rows.append((name, *(f"{number:.2f}" for number in numbers), month))
     rows.append(("in all", "", "", "", "", "", f"{sum(costs.month.values()):.2f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return columns(rows)
+
+
+def months_table(costs: Costs) -> str:
+    """Return what months of more and more allocations cost, in dollars, as a table."""
+    parts = list(costs.months[ALLOCATIONS_A_MONTH])
+    rows = [("allocations a month", "pool", *parts)]
+    for allocations, dollars in costs.months.items():
+        rows.append((f"{allocations:,}", f"{pool_for(allocations):,.0f}", *(f"{dollars[part]:.2f}" for part in parts)))
+    return columns(rows)

@@ -85,11 +85,23 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def allocations(token: str, tracks: Sequence[str]) -> list[bytes]:
     """Make the request of each track to allocate."""
+    return [request("POST", "/v1/allocate", track, token=token) for track in tracks]
+
+
+def marks(token: str, held: Mapping[str, str]) -> list[bytes]:
+    """Make the requests that give back what each track holds, by its id."""
     return [
-        f"POST /v1/allocate HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: Bearer {token}\r\n"
-        f"X-Track-ID: {track}\r\nContent-Length: 0\r\n\r\n".encode()
-        for track in tracks
+        request("POST", f"/v1/sandboxes/{sandbox_id}/mark-for-deletion", track, token=token)
+        for track, sandbox_id in held.items()
     ]
+
+
+def request(method: str, path: str, track: str, *, token: str) -> bytes:
+    """Make one request of a track, without a body."""
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: Bearer {token}\r\n"
+        f"X-Track-ID: {track}\r\nContent-Length: 0\r\n\r\n".encode()
+    )
 
 
 def new_tracks(count: int) -> list[str]:

@@ -109,6 +109,13 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as a table, whose first row is its head and whose first column stands to the left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
 def _show(value: float | None) -> str:
     if value is None:
         return ""

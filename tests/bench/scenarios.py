@@ -7,14 +7,15 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING
 
 from broker_common.core.events import StoreOutcome
-from tests.bench import cost
+from tests.bench import cost, workers
 from tests.bench.bare import Bare
-from tests.bench.load import Load, allocations, new_tracks, percentile
+from tests.bench.load import Load, allocations, marks, new_tracks, percentile, request
 from tests.bench.pool import make_pool
-from tests.bench.report import Findings, Goal
+from tests.bench.report import Findings, Goal, columns
 from tests.bench.servers import API_PROCESSES, TRACK_TOKEN
 from tests.bench.textbook import make_textbook_table
 from tests.bulk_load import load_records
@@ -403,10 +404,94 @@ def price_calls(bench: Bench) -> None:
     new = costs.units["allocate, new"]
     add(scenario, "read units an allocation", new.reads)
     add(scenario, "write units an allocation", new.table_writes + new.index_writes)
-    add(scenario, f"a month of {cost.ALLOCATIONS_AN_HOUR} allocations an hour", sum(costs.month.values()), "$")
+    add(scenario, f"a month of {cost.ALLOCATIONS_A_MONTH:,} allocations", sum(costs.month.values()), "$")
     bench.findings.series["cost"] |= asdict(costs)
     bench.findings.tables.append(
         f"a pool of {pool}, four fifths allocated; read and write are request units\n\n{cost.cost_table(costs)}"
+    )
+    bench.findings.tables.append(f"dollars a month\n\n{cost.months_table(costs)}")
+
+
+def measure_sizing(bench: Bench) -> None:
+    """Measure what one process of the API carries, by call, and one process of a worker, by job."""
+    requests, rounds = bench.size(400), bench.rounds(5)
+    levels = (1, 4, 16, 32)
+    table = bench.table("sizing-api", requests * ((rounds + 1) * len(levels) + 1))
+    scenario, add = "one process of the API", bench.findings.add
+
+    def show(what: str, loads: list[Load]) -> None:
+        add(scenario, f"{what}: a second", _rates(loads))
+        for percent in (50, 99):
+            add(scenario, f"{what}: p{percent}", _milliseconds(loads, percent), "ms")
+        add(scenario, f"{what}: its processor time", [_api_milliseconds(load) for load in loads], "ms")
+        add(scenario, f"{what}: 503", sum(load.statuses[BUSY] for load in loads))
+
+    with bench.servers.api(table, processes=1) as api:
+
+        def send(messages: list[bytes], clients: int) -> Load:
+            return bench.with_servers_cpu(lambda: bench.generator.send(api.port, messages, clients=clients))
+
+        for clients in levels:
+            bench.allocate(api, requests, clients=clients)  # warms up
+            show(
+                f"allocate, {_clients(clients)}",
+                [bench.allocate(api, requests, clients=clients) for _ in range(rounds)],
+            )
+        tracks = new_tracks(requests)
+        asked = allocations(TRACK_TOKEN, tracks)
+        given = send(asked, 4)
+        held = {tracks[each.number]: json.loads(each.body)["sandbox_id"] for each in given.answers}
+        reads = [request("GET", f"/v1/sandboxes/{held[track]}", track, token=TRACK_TOKEN) for track in tracks]
+        show("allocate again, 4 clients", [send(asked, 4) for _ in range(rounds)])
+        show("read a sandbox, 4 clients", [send(reads, 4) for _ in range(rounds)])
+        show("mark for deletion, 4 clients", [send(marks(TRACK_TOKEN, held), 4)])
+    items = bench.size(1000)
+    for job, work in workers.size(bench.servers, items=items).items():
+        add("one process of a worker", f"{job}: a second", work.rate)
+        add("one process of a worker", f"{job}: its processor time for each", work.cpu_milliseconds, "ms")
+
+
+def _api_milliseconds(load: Load) -> float:
+    return 1000 * load.servers_cpu_seconds["API"] / len(load.answers)
+
+
+def measure_scaling(bench: Bench) -> None:
+    """Give 1, 2 and 4 workers a flood of deletions, and see what tracks at two APIs notice."""
+    steps = workers.scale(bench.servers, rounds=bench.rounds(6))
+    alone = median(load.rate for step in steps if step.deletions is None for load in step.served.loads)
+    rows = [
+        (
+            "workers",
+            "calls at once",
+            "deletions a minute",
+            "allocations a second",
+            "p50",
+            "p99",
+            "other than 201",
+            "the APIs' processor time each",
+        )
+    ]
+    for step in steps:
+        loads, deletions = list(step.served.loads), step.deletions
+        if deletions is not None:
+            scenario = f"{step.workers} workers of {workers.CHILDREN}, {workers.DELETE_SECONDS:g} s a delete"
+            bench.findings.add(scenario, "deletions a minute", 60 * deletions.rate)
+            bench.findings.add(scenario, "rate of allocations to that without deletions", median(_rates(loads)) / alone)
+        rows.append(
+            (
+                str(step.workers),
+                f"{deletions.at_once:.1f}" if deletions else "",
+                f"{60 * deletions.rate:.0f}" if deletions else "",
+                f"{2 * median(_rates(loads)):.0f} ({2 * min(_rates(loads)):.0f} to {2 * max(_rates(loads)):.0f})",
+                f"{median(_milliseconds(loads, 50)):.1f} ms",
+                f"{median(_milliseconds(loads, 99)):.1f} ms",
+                str(_other_than(CREATED, loads)),
+                f"{step.served.api_milliseconds:.2f} ms",
+            )
+        )
+    bench.findings.tables.append(
+        f"workers of {workers.CHILDREN} processes, a delete takes {workers.DELETE_SECONDS:g} s, CSP_MAX_CONCURRENCY "
+        f"{workers.LIMIT}; two APIs of one process, one client each\n\n{columns(rows)}"
     )
 
 
@@ -420,4 +505,6 @@ SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "pools": measure_pools,
     "observability": measure_observability,
     "cost": price_calls,
+    "sizing": measure_sizing,
+    "scaling": measure_scaling,
 }

@@ -100,10 +100,13 @@ class Servers:
 
     def cpu_seconds(self) -> dict[str, float]:
         """Return the processor time that each kind of server has used so far, its child processes included."""
-        return {
-            kind: sum(_cpu_seconds(pid) for master in masters for pid in (master, *_children(master)))
-            for kind, masters in self._masters.items()
-        }
+        return {kind: sum(cpu_seconds_of(master) for master in masters) for kind, masters in self._masters.items()}
+
+    def directory(self, name: str) -> Path:
+        """Make a directory that is gone after the bench."""
+        directory = self._scratch / name
+        directory.mkdir()
+        return directory
 
     def client(self, *, connections: int = 8) -> DynamoDBClient:
         """Make a client as the broker's, but with patience."""
@@ -146,8 +149,10 @@ class Servers:
                 self._masters["API"].remove(process.pid)
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def cpu_seconds_of(master: int) -> float:
+    """Return the processor time that a process and its children have used so far."""
+    children = [int(child) for child in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
+    return sum(_cpu_seconds(pid) for pid in (master, *children))
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +29,14 @@ from broker_common.core.domain import Policy, Status
 from broker_common.core.errors import NoSandboxesAvailable
 from deploy.dev.processes import ROOT, wait_until
 from tests.bench.bare import Bare, transactions
-from tests.bench.cost import Meter, Units
+from tests.bench.cost import GAUGES, GAUGES_OF_NONE, Meter, Units, months_table, price
 from tests.bench.load import Answer, Generator, Load, allocations, drive, new_tracks, percentile
 from tests.bench.pool import make_pool
 from tests.bench.report import Findings, Goal, table, write_json, write_plot
 from tests.bench.scenarios import CALLS, add_drain
 from tests.bench.servers import REGION, TRACK_TOKEN, Servers
 from tests.bench.textbook import TextbookAllocator, make_textbook_table
+from tests.bench.workers import Work
 from tests.bulk_load import load_records
 from tests.fakes import make_claim
 from tests.http_server import Handler, serving
@@ -260,6 +262,25 @@ def test_the_meter_counts_writes_that_their_condition_refused(client: DynamoDBCl
 def test_units_cost_what_their_price_says() -> None:
     assert Units(reads=8, table_writes=3, index_writes=5).dollars == 8 * 0.125 + 8 * 0.625
     assert (Units(reads=1, calls=2) + Units(calls=1)) * 2 == Units(reads=2, calls=6)
+
+
+def test_a_month_prices_lives_by_their_number_and_gauges_by_the_pool_that_they_need() -> None:
+    units = defaultdict(Units, {"mark for deletion": Units(table_writes=8), GAUGES: Units(reads=24)})
+    units[GAUGES_OF_NONE] = Units(reads=8)
+    costs = price(units, measured_pool=5000)
+    assert costs.months[100_000]["allocations"] == pytest.approx(0.5)
+    assert costs.months[10_000_000]["allocations"] == pytest.approx(50)
+    # 730,000 allocations need 5,000 sandboxes. Four processes ask every 2 s: 5.256 million times.
+    assert costs.months[730_000]["gauges every 2 s"] == pytest.approx(5.256 * 24 * 0.125)
+    assert costs.months[730_000]["gauges every 30 s"] == pytest.approx(5.256 * 24 * 0.125 / 15)
+    assert costs.months[10_000_000]["gauges every 2 s"] == pytest.approx(5.256 * (8 + 16 * 1000 / 73) * 0.125)
+    assert costs.months[1_000]["jobs and probes"] == 0
+    assert months_table(costs).splitlines()[3].split() == ["100,000", "685", "0.50", "0.00", "6.70", "0.45"]
+
+
+def test_what_workers_did_is_told_by_the_second_and_by_processor_time() -> None:
+    work = Work(items=30, seconds=2, cpu_seconds=0.6)
+    assert (work.rate, work.cpu_milliseconds) == (15, 20)
 
 
 def _drained(*answers: Answer) -> dict[str, float]:

@@ -20,7 +20,7 @@ from deploy.dev.plan import make_plan
 from deploy.dev.processes import Process, free_ports, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from deploy.dev.plan import Plan
@@ -39,8 +39,16 @@ def worker_program(plan: Plan, scratch: Path, *, name: str, metrics_port: int, c
     return replace(worker, name=name, command=command)
 
 
-def with_workers(names: Sequence[str], *, children: int) -> Callable[[Plan, Path], list[Program]]:
-    """Return the `services` of a stack that has several workers, the API and beat."""
+def api_program(plan: Plan, scratch: Path, *, name: str, port: int) -> Program:
+    """Return the API of `make run` under a name of its own, so that a broker can have several instances."""
+    instance = programs.api(replace(plan, env={**plan.env, "API_PORT": str(port)}), scratch / name)
+    return replace(instance, name=name)
+
+
+def with_workers(
+    names: Sequence[str], *, children: int, further_apis: Mapping[str, int] | None = None
+) -> Callable[[Plan, Path], list[Program]]:
+    """Return the `services` of a stack with several workers, the API, further instances of it by port, and beat."""
     ports = free_ports(len(names))
 
     def services(plan: Plan, scratch: Path) -> list[Program]:
@@ -48,7 +56,8 @@ def with_workers(names: Sequence[str], *, children: int) -> Callable[[Plan, Path
             worker_program(plan, scratch, name=name, metrics_port=port, children=children)
             for name, port in zip(names, ports, strict=True)
         ]
-        return [*workers, programs.api(plan, scratch), programs.beat(plan)]
+        apis = [api_program(plan, scratch, name=name, port=port) for name, port in (further_apis or {}).items()]
+        return [*workers, programs.api(plan, scratch), *apis, programs.beat(plan)]
 
     return services
 
@@ -59,7 +68,7 @@ class Stack:
     `settings` go over the defaults of `make run`, as its environment does: `DDB_ENDPOINT_URL` and `DDB_TABLE_NAME` use
     a server that runs already, `API_WORKERS` sets the API's processes, `POOL` the provider's accounts, `MOCK_CSP_…`
     the provider's behaviour. No sync has run when the stack is up: `run_job("sync")`. `services` says which processes
-    the broker has; the one that answers at `API_PORT` must be among them.
+    the broker has; the one that answers at `API_PORT` must be among them. Those named in `later` wait for `start`.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Stack:
         *,
         with_flower: bool = False,
         services: Callable[[Plan, Path], list[Program]] = programs.services,
+        later: Collection[str] = (),
     ) -> None:
         names = (
             "API_PORT",
@@ -94,6 +104,7 @@ class Stack:
             if with_flower or program.name != "flower"
         ]
         self._processes = {process.name: process for process in self._parts + self._services}
+        self._at_once = [process for process in self._services if process.name not in later]
         self._session = requests.Session()
         self._session.trust_env = False
 
@@ -116,7 +127,7 @@ class Stack:
         try:
             self._start(self._parts)
             self.create_table()
-            self._start(self._services)
+            self._start(self._at_once)
         except BaseException:
             self.__exit__()
             raise
@@ -162,9 +173,9 @@ class Stack:
         """Stop a process as `make run` does, and wait; returns how it went (`stopped after …` or `killed after …`)."""
         return self._processes[name].stop()
 
-    def start(self, name: str) -> None:
-        """Start a process that was stopped or killed, and wait until it answers."""
-        self._start([self._processes[name]])
+    def start(self, *names: str) -> None:
+        """Start processes that were stopped or killed, or are to run only from now on, and wait until they answer."""
+        self._start([self._processes[name] for name in names])
 
     def restart(self, name: str) -> None:
         """Stop a process and start it again."""

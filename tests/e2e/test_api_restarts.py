@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from deploy.dev import programs
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import ROOT, Program, free_ports, wait_until
 from tests.backends import installed, running
-from tests.e2e.stack import TRACK_TOKEN, Stack
+from tests.e2e.stack import TRACK_TOKEN, Stack, api_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -246,8 +246,7 @@ class Balanced:
 
 
 def with_a_second_api(plan: Plan, scratch: Path, *, port: int) -> list[Program]:
-    second = programs.api(replace(plan, env={**plan.env, "API_PORT": str(port)}), scratch / "second")
-    return [*programs.services(plan, scratch), replace(second, name="api-2")]
+    return [*programs.services(plan, scratch), api_program(plan, scratch, name="api-2", port=port)]
 
 
 @pytest.mark.timeout(400)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.dev import programs
-from deploy.dev.plan import LOOPBACK
-from tests.bench.load import Generator, allocations, new_tracks
+from tests.bench.load import Generator, allocations, marks, new_tracks, request
 from tests.e2e.stack import TRACK_TOKEN, Stack, worker_program
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class _Lives:
         random.shuffle(between)
         statuses = self._send(between).statuses
         assert set(statuses) == {200, 400, 401, 404}, statuses
-        marked = self._send([_request("POST", f"{_path(held[track])}/mark-for-deletion", track) for track in tracks])
+        marked = self._send(marks(TRACK_TOKEN, held))
         assert set(marked.statuses) == {200}, marked.statuses
         cleanup = self._stack.run_job("cleanup")
         assert cleanup["result"]["deleted"] == POOL, cleanup
@@ -145,10 +144,7 @@ def _path(sandbox_id: str) -> str:
 
 
 def _request(method: str, path: str, track: str, *, token: str = TRACK_TOKEN) -> bytes:
-    return (
-        f"{method} {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: Bearer {token}\r\n"
-        f"X-Track-ID: {track}\r\nContent-Length: 0\r\n\r\n".encode()
-    )
+    return request(method, path, track, token=token)
 
 
 def _services(plan: Plan, scratch: Path) -> list[Program]:

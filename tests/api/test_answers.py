@@ -1,0 +1,191 @@
+"""Every answer that the application gives, beside what the description says of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker_common.core.domain import Status
+from broker_common.core.errors import UnreadableRecord
+from broker_common.core.jobs import JobState
+from broker_common.core.ports import Allowance
+from tests.api.description import faults_of, look_up, operations, read_document
+from tests.api.harness import Api, body_of, make_api, refusing
+from tests.fakes import StoreWrapper, make_sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from werkzeug.test import TestResponse
+
+NO_PLACE_IN_OPENAPI = {"Content-Type", "Content-Length"}
+REFUSED_BY_GUNICORN = {"URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE"}
+"""Before the application sees the request: `test_gunicorn_worker.py`, `test_hostile_requests.py`."""
+ERROR = {"$ref": "#/components/schemas/Error"}
+JOBS = [f"/v1/admin/{job}" for job in ("sync", "cleanup", "expire", "purge-stale")]
+
+
+class Unreadable(StoreWrapper):
+    """A store whose records are another version's."""
+
+    def get(self, sandbox_id: str) -> Any:
+        raise UnreadableRecord(f"the record 'SBX#{sandbox_id}' cannot be read")
+
+
+class Broken(StoreWrapper):
+    """A store with a fault that nobody foresaw."""
+
+    def get(self, sandbox_id: str) -> Any:
+        raise KeyError(sandbox_id)
+
+
+def to_a_track(api: Api) -> Iterator[TestResponse]:
+    yield api.track("POST", "/v1/allocate")
+    api.store.seed(make_sandbox("1"))
+    api.clock.advance(2)  # that there was none is remembered for a second
+    yield api.track("POST", "/v1/allocate", headers={"X-Instruqt-Track-ID": "intro"})
+    yield api.track("POST", "/v1/allocate")
+    yield api.track("GET", "/v1/sandboxes")
+    yield api.track("GET", "/v1/sandboxes/1")
+    yield api.track("GET", "/v1/sandboxes/1", "track-2")
+    yield api.track("GET", "/v1/sandboxes/2")
+    yield api.track("POST", "/v1/sandboxes/1/mark-for-deletion", json={"lease_id": "another"})
+    yield api.track("POST", "/v1/sandboxes/1/mark-for-deletion")
+
+
+def to_an_operator(api: Api) -> Iterator[TestResponse]:
+    api.store.seed(make_sandbox("1"), make_sandbox("s", status=Status.STALE))
+    lease = api.allocate()["lease_id"]
+    for path in ("/sandboxes", "/sandboxes/1", "/sandboxes/2", "/sandboxes?limit=0", "/stats", "/pause"):
+        yield api.admin("GET", f"/v1/admin{path}")
+    yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": "another"})
+    yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": lease})
+    yield api.admin("POST", "/v1/admin/sandboxes/1/quarantine", json={"reason": "slow"})
+    yield api.admin("POST", "/v1/admin/sandboxes/s/quarantine", json={"reason": "slow"})
+    yield api.admin("POST", "/v1/admin/sandboxes/1/retry-deletion")
+    yield api.admin("POST", "/v1/admin/sandboxes/s/retry-deletion")
+    yield api.admin("POST", "/v1/admin/bulk-retry")
+    yield api.admin("POST", "/v1/admin/bulk-delete?status=stale")
+
+
+def about_jobs(api: Api) -> Iterator[TestResponse]:
+    for job in JOBS:
+        yield api.admin("POST", job)
+        yield api.admin("POST", job, headers={"Prefer": "wait=0"})
+    yield api.admin("GET", "/v1/admin/jobs/job-1")
+    yield api.admin("GET", "/v1/admin/jobs/none")
+    api.queue.states[0], api.queue.result = JobState.SUCCEEDED, {"removed": 3}
+    for job in JOBS:
+        yield api.admin("POST", job, headers={"Prefer": "wait=1"})
+    api.queue.states[0], api.queue.error = JobState.FAILED, "the provider is away"
+    yield api.admin("GET", "/v1/admin/jobs/job-1")
+    api.queue.down = True
+    yield api.admin("POST", JOBS[0])
+
+
+def without_token(api: Api) -> Iterator[TestResponse]:
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/openapi.json", "/v1/docs"):
+        yield api.call("GET", path)
+    yield api.call("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
+    yield make_api(around=refusing("ping")).call("GET", "/readyz")
+
+
+def refused(api: Api) -> Iterator[TestResponse]:
+    yield api.call("POST", "/v1/allocate")
+    yield api.admin("POST", "/v1/allocate")
+    yield api.call("POST", "/v1/allocate", headers=api.track_headers)
+    yield api.track("POST", "/v1/allocate", data=b"x" * 70_000)
+    yield api.admin("POST", "/v1/admin/pause", json={"allocate": True})
+    yield api.track("POST", "/v1/allocate")
+    api.rate_limit.answer = Allowance(is_exceeded=True, limit=200, remaining=0, reset_after=4, retry_after=1)
+    yield api.track("POST", "/v1/allocate")
+    yield api.call("GET", "/v1/docs")
+    for around in (refusing("get"), Unreadable, Broken):
+        yield make_api(around=around).track("GET", "/v1/sandboxes/1")
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return read_document()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, with the call that gave it and what is said of it there."""
+
+    call: tuple[str, str]
+    response: TestResponse
+    described: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{' '.join(self.call)}: {self.response.status}"
+
+
+@pytest.fixture(scope="module")
+def answers(document: dict[str, Any]) -> list[Answer]:
+    described = operations(document)
+    found = []
+    for calls in (to_a_track, to_an_operator, about_jobs, without_token, refused):
+        api = make_api()
+        rules = api.app.url_map.bind("localhost")
+        for response in calls(api):
+            rule, _ = rules.match(response.request.path, response.request.method, return_rule=True)
+            call = response.request.method.lower(), re.sub("<(.*?)>", r"{\1}", rule.rule)
+            found.append(Answer(call, response, described[call]["responses"].get(str(response.status_code), {})))
+    return found
+
+
+def test_every_call_was_made_and_every_answer_to_it_is_described(
+    document: dict[str, Any], answers: list[Answer]
+) -> None:
+    succeeded = {answer.call for answer in answers if answer.response.status_code < 300}
+    assert succeeded == set(operations(document))
+    assert [str(answer) for answer in answers if not answer.described] == []
+
+
+def test_every_body_is_as_its_schema_says(document: dict[str, Any], answers: list[Answer]) -> None:
+    for answer in answers:
+        body = answer.response.get_json() if answer.response.is_json else answer.response.text
+        schema = answer.described["content"][answer.response.mimetype]["schema"]
+        assert faults_of(document, schema, body) == [], answer
+
+
+def test_every_header_is_described_with_its_answer_or_in_the_introduction(
+    document: dict[str, Any], answers: list[Answer]
+) -> None:
+    introduction = document["info"]["description"].partition("**Every answer** carries")[2]
+    for answer in answers:
+        described = answer.described["headers"]
+        sent = answer.response.headers
+        for name, value in sent.items():
+            if name not in described and name not in NO_PLACE_IN_OPENAPI:
+                # The page has a policy of its own.
+                shown = f"`{name}: " if answer.call == ("get", "/v1/docs") else f"`{name}: {value}`"
+                assert shown in introduction, f"{answer}: {name}"
+        promised = {name for name, header in described.items() if look_up(document, header).get("required")}
+        assert promised <= set(sent.keys()), answer
+
+
+def test_every_error_that_is_described_was_answered_and_no_other(
+    document: dict[str, Any], answers: list[Answer]
+) -> None:
+    answered = set()
+    for answer in answers:
+        if answer.described["content"].get("application/json", {}).get("schema") == ERROR:
+            code = body_of(answer.response)["error"]["code"]
+            assert code in answer.described["content"]["application/json"]["examples"], answer
+            answered.add(code)
+    assert answered | REFUSED_BY_GUNICORN == set(document["components"]["examples"])
+
+
+def test_what_no_call_answers_is_introduced(document: dict[str, Any]) -> None:
+    api, introduction = make_api(), document["info"]["description"]
+    for method, path in (("GET", "/v1/nothing"), ("PUT", "/v1/allocate")):
+        answer = api.call(method, path)
+        assert faults_of(document, ERROR, answer.get_json()) == []
+        assert f"{answer.status_code} `{body_of(answer)['error']['code']}`" in introduction
+    assert "`Allow`" in introduction
+    assert answer.headers["Allow"] == "POST"
