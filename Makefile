@@ -1,7 +1,7 @@
 # Sandbox Broker: `make run` starts everything on this machine, `make test` tests it. Needs Python 3.11 and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench soak lint lock audit openapi dynamodb-local clean
+.PHONY: help run test coverage bench soak lint lock audit openapi dynamodb-local clean
 
 python := .venv/bin/python
 
@@ -13,6 +13,14 @@ run: .venv/installed ## Start a whole broker here; POOL=2000 sets the pool, any 
 
 test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-k allocate -x"
 	@exec $(python) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+coverage: .venv/installed dynamodb-local ## Fail for lines and branches that no test reaches; PART="broker_common/core/*" ARGS=tests/unit
+	@$(python) -m coverage erase
+	@# The ignored ones measure time and memory, which measuring coverage distorts.
+	@$(python) -m coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	    --ignore tests/bench --ignore tests/memory --ignore tests/size $(ARGS)
+	@$(python) -m coverage combine --quiet
+	@exec $(python) -m coverage report --fail-under 100 --include "$(or $(PART),*)"
 
 bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls (needs java, npm and cc)
 	@exec $(python) -m tests.bench $(ARGS)

@@ -49,7 +49,7 @@ class StrictParser(FlaskParser):
         """Raise `RequestInvalid` with the messages by field."""
         # webargs files the messages under their location, which tells a caller nothing.
         (messages,) = error.normalized_messages().values()  # type: ignore[no-untyped-call] # marshmallow leaves it untyped
-        raise RequestInvalid({str(name): _flatten(texts) for name, texts in messages.items()}) from error
+        raise RequestInvalid({str(name): [str(text) for text in texts] for name, texts in messages.items()}) from error
 
 
 class Blueprint(flask_smorest.Blueprint):
@@ -144,9 +144,3 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_constant(name: str) -> NoReturn:
     # NaN and Infinity are Python's, not JSON's (RFC 8259, section 6).
     raise ValueError(f"{name} is not JSON")
-
-
-def _flatten(texts: Any) -> list[str]:  # noqa: ANN401 - marshmallow nests messages as the data is nested
-    if isinstance(texts, dict):
-        return [text for nested in texts.values() for text in _flatten(nested)]
-    return [str(text) for text in texts]

@@ -56,12 +56,19 @@ class FakeClock:
         self._start = start
         self._passed = 0.0
         self._lock = threading.Lock()
+        self._looks = threading.Semaphore(0)
 
     def now(self) -> int:
         return self._start + int(self._passed)
 
     def monotonic(self) -> float:
+        self._looks.release()
         return self._passed
+
+    def count_looks(self) -> threading.Semaphore:
+        """Return what each later call of `monotonic` releases: who waits for another looks for its deadline first."""
+        self._looks = threading.Semaphore(0)
+        return self._looks
 
     def sleep(self, seconds: float) -> None:
         self.advance(seconds)

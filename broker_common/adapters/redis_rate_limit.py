@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from redis import Redis
@@ -73,7 +74,7 @@ class RedisRateLimit:
     def _note_away(self, error: BaseException) -> None:
         with self._lock:
             if self._is_away:
-                return
+                return  # pragma: no cover - only where two requests find it away at the same moment
             self._is_away = True
         _log.warning("Redis does not answer (%s): requests pass without a rate limit", type(error).__name__)
         threading.Thread(target=self._wait_for_redis, name="rate-limit-probe", daemon=True).start()
@@ -81,8 +82,8 @@ class RedisRateLimit:
     def _wait_for_redis(self) -> None:
         """Ask until Redis answers, so that no request has to."""
         redis = Redis.from_url(self._redis_url, **self._options)
-        pause = threading.Event()
-        while not pause.wait(_PROBE_SEC):
+        while True:
+            time.sleep(_PROBE_SEC)
             try:
                 redis.ping()
             except (RedisError, OSError):

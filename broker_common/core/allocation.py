@@ -7,7 +7,7 @@ after a whole look at the index, and never when it holds a sandbox.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from broker_common.core.deadline import Backoff
 from broker_common.core.domain import Candidate, Claim, Status
@@ -169,6 +169,8 @@ class Allocator:
                     tally.conflicts += 1
                     search.lost_to_another(candidate)
                     return None
+                case _:
+                    assert_never(answer)
 
     def _write(self, candidate: Candidate, claim: Claim) -> Allocated | ClaimHeld | CandidateGone:
         """Send one frozen request until its answer is certain.

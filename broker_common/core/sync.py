@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_common.core.domain import (
@@ -29,6 +30,7 @@ from broker_common.core.parallel import for_each
 from broker_common.core.ports import Watermark
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
     from broker_common.core.domain import Policy
@@ -49,12 +51,11 @@ class _Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """A write that a sync has to make: `before` None adds a record, `after` None removes it."""
+    """A write that a sync has to make."""
 
     sandbox_id: str
     change: _Change
-    before: Sandbox | None
-    after: Sandbox | None
+    make: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,43 +173,41 @@ class Syncer:
 
     def _see(self, account: Account, record: Sandbox | None, now: int) -> _Write | None:
         """Decide about an account that the provider lists."""
-        change, after = None, None
         if record is None:
             # Milliseconds: a record that is removed and added again never takes a version that was there before.
-            change, after = _Change.ADDED, new_sandbox(account, order=self._order(), now=now, version=now * 1000)
-        elif record.status is Status.STALE:
-            change, after = _Change.RESTORED, restore(record, account, order=self._order(), now=now)
-        elif record.status in {Status.AVAILABLE, Status.DELETION_FAILED}:
-            after = describe(record, account, now=now)
-            change = None if after is record else _Change.UPDATED
-        return _Write(account.sandbox_id, change, record, after) if change else None
+            new = new_sandbox(account, order=self._order(), now=now, version=now * 1000)
+            return _Write(account.sandbox_id, _Change.ADDED, partial(self._store.add, new))
+        if record.status is Status.STALE:
+            return self._put(_Change.RESTORED, record, restore(record, account, order=self._order(), now=now))
+        if record.status in {Status.AVAILABLE, Status.DELETION_FAILED}:
+            described = describe(record, account, now=now)
+            return None if described is record else self._put(_Change.UPDATED, record, described)
+        return None
 
     def _miss(self, record: Sandbox, now: int, seen_at: int | None, *, complete: bool) -> _Write | None:
         """Decide about a record that the provider does not list.
 
         `complete`: every entry of the list could at least be told apart; else a record is not removed for its absence.
         """
-        change, after = None, None
         if record.status is Status.AVAILABLE:
-            change, after = _Change.STALE, go_stale(record, now=now, last_seen=seen_at)
-        elif record.status is Status.DELETION_FAILED and complete:
-            change, after = _Change.REMOVED, bury(record, now=now, policy=self._policy)
-        elif record.status is Status.DELETED and complete:
-            change = _Change.REMOVED
-        return _Write(record.sandbox_id, change, record, after) if change else None
+            return self._put(_Change.STALE, record, go_stale(record, now=now, last_seen=seen_at))
+        if record.status is Status.DELETION_FAILED and complete:
+            return self._put(_Change.REMOVED, record, bury(record, now=now, policy=self._policy))
+        if record.status is Status.DELETED and complete:
+            return self._put(_Change.REMOVED, record, None)
+        return None
+
+    def _put(self, change: _Change, before: Sandbox, after: Sandbox | None) -> _Write:
+        """Plan to put `after` in the place of a record, or nothing."""
+        make = partial(self._store.remove, before) if after is None else partial(self._store.update, before, after)
+        return _Write(before.sandbox_id, change, make)
 
     def _order(self) -> int:
         return self._rng.randrange(ORDER_LIMIT)
 
     def _carry_out(self, write: _Write) -> _Change:
-        before, after = write.before, write.after
         try:
-            if before is None and after is not None:
-                self._store.add(after)
-            elif before is not None and after is not None:
-                self._store.update(before, after)
-            elif before is not None:
-                self._store.remove(before)
+            write.make()
         except Conflict:
             return _Change.OVERTAKEN
         except BrokerError as error:

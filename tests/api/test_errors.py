@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import structlog
+from werkzeug.exceptions import ServiceUnavailable
 
 from broker_api.errors import STATUS_OF
-from broker_common.core.errors import BrokerError
+from broker_common.core.errors import BrokerError, SandboxNotFound
 from tests.api.harness import Api, error_of, make_api
 from tests.fakes import StoreWrapper, make_sandbox
 
@@ -35,8 +36,10 @@ def test_the_table_holds_no_error_twice_removed() -> None:
 class Broken(StoreWrapper):
     """A store with a fault that nobody foresaw."""
 
+    fault: Exception = KeyError("a-secret-value")
+
     def list_sandboxes(self, *_: object, **__: object) -> object:  # type: ignore[override] # it never returns
-        raise KeyError("a-secret-value")
+        raise self.fault
 
 
 def test_an_unexpected_error_answers_500_without_its_text_and_is_logged_once(
@@ -52,6 +55,15 @@ def test_an_unexpected_error_answers_500_without_its_text_and_is_logged_once(
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], KeyError)
+
+
+@pytest.mark.parametrize("fault", [ServiceUnavailable("a-secret-value"), SandboxNotFound("a-secret-value")])
+def test_an_error_that_stands_in_no_table_is_unexpected(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Broken, "fault", fault)
+    monkeypatch.delitem(cast("dict[type, int]", STATUS_OF), SandboxNotFound)
+    answer = make_api(around=Broken).admin("GET", "/v1/admin/sandboxes")
+    assert (answer.status_code, error_of(answer)["code"]) == (500, "INTERNAL_ERROR")
+    assert "secret" not in answer.text
 
 
 def test_a_request_is_logged_under_its_id_and_track_and_leaves_neither_behind() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -11,16 +12,19 @@ import sys
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPMessage, parse_headers
 from io import BytesIO
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from gunicorn.http.errors import InvalidRequestLine  # type: ignore[import-untyped] # it ships no types
 
-from broker_api.gunicorn_worker import fold_repeated
+from broker_api.gunicorn_worker import Worker, fold_repeated
 from deploy.dev.processes import Process, Program, free_ports, wait_until
+from tests.api.harness import make_api
 from tests.api.test_startup import COMMANDS, ENVIRONMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -186,6 +190,73 @@ def test_a_body_in_chunks_that_is_too_large_answers_413(server: Server) -> None:
 def test_a_request_that_was_refused_before_its_body_was_read_gets_no_second_answer(server: Server) -> None:
     answer = server.send(call(b"Transfer-Encoding: chunked", line=b"POST /v1/allocate HTTP/1.1", body=b"nonsense\r\n"))
     assert (answer.status, answer.error["code"]) == (401, "UNAUTHORIZED")
+
+
+class Bare:
+    """A worker without a server around it, one end of a connection to it, and what it handed back to its loop."""
+
+    def __init__(self) -> None:
+        self.deferred: list[Callable[[], None]] = []
+        self.worker = Worker.__new__(Worker)
+        self.worker.log = logging.getLogger("gunicorn.error")
+        self.worker.method_queue = SimpleNamespace(defer=self.deferred.append)
+        self.worker.nr_conns = 1
+        self.ours, self.theirs = socket.socketpair()
+
+    def refuse(self, error: Exception) -> None:
+        self.worker.handle_error(SimpleNamespace(headers=[]), self.ours, ("127.0.0.1", 1), error)
+
+
+@pytest.fixture
+def bare() -> Iterator[Bare]:
+    bare = Bare()
+    with bare.ours, bare.theirs:
+        yield bare
+
+
+def test_what_nothing_else_could_answer_is_answered_500_and_logged(
+    bare: Bare, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare.refuse(KeyError("a-secret-value"))
+    answer = bare.theirs.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"INTERNAL_ERROR" in answer
+    assert b"secret" not in answer
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_client_that_does_not_take_its_refusal_harms_nobody(bare: Bare) -> None:
+    bare.ours.close()
+    bare.refuse(InvalidRequestLine("GET"))
+
+
+def test_a_connection_that_is_gone_already_is_closed_and_counted_off(bare: Bare) -> None:
+    bare.ours.close()
+    bare.worker._close(SimpleNamespace(sock=bare.ours))
+    for each in bare.deferred:
+        each()
+    assert bare.worker.nr_conns == 0
+
+
+def test_a_worker_that_has_not_begun_to_serve_stops_at_once(bare: Bare) -> None:
+    bare.worker.booted, bare.worker.alive = False, True
+    bare.worker.handle_exit(signal.SIGTERM, None)
+    assert not bare.worker.alive
+
+
+def test_a_second_request_to_stop_does_not_begin_the_drain_anew(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = [0.0]
+    alarm = SimpleNamespace(
+        ITIMER_REAL=signal.ITIMER_REAL,
+        getitimer=lambda _: (timer[-1], 0.0),
+        setitimer=lambda _, seconds: timer.append(seconds),
+    )
+    monkeypatch.setattr("broker_api.gunicorn_worker.signal", alarm)
+    bare.worker.booted, bare.worker.alive = True, True
+    bare.worker.wsgi = make_api(SHUTDOWN_DRAIN_SEC="5").app
+    for _ in range(2):
+        bare.worker.handle_exit(signal.SIGTERM, None)
+    assert (bare.worker.alive, timer) == (True, [0.0, 5.0])
 
 
 def test_headers_that_stand_once_are_left_alone() -> None:

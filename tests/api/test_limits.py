@@ -95,6 +95,21 @@ def test_a_request_without_time_left_does_not_wait_for_a_permit() -> None:
         pass
 
 
+def test_after_a_wait_in_vain_nobody_waits_until_a_request_has_ended() -> None:
+    clock = FakeClock()
+    budget = ThreadBudget(3, clock)
+    with budget.store_call(3):
+        with pytest.raises(StoreUnavailable), budget.store_call(3):
+            pass
+        looks = clock.count_looks()
+        with pytest.raises(StoreUnavailable), budget.store_call(3):
+            pass
+        assert looks.acquire(blocking=False)  # for its deadline
+        assert not looks.acquire(blocking=False), "it asked how long it may wait"
+    with budget.store_call(3):
+        pass
+
+
 def test_permits_come_back_after_errors() -> None:
     budget = ThreadBudget(3, FakeClock())
     for _ in range(3):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
@@ -73,6 +75,21 @@ def test_requests_pass_while_redis_is_away_and_are_limited_once_it_is_back(
         assert [limit.take("track") for _ in range(10)] == [None] * 10
         said = [record.message for record in caplog.records if "without a rate limit" in record.message]
         assert len(said) == 1, "once, not once a request"
+        server.start()
+        assert wait_until(lambda: limit.take("track") is not None, 15)
+
+
+def test_redis_is_asked_again_until_it_answers() -> None:
+    with own_server() as (url, server):
+        limit = RedisRateLimit(url, rps=1, burst=1)
+        assert limit.take("track")
+        server.stop()
+        assert limit.take("track") is None
+        with socket.create_server(("127.0.0.1", urlsplit(url).port or 0)) as listener:
+            listener.settimeout(15)
+            for _ in range(2):
+                listener.accept()[0].close()
+        assert limit.take("track") is None
         server.start()
         assert wait_until(lambda: limit.take("track") is not None, 15)
 

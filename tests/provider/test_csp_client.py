@@ -298,6 +298,50 @@ def test_a_link_header_names_the_next_page(make_client: MakeClient) -> None:
     assert [account.sandbox_id for account in found.accounts] == ["2009521", "2"]
 
 
+def test_a_connection_that_the_provider_keeps_is_used_again(make_client: MakeClient) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(listing(ACCOUNT)), listing(ACCOUNT))
+
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(answer)
+        assert connection.recv(65536)
+        connection.sendall(answer)
+
+    with raw_server(behave) as server:
+        client = make_client(server.url)
+        assert client.list_accounts() == client.list_accounts()
+        assert len(server.requests) == 1, "one a connection"
+
+
+def paged(*pages: bytes) -> Callable[[socket.socket, str], None]:
+    """Answer with one page after the other, whatever is asked for."""
+    left = list(pages)
+
+    def behave(connection: socket.socket, request: str) -> None:
+        answering(left.pop(0))(connection, request)
+
+    return behave
+
+
+def test_a_list_that_ends_before_the_total_that_it_names_is_unusable(make_client: MakeClient) -> None:
+    pages = (listing(ACCOUNT, total=3), listing(total=3))
+    with raw_server(paged(*pages)) as server, pytest.raises(ListingUnusable, match="only 1 of 3"):
+        make_client(server.url).list_accounts()
+
+
+def test_a_page_that_names_itself_is_followed_by_others_until_one_is_empty(make_client: MakeClient) -> None:
+    first = listing(ACCOUNT, page={"offset": 0, "size": 1})
+    second = listing({**ACCOUNT, "csp_id": 2}, page={"offset": 1, "size": 1})
+    with raw_server(paged(first, second, listing(page={"offset": 2, "size": 0}))) as server:
+        assert len(make_client(server.url).list_accounts().accounts) == 2
+    assert ["_offset=" in request.splitlines()[0] for request in server.requests] == [False, True, True]
+
+
+def test_a_number_of_the_paging_may_be_written_as_a_string(make_client: MakeClient) -> None:
+    with raw_server(paged(listing(ACCOUNT, page={"offset": "1"}), listing(page={}))) as server:
+        assert make_client(server.url).list_accounts().accounts
+    assert "_offset=1 " in server.requests[1].splitlines()[0]
+
+
 def test_an_account_that_vanishes_between_two_pages_makes_the_list_unusable(make_client: MakeClient) -> None:
     def behave(connection: socket.socket, request: str) -> None:
         first = "_offset" not in request.splitlines()[0]

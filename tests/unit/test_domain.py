@@ -123,6 +123,18 @@ def test_the_table_of_transitions_is_exactly_what_the_changes_can_do() -> None:
     assert done == {(was, to) for was, targets in TRANSITIONS.items() for to in targets}
 
 
+@pytest.mark.parametrize("name", [name for name in CHANGES if name not in {"allocate", "begin_attempt"}])
+def test_a_change_of_status_that_the_table_lacks_is_refused_whatever_else_allows_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But an allocation, which a store may make without having read the record, and what changes no status."""
+    monkeypatch.setattr(domain, "TRANSITIONS", dict.fromkeys(Status, frozenset[Status]()))
+    change, table = CHANGES[name]
+    for status in table:
+        with pytest.raises(InvalidTransition, match=status):
+            change(in_status(status))
+
+
 @pytest.mark.parametrize("status", [status for status in Status if status is not A])
 def test_a_sandbox_may_be_dirty_in_any_status_but_available(status: Status) -> None:
     assert make_sandbox(status=status, dirty=True).dirty

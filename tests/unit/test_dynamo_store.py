@@ -6,14 +6,21 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from moto import mock_aws
 
 from broker_common.adapters.dynamo_store import DynamoStore
-from broker_common.adapters.dynamo_table import create_table
+from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.domain import Candidate, Status
-from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import (
+    Conflict,
+    LayoutMismatch,
+    OutcomeUnknown,
+    StoreMisconfigured,
+    StoreUnavailable,
+    UnreadableRecord,
+)
 from broker_common.core.ports import Contended, Watermark
 from tests.fakes import FakeClock, RecordingRecorder, make_claim, make_sandbox
 from tests.world import World
@@ -89,6 +96,47 @@ def test_an_allocation_that_met_others_says_so_and_is_not_repeated_here(code: st
     assert client.calls == 1
 
 
+def test_an_allocation_that_failed_inside_dynamodb_may_have_been_applied() -> None:
+    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
+    with pytest.raises(OutcomeUnknown):
+        store_on(Answers("InternalServerError", 500)).allocate(candidate, make_claim(make_sandbox("1")), token="t")
+
+
+class Raises:
+    """A client whose calls do not get an answer."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, operation: str) -> Callable[..., NoReturn]:
+        def fail(**_: Any) -> NoReturn:
+            raise self._error
+
+        return fail
+
+
+def test_an_allocation_that_did_not_reach_dynamodb_was_not_applied() -> None:
+    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
+    with pytest.raises(StoreUnavailable) as raised:
+        store_on(Raises(EndpointConnectionError(endpoint_url="http://x"))).allocate(
+            candidate, make_claim(make_sandbox("1")), token="t"
+        )
+    assert not isinstance(raised.value, OutcomeUnknown)
+
+
+@pytest.mark.parametrize("client", [Answers("UnrecognizedClientException", 400), Raises(NoCredentialsError())])
+def test_credentials_that_are_missing_or_refused_need_a_person(client: object) -> None:
+    with pytest.raises(StoreMisconfigured, match="credentials"):
+        store_on(client).get("1")
+
+
+def test_a_record_that_was_never_allocated_is_not_ended() -> None:
+    client = Answers("InternalServerError", 500)
+    with pytest.raises(Conflict):
+        store_on(client).end_allocation(make_sandbox("1"), make_sandbox("1", version=2))
+    assert client.calls == 0
+
+
 @pytest.fixture
 def table(aws_environment: dict[str, str]) -> Iterator[DynamoDBClient]:
     with mock_aws():
@@ -121,3 +169,52 @@ def test_a_record_of_a_later_version_does_not_stop_a_sync(table: DynamoDBClient)
     world.provider.accounts = World.accounts(5)
     result = world.syncer.run()
     assert (result.added, result.failed) == (4, 1)
+
+
+def test_a_table_that_was_created_before_is_left_as_it_is(table: DynamoDBClient) -> None:
+    assert not create_table(table, "pool", shards=5)
+    assert store_on(table).ping() is not None
+
+
+def test_a_table_without_a_layout_says_which_command_is_missing(table: DynamoDBClient) -> None:
+    table.delete_item(TableName="pool", Key=LAYOUT_KEY)
+    with pytest.raises(LayoutMismatch, match="broker table create"):
+        store_on(table).ping()
+
+
+def test_a_table_for_another_number_of_shards_is_refused(table: DynamoDBClient) -> None:
+    store = DynamoStore(table, "pool", clock=FakeClock(), rng=Random(1), recorder=RecordingRecorder(), shards=5)
+    with pytest.raises(LayoutMismatch, match="and this process for 5"):
+        store.ping()
+
+
+class Sparing:
+    """A client to which the table gives one item a query, and nothing at the first batch read."""
+
+    def __init__(self, table: DynamoDBClient) -> None:
+        self._table = table
+        self._has_refused = False
+
+    def __getattr__(self, operation: str) -> Any:
+        return getattr(self._table, operation)
+
+    def query(self, **request: Any) -> Any:
+        return self._table.query(**request | {"Limit": 1})
+
+    def batch_get_item(self, **request: Any) -> Any:
+        if self._has_refused:
+            return self._table.batch_get_item(**request)
+        self._has_refused = True
+        return {"Responses": {"pool": []}, "UnprocessedKeys": request["RequestItems"]}
+
+
+def test_a_count_goes_on_to_the_last_page(table: DynamoDBClient) -> None:
+    for number in range(1, 30):
+        store_on(table).add(make_sandbox(f"lab-{number}"))
+    assert store_on(Sparing(table)).count()[Status.AVAILABLE] == 30
+
+
+def test_what_a_batch_read_left_out_is_asked_for_again(table: DynamoDBClient) -> None:
+    store_on(table).add(make_sandbox("lab-1"))
+    listed = store_on(Sparing(table)).list_sandboxes(Status.AVAILABLE, limit=10, cursor=None).sandboxes
+    assert [each.sandbox_id for each in listed] == ["lab-1"]

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import StoreUnavailable
 from broker_common.core.pauses import MAX_AGE_SECONDS, PauseBoard
 from broker_common.core.ports import Pauses
@@ -21,6 +22,17 @@ class Bench:
         self.memory = MemoryStore(self.clock)
         self.store = FlakyStore(self.memory)
         self.board = PauseBoard(self.store, self.clock)
+
+    def hold_up(self) -> tuple[threading.Event, threading.Event]:
+        """Hold the store's calls up; returns what tells that one has come, and what lets it through."""
+        come, let_through = threading.Event(), threading.Event()
+
+        def wait(_: str) -> None:
+            come.set()
+            assert let_through.wait(30)
+
+        self.store.before_call = wait
+        return come, let_through
 
 
 def test_nothing_is_paused_at_first() -> None:
@@ -77,13 +89,7 @@ def test_while_one_thread_reads_the_others_use_what_is_known() -> None:
     bench = Bench()
     bench.board.current()
     bench.clock.advance(MAX_AGE_SECONDS)
-    reading, go_on = threading.Event(), threading.Event()
-
-    def slowly(_: str) -> None:
-        reading.set()
-        assert go_on.wait(30)
-
-    bench.store.before_call = slowly
+    reading, go_on = bench.hold_up()
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(bench.board.current)
         assert reading.wait(30)
@@ -91,6 +97,32 @@ def test_while_one_thread_reads_the_others_use_what_is_known() -> None:
         go_on.set()
         assert slow.result(30) == Pauses()
     assert bench.store.calls["read_pauses"] == 2
+
+
+def test_a_request_that_waited_for_the_first_read_uses_what_it_found() -> None:
+    bench = Bench()
+    reading, go_on = bench.hold_up()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(bench.board.current)
+        assert reading.wait(30)
+        looks = bench.clock.count_looks()
+        second = pool.submit(bench.board.current)
+        assert looks.acquire(timeout=30)  # for its deadline; now it waits
+        go_on.set()
+        assert first.result(30) == second.result(30) == Pauses()
+    assert bench.store.calls["read_pauses"] == 1
+
+
+def test_a_request_that_cannot_wait_for_the_first_read_is_told_so() -> None:
+    bench = Bench()
+    reading, go_on = bench.hold_up()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(bench.board.current)
+        assert reading.wait(30)
+        with deadline_in(0, bench.clock), pytest.raises(StoreUnavailable, match="not known yet"):
+            bench.board.current()
+        go_on.set()
+        assert first.result(30) == Pauses()
 
 
 def test_many_requests_at_the_start_cost_one_read() -> None:

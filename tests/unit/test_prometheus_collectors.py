@@ -138,6 +138,15 @@ def test_a_scrape_does_not_wait_for_a_slow_store_once_it_knows_the_pool() -> Non
         may_go_on.set()
 
 
+def test_the_breakers_state_is_absent_while_it_cannot_be_read() -> None:
+    def away() -> NoReturn:
+        raise ConnectionError
+
+    registry = CollectorRegistry()
+    registry.register(CircuitCollector(away, FakeClock(), max_age=2))
+    assert registry.get_sample_value("broker_circuit_state", {"name": "csp"}) is None
+
+
 def test_the_breakers_state_is_a_number() -> None:
     for state, number in ((BreakerState.CLOSED, 0), (BreakerState.HALF_OPEN, 1), (BreakerState.OPEN, 2)):
         registry = CollectorRegistry()

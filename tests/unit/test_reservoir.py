@@ -13,7 +13,7 @@ import pytest
 from broker_common.core.deadline import deadline_in
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Status
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.reservoir import CANDIDATE_AGE_SECONDS, LOOK_AHEAD, PREFIXES, Reservoir
+from broker_common.core.reservoir import CANDIDATE_AGE_SECONDS, LOOK_AHEAD, PREFIXES, SPENT, Reservoir
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
 
 if TYPE_CHECKING:
@@ -31,6 +31,17 @@ class Bench:
         self.store = FlakyStore(self.memory)
         self.memory.seed(*[make_sandbox(f"sbx-{number}") for number in range(free)])
         self.reservoir = Reservoir(self.store, self.clock, Random(seed), size=size)
+
+    def hold_up(self) -> tuple[threading.Event, threading.Event]:
+        """Hold the store's calls up; returns what tells that one has come, and what lets it through."""
+        come, let_through = threading.Event(), threading.Event()
+
+        def wait(_: str) -> None:
+            come.set()
+            assert let_through.wait(30)
+
+        self.store.before_call = wait
+        return come, let_through
 
     def next(self, prefix: str = "") -> Candidate | None:
         return self.reservoir.search(prefix).next()
@@ -236,6 +247,17 @@ def test_a_used_up_sandbox_is_a_candidate_again_at_a_later_version() -> None:
     assert again == replace(candidate, version=9)
 
 
+def test_what_was_used_up_is_forgotten_after_thousands_more() -> None:
+    bench = Bench(1)
+    search = bench.reservoir.search("")
+    candidate = search.next()
+    assert candidate
+    search.used_up(candidate)
+    for number in range(SPENT):
+        search.used_up(replace(candidate, sandbox_id=f"another-{number}"))
+    assert search.next() == candidate
+
+
 def test_a_candidate_of_which_nothing_is_known_comes_back_from_the_index_only() -> None:
     bench = Bench(1)
     search = bench.reservoir.search("")
@@ -394,15 +416,25 @@ def test_a_storm_of_requests_on_an_empty_pool_walks_once() -> None:
     assert bench.reads() <= 5
 
 
+def test_a_request_that_waited_for_another_ones_walk_uses_what_it_found() -> None:
+    bench = Bench(500)
+    walking, go_on = bench.hold_up()
+    with ThreadPoolExecutor(2) as pool:
+        walker = pool.submit(bench.next)
+        assert walking.wait(30)
+        looks = bench.clock.count_looks()
+        waiting = pool.submit(bench.next)
+        for _ in ("as it arrives", "as it looks at what is ready", "for its deadline; now it waits"):
+            assert looks.acquire(timeout=30)
+        go_on.set()
+        found = {walker.result(30), waiting.result(30)}
+    assert len(found - {None}) == 2
+    assert bench.reads() == 1
+
+
 def test_a_request_that_cannot_wait_for_another_ones_walk_is_told_so() -> None:
     bench = Bench(0)
-    walking, go_on = threading.Event(), threading.Event()
-
-    def slowly(_: str) -> None:
-        walking.set()
-        assert go_on.wait(30)
-
-    bench.store.before_call = slowly
+    walking, go_on = bench.hold_up()
     with ThreadPoolExecutor(1) as pool:
         walker = pool.submit(bench.next)
         assert walking.wait(30)

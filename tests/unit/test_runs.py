@@ -16,6 +16,11 @@ def tally(*outcomes: DeleteOutcome) -> CleanupTally:
     return total
 
 
+@pytest.mark.parametrize("state", JobState)
+def test_a_run_has_ended_unless_it_is_queued_or_running(state: JobState) -> None:
+    assert state.is_final == (state.value not in {"queued", "running"})
+
+
 def test_a_cleanup_of_nothing_succeeds() -> None:
     conclusion = tally().conclude()
 

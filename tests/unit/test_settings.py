@@ -206,6 +206,7 @@ _ADDRESSES_OF_NOTHING = [
     "https://x/#part",
     "https://user:s3cr3t@x",
     "https://user@x",
+    "https://[v1.a:b]",
 ]
 
 
@@ -392,6 +393,7 @@ def test_tokens_may_come_from_a_file(tmp_path: Path) -> None:
         ("", "Missing: give at least one token."),
         ("track_token_123", "Holds a well-known development token."),
         ("track-s3cret-token\nsha256:12", "token 2: sha256: must be followed by 64 hexadecimal digits"),
+        ("track-s3cret-token\nintro-*=", "token 2: nothing follows its prefix"),
     ],
 )
 def test_a_token_file_that_cannot_serve_is_refused_at_start(tmp_path: Path, content: str | None, reason: str) -> None:
