@@ -22,8 +22,9 @@ class BrokerApi:
 
     def __init__(self, url: str, token: str) -> None:
         self._url = f"{url.rstrip('/')}/admin"
+        self._token = token
         self._session = requests.Session()
-        self._session.headers["Authorization"] = f"Bearer {token}"
+        self._session.auth = self._authorize
 
     def get(self, path: str, **parameters: str | int | None) -> dict[str, Any]:
         """Return what a call reads; parameters that are None are left out. Raises `ApiError`."""
@@ -43,6 +44,11 @@ class BrokerApi:
             if cursor is None:
                 return
 
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Set the token; were it a header of the session, an entry of ~/.netrc would take its place."""
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - requests' own options
         url = f"{self._url}{path}"
         try:
@@ -56,6 +62,9 @@ class BrokerApi:
             return body
         try:
             fault = body["error"]
-            raise ApiError(f"{fault['message']} ({answer.status_code} {fault['code']}, request {fault['request_id']})")
+            told = f"{fault['message']} ({answer.status_code} {fault['code']}, request {fault['request_id']})"
+            if fault["code"] == "NOT_FOUND":
+                told += ": is BROKER_API_URL right? It has the base path, as in …/v1"
+            raise ApiError(told)
         except (KeyError, TypeError):
             raise ApiError(f"{url} answered {answer.status_code}: is this the broker's API?") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import redis
+from botocore.exceptions import BotoCoreError
 
 from broker_common.core.errors import BrokerError
 from broker_common.services import build_provider, build_store, connect_redis
@@ -13,6 +15,16 @@ from broker_common.settings import Process, Settings, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+PARTS = {
+    Process.API: ("table", "index", "redis"),
+    Process.WORKER: ("table", "index", "redis", "provider"),
+    Process.BEAT: ("redis",),
+}
+"""What each process needs, besides its settings."""
+_NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
+_FIRST = {"index": "table", "provider": "redis"}
+"""What a part is reached by; the slots of calls to the provider are in Redis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,40 +36,35 @@ class Finding:
     text: str
 
 
-def check(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield a finding a part, as soon as it is known. Writes nothing, and never raises for what it finds."""
-    problems = _problems(environ)
+def check(environ: Mapping[str, str], *, process: Process | None = None) -> Iterator[Finding]:
+    """Yield a finding a part that a process needs (without one, API, workers and beat), as soon as it is known.
+
+    Writes nothing, and never raises for what it finds.
+    """
+    processes = tuple(PARTS) if process is None else (process,)
+    parts = PARTS[process or Process.WORKER]
+    problems = _problems(processes, environ)
     if problems:
         yield from (Finding("settings", ok=False, text=problem) for problem in problems)
+        yield from (Finding(part, ok=False, text="not looked at before settings are right") for part in parts)
         return
-    yield Finding("settings", ok=True, text="the API, workers and beat can start with them")
-    settings = Settings.from_env(environ, process=Process.WORKER)
-    store = build_store(settings)
-
-    def table() -> str:
-        store.ping()
-        return f"{settings.ddb_table_name} has the layout of this version"
-
-    def index() -> str:
-        return f"counts {sum(store.count().values())} sandboxes"
-
-    def reach_redis() -> str:
-        connect_redis(settings).ping()
-        return "answers"
-
-    def provider() -> str:
-        listing = build_provider(settings).list_accounts()
-        return f"lists {len(listing.accounts)} sandbox accounts"
-
-    yield _try("table", table, "look at AWS_REGION, DDB_ENDPOINT_URL, DDB_TABLE_NAME, credentials and network")
-    yield _try("index", index, "look at the table's index and at the policy's right to query it")
-    yield _try("redis", reach_redis, "look at REDIS_URL: host, password, TLS")
-    yield _try("provider", provider, "look at CSP_BASE_URL and CSP_API_TOKEN, and at the provider itself")
+    who = "the API, workers and beat" if process is None else _NAMES[process]
+    yield Finding("settings", ok=True, text=f"{who} can start with them")
+    looks = _looks(Settings.from_env(environ, process=process or Process.WORKER))
+    is_right: dict[str, bool] = {}
+    for part in parts:
+        first = _FIRST.get(part, part)
+        if is_right.get(first, True):
+            finding = _try(part, *looks[part])
+        else:
+            finding = Finding(part, ok=False, text=f"not looked at before {first} is right")
+        is_right[part] = finding.ok
+        yield finding
 
 
-def _problems(environ: Mapping[str, str]) -> list[str]:
+def _problems(processes: tuple[Process, ...], environ: Mapping[str, str]) -> list[str]:
     found: set[str] = set()
-    for process in (Process.API, Process.WORKER, Process.BEAT):
+    for process in processes:
         try:
             Settings.from_env(environ, process=process)
         except SettingsError as error:
@@ -65,8 +72,35 @@ def _problems(environ: Mapping[str, str]) -> list[str]:
     return sorted(found)
 
 
+def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
+    """Return for each part what looks at it, and what to do if that fails."""
+    # Only when a part is looked at: making a client fails, too, without the AWS profile that is named.
+    store = functools.cache(lambda: build_store(settings))
+
+    def table() -> str:
+        store().ping()
+        return f"{settings.ddb_table_name} has the layout of this version"
+
+    def index() -> str:
+        return f"counts {sum(store().count().values())} sandboxes"
+
+    def reach_redis() -> str:
+        connect_redis(settings).ping()
+        return "answers"
+
+    def provider() -> str:
+        return f"lists {len(build_provider(settings).list_accounts().accounts)} sandbox accounts"
+
+    return {
+        "table": (table, "look at AWS_REGION, DDB_ENDPOINT_URL, DDB_TABLE_NAME, credentials and network"),
+        "index": (index, "look at the table's index and at the policy's right to query it"),
+        "redis": (reach_redis, "look at REDIS_URL: host, password, TLS"),
+        "provider": (provider, "look at CSP_BASE_URL and CSP_API_TOKEN, and at the provider itself"),
+    }
+
+
 def _try(part: str, look: Callable[[], str], advice: str) -> Finding:
     try:
         return Finding(part, ok=True, text=look())
-    except (BrokerError, redis.RedisError) as error:
+    except (BrokerError, BotoCoreError, redis.RedisError) as error:
         return Finding(part, ok=False, text=f"{error}: {advice}")

@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.cli.api import ApiError, BrokerApi
-from broker_common.cli.check import check
+from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
 from broker_common.core.jobs import JobState
 from broker_common.settings import Process, Settings, SettingsError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ADMIN_TIMEOUT_SEC = 10.0
 """Table operations are slower than reads and writes."""
 _LOOK_AGAIN_SEC = 0.5
+_SAY_AGAIN_SEC = 5.0
 _COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
 _JOBS = ("sync", "cleanup", "expire", "purge-stale")
 """As the API's calls spell them."""
@@ -47,13 +48,25 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog='Completion: eval "$(_BROKER_COMPLETE=bash_source broker)", or zsh_source, fish_source.',
+    epilog="""\b
+Examples:
+  broker check
+  broker table create
+  broker pool
+  broker sandboxes --status deletion_failed
+  broker sandbox show 2009521
+  broker job run sync --wait
+\b
+Completion, for a line of ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
+  eval "$(_BROKER_COMPLETE=bash_source broker)"
+  eval "$(_BROKER_COMPLETE=zsh_source broker)"
+  _BROKER_COMPLETE=fish_source broker | source""",
 )
 def main() -> None:
     """Operate a Sandbox Broker.
 
     Commands that ask its API read BROKER_API_URL (http://127.0.0.1:8080/v1 by default) and BROKER_ADMIN_TOKEN; `check`
-    and `table` read the settings of the broker's processes.
+    and `table` read the settings of the broker's processes. Exit codes: 0 done, 1 not done, 2 wrong use.
     """
 
 
@@ -61,17 +74,29 @@ def _api() -> BrokerApi:
     token = os.environ.get("BROKER_ADMIN_TOKEN", "").split(",")[0].strip()
     if not token or token.startswith("sha256:"):
         raise click.ClickException("BROKER_ADMIN_TOKEN: Missing: an operator's token, plain.")
+    if not (token.isascii() and token.isprintable()):
+        raise click.ClickException("BROKER_ADMIN_TOKEN: Must be printable ASCII.")
     return BrokerApi(os.environ.get("BROKER_API_URL") or "http://127.0.0.1:8080/v1", token)
 
 
 @main.command(name="check")
-def check_command() -> None:
-    """Look at settings, table, index, Redis and provider: a line each, OK or what to do. Changes nothing.
+@click.option(
+    "--process",
+    type=click.Choice([process.value for process in PARTS]),
+    help="Look only at what this process needs: in production each is given only that.",
+)
+def check_command(process: str | None) -> None:
+    """Tell of each part whether it is right, or what to do.
 
-    Exits 1 when something is wrong. Example: broker check
+    The parts are settings, table, index, Redis and provider, a line each; nothing is changed. Exits 1 when something is
+    wrong. Without --process the settings of API, workers and beat have to be there together.
+
+    Example: broker check
+
+    In a pod: kubectl exec deploy/broker-api -- broker check --process api
     """
     is_all_right = True
-    for finding in check(os.environ):
+    for finding in check(os.environ, process=Process(process) if process else None):
         click.echo(f"{finding.part:<9} {'OK  ' if finding.ok else 'FAIL'} {finding.text}")
         is_all_right = is_all_right and finding.ok
     sys.exit(0 if is_all_right else 1)
@@ -79,12 +104,17 @@ def check_command() -> None:
 
 @main.group()
 def table() -> None:
-    """Look after the DynamoDB table."""
+    """Look after the DynamoDB table.
+
+    Example: broker table create
+    """
 
 
 @table.command()
 def create() -> None:
-    """Create the table, its index and its layout record; changes nothing that is there already.
+    """Create the table, its index and its layout record.
+
+    Changes nothing that is there already.
 
     Example: DDB_TABLE_NAME=SandboxPool AWS_REGION=eu-central-1 broker table create
     """
@@ -94,13 +124,13 @@ def create() -> None:
         for problem in error.problems:
             click.echo(problem, err=True)
         sys.exit(2)
-    client = make_client(
-        region=settings.aws_region,
-        endpoint_url=settings.ddb_endpoint_url,
-        timeout_sec=ADMIN_TIMEOUT_SEC,
-        connections=1,
-    )
     try:
+        client = make_client(
+            region=settings.aws_region,
+            endpoint_url=settings.ddb_endpoint_url,
+            timeout_sec=ADMIN_TIMEOUT_SEC,
+            connections=1,
+        )
         created = create_table(client, settings.ddb_table_name)
     except (ClientError, BotoCoreError) as error:
         click.echo(f"table {settings.ddb_table_name} could not be created: {error}", err=True)
@@ -110,7 +140,7 @@ def create() -> None:
 
 @main.command()
 def pool() -> None:
-    """Show how many sandboxes are in each status, the longest waiting deletion, and the last sync.
+    """Show counts, the longest waiting deletion, the last sync.
 
     Example: broker pool
     """
@@ -119,8 +149,9 @@ def pool() -> None:
         click.echo(f"{status:<17} {count:>7,}")
     asked = [each["deletion_requested_at"] for each in api.sandboxes(status=Status.PENDING_DELETION)]
     click.echo(f"{'oldest deletion':<17} {_ago(min(filter(None, asked), default=None))}")
-    synced = [each["last_synced"] for each in api.get("/sandboxes", limit=1)["sandboxes"]]
-    click.echo(f"{'last sync':<17} {_ago(min(filter(None, synced), default=None))}")
+    # The API tells of an available sandbox alone when sync saw it last.
+    seen = api.get("/sandboxes", status=Status.AVAILABLE, limit=1)["sandboxes"]
+    click.echo(f"{'last sync':<17} {_ago(seen[0]['last_synced']) if seen else 'not known while none is available'}")
 
 
 @main.command()
@@ -139,7 +170,10 @@ def sandboxes(status: str | None, track_id: str | None, form: str | None) -> Non
 
 @main.group()
 def sandbox() -> None:
-    """Look at one sandbox."""
+    """Look at one sandbox.
+
+    Example: broker sandbox show 2009521
+    """
 
 
 @sandbox.command()
@@ -158,15 +192,20 @@ def show(sandbox_id: str) -> None:
 
 @main.group()
 def job() -> None:
-    """Have jobs run."""
+    """Have jobs run.
+
+    Example: broker job run sync --wait
+    """
 
 
 @job.command()
 @click.argument("name", type=click.Choice(_JOBS))
-@click.option("--wait", is_flag=True, help="Stay until it has ended; exits 1 if it failed.")
+@click.option("--wait", is_flag=True, help="Stay until it has ended, and tell how it goes; exits 1 if it failed.")
 @click.option("--force", is_flag=True, help="For sync: past the brake on missing accounts.")
 def run(name: str, *, wait: bool, force: bool) -> None:
     """Have a job run now, on a worker.
+
+    Its id goes to stdout, or with --wait its result.
 
     Example: broker job run sync --wait
     """
@@ -178,11 +217,12 @@ def run(name: str, *, wait: bool, force: bool) -> None:
     if not wait:
         click.echo(job_id)
         return
+    began = said_at = time.monotonic()
     seen, state = "", api.get(f"/jobs/{job_id}")
     while state["state"] not in _ENDED:
-        if state["state"] != seen:
-            seen = state["state"]
-            click.echo(f"{seen} …", err=True)
+        if state["state"] != seen or time.monotonic() - said_at >= _SAY_AGAIN_SEC:
+            seen, said_at = state["state"], time.monotonic()
+            click.echo(f"{seen} … {said_at - began:.0f} s", err=True)
         time.sleep(_LOOK_AGAIN_SEC)
         state = api.get(f"/jobs/{job_id}")
     click.echo(json.dumps(state.get("result") or {}))

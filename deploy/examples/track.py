@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import requests
+from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout  # noqa: A004 - of requests, as below
 
-EX_USAGE, EX_UNAVAILABLE, EX_TEMPFAIL, EX_NOPERM = 64, 69, 75, 77
+EX_USAGE, EX_UNAVAILABLE, EX_CANTCREAT, EX_TEMPFAIL, EX_NOPERM = 64, 69, 73, 75, 77
 _REQUIRED = ("BROKER_API_URL", "BROKER_TOKEN", "TRACK_ID")
 _LATER = {429, 500, 502, 503, 504}
+_TAKEN_BACK = {"NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH"}
 
 
 class Broker:
@@ -27,59 +30,87 @@ class Broker:
     """
 
     def __init__(self, url: str, token: str, track_id: str, *, patience_sec: float) -> None:
-        self._url = url
+        self._url = url.rstrip("/")
+        self._token = token
         self._give_up_at = time.monotonic() + patience_sec
         self._session = requests.Session()
-        self._session.headers.update({"Authorization": f"Bearer {token}", "X-Track-ID": track_id})
+        self._session.headers["X-Track-ID"] = track_id
+        self._session.auth = self._authorize
 
     def allocate(self, prefix: str | None) -> dict[str, Any]:
         """Return the track's sandbox; exits if there is none to be had."""
-        answer = self._call("/allocate", headers={"X-Sandbox-Name-Prefix": prefix})
-        if not answer.ok:
+        answer = self._call("POST", "/allocate", headers={"X-Sandbox-Name-Prefix": prefix})
+        held = body_of(answer)
+        if answer.status_code not in {200, 201} or "lease_id" not in held:
             refuse(answer)
-        held: dict[str, Any] = answer.json()
         return held
+
+    def held(self) -> list[dict[str, Any]]:
+        """Return what the track holds."""
+        answer = self._call("GET", "/sandboxes")
+        sandboxes = body_of(answer).get("sandboxes")
+        if answer.status_code != requests.codes.ok or not isinstance(sandboxes, list):
+            refuse(answer)
+        return sandboxes
 
     def give_back(self, held: dict[str, Any]) -> None:
         """End the allocation, if the broker has not ended it before."""
         path = f"/sandboxes/{held['sandbox_id']}/mark-for-deletion"
-        answer = self._call(path, json={"lease_id": held["lease_id"]})
-        if answer.status_code in {403, 404, 409}:
+        answer = self._call("POST", path, json={"lease_id": held["lease_id"]})
+        if code_of(answer) in _TAKEN_BACK:
             say(f"the broker had taken it back before ({code_of(answer)})")
-        elif not answer.ok:
+        elif answer.status_code != requests.codes.ok or body_of(answer).get("lease_id") != held["lease_id"]:
             refuse(answer)
 
-    def _call(self, path: str, **options: Any) -> requests.Response:  # noqa: ANN401 - requests' own options
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Set the token; were it a header of the session, an entry of ~/.netrc would take its place."""
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+    def _call(self, method: str, path: str, **options: Any) -> requests.Response:  # noqa: ANN401 - requests' own options
         pause = 1.0
         while True:
             wait = pause
             try:
-                answer = self._session.post(f"{self._url}{path}", timeout=10, **options)
+                answer = self._session.request(
+                    method, f"{self._url}{path}", timeout=10, allow_redirects=False, **options
+                )
                 what = f"{answer.status_code} {code_of(answer)}"
-                is_empty = answer.status_code == requests.codes.conflict and code_of(answer) == "NO_SANDBOXES_AVAILABLE"
-                if answer.status_code not in _LATER and not is_empty:
+                if answer.status_code not in _LATER and code_of(answer) != "NO_SANDBOXES_AVAILABLE":
                     return answer
-                wait = float(answer.headers.get("Retry-After", pause))
-            except (requests.ConnectionError, requests.Timeout) as error:
+                # Seconds; of a date, which a proxy may send, nothing is taken.
+                retry_after = answer.headers.get("Retry-After", "")
+                wait = float(retry_after) if retry_after.isdecimal() else pause
+            except (ConnectionError, Timeout, ChunkedEncodingError) as error:
                 what = type(error).__name__
             if time.monotonic() + wait > self._give_up_at:
-                say(f"gave up: POST {path} last ended with {what}")
+                say(f"gave up: {method} {path} last ended with {what}")
                 sys.exit(EX_TEMPFAIL)
             time.sleep(wait)
             pause = min(2 * pause, 8)
 
 
-def code_of(answer: requests.Response) -> str:
-    """Return the broker's error code, or nothing where somebody else answered."""
+def body_of(answer: requests.Response) -> dict[str, Any]:
+    """Return the JSON object of an answer, an empty one where somebody else than the broker answered."""
     try:
-        return str(answer.json()["error"]["code"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+        body = answer.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
-def refuse(answer: requests.Response) -> None:
+def code_of(answer: requests.Response) -> str:
+    """Return the broker's error code, or nothing where there is none."""
+    error = body_of(answer).get("error")
+    return str(error.get("code", "")) if isinstance(error, dict) else ""
+
+
+def refuse(answer: requests.Response) -> NoReturn:
     """Say what the broker said, and exit."""
-    say(f"{answer.status_code} {answer.text.strip()}")
+    if code_of(answer):
+        say(f"{answer.status_code} {answer.text.strip()}")
+    else:
+        say(f"{answer.status_code}, and not as the broker answers: is BROKER_API_URL right?")
     sys.exit(EX_NOPERM if answer.status_code == requests.codes.unauthorized else EX_UNAVAILABLE)
 
 
@@ -88,30 +119,59 @@ def say(text: str) -> None:
     sys.stderr.write(f"track.py: {text}\n")
 
 
+def expect(text: str, pattern: str, fault: str) -> None:
+    """Exit unless a variable is as it has to be."""
+    if not re.fullmatch(pattern, text):
+        say(fault)
+        sys.exit(EX_USAGE)
+
+
+def saved(state: Path) -> dict[str, Any] | None:
+    """Return what setup wrote down; None if there was none, or it was cut off before."""
+    try:
+        held = json.loads(state.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return held if isinstance(held, dict) else None
+
+
 def main(words: list[str]) -> None:
     """Do what is asked for."""
-    state = Path(os.environ.get("STATE_FILE", "sandbox.json"))
     for name in _REQUIRED:
-        if not os.environ.get(name):
-            say(f"{name} is not set")
-            sys.exit(EX_USAGE)
+        expect(os.environ.get(name, ""), "[ -~]+", f"{name} is not set, or is not printable ASCII")
     url, token, track_id = (os.environ[name] for name in _REQUIRED)
-    broker = Broker(url, token, track_id, patience_sec=float(os.environ.get("PATIENCE_SEC", "120")))
+    prefix = os.environ.get("NAME_PREFIX", "")
+    patience = os.environ.get("PATIENCE_SEC") or "120"
+    expect(prefix, "[ -~]*", "NAME_PREFIX is not printable ASCII")
+    expect(url, "https?://.+", "BROKER_API_URL is not the URL of an API, such as https://broker.example.com/v1")
+    expect(patience, "[0-9]+", "PATIENCE_SEC is not a number of seconds")
+    state = Path(os.environ.get("STATE_FILE") or "sandbox.json")
+    broker = Broker(url, token, track_id, patience_sec=float(patience))
     match words:
         case ["setup"]:
-            held = broker.allocate(os.environ.get("NAME_PREFIX"))
-            state.touch(mode=0o600)
+            try:
+                state.touch(mode=0o600)  # before there is something to keep
+            except OSError as error:
+                say(f"{state} cannot be written: {error}")
+                sys.exit(EX_CANTCREAT)
+            held = broker.allocate(prefix or None)
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
-        case ["cleanup"] if state.exists():
-            broker.give_back(json.loads(state.read_text()))
-            state.unlink()
         case ["cleanup"]:
-            say(f"nothing to give back: there is no {state}")
+            kept = saved(state)
+            mine = broker.held() if kept is None else [kept]
+            for held in mine:
+                broker.give_back(held)
+            if not mine:
+                say("nothing to give back: the track holds no sandbox")
+            state.unlink(missing_ok=True)
         case _:
             say("usage: track.py setup|cleanup")
             sys.exit(EX_USAGE)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell has it

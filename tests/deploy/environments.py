@@ -42,18 +42,20 @@ def accepted(command: str, environ: Mapping[str, str]) -> Settings:
 
 def longest_task_sec(environ: Mapping[str, str], queues: Iterable[str]) -> float:
     """Return after how many seconds every task of these queues has ended, as a worker with this environment has it."""
-    limits: dict[str, float] = json.loads(_run(_LIMITS, environ))
+    limits: dict[str, float] = json.loads(output_of(_LIMITS, environ))
     assert set(limits) == QUEUES
     return max(limits[queue] for queue in queues)
 
 
 def graceful_timeout_sec(environ: Mapping[str, str]) -> float:
     """Return how long gunicorn takes to stop at most, as its configuration says with this environment."""
-    return float(_run("import runpy; print(runpy.run_path('deploy/gunicorn.conf.py')['graceful_timeout'])", environ))
+    return float(
+        output_of("import runpy; print(runpy.run_path('deploy/gunicorn.conf.py')['graceful_timeout'])", environ)
+    )
 
 
-def _run(code: str, environ: Mapping[str, str]) -> str:
-    """Run code in a process with this environment: what it imports reads it."""
+def output_of(code: str, environ: Mapping[str, str]) -> str:
+    """Return what code prints in a process with this environment, which what it imports reads."""
     env = {"PATH": os.environ["PATH"], **environ}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from broker_common.settings import Process, Settings
 from deploy.dev.processes import ROOT
 from tests.deploy.environments import PORTS, PROCESSES, accepted, graceful_timeout_sec, longest_task_sec
 
@@ -34,6 +35,18 @@ def test_a_process_accepts_its_environment(process: str) -> None:
     assert service["command"] == [process]
     settings = accepted(process, service.get("environment", {}))
     assert settings.redis_url == "redis://redis:6379/0"
+
+
+def test_what_prepares_the_table_and_the_pool_has_what_it_reads() -> None:
+    table, api = SERVICES["table"]["environment"], SERVICES["api"]["environment"]
+    assert set(table) - {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} == {"DDB_ENDPOINT_URL"}
+    created = Settings.from_env(table, process=Process.TOOL)
+    used = accepted("api", api)
+    assert (created.ddb_table_name, created.ddb_endpoint_url) == (used.ddb_table_name, used.ddb_endpoint_url)
+    operator = SERVICES["first-sync"]["environment"]
+    assert set(operator) == {"BROKER_API_URL", "BROKER_ADMIN_TOKEN"}
+    assert operator["BROKER_API_URL"] == f"http://api:{used.api_port}{used.api_base_path}"
+    assert operator["BROKER_ADMIN_TOKEN"] == api["BROKER_ADMIN_TOKEN"]
 
 
 def test_whatever_waits_for_a_service_waits_for_what_it_will_say() -> None:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from redis import Redis
 
 from broker_common.settings import Settings
 from deploy.dev.processes import ROOT
-from tests.deploy.environments import A_TOKEN, PORTS, QUEUES, accepted, graceful_timeout_sec, longest_task_sec
+from tests.backends import empty_database
+from tests.deploy.environments import (
+    A_TOKEN,
+    PORTS,
+    QUEUES,
+    accepted,
+    graceful_timeout_sec,
+    longest_task_sec,
+    output_of,
+)
 from tests.deploy.test_compose import scrape_configs
 
 if TYPE_CHECKING:
@@ -18,6 +31,8 @@ if TYPE_CHECKING:
 
 BASE = ROOT / "deploy" / "kubernetes" / "base"
 OVERLAY = ROOT / "deploy" / "kubernetes" / "overlays" / "example"
+OF_THIS_FILE = 12
+"""A database of Redis that no other test uses."""
 SECRETS = {
     ("broker-redis", "url"): "rediss://:password@redis.example.com:6379/0",
     ("broker-provider", "token"): "provider",
@@ -159,6 +174,20 @@ def test_the_example_is_made_of_the_base_and_changes_what_is_there() -> None:
     assert path["backend"]["service"]["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is missing")
+def test_kustomize_makes_of_them_what_this_file_takes_them_for() -> None:
+    made = subprocess.run(["kubectl", "kustomize", str(OVERLAY)], capture_output=True, text=True, check=True).stdout
+    found = {f"{each['kind']}/{each['metadata']['name']}": each for each in yaml.safe_load_all(made)}
+    (settings,) = [name for name in found if name.startswith("ConfigMap/")]
+    assert set(found) == {*objects(), settings, "Namespace/sandbox-broker", "Ingress/broker-api"}
+    assert {each["metadata"].get("namespace") for each in found.values()} == {"sandbox-broker", None}
+    assert found[settings]["data"] == settings_of_the_example()
+    for name in DEPLOYMENTS:
+        (only,) = found[f"Deployment/{name}"]["spec"]["template"]["spec"]["containers"]
+        assert only["envFrom"] == [{"configMapRef": {"name": settings.partition("/")[2]}}]
+        assert only["image"].endswith("/sandbox-broker:0.1.0")
+
+
 def test_every_kind_is_one_that_the_linter_or_this_file_checks() -> None:
     for name, each in objects().items():
         kind = each["kind"]
@@ -287,6 +316,25 @@ def test_workers_are_scaled_by_the_list_that_their_queue_is(name: str) -> None:
     assert [metadata["listName"]] == queues(spec["scaleTargetRef"]["name"])
     assert all(isinstance(value, str) for value in metadata.values()), "KEDA reads strings"
     assert trigger["authenticationRef"]["name"] in objects("TriggerAuthentication")
+
+
+def test_the_lists_that_workers_are_scaled_by_are_where_every_task_waits(redis_url: str) -> None:
+    url = empty_database(redis_url, OF_THIS_FILE)
+    with Redis.from_url(url) as redis:
+        code = """
+            from broker_worker.celery_app import app
+            tasks = [task for name, task in app.tasks.items() if name.startswith("broker.")]
+            for task in tasks:
+                task.typing = False  # no arguments are needed to see where it waits
+                task.apply_async()
+            print(len(tasks))"""
+        sent = int(output_of(textwrap.dedent(code), {"REDIS_URL": url}))
+        lists = [
+            each["spec"]["triggers"][0]["metadata"]["listName"].encode() for each in objects("ScaledObject").values()
+        ]
+        assert {key for key in redis.scan_iter() if redis.type(key) == b"list"} == set(lists)
+        assert sum(redis.llen(key) for key in lists) == sent == 5
+        redis.flushdb()
 
 
 def test_as_many_deletes_can_run_as_the_provider_may_be_asked_for() -> None:

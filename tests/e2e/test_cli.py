@@ -5,18 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 import requests
 from click.testing import CliRunner, Result
 
+from broker_common.cli import commands
 from broker_common.cli.commands import main
 from deploy.dev.processes import free_ports
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -65,6 +73,45 @@ def test_check_says_what_to_do_about_a_part_that_is_wrong(
     assert advice in line
 
 
+@pytest.mark.parametrize(
+    ("process", "lacks", "parts"),
+    [
+        ("api", ("CSP_BASE_URL", "CSP_API_TOKEN"), ["settings", "table", "index", "redis"]),
+        ("worker", ("BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN"), ["settings", "table", "index", "redis", "provider"]),
+        ("beat", ("CSP_API_TOKEN", "BROKER_API_TOKEN", "DDB_ENDPOINT_URL"), ["settings", "redis"]),
+    ],
+)
+def test_check_with_the_environment_of_one_process_looks_at_what_that_needs(
+    broker: Callable[..., Result], process: str, lacks: tuple[str, ...], parts: list[str]
+) -> None:
+    result = broker("check", "--process", process, **dict.fromkeys(lacks, ""))
+    assert (result.exit_code, [words[:2] for words in lines(result)]) == (0, [[part, "OK"] for part in parts])
+
+
+def test_what_is_reached_by_a_part_that_is_wrong_is_not_blamed(broker: Callable[..., Result]) -> None:
+    result = broker("check", AWS_PROFILE="nobody-s", REDIS_URL=f"redis://127.0.0.1:{free_ports(1)[0]}/0")
+    assert result.exit_code == 1
+    of_parts = {words[0]: " ".join(words[2:]) for words in lines(result)}
+    assert "nobody-s" in of_parts["table"]
+    assert of_parts["index"] == "not looked at before table is right"
+    assert of_parts["provider"] == "not looked at before redis is right"
+
+
+def test_the_table_can_be_created_as_often_as_you_like(broker: Callable[..., Result]) -> None:
+    elsewhere = {"DDB_TABLE_NAME": "OfTheCli"}
+    assert [broker("table", "create", **elsewhere).stdout for _ in range(2)] == [
+        "table OfTheCli is created\n",
+        "table OfTheCli was there already\n",
+    ]
+    assert "OfTheCli has the layout of this version" in broker("check", **elsewhere).stdout
+
+
+def test_a_table_that_cannot_be_created_is_one_line(broker: Callable[..., Result]) -> None:
+    result = broker("table", "create", AWS_PROFILE="nobody-s")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_check_that_the_provider_refuses_does_not_stop_the_workers_calls(
     stack: Stack, broker: Callable[..., Result]
 ) -> None:
@@ -79,6 +126,7 @@ def test_check_names_every_bad_setting_and_no_secret(broker: Callable[..., Resul
     assert [words[:3] for words in lines(result)] == [
         ["settings", "FAIL", "CSP_API_TOKEN:"],
         ["settings", "FAIL", "K_CANDIDATES:"],
+        *([part, "FAIL", "not"] for part in ("table", "index", "redis", "provider")),
     ]
     assert "two words" not in result.output
 
@@ -94,6 +142,19 @@ def test_pool_shows_the_counts_the_oldest_deletion_and_the_last_sync(
     assert {name: int(shown[name][0]) for name in stats} == stats
     assert (shown["oldest"][-2:], shown["last"][-2:]) == (["s", "ago"], ["s", "ago"])
     stack.as_admin("POST", "/pause", json={"cleanup": False})
+
+
+def test_a_last_sync_that_the_api_does_not_tell_of_is_not_made_up(broker: Callable[..., Result]) -> None:
+    class Exhausted(Handler):
+        def reply(self) -> None:
+            held = {"deletion_requested_at": None, "last_synced": 1}
+            listed = [] if "status=" in self.path else [held]
+            stats, page = {"available": 0, "total": 1}, {"sandboxes": listed, "count": len(listed), "cursor": None}
+            self.answer(200, json.dumps(stats if self.path.endswith("/stats") else page).encode())
+
+    with serving(Exhausted) as server:
+        result = broker("pool", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
+    assert lines(result)[-1][2:] == ["not", "known", "while", "none", "is", "available"]
 
 
 def test_sandboxes_are_listed_as_table_json_and_csv(stack: Stack, broker: Callable[..., Result]) -> None:
@@ -132,6 +193,24 @@ def test_a_job_that_is_waited_for_prints_its_result(broker: Callable[..., Result
     assert result.stderr.splitlines()[-1] == "succeeded"
 
 
+def test_a_job_that_is_waited_for_tells_how_it_goes(
+    broker: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter(["queued", "queued", "running", "running", "succeeded"])
+
+    class Slow(Handler):
+        def reply(self) -> None:
+            run = {"job_id": "1", "job": "sync"}
+            self.answer(200, json.dumps(run if self.command == "POST" else run | {"state": next(states)}).encode())
+
+    monkeypatch.setattr(commands, "_LOOK_AGAIN_SEC", 0)
+    monkeypatch.setattr(commands, "_SAY_AGAIN_SEC", 0)
+    with serving(Slow) as server:
+        result = broker("job", "run", "sync", "--wait", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
+    told = [line.split()[0] for line in result.stderr.splitlines()]
+    assert told == ["1", "queued", "queued", "running", "running", "succeeded"]
+
+
 def test_a_job_that_fails_is_told_with_its_reason_and_exit_code_1(stack: Stack, broker: Callable[..., Result]) -> None:
     requests.patch(f"{stack.csp_url}/_mock/switches", json={"empty_list": True}, timeout=10)
     result = broker("job", "run", "sync", "--wait")
@@ -151,6 +230,7 @@ def test_a_job_that_is_not_waited_for_is_named(stack: Stack, broker: Callable[..
         (("sandbox", "show", "nobody"), {}, "SANDBOX_NOT_FOUND"),
         (("sandbox", "show", "a/../b"), {}, "404 SANDBOX_NOT_FOUND"),
         (("pool",), {"BROKER_ADMIN_TOKEN": ""}, "BROKER_ADMIN_TOKEN: Missing"),
+        (("pool",), {"BROKER_ADMIN_TOKEN": "clé"}, "BROKER_ADMIN_TOKEN: Must be printable ASCII."),
         (("pool",), {"BROKER_ADMIN_TOKEN": "a-wrong-token"}, "401 UNAUTHORIZED"),
         (("pool",), {"BROKER_ADMIN_TOKEN": TRACK_TOKEN}, "403 FORBIDDEN"),
         (("pool",), {"BROKER_API_URL": "http://127.0.0.1:1/v1"}, "is BROKER_API_URL right?"),
@@ -167,6 +247,50 @@ def test_what_cannot_be_done_is_one_line_without_a_traceback(
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert told in line
     assert "a-wrong-token" not in result.output
+
+
+def test_a_base_path_that_is_missing_is_told(stack: Stack, broker: Callable[..., Result]) -> None:
+    assert "is BROKER_API_URL right?" in broker("pool", BROKER_API_URL=stack.api_url).stderr
+
+
+def test_the_token_is_not_replaced_by_one_of_netrc(broker: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("default login somebody password else")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert broker("pool", HOME=str(tmp_path)).exit_code == 0
+
+
+def every_command(command: click.Command = main, *words: str) -> Iterator[tuple[str, ...]]:
+    """Yield the words of every command and group."""
+    yield words
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from every_command(each, *words, name)
+
+
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
+def test_every_help_has_an_example_that_can_be_called(words: tuple[str, ...]) -> None:
+    told = CliRunner().invoke(main, [*words, "-h"], prog_name="broker", terminal_width=200).output
+    examples = re.findall(
+        r"^ *(?:Example: |In a pod: |  )(?:\S+=\S+ |kubectl .*-- )*(broker [a-z].*)$", told, re.MULTILINE
+    )
+    assert examples
+    for example in examples:
+        command, *rest = shlex.split(example.partition(" > ")[0])[1:]
+        assert [command, *rest][: len(words)] == list(words)
+        # Within its group's context: a command keeps the help options that it was first given.
+        main.commands[command].make_context(command, rest, parent=click.Context(main, **main.context_settings))
+
+
+def test_bash_completes_commands_options_and_their_values() -> None:
+    code = f"""
+        PATH={Path(sys.executable).parent}:$PATH
+        eval "$(_BROKER_COMPLETE=bash_source broker)"
+        for words in "broker sandb" "broker sandboxes --sta" "broker sandboxes --status del" "broker job run cl"; do
+            COMP_WORDS=($words); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()
+            _broker_completion broker; echo "${{COMPREPLY[@]}}"
+        done"""
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == ["sandbox sandboxes", "--status", "deletion_failed deleted", "cleanup"]
 
 
 def test_an_address_that_is_not_the_api_s_is_told_apart(stack: Stack, broker: Callable[..., Result]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = ROOT / "deploy" / "examples"
 COMMANDS = {"track.sh": ["bash", str(EXAMPLES / "track.sh")], "track.py": [sys.executable, str(EXAMPLES / "track.py")]}
-SETTINGS = {"POOL": "6", "RATE_LIMIT_BURST": "1000"}
+SETTINGS = {"POOL": "16", "RATE_LIMIT_BURST": "1000"}
 
 
 @pytest.fixture(params=COMMANDS)
@@ -112,6 +112,109 @@ def test_when_no_sandbox_comes_free_in_time_it_is_exit_code_75(script: Script) -
 
 def test_a_broker_that_cannot_be_reached_in_time_is_exit_code_75(script: Script) -> None:
     assert script("setup", BROKER_API_URL=f"http://127.0.0.1:{free_ports(1)[0]}/v1", PATIENCE_SEC="1").returncode == 75
+
+
+def test_cleanup_gives_back_what_a_setup_got_that_was_cut_off(stack: Stack, script: Script, tmp_path: Path) -> None:
+    held = json.loads(script("setup").stdout)
+    (tmp_path / "sandbox.json").write_text("")  # killed before it could write
+    assert script("cleanup").returncode == 0
+    assert status_of(stack, held["sandbox_id"]) == "pending_deletion"
+    again = json.loads(script("setup").stdout)
+    assert again["sandbox_id"] != held["sandbox_id"]
+    (tmp_path / "sandbox.json").unlink()  # another machine than that of setup
+    assert script("cleanup").returncode == 0
+    assert status_of(stack, again["sandbox_id"]) == "pending_deletion"
+
+
+def test_a_broken_off_answer_is_asked_for_again(script: Script) -> None:
+    asked: list[str] = []
+
+    class BreaksOff(Handler):
+        def reply(self) -> None:
+            asked.append(self.path)
+            if len(asked) > 1:
+                self.answer(201, b'{"sandbox_id":"1","lease_id":"a"}')
+                return
+            self.send_response(201)
+            self.send_header("Content-Length", "500")
+            self.end_headers()
+            self.wfile.write(b'{"sandbox_id":"1","lease_id":"a"')
+
+    with serving(BreaksOff) as server:
+        result = script("setup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1/")
+    assert (result.returncode, asked) == (0, ["/v1/allocate"] * 2), result.stderr
+
+
+def test_a_date_as_retry_after_does_not_stop_the_script(script: Script) -> None:
+    asked: list[str] = []
+
+    class SendsADate(Handler):
+        def reply(self) -> None:
+            asked.append(self.path)
+            if len(asked) == 1:
+                self.answer(429, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT")
+            else:
+                self.answer(201, b'{"sandbox_id":"1","lease_id":"a"}')
+
+    with serving(SendsADate) as server:
+        result = script("setup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
+    assert (result.returncode, len(asked)) == (0, 2), result.stderr
+
+
+@pytest.mark.parametrize("status", [200, 301, 404])
+def test_an_answer_that_is_not_the_broker_s_is_exit_code_69_and_what_is_held_is_not_forgotten(
+    script: Script, tmp_path: Path, status: int
+) -> None:
+    class Foreign(Handler):
+        def reply(self) -> None:
+            self.answer(status, b"<html>Welcome</html>", Location="/elsewhere")
+
+    state = tmp_path / "sandbox.json"
+    with serving(Foreign) as server:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        for words in (("setup",), ("cleanup",)):
+            result = script(*words, BROKER_API_URL=url)
+            assert (result.returncode, result.stdout) == (69, ""), words
+            assert "is BROKER_API_URL right?" in result.stderr
+        state.write_text('{"sandbox_id":"1","lease_id":"a"}')
+        assert script("cleanup", BROKER_API_URL=url).returncode == 69
+    assert state.read_text() == '{"sandbox_id":"1","lease_id":"a"}'
+
+
+def test_the_token_is_not_replaced_by_one_of_netrc(script: Script, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("default login somebody password else")
+    (tmp_path / ".netrc").chmod(0o600)
+    result = script("setup", HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    script("cleanup")
+
+
+def test_a_track_whose_id_has_quotes_is_named_as_it_is(stack: Stack, script: Script) -> None:
+    track = 'the "first" \\ lab'
+    held = json.loads(script("setup", TRACK_ID=track).stdout)
+    assert stack.as_track(track, "GET", "/sandboxes").json()["sandboxes"][0]["sandbox_id"] == held["sandbox_id"]
+    script("cleanup", TRACK_ID=track)
+
+
+def test_a_state_file_that_cannot_be_written_is_exit_code_73_before_anything_is_held(
+    stack: Stack, script: Script, tmp_path: Path
+) -> None:
+    assert script("setup", TRACK_ID="keeps-nothing", STATE_FILE=str(tmp_path / "no" / "where")).returncode == 73
+    assert stack.as_track("keeps-nothing", "GET", "/sandboxes").json()["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("BROKER_API_URL", "nonsense"), ("BROKER_TOKEN", "clé"), ("BROKER_TOKEN", "two\nlines")),
+        *(("NAME_PREFIX", "\t"), ("PATIENCE_SEC", "1.5"), ("PATIENCE_SEC", "long")),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_with_exit_code_64(script: Script, name: str, value: str) -> None:
+    result = script("setup", **{name: value})
+    assert (result.returncode, result.stdout) == (64, "")
+    assert name in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("words", [(), ("begin",), ("setup", "cleanup", "both")])

@@ -13,9 +13,11 @@ from typing import Any
 
 import boto3
 import pytest
+import requests
 
 from deploy.dev.processes import ROOT, wait_until
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.observability.deployed import rules
 
 RUNBOOK = (ROOT / "deploy" / "RUNBOOK.md").read_text()
 TABLE = "ToRestore"
@@ -128,6 +130,29 @@ def test_the_three_looks_can_be_pasted(shell: Shell) -> None:
         r"^```\n(.*?)^```", RUNBOOK.split("\n# ")[0].split("## Tracks")[0], re.MULTILINE | re.DOTALL
     )
     assert shell.run(looks).count("{") >= 3
+
+
+def test_what_is_looked_for_in_logs_is_found_in_them(stack: Stack, shell: Shell, tmp_path: Path) -> None:
+    stack.as_admin("POST", "/pause", json={"allocate": True})
+    assert wait_until(lambda: stack.as_track("is-refused", "POST", "/allocate").status_code == 503, 10)
+    stack.as_admin("POST", "/pause", json={"allocate": False})
+    (tmp_path / "api.log").write_text(stack.output("api"))
+    filters = [" ".join(code.split()) for code in re.findall(r"`(jq [^`]+)`", RUNBOOK)]
+    assert len(filters) == 3
+    for command in filters:
+        found = shell.run(f"cat api.log | grep '^{{' | {command}")
+        assert "paus" in found, command
+        assert "null" not in found, command
+    assert wait_until(lambda: stack.as_track("is-refused", "POST", "/allocate").status_code == 201, 10)
+
+
+def test_every_series_that_is_named_is_recorded_or_exposed(stack: Stack) -> None:
+    named = set(re.findall(r"(?<![\w/-])(?:[a-z_]+:)?broker[_:][\w:]+", re.sub(r"/deploy/\S+", "", RUNBOOK)))
+    recorded = {rule["record"] for rule in rules("record")}
+    assert len(named & recorded) > 10
+    exposed = requests.get(f"{stack.api_url}/metrics", timeout=10).text + stack.metrics_of("worker")
+    exposed += stack.metrics_of("beat")
+    assert [name for name in named - recorded if f"# TYPE {name.removesuffix('_count')} " not in exposed] == []
 
 
 def test_paused_deletions_wait_until_they_are_resumed(stack: Stack, shell: Shell) -> None:
