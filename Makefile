@@ -29,7 +29,7 @@ soak: .venv/installed dynamodb-local ## Hold the promises under load, kills and 
 	@$(python) -m tests.history --operations 20000 --faults 100 --minutes 15 --seed $(or $(SEED),1) $(ARGS)
 	@exec $(python) -m tests.memory --rounds 100
 
-lint: .venv/installed ## Check style, types, the walls between the packages, and the manifests of deploy/
+lint: .venv/installed ## Check style, types, the walls between the packages, the manifests of deploy/ and the API's description
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
@@ -38,6 +38,7 @@ lint: .venv/installed ## Check style, types, the walls between the packages, and
 	@.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 	@.venv/bin/cfn-lint deploy/cloudformation/broker.yaml
 	@.venv/bin/kubernetes-validate --strict --no-warn --quiet $$(find deploy/kubernetes -name '*.yaml')
+	@$(python) -m deploy.dev.openapi_lint
 
 lock: .venv/installed ## Lock the newest releases that pyproject.toml allows, with their hashes, for images and for .venv
 	@.venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

@@ -36,7 +36,7 @@ class Finding:
     text: str
 
 
-def check(environ: Mapping[str, str], *, process: Process | None = None) -> Iterator[Finding]:
+def check(environ: Mapping[str, str], process: Process | None = None) -> Iterator[Finding]:
     """Yield a finding a part that a process needs (without one, API, workers and beat), as soon as it is known.
 
     Writes nothing, and never raises for what it finds.

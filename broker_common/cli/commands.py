@@ -96,7 +96,7 @@ def check_command(process: str | None) -> None:
     In a pod: kubectl exec deploy/broker-api -- broker check --process api
     """
     is_all_right = True
-    for finding in check(os.environ, process=Process(process) if process else None):
+    for finding in check(os.environ, Process(process) if process else None):
         click.echo(f"{finding.part:<9} {'OK  ' if finding.ok else 'FAIL'} {finding.text}")
         is_all_right = is_all_right and finding.ok
     sys.exit(0 if is_all_right else 1)

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 BASE = ROOT / "deploy" / "kubernetes" / "base"
 OVERLAY = ROOT / "deploy" / "kubernetes" / "overlays" / "example"
-OF_THIS_FILE = 12
-"""A database of Redis that no other test uses."""
+_DATABASE = 12
 SECRETS = {
     ("broker-redis", "url"): "rediss://:password@redis.example.com:6379/0",
     ("broker-provider", "token"): "provider",
@@ -319,7 +318,7 @@ def test_workers_are_scaled_by_the_list_that_their_queue_is(name: str) -> None:
 
 
 def test_the_lists_that_workers_are_scaled_by_are_where_every_task_waits(redis_url: str) -> None:
-    url = empty_database(redis_url, OF_THIS_FILE)
+    url = empty_database(redis_url, _DATABASE)
     with Redis.from_url(url) as redis:
         code = """
             from broker_worker.celery_app import app
@@ -334,7 +333,6 @@ def test_the_lists_that_workers_are_scaled_by_are_where_every_task_waits(redis_u
         ]
         assert {key for key in redis.scan_iter() if redis.type(key) == b"list"} == set(lists)
         assert sum(redis.llen(key) for key in lists) == sent == 5
-        redis.flushdb()
 
 
 def test_as_many_deletes_can_run_as_the_provider_may_be_asked_for() -> None:

@@ -41,11 +41,13 @@ def test_an_error_that_is_not_the_broker_s_is_told_apart() -> None:
 @responses.activate
 def test_a_job_s_state_is_said_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_LOOK_AGAIN_SEC", 0)
+    monkeypatch.setattr(commands, "_SAY_AGAIN_SEC", 3600)
     responses.post(f"{URL}/sync", json={"job_id": "7"}, status=202)
     for state in ("queued", "running", "running", "succeeded"):
         responses.get(f"{URL}/jobs/7", json={"state": state})
     result = broker("job", "run", "sync", "--wait")
-    assert result.stderr.splitlines() == ["7 is asked for", "queued …", "running …", "succeeded"]
+    said = [line.partition(" … ")[0] for line in result.stderr.splitlines()]
+    assert said == ["7 is asked for", "queued", "running", "succeeded"]
 
 
 def test_a_table_is_not_created_with_bad_settings() -> None:
