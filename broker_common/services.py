@@ -28,7 +28,6 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.ending import Custody
-from broker_common.core.errors import StoreMisconfigured, StoreUnavailable
 from broker_common.core.expiry import Expirer
 from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
@@ -172,20 +171,6 @@ def build_circuit_collector(settings: Settings) -> CircuitCollector:
     """Make what shows the provider's circuit breaker in a process that calls the provider through others."""
     breaker = _breaker(settings, connect_redis(settings))
     return CircuitCollector(lambda: breaker.state, SystemClock(), max_age=settings.pool_gauge_cache_sec)
-
-
-def check_table(settings: Settings) -> None:
-    """Make sure that a process may start on its table.
-
-    Raises `LayoutMismatch`, or `StoreMisconfigured` when the table does not exist or refuses our credentials. A table
-    that is merely out of reach is no reason not to start.
-    """
-    try:
-        build_store(settings).ping()
-    except StoreMisconfigured:
-        raise
-    except StoreUnavailable:
-        return
 
 
 def connect_redis(settings: Settings) -> Redis:

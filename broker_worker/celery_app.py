@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from celery import signals
 
-from broker_common.core.errors import BrokerError
 from broker_common.logs import configure_logging
-from broker_common.services import build_circuit_collector, build_worker_services, check_table
-from broker_common.settings import Process, Settings, SettingsError
+from broker_common.services import build_circuit_collector, build_worker_services
+from broker_common.settings import Process
+from broker_common.startup import check_table, read_settings
 from broker_worker.app import create_celery
 from broker_worker.beat import set_up_beat
 from broker_worker.flower import set_up_flower
@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 def _create() -> Celery:
     command = next((word for word in sys.argv[1:] if word in {"worker", "beat", "flower"}), None)
     process = Process.WORKER if command == "worker" else Process.BEAT
-    try:
-        settings = Settings.from_env(os.environ, process=process)
-    except SettingsError as error:
-        sys.stderr.writelines(f"{problem}\n" for problem in error.problems)
-        sys.exit(2)
+    settings = read_settings(os.environ, process=process)
     get_services = functools.cache(lambda: build_worker_services(settings))
     signals.setup_logging.connect(
         lambda **_: configure_logging(level=settings.log_level, fmt=settings.log_format), weak=False
@@ -46,7 +42,7 @@ def _create() -> Celery:
     if command == "worker":
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or _own_directory()
         share_metrics_through(directory)
-        signals.worker_init.connect(lambda **_: _check_table(settings), weak=False)
+        signals.worker_init.connect(lambda **_: check_table(settings), weak=False)
         signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
         if settings.metrics_port:
             watch_worker(app, pulse)
@@ -71,15 +67,6 @@ def _own_directory() -> str:
     directory = tempfile.mkdtemp(prefix="sandbox-broker-metrics-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
-
-
-def _check_table(settings: Settings) -> None:
-    """Refuse to start on a table that is missing, not ours, or laid out in another way."""
-    try:
-        check_table(settings)
-    except BrokerError as error:
-        sys.stderr.write(f"{error.message}\n")
-        sys.exit(2)
 
 
 app = _create()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import TYPE_CHECKING
 
 from tornado.options import options
 
 from broker_common.logs import configure_logging
+from broker_common.startup import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +28,7 @@ def _check_authentication(settings: Settings, environ: Mapping[str, str]) -> Non
     given = environ.get("FLOWER_BASIC_AUTH", "").strip()
     pairs = given.split(",") if given else []
     if not all(re.fullmatch(r"[^:]+:.+", pair) for pair in pairs):
-        sys.stderr.write("FLOWER_BASIC_AUTH: Must be user:password, or several, comma-separated.\n")
-        sys.exit(2)
+        refuse("FLOWER_BASIC_AUTH: Must be user:password, or several, comma-separated.")
     is_open = not pairs and not environ.get("FLOWER_AUTH", "").strip()
     if is_open and settings.in_production:
-        sys.stderr.write("FLOWER_BASIC_AUTH: Missing: user:password, unless FLOWER_AUTH and its provider are given.\n")
-        sys.exit(2)
+        refuse("FLOWER_BASIC_AUTH: Missing: user:password, unless FLOWER_AUTH and its provider are given.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from http import HTTPStatus
 from pathlib import Path
@@ -16,6 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from broker_common.adapters.celery_names import task_name
 from broker_common.core.jobs import Job
+from broker_common.startup import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,8 +80,7 @@ def _serve(registry: CollectorRegistry, pulse: Pulse, address: str, port: int) -
     try:
         server, _ = start_http_server(port, addr=address, registry=registry)
     except OSError as error:
-        sys.stderr.write(f"METRICS_PORT: Nothing can listen on port {port} of {address}: {error.strerror}.\n")
-        sys.exit(2)
+        refuse(f"METRICS_PORT: Nothing can listen on port {port} of {address}: {error.strerror}.")
     server.set_app(_with_health(server.get_app(), pulse))  # type: ignore[arg-type] # typeshed allows None for the app
     # A pool's processes must not hold the port when this one is gone.
     os.register_at_fork(after_in_child=server.socket.close)

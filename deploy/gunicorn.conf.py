@@ -24,10 +24,11 @@ from prometheus_client.multiprocess import mark_process_dead  # noqa: E402 - the
 
 from broker_api.gunicorn_worker import Worker  # noqa: E402 - the same
 from broker_api.limits import BULK_DEADLINE_SEC  # noqa: E402 - the same
-from broker_api.startup import check_table_or_exit, read_settings  # noqa: E402 - the same
 from broker_common.logs import configure_logging  # noqa: E402 - the same
+from broker_common.settings import Process  # noqa: E402 - the same
+from broker_common.startup import check_table, read_settings  # noqa: E402 - the same
 
-_settings = read_settings(os.environ)
+_settings = read_settings(os.environ, process=Process.API)
 
 
 class Logger(glogging.Logger):  # type: ignore[misc] # gunicorn ships no types
@@ -58,7 +59,7 @@ control_socket_disable = True
 
 def on_starting(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter
     """Look at the table once, from a process of its own (clients are made after a fork); empty the metrics."""
-    trial = multiprocessing.get_context("fork").Process(target=check_table_or_exit, args=(_settings,))
+    trial = multiprocessing.get_context("fork").Process(target=check_table, args=(_settings,))
     trial.start()
     trial.join()
     if trial.exitcode:

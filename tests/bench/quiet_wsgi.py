@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from broker_api import app as api
-from broker_api.startup import read_settings
 from broker_common import services
 from broker_common.adapters.recorders import Recorders
 from broker_common.logs import configure_logging
+from broker_common.settings import Process
+from broker_common.startup import read_settings
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -24,4 +25,4 @@ def _build(settings: Settings) -> Flask:
         return api.create_app(settings, services.build_api_services(settings))
 
 
-app = _build(read_settings(os.environ))
+app = _build(read_settings(os.environ, process=Process.API))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from unittest.mock import patch
 
-from broker_api.startup import build_app, read_settings
+from broker_api.startup import build_app
 from broker_common import services
+from broker_common.settings import Process
+from broker_common.startup import read_settings
 from tests.bench.textbook import TextbookAllocator
 
 with patch.object(services, "Allocator", TextbookAllocator):
-    app = build_app(read_settings(os.environ))
+    app = build_app(read_settings(os.environ, process=Process.API))

@@ -277,7 +277,8 @@ def test_every_help_has_an_example_that_can_be_called(words: tuple[str, ...]) ->
     for example in examples:
         command, *rest = shlex.split(example.partition(" > ")[0])[1:]
         assert [command, *rest][: len(words)] == list(words)
-        main.commands[command].make_context(command, rest)
+        # Within its group's context: a command keeps the help options that it was first given.
+        main.commands[command].make_context(command, rest, parent=click.Context(main, **main.context_settings))
 
 
 def test_bash_completes_commands_options_and_their_values() -> None:

@@ -6,8 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from broker_api.startup import build_app, read_settings
+from broker_api.startup import build_app
 from broker_common import services
+from broker_common.settings import Process
+from broker_common.startup import read_settings
 from tests.history.planted import Bug, DynamoTable, break_store
 
 if TYPE_CHECKING:
@@ -22,4 +24,4 @@ def _broken_store(*args: Any, **options: Any) -> SandboxStore:
 
 
 with patch.object(services, "_store", _broken_store):
-    app = build_app(read_settings(os.environ))
+    app = build_app(read_settings(os.environ, process=Process.API))
