@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from prometheus_client import Metric
-
     from broker_common.adapters.prometheus_collectors import CircuitCollector
     from broker_worker.liveness import Pulse
 
@@ -44,7 +42,7 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
-        _PoolCollector(registry, directory)
+        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
         ProcessCollector(registry=registry)
         registry.register(circuit)
         _serve(registry, pulse, address, port)
@@ -101,29 +99,3 @@ def _with_health(metrics: WSGIApplication, pulse: Pulse) -> WSGIApplication:
         return [json.dumps(body).encode()]
 
     return answer
-
-
-class _PoolCollector(MultiProcessCollector):
-    """Adds up the files of all processes, after dropping the live gauges of those that were killed."""
-
-    def __init__(self, registry: CollectorRegistry, directory: str) -> None:
-        super().__init__(registry, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
-        self._directory = Path(directory)
-
-    def collect(self) -> Iterable[Metric]:
-        for gauges in self._directory.glob("gauge_live*.db"):
-            pid = int(gauges.stem.rsplit("_", 1)[1])
-            if not _is_alive(pid):
-                mark_process_dead(pid, str(self._directory))  # type: ignore[no-untyped-call] # the library leaves it untyped
-        collected: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call] # the library leaves it untyped
-        return collected
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
