@@ -178,5 +178,5 @@ def _page_files() -> Blueprint:
 def _version() -> str:
     try:
         return version("sandbox-broker")
-    except PackageNotFoundError:  # run from its source tree, without being installed
+    except PackageNotFoundError:  # pragma: no cover - run from its source tree, without being installed
         return "unreleased"

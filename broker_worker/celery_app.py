@@ -44,7 +44,7 @@ def _create() -> Celery:
         share_metrics_through(directory)
         signals.worker_init.connect(lambda **_: check_table(settings), weak=False)
         signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
-        if settings.metrics_port:
+        if settings.metrics_port:  # pragma: no branch - the tests start a beat without it, and no worker
             watch_worker(app, pulse)
             serve_worker(
                 pulse,

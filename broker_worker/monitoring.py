@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from prometheus_client import Metric
-
     from broker_common.adapters.prometheus_collectors import CircuitCollector
     from broker_worker.liveness import Pulse
 
@@ -45,7 +43,7 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
-        _ProcessesCollector(registry, directory)
+        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
         ProcessCollector(registry=registry)
         registry.register(circuit)
         _serve(registry, pulse, address, port)
@@ -68,7 +66,7 @@ def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
         _serve(registry, pulse, address, port)
 
     def count(sender: str, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
-        if sender in names:
+        if sender in names:  # pragma: no branch - others only where somebody puts them into Redis by hand
             names[sender].inc()
 
     signals.beat_init.connect(serve, weak=False)
@@ -101,29 +99,3 @@ def _with_health(metrics: WSGIApplication, pulse: Pulse) -> WSGIApplication:
         return [json.dumps(body).encode()]
 
     return answer
-
-
-class _ProcessesCollector(MultiProcessCollector):
-    """Adds up what a worker's processes have counted, after dropping the live gauges of those that were killed."""
-
-    def __init__(self, registry: CollectorRegistry, directory: str) -> None:
-        super().__init__(registry, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
-        self._directory = Path(directory)
-
-    def collect(self) -> Iterable[Metric]:
-        for gauges in self._directory.glob("gauge_live*.db"):
-            pid = int(gauges.stem.rsplit("_", 1)[1])
-            if not _is_alive(pid):
-                mark_process_dead(pid, str(self._directory))  # type: ignore[no-untyped-call] # the library leaves it untyped
-        collected: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call] # the library leaves it untyped
-        return collected
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

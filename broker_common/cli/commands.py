@@ -20,7 +20,8 @@ from broker_common.cli.api import ApiError, BrokerApi
 from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
 from broker_common.core.jobs import JobState
-from broker_common.settings import Process, Settings, SettingsError
+from broker_common.settings import Process
+from broker_common.startup import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -118,12 +119,7 @@ def create() -> None:
 
     Example: DDB_TABLE_NAME=SandboxPool AWS_REGION=eu-central-1 broker table create
     """
-    try:
-        settings = Settings.from_env(os.environ, process=Process.TOOL)
-    except SettingsError as error:
-        for problem in error.problems:
-            click.echo(problem, err=True)
-        sys.exit(2)
+    settings = read_settings(os.environ, process=Process.TOOL)
     try:
         client = make_client(
             region=settings.aws_region,

@@ -56,7 +56,7 @@ def read_status(answers: IO[bytes]) -> int:
 class Server:
     """gunicorn as it is deployed, whose store and queue are out of reach."""
 
-    def __init__(self, scratch: str) -> None:
+    def __init__(self, scratch: str, **environment: str) -> None:
         self.lines: list[str] = []
         (self._port,) = free_ports(1)
         machine = {each: os.environ[each] for each in ("PATH", "HOME", "LANG") if each in os.environ}
@@ -75,7 +75,7 @@ class Server:
         program = Program(
             name="api",
             command=(sys.executable, "-m", *COMMANDS["api"]),
-            env=machine | ENVIRONMENT | settings,
+            env=machine | ENVIRONMENT | settings | environment,
             ready_url=f"http://127.0.0.1:{self._port}/healthz",
         )
         self.process = Process(program, lambda _, line: self.lines.append(line))
@@ -97,8 +97,8 @@ class Server:
 
 
 @contextmanager
-def running(scratch: Path) -> Iterator[Server]:
-    server = Server(str(scratch))
+def running(scratch: Path, **environment: str) -> Iterator[Server]:
+    server = Server(str(scratch), **environment)
     server.process.start()
     try:
         assert wait_until(server.process.is_ready, 30, give_up=server.process.has_ended), "\n".join(server.lines)
@@ -205,6 +205,13 @@ class Bare:
 
     def refuse(self, error: Exception) -> None:
         self.worker.handle_error(SimpleNamespace(headers=[]), self.ours, ("127.0.0.1", 1), error)
+
+
+def test_what_an_earlier_run_has_counted_is_not_counted_again(tmp_path: Path) -> None:
+    left_over = tmp_path / "counter_1.db"
+    left_over.touch()
+    with running(tmp_path, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)):
+        assert not left_over.exists()
 
 
 @pytest.fixture

@@ -393,3 +393,15 @@ def test_the_base_path_can_be_another() -> None:
     assert api.track("GET", "/v1/sandboxes").status_code == 404
     accepted = body_of(api.admin("POST", "/broker/v1/admin/sync"))
     assert accepted["status_url"] == "/broker/v1/admin/jobs/job-1"
+
+
+def test_a_body_that_ends_before_its_length_is_not_taken_for_whole(api: Api) -> None:
+    """Gunicorn hands on what came, and tells werkzeug that there is no more."""
+    body = b'{"sync": true}'
+    cut = {"wsgi.input": BytesIO(body), "wsgi.input_terminated": True, "CONTENT_LENGTH": str(len(body) + 1)}
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    answer = api.app.test_client().post(
+        "/v1/admin/pause", headers=headers, content_type="application/json", environ_overrides=cut
+    )
+    assert (answer.status_code, error_of(answer)["details"]) == (400, {"body": ["Must be sent whole."]})
+    assert not api.store.read_pauses().sync

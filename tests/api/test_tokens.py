@@ -29,6 +29,13 @@ def replace(file: Path, text: str) -> None:
     successor.replace(file)
 
 
+def test_authorizations_that_differ_are_refused_as_such(api: Api) -> None:
+    """They come joined by a line feed, which no header can hold by itself (see `gunicorn_worker`)."""
+    sent = {"HTTP_AUTHORIZATION": "Bearer one\nBearer another"}
+    answer = api.app.test_client().get("/v1/sandboxes", environ_overrides=sent)
+    assert (answer.status_code, error_of(answer)["details"].keys()) == (400, {"Authorization"})
+
+
 def test_a_bound_token_acts_for_the_tracks_of_its_prefix_only() -> None:
     api = make_api(BROKER_API_TOKEN="acme-*=token-of-acme,token-of-all")
     assert status(api, "token-of-acme", "acme-7") == 200

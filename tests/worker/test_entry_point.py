@@ -17,6 +17,7 @@ from tests.worker.scrape import scrape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.worker.conftest import Desk
 
@@ -28,9 +29,8 @@ def port() -> int:
     return free_ports(1)[0]
 
 
-@pytest.fixture
-def worker(database_url: str, port: int) -> Iterator[Celery]:
-    """Yield the worker as it is deployed, whose table and provider are out of reach."""
+def start_worker(database_url: str, port: int, **environ: str) -> Celery:
+    """Make the worker as it is deployed, whose table and provider are out of reach."""
     nowhere = "http://127.0.0.1:1"
     env = {
         "DDB_ENDPOINT_URL": nowhere,
@@ -44,7 +44,13 @@ def worker(database_url: str, port: int) -> Iterator[Celery]:
         "API_BIND": "127.0.0.1",
     }
     words = ("worker", "-c", "2", "--without-mingle", "--without-gossip")
-    with Celery(database_url, *words, application=APPLICATION, **env) as worker:
+    return Celery(database_url, *words, application=APPLICATION, **env, **environ)
+
+
+@pytest.fixture
+def worker(database_url: str, port: int) -> Iterator[Celery]:
+    """Yield such a worker."""
+    with start_worker(database_url, port) as worker:
         until(lambda: worker.has_said(" ready."), "the worker")
         yield worker
 
@@ -82,6 +88,14 @@ def test_a_process_that_was_killed_keeps_its_counts(worker: Celery, desk: Desk, 
     desk.run(Job.SYNC)
 
     until(lambda: scrape(port).get('broker_sync_total{outcome="error"}') == 2, "both runs to be counted")
+
+
+def test_what_an_earlier_run_has_counted_is_not_counted_again(database_url: str, port: int, tmp_path: Path) -> None:
+    left_over = tmp_path / "counter_1.db"
+    left_over.touch()
+    with start_worker(database_url, port, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as worker:
+        until(lambda: worker.has_said(" ready."), "the worker")
+        assert not left_over.exists()
 
 
 def test_every_line_of_the_worker_is_json_and_holds_no_secret(worker: Celery, desk: Desk) -> None:

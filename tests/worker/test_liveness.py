@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import http.client
 import signal
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_worker.liveness import Pulse
+from broker_worker.liveness import Pulse, watch_worker
 from deploy.dev.processes import Process, call, free_ports
 from deploy.dev.programs import valkey
 from tests.worker.conftest import Celery, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 APPLICATION = "broker_worker.celery_app"
 NOWHERE = "http://127.0.0.1:1"
@@ -138,6 +139,21 @@ def test_a_pulse_is_well_from_its_first_beat_until_the_limit_after_its_last() ->
     now += 1
     assert pulse.problem() == "it has not worked for 61 s"
     pulse.beat()
+    assert pulse.problem() is None
+
+
+def test_a_worker_whose_pool_has_no_process_left_has_no_pulse() -> None:
+    consumer_steps: set[Any] = set()
+    turns: list[Callable[[], None]] = []
+    pulse = Pulse(60)
+    watch_worker(SimpleNamespace(steps={"consumer": consumer_steps}), pulse)  # type: ignore[arg-type] # all that it uses
+    (watch,) = consumer_steps
+    consumer = SimpleNamespace(pool=SimpleNamespace(info={"processes": []}))
+    hub = SimpleNamespace(call_repeatedly=lambda _, turn: turns.append(turn))
+    watch.register_with_event_loop(None, consumer, hub)
+    assert pulse.problem() == "it has not begun to work yet"
+    consumer.pool.info["processes"] = [4711]
+    turns[0]()
     assert pulse.problem() is None
 
 

@@ -52,6 +52,17 @@ def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -
     assert desk.await_end(task.id).state is JobState.SUCCEEDED
 
 
+def test_a_run_that_has_ended_is_not_done_again_when_its_message_comes_again(worker: Celery, desk: Desk) -> None:
+    job_id = desk.ask(Job.SYNC)
+    desk.await_end(job_id)
+    producer = CeleryApp(broker=desk.url, set_as_current=False)
+    producer.send_task("broker.sync", task_id=job_id, queue="jobs", ignore_result=True)
+    producer.close()
+
+    until(lambda: sum(f"[{job_id}] succeeded" in said for said in worker.messages) == 2, "the message to be settled")
+    assert len(desk.calls("sync")) == 1
+
+
 def test_a_run_that_fails_says_why_without_a_traceback_and_the_worker_goes_on(worker: Celery, desk: Desk) -> None:
     desk.script(sync="brake")
     run = desk.run(Job.SYNC)
@@ -225,6 +236,7 @@ def test_poisoned_messages_do_no_harm(worker: Celery, desk: Desk) -> None:
         ("[]", "application/json", task),
         ("[1, 2, 3]", "application/json", task),
         ("[[], {}, {}]", "application/json", {"task": "broker.sync"}),
+        ("[[], {}, {}]", "application/json", {"task": 7}),
     ):
         with producer.connection_for_write() as connection, connection.SimpleQueue("jobs") as queue:
             queue.producer.publish(
