@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives it back. Both may be repeated.
 #
-#   BROKER_API_URL    https://broker.example.com/v1
-#   BROKER_TOKEN  the track's token
-#   TRACK_ID      who holds the sandbox: one id for one student's lab
-#   NAME_PREFIX   only sandboxes whose name starts so (optional)
-#   STATE_FILE    where setup keeps its answer for cleanup (sandbox.json); without it cleanup asks the broker
-#   PATIENCE_SEC  how long to go on trying (120)
+#   BROKER_API_URL  https://broker.example.com/v1
+#   BROKER_TOKEN    the track's token
+#   TRACK_ID        who holds the sandbox: one id for one student's lab
+#   NAME_PREFIX     only sandboxes whose name starts so (optional)
+#   STATE_FILE      where setup keeps its answer for cleanup (sandbox.json); without it cleanup asks the broker
+#   PATIENCE_SEC    how long to go on trying (120)
 #
 # Exit codes (sysexits.h): 0 done · 64 wrong use · 69 the broker refused, or it is no broker that answers ·
 # 73 STATE_FILE cannot be written · 75 try again later · 77 the token is wrong
