@@ -4,6 +4,7 @@
 .PHONY: help run test coverage bench soak lint lock audit openapi dynamodb-local clean
 
 python := .venv/bin/python
+product := broker_*/*,deploy/gunicorn.conf.py
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -20,7 +21,7 @@ coverage: .venv/installed dynamodb-local ## Fail for lines and branches that no 
 	@$(python) -m coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 	    --ignore tests/bench --ignore tests/memory --ignore tests/size $(ARGS)
 	@$(python) -m coverage combine --quiet
-	@exec $(python) -m coverage report --fail-under 100 --include "$(or $(PART),*)"
+	@exec $(python) -m coverage report --fail-under 100 --include "$(or $(PART),$(product))"
 
 bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls (needs java, npm and cc)
 	@exec $(python) -m tests.bench $(ARGS)

@@ -5,6 +5,7 @@ What an answer means is `csp_client`'s business.
 
 from __future__ import annotations
 
+import http.client
 import math
 import os
 import socket
@@ -203,7 +204,40 @@ class _Exchange:
 _current: ContextVar[_Exchange] = ContextVar("_current")
 
 
+class _Lines:
+    """What a response reads its headers from; keeps the last line."""
+
+    def __init__(self, source: Any) -> None:  # noqa: ANN401 - a buffered reader, as http.client makes it
+        self.source = source
+        self.last = b""
+
+    def readline(self, limit: int) -> bytes:
+        self.last = self.source.readline(limit)
+        return self.last
+
+    def close(self) -> None:
+        self.source.close()
+
+
+class _Response(http.client.HTTPResponse):
+    """A response that is no answer if its headers do not end: http.client takes the connection's end for theirs."""
+
+    fp: Any
+
+    def begin(self) -> None:
+        lines = self.fp = _Lines(self.fp)
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:  # and not closed
+                self.fp = lines.source
+        if lines.last.rstrip(b"\r\n") or not lines.last:
+            raise http.client.IncompleteRead(b"")
+
+
 class _CuttableHTTPConnection(HTTPConnection):
+    response_class = _Response
+
     def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
         if self.sock is None:
             self.connect()

@@ -298,6 +298,14 @@ def test_a_link_header_names_the_next_page(make_client: MakeClient) -> None:
     assert [account.sandbox_id for account in found.accounts] == ["2009521", "2"]
 
 
+@pytest.mark.parametrize("last", ["Content-Length: 0", "Connection: close", "Connection: close\r\n"])
+def test_a_success_whose_headers_do_not_end_is_none(make_client: MakeClient, last: str) -> None:
+    with raw_server(lambda connection, _: connection.sendall(f"HTTP/1.1 200 OK\r\n{last}".encode())) as server:
+        failed = failure(make_client(server.url))
+    assert isinstance(failed, ProviderFailing)
+    assert failed.outcome_unknown
+
+
 def test_a_connection_that_the_provider_keeps_is_used_again(make_client: MakeClient) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(listing(ACCOUNT)), listing(ACCOUNT))
 
