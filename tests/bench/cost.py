@@ -41,11 +41,13 @@ Source: aws.amazon.com/dynamodb/pricing/on-demand.
 """
 ALLOCATIONS_A_MONTH = 730_000
 """1,000 an hour: what a month is shown of, item by item."""
-_MONTHS = (1_000, 100_000, ALLOCATIONS_A_MONTH, 10_000_000)
+_MONTHS = (1_000, 100_000, 10_000_000)
 _GAUGES_EVERY_SEC = (2, 30)
 """`POOL_GAUGE_CACHE_SEC` as shipped, and as a large pool wants it."""
 _HOURS_A_MONTH = 730
 _LAB_HOURS = 4
+_BUSY_HOURS = 3
+"""A pool is as large as hours want it that have so many times the mean rate."""
 _API_PROCESSES = 4
 _K_CANDIDATES = 15
 _READS = frozenset({"GetItem", "BatchGetItem", "Query", "Scan"})
@@ -256,24 +258,29 @@ def _of_jobs(meter: Meter, full: World, pool: int) -> dict[str, Units]:
     }
 
 
-def pool_for(allocations: float) -> float:
-    """Return how many sandboxes so many allocations a month need, a fifth to spare, were they spread evenly."""
-    return allocations / _HOURS_A_MONTH * _LAB_HOURS / 0.8
+def pool_for(allocations: float, *, busy_hours: float = _BUSY_HOURS) -> float:
+    """Return how many sandboxes so many allocations a month need, a fifth of them to spare."""
+    return allocations / _HOURS_A_MONTH * busy_hours * _LAB_HOURS / 0.8
 
 
 def price(units: Mapping[str, Units], measured_pool: int) -> Costs:
-    """Price months of what is done, by the units that it took on a pool of some size."""
-    months = {allocations: _parts(_month(units, allocations, measured_pool)) for allocations in _MONTHS}
-    return Costs(dict(units), _month(units, ALLOCATIONS_A_MONTH, measured_pool), months)
+    """Price months of what is done, by the units that it took on a pool of some size.
+
+    The one shown item by item has its allocations spread evenly.
+    """
+    even_pool = pool_for(ALLOCATIONS_A_MONTH, busy_hours=1)
+    months = {
+        allocations: _parts(_month(units, allocations, pool_for(allocations), measured_pool)) for allocations in _MONTHS
+    }
+    return Costs(dict(units), _month(units, ALLOCATIONS_A_MONTH, even_pool, measured_pool), months)
 
 
-def _month(units: Mapping[str, Units], allocations: float, measured_pool: int) -> dict[str, float]:
+def _month(units: Mapping[str, Units], allocations: float, pool: float, measured_pool: int) -> dict[str, float]:
     """Price a month of allocations, each read once and marked, one in ten asked for twice.
 
     One API of four processes is probed and scraped. Its gauges count the pool: what that costs beyond an empty one is in
     proportion to it.
     """
-    pool = pool_for(allocations)
     on_empty = units[GAUGES_OF_NONE]
     gauges = on_empty + (units[GAUGES] + on_empty * -1) * (pool / measured_pool)
     times = {
@@ -318,7 +325,7 @@ def cost_table(costs: Costs) -> str:
 
 def months_table(costs: Costs) -> str:
     """Return what months of more and more allocations cost, in dollars, as a table."""
-    parts = list(costs.months[ALLOCATIONS_A_MONTH])
+    parts = list(costs.months[_MONTHS[0]])
     rows = [("allocations a month", "pool", *parts)]
     for allocations, dollars in costs.months.items():
         rows.append((f"{allocations:,}", f"{pool_for(allocations):,.0f}", *(f"{dollars[part]:.2f}" for part in parts)))

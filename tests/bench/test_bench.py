@@ -270,12 +270,14 @@ def test_a_month_prices_lives_by_their_number_and_gauges_by_the_pool_that_they_n
     costs = price(units, measured_pool=5000)
     assert costs.months[100_000]["allocations"] == pytest.approx(0.5)
     assert costs.months[10_000_000]["allocations"] == pytest.approx(50)
-    # 730,000 allocations need 5,000 sandboxes. Four processes ask every 2 s: 5.256 million times.
-    assert costs.months[730_000]["gauges every 2 s"] == pytest.approx(5.256 * 24 * 0.125)
-    assert costs.months[730_000]["gauges every 30 s"] == pytest.approx(5.256 * 24 * 0.125 / 15)
-    assert costs.months[10_000_000]["gauges every 2 s"] == pytest.approx(5.256 * (8 + 16 * 1000 / 73) * 0.125)
+    # 100,000 allocations need 2,055 sandboxes in busy hours. Four processes ask every 2 s: 5.256 million times.
+    gauges = 5.256 * (8 + 16 * 100_000 / 730 * 3 * 4 / 0.8 / 5000) * 0.125
+    assert costs.months[100_000]["gauges every 2 s"] == pytest.approx(gauges)
+    assert costs.months[100_000]["gauges every 30 s"] == pytest.approx(gauges / 15)
+    # 730,000, spread evenly, need what was measured.
+    assert costs.month[GAUGES] == pytest.approx(5.256 * 24 * 0.125)
     assert costs.months[1_000]["jobs and probes"] == 0
-    assert months_table(costs).splitlines()[3].split() == ["100,000", "685", "0.50", "0.00", "6.70", "0.45"]
+    assert months_table(costs).splitlines()[3].split() == ["100,000", "2,055", "0.50", "0.00", "9.58", "0.64"]
 
 
 def test_what_workers_did_is_told_by_the_second_and_by_processor_time() -> None:
