@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _PURGE_HOUR_UTC = 2
 # A second beat takes over within these, one after the other.
-_LOCK_SECONDS = 5
-_TICK_SECONDS = 1
+_LOCK_SEC = 5
+_TICK_SEC = 1
 
 
 def beat_config(settings: Settings) -> dict[str, Any]:
@@ -40,9 +40,9 @@ def beat_config(settings: Settings) -> dict[str, Any]:
             }
             for job, schedule in schedules.items()
         },
-        "beat_max_loop_interval": _TICK_SECONDS,
+        "beat_max_loop_interval": _TICK_SEC,
         "redbeat_redis_url": settings.redis_url,
         "redbeat_redis_options": {"socket_connect_timeout": 2, "socket_timeout": 2},
         "redbeat_key_prefix": "sandbox-broker:beat:",
-        "redbeat_lock_timeout": _LOCK_SECONDS,
+        "redbeat_lock_timeout": _LOCK_SEC,
     }

@@ -39,9 +39,9 @@ _LIST_BYTES = 64 * 2**20
 _DELETE_BYTES = 64 * 2**10
 _MAX_PAGES = 10_000
 _SNIPPET_CHARACTERS = 160
-_LIST_WAIT_SECONDS = 30.0
+_LIST_WAIT_SEC = 30.0
 # A worker that is told to stop first finishes what it has begun: a delete that waits must not hold it up.
-_DELETE_WAIT_SECONDS = 3.0
+_DELETE_WAIT_SEC = 3.0
 
 _OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
     ProviderFailing: ProviderOutcome.FAILING,
@@ -94,7 +94,7 @@ class CspClient:
         asked: set[str] = set()
         url, parameters = first, None
         self._breaker.check()
-        with self._slots.hold(wait_sec=_LIST_WAIT_SECONDS) as slot:
+        with self._slots.hold(wait_sec=_LIST_WAIT_SEC) as slot:
             while True:
                 request = requests.Request("GET", url, params=parameters)
                 answer = self._get_page(request, slot)
@@ -113,7 +113,7 @@ class CspClient:
         Raises as the port says.
         """
         self._breaker.check()
-        with self._slots.hold(wait_sec=_DELETE_WAIT_SECONDS), self._breaker.admit() as permit:
+        with self._slots.hold(wait_sec=_DELETE_WAIT_SEC), self._breaker.admit() as permit:
             self._admitted.permit = permit
             try:
                 yield

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-KEPT_SECONDS = 24 * 3600
+KEPT_SEC = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class RedisJobRuns:
     def create(self, job_id: str, job: Job, *, requested_by: str) -> None:
         """Record a run that is about to be queued."""
         run = Run(job_id=job_id, job=job, state=JobState.QUEUED, requested_by=requested_by)
-        self._call(lambda: self._redis.set(self._key(job_id), _dump(run), ex=KEPT_SECONDS))
+        self._call(lambda: self._redis.set(self._key(job_id), _dump(run), ex=KEPT_SEC))
 
     def discard(self, job_id: str) -> None:
         """Forget a run that could not be queued."""
@@ -134,8 +134,8 @@ class RedisJobRuns:
             run = replace(run, progressed_at=_now(pipe))
             self._write(pipe, run)
             pipe.sadd(self._out_key(job_id), *ids)
-            pipe.expire(self._out_key(job_id), KEPT_SECONDS)
-            pipe.set(self._open_key, job_id, ex=KEPT_SECONDS)
+            pipe.expire(self._out_key(job_id), KEPT_SEC)
+            pipe.set(self._open_key, job_id, ex=KEPT_SEC)
             return ids
 
         return self._transact(change, self._key(job_id), self._out_key(job_id))
@@ -209,7 +209,7 @@ class RedisJobRuns:
     def _write(self, pipe: Pipeline, run: Run) -> None:
         """Begin the transaction's writes with the run's own."""
         pipe.multi()
-        pipe.set(self._key(run.job_id), _dump(run), ex=KEPT_SECONDS)
+        pipe.set(self._key(run.job_id), _dump(run), ex=KEPT_SEC)
 
     def _transact(self, change: Callable[[Pipeline], Value], *keys: str) -> Value:
         """Call `change` and apply its writes, again and again until nobody else has written `keys` meanwhile."""

@@ -33,7 +33,7 @@ redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """
-_POLL_SECONDS = 0.1
+_POLL_SEC = 0.1
 
 
 class RedisSlots:
@@ -58,7 +58,7 @@ class RedisSlots:
             left = give_up_at - time.monotonic()
             if left <= 0:
                 raise ProviderBusy(f"all {self._limit} call slots of the provider are taken")
-            time.sleep(min(left, random.uniform(0.5, 1.5) * _POLL_SECONDS))
+            time.sleep(min(left, random.uniform(0.5, 1.5) * _POLL_SEC))
         try:
             yield Slot(self, token)
         finally:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from broker_common.core.pauses import PauseBoard
     from broker_common.core.ports import Clock, Provider, Recorder, SandboxStore
 
-SEND_WITHIN_SECONDS = 5.0
+SEND_WITHIN_SEC = 5.0
 """A call goes out this soon after its sandbox was taken, or not at all."""
 
 
@@ -101,7 +101,7 @@ class Cleaner:
                 return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
             if taken.status is Status.DELETION_FAILED:
                 return _ended(taken, DeleteOutcome.GAVE_UP, taken.deletion_last_error)
-            time_left = SEND_WITHIN_SECONDS - (self._clock.monotonic() - taken_at)
+            time_left = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)
             if time_left < 0:
                 late = "taking the sandbox took too long to call the provider safely"
                 return self._write(

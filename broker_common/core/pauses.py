@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.ports import Clock, Pauses, SandboxStore
 
-MAX_AGE_SECONDS = 3.0
+MAX_AGE_SEC = 3.0
 """Callers rely on five seconds; a read of the store may take up the rest."""
 
 
@@ -34,7 +34,7 @@ class PauseBoard:
         """
         known = self._known
         if known is not None:
-            fresh = self._clock.monotonic() - self._read_at < MAX_AGE_SECONDS
+            fresh = self._clock.monotonic() - self._read_at < MAX_AGE_SEC
             if fresh or not self._reading.acquire(blocking=False):
                 return known
         elif not self._reading.acquire(timeout=max(0, min(time_left(self._clock), threading.TIMEOUT_MAX))):

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from broker_common.core.domain import Candidate
     from broker_common.core.ports import AvailablePage, Clock, SandboxStore
 
-EMPTY_MEMORY_SECONDS = 1.0
+EMPTY_MEMORY_SEC = 1.0
 """How long a finding that nothing is available may be used."""
-CANDIDATE_AGE_SECONDS = 5.0
+CANDIDATE_AGE_SEC = 5.0
 """After this long a candidate that nobody needed may well have been taken by another process.
 
 Simulated for 20 processes with a request every two seconds each and 500 free sandboxes: 0.03 conflicts an allocation,
@@ -104,7 +104,7 @@ class Reservoir:
             try:
                 if pool.ready:
                     continue
-                if pool.empty_at >= arrived_at - EMPTY_MEMORY_SECONDS:
+                if pool.empty_at >= arrived_at - EMPTY_MEMORY_SEC:
                     return None, []
                 found, contested = self._walk(pool, prefix)
             finally:
@@ -158,7 +158,7 @@ class Reservoir:
             return pool
 
     def _pop(self, pool: _Pool) -> Candidate | None:
-        oldest = self._clock.monotonic() - CANDIDATE_AGE_SECONDS
+        oldest = self._clock.monotonic() - CANDIDATE_AGE_SEC
         with self._lock:
             while pool.ready:
                 found_at, candidate = pool.ready.popleft()

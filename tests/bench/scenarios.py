@@ -474,7 +474,7 @@ def measure_scaling(bench: Bench) -> None:
     for step in steps:
         loads, deletions = list(step.served.loads), step.deletions
         if deletions is not None:
-            scenario = f"{step.workers} workers of {workers.CHILDREN}, {workers.DELETE_SECONDS:g} s a delete"
+            scenario = f"{step.workers} workers of {workers.CHILDREN}, {workers.DELETE_SEC:g} s a delete"
             bench.findings.add(scenario, "deletions a minute", 60 * deletions.rate)
             bench.findings.add(scenario, "rate of allocations to that without deletions", median(_rates(loads)) / alone)
         rows.append(
@@ -490,7 +490,7 @@ def measure_scaling(bench: Bench) -> None:
             )
         )
     bench.findings.tables.append(
-        f"workers of {workers.CHILDREN} processes, a delete takes {workers.DELETE_SECONDS:g} s, CSP_MAX_CONCURRENCY "
+        f"workers of {workers.CHILDREN} processes, a delete takes {workers.DELETE_SEC:g} s, CSP_MAX_CONCURRENCY "
         f"{workers.LIMIT}; two APIs of one process, one client each\n\n{columns(rows)}"
     )
 

@@ -40,12 +40,12 @@ _SETTINGS = {
 }
 CHILDREN, LIMIT = 4, 10
 """Processes of each worker, and `CSP_MAX_CONCURRENCY`, both as shipped."""
-DELETE_SECONDS = 1.0
+DELETE_SEC = 1.0
 _ROUND = 150
 """Allocations at each instance of the API."""
 _OTHER_IDS = 1_000_000
 """So far from the provider's accounts are the sandboxes that tracks are given meanwhile."""
-_LAB_SECONDS = 60
+_LAB_SEC = 60
 """Long enough to give back what is not to expire."""
 
 
@@ -184,7 +184,7 @@ def scale(servers: Servers, *, rounds: int) -> list[Step]:
     waiting = 50 * rounds + 300
     settings = {
         "POOL": str(waiting),
-        "MOCK_CSP_DELETE_SECONDS": str(DELETE_SECONDS),
+        "MOCK_CSP_DELETE_SECONDS": str(DELETE_SEC),
         "CSP_MAX_CONCURRENCY": str(LIMIT),
     }
     further = free_ports(1)
@@ -228,7 +228,7 @@ def size(servers: Servers, *, items: int) -> dict[str, Work]:
     settings = {
         "POOL": str(items),
         "MOCK_CSP_DELETE_SECONDS": "0",
-        "LAB_DURATION_HOURS": str(_LAB_SECONDS / 3600),
+        "LAB_DURATION_HOURS": str(_LAB_SEC / 3600),
         "EXPIRY_BUFFER_HOURS": "0",
     }
     with _site(servers, "sizing", settings, workers=1, children=1) as site, Generator() as generator:
@@ -239,6 +239,6 @@ def size(servers: Servers, *, items: int) -> dict[str, Work]:
         site.give_back(generator, site.allocate(generator, items))
         works["cleanup: deletions"] = site.run("cleanup", "deleted")
         site.allocate(generator, items)
-        due = time.monotonic() + _LAB_SECONDS
-        assert wait_until(lambda: time.monotonic() > due, 2 * _LAB_SECONDS)
+        due = time.monotonic() + _LAB_SEC
+        assert wait_until(lambda: time.monotonic() > due, 2 * _LAB_SEC)
         return works | {"expire: allocations that are due": site.run("expire", "expired")}

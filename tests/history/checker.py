@@ -25,11 +25,11 @@ Key = TypeVar("Key")
 Finding: TypeAlias = "tuple[str, *tuple[object, ...]]"
 """What was found, in words, and the records that show it."""
 
-GRACE_SECONDS = 5.0
+GRACE_SEC = 5.0
 """How long after a fault of the store, or the kill of an API process, a track may still be told 503."""
-INDEX_SECONDS = 1.0
+INDEX_SEC = 1.0
 """A sandbox that became available so shortly before a request need not be found."""
-IMPATIENT_SECONDS = 5.0
+IMPATIENT_SEC = 5.0
 """Who waited less than this has gone away by himself: that he got no answer says nothing."""
 _ALLOWED: Mapping[Kind, frozenset[int | None]] = {
     Kind.ALLOCATE: frozenset({200, 201, 409}),
@@ -142,7 +142,7 @@ def _find_false_refusals(known: Certainties, examined: Counter[str]) -> Iterator
         if call.kind is not Kind.ALLOCATE or call.status != 409:
             continue
         examined["refusals"] += 1
-        free = known.free_throughout(call.began - INDEX_SECONDS, call.ended, call.prefix)
+        free = known.free_throughout(call.began - INDEX_SEC, call.ended, call.prefix)
         if free is not None:
             yield f"track {call.track_id} was refused though {free.sandbox_id} ({free.name}) was available", call, free
         for lease in holders.get((call.track_id, call.key), ()):
@@ -314,9 +314,9 @@ def _find_bad_answers(known: Certainties, examined: Counter[str]) -> Iterator[Fi
             if call.kind is Kind.ALLOCATE and (call.status == 200) != call.replayed and call.status != 409:
                 yield "a replay was not called so, or something new was", call
             continue
-        if call.status is None and call.patience < IMPATIENT_SECONDS:
+        if call.status is None and call.patience < IMPATIENT_SEC:
             continue
-        is_excused = any(fault.began <= call.ended and call.began <= fault.ended + GRACE_SECONDS for fault in faults)
+        is_excused = any(fault.began <= call.ended and call.began <= fault.ended + GRACE_SEC for fault in faults)
         if call.status not in {None, 503}:
             yield f"a track was answered {call.status}", call
         elif not is_excused:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from random import Random
 
-PATIENCE_SECONDS = 20.0
-_HASTY_SECONDS = 0.03
+PATIENCE_SEC = 20.0
+_HASTY_SEC = 0.03
 _TRIES = 12
 _KEYS = ("", "", "", "first", "second")
 _PREFIXES = ("", "", "", "lab-adventure-", "lab-expedition-")
@@ -191,7 +191,7 @@ class Client:
         sandbox_id: str = "",
         lease_id: str | None = None,
     ) -> Answer | None:
-        patience = _HASTY_SECONDS if self._rng.random() < 0.02 else PATIENCE_SECONDS
+        patience = _HASTY_SEC if self._rng.random() < 0.02 else PATIENCE_SEC
         self._budget.count()
         began = self._around.now()
         answer = self._around.send(

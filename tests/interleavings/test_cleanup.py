@@ -235,7 +235,7 @@ def test_the_search_finds_a_cleanup_that_does_not_take_its_sandbox_first(monkeyp
         if not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         with self._provider.admit():
-            return self._call(replace(sandbox, attempt_id="nobody else's"), send_within=cleanup.SEND_WITHIN_SECONDS)
+            return self._call(replace(sandbox, attempt_id="nobody else's"), send_within=cleanup.SEND_WITHIN_SEC)
 
     monkeypatch.setattr(cleanup.Cleaner, "_delete", without_a_write)
     with pytest.raises(Violation, match="asked to delete"):

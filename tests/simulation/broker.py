@@ -49,7 +49,7 @@ class Scenario:
     """Sandboxes that are available at the start."""
     table: TableConditions = field(default_factory=TableConditions)
     reservoir_size: int = 15
-    candidate_age: float = reservoir.CANDIDATE_AGE_SECONDS
+    candidate_age: float = reservoir.CANDIDATE_AGE_SEC
     seed: int = 1
 
 
@@ -110,7 +110,7 @@ def simulate(scenario: Scenario) -> Result:
     Fails if a sandbox is given to two tracks at once.
     """
     time = VirtualTime()
-    with time.locks(), patch.object(reservoir, "CANDIDATE_AGE_SECONDS", scenario.candidate_age):
+    with time.locks(), patch.object(reservoir, "CANDIDATE_AGE_SEC", scenario.candidate_age):
         return _Run(scenario, time).result()
 
 

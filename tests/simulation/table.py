@@ -33,7 +33,7 @@ Answer = TypeVar("Answer")
 
 WRITE_UNITS, READ_UNITS = 1000, 3000
 """What a partition serves a second."""
-BURST_SECONDS = 300
+BURST_SEC = 300
 """How much unused capacity a partition keeps."""
 INDEX_BYTES = 200
 """An item of the index: its keys and what it projects."""
@@ -55,7 +55,7 @@ class Bucket:
     spent: float = 0.0
 
     def has(self, units: float, now: float) -> bool:
-        self.left = min(self.left + (now - self.refilled_at) * self.rate, self.rate * BURST_SECONDS)
+        self.left = min(self.left + (now - self.refilled_at) * self.rate, self.rate * BURST_SEC)
         self.refilled_at = now
         return self.left >= units
 

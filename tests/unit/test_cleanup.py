@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from broker_common.core.cleanup import SEND_WITHIN_SECONDS
+from broker_common.core.cleanup import SEND_WITHIN_SEC
 from broker_common.core.domain import Policy, RecyclePolicy, Status
 from broker_common.core.errors import (
     ProviderBusy,
@@ -238,7 +238,7 @@ def test_of_two_workers_the_one_that_writes_first_calls() -> None:
 def test_an_attempt_that_took_too_long_to_begin_is_given_up_uncounted() -> None:
     world, store = flaky_world()
     world.pending()
-    store.before_call = lambda method: world.clock.advance(SEND_WITHIN_SECONDS + 0.1) if method == "update" else None
+    store.before_call = lambda method: world.clock.advance(SEND_WITHIN_SEC + 0.1) if method == "update" else None
     ended = delete(world)
     assert ended.outcome is DeleteOutcome.POSTPONED
     assert world.provider.deletes == []
@@ -250,7 +250,7 @@ def test_an_attempt_that_took_too_long_to_begin_is_given_up_uncounted() -> None:
 def test_an_attempt_that_begins_just_in_time_is_sent() -> None:
     world, store = flaky_world()
     world.pending()
-    waits = [SEND_WITHIN_SECONDS]
+    waits = [SEND_WITHIN_SEC]
     store.before_call = lambda method: world.clock.advance(waits.pop()) if method == "update" and waits else None
     assert delete(world).outcome is DeleteOutcome.DELETED
 

@@ -9,7 +9,7 @@ import pytest
 
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.pauses import MAX_AGE_SECONDS, PauseBoard
+from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
 from broker_common.core.ports import Pauses
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore
 
@@ -44,7 +44,7 @@ def test_the_store_is_asked_once_an_age() -> None:
     for _ in range(20):
         bench.board.current()
     assert bench.store.calls["read_pauses"] == 1
-    bench.clock.advance(MAX_AGE_SECONDS)
+    bench.clock.advance(MAX_AGE_SEC)
     bench.board.current()
     assert bench.store.calls["read_pauses"] == 2
 
@@ -53,9 +53,9 @@ def test_a_pause_set_by_another_process_is_known_within_five_seconds() -> None:
     bench = Bench()
     bench.board.current()
     PauseBoard(bench.memory, bench.clock).set({"sync": True})
-    bench.clock.advance(MAX_AGE_SECONDS)
+    bench.clock.advance(MAX_AGE_SEC)
     assert bench.board.current() == Pauses(sync=True)
-    assert MAX_AGE_SECONDS < 5
+    assert MAX_AGE_SEC < 5
 
 
 def test_a_pause_that_this_process_sets_is_known_at_once_and_leaves_the_others() -> None:
@@ -70,7 +70,7 @@ def test_a_pause_that_this_process_sets_is_known_at_once_and_leaves_the_others()
 def test_what_was_known_last_holds_while_the_store_is_away_and_it_is_asked_once_an_age() -> None:
     bench = Bench()
     bench.board.set({"cleanup": True})
-    bench.clock.advance(MAX_AGE_SECONDS)
+    bench.clock.advance(MAX_AGE_SEC)
     bench.store.fail("read_pauses", Fault.REFUSED, Fault.REFUSED)
     for _ in range(10):
         assert bench.board.current() == Pauses(cleanup=True)
@@ -88,7 +88,7 @@ def test_without_any_knowledge_a_store_that_is_away_is_an_error_until_it_is_back
 def test_while_one_thread_reads_the_others_use_what_is_known() -> None:
     bench = Bench()
     bench.board.current()
-    bench.clock.advance(MAX_AGE_SECONDS)
+    bench.clock.advance(MAX_AGE_SEC)
     reading, go_on = bench.hold_up()
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(bench.board.current)

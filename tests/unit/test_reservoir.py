@@ -13,7 +13,7 @@ import pytest
 from broker_common.core.deadline import deadline_in
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Status
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.reservoir import CANDIDATE_AGE_SECONDS, LOOK_AHEAD, PREFIXES, SPENT, Reservoir
+from broker_common.core.reservoir import CANDIDATE_AGE_SEC, LOOK_AHEAD, PREFIXES, SPENT, Reservoir
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def test_a_candidate_that_nobody_needed_for_long_is_read_anew() -> None:
     for number in range(3):
         bench.take_away(f"sbx-{number}")
     bench.memory.seed(make_sandbox("fresh"))
-    bench.clock.advance(CANDIDATE_AGE_SECONDS + 1)
+    bench.clock.advance(CANDIDATE_AGE_SEC + 1)
     found = bench.next()
     assert found
     assert found.sandbox_id == "fresh"

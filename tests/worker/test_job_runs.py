@@ -10,7 +10,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from broker_common.adapters.redis_job_runs import KEPT_SECONDS, Ended, RedisJobRuns
+from broker_common.adapters.redis_job_runs import KEPT_SEC, Ended, RedisJobRuns
 from broker_common.core.errors import QueueUnavailable
 from broker_common.core.events import DeleteOutcome, JobOutcome
 from broker_common.core.jobs import Job, JobRun, JobState
@@ -52,7 +52,7 @@ def test_a_record_is_kept_for_a_day(runs: RedisJobRuns, redis: RedisClient) -> N
 
     ages = [redis.ttl(key) for key in redis.scan_iter()]
     assert ages
-    assert all(KEPT_SECONDS - 60 < age <= KEPT_SECONDS for age in ages)
+    assert all(KEPT_SEC - 60 < age <= KEPT_SEC for age in ages)
 
 
 def test_a_run_ends_once(runs: RedisJobRuns) -> None:
