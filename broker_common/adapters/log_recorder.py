@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
@@ -88,6 +88,8 @@ class LogRecorder:
                 self._write(_level(event.outcome), "Delete ended", action="delete", **details)
             case JobEnded():
                 self._write(_level(event.outcome), event.message, **details)
+            case _:
+                assert_never(event)
 
     def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - whatever events hold
         self._log.log(level, message, **details)

@@ -19,7 +19,7 @@ from broker_common.adapters.dynamo_transport import make_client
 from broker_common.cli.api import ApiError, BrokerApi
 from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
-from broker_common.core.jobs import JobState
+from broker_common.core.jobs import Job, JobState
 from broker_common.settings import Process
 from broker_common.startup import read_settings
 
@@ -31,7 +31,7 @@ ADMIN_TIMEOUT_SEC = 10.0
 _LOOK_AGAIN_SEC = 0.5
 _SAY_AGAIN_SEC = 5.0
 _COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
-_JOBS = ("sync", "cleanup", "expire", "purge-stale")
+_JOBS = tuple(job.replace("_", "-") for job in Job)
 """As the API's calls spell them."""
 _ENDED = {state for state in JobState if state.is_final}
 

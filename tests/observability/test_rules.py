@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from broker_common.core.jobs import Job
 from tests.observability.deployed import PROMETHEUS, RUNBOOK, rule_tests, rules
 
 ALERTS = sorted({rule["alert"] for rule in rules("alert")})
@@ -69,3 +70,8 @@ def test_a_section_of_the_runbook_says_how_to_see_it_what_to_do_and_when_it_is_o
 
 def test_the_runbook_knows_no_alert_that_there_is_not() -> None:
     assert sorted(re.findall(r"^### (.+)$", RUNBOOK.read_text(), re.MULTILINE)) == ALERTS
+
+
+def test_every_job_has_a_time_after_which_it_is_overdue() -> None:
+    threshold = "job:broker_job_overdue_seconds:threshold"
+    assert sorted(rule["labels"]["job"] for rule in rules("record") if rule["record"] == threshold) == sorted(Job)
