@@ -21,7 +21,7 @@ from tests.e2e.stack import TRACK_TOKEN, Stack, with_workers
 if TYPE_CHECKING:
     from pathlib import Path
 
-WAITING = 120
+WAITING = 150
 """Deletions: far more than are made before the last step is over."""
 TRACKS = 20
 """That allocate at each step, half of them at each instance of the API."""
@@ -32,7 +32,7 @@ WORKERS = ("worker-1", "worker-2", "worker-3", "worker-4")
 SETTINGS = {
     "POOL": str(WAITING + 3 * TRACKS),
     "API_WORKERS": "1",
-    "MOCK_CSP_DELETE_SECONDS": "0.2",
+    "MOCK_CSP_DELETE_SECONDS": "0.4",
     "CSP_MAX_CONCURRENCY": str(LIMIT),
     "CSP_TIMEOUT_READ_SEC": "60",
     "RATE_LIMIT_RPS": "1000000",
