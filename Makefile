@@ -17,9 +17,9 @@ test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-
 
 coverage: .venv/installed dynamodb-local ## Fail for lines and branches that no test reaches; PART="broker_common/core/*" ARGS=tests/unit
 	@$(python) -m coverage erase
-	@# The ignored ones measure time and memory, which measuring coverage distorts.
+	@# The ignored ones take their time, or measure it, and reach nothing that others do not.
 	@$(python) -m coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-	    --ignore tests/bench --ignore tests/memory --ignore tests/size $(ARGS)
+	    $(foreach each,bench history interleavings memory simulation size,--ignore tests/$(each)) $(ARGS)
 	@$(python) -m coverage combine --quiet
 	@exec $(python) -m coverage report --fail-under 100 --include "$(or $(PART),$(product))"
 
