@@ -13,12 +13,12 @@ run: .venv/installed ## Start a whole broker here; POOL=2000 sets the pool, any 
 	@exec $(python) -m deploy.dev.run
 
 test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-k allocate -x"
-	@exec $(python) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@exec $(python) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: .venv/installed dynamodb-local ## Fail for lines and branches that no test reaches; PART="broker_common/core/*" ARGS=tests/unit
 	@$(python) -m coverage erase
 	@# The ignored ones take their time, or measure it, and reach nothing that others do not.
-	@$(python) -m coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	@$(python) -m coverage run -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
 	    $(foreach each,bench history interleavings memory simulation size,--ignore tests/$(each)) $(ARGS)
 	@$(python) -m coverage combine --quiet
 	@exec $(python) -m coverage report --fail-under 100 --include "$(or $(PART),$(product))"

@@ -9,13 +9,14 @@ import functools
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -216,12 +217,18 @@ def why_not_bindable(host: str, port: int) -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback address that nothing listens on at the moment, all different."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Return ports of the loopback address that nothing listens on at the moment, all different.
+
+    They lie below those that systems deal out themselves (Linux from 32768, others from 49152 on), so that neither a
+    connection nor a server on port 0 takes one before it is used.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(20_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""Sync of 105,000 accounts: it reads the list and the table once, by pages, and writes what has changed."""
+"""Jobs in a pool of 105,000 cost what there is to do: sync writes what has changed, expiry reads and writes what is due.
+
+In one file, so that one process loads the pool.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.adapters.csp_client import CspClient
+from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import Policy
 from broker_common.core.events import ProviderCalled
+from broker_common.core.expiry import Expirer, ExpiryResult
 from broker_common.core.sync import Syncer
 from broker_common.services import BULK_THREADS
-from tests.fakes import RecordingRecorder
+from tests.bulk_load import load_records
+from tests.fakes import START, FakeClock, RecordingRecorder
 from tests.provider.conftest import TOKEN
-from tests.size.conftest import ALLOCATED, AVAILABLE
+from tests.size.conftest import ALLOCATED, AVAILABLE, DUE, held
 from tests.world import World
 
 if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
     from redis import Redis
 
     from broker_common.adapters.dynamo_store import DynamoStore
@@ -106,3 +113,37 @@ def test_of_100_000_available_sandboxes_a_sync_writes_those_alone_that_have_chan
 
     assert world.syncer.run().updated == 37
     assert world.memory.calls == {"read_all": 1, "read_watermark": 1, "update": 37, "write_watermark": 1}
+
+
+def expire(store: DynamoStore) -> ExpiryResult:
+    expirer = Expirer(
+        store=store, recorder=RecordingRecorder(), clock=FakeClock(START), policy=Policy(), threads=BULK_THREADS
+    )
+    return expirer.run()
+
+
+@pytest.mark.timeout(300)
+def test_an_expiry_reads_and_writes_what_is_due_and_nothing_that_grows_with_the_pool(
+    store: DynamoStore, client: DynamoDBClient, pool: str, accounts: list[Account], meter: Meter
+) -> None:
+    rng, overdue = Random(4), START - Policy().expiry_buffer_sec
+    due = [
+        held(each, rng, expires_at=overdue - rng.randrange(3600)) for each in accounts[: ALLOCATED : ALLOCATED // DUE]
+    ]
+    load_records(client, pool, [record for pair in due for record in pair])
+
+    assert expire(store) == ExpiryResult(expired=DUE, failed=0)
+    assert meter.calls == {"Query": SHARDS, "GetItem": DUE, "TransactWriteItems": DUE}
+    assert meter.scanned["Query"] == DUE
+    # An index entry is far below 1 KB: a query of 25 of them reads 4 KB or little more. A record is below 4 KB.
+    assert meter.units["Query"] / 2 <= DUE * 0.25 / 2 + SHARDS / 2
+    assert meter.units["GetItem"] / 2 == DUE
+
+
+@pytest.mark.timeout(300)
+def test_an_expiry_with_nothing_due_reads_no_sandbox(store: DynamoStore, meter: Meter) -> None:
+    expire(store)
+    meter.clear()
+
+    assert expire(store) == ExpiryResult(expired=0, failed=0)
+    assert (meter.calls, meter.scanned["Query"]) == ({"Query": SHARDS}, 0)
