@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from http import HTTPStatus
 from pathlib import Path
+from socket import AI_PASSIVE, SOCK_STREAM, getaddrinfo
 from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from celery import signals
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector, start_http_server, values
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, make_wsgi_app, values
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from broker_common.adapters.celery_names import task_name
@@ -19,6 +23,7 @@ from broker_common.startup import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from socketserver import BaseRequestHandler
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from broker_common.adapters.prometheus_collectors import CircuitCollector
@@ -75,13 +80,30 @@ def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
 
 def _serve(registry: CollectorRegistry, pulse: Pulse, address: str, port: int) -> None:
     """Serve in a thread; a port that cannot be had ends the process with 2."""
+    # Not by start_http_server, which serves before it can be told of another path: /healthz would be green at once.
+    application = _with_health(make_wsgi_app(registry), pulse)
     try:
-        server, _ = start_http_server(port, addr=address, registry=registry)
+        server = make_server(address, port, application, _Server, _Handler)
     except OSError as error:
         refuse(f"METRICS_PORT: Nothing can listen on port {port} of {address}: {error.strerror}.")
-    server.set_app(_with_health(server.get_app(), pulse))  # type: ignore[arg-type] # typeshed allows None for the app
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     # A pool's processes must not hold the port when this one is gone.
     os.register_at_fork(after_in_child=server.socket.close)
+
+
+class _Server(ThreadingWSGIServer):
+    """A server on an address of either family."""
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseRequestHandler]) -> None:
+        self.address_family = getaddrinfo(*address, type=SOCK_STREAM, flags=AI_PASSIVE)[0][0]
+        super().__init__(address, handler)
+
+
+class _Handler(WSGIRequestHandler):
+    """Serves in silence: a line for each probe and scrape would drown the log."""
+
+    def log_message(self, *_: object) -> None:
+        """Leave it out."""
 
 
 def _with_health(metrics: WSGIApplication, pulse: Pulse) -> WSGIApplication:

@@ -100,8 +100,8 @@ def test_nothing_is_lost_while_workers_and_beat_come_and_go(stack: Stack) -> Non
     again = [account for account, times in asked.items() if times > 1]
     assert len(again) <= CHILDREN, "only what was under way in the worker that was killed is asked for again"
     assert stack.as_admin("GET", f"/jobs/{job_id}").json()["state"] in {"succeeded", "failed"}
-    # What was asked for twice waits for a sync that sees it.
-    assert stats(stack)["stale"] <= len(again)
+    # What was under way there, whether it had gone out or not, waits for a sync that sees it.
+    assert stats(stack)["stale"] <= CHILDREN
     stack.run_job("sync")
     assert stats(stack)["available"] == POOL
 
