@@ -20,7 +20,7 @@ from deploy.dev.processes import wait_until
 if TYPE_CHECKING:
     from tests.e2e.stack import Stack
 
-POOL = 200
+POOL = 120
 WORKERS = ("worker-1", "worker-2", "worker-3")
 CHILDREN = 3
 SETTINGS = {
