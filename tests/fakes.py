@@ -548,6 +548,17 @@ class FlakyStore(StoreWrapper):
         """Fail the next writes so, of whatever kind, in place of what was scripted before."""
         self._writes = deque(faults)
 
+    def hold_up(self) -> tuple[threading.Event, threading.Event]:
+        """Hold calls up; returns what tells that one has come, and what lets it through."""
+        come, let_through = threading.Event(), threading.Event()
+
+        def wait(_: str) -> None:
+            come.set()
+            assert let_through.wait(30)
+
+        self.before_call = wait
+        return come, let_through
+
     def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
         if self._script["allocate"] and self._script["allocate"][0] is Fault.CONTENDED:
             self._script["allocate"][0] = None

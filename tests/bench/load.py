@@ -6,6 +6,7 @@ many threads of `http.client` take.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import selectors
 import socket
@@ -126,6 +127,18 @@ class Generator:
     def send(self, port: int, requests: Sequence[bytes], *, clients: int) -> Load:
         """Have `clients` send the requests, each its next one as soon as its last one is answered."""
         return self._pool.apply(drive, (port, requests, clients))
+
+    def allocate(self, port: int, token: str, count: int, *, clients: int) -> dict[str, str]:
+        """Have new tracks allocate, all of them with success; returns the id of what each holds."""
+        tracks = new_tracks(count)
+        given = self.send(port, allocations(token, tracks), clients=clients)
+        assert given.statuses == {201: count}, given.statuses
+        return {tracks[answer.number]: json.loads(answer.body)["sandbox_id"] for answer in given.answers}
+
+    def give_back(self, port: int, token: str, held: Mapping[str, str], *, clients: int) -> None:
+        """Have tracks mark what they hold, all of them with success."""
+        statuses = self.send(port, marks(token, held), clients=clients).statuses
+        assert statuses == {200: len(held)}, statuses
 
 
 class _Client:

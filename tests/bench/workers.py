@@ -6,7 +6,6 @@ tracks that give back, and to be watched meanwhile.
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from deploy.dev.processes import free_ports, wait_until
-from tests.bench.load import Generator, Load, allocations, marks, new_tracks
+from tests.bench.load import Generator, Load, allocations, new_tracks
 from tests.bench.pool import make_pool
 from tests.bench.servers import cpu_seconds_of
 from tests.bulk_load import load_records
@@ -120,17 +119,6 @@ class _Site:
         assert run["state"] == "succeeded", run
         return Work(run["result"][counted], seconds, cpu)
 
-    def allocate(self, generator: Generator, count: int) -> dict[str, str]:
-        """Have new tracks allocate; returns which sandbox each holds."""
-        tracks = new_tracks(count)
-        given = generator.send(self.port, allocations(TRACK_TOKEN, tracks), clients=4)
-        assert given.statuses == {201: count}, given.statuses
-        return {tracks[answer.number]: json.loads(answer.body)["sandbox_id"] for answer in given.answers}
-
-    def give_back(self, generator: Generator, held: Mapping[str, str]) -> None:
-        """Have tracks mark what they hold."""
-        assert generator.send(self.port, marks(TRACK_TOKEN, held), clients=4).statuses == {200: len(held)}
-
     @property
     def port(self) -> int:
         """Where the first API listens."""
@@ -193,7 +181,8 @@ def scale(servers: Servers, *, rounds: int) -> list[Step]:
         threads = opened.enter_context(ThreadPoolExecutor(2))
         site = opened.enter_context(_site(servers, "scaling", settings, workers=4, children=CHILDREN, apis=further))
         site.run("sync", "synced")
-        site.give_back(generators[0], site.allocate(generators[0], waiting))
+        held = generators[0].allocate(site.port, TRACK_TOKEN, waiting, clients=4)
+        generators[0].give_back(site.port, TRACK_TOKEN, held, clients=4)
         load_records(servers.client(), "scaling", make_pool(6 * 2 * rounds * _ROUND, first=_OTHER_IDS))
 
         def allocate(generator: Generator, port: int) -> Load:
@@ -236,9 +225,10 @@ def size(servers: Servers, *, items: int) -> dict[str, Work]:
             "sync: new sandboxes": site.run("sync", "synced"),
             "sync: unchanged sandboxes": site.run("sync", "synced"),
         }
-        site.give_back(generator, site.allocate(generator, items))
+        held = generator.allocate(site.port, TRACK_TOKEN, items, clients=4)
+        generator.give_back(site.port, TRACK_TOKEN, held, clients=4)
         works["cleanup: deletions"] = site.run("cleanup", "deleted")
-        site.allocate(generator, items)
+        generator.allocate(site.port, TRACK_TOKEN, items, clients=4)
         due = time.monotonic() + _LAB_SEC
         assert wait_until(lambda: time.monotonic() > due, 2 * _LAB_SEC)
         return works | {"expire: allocations that are due": site.run("expire", "expired")}

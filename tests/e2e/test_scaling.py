@@ -7,7 +7,6 @@ fewer calls at once than its workers could make stands still, however fast or sl
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import pytest
 import requests
 
 from deploy.dev.processes import free_ports, wait_until
-from tests.bench.load import Generator, allocations, marks, new_tracks
+from tests.bench.load import Generator, allocations, new_tracks
 from tests.e2e.stack import TRACK_TOKEN, Stack, with_workers
 
 if TYPE_CHECKING:
@@ -54,7 +53,8 @@ def test_workers_add_calls_up_to_the_provider_s_limit_while_both_apis_serve_ever
     with Stack(tmp_path, SETTINGS, services=services, later=WORKERS[1:]) as stack, Generator() as generator:
         api_ports = [stack.plan.number("API_PORT"), second_port]
         assert stack.run_job("sync")["state"] == "succeeded"
-        give_back(generator, api_ports[0], WAITING)
+        held = generator.allocate(api_ports[0], TRACK_TOKEN, WAITING, clients=4)
+        generator.give_back(api_ports[0], TRACK_TOKEN, held, clients=4)
         hold_deletes(stack, NOBODY)
         job_id = stack.as_admin("POST", "/cleanup").json()["job_id"]
         for workers in (1, 2, 4):
@@ -78,15 +78,6 @@ def test_workers_add_calls_up_to_the_provider_s_limit_while_both_apis_serve_ever
     assert calls_at_once == {1: {1}, 2: {2}, 4: {LIMIT}}
     assert answers == {201: 3 * TRACKS}
     assert run["result"]["deleted"] == WAITING
-
-
-def give_back(generator: Generator, port: int, count: int) -> None:
-    """Have new tracks allocate, and mark what they got."""
-    tracks = new_tracks(count)
-    given = generator.send(port, allocations(TRACK_TOKEN, tracks), clients=4)
-    assert given.statuses == {201: count}
-    held = {tracks[answer.number]: json.loads(answer.body)["sandbox_id"] for answer in given.answers}
-    assert generator.send(port, marks(TRACK_TOKEN, held), clients=4).statuses == {200: count}
 
 
 def hold_deletes(stack: Stack, until: int) -> None:

@@ -23,17 +23,6 @@ class Bench:
         self.store = FlakyStore(self.memory)
         self.board = PauseBoard(self.store, self.clock)
 
-    def hold_up(self) -> tuple[threading.Event, threading.Event]:
-        """Hold the store's calls up; returns what tells that one has come, and what lets it through."""
-        come, let_through = threading.Event(), threading.Event()
-
-        def wait(_: str) -> None:
-            come.set()
-            assert let_through.wait(30)
-
-        self.store.before_call = wait
-        return come, let_through
-
 
 def test_nothing_is_paused_at_first() -> None:
     assert Bench().board.current() == Pauses()
@@ -89,7 +78,7 @@ def test_while_one_thread_reads_the_others_use_what_is_known() -> None:
     bench = Bench()
     bench.board.current()
     bench.clock.advance(MAX_AGE_SEC)
-    reading, go_on = bench.hold_up()
+    reading, go_on = bench.store.hold_up()
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(bench.board.current)
         assert reading.wait(30)
@@ -101,7 +90,7 @@ def test_while_one_thread_reads_the_others_use_what_is_known() -> None:
 
 def test_a_request_that_waited_for_the_first_read_uses_what_it_found() -> None:
     bench = Bench()
-    reading, go_on = bench.hold_up()
+    reading, go_on = bench.store.hold_up()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(bench.board.current)
         assert reading.wait(30)
@@ -115,7 +104,7 @@ def test_a_request_that_waited_for_the_first_read_uses_what_it_found() -> None:
 
 def test_a_request_that_cannot_wait_for_the_first_read_is_told_so() -> None:
     bench = Bench()
-    reading, go_on = bench.hold_up()
+    reading, go_on = bench.store.hold_up()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(bench.board.current)
         assert reading.wait(30)

@@ -32,17 +32,6 @@ class Bench:
         self.memory.seed(*[make_sandbox(f"sbx-{number}") for number in range(free)])
         self.reservoir = Reservoir(self.store, self.clock, Random(seed), size=size)
 
-    def hold_up(self) -> tuple[threading.Event, threading.Event]:
-        """Hold the store's calls up; returns what tells that one has come, and what lets it through."""
-        come, let_through = threading.Event(), threading.Event()
-
-        def wait(_: str) -> None:
-            come.set()
-            assert let_through.wait(30)
-
-        self.store.before_call = wait
-        return come, let_through
-
     def next(self, prefix: str = "") -> Candidate | None:
         return self.reservoir.search(prefix).next()
 
@@ -418,7 +407,7 @@ def test_a_storm_of_requests_on_an_empty_pool_walks_once() -> None:
 
 def test_a_request_that_waited_for_another_ones_walk_uses_what_it_found() -> None:
     bench = Bench(500)
-    walking, go_on = bench.hold_up()
+    walking, go_on = bench.store.hold_up()
     with ThreadPoolExecutor(2) as pool:
         walker = pool.submit(bench.next)
         assert walking.wait(30)
@@ -434,7 +423,7 @@ def test_a_request_that_waited_for_another_ones_walk_uses_what_it_found() -> Non
 
 def test_a_request_that_cannot_wait_for_another_ones_walk_is_told_so() -> None:
     bench = Bench(0)
-    walking, go_on = bench.hold_up()
+    walking, go_on = bench.store.hold_up()
     with ThreadPoolExecutor(1) as pool:
         walker = pool.submit(bench.next)
         assert walking.wait(30)
