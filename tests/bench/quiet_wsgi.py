@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 def _build(settings: Settings) -> Flask:
     configure_logging(level="ERROR", fmt=settings.log_format)
-    with patch.object(services, "Recorders", lambda _: Recorders([])), patch.object(api, "register_metrics"):
+    with (
+        patch.object(services, "Recorders", lambda _: Recorders([])),
+        patch.object(api, "register_metrics"),
+        # It describes /metrics, which this application does not serve.
+        patch.object(api, "describe_pages"),
+    ):
         return api.create_app(settings, services.build_api_services(settings))
 
 

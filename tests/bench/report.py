@@ -63,11 +63,12 @@ def _series() -> defaultdict[Any, Any]:
 
 @dataclass(slots=True)
 class Findings:
-    """All figures; what else the JSON and the plot show, by scenario; and tables of other columns, to be printed too."""
+    """All figures; what else the JSON and the plot show, by scenario; tables of other columns; what failed, and why."""
 
     figures: list[Figure] = field(default_factory=list)
     series: defaultdict[str, defaultdict[Any, Any]] = field(default_factory=lambda: defaultdict(_series))
     tables: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def add(
         self, scenario: str, name: str, values: float | Sequence[float], unit: str = "", goal: Goal | None = None
@@ -86,6 +87,20 @@ class Findings:
                 goal=goal,
             )
         )
+
+    def fail(self, scenario: str, reason: Exception) -> None:
+        """Note that a scenario failed, with the first line of the reason; what it found before stays."""
+        first, *_ = str(reason).splitlines() or [""]
+        self.failures[scenario] = f"{type(reason).__name__}: {first}"
+
+
+def describe(findings: Findings) -> str:
+    """Return everything that is printed: the figures, the other tables, and last the scenarios that failed."""
+    parts = [table(findings.figures), *findings.tables]
+    if findings.failures:
+        reasons = [f"  {name}: {reason}" for name, reason in findings.failures.items()]
+        parts.append("\n".join(["FAILED, and measured in part or not at all:", *reasons]))
+    return "\n\n".join(parts)
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -138,6 +153,7 @@ def write_json(findings: Findings, path: Path) -> None:
             for each in findings.figures
         ],
         "series": findings.series,
+        "failures": findings.failures,
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 

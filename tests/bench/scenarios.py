@@ -6,6 +6,7 @@ import json
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from tests.bench.bare import Bare
 from tests.bench.load import Load, allocations, marks, new_tracks, percentile, request
 from tests.bench.pool import make_pool
 from tests.bench.report import Findings, Goal, columns
-from tests.bench.servers import API_PROCESSES, TRACK_TOKEN
+from tests.bench.servers import TRACK_TOKEN
 from tests.bench.textbook import make_textbook_table
 from tests.bulk_load import load_records
 
@@ -38,22 +39,36 @@ P50_TO_BARE = {1: Goal(1.8)}
 P99_TO_P50 = {64: Goal(3)}
 
 
+class Length(StrEnum):
+    """How long a run is."""
+
+    FULL = "full"
+    QUICK = "quick"
+    """The figures are rough."""
+    SHORTEST = "shortest"
+    """The figures say nothing; it shows that every scenario works."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What scenarios work with; `quick` makes every one of them short, and its figures rough."""
+    """What scenarios work with; `length` makes every one of them as long as the run."""
 
     servers: Servers
     generator: Generator
-    quick: bool
+    length: Length
     findings: Findings = field(default_factory=Findings)
 
     def size(self, usual: int) -> int:
         """Return how many requests to send where a full run sends `usual`."""
-        return usual // 5 if self.quick else usual
+        return usual // {Length.FULL: 1, Length.QUICK: 5, Length.SHORTEST: 50}[self.length]
 
     def rounds(self, usual: int) -> int:
         """Return how many rounds to make where a full run makes `usual`."""
-        return 2 if self.quick else usual
+        return {Length.FULL: usual, Length.QUICK: 2, Length.SHORTEST: 1}[self.length]
+
+    def at_least(self, needed: int) -> int:
+        """Return a size without which figures say nothing, so that only the shortest run makes it smaller."""
+        return needed // 10 if self.length is Length.SHORTEST else needed
 
     def table(self, name: str, sandboxes: int) -> str:
         """Make a table with a pool; returns its name."""
@@ -141,7 +156,7 @@ def measure_clients(bench: Bench) -> None:
     with (
         bench.servers.api(tables[0]) as api,
         Bare(url, processes=1) as alone,
-        Bare(url, processes=API_PROCESSES) as together,
+        Bare(url, processes=bench.servers.processes) as together,
     ):
 
         def run_broker(requests: int, clients: int) -> Load:
@@ -269,7 +284,7 @@ def measure_replays(bench: Bench) -> None:
 
 def measure_burst(bench: Bench) -> None:
     """Have a whole class ask at once, each track on a connection of its own; the pool holds just enough."""
-    tracks, warm_up = bench.size(1000), 200
+    tracks, warm_up = bench.size(1000), bench.at_least(200)
     table = bench.table("burst", tracks + warm_up)
     with bench.servers.api(table) as api:
         bench.allocate(api, warm_up, clients=16)
@@ -323,7 +338,7 @@ def _add_statuses(findings: Findings, scenario: str, load: Load) -> None:
 
 def measure_calls(bench: Bench) -> None:
     """Count DynamoDB calls and conflicts while a pool of 1,000 shrinks to its last tenth."""
-    pool, clients = 1000, 16
+    pool, clients = bench.at_least(1000), 16
     table = bench.table("calls", pool)
     with bench.servers.api(table) as api:
         before = api.counts()
@@ -343,7 +358,8 @@ def measure_calls(bench: Bench) -> None:
 def measure_pools(bench: Bench) -> None:
     """Compare pools of 1k, 10k and 100k, each on an API of its own; the smallest is filled up after each round."""
     requests, rounds, clients = bench.size(400), bench.rounds(5), 16
-    sizes = [1000, 3000] if bench.quick else [1000, 10_000, 100_000]
+    full = bench.length is Length.FULL
+    sizes = [1000, 10_000, 100_000] if full else [bench.at_least(1000), bench.at_least(3000)]
     filled = dict.fromkeys(sizes, 0)
 
     def fill(size: int, count: int) -> None:
@@ -398,7 +414,7 @@ def measure_observability(bench: Bench) -> None:
 
 def price_calls(bench: Bench) -> None:
     """Price each call and job on AWS."""
-    pool = bench.size(5000)
+    pool = max(500, bench.size(5000))  # a fifth of it is what the sample allocates
     costs = cost.measure_costs(bench.servers, pool=pool)
     scenario, add = "cost on AWS", bench.findings.add
     new = costs.units["allocate, new"]
@@ -446,7 +462,7 @@ def measure_sizing(bench: Bench) -> None:
         show("read a sandbox, 4 clients", [send(reads, 4) for _ in range(rounds)])
         show("mark for deletion, 4 clients", [send(marks(TRACK_TOKEN, held), 4)])
     items = bench.size(1000)
-    for job, work in workers.size(bench.servers, items=items).items():
+    for job, work in workers.size(bench.servers, items=items, lab_sec=bench.at_least(60)).items():
         add("one process of a worker", f"{job}: a second", work.rate)
         add("one process of a worker", f"{job}: its processor time for each", work.cpu_milliseconds, "ms")
 
@@ -457,7 +473,7 @@ def _api_milliseconds(load: Load) -> float:
 
 def measure_scaling(bench: Bench) -> None:
     """Give 1, 2 and 4 workers a flood of deletions, and see what tracks at two APIs notice."""
-    steps = workers.scale(bench.servers, rounds=bench.rounds(6))
+    steps = workers.scale(bench.servers, rounds=bench.rounds(6), round_size=bench.at_least(150))
     alone = median(load.rate for step in steps if step.deletions is None for load in step.served.loads)
     rows = [
         (

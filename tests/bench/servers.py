@@ -75,7 +75,9 @@ class Api:
 class Servers:
     """DynamoDB Local and Redis, and API servers on tables of their own; use it in a `with` statement."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, *, processes: int = API_PROCESSES) -> None:
+        self.processes = processes
+        """That an API has, unless it is started with another number."""
         self._scratch = scratch
         self._dynamodb_port, self._redis_port = free_ports(2)
         self._running = ExitStack()
@@ -119,9 +121,10 @@ class Servers:
 
     @contextmanager
     def api(
-        self, table: str, *, application: str = "broker_api.wsgi:app", processes: int = API_PROCESSES
+        self, table: str, *, application: str = "broker_api.wsgi:app", processes: int | None = None
     ) -> Iterator[Api]:
         """Run an API server on a table, with rate limit, metrics and logs on."""
+        processes = processes or self.processes
         self._apis += 1
         scratch = self._scratch / f"api-{self._apis}"
         (port,) = free_ports(1)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.bench.servers import Servers
 
-_PATIENCE_SEC = 300
+_PATIENCE_SEC = 60
 _SELDOM = "86400"
 _SETTINGS = {
     "API_WORKERS": "1",
@@ -40,12 +40,8 @@ _SETTINGS = {
 CHILDREN, LIMIT = 4, 10
 """Processes of each worker, and `CSP_MAX_CONCURRENCY`, both as shipped."""
 DELETE_SEC = 1.0
-_ROUND = 150
-"""Allocations at each instance of the API."""
 _OTHER_IDS = 1_000_000
 """So far from the provider's accounts are the sandboxes that tracks are given meanwhile."""
-_LAB_SEC = 60
-"""Long enough to give back what is not to expire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +160,10 @@ def _site(
         yield _Site(stack, names, ["api", *further])
 
 
-def scale(servers: Servers, *, rounds: int) -> list[Step]:
+def scale(servers: Servers, *, rounds: int, round_size: int) -> list[Step]:
     """Watch two APIs without deletions, then beside 1, 2 and 4 workers in a flood of them, then without again.
 
-    At each step there is so much load: one client at each API, without a pause.
+    At each step each API gets `rounds` times `round_size` allocations, from one client, without a pause.
     """
     waiting = 50 * rounds + 300
     settings = {
@@ -183,10 +179,10 @@ def scale(servers: Servers, *, rounds: int) -> list[Step]:
         site.run("sync", "synced")
         held = generators[0].allocate(site.port, TRACK_TOKEN, waiting, clients=4)
         generators[0].give_back(site.port, TRACK_TOKEN, held, clients=4)
-        load_records(servers.client(), "scaling", make_pool(6 * 2 * rounds * _ROUND, first=_OTHER_IDS))
+        load_records(servers.client(), "scaling", make_pool(6 * 2 * rounds * round_size, first=_OTHER_IDS))
 
         def allocate(generator: Generator, port: int) -> Load:
-            return generator.send(port, allocations(TRACK_TOKEN, new_tracks(_ROUND)), clients=1)
+            return generator.send(port, allocations(TRACK_TOKEN, new_tracks(round_size)), clients=1)
 
         def serve_tracks() -> Served:
             before = site.api_cpu_seconds()
@@ -198,26 +194,31 @@ def scale(servers: Servers, *, rounds: int) -> list[Step]:
         assert site.stack.as_admin("POST", "/cleanup").ok
         for workers in (1, 2, 4):
             site.add_workers(workers)
-            expected = min(workers * CHILDREN, LIMIT)
-            assert wait_until(lambda: _under_way(site) >= expected, _PATIENCE_SEC)  # noqa: B023 - called at once
+            _wait_until_under_way(site, min(workers * CHILDREN, LIMIT))
             with site.watch_deletions() as deletions:
                 served = serve_tracks()
             steps.append(Step(workers, deletions[0], served))
-        assert _under_way(site) == LIMIT, "the flood has lasted until here"
+        # Waited for: between the end of a call and the next one there is one less.
+        _wait_until_under_way(site, LIMIT)
         site.kill_workers()
         return [*steps, Step(0, None, serve_tracks())]
 
 
-def _under_way(site: _Site) -> int:
-    return sum(each["ended_at"] is None for each in site.deletes())
+def _wait_until_under_way(site: _Site, calls: int) -> None:
+    """Wait until so many deletes are under way; fail if the flood is over before."""
+    found = wait_until(lambda: sum(each["ended_at"] is None for each in site.deletes()) >= calls, _PATIENCE_SEC)
+    assert found, f"{calls} deletes were not under way at once: the flood was over before"
 
 
-def size(servers: Servers, *, items: int) -> dict[str, Work]:
-    """Measure each job on so many sandboxes, by one process of a worker, beside a provider that answers at once."""
+def size(servers: Servers, *, items: int, lab_sec: int) -> dict[str, Work]:
+    """Measure each job on so many sandboxes, by one process of a worker, beside a provider that answers at once.
+
+    `lab_sec` is long enough to give back what shall not expire.
+    """
     settings = {
         "POOL": str(items),
         "MOCK_CSP_DELETE_SECONDS": "0",
-        "LAB_DURATION_HOURS": str(_LAB_SEC / 3600),
+        "LAB_DURATION_HOURS": str(lab_sec / 3600),
         "EXPIRY_BUFFER_HOURS": "0",
     }
     with _site(servers, "sizing", settings, workers=1, children=1) as site, Generator() as generator:
@@ -229,6 +230,6 @@ def size(servers: Servers, *, items: int) -> dict[str, Work]:
         generator.give_back(site.port, TRACK_TOKEN, held, clients=4)
         works["cleanup: deletions"] = site.run("cleanup", "deleted")
         generator.allocate(site.port, TRACK_TOKEN, items, clients=4)
-        due = time.monotonic() + _LAB_SEC
-        assert wait_until(lambda: time.monotonic() > due, 2 * _LAB_SEC)
+        due = time.monotonic() + lab_sec
+        assert wait_until(lambda: time.monotonic() > due, 2 * lab_sec)
         return works | {"expire: allocations that are due": site.run("expire", "expired")}
