@@ -3,7 +3,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test coverage bench soak lint lock audit openapi dynamodb-local clean
 
-python := .venv/bin/python
+bin := .venv/bin
+python := $(bin)/python
 product := broker_*/*,deploy/gunicorn.conf.py
 
 help: ## Show this list
@@ -18,28 +19,36 @@ test: .venv/installed dynamodb-local ## Run all tests; pass options with ARGS="-
 coverage: .venv/installed dynamodb-local ## Fail for lines and branches that no test reaches; PART="broker_common/core/*" ARGS=tests/unit
 	@$(python) -m coverage erase
 	@# The ignored ones take their time, or measure it, and reach nothing that others do not.
-	@$(python) -m coverage run -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
-	    $(foreach each,bench history interleavings memory simulation size,--ignore tests/$(each)) $(ARGS)
-	@$(python) -m coverage combine --quiet
-	@exec $(python) -m coverage report --fail-under 100 --include "$(or $(PART),$(product))"
+	@# What was measured is reported also if a test fails.
+	@failed=0; $(python) -m coverage run -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+	    $(foreach each,bench history interleavings memory simulation size,--ignore tests/$(each)) $(ARGS) || failed=1; \
+	$(python) -m coverage combine --quiet || failed=1; \
+	$(python) -m coverage report --fail-under 100 --include "$(or $(PART),$(product))" || failed=1; \
+	exit $$failed
 
 bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls (needs java, npm and cc)
 	@exec $(python) -m tests.bench $(ARGS)
 
 soak: .venv/installed dynamodb-local ## Hold the promises under load, kills and faults, then the memory; SEED=7 sets what happens
-	@$(python) -m tests.history --operations 20000 --faults 100 --minutes 15 --seed $(or $(SEED),1) $(ARGS)
-	@exec $(python) -m tests.memory --rounds 100
+	@failed=0; \
+	$(python) -m tests.history --operations 20000 --faults 100 --minutes 15 --seed $(or $(SEED),1) $(ARGS) || failed=1; \
+	$(python) -m tests.memory --rounds 100 || failed=1; \
+	exit $$failed
 
 lint: .venv/installed ## Check style, types, the walls between the packages, the manifests of deploy/ and the API's description
-	@.venv/bin/ruff check .
-	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy
-	@.venv/bin/lint-imports
-	@if [ -x .venv/bin/hadolint ]; then .venv/bin/hadolint deploy/Dockerfile; else echo 'hadolint: skipped, there is none for this system'; fi
-	@.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
-	@.venv/bin/cfn-lint deploy/cloudformation/broker.yaml
-	@.venv/bin/kubernetes-validate --strict --no-warn --quiet $$(find deploy/kubernetes -name '*.yaml')
-	@$(python) -m deploy.dev.openapi_lint
+	@# Each of them has its say, also after one has found something.
+	@failed=0; \
+	$(bin)/ruff check . || failed=1; \
+	$(bin)/ruff format --check . || failed=1; \
+	$(bin)/mypy || failed=1; \
+	$(bin)/lint-imports || failed=1; \
+	if [ -x $(bin)/hadolint ]; then $(bin)/hadolint deploy/Dockerfile || failed=1; \
+	else echo 'hadolint: skipped, there is none for this system'; fi; \
+	$(bin)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml || failed=1; \
+	$(bin)/cfn-lint deploy/cloudformation/broker.yaml || failed=1; \
+	$(bin)/kubernetes-validate --strict --no-warn --quiet $$(find deploy/kubernetes -name '*.yaml') || failed=1; \
+	$(python) -m deploy.dev.openapi_lint || failed=1; \
+	exit $$failed
 
 lock: .venv/installed ## Lock the newest releases that pyproject.toml allows, with their hashes, for images and for .venv
 	@.venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from deploy.dev.dynamodb_local import NotInstalled, dynamodb_local
@@ -15,7 +16,7 @@ from tests.history.checker import check
 from tests.history.planted import Bug
 from tests.history.record import History
 from tests.history.report import describe, summarize
-from tests.history.run import Order, run
+from tests.history.run import Order, Unfinished, run
 
 
 def main() -> int:
@@ -48,7 +49,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch, running(database) as address:
         out = options.out or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
-        history = run(order, out, f"http://{address}", lambda line: say(f"{time.monotonic() - began:6.0f} s {line}"))
+        try:
+            history = run(
+                order, out, f"http://{address}", lambda line: say(f"{time.monotonic() - began:6.0f} s {line}")
+            )
+        except Unfinished as unfinished:
+            traceback.print_exc()
+            unfinished.history.save(out / "history.jsonl")
+            judge(unfinished.history)
+            say("the run FAILED before its end, for the reason above: the verdict is on what was seen until then")
+            return 1
         history.save(out / "history.jsonl")
         say(f"{time.monotonic() - began:6.0f} s checking")
         return judge(history)

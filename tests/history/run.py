@@ -41,10 +41,18 @@ class Order:
     bug: Bug | None = None
 
 
+class Unfinished(Exception):
+    """A run failed before its end; `history` is what was seen until then."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__("the run failed before its end")
+        self.history = history
+
+
 def run(order: Order, scratch: Path, database_url: str, say: Callable[[str], None]) -> History:
     """Run on an empty database, and return what was seen; `say` is told how it goes.
 
-    The output of the processes is left in `scratch`.
+    The output of the processes is left in `scratch`. Raises `Unfinished` from the reason.
     """
     with Broker(scratch, database_url, order.bug) as broker:
         try:
@@ -68,10 +76,24 @@ class _Run:
         self._faults: list[Fault] = []
 
     def run(self) -> History:
+        clock_step = time.time() - time.monotonic()
+        try:
+            self._load()
+            self._drain()
+            assert abs(time.time() - time.monotonic() - clock_step) < 0.1, "the machine's clock was set during the run"
+            self._broker.stop_watching()
+        except Exception as reason:
+            for name in self._broker.names:
+                self._broker.stack.kill(name)
+            self._broker.stop_watching()  # the last scan is of a table at rest
+            raise Unfinished(self._seen(drained=False)) from reason
+        return self._seen(drained=True)
+
+    def _load(self) -> None:
+        """Have clients call, and faults strike, as many as were ordered."""
         order, broker = self._order, self._broker
         dealt = deal(self._rng, order.faults)
         due = sorted(self._rng.uniform(0.02, 0.95) * order.calls for _ in dealt)
-        clock_step = time.time() - time.monotonic()
         pace = Pace(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, think_sec=CLIENTS / order.calls_a_second)
         self._budget.goes_on = True
         with ThreadPoolExecutor(CLIENTS) as threads:
@@ -87,11 +109,11 @@ class _Run:
                 self._budget.is_closed = True
         for client in clients:
             client.result()
-        self._drain()
-        assert abs(time.time() - time.monotonic() - clock_step) < 0.1, "the machine's clock was set during the run"
-        broker.stop_watching()
+
+    def _seen(self, *, drained: bool) -> History:
+        broker = self._broker
         return History(
-            terms=Terms(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, seed=order.seed, drained=True),
+            terms=Terms(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, seed=self._order.seed, drained=drained),
             calls=tuple(broker.calls),
             scans=tuple(broker.scans),
             deletes=broker.deletes(),

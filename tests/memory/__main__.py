@@ -24,8 +24,6 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         growths = measure(options.rounds, Path(scratch), lambda line: say(f"{time.monotonic() - began:6.0f} s {line}"))
-    for growth in growths:
-        say(str(growth))
     leaking = [growth.process for growth in growths if not growth.is_flat]
     say(f"NOT FLAT: {', '.join(leaking)}" if leaking else "the memory of every process stayed flat")
     return 1 if leaking else 0

@@ -19,7 +19,7 @@ from tests.bench.load import Generator, allocations, marks, new_tracks, request
 from tests.e2e.stack import TRACK_TOKEN, Stack, worker_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from deploy.dev.plan import Plan
     from deploy.dev.processes import Program
@@ -76,19 +76,32 @@ class Growth:
 
 
 def measure(rounds: int, scratch: Path, say: Callable[[str], None]) -> list[Growth]:
-    """Run a broker for some rounds, and return how each of its processes grew after the first few, its warm-up."""
+    """Run a broker for some rounds, and return how each of its processes grew after the first few, its warm-up.
+
+    `say` is told how it goes and, also if a round fails, how each process has grown.
+    """
+    seen: list[dict[str, int]] = []
     with Stack(scratch, _SETTINGS, services=_services) as stack, Generator() as generator:
         assert stack.run_job("sync")["state"] == "succeeded"
         lives = _Lives(stack, generator)
-        seen = []
-        for number in range(1, rounds + 1):
-            lives.run_round()
-            seen.append(_memory_of(stack))
-            say(f"round {number}: " + ", ".join(f"{name} {size / 2**20:.1f}" for name, size in seen[-1].items()))
+        try:
+            for number in range(1, rounds + 1):
+                lives.run_round()
+                seen.append(_memory_of(stack))
+                say(f"round {number}: " + ", ".join(f"{name} {size / 2**20:.1f}" for name, size in seen[-1].items()))
+        finally:
+            say(f"answers by status: {dict(lives.statuses)}")
+            growths = _growths(seen) if len(seen) > _WARM_UP_ROUNDS else []
+            for growth in growths:
+                say(str(growth))
+    return growths
+
+
+def _growths(seen: Sequence[Mapping[str, int]]) -> list[Growth]:
+    """Compare the last round with the end of the warm-up."""
     before, after = seen[_WARM_UP_ROUNDS - 1], seen[-1]
     assert after.keys() == before.keys(), "a process was replaced"
-    say(f"answers by status: {dict(lives.statuses)}")
-    tasks = (rounds - _WARM_UP_ROUNDS) * POOL
+    tasks = (len(seen) - _WARM_UP_ROUNDS) * POOL
     done = {"api": tasks * REQUESTS_OF_A_LIFE, "worker": tasks}
     return [
         Growth(process=name, before=before[name], after=after[name], share=done[name.split()[0]] // _CHILDREN)

@@ -154,8 +154,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few points of each sweep")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = {sweep.name: list(run(sweep, quick=options.quick)) for sweep in SWEEPS}
-    (options.out / "scale.json").write_text(json.dumps(rows, indent=1) + "\n")
+    rows: dict[str, list[Row]] = {}
+    for sweep in SWEEPS:
+        rows[sweep.name] = list(run(sweep, quick=options.quick))
+        # After each: a sweep that fails leaves what those before it have found.
+        (options.out / "scale.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot(rows).savefig(options.out / "scale.svg", metadata={"Date": None})
 
 
