@@ -17,6 +17,16 @@ class ApiError(Exception):
     """The API did not do what was asked; the message is for a person."""
 
 
+def operators_api(environ: Mapping[str, str]) -> BrokerApi:
+    """Return the API that an operator's environment names. Raises `ApiError` without a token that can be sent."""
+    token = environ.get("BROKER_ADMIN_TOKEN", "").split(",")[0].strip()
+    if not token or token.startswith("sha256:"):
+        raise ApiError("BROKER_ADMIN_TOKEN: Missing: an operator's token, plain.")
+    if not (token.isascii() and token.isprintable()):
+        raise ApiError("BROKER_ADMIN_TOKEN: Must be printable ASCII.")
+    return BrokerApi(environ.get("BROKER_API_URL") or "http://127.0.0.1:8080/v1", token)
+
+
 class BrokerApi:
     """Calls the API with an admin token. `url` has the base path: `https://broker.example.com/v1`."""
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import redis
 from botocore.exceptions import BotoCoreError
 
+from broker_common.cli.api import ApiError, operators_api
 from broker_common.core.errors import BrokerError
 from broker_common.services import build_provider, build_store, connect_redis
 from broker_common.settings import Process, Settings, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PARTS = {
     Process.API: ("table", "index", "redis"),
@@ -23,6 +24,12 @@ PARTS = {
 }
 """What each process needs, besides its settings."""
 _NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
+_SIGNS = {
+    Process.API: ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE"),
+    Process.WORKER: ("CSP_BASE_URL", "CSP_API_TOKEN"),
+    Process.BEAT: ("REDIS_URL",),
+}
+"""If one of these is set, the settings of its process are meant to be there. An operator, too, has an admin token."""
 _FIRST = {"index": "table", "provider": "redis"}
 """What a part is reached by; the slots of calls to the provider are in Redis."""
 
@@ -32,25 +39,35 @@ class Finding:
     """One part: what is right about it, or what to do."""
 
     part: str
-    ok: bool
+    ok: bool | None
+    """None if it was left out, because nobody asked for it."""
     text: str
 
 
 def check(environ: Mapping[str, str], process: Process | None = None) -> Iterator[Finding]:
-    """Yield a finding a part that a process needs (without one, API, workers and beat), as soon as it is known.
+    """Yield a finding a part that a process needs, as soon as it is known.
 
-    Writes nothing, and never raises for what it finds.
+    Without `process`: for those processes whose settings are there, and for the API that an operator calls. Those that
+    are left out have a finding, too. Writes nothing, and never raises for what it finds.
     """
-    processes = tuple(PARTS) if process is None else (process,)
-    parts = PARTS[process or Process.WORKER]
+    if process is None:
+        processes = [each for each in PARTS if any(environ.get(sign, "").strip() for sign in _SIGNS[each])]
+        yield from (_leave_out(each) for each in PARTS if each not in processes)
+        if environ.get("BROKER_API_URL") or not processes:
+            yield _ask_api(environ)
+        if not processes:
+            return
+    else:
+        processes = [process]
+    parts = [part for part in PARTS[Process.WORKER] if any(part in PARTS[each] for each in processes)]
     problems = _problems(processes, environ)
     if problems:
         yield from (Finding("settings", ok=False, text=problem) for problem in problems)
         yield from (Finding(part, ok=False, text="not looked at before settings are right") for part in parts)
         return
-    who = "the API, workers and beat" if process is None else _NAMES[process]
+    who = ", ".join(_NAMES[each] for each in processes)
     yield Finding("settings", ok=True, text=f"{who} can start with them")
-    looks = _looks(Settings.from_env(environ, process=process or Process.WORKER))
+    looks = _looks(Settings.from_env(environ, process=processes[0]))
     is_right: dict[str, bool] = {}
     for part in parts:
         first = _FIRST.get(part, part)
@@ -58,11 +75,24 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
             finding = _try(part, *looks[part])
         else:
             finding = Finding(part, ok=False, text=f"not looked at before {first} is right")
-        is_right[part] = finding.ok
+        is_right[part] = finding.ok is True
         yield finding
 
 
-def _problems(processes: tuple[Process, ...], environ: Mapping[str, str]) -> list[str]:
+def _leave_out(process: Process) -> Finding:
+    text = f"{_NAMES[process]} is left out without {' or '.join(_SIGNS[process])}; to look: --process {process}"
+    return Finding("settings", ok=None, text=text)
+
+
+def _ask_api(environ: Mapping[str, str]) -> Finding:
+    try:
+        total = operators_api(environ).get("/stats")["total"]
+    except ApiError as error:
+        return Finding("api", ok=False, text=str(error))
+    return Finding("api", ok=True, text=f"answers, and counts {total} sandboxes")
+
+
+def _problems(processes: Iterable[Process], environ: Mapping[str, str]) -> list[str]:
     found: set[str] = set()
     for process in processes:
         try:

@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
-from broker_common.cli.api import ApiError, BrokerApi
+from broker_common.cli.api import ApiError, BrokerApi, operators_api
 from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
 from broker_common.core.jobs import Job, JobState
@@ -33,6 +33,7 @@ _SAY_AGAIN_SEC = 5.0
 _COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
 _JOBS = tuple(job.replace("_", "-") for job in Job)
 """As the API's calls spell them."""
+_VERDICTS = {True: "OK", False: "FAIL", None: "--"}
 _ENDED = {state for state in JobState if state.is_final}
 
 
@@ -72,25 +73,21 @@ def main() -> None:
 
 
 def _api() -> BrokerApi:
-    token = os.environ.get("BROKER_ADMIN_TOKEN", "").split(",")[0].strip()
-    if not token or token.startswith("sha256:"):
-        raise click.ClickException("BROKER_ADMIN_TOKEN: Missing: an operator's token, plain.")
-    if not (token.isascii() and token.isprintable()):
-        raise click.ClickException("BROKER_ADMIN_TOKEN: Must be printable ASCII.")
-    return BrokerApi(os.environ.get("BROKER_API_URL") or "http://127.0.0.1:8080/v1", token)
+    return operators_api(os.environ)
 
 
 @main.command(name="check")
 @click.option(
     "--process",
     type=click.Choice([process.value for process in PARTS]),
-    help="Look only at what this process needs: in production each is given only that.",
+    help="Look at all that this process needs, whether its settings are here or missing.",
 )
 def check_command(process: str | None) -> None:
     """Tell of each part whether it is right, or what to do.
 
     The parts are settings, table, index, Redis and provider, a line each; nothing is changed. Exits 1 when something is
-    wrong. Without --process the settings of API, workers and beat have to be there together.
+    wrong. Without --process it looks at what those processes need whose settings are here, and at the API that
+    BROKER_API_URL names; it says which processes it leaves out.
 
     Example: broker check
 
@@ -98,8 +95,8 @@ def check_command(process: str | None) -> None:
     """
     is_all_right = True
     for finding in check(os.environ, Process(process) if process else None):
-        click.echo(f"{finding.part:<9} {'OK  ' if finding.ok else 'FAIL'} {finding.text}")
-        is_all_right = is_all_right and finding.ok
+        click.echo(f"{finding.part:<9} {_VERDICTS[finding.ok]:<4} {finding.text}")
+        is_all_right = is_all_right and finding.ok is not False
     sys.exit(0 if is_all_right else 1)
 
 

@@ -222,6 +222,8 @@ class Runner:
             f"  Provider {env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
             f"  Tokens   track {track}   admin {admin}",
             "",
+            f"  {_operators_line(plan, url)}",
+            "",
             f"  curl -s -X POST {url}/allocate {as_track}",
             f"  curl -s {url}/sandboxes {as_track}",
             f"  curl -s {url}/admin/stats {as_admin}",
@@ -279,6 +281,23 @@ def _shown_token(plan: Plan, name: str) -> str:
     if first.startswith("sha256:"):
         return f"<the token that {name} holds the hash of>"
     return f"${{{name}%%,*}}" if "," in plan.env[name] else f"${name}"
+
+
+def _operators_line(plan: Plan, url: str) -> str:
+    """Return what another shell is given for `broker`: what this run added, as the caller's own may be secret."""
+    names = (
+        "BROKER_ENV",
+        "BROKER_API_TOKEN",
+        "BROKER_ADMIN_TOKEN",
+        "DDB_ENDPOINT_URL",
+        "REDIS_URL",
+        "CSP_BASE_URL",
+        "CSP_API_TOKEN",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+    )
+    added = [f"{name}={plan.env[name]}" for name in names if name in plan.env and name not in plan.given]
+    return f'export PATH="{Path(sys.executable).parent}:$PATH" BROKER_API_URL={url} {" ".join(added)}'
 
 
 def main() -> int:

@@ -46,7 +46,7 @@ def test_check_has_a_line_for_each_part_that_is_right(broker: Callable[..., Resu
     result = broker("check")
     assert result.exit_code == 0, result.output
     assert [words[:2] for words in lines(result)] == [
-        [part, "OK"] for part in ("settings", "table", "index", "redis", "provider")
+        [part, "OK"] for part in ("api", "settings", "table", "index", "redis", "provider")
     ]
     assert "counts 20 sandboxes" in result.stdout
     assert "lists 20 sandbox accounts" in result.stdout
@@ -124,6 +124,7 @@ def test_check_names_every_bad_setting_and_no_secret(broker: Callable[..., Resul
     result = broker("check", K_CANDIDATES="many", CSP_API_TOKEN="two words")
     assert result.exit_code == 1
     assert [words[:3] for words in lines(result)] == [
+        ["api", "OK", "answers,"],
         ["settings", "FAIL", "CSP_API_TOKEN:"],
         ["settings", "FAIL", "K_CANDIDATES:"],
         *([part, "FAIL", "not"] for part in ("table", "index", "redis", "provider")),

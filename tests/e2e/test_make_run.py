@@ -198,6 +198,17 @@ def test_the_printed_curl_lines_work_as_pasted(ready: MakeRun) -> None:
     assert pasted(ready, "/v1/admin/cleanup")["job_id"]
 
 
+def test_the_printed_export_line_is_all_that_broker_check_needs_in_another_shell(ready: MakeRun) -> None:
+    [line] = [line.strip() for line in ready.lines if line.strip().startswith("export ")]
+    shell = {"PATH": os.environ["PATH"], "HOME": str(ready.scratch), "AWS_EC2_METADATA_DISABLED": "true"}
+    checked = subprocess.run(
+        ["sh", "-c", f"{line}; broker check"], env=shell, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert [words.split()[:2] for words in checked.stdout.splitlines()] == [
+        [part, "OK"] for part in ("api", "settings", "table", "index", "redis", "provider")
+    ]
+
+
 @pytest.mark.parametrize(
     ("part", "words"), [("worker", ("celery", "worker")), ("beat", ("celery", "beat")), ("csp", ())]
 )
@@ -253,6 +264,8 @@ def test_a_redis_that_is_given_is_used_and_none_is_started_and_a_closed_terminal
 ) -> None:
     with make_run(tmp_path / "scratch", REDIS_URL=redis_url) as run:
         run.wait_until_ready()
+        [exported] = [line for line in run.lines if line.strip().startswith("export ")]
+        assert "REDIS_URL" not in exported, "what the caller gives may hold a password"
         run.hang_up()
         run.wait_for_end()
         assert run.stopped() == [name for name in STOP_ORDER if name != "redis"], run.output

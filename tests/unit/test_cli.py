@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from typing import Any
 
+import pytest
 import responses
 from click.testing import CliRunner, Result
 
 from broker_common.cli import commands
 
-if TYPE_CHECKING:
-    import pytest
-
+SIGNS = ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE", "CSP_BASE_URL", "CSP_API_TOKEN", "REDIS_URL")
 URL = "http://127.0.0.1:8080/v1/admin"
 
 
@@ -28,6 +28,42 @@ def test_a_listing_is_read_page_after_page() -> None:
         responses.get(f"{URL}/sandboxes", json=page, match=[responses.matchers.query_param_matcher(query)])
     listed = [json.loads(line)["sandbox_id"] for line in broker("sandboxes", "--json").stdout.splitlines()]
     assert listed == ["after-None", "after-next"]
+
+
+@responses.activate
+def test_check_in_an_operator_s_shell_asks_the_api_and_leaves_out_each_process_without_settings() -> None:
+    responses.get(f"{URL}/stats", json={"available": 7, "total": 9})
+    result = broker("check", **dict.fromkeys(SIGNS, " "), BROKER_API_URL=URL.removesuffix("/admin"))
+    assert result.stdout.splitlines() == [
+        "settings  --   the API is left out without BROKER_API_TOKEN or BROKER_API_TOKEN_FILE; to look: --process api",
+        "settings  --   a worker is left out without CSP_BASE_URL or CSP_API_TOKEN; to look: --process worker",
+        "settings  --   beat is left out without REDIS_URL; to look: --process beat",
+        "api       OK   answers, and counts 9 sandboxes",
+    ]
+    assert result.exit_code == 0
+
+
+def test_check_without_any_setting_is_not_all_right() -> None:
+    result = broker("check", **dict.fromkeys(SIGNS, ""), BROKER_ADMIN_TOKEN="")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[3:] == ["api       FAIL BROKER_ADMIN_TOKEN: Missing: an operator's token, plain."]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"BROKER_API_TOKEN": "track_token_123"}, {"BROKER_ADMIN_TOKEN", "RECYCLE_POLICY"}),
+        ({"BROKER_API_TOKEN_FILE": "/nowhere"}, {"BROKER_API_TOKEN_FILE", "BROKER_ADMIN_TOKEN", "RECYCLE_POLICY"}),
+        ({"CSP_API_TOKEN": "a-token"}, {"CSP_BASE_URL", "RECYCLE_POLICY"}),
+        ({"REDIS_URL": "http://nowhere"}, {"REDIS_URL"}),
+    ],
+)
+def test_check_is_strict_with_a_process_of_whose_settings_one_is_there(given: dict[str, str], found: set[str]) -> None:
+    settings = dict.fromkeys([*SIGNS, "BROKER_ADMIN_TOKEN", "BROKER_ENV", "RECYCLE_POLICY"], "")
+    result = broker("check", **settings | given)
+    assert result.exit_code == 1
+    failures = re.findall(r"^settings  FAIL (\w+): ", result.stdout, re.MULTILINE)
+    assert set(failures) - {"BROKER_API_TOKEN"} == found
 
 
 @responses.activate
