@@ -46,7 +46,7 @@ lint: .venv/installed ## Check style, types, the walls between the packages, the
 	else echo 'hadolint: skipped, there is none for this system'; fi; \
 	$(bin)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml || failed=1; \
 	$(bin)/cfn-lint deploy/cloudformation/broker.yaml || failed=1; \
-	$(bin)/kubernetes-validate --strict --no-warn --quiet $$(find deploy/kubernetes -name '*.yaml') || failed=1; \
+	$(python) -m deploy.dev.kubernetes_lint || failed=1; \
 	$(python) -m deploy.dev.openapi_lint || failed=1; \
 	exit $$failed
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import yaml
 from broker_common.settings import Process, Settings
 from deploy.dev.processes import ROOT
 from tests.deploy.environments import PORTS, PROCESSES, accepted, graceful_timeout_sec, longest_task_sec
+from tests.http_server import Handler, serving
 
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -20,6 +24,16 @@ def scrape_configs(name: str) -> dict[str, dict[str, Any]]:
     """Return the jobs of one of Prometheus' configurations by their names."""
     jobs = yaml.safe_load((PROMETHEUS / name).read_text())["scrape_configs"]
     return {job.pop("job_name"): job for job in jobs}
+
+
+USERS = {"redis": (999, 1000), "prometheus": (65534, 65534), "grafana": (472, 0)}
+"""User and group of each image of others that writes elsewhere than in /tmp, by the image's Dockerfile."""
+
+
+def directories(name: str) -> dict[str, dict[str, str]]:
+    """Return where a service can write, each with the options of its mount."""
+    mounts = [mount.partition(":") for mount in SERVICES[name]["tmpfs"]]
+    return {path: dict(option.partition("=")[::2] for option in options.split(",")) for path, _, options in mounts}
 
 
 def test_every_part_of_a_broker_is_there() -> None:
@@ -70,9 +84,59 @@ def test_nothing_is_published_but_on_loopback() -> None:
 def test_a_service_is_confined(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
-    assert "/tmp" in service["tmpfs"]  # noqa: S108 - a container's own
+    assert "/tmp" in directories(name)  # noqa: S108 - a container's own
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_can_write_belongs_to_its_user(name: str) -> None:
+    """An engine makes a tmpfs root's, with the mode of the image's directory; /tmp is everybody's by that mode."""
+    others = {path: options for path, options in directories(name).items() if path != "/tmp"}  # noqa: S108 - its own
+    assert bool(others) == (name in USERS)
+    for options in others.values():
+        assert (int(options["uid"]), int(options["gid"])) == USERS[name]
+
+
+def test_only_what_loads_a_library_that_it_unpacks_can_execute_what_it_writes() -> None:
+    executable = {name for name in SERVICES for options in directories(name).values() if "exec" in options}
+    assert executable == {"dynamodb"}
+
+
+def test_what_a_program_is_told_to_write_is_where_it_can() -> None:
+    prometheus = SERVICES["prometheus"]
+    (path,) = [word.partition("=")[2] for word in prometheus["command"] if word.startswith("--storage.tsdb.path=")]
+    assert path in directories("prometheus")
+    assert SERVICES["redis"]["command"][1:] == ["--save", "", "--appendonly", "no"], "nothing is written to /data"
+
+
+def listing_tables(status: int) -> tuple[int, list[tuple[str, str, bytes]]]:
+    """Run the health check of DynamoDB Local against a server that answers with a status; its exit code, and the calls."""
+    calls: list[tuple[str, str, bytes]] = []
+
+    class Store(Handler):
+        def reply(self) -> None:
+            calls.append((self.command, self.headers["X-Amz-Target"], self.read_body()))
+            self.answer(status, b"{}")
+
+    with serving(Store) as server:
+        command = [word.replace(":8000", f":{server.server_port}") for word in health_check("dynamodb")]
+        return subprocess.run(command, check=False, timeout=30).returncode, calls
+
+
+def health_check(name: str) -> list[str]:
+    kind, *command = SERVICES[name]["healthcheck"]["test"]
+    assert kind == "CMD"
+    return command
+
+
+@pytest.mark.skipif(not shutil.which("curl") and os.environ.get("CI") != "true", reason="needs: apt-get install curl")
+def test_dynamodb_local_is_healthy_only_if_it_lists_its_tables(dynamodb_local_url: str) -> None:
+    exit_code, calls = listing_tables(500)
+    assert exit_code != 0
+    assert calls == [("POST", "DynamoDB_20120810.ListTables", b"{}")]
+    real = [word.replace("http://127.0.0.1:8000", dynamodb_local_url) for word in health_check("dynamodb")]
+    assert subprocess.run(real, check=False, timeout=30).returncode == 0
 
 
 def test_every_image_of_others_is_pinned() -> None:

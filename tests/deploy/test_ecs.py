@@ -80,6 +80,8 @@ def test_a_container_is_confined_and_can_write_tmp(process: str) -> None:
     assert this["linuxParameters"]["capabilities"]["drop"] == ["ALL"]
     (mount,) = this["mountPoints"]
     assert mount["containerPath"] == "/tmp"  # noqa: S108 - a container's own
+    # Fargate's volume belongs to root, unless the image names the directory as a volume: then it has its rights.
+    assert f'VOLUME ["{mount["containerPath"]}"]\n' in (ROOT / "deploy" / "Dockerfile").read_text()
     assert [volume["name"] for volume in TASKS[process]["volumes"]] == [mount["sourceVolume"]]
     assert this["healthCheck"]["command"] == ["CMD", "/app/deploy/entrypoint.sh", "healthcheck"]
 

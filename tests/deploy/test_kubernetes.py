@@ -1,4 +1,4 @@
-"""The manifests under `deploy/kubernetes`: what no schema knows of them, and the kinds that the schemas do not know."""
+"""The manifests under `deploy/kubernetes`: what no schema knows of them, and that each has a schema that finds typos."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import yaml
 from redis import Redis
 
 from broker_common.settings import Settings
+from deploy.dev import kubernetes_lint
+from deploy.dev.kubernetes_lint import find_faults
 from deploy.dev.processes import ROOT
 from tests.backends import empty_database
 from tests.deploy.environments import (
@@ -27,6 +29,7 @@ from tests.deploy.environments import (
 from tests.deploy.test_compose import scrape_configs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BASE = ROOT / "deploy" / "kubernetes" / "base"
@@ -36,15 +39,6 @@ SECRETS = {
     ("broker-redis", "url"): "rediss://:password@redis.example.com:6379/0",
     ("broker-provider", "token"): "provider",
     ("broker-flower", "basic-auth"): "user:password",
-}
-BUILT_IN = {
-    *("ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy"),
-    *("PodDisruptionBudget", "Service", "ServiceAccount"),
-}
-OF_OTHERS = {
-    "ScaledObject": "keda.sh/v1alpha1",
-    "TriggerAuthentication": "keda.sh/v1alpha1",
-    "ServiceMonitor": "monitoring.coreos.com/v1",
 }
 
 Object = dict[str, Any]
@@ -187,10 +181,64 @@ def test_kustomize_makes_of_them_what_this_file_takes_them_for() -> None:
         assert only["image"].endswith("/sandbox-broker:0.1.0")
 
 
-def test_every_kind_is_one_that_the_linter_or_this_file_checks() -> None:
-    for name, each in objects().items():
-        kind = each["kind"]
-        assert kind in BUILT_IN or OF_OTHERS.get(kind) == each["apiVersion"], name
+def rule_objects() -> list[Object]:
+    """Make the PrometheusRules as the comment in `monitoring.yaml` says."""
+    comment = re.findall(r"^#   (.*)$", (BASE / "monitoring.yaml").read_text(), re.MULTILINE)
+    script = "\n".join(comment).replace("kubectl apply -n sandbox-broker -f -", "cat")
+    made = subprocess.run(["sh", "-ec", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [each for each in yaml.safe_load_all(made) if each]
+
+
+def every_object() -> dict[str, Object]:
+    """Return an object of each kind that is deployed, by its kind."""
+    others = [*rule_objects(), kustomization(OVERLAY), *yaml.safe_load_all((OVERLAY / "ingress.yaml").read_text())]
+    return {each["kind"]: each for each in [*objects().values(), *others]}
+
+
+FREE_FORM = {"labels", "matchLabels", "annotations", "selector", "requests", "limits"}
+
+
+def with_a_typo(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield copies of a value, in each of which another field has a typo, with that field's name."""
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            for name, copy in with_a_typo(each):
+                yield name, [*value[:number], copy, *value[number + 1 :]]
+    if isinstance(value, dict):
+        for name, each in value.items():
+            rest = {key: other for key, other in value.items() if key != name}
+            yield name, {**rest, f"{name}s": each}
+            if name not in FREE_FORM:
+                yield from ((inner, {**rest, name: copy}) for inner, copy in with_a_typo(each))
+
+
+def test_every_object_keeps_to_the_schema_of_its_kind() -> None:
+    made = {f"PrometheusRule/{each['metadata']['name']}": each for each in rule_objects()}
+    assert set(made) == {"PrometheusRule/broker-recording", "PrometheusRule/broker-alerts"}
+    found = {name: list(find_faults(each)) for name, each in (objects() | made).items()}
+    assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+@pytest.mark.parametrize("kind", every_object())
+def test_a_typo_in_any_field_is_found(kind: str) -> None:
+    typos = [(name, copy) for name, copy in with_a_typo(every_object()[kind]) if name not in {"apiVersion", "kind"}]
+    assert typos
+    assert [name for name, copy in typos if not list(find_faults(copy))] == []
+
+
+def test_a_kind_without_a_schema_is_a_fault() -> None:
+    (fault,) = find_faults({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledJob", "metadata": {"name": "a-job"}})
+    assert fault.startswith("ScaledJob a-job: keda.sh/v1alpha1/ScaledJob has no schema")
+
+
+def test_the_linter_prints_each_fault_and_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert kubernetes_lint.main() == 0
+    assert "0 faults found; Kustomization, ScaledObject, ServiceMonitor, TriggerAuthentication by" in (
+        capsys.readouterr().out
+    )
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump_all([{**objects("Service")["broker-api"], "spce": {}}] * 2))
+    assert kubernetes_lint.main(tmp_path) == 1
+    assert capsys.readouterr().out.count("wrong.yaml: Service broker-api: $: ") == 2
 
 
 def test_every_process_is_deployed_and_every_queue_has_a_worker() -> None:
@@ -246,6 +294,9 @@ def test_a_pod_is_confined_as_the_restricted_standard_asks(name: str) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+    # An emptyDir, and the files of a secret, belong to root and this group.
+    assert of_pod["fsGroup"] == of_pod["runAsGroup"]
+    assert "/tmp" in {mount["mountPath"] for mount in container(name)["volumeMounts"]}  # noqa: S108 - a container's own
     written = {mount["name"] for mount in container(name)["volumeMounts"] if not mount.get("readOnly")}
     assert written == {volume["name"] for volume in pod(name)["volumes"] if "emptyDir" in volume}
 

@@ -12,14 +12,14 @@ from deploy.dev.processes import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-LINTERS = ("ruff", "mypy", "lint-imports", "hadolint", "check-jsonschema", "cfn-lint", "kubernetes-validate")
+LINTERS = ("ruff", "mypy", "lint-imports", "hadolint", "check-jsonschema", "cfn-lint")
 
 
 @pytest.mark.parametrize(
     ("target", "failing", "last"),
     [
         ("lint", "ruff check", "-m deploy.dev.openapi_lint"),
-        ("lint", "kubernetes-validate", "-m deploy.dev.openapi_lint"),
+        ("lint", "deploy.dev.kubernetes_lint", "-m deploy.dev.openapi_lint"),
         ("coverage", "coverage run", "-m coverage report"),
         ("soak", "tests.history", "-m tests.memory"),
         ("soak", "tests.memory", "-m tests.memory"),
