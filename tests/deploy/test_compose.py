@@ -125,9 +125,9 @@ def listing_tables(status: int) -> tuple[int, list[tuple[str, str, bytes]]]:
 
 
 def health_check(name: str) -> list[str]:
-    kind, *command = SERVICES[name]["healthcheck"]["test"]
-    assert kind == "CMD"
-    return command
+    test: list[str] = SERVICES[name]["healthcheck"]["test"]
+    assert test[0] == "CMD"
+    return test[1:]
 
 
 @pytest.mark.skipif(not shutil.which("curl") and os.environ.get("CI") != "true", reason="needs: apt-get install curl")
