@@ -36,7 +36,7 @@ soak: .venv/installed dynamodb-local ## Hold the promises under load, kills and 
 	exit $$failed
 
 lint: .venv/installed ## Check style, types, the walls between the packages, the manifests of deploy/ and the API's description
-	@# Each of them has its say, also after one has found something.
+	@# Every linter runs, also after another has found a fault.
 	@failed=0; \
 	$(bin)/ruff check . || failed=1; \
 	$(bin)/ruff format --check . || failed=1; \

@@ -70,9 +70,10 @@ def main(*, length: Length, only: tuple[str, ...], out: Path) -> None:
     except NotInstalled as reason:
         raise click.ClickException(f"DynamoDB Local is missing: {reason}") from reason
     finally:
-        click.echo(describe(findings))
-        click.echo(f"\n{time.monotonic() - began:.0f} s; {out / 'bench.json'}, {out / 'bench.png'}")
-        write_plot(findings, out / "bench.png")
+        if findings.figures or findings.failures:
+            click.echo(describe(findings))
+            click.echo(f"\n{time.monotonic() - began:.0f} s; {out / 'bench.json'}, {out / 'bench.png'}")
+            write_plot(findings, out / "bench.png")
     if findings.failures:
         sys.exit(1)
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("aws_environment", "dynamodb_local_url")
 
 
 def bench(*arguments: str | Path, planted: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the bench in its shortest form; `planted` is code that runs before it, with the scenarios in its hands."""
+    """Run the bench in its shortest form; `planted` is code that runs first and may change `SCENARIOS`."""
     code = f"import os, signal, sys\nfrom tests.bench.__main__ import SCENARIOS, main\n{planted}\nmain(sys.argv[1:])"
     command = [sys.executable, "-c", code, "--shortest", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
