@@ -86,10 +86,12 @@ def _leave_out(process: Process) -> Finding:
 
 def _ask_api(environ: Mapping[str, str]) -> Finding:
     try:
-        total = operators_api(environ).get("/stats")["total"]
+        stats = operators_api(environ).get("/stats")
     except ApiError as error:
         return Finding("api", ok=False, text=str(error))
-    return Finding("api", ok=True, text=f"answers, and counts {total} sandboxes")
+    if "total" not in stats:
+        return Finding("api", ok=False, text="answers without a total: does BROKER_API_URL lead to the broker's API?")
+    return Finding("api", ok=True, text=f"answers, and counts {stats['total']} sandboxes")
 
 
 def _problems(processes: Iterable[Process], environ: Mapping[str, str]) -> list[str]:

@@ -27,7 +27,7 @@ def bench(*arguments: str | Path, planted: str = "") -> subprocess.CompletedProc
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_scenario_runs_and_is_reported(tmp_path: Path) -> None:
     done = bench("--out", tmp_path)
     assert done.returncode == 0, done.stderr

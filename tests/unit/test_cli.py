@@ -43,6 +43,14 @@ def test_check_in_an_operator_s_shell_asks_the_api_and_leaves_out_each_process_w
     assert result.exit_code == 0
 
 
+@responses.activate
+def test_check_tells_an_api_apart_that_is_not_the_broker_s() -> None:
+    responses.get(f"{URL}/stats", json={"hello": "world"})
+    result = broker("check", **dict.fromkeys(SIGNS, ""), BROKER_API_URL=URL.removesuffix("/admin"))
+    assert result.exit_code == 1
+    assert "api       FAIL answers without a total" in result.stdout
+
+
 def test_check_without_any_setting_is_not_all_right() -> None:
     result = broker("check", **dict.fromkeys(SIGNS, ""), BROKER_ADMIN_TOKEN="")
     assert result.exit_code == 1
