@@ -87,6 +87,11 @@ def encode_sandbox(sandbox: Sandbox, shards: int) -> Item:
     return {**sandbox_key(sandbox.sandbox_id), **item, "status_key": {"S": part}}
 
 
+def encode_account(sandbox: Sandbox) -> Item:
+    """Return the whole item that says which sandbox has an account."""
+    return {**account_item_key(sandbox.account_key), "sandbox_id": {"S": sandbox.sandbox_id}}
+
+
 def decode_sandbox(item: Item) -> Sandbox:
     """Return the sandbox of an item; attributes that this version does not know are ignored.
 

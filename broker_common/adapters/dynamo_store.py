@@ -21,6 +21,7 @@ from broker_common.adapters.dynamo_items import (
     decode_sandbox,
     decode_watermark,
     encode,
+    encode_account,
     encode_claim,
     encode_cursor,
     encode_sandbox,
@@ -440,7 +441,7 @@ class DynamoStore:
         return {
             "Put": {
                 "TableName": self._table,
-                "Item": {**account_item_key(sandbox.account_key), "sandbox_id": {"S": sandbox.sandbox_id}},
+                "Item": encode_account(sandbox),
                 "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
                 "ExpressionAttributeValues": {":owner": {"S": instead_of or sandbox.sandbox_id}},
                 "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
