@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 SEND_WITHIN_SEC = 5.0
 """A call goes out this soon after its sandbox was taken, or not at all."""
-_UNKNOWN_ACCOUNT = "the provider answered 404: it does not know the account, so nobody has wiped it"
 
 
 class Cleaner:
@@ -141,7 +140,7 @@ class Cleaner:
         now = self._clock.now()
         if answer is WipeAnswer.GONE:
             gone = account_gone(taken, now=now, policy=self._policy)
-            return self._write(taken, gone, DeleteOutcome.GONE, _UNKNOWN_ACCOUNT)
+            return self._write(taken, gone, DeleteOutcome.GONE, gone.deletion_last_error)
         wiped = confirm_wipe(
             taken,
             accepted_only=answer is WipeAnswer.ACCEPTED,

@@ -412,6 +412,7 @@ def account_gone(sandbox: Sandbox, *, now: int, policy: Policy) -> Sandbox:
         order=now,
         next_attempt_at=None,
         attempt_id=None,
+        deletion_last_error="the provider answered 404: it does not know the account, so nobody has wiped it",
         gone_at=now,
         stale_since=None if retired else now,
     )
