@@ -734,6 +734,10 @@ class FakeProvider:
         self.during_list()
         if self.listing_error:
             raise self.listing_error
+        return self.listing()
+
+    def listing(self) -> AccountListing:
+        """Return what is listed now."""
         return AccountListing(
             accounts=tuple(self.accounts),
             skipped=tuple(self.skipped),

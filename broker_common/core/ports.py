@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from broker_common.core.domain import account_key
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
@@ -270,6 +272,20 @@ class AccountListing:
     inactive: tuple[InactiveAccount, ...] = ()
     ambiguous: tuple[Account, ...] = ()
     doubt: str | None = None
+
+    @property
+    def _entries(self) -> tuple[Account | SkippedAccount | InactiveAccount, ...]:
+        return (*self.accounts, *self.skipped, *self.inactive, *self.ambiguous)
+
+    @property
+    def sandbox_ids(self) -> frozenset[str]:
+        """Every sandbox id that an entry states, of whatever state and type."""
+        return frozenset(entry.sandbox_id for entry in self._entries if entry.sandbox_id is not None)
+
+    @property
+    def account_keys(self) -> frozenset[str]:
+        """The `account_key` of every account that an entry states, of whatever state and type."""
+        return frozenset(account_key(entry.external_id) for entry in self._entries if entry.external_id is not None)
 
 
 @dataclass(frozen=True, slots=True)

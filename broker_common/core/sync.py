@@ -10,7 +10,7 @@ what has to be wiped.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +20,6 @@ from broker_common.core.domain import (
     Account,
     Sandbox,
     Status,
-    account_key,
     backoff_seconds,
     bury,
     contradict,
@@ -53,12 +52,10 @@ if TYPE_CHECKING:
     from broker_common.core.ports import (
         AccountListing,
         Clock,
-        InactiveAccount,
         Pool,
         Provider,
         Recorder,
         SandboxStore,
-        SkippedAccount,
     )
 
 _PROGRESS_STEP = 5000
@@ -133,12 +130,9 @@ class _Survey:
         for record in pool.sandboxes:
             self._holders[record.account_key].append(record.sandbox_id)
         self._active_accounts = {account.key for account in listing.accounts}
-        undecided: tuple[Account | SkippedAccount, ...] = (*listing.skipped, *listing.ambiguous)
-        entries: tuple[Account | SkippedAccount | InactiveAccount, ...]
-        entries = (*listing.accounts, *undecided, *listing.inactive)
-        self._undecided = {entry.sandbox_id for entry in undecided}
-        self._ids = {entry.sandbox_id for entry in entries}
-        self._accounts = {account_key(entry.external_id) for entry in entries if entry.external_id is not None}
+        undecided = replace(listing, accounts=(), inactive=())
+        self._undecided = undecided.sandbox_ids
+        self._ids, self._accounts = listing.sandbox_ids, listing.account_keys
         self._entries: dict[str, Account] = {}
         self.new: list[Account] = []
         self.refused: list[AccountRefused] = [

@@ -109,8 +109,7 @@ class Play:
         if SANDBOX not in {each.sandbox_id for each in (before, after) if each}:
             return
         if before and before.status is Status.DELETED and after is None:
-            entries = (*self.world.provider.accounts, *self.world.provider.inactive)
-            if self.used and SEEN.external_id in {each.external_id for each in entries}:
+            if self.used and SEEN.key in self.world.provider.listing().account_keys:
                 raise Violation(f"{before} was forgotten while it is listed")
             self.gone, self.used = True, False
         if after and after.status is Status.AVAILABLE and self.used:

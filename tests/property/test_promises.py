@@ -187,13 +187,8 @@ class Promises(RuleBasedStateMachine):
     def _forget(self, gone: Sandbox) -> None:
         """Hold it to the list that an account is given up for lost: that list is whole, and lacks it."""
         assert self.provider.doubt is None, "an account was given up for a list that is not whole"
-        assert gone.account_key not in self._listed(), "an account was given up that is listed"
+        assert gone.account_key not in self.provider.listing().account_keys, "an account was given up that is listed"
         self.used.discard(gone.account_key)
-
-    def _listed(self) -> set[str]:
-        provider = self.provider
-        entries = (*provider.accounts, *provider.ambiguous, *provider.inactive)
-        return {domain.account_key(each.external_id or "") for each in entries}
 
     def _deleting(self, external_id: str) -> None:
         record = self.provider.deletes[-1].record
@@ -405,7 +400,7 @@ class Promises(RuleBasedStateMachine):
 
     def _check_synced(self, before: dict[str, Sandbox]) -> None:
         """Hold what a sync alone has written to the list that it had."""
-        doubt, listed = self.provider.doubt, self._listed()
+        doubt, listed = self.provider.doubt, self.provider.listing().account_keys
         for sandbox_id, record in before.items():
             after = self._sandboxes().get(sandbox_id)
             if record.status in {Status.ALLOCATED, Status.PENDING_DELETION}:

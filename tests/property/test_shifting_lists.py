@@ -41,8 +41,8 @@ def read(orders: Sequence[Sequence[int]], *, size: int) -> AccountListing:
         offset, page = offset + len(results), page + 1
 
 
-def named(listing: AccountListing) -> set[str | None]:
-    return {each.sandbox_id for each in (*listing.accounts, *listing.inactive)}
+def named(listing: AccountListing) -> set[str]:
+    return set(listing.sandbox_ids)
 
 
 SIZES = st.integers(2, 5)

@@ -265,6 +265,16 @@ def test_a_list_of_which_nothing_says_that_it_lacks_accounts_is_whole(
     assert read(make_client, *pages).doubt is None
 
 
+def test_a_list_whose_pages_come_in_another_order_each_time_is_not_taken_for_whole(
+    client: CspClient, mock: MockCsp
+) -> None:
+    mock.switch(paging="number", page_size=70, shuffled_list=True)
+    found = client.list_accounts()
+    assert found.doubt is not None
+    assert "stand twice" in found.doubt
+    assert {each.sandbox_id for each in found.accounts} < set(mock.sandboxes())
+
+
 def test_what_is_no_active_sandbox_is_listed_by_the_ids_that_it_states(make_client: MakeClient) -> None:
     off = account(1, state="disabled")
     others = [{"account_type": "partner", "csp_id": 7}, {"account_type": "partner", "id": "X"}]
