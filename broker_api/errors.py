@@ -41,6 +41,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
     core.InvalidTransition: 409,
     core.Conflict: 409,
     core.SyncBraked: 409,
+    core.ListNotWhole: 409,
     core.Paused: 503,
     core.StoreUnavailable: 503,
     core.OutcomeUnknown: 503,

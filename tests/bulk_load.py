@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_items import encode_claim, encode_sandbox
+from broker_common.adapters.dynamo_items import encode_account, encode_claim, encode_sandbox
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.core.domain import Claim, Sandbox
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from mypy_boto3_dynamodb import DynamoDBClient
+
+    from broker_common.adapters.dynamo_items import Item
 
 _BATCH = 25
 """BatchWriteItem's limit."""
@@ -26,10 +29,10 @@ def load_records(client: DynamoDBClient, table_name: str, records: Iterable[Sand
             assert not unwritten, "an engine of this machine throttles nothing"
 
 
-def _batches(records: Iterable[Sandbox | Claim]) -> Iterator[list[Sandbox | Claim]]:
-    batch: list[Sandbox | Claim] = []
-    for record in records:
-        batch.append(record)
+def _batches(records: Iterable[Sandbox | Claim]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in chain.from_iterable(map(_items, records)):
+        batch.append(item)
         if len(batch) == _BATCH:
             yield batch
             batch = []
@@ -37,7 +40,12 @@ def _batches(records: Iterable[Sandbox | Claim]) -> Iterator[list[Sandbox | Clai
         yield batch
 
 
-def _write(client: DynamoDBClient, table_name: str, batch: list[Sandbox | Claim]) -> Any:
-    items = [encode_sandbox(each, SHARDS) if isinstance(each, Sandbox) else encode_claim(each) for each in batch]
+def _items(record: Sandbox | Claim) -> list[Item]:
+    if isinstance(record, Claim):
+        return [encode_claim(record)]
+    return [encode_sandbox(record, SHARDS), encode_account(record)]
+
+
+def _write(client: DynamoDBClient, table_name: str, items: list[Item]) -> Any:
     puts: Any = [{"PutRequest": {"Item": item}} for item in items]
     return client.batch_write_item(RequestItems={table_name: puts})["UnprocessedItems"]

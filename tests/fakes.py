@@ -20,6 +20,7 @@ from broker_common.core import domain
 from broker_common.core.domain import ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.errors import Conflict, InvalidInput, OutcomeUnknown, StoreUnavailable
 from broker_common.core.ports import (
+    ADD_AT_ONCE,
     AccountListing,
     AllocateAnswer,
     Allocated,
@@ -27,7 +28,9 @@ from broker_common.core.ports import (
     CandidateGone,
     ClaimHeld,
     Contended,
+    InactiveAccount,
     Pauses,
+    Pool,
     RingPosition,
     SandboxPage,
     SkippedAccount,
@@ -170,6 +173,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._records: dict[str, Sandbox] = {}
         self._claims: dict[tuple[str, str], Claim] = {}
+        self._accounts: dict[str, str] = {}
         self._tokens: dict[str, tuple[Candidate, Claim]] = {}
         self._watermark: Watermark | None = None
         self._pauses = Pauses()
@@ -179,6 +183,7 @@ class MemoryStore:
         with self._lock:
             for sandbox in sandboxes:
                 self._place(sandbox.sandbox_id, sandbox)
+                self._accounts.setdefault(sandbox.account_key, sandbox.sandbox_id)
                 if sandbox.status is Status.ALLOCATED:
                     claim = Claim(
                         track_id=sandbox.allocated_to_track or "",
@@ -193,6 +198,10 @@ class MemoryStore:
                         sfdc_account_id=sandbox.sfdc_account_id,
                     )
                     self._claims[claim.track_id, claim.idempotency_key] = claim
+
+    def forget_accounts(self) -> None:
+        """Lose the records of all accounts, as a table of an earlier release has none."""
+        self._accounts.clear()
 
     def dump(self) -> tuple[dict[str, Sandbox], dict[tuple[str, str], Claim]]:
         """Return all records by id and all claims by (track, key), as they are at one moment."""
@@ -263,13 +272,25 @@ class MemoryStore:
             if claim is not None and claim.lease_id == before.lease_id:
                 del self._claims[key]
 
-    def add(self, sandbox: Sandbox) -> None:
+    def add(self, *sandboxes: Sandbox) -> None:
+        assert 0 < len(sandboxes) <= ADD_AT_ONCE
         with self._called("add"):
-            current = self._records.get(sandbox.sandbox_id)
-            if current is None:
-                self._put(sandbox.sandbox_id, sandbox)
-            elif current != sandbox:
-                raise Conflict(f"sandbox {sandbox.sandbox_id} has a record", current=current)
+            for sandbox in sandboxes:
+                current = self._records.get(sandbox.sandbox_id)
+                if current is not None and (len(sandboxes) > 1 or current != sandbox):
+                    raise Conflict(f"sandbox {sandbox.sandbox_id} has a record", current=current)
+                self._check_account(sandbox)
+            for sandbox in sandboxes:
+                if sandbox.sandbox_id not in self._records:
+                    self._put(sandbox.sandbox_id, sandbox)
+                    self._accounts[sandbox.account_key] = sandbox.sandbox_id
+
+    def record_accounts(self, *sandboxes: Sandbox) -> None:
+        assert 0 < len(sandboxes) <= ADD_AT_ONCE
+        with self._called("record_accounts"):
+            for sandbox in sandboxes:
+                self._check_account(sandbox)
+            self._accounts |= {sandbox.account_key: sandbox.sandbox_id for sandbox in sandboxes}
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
         with self._called("update"):
@@ -284,10 +305,11 @@ class MemoryStore:
             if (current.status, current.version) != (before.status, before.version):
                 raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
             self._put(before.sandbox_id, None)
+            self._leave_account(before)
 
-    def read_all(self) -> Iterator[Sandbox]:
+    def read_all(self) -> Pool:
         with self._called("read_all"):
-            return iter(list(self._records.values()))
+            return Pool(tuple(self._records.values()), dict(self._accounts))
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         with self._called("read_due"):
@@ -376,8 +398,23 @@ class MemoryStore:
         expected = (before.status, before.version, before.lease_id)
         if current is None or (current.status, current.version, current.lease_id) != expected:
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
+        if after.account_key != before.account_key:
+            self._check_account(after)
+            self._leave_account(before)
+            self._accounts[after.account_key] = after.sandbox_id
         self._put(before.sandbox_id, after)
         return True
+
+    def _check_account(self, sandbox: Sandbox) -> None:
+        """Raise `Conflict` if another sandbox has an account; its record alone keeps nobody out."""
+        owner_id = self._accounts.get(sandbox.account_key, sandbox.sandbox_id)
+        owner = self._records.get(owner_id)
+        if owner and owner_id != sandbox.sandbox_id and owner.account_key == sandbox.account_key:
+            raise Conflict(f"the account of sandbox {sandbox.sandbox_id} is sandbox {owner_id}'s", current=None)
+
+    def _leave_account(self, sandbox: Sandbox) -> None:
+        if self._accounts.get(sandbox.account_key) == sandbox.sandbox_id:
+            del self._accounts[sandbox.account_key]
 
 
 def _write_cursor(status: Status | None, after: str) -> str:
@@ -460,8 +497,11 @@ class StoreWrapper:
     def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
         self._call("end_allocation", lambda: self.inner.end_allocation(before, after))
 
-    def add(self, sandbox: Sandbox) -> None:
-        self._call("add", lambda: self.inner.add(sandbox))
+    def add(self, *sandboxes: Sandbox) -> None:
+        self._call("add", lambda: self.inner.add(*sandboxes))
+
+    def record_accounts(self, *sandboxes: Sandbox) -> None:
+        self._call("record_accounts", lambda: self.inner.record_accounts(*sandboxes))
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
         self._call("update", lambda: self.inner.update(before, after))
@@ -469,7 +509,7 @@ class StoreWrapper:
     def remove(self, before: Sandbox) -> None:
         self._call("remove", lambda: self.inner.remove(before))
 
-    def read_all(self) -> Iterator[Sandbox]:
+    def read_all(self) -> Pool:
         return self._call("read_all", self.inner.read_all)
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
@@ -524,7 +564,9 @@ class Fault(Enum):
     """Applied, and the caller is killed."""
 
 
-WRITES = frozenset({"allocate", "end_allocation", "add", "update", "remove", "write_watermark", "set_pauses"})
+WRITES = frozenset(
+    {"allocate", "end_allocation", "add", "record_accounts", "update", "remove", "write_watermark", "set_pauses"}
+)
 
 
 class FlakyStore(StoreWrapper):
@@ -632,10 +674,11 @@ class LosingStore(StoreWrapper):
                 self.inner.end_allocation(current, theirs)
         super().end_allocation(before, after)
 
-    def add(self, sandbox: Sandbox) -> None:
-        if self._first("add", sandbox.sandbox_id) and self.inner.get(sandbox.sandbox_id) is None:
-            self.inner.add(replace(sandbox, version=sandbox.version - 1))
-        super().add(sandbox)
+    def add(self, *sandboxes: Sandbox) -> None:
+        for sandbox in sandboxes:
+            if self._first("add", sandbox.sandbox_id) and self.inner.get(sandbox.sandbox_id) is None:
+                self.inner.add(replace(sandbox, version=sandbox.version - 1))
+        super().add(*sandboxes)
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
         if self._first("update", before.sandbox_id):
@@ -674,6 +717,9 @@ class FakeProvider:
         """Look records up in `store` at each delete call, for `deletes`."""
         self.accounts: Sequence[Account] = ()
         self.skipped: Sequence[SkippedAccount] = ()
+        self.inactive: Sequence[InactiveAccount] = ()
+        self.ambiguous: Sequence[Account] = ()
+        self.doubt: str | None = None
         self.listing_error: Exception | None = None
         self.admit_error: Exception | None = None
         self.answers: deque[WipeAnswer | Exception] = deque()
@@ -688,7 +734,17 @@ class FakeProvider:
         self.during_list()
         if self.listing_error:
             raise self.listing_error
-        return AccountListing(tuple(self.accounts), tuple(self.skipped))
+        return self.listing()
+
+    def listing(self) -> AccountListing:
+        """Return what is listed now."""
+        return AccountListing(
+            accounts=tuple(self.accounts),
+            skipped=tuple(self.skipped),
+            inactive=tuple(self.inactive),
+            ambiguous=tuple(self.ambiguous),
+            doubt=self.doubt,
+        )
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -703,7 +759,7 @@ class FakeProvider:
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         assert getattr(self._admitted, "calls", 0) > 0, "one call for each admit, inside it"
         self._admitted.calls = 0
-        records = self._store.read_all() if self._store else iter(())
+        records = iter(self._store.read_all().sandboxes if self._store else ())
         self.deletes.append(DeleteCall(external_id, next((r for r in records if r.external_id == external_id), None)))
         self.during_delete(external_id)
         answer = self.answers.popleft() if self.answers else WipeAnswer.WIPED

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from broker_common.core.domain import Account
+from broker_common.core.domain import Account, account_key
 from broker_common.core.errors import ListingUnusable
-from broker_common.core.ports import AccountListing, SkippedAccount
+from broker_common.core.ports import AccountListing, InactiveAccount, SkippedAccount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +34,16 @@ def account_uuid(external_id: str) -> str | None:
     return str(uuid.UUID(match[1])) if match else None
 
 
+_Ids = tuple[str | None, str | None]
+"""What an entry states as its `csp_id`, and what tells its account from others; an entry is known by both."""
+
+
 class Listing:
-    """Takes in the list, page by page.
+    """Takes in the list, page by page, and tells whether it is whole.
+
+    It is whole unless something shows that it may lack an account: the number of its entries is not the total that its
+    answers state, an entry stands twice or one has no id, a page repeats another, or pages are left that say that they
+    exist. A list that shifts while its pages are read shows so.
 
     Paging is recognised by what an answer carries: a next link (`next`, `links.next`, `_links.next` or a `Link`
     header); a `page` object as in Infoblox' atlas-app-toolkit (`collection_operators.proto`: `page_token` and
@@ -43,23 +53,29 @@ class Listing:
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
-        self._accounts: dict[str, Account] = {}
+        self._entries: Counter[_Ids] = Counter()
+        self._accounts: dict[_Ids, Account] = {}
         self._skipped: list[SkippedAccount] = []
+        self._inactive: dict[_Ids, InactiveAccount] = {}
+        self._doubt: str | None = None
         self._pages = 0
         self._read = 0
         self._total = 0
+        self._totals: set[int] = set()
+        self._total_pages = 0
         self._last: list[Any] = []
 
     def take(self, body: bytes, *, url: str, link: str | None) -> str | Mapping[str, str | int] | None:
         """Take in one page, read from `url`, whose `Link` header names `link` as the next one.
 
-        Returns the next page, as a URL or as parameters of the first page's URL, or None at the end. Raises
-        `ListingUnusable` if the page does not parse, is the last one again, or leads to another origin.
+        Returns the next page, as a URL or as parameters of the first page's URL, or None at the end, and where the
+        paging does not get on. Raises `ListingUnusable` if the page does not parse or leads to another origin.
         """
         answer = _parse(body)
         entries: list[Any] = answer["results"]
         if entries and entries == self._last:
-            raise ListingUnusable("list accounts: the provider's paging repeats the same page")
+            self._doubt = "its paging repeats the same page"
+            return None
         self._last = entries
         self._pages += 1
         before, self._read = self._read, self._read + len(entries)
@@ -72,8 +88,8 @@ class Listing:
         total = stated
         if isinstance(page, dict) and stated is None and set(page) <= _ATLAS_PAGE:
             total = _number(page.get("size"))
-        # The highest total counts: an account that vanished while pages were read may have moved another one from
-        # a page not yet read to one read already.
+        if stated is not None:
+            self._totals.add(stated)
         self._total = max(self._total, total or 0)
         following = _next_link(answer) or link
         if following is not None:
@@ -81,24 +97,59 @@ class Listing:
         return self._next_parameters(answer, entries, before, is_total_stated=stated is not None)
 
     def finish(self) -> AccountListing:
-        """Return what was read; raises `ListingUnusable` if pages are missing or no active sandbox is listed."""
-        if self._read < self._total:
-            raise ListingUnusable(f"list accounts: only {self._read} of {self._total} accounts were listed")
+        """Return what was read; raises `ListingUnusable` if no active sandbox is listed."""
         if not self._accounts:
             raise ListingUnusable(
                 f"list accounts: no active sandbox account in the provider's list of {self._read} accounts, "
                 f"{len(self._skipped)} of which could not be read"
             )
-        return AccountListing(accounts=tuple(self._accounts.values()), skipped=tuple(self._skipped))
+        unclear = self._find_unclear()
+        return AccountListing(
+            accounts=tuple(account for ids, account in self._accounts.items() if ids not in unclear),
+            skipped=tuple(self._skipped),
+            inactive=tuple(self._inactive.values()),
+            ambiguous=tuple(account for ids, account in self._accounts.items() if ids in unclear),
+            doubt=self._find_doubt(),
+        )
 
     def _take_entry(self, entry: Any) -> None:  # noqa: ANN401 - JSON
-        read = _read_entry(entry)
+        read, ids = _read_entry(entry), _ids_of(entry)
+        self._entries[ids] += 1
+        if ids == (None, None) or (isinstance(read, SkippedAccount) and ids[0] is None):
+            self._doubt = self._doubt or "it has entries whose id cannot be read"
         if isinstance(read, SkippedAccount):
-            self._skipped.append(read)
-        elif read is not None and read.sandbox_id in self._accounts:
-            self._skipped.append(SkippedAccount("its csp_id is listed more than once", read.sandbox_id))
-        elif read is not None:
-            self._accounts[read.sandbox_id] = read
+            self._skipped.append(replace(read, external_id=ids[1]))
+        elif read is None:
+            self._inactive[ids] = InactiveAccount(*ids)
+        else:
+            self._accounts.setdefault(ids, read)
+
+    def _find_unclear(self) -> set[_Ids]:
+        """Find the entries that share one of their ids with another, and those that are active and not at once."""
+        unclear = set(self._inactive)
+        for place in (0, 1):
+            sharing: dict[str, list[_Ids]] = defaultdict(list)
+            for ids in self._entries:
+                if (shared := ids[place]) is not None:
+                    sharing[shared].append(ids)
+            unclear |= {ids for group in sharing.values() if len(group) > 1 for ids in group}
+        return unclear
+
+    def _find_doubt(self) -> str | None:
+        """Say why the list may lack accounts, if it may."""
+        distinct, entries = len(self._entries), self._entries.total()
+        if self._doubt is not None:
+            return self._doubt
+        if distinct < entries:
+            return f"only {distinct} of its {entries} entries are different, the others stand twice"
+        if distinct < self._total:
+            return f"it has only {distinct} of the {self._total} accounts that it says there are"
+        if self._totals - {distinct}:
+            stated = ", ".join(map(str, sorted(self._totals)))
+            return f"it has {distinct} accounts, and says that there are {stated}"
+        if self._pages < self._total_pages:
+            return f"it has only {self._pages} of the {self._total_pages} pages that it says there are"
+        return None
 
     def _follow(self, url: str, link: str) -> str:
         try:
@@ -130,6 +181,7 @@ class Listing:
         number = _number(page)
         if number is not None:
             pages = _first_number(answer, _TOTAL_PAGES)
+            self._total_pages = max(self._total_pages, pages or 0)
             may_go_on = may_go_on if pages is None else bool(self._total) or self._pages < pages
             return {"page": number + 1} if may_go_on else None
         if "_offset" in answer or "_limit" in answer or self._total:
@@ -170,6 +222,16 @@ def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 
         if not holds:
             return SkippedAccount(reason, sandbox_id)
     return Account(sandbox_id=sandbox_id, external_id=str(external_id), name=str(name), sfdc_account_id=sfdc)
+
+
+def _ids_of(entry: Any) -> _Ids:  # noqa: ANN401 - JSON
+    """Return what an entry states as its `csp_id` and its `id`, be it an account of ours or not."""
+    csp_id, external_id = (entry.get("csp_id"), entry.get("id")) if isinstance(entry, dict) else (None, None)
+    is_stated = (isinstance(csp_id, int) and not isinstance(csp_id, bool)) or (isinstance(csp_id, str) and csp_id)
+    return (
+        str(csp_id) if is_stated else None,
+        account_key(external_id) if isinstance(external_id, str) and external_id else None,
+    )
 
 
 def _is_text(value: Any) -> bool:  # noqa: ANN401 - JSON

@@ -1,6 +1,7 @@
 """How records look in the table: keys, items and cursors, in DynamoDB's own JSON.
 
-A sandbox is (`SBX#<id>`, `META`), a claim (`TRACK#<track>`, `CLAIM#<key>`); the pool's own records are (`POOL`, …).
+A sandbox is (`SBX#<id>`, `META`), a claim (`TRACK#<track>`, `CLAIM#<key>`), an account (`ACCOUNT#<key>`, `ACCOUNT`);
+the pool's own records are (`POOL`, …).
 The index partitions each status into shards by a hash of the sandbox id, and orders them by `status_order`.
 """
 
@@ -44,6 +45,17 @@ def claim_key(track_id: str, idempotency_key: str) -> Item:
     return {"PK": {"S": f"TRACK#{track_id}"}, "SK": {"S": f"CLAIM#{idempotency_key}"}}
 
 
+def account_item_key(key: str) -> Item:
+    """Return the key of an account's record, given what tells the account from others."""
+    return {"PK": {"S": f"ACCOUNT#{key}"}, "SK": {"S": "ACCOUNT"}}
+
+
+def account_key_of(item: Item) -> str | None:
+    """Return what tells an account from others, given its record; None if the item is anything else."""
+    key: str = item["PK"]["S"]
+    return key.removeprefix("ACCOUNT#") if item["SK"]["S"] == "ACCOUNT" else None
+
+
 def index_key(sandbox_id: str, status_key: str, order: int) -> Item:
     """Return the key at which an index query that ended with this sandbox goes on."""
     return {**sandbox_key(sandbox_id), "status_key": {"S": status_key}, "status_order": {"N": str(order)}}
@@ -73,6 +85,11 @@ def encode_sandbox(sandbox: Sandbox, shards: int) -> Item:
     item = {each.name: encode(value) for each in fields(Sandbox) if (value := getattr(sandbox, each.name)) is not None}
     part = status_key(sandbox.status, shard_of(sandbox.sandbox_id, shards))
     return {**sandbox_key(sandbox.sandbox_id), **item, "status_key": {"S": part}}
+
+
+def encode_account(sandbox: Sandbox) -> Item:
+    """Return the whole item that says which sandbox has an account."""
+    return {**account_item_key(sandbox.account_key), "sandbox_id": {"S": sandbox.sandbox_id}}
 
 
 def decode_sandbox(item: Item) -> Sandbox:

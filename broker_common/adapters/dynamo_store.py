@@ -11,6 +11,8 @@ from broker_common.adapters.dynamo_items import (
     PAUSE_KEY,
     SYNC_KEY,
     Item,
+    account_item_key,
+    account_key_of,
     claim_key,
     decode_candidate,
     decode_claim,
@@ -19,6 +21,7 @@ from broker_common.adapters.dynamo_items import (
     decode_sandbox,
     decode_watermark,
     encode,
+    encode_account,
     encode_claim,
     encode_cursor,
     encode_sandbox,
@@ -51,6 +54,7 @@ from broker_common.core.ports import (
     ClaimHeld,
     Contended,
     Pauses,
+    Pool,
     RingPosition,
     SandboxPage,
     Watermark,
@@ -179,76 +183,84 @@ class DynamoStore:
         """Implement the port: one TransactWriteItems over the sandbox and its claim."""
         if before.allocated_to_track is None or before.idempotency_key is None or before.lease_id is None:
             raise Conflict(f"sandbox {before.sandbox_id} is not allocated", current=before)
-        try:
-            self._transport.write(
-                "transact_write_items",
-                ClientRequestToken=new_id(self._rng),
-                TransactItems=[
-                    {"Update": self._replace(before, after)},
-                    {
-                        "Delete": {
-                            "TableName": self._table,
-                            "Key": claim_key(before.allocated_to_track, before.idempotency_key),
-                            "ConditionExpression": "attribute_not_exists(PK) OR lease_id = :lease",
-                            "ExpressionAttributeValues": {":lease": {"S": before.lease_id}},
-                        }
-                    },
-                ],
-            )
-        except ConditionFailed as failed:
-            sandbox, _ = failed.answer["CancellationReasons"]
-            if sandbox["Code"] == "ConditionalCheckFailed":
-                self._settle(before, after, sandbox.get("Item"))
-            else:
-                # The claim is another lease's: it stays, and must not keep this allocation from ending.
-                self.update(before, after)
+        claim = {
+            "TableName": self._table,
+            "Key": claim_key(before.allocated_to_track, before.idempotency_key),
+            "ConditionExpression": "attribute_not_exists(PK) OR lease_id = :lease",
+            "ExpressionAttributeValues": {":lease": {"S": before.lease_id}},
+        }
+        failed = self._transact({"Update": self._replace(before, after)}, {"Delete": claim})
+        if failed is None:
+            return
+        if _has_failed(failed[0]):
+            self._settle(before, after, failed[0].get("Item"))
+        else:
+            # The claim is another lease's: it stays, and must not keep this allocation from ending.
+            self.update(before, after)
 
-    def add(self, sandbox: Sandbox) -> None:
-        """Implement the port: a conditional put."""
-        try:
-            self._transport.write(
-                "put_item",
-                TableName=self._table,
-                Item=encode_sandbox(sandbox, self._shards),
-                ConditionExpression="attribute_not_exists(PK)",
-                ReturnValuesOnConditionCheckFailure="ALL_OLD",
-            )
-        except ConditionFailed as failed:
-            self._settle(None, sandbox, failed.answer.get("Item"))
+    def add(self, *sandboxes: Sandbox) -> None:
+        """Implement the port: one TransactWriteItems over the sandboxes and their accounts."""
+        if len(sandboxes) == 1:
+            (sandbox,) = sandboxes
+            met = self._write_with_account(sandbox, self._put(sandbox))
+            if met is not None:
+                self._settle(None, sandbox, met[0].get("Item"))
+        else:
+            self._write_all(*map(self._put, sandboxes), *map(self._put_account, sandboxes))
+
+    def record_accounts(self, *sandboxes: Sandbox) -> None:
+        """Implement the port: one TransactWriteItems over the accounts."""
+        if len(sandboxes) == 1:
+            self._write_with_account(sandboxes[0])
+        else:
+            self._write_all(*map(self._put_account, sandboxes))
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
-        """Implement the port: a conditional update of what differs."""
+        """Implement the port: a conditional update of what differs, in one transaction with a change of account."""
+        change = self._replace(before, after)
+        if before.account_key != after.account_key:
+            met = self._write_with_account(after, {"Update": change}, self._drop_account(before))
+            if met is not None:
+                self._settle(before, after, met[0].get("Item"))
+            return
         try:
-            self._transport.write("update_item", **self._replace(before, after))
+            self._transport.write("update_item", **change)
         except ConditionFailed as failed:
             self._settle(before, after, failed.answer.get("Item"))
 
     def remove(self, before: Sandbox) -> None:
-        """Implement the port: a conditional delete."""
-        try:
-            self._transport.write(
-                "delete_item",
-                TableName=self._table,
-                Key=sandbox_key(before.sandbox_id),
-                ConditionExpression="attribute_not_exists(PK) OR (status_key = :status AND version = :version)",
-                ExpressionAttributeValues={
-                    ":status": {"S": self._key_of(before.status, before.sandbox_id)},
-                    ":version": {"N": str(before.version)},
-                },
-                ReturnValuesOnConditionCheckFailure="ALL_OLD",
-            )
-        except ConditionFailed as failed:
-            self._settle(before, None, failed.answer.get("Item"))
+        """Implement the port: one TransactWriteItems over the sandbox and its account."""
+        delete = {
+            "TableName": self._table,
+            "Key": sandbox_key(before.sandbox_id),
+            "ConditionExpression": "attribute_not_exists(PK) OR (status_key = :status AND version = :version)",
+            "ExpressionAttributeValues": {
+                ":status": {"S": self._key_of(before.status, before.sandbox_id)},
+                ":version": {"N": str(before.version)},
+            },
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+        failed = self._transact({"Delete": delete}, self._drop_account(before))
+        if failed is not None and not _has_failed(failed[0]):
+            failed = self._transact({"Delete": delete})  # the account's record is another sandbox's, and stays
+        if failed is not None:
+            self._settle(before, None, failed[0].get("Item"))
 
-    def read_all(self) -> Iterator[Sandbox]:
-        """Implement the port: a consistent scan. A record that cannot be read is logged and left out."""
+    def read_all(self) -> Pool:
+        """Implement the port: one consistent scan. A record that cannot be read is logged and left out."""
+        sandboxes: list[Sandbox] = []
+        accounts: dict[str, str] = {}
         for item in self._pages(
             "scan",
             ConsistentRead=True,
-            FilterExpression="SK = :meta",
-            ExpressionAttributeValues={":meta": {"S": "META"}},
+            FilterExpression="SK = :meta OR SK = :account",
+            ExpressionAttributeValues={":meta": {"S": "META"}, ":account": {"S": "ACCOUNT"}},
         ):
-            yield from _readable(item)
+            if (account := account_key_of(item)) is None:
+                sandboxes += _readable(item)
+            else:
+                accounts[account] = item["sandbox_id"]["S"]
+        return Pool(tuple(sandboxes), accounts)
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         """Implement the port: a range query a shard."""
@@ -381,6 +393,88 @@ class DynamoStore:
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         return int(parsedate_to_datetime(date).timestamp()) if date else None
 
+    def _write_with_account(self, sandbox: Sandbox, *writes: Item) -> list[Item] | None:
+        """Make writes and that of a sandbox's account record, or none.
+
+        Returns None if all was written, and else what each of the writes met. Raises `Conflict` if nothing but the
+        account is in the way.
+        """
+        failed = self._transact(self._put_account(sandbox), *writes)
+        if failed is not None and not any(map(_has_failed, failed[1:])):
+            owner_id = failed[0]["Item"]["sandbox_id"]["S"]
+            owner = self.get(owner_id)
+            if owner is not None and owner.account_key == sandbox.account_key:
+                raise Conflict(f"the account of sandbox {sandbox.sandbox_id} is sandbox {owner_id}'s", current=None)
+            # The owner's record went, or changed, by hand or by an earlier release, which knows no accounts' records.
+            take = self._put_account(sandbox, instead_of=owner_id)
+            failed = self._transact(take, *writes, self._unchanged(owner_id, owner))
+            if failed is not None and not any(map(_has_failed, failed[1:-1])):
+                raise Conflict(f"the account of sandbox {sandbox.sandbox_id} has just changed hands", current=None)
+        return failed[1:] if failed else None
+
+    def _write_all(self, *actions: Item) -> None:
+        if self._transact(*actions) is not None:
+            raise Conflict("another writer has written one of several records", current=None)
+
+    def _transact(self, *actions: Item) -> list[Item] | None:
+        """Send a TransactWriteItems; return None if it was applied, and what each item met if a condition failed."""
+        try:
+            self._transport.write(
+                "transact_write_items", ClientRequestToken=new_id(self._rng), TransactItems=list(actions)
+            )
+        except ConditionFailed as failed:
+            reasons: list[Item] = failed.answer["CancellationReasons"]
+            return reasons
+        return None
+
+    def _put(self, sandbox: Sandbox) -> Item:
+        return {
+            "Put": {
+                "TableName": self._table,
+                "Item": encode_sandbox(sandbox, self._shards),
+                "ConditionExpression": "attribute_not_exists(PK)",
+                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            }
+        }
+
+    def _put_account(self, sandbox: Sandbox, *, instead_of: str | None = None) -> Item:
+        return {
+            "Put": {
+                "TableName": self._table,
+                "Item": encode_account(sandbox),
+                "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
+                "ExpressionAttributeValues": {":owner": {"S": instead_of or sandbox.sandbox_id}},
+                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            }
+        }
+
+    def _drop_account(self, sandbox: Sandbox) -> Item:
+        return {
+            "Delete": {
+                "TableName": self._table,
+                "Key": account_item_key(sandbox.account_key),
+                "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
+                "ExpressionAttributeValues": {":owner": {"S": sandbox.sandbox_id}},
+            }
+        }
+
+    def _unchanged(self, sandbox_id: str, known: Sandbox | None) -> Item:
+        """Build what holds only while a sandbox is as it is known, or has no record, and changes nothing."""
+        on = {"TableName": self._table, "Key": sandbox_key(sandbox_id)}
+        if known is None:
+            return {"Delete": {**on, "ConditionExpression": "attribute_not_exists(PK)"}}
+        return {
+            "Update": {
+                **on,
+                "UpdateExpression": "SET sandbox_id = :same",
+                "ConditionExpression": "version = :version",
+                "ExpressionAttributeValues": {
+                    ":same": {"S": sandbox_id},
+                    ":version": {"N": str(known.version)},
+                },
+            }
+        }
+
     def _replace(self, before: Sandbox, after: Sandbox) -> Item:
         changes = {
             item.name: getattr(after, item.name)
@@ -459,6 +553,10 @@ class DynamoStore:
             if "LastEvaluatedKey" not in answer:
                 return
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+
+def _has_failed(reason: Item) -> bool:
+    return bool(reason["Code"] == "ConditionalCheckFailed")
 
 
 def _readable(item: Item) -> Iterator[Sandbox]:

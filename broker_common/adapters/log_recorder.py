@@ -10,11 +10,13 @@ import structlog
 
 from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, UnreadableRecord
 from broker_common.core.events import (
+    AccountRefused,
     AccountSkipped,
     AllocateEnded,
     AllocateOutcome,
     AllocationExpired,
     AllocationReleased,
+    DeleteContradicted,
     DeleteEnded,
     DeleteOutcome,
     ItemFailed,
@@ -26,6 +28,7 @@ from broker_common.core.events import (
     ProviderCalled,
     RateChecked,
     StoreCalled,
+    SyncProgressed,
 )
 from broker_common.core.jobs import Job
 
@@ -48,6 +51,7 @@ _LEVELS_BY_CODE: dict[str | None, int] = {
     StoreUnavailable.code: logging.WARNING,
 }
 _LEVELS: dict[object, int] = {
+    DeleteOutcome.GONE: logging.WARNING,
     DeleteOutcome.WILL_RETRY: logging.WARNING,
     DeleteOutcome.POSTPONED: logging.WARNING,
     DeleteOutcome.GAVE_UP: logging.ERROR,
@@ -62,7 +66,7 @@ class LogRecorder:
     def __init__(self) -> None:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
-    def record(self, event: Event) -> None:  # noqa: C901 - one case an event
+    def record(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case an event
         """Write an event, unless it is one call or request among many, which metrics alone keep."""
         if isinstance(event, StoreCalled | ProviderCalled | RateChecked):
             return
@@ -79,6 +83,23 @@ class LogRecorder:
             case AccountSkipped():
                 self._write(
                     logging.WARNING, "Account skipped: it does not parse", action=_JOB_ACTIONS[Job.SYNC], **details
+                )
+            case AccountRefused():
+                self._write(
+                    logging.ERROR,
+                    "Account refused: another record is in the way",
+                    action=_JOB_ACTIONS[Job.SYNC],
+                    **details,
+                )
+            case DeleteContradicted():
+                self._write(
+                    logging.ERROR, "Account is still listed after a 404", action=_JOB_ACTIONS[Job.SYNC], **details
+                )
+            case SyncProgressed():
+                self._write(
+                    logging.INFO,
+                    f"Sync is at {event.done} of {event.total} sandboxes: {event.change}",
+                    action=_JOB_ACTIONS[Job.SYNC],
                 )
             case ItemFailed():
                 self._write(logging.WARNING, "One item failed, and is left to the next run", **details)

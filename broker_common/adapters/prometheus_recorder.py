@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge, Histogram
 
 from broker_common.core.events import (
+    AccountRefused,
     AllocateEnded,
     AllocateOutcome,
     AllocationExpired,
+    DeleteContradicted,
     DeleteEnded,
     DeleteOutcome,
     JobEnded,
@@ -24,6 +26,7 @@ from broker_common.core.events import (
     ProviderCalled,
     RateChecked,
     RateOutcome,
+    RefusalReason,
     StoreCalled,
 )
 from broker_common.core.jobs import Job
@@ -115,6 +118,24 @@ class PrometheusJobRecorder:
             "Syncs that left the missing alone: too many",
             registry=registry,
         )
+        self._refused = Counter(
+            "broker_sync_accounts_refused_total",
+            "Accounts that syncs saw listed and could not take in, again in each sync",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in RefusalReason:
+            self._refused.labels(reason.value)
+        self._tombstones_listed = Counter(
+            "broker_sync_tombstones_listed_total",
+            "Deleted sandboxes whose account syncs saw listed, again in each sync",
+            registry=registry,
+        )
+        self._contradicted = Counter(
+            "broker_deletions_contradicted_total",
+            "Deletes answered with 404 whose account a later sync saw listed as active",
+            registry=registry,
+        )
         self._deleted = Counter(
             "broker_cleanup_deleted_total", "Sandboxes whose wipe the provider confirmed", registry=registry
         )
@@ -148,7 +169,7 @@ class PrometheusJobRecorder:
             registry=registry,
         )
 
-    def record(self, event: Event) -> None:
+    def record(self, event: Event) -> None:  # noqa: C901 - one case an event
         """Count an event."""
         match event:
             case JobEnded():
@@ -157,6 +178,12 @@ class PrometheusJobRecorder:
                 self._synced.inc(event.synced)
                 self._stale.inc(event.stale)
                 self._braked.inc(event.braked)
+                self._tombstones_listed.inc(event.tombstones_listed)
+            case AccountRefused():
+                self._refused.labels(event.reason.value).inc()
+            case DeleteContradicted():
+                self._contradicted.inc()
+                self._failed.inc()
             case DeleteEnded():
                 if event.outcome is DeleteOutcome.DELETED:
                     self._deleted.inc()

@@ -9,6 +9,7 @@ from broker_common.core.domain import (
     Sandbox,
     Status,
     account_gone,
+    backoff_seconds,
     begin_attempt,
     cancel_attempt,
     confirm_wipe,
@@ -126,7 +127,7 @@ class Cleaner:
                 taken,
                 error=error.message,
                 outcome_unknown=error.outcome_unknown,
-                retry_at=now + self._backoff(taken),
+                retry_at=now + backoff_seconds(taken, jitter=self._rng.uniform(1, 2), policy=self._policy),
                 now=now,
                 policy=self._policy,
             )
@@ -139,7 +140,7 @@ class Cleaner:
         now = self._clock.now()
         if answer is WipeAnswer.GONE:
             gone = account_gone(taken, now=now, policy=self._policy)
-            return self._write(taken, gone, DeleteOutcome.GONE, None)
+            return self._write(taken, gone, DeleteOutcome.GONE, gone.deletion_last_error)
         wiped = confirm_wipe(
             taken,
             accepted_only=answer is WipeAnswer.ACCEPTED,
@@ -148,12 +149,6 @@ class Cleaner:
             policy=self._policy,
         )
         return self._write(taken, wiped, DeleteOutcome.DELETED, None)
-
-    def _backoff(self, sandbox: Sandbox) -> int:
-        """Draw the pause before the next attempt: the base doubled each time, up to twice as long by jitter."""
-        policy = self._policy
-        doubled = policy.deletion_backoff_base_sec * float(2 ** min(sandbox.deletion_retry_count, 30))
-        return round(min(policy.deletion_backoff_max_sec, doubled * self._rng.uniform(1, 2)))
 
     def _write(self, taken: Sandbox, after: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
         """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing."""

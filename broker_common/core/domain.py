@@ -37,7 +37,7 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.PENDING_DELETION: frozenset({Status.AVAILABLE, Status.STALE, Status.DELETED, Status.DELETION_FAILED}),
     Status.STALE: frozenset({Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED}),
     Status.DELETION_FAILED: frozenset({Status.PENDING_DELETION, Status.DELETED}),
-    Status.DELETED: frozenset(),
+    Status.DELETED: frozenset({Status.PENDING_DELETION, Status.DELETION_FAILED}),
 }
 """Every change of status that exists. Removing a record is the only other way out of a status."""
 
@@ -119,6 +119,16 @@ class Account:
     name: str
     sfdc_account_id: str | None = None
 
+    @property
+    def key(self) -> str:
+        """What tells this account from all others."""
+        return account_key(self.external_id)
+
+
+def account_key(external_id: str) -> str:
+    """Return what tells an account from all others: a uuid reads the same in capitals and in small letters."""
+    return external_id.lower()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
@@ -128,6 +138,7 @@ class Sandbox:
     `expires_at`, `track_name` and the fields of its deletion are kept until the sandbox is allocated anew, so that
     its last holder can still be answered. `attempt_id` is set while a delete call may be under way;
     `outcome_unknown` says that some delete call of this lease may still be under way: never answered, or only accepted.
+    `gone_at` says when the provider answered the last delete call with 404, while nothing has contradicted that.
     """
 
     sandbox_id: str
@@ -155,12 +166,18 @@ class Sandbox:
     next_attempt_at: int | None = None
     attempt_id: str | None = None
     outcome_unknown: bool = False
+    gone_at: int | None = None
     stale_since: int | None = None
     last_synced: int | None = None
 
     def __post_init__(self) -> None:
         if self.dirty and self.status is Status.AVAILABLE:
             raise InvalidTransition(f"sandbox {self.sandbox_id} is dirty and must not be available")
+
+    @property
+    def account_key(self) -> str:
+        """What tells its account from all others."""
+        return account_key(self.external_id)
 
     @property
     def answers_to(self) -> str | None:
@@ -335,6 +352,12 @@ def fail_attempt(
     )
 
 
+def backoff_seconds(sandbox: Sandbox, *, jitter: float, policy: Policy) -> int:
+    """Return the pause before the next attempt: the base doubled for each one that failed, times `jitter`."""
+    doubled = policy.deletion_backoff_base_sec * float(2 ** min(sandbox.deletion_retry_count, 30))
+    return round(min(policy.deletion_backoff_max_sec, doubled * jitter))
+
+
 def reject_deletion(sandbox: Sandbox, *, error: str, now: int) -> Sandbox:
     """Put a sandbox aside for a person: the provider will not delete it."""
     _check_attempt(sandbox)
@@ -373,6 +396,7 @@ def confirm_wipe(sandbox: Sandbox, *, accepted_only: bool, order: int, now: int,
         attempt_id=None,
         outcome_unknown=doubtful and status is Status.STALE,
         deletion_last_error=None,
+        gone_at=None,
         stale_since=now if status is Status.STALE else None,
     )
 
@@ -388,12 +412,14 @@ def account_gone(sandbox: Sandbox, *, now: int, policy: Policy) -> Sandbox:
         order=now,
         next_attempt_at=None,
         attempt_id=None,
+        deletion_last_error="the provider answered 404: it does not know the account, so nobody has wiped it",
+        gone_at=now,
         stale_since=None if retired else now,
     )
 
 
 def go_stale(sandbox: Sandbox, *, now: int, last_seen: int | None) -> Sandbox:
-    """Take out of service an available sandbox that the provider no longer lists."""
+    """Take an available sandbox out of service: the provider does not list it as active, or its account is shared."""
     if sandbox.status is not Status.AVAILABLE:
         raise _not_allowed(sandbox, Status.STALE)
     return _move(
@@ -407,7 +433,10 @@ def go_stale(sandbox: Sandbox, *, now: int, last_seen: int | None) -> Sandbox:
 
 
 def restore(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sandbox:
-    """Bring a stale sandbox back that the provider lists again: to the pool, or to be wiped first if dirty."""
+    """Bring a stale sandbox back that the provider lists again: to the pool, or to be wiped first if dirty.
+
+    A dirty one is restored with another account, in place of its own that is gone; see `contradict` for its own.
+    """
     if sandbox.status is not Status.STALE:
         raise _not_allowed(sandbox, Status.AVAILABLE)
     seen = replace(
@@ -416,6 +445,7 @@ def restore(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sand
         external_id=account.external_id,
         sfdc_account_id=account.sfdc_account_id,
         last_synced=now,
+        gone_at=None,
         stale_since=None,
     )
     if not sandbox.dirty:
@@ -429,6 +459,47 @@ def restore(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sand
         deletion_requested_at=sandbox.deletion_requested_at or now,
         deletion_reason=sandbox.deletion_reason or DeletionReason.FOUND_DIRTY,
         deletion_retry_count=0,
+    )
+
+
+def is_thought_gone(sandbox: Sandbox) -> bool:
+    """Tell whether a sandbox is out of service because the provider answered its delete with 404.
+
+    What is stale and dirty always is. A tombstone may be an operator's or a purge's, and stays then.
+    """
+    if sandbox.status is Status.DELETED:
+        return sandbox.dirty and sandbox.gone_at is not None
+    return sandbox.dirty and sandbox.status is Status.STALE
+
+
+def contradict(sandbox: Sandbox, *, retry_at: int, now: int, policy: Policy) -> Sandbox:
+    """Count a delete that was answered with 404 as failed: the provider still lists the account as active.
+
+    Wiped again from `retry_at` on, or set aside for a person when that was the last attempt allowed. A tombstone comes
+    back so, too, if that answer made it.
+    """
+    if not is_thought_gone(sandbox):
+        raise _not_allowed(sandbox, Status.PENDING_DELETION)
+    count = sandbox.deletion_retry_count + 1
+    error = "the provider answered 404 to the last delete, but still lists the account as active"
+    seen = replace(sandbox, deletion_retry_count=count, gone_at=None, stale_since=None, last_synced=now)
+    if count >= policy.deletion_max_attempts:
+        return _move(
+            seen,
+            Status.DELETION_FAILED,
+            now=now,
+            order=now,
+            deletion_last_error=f"{error}; attempts: {count}",
+        )
+    return _move(
+        seen,
+        Status.PENDING_DELETION,
+        now=now,
+        order=retry_at,
+        next_attempt_at=retry_at,
+        deletion_requested_at=sandbox.deletion_requested_at or now,
+        deletion_reason=sandbox.deletion_reason or DeletionReason.FOUND_DIRTY,
+        deletion_last_error=error,
     )
 
 
@@ -454,6 +525,7 @@ def quarantine(sandbox: Sandbox, *, reason: str, now: int) -> Sandbox:
         order=now,
         deletion_reason=DeletionReason.QUARANTINED,
         deletion_last_error=reason,
+        gone_at=None,
         stale_since=None,
     )
 
@@ -483,7 +555,7 @@ def bury(sandbox: Sandbox, *, now: int, policy: Policy) -> Sandbox | None:
         raise _not_allowed(sandbox, Status.DELETED)
     if not sandbox.dirty and policy.recycle is not RecyclePolicy.RETIRE:
         return None
-    return _move(sandbox, Status.DELETED, now=now, order=now, stale_since=None)
+    return _move(sandbox, Status.DELETED, now=now, order=now, gone_at=None, stale_since=None)
 
 
 def _check_attempt(sandbox: Sandbox) -> None:

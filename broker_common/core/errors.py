@@ -216,3 +216,9 @@ class SyncBraked(BrokerError):
     """Too many records are missing from the provider's list to believe it."""
 
     code = "SYNC_BRAKED"
+
+
+class ListNotWhole(BrokerError):
+    """The provider's list may lack accounts, so nothing could be concluded from what is missing in it."""
+
+    code = "LIST_NOT_WHOLE"

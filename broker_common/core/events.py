@@ -91,6 +91,17 @@ class JobOutcome(StrEnum):
     SKIPPED = "skipped"
 
 
+class RefusalReason(StrEnum):
+    """Why a sync did not take in an account that is listed as active."""
+
+    ID_TAKEN = "id_taken"
+    """Its `id` is the account of another sandbox's record."""
+    ID_CHANGED = "id_changed"
+    """Its sandbox's record has another account, and must keep it for now."""
+    AMBIGUOUS = "ambiguous"
+    """It shares `id` or `csp_id` with another entry of the list, or is listed in two states."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocateEnded:
     """A track asked for a sandbox and was answered. `conflicts` counts the candidates that others had taken.
@@ -147,6 +158,40 @@ class AccountSkipped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccountRefused:
+    """A sync did not take in an account that the provider lists as active.
+
+    `sandbox_id` is what the list says, `held_by` the sandbox whose record stands in the way.
+    """
+
+    reason: RefusalReason
+    sandbox_id: str
+    held_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteContradicted:
+    """The provider answered a delete with 404, and lists the account as active: it goes back to be wiped.
+
+    `attempts` counts this one; at the limit a person must look.
+    """
+
+    sandbox_id: str
+    attempts: int
+    lease_id: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncProgressed:
+    """A sync that has much to write is so far with it."""
+
+    change: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemFailed:
     """One item of a job failed; the run went on, and the next one will try it again."""
 
@@ -157,10 +202,14 @@ class ItemFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSynced:
-    """A sync wrote these changes; `braked` if it left the missing ones alone."""
+    """A sync wrote these changes; `braked` if it left the missing ones alone because they are too many.
+
+    `tombstones_listed`: how many sandboxes are deleted here and still listed by the provider.
+    """
 
     synced: int
     stale: int
+    tombstones_listed: int = 0
     braked: bool = False
 
 
@@ -216,6 +265,9 @@ Event = (
     | AllocationReleased
     | AllocationExpired
     | AccountSkipped
+    | AccountRefused
+    | DeleteContradicted
+    | SyncProgressed
     | ItemFailed
     | PoolSynced
     | DeleteEnded

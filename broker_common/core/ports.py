@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from broker_common.core.domain import account_key
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
@@ -110,8 +112,27 @@ class Pauses:
     expire: bool = False
 
 
+ADD_AT_ONCE = 25
+"""How many sandboxes one call of `SandboxStore.add` or `record_accounts` takes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Every sandbox, tombstones included, in no order; and the ids of the sandboxes that account records name.
+
+    `accounts` has an entry for each account that is recorded, under its `account_key`.
+    """
+
+    sandboxes: tuple[Sandbox, ...]
+    accounts: Mapping[str, str]
+
+
 class SandboxStore(Protocol):
-    """Sandboxes and claims.
+    """Sandboxes, claims, and for each account the record of the one sandbox that has it.
+
+    No write gives an account to a sandbox while another sandbox's record has it (`account_key` tells them apart); such
+    a write raises `Conflict`. A record of an account that names a sandbox that is gone, or has another account now,
+    keeps nobody out.
 
     Single reads (`get`, `get_claim`, `read_claims`, `read_all`, `read_watermark`, `read_pauses`) see every write that
     was answered before they began. What goes through the index (`read_available`, `read_due`, `list_sandboxes`,
@@ -157,8 +178,18 @@ class SandboxStore(Protocol):
         is that lease's, and its absence does not matter. Raises `Conflict` otherwise.
         """
 
-    def add(self, sandbox: Sandbox) -> None:
-        """Write a sandbox that has no record yet, tombstones included; raises `Conflict` if it has one."""
+    def add(self, *sandboxes: Sandbox) -> None:
+        """Write sandboxes that have no record yet, tombstones included, and their accounts' records: all or nothing.
+
+        Takes up to `ADD_AT_ONCE`. Raises `Conflict` if one of them has a record, or its account has another sandbox;
+        the conflict shows the record only where one sandbox was to be added.
+        """
+
+    def record_accounts(self, *sandboxes: Sandbox) -> None:
+        """Write the accounts' records of sandboxes that exist: all or nothing.
+
+        Takes up to `ADD_AT_ONCE`. Raises `Conflict` if another sandbox has one of the accounts.
+        """
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
         """Replace `before` by `after`; raises `Conflict` unless the record has `before`'s status and version.
@@ -167,10 +198,13 @@ class SandboxStore(Protocol):
         """
 
     def remove(self, before: Sandbox) -> None:
-        """Delete a record; raises `Conflict` unless it has `before`'s status and version. Absence is success."""
+        """Delete a record, and its account's; raises `Conflict` unless it has `before`'s status and version.
 
-    def read_all(self) -> Iterator[Sandbox]:
-        """Read every sandbox, tombstones included, in no order."""
+        Absence is success.
+        """
+
+    def read_all(self) -> Pool:
+        """Read every sandbox and every account's record."""
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         """Read the ids of sandboxes in a status whose `status_order` is at most `until`; reads only those."""
@@ -209,18 +243,49 @@ class SandboxStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SkippedAccount:
-    """An entry of the provider's list that does not parse; `sandbox_id` if at least that could be read."""
+    """An entry of the provider's list that does not parse, and as much of its ids as could be read."""
 
     reason: str
     sandbox_id: str | None = None
+    external_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InactiveAccount:
+    """An entry of the provider's list that is no active sandbox, with those of its ids that it states."""
+
+    sandbox_id: str | None
+    external_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AccountListing:
-    """The provider's active sandbox accounts, all pages, each id once."""
+    """What the provider lists, all pages.
+
+    `accounts` are the active sandbox accounts, each id and each account once. `ambiguous` are those that share one of
+    both with another entry, which says something else: nothing may be concluded from them. `doubt` says why the list
+    may lack accounts; it is None if the list is known to be whole, so that what is not in it is absent.
+    """
 
     accounts: tuple[Account, ...]
     skipped: tuple[SkippedAccount, ...] = ()
+    inactive: tuple[InactiveAccount, ...] = ()
+    ambiguous: tuple[Account, ...] = ()
+    doubt: str | None = None
+
+    @property
+    def _entries(self) -> tuple[Account | SkippedAccount | InactiveAccount, ...]:
+        return (*self.accounts, *self.skipped, *self.inactive, *self.ambiguous)
+
+    @property
+    def sandbox_ids(self) -> frozenset[str]:
+        """Every sandbox id that an entry states, of whatever state and type."""
+        return frozenset(entry.sandbox_id for entry in self._entries if entry.sandbox_id is not None)
+
+    @property
+    def account_keys(self) -> frozenset[str]:
+        """The `account_key` of every account that an entry states, of whatever state and type."""
+        return frozenset(account_key(entry.external_id) for entry in self._entries if entry.external_id is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +334,10 @@ class Provider(Protocol):
     """The provider's account API. Each call is made at most once; whoever calls decides about a retry."""
 
     def list_accounts(self) -> AccountListing:
-        """List the active sandbox accounts.
+        """List the accounts.
 
-        Raises `ListingUnusable` if the answer is empty, truncated or does not parse; `ProviderMisconfigured`,
+        Raises `ListingUnusable` if an answer is cut short or does not parse, or no active sandbox account is listed;
+        `ProviderMisconfigured`,
         `ProviderRejected`, `ProviderFailing`, `ProviderBusy`, `ProviderCircuitOpen`, `ProviderSlotsUnavailable`.
         """
 

@@ -61,7 +61,8 @@ class CleanupTally:
             error = self.errors.get(DeleteOutcome.POSTPONED, "every delete was postponed")
         return Conclusion(
             state=JobState.SUCCEEDED if error is None else JobState.FAILED,
-            message=f"Deleted {counts[DeleteOutcome.DELETED]} sandboxes, {failed} failed",
+            message=f"Deleted {counts[DeleteOutcome.DELETED]} sandboxes, {failed} failed"
+            + (f", {gone} unknown to the provider" if (gone := counts[DeleteOutcome.GONE]) else ""),
             result={outcome.value: count for outcome, count in counts.items()}
             | {"failed": failed}
             | ({"partial": True} if partial else {}),

@@ -2,12 +2,15 @@
 
 The pool is read before the provider is asked, and every write holds only for the version that was read: whatever
 happens meanwhile wins, and the next sync sees it.
+
+A clean record is known by the provider's label (`csp_id`, our sandbox id); a dirty one by its account, because that is
+what has to be wiped.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,24 +20,46 @@ from broker_common.core.domain import (
     Account,
     Sandbox,
     Status,
+    backoff_seconds,
     bury,
+    contradict,
     describe,
     go_stale,
+    is_thought_gone,
     new_sandbox,
     restore,
 )
-from broker_common.core.errors import BrokerError, Conflict, SyncBraked
-from broker_common.core.events import AccountSkipped, ItemFailed, PoolSynced
+from broker_common.core.errors import BrokerError, Conflict, ListNotWhole, SyncBraked
+from broker_common.core.events import (
+    AccountRefused,
+    AccountSkipped,
+    DeleteContradicted,
+    ItemFailed,
+    PoolSynced,
+    RefusalReason,
+    SyncProgressed,
+)
 from broker_common.core.jobs import Job
 from broker_common.core.parallel import for_each
-from broker_common.core.ports import Watermark
+from broker_common.core.ports import ADD_AT_ONCE, Watermark
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from random import Random
 
     from broker_common.core.domain import Policy
-    from broker_common.core.ports import Clock, Provider, Recorder, SandboxStore
+    from broker_common.core.events import Event
+    from broker_common.core.ports import (
+        AccountListing,
+        Clock,
+        Pool,
+        Provider,
+        Recorder,
+        SandboxStore,
+    )
+
+_PROGRESS_STEP = 5000
+"""A line of the log says after so many new sandboxes how far a long run has come."""
 
 
 class _Change(StrEnum):
@@ -43,32 +68,43 @@ class _Change(StrEnum):
     ADDED = "added"
     UPDATED = "updated"
     RESTORED = "restored"
+    CONTRADICTED = "contradicted"
     STALE = "stale"
     REMOVED = "removed"
+    ACCOUNT_RECORDED = "account recorded"
     OVERTAKEN = "overtaken"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """A write that a sync has to make."""
+    """A write that a sync has to make, and what is to be said of it once it is made."""
 
     sandbox_id: str
     change: _Change
     make: Callable[[], None]
+    event: Event | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncResult:
-    """What one run saw and did. `missing` and `judged` are what the brake weighed."""
+    """What one run saw and did.
+
+    `refused`: accounts that were listed and could not be taken in. `contradicted`: deletes that the provider answered
+    with 404 though it still lists the account. `tombstones_listed`: deleted sandboxes whose account it still lists.
+    `missing` and `judged` are what the brake weighed.
+    """
 
     synced: int
     added: int
     updated: int
     restored: int
+    contradicted: int
     stale: int
     removed: int
     skipped: int
+    refused: int
+    tombstones_listed: int
     overtaken: int
     failed: int
     missing: int
@@ -78,6 +114,88 @@ class SyncResult:
     def message(self) -> str:
         """The run in one sentence."""
         return f"Synced {self.synced} sandboxes, marked {self.stale} as stale"
+
+
+class _Survey:
+    """What a list says of the pool: which entry speaks of which record, what is new, and what is refused.
+
+    An account belongs to one record. An entry is refused whose account another record has, or whose record must keep
+    the account that it has: one that is held, waits to be wiped, or is dirty.
+    """
+
+    def __init__(self, pool: Pool, listing: AccountListing) -> None:
+        self._is_whole = listing.doubt is None
+        self._records = {record.sandbox_id: record for record in pool.sandboxes}
+        self._holders: dict[str, list[str]] = defaultdict(list)
+        for record in pool.sandboxes:
+            self._holders[record.account_key].append(record.sandbox_id)
+        self._active_accounts = {account.key for account in listing.accounts}
+        undecided = replace(listing, accounts=(), inactive=())
+        self._undecided = undecided.sandbox_ids
+        self._ids, self._accounts = listing.sandbox_ids, listing.account_keys
+        self._entries: dict[str, Account] = {}
+        self.new: list[Account] = []
+        self.refused: list[AccountRefused] = [
+            AccountRefused(reason=RefusalReason.AMBIGUOUS, sandbox_id=account.sandbox_id)
+            for account in listing.ambiguous
+        ]
+        for account in listing.accounts:
+            self._take(account)
+        self.without_account_record = [
+            self._records[holders[0]] for key, holders in self._holders.items() if pool.accounts.get(key) not in holders
+        ]
+
+    def entry_of(self, record: Sandbox) -> Account | None:
+        """Return the active entry that a record may follow."""
+        return self._entries.get(record.sandbox_id)
+
+    def has_active_account(self, record: Sandbox) -> bool:
+        """Tell whether a record's account is listed as active, under whatever id, and is no other record's, too."""
+        return record.account_key in self._active_accounts and not self.is_shared(record)
+
+    def is_shared(self, record: Sandbox) -> bool:
+        """Tell whether another record has the same account, as earlier releases could add it."""
+        return len(self._holders[record.account_key]) > 1
+
+    def is_listed(self, record: Sandbox) -> bool:
+        """Tell whether any entry has a record's id or account, active or not."""
+        return record.sandbox_id in self._ids or record.account_key in self._accounts
+
+    def count_listed(self, status: Status) -> int:
+        """Count the records of a status that are listed."""
+        return sum(record.status is status and self.is_listed(record) for record in self._records.values())
+
+    def misses(self, record: Sandbox) -> bool:
+        """Tell whether a record is to be taken out of service, or removed, if the list is to be believed.
+
+        Out of service goes what is not listed as active, and nothing is forgotten that is listed at all.
+        """
+        if record.status is Status.AVAILABLE:
+            return record.sandbox_id not in self._entries and record.sandbox_id not in self._undecided
+        return record.status in {Status.DELETION_FAILED, Status.DELETED} and not self.is_listed(record)
+
+    def _take(self, account: Account) -> None:
+        """Find the record that an active entry speaks of, or refuse it."""
+        record = self._records.get(account.sandbox_id)
+        others = [each for each in self._holders.get(account.key, ()) if each != account.sandbox_id]
+        if others:
+            self._refuse(account, RefusalReason.ID_TAKEN, held_by=others[0])
+        elif record is None:
+            self.new.append(account)
+        elif record.account_key == account.key or self._may_change_account(record):
+            self._entries[record.sandbox_id] = account
+        else:
+            self._refuse(account, RefusalReason.ID_CHANGED, held_by=record.sandbox_id)
+
+    def _may_change_account(self, record: Sandbox) -> bool:
+        if record.dirty:
+            # Stale and dirty: its account answered 404. If it is not listed either, it is gone: what is listed in its
+            # place is wiped before anybody gets it.
+            return record.status is Status.STALE and self._is_whole and record.account_key not in self._accounts
+        return record.status in {Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED}
+
+    def _refuse(self, account: Account, reason: RefusalReason, *, held_by: str) -> None:
+        self.refused.append(AccountRefused(reason=reason, sandbox_id=account.sandbox_id, held_by=held_by))
 
 
 class Syncer:
@@ -103,80 +221,89 @@ class Syncer:
         self._threads = threads
 
     def run(self, *, force: bool = False) -> SyncResult:
-        """Add, describe anew, restore, mark stale and remove, as the provider's list says.
+        """Add, describe again, restore, mark stale and remove, as the provider's list says.
 
-        Never touches a sandbox that is allocated or waits to be wiped. Raises `SyncBraked` when too many records are
-        missing from the list and `force` is false (what was added and updated stays), and `ProviderError` when there is
-        no usable list; that changes nothing.
+        Never touches a sandbox that is allocated or waits to be wiped. Raises `ListNotWhole` when the list may lack
+        accounts, and `SyncBraked` when too many records are missing from it and `force` is false: then nothing was
+        marked stale for its absence or removed, and what was added and updated stays. Raises `ProviderError` when there
+        is no usable list; that changes nothing.
         """
-        records = {sandbox.sandbox_id: sandbox for sandbox in self._store.read_all()}
+        pool = self._store.read_all()
         watermark = self._store.read_watermark()
         listing = self._provider.list_accounts()
+        now = self._clock.now()
+        survey = _Survey(pool, listing)
         for skipped in listing.skipped:
             self._recorder.record(AccountSkipped(reason=skipped.reason, sandbox_id=skipped.sandbox_id))
-        now = self._clock.now()
-        listed = {account.sandbox_id for account in listing.accounts}
-        unreadable = {skipped.sandbox_id for skipped in listing.skipped}
-        missing = [
-            record
-            for record in records.values()
-            if record.sandbox_id not in listed and record.sandbox_id not in unreadable
-        ]
-        judged, lost = self._weigh(records, missing)
-        braked = not force and self._is_braked(judged=judged, missing=lost)
+        for refused in survey.refused:
+            self._recorder.record(refused)
+        missed = [record for record in pool.sandboxes if survey.misses(record)]
+        judged, lost = sum(map(_weighs, pool.sandboxes)), sum(map(_weighs, missed))
+        braked = listing.doubt is None and not force and self._is_braked(judged=judged, missing=lost)
         # Most of a pool is as it should be: threads are for what has to be written.
-        writes = [self._see(account, records.get(account.sandbox_id), now) for account in listing.accounts]
-        if not braked:
-            complete = not any(skipped.sandbox_id is None for skipped in listing.skipped)
+        writes = [self._see(record, survey, now) for record in pool.sandboxes]
+        if listing.doubt is None and not braked:
             seen_at = watermark.synced_at if watermark else None
-            writes += [self._miss(record, now, seen_at, complete=complete) for record in missing]
-        changes = Counter(for_each(self._carry_out, filter(None, writes), threads=self._threads))
+            writes += [self._miss(record, now, seen_at) for record in missed]
+        new = [self._make(account, now) for account in survey.new]
+        changes = self._in_batches(_Change.ACCOUNT_RECORDED, self._store.record_accounts, survey.without_account_record)
+        changes += Counter(for_each(self._carry_out, filter(None, writes), threads=self._threads))
+        changes += self._in_batches(_Change.ADDED, self._store.add, new)
         result = SyncResult(
             synced=len(listing.accounts),
             added=changes[_Change.ADDED],
             updated=changes[_Change.UPDATED],
             restored=changes[_Change.RESTORED],
+            contradicted=changes[_Change.CONTRADICTED],
             stale=changes[_Change.STALE],
             removed=changes[_Change.REMOVED],
             skipped=len(listing.skipped),
+            refused=len(survey.refused),
+            tombstones_listed=survey.count_listed(Status.DELETED),
             overtaken=changes[_Change.OVERTAKEN],
             failed=changes[_Change.FAILED],
             missing=lost,
             judged=judged,
         )
-        self._recorder.record(PoolSynced(synced=result.synced, stale=result.stale, braked=braked))
+        self._recorder.record(
+            PoolSynced(
+                synced=result.synced,
+                stale=result.stale,
+                tombstones_listed=result.tombstones_listed,
+                braked=braked,
+            )
+        )
+        if listing.doubt is not None:
+            raise ListNotWhole(
+                f"the provider's list may lack accounts, because {listing.doubt}: what it has was added and updated;"
+                " nothing was marked stale or removed"
+            )
         if braked:
             raise SyncBraked(
-                f"{lost} of {judged} sandboxes are missing from the provider's list, more than"
+                f"{lost} of {judged} sandboxes are missing from the provider's list, or not active in it, more than"
                 f" {self._policy.stale_brake_percent} %: nothing was marked stale or removed;"
                 " if the list is right, run the sync with force"
             )
         self._store.write_watermark(Watermark(synced_at=now, accounts=len(listing.accounts)))
         return result
 
-    def _weigh(self, records: dict[str, Sandbox], missing: list[Sandbox]) -> tuple[int, int]:
-        """Count the records that a sync would take out of service or forget if missing, and those that are.
-
-        A dirty tombstone counts: forgotten on a list that was cut short, its sandbox would come back as new and clean.
-        A clean one does not: its account is expected to go, and would wear the brake out under `retire`.
-        """
-
-        def counts(record: Sandbox) -> bool:
-            in_service = record.status in {Status.AVAILABLE, Status.DELETION_FAILED}
-            return in_service or (record.status is Status.DELETED and record.dirty)
-
-        return sum(map(counts, records.values())), sum(map(counts, missing))
-
     def _is_braked(self, *, judged: int, missing: int) -> bool:
         policy = self._policy
         return missing >= policy.stale_brake_min and missing * 100 > policy.stale_brake_percent * judged
 
-    def _see(self, account: Account, record: Sandbox | None, now: int) -> _Write | None:
-        """Decide about an account that the provider lists."""
-        if record is None:
-            # Milliseconds: a record that is removed and added again never takes a version that was there before.
-            new = new_sandbox(account, order=self._order(), now=now, version=now * 1000)
-            return _Write(account.sandbox_id, _Change.ADDED, partial(self._store.add, new))
+    def _make(self, account: Account, now: int) -> Sandbox:
+        # Milliseconds: a record that is removed and added again never takes a version that was there before.
+        return new_sandbox(account, order=self._order(), now=now, version=now * 1000)
+
+    def _see(self, record: Sandbox, survey: _Survey, now: int) -> _Write | None:
+        """Decide about a record by the entry that speaks of it, if there is one."""
+        if record.status is Status.AVAILABLE and survey.is_shared(record):
+            return self._put(_Change.STALE, record, go_stale(record, now=now, last_seen=None))
+        if is_thought_gone(record) and survey.has_active_account(record):
+            return self._contradict(record, now)
+        account = survey.entry_of(record)
+        if account is None:
+            return None
         if record.status is Status.STALE:
             return self._put(_Change.RESTORED, record, restore(record, account, order=self._order(), now=now))
         if record.status in {Status.AVAILABLE, Status.DELETION_FAILED}:
@@ -184,26 +311,62 @@ class Syncer:
             return None if described is record else self._put(_Change.UPDATED, record, described)
         return None
 
-    def _miss(self, record: Sandbox, now: int, seen_at: int | None, *, complete: bool) -> _Write | None:
-        """Decide about a record that the provider does not list.
+    def _contradict(self, record: Sandbox, now: int) -> _Write:
+        """Plan to send a sandbox back to be wiped whose delete was answered with 404."""
+        retry_at = now + backoff_seconds(record, jitter=self._rng.uniform(1, 2), policy=self._policy)
+        after = contradict(record, retry_at=retry_at, now=now, policy=self._policy)
+        event = DeleteContradicted(
+            sandbox_id=record.sandbox_id,
+            lease_id=record.last_lease_id,
+            attempts=after.deletion_retry_count,
+            error=after.deletion_last_error,
+        )
+        return self._put(_Change.CONTRADICTED, record, after, event=event)
 
-        `complete`: every entry of the list could at least be told apart; else a record is not removed for its absence.
-        """
+    def _miss(self, record: Sandbox, now: int, seen_at: int | None) -> _Write:
+        """Decide about a record that the list, which is to be believed, does not name as it should."""
         if record.status is Status.AVAILABLE:
             return self._put(_Change.STALE, record, go_stale(record, now=now, last_seen=seen_at))
-        if record.status is Status.DELETION_FAILED and complete:
+        if record.status is Status.DELETION_FAILED:
             return self._put(_Change.REMOVED, record, bury(record, now=now, policy=self._policy))
-        if record.status is Status.DELETED and complete:
-            return self._put(_Change.REMOVED, record, None)
-        return None
+        return self._put(_Change.REMOVED, record, None)
 
-    def _put(self, change: _Change, before: Sandbox, after: Sandbox | None) -> _Write:
+    def _put(self, change: _Change, before: Sandbox, after: Sandbox | None, *, event: Event | None = None) -> _Write:
         """Plan to put `after` in the place of a record, or nothing."""
         make = partial(self._store.remove, before) if after is None else partial(self._store.update, before, after)
-        return _Write(before.sandbox_id, change, make)
+        return _Write(before.sandbox_id, change, make, event)
 
     def _order(self) -> int:
         return self._rng.randrange(ORDER_LIMIT)
+
+    def _in_batches(
+        self, change: _Change, write: Callable[..., None], sandboxes: Sequence[Sandbox]
+    ) -> Counter[_Change]:
+        """Make the same write for many sandboxes, several with one call, and say now and then how far that is."""
+        changes: Counter[_Change] = Counter()
+        for done in range(0, len(sandboxes), _PROGRESS_STEP):
+            part = sandboxes[done : done + _PROGRESS_STEP]
+            batches = [part[first : first + ADD_AT_ONCE] for first in range(0, len(part), ADD_AT_ONCE)]
+            for counted in for_each(partial(self._write_batch, change, write), batches, threads=self._threads):
+                changes += counted
+            if len(sandboxes) > _PROGRESS_STEP:
+                self._recorder.record(SyncProgressed(change=change.value, done=done + len(part), total=len(sandboxes)))
+        return changes
+
+    def _write_batch(self, change: _Change, write: Callable[..., None], batch: Sequence[Sandbox]) -> Counter[_Change]:
+        if len(batch) > 1:
+            try:
+                write(*batch)
+            except Conflict:
+                pass  # one of them keeps the others out: each by itself
+            except BrokerError as error:
+                for sandbox in batch:
+                    self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=sandbox.sandbox_id, error=error.message))
+                return Counter({_Change.FAILED: len(batch)})
+            else:
+                return Counter({change: len(batch)})
+        singles = [_Write(sandbox.sandbox_id, change, partial(write, sandbox)) for sandbox in batch]
+        return Counter(map(self._carry_out, singles))
 
     def _carry_out(self, write: _Write) -> _Change:
         try:
@@ -213,4 +376,16 @@ class Syncer:
         except BrokerError as error:
             self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=write.sandbox_id, error=error.message))
             return _Change.FAILED
+        if write.event is not None:
+            self._recorder.record(write.event)
         return write.change
+
+
+def _weighs(record: Sandbox) -> bool:
+    """Tell whether a record counts for the brake: a sync takes it out of service or forgets it when it is missing.
+
+    A dirty tombstone counts: forgotten on a list that was cut short, its sandbox would come back as new and clean.
+    A clean one does not: its account is expected to go, and would wear the brake out under `retire`.
+    """
+    in_service = record.status in {Status.AVAILABLE, Status.DELETION_FAILED}
+    return in_service or (record.status is Status.DELETED and record.dirty)

@@ -64,6 +64,8 @@ class Switches:
     """Whether a dropped delete was applied: `before` says no, `after` says yes."""
     truncated_list: bool = False
     empty_list: bool = False
+    shuffled_list: bool = False
+    """Each answer, and so each page, has the accounts in another order."""
     malformed_account: bool = False
     delete_answer: int = 200
     unauthorized: bool = False
@@ -234,6 +236,8 @@ class ProviderApi:
                 return refusal
             with world.lock:
                 switches, accounts = world.switches, list(world.accounts.values())
+                if switches.shuffled_list:
+                    world.rng.shuffle(accounts)
                 failing, dropped = world.use_up("fail_next_lists"), world.use_up("drop_next_lists")
             if dropped:
                 return drop_connection()

@@ -18,12 +18,14 @@ from broker_common.core import domain
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.errors import Conflict, InvalidInput
 from broker_common.core.ports import (
+    ADD_AT_ONCE,
     AllocateAnswer,
     Allocated,
     CandidateGone,
     ClaimHeld,
     Contended,
     Pauses,
+    Pool,
     RingPosition,
     Watermark,
 )
@@ -79,6 +81,7 @@ def sandboxes(draw: st.DrawFn) -> Sandbox:
         next_attempt_at=draw(st.none() | TIMES),
         attempt_id=draw(st.none() | PRINTABLE),
         outcome_unknown=draw(st.booleans()),
+        gone_at=draw(st.none() | TIMES),
         stale_since=draw(st.none() | TIMES),
         last_synced=draw(st.none() | TIMES),
     )
@@ -123,7 +126,7 @@ class StoreContract:
         assert [type(getattr(found, each.name)) for each in fields(Sandbox)] == [
             type(getattr(sandbox, each.name)) for each in fields(Sandbox)
         ]
-        assert list(store.read_all()) == [sandbox]
+        assert store.read_all().sandboxes == (sandbox,)
         store.remove(sandbox)
         assert store.get(sandbox.sandbox_id) is None
 
@@ -159,7 +162,7 @@ class StoreContract:
     def test_adding_the_same_again_succeeds(self, store: SandboxStore) -> None:
         store.add(make_sandbox())
         store.add(make_sandbox())
-        assert list(store.read_all()) == [make_sandbox()]
+        assert store.read_all().sandboxes == (make_sandbox(),)
 
     def test_an_update_on_another_version_is_a_conflict_that_shows_the_record(self, store: SandboxStore) -> None:
         sandbox = make_sandbox(version=3)
@@ -234,9 +237,111 @@ class StoreContract:
         held, _ = take(store, free)
         store.write_watermark(Watermark(START, 1))
         store.set_pauses({"sync": False})
-        assert {each.sandbox_id: each for each in store.read_all()} == {
+        assert {each.sandbox_id: each for each in store.read_all().sandboxes} == {
             each.sandbox_id: each for each in [*records, held]
         }
+
+    # -- accounts
+
+    def test_an_account_has_one_sandbox_however_its_id_is_spelt(self, store: SandboxStore) -> None:
+        store.add(make_sandbox("first", external_id="uuid-0a"))
+        for external_id in ("uuid-0a", "UUID-0A"):
+            with pytest.raises(Conflict) as conflict:
+                store.add(make_sandbox("second", external_id=external_id))
+            assert conflict.value.current is None
+        assert store.get("second") is None
+        assert store.read_all().accounts == {"uuid-0a": "first"}
+
+    def test_several_sandboxes_are_added_at_once_with_their_accounts(self, store: SandboxStore) -> None:
+        many = [make_sandbox(f"sbx-{number}") for number in range(ADD_AT_ONCE)]
+        store.add(*many)
+        pool = store.read_all()
+        assert sorted(pool.sandboxes, key=_by_id) == sorted(many, key=_by_id)
+        assert pool.accounts == {f"uuid-sbx-{number}": f"sbx-{number}" for number in range(ADD_AT_ONCE)}
+        assert len(walk_ring(store, limit=100)) == ADD_AT_ONCE
+
+    @pytest.mark.parametrize(
+        "held", [make_sandbox("b"), make_sandbox("x", external_id="uuid-b")], ids=["id", "account"]
+    )
+    def test_several_sandboxes_are_all_added_or_none(self, store: SandboxStore, held: Sandbox) -> None:
+        store.add(held)
+        with pytest.raises(Conflict):
+            store.add(make_sandbox("a"), make_sandbox("b", version=9), make_sandbox("c"))
+        assert store.read_all() == Pool((held,), {"uuid-b": held.sandbox_id})
+
+    def test_a_change_of_account_takes_the_account_and_leaves_the_other(self, store: SandboxStore) -> None:
+        before = make_sandbox(external_id="uuid-0a")
+        after = replace(before, external_id="uuid-0b", version=2)
+        store.add(before)
+        store.update(before, after)
+        store.update(before, after)
+        assert store.read_all() == Pool((after,), {"uuid-0b": after.sandbox_id})
+        with pytest.raises(Conflict) as conflict:
+            store.update(before, replace(before, external_id="uuid-0c", version=2))
+        assert conflict.value.current == after
+        assert store.read_all() == Pool((after,), {"uuid-0b": after.sandbox_id})
+
+    def test_another_spelling_of_its_account_keeps_a_sandbox_its_account(self, store: SandboxStore) -> None:
+        before = make_sandbox(external_id="uuid-0a")
+        after = replace(before, external_id="UUID-0A", version=2)
+        store.add(before)
+        store.update(before, after)
+        assert store.read_all() == Pool((after,), {"uuid-0a": after.sandbox_id})
+
+    def test_a_change_to_the_account_of_another_sandbox_is_a_conflict(self, store: SandboxStore) -> None:
+        first, second = make_sandbox("first"), make_sandbox("second")
+        store.add(first, second)
+        with pytest.raises(Conflict):
+            store.update(second, replace(second, external_id=first.external_id, version=2))
+        assert store.get("second") == second
+        assert store.read_all().accounts == {"uuid-first": "first", "uuid-second": "second"}
+
+    def test_a_removed_sandbox_leaves_its_account_to_others(self, store: SandboxStore) -> None:
+        first = make_sandbox("first", external_id="uuid-0a")
+        second = make_sandbox("second", external_id="uuid-0a")
+        store.add(first)
+        store.remove(first)
+        assert store.read_all() == Pool((), {})
+        store.add(second)
+        assert store.read_all() == Pool((second,), {"uuid-0a": "second"})
+
+    def test_an_account_is_recorded_once_and_never_for_a_second_sandbox(self, store: SandboxStore) -> None:
+        first, second = make_sandbox("first"), make_sandbox("second")
+        store.add(first, second)
+        store.record_accounts(first)
+        store.record_accounts(first, second)
+        twin = replace(second, external_id=first.external_id)
+        for wanted in ([twin], [second, twin]):
+            with pytest.raises(Conflict):
+                store.record_accounts(*wanted)
+        assert store.read_all().accounts == {"uuid-first": "first", "uuid-second": "second"}
+
+    def test_the_record_of_an_account_whose_sandbox_is_gone_or_has_another_keeps_nobody_out(
+        self, store: SandboxStore
+    ) -> None:
+        moved = make_sandbox("moved")
+        store.add(moved)
+        store.record_accounts(make_sandbox("ghost", external_id="uuid-0a"))
+        store.record_accounts(make_sandbox("ghost", external_id="uuid-0c"))
+        store.record_accounts(replace(moved, external_id="uuid-0b"))
+        first, second = make_sandbox("first", external_id="uuid-0a"), make_sandbox("second", external_id="uuid-0b")
+        add_all(store, first, second)
+        store.record_accounts(replace(moved, external_id="uuid-0c"))
+        assert store.read_all().accounts == {
+            "uuid-0a": "first",
+            "uuid-0b": "second",
+            "uuid-0c": "moved",
+            "uuid-moved": "moved",
+        }
+
+    def test_a_sandbox_is_removed_though_another_has_its_account(self, store: SandboxStore) -> None:
+        store.record_accounts(make_sandbox("other", external_id="uuid-0a"))
+        sandbox = make_sandbox(external_id="uuid-0b")
+        store.add(sandbox)
+        store.record_accounts(make_sandbox("other", external_id="uuid-0d"))
+        store.remove(replace(sandbox, external_id="uuid-0d"))
+        assert store.read_all().sandboxes == ()
+        assert store.read_all().accounts["uuid-0d"] == "other"
 
     # -- the ring
 
@@ -656,6 +761,22 @@ class ConcurrentStoreContract(StoreContract):
         after = at_once([partial(end, now) for now in range(START, START + 12)])
         assert set(after) == {store.get(sandbox.sandbox_id)}
         assert store.get_claim("track-1", "track-1") is None
+
+    def test_of_many_that_add_one_account_one_does(self, store: SandboxStore) -> None:
+        def add(number: int) -> bool:
+            others = [make_sandbox(f"other-{number}")] if number % 2 else []
+            try:
+                store.add(make_sandbox(f"sbx-{number}", external_id="uuid-0a"), *others)
+            except Conflict:
+                return False
+            return True
+
+        added = at_once([partial(add, number) for number in range(12)])
+        assert added.count(True) == 1
+        pool = store.read_all()
+        assert [each.sandbox_id for each in pool.sandboxes if each.external_id == "uuid-0a"] == [
+            pool.accounts["uuid-0a"]
+        ]
 
     def test_of_many_updates_of_one_version_one_is_written(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()

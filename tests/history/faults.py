@@ -118,6 +118,7 @@ def _disturbances() -> Iterator[Disturbance]:
     yield _provider("refusing the token", unauthorized=True)
     yield _provider("failing to list", fail_next_lists=3)
     yield _provider("cutting lists short", truncated_list=True)
+    yield _provider("listing in another order for each page", paging="number", page_size=7, shuffled_list=True)
 
 
 DISTURBANCES = tuple(_disturbances())

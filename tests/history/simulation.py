@@ -7,7 +7,7 @@ call of the store or the provider. The seed decides about everything, so a run i
 from __future__ import annotations
 
 import heapq
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -20,8 +20,8 @@ from broker_api.errors import STATUS_OF
 from broker_api.schemas import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
 from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.domain import Account, Policy, Status
-from broker_common.core.errors import BrokerError, DeadlineExceeded, SyncBraked
-from broker_common.core.ports import AccountListing, WipeAnswer
+from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
+from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
 from tests.fakes import START, FakeClock, FakeProvider, MemoryStore, StoreWrapper
 from tests.history.load import Answer, Budget, Client, Pace
 from tests.history.planted import Bug, MemoryTable, break_store
@@ -116,14 +116,21 @@ class _Provider(FakeProvider):
     def __init__(self, time: _Time, rng: Random) -> None:
         super().__init__()
         self.listed: dict[str, Account] = {}
+        self.switched_off: set[str] = set()
         self.log: list[Delete] = []
         self._time = time
         self._rng = rng
 
     def list_accounts(self) -> AccountListing:
-        accounts = tuple(self.listed.values())
+        """List what is there; some lists have shifted while they were read, and have one account in another's place."""
+        accounts = [account for account in self.listed.values() if account.sandbox_id not in self.switched_off]
+        inactive = tuple(InactiveAccount(each, self.listed[each].key) for each in self.switched_off)
+        doubt = None
+        if self._rng.random() < 0.2:
+            accounts.remove(self._rng.choice(accounts))
+            doubt = "an entry stands twice"
         self._time.sleep(self._rng.uniform(0.1, 1.0))
-        return AccountListing(accounts)
+        return AccountListing(tuple(accounts), inactive=inactive, doubt=doubt)
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -133,6 +140,7 @@ class _Provider(FakeProvider):
         began = self._time.unix()
         self._time.sleep(self._rng.uniform(0.1, 0.5))
         known = any(account.external_id == external_id for account in self.listed.values())
+        known = known and self._rng.random() < 0.9  # some deletes are answered with 404 though the account is listed
         self.log.append(
             Delete(
                 external_id=external_id,
@@ -213,7 +221,8 @@ class _Simulation:
 
     def _operate(self) -> None:
         """Fill the pool, have clients and jobs run, and afterwards the jobs alone until nothing is left to do."""
-        self._process(Bug.SYNC).syncer.run()
+        with suppress(ListNotWhole):
+            self._process(Bug.SYNC).syncer.run()
         pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
         for number in range(CLIENTS):
             client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
@@ -245,7 +254,12 @@ class _Simulation:
         """Rename an account, or have the list miss one for a while."""
         listed = self._provider.listed
         account = self._rng.choice(list(listed.values()))
-        if self._rng.random() < 0.7:
+        chance = self._rng.random()
+        if chance < 0.2:
+            self._provider.switched_off.add(account.sandbox_id)
+            self._time.sleep(self._rng.uniform(0.5, 3.0))
+            self._provider.switched_off.discard(account.sandbox_id)
+        elif chance < 0.75:
             listed[account.sandbox_id] = replace(account, name=f"{account.name.partition('~')[0]}~{self._time.now()}")
         else:
             del listed[account.sandbox_id]
@@ -320,7 +334,7 @@ def _work(job: Bug, world: World) -> None:
     else:
         try:
             world.syncer.run()
-        except SyncBraked:
+        except (SyncBraked, ListNotWhole):
             return
 
 

@@ -317,6 +317,9 @@ class Stage:
             was, becomes = before.records.get(sandbox_id), now.records.get(sandbox_id)
             if was is not becomes:
                 self._check_change(sandbox_id, was, becomes)
+        shared = [key for key, count in Counter(each.account_key for each in now.records.values()).items() if count > 1]
+        if shared:
+            raise Violation(f"two sandboxes have one account: {shared}")
         held = {
             (each.allocated_to_track, each.idempotency_key): (
                 each.sandbox_id,

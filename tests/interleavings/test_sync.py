@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SEEN = make_account("sbx-0")
 RENAMED = make_account("sbx-0", name="gpu-0")
+RENUMBERED = make_account("sbx-8", external_id=SEEN.external_id)
 ELSEWHERE = make_account("sbx-9")
 """Keeps the list from being empty; its sandbox is held by a track of its own."""
 LONG_AGO = START - POLICY.stale_grace_sec - 1
@@ -210,6 +211,49 @@ def test_two_syncs_at_once_add_a_sandbox_once_and_overtake_each_other_without_ha
     every_order(lambda schedule: two_syncs(schedule, first, second, before))
 
 
+def renumbered_while_synced(schedule: Schedule, before: Sandbox | None) -> None:
+    stage = set_up(schedule, *([before] if before else []))
+    first, second, api = stage.worlds
+    sync(stage, "one", first, SEEN)
+    sync(stage, "two", second, RENUMBERED)
+    stage.allocate("ann", api)
+    results = stage.run()
+    assert results["one"].added + results["two"].added <= 1
+
+
+@pytest.mark.parametrize("before", [None, make_sandbox("sbx-0"), stale()], ids=["new", "available", "stale"])
+def test_two_syncs_that_see_one_account_under_two_ids_give_it_to_one_sandbox(
+    every_order: Callable[..., None], before: Sandbox | None
+) -> None:
+    every_order(lambda schedule: renumbered_while_synced(schedule, before), once=True)
+
+
+def test_a_sandbox_whose_account_answers_404_and_is_listed_is_wiped_before_it_is_given_away(
+    every_order: Callable[..., None],
+) -> None:
+    """The account is listed under its own id by one sync and under another by a second one."""
+
+    def case(schedule: Schedule) -> None:
+        stage = set_up(schedule)
+        stage.pending()
+        first, second, third = stage.worlds
+        first.provider.answers.append(WipeAnswer.GONE)
+        stage.play("delete", lambda: first.cleaner.delete_sandbox("sbx-0"))
+        sync(stage, "one", second, SEEN)
+        sync(stage, "two", third, RENUMBERED)
+        results = stage.run()
+        assert results["one"].contradicted + results["two"].contradicted <= 1
+        assert stage.records()["sbx-0"].dirty
+
+    every_order(case, once=True)
+
+
+def test_the_search_finds_a_store_that_adds_an_account_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryStore, "_check_account", lambda *_: None)
+    with pytest.raises(Violation, match="one account"):
+        explore(lambda schedule: renumbered_while_synced(schedule, None))
+
+
 def purged_while_synced(schedule: Schedule, accounts: list[Account], *, used: bool) -> None:
     stage = set_up(schedule)
     (stage.used if used else stage.memory.seed)(stale(dirty=used))
@@ -318,6 +362,7 @@ def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.Monkey
         return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
 
     monkeypatch.setattr(sync_module, "restore", forgetful)
+    monkeypatch.setattr(sync_module, "is_thought_gone", lambda _: False)
     with pytest.raises(Violation, match="became available unwiped"):
         explore(seen_again_used)
 

@@ -16,17 +16,21 @@ import pytest
 from broker_common.core import cleanup, domain, purge, sync
 from broker_common.core.domain import Claim, Policy, RecyclePolicy, Sandbox, Status
 from broker_common.core.errors import BrokerError, ProviderFailing, ProviderMisconfigured, ProviderRejected
-from broker_common.core.ports import SkippedAccount, WipeAnswer
+from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from tests.fakes import START, Crashed, FakeClock, make_account, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tests.fakes import MemoryStore
+
 SANDBOX = "sbx-0"
 HOUR = 3600
 SEEN = make_account(SANDBOX)
 RENAMED = make_account(SANDBOX, name="lab-renamed", external_id=SEEN.external_id)
+MOVED = make_account("sbx-9", external_id=SEEN.external_id)
+SWITCHED_OFF = InactiveAccount(SANDBOX, SEEN.external_id)
 OTHER = make_account("other")
 """Keeps the provider's list from being empty; its own record is left out of the search."""
 
@@ -71,7 +75,7 @@ class State:
 
 
 class Violation(AssertionError):
-    """A used sandbox became available."""
+    """A used sandbox became available, or was forgotten."""
 
 
 class Play:
@@ -98,9 +102,15 @@ class Play:
         )
 
     def _written(self, before: Sandbox | None, after: Sandbox | None) -> None:
+        if after and after.sandbox_id == MOVED.sandbox_id:
+            if self.used:
+                raise Violation(f"{after} has an account that was not wiped")
+            self.gone = True
         if SANDBOX not in {each.sandbox_id for each in (before, after) if each}:
             return
         if before and before.status is Status.DELETED and after is None:
+            if self.used and SEEN.key in self.world.provider.listing().account_keys:
+                raise Violation(f"{before} was forgotten while it is listed")
             self.gone, self.used = True, False
         if after and after.status is Status.AVAILABLE and self.used:
             raise Violation(f"{before} became available unwiped")
@@ -171,16 +181,19 @@ def overtaken(first: WipeAnswer | Exception, second: WipeAnswer | Exception) -> 
 def listed(
     *accounts: domain.Account,
     skipped: Sequence[SkippedAccount] = (),
+    inactive: Sequence[InactiveAccount] = (),
+    doubt: str | None = None,
     force: bool = True,
     meanwhile: Callable[[Play], object] | None = None,
 ) -> Callable[[Play], object]:
     """Sync with this list; `meanwhile` happens after the pool was read and before the list came."""
 
     def operation(play: Play) -> None:
-        if play.gone and accounts:
+        if play.gone and (accounts or inactive):
             return
         play.world.provider.accounts = [OTHER, *accounts]
-        play.world.provider.skipped = skipped
+        play.world.provider.skipped, play.world.provider.inactive = skipped, inactive
+        play.world.provider.doubt = doubt
         if meanwhile:
             play.world.provider.during_list = lambda: attempt(meanwhile, play)
         play.world.syncer.run(force=force)
@@ -233,7 +246,12 @@ OPERATIONS: dict[str, Callable[[Play], object]] = {
     "sync misses it": listed(),
     "sync misses it, unforced": listed(force=False),
     "sync cannot read it": listed(skipped=[SkippedAccount("no name", SANDBOX)]),
-    "sync misses it in a damaged list": listed(skipped=[SkippedAccount("no id")]),
+    "sync misses it in a list that is not whole": listed(doubt="it shifted"),
+    "sync sees it switched off": listed(inactive=[SWITCHED_OFF]),
+    "sync sees its account under another id": listed(MOVED),
+    "sync sees it switched off, and its account under another id": listed(
+        MOVED, inactive=[InactiveAccount(SANDBOX, "uuid-else")]
+    ),
     **{f"sync sees it, meanwhile {name}": listed(SEEN, meanwhile=each) for name, each in SINGLE.items()},
     **{f"sync misses it, meanwhile {name}": listed(meanwhile=each) for name, each in SINGLE.items()},
     **{
@@ -284,6 +302,7 @@ def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.Monkey
         return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
 
     monkeypatch.setattr(sync, "restore", forgetful)
+    monkeypatch.setattr(sync, "is_thought_gone", lambda _: False)
     with pytest.raises(Violation, match="sync sees it"):
         search(RecyclePolicy.REUSE)
 
@@ -292,6 +311,26 @@ def test_the_search_finds_a_purge_that_leaves_no_tombstone(monkeypatch: pytest.M
     monkeypatch.setattr(purge, "bury", lambda *_, **__: None)
     with pytest.raises(Violation, match="bulk delete"):
         search(RecyclePolicy.CONFIRM)
+
+
+@pytest.mark.parametrize("recycle", RecyclePolicy)
+def test_the_search_finds_a_sync_that_takes_inactive_for_absent(
+    recycle: RecyclePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync._Survey, "is_listed", lambda survey, record: record.sandbox_id in survey._entries)
+    with pytest.raises(Violation, match="sync sees"):
+        search(recycle)
+
+
+def test_the_search_finds_a_sync_that_looks_at_the_label_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_label(survey: sync._Survey, account: domain.Account) -> None:
+        if account.sandbox_id not in survey._records:
+            survey.new.append(account)
+
+    monkeypatch.setattr(sync._Survey, "_take", by_label)
+    monkeypatch.setattr("tests.fakes.MemoryStore._check_account", lambda *_: None)
+    with pytest.raises(Violation, match="under another id"):
+        search(RecyclePolicy.REUSE)
 
 
 def test_the_search_finds_a_success_that_overlooks_a_lost_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,9 +346,15 @@ def test_the_search_finds_a_sync_that_adds_over_a_tombstone(monkeypatch: pytest.
     read_all = World().memory.read_all.__func__  # type: ignore[attr-defined] # the plain function, to wrap
 
     def without_tombstones(memory: object) -> object:
-        return (each for each in read_all(memory) if each.status is not Status.DELETED)
+        pool = read_all(memory)
+        return replace(pool, sandboxes=tuple(each for each in pool.sandboxes if each.status is not Status.DELETED))
 
     monkeypatch.setattr("tests.fakes.MemoryStore.read_all", without_tombstones)
-    monkeypatch.setattr("tests.fakes.MemoryStore.add", lambda memory, sandbox: memory._put(sandbox.sandbox_id, sandbox))
+
+    def add_over(memory: MemoryStore, *sandboxes: Sandbox) -> None:
+        for sandbox in sandboxes:
+            memory._put(sandbox.sandbox_id, sandbox)
+
+    monkeypatch.setattr("tests.fakes.MemoryStore.add", add_over)
     with pytest.raises(Violation, match="sync sees it"):
         search(RecyclePolicy.REUSE)

@@ -61,6 +61,10 @@ def fail(policy: Policy = REUSE) -> Callable[[Sandbox], Sandbox]:
     )
 
 
+def contradict(policy: Policy) -> Callable[[Sandbox], Sandbox]:
+    return lambda each: domain.contradict(replace(_dirty(each), gone_at=NOW), retry_at=NOW, now=NOW, policy=policy)
+
+
 CHANGES: dict[str, tuple[Callable[[Sandbox], Sandbox | None], dict[Status, Status | None]]] = {
     "allocate": (lambda each: domain.allocate(each, make_claim(each)), {A: L}),
     "end_allocation": (
@@ -85,6 +89,8 @@ CHANGES: dict[str, tuple[Callable[[Sandbox], Sandbox | None], dict[Status, Statu
         lambda each: domain.restore(_dirty(each), make_account(), order=9, now=NOW),
         {S: P},
     ),
+    "contradict": (contradict(REUSE), {S: P, D: P}),
+    "contradict, the last one": (contradict(replace(REUSE, deletion_max_attempts=1)), {S: F, D: F}),
     "quarantine": (lambda each: domain.quarantine(each, reason="odd", now=NOW), {A: F, S: F}),
     "retry_deletion": (lambda each: domain.retry_deletion(each, now=NOW), {F: P}),
     "bury": (lambda each: domain.bury(each, now=NOW, policy=REUSE), {S: None, F: D}),

@@ -159,7 +159,7 @@ def test_a_record_of_a_later_version_fails_its_own_read_and_no_listing(table: Dy
     store = store_on(table)
     with pytest.raises(UnreadableRecord):
         store.get("sbx-0")
-    assert list(store.read_all()) == []
+    assert store.read_all().sandboxes == ()
     assert store.list_sandboxes(Status.AVAILABLE, limit=10, cursor=None).sandboxes == ()
 
 
@@ -218,3 +218,19 @@ def test_what_a_batch_read_left_out_is_asked_for_again(table: DynamoDBClient) ->
     store_on(table).add(make_sandbox("lab-1"))
     listed = store_on(Sparing(table)).list_sandboxes(Status.AVAILABLE, limit=10, cursor=None).sandboxes
     assert [each.sandbox_id for each in listed] == ["lab-1"]
+
+
+def test_an_account_is_not_taken_from_a_sandbox_that_is_added_just_then(
+    table: DynamoDBClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_on(table)
+    owner = make_sandbox("owner", external_id="uuid-0a")
+    store.record_accounts(owner)
+
+    def read_too_early(_: str) -> None:
+        store.add(owner)
+
+    monkeypatch.setattr(store, "get", read_too_early)
+    with pytest.raises(Conflict, match="changed hands"):
+        store.add(make_sandbox("other", external_id="uuid-0a"))
+    assert store.read_all().accounts == {"uuid-0a": "owner"}

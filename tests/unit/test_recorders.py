@@ -10,11 +10,13 @@ from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.core.events import (
+    AccountRefused,
     AccountSkipped,
     AllocateEnded,
     AllocateOutcome,
     AllocationExpired,
     AllocationReleased,
+    DeleteContradicted,
     DeleteEnded,
     DeleteOutcome,
     Event,
@@ -28,8 +30,10 @@ from broker_common.core.events import (
     ProviderOutcome,
     RateChecked,
     RateOutcome,
+    RefusalReason,
     StoreCalled,
     StoreOutcome,
+    SyncProgressed,
 )
 from broker_common.core.jobs import Job
 from tests.fakes import RecordingRecorder
@@ -41,6 +45,9 @@ EVENTS: list[Event] = [
     AllocationExpired(sandbox_id="1", lease_id="l", track_id="t"),
     AccountSkipped(reason="no id"),
     ItemFailed(job=Job.EXPIRE, sandbox_id="1", error="the store is away"),
+    *(AccountRefused(reason=each, sandbox_id="1", held_by="2") for each in RefusalReason),
+    DeleteContradicted(sandbox_id="1", lease_id="l", attempts=3, error="404"),
+    SyncProgressed(change="added", done=5000, total=20000),
     PoolSynced(synced=15, stale=2),
     *(DeleteEnded(outcome=each, sandbox_id="1") for each in DeleteOutcome),
     *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in Job for each in JobOutcome),
@@ -106,9 +113,33 @@ def test_an_expired_allocation_is_counted_wherever_it_was_expired(
 
 
 def test_a_sync_counts_what_it_saw() -> None:
-    moved = changes(PrometheusJobRecorder, PoolSynced(synced=15, stale=2))
+    moved = changes(PrometheusJobRecorder, PoolSynced(synced=15, stale=2, tombstones_listed=3, braked=True))
 
-    assert moved == {"broker_sync_sandboxes_synced_total": 15, "broker_sync_sandboxes_stale_total": 2}
+    assert moved == {
+        "broker_sync_sandboxes_synced_total": 15,
+        "broker_sync_sandboxes_stale_total": 2,
+        "broker_sync_tombstones_listed_total": 3,
+        "broker_sync_braked_total": 1,
+    }
+
+
+@pytest.mark.parametrize("reason", RefusalReason)
+def test_an_account_that_is_refused_is_counted_by_its_reason_and_logged_as_an_error(reason: RefusalReason) -> None:
+    event = AccountRefused(reason=reason, sandbox_id="1", held_by="2")
+
+    assert changes(PrometheusJobRecorder, event) == {f"broker_sync_accounts_refused_total,{reason.value}": 1}
+    line = logged(event)
+    assert (line["log_level"], line["error"], line["held_by"]) == ("error", reason.value, "2")
+
+
+def test_a_delete_that_the_list_contradicts_is_counted_as_failed_and_logged_as_an_error() -> None:
+    event = DeleteContradicted(sandbox_id="1", lease_id="l", attempts=3, error="404")
+
+    assert changes(PrometheusJobRecorder, event) == {
+        "broker_deletions_contradicted_total": 1,
+        "broker_cleanup_failed_total": 1,
+    }
+    assert (logged(event)["log_level"], logged(event)["attempts"]) == ("error", 3)
 
 
 @pytest.mark.parametrize(

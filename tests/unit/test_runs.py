@@ -32,7 +32,7 @@ def test_a_cleanup_of_nothing_succeeds() -> None:
 def test_what_was_given_up_or_left_to_a_retry_or_a_person_is_failed_in_the_sentence_and_in_the_result() -> None:
     conclusion = tally(*DeleteOutcome).conclude()
 
-    assert conclusion.message == "Deleted 1 sandboxes, 3 failed"
+    assert conclusion.message == "Deleted 1 sandboxes, 3 failed, 1 unknown to the provider"
     assert conclusion.result == dict.fromkeys([outcome.value for outcome in DeleteOutcome], 1) | {"failed": 3}
 
 

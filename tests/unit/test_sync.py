@@ -10,13 +10,34 @@ import pytest
 
 from broker_common.core import domain
 from broker_common.core.domain import Policy, RecyclePolicy, Status
-from broker_common.core.errors import ListingUnusable, ProviderFailing, StoreUnavailable, SyncBraked
-from broker_common.core.events import AccountSkipped, ItemFailed, PoolSynced
-from broker_common.core.ports import SkippedAccount, Watermark
-from tests.fakes import START, WRITES, Fault, FlakyStore, LosingStore, MemoryStore, make_account, make_sandbox
+from broker_common.core.errors import ListingUnusable, ListNotWhole, ProviderFailing, StoreUnavailable, SyncBraked
+from broker_common.core.events import (
+    AccountRefused,
+    AccountSkipped,
+    DeleteContradicted,
+    DeleteOutcome,
+    ItemFailed,
+    PoolSynced,
+    RefusalReason,
+    SyncProgressed,
+)
+from broker_common.core.ports import InactiveAccount, SkippedAccount, Watermark, WipeAnswer
+from tests.fakes import (
+    START,
+    WRITES,
+    Fault,
+    FlakyStore,
+    LosingStore,
+    MemoryStore,
+    make_account,
+    make_claim,
+    make_sandbox,
+)
 from tests.world import World
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker_common.core.domain import Sandbox
 
 
@@ -106,9 +127,10 @@ def test_a_stale_sandbox_that_is_seen_again_is_available(plain: World) -> None:
 def test_a_dirty_stale_sandbox_that_is_seen_again_is_wiped_first(plain: World) -> None:
     plain.pool(2)
     plain.memory.seed(make_sandbox("sbx-0", status=Status.STALE, dirty=True))
-    assert plain.syncer.run().restored == 1
+    assert plain.syncer.run().contradicted == 1
     record = plain.record("sbx-0")
     assert (record.status, record.dirty) == (Status.PENDING_DELETION, True)
+    plain.clock.advance(120)
     assert list(plain.cleaner.find_due()) == ["sbx-0"]
 
 
@@ -170,19 +192,33 @@ def test_a_tombstone_made_after_the_pool_was_read_stays(plain: World) -> None:
     assert plain.record("gone").status is Status.DELETED
 
 
-def test_an_incomplete_list_removes_nothing_but_marks_stale(plain: World) -> None:
+@pytest.mark.parametrize("force", [True, False])
+def test_a_list_that_may_lack_accounts_adds_and_updates_and_takes_nothing_away(plain: World, force: bool) -> None:
     plain.memory.seed(
         make_sandbox("tomb", status=Status.DELETED, dirty=True),
         make_sandbox("failed", status=Status.DELETION_FAILED),
         make_sandbox("free"),
+        make_sandbox("off"),
+        make_sandbox("sbx-0", name="old"),
+        make_sandbox("sbx-1", status=Status.STALE),
     )
-    plain.provider.accounts = World.accounts(2)
-    plain.provider.skipped = [SkippedAccount("no csp_id")]
-    result = plain.syncer.run()
-    assert (result.removed, result.stale, result.skipped) == (0, 1, 1)
-    assert plain.record("tomb").status is Status.DELETED
-    assert plain.record("failed").status is Status.DELETION_FAILED
-    assert plain.record("free").status is Status.STALE
+    plain.provider.accounts = World.accounts(3)
+    plain.provider.inactive = [InactiveAccount("off")]
+    plain.provider.doubt = "one entry stands twice"
+    with pytest.raises(ListNotWhole, match="one entry stands twice"):
+        plain.syncer.run(force=force)
+    assert {sandbox_id: record.status for sandbox_id, record in plain.memory.dump()[0].items()} == {
+        "tomb": Status.DELETED,
+        "failed": Status.DELETION_FAILED,
+        "free": Status.AVAILABLE,
+        "off": Status.AVAILABLE,
+        "sbx-0": Status.AVAILABLE,
+        "sbx-1": Status.AVAILABLE,
+        "sbx-2": Status.AVAILABLE,
+    }
+    assert plain.record("sbx-0").name == "lab-sbx-0"
+    assert plain.memory.read_watermark() is None
+    assert plain.recorder.of(PoolSynced) == [PoolSynced(synced=3, stale=0)]
 
 
 def test_an_account_that_cannot_be_read_is_recorded_and_its_sandbox_left_alone(plain: World) -> None:
@@ -335,12 +371,13 @@ def test_a_write_that_fails_does_not_stop_the_run() -> None:
 
     world = World(wrap=wrap)
     world.provider.accounts = World.accounts(5)
-    stores[0].fail("add", Fault.REFUSED, None, Fault.LOST_AFTER)
+    world.memory.seed(*[make_sandbox(each.sandbox_id, name="old") for each in world.provider.accounts[:3]])
+    stores[0].fail("update", Fault.REFUSED, None, Fault.LOST_AFTER)
     result = world.syncer.run()
-    assert (result.added, result.failed) == (3, 2)
+    assert (result.added, result.updated, result.failed) == (2, 1, 2)
     assert len(world.recorder.of(ItemFailed)) == 2
     world.syncer.run()
-    assert world.memory.count()[Status.AVAILABLE] == 5
+    assert {each.name for each in world.memory.dump()[0].values()} == {f"lab-sbx-{number}" for number in range(5)}
 
 
 def test_a_pool_that_cannot_be_read_asks_the_provider_for_nothing() -> None:
@@ -395,3 +432,368 @@ def test_clean_tombstones_do_not_wear_the_brake_out() -> None:
     tombstones = [make_sandbox(f"sbx-{number}", status=Status.DELETED) for number in range(4, 30)]
     world = seeded(*[make_sandbox(f"sbx-{number}") for number in range(4)], *tombstones, listed=4)
     assert world.syncer.run().removed == 26
+
+
+# -- listed means seen
+
+
+def switched_off(world: World, *sandbox_ids: str) -> None:
+    """Have the provider list accounts in another state, beside the active ones that it listed before."""
+    world.provider.accounts = [each for each in world.provider.accounts if each.sandbox_id not in sandbox_ids]
+    world.provider.inactive = [InactiveAccount(each, f"uuid-{each}") for each in sandbox_ids]
+
+
+def test_a_sandbox_that_is_listed_in_another_state_is_out_of_service_until_it_is_active_again(plain: World) -> None:
+    plain.pool(3)
+    switched_off(plain, "sbx-0")
+    for _ in range(2):
+        assert plain.syncer.run().removed == 0
+        assert plain.record("sbx-0").status is Status.STALE
+    plain.provider.accounts, plain.provider.inactive = World.accounts(3), ()
+    assert plain.syncer.run().restored == 1
+    assert plain.record("sbx-0").status is Status.AVAILABLE
+
+
+@pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED, Status.STALE])
+@pytest.mark.parametrize("dirty", [True, False])
+def test_what_is_listed_in_another_state_is_never_forgotten(plain: World, status: Status, dirty: bool) -> None:
+    plain.pool(3)
+    record = make_sandbox("sbx-0", status=status, dirty=dirty, deletion_last_error="400")
+    plain.memory.seed(record)
+    switched_off(plain, "sbx-0")
+    for _ in range(3):
+        plain.syncer.run(force=True)
+    assert plain.record("sbx-0") == record
+
+
+def test_a_dirty_sandbox_that_is_switched_off_and_on_again_is_never_given_away_unwiped(plain: World) -> None:
+    plain.pool(3)
+    plain.memory.seed(make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True))
+    switched_off(plain, "sbx-0")
+    plain.syncer.run()
+    plain.syncer.run()
+    plain.provider.accounts, plain.provider.inactive = World.accounts(3), ()
+    plain.syncer.run()
+    assert (plain.record("sbx-0").status, plain.record("sbx-0").dirty) == (Status.DELETION_FAILED, True)
+
+
+def test_a_dirty_sandbox_that_was_purged_while_it_was_switched_off_stays_out_and_is_counted(plain: World) -> None:
+    plain.pool(3)
+    plain.memory.seed(make_sandbox("sbx-0", status=Status.STALE, dirty=True, gone_at=START))
+    switched_off(plain, "sbx-0")
+    plain.clock.advance(plain.policy.stale_grace_sec + 1)
+    plain.purger.run()
+    assert plain.syncer.run().tombstones_listed == 1
+    plain.provider.accounts, plain.provider.inactive = World.accounts(3), ()
+    result = plain.syncer.run()
+    assert (result.added, result.tombstones_listed) == (0, 1)
+    assert (plain.record("sbx-0").status, plain.record("sbx-0").dirty) == (Status.DELETED, True)
+    assert plain.recorder.of(PoolSynced)[-1] == PoolSynced(synced=3, stale=0, tombstones_listed=1)
+
+
+def test_sandboxes_that_are_all_switched_off_at_once_brake_the_sync(plain: World) -> None:
+    plain.pool(10)
+    switched_off(plain, *[f"sbx-{number}" for number in range(9)])
+    with pytest.raises(SyncBraked, match=r"9 of 10 .* or not active"):
+        plain.syncer.run()
+    assert plain.memory.count()[Status.STALE] == 0
+
+
+# -- one account backs one record
+
+
+def refused(world: World) -> list[tuple[RefusalReason, str, str | None]]:
+    """Return what the last sync refused, and forget it."""
+    events = world.recorder.of(AccountRefused)
+    world.recorder.events.clear()
+    return [(event.reason, event.sandbox_id, event.held_by) for event in events]
+
+
+@pytest.mark.parametrize("status", Status)
+@pytest.mark.parametrize("spelt", [str, str.upper])
+def test_an_account_that_another_record_has_is_refused_until_that_record_is_gone(
+    plain: World, status: Status, spelt: Callable[[str], str]
+) -> None:
+    owner = in_status(status)
+    plain.memory.seed(owner)
+    renumbered = make_account("3101", external_id=spelt(owner.external_id))
+    plain.provider.accounts = [renumbered, make_account("other")]
+    for _ in range(2):
+        assert plain.syncer.run().refused == 1
+        assert "3101" not in plain.memory.dump()[0]
+        assert refused(plain) == [(RefusalReason.ID_TAKEN, "3101", owner.sandbox_id)]
+    plain.memory.seed(replace(owner, external_id="gone"))
+    plain.syncer.run()
+    assert (plain.record("3101").status, refused(plain)) == (Status.AVAILABLE, [])
+
+
+def in_status(status: Status) -> Sandbox:
+    """Make sandbox 3100 in a status, dirty where it can be."""
+    sandbox = make_sandbox("3100", external_id="uuid-0a")
+    if status is Status.ALLOCATED:
+        return domain.allocate(sandbox, make_claim(sandbox))
+    return replace(sandbox, status=status, dirty=status is not Status.AVAILABLE)
+
+
+def test_a_clean_sandbox_that_was_renumbered_is_added_under_its_new_id_once_the_old_record_is_purged(
+    plain: World,
+) -> None:
+    plain.pool(3)
+    plain.provider.accounts = [*World.accounts(2), make_account("new", external_id="uuid-sbx-2")]
+    assert plain.syncer.run().stale == 1
+    plain.clock.advance(plain.policy.stale_grace_sec + 1)
+    plain.purger.run()
+    assert plain.syncer.run().added == 1
+    assert plain.record("new").status is Status.AVAILABLE
+
+
+def test_a_used_sandbox_that_was_renumbered_is_wiped_before_its_account_is_given_away(plain: World) -> None:
+    plain.pool(1)
+    plain.provider.accounts = [make_account("new", external_id="uuid-sbx-0"), make_account("other")]
+    plain.allocate()
+    plain.syncer.run()
+    plain.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0")
+    plain.syncer.run()
+    plain.provider.answers.append(WipeAnswer.GONE)
+    plain.cleaner.delete_sandbox("sbx-0")
+    assert plain.syncer.run().contradicted == 1
+    plain.clock.advance(120)
+    plain.cleaner.delete_sandbox("sbx-0")
+    assert [call.external_id for call in plain.provider.deletes] == ["uuid-sbx-0", "uuid-sbx-0"]
+    assert (plain.record("sbx-0").dirty, "new" in plain.memory.dump()[0]) == (False, False)
+    plain.syncer.run()
+    plain.clock.advance(plain.policy.stale_grace_sec + 1)
+    plain.purger.run()
+    plain.syncer.run()
+    assert plain.record("new").status is Status.AVAILABLE
+
+
+@pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED])
+def test_a_used_sandbox_whose_account_is_listed_under_another_id_is_not_forgotten(plain: World, status: Status) -> None:
+    record = make_sandbox("3100", external_id="uuid-0a", status=status, dirty=True)
+    plain.memory.seed(record)
+    plain.provider.accounts = [make_account("3101", external_id="uuid-0a"), make_account("other")]
+    for _ in range(3):
+        plain.syncer.run(force=True)
+    assert plain.record("3100") == record
+    assert "3101" not in plain.memory.dump()[0]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        in_status(Status.ALLOCATED),
+        in_status(Status.PENDING_DELETION),
+        in_status(Status.DELETION_FAILED),
+        in_status(Status.DELETED),
+    ],
+    ids=lambda record: record.status,
+)
+def test_what_is_held_or_must_be_wiped_keeps_its_account_when_its_id_is_listed_with_another(
+    plain: World, record: Sandbox
+) -> None:
+    plain.memory.seed(record)
+    plain.provider.accounts = [make_account("3100", external_id="uuid-0b"), make_account("other")]
+    assert plain.syncer.run(force=True).removed == 0
+    assert plain.record("3100") == record
+    assert refused(plain) == [(RefusalReason.ID_CHANGED, "3100", "3100")]
+
+
+@pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED])
+def test_a_clean_sandbox_takes_over_another_account(plain: World, status: Status) -> None:
+    plain.memory.seed(make_sandbox("3100", status=status, external_id="uuid-0a"))
+    plain.provider.accounts = [make_account("3100", external_id="uuid-0b"), make_account("3101", external_id="uuid-0c")]
+    plain.syncer.run()
+    assert plain.record("3100").external_id == "uuid-0b"
+    assert plain.memory.read_all().accounts == {"uuid-0b": "3100", "uuid-0c": "3101"}
+
+
+def gone_and_replaced(world: World) -> None:
+    """Put a used sandbox in the store whose account is gone, and list another account under its id."""
+    world.memory.seed(make_sandbox("3100", status=Status.STALE, dirty=True, external_id="uuid-0a", gone_at=START))
+    world.provider.accounts = [make_account("3100", external_id="uuid-0b"), make_account("other")]
+
+
+def test_a_used_sandbox_whose_account_is_gone_takes_over_another_and_has_it_wiped_first(plain: World) -> None:
+    gone_and_replaced(plain)
+    assert plain.syncer.run().restored == 1
+    record = plain.record("3100")
+    assert (record.status, record.dirty, record.external_id) == (Status.PENDING_DELETION, True, "uuid-0b")
+    plain.cleaner.delete_sandbox("3100")
+    assert [call.external_id for call in plain.provider.deletes] == ["uuid-0b"]
+
+
+@pytest.mark.parametrize(
+    ("doubt", "inactive"), [("shifted", None), (None, InactiveAccount("x", "uuid-0a"))], ids=["not whole", "inactive"]
+)
+def test_a_used_sandbox_keeps_its_account_while_that_may_still_exist(
+    plain: World, doubt: str | None, inactive: InactiveAccount | None
+) -> None:
+    gone_and_replaced(plain)
+    before = plain.record("3100")
+    plain.provider.doubt, plain.provider.inactive = doubt, (inactive,) if inactive else ()
+    if doubt:
+        with pytest.raises(ListNotWhole):
+            plain.syncer.run()
+    else:
+        plain.syncer.run()
+    assert plain.record("3100") == before
+    assert refused(plain) == [(RefusalReason.ID_CHANGED, "3100", "3100")]
+
+
+def test_entries_that_share_an_id_add_and_change_nothing_and_are_not_missing(plain: World) -> None:
+    plain.pool(3)
+    plain.provider.accounts = World.accounts(2)
+    plain.provider.ambiguous = [make_account("sbx-2", external_id="uuid-x"), make_account("new", external_id="uuid-x")]
+    result = plain.syncer.run()
+    assert (result.added, result.updated, result.stale, result.missing, result.refused) == (0, 0, 0, 0, 2)
+    assert plain.record("sbx-2").status is Status.AVAILABLE
+    assert refused(plain) == [(RefusalReason.AMBIGUOUS, "sbx-2", None), (RefusalReason.AMBIGUOUS, "new", None)]
+
+
+def test_of_two_records_of_an_earlier_release_that_share_an_account_none_stays_in_service(plain: World) -> None:
+    plain.pool(2)
+    plain.memory.forget_accounts()
+    twins = [make_sandbox(each, external_id="uuid-0a") for each in ("3100", "3101")]
+    plain.memory.seed(*twins)
+    plain.provider.accounts = [*World.accounts(2), make_account("3101", external_id="uuid-0a")]
+    plain.syncer.run()
+    assert {plain.record(each).status for each in ("3100", "3101")} == {Status.STALE}
+    assert refused(plain) == [(RefusalReason.ID_TAKEN, "3101", "3100")]
+    plain.clock.advance(plain.policy.stale_grace_sec + 1)
+    plain.purger.bulk_delete(Status.STALE)
+    plain.syncer.run()
+    assert plain.record("3101").status is Status.AVAILABLE
+
+
+def test_a_used_sandbox_that_shares_its_account_is_not_sent_to_be_wiped(plain: World) -> None:
+    plain.memory.seed(
+        make_sandbox("3100", status=Status.STALE, dirty=True, external_id="uuid-0a"),
+        replace(in_status(Status.ALLOCATED), sandbox_id="3101"),
+    )
+    plain.provider.accounts = [make_account("3100", external_id="uuid-0a"), make_account("other")]
+    plain.syncer.run()
+    assert plain.record("3100").status is Status.STALE
+
+
+def test_the_accounts_of_an_earlier_release_s_records_are_recorded_once(plain: World) -> None:
+    plain.pool(60)
+    plain.memory.forget_accounts()
+    plain.syncer.run()
+    assert plain.memory.read_all().accounts == {f"uuid-sbx-{number}": f"sbx-{number}" for number in range(60)}
+    assert writes(plain) == {"record_accounts": 3, "write_watermark": 1}
+    plain.syncer.run()
+    assert plain.memory.calls["record_accounts"] == 3
+
+
+# -- deletes that were answered with 404
+
+
+def refuse_to_know(world: World, rounds: int) -> list[Status]:
+    """Answer each delete of sbx-0 with 404 and list it as active all the same; returns what syncs made of it."""
+    seen = []
+    for _ in range(rounds):
+        world.clock.advance(world.policy.deletion_backoff_max_sec)
+        world.provider.answers.append(WipeAnswer.GONE)
+        world.cleaner.delete_sandbox("sbx-0")
+        world.syncer.run()
+        seen.append(world.record("sbx-0").status)
+    return seen
+
+
+@pytest.mark.parametrize("recycle", RecyclePolicy)
+def test_a_404_while_the_account_is_listed_is_a_failed_attempt_and_at_the_limit_for_a_person(
+    recycle: RecyclePolicy,
+) -> None:
+    world = World(policy=Policy(recycle=recycle, deletion_max_attempts=3))
+    world.pool(3)
+    world.pending("sbx-0")
+    assert refuse_to_know(world, 3) == [Status.PENDING_DELETION, Status.PENDING_DELETION, Status.DELETION_FAILED]
+    record = world.record("sbx-0")
+    assert (record.dirty, record.deletion_retry_count, record.gone_at) == (True, 3, None)
+    assert record.deletion_last_error == (
+        "the provider answered 404 to the last delete, but still lists the account as active; attempts: 3"
+    )
+    events = world.recorder.of(DeleteContradicted)
+    assert [(event.sandbox_id, event.lease_id, event.attempts) for event in events] == [
+        ("sbx-0", "lease-1", number) for number in (1, 2, 3)
+    ]
+
+
+def test_a_404_that_the_list_contradicts_is_tried_again_after_a_pause_that_grows(plain: World) -> None:
+    plain.pool(3)
+    plain.pending("sbx-0")
+    pauses = []
+    for _ in range(4):
+        refuse_to_know(plain, 1)
+        pauses.append((plain.record("sbx-0").next_attempt_at or 0) - plain.clock.now())
+    assert pauses == sorted(pauses)
+    assert 60 <= pauses[0] <= 120
+    assert 480 <= pauses[3] <= 960
+
+
+def test_a_404_that_is_true_leads_out_of_the_pool_as_before(plain: World) -> None:
+    plain.pool(3)
+    plain.pending("sbx-0")
+    plain.provider.answers.append(WipeAnswer.GONE)
+    assert plain.cleaner.delete_sandbox("sbx-0").outcome is DeleteOutcome.GONE
+    plain.provider.accounts = World.accounts(3)[1:]
+    assert plain.syncer.run().contradicted == 0
+    assert plain.record("sbx-0").status is Status.STALE
+
+
+@pytest.mark.parametrize("buried", ["bulk delete", "purge"])
+def test_a_tombstone_that_an_operator_or_a_purge_made_stays_though_it_came_of_a_404(plain: World, buried: str) -> None:
+    plain.pool(3)
+    plain.pending("sbx-0")
+    plain.provider.answers.append(WipeAnswer.GONE)
+    plain.cleaner.delete_sandbox("sbx-0")
+    plain.clock.advance(plain.policy.stale_grace_sec + 1)
+    if buried == "purge":
+        plain.purger.run()
+    else:
+        plain.purger.bulk_delete(Status.STALE)
+    result = plain.syncer.run()
+    assert (result.contradicted, result.tombstones_listed) == (0, 1)
+    assert plain.record("sbx-0").status is Status.DELETED
+
+
+# -- many at once
+
+
+def test_new_accounts_are_added_many_with_one_write(plain: World) -> None:
+    plain.provider.accounts = World.accounts(60)
+    assert plain.syncer.run().added == 60
+    assert writes(plain) == {"add": 3, "write_watermark": 1}
+
+
+def test_of_many_new_accounts_one_that_cannot_be_added_keeps_no_other_out(plain: World) -> None:
+    plain.provider.accounts = World.accounts(20)
+    plain.provider.during_list = lambda: plain.memory.seed(make_sandbox("sbx-7", status=Status.DELETED))
+    result = plain.syncer.run()
+    assert (result.added, result.overtaken) == (19, 1)
+    assert plain.record("sbx-7").status is Status.DELETED
+
+
+def test_many_new_accounts_whose_write_fails_are_added_by_the_next_sync() -> None:
+    stores: list[FlakyStore] = []
+
+    def wrap(memory: MemoryStore) -> FlakyStore:
+        stores.append(FlakyStore(memory))
+        return stores[0]
+
+    world = World(wrap=wrap)
+    world.provider.accounts = World.accounts(30)
+    stores[0].fail("add", Fault.LOST_AFTER)
+    result = world.syncer.run()
+    assert (result.added, result.failed, len(world.recorder.of(ItemFailed))) == (5, 25, 25)
+    assert world.syncer.run().failed == 0
+    assert world.memory.count()[Status.AVAILABLE] == 30
+
+
+def test_a_long_sync_says_how_far_it_is(plain: World) -> None:
+    plain.provider.accounts = World.accounts(5001)
+    plain.syncer.run()
+    assert plain.recorder.of(SyncProgressed) == [
+        SyncProgressed(change="added", done=done, total=5001) for done in (5000, 5001)
+    ]

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import time
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import signals
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from broker_common.core.cleanup import Cleaner
     from broker_common.core.sync import Syncer
 
-_COUNTS = ("added", "updated", "restored", "stale", "removed", "skipped", "overtaken", "failed", "missing", "judged")
+_COUNTS = [each.name for each in fields(SyncResult) if each.name != "synced"]
 
 
 class ScriptedStore(MemoryStore):
