@@ -190,7 +190,7 @@ def test_a_malformed_account_is_skipped_with_its_id(client: CspClient, mock: Moc
         {"csp_id": 2**70},
         {"csp_id": str(2**63)},
         {"csp_id": "007"},
-        {"csp_id": "٧"},
+        {"csp_id": "\u0667"},
         {"state": None},
         {"account_type": 7},
     ],
