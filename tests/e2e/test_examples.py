@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = ROOT / "deploy" / "examples"
 COMMANDS = {"track.sh": ["bash", str(EXAMPLES / "track.sh")], "track.py": [sys.executable, str(EXAMPLES / "track.py")]}
-SETTINGS = {"POOL": "16", "RATE_LIMIT_BURST": "1000"}
+SETTINGS = {"POOL": "32", "RATE_LIMIT_BURST": "1000"}
 
 
 @pytest.fixture(params=COMMANDS)
