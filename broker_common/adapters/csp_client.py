@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from broker_common.adapters.csp_json import read_object, reports_failure
 from broker_common.adapters.csp_listing import Listing, account_uuid
 from broker_common.adapters.csp_transport import CspTransport
 from broker_common.core.errors import (
@@ -39,6 +40,7 @@ _LIST_BYTES = 64 * 2**20
 _DELETE_BYTES = 64 * 2**10
 _MAX_PAGES = 10_000
 _SNIPPET_CHARACTERS = 160
+_WHITESPACE = b" \t\r\n"
 _LIST_WAIT_SEC = 30.0
 # A worker that is told to stop first finishes what it has begun: a delete that waits must not hold it up.
 _DELETE_WAIT_SEC = 3.0
@@ -123,8 +125,10 @@ class CspClient:
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         """Ask for an account to be wiped, inside `admit`; raises as the port says.
 
-        An `external_id` that is not `identity/accounts/<uuid>` is rejected, and nothing is sent. A 200 that holds an
-        HTML page is somebody's login page, not a wipe.
+        An `external_id` that is not `identity/accounts/<uuid>` is rejected, and nothing is sent. Only the provider's
+        plain word counts: a success is a 204, or a 200 or 202 whose body is empty or a JSON object that reports no
+        failure; an account is gone if a 404 has a JSON object. A page, or anything else, comes from something in
+        between.
         """
         permit: Permit | None = getattr(self._admitted, "permit", None)
         if permit is None:
@@ -166,7 +170,10 @@ class CspClient:
 
     def _judge_delete(self, answer: Answer) -> WipeAnswer:
         if answer.status == HTTPStatus.NOT_FOUND:
-            return WipeAnswer.GONE
+            if answer.is_complete and read_object(answer.body) is not None:
+                return WipeAnswer.GONE
+            message = f"{_DELETE}: HTTP 404 that is not the provider's, for its body is no JSON object"
+            raise ProviderFailing(message, outcome_unknown=False)
         if answer.status == HTTPStatus.NO_CONTENT:
             return WipeAnswer.WIPED
         if answer.status not in {HTTPStatus.OK, HTTPStatus.ACCEPTED}:
@@ -174,20 +181,27 @@ class CspClient:
         if answer.is_html:
             page = f"{_DELETE}: HTTP {answer.status} with an HTML page, such as a login page"
             raise ProviderMisconfigured(page, outcome_unknown=True)
-        if answer.is_late or answer.is_broken:
+        if not answer.is_complete:
             # RFC 9112, section 8: an incomplete answer is not an answer.
-            raise ProviderFailing(f"{_DELETE}: the answer was cut short", outcome_unknown=True)
+            raise ProviderFailing(f"{_DELETE}: the answer was cut short, or is too long", outcome_unknown=True)
+        if answer.body.strip(_WHITESPACE):
+            said = read_object(answer.body)
+            if said is None or reports_failure(said):
+                raise ProviderFailing(f"{self._quote(_DELETE, answer)} is no plain success", outcome_unknown=True)
         return WipeAnswer.WIPED if answer.status == HTTPStatus.OK else WipeAnswer.ACCEPTED
 
     def _refusal(self, operation: str, answer: Answer) -> ProviderError:
-        status = answer.status
-        text = answer.body.decode("utf-8", "replace").replace(self._token, "***")
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        if len(text) > _SNIPPET_CHARACTERS:
-            text = f"{text[:_SNIPPET_CHARACTERS]}…"
-        message = f"{operation}: HTTP {status}" + (f": {text}" if text else "")
+        status, message = answer.status, self._quote(operation, answer)
         if status in _NOT_OUR_CLIENT or HTTPStatus(300) <= status < HTTPStatus(400):
             return ProviderMisconfigured(message)
         if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return ProviderFailing(message, outcome_unknown=status in _NO_WORD_FROM_THE_SERVER)
         return ProviderRejected(message)
+
+    def _quote(self, operation: str, answer: Answer) -> str:
+        """Return the status and the start of an answer in one line, without the token."""
+        text = answer.body.decode("utf-8", "replace").replace(self._token, "***")
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        if len(text) > _SNIPPET_CHARACTERS:
+            text = f"{text[:_SNIPPET_CHARACTERS]}…"
+        return f"{operation}: HTTP {answer.status}" + (f": {text}" if text else "")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 import uuid
 from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from broker_common.adapters.csp_json import reports_failure
 from broker_common.core.domain import Account, account_key
 from broker_common.core.errors import ListingUnusable
 from broker_common.core.ports import AccountListing, InactiveAccount, SkippedAccount
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
 _EXTERNAL_ID = re.compile(
     r"identity/accounts/([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
 )
-_SANDBOX_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LARGEST_ID = 2**63 - 1
 _TEXT_LIMIT = 256
+_UNFIT = frozenset({"Cc", "Cs"})
+"""Unicode's categories of control characters and of lone surrogates."""
 _TOTALS = ("total", "total_size", "total_count", "total_results")
 _ATLAS_PAGE = {"page_token", "size", "offset"}
 _TOTAL_PAGES = ("total_pages", "page_count", "pages")
@@ -197,6 +202,8 @@ def _parse(body: bytes) -> dict[str, Any]:
         raise ListingUnusable("list accounts: the answer is not JSON, or cut short") from error
     if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
         raise ListingUnusable("list accounts: the answer holds no list of results")
+    if reports_failure(answer):
+        raise ListingUnusable("list accounts: the answer reports a failure beside its results")
     return answer
 
 
@@ -207,21 +214,20 @@ def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 
     kind, state = entry.get("account_type"), entry.get("state")
     if (isinstance(kind, str) and kind != "sandbox") or (isinstance(state, str) and state != "active"):
         return None
-    csp_id = entry.get("csp_id")
-    sandbox_id = str(csp_id) if isinstance(csp_id, (int, str)) and not isinstance(csp_id, bool) else ""
-    if not _SANDBOX_ID.fullmatch(sandbox_id):
-        return SkippedAccount("its csp_id cannot be read")
-    external_id, name, sfdc = entry.get("id"), entry.get("name"), entry.get("sfdc_account_id") or None
-    checks = {
-        "its account_type or state cannot be read": isinstance(kind, str) and isinstance(state, str),
-        "its id is not identity/accounts/<uuid>": isinstance(external_id, str) and account_uuid(external_id),
-        "its name cannot be read": _is_text(name),
-        "its sfdc_account_id cannot be read": sfdc is None or _is_text(sfdc),
-    }
-    for reason, holds in checks.items():
-        if not holds:
-            return SkippedAccount(reason, sandbox_id)
-    return Account(sandbox_id=sandbox_id, external_id=str(external_id), name=str(name), sfdc_account_id=sfdc)
+    sandbox_id = _read_sandbox_id(entry.get("csp_id"))
+    if sandbox_id is None:
+        return SkippedAccount("its csp_id is not one that a path can carry")
+    external_id = entry.get("id")
+    if not (isinstance(kind, str) and isinstance(state, str)):
+        return SkippedAccount("its account_type or state cannot be read", sandbox_id)
+    if not (isinstance(external_id, str) and account_uuid(external_id)):
+        return SkippedAccount("its id is not identity/accounts/<uuid>", sandbox_id)
+    return Account(
+        sandbox_id=sandbox_id,
+        external_id=external_id,
+        name=_read_label(entry.get("name")) or sandbox_id,
+        sfdc_account_id=_read_label(entry.get("sfdc_account_id")),
+    )
 
 
 def _ids_of(entry: Any) -> _Ids:  # noqa: ANN401 - JSON
@@ -234,9 +240,33 @@ def _ids_of(entry: Any) -> _Ids:  # noqa: ANN401 - JSON
     )
 
 
-def _is_text(value: Any) -> bool:  # noqa: ANN401 - JSON
-    # isprintable also refuses lone surrogates, which no store could write.
-    return isinstance(value, str) and 0 < len(value) <= _TEXT_LIMIT and value.isprintable()
+def _read_sandbox_id(csp_id: Any) -> str | None:  # noqa: ANN401 - JSON
+    """Return a `csp_id` as a sandbox's id, or None for one that the API's paths cannot name, or not by itself.
+
+    A number is from 0 to 2^63 - 1, also when it is written as a string, and then without leading zeros: 007 is 7 for
+    some readers. Other strings begin with a letter or a digit, since clients and proxies resolve the path segments
+    `.` and `..` (RFC 3986, section 5.2.4), and a command line takes `-5` for an option.
+    """
+    if isinstance(csp_id, bool) or not isinstance(csp_id, (int, str)):
+        return None
+    text = str(csp_id)
+    if not _SANDBOX_ID.fullmatch(text):
+        return None
+    if text.isdigit() and (text != str(int(text)) or int(text) > _LARGEST_ID):
+        return None
+    return text
+
+
+def _read_label(value: Any) -> str | None:  # noqa: ANN401 - JSON
+    """Return a text that people read, whatever it was; None where there is none.
+
+    Control characters and lone surrogates, which no store can write, are replaced by U+FFFD; what is too long is cut.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        return None
+    return "".join("\ufffd" if unicodedata.category(c) in _UNFIT else c for c in value[:_TEXT_LIMIT])
 
 
 def _next_link(answer: dict[str, Any]) -> str | None:

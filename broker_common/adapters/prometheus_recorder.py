@@ -12,6 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from broker_common.core.events import (
     AccountRefused,
+    AccountSkipped,
     AllocateEnded,
     AllocateOutcome,
     AllocationExpired,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from broker_common.core.events import Event
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
+_UNREADABLE = "unreadable"
+"""Why an account is refused whose entry of the list does not parse."""
 _JOB_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _STORE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
@@ -124,8 +127,8 @@ class PrometheusJobRecorder:
             ["reason"],
             registry=registry,
         )
-        for reason in RefusalReason:
-            self._refused.labels(reason.value)
+        for reason in (*RefusalReason, _UNREADABLE):
+            self._refused.labels(reason)
         self._tombstones_listed = Counter(
             "broker_sync_tombstones_listed_total",
             "Deleted sandboxes whose account syncs saw listed, again in each sync",
@@ -179,6 +182,8 @@ class PrometheusJobRecorder:
                 self._stale.inc(event.stale)
                 self._braked.inc(event.braked)
                 self._tombstones_listed.inc(event.tombstones_listed)
+            case AccountSkipped():
+                self._refused.labels(_UNREADABLE).inc()
             case AccountRefused():
                 self._refused.labels(event.reason.value).inc()
             case DeleteContradicted():

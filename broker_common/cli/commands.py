@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from broker_common.cli.api import ApiError, BrokerApi, operators_api
 from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
 from broker_common.core.jobs import Job, JobState
+from broker_common.csv_export import write_csv
 from broker_common.settings import Process
 from broker_common.startup import read_settings
 
@@ -239,12 +239,7 @@ def _print_json(found: Iterable[dict[str, Any]]) -> None:
 
 
 def _print_csv(found: Iterable[dict[str, Any]]) -> None:
-    writer = None
-    for each in found:
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, each)
-            writer.writeheader()
-        writer.writerow(each)
+    write_csv(found, sys.stdout)
 
 
 _print_as: dict[str | None, Callable[[Iterable[dict[str, Any]]], None]] = {

@@ -54,11 +54,11 @@ class Broker:
         return sandboxes
 
     def give_back(self, held: dict[str, Any]) -> None:
-        """End the allocation, if the broker has not ended it before."""
+        """End the allocation, if the broker has not just ended it."""
         path = f"/sandboxes/{held['sandbox_id']}/mark-for-deletion"
         answer = self._call("POST", path, json={"lease_id": held["lease_id"]})
         if code_of(answer) in _TAKEN_BACK:
-            say(f"the broker had taken it back before ({code_of(answer)})")
+            say(f"the broker has just taken it back ({code_of(answer)})")
         elif answer.status_code != requests.codes.ok or body_of(answer).get("lease_id") != held["lease_id"]:
             refuse(answer)
 
@@ -126,15 +126,6 @@ def expect(text: str, pattern: str, fault: str) -> None:
         sys.exit(EX_USAGE)
 
 
-def saved(state: Path) -> dict[str, Any] | None:
-    """Return what setup wrote down; None if there was none, or it was cut off before."""
-    try:
-        held = json.loads(state.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return held if isinstance(held, dict) else None
-
-
 def main(words: list[str]) -> None:
     """Do what is asked for."""
     for name in _REQUIRED:
@@ -150,7 +141,9 @@ def main(words: list[str]) -> None:
     match words:
         case ["setup"]:
             try:
-                state.touch(mode=0o600)  # before there is something to keep
+                # Empty it first: what an earlier setup got may have been taken back since.
+                state.touch(mode=0o600)
+                state.write_text("")
             except OSError as error:
                 say(f"{state} cannot be written: {error}")
                 sys.exit(EX_CANTCREAT)
@@ -158,8 +151,7 @@ def main(words: list[str]) -> None:
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
         case ["cleanup"]:
-            kept = saved(state)
-            mine = broker.held() if kept is None else [kept]
+            mine = broker.held()
             for held in mine:
                 broker.give_back(held)
             if not mine:

@@ -5,7 +5,7 @@
 #   BROKER_TOKEN    the track's token
 #   TRACK_ID        who holds the sandbox: one id for one student's lab
 #   NAME_PREFIX     only sandboxes whose name starts so (optional)
-#   STATE_FILE      where setup keeps its answer for cleanup (sandbox.json); without it cleanup asks the broker
+#   STATE_FILE      where setup keeps its answer for the lab (sandbox.json); cleanup asks the broker what is held
 #   PATIENCE_SEC    how long to go on trying (120)
 #
 # Exit codes (sysexits.h): 0 done · 64 wrong use · 69 the broker refused, or it is no broker that answers ·
@@ -87,8 +87,8 @@ refused() {
 
 case $* in
 setup)
-    # Before there is something to keep.
-    if ! { : >>"$state"; } 2>/dev/null; then
+    # Empty it first: what an earlier setup got may have been taken back since.
+    if ! { : >"$state"; } 2>/dev/null; then
         say "$state cannot be written"
         exit 73
     fi
@@ -98,27 +98,30 @@ setup)
     cat "$state"
     ;;
 cleanup)
-    sandbox_id=$(field sandbox_id "$state") lease_id=$(field lease_id "$state")
-    if [[ -z $lease_id ]]; then
-        # There was no setup, or it was cut off before it could write down what it got.
+    given_back=
+    while true; do
         call GET /sandboxes
         if [[ $status != 200 || $(<"$scratch/body") != *'"sandboxes":'* ]]; then refused; fi
+        # Of several sandboxes these are the last one's.
         sandbox_id=$(field sandbox_id "$scratch/body") lease_id=$(field lease_id "$scratch/body")
-    fi
-    if [[ -z $lease_id ]]; then
-        say "nothing to give back: the track holds no sandbox"
-    else
+        if [[ -z $lease_id ]]; then break; fi
+        if [[ $given_back == *" $lease_id "* ]]; then
+            say "sandbox $sandbox_id is still held, though it was given back"
+            exit 69
+        fi
+        given_back+=" $lease_id "
         call POST "/sandboxes/$sandbox_id/mark-for-deletion" \
             --header 'Content-Type: application/json' --data "{\"lease_id\": \"$lease_id\"}"
         case $status/$code in
         403/NOT_SANDBOX_OWNER | 404/SANDBOX_NOT_FOUND | 409/LEASE_MISMATCH)
-            say "the broker had taken it back before ($code)"
+            say "the broker has just taken it back ($code)"
             ;;
         *)
             if [[ $status != 200 || $(field lease_id "$scratch/body") != "$lease_id" ]]; then refused; fi
             ;;
         esac
-    fi
+    done
+    if [[ -z $given_back ]]; then say "nothing to give back: the track holds no sandbox"; fi
     rm -f "$state"
     ;;
 *)

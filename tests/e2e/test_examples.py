@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = ROOT / "deploy" / "examples"
 COMMANDS = {"track.sh": ["bash", str(EXAMPLES / "track.sh")], "track.py": [sys.executable, str(EXAMPLES / "track.py")]}
-SETTINGS = {"POOL": "16", "RATE_LIMIT_BURST": "1000"}
+SETTINGS = {"POOL": "32", "RATE_LIMIT_BURST": "1000"}
 
 
 @pytest.fixture(params=COMMANDS)
@@ -62,15 +62,56 @@ def test_setup_gets_a_sandbox_and_cleanup_gives_it_back_however_often_they_run(s
     assert "nothing to give back" in repeated.stderr
 
 
-def test_cleanup_ends_no_lease_but_its_own_and_is_content_when_that_has_ended(
+def test_cleanup_gives_back_all_that_the_broker_says_is_held_whatever_the_state_file_says(
     stack: Stack, script: Script, tmp_path: Path
 ) -> None:
     held = json.loads(script("setup").stdout)
+    track_id = str(stack.as_admin("GET", f"/sandboxes/{held['sandbox_id']}").json()["allocated_to_track"])
+    other = stack.as_track(track_id, "POST", "/allocate", headers={"Idempotency-Key": "another"}).json()
     (tmp_path / "sandbox.json").write_text(json.dumps(held | {"lease_id": "of-before"}, separators=(",", ":")))
     ended = script("cleanup")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert {status_of(stack, each["sandbox_id"]) for each in (held, other)} == {"pending_deletion"}
+
+
+def test_what_a_setup_gets_whose_answer_is_lost_is_given_back_after_an_operator_ended_the_lease_before(
+    stack: Stack, script: Script, tmp_path: Path
+) -> None:
+    before = json.loads(script("setup").stdout)
+    stack.as_admin("POST", f"/sandboxes/{before['sandbox_id']}/release", json={"lease_id": before["lease_id"]})
+    track_id = str(stack.as_admin("GET", f"/sandboxes/{before['sandbox_id']}").json()["last_track_id"])
+
+    class LosesAnswers(Handler):
+        def reply(self) -> None:
+            stack.as_track(track_id, "POST", "/allocate")
+
+    with serving(LosesAnswers) as server:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        assert script("setup", BROKER_API_URL=url, PATIENCE_SEC="0").returncode == 75
+    assert (tmp_path / "sandbox.json").read_text() == ""
+    (held,) = stack.as_track(track_id, "GET", "/sandboxes").json()["sandboxes"]
+    assert script("cleanup").returncode == 0
+    assert status_of(stack, held["sandbox_id"]) == "pending_deletion"
+    assert not (tmp_path / "sandbox.json").exists()
+
+
+def test_a_lease_that_ends_while_cleanup_asks_for_it_is_no_failure(script: Script) -> None:
+    asked: list[str] = []
+
+    class EndsIt(Handler):
+        def reply(self) -> None:
+            asked.append(self.path)
+            if self.path.endswith("mark-for-deletion"):
+                self.answer(409, b'{"error":{"code":"LEASE_MISMATCH","message":"no"}}')
+            elif len(asked) == 1:
+                self.answer(200, b'{"count":1,"sandboxes":[{"lease_id":"a","sandbox_id":"1"}]}')
+            else:
+                self.answer(200, b'{"count":0,"sandboxes":[]}')
+
+    with serving(EndsIt) as server:
+        ended = script("cleanup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
     assert ended.returncode == 0
-    assert "taken it back before (LEASE_MISMATCH)" in ended.stderr
-    assert status_of(stack, held["sandbox_id"]) == "allocated"
+    assert "has just taken it back (LEASE_MISMATCH)" in ended.stderr
 
 
 def test_a_request_without_a_final_answer_is_sent_again_as_it_was(script: Script) -> None:

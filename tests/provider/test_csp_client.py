@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -182,11 +183,14 @@ def test_a_malformed_account_is_skipped_with_its_id(client: CspClient, mock: Moc
         {"id": None},
         {"id": "identity/accounts/../users"},
         {"id": EXTERNAL_ID.removeprefix("identity/")},
-        {"name": ""},
-        {"name": "\ud800"},
-        {"name": "a\nb"},
-        {"name": ["x"]},
-        {"sfdc_account_id": ["x"]},
+        {"csp_id": ".."},
+        {"csp_id": "."},
+        {"csp_id": -5},
+        {"csp_id": "-5"},
+        {"csp_id": 2**70},
+        {"csp_id": str(2**63)},
+        {"csp_id": "007"},
+        {"csp_id": "\u0667"},
         {"state": None},
         {"account_type": 7},
     ],
@@ -293,7 +297,7 @@ def test_what_is_no_active_sandbox_is_listed_by_the_ids_that_it_states(make_clie
         ([account(1, id=EXTERNAL_ID)], ["2009521", "1"]),
         ([account(1, csp_id=2009521)], ["2009521", "2009521"]),
         ([account(1, csp_id="2009521", state="disabled")], ["2009521"]),
-        ([{**ACCOUNT, "csp_id": 1, "name": ""}], ["2009521"]),
+        ([{**ACCOUNT, "csp_id": "007"}], ["2009521"]),
         ([{**ACCOUNT, "state": "disabled"}], ["2009521"]),
         ([account(1, id=EXTERNAL_ID), account(2, csp_id=1)], ["2009521", "1", "1"]),
         ([account(1)], []),
@@ -549,27 +553,118 @@ def test_a_success_with_a_login_page_is_not_a_wipe(client: CspClient, mock: Mock
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body", "is_page"),
+    ("content_type", "body"),
     [
-        ("text/html", b"", False),
-        ("text/html", b" \r\n", False),
-        ("text/html", b"OK", False),
-        ("text/html", b"<p>Please sign in</p>", True),
-        ("application/json", b"\xef\xbb\xbf\n<!-- portal --><!DOCTYPE HTML><html>", True),
-        ("text/plain", b"<html>", True),
-        ("application/json", b'{"id": 7}', False),
-        ("application/json", b"x" * 200_000, False),
+        ("text/html", b"<p>Please sign in</p>"),
+        ("application/json", b"\xef\xbb\xbf\n<!-- portal --><!DOCTYPE HTML><html>"),
+        ("text/plain", b"<html>"),
     ],
 )
-def test_only_an_html_document_is_taken_for_a_login_page(
-    make_client: MakeClient, content_type: str, body: bytes, is_page: bool
+def test_a_success_with_an_html_document_is_taken_for_a_login_page(
+    make_client: MakeClient, content_type: str, body: bytes
 ) -> None:
     with raw_server(answering(body, headers=f"Content-Type: {content_type}\r\n")) as server:
-        client = make_client(server.url)
-        if is_page:
-            assert isinstance(failure(client), ProviderMisconfigured)
-        else:
-            assert delete(client) is WipeAnswer.WIPED
+        assert isinstance(failure(make_client(server.url)), ProviderMisconfigured)
+
+
+@pytest.mark.parametrize("body", [b"", b" \r\n", b"{}", b' {"id": 7, "success": true}', b'{"result": {"error": 1}}'])
+def test_an_empty_body_or_an_object_without_an_error_is_a_plain_success(make_client: MakeClient, body: bytes) -> None:
+    with raw_server(answering(body, headers="Content-Type: text/html\r\n")) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.WIPED
+
+
+@pytest.mark.parametrize("status", ["200 OK", "202 Accepted"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": {"message": "busy"}}',
+        b'{"error": null}',
+        b'{"errors": []}',
+        b'{"Error": "no"}',
+        b'{"success": false}',
+        b'{"success": "false"}',
+        b'{"success": false, "success": true}',
+        b"OK",
+        b"null",
+        b"[]",
+        b'"deleted"',
+        b"7",
+        b'{"id": 7',
+        b"\xef\xbb\xbf{}",
+        b'{"id": "\xff"}',
+        b'{"a":' * 5_000,
+        b"x" * 200_000,
+    ],
+    ids=lambda body: repr(body[:40]),
+)
+def test_a_success_that_is_no_plain_one_leaves_the_outcome_unknown(
+    make_client: MakeClient, status: str, body: bytes
+) -> None:
+    with raw_server(answering(body, status=status)) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+    assert len(error.message) < 250
+
+
+@pytest.mark.parametrize("body", [b"", b"<html><body>404</body></html>", b"404 page not found", b"[]", b'{"error": '])
+def test_a_404_whose_body_is_no_object_is_not_the_providers(make_client: MakeClient, body: bytes) -> None:
+    with raw_server(answering(body, status="404 Not Found")) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert not error.outcome_unknown
+
+
+def test_a_404_that_is_cut_short_is_not_believed(make_client: MakeClient) -> None:
+    whole = b"HTTP/1.1 404 Not Found\r\nContent-Length: 40\r\n\r\n{}"
+
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(whole)
+
+    with raw_server(behave) as server:
+        assert isinstance(failure(make_client(server.url)), ProviderFailing)
+
+
+@pytest.mark.parametrize("said", [{"error": "half of it"}, {"errors": ["x"]}, {"success": False}])
+def test_a_list_that_reports_a_failure_is_unusable(make_client: MakeClient, said: dict[str, Any]) -> None:
+    with raw_server(answering(listing(ACCOUNT, **said))) as server, pytest.raises(ListingUnusable):
+        make_client(server.url).list_accounts()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"name": "lab\u00a0a\u3000b\u200dc\u200fd"}, "lab\u00a0a\u3000b\u200dc\u200fd"),
+        ({"name": "a\nb\x85c"}, "a\ufffdb\ufffdc"),
+        ({"name": "a\ud800b"}, "a\ufffdb"),
+        ({"name": "x" * 300}, "x" * 256),
+        ({"name": 42}, "42"),
+        ({"name": ""}, "2009521"),
+        ({"name": None}, "2009521"),
+        ({"name": ["x"]}, "2009521"),
+    ],
+)
+def test_a_name_never_keeps_an_account_out(make_client: MakeClient, given: dict[str, Any], kept: str) -> None:
+    with raw_server(answering(listing({**ACCOUNT, **given}))) as server:
+        (account,) = make_client(server.url).list_accounts().accounts
+    assert account.name == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("0018B", "0018B"), (42, "42"), ("a\tb", "a\ufffdb"), ("", None), (True, None), (["x"], None)]
+)
+def test_neither_does_an_sfdc_account_id(make_client: MakeClient, given: object, kept: str | None) -> None:
+    with raw_server(answering(listing({**ACCOUNT, "sfdc_account_id": given}))) as server:
+        (account,) = make_client(server.url).list_accounts().accounts
+    assert account.sfdc_account_id == kept
+
+
+@pytest.mark.parametrize("csp_id", [0, 7, "7", 2**63 - 1, "a", "lab-7_b.c", "7a", "0x1F"])
+def test_an_id_that_a_path_can_carry_is_kept_as_it_is(make_client: MakeClient, csp_id: int | str) -> None:
+    with raw_server(answering(listing({**ACCOUNT, "csp_id": csp_id}))) as server:
+        (account,) = make_client(server.url).list_accounts().accounts
+    assert account.sandbox_id == str(csp_id)
+    assert urljoin("http://broker/v1/sandboxes/", account.sandbox_id).endswith(f"/sandboxes/{csp_id}")
 
 
 def test_a_redirect_is_not_followed(make_client: MakeClient) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from typing import Any
@@ -9,11 +11,14 @@ from typing import Any
 import pytest
 import responses
 from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker_common.cli import commands
 
 SIGNS = ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE", "CSP_BASE_URL", "CSP_API_TOKEN", "REDIS_URL")
 URL = "http://127.0.0.1:8080/v1/admin"
+QUICK = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 
 
 def broker(*words: str, **env: str) -> Result:
@@ -105,3 +110,29 @@ def test_a_table_that_cannot_be_created_is_told_in_one_line(aws_environment: dic
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("table SandboxPool could not be created: ")
+
+
+def in_csv(value: object) -> str:
+    """Return a sandbox's name as `broker sandboxes --csv` writes it, read back."""
+    with responses.RequestsMock() as api:
+        api.get(f"{URL}/sandboxes", json={"sandboxes": [{"sandbox_id": "1", "name": value}], "cursor": None})
+        (row,) = csv.DictReader(io.StringIO(broker("sandboxes", "--csv").stdout, newline=""))
+    return row["name"]
+
+
+@QUICK
+@given(
+    start=st.sampled_from(["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"]), rest=st.text("=1+A()'\",; ", max_size=8)
+)
+def test_no_cell_of_the_csv_is_a_formula(start: str, rest: str) -> None:
+    assert in_csv(start + rest) == f"'{start}{rest}"
+
+
+@QUICK
+@given(name=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda text: text[0].isalnum()))
+def test_other_cells_are_written_as_they_are(name: str) -> None:
+    assert in_csv(name) == name
+
+
+def test_a_number_in_the_csv_stays_one() -> None:
+    assert in_csv(-5) == "-5"

@@ -123,6 +123,13 @@ def test_a_sync_counts_what_it_saw() -> None:
     }
 
 
+def test_an_account_that_cannot_be_read_is_counted_among_those_that_are_refused() -> None:
+    event = AccountSkipped(reason="no id")
+
+    assert changes(PrometheusJobRecorder, event) == {"broker_sync_accounts_refused_total,unreadable": 1}
+    assert logged(event)["log_level"] == "warning"
+
+
 @pytest.mark.parametrize("reason", RefusalReason)
 def test_an_account_that_is_refused_is_counted_by_its_reason_and_logged_as_an_error(reason: RefusalReason) -> None:
     event = AccountRefused(reason=reason, sandbox_id="1", held_by="2")
