@@ -1,8 +1,8 @@
 """What a worker takes from a queue: messages as this broker sends them, and nothing else.
 
-A message is read here once, and written again with only the fields that the broker uses. So Celery never meets an option
-that somebody else put into a queue, such as a time limit, a callback or a compression. What cannot be read is dropped.
-The log line about it holds none of its content, which may be a secret.
+A message is read here once, and written again with only the fields that the broker uses. So Celery never meets an
+option that somebody else put into a queue, such as a time limit, a callback or a compression. What cannot be read is
+dropped. The log line about it holds none of its content, which may be a secret.
 
 An acknowledgement that Redis refuses for a while is repeated. Kombu would forget it, and with it one of the messages
 that the worker may hold at a time.
