@@ -91,6 +91,7 @@ class _Work:
     def _waits(self, consumer: Consumer) -> bool:
         """Tell whether one of the consumer's queues holds work; so it seems where Redis refuses to say."""
         try:
-            return any(self._redis.llen(queue.name) for queue in consumer.task_consumer.queues)
+            queues = consumer.task_consumer.queues  # type: ignore[attr-defined] # the stubs leave it out
+            return any(self._redis.llen(queue.name) for queue in queues)
         except RedisError:
             return True

@@ -145,7 +145,7 @@ class CheckedQoS(redis.QoS):
     def _settle(self, tag: str, settle: Callable[[], None]) -> None:
         try:
             settle()
-        except self.channel.connection_errors as error:
+        except self.channel.connection_errors as error:  # type: ignore[attr-defined] # the stubs leave it out
             self._unsettled[tag] = settle
             _log.warning(
                 "Redis refuses an acknowledgement; it is repeated until Redis takes it",
@@ -174,7 +174,7 @@ class CheckedTransport(redis.Transport):
 
     Channel = CheckedChannel
 
-    def _deliver(self, message: Any, queue: str) -> None:  # noqa: ANN401 - whatever JSON a queue holds
+    def _deliver(self, message: Any, queue: str | None) -> None:  # noqa: ANN401 - whatever JSON a queue holds
         # The others are Celery's own, for its commands to workers and their answers.
         super()._deliver(read(message, queue) if queue in QUEUES else message, queue)
 

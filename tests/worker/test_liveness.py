@@ -111,7 +111,7 @@ def test_a_worker_that_redis_refuses_is_red_and_green_again_once_redis_relents(o
     with start(url_of(own_redis), port, *WORKER) as worker, Redis.from_url(url_of(own_redis)) as redis:
         until(lambda: is_green(port), "the worker to be green")
         redis.config_set("requirepass", "rotated")
-        redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        redis.client_kill_filter(_type="normal", skipme=True)
         until(lambda: is_red(port), "the worker to be red")
         redis.config_set("requirepass", "")
         until(lambda: is_green(port), "the worker to be green again")

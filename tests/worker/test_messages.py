@@ -43,7 +43,14 @@ VALUES: tuple[Any, ...] = (
     {"__type__": "decimal", "__value__": SECRET},
 )
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-SIGNATURE = {"task": "broker.expire", "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": True}
+SIGNATURE: dict[str, Any] = {
+    "task": "broker.expire",
+    "args": [],
+    "kwargs": {},
+    "options": {},
+    "subtask_type": None,
+    "immutable": True,
+}
 DEEP = "[" * 100_000
 
 
@@ -178,7 +185,8 @@ def test_no_message_stops_a_worker_or_takes_one_of_its_slots(worker: Celery, des
     desk.set_due("1", "2", "3")
     entries: list[str | bytes] = ["no message", b"\xff\xfe", "5", "[]", "{}", "null", "", DEEP, SECRET]
     entries += [json.dumps(found) for found in (*REFUSED.values(), *changed(message()))]
-    entries += [json.dumps(with_body(*payload)) for payload in ((), ([], {}), ([], {}, 7), (VALUES, VALUES, VALUES))]
+    bodies: tuple[tuple[Any, ...], ...] = ((), ([], {}), ([], {}, 7), (VALUES, VALUES, VALUES))
+    entries += [json.dumps(with_body(*body)) for body in bodies]
     # In the queue of the deletes, too, and with a priority: kombu keeps a list for each step of them.
     for queue in ("jobs", "deletions", "jobs\x06\x163"):
         desk.redis.lpush(queue, *entries)
