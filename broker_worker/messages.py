@@ -62,7 +62,7 @@ def read(message: Any, queue: str) -> dict[str, Any]:  # noqa: ANN401 - whatever
     if not _ID.fullmatch(task_id):
         raise Unreadable("id must be 1 to 255 printable ASCII characters")
     _refuse_options(headers, _OPTIONS)
-    # Its sender's, and not obeyed: the task's own hold.
+    # A worker's own messages have these. The limits that hold are the task's.
     limits = headers.get("timelimit") or []
     if not isinstance(limits, list) or not all(isinstance(limit, int | float | None) for limit in limits):
         raise Unreadable("timelimit is not of numbers")
@@ -76,8 +76,9 @@ def read(message: Any, queue: str) -> dict[str, Any]:  # noqa: ANN401 - whatever
         "properties": {
             "body_encoding": _BODY_ENCODING,
             "correlation_id": task_id,
-            # Its own at each delivery: kombu keeps its books by it. And back to where it came from, if need be.
+            # A new one for each delivery, because kombu finds the message by it.
             "delivery_tag": str(uuid.uuid4()),
+            # A message that is not acknowledged returns to the queue that it came from.
             "delivery_info": {"exchange": "", "routing_key": queue},
             "priority": 0,
         },
@@ -117,7 +118,9 @@ def _refuse_options(values: dict[str, Any], names: tuple[str, ...]) -> None:
     for name in names:
         value = values.get(name)
         if any(value) if isinstance(value, list) else value:
-            raise Unreadable(f"{name if name in _OPTIONS else 'an option of the body'} is set, which nobody here does")
+            raise Unreadable(
+                f"{name if name in _OPTIONS else 'an option of the body'} is set, and this broker never sets it"
+            )
 
 
 class CheckedQoS(redis.QoS):

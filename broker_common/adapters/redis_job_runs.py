@@ -36,7 +36,7 @@ Value = TypeVar("Value")
 
 KEPT_SEC = 24 * 3600
 _PROBE_SEC = 60
-# A closed set of words, because what Redis itself says may name the user. The first that fits; else it was silent.
+# A closed set of words, because Redis' own may name the user. The first that fits holds.
 _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
     (OutOfMemoryError, "is out of memory"),
     (ReadOnlyError, "is a replica, which takes no writes"),
@@ -225,7 +225,7 @@ class RedisJobRuns:
         try:
             return None if document is None else _load(job_id, document)
         except (AttributeError, KeyError, TypeError, ValueError):
-            # Another release's record, or nobody's: as if there were none.
+            # It may be another release's record. Here the run then counts as unknown.
             return None
 
     def _write(self, pipe: Pipeline, run: Run) -> None:

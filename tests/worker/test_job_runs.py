@@ -56,7 +56,9 @@ def test_a_record_is_kept_for_a_day(runs: RedisJobRuns, redis: RedisClient) -> N
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{}", '{"job": "of-a-later-release"}', "\xff"])
-def test_a_record_that_cannot_be_read_is_as_none(runs: RedisJobRuns, redis: RedisClient, record: str) -> None:
+def test_a_run_whose_record_cannot_be_read_counts_as_unknown(
+    runs: RedisJobRuns, redis: RedisClient, record: str
+) -> None:
     redis.set("sandbox-broker:runs:run", record)
     assert runs.find("run") is None
     assert runs.finish("run", SUCCEEDED) is None

@@ -177,8 +177,8 @@ class Watched:
         app: Any = SimpleNamespace(steps={"consumer": set()})
         watch_worker(app, self.pulse, SimpleNamespace(llen=self._length))  # type: ignore[arg-type] # all that it uses
         (watch,) = app.steps["consumer"]
-        queues = [SimpleNamespace(name="jobs")]
-        consumer = SimpleNamespace(pool=self.pool, task_consumer=SimpleNamespace(queues=queues))
+        self.queues = [SimpleNamespace(name="jobs")]
+        consumer = SimpleNamespace(pool=self.pool, task_consumer=SimpleNamespace(queues=self.queues))
         self._turns: list[Callable[[], None]] = []
         hub = SimpleNamespace(call_repeatedly=lambda _, turn: self._turns.append(turn))
         watch.register_with_event_loop(None, consumer, hub)
@@ -230,6 +230,12 @@ def test_a_worker_that_takes_what_waits_is_well_however_much_it_is(watched: Watc
     watched.waiting = 1000
     assert watched.problem_after(600, lambda: signal.send(sender=None)) is None
     assert watched.problem_after(61) is not None
+
+
+def test_a_worker_that_was_told_to_consume_nothing_is_well_while_work_waits(watched: Watched) -> None:
+    watched.waiting = 1
+    watched.queues.clear()
+    assert watched.problem_after(600) is None
 
 
 def test_a_worker_all_of_whose_processes_are_busy_is_well_while_work_waits(watched: Watched) -> None:

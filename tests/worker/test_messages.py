@@ -124,19 +124,19 @@ REFUSED: dict[str, dict[str, Any] | Any] = {
     "task is unknown": message(task="celery.map"),
     "id must be 1 to 255 printable ASCII characters": message(id="a\nb"),
     "timelimit is not of numbers": message(timelimit=["a", "b"]),
-    "eta is set, which nobody here does": message(eta="2999-01-01T00:00:00"),
-    "compression is set, which nobody here does": message(compression="application/x-gzip"),
+    "eta is set, and this broker never sets it": message(eta="2999-01-01T00:00:00"),
+    "compression is set, and this broker never sets it": message(compression="application/x-gzip"),
     "body is not base64": {**message(), "body": "not base64!"},
     "body is not JSON": {**message(), "body": base64.b64encode(DEEP.encode()).decode()},
     "body is not a task's arguments by name": with_body([1, 2, 3], {}, EMBED),
-    "an option of the body is set, which nobody here does": with_body([], {}, {**EMBED, "chain": [SIGNATURE]}),
+    "an option of the body is set, and this broker never sets it": with_body([], {}, {**EMBED, "chain": [SIGNATURE]}),
     "body has an argument that the task does not take": with_body([], {SECRET: 1}, EMBED),
     "force is not of the type bool": with_body([], {"force": "no"}, EMBED),
 }
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_a_message_that_nobody_here_sends_is_refused_by_the_name_of_its_field(reason: str) -> None:
+def test_a_message_of_another_kind_is_refused_by_the_name_of_its_field(reason: str) -> None:
     with pytest.raises(Unreadable) as refusal:
         read(REFUSED[reason], "jobs")
 
