@@ -50,8 +50,8 @@ def healthz() -> dict[str, Any]:
 def readyz() -> tuple[dict[str, Any], int]:
     """Tell whether tracks can be served.
 
-    It asks DynamoDB, and compares its clock with this process's. Redis is reported, and does not count: no call of a
-    track needs it. A process that is about to stop is not ready.
+    It asks DynamoDB, and compares its clock with this process's. Redis is reported, by whether it takes a
+    write, and does not count: no call of a track needs it. A process that is about to stop is not ready.
     """
     checks: dict[str, str] = {}
     if runtime().draining.is_set():

@@ -108,7 +108,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         inventory=Inventory(store=store, custody=custody),
         operations=Operations(store=store, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
-        queue=CeleryJobQueue(settings.redis_url, _runs(settings, connect_redis(settings))),
+        queue=CeleryJobQueue(settings.redis_url, build_runs(settings, connect_redis(settings))),
         rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
     )
 
@@ -149,7 +149,7 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
         ),
         expirer=Expirer(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
-        runs=_runs(settings, redis),
+        runs=build_runs(settings, redis),
         locks=RedisJobLocks(redis),
     )
 
@@ -165,6 +165,11 @@ def build_provider(settings: Settings) -> CspClient:
     It calls even where the workers' circuit breaker is open, and leaves that as it is.
     """
     return _provider(settings, SystemClock(), connect_redis(settings), Recorders([]), NoBreaker())
+
+
+def build_runs(settings: Settings, redis: Redis) -> RedisJobRuns:
+    """Make the records of job runs."""
+    return RedisJobRuns(redis, stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)
 
 
 def build_circuit_collector(settings: Settings) -> CircuitCollector:
@@ -227,7 +232,3 @@ def _breaker(settings: Settings, redis: Redis) -> RedisBreaker:
 
 def _longest_call_sec(settings: Settings) -> float:
     return settings.csp_call_limit_sec + MARGIN_SEC
-
-
-def _runs(settings: Settings, redis: Redis) -> RedisJobRuns:
-    return RedisJobRuns(redis, stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)

@@ -14,7 +14,7 @@ from celery.apps.worker import (  # type: ignore[attr-defined] # the stubs lack 
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from kombu import Queue
 
-from broker_common.adapters.celery_names import DELETIONS_QUEUE, JOBS_QUEUE
+from broker_common.adapters.celery_names import JOBS_QUEUE, QUEUES
 from broker_common.core.jobs import Job
 from broker_worker.messages import check_what_is_received
 from broker_worker.tasks import TITLES, TimeLimits, add_tasks
@@ -71,7 +71,7 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
             "health_check_interval": 25,
         },
         task_default_queue=JOBS_QUEUE,
-        task_queues=[Queue(JOBS_QUEUE), Queue(DELETIONS_QUEUE)],
+        task_queues=[Queue(name) for name in QUEUES],
         task_create_missing_queues=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

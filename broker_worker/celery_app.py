@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from celery import signals
 
 from broker_common.logs import configure_logging
-from broker_common.services import build_circuit_collector, build_worker_services
+from broker_common.services import build_circuit_collector, build_worker_services, connect_redis
 from broker_common.settings import Process
 from broker_common.startup import check_table, read_settings
 from broker_worker.app import create_celery
@@ -45,7 +45,7 @@ def _create() -> Celery:
         signals.worker_init.connect(lambda **_: check_table(settings), weak=False)
         signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
         if settings.metrics_port:  # pragma: no branch - the tests start a beat without it, and no worker
-            watch_worker(app, pulse)
+            watch_worker(app, pulse, connect_redis(settings))
             serve_worker(
                 pulse,
                 address=settings.api_bind,

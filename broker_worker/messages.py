@@ -1,67 +1,198 @@
-"""What the worker does with messages that are none: log them and go on.
+"""What a worker takes from a queue: messages as this broker sends them, and nothing else.
 
-Celery itself rejects unknown tasks, wrong arguments, and bodies that do not parse. Two kinds it does not foresee, and
-they end the worker, which may then find the same message again: an entry of a queue that is no message at all, and a
-task whose body or headers have another shape.
+A message is read here once, and written again with only the fields that the broker uses. So Celery never meets an
+option that somebody else put into a queue, such as a time limit, a callback or a compression. What cannot be read is
+dropped. The log line about it holds none of its content, which may be a secret.
+
+An acknowledgement that Redis refuses for a while is repeated. Kombu would forget it, and with it one of the messages
+that the worker may hold at a time.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import functools
+import re
+import uuid
+from contextlib import contextmanager
 from queue import Empty
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery.exceptions import InvalidTaskError
-from celery.worker.request import Request
-from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+from celery import signals
+from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.utils.json import dumps, loads
 
-_SHAPE_ERRORS = (AttributeError, KeyError, TypeError, ValueError)
+from broker_common.adapters.celery_names import ARGUMENTS, QUEUES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CONTENT = {"content-type": "application/json", "content-encoding": "utf-8"}
+_BODY_ENCODING = "base64"
+_ID = re.compile(r"[!-~]{1,255}")
+_TEXTS = ("root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "run_request_id")
+"""Headers that are only shown: in Flower, or in the log."""
+_OPTIONS = ("eta", "expires", "retries", "group", "chord", "compression")
+"""Headers by which Celery would run a task in another way, which this broker never uses."""
+# Whatever kombu's reading of JSON and of an envelope raises for one that has another shape.
+_SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
 
-class CheckedRequest(Request):
-    """Celery's request, which is invalid when its message has not the shape of one."""
+class Unreadable(ValueError):
+    """A message that this broker did not send; the text names the field, and never its value."""
 
-    def __init__(self, message: virtual.Message, **options: Any) -> None:  # noqa: ANN401 - Celery's signature
-        try:
-            super().__init__(message, **options)
-            args, kwargs, embed = self._payload  # type: ignore[attr-defined] # the stubs leave it out
-            limits = message.headers.get("timelimit") or ()
-            has_shape = (
-                isinstance(self.id, str)
-                and isinstance(args, list | tuple)
-                and isinstance(kwargs, dict)
-                and isinstance(embed, dict | None)
-                and isinstance(limits, list | tuple)
+
+def read(message: Any, queue: str) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON a queue holds
+    """Return a queue's message with only what this broker uses of it; raises `Unreadable`."""
+    if not isinstance(message, dict):
+        raise Unreadable("it is not a JSON object")
+    headers, properties = _of_type(message, "headers", dict), _of_type(message, "properties", dict)
+    for name, value in _CONTENT.items():
+        if message.get(name) != value:
+            raise Unreadable(f"{name} is not {value}")
+    if properties.get("body_encoding") != _BODY_ENCODING:
+        raise Unreadable(f"body_encoding is not {_BODY_ENCODING}")
+    task, task_id = _of_type(headers, "task", str), _of_type(headers, "id", str)
+    if task not in ARGUMENTS:
+        raise Unreadable("task is unknown")
+    if not _ID.fullmatch(task_id):
+        raise Unreadable("id must be 1 to 255 printable ASCII characters")
+    _refuse_options(headers, _OPTIONS)
+    # A worker's own messages have these. The limits that hold are the task's.
+    limits = headers.get("timelimit") or []
+    if not isinstance(limits, list) or not all(isinstance(limit, int | float | None) for limit in limits):
+        raise Unreadable("timelimit is not of numbers")
+    kwargs = _read_body(_of_type(message, "body", str), ARGUMENTS[task])
+    body = dumps([[], kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    texts = {name: headers[name] for name in _TEXTS if isinstance(headers.get(name), str)}
+    return {
+        **_CONTENT,
+        "body": base64.b64encode(body.encode()).decode(),
+        "headers": {**texts, "task": task, "id": task_id},
+        "properties": {
+            "body_encoding": _BODY_ENCODING,
+            "correlation_id": task_id,
+            # A new one for each delivery, because kombu finds the message by it.
+            "delivery_tag": str(uuid.uuid4()),
+            # A message that is not acknowledged returns to the queue that it came from.
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "priority": 0,
+        },
+    }
+
+
+def _read_body(body: str, arguments: dict[str, type]) -> dict[str, Any]:
+    """Return the task's arguments, all of them by name."""
+    try:
+        payload = loads(base64.b64decode(body, validate=True))
+    except binascii.Error as error:
+        raise Unreadable("body is not base64") from error
+    except _SHAPE_ERRORS as error:
+        raise Unreadable("body is not JSON") from error
+    match payload:
+        case [[], dict() as kwargs, (dict() | None) as embed]:
+            pass
+        case _:
+            raise Unreadable("body is not a task's arguments by name")
+    _refuse_options(embed or {}, tuple(embed or {}))
+    for name, value in kwargs.items():
+        if name not in arguments:
+            raise Unreadable("body has an argument that the task does not take")
+        if not isinstance(value, arguments[name]):
+            raise Unreadable(f"{name} is not of the type {arguments[name].__name__}")
+    return kwargs
+
+
+def _of_type(values: dict[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401 - of that type
+    value = values.get(name)
+    if not isinstance(value, kind):
+        raise Unreadable(f"{name} is missing or not of the type {kind.__name__}")
+    return value
+
+
+def _refuse_options(values: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        value = values.get(name)
+        if any(value) if isinstance(value, list) else value:
+            raise Unreadable(
+                f"{name if name in _OPTIONS else 'an option of the body'} is set, and this broker never sets it"
             )
-        except _SHAPE_ERRORS as error:
-            raise InvalidTaskError(f"not the shape of a task's message: {error!r}") from error
-        if not has_shape:
-            raise InvalidTaskError("not the shape of a task's message")
+
+
+class CheckedQoS(redis.QoS):
+    """Kombu's book of the messages that are not acknowledged; what Redis refuses to settle now is settled later."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kombu's signature
+        super().__init__(*args, **kwargs)
+        self._unsettled: dict[str, Callable[[], None]] = {}
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message, now or as soon as Redis allows it."""
+        self._settle(delivery_tag, functools.partial(super().ack, delivery_tag))
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Reject a message, now or as soon as Redis allows it."""
+        self._settle(delivery_tag, functools.partial(super().reject, delivery_tag, requeue=requeue))
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kombu's signature
+        """Settle what Redis has refused, before kombu's own work of each second."""
+        for tag, settle in list(self._unsettled.items()):
+            settle()
+            del self._unsettled[tag]
+        super().restore_visible(*args, **kwargs)
+
+    def _settle(self, tag: str, settle: Callable[[], None]) -> None:
+        try:
+            settle()
+        except self.channel.connection_errors as error:  # type: ignore[attr-defined] # the stubs leave it out
+            self._unsettled[tag] = settle
+            _log.warning(
+                "Redis refuses an acknowledgement; it is repeated until Redis takes it",
+                action="acknowledge",
+                outcome="error",
+                error=type(error).__name__,
+            )
 
 
 class CheckedChannel(redis.Channel):
-    """Kombu's channel, which drops what it cannot read off a queue."""
+    """Kombu's channel, which drops what cannot be read."""
+
+    QoS = CheckedQoS
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401 - kombu's signature
-        try:
+        with _dropping_unreadable("queue"):
             return bool(super()._brpop_read(**options))  # type: ignore[misc] # the stubs leave it out
-        except _SHAPE_ERRORS:
-            _log.exception("An entry of a queue is no message, and was dropped", action="receive", outcome="error")
-            raise Empty from None
+
+    def _receive_one(self, client: Any) -> Any:  # noqa: ANN401 - kombu leaves it untyped
+        with _dropping_unreadable("channel"):
+            return super()._receive_one(client)  # type: ignore[misc] # the stubs leave it out
 
 
 class CheckedTransport(redis.Transport):
-    """Kombu's transport with that channel, which refuses a message without an envelope before it counts as received."""
+    """Kombu's transport with that channel; what comes from this broker's queues is read by `read`."""
 
     Channel = CheckedChannel
 
     def _deliver(self, message: Any, queue: str | None) -> None:  # noqa: ANN401 - whatever JSON a queue holds
-        headers = message["headers"]
-        if not isinstance(headers.get("task", ""), str):
-            raise TypeError("the message's headers name no task")
-        super()._deliver(message, queue)
+        # The others are Celery's own, for its commands to workers and their answers.
+        super()._deliver(read(message, queue) if queue in QUEUES else message, queue)
+
+
+@contextmanager
+def _dropping_unreadable(origin: str) -> Iterator[None]:
+    try:
+        yield
+    except _SHAPE_ERRORS as error:
+        reason = str(error) if isinstance(error, Unreadable) else type(error).__name__
+        _log.error(
+            f"A message of a {origin} cannot be read, and was dropped", action="receive", outcome="error", error=reason
+        )
+        signals.task_rejected.send(sender=None, message=None, exc=None)
+        raise Empty from None
 
 
 def check_what_is_received() -> None:

@@ -45,6 +45,10 @@ def share_metrics_through(directory: str) -> None:
 
 def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circuit: CircuitCollector) -> None:
     """Serve from the worker's main process, from its start on, also while it waits for Redis."""
+    dropped = Counter("broker_messages_dropped_total", "Messages that could not be read and were dropped")
+
+    def count(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
+        dropped.inc()
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
@@ -58,6 +62,7 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
 
     signals.worker_init.connect(serve, weak=False)
     signals.worker_process_shutdown.connect(forget, weak=False)
+    signals.task_rejected.connect(count, weak=False)
 
 
 def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:

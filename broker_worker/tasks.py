@@ -13,7 +13,6 @@ from broker_common.core.errors import BrokerError, ProviderBusy
 from broker_common.core.events import DeleteOutcome
 from broker_common.core.jobs import Job, JobState
 from broker_common.core.runs import CleanupTally, Conclusion
-from broker_worker.messages import CheckedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +61,6 @@ def add_tasks(app: Celery, get_services: Callable[[], WorkerServices], limits: T
     """Register the tasks. `get_services` is called in the process that runs a task, never before the fork."""
     options: dict[str, Any] = {
         "bind": True,
-        "Request": CheckedRequest,
         "throws": (JobFailed, BrokerError),
         **TimeLimits.of(limits.job),
     }

@@ -64,5 +64,5 @@ class CeleryJobQueue:
         return run
 
     def ping(self) -> None:
-        """Make sure that the queue answers; raises `QueueUnavailable`."""
+        """Make sure that something can be queued; raises `QueueUnavailable`."""
         self._runs.ping()

@@ -10,7 +10,15 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.core.errors import QueueUnavailable
@@ -27,6 +35,16 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 KEPT_SEC = 24 * 3600
+_PROBE_SEC = 60
+# A closed set of words, because Redis' own may name the user. The first that fits holds.
+_REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
+    (OutOfMemoryError, "is out of memory"),
+    (ReadOnlyError, "is a replica, which takes no writes"),
+    (AuthenticationError, "refuses the password"),
+    (NoPermissionError, "does not permit its user to do this"),
+    (BusyLoadingError, "is still loading its data"),
+    (ResponseError, "refuses a command"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +74,7 @@ class Ended:
 
 
 class RedisJobRuns:
-    """Records of runs. Every method raises `QueueUnavailable` if Redis does not answer.
+    """Records of runs. Every method raises `QueueUnavailable` if Redis does not answer, or refuses; it says why.
 
     A cleanup whose deletes have made no progress for `stall_limit_sec`, with none left in their queue, has lost some.
     """
@@ -67,8 +85,8 @@ class RedisJobRuns:
         self._prefix = prefix
 
     def ping(self) -> None:
-        """Make sure that Redis answers."""
-        self._call(self._redis.ping)
+        """Make sure that Redis takes a write, which a full one or a replica does not."""
+        self._call(lambda: self._redis.set(f"{self._prefix}-probe", "", ex=_PROBE_SEC))
 
     def create(self, job_id: str, job: Job, *, requested_by: str) -> None:
         """Record a run that is about to be queued."""
@@ -204,7 +222,11 @@ class RedisJobRuns:
 
     def _read(self, redis: Redis | Pipeline, job_id: str) -> Run | None:
         document = redis.get(self._key(job_id))
-        return None if document is None else _load(job_id, document)
+        try:
+            return None if document is None else _load(job_id, document)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # It may be another release's record. Here the run then counts as unknown.
+            return None
 
     def _write(self, pipe: Pipeline, run: Run) -> None:
         """Begin the transaction's writes with the run's own."""
@@ -221,7 +243,8 @@ class RedisJobRuns:
         try:
             return call()
         except RedisError as error:
-            raise QueueUnavailable("Redis, which holds the queue and the jobs' records, does not answer") from error
+            what = next((words for kind, words in _REFUSALS if isinstance(error, kind)), "does not answer")
+            raise QueueUnavailable(f"Redis, which holds the queue and the jobs' records, {what}") from error
 
     def _key(self, job_id: str) -> str:
         return f"{self._prefix}:{job_id}"

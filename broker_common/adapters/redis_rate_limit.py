@@ -80,12 +80,12 @@ class RedisRateLimit:
         threading.Thread(target=self._wait_for_redis, name="rate-limit-probe", daemon=True).start()
 
     def _wait_for_redis(self) -> None:
-        """Ask until Redis answers, so that no request has to."""
+        """Try until Redis takes a write, as the limit needs it, so that no request has to."""
         redis = Redis.from_url(self._redis_url, **self._options)
         while True:
             time.sleep(_PROBE_SEC)
             try:
-                redis.ping()
+                redis.set(f"{_KEY_PREFIX}:probe", "", ex=1)
             except (RedisError, OSError):
                 continue
             redis.close()

@@ -6,12 +6,11 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import redis
 from botocore.exceptions import BotoCoreError
 
 from broker_common.cli.api import ApiError, operators_api
 from broker_common.core.errors import BrokerError
-from broker_common.services import build_provider, build_store, connect_redis
+from broker_common.services import build_provider, build_runs, build_store, connect_redis
 from broker_common.settings import Process, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
     """Yield a finding a part that a process needs, as soon as it is known.
 
     Without `process`: for those processes whose settings are there, and for the API that an operator calls. Those that
-    are left out have a finding, too. Writes nothing, and never raises for what it finds.
+    are left out have a finding, too. Changes nothing, but for a key
+    in Redis that is gone a minute later, and never raises for what it finds.
     """
     if process is None:
         processes = [each for each in PARTS if any(environ.get(sign, "").strip() for sign in _SIGNS[each])]
@@ -117,8 +117,8 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
         return f"counts {sum(store().count().values())} sandboxes"
 
     def reach_redis() -> str:
-        connect_redis(settings).ping()
-        return "answers"
+        build_runs(settings, connect_redis(settings)).ping()
+        return "answers, and takes writes"
 
     def provider() -> str:
         return f"lists {len(build_provider(settings).list_accounts().accounts)} sandbox accounts"
@@ -126,7 +126,7 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
     return {
         "table": (table, "look at AWS_REGION, DDB_ENDPOINT_URL, DDB_TABLE_NAME, credentials and network"),
         "index": (index, "look at the table's index and at the policy's right to query it"),
-        "redis": (reach_redis, "look at REDIS_URL: host, password, TLS"),
+        "redis": (reach_redis, "look at REDIS_URL: host, password, TLS; and at Redis itself"),
         "provider": (provider, "look at CSP_BASE_URL and CSP_API_TOKEN, and at the provider itself"),
     }
 
@@ -134,5 +134,5 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
 def _try(part: str, look: Callable[[], str], advice: str) -> Finding:
     try:
         return Finding(part, ok=True, text=look())
-    except (BrokerError, BotoCoreError, redis.RedisError) as error:
+    except (BrokerError, BotoCoreError) as error:
         return Finding(part, ok=False, text=f"{error}: {advice}")

@@ -38,6 +38,8 @@ class Program:
     """The whole environment of the process: nothing is inherited."""
     ready_url: str = ""
     """Ready when this answers: `http://…` with 200, `tcp://host:port` by accepting. Empty: runs to its end."""
+    health_url: str = ""
+    """Where it answers 503 once it must be started again. Empty: nowhere."""
     stop_limit_sec: float = 5
     """How long it may take to stop before it is killed."""
     fresh_directory: Path | None = None
@@ -58,6 +60,7 @@ class Process:
         self.last_line = ""
         self.started_at = 0.0
         self._asked_at: float | None = None
+        self._was_well = False
         self._on_line = on_line
         self._popen: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -71,6 +74,7 @@ class Process:
         self.last_line = ""
         self.started_at = time.monotonic()
         self._asked_at = None
+        self._was_well = False
         self._popen = subprocess.Popen(
             [*_stopped_with_parent(), *self.program.command],
             env=dict(self.program.env),
@@ -100,6 +104,17 @@ class Process:
     def is_ready(self) -> bool:
         """Tell whether the program answers."""
         return answers(self.program.ready_url)
+
+    def is_unwell(self) -> bool:
+        """Tell whether the program says that it must be started again: it was well since its start, and is not now."""
+        if not self.program.health_url:
+            return False
+        try:
+            status = call("GET", self.program.health_url)[0]
+        except (OSError, http.client.HTTPException):
+            return False
+        self._was_well = self._was_well or status == http.HTTPStatus.OK
+        return self._was_well and status == http.HTTPStatus.SERVICE_UNAVAILABLE
 
     def ending(self) -> str:
         """Say how the process ended, with its last words."""

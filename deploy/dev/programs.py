@@ -100,6 +100,7 @@ def worker(plan: Plan, scratch: Path) -> Program:
         command=(*_CELERY, "worker", *options),
         env={**plan.env, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
         ready_url=f"{plan.url('METRICS_PORT')}/healthz",
+        health_url=f"{plan.url('METRICS_PORT')}/healthz",
         stop_limit_sec=plan.settings.csp_call_limit_sec + 10,
         fresh_directory=metrics,
     )
@@ -112,6 +113,7 @@ def beat(plan: Plan) -> Program:
         command=(*_CELERY, "beat"),
         env=_without_multiproc(plan) | {"METRICS_PORT": plan.env["BEAT_METRICS_PORT"]},
         ready_url=f"{plan.url('BEAT_METRICS_PORT')}/healthz",
+        health_url=f"{plan.url('BEAT_METRICS_PORT')}/healthz",
     )
 
 

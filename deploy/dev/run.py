@@ -33,6 +33,7 @@ _COLOURS = {"api": 32, "worker": 36, "beat": 35, "flower": 33, "csp": 34, "redis
 _READY_SEC = 30
 _SYNC_SEC = 60
 _FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 0.5, 10
+_HEALTH_SEC = 2
 _SETTLED_SEC = 30
 """A process that ran for so long is no longer counted as failing again and again."""
 
@@ -233,9 +234,13 @@ class Runner:
             self._terminal.write(line)
 
     def _keep_running(self) -> None:
-        """Start again what ends by itself, until a signal comes."""
+        """Start again what ends by itself, or says that it does not work any more, until a signal comes."""
+        look_at = 0.0
         while not self._signals.have_arrived():
             time.sleep(0.1)
+            if time.monotonic() >= look_at:
+                self._stop_what_is_unwell()
+                look_at = time.monotonic() + _HEALTH_SEC
             for process in self._running:
                 if process.name in self._restart_at:
                     if time.monotonic() >= self._restart_at[process.name]:
@@ -243,6 +248,12 @@ class Runner:
                         process.start()
                 elif process.has_ended():
                     self._note_death(process)
+
+    def _stop_what_is_unwell(self) -> None:
+        for process in self._running:
+            if process.name not in self._restart_at and process.is_unwell():
+                self._say(f"{process.name} runs, and does not work any more: it is stopped")
+                process.stop(in_a_hurry=self._signals.have_arrived)
 
     def _note_death(self, process: Process) -> None:
         process.kill_group()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import requests
+from redis import Redis
 
 from deploy.dev.processes import ROOT, wait_until
 from tests.e2e.stack import Stack
@@ -114,6 +115,20 @@ def test_tracks_are_served_while_redis_is_away_from_the_start(tmp_path: Path) ->
                 stack.start(name)
         assert wait_until(lambda: stack.as_admin("POST", "/cleanup").status_code == 202, 30)
         assert wait_until(lambda: stack.as_admin("GET", "/stats").json()["pending_deletion"] == 0, 60)
+
+
+def test_tracks_are_served_while_redis_is_full_and_readiness_says_so(tmp_path: Path) -> None:
+    with Stack(tmp_path) as stack, Redis.from_url(stack.plan.env["REDIS_URL"]) as redis:
+        assert stack.run_job("sync")["state"] == "succeeded"
+        redis.config_set("maxmemory", 1)
+        assert stack.as_track("lonely", "POST", "/allocate").status_code == 201
+        ready = requests.get(f"{stack.api_url}/readyz", timeout=10)
+        assert (ready.status_code, ready.json()["checks"]["redis"].endswith("is out of memory")) == (200, True)
+        refused = stack.as_admin("POST", "/sync")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "QUEUE_UNAVAILABLE")
+        redis.config_set("maxmemory", 0)
+        assert requests.get(f"{stack.api_url}/readyz", timeout=10).json()["checks"]["redis"] == "ok"
+        assert stack.as_admin("POST", "/sync").status_code == 202
 
 
 def test_a_provider_that_is_away_fails_the_sync_and_changes_nothing(tmp_path: Path) -> None:

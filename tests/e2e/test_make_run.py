@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
+from redis import Redis
 
 from broker_common.tokens import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN
 from deploy.dev.processes import ROOT, call, free_ports, wait_until, why_not_bindable
@@ -220,6 +222,22 @@ def test_a_process_that_dies_is_named_with_its_reason_and_started_again(
     os.kill(before, signal.SIGKILL)
     ready.wait_for(f"| {part} was killed by SIGKILL")
     assert wait_until(lambda: len(ready.leaders(*words) - {before}) == 1, 20)
+
+
+def test_a_worker_that_runs_and_takes_no_work_is_started_again(tmp_path: Path) -> None:
+    with make_run(tmp_path / "scratch", LIVENESS_LIMIT_SEC="3") as run:
+        run.wait_until_ready()
+        (first,) = run.leaders("broker_worker.celery_app", "worker")
+        app = Celery(broker=f"redis://127.0.0.1:{run.ports['REDIS_PORT']}/0", set_as_current=False)
+        # One task an hour: the next ones fill the worker's slots, and the rest waits.
+        assert app.control.rate_limit("broker.purge_stale", "1/h", reply=True, timeout=20, limit=1)
+        for _ in range(6):
+            app.send_task("broker.purge_stale", queue="jobs", ignore_result=True)
+        run.wait_for("worker runs, and does not work any more: it is stopped")
+        run.wait_for("worker ended")
+        assert wait_until(lambda: run.leaders("broker_worker.celery_app", "worker") - {first} != set(), 30)
+        with Redis(port=int(run.ports["REDIS_PORT"])) as redis:
+            assert wait_until(lambda: not redis.llen("jobs") and not redis.hlen("unacked"), 30)
 
 
 def test_ctrl_c_stops_everything_in_order_and_a_second_run_works_at_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -13,7 +14,8 @@ from redis import Redis
 
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.redis_job_runs import RedisJobRuns
-from deploy.dev.processes import Process, Program, wait_until
+from deploy.dev.processes import Process, Program, free_ports, wait_until
+from deploy.dev.programs import valkey
 from tests.backends import empty_database
 
 if TYPE_CHECKING:
@@ -159,3 +161,15 @@ def worker(start_worker: Callable[[], AbstractContextManager[Celery]]) -> Iterat
     with start_worker() as worker:
         until(lambda: worker.has_said(" ready."), "the worker")
         yield worker
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Process]:
+    """Yield a Redis-compatible server that the test may stop."""
+    (port,) = free_ports(1)
+    redis = Process(valkey(port), lambda *_: None)
+    redis.start()
+    until(redis.is_ready, "Redis")
+    yield redis
+    redis.kill(signal.SIGCONT)
+    redis.stop()

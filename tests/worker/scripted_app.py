@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from celery import signals
 from redis import Redis
+from redis.exceptions import RedisError
 
 from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.redis_job_runs import RedisJobRuns
@@ -82,10 +83,13 @@ class Script:
         return ended
 
     def _call(self, name: str, **arguments: Any) -> str | None:
-        """Note the call, and return how it is to end, once the test no longer holds it."""
+        """Note the call, and return how it is to end, once the test no longer holds it, or Redis refuses to say."""
         self._redis.rpush("calls", json.dumps({"name": name, "pid": os.getpid(), **arguments}))
-        while (behaviour := self._redis.get(f"script:{name}")) == b"hold":
-            time.sleep(0.02)
+        try:
+            while (behaviour := self._redis.get(f"script:{name}")) == b"hold":
+                time.sleep(0.02)
+        except RedisError:
+            return None
         return None if behaviour is None else cast("bytes", behaviour).decode()
 
 

@@ -78,6 +78,13 @@ def test_a_worker_counts_what_its_processes_do(worker: Celery, desk: Desk, port:
     assert not any(name.startswith("broker_allocat") for name in samples)
 
 
+def test_a_message_that_is_dropped_is_counted(worker: Celery, desk: Desk, port: int) -> None:
+    assert scrape(port)["broker_messages_dropped_total"] == 0
+    desk.redis.lpush("jobs", "no message", "{}")
+
+    until(lambda: scrape(port)["broker_messages_dropped_total"] == 2, "both to be counted")
+
+
 def test_a_process_that_was_killed_keeps_its_counts(worker: Celery, desk: Desk, port: int) -> None:
     desk.run(Job.SYNC)
     until(lambda: scrape(port).get('broker_sync_total{outcome="error"}') == 1, "the run to be counted")

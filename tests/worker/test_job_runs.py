@@ -55,6 +55,16 @@ def test_a_record_is_kept_for_a_day(runs: RedisJobRuns, redis: RedisClient) -> N
     assert all(KEPT_SEC - 60 < age <= KEPT_SEC for age in ages)
 
 
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"job": "of-a-later-release"}', "\xff"])
+def test_a_run_whose_record_cannot_be_read_counts_as_unknown(
+    runs: RedisJobRuns, redis: RedisClient, record: str
+) -> None:
+    redis.set("sandbox-broker:runs:run", record)
+    assert runs.find("run") is None
+    assert runs.finish("run", SUCCEEDED) is None
+    assert runs.start("run", Job.SYNC, request_id="job-sync-1").state is JobState.RUNNING
+
+
 def test_a_run_ends_once(runs: RedisJobRuns) -> None:
     runs.start("run", Job.SYNC, request_id="job-sync-1")
     ended = runs.finish("run", SUCCEEDED)

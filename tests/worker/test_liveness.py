@@ -8,14 +8,22 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery as CeleryApp
+from celery import signals
+from celery.worker.state import active_requests
+from redis import Redis
+from redis.exceptions import AuthenticationError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from broker_common.core.jobs import Job
 from broker_worker.liveness import Pulse, watch_worker
 from deploy.dev.processes import Process, call, free_ports
-from deploy.dev.programs import valkey
-from tests.worker.conftest import Celery, until
+from tests.worker.conftest import DEADLINE_SEC, Celery, Desk, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from celery.utils.dispatch import Signal
 
 APPLICATION = "broker_worker.celery_app"
 NOWHERE = "http://127.0.0.1:1"
@@ -29,18 +37,6 @@ ENV = {
     "LIVENESS_LIMIT_SEC": "2.5",
 }
 WORKER = ("worker", "-c", "1", "--without-mingle", "--without-gossip")
-
-
-@pytest.fixture
-def own_redis() -> Iterator[Process]:
-    """Yield a Redis-compatible server that the test may stop."""
-    (port,) = free_ports(1)
-    redis = Process(valkey(port), lambda *_: None)
-    redis.start()
-    until(redis.is_ready, "Redis")
-    yield redis
-    redis.kill(signal.SIGCONT)
-    redis.stop()
 
 
 def url_of(redis: Process) -> str:
@@ -110,6 +106,34 @@ def test_a_worker_s_metrics_port_is_free_once_its_main_process_is_gone(database_
             until(lambda: is_green(port), "the next worker to be green")
 
 
+def test_a_worker_that_redis_refuses_is_red_and_green_again_once_redis_relents(own_redis: Process) -> None:
+    (port,) = free_ports(1)
+    with start(url_of(own_redis), port, *WORKER) as worker, Redis.from_url(url_of(own_redis)) as redis:
+        until(lambda: is_green(port), "the worker to be green")
+        redis.config_set("requirepass", "rotated")
+        redis.client_kill_filter(_type="normal", skipme=True)
+        until(lambda: is_red(port), "the worker to be red")
+        redis.config_set("requirepass", "")
+        until(lambda: is_green(port), "the worker to be green again")
+        assert worker.is_running()
+
+
+def test_a_worker_that_takes_nothing_of_what_waits_is_red(own_redis: Process) -> None:
+    (port,) = free_ports(1)
+    desk = Desk(url_of(own_redis))
+    with start(url_of(own_redis), port, *WORKER):
+        until(lambda: is_green(port), "the worker to be green")
+        # One task an hour: the next one fills the worker's only slot, and the rest waits.
+        control = CeleryApp(broker=desk.url, set_as_current=False).control
+        assert control.rate_limit("broker.expire", "1/h", reply=True, timeout=DEADLINE_SEC, limit=1)
+        for _ in range(3):
+            desk.ask(Job.EXPIRE)
+        until(lambda: is_red(port), "the worker to be red")
+        assert desk.redis.llen("jobs") == 1
+        desk.redis.delete("jobs")
+        until(lambda: is_green(port), "the worker to be green again")
+
+
 def test_a_beat_and_one_that_waits_for_its_turn_are_green(database_url: str) -> None:
     ports = free_ports(2)
     with start(database_url, ports[0], "beat") as first, start(database_url, ports[1], "beat") as second:
@@ -142,19 +166,89 @@ def test_a_pulse_is_well_from_its_first_beat_until_the_limit_after_its_last() ->
     assert pulse.problem() is None
 
 
-def test_a_worker_whose_pool_has_no_process_left_has_no_pulse() -> None:
-    consumer_steps: set[Any] = set()
-    turns: list[Callable[[], None]] = []
-    pulse = Pulse(60)
-    watch_worker(SimpleNamespace(steps={"consumer": consumer_steps}), pulse)  # type: ignore[arg-type] # all that it uses
-    (watch,) = consumer_steps
-    consumer = SimpleNamespace(pool=SimpleNamespace(info={"processes": []}))
-    hub = SimpleNamespace(call_repeatedly=lambda _, turn: turns.append(turn))
-    watch.register_with_event_loop(None, consumer, hub)
-    assert pulse.problem() == "it has not begun to work yet"
-    consumer.pool.info["processes"] = [4711]
-    turns[0]()
-    assert pulse.problem() is None
+class Watched:
+    """A worker's pulse over time, and what the worker and its queues look like meanwhile."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waiting: int | Exception = 0
+        self.pool = SimpleNamespace(info={"processes": [4711]}, num_processes=1)
+        self.pulse = Pulse(60, monotonic=lambda: self.now)
+        app: Any = SimpleNamespace(steps={"consumer": set()})
+        watch_worker(app, self.pulse, SimpleNamespace(llen=self._length))  # type: ignore[arg-type] # all that it uses
+        (watch,) = app.steps["consumer"]
+        self.queues = [SimpleNamespace(name="jobs")]
+        consumer = SimpleNamespace(pool=self.pool, task_consumer=SimpleNamespace(queues=self.queues))
+        self._turns: list[Callable[[], None]] = []
+        hub = SimpleNamespace(call_repeatedly=lambda _, turn: self._turns.append(turn))
+        watch.register_with_event_loop(None, consumer, hub)
+
+    def problem_after(self, seconds: int, each: Callable[[], object] = lambda: None) -> str | None:
+        """Let the time pass, a turn and a call of `each` a second."""
+        for _ in range(seconds):
+            self.now += 1
+            each()
+            self._turns[0]()
+        return self.pulse.problem()
+
+    def _length(self, name: str) -> int:
+        assert name == "jobs"
+        if isinstance(self.waiting, Exception):
+            raise self.waiting
+        return self.waiting
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def test_a_worker_without_work_is_well(watched: Watched) -> None:
+    assert watched.problem_after(600) is None
+
+
+def test_a_worker_whose_pool_has_no_process_left_has_no_pulse(watched: Watched) -> None:
+    watched.pool.info["processes"] = []
+    assert watched.problem_after(61) == "it has not worked for 61 s"
+    watched.pool.info["processes"] = [4711]
+    assert watched.problem_after(1) is None
+
+
+@pytest.mark.parametrize(
+    "waiting", [1, AuthenticationError(), RedisTimeoutError()], ids=lambda each: type(each).__name__
+)
+def test_a_worker_that_takes_nothing_of_what_waits_has_no_pulse(watched: Watched, waiting: int | Exception) -> None:
+    watched.waiting = waiting
+    assert watched.problem_after(60) is None
+    assert watched.problem_after(1) == "it has not worked for 61 s"
+    watched.waiting = 0
+    assert watched.problem_after(1) is None
+
+
+@pytest.mark.parametrize("signal", [signals.task_received, signals.task_rejected], ids=lambda signal: signal.name)
+def test_a_worker_that_takes_what_waits_is_well_however_much_it_is(watched: Watched, signal: Signal) -> None:
+    watched.waiting = 1000
+    assert watched.problem_after(600, lambda: signal.send(sender=None)) is None
+    assert watched.problem_after(61) is not None
+
+
+def test_a_worker_that_was_told_to_consume_nothing_is_well_while_work_waits(watched: Watched) -> None:
+    watched.waiting = 1
+    watched.queues.clear()
+    assert watched.problem_after(600) is None
+
+
+def test_a_worker_all_of_whose_processes_are_busy_is_well_while_work_waits(watched: Watched) -> None:
+    class Request:
+        """What Celery keeps of a task that runs."""
+
+    running = Request()
+    watched.waiting = 1
+    active_requests.add(running)
+    assert watched.problem_after(600) is None
+    watched.pool.num_processes = 2
+    assert watched.problem_after(61) == "it has not worked for 61 s"
+    active_requests.discard(running)
 
 
 def test_a_process_that_finishes_its_work_before_it_stops_is_well() -> None:

@@ -221,38 +221,6 @@ def test_a_run_whose_process_is_killed_is_delivered_again_and_goes_on_as_the_sam
     assert desk.await_end(job_id).state is JobState.SUCCEEDED
 
 
-def test_poisoned_messages_do_no_harm(worker: Celery, desk: Desk) -> None:
-    producer = CeleryApp(broker=desk.url, set_as_current=False)
-    producer.send_task("broker.unknown", queue="jobs", ignore_result=True)
-    producer.send_task("broker.sync", kwargs={"nonsense": 1}, queue="jobs", ignore_result=True)
-    producer.send_task("broker.delete_sandbox", args=[1, 2, 3], queue="deletions", ignore_result=True)
-    producer.send_task("broker.sync", serializer="pickle", queue="jobs", ignore_result=True)
-    task = {"task": "broker.sync", "id": "poison"}
-    for body, content_type, headers in (
-        ("{bad json", "application/json", {}),
-        ("{bad json", "application/json", task),
-        ("<x/>", "text/xml", task),
-        ("[]", "application/json", {}),
-        ("[]", "application/json", task),
-        ("[1, 2, 3]", "application/json", task),
-        ("[[], {}, {}]", "application/json", {"task": "broker.sync"}),
-        ("[[], {}, {}]", "application/json", {"task": 7}),
-    ):
-        with producer.connection_for_write() as connection, connection.SimpleQueue("jobs") as queue:
-            queue.producer.publish(
-                body, routing_key="jobs", content_type=content_type, content_encoding="utf-8", headers=headers
-            )
-    desk.redis.lpush("jobs", "no message", b"\xff\xfe", "5", '{"body": "x"}', '{"properties": {}}')
-    producer.close()
-
-    assert desk.run(Job.SYNC).state is JobState.SUCCEEDED
-    until(lambda: not desk.redis.llen("jobs") and not desk.redis.llen("deletions"), "the queues to be empty")
-    until(lambda: not desk.redis.hlen("unacked"), "every message to be settled")
-    assert len(desk.calls("sync")) == 1
-    assert worker.is_running()
-    assert worker.has_said("unregistered task of type 'broker.unknown'")
-
-
 def test_on_sigterm_what_has_begun_is_finished_and_nothing_else_is_begun(
     start_worker: Callable[[], AbstractContextManager[Celery]], desk: Desk
 ) -> None:
