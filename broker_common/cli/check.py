@@ -47,8 +47,8 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
     """Yield a finding a part that a process needs, as soon as it is known.
 
     Without `process`: for those processes whose settings are there, and for the API that an operator calls. Those that
-    are left out have a finding, too. Changes nothing, but for a key
-    in Redis that is gone a minute later, and never raises for what it finds.
+    are left out have a finding, too. Changes nothing, but for a key in Redis that is gone a minute later. Never raises
+    for what it finds.
     """
     if process is None:
         processes = [each for each in PARTS if any(environ.get(sign, "").strip() for sign in _SIGNS[each])]
