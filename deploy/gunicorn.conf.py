@@ -51,6 +51,13 @@ graceful_timeout = math.ceil(_settings.shutdown_drain_sec + max(_settings.reques
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
+# No header of a request says where it came from or which path it names, whatever address it comes from: a proxy's rules
+# would be passed by `SCRIPT_NAME`. What a trusted proxy adds is for the application to read (TRUSTED_PROXIES).
+forwarded_allow_ips = ""
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
+# A header with an underscore would become the same WSGI variable as its twin with a hyphen.
+header_map = "drop"
 logger_class = Logger
 loglevel = _settings.log_level.lower()
 # It would be a socket in the home directory that nobody asked for.
