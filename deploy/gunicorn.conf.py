@@ -48,6 +48,10 @@ threads = _settings.api_threads
 keepalive = 75
 # From SIGTERM to SIGKILL: the drain, then the longest call that may be in flight.
 graceful_timeout = math.ceil(_settings.shutdown_drain_sec + max(_settings.request_deadline_sec, BULK_DEADLINE_SEC) + 5)
+# Of each process; it is less where the limit of descriptors does not allow so many.
+worker_connections = 1000
+# Answers are made in memory and sent by the event loop.
+sendfile = False
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190

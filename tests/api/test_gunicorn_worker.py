@@ -16,15 +16,15 @@ from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from gunicorn.http.errors import InvalidRequestLine  # type: ignore[import-untyped] # it ships no types
 
+from broker_api.connections import Exchange
 from broker_api.gunicorn_worker import Worker, fold_repeated
 from deploy.dev.processes import Process, Program, free_ports, wait_until
 from tests.api.harness import make_api
 from tests.api.test_startup import COMMANDS, ENVIRONMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -193,18 +193,18 @@ def test_a_request_that_was_refused_before_its_body_was_read_gets_no_second_answ
 
 
 class Bare:
-    """A worker without a server around it, one end of a connection to it, and what it handed back to its loop."""
+    """A worker without a server around it."""
 
     def __init__(self) -> None:
-        self.deferred: list[Callable[[], None]] = []
         self.worker = Worker.__new__(Worker)
         self.worker.log = logging.getLogger("gunicorn.error")
-        self.worker.method_queue = SimpleNamespace(defer=self.deferred.append)
-        self.worker.nr_conns = 1
-        self.ours, self.theirs = socket.socketpair()
+        self.worker.method_queue = SimpleNamespace(defer=lambda _: None)
 
-    def refuse(self, error: Exception) -> None:
-        self.worker.handle_error(SimpleNamespace(headers=[]), self.ours, ("127.0.0.1", 1), error)
+    def refuse(self, error: Exception) -> bytes:
+        exchange = Exchange()
+        exchange.sendall(b"a part of another answer")
+        self.worker.handle_error(SimpleNamespace(headers=[]), exchange, ("127.0.0.1", 1), error)
+        return exchange.take_answer()
 
 
 def test_what_an_earlier_run_has_counted_is_not_counted_again(tmp_path: Path) -> None:
@@ -215,34 +215,18 @@ def test_what_an_earlier_run_has_counted_is_not_counted_again(tmp_path: Path) ->
 
 
 @pytest.fixture
-def bare() -> Iterator[Bare]:
-    bare = Bare()
-    with bare.ours, bare.theirs:
-        yield bare
+def bare() -> Bare:
+    return Bare()
 
 
 def test_what_nothing_else_could_answer_is_answered_500_and_logged(
     bare: Bare, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bare.refuse(KeyError("a-secret-value"))
-    answer = bare.theirs.recv(65536)
+    answer = bare.refuse(KeyError("a-secret-value"))
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert b"INTERNAL_ERROR" in answer
     assert b"secret" not in answer
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-
-
-def test_a_client_that_does_not_take_its_refusal_harms_nobody(bare: Bare) -> None:
-    bare.ours.close()
-    bare.refuse(InvalidRequestLine("GET"))
-
-
-def test_a_connection_that_is_gone_already_is_closed_and_counted_off(bare: Bare) -> None:
-    bare.ours.close()
-    bare.worker._close(SimpleNamespace(sock=bare.ours))
-    for each in bare.deferred:
-        each()
-    assert bare.worker.nr_conns == 0
 
 
 def test_a_worker_that_has_not_begun_to_serve_stops_at_once(bare: Bare) -> None:

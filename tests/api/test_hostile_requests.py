@@ -330,12 +330,14 @@ def test_a_header_that_only_resembles_one_of_ours_is_not_it(server: Server, twin
     assert send(server, HELD, *TRACK, twin + b": track-2").status == 503
 
 
-@pytest.mark.parametrize("method", [b"X-HTTP-Method-Override: POST", b"X-HTTP-Method: POST", b"X-Method-Override: POST"])
+@pytest.mark.parametrize(
+    "method", [b"X-HTTP-Method-Override: POST", b"X-HTTP-Method: POST", b"X-Method-Override: POST"]
+)
 def test_no_header_changes_the_method(server: Server, method: bytes) -> None:
     assert_refused(send(server, b"GET /v1/allocate HTTP/1.1", *TRACK, method), 405, "METHOD_NOT_ALLOWED")
 
 
-@pytest.mark.parametrize("host", [b"elsewhere.example", b"127.0.0.1:1", b"a/b", b"\"><script>", b""])
+@pytest.mark.parametrize("host", [b"elsewhere.example", b"127.0.0.1:1", b"a/b", b'"><script>', b""])
 def test_no_answer_repeats_the_host_that_a_request_names(server: Server, host: bytes) -> None:
     with server.connect() as connection:
         connection.sendall(b"GET /v1/openapi.json HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
