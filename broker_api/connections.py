@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+from contextlib import suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +14,10 @@ from gunicorn.http.errors import ParseException  # type: ignore[import-untyped] 
 from broker_api.request_reader import RequestReader
 
 if TYPE_CHECKING:
-    import socket
     from http import HTTPStatus
 
 _RECEIVE_BYTES = 16 * 1024
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Refused(ParseException):  # type: ignore[misc] # gunicorn ships no types
@@ -155,6 +158,13 @@ class Connection:
         """Send this after what has not been sent yet, as far as it goes at once."""
         self.unsent = memoryview(bytes(self.unsent) + data if self.unsent else data)
         self.go_on_sending()
+
+    def close(self) -> None:
+        """Close it; what has not been taken by the client is discarded, or the kernel would keep it for minutes."""
+        if self.unsent:
+            with suppress(OSError):
+                self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.stream.close()
 
     def go_on_sending(self) -> None:
         """Send what has not been sent yet, as far as it goes at once."""

@@ -23,17 +23,13 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.workers import gthread  # type: ignore[import-untyped] # it ships no types
 
 from broker_api.connections import Connection, Phase, Refused
+from broker_api.limits import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.request_reader import State
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-HEAD_SEC = 10
-"""For a head: from its first byte on, or from the start of the connection."""
-BODY_SEC = 10
-ANSWER_SEC = 20
-"""For an answer, to be taken by the client; most fit into the socket's buffer and are gone at once."""
-HANG_UP_SEC = 2
+_HANG_UP_SEC = 2
 """For the client to hang up first, so that it gets the whole of the last answer (RFC 9112, section 9.6)."""
 _DISCARD_BYTES = 64 * 1024
 """What is read of a client that goes on sending meanwhile."""
@@ -89,7 +85,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         super().set_accept_enabled(enabled and time.monotonic() >= self._accepts_from)
 
     def accept(self, listener: Any) -> bool:  # noqa: ANN401 - gunicorn's socket
-        """Take in a new connection, for which the one that has waited longest makes room; returns whether there was one."""
+        """Take in a connection and tell whether there was one; the one that has waited longest makes room for it."""
         if self.nr_conns >= self.worker_connections - 1:
             self._drop_longest_waiting()
         try:
@@ -256,11 +252,11 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         if conn.has_ended or conn.discarded_bytes > _DISCARD_BYTES:
             self._drop(conn)
         else:
-            self._wait(conn, Phase.HUNG_UP, HANG_UP_SEC)
+            self._wait(conn, Phase.HUNG_UP, _HANG_UP_SEC)
 
     def _drop(self, conn: Connection) -> None:
         self._leave(conn)
-        conn.stream.close()
+        conn.close()
         self.nr_conns -= 1
 
     def _drop_longest_waiting(self) -> bool:

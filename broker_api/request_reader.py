@@ -52,7 +52,7 @@ class RequestReader:
         self.state = State.NOTHING
         self.refusal = HTTPStatus.BAD_REQUEST
         self.took_part = False
-        """Whether the request that was taken last lacks some of its bytes, so that none can follow it."""
+        """The request that was taken last lacks some of its bytes, so none can follow it."""
         self._max_head_bytes = max_head_bytes
         self._received = bytearray()
         self._begin_again()
