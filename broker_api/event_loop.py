@@ -266,5 +266,6 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         return conn is not None
 
     def _pause_accepting(self) -> None:
+        self.log.warning("no descriptors are left for connections")
         self._accepts_from = time.monotonic() + _PAUSE_SEC
         super().set_accept_enabled(False)

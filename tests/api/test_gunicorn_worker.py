@@ -6,18 +6,23 @@ import json
 import logging
 import os
 import re
+import resource
+import select
 import signal
 import socket
+import struct
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPMessage, parse_headers
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from broker_api.connections import Exchange
+from broker_api.event_loop import MAX_HELD_BYTES, make_room_for
 from broker_api.gunicorn_worker import Worker, fold_repeated
 from deploy.dev.processes import Process, Program, free_ports, wait_until
 from tests.api.harness import make_api
@@ -25,7 +30,6 @@ from tests.api.test_startup import COMMANDS, ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 class Answer(NamedTuple):
@@ -83,6 +87,19 @@ class Server:
     def connect(self) -> socket.socket:
         """Open a connection that gives up after 10 s of silence."""
         return socket.create_connection(("127.0.0.1", self._port), 10)
+
+    def connect_slowly(self) -> socket.socket:
+        """Open a connection that takes little at a time."""
+        connection = socket.socket()
+        connection.settimeout(10)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", self._port))
+        return connection
+
+    def workers(self) -> list[int]:
+        """Return the process ids of gunicorn's workers."""
+        master = self.process.pid
+        return [int(each) for each in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
 
     def send(self, request: bytes) -> Answer:
         """Send raw bytes, read until the server closes the connection, and return the one answer that was read."""
@@ -300,3 +317,143 @@ def test_connections_that_never_send_a_request_do_not_hold_up_the_end(tmp_path: 
         assert wait_until(server.process.has_ended, 20), "it would wait for them until gunicorn's limit, 35 s"
         assert server.process.poll() == 0
         assert [each.recv(1) for each in silent] == [b""] * THREADS
+
+
+# -- clients that take their time, or go
+
+
+def test_bytes_of_tls_are_told_that_this_is_plain_http(server: Server) -> None:
+    hello = bytes.fromhex("16030100c8010000c40303") + b"s3cr3t-of-tls" + bytes(180)
+    with server.connect() as connection:
+        connection.sendall(hello)
+        received = connection.makefile("rb").read()
+    assert received.startswith(b"HTTP/1.1 400 ")
+    request_id = json.loads(received.partition(b"\r\n\r\n")[2])["error"]["request_id"]
+    assert wait_until(lambda: any(request_id in line for line in server.lines), 10)
+    assert not any("s3cr3t" in line for line in server.lines)
+
+
+MARK = (
+    b"POST /v1/sandboxes/7/mark-for-deletion HTTP/1.1\r\nHost: broker\r\nAuthorization: Bearer track-token\r\n"
+    b"X-Track-ID: t\r\nContent-Type: application/json\r\n"
+)
+
+
+def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_once(server: Server) -> None:
+    with server.connect() as connection, connection.makefile("rb") as answers:
+        connection.sendall(MARK + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert answers.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert answers.readline() == b"\r\n"
+        connection.sendall(b"{}")
+        assert read_status(answers) == 503
+        # Where the body is there already, nobody waits.
+        connection.sendall(MARK + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}" + call())
+        assert [read_status(answers), read_status(answers)] == [503, 200]
+
+
+def test_requests_that_are_sent_at_once_are_answered_in_their_order(server: Server) -> None:
+    paths = [b"/healthz", b"/nowhere", b"/v1/openapi.json", b"/healthz"] * 5
+    with server.connect() as connection, connection.makefile("rb") as answers:
+        connection.sendall(b"".join(call(line=b"GET " + path + b" HTTP/1.1") for path in paths))
+        assert [read_status(answers) for _ in paths] == [200, 404, 200, 200] * 5
+
+
+def test_a_request_that_comes_byte_by_byte_is_served(server: Server) -> None:
+    with server.connect() as connection, connection.makefile("rb") as answers:
+        for byte in b"\r\n" + MARK + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n" + call():
+            connection.sendall(bytes([byte]))
+        assert [read_status(answers), read_status(answers)] == [503, 200]
+
+
+def test_a_large_answer_reaches_a_client_that_reads_slowly(server: Server) -> None:
+    with server.connect_slowly() as connection:
+        connection.sendall(call(b"Connection: close", line=b"GET /v1/docs/swagger-ui-bundle.js HTTP/1.1"))
+        received = bytearray()
+        while data := connection.recv(16384):
+            received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert int(parse_headers(BytesIO(head.partition(b"\r\n")[2]))["Content-Length"]) == len(body) > 500_000
+
+
+@pytest.mark.parametrize("more", [0, 1_000_000])
+def test_a_client_that_goes_in_the_middle_harms_nobody(server: Server, more: int) -> None:
+    for request in (
+        call()[:20],
+        MARK + b"Content-Length: 50\r\n\r\n{",
+        MARK + b"Content-Length: 9999999\r\n\r\n" + b" " * more,
+        call(line=b"GET /v1/docs/swagger-ui-bundle.js HTTP/1.1") * 3,
+    ):
+        with server.connect_slowly() as connection, suppress(ConnectionError):
+            connection.sendall(request)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert server.send(call(b"Connection: close")).status == 200
+
+
+def test_a_client_that_goes_on_sending_after_its_answer_is_cut_off(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(MARK + b"Content-Length: 99999999\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            connection.sendall(bytes(160_000_000))
+
+
+def test_a_health_check_is_answered_while_every_thread_waits_for_the_store(tmp_path: Path) -> None:
+    """/readyz asks the store, and each call of it may take a thread for more than a second."""
+    with socket.create_server(("127.0.0.1", 0)) as silent_store, ExitStack() as opened:
+        url = f"http://127.0.0.1:{silent_store.getsockname()[1]}"
+        server = opened.enter_context(running(tmp_path, DDB_ENDPOINT_URL=url))
+        waiting = [opened.enter_context(server.connect()) for _ in range(10 * THREADS)]
+        for each in waiting:
+            each.sendall(call(line=b"GET /readyz HTTP/1.1"))
+        assert server.send(call(b"Connection: close")).status == 200
+        answered, _, _ = select.select(waiting, [], [], 0)
+        assert len(answered) < len(waiting)
+        server.process.kill(signal.SIGKILL)  # its end need not wait for the rest
+
+
+def test_a_process_that_runs_out_of_descriptors_closes_what_has_waited_longest(tmp_path: Path) -> None:
+    with running(tmp_path) as server, ExitStack() as opened:
+        (worker,) = server.workers()
+        open_now = len(list(Path(f"/proc/{worker}/fd").iterdir()))
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (open_now + 30, open_now + 30))
+        silent = [opened.enter_context(server.connect()) for _ in range(60)]
+        assert server.send(call(b"Connection: close")).status == 200
+        assert silent[0].recv(1) == b""
+        # Nor does it turn in circles when closing others does not help.
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (3, open_now + 30))
+        late = opened.enter_context(server.connect())
+        late.sendall(call(b"Connection: close"))
+        assert wait_until(lambda: any("no descriptors are left" in line for line in server.lines), 10)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (open_now + 30, open_now + 30))
+        assert late.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+    assert sum("no descriptors are left" in line for line in server.lines) < 10
+
+
+def test_requests_that_are_never_finished_do_not_fill_the_memory(server: Server) -> None:
+    large = b"GET / HTTP/1.1\r\n" + (b"X-A: " + b"x" * 8000 + b"\r\n") * 60
+    connections = MAX_HELD_BYTES // len(large) + 5
+    with ExitStack() as opened:
+        holding = [opened.enter_context(server.connect()) for _ in range(connections)]
+        for each in holding:
+            each.sendall(large)
+        assert wait_until(lambda: holding[0].recv(1) == b"", 10)
+        assert server.send(call(b"Connection: close")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("limits", "room", "raised"),
+    [
+        ((256, 1024), 768, (1024, 1024)),
+        ((1024, 1_000_000), 1000, (1256, 1_000_000)),
+        ((1024, resource.RLIM_INFINITY), 1000, (1256, resource.RLIM_INFINITY)),
+        ((4096, 4096), 1000, None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 1000, None),
+    ],
+)
+def test_the_limit_of_descriptors_is_raised_as_far_as_connections_need_it_and_may(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], room: int, raised: tuple[int, int] | None
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
+    assert make_room_for(1000) == room
+    assert asked == ([raised] if raised else [])
