@@ -15,9 +15,9 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from celery import signals
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, make_wsgi_app, values
 from prometheus_client.exposition import ThreadingWSGIServer
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from broker_common.adapters.celery_names import task_name
+from broker_common.adapters.prometheus_files import ProcessesCollector
 from broker_common.core.jobs import Job
 from broker_common.startup import refuse
 
@@ -48,16 +48,12 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
+        registry.register(ProcessesCollector(directory, compacts=True))
         ProcessCollector(registry=registry)
         registry.register(circuit)
         _serve(registry, pulse, address, port)
 
-    def forget(pid: int, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
-        mark_process_dead(pid, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
-
     signals.worker_init.connect(serve, weak=False)
-    signals.worker_process_shutdown.connect(forget, weak=False)
 
 
 def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:

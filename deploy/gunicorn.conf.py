@@ -20,10 +20,10 @@ from typing import Any
 _makes_metrics_dir = not os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "")
 
 from gunicorn import glogging  # type: ignore[import-untyped] # noqa: E402 - after the variable is set; it ships no types
-from prometheus_client.multiprocess import mark_process_dead  # noqa: E402 - the same
 
 from broker_api.gunicorn_worker import Worker  # noqa: E402 - the same
 from broker_api.limits import BULK_DEADLINE_SEC  # noqa: E402 - the same
+from broker_common.adapters.prometheus_files import forget_process  # noqa: E402 - the same
 from broker_common.logs import configure_logging  # noqa: E402 - the same
 from broker_common.settings import Process  # noqa: E402 - the same
 from broker_common.startup import check_table, read_settings  # noqa: E402 - the same
@@ -83,9 +83,12 @@ def on_starting(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbit
         file.unlink()
 
 
-def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter and worker
-    """Keep what a worker that is gone has counted, and forget its gauges."""
-    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401 - gunicorn's arbiter and worker
+    """Keep what a worker that is gone has counted, in few files, and forget its gauges."""
+    try:
+        forget_process(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), worker.pid)
+    except OSError:  # a full disk must not end the service
+        server.log.exception("the metrics of worker %d could not be compacted", worker.pid)
 
 
 def on_exit(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter
