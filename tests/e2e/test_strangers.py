@@ -28,6 +28,7 @@ from tests.e2e.test_api_restarts import Balanced, with_a_second_api
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SETTINGS = {
     "POOL": "200",
@@ -132,9 +133,7 @@ class GoodCalls:
     def make_until_released(self, strangers: dict[str, list[socket.socket]], seconds: float) -> None:
         """Go on until the server has closed all of these connections."""
         end = time.monotonic() + seconds + PATIENCE_SEC
-        while held := {
-            kind: held for kind, all_ in strangers.items() if (held := sum(not is_released(s) for s in all_))
-        }:
+        while held := {kind for kind, all_ in strangers.items() if not all(map(is_released, all_))}:
             assert time.monotonic() < end, f"still held open: {held}"
             self.make()
 
@@ -145,7 +144,7 @@ def haproxy() -> str:
 
 
 @contextmanager
-def two_instances(scratch: str) -> Iterator[tuple[Stack, list[int]]]:
+def two_instances(scratch: Path) -> Iterator[tuple[Stack, list[int]]]:
     (second_port,) = free_ports(1)
     with Stack(scratch, SETTINGS, services=partial(with_a_second_api, port=second_port)) as stack:
         stack.run_job("sync")
