@@ -11,7 +11,7 @@ import select
 import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Self
@@ -28,7 +28,6 @@ from tests.e2e.test_api_restarts import Balanced, with_a_second_api
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SETTINGS = {
     "POOL": "200",
@@ -61,6 +60,7 @@ KINDS = {
     "does not hang up": (HEAD + b"Connection: close\r\n\r\n", False),
 }
 """What each kind sends at first, and whether it goes on byte by byte."""
+DESCRIPTORS = 5000
 RELEASED_SEC = max(HEAD_SEC + BODY_SEC, ANSWER_SEC)
 
 
@@ -113,8 +113,7 @@ def is_released(stranger: socket.socket) -> bool:
 class GoodCalls:
     """A track and a health check, each on a new connection, as from a command line."""
 
-    def __init__(self, stack: Stack, ports: list[int]) -> None:
-        self._stack = stack
+    def __init__(self, ports: list[int]) -> None:
         self._ports = ports
         self._numbers = count()
         self.made = 0
@@ -139,32 +138,41 @@ class GoodCalls:
 
 
 @pytest.fixture(scope="module")
-def haproxy() -> str:
-    return installed("haproxy", package="haproxy")
-
-
-@contextmanager
-def two_instances(scratch: Path) -> Iterator[tuple[Stack, list[int]]]:
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
+    """Yield the ports of two instances, of one process each."""
     (second_port,) = free_ports(1)
-    with Stack(scratch, SETTINGS, services=partial(with_a_second_api, port=second_port)) as stack:
+    services = partial(with_a_second_api, port=second_port)
+    with Stack(tmp_path_factory.mktemp("strangers"), SETTINGS, services=services) as stack:
         stack.run_job("sync")
-        yield stack, [stack.plan.number("API_PORT"), second_port]
+        yield [stack.plan.number("API_PORT"), second_port]
 
 
 @pytest.fixture(scope="module")
-def instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, list[int]]]:
-    with two_instances(tmp_path_factory.mktemp("strangers")) as running_:
-        yield running_
+def balanced(ports: list[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+    """Yield HAProxy before both, as it is shipped."""
+    binary = installed("haproxy", package="haproxy")
+    balanced = Balanced(binary, tmp_path_factory.mktemp("haproxy"), ports)
+    with running(balanced.program):
+        assert wait_until(balanced.all_are_up, 30), balanced.servers()
+        yield balanced
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < DESCRIPTORS:
+        if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS:
+            pytest.skip(f"this process may have {hard} descriptors")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_whatever_strangers_hold_open_is_released_in_its_time_and_good_calls_are_answered(
-    instances: tuple[Stack, list[int]], haproxy: str, tmp_path_factory: pytest.TempPathFactory
+    ports: list[int], balanced: Balanced
 ) -> None:
-    stack, ports = instances
-    balanced = Balanced(haproxy, tmp_path_factory.mktemp("haproxy"), ports)
-    with running(balanced.program), Strangers() as strangers:
-        assert wait_until(balanced.all_are_up, 30), balanced.servers()
-        good = GoodCalls(stack, [*ports, balanced.port])
+    good = GoodCalls([*ports, balanced.port])
+    with Strangers() as strangers:
         held = {
             f"{kind}, {where}": [strangers.hold(port, first, drips=drips) for _ in range(40)]
             for kind, (first, drips) in KINDS.items()
@@ -177,14 +185,11 @@ def test_whatever_strangers_hold_open_is_released_in_its_time_and_good_calls_are
     assert good.made > 10
 
 
-def test_a_request_that_does_not_come_in_time_is_answered_like_every_error(
-    instances: tuple[Stack, list[int]],
-) -> None:
-    _, (port, _) = instances
+def test_a_request_that_does_not_come_in_time_is_answered_like_every_error(ports: list[int]) -> None:
     with Strangers() as strangers:
         slow = [
-            strangers.hold(port, HEAD, drips=True),
-            strangers.hold(port, MARK + b"Content-Length: 20\r\n\r\n{"),
+            strangers.hold(ports[0], HEAD, drips=True),
+            strangers.hold(ports[0], MARK + b"Content-Length: 20\r\n\r\n{"),
         ]
         for each in slow:
             each.settimeout(HEAD_SEC + PATIENCE_SEC)
@@ -195,19 +200,14 @@ def test_a_request_that_does_not_come_in_time_is_answered_like_every_error(
             assert json.loads(body)["error"]["code"] == "REQUEST_TIMEOUT"
 
 
+@pytest.mark.usefixtures("many_descriptors")
 @pytest.mark.parametrize(
     ("connections", "first"), [(4200, b""), (2600, HEAD + b"\r\n")], ids=["silent", "kept after a request"]
 )
 def test_more_connections_than_there_is_room_for_keep_nobody_out(
-    instances: tuple[Stack, list[int]], connections: int, first: bytes
+    ports: list[int], connections: int, first: bytes
 ) -> None:
-    stack, ports = instances
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 500
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        pytest.skip(f"this process may have {hard} descriptors")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-    good = GoodCalls(stack, ports)
+    good = GoodCalls(ports)
     with Strangers() as strangers:
         held = []
         for number in range(connections):
@@ -217,4 +217,12 @@ def test_more_connections_than_there_is_room_for_keep_nobody_out(
         assert any(is_released(each) for each in held), "there was room for all of them"
         for _ in range(10):
             good.make()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_header_leads_past_the_rules_of_a_proxy_on_the_same_machine(balanced: Balanced) -> None:
+    """Its rules go by the path, and the API takes no other path from a header."""
+    url = f"http://{LOOPBACK}:{balanced.port}"
+    for path in ("/x", "/v1", "/healthz"):
+        answer = requests.get(f"{url}{path}/metrics", headers={"SCRIPT_NAME": path}, timeout=PATIENCE_SEC)
+        assert answer.status_code == 404
+        assert requests.get(f"{url}/healthz", headers={"SCRIPT_NAME": path}, timeout=PATIENCE_SEC).status_code == 200
