@@ -113,9 +113,7 @@ class Worker(EventLoop):
             super().set_accept_enabled(enabled)
             return
         for listener in self.sockets:
-            for _ in range(self.cfg.backlog):
-                if not self.accept(listener):
-                    break
+            all(self.accept(listener) for _ in range(self.cfg.backlog))  # it ends with the first that there is not
         super().set_accept_enabled(False)
         for listener in self.sockets:
             listener.close()

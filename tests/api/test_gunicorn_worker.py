@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
 import resource
 import select
+import selectors
 import signal
 import socket
 import struct
 import sys
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from http.client import HTTPMessage, parse_headers
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +23,9 @@ from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from gunicorn import util  # type: ignore[import-untyped] # it ships no types
+from gunicorn.config import Config  # type: ignore[import-untyped] # the same
+from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
 
 from broker_api.connections import Exchange
 from broker_api.event_loop import MAX_HELD_BYTES, make_room_for
@@ -180,7 +186,7 @@ def test_a_refusal_is_logged_with_its_id_and_without_what_was_sent(server: Serve
     assert not any("s3cr3t" in line for line in server.lines)
 
 
-@pytest.mark.parametrize("chunks", [b"nonsense\r\n", b"5\r\nhello world\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("chunks", [b"nonsense\r\n", b"1\r\nxAB0\r\n\r\n", b"5\r\nhello world\r\n0\r\n\r\n"])
 def test_a_body_whose_chunks_are_none_is_the_callers_fault(server: Server, chunks: bytes) -> None:
     headers = (b"Authorization: Bearer track-token", b"X-Track-ID: t", b"Transfer-Encoding: chunked")
     answer = server.send(call(*headers, line=b"POST /v1/allocate HTTP/1.1", body=chunks))
@@ -204,8 +210,11 @@ def test_a_body_in_chunks_that_is_too_large_answers_413(server: Server) -> None:
     assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
-def test_a_request_that_was_refused_before_its_body_was_read_gets_no_second_answer(server: Server) -> None:
-    answer = server.send(call(b"Transfer-Encoding: chunked", line=b"POST /v1/allocate HTTP/1.1", body=b"nonsense\r\n"))
+@pytest.mark.parametrize("chunks", [b"nonsense\r\n", b"1\r\nxAB0\r\n\r\n"])
+def test_a_request_that_was_refused_before_its_body_was_read_gets_no_second_answer(
+    server: Server, chunks: bytes
+) -> None:
+    answer = server.send(call(b"Transfer-Encoding: chunked", line=b"POST /v1/allocate HTTP/1.1", body=chunks))
     assert (answer.status, answer.error["code"]) == (401, "UNAUTHORIZED")
 
 
@@ -231,6 +240,33 @@ def test_what_an_earlier_run_has_counted_is_not_counted_again(tmp_path: Path) ->
         assert not left_over.exists()
 
 
+def test_what_killed_workers_counted_is_kept_in_few_files(tmp_path: Path) -> None:
+    def count_of_calls(server: Server) -> int:
+        metrics = server.send(call(b"Connection: close", line=b"GET /metrics HTTP/1.1")).body.decode()
+        found = re.search(r'^http_requests_total.*"/healthz".* ([0-9.]+)$', metrics, re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
+    def kill_the_worker(server: Server) -> None:
+        (killed,) = server.workers()
+        os.kill(killed, signal.SIGKILL)
+        assert wait_until(lambda: server.workers() not in ([], [killed]), 20)
+        assert wait_until(lambda: not list(tmp_path.glob(f"counter_{killed}.db")), 20)
+
+    with running(tmp_path, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as server:
+        before = count_of_calls(server)
+        for _ in range(3):
+            assert server.send(call(b"Connection: close")).status == 200
+            kill_the_worker(server)
+        assert count_of_calls(server) == before + 3
+        assert len(list(tmp_path.glob("counter_*.db"))) == 2
+        # Where it cannot be done, that is said, and the service goes on.
+        (tmp_path / "counter_gone.new").mkdir()
+        (killed,) = server.workers()
+        os.kill(killed, signal.SIGKILL)
+        assert wait_until(lambda: any("could not be compacted" in line for line in server.lines), 20)
+        assert count_of_calls(server) == before + 3
+
+
 @pytest.fixture
 def bare() -> Bare:
     return Bare()
@@ -244,6 +280,81 @@ def test_what_nothing_else_could_answer_is_answered_500_and_logged(
     assert b"INTERNAL_ERROR" in answer
     assert b"secret" not in answer
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.fixture
+def loop(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Return a worker with all that its event loop has, which does not run."""
+    monkeypatch.setattr(gthread.ThreadWorker, "init_process", lambda _: None)
+    bare.worker.cfg = Config()
+    bare.worker.init_process()
+    bare.worker.poller = selectors.DefaultSelector()
+    bare.worker.alive, bare.worker.nr_conns = True, 0
+    return bare.worker
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Yield a listener that one client has connected to."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        yield listener
+
+
+def test_a_connection_that_made_room_for_another_one_is_not_looked_at_again(
+    loop: Worker, listener: socket.socket
+) -> None:
+    """The poller may have reported it in the same turn."""
+    assert loop.accept(listener)
+    (conn,) = loop._waiting
+    loop.worker_connections = 2
+    with socket.create_connection(listener.getsockname()):
+        assert loop.accept(listener)
+        loop._on_ready(conn, conn.stream)
+        assert (loop.nr_conns, conn.stream.fileno(), len(loop._waiting)) == (1, -1, 1)
+    loop.murder_keepalived(force=True)
+    assert (loop.nr_conns, loop._waiting) == (0, {})
+
+
+def test_a_connection_is_left_as_it_is_until_something_happens_to_it(loop: Worker, listener: socket.socket) -> None:
+    loop.accept(listener)
+    (conn,) = loop._waiting
+    conn.receive()
+    conn.discard()
+    assert (conn.has_ended, conn.is_broken, len(conn.reader)) == (False, False, 0)
+    conn.stream.close()
+    conn.go_on_sending()
+    conn.discard()
+    assert (conn.has_ended, conn.is_broken) == (True, True)
+    loop.murder_keepalived(force=True)
+
+
+def test_a_connection_whose_thread_failed_is_closed_and_that_is_logged(
+    loop: Worker, listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop.accept(listener)
+    (conn,) = loop._waiting
+    failed: Future[None] = Future()
+    failed.set_exception(KeyError("a fault"))
+    loop.finish_request(conn, failed)
+    assert (loop.nr_conns, conn.stream.fileno()) == (0, -1)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EBADF])
+def test_only_a_client_that_has_gone_again_is_no_reason_to_stop(loop: Worker, number: int) -> None:
+    def accept() -> None:
+        raise OSError(number, "")
+
+    expected = nullcontext() if number == errno.ECONNABORTED else pytest.raises(OSError, match=str(number))
+    with expected:
+        assert not loop.accept(SimpleNamespace(accept=accept))
+
+
+def test_gunicorn_does_not_wait_for_a_client_whose_answer_broke_off() -> None:
+    util.close_graceful(Exchange())
 
 
 def test_a_worker_that_has_not_begun_to_serve_stops_at_once(bare: Bare) -> None:
@@ -365,14 +476,15 @@ def test_a_request_that_comes_byte_by_byte_is_served(server: Server) -> None:
         assert [read_status(answers), read_status(answers)] == [503, 200]
 
 
-def test_a_large_answer_reaches_a_client_that_reads_slowly(server: Server) -> None:
-    with server.connect_slowly() as connection:
-        connection.sendall(call(b"Connection: close", line=b"GET /v1/docs/swagger-ui-bundle.js HTTP/1.1"))
-        received = bytearray()
-        while data := connection.recv(16384):
-            received += data
-    head, _, body = received.partition(b"\r\n\r\n")
-    assert int(parse_headers(BytesIO(head.partition(b"\r\n")[2]))["Content-Length"]) == len(body) > 500_000
+def test_large_answers_reach_a_client_that_reads_slowly(server: Server) -> None:
+    requests = 12
+    with server.connect_slowly() as connection, connection.makefile("rb") as answers:
+        connection.sendall(call(line=b"GET /v1/docs/swagger-ui-bundle.js HTTP/1.1") * requests)
+        # It begins to read when the server has stopped: the kernel takes no more of its answers.
+        assert server.send(call(b"Connection: close")).status == 200
+        assert [read_status(answers) for _ in range(requests)] == [200] * requests
+        connection.sendall(call())
+        assert read_status(answers) == 200
 
 
 @pytest.mark.parametrize("more", [0, 1_000_000])
@@ -435,7 +547,7 @@ def test_requests_that_are_never_finished_do_not_fill_the_memory(server: Server)
         holding = [opened.enter_context(server.connect()) for _ in range(connections)]
         for each in holding:
             each.sendall(large)
-        assert wait_until(lambda: holding[0].recv(1) == b"", 10)
+        assert holding[0].recv(1) == b"", "not an answer: its time was not over"
         assert server.send(call(b"Connection: close")).status == 200
 
 
