@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from broker_api.errors import describe, make_body
-from broker_api.limits import MAX_BODY_BYTES
+from broker_api.limits import BODY_SEC, HEAD_SEC, MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +66,12 @@ ERROR_CODES = {
         "The path is there, and not for this method.",
         "Use one that the header `Allow` names.",
         describe(405)[1],
+    ),
+    "REQUEST_TIMEOUT": ErrorCode(
+        HTTPStatus.REQUEST_TIMEOUT,
+        f"The request was not sent in time: its head must come within {HEAD_SEC} s, its body within {BODY_SEC} s more.",
+        "Send the same request again, as a whole.",
+        describe(408)[1],
     ),
     "NO_SANDBOXES_AVAILABLE": ErrorCode(
         HTTPStatus.CONFLICT,

@@ -11,25 +11,24 @@ from __future__ import annotations
 
 import json
 import re
-import select
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import util  # type: ignore[import-untyped] # it ships no types
 from gunicorn.http import errors, wsgi  # type: ignore[import-untyped] # the same
-from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
 from structlog.contextvars import bound_contextvars
 
 from broker_api import browsers
 from broker_api.caller import CALLER_HEADERS
+from broker_api.connections import Refused
 from broker_api.errors import describe, make_body
+from broker_api.event_loop import EventLoop
 from broker_api.runtime import runtime_of
 from broker_api.tracing import HEADER, choose_request_id
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from broker_api.connections import Connection, Exchange
 
 # What would be "gunicorn": who runs the server is nobody's business.
 wsgi.SERVER = "broker"
@@ -41,9 +40,6 @@ _STATUS_OF_REFUSAL = {
 }
 """The other requests that do not parse are answered 400."""
 _OUR_FAULT = (errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
-
-_LINGER_MS = 2
-"""How long a thread with nothing else to do waits for the next request of the connection that it has just served."""
 
 _ONCE_ONLY = frozenset(name.upper() for name in ("Authorization", *CALLER_HEADERS))
 
@@ -89,13 +85,8 @@ def _refusal(status: HTTPStatus, request_id: str) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
-class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no types
+class Worker(EventLoop):
     """A threaded worker that drains."""
-
-    def init_process(self) -> None:
-        """Make what lives after the fork."""
-        self._closers = ThreadPoolExecutor(max_workers=self.cfg.threads, thread_name_prefix="close")
-        super().init_process()
 
     def init_signals(self) -> None:
         """Have the alarm that ends the drain handled."""
@@ -122,53 +113,35 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no ty
             super().set_accept_enabled(enabled)
             return
         for listener in self.sockets:
-            self._accept_queued(listener)
+            all(self.accept(listener) for _ in range(self.cfg.backlog))  # it ends with the first that there is not
         super().set_accept_enabled(False)
         for listener in self.sockets:
             listener.close()
 
-    def handle(self, conn: Any) -> Any:  # noqa: ANN401 - gunicorn's connection; and its word on what becomes of it
-        """Serve a request, and those that follow it on its connection at once.
-
-        Handing a connection to the event loop and back costs about a tenth of a whole allocation's time.
-        """
-        kept = super().handle(conn)
-        while kept is True and self._is_followed(conn):
-            kept = super().handle(conn)
-        return kept
-
-    def handle_request(self, req: Any, conn: Any) -> bool:  # noqa: ANN401 - gunicorn's signature
+    def handle_request(self, req: Any, conn: Connection) -> bool:  # noqa: ANN401 - gunicorn's request
         """Serve a request whose caller headers each stand once, under the path that it names and no other."""
         req.path = keep_slashes_apart(req.uri, req.path)
         req.headers = fold_repeated(req.headers)
-        if runtime_of(self.wsgi).draining.is_set():
+        if runtime_of(self.wsgi).draining.is_set() or conn.reader.took_part:
             # While the connection is kept, the client may send its next request just as we close it.
             req.force_close()
         return bool(super().handle_request(req, conn))
 
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
+    def handle_error(self, req: Any, client: Exchange, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
         """Answer a request that never reaches the application, or that nothing else could answer."""
         headers = dict(getattr(req, "headers", ()))
         request_id = choose_request_id(headers.get(HEADER.upper(), ""))
         with bound_contextvars(request_id=request_id):
             if isinstance(exc, errors.ParseException) and not isinstance(exc, _OUR_FAULT):
-                status = _STATUS_OF_REFUSAL.get(type(exc), HTTPStatus.BAD_REQUEST)
+                is_ours = isinstance(exc, Refused)
+                status = exc.status if is_ours else _STATUS_OF_REFUSAL.get(type(exc), HTTPStatus.BAD_REQUEST)
                 # The error's text may quote a header that holds a token.
-                self.log.warning("refused a malformed request from %s: %s", addr, type(exc).__name__)
+                why = status.phrase if is_ours else type(exc).__name__
+                self.log.warning("refused a malformed request from %s: %s", addr, why)
             else:
                 status = HTTPStatus.INTERNAL_SERVER_ERROR
                 self.log.error("unexpected error", exc_info=exc)
-            try:
-                util.write_nonblock(client, _refusal(status, request_id))
-            except OSError:
-                self.log.debug("the client does not take its answer")
-
-    def finish_request(self, conn: Any, fs: Future[Any]) -> None:  # noqa: ANN401 - gunicorn's signature
-        """Keep a connection or close it, and never let a client that does not hang up hold the event loop."""
-        if fs.cancelled() or fs.exception() is not None or fs.result():
-            super().finish_request(conn, fs)
-        else:
-            self._closers.submit(self._close, conn)
+            client.answer_instead(_refusal(status, request_id))
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:  # noqa: ANN401 - gunicorn's signature
         try:
@@ -176,40 +149,5 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no ty
         except errors.ParseException:  # what is left of the body does not parse, and its request has its answer already
             return False
 
-    def _is_followed(self, conn: Any) -> bool:  # noqa: ANN401 - gunicorn's connection
-        """Wait for the next request, unless this thread is wanted elsewhere."""
-        if not self.alive or not self.tpool._work_queue.empty():  # noqa: SLF001 - the only place that knows
-            return False
-        poll = select.poll()
-        poll.register(conn.sock, select.POLLIN)
-        return bool(poll.poll(_LINGER_MS))
-
-    def _cap_keepalive(self, deadline: float) -> None:
-        """Close connections that are between two requests by then, and those that never had one.
-
-        gunicorn waits for the latter until it is killed.
-        """
-        super()._cap_keepalive(deadline)
-        for conn in self.pending_conns:
-            conn.timeout = min(conn.timeout, deadline)
-
     def _stop(self, sig: int, frame: Any) -> None:  # noqa: ANN401 - a signal handler's signature
         super().handle_exit(sig, frame)
-
-    def _accept_queued(self, listener: Any) -> None:  # noqa: ANN401 - gunicorn's socket
-        before = -1
-        while before < self.nr_conns:
-            before = self.nr_conns
-            self.accept(listener)
-
-    def _close(self, conn: Any) -> None:  # noqa: ANN401 - gunicorn's connection
-        try:
-            conn.sock.setblocking(True)  # noqa: FBT003 - the socket's signature
-            util.close_graceful(conn.sock)
-        except OSError:
-            util.close(conn.sock)
-        finally:
-            self.method_queue.defer(self._closed)
-
-    def _closed(self) -> None:
-        self.nr_conns -= 1

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from flask import g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_flask_exporter import PrometheusMetrics  # type: ignore[import-untyped] # it ships no types
 
 from broker_api.runtime import runtime_of, services
 from broker_common.adapters.prometheus_collectors import PoolCollector
+from broker_common.adapters.prometheus_files import ProcessesCollector
 from broker_common.adapters.prometheus_recorder import LATENCY_BUCKETS
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
     """
     served = CollectorRegistry(support_collectors_without_names=True)
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        MultiProcessCollector(served)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+        served.register(ProcessesCollector(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     else:
         served.register(registry)
     here = runtime_of(app)

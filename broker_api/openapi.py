@@ -87,7 +87,7 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
     "X-RateLimit-Reset": {"description": "Seconds until all of them may be made again", "schema": _NUMBER},
 }
 
-_REFUSED_UNREAD = ("URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE")
+_REFUSED_UNREAD = ("REQUEST_TIMEOUT", "URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE")
 """Before the request is counted."""
 _OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
 _HEADERS_OF_ERRORS = {401: ["WWW-Authenticate"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tornado.httpserver import HTTPServer
 from tornado.options import options
 
 from broker_common.logs import configure_logging
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
 
     from broker_common.settings import Settings
 
+_REQUEST_SEC = 10
+"""For a client to send a head, and a body."""
+
 
 def set_up_flower(settings: Settings, environ: Mapping[str, str]) -> None:
     """Make this process fit for Flower; without a password in Flower's own variables it ends with 2 in production."""
     _check_authentication(settings, environ)
     options.logging = "none"  # or tornado would write in a format, to a place and from a level of its own
+    # By itself tornado gives a client an hour for a request.
+    HTTPServer.configure(None, idle_connection_timeout=_REQUEST_SEC, body_timeout=_REQUEST_SEC)
     configure_logging(level=settings.log_level, fmt=settings.log_format)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from socket import AI_PASSIVE, SOCK_STREAM, getaddrinfo
+from socket import AI_PASSIVE, SHUT_RDWR, SOCK_STREAM, getaddrinfo
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from celery import signals
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, make_wsgi_app, values
 from prometheus_client.exposition import ThreadingWSGIServer
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from broker_common.adapters.celery_names import task_name
+from broker_common.adapters.prometheus_files import ProcessesCollector
 from broker_common.core.jobs import Job
 from broker_common.startup import refuse
 
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.prometheus_collectors import CircuitCollector
     from broker_worker.liveness import Pulse
+
+
+_MOST_CONNECTIONS = 32
+"""Probes and scrapes are a few a minute."""
+
+_log = logging.getLogger(__name__)
 
 
 def share_metrics_through(directory: str) -> None:
@@ -52,16 +60,12 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
+        registry.register(ProcessesCollector(directory, compacts=True))
         ProcessCollector(registry=registry)
         registry.register(circuit)
         _serve(registry, pulse, address, port)
 
-    def forget(pid: int, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
-        mark_process_dead(pid, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
-
     signals.worker_init.connect(serve, weak=False)
-    signals.worker_process_shutdown.connect(forget, weak=False)
     signals.task_rejected.connect(count, weak=False)
 
 
@@ -97,15 +101,46 @@ def _serve(registry: CollectorRegistry, pulse: Pulse, address: str, port: int) -
 
 
 class _Server(ThreadingWSGIServer):
-    """A server on an address of either family."""
+    """A server on an address of either family. Its connections, each of which has a thread, are bounded."""
+
+    request_queue_size = 128
+    """By itself it is 5: a few clients at once would have the others' kernels wait and try again."""
 
     def __init__(self, address: tuple[str, int], handler: type[BaseRequestHandler]) -> None:
         self.address_family = getaddrinfo(*address, type=SOCK_STREAM, flags=AI_PASSIVE)[0][0]
         super().__init__(address, handler)
+        self._lock = threading.Lock()
+        self._open: dict[Any, None] = {}
+        """The connections in the order in which they came."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the library's signature
+        """Serve a connection; where there are too many, the oldest one makes room for it."""
+        with self._lock:
+            if len(self._open) >= _MOST_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                # Its thread, which waits for the client, then finds that there is none.
+                with suppress(OSError):
+                    oldest.shutdown(SHUT_RDWR)
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - the library's signature
+        """Close a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - the library's signature
+        """Say nothing of a client that has gone; what goes wrong in the application is answered and logged there."""
+        _log.debug("a connection for metrics has broken", exc_info=True)
 
 
 class _Handler(WSGIRequestHandler):
     """Serves in silence: a line for each probe and scrape would drown the log."""
+
+    timeout = 10
+    """Seconds to wait for a client that sends nothing, or takes nothing."""
 
     def log_message(self, *_: object) -> None:
         """Leave it out."""

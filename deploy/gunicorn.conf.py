@@ -20,10 +20,10 @@ from typing import Any
 _makes_metrics_dir = not os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "")
 
 from gunicorn import glogging  # type: ignore[import-untyped] # noqa: E402 - after the variable is set; it ships no types
-from prometheus_client.multiprocess import mark_process_dead  # noqa: E402 - the same
 
 from broker_api.gunicorn_worker import Worker  # noqa: E402 - the same
 from broker_api.limits import BULK_DEADLINE_SEC  # noqa: E402 - the same
+from broker_common.adapters.prometheus_files import forget_process  # noqa: E402 - the same
 from broker_common.logs import configure_logging  # noqa: E402 - the same
 from broker_common.settings import Process  # noqa: E402 - the same
 from broker_common.startup import check_table, read_settings  # noqa: E402 - the same
@@ -48,9 +48,20 @@ threads = _settings.api_threads
 keepalive = 75
 # From SIGTERM to SIGKILL: the drain, then the longest call that may be in flight.
 graceful_timeout = math.ceil(_settings.shutdown_drain_sec + max(_settings.request_deadline_sec, BULK_DEADLINE_SEC) + 5)
+# Of each process; it is less where the limit of descriptors does not allow so many.
+worker_connections = 1000
+# Answers are made in memory and sent by the event loop.
+sendfile = False
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
+# No header of a request says where it came from or which path it names, whatever address it comes from: a proxy's rules
+# would be passed by `SCRIPT_NAME`. What a trusted proxy adds is for the application to read (TRUSTED_PROXIES).
+forwarded_allow_ips = ""
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
+# A header with an underscore would become the same WSGI variable as its twin with a hyphen.
+header_map = "drop"
 logger_class = Logger
 loglevel = _settings.log_level.lower()
 # It would be a socket in the home directory that nobody asked for.
@@ -72,9 +83,12 @@ def on_starting(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbit
         file.unlink()
 
 
-def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter and worker
-    """Keep what a worker that is gone has counted, and forget its gauges."""
-    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401 - gunicorn's arbiter and worker
+    """Keep what a worker that is gone has counted, in few files, and forget its gauges."""
+    try:
+        forget_process(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), worker.pid)
+    except OSError:  # a full disk must not end the service
+        server.log.exception("the metrics of worker %d could not be compacted", worker.pid)
 
 
 def on_exit(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter

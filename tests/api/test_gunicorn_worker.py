@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
+import resource
+import select
+import selectors
 import signal
 import socket
+import struct
 import sys
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from http.client import HTTPMessage, parse_headers
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from gunicorn.http.errors import InvalidRequestLine  # type: ignore[import-untyped] # it ships no types
+from gunicorn import util  # type: ignore[import-untyped] # it ships no types
+from gunicorn.config import Config  # type: ignore[import-untyped] # the same
+from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
 
+from broker_api.connections import Exchange
+from broker_api.event_loop import MAX_HELD_BYTES, make_room_for
 from broker_api.gunicorn_worker import Worker, fold_repeated
 from deploy.dev.processes import Process, Program, free_ports, wait_until
 from tests.api.harness import make_api
 from tests.api.test_startup import COMMANDS, ENVIRONMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 class Answer(NamedTuple):
@@ -83,6 +93,19 @@ class Server:
     def connect(self) -> socket.socket:
         """Open a connection that gives up after 10 s of silence."""
         return socket.create_connection(("127.0.0.1", self._port), 10)
+
+    def connect_slowly(self) -> socket.socket:
+        """Open a connection that takes little at a time."""
+        connection = socket.socket()
+        connection.settimeout(10)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", self._port))
+        return connection
+
+    def workers(self) -> list[int]:
+        """Return the process ids of gunicorn's workers."""
+        master = self.process.pid
+        return [int(each) for each in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
 
     def send(self, request: bytes) -> Answer:
         """Send raw bytes, read until the server closes the connection, and return the one answer that was read."""
@@ -163,7 +186,7 @@ def test_a_refusal_is_logged_with_its_id_and_without_what_was_sent(server: Serve
     assert not any("s3cr3t" in line for line in server.lines)
 
 
-@pytest.mark.parametrize("chunks", [b"nonsense\r\n", b"5\r\nhello world\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("chunks", [b"nonsense\r\n", b"1\r\nxAB0\r\n\r\n", b"5\r\nhello world\r\n0\r\n\r\n"])
 def test_a_body_whose_chunks_are_none_is_the_callers_fault(server: Server, chunks: bytes) -> None:
     headers = (b"Authorization: Bearer track-token", b"X-Track-ID: t", b"Transfer-Encoding: chunked")
     answer = server.send(call(*headers, line=b"POST /v1/allocate HTTP/1.1", body=chunks))
@@ -187,24 +210,27 @@ def test_a_body_in_chunks_that_is_too_large_answers_413(server: Server) -> None:
     assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
-def test_a_request_that_was_refused_before_its_body_was_read_gets_no_second_answer(server: Server) -> None:
-    answer = server.send(call(b"Transfer-Encoding: chunked", line=b"POST /v1/allocate HTTP/1.1", body=b"nonsense\r\n"))
+@pytest.mark.parametrize("chunks", [b"nonsense\r\n", b"1\r\nxAB0\r\n\r\n"])
+def test_a_request_that_was_refused_before_its_body_was_read_gets_no_second_answer(
+    server: Server, chunks: bytes
+) -> None:
+    answer = server.send(call(b"Transfer-Encoding: chunked", line=b"POST /v1/allocate HTTP/1.1", body=chunks))
     assert (answer.status, answer.error["code"]) == (401, "UNAUTHORIZED")
 
 
 class Bare:
-    """A worker without a server around it, one end of a connection to it, and what it handed back to its loop."""
+    """A worker without a server around it."""
 
     def __init__(self) -> None:
-        self.deferred: list[Callable[[], None]] = []
         self.worker = Worker.__new__(Worker)
         self.worker.log = logging.getLogger("gunicorn.error")
-        self.worker.method_queue = SimpleNamespace(defer=self.deferred.append)
-        self.worker.nr_conns = 1
-        self.ours, self.theirs = socket.socketpair()
+        self.worker.method_queue = SimpleNamespace(defer=lambda _: None)
 
-    def refuse(self, error: Exception) -> None:
-        self.worker.handle_error(SimpleNamespace(headers=[]), self.ours, ("127.0.0.1", 1), error)
+    def refuse(self, error: Exception) -> bytes:
+        exchange = Exchange()
+        exchange.sendall(b"a part of another answer")
+        self.worker.handle_error(SimpleNamespace(headers=[]), exchange, ("127.0.0.1", 1), error)
+        return exchange.take_answer()
 
 
 def test_what_an_earlier_run_has_counted_is_not_counted_again(tmp_path: Path) -> None:
@@ -214,35 +240,121 @@ def test_what_an_earlier_run_has_counted_is_not_counted_again(tmp_path: Path) ->
         assert not left_over.exists()
 
 
+def test_what_killed_workers_counted_is_kept_in_few_files(tmp_path: Path) -> None:
+    def count_of_calls(server: Server) -> int:
+        metrics = server.send(call(b"Connection: close", line=b"GET /metrics HTTP/1.1")).body.decode()
+        found = re.search(r'^http_requests_total.*"/healthz".* ([0-9.]+)$', metrics, re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
+    def kill_the_worker(server: Server) -> None:
+        (killed,) = server.workers()
+        os.kill(killed, signal.SIGKILL)
+        assert wait_until(lambda: server.workers() not in ([], [killed]), 20)
+        assert wait_until(lambda: not list(tmp_path.glob(f"counter_{killed}.db")), 20)
+
+    with running(tmp_path, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as server:
+        before = count_of_calls(server)
+        for _ in range(3):
+            assert server.send(call(b"Connection: close")).status == 200
+            kill_the_worker(server)
+        assert count_of_calls(server) == before + 3
+        assert len(list(tmp_path.glob("counter_*.db"))) == 2
+        # Where it cannot be done, that is said, and the service goes on.
+        (tmp_path / "counter_gone.new").mkdir()
+        (killed,) = server.workers()
+        os.kill(killed, signal.SIGKILL)
+        assert wait_until(lambda: any("could not be compacted" in line for line in server.lines), 20)
+        assert count_of_calls(server) == before + 3
+
+
 @pytest.fixture
-def bare() -> Iterator[Bare]:
-    bare = Bare()
-    with bare.ours, bare.theirs:
-        yield bare
+def bare() -> Bare:
+    return Bare()
 
 
 def test_what_nothing_else_could_answer_is_answered_500_and_logged(
     bare: Bare, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bare.refuse(KeyError("a-secret-value"))
-    answer = bare.theirs.recv(65536)
+    answer = bare.refuse(KeyError("a-secret-value"))
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert b"INTERNAL_ERROR" in answer
     assert b"secret" not in answer
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-def test_a_client_that_does_not_take_its_refusal_harms_nobody(bare: Bare) -> None:
-    bare.ours.close()
-    bare.refuse(InvalidRequestLine("GET"))
+@pytest.fixture
+def loop(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Return a worker with all that its event loop has, which does not run."""
+    monkeypatch.setattr(gthread.ThreadWorker, "init_process", lambda _: None)
+    bare.worker.cfg = Config()
+    bare.worker.init_process()
+    bare.worker.poller = selectors.DefaultSelector()
+    bare.worker.alive, bare.worker.nr_conns = True, 0
+    return bare.worker
 
 
-def test_a_connection_that_is_gone_already_is_closed_and_counted_off(bare: Bare) -> None:
-    bare.ours.close()
-    bare.worker._close(SimpleNamespace(sock=bare.ours))
-    for each in bare.deferred:
-        each()
-    assert bare.worker.nr_conns == 0
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Yield a listener that one client has connected to."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        yield listener
+
+
+def test_a_connection_that_made_room_for_another_one_is_not_looked_at_again(
+    loop: Worker, listener: socket.socket
+) -> None:
+    """The poller may have reported it in the same turn."""
+    assert loop.accept(listener)
+    (conn,) = loop._waiting
+    loop.worker_connections = 2
+    with socket.create_connection(listener.getsockname()):
+        assert loop.accept(listener)
+        loop._on_ready(conn, conn.stream)
+        assert (loop.nr_conns, conn.stream.fileno(), len(loop._waiting)) == (1, -1, 1)
+    loop.murder_keepalived(force=True)
+    assert (loop.nr_conns, loop._waiting) == (0, {})
+
+
+def test_a_connection_is_left_as_it_is_until_something_happens_to_it(loop: Worker, listener: socket.socket) -> None:
+    loop.accept(listener)
+    (conn,) = loop._waiting
+    conn.receive()
+    conn.discard()
+    assert (conn.has_ended, conn.is_broken, len(conn.reader)) == (False, False, 0)
+    conn.stream.close()
+    conn.go_on_sending()
+    conn.discard()
+    assert (conn.has_ended, conn.is_broken) == (True, True)
+    loop.murder_keepalived(force=True)
+
+
+def test_a_connection_whose_thread_failed_is_closed_and_that_is_logged(
+    loop: Worker, listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop.accept(listener)
+    (conn,) = loop._waiting
+    failed: Future[None] = Future()
+    failed.set_exception(KeyError("a fault"))
+    loop.finish_request(conn, failed)
+    assert (loop.nr_conns, conn.stream.fileno()) == (0, -1)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EBADF])
+def test_only_a_client_that_has_gone_again_is_no_reason_to_stop(loop: Worker, number: int) -> None:
+    def accept() -> None:
+        raise OSError(number, "")
+
+    expected = nullcontext() if number == errno.ECONNABORTED else pytest.raises(OSError, match=str(number))
+    with expected:
+        assert not loop.accept(SimpleNamespace(accept=accept))
+
+
+def test_gunicorn_does_not_wait_for_a_client_whose_answer_broke_off() -> None:
+    util.close_graceful(Exchange())
 
 
 def test_a_worker_that_has_not_begun_to_serve_stops_at_once(bare: Bare) -> None:
@@ -316,3 +428,144 @@ def test_connections_that_never_send_a_request_do_not_hold_up_the_end(tmp_path: 
         assert wait_until(server.process.has_ended, 20), "it would wait for them until gunicorn's limit, 35 s"
         assert server.process.poll() == 0
         assert [each.recv(1) for each in silent] == [b""] * THREADS
+
+
+# -- clients that take their time, or go
+
+
+def test_bytes_of_tls_are_told_that_this_is_plain_http(server: Server) -> None:
+    hello = bytes.fromhex("16030100c8010000c40303") + b"s3cr3t-of-tls" + bytes(180)
+    with server.connect() as connection:
+        connection.sendall(hello)
+        received = connection.makefile("rb").read()
+    assert received.startswith(b"HTTP/1.1 400 ")
+    request_id = json.loads(received.partition(b"\r\n\r\n")[2])["error"]["request_id"]
+    assert wait_until(lambda: any(request_id in line for line in server.lines), 10)
+    assert not any("s3cr3t" in line for line in server.lines)
+
+
+MARK = (
+    b"POST /v1/sandboxes/7/mark-for-deletion HTTP/1.1\r\nHost: broker\r\nAuthorization: Bearer track-token\r\n"
+    b"X-Track-ID: t\r\nContent-Type: application/json\r\n"
+)
+
+
+def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_once(server: Server) -> None:
+    with server.connect() as connection, connection.makefile("rb") as answers:
+        connection.sendall(MARK + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert answers.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert answers.readline() == b"\r\n"
+        connection.sendall(b"{}")
+        assert read_status(answers) == 503
+        # Where the body is there already, nobody waits.
+        connection.sendall(MARK + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}" + call())
+        assert [read_status(answers), read_status(answers)] == [503, 200]
+
+
+def test_requests_that_are_sent_at_once_are_answered_in_their_order(server: Server) -> None:
+    paths = [b"/healthz", b"/nowhere", b"/v1/openapi.json", b"/healthz"] * 5
+    with server.connect() as connection, connection.makefile("rb") as answers:
+        connection.sendall(b"".join(call(line=b"GET " + path + b" HTTP/1.1") for path in paths))
+        assert [read_status(answers) for _ in paths] == [200, 404, 200, 200] * 5
+
+
+def test_a_request_that_comes_byte_by_byte_is_served(server: Server) -> None:
+    with server.connect() as connection, connection.makefile("rb") as answers:
+        for byte in b"\r\n" + MARK + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n" + call():
+            connection.sendall(bytes([byte]))
+        assert [read_status(answers), read_status(answers)] == [503, 200]
+
+
+def test_large_answers_reach_a_client_that_reads_slowly(server: Server) -> None:
+    requests = 12
+    with server.connect_slowly() as connection, connection.makefile("rb") as answers:
+        connection.sendall(call(line=b"GET /v1/docs/swagger-ui-bundle.js HTTP/1.1") * requests)
+        # It begins to read when the server has stopped: the kernel takes no more of its answers.
+        assert server.send(call(b"Connection: close")).status == 200
+        assert [read_status(answers) for _ in range(requests)] == [200] * requests
+        connection.sendall(call())
+        assert read_status(answers) == 200
+
+
+@pytest.mark.parametrize("more", [0, 1_000_000])
+def test_a_client_that_goes_in_the_middle_harms_nobody(server: Server, more: int) -> None:
+    for request in (
+        call()[:20],
+        MARK + b"Content-Length: 50\r\n\r\n{",
+        MARK + b"Content-Length: 9999999\r\n\r\n" + b" " * more,
+        call(line=b"GET /v1/docs/swagger-ui-bundle.js HTTP/1.1") * 3,
+    ):
+        with server.connect_slowly() as connection, suppress(ConnectionError):
+            connection.sendall(request)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert server.send(call(b"Connection: close")).status == 200
+
+
+def test_a_client_that_goes_on_sending_after_its_answer_is_cut_off(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(MARK + b"Content-Length: 99999999\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            connection.sendall(bytes(160_000_000))
+
+
+def test_a_health_check_is_answered_while_every_thread_waits_for_the_store(tmp_path: Path) -> None:
+    """/readyz asks the store, and each call of it may take a thread for more than a second."""
+    with socket.create_server(("127.0.0.1", 0)) as silent_store, ExitStack() as opened:
+        url = f"http://127.0.0.1:{silent_store.getsockname()[1]}"
+        server = opened.enter_context(running(tmp_path, DDB_ENDPOINT_URL=url))
+        waiting = [opened.enter_context(server.connect()) for _ in range(10 * THREADS)]
+        for each in waiting:
+            each.sendall(call(line=b"GET /readyz HTTP/1.1"))
+        assert server.send(call(b"Connection: close")).status == 200
+        answered, _, _ = select.select(waiting, [], [], 0)
+        assert len(answered) < len(waiting)
+        server.process.kill(signal.SIGKILL)  # its end need not wait for the rest
+
+
+def test_a_process_that_runs_out_of_descriptors_closes_what_has_waited_longest(tmp_path: Path) -> None:
+    with running(tmp_path) as server, ExitStack() as opened:
+        (worker,) = server.workers()
+        open_now = len(list(Path(f"/proc/{worker}/fd").iterdir()))
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (open_now + 30, open_now + 30))
+        silent = [opened.enter_context(server.connect()) for _ in range(60)]
+        assert server.send(call(b"Connection: close")).status == 200
+        assert silent[0].recv(1) == b""
+        # Nor does it turn in circles when closing others does not help.
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (3, open_now + 30))
+        late = opened.enter_context(server.connect())
+        late.sendall(call(b"Connection: close"))
+        assert wait_until(lambda: any("no descriptors are left" in line for line in server.lines), 10)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (open_now + 30, open_now + 30))
+        assert late.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+    assert sum("no descriptors are left" in line for line in server.lines) < 10
+
+
+def test_requests_that_are_never_finished_do_not_fill_the_memory(server: Server) -> None:
+    large = b"GET / HTTP/1.1\r\n" + (b"X-A: " + b"x" * 8000 + b"\r\n") * 60
+    connections = MAX_HELD_BYTES // len(large) + 5
+    with ExitStack() as opened:
+        holding = [opened.enter_context(server.connect()) for _ in range(connections)]
+        for each in holding:
+            each.sendall(large)
+        assert holding[0].recv(1) == b"", "not an answer: its time was not over"
+        assert server.send(call(b"Connection: close")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("limits", "room", "raised"),
+    [
+        ((256, 1024), 768, (1024, 1024)),
+        ((1024, 1_000_000), 1000, (1256, 1_000_000)),
+        ((1024, resource.RLIM_INFINITY), 1000, (1256, resource.RLIM_INFINITY)),
+        ((4096, 4096), 1000, None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 1000, None),
+    ],
+)
+def test_the_limit_of_descriptors_is_raised_as_far_as_connections_need_it_and_may(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], room: int, raised: tuple[int, int] | None
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
+    assert make_room_for(1000) == room
+    assert asked == ([raised] if raised else [])

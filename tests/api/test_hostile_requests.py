@@ -298,6 +298,54 @@ def test_another_spelling_of_a_path_that_means_the_same_is_served(server: Server
     assert (answer.status, answer.error["code"]) == (503, "SERVICE_UNAVAILABLE")
 
 
+@pytest.mark.parametrize("name", [b"SCRIPT_NAME", b"script_name", b"PATH_INFO", b"REMOTE_USER", b"X-Forwarded-Prefix"])
+@pytest.mark.parametrize("value", [b"/x", b"/v1", b"/healthz", b"/"])
+def test_no_header_changes_the_path_that_a_request_names(server: Server, name: bytes, value: bytes) -> None:
+    """A proxy in front judges by the path; gunicorn believes some headers of whoever calls from the same machine."""
+    header = name + b": " + value
+    assert_refused(send(server, b"GET " + value + b"/metrics HTTP/1.1", header), 404, "NOT_FOUND")
+    assert send(server, b"GET /healthz HTTP/1.1", header).status == 200
+    assert send(server, HELD, *TRACK, header).status == 503
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (b"X-Forwarded-Proto: https",),
+        (b"X-Forwarded-Ssl: on",),
+        (b"X-Forwarded-Protocol: ssl",),
+        (b"X-Forwarded-Proto: https", b"X-Forwarded-Ssl: off"),
+    ],
+)
+def test_no_header_of_a_proxy_that_is_not_trusted_makes_a_request_an_https_one(
+    server: Server, headers: tuple[bytes, ...]
+) -> None:
+    answer = send(server, b"GET /healthz HTTP/1.1", *headers)
+    assert (answer.status, answer.headers["Strict-Transport-Security"]) == (200, None)
+
+
+@pytest.mark.parametrize("twin", [b"X_Track_ID", b"X_TRACK-ID", b"x-track_id"])
+def test_a_header_that_only_resembles_one_of_ours_is_not_it(server: Server, twin: bytes) -> None:
+    assert_refused(send(server, HELD, TRACK[0], twin + b": track-1"), 400, "VALIDATION_ERROR", "X-Track-ID")
+    assert send(server, HELD, *TRACK, twin + b": track-2").status == 503
+
+
+@pytest.mark.parametrize(
+    "method", [b"X-HTTP-Method-Override: POST", b"X-HTTP-Method: POST", b"X-Method-Override: POST"]
+)
+def test_no_header_changes_the_method(server: Server, method: bytes) -> None:
+    assert_refused(send(server, b"GET /v1/allocate HTTP/1.1", *TRACK, method), 405, "METHOD_NOT_ALLOWED")
+
+
+@pytest.mark.parametrize("host", [b"elsewhere.example", b"127.0.0.1:1", b"a/b", b'"><script>', b""])
+def test_no_answer_repeats_the_host_that_a_request_names(server: Server, host: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"GET /v1/openapi.json HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
+        received = connection.makefile("rb").read()
+    assert received.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 400 "))
+    assert not host or host not in received
+
+
 @pytest.mark.parametrize(
     "sandbox_id", [b"%00", b"%0a", b"%7f", b"%c3%a9", b"%e2%80%ae", b"%ed%a0%80", b"%c0%af", b"%ff"]
 )

@@ -171,6 +171,7 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
     common = {
         "400": {"VALIDATION_ERROR"},
         "401": {"UNAUTHORIZED"},
+        "408": {"REQUEST_TIMEOUT"},
         "414": {"URI_TOO_LONG"},
         "417": {"EXPECTATION_FAILED"},
         "431": {"REQUEST_HEADER_FIELDS_TOO_LARGE"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,6 +55,8 @@ def test_flower_shows_jobs_by_name_with_arguments_and_results(tmp_path: Path) ->
         assert cleanup["job_id"] in seen["broker.delete_sandbox"]["kwargs"]
         assert seen["broker.cleanup"]["result"] == "{'handed_out': 1}"
         assert "'deleted'" in seen["broker.delete_sandbox"]["result"]
+        with socket.create_connection(("127.0.0.1", stack.plan.number("FLOWER_PORT")), 30) as silent:
+            assert silent.recv(1) == b"", "who sends no request is not waited for"
         shown = requests.get(f"{stack.plan.flower_url}/api/tasks", timeout=10).text
         for secret in (TRACK_TOKEN, ADMIN_TOKEN, stack.plan.env["CSP_API_TOKEN"]):
             assert secret not in shown
