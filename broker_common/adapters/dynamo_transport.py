@@ -57,6 +57,7 @@ _CREDENTIALS = frozenset(
 _OPERATIONS = {
     "batch_get_item": "BatchGetItem",
     "delete_item": "DeleteItem",
+    "describe_table": "DescribeTable",
     "get_item": "GetItem",
     "put_item": "PutItem",
     "query": "Query",
@@ -195,6 +196,8 @@ class DynamoTransport:
                 return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
             if code in _REFUSED or code == "TransactionCanceledException":
                 return StoreUnavailable("DynamoDB is busy")
+            if code == "ValidationException" and _is_about_the_index(error):
+                return StoreMisconfigured(f"table {self._table!r} has no index that can be used")
             failed = _response(error)["ResponseMetadata"]["HTTPStatusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR
             if not failed and code != "TransactionInProgressException":
                 raise error
@@ -223,6 +226,11 @@ def _response(error: ClientError) -> Item:
 def _code(error: ClientError) -> str:
     code: str = _response(error)["Error"]["Code"]
     return code
+
+
+def _is_about_the_index(error: ClientError) -> bool:
+    message: str = _response(error)["Error"].get("Message", "")
+    return "does not have the specified index" in message or "backfilling" in message
 
 
 def _is_failed_condition(error: ClientError) -> bool:

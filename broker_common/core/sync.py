@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker_common.core.domain import Policy
+    from broker_common.core.guard import Guard
     from broker_common.core.ports import Clock, Provider, Recorder, SandboxStore
 
 
@@ -88,6 +89,7 @@ class Syncer:
         *,
         store: SandboxStore,
         provider: Provider,
+        guard: Guard,
         recorder: Recorder,
         clock: Clock,
         rng: Random,
@@ -95,6 +97,7 @@ class Syncer:
         threads: int,
     ) -> None:
         self._store = store
+        self._guard = guard
         self._provider = provider
         self._recorder = recorder
         self._clock = clock
@@ -107,13 +110,16 @@ class Syncer:
 
         Never touches a sandbox that is allocated or waits to be wiped. Raises `SyncBraked` when too many records are
         missing from the list and `force` is false (what was added and updated stays), and `ProviderError` when there is
-        no usable list; that changes nothing.
+        no usable list; that changes nothing. Raises `UnsafeToAct` before the first write, or between two.
         """
+        self._guard.check()
         records = {sandbox.sandbox_id: sandbox for sandbox in self._store.read_all()}
         watermark = self._store.read_watermark()
         listing = self._provider.list_accounts()
         for skipped in listing.skipped:
             self._recorder.record(AccountSkipped(reason=skipped.reason, sandbox_id=skipped.sandbox_id))
+        # The list may have taken minutes: the table may be another one by now.
+        self._guard.check(afresh=True)
         now = self._clock.now()
         listed = {account.sandbox_id for account in listing.accounts}
         unreadable = {skipped.sandbox_id for skipped in listing.skipped}
@@ -206,6 +212,7 @@ class Syncer:
         return self._rng.randrange(ORDER_LIMIT)
 
     def _carry_out(self, write: _Write) -> _Change:
+        self._guard.check()
         try:
             write.make()
         except Conflict:
