@@ -51,9 +51,9 @@ def healthz() -> dict[str, Any]:
 def readyz() -> tuple[dict[str, Any], int]:
     """Tell whether tracks can be served.
 
-    It asks DynamoDB, compares its clock with this process's, and sees whether the table is the one that was known. Redis
-    is reported, and does not count: no call of a
-    track needs it. A process that is about to stop is not ready.
+    It asks DynamoDB, compares its clock with this process's, and sees whether the table is the one that was known
+    before. Redis is reported, and does not count: no call of a track needs it. A process that is about to stop is not
+    ready.
     """
     checks: dict[str, str] = {}
     if runtime().draining.is_set():

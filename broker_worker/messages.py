@@ -15,6 +15,8 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 
+from broker_worker.redelivery import SharedTimeQoS
+
 _SHAPE_ERRORS = (AttributeError, KeyError, TypeError, ValueError)
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
@@ -43,6 +45,8 @@ class CheckedRequest(Request):
 
 class CheckedChannel(redis.Channel):
     """Kombu's channel, which drops what it cannot read off a queue."""
+
+    QoS = SharedTimeQoS
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401 - kombu's signature
         try:

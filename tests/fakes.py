@@ -560,6 +560,13 @@ class FakeTableMemory:
             raise QueueUnavailable("the memory does not answer")
 
 
+class TimelessStore(StoreWrapper):
+    """Hides the time of a real store from a process whose time is a test's."""
+
+    def ping(self) -> TableState:
+        return replace(super().ping(), time=None)
+
+
 class Crashed(BaseException):
     """The process is killed here: nothing of it runs on."""
 
@@ -581,7 +588,9 @@ class Fault(Enum):
     """Applied, and the caller is killed."""
 
 
-WRITES = frozenset({"allocate", "end_allocation", "add", "update", "remove", "write_watermark", "set_pauses", "identify"})
+WRITES = frozenset(
+    {"allocate", "end_allocation", "add", "update", "remove", "write_watermark", "set_pauses", "identify"}
+)
 
 
 class FlakyStore(StoreWrapper):

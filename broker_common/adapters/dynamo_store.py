@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import fields
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from broker_common.adapters.dynamo_items import (
@@ -32,6 +31,7 @@ from broker_common.adapters.dynamo_items import (
     synced_at_of,
 )
 from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, SHARDS, Layout, decode_layout, index_problem
+from broker_common.adapters.dynamo_time import time_of
 from broker_common.adapters.dynamo_transport import ConditionFailed, DynamoTransport
 from broker_common.core.deadline import Backoff
 from broker_common.core.domain import (
@@ -380,7 +380,7 @@ class DynamoStore:
         return _own_record(decode_pauses, answer["Attributes"])
 
     def ping(self) -> TableState:
-        """Implement the port: read the pool's own records and DescribeTable; the time is in DynamoDB's `Date` header."""
+        """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""
         description = self._describe()
         answer = self._transport.read(
             "query",
@@ -402,7 +402,7 @@ class DynamoStore:
             identity=layout.identity,
             is_restored=None not in {table_id, layout.table_id} and table_id != layout.table_id,
             synced_at=synced_at,
-            time=_date_of(answer),
+            time=time_of(answer),
         )
 
     def has_sandboxes(self) -> bool:
@@ -550,14 +550,6 @@ def _own_record(decode: Callable[[Any], Value], item: Item | None) -> Value:
     except BadField as error:
         key = f"{(item or {})['PK']['S']}/{(item or {})['SK']['S']}"
         raise StoreMisconfigured(f"the record {key} cannot be read: {error}; correct it, or delete it") from error
-
-
-def _date_of(answer: Item) -> int | None:
-    """Return the time of an answer's `Date` header; None without one that can be read."""
-    try:
-        return int(parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp())
-    except (KeyError, ValueError):
-        return None
 
 
 def _readable(item: Item) -> Iterator[Sandbox]:

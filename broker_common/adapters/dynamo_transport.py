@@ -189,15 +189,15 @@ class DynamoTransport:
         """Turn an error of the client into one of the port; a fault of ours in the request is raised as it is."""
         if isinstance(error, ClientError):
             code = _code(error)
-            if code == "ResourceNotFoundException":
-                missing = f"table {self._table!r} does not exist: create it with `broker table create`"
-                return StoreMisconfigured(missing)
+            if code == "ResourceNotFoundException" or _is_about_the_index(error):
+                no_index = "has no index that can be used: `broker check` tells more"
+                no_table = "does not exist: create it with `broker table create`"
+                missing = no_table if code == "ResourceNotFoundException" else no_index
+                return StoreMisconfigured(f"table {self._table!r} {missing}")
             if code in _CREDENTIALS:
                 return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
             if code in _REFUSED or code == "TransactionCanceledException":
                 return StoreUnavailable("DynamoDB is busy")
-            if code == "ValidationException" and _is_about_the_index(error):
-                return StoreMisconfigured(f"table {self._table!r} has no index that can be used")
             failed = _response(error)["ResponseMetadata"]["HTTPStatusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR
             if not failed and code != "TransactionInProgressException":
                 raise error
@@ -230,6 +230,8 @@ def _code(error: ClientError) -> str:
 
 def _is_about_the_index(error: ClientError) -> bool:
     message: str = _response(error)["Error"].get("Message", "")
+    if _code(error) != "ValidationException":
+        return False
     return "does not have the specified index" in message or "backfilling" in message
 
 

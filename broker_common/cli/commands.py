@@ -144,9 +144,10 @@ def create() -> None:
 def accept() -> None:
     """Have every process use the table as it is now.
 
-    API and jobs stop (503 TABLE_CHANGED) when the table was replaced, restored or emptied: it may say that sandboxes are
-    free which tracks hold. Run this once its records are right; the runbook says how to get there. The processes go on
-    within 5 seconds. It needs the settings of a process that uses the table, and Redis.
+    API and jobs stop (503 TABLE_CHANGED) when the table was replaced, restored or emptied: it may call a sandbox free
+    that a track holds. Run this once its records are right; the runbook says how. They go on within 5 seconds.
+
+    It reads DDB_TABLE_NAME, AWS_REGION and REDIS_URL, as API and workers do.
 
     Example: broker table accept
     """

@@ -92,8 +92,8 @@ class Allocator:
         """Allocate a sandbox, or return what the (track, key) holds already.
 
         Raises `NoSandboxesAvailable`; `Paused` and `ClockWrong` (what is held is still returned); `TableChanged`;
-        `StoreUnavailable` when the store does not give a certain answer before the deadline. After any of these, and after a crash, the same request may be
-        sent again and finds what an earlier one got.
+        `StoreUnavailable` when the store does not give a certain answer before the deadline. After any of these, and
+        after a crash, the same request may be sent again and finds what an earlier one got.
         """
         started = self._clock.monotonic()
         tally = _Tally()

@@ -93,7 +93,9 @@ class Paused(BrokerError):
 
 
 class UnsafeToAct(BrokerError):
-    """Base of what keeps a process from acting although the store answers; acting could hurt those who hold sandboxes."""
+    """Base of what keeps a process from acting although the store answers: it could harm those who hold sandboxes."""
+
+    code = "SERVICE_UNAVAILABLE"
 
     def __init__(self, message: str, *, retry_after: int | None = 5) -> None:
         super().__init__(message, retry_after=retry_after)
@@ -101,8 +103,6 @@ class UnsafeToAct(BrokerError):
 
 class ClockWrong(UnsafeToAct):
     """This process's clock is too far from the store's."""
-
-    code = "SERVICE_UNAVAILABLE"
 
 
 class TableChanged(UnsafeToAct):

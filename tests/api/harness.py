@@ -189,9 +189,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
         operations=Operations(store=store, clock=clock, threads=1),
-        purger=Purger(
-            store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1
-        ),
+        purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         queue=queue,
         rate_limit=rate_limit,
     )

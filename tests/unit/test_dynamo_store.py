@@ -22,7 +22,7 @@ from broker_common.core.errors import (
     UnreadableRecord,
 )
 from broker_common.core.ports import Contended, Watermark
-from tests.fakes import FakeClock, RecordingRecorder, make_claim, make_sandbox
+from tests.fakes import FakeClock, RecordingRecorder, TimelessStore, make_claim, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def test_a_record_of_a_later_version_fails_its_own_read_and_no_listing(table: Dy
 
 def test_a_record_of_a_later_version_does_not_stop_a_sync(table: DynamoDBClient) -> None:
     store = store_on(table)
-    world = World(wrap=lambda _: store)
+    world = World(wrap=lambda _: TimelessStore(store))
     world.provider.accounts = World.accounts(5)
     result = world.syncer.run()
     assert (result.added, result.failed) == (4, 1)

@@ -212,11 +212,11 @@ class TestWhatAWrongClockDoesNot:
         assert world.memory.dump() == before
 
     def test_no_second_delete_goes_out_while_the_first_is_under_way(self, off: int) -> None:
-        world, clock = world_of()
+        world, _clock = world_of()
         world.pending()
         worlds: list[World] = []
 
-        def deliver_again(_: str) -> None:
+        def deliver_again(_external_id: str) -> None:
             wrong, _ = world_of(off, provider=world.provider)
             wrong.memory, wrong.store = world.memory, world.memory
             wrong.start()
@@ -258,13 +258,13 @@ def lose_layout(world: World) -> None:
 
 
 def empty(world: World) -> None:
-    world.memory._records.clear()  # noqa: SLF001 - by hand, past all rules
-    world.memory._claims.clear()  # noqa: SLF001 - the same
+    world.memory._records.clear()
+    world.memory._claims.clear()
 
 
 def empty_with_watermark(world: World) -> None:
     empty(world)
-    world.memory._watermark = None  # noqa: SLF001 - the same
+    world.memory._watermark = None
 
 
 CHANGES = [replace_table, restore, lose_layout, empty, empty_with_watermark]
