@@ -57,9 +57,9 @@ class BeatHealth(Pulse):
         if problem is not None or due_since is None:
             return problem
         waiting_sec = self._monotonic() - due_since
-        return (
-            None if waiting_sec <= self._limit_sec else f"a job has been due for {waiting_sec:.0f} s and none was sent"
-        )
+        if waiting_sec <= self._limit_sec:
+            return None
+        return f"a job has been due for {waiting_sec:.0f} s, and none was sent"
 
 
 def set_up_beat(app: Celery, settings: Settings, health: BeatHealth, watch: ClockWatch) -> None:
