@@ -214,7 +214,7 @@ def bulk_retry() -> dict[str, int]:
 
 
 @blueprint.route("/bulk-delete", methods=["POST"])
-@blueprint.doc(operationId="adminBulkDelete", security=ADMIN_SECURITY, errors=("SERVICE_UNAVAILABLE",))
+@blueprint.doc(operationId="adminBulkDelete", security=ADMIN_SECURITY, errors=("SERVICE_UNAVAILABLE", "TABLE_CHANGED"))
 @blueprint.arguments(BulkDeleteQuerySchema(), location="query")
 @blueprint.response(200, BulkDeletedSchema, description="How many were removed")
 @bulk_store_call

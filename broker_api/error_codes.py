@@ -131,7 +131,7 @@ ERROR_CODES = {
     ),
     "SERVICE_UNAVAILABLE": ErrorCode(
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "DynamoDB is slow, throttled or away, or its answer was lost.",
+        "DynamoDB is slow, throttled or away, or its answer was lost; or this process's clock is wrong.",
         "Send the same request again after `Retry-After`.",
         "DynamoDB does not answer",
         retry_after=1,
@@ -141,6 +141,13 @@ ERROR_CODES = {
         "An operator has paused allocation.",
         "Send the same request again after `Retry-After`.",
         "allocation is paused by an operator",
+        retry_after=30,
+    ),
+    "TABLE_CHANGED": ErrorCode(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The DynamoDB table is not the one that the broker knew, was restored, or lacks its layout record or index.",
+        "Tell an operator, and send the same request again after `Retry-After`.",
+        "the table has no record of a sandbox, although a sync had succeeded",
         retry_after=30,
     ),
     "QUEUE_UNAVAILABLE": ErrorCode(

@@ -19,7 +19,8 @@ blueprint = Blueprint(
 )
 
 _CHECK_SEC = 1.5
-_MAX_CLOCK_DIFFERENCE_SEC = 60
+_MAX_AGE_SEC = 1.0
+"""However often it is asked, DynamoDB is not."""
 _OK = "ok"
 
 _log = logging.getLogger(__name__)
@@ -50,8 +51,9 @@ def healthz() -> dict[str, Any]:
 def readyz() -> tuple[dict[str, Any], int]:
     """Tell whether tracks can be served.
 
-    It asks DynamoDB, and compares its clock with this process's. Redis is reported, by whether it takes a
-    write, and does not count: no call of a track needs it. A process that is about to stop is not ready.
+    It asks DynamoDB, compares its clock with this process's, and sees whether the table is the one that was known
+    before. Redis is reported, by whether it takes a write, and does not count: no call of a track needs it. A process
+    that is about to stop is not ready.
     """
     checks: dict[str, str] = {}
     if runtime().draining.is_set():
@@ -64,16 +66,19 @@ def readyz() -> tuple[dict[str, Any], int]:
 
 
 def _check_store() -> dict[str, str]:
-    clock = services().clock
-    told: list[int | None] = []
-    with deadline_in(_CHECK_SEC, clock):
-        outcome = _check(lambda: told.append(services().store.ping()))
-    checks = {"dynamodb": outcome}
-    if told and told[0] is not None:
-        difference = clock.now() - told[0]
-        apart = abs(difference) > _MAX_CLOCK_DIFFERENCE_SEC
-        checks["clock"] = f"error: {difference:+d} s from DynamoDB's" if apart else _OK
+    guard = services().guard
+    with deadline_in(_CHECK_SEC, services().clock):
+        checks = {"dynamodb": _check(lambda: guard.look(max_age=_MAX_AGE_SEC))}
+    # What was found wrong before stands while DynamoDB does not answer.
+    if guard.knows_the_time:
+        checks["clock"] = _told(guard.clock_problem())
+    if checks["dynamodb"] == _OK or guard.table_problem():
+        checks["table"] = _told(guard.table_problem())
     return checks
+
+
+def _told(problem: str | None) -> str:
+    return _OK if problem is None else f"error: {problem}"
 
 
 def _check(ping: Callable[[], object]) -> str:

@@ -74,7 +74,7 @@ def _read(sandbox_id: str) -> Sandbox:
     operationId="allocate",
     security=TRACK_SECURITY,
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
-    errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED"),
+    errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
     responses={200: _leads_on(""), 201: _leads_on("")},
 )
 @blueprint.response(201, AllocationSchema, description="A sandbox, newly allocated")

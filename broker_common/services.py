@@ -24,11 +24,13 @@ from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_rate_limit import RedisRateLimit
 from broker_common.adapters.redis_slots import RedisSlots
+from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
+from broker_common.core.guard import Guard
 from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 BULK_THREADS = 8
 """Writes at once in work over many sandboxes."""
 REDIS_TIMEOUT_SEC = 0.5
+TABLE_MEMORY_TIMEOUT_SEC = 0.1
+"""In the API, whose tracks need no Redis."""
 STORE_TIMEOUT_SEC = 1.0
 MARGIN_SEC = 15.0
 """What a call to the provider may take beyond its time-outs: taking the sandbox, writing the outcome."""
@@ -57,6 +61,7 @@ class ApiServices:
     clock: Clock
     recorder: Recorder
     store: SandboxStore
+    guard: Guard
     pauses: PauseBoard
     allocator: Allocator
     custody: Custody
@@ -74,6 +79,7 @@ class WorkerServices:
     clock: Clock
     recorder: Recorder
     store: SandboxStore
+    guard: Guard
     pauses: PauseBoard
     syncer: Syncer
     cleaner: Cleaner
@@ -88,15 +94,19 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     clock, rng, policy = SystemClock(), Random(), settings.policy
     recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
     store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
+    memory = RedisTableMemory(connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1), clock)
+    guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
     pauses = PauseBoard(store, clock)
     custody = Custody(store=store, recorder=recorder, clock=clock)
     return ApiServices(
         clock=clock,
         recorder=recorder,
         store=store,
+        guard=guard,
         pauses=pauses,
         allocator=Allocator(
             store=store,
+            guard=guard,
             reservoir=Reservoir(store, clock, rng, size=policy.k_candidates),
             pauses=pauses,
             recorder=recorder,
@@ -107,7 +117,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
         operations=Operations(store=store, clock=clock, threads=BULK_THREADS),
-        purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         queue=CeleryJobQueue(settings.redis_url, build_runs(settings, connect_redis(settings))),
         rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
     )
@@ -122,16 +132,19 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
     recorder = Recorders([LogRecorder(), PrometheusJobRecorder(registry)])
     redis = connect_redis(settings)
     store = _store(settings, clock, rng, recorder, threads=2 * BULK_THREADS)
+    guard = Guard(store=store, memory=RedisTableMemory(redis, clock), recorder=recorder, clock=clock, rng=rng)
     pauses = PauseBoard(store, clock)
     provider = _provider(settings, clock, redis, recorder, _breaker(settings, redis))
     return WorkerServices(
         clock=clock,
         recorder=recorder,
         store=store,
+        guard=guard,
         pauses=pauses,
         syncer=Syncer(
             store=store,
             provider=provider,
+            guard=guard,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -141,14 +154,15 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
         cleaner=Cleaner(
             store=store,
             provider=provider,
+            guard=guard,
             pauses=pauses,
             recorder=recorder,
             clock=clock,
             rng=rng,
             policy=policy,
         ),
-        expirer=Expirer(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
-        purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         runs=build_runs(settings, redis),
         locks=RedisJobLocks(redis),
     )
@@ -178,16 +192,16 @@ def build_circuit_collector(settings: Settings) -> CircuitCollector:
     return CircuitCollector(lambda: breaker.state, SystemClock(), max_age=settings.pool_gauge_cache_sec)
 
 
-def connect_redis(settings: Settings) -> Redis:
+def connect_redis(settings: Settings, *, timeout_sec: float = REDIS_TIMEOUT_SEC, tries: int = 2) -> Redis:
     """Make a Redis client that fails fast; connects at its first command.
 
     It repeats a command once, at once: after a restart of Redis the pooled connections are dead.
     """
     return Redis.from_url(
         settings.redis_url,
-        socket_timeout=REDIS_TIMEOUT_SEC,
-        socket_connect_timeout=REDIS_TIMEOUT_SEC,
-        retry=Retry(NoBackoff(), 1),
+        socket_timeout=timeout_sec,
+        socket_connect_timeout=timeout_sec,
+        retry=Retry(NoBackoff(), tries - 1),
         health_check_interval=30,
     )
 

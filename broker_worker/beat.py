@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -13,25 +14,62 @@ from celery.beat import Service
 from redbeat import schedulers as redbeat  # type: ignore[import-untyped] # it ships no types
 from redis.exceptions import RedisError
 
+from broker_worker.liveness import Pulse
 from broker_worker.schedule import beat_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery import Celery
 
     from broker_common.settings import Settings
-    from broker_worker.liveness import Pulse
+    from broker_worker.clock_watch import ClockWatch
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
 
-def set_up_beat(app: Celery, settings: Settings, pulse: Pulse) -> None:
+class BeatHealth(Pulse):
+    """Whether beat ticks by a right clock, and has sent what was due."""
+
+    def __init__(
+        self,
+        limit_sec: float,
+        *,
+        clock_problem: Callable[[], str | None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(limit_sec, clock_problem=clock_problem, monotonic=monotonic)
+        self._due_since: float | None = None
+
+    def fall_due(self) -> None:
+        """Note that something is due; what was due before and has not been sent counts from then."""
+        if self._due_since is None:
+            self._due_since = self._monotonic()
+
+    def send(self) -> None:
+        """Note that something was sent."""
+        self._due_since = None
+
+    def problem(self) -> str | None:
+        """Say what is wrong; None while the process is well."""
+        problem = super().problem()
+        due_since = self._due_since
+        if problem is not None or due_since is None:
+            return problem
+        waiting_sec = self._monotonic() - due_since
+        if waiting_sec <= self._limit_sec:
+            return None
+        return f"a job has been due for {waiting_sec:.0f} s, and none was sent"
+
+
+def set_up_beat(app: Celery, settings: Settings, health: BeatHealth, watch: ClockWatch) -> None:
     """Make an application fit for beat, and for nothing else.
 
     Its configuration holds the password of Redis, which Celery shows to anyone who inspects a worker.
     """
     # redbeat would wait for its lock there, in silence, and keep the handlers after its own from running.
     signals.beat_init.disconnect(redbeat.acquire_distributed_beat_lock)
-    scheduler = functools.partial(_Scheduler, pulse=pulse)
+    scheduler = functools.partial(_Scheduler, health=health, watch=watch)
     app.conf.update(beat_config(settings), beat_scheduler=scheduler)
     app.Beat = app.subclass_with_self(_Beat, name="Beat")  # type: ignore[misc] # the stubs do not know that it may be set
 
@@ -39,16 +77,64 @@ def set_up_beat(app: Celery, settings: Settings, pulse: Pulse) -> None:
 class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ships no types
     """redbeat's scheduler; of several one sends, and the others ask for its lock at each tick."""
 
-    def __init__(self, *args: Any, pulse: Pulse, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's signature
-        self._pulse = pulse
+    lock: Any
+
+    def __init__(self, *args: Any, health: BeatHealth, watch: ClockWatch, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's signature
+        self._health = health
+        self._watch = watch
+        self._said: str | None = None
         super().__init__(*args, **kwargs)
 
     def tick(self, **kwargs: Any) -> float:  # noqa: ANN401 - Celery's signature
-        """Send what is due if it is this one's turn; return after how many seconds to be called again."""
-        self._pulse.beat()
-        if self.lock is None and not self._takes_its_turn():
+        """Send what is due if it is this one's turn; return after how many seconds to be called again.
+
+        By a wrong clock nothing is sent, and another beat may take its turn.
+        """
+        self._health.beat()
+        if self._clock_is_wrong() or (self.lock is None and not self._takes_its_turn()):
             return float(self.max_interval)
+        self._correct_last_runs()
+        if redbeat.get_redis(self.app).zcount(self.app.redbeat_conf.schedule_key, 0, self._now()):
+            self._health.fall_due()
         return float(super().tick(**kwargs))
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Celery's signature
+        """Send a job."""
+        sent = super().apply_async(*args, **kwargs)
+        self._health.send()
+        return sent
+
+    def _clock_is_wrong(self) -> bool:
+        problem = self._watch.problem()
+        if problem is None:
+            self._said = None
+            return False
+        if self._said is None:
+            self._said = problem
+            _log.error("Beat sends nothing: its clock is wrong", action="beat", outcome="error", error=problem)
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+        return True
+
+    def _correct_last_runs(self) -> None:
+        """Take a last run in the future for one now, or its job would wait for as long as a clock was ahead.
+
+        An entry that somebody has removed is put back.
+        """
+        now = self.app.now()
+        for name in self.app.redbeat_conf.schedule:
+            try:
+                entry = self.Entry.from_key(self.Entry.generate_key(self.app, name), app=self.app)
+            except KeyError:
+                self.setup_schedule()
+                return
+            if entry.last_run_at is not None and entry.last_run_at > now:
+                _log.warning("The last run of a job is in the future, and counts as now", action="beat", job=name)
+                entry.reschedule(now)
+
+    def _now(self) -> float:
+        return float(redbeat.to_timestamp(self.app.now()))
 
     def _takes_its_turn(self) -> bool:
         redis = redbeat.get_redis(self.app)

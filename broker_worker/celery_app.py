@@ -15,18 +15,23 @@ from typing import TYPE_CHECKING
 
 from celery import signals
 
+from broker_common.adapters.dynamo_time import make_time_reader
+from broker_common.adapters.system_clock import SystemClock
 from broker_common.logs import configure_logging
 from broker_common.services import build_circuit_collector, build_worker_services, connect_redis
 from broker_common.settings import Process
 from broker_common.startup import check_table, read_settings
 from broker_worker.app import create_celery
-from broker_worker.beat import set_up_beat
+from broker_worker.beat import BeatHealth, set_up_beat
+from broker_worker.clock_watch import ClockWatch
 from broker_worker.flower import set_up_flower
 from broker_worker.liveness import Pulse, watch_worker
 from broker_worker.monitoring import serve_beat, serve_worker, share_metrics_through
 
 if TYPE_CHECKING:
     from celery import Celery
+
+    from broker_common.settings import Settings
 
 
 def _create() -> Celery:
@@ -38,13 +43,15 @@ def _create() -> Celery:
         lambda **_: configure_logging(level=settings.log_level, fmt=settings.log_format), weak=False
     )
     app = create_celery(settings, get_services)
-    pulse = Pulse(settings.liveness_limit_sec)
     if command == "worker":
+        watch = _watch_clock(settings)
+        pulse = Pulse(settings.liveness_limit_sec, clock_problem=watch.problem)
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or _own_directory()
         share_metrics_through(directory)
         signals.worker_init.connect(lambda **_: check_table(settings), weak=False)
         signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
         if settings.metrics_port:  # pragma: no branch - the tests start a beat without it, and no worker
+            signals.worker_init.connect(lambda **_: watch.start(), weak=False)
             watch_worker(app, pulse, connect_redis(settings))
             serve_worker(
                 pulse,
@@ -54,12 +61,20 @@ def _create() -> Celery:
                 circuit=build_circuit_collector(settings),
             )
     elif command == "beat":
-        set_up_beat(app, settings, pulse)
+        watch = _watch_clock(settings)
+        health = BeatHealth(settings.liveness_limit_sec, clock_problem=watch.problem)
         if settings.metrics_port:
-            serve_beat(pulse, address=settings.api_bind, port=settings.metrics_port)
+            serve_beat(health, address=settings.api_bind, port=settings.metrics_port)
+        signals.beat_init.connect(lambda **_: watch.start(), weak=False)
+        set_up_beat(app, settings, health, watch)
     elif command == "flower":
         set_up_flower(settings, os.environ)
     return app
+
+
+def _watch_clock(settings: Settings) -> ClockWatch:
+    reader = make_time_reader(region=settings.aws_region, endpoint_url=settings.ddb_endpoint_url)
+    return ClockWatch(reader, SystemClock())
 
 
 def _own_directory() -> str:

@@ -23,9 +23,16 @@ _TURN_SEC = 1
 class Pulse:
     """When a process was last seen at work; written by its main thread, read by the one that serves /healthz."""
 
-    def __init__(self, limit_sec: float, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Call the process dead `limit_sec` after its last beat."""
+    def __init__(
+        self,
+        limit_sec: float,
+        *,
+        clock_problem: Callable[[], str | None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Call the process dead `limit_sec` after its last beat, and unwell while its clock has a problem."""
         self._limit_sec = limit_sec
+        self._clock_problem = clock_problem
         self._monotonic = monotonic
         self._beat_at: float | None = None
         self._is_stopping = False
@@ -45,7 +52,7 @@ class Pulse:
         if self._beat_at is None:
             return "it has not begun to work yet"
         idle_sec = self._monotonic() - self._beat_at
-        return None if idle_sec <= self._limit_sec else f"it has not worked for {idle_sec:.0f} s"
+        return self._clock_problem() if idle_sec <= self._limit_sec else f"it has not worked for {idle_sec:.0f} s"
 
 
 def watch_worker(app: Celery, pulse: Pulse, redis: Redis) -> None:

@@ -25,6 +25,7 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.json import dumps, loads
 
 from broker_common.adapters.celery_names import ARGUMENTS, QUEUES
+from broker_worker.redelivery import SharedTimeQoS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,7 +124,7 @@ def _refuse_options(values: dict[str, Any], names: tuple[str, ...]) -> None:
             )
 
 
-class CheckedQoS(redis.QoS):
+class CheckedQoS(SharedTimeQoS):
     """Kombu's book of the messages that are not acknowledged; what Redis refuses to settle now is settled later."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kombu's signature

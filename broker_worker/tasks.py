@@ -134,6 +134,7 @@ def _run(
 def _attempt(
     services: WorkerServices, run: Run, work: Callable[[Run], Conclusion | HandedOut]
 ) -> Conclusion | HandedOut:
+    services.guard.check()
     if _is_paused(run.job, services.store.read_pauses()):
         return _skipped("paused by an operator")
     with services.locks.hold(run.job, owner=run.job_id) as is_held:

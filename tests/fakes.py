@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from broker_common.core import domain
 from broker_common.core.domain import ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
-from broker_common.core.errors import Conflict, InvalidInput, OutcomeUnknown, StoreUnavailable
+from broker_common.core.errors import Conflict, InvalidInput, OutcomeUnknown, QueueUnavailable, StoreUnavailable
 from broker_common.core.ports import (
     ADD_AT_ONCE,
     AccountListing,
@@ -29,11 +29,13 @@ from broker_common.core.ports import (
     ClaimHeld,
     Contended,
     InactiveAccount,
+    KnownTable,
     Pauses,
     Pool,
     RingPosition,
     SandboxPage,
     SkippedAccount,
+    TableState,
     Watermark,
     WipeAnswer,
 )
@@ -177,6 +179,9 @@ class MemoryStore:
         self._tokens: dict[str, tuple[Candidate, Claim]] = {}
         self._watermark: Watermark | None = None
         self._pauses = Pauses()
+        self.identity: str | None = "the-table"
+        self.is_restored = False
+        self.accepted_at = -1
 
     def seed(self, *sandboxes: Sandbox) -> None:
         """Put records in place, whatever was there; an allocated one gets its claim."""
@@ -364,9 +369,26 @@ class MemoryStore:
             self._pauses = replace(self._pauses, **changes)
             return self._pauses
 
-    def ping(self) -> int | None:
+    def ping(self) -> TableState:
         with self._called("ping"):
-            return self._clock.now() if self._clock else None
+            synced_at = self._watermark.synced_at if self._watermark else None
+            return TableState(
+                identity=self.identity,
+                is_restored=self.is_restored,
+                synced_at=None if synced_at is None or synced_at <= self.accepted_at else synced_at,
+                time=self._clock.now() if self._clock else None,
+            )
+
+    def has_sandboxes(self) -> bool:
+        with self._called("has_sandboxes"):
+            return bool(self._index())
+
+    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
+        with self._called("identify"):
+            if self.identity not in {instead_of, identity}:
+                raise Conflict("the table was given another identity", current=None)
+            self.identity, self.is_restored = identity, False
+            self.accepted_at = self.accepted_at if accepted_at is None else accepted_at
 
     @contextmanager
     def _called(self, method: str) -> Iterator[None]:
@@ -536,11 +558,53 @@ class StoreWrapper:
     def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
         return self._call("set_pauses", lambda: self.inner.set_pauses(changes))
 
-    def ping(self) -> int | None:
+    def ping(self) -> TableState:
         return self._call("ping", self.inner.ping)
+
+    def has_sandboxes(self) -> bool:
+        return self._call("has_sandboxes", self.inner.has_sandboxes)
+
+    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
+        self._call("identify", lambda: self.inner.identify(identity, instead_of=instead_of, accepted_at=accepted_at))
 
     def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
         return call()
+
+
+class FakeTableMemory:
+    """What all processes of a test remember of the table."""
+
+    def __init__(self) -> None:
+        self.known: KnownTable | None = None
+        self.is_away = False
+        self._accepted = 0
+
+    def recall(self) -> KnownTable | None:
+        self._check()
+        return self.known
+
+    def remember(self, table: KnownTable) -> None:
+        self._check()
+        if self.known is None:
+            self.known = table
+        elif self.known.identity == table.identity:
+            self.known = replace(self.known, had_records=table.had_records)
+
+    def replace(self, identity: str) -> None:
+        self._check()
+        self._accepted += 1
+        self.known = KnownTable(identity=identity, accepted_at=self._accepted)
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise QueueUnavailable("the memory does not answer")
+
+
+class TimelessStore(StoreWrapper):
+    """Hides the time of a real store from a process whose time is a test's."""
+
+    def ping(self) -> TableState:
+        return replace(super().ping(), time=None)
 
 
 class Crashed(BaseException):
@@ -565,7 +629,17 @@ class Fault(Enum):
 
 
 WRITES = frozenset(
-    {"allocate", "end_allocation", "add", "record_accounts", "update", "remove", "write_watermark", "set_pauses"}
+    {
+        "allocate",
+        "end_allocation",
+        "add",
+        "record_accounts",
+        "update",
+        "remove",
+        "write_watermark",
+        "set_pauses",
+        "identify",
+    }
 )
 
 

@@ -11,13 +11,22 @@ from broker_common.core.cleanup import Cleaner
 from broker_common.core.domain import Policy, RecyclePolicy, Sandbox, Status
 from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
+from broker_common.core.guard import Guard
 from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
 from broker_common.core.sync import Syncer
-from tests.fakes import FakeClock, FakeProvider, MemoryStore, RecordingRecorder, make_account, make_sandbox
+from tests.fakes import (
+    FakeClock,
+    FakeProvider,
+    FakeTableMemory,
+    MemoryStore,
+    RecordingRecorder,
+    make_account,
+    make_sandbox,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,15 +58,18 @@ class World:
         self.policy = replace(policy or Policy(), k_candidates=k_candidates)
         self.recorder = RecordingRecorder()
         self.provider = provider or FakeProvider(self.memory)
+        self.table_memory = FakeTableMemory()
         self.rng = Random(seed)
         self.start()
 
     def start(self) -> None:
         """Start the process, or start it anew after a crash: nothing that was in its memory is left."""
         store, clock, rng, recorder, policy = self.store, self.clock, self.rng, self.recorder, self.policy
+        self.guard = Guard(store=store, memory=self.table_memory, recorder=recorder, clock=clock, rng=rng)
         self.pauses = PauseBoard(store, clock)
         self.allocator = Allocator(
             store=store,
+            guard=self.guard,
             reservoir=Reservoir(store, clock, rng, size=policy.k_candidates),
             pauses=self.pauses,
             recorder=recorder,
@@ -70,6 +82,7 @@ class World:
         self.syncer = Syncer(
             store=store,
             provider=self.provider,
+            guard=self.guard,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -79,14 +92,15 @@ class World:
         self.cleaner = Cleaner(
             store=store,
             provider=self.provider,
+            guard=self.guard,
             pauses=self.pauses,
             recorder=recorder,
             clock=clock,
             rng=rng,
             policy=policy,
         )
-        self.expirer = Expirer(store=store, recorder=recorder, clock=clock, policy=policy, threads=1)
-        self.purger = Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=1)
+        self.expirer = Expirer(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
+        self.purger = Purger(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
         self.operations = Operations(store=store, clock=clock, threads=1)
 
     def set_policy(self, **changes: object) -> None:

@@ -80,6 +80,26 @@ def decode(value: Item) -> str | int | bool:
     return int(content) if kind == "N" else content
 
 
+class BadField(ValueError):
+    """A field of one of the pool's own records is missing, or not what it must be; the message names it."""
+
+
+def read_integer(item: Item, name: str) -> int:
+    """Return a field that is a whole number; raises `BadField`."""
+    try:
+        return int(item[name]["N"])
+    except (KeyError, TypeError, ValueError):
+        raise BadField(f"{name} must be a whole number") from None
+
+
+def read_text(item: Item, name: str) -> str:
+    """Return a field that is a text; raises `BadField`."""
+    text = item[name].get("S")
+    if not isinstance(text, str):
+        raise BadField(f"{name} must be a text")
+    return text
+
+
 def encode_sandbox(sandbox: Sandbox, shards: int) -> Item:
     """Return a sandbox's whole item; fields that are None are left out."""
     item = {each.name: encode(value) for each in fields(Sandbox) if (value := getattr(sandbox, each.name)) is not None}
@@ -137,14 +157,26 @@ def encode_watermark(watermark: Watermark) -> Item:
 
 
 def decode_watermark(item: Item) -> Watermark:
-    """Return the watermark of an item."""
-    return Watermark(int(item["synced_at"]["N"]), int(item["accounts"]["N"]))
+    """Return the watermark of an item; raises `BadField`."""
+    return Watermark(read_integer(item, "synced_at"), read_integer(item, "accounts"))
+
+
+def synced_at_of(item: Item) -> int:
+    """Return when the watermark of an item says that a sync succeeded; 0 where that cannot be read."""
+    try:
+        return read_integer(item, "synced_at")
+    except BadField:
+        return 0
 
 
 def decode_pauses(item: Item | None) -> Pauses:
-    """Return the pauses of an item; what it does not name is not paused."""
+    """Return the pauses of an item; what it does not name is not paused. Raises `BadField`."""
     known = {each.name for each in fields(Pauses)}
-    return Pauses(**{name: value["BOOL"] for name, value in (item or {}).items() if name in known})
+    given = {name: value for name, value in (item or {}).items() if name in known}
+    for name, value in given.items():
+        if "BOOL" not in value:
+            raise BadField(f"{name} must be a boolean")
+    return Pauses(**{name: value["BOOL"] for name, value in given.items()})
 
 
 def encode_cursor(status: Status | None, part: str, start: Item | None) -> str:

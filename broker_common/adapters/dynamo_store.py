@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import fields
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from broker_common.adapters.dynamo_items import (
     PAUSE_KEY,
     SYNC_KEY,
+    BadField,
     Item,
     account_item_key,
     account_key_of,
@@ -31,8 +31,10 @@ from broker_common.adapters.dynamo_items import (
     sandbox_key,
     shard_of,
     status_key,
+    synced_at_of,
 )
-from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, SHARDS
+from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, SHARDS, Layout, decode_layout, index_problem
+from broker_common.adapters.dynamo_time import time_of
 from broker_common.adapters.dynamo_transport import ConditionFailed, DynamoTransport
 from broker_common.core.deadline import Backoff
 from broker_common.core.domain import (
@@ -43,7 +45,13 @@ from broker_common.core.domain import (
     Status,
     allocation_changes,
 )
-from broker_common.core.errors import Conflict, LayoutMismatch, StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import (
+    Conflict,
+    LayoutMismatch,
+    StoreMisconfigured,
+    StoreUnavailable,
+    UnreadableRecord,
+)
 from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
 from broker_common.core.ports import (
@@ -57,11 +65,12 @@ from broker_common.core.ports import (
     Pool,
     RingPosition,
     SandboxPage,
+    TableState,
     Watermark,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from random import Random
 
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -73,6 +82,8 @@ _BATCH = 100
 _PAGE = 1000
 """Items of one page of a query or scan: some 400 KB, answered well within the time of one call, as 1 MB may not be."""
 _COUNT_THREADS = 8
+
+Value = TypeVar("Value")
 
 _log = logging.getLogger(__name__)
 
@@ -346,7 +357,7 @@ class DynamoStore:
     def read_watermark(self) -> Watermark | None:
         """Implement the port: a consistent read."""
         item = self._get(SYNC_KEY)
-        return decode_watermark(item) if item else None
+        return _own_record(decode_watermark, item) if item else None
 
     def write_watermark(self, watermark: Watermark) -> None:
         """Implement the port: a put on the condition that time goes forward."""
@@ -363,7 +374,7 @@ class DynamoStore:
 
     def read_pauses(self) -> Pauses:
         """Implement the port: a consistent read."""
-        return decode_pauses(self._get(PAUSE_KEY))
+        return _own_record(decode_pauses, self._get(PAUSE_KEY))
 
     def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
         """Implement the port: one update of the named attributes only."""
@@ -378,20 +389,91 @@ class DynamoStore:
             ExpressionAttributeValues={f":{name}": {"BOOL": value} for name, value in changes.items()},
             ReturnValues="ALL_NEW",
         )
-        return decode_pauses(answer["Attributes"])
+        return _own_record(decode_pauses, answer["Attributes"])
 
-    def ping(self) -> int | None:
-        """Implement the port: read the layout record; the time is that of DynamoDB's `Date` header."""
-        answer = self._transport.read("get_item", TableName=self._table, Key=LAYOUT_KEY, ConsistentRead=True)
-        if "Item" not in answer:
-            raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
-        shards = int(answer["Item"]["shards"]["N"])
-        if shards != self._shards:
-            raise LayoutMismatch(
-                f"table {self._table!r} is laid out for {shards} shards, and this process for {self._shards}"
+    def ping(self) -> TableState:
+        """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""
+        description = self._describe()
+        answer = self._transport.read(
+            "query",
+            TableName=self._table,
+            ConsistentRead=True,
+            KeyConditionExpression="PK = :pool",
+            ExpressionAttributeValues={":pool": LAYOUT_KEY["PK"]},
+        )
+        found = {item["SK"]["S"]: item for item in answer["Items"]}
+        layout = self._layout(found.get(LAYOUT_KEY["SK"]["S"]))
+        if problem := index_problem(description):
+            raise LayoutMismatch(f"table {self._table!r} {problem}")
+        synced = found.get(SYNC_KEY["SK"]["S"])
+        synced_at = synced_at_of(synced) if synced else None
+        if synced_at is not None and layout.accepted_at is not None and synced_at <= layout.accepted_at:
+            synced_at = None
+        table_id = description.get("TableId")
+        return TableState(
+            identity=layout.identity,
+            is_restored=None not in {table_id, layout.table_id} and table_id != layout.table_id,
+            synced_at=synced_at,
+            time=time_of(answer),
+        )
+
+    def has_sandboxes(self) -> bool:
+        """Implement the port: one query in a pool that has available sandboxes in each shard, more in a poorer one."""
+        return any(
+            self._transport.read(
+                "query",
+                TableName=self._table,
+                IndexName=INDEX,
+                Limit=1,
+                Select="COUNT",
+                KeyConditionExpression="status_key = :status",
+                ExpressionAttributeValues={":status": {"S": status_key(status, shard)}},
+            )["Count"]
+            for status in Status
+            for shard in range(self._shards)
+        )
+
+    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
+        """Implement the port: a conditional update of the layout record."""
+        table_id = self._describe().get("TableId")
+        given = {"identity": identity, "table_id": table_id, "accepted_at": accepted_at}
+        values = {f":{name}": encode(value) for name, value in given.items() if value is not None}
+        changes = "SET " + ", ".join(f"{name} = :{name}" for name, value in given.items() if value is not None)
+        condition = "attribute_not_exists(#identity)"
+        if instead_of is not None:
+            condition, values[":was"] = "#identity = :was", {"S": instead_of}
+        try:
+            self._transport.write(
+                "update_item",
+                TableName=self._table,
+                Key=LAYOUT_KEY,
+                UpdateExpression=changes.replace("identity", "#identity", 1),
+                ConditionExpression=f"attribute_exists(PK) AND ({condition} OR #identity = :identity)",
+                ExpressionAttributeNames={"#identity": "identity"},
+                ExpressionAttributeValues=values,
             )
-        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return int(parsedate_to_datetime(date).timestamp()) if date else None
+        except ConditionFailed as failed:
+            raise Conflict(f"table {self._table!r} was given another identity", current=None) from failed
+
+    def _describe(self) -> Item:
+        try:
+            description: Item = self._transport.read("describe_table", TableName=self._table)["Table"]
+        except StoreMisconfigured as error:
+            raise StoreMisconfigured(f"DescribeTable: {error.message}") from error
+        return description
+
+    def _layout(self, item: Item | None) -> Layout:
+        if item is None:
+            raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
+        try:
+            layout = decode_layout(item)
+        except BadField as error:
+            raise LayoutMismatch(f"the layout record of table {self._table!r} cannot be read: {error}") from error
+        if layout.shards != self._shards:
+            raise LayoutMismatch(
+                f"table {self._table!r} is laid out for {layout.shards} shards, and this process for {self._shards}"
+            )
+        return layout
 
     def _write_with_account(self, sandbox: Sandbox, *writes: Item) -> list[Item] | None:
         """Make writes and that of a sandbox's account record, or none.
@@ -557,6 +639,15 @@ class DynamoStore:
 
 def _has_failed(reason: Item) -> bool:
     return bool(reason["Code"] == "ConditionalCheckFailed")
+
+
+def _own_record(decode: Callable[[Any], Value], item: Item | None) -> Value:
+    """Decode one of the pool's own records, which a person must repair where it cannot be read."""
+    try:
+        return decode(item)
+    except BadField as error:
+        key = f"{(item or {})['PK']['S']}/{(item or {})['SK']['S']}"
+        raise StoreMisconfigured(f"the record {key} cannot be read: {error}; correct it, or delete it") from error
 
 
 def _readable(item: Item) -> Iterator[Sandbox]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from broker_common.adapters.dynamo_items import read_integer, read_text
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef, CreateTableInputTypeDef
+
+    from broker_common.adapters.dynamo_items import Item
 
 INDEX = "StatusIndex"
 SHARDS = 4
@@ -14,6 +20,41 @@ SHARDS = 4
 PROJECTED = ("name", "external_id", "sfdc_account_id", "version", "deletion_requested_at")
 """What a candidate needs, and since when a deletion waits; any more would make changes of status dearer."""
 LAYOUT_KEY: dict[str, AttributeValueTypeDef] = {"PK": {"S": "POOL"}, "SK": {"S": "CONFIG"}}
+
+
+_INDEX_KEYS = {"status_key": "HASH", "status_order": "RANGE"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The layout record; `table_id` is the engine's own id of the table that it was written for."""
+
+    shards: int
+    identity: str | None
+    table_id: str | None
+    accepted_at: int | None
+
+
+def decode_layout(item: Item) -> Layout:
+    """Return the layout of an item; raises `BadField`."""
+    return Layout(
+        shards=read_integer(item, "shards"),
+        identity=read_text(item, "identity") if "identity" in item else None,
+        table_id=read_text(item, "table_id") if "table_id" in item else None,
+        accepted_at=read_integer(item, "accepted_at") if "accepted_at" in item else None,
+    )
+
+
+def index_problem(description: Item) -> str | None:
+    """Say what is wrong about the index by DescribeTable's answer; None if it can be used."""
+    for index in description.get("GlobalSecondaryIndexes", []):
+        if index["IndexName"] == INDEX:
+            if {key["AttributeName"]: key["KeyType"] for key in index["KeySchema"]} != _INDEX_KEYS:
+                return f"has an index {INDEX} with other keys: it must be as deploy/cloudformation/broker.yaml has it"
+            if index.get("IndexStatus", "ACTIVE") not in {"ACTIVE", "UPDATING"}:
+                return f"cannot use its index {INDEX}, which is {index['IndexStatus']}: wait until it is ACTIVE"
+            return None
+    return f"has no index {INDEX}: add it as deploy/cloudformation/broker.yaml has it"
 
 
 def table_definition(table_name: str) -> CreateTableInputTypeDef:
@@ -52,10 +93,13 @@ def create_table(client: DynamoDBClient, table_name: str, *, shards: int = SHARD
     except client.exceptions.ResourceInUseException:
         created = False
     client.get_waiter("table_exists").wait(TableName=table_name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    layout: Item = {**LAYOUT_KEY, "shards": {"N": str(shards)}, "identity": {"S": str(uuid.uuid4())}}
+    if table_id := client.describe_table(TableName=table_name)["Table"].get("TableId"):
+        layout["table_id"] = {"S": table_id}
     try:
         client.put_item(
             TableName=table_name,
-            Item={**LAYOUT_KEY, "shards": {"N": str(shards)}},
+            Item=layout,
             ConditionExpression="attribute_not_exists(PK)",
         )
     except client.exceptions.ConditionalCheckFailedException:

@@ -57,6 +57,7 @@ _CREDENTIALS = frozenset(
 _OPERATIONS = {
     "batch_get_item": "BatchGetItem",
     "delete_item": "DeleteItem",
+    "describe_table": "DescribeTable",
     "get_item": "GetItem",
     "put_item": "PutItem",
     "query": "Query",
@@ -188,9 +189,11 @@ class DynamoTransport:
         """Turn an error of the client into one of the port; a fault of ours in the request is raised as it is."""
         if isinstance(error, ClientError):
             code = _code(error)
-            if code == "ResourceNotFoundException":
-                missing = f"table {self._table!r} does not exist: create it with `broker table create`"
-                return StoreMisconfigured(missing)
+            if code == "ResourceNotFoundException" or _is_about_the_index(error):
+                no_index = "has no index that can be used: `broker check` tells more"
+                no_table = "does not exist: create it with `broker table create`"
+                missing = no_table if code == "ResourceNotFoundException" else no_index
+                return StoreMisconfigured(f"table {self._table!r} {missing}")
             if code in _CREDENTIALS:
                 return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
             if code in _REFUSED or code == "TransactionCanceledException":
@@ -223,6 +226,13 @@ def _response(error: ClientError) -> Item:
 def _code(error: ClientError) -> str:
     code: str = _response(error)["Error"]["Code"]
     return code
+
+
+def _is_about_the_index(error: ClientError) -> bool:
+    message: str = _response(error)["Error"].get("Message", "")
+    if _code(error) != "ValidationException":
+        return False
+    return "does not have the specified index" in message or "backfilling" in message
 
 
 def _is_failed_condition(error: ClientError) -> bool:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
-from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, TableChanged, UnreadableRecord
 from broker_common.core.events import (
     AccountRefused,
     AccountSkipped,
+    ActionsStopped,
     AllocateEnded,
     AllocateOutcome,
     AllocationExpired,
@@ -27,6 +28,7 @@ from broker_common.core.events import (
     PoolSynced,
     ProviderCalled,
     RateChecked,
+    StopReason,
     StoreCalled,
     SyncProgressed,
 )
@@ -49,6 +51,11 @@ _LEVELS_BY_CODE: dict[str | None, int] = {
     UnreadableRecord.code: logging.ERROR,
     LayoutMismatch.code: logging.ERROR,
     StoreUnavailable.code: logging.WARNING,
+    TableChanged.code: logging.WARNING,
+}
+_STOPPED = {
+    StopReason.CLOCK: "Nothing is done by this process: its clock is wrong",
+    StopReason.TABLE: "Nothing is done on this table: it is not the one that was known",
 }
 _LEVELS: dict[object, int] = {
     DeleteOutcome.GONE: logging.WARNING,
@@ -107,6 +114,8 @@ class LogRecorder:
                 self._write(logging.DEBUG, "Pool written", action=_JOB_ACTIONS[Job.SYNC], **details)
             case DeleteEnded():
                 self._write(_level(event.outcome), "Delete ended", action="delete", **details)
+            case ActionsStopped():
+                self._write(logging.ERROR, _STOPPED[event.reason], action="guard", outcome="error", error=event.error)
             case JobEnded():
                 self._write(_level(event.outcome), event.message, **details)
             case _:

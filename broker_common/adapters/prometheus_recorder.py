@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from broker_common.core.events import (
     AccountRefused,
     AccountSkipped,
+    ActionsStopped,
     AllocateEnded,
     AllocateOutcome,
     AllocationExpired,
@@ -28,6 +29,7 @@ from broker_common.core.events import (
     RateChecked,
     RateOutcome,
     RefusalReason,
+    StopReason,
     StoreCalled,
 )
 from broker_common.core.jobs import Job
@@ -74,6 +76,7 @@ class PrometheusApiRecorder:
         self._marks = _counter(registry, "broker_deletion_marked_total", "Marks for deletion", MarkOutcome)
         # A track's own next allocate may expire its old allocation on the spot.
         self._expired = _expired(registry)
+        self._stopped = _stopped(registry)
         self._store_calls = _store_calls(registry)
         self._limited = Counter("broker_rate_limited_total", "Requests refused by the rate limit", registry=registry)
         self._unchecked = Counter(
@@ -95,6 +98,8 @@ class PrometheusApiRecorder:
                 self._marks.labels(event.outcome.value).inc()
             case AllocationExpired():
                 self._expired.inc()
+            case ActionsStopped():
+                self._stopped.labels(event.reason.value).inc()
             case StoreCalled():
                 self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
             case RateChecked():
@@ -146,6 +151,7 @@ class PrometheusJobRecorder:
             "broker_cleanup_failed_total", "Attempts to delete a sandbox that failed", registry=registry
         )
         self._expired = _expired(registry)
+        self._stopped = _stopped(registry)
         self._store_calls = _store_calls(registry)
         self._provider_calls = Histogram(
             "broker_csp_request_seconds",
@@ -172,7 +178,7 @@ class PrometheusJobRecorder:
             registry=registry,
         )
 
-    def record(self, event: Event) -> None:  # noqa: C901 - one case an event
+    def record(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case an event
         """Count an event."""
         match event:
             case JobEnded():
@@ -196,6 +202,8 @@ class PrometheusJobRecorder:
                     self._failed.inc()
             case AllocationExpired():
                 self._expired.inc()
+            case ActionsStopped():
+                self._stopped.labels(event.reason.value).inc()
             case StoreCalled():
                 self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
             case ProviderCalled():
@@ -226,6 +234,18 @@ def _counter(
 
 def _expired(registry: CollectorRegistry) -> Counter:
     return Counter("broker_expiry_marked_total", "Allocations that were expired", registry=registry)
+
+
+def _stopped(registry: CollectorRegistry) -> Counter:
+    stopped = Counter(
+        "broker_actions_stopped_total",
+        "Looks at the store that found this process's clock wrong, or another table than was known",
+        ["reason"],
+        registry=registry,
+    )
+    for reason in StopReason:
+        stopped.labels(reason.value)
+    return stopped
 
 
 def _store_calls(registry: CollectorRegistry) -> Histogram:

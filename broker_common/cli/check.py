@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError
 
+from broker_common.adapters.redis_table_memory import RedisTableMemory
+from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import ApiError, operators_api
-from broker_common.core.errors import BrokerError
+from broker_common.core.clock_check import ClockCheck
+from broker_common.core.errors import BrokerError, ClockWrong, QueueUnavailable, TableChanged
+from broker_common.core.table_identity import find_change
 from broker_common.services import build_provider, build_runs, build_store, connect_redis
 from broker_common.settings import Process, Settings, SettingsError
 
@@ -110,7 +115,17 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
     store = functools.cache(lambda: build_store(settings))
 
     def table() -> str:
-        store().ping()
+        clock = SystemClock()
+        times, asked_at = ClockCheck(clock), clock.now()
+        state = store().ping()
+        times.note(asked_at=asked_at, told=state.time)
+        if difference := times.difference():
+            raise ClockWrong(f"this machine's clock is {difference:+d} s from the table's")
+        known = None
+        with suppress(QueueUnavailable):  # that is for the part Redis to tell
+            known = RedisTableMemory(connect_redis(settings), clock).recall()
+        if change := find_change(state, known, store()):
+            raise TableChanged(change)
         return f"{settings.ddb_table_name} has the layout of this version"
 
     def index() -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -15,11 +16,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.redis_table_memory import RedisTableMemory
+from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import ApiError, BrokerApi, operators_api
 from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
+from broker_common.core.errors import BrokerError
 from broker_common.core.jobs import Job, JobState
+from broker_common.core.table_identity import accept_table
 from broker_common.csv_export import write_csv
+from broker_common.services import build_store, connect_redis
 from broker_common.settings import Process
 from broker_common.startup import read_settings
 
@@ -129,6 +135,27 @@ def create() -> None:
         click.echo(f"table {settings.ddb_table_name} could not be created: {error}", err=True)
         sys.exit(1)
     click.echo(f"table {settings.ddb_table_name} {'is created' if created else 'was there already'}")
+
+
+@table.command()
+def accept() -> None:
+    """Have every process use the table as it is now.
+
+    API and jobs stop (503 TABLE_CHANGED) when the table was replaced, restored or emptied: it may call a sandbox free
+    that a track holds. Run this once its records are right; the runbook says how. They go on within 5 seconds.
+
+    It reads DDB_TABLE_NAME, AWS_REGION and REDIS_URL, as API and workers do.
+
+    Example: broker table accept
+    """
+    settings = read_settings(os.environ, process=Process.TOOL)
+    clock, name = SystemClock(), settings.ddb_table_name
+    try:
+        memory = RedisTableMemory(connect_redis(settings), clock)
+        accept_table(build_store(settings), memory, clock, identity=str(uuid.uuid4()))
+    except (BrokerError, BotoCoreError) as error:
+        raise click.ClickException(f"table {name} is not accepted: {error}") from error
+    click.echo(f"table {name} is accepted: API and jobs use it within 5 s")
 
 
 @main.command()

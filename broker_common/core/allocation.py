@@ -14,6 +14,7 @@ from broker_common.core.domain import Candidate, Claim, Status
 from broker_common.core.ending import expire
 from broker_common.core.errors import (
     BrokerError,
+    ClockWrong,
     DeadlineExceeded,
     NoSandboxesAvailable,
     OutcomeUnknown,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker_common.core.domain import Policy, Sandbox
+    from broker_common.core.guard import Guard
     from broker_common.core.pauses import PauseBoard
     from broker_common.core.ports import Clock, Recorder, SandboxStore
     from broker_common.core.reservoir import Reservoir, Search
@@ -69,6 +71,7 @@ class Allocator:
         self,
         *,
         store: SandboxStore,
+        guard: Guard,
         reservoir: Reservoir,
         pauses: PauseBoard,
         recorder: Recorder,
@@ -77,6 +80,7 @@ class Allocator:
         policy: Policy,
     ) -> None:
         self._store = store
+        self._guard = guard
         self._reservoir = reservoir
         self._pauses = pauses
         self._recorder = recorder
@@ -87,9 +91,9 @@ class Allocator:
     def allocate(self, request: AllocateRequest) -> Allocation:
         """Allocate a sandbox, or return what the (track, key) holds already.
 
-        Raises `NoSandboxesAvailable`; `Paused` (what is held is still returned); `StoreUnavailable` when the store does
-        not give a certain answer before the deadline. After any of these, and after a crash, the same request may be
-        sent again and finds what an earlier one got.
+        Raises `NoSandboxesAvailable`; `Paused` and `ClockWrong` (what is held is still returned); `TableChanged`;
+        `StoreUnavailable` when the store does not give a certain answer before the deadline. After any of these, and
+        after a crash, the same request may be sent again and finds what an earlier one got.
         """
         started = self._clock.monotonic()
         tally = _Tally()
@@ -122,6 +126,14 @@ class Allocator:
         return allocation
 
     def _allocate(self, request: AllocateRequest, tally: _Tally) -> Allocation:
+        try:
+            self._guard.check()
+        except ClockWrong:
+            # Whether it is overdue cannot be told; it is this track's until it is ended.
+            claim = self._store.get_claim(request.track_id, request.idempotency_key)
+            if claim is None:
+                raise
+            return Allocation(claim, replayed=True)
         if self._pauses.current().allocate:
             held = self._held(request)
             if held is None:
@@ -211,6 +223,7 @@ class Allocator:
         expire(
             claim.sandbox_id,
             store=self._store,
+            guard=self._guard,
             recorder=self._recorder,
             clock=self._clock,
             policy=self._policy,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker_common.core.domain import Policy
+    from broker_common.core.guard import Guard
     from broker_common.core.pauses import PauseBoard
     from broker_common.core.ports import Clock, Provider, Recorder, SandboxStore
 
@@ -48,6 +49,7 @@ class Cleaner:
         *,
         store: SandboxStore,
         provider: Provider,
+        guard: Guard,
         pauses: PauseBoard,
         recorder: Recorder,
         clock: Clock,
@@ -56,6 +58,7 @@ class Cleaner:
     ) -> None:
         self._store = store
         self._provider = provider
+        self._guard = guard
         self._pauses = pauses
         self._recorder = recorder
         self._clock = clock
@@ -84,6 +87,7 @@ class Cleaner:
         return ended
 
     def _delete(self, sandbox_id: str) -> DeleteEnded:
+        self._guard.check()
         if self._pauses.current().cleanup:
             return DeleteEnded(
                 outcome=DeleteOutcome.POSTPONED,
@@ -94,6 +98,8 @@ class Cleaner:
         if sandbox is None or not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         with self._provider.admit():
+            # By a wrong clock, an attempt that another worker makes at this moment would look as if it were over.
+            self._guard.check()
             taken_at = self._clock.monotonic()
             taken = begin_attempt(sandbox, attempt_id=new_id(self._rng), now=self._clock.now(), policy=self._policy)
             try:

@@ -20,6 +20,7 @@ from broker_common.core.events import AllocationExpired, AllocationReleased, Mar
 
 if TYPE_CHECKING:
     from broker_common.core.domain import Policy
+    from broker_common.core.guard import Guard
     from broker_common.core.ports import Clock, Recorder, SandboxStore
 
 _REFUSED = {NotSandboxOwner: MarkOutcome.NOT_OWNER, SandboxNotFound: MarkOutcome.NOT_FOUND}
@@ -128,13 +129,16 @@ class Custody:
                 return Ending(ended, repeated=False)
 
 
-def expire(sandbox_id: str, *, store: SandboxStore, recorder: Recorder, clock: Clock, policy: Policy) -> bool:
+def expire(
+    sandbox_id: str, *, store: SandboxStore, guard: Guard, recorder: Recorder, clock: Clock, policy: Policy
+) -> bool:
     """End an allocation that is past its expiry and buffer; False if there is none.
 
-    Called by the expiry job, and by allocate for its own track's claim.
+    Called by the expiry job, and by allocate for its own track's claim. Raises `UnsafeToAct`.
     """
     sandbox = store.get(sandbox_id)
     while sandbox is not None and sandbox.is_overdue(clock.now(), policy):
+        guard.check()
         ended = end_allocation(sandbox, reason=DeletionReason.EXPIRED, now=clock.now())
         try:
             store.end_allocation(sandbox, ended)

@@ -92,6 +92,28 @@ class Paused(BrokerError):
     code = "PAUSED"
 
 
+class UnsafeToAct(BrokerError):
+    """Base of what keeps a process from acting although the store answers: it could harm those who hold sandboxes."""
+
+    code = "SERVICE_UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after: int | None = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class ClockWrong(UnsafeToAct):
+    """This process's clock is too far from the store's."""
+
+
+class TableChanged(UnsafeToAct):
+    """The table is not the one that the broker knew, or cannot be used as it is: an operator must look at it."""
+
+    code = "TABLE_CHANGED"
+
+    def __init__(self, message: str, *, retry_after: int | None = 30) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
 class UnreadableRecord(BrokerError):
     """A stored record is not what this version of the broker can read."""
 
@@ -145,7 +167,7 @@ class QueueUnavailable(BrokerError):
 
 
 class LayoutMismatch(BrokerError):
-    """The table has no layout record, or is laid out for another number of shards than this process."""
+    """The table lacks its layout record or its index, or is laid out for another number of shards than this process."""
 
     code = "LAYOUT_MISMATCH"
 

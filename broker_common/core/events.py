@@ -72,6 +72,13 @@ class RateOutcome(StrEnum):
     """Let pass because nobody could count it."""
 
 
+class StopReason(StrEnum):
+    """What a process stops acting for."""
+
+    CLOCK = "clock"
+    TABLE = "table"
+
+
 class ProviderOutcome(StrEnum):
     """How one call to the provider ended."""
 
@@ -231,6 +238,14 @@ class RateChecked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ActionsStopped:
+    """A look at the store found that this process must not act; told again by each look that finds it."""
+
+    reason: StopReason
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCalled:
     """The store's engine was called once; `operation` is the engine's name for it."""
 
@@ -273,6 +288,7 @@ Event = (
     | DeleteEnded
     | JobEnded
     | RateChecked
+    | ActionsStopped
     | StoreCalled
     | ProviderCalled
 )

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.domain import Status
 from broker_common.core.ending import expire
-from broker_common.core.errors import BrokerError
+from broker_common.core.errors import BrokerError, UnsafeToAct
 from broker_common.core.events import ItemFailed
 from broker_common.core.jobs import Job
 from broker_common.core.parallel import for_each
 
 if TYPE_CHECKING:
     from broker_common.core.domain import Policy
+    from broker_common.core.guard import Guard
     from broker_common.core.ports import Clock, Recorder, SandboxStore
 
 
@@ -33,15 +34,19 @@ class ExpiryResult:
 class Expirer:
     """Ends the allocations that are past their expiry and buffer; reads only what is due."""
 
-    def __init__(self, *, store: SandboxStore, recorder: Recorder, clock: Clock, policy: Policy, threads: int) -> None:
+    def __init__(
+        self, *, store: SandboxStore, guard: Guard, recorder: Recorder, clock: Clock, policy: Policy, threads: int
+    ) -> None:
         self._store = store
+        self._guard = guard
         self._recorder = recorder
         self._clock = clock
         self._policy = policy
         self._threads = threads
 
     def run(self) -> ExpiryResult:
-        """Expire all that is due; one that fails is left to the next run."""
+        """Expire all that is due; one that fails is left to the next run. Raises `UnsafeToAct`."""
+        self._guard.check()
         until = self._clock.now() - self._policy.expiry_buffer_sec
         due = list(self._store.read_due(Status.ALLOCATED, until=until))
         outcomes = for_each(self._expire, due, threads=self._threads)
@@ -52,10 +57,13 @@ class Expirer:
             return expire(
                 sandbox_id,
                 store=self._store,
+                guard=self._guard,
                 recorder=self._recorder,
                 clock=self._clock,
                 policy=self._policy,
             )
+        except UnsafeToAct:
+            raise
         except BrokerError as error:
             self._recorder.record(ItemFailed(job=Job.EXPIRE, sandbox_id=sandbox_id, error=error.message))
             return None

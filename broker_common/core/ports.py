@@ -127,6 +127,47 @@ class Pool:
     accounts: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableState:
+    """What the store tells of its table, and the store's own time."""
+
+    identity: str | None
+    """Made once for each table; None for a table of an older release that has not got it yet."""
+    is_restored: bool = False
+    """The table is physically another one than the one that its identity was given to."""
+    synced_at: int | None = None
+    """When a sync last succeeded on it; None if that was never, or before an operator accepted the table."""
+    time: int | None = None
+    """The store's own time in Unix seconds; None where it does not tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownTable:
+    """What is remembered of the right table."""
+
+    identity: str
+    had_records: bool = False
+    """A sync had succeeded on it, so it has a record of a sandbox."""
+    accepted_at: int = 0
+    """When an operator accepted it, in milliseconds by the memory's clock; 0 if nobody had to."""
+
+
+class TableMemory(Protocol):
+    """Which table is the right one, remembered outside of the table, for all processes.
+
+    Every method raises `QueueUnavailable` if the memory does not answer.
+    """
+
+    def recall(self) -> KnownTable | None:
+        """Return what is remembered; None if that is nothing."""
+
+    def remember(self, table: KnownTable) -> None:
+        """Remember a table where none is remembered, and of the same one that it had records."""
+
+    def replace(self, identity: str) -> None:
+        """Remember an accepted table in the place of any other."""
+
+
 class SandboxStore(Protocol):
     """Sandboxes, claims, and for each account the record of the one sandbox that has it.
 
@@ -234,10 +275,20 @@ class SandboxStore(Protocol):
     def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
         """Set the named pauses, leave the others, and return all."""
 
-    def ping(self) -> int | None:
-        """Make sure that the store answers, and return its own time in Unix seconds where it tells it.
+    def ping(self) -> TableState:
+        """Make sure that the store answers and is laid out for this process, and return what it tells of itself.
 
-        Raises `LayoutMismatch` if it is laid out for another version of this process.
+        Raises `LayoutMismatch`.
+        """
+
+    def has_sandboxes(self) -> bool:
+        """Tell whether the store has a record of a sandbox, tombstones included (an index read)."""
+
+    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
+        """Give the table an identity, and take it for the physical table that it is now.
+
+        Raises `Conflict` unless its identity is `instead_of`. `accepted_at`: when an operator accepted it (Unix
+        seconds); syncs before that count no more.
         """
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from broker_common.core.domain import ORDER_LIMIT, Status, bury
-from broker_common.core.errors import BrokerError, Conflict, InvalidInput
+from broker_common.core.errors import BrokerError, Conflict, InvalidInput, UnsafeToAct
 from broker_common.core.events import ItemFailed
 from broker_common.core.jobs import Job
 from broker_common.core.parallel import for_each
 
 if TYPE_CHECKING:
     from broker_common.core.domain import Policy
+    from broker_common.core.guard import Guard
     from broker_common.core.ports import Clock, Recorder, SandboxStore
 
 BULK_DELETABLE = (Status.STALE, Status.DELETION_FAILED)
@@ -37,30 +38,41 @@ class PurgeResult:
 class Purger:
     """Removes records: a clean one is deleted, a dirty one (or any under `retire`) becomes a tombstone."""
 
-    def __init__(self, *, store: SandboxStore, recorder: Recorder, clock: Clock, policy: Policy, threads: int) -> None:
+    def __init__(
+        self, *, store: SandboxStore, guard: Guard, recorder: Recorder, clock: Clock, policy: Policy, threads: int
+    ) -> None:
         self._store = store
+        self._guard = guard
         self._recorder = recorder
         self._clock = clock
         self._policy = policy
         self._threads = threads
 
     def run(self) -> PurgeResult:
-        """Remove what has been stale for longer than the grace; one that fails is left to the next run."""
+        """Remove what has been stale for longer than the grace; one that fails is left to the next run.
+
+        Raises `UnsafeToAct`.
+        """
         return self._remove(Status.STALE, until=self._clock.now() - self._policy.stale_grace_sec)
 
     def bulk_delete(self, status: Status) -> PurgeResult:
-        """Remove all records of one status; raises `InvalidInput` unless it is stale or deletion_failed."""
+        """Remove all records of one status; raises `InvalidInput` unless it is stale or deletion_failed.
+
+        Raises `UnsafeToAct`, too.
+        """
         if status not in BULK_DELETABLE:
             raise InvalidInput(f"status: must be one of {', '.join(BULK_DELETABLE)}")
         return self._remove(status, until=ORDER_LIMIT)
 
     def _remove(self, status: Status, *, until: int) -> PurgeResult:
+        self._guard.check()
         due = list(self._store.read_due(status, until=until))
         outcomes = for_each(lambda sandbox_id: self._remove_one(sandbox_id, status, until), due, threads=self._threads)
         return PurgeResult(removed=outcomes.count(True), failed=outcomes.count(None))
 
     def _remove_one(self, sandbox_id: str, status: Status, until: int) -> bool | None:
         try:
+            self._guard.check()
             sandbox = self._store.get(sandbox_id)
             if sandbox is None or sandbox.status is not status or sandbox.status_order > until:
                 return False
@@ -71,6 +83,8 @@ class Purger:
                 self._store.update(sandbox, tombstone)
         except Conflict:
             return False
+        except UnsafeToAct:
+            raise
         except BrokerError as error:
             self._recorder.record(ItemFailed(job=Job.PURGE_STALE, sandbox_id=sandbox_id, error=error.message))
             return None

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.domain import Policy
     from broker_common.core.events import Event
+    from broker_common.core.guard import Guard
     from broker_common.core.ports import (
         AccountListing,
         Clock,
@@ -206,6 +207,7 @@ class Syncer:
         *,
         store: SandboxStore,
         provider: Provider,
+        guard: Guard,
         recorder: Recorder,
         clock: Clock,
         rng: Random,
@@ -213,6 +215,7 @@ class Syncer:
         threads: int,
     ) -> None:
         self._store = store
+        self._guard = guard
         self._provider = provider
         self._recorder = recorder
         self._clock = clock
@@ -226,15 +229,18 @@ class Syncer:
         Never touches a sandbox that is allocated or waits to be wiped. Raises `ListNotWhole` when the list may lack
         accounts, and `SyncBraked` when too many records are missing from it and `force` is false: then nothing was
         marked stale for its absence or removed, and what was added and updated stays. Raises `ProviderError` when there
-        is no usable list; that changes nothing.
+        is no usable list; that changes nothing. Raises `UnsafeToAct` before the first write, or between two.
         """
+        self._guard.check()
         pool = self._store.read_all()
         watermark = self._store.read_watermark()
         listing = self._provider.list_accounts()
-        now = self._clock.now()
-        survey = _Survey(pool, listing)
         for skipped in listing.skipped:
             self._recorder.record(AccountSkipped(reason=skipped.reason, sandbox_id=skipped.sandbox_id))
+        # The list may have taken minutes: the table may be another one by now.
+        self._guard.check(afresh=True)
+        now = self._clock.now()
+        survey = _Survey(pool, listing)
         for refused in survey.refused:
             self._recorder.record(refused)
         missed = [record for record in pool.sandboxes if survey.misses(record)]
@@ -355,6 +361,7 @@ class Syncer:
 
     def _write_batch(self, change: _Change, write: Callable[..., None], batch: Sequence[Sandbox]) -> Counter[_Change]:
         if len(batch) > 1:
+            self._guard.check()
             try:
                 write(*batch)
             except Conflict:
@@ -369,6 +376,7 @@ class Syncer:
         return Counter(map(self._carry_out, singles))
 
     def _carry_out(self, write: _Write) -> _Change:
+        self._guard.check()
         try:
             write.make()
         except Conflict:

@@ -15,6 +15,7 @@ from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import Allocator
 from broker_common.core.ending import Custody
 from broker_common.core.errors import JobNotFound, QueueUnavailable
+from broker_common.core.guard import Guard
 from broker_common.core.inventory import Inventory
 from broker_common.core.jobs import Job, JobRun, JobState
 from broker_common.core.operations import Operations
@@ -24,7 +25,7 @@ from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
-from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, RecordingRecorder
+from tests.fakes import FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -167,14 +168,17 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
 ) -> ApiServices:
     """Put together what the routes call, with every id and order fixed."""
     rng, pauses = Random(1), PauseBoard(store, clock)
+    guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
     custody = Custody(store=store, recorder=recorder, clock=clock)
     return ApiServices(
         clock=clock,
         recorder=recorder,
         store=store,
+        guard=guard,
         pauses=pauses,
         allocator=Allocator(
             store=store,
+            guard=guard,
             reservoir=Reservoir(store, clock, rng, size=settings.k_candidates),
             pauses=pauses,
             recorder=recorder,
@@ -185,7 +189,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
         operations=Operations(store=store, clock=clock, threads=1),
-        purger=Purger(store=store, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
+        purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         queue=queue,
         rate_limit=rate_limit,
     )

@@ -86,6 +86,13 @@ def without_token(api: Api) -> Iterator[TestResponse]:
 
 
 def refused(api: Api) -> Iterator[TestResponse]:
+    replaced = make_api()
+    assert replaced.call("GET", "/readyz").status_code == 200
+    replaced.store.identity = "another"
+    replaced.clock.advance(5)
+    yield replaced.call("GET", "/readyz")
+    yield replaced.track("POST", "/v1/allocate")
+    yield replaced.admin("POST", "/v1/admin/bulk-delete?status=stale")
     yield api.call("POST", "/v1/allocate")
     yield api.admin("POST", "/v1/allocate")
     yield api.call("POST", "/v1/allocate", headers=api.track_headers)

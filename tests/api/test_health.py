@@ -17,7 +17,7 @@ from tests.api.harness import ENVIRONMENT, Api, body_of, make_api, refusing
 from tests.fakes import START, FakeClock, MemoryStore, StoreWrapper
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import SandboxStore
+    from broker_common.core.ports import SandboxStore, TableState
 
 
 def test_a_process_that_runs_is_healthy_and_touches_nothing() -> None:
@@ -34,7 +34,7 @@ def test_a_process_whose_store_answers_is_ready(api: Api) -> None:
     assert body_of(answer) == {
         "status": "ready",
         "timestamp": START,
-        "checks": {"dynamodb": "ok", "clock": "ok", "redis": "ok"},
+        "checks": {"dynamodb": "ok", "clock": "ok", "table": "ok", "redis": "ok"},
     }
 
 
@@ -49,7 +49,7 @@ def test_a_process_is_not_ready_while_its_store_is_away() -> None:
 
 def test_an_unexpected_failure_of_a_check_is_not_shown() -> None:
     class Broken(StoreWrapper):
-        def ping(self) -> int | None:
+        def ping(self) -> TableState:
             raise RuntimeError("secret")
 
     answer = make_api(around=Broken).call("GET", "/readyz")

@@ -182,7 +182,7 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
         "403": {"FORBIDDEN"},
         "409": {"NO_SANDBOXES_AVAILABLE"},
         "413": {"PAYLOAD_TOO_LARGE"},
-        "503": {"SERVICE_UNAVAILABLE", "PAUSED"},
+        "503": {"SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"},
     }
     assert shown_codes(document, "post", "/v1/sandboxes/{sandbox_id}/mark-for-deletion") == common | {
         "403": {"FORBIDDEN", "NOT_SANDBOX_OWNER"},

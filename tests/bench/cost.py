@@ -24,7 +24,7 @@ from tests.bench.load import new_tracks
 from tests.bench.pool import make_pool
 from tests.bench.report import columns
 from tests.bulk_load import load_records
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, TimelessStore
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _world(client: DynamoDBClient, table: str) -> World:
     """Put a process's use cases together over a table."""
     clock = FakeClock()
     store = DynamoStore(client, table, clock=clock, rng=Random(1), recorder=Recorders([]))
-    return World(clock=clock, wrap=lambda _: store, k_candidates=_K_CANDIDATES)
+    return World(clock=clock, wrap=lambda _: TimelessStore(store), k_candidates=_K_CANDIDATES)
 
 
 def _fill(client: DynamoDBClient, table: str, pool: int) -> list[Sandbox]:
@@ -208,6 +208,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
     """Measure the calls of the API."""
     for world in (full, empty):
         world.pauses.current()  # a row of its own
+        world.guard.check()  # the same
     tracks = new_tracks(_SAMPLE)
     units = {"allocate, new": meter.measure(lambda: [_allocate(full, each) for each in tracks]) * (1 / _SAMPLE)}
     track = tracks[0]
@@ -233,7 +234,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
         "admin: a page of 50": lambda: full.store.list_sandboxes(Status.ALLOCATED, limit=50, cursor=None),
         GAUGES: lambda: (full.store.count(), full.store.oldest_pending_deletion()),
         GAUGES_OF_NONE: lambda: (empty.store.count(), empty.store.oldest_pending_deletion()),
-        "readiness": full.store.ping,
+        "readiness, or a look at the table": full.guard.look,
         "look at the pauses": full.store.read_pauses,
     }
     return units | {name: meter.measure(step) for name, step in steps.items()}
@@ -293,7 +294,7 @@ def _month(units: Mapping[str, Units], allocations: float, pool: float, measured
         "cleanup: find nothing due": _every(300),
         "expire: find nothing due": _every(300),
         "look at the pauses": _every(3) * _API_PROCESSES,
-        "readiness": _every(10),
+        "readiness, or a look at the table": _every(3) * _API_PROCESSES,
         GAUGES: _every(_GAUGES_EVERY_SEC[0]) * _API_PROCESSES,
     }
     return {name: (gauges if name == GAUGES else units[name]).dollars * count / 1e6 for name, count in times.items()}

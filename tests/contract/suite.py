@@ -704,8 +704,36 @@ class StoreContract:
         assert store.read_pauses() == Pauses(allocate=True, expire=True)
 
     def test_a_ping_tells_the_time_or_nothing(self, store: SandboxStore) -> None:
-        told = store.ping()
+        told = store.ping().time
         assert told is None or (type(told) is int and told > 1_500_000_000)
+
+    def test_a_table_has_an_identity_which_only_who_names_it_replaces(self, store: SandboxStore) -> None:
+        first = store.ping().identity
+        assert first is not None
+        for instead_of in (None, "another"):
+            with pytest.raises(Conflict):
+                store.identify("new", instead_of=instead_of)
+        assert store.ping().identity == first
+        store.identify("new", instead_of=first)
+        store.identify("new", instead_of=first)
+        assert (store.ping().identity, store.ping().is_restored) == ("new", False)
+
+    def test_a_ping_tells_of_a_sync_that_succeeded_after_the_table_was_accepted(self, store: SandboxStore) -> None:
+        assert store.ping().synced_at is None
+        store.write_watermark(Watermark(START, 5))
+        assert store.ping().synced_at == START
+        store.identify("new", instead_of=store.ping().identity, accepted_at=START)
+        assert store.ping().synced_at is None
+        store.write_watermark(Watermark(START + 1, 5))
+        assert store.ping().synced_at == START + 1
+
+    @pytest.mark.parametrize("status", Status)
+    def test_a_store_has_sandboxes_from_its_first_record_of_any_status_on(
+        self, store: SandboxStore, status: Status
+    ) -> None:
+        assert not store.has_sandboxes()
+        store.add(make_sandbox(status=status))
+        assert store.has_sandboxes()
 
 
 class ConcurrentStoreContract(StoreContract):

@@ -238,7 +238,9 @@ def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
         with restored as again:
             assert status_of(again, held) == "available", "it lies, as the text says"
             shell = Shell(again, tmp_path)
-            shell.run(reconcile)
+            assert again.as_track("another", "POST", "/allocate").json()["error"]["code"] == "TABLE_CHANGED"
+            assert requests.get(f"{again.api_url}/readyz", timeout=10).status_code == 503
+            shell.run(reconcile.replace("DDB_TABLE_NAME=SandboxPool-restored", ""))
             assert again.as_track("another", "POST", "/allocate").status_code == 503
             shell.run(wipe)
             assert wait_until(lambda: again.as_admin("GET", "/stats").json()["available"] == 7, 20)

@@ -15,9 +15,10 @@ from broker_common.core.deadline import deadline_in
 from broker_common.core.domain import ORDER_LIMIT, DeletionReason, Policy, Status
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
 from broker_common.core.events import AllocateEnded
+from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.reservoir import Reservoir
-from tests.fakes import make_sandbox
+from tests.fakes import FakeTableMemory, make_sandbox
 from tests.simulation.table import SimulatedStore, TableConditions
 from tests.simulation.virtual_time import VirtualTime
 
@@ -124,6 +125,7 @@ class _Process:
         self._queue: deque[Callable[[], None]] = deque()
         self.allocator = Allocator(
             store=run.store,
+            guard=Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng),
             reservoir=Reservoir(run.store, run.time, rng, size=run.scenario.reservoir_size),
             pauses=PauseBoard(run.store, run.time),
             recorder=run,

@@ -19,10 +19,11 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import Policy
 from broker_common.core.events import ProviderCalled
 from broker_common.core.expiry import Expirer, ExpiryResult
+from broker_common.core.guard import Guard
 from broker_common.core.sync import Syncer
 from broker_common.services import BULK_THREADS
 from tests.bulk_load import load_records
-from tests.fakes import START, FakeClock, RecordingRecorder
+from tests.fakes import START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder
 from tests.provider.conftest import TOKEN
 from tests.size.conftest import ALLOCATED, AVAILABLE, DUE, held
 from tests.world import World
@@ -66,6 +67,13 @@ def provider(large_provider: MockCsp, redis: Redis, recorder: RecordingRecorder)
     )
 
 
+def a_guard() -> Guard:
+    """Return a guard whose looks, so many in so much time, are not counted here."""
+    return Guard(
+        store=MemoryStore(), memory=FakeTableMemory(), recorder=RecordingRecorder(), clock=SystemClock(), rng=Random(5)
+    )
+
+
 @pytest.mark.timeout(300)
 def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_watermark_alone(
     store: DynamoStore, provider: CspClient, recorder: RecordingRecorder, meter: Meter
@@ -73,6 +81,7 @@ def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_wa
     syncer = Syncer(
         store=store,
         provider=provider,
+        guard=a_guard(),
         recorder=recorder,
         clock=SystemClock(),
         rng=Random(3),
@@ -112,12 +121,23 @@ def test_of_100_000_available_sandboxes_a_sync_writes_those_alone_that_have_chan
     ]
 
     assert world.syncer.run().updated == 37
-    assert world.memory.calls == {"read_all": 1, "read_watermark": 1, "update": 37, "write_watermark": 1}
+    assert world.memory.calls == {
+        "read_all": 1,
+        "read_watermark": 1,
+        "update": 37,
+        "write_watermark": 1,
+        "ping": 2,
+    }
 
 
 def expire(store: DynamoStore) -> ExpiryResult:
     expirer = Expirer(
-        store=store, recorder=RecordingRecorder(), clock=FakeClock(START), policy=Policy(), threads=BULK_THREADS
+        store=store,
+        guard=a_guard(),
+        recorder=RecordingRecorder(),
+        clock=FakeClock(START),
+        policy=Policy(),
+        threads=BULK_THREADS,
     )
     return expirer.run()
 

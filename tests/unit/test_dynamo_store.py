@@ -9,8 +9,9 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from moto import mock_aws
 
+from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY
 from broker_common.adapters.dynamo_store import DynamoStore
-from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table
+from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, index_problem, table_definition
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.domain import Candidate, Status
 from broker_common.core.errors import (
@@ -21,8 +22,8 @@ from broker_common.core.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
-from broker_common.core.ports import Contended, Watermark
-from tests.fakes import FakeClock, RecordingRecorder, make_claim, make_sandbox
+from broker_common.core.ports import Contended, Pauses, Watermark
+from tests.fakes import START, FakeClock, RecordingRecorder, TimelessStore, make_claim, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def test_a_record_of_a_later_version_fails_its_own_read_and_no_listing(table: Dy
 
 def test_a_record_of_a_later_version_does_not_stop_a_sync(table: DynamoDBClient) -> None:
     store = store_on(table)
-    world = World(wrap=lambda _: store)
+    world = World(wrap=lambda _: TimelessStore(store))
     world.provider.accounts = World.accounts(5)
     result = world.syncer.run()
     assert (result.added, result.failed) == (4, 1)
@@ -186,6 +187,146 @@ def test_a_table_for_another_number_of_shards_is_refused(table: DynamoDBClient) 
     store = DynamoStore(table, "pool", clock=FakeClock(), rng=Random(1), recorder=RecordingRecorder(), shards=5)
     with pytest.raises(LayoutMismatch, match="and this process for 5"):
         store.ping()
+
+
+SPOILED_LAYOUTS: list[dict[str, Any]] = [
+    {"shards": {"S": "four"}},
+    {"shards": {"S": "4"}},
+    {"shards": {"N": "4.5"}},
+    {"shards": {"NULL": True}},
+    {},
+    {"shards": {"N": "4"}, "identity": {"N": "7"}},
+    {"shards": {"N": "4"}, "identity": {"M": {}}},
+    {"shards": {"N": "4"}, "table_id": {"BOOL": True}},
+    {"shards": {"N": "4"}, "accepted_at": {"S": "now"}},
+]
+
+
+@pytest.mark.parametrize("spoiled", SPOILED_LAYOUTS)
+def test_a_layout_record_that_a_hand_spoiled_is_told_by_its_field(
+    table: DynamoDBClient, spoiled: dict[str, Any]
+) -> None:
+    table.put_item(TableName="pool", Item={**LAYOUT_KEY, **spoiled})
+    field = list(spoiled)[-1] if spoiled else "shards"
+    with pytest.raises(LayoutMismatch, match=f"layout record of table 'pool' cannot be read: {field} must be a"):
+        store_on(table).ping()
+
+
+@pytest.mark.parametrize("value", [{"S": "true"}, {"N": "1"}, {"NULL": True}, {"M": {}}])
+def test_pauses_that_a_hand_spoiled_are_told_by_their_field_and_set_right_by_setting_them(
+    table: DynamoDBClient, value: Any
+) -> None:
+    table.put_item(TableName="pool", Item={**PAUSE_KEY, "sync": value})
+    store = store_on(table)
+    with pytest.raises(StoreMisconfigured, match="POOL/PAUSE cannot be read: sync must be a boolean"):
+        store.read_pauses()
+    assert store.set_pauses({"sync": False}) == Pauses()
+    assert store.read_pauses() == Pauses()
+
+
+@pytest.mark.parametrize("field", ["synced_at", "accounts"])
+@pytest.mark.parametrize("value", [{"S": "7"}, {"N": "7.5"}, {"NULL": True}, None])
+def test_a_watermark_that_a_hand_spoiled_is_told_by_its_field_and_still_says_that_a_sync_succeeded(
+    table: DynamoDBClient, field: str, value: Any
+) -> None:
+    item = {**SYNC_KEY, "synced_at": {"N": "7"}, "accounts": {"N": "7"}} | {field: value}
+    table.put_item(TableName="pool", Item={name: each for name, each in item.items() if each is not None})
+    store = store_on(table)
+    with pytest.raises(StoreMisconfigured, match=f"POOL/SYNC cannot be read: {field} must be a whole number"):
+        store.read_watermark()
+    assert store.ping().synced_at is not None
+
+
+@pytest.fixture
+def on_ministack(ministack_url: str, aws_environment: dict[str, str]) -> DynamoDBClient:
+    return make_client(region="us-east-1", endpoint_url=ministack_url, timeout_sec=10, connections=4)
+
+
+def test_a_table_that_was_made_again_with_the_layout_record_of_the_one_before_was_restored(
+    on_ministack: DynamoDBClient,
+) -> None:
+    create_table(on_ministack, "restored")
+    store = DynamoStore(on_ministack, "restored", clock=FakeClock(), rng=Random(1), recorder=RecordingRecorder())
+    before = store.ping()
+    assert not before.is_restored
+    layout = on_ministack.get_item(TableName="restored", Key=LAYOUT_KEY)["Item"]
+    on_ministack.delete_table(TableName="restored")
+    create_table(on_ministack, "restored")
+    try:
+        assert store.ping().identity != before.identity
+        on_ministack.put_item(TableName="restored", Item=layout)
+        assert (store.ping().identity, store.ping().is_restored) == (before.identity, True)
+        store.identify("accepted", instead_of=before.identity, accepted_at=START)
+        assert (store.ping().identity, store.ping().is_restored) == ("accepted", False)
+    finally:
+        on_ministack.delete_table(TableName="restored")
+
+
+def test_a_table_of_an_older_release_is_given_its_identity_once(table: DynamoDBClient) -> None:
+    table.put_item(TableName="pool", Item={**LAYOUT_KEY, "shards": {"N": "4"}})
+    store = store_on(table)
+    assert store.ping().identity is None
+    store.identify("first", instead_of=None)
+    with pytest.raises(Conflict):
+        store.identify("second", instead_of=None)
+    assert store.ping().identity == "first"
+
+
+def test_a_table_without_a_layout_record_is_given_no_identity(table: DynamoDBClient) -> None:
+    table.delete_item(TableName="pool", Key=LAYOUT_KEY)
+    with pytest.raises(Conflict):
+        store_on(table).identify("first", instead_of=None)
+    assert "Item" not in table.get_item(TableName="pool", Key=LAYOUT_KEY)
+
+
+def without_index(client: DynamoDBClient, name: str, **index: Any) -> None:
+    """Create a table with its layout record whose index is missing, or as `index` has it."""
+    definition: Any = table_definition(name)
+    if index:
+        definition["GlobalSecondaryIndexes"][0] |= index
+    else:
+        del definition["GlobalSecondaryIndexes"]
+        del definition["AttributeDefinitions"][2:]
+    client.create_table(**definition)
+    create_table(client, name)
+
+
+OTHER_KEYS = [
+    {"AttributeName": "status_order", "KeyType": "HASH"},
+    {"AttributeName": "status_key", "KeyType": "RANGE"},
+]
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [({}, "has no index StatusIndex"), ({"KeySchema": OTHER_KEYS}, "has an index StatusIndex with other keys")],
+)
+def test_a_table_without_its_index_is_refused_and_no_call_of_it_is_an_internal_error(
+    on_ministack: DynamoDBClient, index: dict[str, Any], problem: str
+) -> None:
+    without_index(on_ministack, "index-less", **index)
+    store = DynamoStore(on_ministack, "index-less", clock=FakeClock(), rng=Random(1), recorder=RecordingRecorder())
+    try:
+        with pytest.raises(LayoutMismatch, match=problem):
+            store.ping()
+        if not index:
+            with pytest.raises(StoreMisconfigured, match="no index that can be used"):
+                store.count()
+    finally:
+        on_ministack.delete_table(TableName="index-less")
+
+
+def test_an_index_that_is_being_made_cannot_be_used_yet() -> None:
+    (index,) = table_definition("pool")["GlobalSecondaryIndexes"]
+    making = {"GlobalSecondaryIndexes": [{**index, "IndexStatus": "CREATING"}]}
+    assert "which is CREATING" in str(index_problem(making))
+    changing = {"GlobalSecondaryIndexes": [{**index, "IndexStatus": "UPDATING"}]}
+    assert index_problem(changing) is None
+
+
+def test_a_table_that_may_not_be_described_says_which_right_is_missing() -> None:
+    with pytest.raises(StoreMisconfigured, match="DescribeTable: DynamoDB refused"):
+        store_on(Answers("AccessDeniedException", 400)).ping()
 
 
 class Sparing:

@@ -319,7 +319,12 @@ def test_expiring_what_is_not_overdue_does_nothing(plain: World) -> None:
     plain.allocate()
     for sandbox_id in ("sbx-0", "nobody"):
         assert not expire(
-            sandbox_id, store=plain.store, recorder=plain.recorder, clock=plain.clock, policy=plain.policy
+            sandbox_id,
+            store=plain.store,
+            guard=plain.guard,
+            recorder=plain.recorder,
+            clock=plain.clock,
+            policy=plain.policy,
         )
     assert plain.record("sbx-0").status is Status.ALLOCATED
 
@@ -336,6 +341,8 @@ def test_expiring_loses_to_a_mark_that_came_first() -> None:
             super().end_allocation(before, replace(after, updated_at=after.updated_at + 1))
 
     late = World(clock=world.clock, memory=world.memory, wrap=Marked)
-    assert not expire("sbx-0", store=late.store, recorder=late.recorder, clock=late.clock, policy=late.policy)
+    assert not expire(
+        "sbx-0", store=late.store, guard=late.guard, recorder=late.recorder, clock=late.clock, policy=late.policy
+    )
     assert world.record("sbx-0").deletion_reason is DeletionReason.MARKED
     assert late.recorder.of(AllocationExpired) == []

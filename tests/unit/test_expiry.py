@@ -52,7 +52,7 @@ def test_only_what_is_due_is_read(plain: World) -> None:
     plain.clock.advance(OVERDUE - 60)
     plain.memory.calls.clear()
     assert plain.expirer.run().expired == 2
-    assert plain.memory.calls == {"read_due": 1, "get": 2, "end_allocation": 2}
+    assert plain.memory.calls == {"ping": 1, "read_due": 1, "get": 2, "end_allocation": 2}
 
 
 def test_a_run_without_anything_due_reads_no_sandbox(plain: World) -> None:

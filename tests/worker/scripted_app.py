@@ -11,6 +11,7 @@ import json
 import os
 import time
 from dataclasses import fields
+from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import signals
@@ -20,10 +21,12 @@ from redis.exceptions import RedisError
 from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
+from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import ProviderBusy, SyncBraked
 from broker_common.core.events import DeleteEnded, DeleteOutcome
 from broker_common.core.expiry import Expirer
+from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.ports import Pauses
 from broker_common.core.purge import Purger
@@ -98,15 +101,17 @@ def _services() -> WorkerServices:
     clock, recorder, policy = SystemClock(), LogRecorder(), settings.policy
     redis = Redis.from_url(settings.redis_url)
     store, script = ScriptedStore(redis), Script(redis)
+    guard = Guard(store=store, memory=RedisTableMemory(redis, clock), recorder=recorder, clock=clock, rng=Random())
     return WorkerServices(
         clock=clock,
         recorder=recorder,
         store=store,
+        guard=guard,
         pauses=PauseBoard(store, clock),
         syncer=cast("Syncer", script),
         cleaner=cast("Cleaner", script),
-        expirer=Expirer(store=store, recorder=recorder, clock=clock, policy=policy, threads=1),
-        purger=Purger(store=store, recorder=recorder, clock=clock, policy=policy, threads=1),
+        expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
+        purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
         runs=RedisJobRuns(redis, stall_limit_sec=0.2),
         locks=RedisJobLocks(redis),
     )

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
-from redbeat.decoder import RedBeatJSONDecoder  # type: ignore[import-untyped] # it ships no types
+import pytest
+from redbeat.decoder import (  # type: ignore[import-untyped] # it ships no types
+    RedBeatJSONDecoder,
+    RedBeatJSONEncoder,
+)
 
-from deploy.dev.processes import free_ports, wait_until
+from broker_worker.beat import BeatHealth
+from broker_worker.clock_watch import ClockWatch
+from deploy.dev.processes import call, free_ports, wait_until
+from tests import wrong_clock
+from tests.fakes import FakeClock
 from tests.worker.conftest import Celery, until
 from tests.worker.scrape import scrape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
+    from pathlib import Path
 
     from redis import Redis
 
@@ -157,3 +165,94 @@ def test_a_changed_interval_holds_from_the_next_start(database_url: str, redis: 
         assert [line for line in beat.output if not line.startswith("{")] == []
 
     assert set(sent(redis)) == {"broker.cleanup"}
+
+
+DAY_SEC = 86_400
+
+
+def health(port: int) -> tuple[int, str]:
+    """Return status and error of a beat's health."""
+    status, body = call("GET", f"http://127.0.0.1:{port}/healthz")
+    return status, body.get("error", "")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wrong_clock.build(tmp_path_factory.mktemp("wrong-clock"))
+
+
+@pytest.mark.parametrize("seconds", [DAY_SEC, -DAY_SEC])
+def test_a_beat_by_a_wrong_clock_sends_nothing_is_red_and_leaves_the_turn_to_another(
+    database_url: str, redis: Redis, ministack_url: str, library: Path, seconds: int
+) -> None:
+    ports = free_ports(2)
+    env = {"SYNC_INTERVAL_SEC": "1", "DDB_ENDPOINT_URL": ministack_url}
+    with start_beat(database_url, ports[0], **env, **wrong_clock.ahead(seconds, library)) as wrong:
+        until(lambda: wrong.has_said("Beat sends nothing: its clock is wrong"), "the beat to see it")
+        until(lambda: sent_by(ports[0]) >= 0, "its metrics")
+        assert health(ports[0])[0] == 503
+        assert f"{seconds:+d}"[:4] in health(ports[0])[1]
+        with start_beat(database_url, ports[1], **env):
+            until(lambda: sent_by(ports[1]) >= 2, "the beat by a right clock to send")
+            assert health(ports[1]) == (200, "")
+        assert sent_by(ports[0]) == 0
+        assert wrong.is_running()
+    assert "broker.sync" in sent(redis)
+
+
+def test_a_last_run_in_the_future_counts_as_now_also_after_a_restart(
+    database_url: str, redis: Redis, library: Path
+) -> None:
+    (port,) = free_ports(1)
+    often = {"SYNC_INTERVAL_SEC": "1"}
+    nowhere = {"DDB_ENDPOINT_URL": "http://127.0.0.1:1"}  # nothing to compare with, as in the releases before
+    with start_beat(database_url, port, **often, **nowhere, **wrong_clock.ahead(DAY_SEC, library)):
+        until(lambda: sent_by(port) >= 1, "the beat a day ahead to send")
+    assert last_sent(redis) > datetime.now(UTC) + timedelta(hours=23)
+    redis.delete("jobs", "sandbox-broker:beat::lock")
+
+    with start_beat(database_url, port, **often):
+        until(lambda: sent_by(port) >= 2, "the beat by a right clock to go on")
+        assert last_sent(redis) < datetime.now(UTC) + timedelta(seconds=1)
+        assert health(port) == (200, "")
+
+
+def test_a_running_beat_corrects_a_schedule_that_was_changed_by_hand(database_url: str, redis: Redis) -> None:
+    (port,) = free_ports(1)
+    with start_beat(database_url, port, SYNC_INTERVAL_SEC="1") as beat:
+        until(lambda: sent_by(port) >= 1, "beat to send")
+        meta = json.dumps({"last_run_at": datetime.now(UTC) + timedelta(days=300)}, cls=RedBeatJSONEncoder)
+        redis.hset("sandbox-broker:beat:sync", "meta", meta)
+        redis.zadd("sandbox-broker:beat::schedule", {"sandbox-broker:beat:sync": datetime.now(UTC).timestamp() * 2})
+        before = sent_by(port)
+        until(lambda: sent_by(port) >= before + 2, "beat to go on")
+        redis.delete("sandbox-broker:beat:sync", "sandbox-broker:beat::schedule")
+        before = sent_by(port)
+        until(lambda: sent_by(port) >= before + 2, "beat to go on without its schedule")
+        assert beat.is_running()
+
+
+def test_what_is_due_and_not_sent_for_too_long_is_told_until_something_is_sent() -> None:
+    now = 100.0
+    beat = BeatHealth(60, clock_problem=lambda: None, monotonic=lambda: now)
+    beat.beat()
+    beat.fall_due()
+    now += 40
+    beat.fall_due()
+    beat.beat()
+    assert beat.problem() is None
+    now += 21
+    beat.beat()
+    assert beat.problem() == "a job has been due for 61 s, and none was sent"
+    beat.send()
+    assert beat.problem() is None
+
+
+def test_a_clock_is_told_to_be_wrong_until_it_is_right_also_while_nobody_tells_the_time() -> None:
+    clock, told = FakeClock(), FakeClock()
+    answers: list[int | None] = [told.now() - 3600, None, told.now()]
+    watch = ClockWatch(lambda: answers.pop(0), clock)
+    assert watch.problem() is None
+    for problem in ("its clock is +3600 s from DynamoDB's", "its clock is +3600 s from DynamoDB's", None):
+        watch.compare()
+        assert watch.problem() == problem

@@ -1,0 +1,54 @@
+"""DynamoDB's time, for processes that ask it for nothing else and have no credentials for it."""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TIMEOUT_SEC = 1.0
+
+
+def make_time_reader(*, region: str, endpoint_url: str | None) -> Callable[[], int | None]:
+    """Return what asks DynamoDB for its time in Unix seconds: None where it cannot be reached, or tells none.
+
+    The request is not signed, so no permission is needed. Refused or not, the answer has the header `Date`.
+    """
+    client: Any = boto3.session.Session().client(
+        "dynamodb",
+        region_name=region,
+        endpoint_url=endpoint_url,
+        config=Config(
+            signature_version=UNSIGNED,
+            connect_timeout=_TIMEOUT_SEC,
+            read_timeout=_TIMEOUT_SEC,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            user_agent="sandbox-broker",
+        ),
+    )
+
+    def read() -> int | None:
+        try:
+            answer = client.list_tables(Limit=1)
+        except ClientError as refused:
+            answer = refused.response
+        except BotoCoreError:
+            return None
+        return time_of(answer)
+
+    return read
+
+
+def time_of(answer: Any) -> int | None:  # noqa: ANN401 - DynamoDB's own JSON
+    """Return the time of an answer's `Date` header in Unix seconds; None without one that can be read."""
+    try:
+        return int(parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp())
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,226 @@
+"""A broker of real processes whose table is replaced, or one of whose machines has a wrong clock."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table
+from broker_common.adapters.dynamo_transport import make_client
+from deploy.dev import programs
+from deploy.dev.processes import free_ports, wait_until
+from tests import wrong_clock
+from tests.e2e.stack import Stack, worker_program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+    from deploy.dev.plan import Plan
+    from deploy.dev.processes import Program
+
+HOUR = 3600
+SETTINGS = {"POOL": "6", "MOCK_CSP_DELETE_SECONDS": "0"}
+PROMISED_SEC = 5
+PATIENCE_SEC = 20
+"""On a machine that is busy with other tests."""
+
+
+@pytest.fixture
+def client(ministack_url: str, aws_environment: dict[str, str]) -> DynamoDBClient:
+    return make_client(region="us-east-1", endpoint_url=ministack_url, timeout_sec=10, connections=2)
+
+
+def allocate(stack: Stack, track: str) -> tuple[int, str]:
+    """Return the status, and the error's code or the sandbox."""
+    answer = stack.as_track(track, "POST", "/allocate")
+    body = answer.json()
+    if answer.status_code == 503:
+        assert answer.headers["Retry-After"]
+    return answer.status_code, body["error"]["code"] if "error" in body else body["sandbox_id"]
+
+
+def readiness(stack: Stack) -> tuple[int, str]:
+    answer = requests.get(f"{stack.api_url}/readyz", timeout=10)
+    return answer.status_code, answer.json()["checks"].get("table", "")
+
+
+def accept(stack: Stack) -> None:
+    command = (sys.executable, "-m", "broker_common.cli", "table", "accept")
+    subprocess.run(command, env=stack.plan.env, check=True, timeout=60)
+
+
+def make_again(client: DynamoDBClient, table: str) -> None:
+    client.delete_table(TableName=table)
+    create_table(client, table)
+
+
+def restore(client: DynamoDBClient, table: str) -> None:
+    """Put the records of a while ago into a new table, as a restore does."""
+    items = client.scan(TableName=table)["Items"]
+    make_again(client, table)
+    for item in items:
+        client.put_item(TableName=table, Item=item)
+
+
+def lose_layout(client: DynamoDBClient, table: str) -> None:
+    client.delete_item(TableName=table, Key=LAYOUT_KEY)
+
+
+def empty(client: DynamoDBClient, table: str) -> None:
+    for item in client.scan(TableName=table)["Items"]:
+        if item["PK"] != LAYOUT_KEY["PK"]:
+            client.delete_item(TableName=table, Key={"PK": item["PK"], "SK": item["SK"]})
+
+
+def started_when_healthy(plan: Plan, scratch: Path) -> list[Program]:
+    """Return the services of `make run`; an API counts as started although it is not ready."""
+    return [
+        replace(each, ready_url=each.ready_url.replace("/readyz", "/healthz"))
+        for each in programs.services(plan, scratch)
+        if each.name != "flower"
+    ]
+
+
+@pytest.mark.parametrize("change", [make_again, restore, lose_layout, empty])
+def test_on_another_table_than_was_known_nothing_happens_until_an_operator_accepts_it(
+    tmp_path: Path, ministack_url: str, client: DynamoDBClient, change: Callable[[DynamoDBClient, str], None]
+) -> None:
+    table = f"Changed-{change.__name__}"
+    here = SETTINGS | {"DDB_ENDPOINT_URL": ministack_url, "DDB_TABLE_NAME": table}
+    with Stack(tmp_path, here, services=started_when_healthy) as stack:
+        stack.run_job("sync")
+        held = [allocate(stack, f"track-{number}") for number in range(3)]
+        assert {status for status, _ in held} == {201}
+        time.sleep(PROMISED_SEC)  # the index has shown the first sync's records for as long as it may lag
+        change(client, table)
+        refused = (503, "TABLE_CHANGED")
+        assert wait_until(lambda: allocate(stack, "another") == refused, PATIENCE_SEC)
+        assert allocate(stack, "track-0") == refused
+        assert wait_until(lambda: readiness(stack)[0] == 503, PATIENCE_SEC)
+        assert wait_until(lambda: readiness(stack)[1].startswith("error: "), PATIENCE_SEC)
+        before = client.scan(TableName=table)["Count"]
+        for job in ("sync", "cleanup", "expire", "purge-stale"):
+            run = stack.run_job(job)
+            assert (run["state"], "table" in run["error"]) == ("failed", True), job
+
+        if change is not lose_layout:  # without which no process starts
+            stack.restart("api")  # forgets nothing, thanks to Redis
+            stack.restart("worker")
+        assert allocate(stack, "another") == refused
+        assert stack.run_job("sync")["state"] == "failed"
+        assert client.scan(TableName=table)["Count"] == before
+
+        stack.create_table()  # where the layout record is missing
+        accept(stack)
+        assert wait_until(lambda: readiness(stack) == (200, "ok"), PATIENCE_SEC)
+        assert wait_until(lambda: stack.run_job("sync")["state"] == "succeeded", PATIENCE_SEC)
+        assert wait_until(lambda: allocate(stack, "another")[0] == 201, PATIENCE_SEC)
+
+
+class Wrong:
+    """The services of a stack, one more worker among them, `late`, whose clock is so many seconds ahead."""
+
+    def __init__(self, seconds: int, library: Path) -> None:
+        self._clock = wrong_clock.ahead(seconds, library)
+        (self._port,) = free_ports(1)
+
+    def __call__(self, plan: Plan, scratch: Path) -> list[Program]:
+        late = worker_program(plan, scratch, name="late", metrics_port=self._port, children=2)
+        # Its health is red, so it is ready when it answers at all.
+        metrics = late.ready_url.replace("/healthz", "/metrics")
+        return [*programs.services(plan, scratch), replace(late, env={**late.env, **self._clock}, ready_url=metrics)]
+
+    def health(self) -> dict[str, Any]:
+        answer = requests.get(f"http://127.0.0.1:{self._port}/healthz", timeout=10)
+        return {"status_code": answer.status_code, **answer.json()}
+
+
+def deletes_of(stack: Stack) -> list[Any]:
+    calls: list[Any] = requests.get(f"{stack.csp_url}/_mock/deletes", timeout=10).json()["deletes"]
+    return calls
+
+
+def test_a_worker_six_hours_ahead_ends_no_live_allocation_and_is_red(
+    tmp_path: Path, ministack_url: str, aws_environment: dict[str, str]
+) -> None:
+    services = Wrong(6 * HOUR, wrong_clock.build(tmp_path))
+    here = SETTINGS | {"DDB_ENDPOINT_URL": ministack_url, "DDB_TABLE_NAME": "Ahead"}
+    with Stack(tmp_path, here, services=services, later=("late",)) as stack:
+        stack.run_job("sync")
+        status, held = allocate(stack, "track-0")
+        assert status == 201
+        stack.stop("worker")
+        stack.start("late")
+        for job in ("expire", "sync", "cleanup", "purge-stale"):
+            run = stack.run_job(job)
+            assert run["state"] == "failed", job
+            assert "clock is +21" in run["error"]
+        assert stack.as_admin("GET", f"/sandboxes/{held}").json()["status"] == "allocated"
+        assert wait_until(lambda: services.health()["status_code"] == 503, PATIENCE_SEC)
+        assert "its clock is +21" in services.health()["error"]
+
+
+def test_a_worker_two_hours_ahead_delivers_no_running_delete_again_and_sends_no_second_one(
+    tmp_path: Path, ministack_url: str, aws_environment: dict[str, str]
+) -> None:
+    services = Wrong(2 * HOUR, wrong_clock.build(tmp_path))
+    here = SETTINGS | {
+        "DDB_ENDPOINT_URL": ministack_url,
+        "DDB_TABLE_NAME": "Again",
+        "MOCK_CSP_DELETE_SECONDS": "8",
+        "CLEANUP_INTERVAL_SEC": "86400",
+    }
+    with Stack(tmp_path, here, services=services, later=("late",)) as stack:
+        stack.run_job("sync")
+        _, held = allocate(stack, "track-0")
+        stack.as_track("track-0", "POST", f"/sandboxes/{held}/mark-for-deletion")
+        stack.as_admin("POST", "/cleanup")
+        assert wait_until(lambda: len(deletes_of(stack)) == 1, PATIENCE_SEC)
+        stack.start("late")
+        assert wait_until(
+            lambda: stack.as_admin("GET", f"/sandboxes/{held}").json()["status"] == "available", PATIENCE_SEC
+        )
+        assert len(deletes_of(stack)) == 1
+        assert not any("Delete ended" in record["message"] for record in stack.records("late"))
+
+
+def test_a_table_without_its_index_or_with_a_spoiled_layout_refuses_the_start_and_the_check_in_clear_words(
+    tmp_path: Path, ministack_url: str, client: DynamoDBClient
+) -> None:
+    with Stack(tmp_path, SETTINGS | {"DDB_ENDPOINT_URL": ministack_url, "DDB_TABLE_NAME": "Spoiled"}) as stack:
+        client.put_item(TableName="Spoiled", Item={**LAYOUT_KEY, "shards": {"S": "four"}})
+        assert wait_until(lambda: allocate(stack, "track-0") == (503, "TABLE_CHANGED"), PATIENCE_SEC)
+        spoiled = "shards must be a whole number"
+        assert wait_until(lambda: spoiled in readiness(stack)[1], PATIENCE_SEC)
+        environment = dict(os.environ) | dict(stack.plan.env)
+        checked = subprocess.run(
+            (sys.executable, "-m", "broker_common.cli", "check"),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert "FAIL" in checked.stdout
+        assert spoiled in checked.stdout
+        assert checked.stderr == ""
+        started = subprocess.run(
+            (sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "broker_api.wsgi:app"),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert started.returncode == 2
+        assert "Traceback" not in started.stderr
