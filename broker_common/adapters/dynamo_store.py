@@ -394,7 +394,7 @@ class DynamoStore:
         return int(parsedate_to_datetime(date).timestamp()) if date else None
 
     def _write_with_account(self, sandbox: Sandbox, *writes: Item) -> list[Item] | None:
-        """Make writes and that of a sandbox's account record, or none.
+        """Make writes together with that of a sandbox's account record: all or nothing.
 
         Returns None if all was written, and else what each of the writes met. Raises `Conflict` if nothing but the
         account is in the way.
