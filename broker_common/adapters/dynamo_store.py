@@ -476,7 +476,7 @@ class DynamoStore:
         return layout
 
     def _write_with_account(self, sandbox: Sandbox, *writes: Item) -> list[Item] | None:
-        """Make writes and that of a sandbox's account record, or none.
+        """Make writes together with that of a sandbox's account record: all or nothing.
 
         Returns None if all was written, and else what each of the writes met. Raises `Conflict` if nothing but the
         account is in the way.

@@ -171,7 +171,7 @@ class _Survey:
 
         Out of service goes what is not listed as active, and nothing is forgotten that is listed at all.
         """
-        if record.status is Status.AVAILABLE:
+        if record.status is Status.AVAILABLE and not self.is_shared(record):
             return record.sandbox_id not in self._entries and record.sandbox_id not in self._undecided
         return record.status in {Status.DELETION_FAILED, Status.DELETED} and not self.is_listed(record)
 
@@ -302,7 +302,7 @@ class Syncer:
         return new_sandbox(account, order=self._order(), now=now, version=now * 1000)
 
     def _see(self, record: Sandbox, survey: _Survey, now: int) -> _Write | None:
-        """Decide about a record by the entry that speaks of it, if there is one."""
+        """Decide about a record by what the list says of it, and by whether its account is its own."""
         if record.status is Status.AVAILABLE and survey.is_shared(record):
             return self._put(_Change.STALE, record, go_stale(record, now=now, last_seen=None))
         if is_thought_gone(record) and survey.has_active_account(record):

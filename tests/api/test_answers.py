@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
 NO_PLACE_IN_OPENAPI = {"Content-Type", "Content-Length"}
-REFUSED_BY_GUNICORN = {"URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE"}
+REFUSED_BY_GUNICORN = {"URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE", "REQUEST_TIMEOUT"}
 """Before the application sees the request: `test_gunicorn_worker.py`, `test_hostile_requests.py`."""
 ERROR = {"$ref": "#/components/schemas/Error"}
 JOBS = [f"/v1/admin/{job}" for job in ("sync", "cleanup", "expire", "purge-stale")]

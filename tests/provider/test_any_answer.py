@@ -420,6 +420,30 @@ def test_no_list_changes_what_it_does_not_validly_name(
         assert re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", sandbox_id)
 
 
+def test_a_page_that_repeats_an_entry_in_the_place_of_a_used_sandbox_forgets_nothing(
+    provider: Provider, shared_redis: Redis
+) -> None:
+    world = make_world(provider, shared_redis)
+    (tombstone,) = (each for each in world.memory.dump()[0].values() if each.status is Status.DELETED)
+    tombstone = replace(tombstone, dirty=True)
+    world.memory.seed(tombstone)
+    missing = int(tombstone.sandbox_id)
+    numbers = [number for number in range(1, 11) if number != missing]
+    pages = [[*numbers[:5]], [numbers[4], *numbers[5:]]]
+    for _ in range(2):
+        provider.say(
+            *(
+                a_list(json.dumps({"results": [*map(account, page)], "_offset": at, "_limit": 5, "total": 10}).encode())
+                for at, page in zip((0, 5), pages, strict=True)
+            )
+        )
+        with pytest.raises(ListNotWhole, match="9 of its 10 entries"):
+            world.syncer.run(force=True)
+    provider.say(a_list(json.dumps({"results": [*map(account, range(1, 11))], "total": 10}).encode()))
+    world.syncer.run()
+    assert world.record(tombstone.sandbox_id) == tombstone
+
+
 @pytest.mark.timeout(300)
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
 @given(sent=_DELETE_ANSWERS)

@@ -657,7 +657,8 @@ def test_of_two_records_of_an_earlier_release_that_share_an_account_none_stays_i
     twins = [make_sandbox(each, external_id="uuid-0a") for each in ("3100", "3101")]
     plain.memory.seed(*twins)
     plain.provider.accounts = [*World.accounts(2), make_account("3101", external_id="uuid-0a")]
-    plain.syncer.run()
+    result = plain.syncer.run()
+    assert (result.stale, result.overtaken) == (2, 0)
     assert {plain.record(each).status for each in ("3100", "3101")} == {Status.STALE}
     assert refused(plain) == [(RefusalReason.ID_TAKEN, "3101", "3100")]
     plain.clock.advance(plain.policy.stale_grace_sec + 1)
