@@ -429,7 +429,7 @@ def test_everything_is_closed_but_what_a_process_needs(name: str) -> None:
     assert closed["policyTypes"] == ["Ingress", "Egress"]
     assert set(closed) == {"podSelector", "policyTypes"}
     out = {port["port"] for rule in open_to(name, "egress") for port in rule["ports"]}
-    assert out == {53, 6379} | ({443} if process(name) in {"api", "worker"} else set())
+    assert out == {53, 6379} | ({443} if process(name) in {"api", "worker", "beat"} else set())
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)

@@ -62,6 +62,14 @@ def with_workers(
     return services
 
 
+def started_when_healthy(plan: Plan, scratch: Path) -> list[Program]:
+    """Return the services of `make run`; an API counts as started although it is not ready."""
+    return [
+        replace(each, ready_url=each.ready_url.replace("/readyz", "/healthz"))
+        for each in programs.services(plan, scratch)
+    ]
+
+
 class Stack:
     """A broker with engines, mock provider, table, API, worker and beat; use it in a `with` statement.
 

@@ -17,7 +17,7 @@ from broker_common.adapters.dynamo_transport import make_client
 from deploy.dev import programs
 from deploy.dev.processes import free_ports, wait_until
 from tests import wrong_clock
-from tests.e2e.stack import Stack, worker_program
+from tests.e2e.stack import Stack, started_when_healthy, worker_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,15 +80,6 @@ def empty(client: DynamoDBClient, table: str) -> None:
     for item in client.scan(TableName=table)["Items"]:
         if item["PK"] != LAYOUT_KEY["PK"]:
             client.delete_item(TableName=table, Key={"PK": item["PK"], "SK": item["SK"]})
-
-
-def started_when_healthy(plan: Plan, scratch: Path) -> list[Program]:
-    """Return the services of `make run`; an API counts as started although it is not ready."""
-    return [
-        replace(each, ready_url=each.ready_url.replace("/readyz", "/healthz"))
-        for each in programs.services(plan, scratch)
-        if each.name != "flower"
-    ]
 
 
 @pytest.mark.parametrize("change", [make_again, restore, lose_layout, empty])

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from deploy.dev.processes import ROOT, wait_until
-from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack, started_when_healthy
 from tests.observability.deployed import rules
 
 RUNBOOK = (ROOT / "deploy" / "RUNBOOK.md").read_text()
@@ -228,7 +228,8 @@ def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
         csp = {"CSP_BASE_URL": stack.csp_url, "CSP_API_TOKEN": stack.plan.env["CSP_API_TOKEN"]}
         assert "restore-table-to-point-in-time" in restore  # what AWS does there is played by the scan before
 
-        restored = Stack(tmp_path / "later", here | csp | {"DDB_TABLE_NAME": f"{TABLE}-restored"})
+        later = here | csp | {"DDB_TABLE_NAME": f"{TABLE}-restored"}
+        restored = Stack(tmp_path / "later", later, services=started_when_healthy)
         (tmp_path / "later").mkdir()
         restored.create_table()
         for record in [*rewound, {name: _plain(value) for name, value in json.loads(item).items()}]:

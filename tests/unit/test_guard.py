@@ -531,25 +531,32 @@ class TestCost:
             world.guard.check()
         assert world.store.calls["ping"] == 1
 
-    def test_others_go_on_while_one_thread_looks_and_wait_where_nothing_is_known(self) -> None:
+    @pytest.mark.parametrize(("age", "waits"), [(MAX_AGE_SEC, False), (HOUR, True)])
+    def test_while_one_thread_looks_others_go_on_with_what_is_young_and_wait_where_it_is_not(
+        self, age: float, waits: bool
+    ) -> None:
         world = World(wrap=FlakyStore)
-        store = world.store
-        assert isinstance(store, FlakyStore)
+        assert isinstance(world.store, FlakyStore)
         world.guard.check()
-        world.clock.advance(MAX_AGE_SEC)
-        come, let_through = store.hold_up()
-        looking = threading.Thread(target=world.guard.check)
-        looking.start()
+        world.memory.identity = "another"
+        world.clock.advance(age)
+        come, let_through = world.store.hold_up()
+        found: list[bool] = []
+        first, second = (threading.Thread(target=lambda: found.append(is_stopped(world.guard.check))) for _ in range(2))
+        first.start()
         assert come.wait(30)
-        world.guard.check()
-        world.clock.advance(HOUR)
-        waiting = threading.Thread(target=world.guard.check)
-        waiting.start()
+        looks = world.clock.count_looks()
+        second.start()
+        if waits:
+            for _ in range(3):  # whether it is due, whether what is known is young, how long to wait
+                assert looks.acquire(timeout=30)
+        else:
+            second.join(30)
         let_through.set()
-        looking.join(30)
-        waiting.join(30)
-        assert not looking.is_alive()
-        assert not waiting.is_alive()
+        first.join(30)
+        second.join(30)
+        assert found == ([True, True] if waits else [False, True])
+        assert world.memory.calls["ping"] == 2
 
     def test_an_unexpected_error_of_a_look_is_not_hidden_and_blocks_nobody(self) -> None:
         world = World(wrap=FlakyStore)
