@@ -13,8 +13,8 @@ from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.services import build_api_services
 from broker_common.settings import Process, Settings
-from tests.api.harness import ENVIRONMENT, Api, body_of, make_api, refusing
-from tests.fakes import START, FakeClock, MemoryStore, StoreWrapper
+from tests.api.harness import ENVIRONMENT, Api, body_of, error_of, make_api, refusing
+from tests.fakes import START, FakeClock, MemoryStore, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
     from broker_common.core.ports import SandboxStore, TableState
@@ -111,3 +111,34 @@ def test_a_process_that_is_about_to_stop_is_not_ready_and_still_serves(api: Api)
     assert body_of(answer)["status"] == "not_ready"
     assert api.call("GET", "/healthz").status_code == 200
     assert api.track("GET", "/v1/sandboxes").status_code == 200
+
+
+def test_a_process_whose_clock_is_wrong_allocates_nothing_and_answers_what_is_held(api: Api) -> None:
+    api.store.seed(make_sandbox("1"), make_sandbox("2"))
+    held = api.allocate("holder")
+    api.store._clock = FakeClock(START - 7200)
+    api.clock.advance(5)
+    answer = api.track("POST", "/v1/allocate", "another")
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["retry_after"]) == (503, "SERVICE_UNAVAILABLE", 5)
+    assert "clock is +7205 s" in error["message"]
+    again = api.track("POST", "/v1/allocate", "holder")
+    assert (again.status_code, body_of(again)) == (200, held)
+
+
+def test_on_another_table_a_process_is_not_ready_and_allocates_nothing(api: Api) -> None:
+    api.store.seed(make_sandbox("1"))
+    held = api.allocate("holder")["sandbox_id"]
+    api.store.identity = "another"
+    api.clock.advance(5)
+    for track in ("holder", "another"):
+        answer = api.track("POST", "/v1/allocate", track)
+        assert (answer.status_code, error_of(answer)["code"], error_of(answer)["retry_after"]) == (
+            503,
+            "TABLE_CHANGED",
+            30,
+        )
+    readiness = api.call("GET", "/readyz")
+    assert readiness.status_code == 503
+    assert "broker table accept" in body_of(readiness)["checks"]["table"]
+    assert api.track("GET", f"/v1/sandboxes/{held}", "holder").status_code == 200, "reads go on, as the table says"

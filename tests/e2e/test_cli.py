@@ -103,7 +103,10 @@ def test_the_table_can_be_created_as_often_as_you_like(broker: Callable[..., Res
         "table OfTheCli is created\n",
         "table OfTheCli was there already\n",
     ]
-    assert "OfTheCli has the layout of this version" in broker("check", **elsewhere).stdout
+    told = broker("check", **elsewhere)
+    assert told.exit_code == 1
+    assert "table     FAIL the table was replaced" in told.stdout, "Redis remembers another one"
+    assert "broker table accept" in told.stdout
 
 
 def test_a_table_that_cannot_be_created_is_one_line(broker: Callable[..., Result]) -> None:
