@@ -182,6 +182,15 @@ class RateChecked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordUnreadable:
+    """A stored record could not be read; said once a minute for each record by each process that meets it."""
+
+    error: str
+    sandbox_id: str | None = None
+    track_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCalled:
     """The store's engine was called once; `operation` is the engine's name for it."""
 
@@ -221,6 +230,7 @@ Event = (
     | DeleteEnded
     | JobEnded
     | RateChecked
+    | RecordUnreadable
     | StoreCalled
     | ProviderCalled
 )

@@ -191,7 +191,7 @@ def test_a_job_s_line_is_the_seed_s() -> None:
         (AllocateOutcome.NO_SANDBOXES, "NO_SANDBOXES_AVAILABLE", "info"),
         (AllocateOutcome.ERROR, "PAUSED", "info"),
         (AllocateOutcome.ERROR, "SERVICE_UNAVAILABLE", "warning"),
-        (AllocateOutcome.ERROR, "RECORD_UNREADABLE", "error"),
+        (AllocateOutcome.ERROR, "INTERNAL_ERROR", "error"),
         (AllocateOutcome.ERROR, None, "error"),
     ],
 )
