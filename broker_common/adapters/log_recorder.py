@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
-from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable
 from broker_common.core.events import (
     AccountSkipped,
     AllocateEnded,
@@ -25,6 +25,7 @@ from broker_common.core.events import (
     PoolSynced,
     ProviderCalled,
     RateChecked,
+    RecordUnreadable,
     StoreCalled,
 )
 from broker_common.core.jobs import Job
@@ -43,7 +44,6 @@ _JOB_ACTIONS = {
 _LEVELS_BY_CODE: dict[str | None, int] = {
     None: logging.ERROR,
     BrokerError.code: logging.ERROR,
-    UnreadableRecord.code: logging.ERROR,
     LayoutMismatch.code: logging.ERROR,
     StoreUnavailable.code: logging.WARNING,
 }
@@ -86,6 +86,13 @@ class LogRecorder:
                 self._write(logging.DEBUG, "Pool written", action=_JOB_ACTIONS[Job.SYNC], **details)
             case DeleteEnded():
                 self._write(_level(event.outcome), "Delete ended", action="delete", **details)
+            case RecordUnreadable():
+                self._write(
+                    logging.ERROR,
+                    "A stored record cannot be read, and is left as it is",
+                    action="read_record",
+                    **details,
+                )
             case JobEnded():
                 self._write(_level(event.outcome), event.message, **details)
             case _:

@@ -24,6 +24,7 @@ from broker_common.core.events import (
     ProviderCalled,
     RateChecked,
     RateOutcome,
+    RecordUnreadable,
     StoreCalled,
 )
 from broker_common.core.jobs import Job
@@ -69,6 +70,7 @@ class PrometheusApiRecorder:
         # A track's own next allocate may expire its old allocation on the spot.
         self._expired = _expired(registry)
         self._store_calls = _store_calls(registry)
+        self._unreadable = _unreadable(registry)
         self._limited = Counter("broker_rate_limited_total", "Requests refused by the rate limit", registry=registry)
         self._unchecked = Counter(
             "broker_rate_limit_unchecked_total",
@@ -91,6 +93,8 @@ class PrometheusApiRecorder:
                 self._expired.inc()
             case StoreCalled():
                 self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
+            case RecordUnreadable():
+                self._unreadable.inc()
             case RateChecked():
                 (self._limited if event.outcome is RateOutcome.LIMITED else self._unchecked).inc()
             case _:
@@ -123,6 +127,7 @@ class PrometheusJobRecorder:
         )
         self._expired = _expired(registry)
         self._store_calls = _store_calls(registry)
+        self._unreadable = _unreadable(registry)
         self._provider_calls = Histogram(
             "broker_csp_request_seconds",
             "Duration of calls to the provider, in seconds",
@@ -166,6 +171,8 @@ class PrometheusJobRecorder:
                 self._expired.inc()
             case StoreCalled():
                 self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
+            case RecordUnreadable():
+                self._unreadable.inc()
             case ProviderCalled():
                 self._provider_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
             case _:
@@ -194,6 +201,14 @@ def _counter(
 
 def _expired(registry: CollectorRegistry) -> Counter:
     return Counter("broker_expiry_marked_total", "Allocations that were expired", registry=registry)
+
+
+def _unreadable(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "broker_unreadable_records_total",
+        "Stored records that could not be read: each once a minute by each process that meets it",
+        registry=registry,
+    )
 
 
 def _store_calls(registry: CollectorRegistry) -> Histogram:
