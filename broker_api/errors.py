@@ -50,6 +50,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
     core.OutcomeUnknown: 503,
     core.StoreMisconfigured: 503,
     core.DeadlineExceeded: 503,
+    core.StoreRejected: 500,
     core.QueueUnavailable: 503,
     core.LayoutMismatch: 503,
     core.UnreadableRecord: 500,

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from broker_common.core import domain
 from broker_common.core.domain import ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
-from broker_common.core.errors import Conflict, InvalidInput, OutcomeUnknown, QueueUnavailable, StoreUnavailable
+from broker_common.core.errors import (
+    Conflict,
+    InvalidInput,
+    OutcomeUnknown,
+    QueueUnavailable,
+    StoreUnavailable,
+    UnreadableRecord,
+)
 from broker_common.core.ports import (
     ADD_AT_ONCE,
     AccountListing,
@@ -36,6 +43,7 @@ from broker_common.core.ports import (
     SandboxPage,
     SkippedAccount,
     TableState,
+    Unreadable,
     Watermark,
     WipeAnswer,
 )
@@ -52,6 +60,17 @@ Kind = TypeVar("Kind")
 
 START = 1_750_000_000
 """The Unix time at which a `FakeClock` starts."""
+SPOILED = "created_at is not a whole number that is not negative"
+"""Why a record cannot be read that `spoil` has struck."""
+
+LEASE: Mapping[str, Any] = {
+    "lease_id": "lease-1",
+    "allocated_to_track": "track-1",
+    "idempotency_key": "track-1",
+    "allocated_at": START,
+    "expires_at": START + 4 * 3600,
+}
+"""What an allocated record has at least."""
 
 
 class FakeClock:
@@ -118,6 +137,8 @@ def make_sandbox(sandbox_id: str = "2009521", *, status: Status = Status.AVAILAB
         updated_at=START - 3600,
         last_synced=START - 3600,
     )
+    if status is Status.ALLOCATED:
+        changes = {**LEASE, **changes}
     return replace(sandbox, status=status, **changes)
 
 
@@ -182,6 +203,16 @@ class MemoryStore:
         self.identity: str | None = "the-table"
         self.is_restored = False
         self.accepted_at = -1
+        self._spoiled: set[str] = set()
+        self._spoiled_claims: set[tuple[str, str]] = set()
+
+    def spoil(self, sandbox_id: str) -> None:
+        """Make a record unreadable, as a hand or a later release would; the index shows it as it was."""
+        self._spoiled.add(sandbox_id)
+
+    def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
+        """Make a claim unreadable."""
+        self._spoiled_claims.add((track_id, idempotency_key))
 
     def seed(self, *sandboxes: Sandbox) -> None:
         """Put records in place, whatever was there; an allocated one gets its claim."""
@@ -219,15 +250,17 @@ class MemoryStore:
 
     def get(self, sandbox_id: str) -> Sandbox | None:
         with self._called("get"):
+            self._check(sandbox_id)
             return self._records.get(sandbox_id)
 
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
         with self._called("get_claim"):
-            return self._claims.get((track_id, idempotency_key))
+            return self._claim(track_id, idempotency_key)
 
     def read_claims(self, track_id: str) -> list[Claim]:
         with self._called("read_claims"):
-            return [claim for claim in self._claims.values() if claim.track_id == track_id]
+            found = [self._claim(*key) for key in self._claims if key[0] == track_id]
+            return [claim for claim in found if claim]
 
     def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
         with self._called("read_available"):
@@ -257,10 +290,12 @@ class MemoryStore:
             if token in self._tokens:
                 assert self._tokens[token] == (candidate, claim), "a token names one frozen request"
                 return Allocated()
-            held = self._claims.get((claim.track_id, claim.idempotency_key))
+            held = self._claim(claim.track_id, claim.idempotency_key)
             if held is not None:
                 return ClaimHeld(held)
             sandbox = self._records.get(candidate.sandbox_id)
+            if candidate.sandbox_id in self._spoiled:
+                return CandidateGone(None)
             if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
                 return CandidateGone(sandbox)
             self._put(sandbox.sandbox_id, domain.allocate(sandbox, claim))
@@ -283,6 +318,7 @@ class MemoryStore:
             for sandbox in sandboxes:
                 current = self._records.get(sandbox.sandbox_id)
                 if current is not None and (len(sandboxes) > 1 or current != sandbox):
+                    self._check(sandbox.sandbox_id)
                     raise Conflict(f"sandbox {sandbox.sandbox_id} has a record", current=current)
                 self._check_account(sandbox)
             for sandbox in sandboxes:
@@ -308,13 +344,15 @@ class MemoryStore:
             if current is None:
                 return
             if (current.status, current.version) != (before.status, before.version):
+                self._check(before.sandbox_id)
                 raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
             self._put(before.sandbox_id, None)
             self._leave_account(before)
 
     def read_all(self) -> Pool:
         with self._called("read_all"):
-            return Pool(tuple(self._records.values()), dict(self._accounts))
+            readable = [record for record in self._records.values() if record.sandbox_id not in self._spoiled]
+            return Pool(tuple(readable), dict(self._accounts))
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         with self._called("read_due"):
@@ -335,7 +373,11 @@ class MemoryStore:
             )
         rest = [sandbox for sandbox in listed if sandbox.sandbox_id > after]
         page = tuple(rest[:limit])
-        return SandboxPage(page, _write_cursor(status, page[-1].sandbox_id) if len(rest) > limit else None)
+        return SandboxPage(
+            tuple(each for each in page if each.sandbox_id not in self._spoiled),
+            _write_cursor(status, page[-1].sandbox_id) if len(rest) > limit else None,
+            tuple(Unreadable(each.sandbox_id, SPOILED) for each in page if each.sandbox_id in self._spoiled),
+        )
 
     def count(self) -> Mapping[Status, int]:
         with self._called("count"):
@@ -396,6 +438,15 @@ class MemoryStore:
             self.calls[method] += 1
             yield
 
+    def _check(self, sandbox_id: str) -> None:
+        if sandbox_id in self._spoiled:
+            raise UnreadableRecord(f"sandbox {sandbox_id!r}", SPOILED, sandbox_id=sandbox_id)
+
+    def _claim(self, track_id: str, idempotency_key: str) -> Claim | None:
+        if (track_id, idempotency_key) in self._spoiled_claims:
+            raise UnreadableRecord(f"a claim of track {track_id!r}", SPOILED, track_id=track_id)
+        return self._claims.get((track_id, idempotency_key))
+
     def _segment(self, sandbox_id: str) -> int:
         return zlib.crc32(sandbox_id.encode()) % self._shards
 
@@ -419,6 +470,7 @@ class MemoryStore:
             return False
         expected = (before.status, before.version, before.lease_id)
         if current is None or (current.status, current.version, current.lease_id) != expected:
+            self._check(before.sandbox_id)
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
         if after.account_key != before.account_key:
             self._check_account(after)

@@ -10,19 +10,26 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import zlib
-from dataclasses import fields
-from typing import Any
+from dataclasses import MISSING, dataclass, fields
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
-from broker_common.core.errors import InvalidInput, InvalidTransition, UnreadableRecord
+from broker_common.core.errors import InvalidInput, InvalidTransition, StoreUnavailable, UnreadableRecord
 from broker_common.core.ports import Pauses, Watermark
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Item = dict[str, Any]
 """An item, key or set of values."""
 
 SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
 PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
+ELSEWHERE = "elsewhere"
+"""The part of a listing that has what stands nowhere in the index where this release looks."""
 
 
 def shard_of(sandbox_id: str, shards: int) -> int:
@@ -74,32 +81,6 @@ def encode(value: str | int | bool) -> Item:
     return {"S": str(value)} if isinstance(value, str) else {"N": str(value)}
 
 
-def decode(value: Item) -> str | int | bool:
-    """Return the value of an attribute."""
-    ((kind, content),) = value.items()
-    return int(content) if kind == "N" else content
-
-
-class BadField(ValueError):
-    """A field of one of the pool's own records is missing, or not what it must be; the message names it."""
-
-
-def read_integer(item: Item, name: str) -> int:
-    """Return a field that is a whole number; raises `BadField`."""
-    try:
-        return int(item[name]["N"])
-    except (KeyError, TypeError, ValueError):
-        raise BadField(f"{name} must be a whole number") from None
-
-
-def read_text(item: Item, name: str) -> str:
-    """Return a field that is a text; raises `BadField`."""
-    text = item[name].get("S")
-    if not isinstance(text, str):
-        raise BadField(f"{name} must be a text")
-    return text
-
-
 def encode_sandbox(sandbox: Sandbox, shards: int) -> Item:
     """Return a sandbox's whole item; fields that are None are left out."""
     item = {each.name: encode(value) for each in fields(Sandbox) if (value := getattr(sandbox, each.name)) is not None}
@@ -112,19 +93,29 @@ def encode_account(sandbox: Sandbox) -> Item:
     return {**account_item_key(sandbox.account_key), "sandbox_id": {"S": sandbox.sandbox_id}}
 
 
-def decode_sandbox(item: Item) -> Sandbox:
-    """Return the sandbox of an item; attributes that this version does not know are ignored.
+def decode_sandbox(item: Item, shards: int) -> Sandbox:
+    """Return the sandbox of an item; attributes that this release does not know are ignored.
 
-    Raises `UnreadableRecord`, for example for a status that only a later version knows.
+    Raises `UnreadableRecord`, for example for a status that only a later release knows. What it returns can be written:
+    its key, its version and its place in the index are those that the conditions of writes name.
     """
+    sandbox_id = sandbox_id_of(item)
     try:
-        values: dict[str, Any] = {each.name: decode(item[each.name]) for each in fields(Sandbox) if each.name in item}
+        values = read_fields(item, _SANDBOX_FIELDS)
         values["status"] = Status(values["status"])
         if "deletion_reason" in values:
             values["deletion_reason"] = DeletionReason(values["deletion_reason"])
-        return Sandbox(**values)
-    except (InvalidTransition, KeyError, TypeError, ValueError) as error:
-        raise UnreadableRecord(f"the record {item.get('PK', {}).get('S')!r} cannot be read: {error}") from error
+        sandbox = Sandbox(**values)
+        if sandbox.sandbox_id != sandbox_id:
+            raise ValueError("sandbox_id is not that of its key")
+        if item.get("status_key") != {"S": status_key(sandbox.status, shard_of(sandbox_id, shards))}:
+            raise ValueError("status_key does not follow from its status")
+        if sandbox.status is Status.ALLOCATED:
+            for name in _LEASE_FIELDS - values.keys():
+                raise ValueError(f"{name} is missing")
+    except (InvalidTransition, ValueError) as error:
+        raise UnreadableRecord(f"sandbox {sandbox_id!r}", str(error), sandbox_id=sandbox_id) from error
+    return sandbox
 
 
 def encode_claim(claim: Claim) -> Item:
@@ -134,21 +125,41 @@ def encode_claim(claim: Claim) -> Item:
 
 
 def decode_claim(item: Item) -> Claim:
-    """Return the claim of an item."""
-    values: dict[str, Any] = {each.name: decode(item[each.name]) for each in fields(Claim) if each.name in item}
-    return Claim(**values)
+    """Return the claim of an item; raises `UnreadableRecord`."""
+    track_id = item["PK"]["S"].removeprefix("TRACK#")
+    try:
+        claim = Claim(**read_fields(item, _CLAIM_FIELDS))
+        if claim_key(claim.track_id, claim.idempotency_key) != {name: item.get(name) for name in ("PK", "SK")}:
+            raise ValueError("track_id and idempotency_key are not those of its key")
+    except ValueError as error:
+        raise UnreadableRecord(f"a claim of track {track_id!r}", str(error), track_id=track_id) from error
+    return claim
 
 
 def decode_candidate(item: Item) -> Candidate:
-    """Return the candidate of an item of the index."""
-    sfdc_account_id = item.get("sfdc_account_id")
-    return Candidate(
-        sandbox_id=sandbox_id_of(item),
-        version=int(item["version"]["N"]),
-        name=item["name"]["S"],
-        external_id=item["external_id"]["S"],
-        sfdc_account_id=sfdc_account_id["S"] if sfdc_account_id else None,
-    )
+    """Return the candidate of an item of the index; raises `UnreadableRecord`."""
+    sandbox_id = sandbox_id_of(item)
+    try:
+        return Candidate(sandbox_id=sandbox_id, **read_fields(item, _CANDIDATE_FIELDS))
+    except ValueError as error:
+        raise UnreadableRecord(f"sandbox {sandbox_id!r}", str(error), sandbox_id=sandbox_id) from error
+
+
+def decode_requested_at(item: Item) -> int | None:
+    """Return when the deletion of an item of the index was asked for; raises `UnreadableRecord`."""
+    sandbox_id = sandbox_id_of(item)
+    try:
+        return read_fields(item, _REQUESTED_AT).get("deletion_requested_at")
+    except ValueError as error:
+        raise UnreadableRecord(f"sandbox {sandbox_id!r}", str(error), sandbox_id=sandbox_id) from error
+
+
+def order_of(item: Item) -> int:
+    """Return the `status_order` of an item or key of the index, rounded up where a hand gave it a fraction."""
+    try:
+        return math.ceil(Decimal(item["status_order"]["N"]))
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise StoreUnavailable("DynamoDB did not answer: a key of the index without its order") from error
 
 
 def encode_watermark(watermark: Watermark) -> Item:
@@ -157,31 +168,32 @@ def encode_watermark(watermark: Watermark) -> Item:
 
 
 def decode_watermark(item: Item) -> Watermark:
-    """Return the watermark of an item; raises `BadField`."""
-    return Watermark(read_integer(item, "synced_at"), read_integer(item, "accounts"))
+    """Return the watermark of an item; raises `UnreadableRecord`."""
+    try:
+        return Watermark(**read_fields(item, _WATERMARK_FIELDS))
+    except ValueError as error:
+        raise UnreadableRecord("the record of the last sync", str(error)) from error
 
 
 def synced_at_of(item: Item) -> int:
     """Return when the watermark of an item says that a sync succeeded; 0 where that cannot be read."""
     try:
-        return read_integer(item, "synced_at")
-    except BadField:
+        return decode_watermark(item).synced_at
+    except UnreadableRecord:
         return 0
 
 
 def decode_pauses(item: Item | None) -> Pauses:
-    """Return the pauses of an item; what it does not name is not paused. Raises `BadField`."""
-    known = {each.name for each in fields(Pauses)}
-    given = {name: value for name, value in (item or {}).items() if name in known}
-    for name, value in given.items():
-        if "BOOL" not in value:
-            raise BadField(f"{name} must be a boolean")
-    return Pauses(**{name: value["BOOL"] for name, value in given.items()})
+    """Return the pauses of an item; what it does not name is not paused. Raises `UnreadableRecord`."""
+    try:
+        return Pauses(**read_fields(item or {}, _PAUSES_FIELDS))
+    except ValueError as error:
+        raise UnreadableRecord("the record of what is paused", str(error)) from error
 
 
 def encode_cursor(status: Status | None, part: str, start: Item | None) -> str:
-    """Return an opaque cursor for a listing of `status` that goes on in index partition `part` after `start`."""
-    after = [sandbox_id_of(start), int(start["status_order"]["N"])] if start else None
+    """Return an opaque cursor for a listing of `status` that goes on in `part` after `start`, a key of the index or not."""
+    after = [sandbox_id_of(start), order_of(start) if "status_order" in start else None] if start else None
     text = json.dumps([status, part, after], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
@@ -197,6 +209,129 @@ def decode_cursor(cursor: str, status: Status | None, parts: list[str]) -> tuple
         at, sandbox_id, order = None, None, None
     if at is not None and sandbox_id is None and order is None:
         return at, None
-    if at is not None and isinstance(sandbox_id, str) and type(order) is int and 0 <= order < ORDER_LIMIT:
-        return at, index_key(sandbox_id, parts[at], order)
+    if at is not None and isinstance(sandbox_id, str):
+        if parts[at] == ELSEWHERE and order is None:
+            return at, sandbox_key(sandbox_id)
+        if parts[at] != ELSEWHERE and type(order) is int and 0 <= order < ORDER_LIMIT:
+            return at, index_key(sandbox_id, parts[at], order)
     raise InvalidInput("cursor: was not given by this listing")
+
+
+# -- what fields a record has
+
+_TAGS = {str: "S", int: "N", bool: "BOOL", Status: "S", DeletionReason: "S"}
+_NOUNS = {"S": "a text", "N": "a whole number that is not negative", "BOOL": "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """An attribute of a record: its name, DynamoDB's name of its type, and whether it may be missing."""
+
+    name: str
+    tag: str
+    is_required: bool
+
+
+def fields_of(record: type) -> tuple[_Field, ...]:
+    hints = get_type_hints(record)
+    return tuple(
+        _Field(each.name, _TAGS[(get_args(hints[each.name]) or (hints[each.name],))[0]], each.default is MISSING)
+        for each in fields(record)
+    )
+
+
+_SANDBOX_FIELDS = fields_of(Sandbox)
+_REQUESTED_AT = tuple(each for each in _SANDBOX_FIELDS if each.name == "deletion_requested_at")
+_CLAIM_FIELDS = fields_of(Claim)
+_CANDIDATE_FIELDS = tuple(each for each in fields_of(Candidate) if each.name != "sandbox_id")
+_WATERMARK_FIELDS = fields_of(Watermark)
+_PAUSES_FIELDS = fields_of(Pauses)
+_LEASE_FIELDS = {"lease_id", "allocated_to_track", "idempotency_key", "allocated_at", "expires_at"}
+
+
+def read_fields(item: Item, expected: Iterable[_Field]) -> dict[str, Any]:
+    """Return the values of these attributes; raises `ValueError` for the first that is missing or of another type."""
+    values: dict[str, Any] = {}
+    for each in expected:
+        attribute = item.get(each.name)
+        if attribute is None:
+            if each.is_required:
+                raise ValueError(f"{each.name} is missing")
+            continue
+        content = attribute.get(each.tag)
+        if each.tag == "N":
+            content = _whole(content, exactly=each.name == "version")
+        elif type(content) is not (bool if each.tag == "BOOL" else str):
+            content = None
+        if content is None:
+            raise ValueError(f"{each.name} is not {_NOUNS[each.tag]}")
+        values[each.name] = content
+    return values
+
+
+def _whole(content: object, *, exactly: bool) -> int | None:
+    """Return a number's whole part, or None if it is not one of ours.
+
+    Conditions of writes name the version, so that it must be stored just as it is written.
+    """
+    if not isinstance(content, str):
+        return None
+    number = int(content) if content.isascii() and content.isdigit() else _floor(content)
+    return number if 0 <= number < ORDER_LIMIT and (not exactly or content == str(number)) else None
+
+
+def _floor(content: str) -> int:
+    try:
+        return math.floor(Decimal(content))
+    except (ArithmeticError, ValueError):
+        return -1
+
+
+def _allocatable() -> str:
+    """Return the condition that a record is available and clean, and that `decode_sandbox` can read all of it."""
+    reasons = ", ".join(f":{reason.name}" for reason in DeletionReason)
+    special = {
+        "status": "#status = :available",
+        "sandbox_id": "sandbox_id = :sandbox_id",
+        "dirty": "dirty = :clean",
+        "deletion_reason": f"deletion_reason IN ({reasons})",
+    }
+    usual = {
+        "N": "{0} BETWEEN :zero AND :highest",
+        "S": "attribute_type({0}, :text)",
+        "BOOL": "attribute_type({0}, :bool)",
+    }
+    terms = []
+    for each in _SANDBOX_FIELDS:
+        name = f"#{each.name}" if f"#{each.name}" in _ALLOCATABLE_NAMES else each.name
+        term = special.get(each.name) or usual[each.tag].format(name)
+        terms.append(term if each.is_required else f"(attribute_not_exists({name}) OR {term})")
+    return " AND ".join(terms)
+
+
+_ALLOCATABLE_NAMES = {"#status": "status", "#name": "name"}
+"""Those of our attributes that are reserved words of DynamoDB's."""
+_ALLOCATABLE = _allocatable()
+_ALLOCATABLE_VALUES = {
+    ":available": encode(Status.AVAILABLE),
+    ":clean": encode(False),  # noqa: FBT003 - the value itself
+    ":zero": encode(0),
+    ":highest": encode(ORDER_LIMIT - 1),
+    ":text": encode("S"),
+    ":bool": encode("BOOL"),
+    **{f":{reason.name}": encode(reason) for reason in DeletionReason},
+}
+
+
+def only_if_allocatable(update: Item, sandbox_id: str) -> Item:
+    """Return the update with the further condition that the record is available and clean, and can be read.
+
+    The index shows little of a record: what it shows may be in order where the record is not.
+    """
+    return update | {
+        "ConditionExpression": f"{update['ConditionExpression']} AND {_ALLOCATABLE}",
+        "ExpressionAttributeNames": _ALLOCATABLE_NAMES | update["ExpressionAttributeNames"],
+        "ExpressionAttributeValues": update["ExpressionAttributeValues"]
+        | _ALLOCATABLE_VALUES
+        | {":sandbox_id": encode(sandbox_id)},
+    }

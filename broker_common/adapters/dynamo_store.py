@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+import math
+import threading
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from broker_common.adapters.dynamo_items import (
+    ELSEWHERE,
     PAUSE_KEY,
     SYNC_KEY,
-    BadField,
     Item,
     account_item_key,
     account_key_of,
@@ -18,6 +19,7 @@ from broker_common.adapters.dynamo_items import (
     decode_claim,
     decode_cursor,
     decode_pauses,
+    decode_requested_at,
     decode_sandbox,
     decode_watermark,
     encode,
@@ -27,6 +29,8 @@ from broker_common.adapters.dynamo_items import (
     encode_sandbox,
     encode_watermark,
     index_key,
+    only_if_allocatable,
+    order_of,
     sandbox_id_of,
     sandbox_key,
     shard_of,
@@ -48,10 +52,12 @@ from broker_common.core.domain import (
 from broker_common.core.errors import (
     Conflict,
     LayoutMismatch,
+    OutcomeUnknown,
     StoreMisconfigured,
     StoreUnavailable,
     UnreadableRecord,
 )
+from broker_common.core.events import RecordUnreadable
 from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
 from broker_common.core.ports import (
@@ -66,6 +72,7 @@ from broker_common.core.ports import (
     RingPosition,
     SandboxPage,
     TableState,
+    Unreadable,
     Watermark,
 )
 
@@ -82,10 +89,13 @@ _BATCH = 100
 _PAGE = 1000
 """Items of one page of a query or scan: some 400 KB, answered well within the time of one call, as 1 MB may not be."""
 _COUNT_THREADS = 8
+_IN_ORDER: Item = {":zero": {"N": "0"}, ":highest": {"N": str(ORDER_LIMIT - 1)}}
+_SAY_AGAIN_SEC = 60.0
+_SAID = 1000
+"""Unreadable records remembered as said; with more, all are said again."""
 
-Value = TypeVar("Value")
-
-_log = logging.getLogger(__name__)
+Source = TypeVar("Source")
+Record = TypeVar("Record")
 
 
 class DynamoStore:
@@ -107,6 +117,9 @@ class DynamoStore:
         self._clock = clock
         self._rng = rng
         self._shards = shards
+        self._recorder = recorder
+        self._said_at: dict[str, float] = {}
+        self._saying = threading.Lock()
         self._transport = DynamoTransport(
             client, table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
         )
@@ -119,18 +132,18 @@ class DynamoStore:
     def get(self, sandbox_id: str) -> Sandbox | None:
         """Implement the port: a consistent read."""
         item = self._get(sandbox_key(sandbox_id))
-        return decode_sandbox(item) if item else None
+        return self._sandbox(item) if item else None
 
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
         """Implement the port: a consistent read."""
         item = self._get(claim_key(track_id, idempotency_key))
-        return decode_claim(item) if item else None
+        return self._read(decode_claim, item) if item else None
 
     def read_claims(self, track_id: str) -> list[Claim]:
         """Implement the port: a consistent query of the track's partition."""
         any_of_them = claim_key(track_id, "")
         return [
-            decode_claim(item)
+            self._read(decode_claim, item)
             for item in self._query(
                 ConsistentRead=True,
                 KeyConditionExpression="PK = :track AND begins_with(SK, :claim)",
@@ -146,8 +159,12 @@ class DynamoStore:
             "TableName": self._table,
             "IndexName": INDEX,
             "Limit": limit,
-            "KeyConditionExpression": "status_key = :status AND status_order >= :order",
-            "ExpressionAttributeValues": {":status": {"S": part}, ":order": {"N": str(order)}},
+            "KeyConditionExpression": "status_key = :status AND status_order BETWEEN :order AND :highest",
+            "ExpressionAttributeValues": {
+                ":status": {"S": part},
+                ":order": {"N": str(order)},
+                ":highest": {"N": str(ORDER_LIMIT - 1)},
+            },
         }
         if position.after is not None:
             request["ExclusiveStartKey"] = index_key(position.after, part, order)
@@ -156,9 +173,9 @@ class DynamoStore:
             request["ExpressionAttributeNames"] = {"#name": "name"}
             request["ExpressionAttributeValues"][":prefix"] = {"S": prefix}
         answer = self._transport.read("query", **request)
-        candidates = tuple(decode_candidate(item) for item in answer["Items"])
+        candidates = tuple(found for item in answer["Items"] if (found := self._readable(decode_candidate, item)))
         if last := answer.get("LastEvaluatedKey"):
-            at = shard * ORDER_LIMIT + int(last["status_order"]["N"])
+            at = shard * ORDER_LIMIT + order_of(last)
             return AvailablePage(candidates, RingPosition(at, sandbox_id_of(last)), at - position.at)
         end = (shard + 1) * ORDER_LIMIT
         return AvailablePage(candidates, RingPosition(end % self.ring_size), end - position.at)
@@ -167,6 +184,7 @@ class DynamoStore:
         """Implement the port: one TransactWriteItems, sent once."""
         version = candidate.version
         changes = allocation_changes(claim, version=version)
+        update = self._update(candidate.sandbox_id, Status.AVAILABLE, version, changes)
         reasons = self._transport.transact_once(
             ClientRequestToken=token,
             TransactItems=[
@@ -178,16 +196,22 @@ class DynamoStore:
                         "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
                     }
                 },
-                {"Update": self._update(candidate.sandbox_id, Status.AVAILABLE, version, changes)},
+                {"Update": only_if_allocatable(update, candidate.sandbox_id)},
             ],
         )
         if reasons is None:
             return Allocated()
         held, taken = reasons
         if held["Code"] == "ConditionalCheckFailed":
-            return ClaimHeld(decode_claim(held["Item"]))
+            if not held.get("Item"):
+                raise OutcomeUnknown("DynamoDB says that there is a claim, and does not show it")
+            return ClaimHeld(self._read(decode_claim, held["Item"]))
         if taken["Code"] == "ConditionalCheckFailed":
-            return CandidateGone(decode_sandbox(taken["Item"]) if taken.get("Item") else None)
+            return CandidateGone(self._readable(self._decode, taken["Item"]) if taken.get("Item") else None)
+        if "ValidationError" in {held["Code"], taken["Code"]}:
+            # Its record is too large for what an allocation adds.
+            self._say(UnreadableRecord("", "it cannot be written", sandbox_id=candidate.sandbox_id))
+            return CandidateGone(None)
         return Contended()
 
     def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
@@ -258,7 +282,7 @@ class DynamoStore:
             self._settle(before, None, failed[0].get("Item"))
 
     def read_all(self) -> Pool:
-        """Implement the port: one consistent scan. A record that cannot be read is logged and left out."""
+        """Implement the port: one consistent scan."""
         sandboxes: list[Sandbox] = []
         accounts: dict[str, str] = {}
         for item in self._pages(
@@ -267,10 +291,10 @@ class DynamoStore:
             FilterExpression="SK = :meta OR SK = :account",
             ExpressionAttributeValues={":meta": {"S": "META"}, ":account": {"S": "ACCOUNT"}},
         ):
-            if (account := account_key_of(item)) is None:
-                sandboxes += _readable(item)
-            else:
+            if (account := account_key_of(item)) is not None:
                 accounts[account] = item["sandbox_id"]["S"]
+            elif sandbox := self._readable(self._decode, item):
+                sandboxes.append(sandbox)
         return Pool(tuple(sandboxes), accounts)
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
@@ -288,19 +312,23 @@ class DynamoStore:
                 yield sandbox_id_of(item)
 
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-        """Implement the port: keys from the index, then consistent reads of the records."""
-        parts = [
-            status_key(each, shard) for each in ([status] if status else list(Status)) for shard in range(self._shards)
-        ]
+        """Implement the port: keys from the index, then consistent reads of the records; last, what it does not have."""
+        places = [status_key(each, shard) for each in ([status] if status else Status) for shard in range(self._shards)]
+        parts = places if status else [*places, ELSEWHERE]
         part, start = decode_cursor(cursor, status, parts) if cursor is not None else (0, None)
         ids: list[str] = []
         while part < len(parts) and len(ids) < limit:
+            if parts[part] == ELSEWHERE:
+                if not ids:
+                    ids, start = self._find_elsewhere(places, start, limit=limit)
+                    part += 0 if start else 1
+                break
             request: Item = {
                 "TableName": self._table,
                 "IndexName": INDEX,
                 "Limit": limit - len(ids),
-                "KeyConditionExpression": "status_key = :status",
-                "ExpressionAttributeValues": {":status": {"S": parts[part]}},
+                "KeyConditionExpression": "status_key = :status AND status_order BETWEEN :zero AND :highest",
+                "ExpressionAttributeValues": {":status": {"S": parts[part]}, **_IN_ORDER},
                 "ProjectionExpression": "PK",
             }
             if start:
@@ -309,9 +337,10 @@ class DynamoStore:
             ids += [sandbox_id_of(item) for item in answer["Items"]]
             start = answer.get("LastEvaluatedKey")
             part += 0 if start else 1
-        found = self._get_many(ids)
+        found, unreadable = self._get_many(ids)
         sandboxes = tuple(each for each in found if status is None or each.status is status)
-        return SandboxPage(sandboxes, encode_cursor(status, parts[part], start) if part < len(parts) else None)
+        more = encode_cursor(status, parts[part], start) if part < len(parts) else None
+        return SandboxPage(sandboxes, more, tuple(unreadable))
 
     def count(self) -> Mapping[Status, int]:
         """Implement the port: a counting query a status and shard."""
@@ -341,23 +370,22 @@ class DynamoStore:
 
     def oldest_pending_deletion(self) -> int | None:
         """Implement the port: the least of what the index projects."""
-        asked = [
-            int(item["deletion_requested_at"]["N"])
+        asked = (
+            self._readable(decode_requested_at, item)
             for shard in range(self._shards)
             for item in self._query(
                 IndexName=INDEX,
                 KeyConditionExpression="status_key = :status",
                 ExpressionAttributeValues={":status": {"S": status_key(Status.PENDING_DELETION, shard)}},
-                ProjectionExpression="deletion_requested_at",
+                ProjectionExpression="PK, deletion_requested_at",
             )
-            if "deletion_requested_at" in item
-        ]
-        return min(asked, default=None)
+        )
+        return min((each for each in asked if each is not None), default=None)
 
     def read_watermark(self) -> Watermark | None:
         """Implement the port: a consistent read."""
         item = self._get(SYNC_KEY)
-        return _own_record(decode_watermark, item) if item else None
+        return self._readable(decode_watermark, item) if item else None
 
     def write_watermark(self, watermark: Watermark) -> None:
         """Implement the port: a put on the condition that time goes forward."""
@@ -374,7 +402,7 @@ class DynamoStore:
 
     def read_pauses(self) -> Pauses:
         """Implement the port: a consistent read."""
-        return _own_record(decode_pauses, self._get(PAUSE_KEY))
+        return self._read(decode_pauses, self._get(PAUSE_KEY))
 
     def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
         """Implement the port: one update of the named attributes only."""
@@ -389,7 +417,7 @@ class DynamoStore:
             ExpressionAttributeValues={f":{name}": {"BOOL": value} for name, value in changes.items()},
             ReturnValues="ALL_NEW",
         )
-        return _own_record(decode_pauses, answer["Attributes"])
+        return self._read(decode_pauses, answer["Attributes"])
 
     def ping(self) -> TableState:
         """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""
@@ -467,8 +495,8 @@ class DynamoStore:
             raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
         try:
             layout = decode_layout(item)
-        except BadField as error:
-            raise LayoutMismatch(f"the layout record of table {self._table!r} cannot be read: {error}") from error
+        except UnreadableRecord as error:
+            raise LayoutMismatch(f"table {self._table!r}: {error.message}") from error
         if layout.shards != self._shards:
             raise LayoutMismatch(
                 f"table {self._table!r} is laid out for {layout.shards} shards, and this process for {self._shards}"
@@ -594,7 +622,7 @@ class DynamoStore:
 
     def _settle(self, before: Sandbox | None, after: Sandbox | None, item: Item | None) -> None:
         """Decide about a failed condition: what is stored may be our own write, whose first answer was lost."""
-        current = decode_sandbox(item) if item else None
+        current = self._sandbox(item) if item else None
         if current != after:
             known = before or after
             raise Conflict(
@@ -609,20 +637,81 @@ class DynamoStore:
         item: Item | None = answer.get("Item")
         return item
 
-    def _get_many(self, sandbox_ids: list[str]) -> list[Sandbox]:
+    def _get_many(self, sandbox_ids: list[str]) -> tuple[list[Sandbox], list[Unreadable]]:
+        """Return the records of these ids that can be read, in order, and those that cannot."""
         found: dict[str, Sandbox] = {}
+        unreadable: list[Unreadable] = []
         wanted = [sandbox_key(each) for each in dict.fromkeys(sandbox_ids)]
         backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0)
         while wanted:
             request = {self._table: {"Keys": wanted[:_BATCH], "ConsistentRead": True}}
             answer = self._transport.read("batch_get_item", RequestItems=request)
-            for item in answer["Responses"][self._table]:
-                found |= {sandbox.sandbox_id: sandbox for sandbox in _readable(item)}
+            for item in answer["Responses"].get(self._table, []):
+                try:
+                    found[sandbox_id_of(item)] = self._sandbox(item)
+                except UnreadableRecord as error:
+                    unreadable.append(Unreadable(sandbox_id_of(item), error.reason))
             unread = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
             wanted = unread + wanted[_BATCH:]
             if unread:
                 backoff.pause(StoreUnavailable("the table is throttled"))
-        return [found[each] for each in sandbox_ids if each in found]
+        return [found[each] for each in sandbox_ids if each in found], unreadable
+
+    def _find_elsewhere(self, places: list[str], start: Item | None, *, limit: int) -> tuple[list[str], Item | None]:
+        """Return the next ids of sandboxes that stand at none of these places of the index, and where to read on.
+
+        Looks at a thousand items, so that it may find none and yet not be at the end.
+        """
+        names = {f":place{number}": {"S": place} for number, place in enumerate(places)}
+        request: Item = {
+            "TableName": self._table,
+            "Limit": _PAGE,
+            "FilterExpression": "SK = :meta AND (attribute_not_exists(status_key) OR attribute_not_exists(status_order)"
+            f" OR NOT status_order BETWEEN :zero AND :highest OR NOT status_key IN ({', '.join(names)}))",
+            "ExpressionAttributeValues": {":meta": {"S": "META"}, **_IN_ORDER, **names},
+            "ProjectionExpression": "PK, SK",
+        }
+        if start:
+            request["ExclusiveStartKey"] = start
+        answer = self._transport.read("scan", **request)
+        found = answer["Items"]
+        if len(found) > limit:
+            return [sandbox_id_of(item) for item in found[:limit]], sandbox_key(sandbox_id_of(found[limit - 1]))
+        return [sandbox_id_of(item) for item in found], answer.get("LastEvaluatedKey")
+
+    def _sandbox(self, item: Item) -> Sandbox:
+        return self._read(self._decode, item)
+
+    def _decode(self, item: Item) -> Sandbox:
+        return decode_sandbox(item, self._shards)
+
+    def _read(self, decode: Callable[[Source], Record], item: Source) -> Record:
+        """Decode an item, and say it if that cannot be done; raises `UnreadableRecord`."""
+        try:
+            return decode(item)
+        except UnreadableRecord as error:
+            self._say(error)
+            raise
+
+    def _readable(self, decode: Callable[[Item], Record], item: Item) -> Record | None:
+        """Decode an item, or say that it cannot be read and return None: it is nobody else's trouble."""
+        try:
+            return self._read(decode, item)
+        except UnreadableRecord:
+            return None
+
+    def _say(self, error: UnreadableRecord) -> None:
+        """Record that a record cannot be read, once a minute."""
+        now = self._clock.monotonic()
+        with self._saying:
+            if now - self._said_at.get(error.message, -math.inf) < _SAY_AGAIN_SEC:
+                return
+            if len(self._said_at) >= _SAID:
+                self._said_at.clear()
+            self._said_at[error.message] = now
+        self._recorder.record(
+            RecordUnreadable(error=error.message, sandbox_id=error.sandbox_id, track_id=error.track_id)
+        )
 
     def _query(self, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
         return self._pages("query", **request)
@@ -639,20 +728,3 @@ class DynamoStore:
 
 def _has_failed(reason: Item) -> bool:
     return bool(reason["Code"] == "ConditionalCheckFailed")
-
-
-def _own_record(decode: Callable[[Any], Value], item: Item | None) -> Value:
-    """Decode one of the pool's own records, which a person must repair where it cannot be read."""
-    try:
-        return decode(item)
-    except BadField as error:
-        key = f"{(item or {})['PK']['S']}/{(item or {})['SK']['S']}"
-        raise StoreMisconfigured(f"the record {key} cannot be read: {error}; correct it, or delete it") from error
-
-
-def _readable(item: Item) -> Iterator[Sandbox]:
-    """Yield the sandbox of an item, or log why it cannot be read: one bad record never stops a run or a listing."""
-    try:
-        yield decode_sandbox(item)
-    except UnreadableRecord as error:
-        _log.error("%s", error.message)

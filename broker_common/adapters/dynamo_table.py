@@ -6,7 +6,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from broker_common.adapters.dynamo_items import read_integer, read_text
+from broker_common.adapters.dynamo_items import fields_of, read_fields
+from broker_common.core.errors import UnreadableRecord
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -30,19 +31,20 @@ class Layout:
     """The layout record; `table_id` is the engine's own id of the table that it was written for."""
 
     shards: int
-    identity: str | None
-    table_id: str | None
-    accepted_at: int | None
+    identity: str | None = None
+    table_id: str | None = None
+    accepted_at: int | None = None
+
+
+_LAYOUT_FIELDS = fields_of(Layout)
 
 
 def decode_layout(item: Item) -> Layout:
-    """Return the layout of an item; raises `BadField`."""
-    return Layout(
-        shards=read_integer(item, "shards"),
-        identity=read_text(item, "identity") if "identity" in item else None,
-        table_id=read_text(item, "table_id") if "table_id" in item else None,
-        accepted_at=read_integer(item, "accepted_at") if "accepted_at" in item else None,
-    )
+    """Return the layout of an item; raises `UnreadableRecord`."""
+    try:
+        return Layout(**read_fields(item, _LAYOUT_FIELDS))
+    except ValueError as error:
+        raise UnreadableRecord("the layout record", str(error)) from error
 
 
 def index_problem(description: Item) -> str | None:

@@ -5,23 +5,35 @@ What is asked for, and what an answer means for the pool, is `dynamo_store`'s bu
 
 from __future__ import annotations
 
+from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 import boto3
+from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool, AWSHTTPSConnection, AWSHTTPSConnectionPool
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     NoCredentialsError,
     PartialCredentialsError,
 )
 
+from broker_common.adapters.bounded_http import BoundedResponse, answer_within
+from broker_common.adapters.dynamo_answers import NoAnswer, refuse_what_is_no_answer, require
 from broker_common.core.deadline import Backoff, time_left
-from broker_common.core.errors import DeadlineExceeded, OutcomeUnknown, StoreMisconfigured, StoreUnavailable
+from broker_common.core.errors import (
+    DeadlineExceeded,
+    OutcomeUnknown,
+    StoreMisconfigured,
+    StoreRejected,
+    StoreUnavailable,
+)
 from broker_common.core.events import StoreCalled, StoreOutcome
+from broker_common.core.ids import new_id
 
 if TYPE_CHECKING:
     from random import Random
@@ -31,28 +43,59 @@ if TYPE_CHECKING:
     from broker_common.adapters.dynamo_items import Item
     from broker_common.core.ports import Clock, Recorder
 
-_REFUSED = frozenset(
-    {
-        "ThrottlingException",
-        "ProvisionedThroughputExceededException",
-        "RequestLimitExceeded",
-        "TransactionConflictException",
-        "ReplicatedWriteConflictException",
-        "LimitExceededException",
-    }
-)
-"""Errors after which nothing was written and the same request may be sent again."""
-_CREDENTIALS = frozenset(
-    {
-        "AccessDeniedException",
-        "ExpiredTokenException",
-        "IncompleteSignature",
-        "InvalidClientTokenId",
-        "InvalidSignatureException",
-        "MissingAuthenticationTokenException",
-        "UnrecognizedClientException",
-    }
-)
+
+class _Meaning(Enum):
+    """What an error says about the request that it answers."""
+
+    AGAIN = "nothing was written, and the same request may be sent again"
+    TOKEN_USED = "nothing was written, and with another client token it may be"
+    UNKNOWN = "it may have been applied"
+    NO_TABLE = "nothing was written: the table does not exist"
+    NO_INDEX = "nothing was written: the table's index cannot be used"
+    CREDENTIALS = "nothing was written: our credentials are refused"
+    REFUSED = "nothing was written, and a person must look at table or settings"
+    MALFORMED = "nothing was written: the request is a fault of ours"
+
+
+_MEANINGS = {
+    "ThrottlingException": _Meaning.AGAIN,
+    "ProvisionedThroughputExceededException": _Meaning.AGAIN,
+    "RequestLimitExceeded": _Meaning.AGAIN,
+    "LimitExceededException": _Meaning.AGAIN,
+    "TransactionConflictException": _Meaning.AGAIN,
+    "TransactionCanceledException": _Meaning.AGAIN,
+    "ReplicatedWriteConflictException": _Meaning.AGAIN,
+    "ResourceInUseException": _Meaning.AGAIN,
+    "IdempotentParameterMismatchException": _Meaning.TOKEN_USED,
+    "IdempotentParameterMismatch": _Meaning.TOKEN_USED,
+    "TransactionInProgressException": _Meaning.UNKNOWN,
+    "InternalServerError": _Meaning.UNKNOWN,
+    "InternalFailure": _Meaning.UNKNOWN,
+    "ServiceUnavailable": _Meaning.UNKNOWN,
+    "ResourceNotFoundException": _Meaning.NO_TABLE,
+    "AccessDeniedException": _Meaning.CREDENTIALS,
+    "ExpiredTokenException": _Meaning.CREDENTIALS,
+    "IncompleteSignature": _Meaning.CREDENTIALS,
+    "InvalidClientTokenId": _Meaning.CREDENTIALS,
+    "InvalidSignatureException": _Meaning.CREDENTIALS,
+    "MissingAuthenticationTokenException": _Meaning.CREDENTIALS,
+    "NotAuthorized": _Meaning.CREDENTIALS,
+    "OptInRequired": _Meaning.CREDENTIALS,
+    "UnrecognizedClientException": _Meaning.CREDENTIALS,
+    "InvalidEndpointException": _Meaning.REFUSED,
+    "ItemCollectionSizeLimitExceededException": _Meaning.REFUSED,
+    "DuplicateItemException": _Meaning.MALFORMED,
+    "SerializationException": _Meaning.MALFORMED,
+    "UnknownOperationException": _Meaning.MALFORMED,
+    "ValidationException": _Meaning.MALFORMED,
+}
+"""Any other code is `UNKNOWN` with a status from 500 on, and `REFUSED` below.
+
+Sources: "Error handling with DynamoDB" in its guide; the errors of each operation, and "Common Errors", in its API
+reference.
+"""
+_CONTENTION = {"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}
+"""Reasons for which a transaction was cancelled that may be gone when it is sent again."""
 
 _OPERATIONS = {
     "batch_get_item": "BatchGetItem",
@@ -70,10 +113,11 @@ _OPERATIONS = {
 def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, connections: int) -> DynamoDBClient:
     """Make the low-level client of one process; call it after a fork. It connects at its first call.
 
-    `timeout_sec` bounds one call: a third of it for connecting, the rest for the answer. The client never repeats
-    a call: the store does, within the request's deadline.
+    `timeout_sec` bounds one call: a third of it for connecting, the rest for each read of the answer (`DynamoTransport`
+    bounds the whole answer). The client never repeats a call: the store does, within the request's deadline. Of the
+    operations that the store uses it raises `NoAnswer` for what is not DynamoDB's answer.
     """
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "dynamodb",
         region_name=region,
         endpoint_url=endpoint_url,
@@ -88,6 +132,26 @@ def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, co
             user_agent="sandbox-broker",
         ),
     )
+    # botocore has no public way to choose the classes of its connections, other than to send each request ourselves.
+    client._endpoint.http_session._pool_classes_by_scheme.update(http=_Pool, https=_TlsPool)  # type: ignore[attr-defined] # noqa: SLF001
+    refuse_what_is_no_answer(client, _OPERATIONS.values())
+    return client
+
+
+class _Connection(AWSHTTPConnection):
+    response_class = BoundedResponse
+
+
+class _TlsConnection(AWSHTTPSConnection):
+    response_class = BoundedResponse
+
+
+class _Pool(AWSHTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(AWSHTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 class ConditionFailed(Exception):
@@ -101,8 +165,9 @@ class ConditionFailed(Exception):
 class DynamoTransport:
     """Sends the calls of one table's store; safe to use from many threads.
 
-    Every call may raise `StoreUnavailable`: `StoreMisconfigured` where a person must mend something, `DeadlineExceeded`
-    where a call could outlast the request's deadline, and of a write `OutcomeUnknown` where it may have been applied.
+    Every call may raise `StoreUnavailable`: `StoreMisconfigured` where a person must repair something,
+    `DeadlineExceeded` where a call could outlast the request's deadline, and of a write `OutcomeUnknown` where it may
+    have been applied. `StoreRejected` is a fault of ours.
     """
 
     def __init__(
@@ -142,9 +207,14 @@ class DynamoTransport:
         try:
             self._send_once("transact_write_items", request)
         except ClientError as error:
-            if _code(error) != "TransactionCanceledException":
+            reasons: list[Item] = _response(error).get("CancellationReasons", [])
+            other = (
+                {each["Code"] for each in reasons} - _CONTENTION - {"None", "ConditionalCheckFailed", "ValidationError"}
+            )
+            if _code(error) != "TransactionCanceledException" or other:
                 raise self._translate(error, writing=True) from error
-            reasons: list[Item] = _response(error)["CancellationReasons"]
+            if len(reasons) != len(request["TransactItems"]):
+                raise OutcomeUnknown("DynamoDB cancelled the transaction, and does not say why") from error
             return reasons
         except BotoCoreError as error:
             raise self._translate(error, writing=True) from error
@@ -153,23 +223,32 @@ class DynamoTransport:
     def _send(self, operation: str, request: Item, *, writing: bool) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
         """Send a request until it is answered, tries are used up, or the deadline is near."""
         backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0, tries=6)
+        doubt: OutcomeUnknown | None = None
         while True:
             try:
                 return self._send_once(operation, request)
             except (ClientError, BotoCoreError) as error:
-                if isinstance(error, ClientError) and _is_failed_condition(error):
-                    raise ConditionFailed(_response(error)) from error
+                if isinstance(error, ClientError):
+                    if _is_failed_condition(error):
+                        raise ConditionFailed(_response(error)) from error
+                    if _meaning(error) is _Meaning.TOKEN_USED and "ClientRequestToken" in request:
+                        request = request | {"ClientRequestToken": new_id(self._rng)}
                 trouble = self._translate(error, writing=writing)
-                if isinstance(trouble, StoreMisconfigured):
+                if isinstance(trouble, StoreMisconfigured | StoreRejected):
                     raise trouble from error
-            backoff.pause(trouble, need=self._timeout)
+                if isinstance(trouble, OutcomeUnknown):
+                    doubt = trouble
+            # What an earlier try may have done is not undone by the refusal of a later one.
+            backoff.pause(doubt or trouble, need=self._timeout)
 
     def _send_once(self, operation: str, request: Item) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
         """Send a request once, and record how long that took and how it ended."""
         self._check_deadline()
         started, outcome = self._clock.monotonic(), StoreOutcome.UNANSWERED
         try:
-            answer = getattr(self._client, operation)(**request)
+            with answer_within(self._timeout):
+                answer = getattr(self._client, operation)(**request)
+            require(answer, operation, request)
             outcome = StoreOutcome.SUCCESS
         except ClientError as error:
             outcome = _outcome(error)
@@ -185,36 +264,53 @@ class DynamoTransport:
         if time_left(self._clock) < self._timeout:
             raise DeadlineExceeded("the store did not answer in time")
 
-    def _translate(self, error: ClientError | BotoCoreError, *, writing: bool) -> StoreUnavailable:
-        """Turn an error of the client into one of the port; a fault of ours in the request is raised as it is."""
+    def _translate(self, error: ClientError | BotoCoreError, *, writing: bool) -> StoreUnavailable | StoreRejected:
+        """Turn an error of the client into one of the port."""
         if isinstance(error, ClientError):
             code = _code(error)
-            if code == "ResourceNotFoundException" or _is_about_the_index(error):
-                no_index = "has no index that can be used: `broker check` tells more"
-                no_table = "does not exist: create it with `broker table create`"
-                missing = no_table if code == "ResourceNotFoundException" else no_index
-                return StoreMisconfigured(f"table {self._table!r} {missing}")
-            if code in _CREDENTIALS:
-                return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
-            if code in _REFUSED or code == "TransactionCanceledException":
-                return StoreUnavailable("DynamoDB is busy")
-            failed = _response(error)["ResponseMetadata"]["HTTPStatusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR
-            if not failed and code != "TransactionInProgressException":
-                raise error
-            message = f"DynamoDB failed ({code})"
-        elif isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+            match _meaning(error):
+                case _Meaning.AGAIN | _Meaning.TOKEN_USED:
+                    return StoreUnavailable("DynamoDB is busy")
+                case _Meaning.NO_TABLE:
+                    missing = f"table {self._table!r} does not exist: create it with `broker table create`"
+                    return StoreMisconfigured(missing)
+                case _Meaning.NO_INDEX:
+                    missing = f"table {self._table!r} has no index that can be used: `broker check` tells more"
+                    return StoreMisconfigured(missing)
+                case _Meaning.CREDENTIALS:
+                    return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
+                case _Meaning.REFUSED:
+                    return StoreMisconfigured(f"DynamoDB refused the request ({code})")
+                case _Meaning.MALFORMED:
+                    return StoreRejected(f"DynamoDB calls the request malformed ({error})")
+                case _Meaning.UNKNOWN:
+                    message = f"DynamoDB failed ({code})"
+        elif isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
             return StoreMisconfigured("there are no AWS credentials")
         elif isinstance(error, (EndpointConnectionError, ConnectTimeoutError)):
             return StoreUnavailable("DynamoDB cannot be reached")
+        elif isinstance(error, NoAnswer):
+            message = f"DynamoDB did not answer: what came back is {error}"
         else:
             message = f"DynamoDB did not answer ({type(error).__name__})"
         return OutcomeUnknown(message) if writing else StoreUnavailable(message)
 
 
+def _meaning(error: ClientError) -> _Meaning:
+    code, response = _code(error), _response(error)
+    reasons = {each["Code"] for each in response.get("CancellationReasons", [])}
+    if "ValidationError" in reasons:
+        return _Meaning.MALFORMED
+    if reasons - _CONTENTION - {"None"}:
+        return _Meaning.REFUSED
+    is_failure = response["ResponseMetadata"]["HTTPStatusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return _MEANINGS.get(code, _Meaning.UNKNOWN if is_failure else _Meaning.REFUSED)
+
+
 def _outcome(error: ClientError) -> StoreOutcome:
     if _is_failed_condition(error):
         return StoreOutcome.CONDITION_FAILED
-    if _code(error) in _REFUSED or _code(error) == "TransactionCanceledException":
+    if _meaning(error) is _Meaning.AGAIN:
         return StoreOutcome.THROTTLED
     return StoreOutcome.ERROR
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
-from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, TableChanged, UnreadableRecord
+from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, TableChanged
 from broker_common.core.events import (
     AccountRefused,
     AccountSkipped,
@@ -28,6 +28,7 @@ from broker_common.core.events import (
     PoolSynced,
     ProviderCalled,
     RateChecked,
+    RecordUnreadable,
     StopReason,
     StoreCalled,
     SyncProgressed,
@@ -48,7 +49,6 @@ _JOB_ACTIONS = {
 _LEVELS_BY_CODE: dict[str | None, int] = {
     None: logging.ERROR,
     BrokerError.code: logging.ERROR,
-    UnreadableRecord.code: logging.ERROR,
     LayoutMismatch.code: logging.ERROR,
     StoreUnavailable.code: logging.WARNING,
     TableChanged.code: logging.WARNING,
@@ -116,6 +116,13 @@ class LogRecorder:
                 self._write(_level(event.outcome), "Delete ended", action="delete", **details)
             case ActionsStopped():
                 self._write(logging.ERROR, _STOPPED[event.reason], action="guard", outcome="error", error=event.error)
+            case RecordUnreadable():
+                self._write(
+                    logging.ERROR,
+                    "A stored record cannot be read, and is left as it is",
+                    action="read_record",
+                    **details,
+                )
             case JobEnded():
                 self._write(_level(event.outcome), event.message, **details)
             case _:

@@ -28,6 +28,7 @@ from broker_common.core.events import (
     ProviderCalled,
     RateChecked,
     RateOutcome,
+    RecordUnreadable,
     RefusalReason,
     StopReason,
     StoreCalled,
@@ -78,6 +79,7 @@ class PrometheusApiRecorder:
         self._expired = _expired(registry)
         self._stopped = _stopped(registry)
         self._store_calls = _store_calls(registry)
+        self._unreadable = _unreadable(registry)
         self._limited = Counter("broker_rate_limited_total", "Requests refused by the rate limit", registry=registry)
         self._unchecked = Counter(
             "broker_rate_limit_unchecked_total",
@@ -102,6 +104,8 @@ class PrometheusApiRecorder:
                 self._stopped.labels(event.reason.value).inc()
             case StoreCalled():
                 self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
+            case RecordUnreadable():
+                self._unreadable.inc()
             case RateChecked():
                 (self._limited if event.outcome is RateOutcome.LIMITED else self._unchecked).inc()
             case _:
@@ -153,6 +157,7 @@ class PrometheusJobRecorder:
         self._expired = _expired(registry)
         self._stopped = _stopped(registry)
         self._store_calls = _store_calls(registry)
+        self._unreadable = _unreadable(registry)
         self._provider_calls = Histogram(
             "broker_csp_request_seconds",
             "Duration of calls to the provider, in seconds",
@@ -206,6 +211,8 @@ class PrometheusJobRecorder:
                 self._stopped.labels(event.reason.value).inc()
             case StoreCalled():
                 self._store_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
+            case RecordUnreadable():
+                self._unreadable.inc()
             case ProviderCalled():
                 self._provider_calls.labels(event.operation, event.outcome.value).observe(event.seconds)
             case _:
@@ -246,6 +253,14 @@ def _stopped(registry: CollectorRegistry) -> Counter:
     for reason in StopReason:
         stopped.labels(reason.value)
     return stopped
+
+
+def _unreadable(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "broker_unreadable_records_total",
+        "Stored records that could not be read: each once a minute by each process that meets it",
+        registry=registry,
+    )
 
 
 def _store_calls(registry: CollectorRegistry) -> Histogram:

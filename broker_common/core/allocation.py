@@ -21,6 +21,7 @@ from broker_common.core.errors import (
     Paused,
     StoreMisconfigured,
     StoreUnavailable,
+    UnreadableRecord,
 )
 from broker_common.core.events import AllocateEnded, AllocateOutcome
 from broker_common.core.ids import new_id
@@ -156,6 +157,10 @@ class Allocator:
             claim = self._claim(request, candidate)
             try:
                 answer = self._write(candidate, claim)
+            except UnreadableRecord:
+                # What this track holds cannot be read: the candidate is another's to try.
+                search.give_back(candidate)
+                raise
             except BaseException:
                 search.drop(candidate)
                 raise
@@ -174,8 +179,8 @@ class Allocator:
                     self._expire(held)
                     return None
                 case CandidateGone(current):
-                    if current and current.status is Status.AVAILABLE and current.name.startswith(request.prefix):
-                        # Only described anew by a sync: it is still there for us.
+                    if current and current.version != candidate.version and _matches(current, request.prefix):
+                        # Only described again by a sync: it is still there for us.
                         candidate = _candidate(current)
                         continue
                     tally.conflicts += 1
@@ -243,6 +248,10 @@ class Allocator:
             track_name=request.track_name,
             sfdc_account_id=candidate.sfdc_account_id,
         )
+
+
+def _matches(sandbox: Sandbox, prefix: str) -> bool:
+    return sandbox.status is Status.AVAILABLE and sandbox.name.startswith(prefix)
 
 
 def _candidate(sandbox: Sandbox) -> Candidate:

@@ -15,11 +15,13 @@ from broker_common.core.errors import (
     LeaseMismatch,
     NotSandboxOwner,
     SandboxNotFound,
+    UnreadableRecord,
 )
 from broker_common.core.events import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
+from broker_common.core.ports import Unreadable
 
 if TYPE_CHECKING:
-    from broker_common.core.domain import Policy
+    from broker_common.core.domain import Claim, Policy
     from broker_common.core.guard import Guard
     from broker_common.core.ports import Clock, Recorder, SandboxStore
 
@@ -45,7 +47,7 @@ class Custody:
     def read(self, *, track_id: str, sandbox_id: str) -> Sandbox:
         """Return a sandbox to its holder, or to its last one until it is allocated anew.
 
-        Raises `NotSandboxOwner` or `SandboxNotFound`.
+        Raises `NotSandboxOwner`, `SandboxNotFound` or `UnreadableRecord`.
         """
         sandbox = self._store.get(sandbox_id)
         if sandbox is None or sandbox.status is Status.DELETED:
@@ -55,15 +57,26 @@ class Custody:
         return sandbox
 
     def list_held(self, *, track_id: str) -> list[Sandbox]:
-        """Return the sandboxes that a track holds."""
+        """Return the sandboxes that a track holds; raises `UnreadableRecord` if one of the records is."""
         found = [(claim, self._store.get(claim.sandbox_id)) for claim in self._store.read_claims(track_id)]
         return [sandbox for claim, sandbox in found if sandbox and sandbox.lease_id == claim.lease_id]
+
+    def find_held(self, *, track_id: str) -> list[Sandbox | Unreadable]:
+        """Return the sandboxes that a track holds, those among them whose record cannot be read as such."""
+        return [each for claim in self._store.read_claims(track_id) if (each := self._find(claim))]
+
+    def _find(self, claim: Claim) -> Sandbox | Unreadable | None:
+        try:
+            sandbox = self._store.get(claim.sandbox_id)
+        except UnreadableRecord as error:
+            return Unreadable(claim.sandbox_id, error.reason)
+        return sandbox if sandbox and sandbox.lease_id == claim.lease_id else None
 
     def mark_for_deletion(self, *, track_id: str, sandbox_id: str, lease_id: str | None = None) -> Ending:
         """Give a sandbox back: it is wiped, and never reaches another track before that.
 
         Bound to the lease that is read first, or to `lease_id`. Its last holder may repeat it until the sandbox is
-        allocated anew. Raises `NotSandboxOwner`, `SandboxNotFound`, `LeaseMismatch`.
+        allocated again. Raises `NotSandboxOwner`, `SandboxNotFound`, `LeaseMismatch`, `UnreadableRecord`.
         """
         outcome, ending = MarkOutcome.ERROR, None
         code: str | None = None

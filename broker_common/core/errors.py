@@ -115,9 +115,19 @@ class TableChanged(UnsafeToAct):
 
 
 class UnreadableRecord(BrokerError):
-    """A stored record is not what this version of the broker can read."""
+    """A stored record is not what this release can read: it stays as it is, for a person or a later release.
 
-    code = "RECORD_UNREADABLE"
+    `reason` names the field and holds nothing of its content. `sandbox_id` or `track_id` say whose record it is; the
+    pool's own records have neither.
+    """
+
+    code = "SERVICE_UNAVAILABLE"
+
+    def __init__(self, record: str, reason: str, *, sandbox_id: str | None = None, track_id: str | None = None) -> None:
+        super().__init__(f"{record} cannot be read: {reason}", retry_after=30)
+        self.reason = reason
+        self.sandbox_id = sandbox_id
+        self.track_id = track_id
 
 
 class Conflict(BrokerError):
@@ -151,6 +161,10 @@ class StoreMisconfigured(StoreUnavailable):
 
     def __init__(self, message: str, *, retry_after: int | None = 30) -> None:
         super().__init__(message, retry_after=retry_after)
+
+
+class StoreRejected(BrokerError):
+    """The store calls a request malformed: a fault of the broker, or of one record. Nothing was written."""
 
 
 class DeadlineExceeded(StoreUnavailable):

@@ -246,6 +246,15 @@ class ActionsStopped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordUnreadable:
+    """A stored record could not be read; said once a minute for each record by each process that meets it."""
+
+    error: str
+    sandbox_id: str | None = None
+    track_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCalled:
     """The store's engine was called once; `operation` is the engine's name for it."""
 
@@ -289,6 +298,7 @@ Event = (
     | JobEnded
     | RateChecked
     | ActionsStopped
+    | RecordUnreadable
     | StoreCalled
     | ProviderCalled
 )

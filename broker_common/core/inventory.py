@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.domain import Sandbox, Status
 from broker_common.core.errors import InvalidInput, SandboxNotFound
-from broker_common.core.ports import SandboxPage
+from broker_common.core.ports import SandboxPage, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ class Inventory:
         self._custody = custody
 
     def read(self, sandbox_id: str) -> Sandbox:
-        """Return a sandbox, tombstones included; raises `SandboxNotFound`."""
+        """Return a sandbox, tombstones included; raises `SandboxNotFound` or `UnreadableRecord`."""
         sandbox = self._store.get(sandbox_id)
         if sandbox is None:
             raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
@@ -36,7 +36,7 @@ class Inventory:
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
         """List sandboxes of one status, or all of them, as the store's port says. Raises `InvalidInput`."""
         page = self._store.list_sandboxes(status, limit=limit, cursor=cursor)
-        return SandboxPage(self.show(page.sandboxes), page.cursor)
+        return replace(page, sandboxes=self.show(page.sandboxes))
 
     def list_of_track(self, track_id: str, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
         """List what a track holds, of one status or all of it, in the order of the ids.
@@ -44,10 +44,18 @@ class Inventory:
         The cursor names the track and the last id that was shown. Raises `InvalidInput` for any other.
         """
         after = _read_cursor(track_id, cursor) if cursor is not None else ""
-        held = sorted(self._custody.list_held(track_id=track_id), key=lambda sandbox: sandbox.sandbox_id)
-        left = [each for each in held if each.sandbox_id > after and status in {None, each.status}]
+        held = sorted(self._custody.find_held(track_id=track_id), key=lambda each: each.sandbox_id)
+        left = [
+            each
+            for each in held
+            if each.sandbox_id > after and (isinstance(each, Unreadable) or status in {None, each.status})
+        ]
         page = left[:limit]
-        return SandboxPage(self.show(page), _write_cursor(track_id, page[-1].sandbox_id) if len(left) > limit else None)
+        return SandboxPage(
+            self.show(each for each in page if isinstance(each, Sandbox)),
+            _write_cursor(track_id, page[-1].sandbox_id) if len(left) > limit else None,
+            tuple(each for each in page if isinstance(each, Unreadable)),
+        )
 
     def show(self, sandboxes: Iterable[Sandbox]) -> tuple[Sandbox, ...]:
         """Tell of available sandboxes when sync saw them last: one that is unchanged costs sync no write."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker_common.core.domain import ORDER_LIMIT, Sandbox, Status, quarantine, retry_deletion
-from broker_common.core.errors import Conflict, InvalidTransition, SandboxNotFound
+from broker_common.core.errors import Conflict, InvalidTransition, SandboxNotFound, UnreadableRecord
 from broker_common.core.parallel import for_each
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Operations:
     def _retried(self, sandbox_id: str) -> bool:
         try:
             self.retry_deletion(sandbox_id)
-        except (InvalidTransition, SandboxNotFound):
+        except (InvalidTransition, SandboxNotFound, UnreadableRecord):
             return False
         return True
 

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from broker_common.core.deadline import time_left
-from broker_common.core.errors import StoreUnavailable
+from broker_common.core.errors import StoreUnavailable, UnreadableRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +28,9 @@ class PauseBoard:
         self._read_at = 0.0
 
     def current(self) -> Pauses:
-        """Return the pauses, at most a few seconds old; what was known last if the store is away.
+        """Return the pauses, at most a few seconds old; what was known last if they cannot be read now.
 
-        Raises `StoreUnavailable` if nothing is known yet.
+        Raises `StoreUnavailable` or `UnreadableRecord` if nothing is known yet.
         """
         known = self._known
         if known is not None:
@@ -45,7 +45,7 @@ class PauseBoard:
             # Set before the read: while the store is away it is asked once per age, not once per request.
             self._read_at = self._clock.monotonic()
             self._known = self._store.read_pauses()
-        except StoreUnavailable:
+        except (StoreUnavailable, UnreadableRecord):
             if known is None:
                 raise
             return known

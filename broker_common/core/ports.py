@@ -73,7 +73,10 @@ class ClaimHeld:
 
 @dataclass(frozen=True, slots=True)
 class CandidateGone:
-    """Nothing was written: the candidate is no longer available at its version; `current` is what it is now."""
+    """Nothing was written: the candidate is no longer available at its version, or its record cannot be read.
+
+    `current` is what it is now, if there is a record that can be read.
+    """
 
     current: Sandbox | None
 
@@ -87,11 +90,20 @@ AllocateAnswer = Allocated | ClaimHeld | CandidateGone | Contended
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A sandbox whose record cannot be read; `reason` names the field."""
+
+    sandbox_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxPage:
     """A page of sandboxes; `cursor` reads on, and is None at the end."""
 
     sandboxes: tuple[Sandbox, ...]
     cursor: str | None
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +191,9 @@ class SandboxStore(Protocol):
     was answered before they began. What goes through the index (`read_available`, `read_due`, `list_sandboxes`,
     `count`) may lag behind: a hint, which only a conditional write can turn into a fact.
 
+    A record that this release cannot read is never changed and no candidate: reading it alone, or writing where it is,
+    raises `UnreadableRecord`; what reads many leaves it out.
+
     Every method may raise `StoreUnavailable`; every write may also raise `OutcomeUnknown`, and then it may have been
     applied. A write whose answer was lost and that is sent again by the same caller succeeds if the first one was
     applied.
@@ -253,18 +268,20 @@ class SandboxStore(Protocol):
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
         """List sandboxes of one status, or all of them, tombstones included, if `status` is None.
 
+        A record that cannot be read is listed under the status at which the index has it. Where it has none, because
+        the status is one of a later release for example, only a listing of all has it.
         A page may be short; it is the last one only without a cursor. Raises `InvalidInput` for a cursor that was not
         given by a listing of the same status.
         """
 
     def count(self) -> Mapping[Status, int]:
-        """Count sandboxes per status, every status present."""
+        """Count sandboxes per status, every status present; by the index, so a record need not be readable."""
 
     def oldest_pending_deletion(self) -> int | None:
         """Return when the deletion was asked for that has waited longest (an index read); None if none waits."""
 
     def read_watermark(self) -> Watermark | None:
-        """Return what the last successful sync left, or None before the first."""
+        """Return what the last successful sync left; None before the first, or if that cannot be read."""
 
     def write_watermark(self, watermark: Watermark) -> None:
         """Leave word of a successful sync; an older one than what is there changes nothing."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from broker_common.core import domain
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
-from broker_common.core.errors import Conflict, InvalidInput
+from broker_common.core.errors import Conflict, InvalidInput, UnreadableRecord
 from broker_common.core.ports import (
     ADD_AT_ONCE,
     AllocateAnswer,
@@ -27,9 +27,10 @@ from broker_common.core.ports import (
     Pauses,
     Pool,
     RingPosition,
+    Unreadable,
     Watermark,
 )
-from tests.fakes import START, make_candidate, make_claim, make_sandbox, walk_ring
+from tests.fakes import SPOILED, START, StoreWrapper, make_candidate, make_claim, make_sandbox, walk_ring
 
 Answer = TypeVar("Answer")
 
@@ -55,6 +56,7 @@ TIMES = st.integers(0, 2**40)
 def sandboxes(draw: st.DrawFn) -> Sandbox:
     """Draw a record with any field set or missing."""
     status = draw(st.sampled_from(Status))
+    lease = st.none() if status is not Status.ALLOCATED else st.nothing()
     return Sandbox(
         sandbox_id=draw(PRINTABLE),
         name=draw(ANY_TEXT),
@@ -66,12 +68,12 @@ def sandboxes(draw: st.DrawFn) -> Sandbox:
         updated_at=draw(TIMES),
         dirty=status is not Status.AVAILABLE and draw(st.booleans()),
         sfdc_account_id=draw(st.none() | ANY_TEXT),
-        lease_id=draw(st.none() | PRINTABLE),
-        allocated_to_track=draw(st.none() | PRINTABLE),
-        idempotency_key=draw(st.none() | PRINTABLE),
+        lease_id=draw(lease | PRINTABLE),
+        allocated_to_track=draw(lease | PRINTABLE),
+        idempotency_key=draw(lease | PRINTABLE),
         track_name=draw(st.none() | ANY_TEXT),
-        allocated_at=draw(st.none() | TIMES),
-        expires_at=draw(st.none() | TIMES),
+        allocated_at=draw(lease | TIMES),
+        expires_at=draw(lease | TIMES),
         last_track_id=draw(st.none() | PRINTABLE),
         last_lease_id=draw(st.none() | PRINTABLE),
         deletion_requested_at=draw(st.none() | TIMES),
@@ -85,6 +87,11 @@ def sandboxes(draw: st.DrawFn) -> Sandbox:
         stale_since=draw(st.none() | TIMES),
         last_synced=draw(st.none() | TIMES),
     )
+
+
+def bare(store: SandboxStore) -> Any:
+    """Return the store that has `spoil` and `spoil_claim`, under whatever is around it."""
+    return bare(store.inner) if isinstance(store, StoreWrapper) else store
 
 
 def fresh_token() -> str:
@@ -101,6 +108,13 @@ def take(store: SandboxStore, sandbox: Sandbox, track_id: str = "track-1", **cla
     wanted = make_claim(sandbox, track_id, **claim)
     assert store.allocate(make_candidate(sandbox), wanted, token=fresh_token()) == Allocated()
     return domain.allocate(sandbox, wanted), wanted
+
+
+def add_new(store: SandboxStore) -> Sandbox:
+    """Add an available sandbox, and return it."""
+    sandbox = make_sandbox()
+    store.add(sandbox)
+    return sandbox
 
 
 def ended(sandbox: Sandbox) -> Sandbox:
@@ -681,6 +695,68 @@ class StoreContract:
             add_all(store, pending)
         add_all(store, make_sandbox("done", deletion_requested_at=50))
         assert store.oldest_pending_deletion() == 100
+
+    # -- records that cannot be read
+
+    def test_an_unreadable_record_is_read_by_nobody_and_listed_as_such(self, store: SandboxStore) -> None:
+        bad, good = make_sandbox("bad", status=Status.STALE), make_sandbox("good", status=Status.STALE)
+        add_all(store, bad, good)
+        bare(store).spoil("bad")
+        with pytest.raises(UnreadableRecord) as raised:
+            store.get("bad")
+        assert (raised.value.sandbox_id, raised.value.reason) == ("bad", SPOILED)
+        assert list(store.read_all()) == [good]
+        for status in (Status.STALE, None):
+            pages = [store.list_sandboxes(status, limit=10, cursor=None)]
+            while pages[-1].cursor:
+                pages.append(store.list_sandboxes(status, limit=10, cursor=pages[-1].cursor))
+            assert [each for page in pages for each in page.sandboxes] == [good]
+            assert [each for page in pages for each in page.unreadable] == [Unreadable("bad", SPOILED)]
+        assert sorted(store.read_due(Status.STALE, until=START)) == ["bad", "good"]
+        assert store.count()[Status.STALE] == 2
+
+    def test_a_candidate_whose_record_cannot_be_read_is_gone_and_left_as_it_is(self, store: SandboxStore) -> None:
+        sandbox = make_sandbox()
+        store.add(sandbox)
+        bare(store).spoil(sandbox.sandbox_id)
+        shown = make_candidate(sandbox)
+        assert store.allocate(shown, make_claim(shown), token=fresh_token()) == CandidateGone(None)
+        assert store.get_claim("track-1", "track-1") is None
+        assert store.count()[Status.AVAILABLE] == 1
+
+    def test_a_write_that_meets_an_unreadable_record_says_so(self, store: SandboxStore) -> None:
+        held, _ = take(store, add_new(store))
+        bare(store).spoil(held.sandbox_id)
+        earlier = replace(held, version=held.version - 1)
+        stale = replace(earlier, status=Status.STALE)
+        writes: list[Callable[[], None]] = [
+            lambda: store.add(make_sandbox(version=9)),
+            lambda: store.update(stale, replace(stale, version=9)),
+            lambda: store.remove(stale),
+            lambda: store.end_allocation(earlier, ended(earlier)),
+        ]
+        for write in writes:
+            with pytest.raises(UnreadableRecord):
+                write()
+        assert store.get_claim("track-1", "track-1") is not None
+
+    def test_an_unreadable_claim_is_its_own_track_s_trouble(self, store: SandboxStore) -> None:
+        first, second = make_sandbox("first"), make_sandbox("second")
+        add_all(store, first, second)
+        take(store, first)
+        bare(store).spoil_claim("track-1", "track-1")
+        reads: list[Callable[[], object]] = [
+            lambda: store.get_claim("track-1", "track-1"),
+            lambda: store.read_claims("track-1"),
+            lambda: store.allocate(make_candidate(second), make_claim(second), token=fresh_token()),
+        ]
+        for read in reads:
+            with pytest.raises(UnreadableRecord) as raised:
+                read()
+            assert raised.value.track_id == "track-1"
+        assert store.get("second") == second
+        assert store.read_claims("track-2") == []
+        take(store, second, "track-2")
 
     # -- the pool's own records
 

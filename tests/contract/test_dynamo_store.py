@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from moto import mock_aws
 
+from broker_common.adapters.dynamo_items import Item, claim_key, sandbox_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
@@ -25,11 +26,30 @@ if TYPE_CHECKING:
 _tables = count()
 
 
+class Spoilable(DynamoStore):
+    """A store whose records a test can make unreadable, as a hand or a later release would."""
+
+    def __init__(self, client: DynamoDBClient, table_name: str, **options: Any) -> None:
+        super().__init__(client, table_name, **options)
+        self._by_hand = partial(client.update_item, TableName=table_name)
+
+    def spoil(self, sandbox_id: str) -> None:
+        self._set(sandbox_key(sandbox_id), "created_at")
+
+    def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
+        self._set(claim_key(track_id, idempotency_key), "expires_at")
+
+    def _set(self, key: Item, name: str) -> None:
+        self._by_hand(
+            Key=key, UpdateExpression=f"SET {name} = :text", ExpressionAttributeValues={":text": {"S": "soon"}}
+        )
+
+
 def empty_store(client: DynamoDBClient, *, shards: int = 4) -> Iterator[DynamoStore]:
     """Yield a store on a table of its own, which is dropped afterwards."""
     name = f"pool-{next(_tables)}"
     create_table(client, name, shards=shards)
-    yield DynamoStore(client, name, clock=SystemClock(), rng=Random(name), recorder=RecordingRecorder(), shards=shards)
+    yield Spoilable(client, name, clock=SystemClock(), rng=Random(name), recorder=RecordingRecorder(), shards=shards)
     client.delete_table(TableName=name)
 
 

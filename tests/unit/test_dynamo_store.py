@@ -68,7 +68,7 @@ def store_on(client: Any) -> DynamoStore:
 
 @pytest.mark.parametrize("write", WRITES)
 def test_a_refusal_that_nobody_expected_is_not_taken_for_a_lost_race(write: Callable[[DynamoStore], None]) -> None:
-    with pytest.raises(ClientError):
+    with pytest.raises(StoreMisconfigured, match="KMSDisabledException"):
         write(store_on(Answers("KMSDisabledException", 400)))
 
 

@@ -30,6 +30,7 @@ from broker_common.core.events import (
     ProviderOutcome,
     RateChecked,
     RateOutcome,
+    RecordUnreadable,
     RefusalReason,
     StoreCalled,
     StoreOutcome,
@@ -49,6 +50,7 @@ EVENTS: list[Event] = [
     DeleteContradicted(sandbox_id="1", lease_id="l", attempts=3, error="404"),
     SyncProgressed(change="added", done=5000, total=20000),
     PoolSynced(synced=15, stale=2),
+    RecordUnreadable(error="sandbox '1' cannot be read: name is missing", sandbox_id="1"),
     *(DeleteEnded(outcome=each, sandbox_id="1") for each in DeleteOutcome),
     *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in Job for each in JobOutcome),
 ]
@@ -110,6 +112,15 @@ def test_an_expired_allocation_is_counted_wherever_it_was_expired(
     moved = changes(recorder_type, AllocationExpired(sandbox_id="1", lease_id="l", track_id="t"))
 
     assert moved == {"broker_expiry_marked_total": 1}
+
+
+@pytest.mark.parametrize("recorder_type", [PrometheusApiRecorder, PrometheusJobRecorder])
+def test_an_unreadable_record_is_counted_wherever_it_was_met(
+    recorder_type: type[PrometheusApiRecorder | PrometheusJobRecorder],
+) -> None:
+    moved = changes(recorder_type, RecordUnreadable(error="it cannot be read", sandbox_id="1"))
+
+    assert moved == {"broker_unreadable_records_total": 1}
 
 
 def test_a_sync_counts_what_it_saw() -> None:
@@ -229,7 +240,7 @@ def test_a_job_s_line_is_the_seed_s() -> None:
         (AllocateOutcome.NO_SANDBOXES, "NO_SANDBOXES_AVAILABLE", "info"),
         (AllocateOutcome.ERROR, "PAUSED", "info"),
         (AllocateOutcome.ERROR, "SERVICE_UNAVAILABLE", "warning"),
-        (AllocateOutcome.ERROR, "RECORD_UNREADABLE", "error"),
+        (AllocateOutcome.ERROR, "INTERNAL_ERROR", "error"),
         (AllocateOutcome.ERROR, None, "error"),
     ],
 )

@@ -1,0 +1,75 @@
+"""Answers over HTTP that are read within one time, head and body together, and up to one length.
+
+The time-outs of sockets, and of the libraries above them, hold for each read alone: an answer that drips in never ends.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import math
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+MAX_ANSWER_BYTES = 32 * 2**20
+"""Twice the longest answer that DynamoDB gives."""
+
+_ends_at: ContextVar[float] = ContextVar("_ends_at", default=math.inf)
+
+
+@contextmanager
+def answer_within(seconds: float) -> Iterator[None]:
+    """Limit the reading of answers inside to the time until `seconds` from now."""
+    token = _ends_at.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+class BoundedResponse(http.client.HTTPResponse):
+    """A response for `response_class` of a connection: reading it keeps to `answer_within`.
+
+    Raises `TimeoutError` when the time is over, and `OSError` beyond `MAX_ANSWER_BYTES`.
+    """
+
+    fp: Any
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_BoundedReader(sock, self.fp.detach(), _ends_at.get()))
+
+
+class _BoundedReader(io.RawIOBase):
+    """Reads from a socket, with a time-out of what is left of the answer's time."""
+
+    def __init__(self, sock: socket.socket, source: io.RawIOBase, ends_at: float) -> None:
+        self._sock = sock
+        self._source = source
+        self._ends_at = ends_at
+        self._left = MAX_ANSWER_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - any buffer that can be written
+        if self._ends_at != math.inf:
+            seconds = self._ends_at - time.monotonic()
+            if seconds <= 0:
+                raise TimeoutError("timed out")
+            self._sock.settimeout(seconds)
+        count: int | None = self._source.readinto(buffer)  # type: ignore[attr-defined] # RawIOBase has it
+        self._left -= count or 0
+        if self._left < 0:
+            raise OSError("the answer is too long")
+        return count
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()

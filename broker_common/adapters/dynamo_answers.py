@@ -1,0 +1,134 @@
+"""Whether what came back is DynamoDB's answer at all: no empty, cut or foreign one passes for a success.
+
+botocore takes an answer that is no JSON, or lacks what it should have, for `{}`: "applied", or "holds nothing".
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from botocore.model import OperationModel, Shape
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+    from broker_common.adapters.dynamo_items import Item
+
+_CONTENT_TYPE = "application/x-amz-json-1."
+_TYPES: Mapping[str, type] = {"structure": dict, "map": dict, "list": list, "integer": int}
+
+
+class NoAnswer(BotoCoreError):
+    """What came back is not DynamoDB's: nobody knows what became of the request."""
+
+    fmt = "{reason}"
+
+
+def refuse_what_is_no_answer(client: DynamoDBClient, operations: Collection[str]) -> None:
+    """Have the client's calls of these operations raise `NoAnswer` unless DynamoDB answered, whatever the status.
+
+    They return DynamoDB's own JSON, which botocore would only copy, shape by shape. After a `NoAnswer` no connection
+    is used again: the rest of that answer may still be on its way.
+    """
+
+    def take(
+        *, response_dict: Item, customized_response_dict: Item, operation_model: OperationModel, **_: object
+    ) -> None:
+        try:
+            answer = _read(response_dict)
+            if response_dict["status_code"] == HTTPStatus.OK:
+                kept, rest = _read_success(answer, response_dict, operation_model), {}
+            else:
+                kept, rest = _read_error(answer, response_dict["status_code"])
+        except NoAnswer:
+            client.close()
+            raise
+        customized_response_dict.update(kept)
+        response_dict["body"] = json.dumps(rest).encode()
+
+    for operation in operations:
+        client.meta.events.register(f"before-parse.dynamodb.{operation}", take)
+
+
+def require(answer: Item, operation: str, request: Item) -> None:
+    """Raise `NoAnswer` if an answer lacks what it has to hold for this request."""
+    required = "Attributes" if "ReturnValues" in request else _REQUIRED.get(operation)
+    if request.get("Select") == "COUNT":
+        required = "Count"
+    if required is not None and required not in answer:
+        raise NoAnswer(reason=f"an answer without {required}")
+    if (
+        request.get("RequestItems", {}).keys()
+        - answer.get("Responses", {}).keys()
+        - answer.get("UnprocessedKeys", {}).keys()
+    ):
+        raise NoAnswer(reason="an answer without the table")
+
+
+_REQUIRED: Mapping[str, str] = {"query": "Items", "scan": "Items", "batch_get_item": "Responses"}
+
+
+def _read(response: Item) -> Item:
+    """Return the JSON object that an answer is.
+
+    Source for the checksum, which DynamoDB sends with its answers: "Error handling with DynamoDB" of its guide.
+    """
+    headers, body = response["headers"], response["body"]
+    length, checksum = str(len(body)), str(zlib.crc32(body))
+    if headers.get("Content-Length", length) != length:
+        raise NoAnswer(reason="an answer that is not as long as it says")
+    if headers.get("x-amz-crc32", checksum) != checksum:
+        raise NoAnswer(reason="an answer that does not match its checksum")
+    try:
+        answer = json.loads(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise NoAnswer(reason="an answer that is no JSON") from error
+    if not isinstance(answer, dict):
+        raise NoAnswer(reason="an answer that is no JSON object")
+    return answer
+
+
+def _read_success(answer: Item, response: Item, operation: OperationModel) -> Item:
+    """Return what this operation's answers hold, of the right type as far down as the items' attributes."""
+    if not response["headers"].get("Content-Type", "").startswith(_CONTENT_TYPE):
+        raise NoAnswer(reason="a success that is not of DynamoDB's type")
+    members: Mapping[str, Shape] = operation.output_shape.members
+    known = {name: value for name, value in answer.items() if name in members and value is not None}
+    if answer and not known:
+        raise NoAnswer(reason="a success with other content than this operation's")
+    for name, value in known.items():
+        if type(value) is not _TYPES[members[name].type_name]:
+            raise NoAnswer(reason=f"a success with a malformed {name}")
+    items = [known[name] for name in ("Item", "Attributes", "LastEvaluatedKey") if name in known]
+    unread = [each.get("Keys") if type(each) is dict else None for each in known.get("UnprocessedKeys", {}).values()]
+    for found in (known.get("Items", []), *known.get("Responses", {}).values(), *unread):
+        items += found if type(found) is list else [None]
+    if not all(map(_is_item, items)):
+        raise NoAnswer(reason="a success with a malformed item")
+    return known
+
+
+def _read_error(answer: Item, status: int) -> tuple[Item, Item]:
+    """Return what an error says of records, and what it says of itself."""
+    code, reasons = answer.get("__type"), answer.get("CancellationReasons", [])
+    if status < HTTPStatus.BAD_REQUEST or type(code) is not str:
+        raise NoAnswer(reason=f"an answer of status {status} that is not DynamoDB's")
+    if type(reasons) is not list or not all(type(each) is dict and type(each.get("Code")) is str for each in reasons):
+        raise NoAnswer(reason="an error with malformed reasons")
+    if not all(_is_item(each["Item"]) for each in (answer, *reasons) if each.get("Item") is not None):
+        raise NoAnswer(reason="an error with a malformed item")
+    kept = {name: answer[name] for name in ("Item", "CancellationReasons") if answer.get(name) is not None}
+    return kept, {"__type": code, "message": str(answer.get("message", answer.get("Message", "")))}
+
+
+def _is_item(item: object) -> bool:
+    """Tell whether it has the form of DynamoDB's items (by name, each attribute's type and content) and our key."""
+    if type(item) is not dict or not all(type(value) is dict and len(value) == 1 for value in item.values()):
+        return False
+    return type(item.get("PK", {}).get("S")) is str

@@ -1,0 +1,487 @@
+"""Whatever comes back in DynamoDB's place: no write is taken for applied, and no read for empty, unless DynamoDB says so.
+
+A bare socket answers; how the store sends its calls is not for these tests to know.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import time
+import zlib
+from contextlib import contextmanager
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+from botocore.session import Session
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from broker_common.adapters.dynamo_items import encode_sandbox
+from broker_common.adapters.dynamo_store import DynamoStore
+from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.system_clock import SystemClock
+from broker_common.core.deadline import deadline_in
+from broker_common.core.domain import Status
+from broker_common.core.errors import (
+    BrokerError,
+    OutcomeUnknown,
+    StoreMisconfigured,
+    StoreRejected,
+    StoreUnavailable,
+)
+from broker_common.core.ports import AllocateAnswer, Allocated, Contended, RingPosition, Watermark
+from tests.backends import AWS_ENVIRONMENT
+from tests.contract.suite import SHARED_STORE
+from tests.fakes import FakeClock, RecordingRecorder, make_candidate, make_claim, make_sandbox
+from tests.raw_dynamodb import Exchange, RawDynamoDB, raw_dynamodb, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from broker_common.core.ports import Clock
+
+FREE = make_sandbox("1")
+HELD = make_sandbox("1", status=Status.ALLOCATED, allocated_to_track="t", idempotency_key="t", lease_id="l", dirty=True)
+ITEM = json.dumps({"Item": encode_sandbox(FREE, 4)}).encode()
+
+
+def allocate(store: DynamoStore) -> AllocateAnswer:
+    return store.allocate(make_candidate(FREE), make_claim(FREE), token="t")
+
+
+READS: dict[str, Callable[[DynamoStore], object]] = {
+    "get": lambda store: store.get("1"),
+    "get_claim": lambda store: store.get_claim("t", "t"),
+    "read_claims": lambda store: store.read_claims("t"),
+    "read_available": lambda store: store.read_available(RingPosition(0), limit=5, prefix=""),
+    "read_all": lambda store: list(store.read_all()),
+    "read_due": lambda store: list(store.read_due(Status.STALE, until=5)),
+    "list_sandboxes": lambda store: store.list_sandboxes(None, limit=5, cursor=None),
+    "count": lambda store: store.count(),
+    "oldest_pending_deletion": lambda store: store.oldest_pending_deletion(),
+    "read_watermark": lambda store: store.read_watermark(),
+    "read_pauses": lambda store: store.read_pauses(),
+    "ping": lambda store: store.ping(),
+}
+WRITES: dict[str, Callable[[DynamoStore], object]] = {
+    "allocate": allocate,
+    "end_allocation": lambda store: store.end_allocation(HELD, make_sandbox("1", version=2)),
+    "add": lambda store: store.add(FREE),
+    "update": lambda store: store.update(FREE, make_sandbox("1", version=2)),
+    "remove": lambda store: store.remove(FREE),
+    "write_watermark": lambda store: store.write_watermark(Watermark(1, 1)),
+    "set_pauses": lambda store: store.set_pauses({"sync": True}),
+}
+CALLS = READS | WRITES
+
+
+@pytest.fixture(scope="module", params=["http", "https"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RawDynamoDB]:
+    """Yield a socket to be told how to behave, behind plain HTTP and TLS in turn."""
+    tls = None
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in AWS_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        if request.param == "https":
+            tls, authority = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), trustme.CA()
+            authority.issue_cert("127.0.0.1").configure_cert(tls)
+            file = tmp_path_factory.mktemp("tls") / "ca.pem"
+            authority.cert_pem.write_to_path(str(file))
+            patch.setenv("AWS_CA_BUNDLE", str(file))
+        with raw_dynamodb(lambda _: None, tls=tls) as server:
+            yield server
+
+
+@contextmanager
+def connected(engine: RawDynamoDB, *, clock: Clock | None = None, timeout_sec: float = 10) -> Iterator[DynamoStore]:
+    """Yield a store on the engine, which pauses between its tries in no time unless another clock is given."""
+    client = make_client(region="us-east-1", endpoint_url=engine.url, timeout_sec=timeout_sec, connections=8)
+    yield DynamoStore(
+        client,
+        "pool",
+        clock=clock or FakeClock(),
+        rng=Random(1),
+        recorder=RecordingRecorder(),
+        timeout_sec=timeout_sec,
+    )
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def store(engine: RawDynamoDB) -> Iterator[DynamoStore]:
+    with connected(engine) as store:
+        yield store
+
+
+def calls_of(engine: RawDynamoDB) -> dict[str, Callable[[DynamoStore], object]]:
+    """Return all calls, or one read and one write where each connection costs a handshake."""
+    return CALLS if engine.url.startswith("http:") else {name: CALLS[name] for name in ("get", "allocate")}
+
+
+def once(raw: bytes) -> Callable[[Exchange], None]:
+    """Answer with these bytes, and close."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(raw)
+        exchange.connection.shutdown(socket.SHUT_RDWR)
+
+    return behave
+
+
+def keeping(raw: bytes) -> Callable[[Exchange], None]:
+    """Answer with these bytes, and leave the connection open."""
+    return lambda exchange: exchange.send(raw)
+
+
+def chunked(body: bytes) -> bytes:
+    return (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    )
+
+
+def unsized(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\n\r\n" + body
+
+
+NO_ANSWERS = {
+    "nothing": b"",
+    "an empty body": whole(b""),
+    "an empty body without a length": unsized(b""),
+    "an empty body in chunks": chunked(b""),
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "HTML": whole(b"<html><body>It works!</body></html>", content_type="text/html"),
+    "HTML of the right type": whole(b"<html></html>"),
+    "text": whole(b"OK"),
+    "the right body of another type": whole(b"{}", content_type="application/json"),
+    "the right body without a type": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+    "the right body as created": whole(b"{}", status="201 Created"),
+    "a redirect": whole(b"{}", status="302 Found\r\nLocation: http://127.0.0.1:1/"),
+    "a portal's page": whole(b"<html>Sign in</html>", status="403 Forbidden", content_type="text/html"),
+    "a portal's JSON": whole(b'{"x": 1}'),
+    "an error of a portal": whole(b'{"error": "no"}', status="400 Bad Request"),
+    "an error of an odd type": whole(b'{"__type": 7}', status="400 Bad Request"),
+    "an error with odd reasons": whole(
+        b'{"__type": "TransactionCanceledException", "CancellationReasons": {"Code": 1}}', status="400 Bad Request"
+    ),
+    "an error with an odd record": whole(
+        b'{"__type": "ConditionalCheckFailedException", "Item": {"a": 1}}', status="400 Bad Request"
+    ),
+    "a gateway's page": whole(b"<html></html>", status="502 Bad Gateway", content_type="text/html"),
+    "a list": whole(b"[]"),
+    "a word": whole(b"null"),
+    "a number": whole(b"1"),
+    "other than UTF-8": whole(b'{"Item": "\xff"}'),
+    "depth": whole(b'{"Item":' * 20_000),
+    "less than it says": b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: 9\r\n\r\n{}",
+    "a length that is none": b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: x\r\n\r\n{}",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: 2\r\nContent-Length: 3"
+    b"\r\n\r\n{}",
+    "another checksum": b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: 2\r\n"
+    b"x-amz-crc32: 1\r\n\r\n{}",
+    "malformed parts": whole(
+        b'{"Item": [], "Items": {}, "Count": "3", "Responses": [], "Attributes": 1, "ConsumedCapacity": 1}'
+    ),
+    "malformed items": whole(
+        b'{"Item": {"PK": "x"}, "Items": [1], "Count": 1, "Responses": {"pool": [1]}, "Attributes": {"a": {}},'
+        b' "ItemCollectionMetrics": 1}'
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS)
+def test_what_is_no_answer_is_no_success_and_no_absence(engine: RawDynamoDB, store: DynamoStore, answer: str) -> None:
+    engine.behave = once(NO_ANSWERS[answer])
+    for name, call in calls_of(engine).items():
+        with pytest.raises(StoreUnavailable) as raised:
+            call(store)
+        assert isinstance(raised.value, OutcomeUnknown) == (name in WRITES), name
+
+
+@pytest.mark.parametrize("frame", [whole, unsized, chunked])
+@pytest.mark.parametrize("content", [b"{}", ITEM])
+def test_an_answer_that_is_cut_short_at_any_byte_is_none(
+    engine: RawDynamoDB, store: DynamoStore, content: bytes, frame: Callable[[bytes], bytes]
+) -> None:
+    raw = frame(content)
+    for length in range(0, len(raw) - (5 if frame is chunked else 0), 1 if content == b"{}" else 7):
+        engine.behave = once(raw[:length])
+        with pytest.raises(OutcomeUnknown):
+            allocate(store)
+        with pytest.raises(StoreUnavailable):
+            store.get("1")
+
+
+@pytest.mark.parametrize("frame", [whole, unsized, chunked])
+def test_a_whole_answer_is_one_however_it_is_framed(
+    engine: RawDynamoDB, store: DynamoStore, frame: Callable[[bytes], bytes]
+) -> None:
+    engine.behave = once(frame(b"{}"))
+    assert allocate(store) == Allocated()
+    assert store.get("1") is None
+    engine.behave = once(frame(ITEM))
+    assert store.get("1") == FREE
+
+
+def test_connections_are_kept_from_one_good_answer_to_the_next(engine: RawDynamoDB, store: DynamoStore) -> None:
+    engine.behave = keeping(whole(b"{}"))
+    before = engine.connections
+    for _ in range(5):
+        assert store.get("1") is None
+    assert engine.connections == before + 1
+
+
+def test_what_follows_a_bad_answer_is_not_taken_for_the_next_one(engine: RawDynamoDB, store: DynamoStore) -> None:
+    """The first answer says that it ends early: what follows would do as an answer to the next call."""
+    engine.behave = keeping(whole(b"{ ") + whole(ITEM))
+    with pytest.raises(OutcomeUnknown):
+        allocate(store)
+    before = engine.connections
+    engine.behave = keeping(whole(b"{}"))
+    assert store.get("1") is None
+    assert engine.connections == before + 1
+
+
+# -- an answer that takes for ever
+
+
+def dripping(head: bytes, drip: bytes, *, gap: float = 0.05) -> Callable[[Exchange], None]:
+    """Send a head, and then a little now and then for as long as the client waits."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(head)
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            exchange.send(drip)
+            time.sleep(gap)
+        exchange.send(b"{}")
+
+    return behave
+
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\n"
+ENDLESS = {
+    "status line": dripping(b"", b"H"),
+    "interim answers": dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "headers": dripping(_HEAD, b"X-A: b\r\n"),
+    "one header": dripping(_HEAD + b"X-A: ", b"b"),
+    "body": dripping(_HEAD + b"Content-Length: 100000\r\n\r\n", b" "),
+    "body without a length": dripping(_HEAD + b"\r\n", b" "),
+    "chunks": dripping(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "flood": dripping(_HEAD + b"\r\n", b" " * 2**20, gap=0),
+    "flood with a length": dripping(_HEAD + b"Content-Length: 99999999999\r\n\r\n", b" " * 2**20, gap=0),
+}
+
+
+@pytest.mark.parametrize("where", ENDLESS)
+def test_an_answer_that_drips_in_is_cut_off_at_the_time_of_one_call(engine: RawDynamoDB, where: str) -> None:
+    """The client leaves while the socket is still sending, or this would end as a success."""
+    engine.behave = ENDLESS[where]
+    with connected(engine, timeout_sec=0.6) as store, pytest.raises(OutcomeUnknown):
+        allocate(store)
+
+
+def test_a_request_ends_at_its_deadline_however_its_answers_drip(engine: RawDynamoDB) -> None:
+    engine.behave, clock = ENDLESS["body"], SystemClock()
+    began = len(engine.requests)
+    with connected(engine, clock=clock, timeout_sec=0.5) as store, deadline_in(1.5, clock):
+        with pytest.raises(StoreUnavailable):
+            store.get("1")
+    assert 1 <= len(engine.requests) - began <= 3
+
+
+def test_a_call_after_one_that_was_cut_off_has_all_of_its_time(engine: RawDynamoDB) -> None:
+    def pausing(exchange: Exchange) -> None:
+        for byte in whole(b"{}"):
+            exchange.send(bytes([byte]))
+            time.sleep(0.002)
+
+    with connected(engine, timeout_sec=1) as store:
+        engine.behave = ENDLESS["body"]
+        with pytest.raises(OutcomeUnknown):
+            allocate(store)
+        engine.behave = pausing
+        for _ in range(3):
+            assert allocate(store) == Allocated()
+
+
+# -- errors
+
+
+def failing(code: str, status: int = 400, **content: Any) -> Callable[[Exchange], None]:
+    body = json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "no", **content})
+    return keeping(whole(body.encode(), status=f"{status} No"))
+
+
+BUSY = (
+    "ThrottlingException",
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+    "LimitExceededException",
+    "TransactionConflictException",
+    "ReplicatedWriteConflictException",
+    "ResourceInUseException",
+    "IdempotentParameterMismatchException",
+)
+FOR_A_PERSON = (
+    "ResourceNotFoundException",
+    "AccessDeniedException",
+    "ExpiredTokenException",
+    "IncompleteSignature",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "MissingAuthenticationTokenException",
+    "NotAuthorized",
+    "OptInRequired",
+    "UnrecognizedClientException",
+    "InvalidEndpointException",
+    "ItemCollectionSizeLimitExceededException",
+    "KMSDisabledException",
+    "ACodeThatNobodyKnows",
+)
+OURS = ("ValidationException", "SerializationException", "UnknownOperationException", "DuplicateItemException")
+UNCERTAIN = {
+    "InternalServerError": 500,
+    "InternalFailure": 500,
+    "ServiceUnavailable": 503,
+    "ACodeThatNobodyKnows": 500,
+    "TransactionInProgressException": 400,
+}
+ERRORS: list[tuple[str, int, type[BrokerError]]] = [
+    *[(code, 400, StoreUnavailable) for code in BUSY],
+    *[(code, 400, StoreMisconfigured) for code in FOR_A_PERSON],
+    *[(code, 400, StoreRejected) for code in OURS],
+    *[(code, status, OutcomeUnknown) for code, status in UNCERTAIN.items()],
+]
+
+
+@pytest.mark.parametrize(("code", "status", "kind"), ERRORS)
+def test_every_error_has_one_meaning_at_every_call(
+    engine: RawDynamoDB, store: DynamoStore, code: str, status: int, kind: type[BrokerError]
+) -> None:
+    engine.behave = failing(code, status)
+    for name, call in calls_of(engine).items():
+        with pytest.raises(BrokerError) as raised:
+            call(store)
+        expected = StoreUnavailable if kind is OutcomeUnknown and name in READS else kind
+        assert type(raised.value) is expected, name
+
+
+def test_every_error_that_an_operation_may_answer_has_its_meaning() -> None:
+    model = Session().get_service_model("dynamodb")
+    operations = [
+        "BatchGetItem",
+        "DeleteItem",
+        "GetItem",
+        "PutItem",
+        "Query",
+        "Scan",
+        "TransactWriteItems",
+        "UpdateItem",
+    ]
+    named = {shape.name for each in operations for shape in model.operation_model(each).error_shapes}
+    tested = {code for code, *_ in ERRORS}
+    assert named - tested == {"ConditionalCheckFailedException", "TransactionCanceledException"}
+
+
+def test_a_client_token_that_another_request_used_is_replaced(engine: RawDynamoDB, store: DynamoStore) -> None:
+    began = len(engine.requests)
+    answers = iter([failing("IdempotentParameterMismatchException")])
+    engine.behave = lambda exchange: next(answers, keeping(whole(b"{}")))(exchange)
+    store.end_allocation(HELD, make_sandbox("1", version=2))
+    first, second = (each.request.pop("ClientRequestToken") for each in engine.requests[began:])
+    assert first != second
+    assert engine.requests[began].request == engine.requests[began + 1].request
+
+
+def test_a_refusal_after_a_lost_answer_leaves_the_outcome_unknown(engine: RawDynamoDB, store: DynamoStore) -> None:
+    answers = iter([once(b"")])
+    engine.behave = lambda exchange: next(answers, failing("ThrottlingException"))(exchange)
+    with pytest.raises(OutcomeUnknown):
+        store.add(FREE)
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind"),
+    [
+        (["ValidationError"], StoreRejected),
+        (["ItemCollectionSizeLimitExceeded"], StoreMisconfigured),
+        (["AReasonThatNobodyKnows"], StoreMisconfigured),
+        (["ThrottlingError", "AReasonThatNobodyKnows"], StoreMisconfigured),
+        (["ThrottlingError", "ProvisionedThroughputExceeded"], StoreUnavailable),
+        (["TransactionConflict"], StoreUnavailable),
+    ],
+)
+def test_a_cancelled_transaction_means_what_its_reasons_say(
+    engine: RawDynamoDB, store: DynamoStore, codes: list[str], kind: type[BrokerError]
+) -> None:
+    reasons = [{"Code": code} for code in [*codes, "None"][:2]]
+    engine.behave = failing("TransactionCanceledException", CancellationReasons=reasons)
+    with pytest.raises(BrokerError) as raised:
+        store.end_allocation(HELD, make_sandbox("1", version=2))
+    assert type(raised.value) is kind
+    if kind is StoreMisconfigured:
+        with pytest.raises(StoreMisconfigured):
+            allocate(store)
+    elif kind is StoreUnavailable:
+        assert allocate(store) == Contended()
+
+
+@pytest.mark.parametrize("reasons", [[], [{"Code": "TransactionConflict"}]])
+def test_a_transaction_that_is_cancelled_without_a_reason_for_each_item_may_have_been_applied(
+    engine: RawDynamoDB, store: DynamoStore, reasons: list[Any]
+) -> None:
+    engine.behave = failing("TransactionCanceledException", CancellationReasons=reasons)
+    with pytest.raises(OutcomeUnknown):
+        allocate(store)
+
+
+# -- anything
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["Item", "Items", "Count", "Responses", "pool", "Attributes", "PK", "SK", "S", "N", "x", "Keys"]
+            )
+            | st.sampled_from(
+                ["LastEvaluatedKey", "UnprocessedKeys", "__type", "CancellationReasons", "Code", "status_order"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+BODIES = st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode())
+
+
+@given(
+    call=st.sampled_from(sorted(CALLS.keys() - {"ping"})),
+    body=BODIES,
+    status=st.sampled_from([200, 200, 400, 500]),
+    right=st.booleans(),
+)
+@example(call="list_sandboxes", body=b'{"Items": [{}]}', status=200, right=True)
+@example(call="read_available", body=b'{"Items": [], "LastEvaluatedKey": {"PK": {"S": "x"}}}', status=200, right=True)
+@settings(SHARED_STORE, max_examples=150)
+def test_no_answer_whatever_it_is_makes_a_call_fail_but_in_ways_that_its_callers_know(
+    engine: RawDynamoDB, store: DynamoStore, call: str, body: bytes, status: int, right: bool
+) -> None:
+    checksum = zlib.crc32(body) + (not right)
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: {len(body)}\r\n"
+    engine.behave = once(f"{head}x-amz-crc32: {checksum}\r\n\r\n".encode() + body)
+    try:
+        CALLS[call](store)
+    except BrokerError:
+        pass
+    else:
+        assert right
+        assert status == 200
+        assert isinstance(json.loads(body), dict)

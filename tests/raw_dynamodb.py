@@ -1,0 +1,92 @@
+"""A socket in DynamoDB's place that sends what a test says, byte by byte: for answers that no engine gives."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+
+    Behaviour = Callable[["Exchange"], object]
+
+PATIENCE_SEC = 20
+"""After this long a socket gives up on a client that waits for ever."""
+
+
+class Exchange:
+    """One request that came in, and the connection on which to answer it."""
+
+    def __init__(self, connection: socket.socket, operation: str, body: bytes) -> None:
+        self.operation = operation
+        self.request: dict[str, Any] = json.loads(body)
+        self.connection = connection
+
+    def send(self, *parts: bytes) -> None:
+        """Send bytes as they are."""
+        self.connection.sendall(b"".join(parts))
+
+
+class RawDynamoDB:
+    """Keeps connections open until `behave` closes one, or its client does; `connections` counts them."""
+
+    def __init__(self, behave: Behaviour, tls: ssl.SSLContext | None) -> None:
+        self.behave = behave
+        self.connections = 0
+        self.requests: list[Exchange] = []
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        """Stop, once every client has gone."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(PATIENCE_SEC + 5)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._threads.append(threading.Thread(target=self._serve, args=(connection,)))
+            self._threads[-1].start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.settimeout(PATIENCE_SEC)
+        try:
+            with self._tls.wrap_socket(connection, server_side=True) if self._tls else connection as talk:
+                source = talk.makefile("rb")
+                while source.readline():
+                    lines = [line.split(b": ", 1) for line in iter(source.readline, b"\r\n")]
+                    headers = {name.lower(): value.strip() for name, value in lines}
+                    operation = headers[b"x-amz-target"].decode().split(".")[1]
+                    self.requests.append(Exchange(talk, operation, source.read(int(headers[b"content-length"]))))
+                    self.behave(self.requests[-1])
+        except OSError:
+            return  # the client has gone, or behave has closed
+
+
+@contextmanager
+def raw_dynamodb(behave: Behaviour, *, tls: ssl.SSLContext | None = None) -> Iterator[RawDynamoDB]:
+    """Run one for the time of the context; `behave` answers each request, and may be replaced."""
+    server = RawDynamoDB(behave, tls)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def whole(body: bytes, *, status: str = "200 OK", content_type: str = "application/x-amz-json-1.0") -> bytes:
+    """Return an answer as DynamoDB frames it."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
