@@ -233,6 +233,7 @@ class _Field:
 
 
 def fields_of(record: type) -> tuple[_Field, ...]:
+    """Return the attributes that a record of this dataclass has; those with a default may be missing."""
     hints = get_type_hints(record)
     return tuple(
         _Field(each.name, _TAGS[(get_args(hints[each.name]) or (hints[each.name],))[0]], each.default is MISSING)

@@ -303,6 +303,8 @@ def _meaning(error: ClientError) -> _Meaning:
         return _Meaning.MALFORMED
     if reasons - _CONTENTION - {"None"}:
         return _Meaning.REFUSED
+    if _is_about_the_index(error):
+        return _Meaning.NO_INDEX
     is_failure = response["ResponseMetadata"]["HTTPStatusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR
     return _MEANINGS.get(code, _Meaning.UNKNOWN if is_failure else _Meaning.REFUSED)
 

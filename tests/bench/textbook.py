@@ -63,7 +63,7 @@ class TextbookAllocator:
             held = self._read(_TRACK_INDEX, "allocated_to_track", request.track_id)
             if held:
                 outcome = AllocateOutcome.IDEMPOTENT
-                return Allocation(_claim_of(decode_sandbox(held[0])), replayed=True)
+                return Allocation(_claim_of(decode_sandbox(held[0], SHARDS)), replayed=True)
             for candidate in self._first_available():
                 claim = self._claim(request, candidate)
                 if self._take(candidate, claim):

@@ -705,7 +705,7 @@ class StoreContract:
         with pytest.raises(UnreadableRecord) as raised:
             store.get("bad")
         assert (raised.value.sandbox_id, raised.value.reason) == ("bad", SPOILED)
-        assert list(store.read_all()) == [good]
+        assert store.read_all().sandboxes == (good,)
         for status in (Status.STALE, None):
             pages = [store.list_sandboxes(status, limit=10, cursor=None)]
             while pages[-1].cursor:

@@ -58,7 +58,7 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "get_claim": lambda store: store.get_claim("t", "t"),
     "read_claims": lambda store: store.read_claims("t"),
     "read_available": lambda store: store.read_available(RingPosition(0), limit=5, prefix=""),
-    "read_all": lambda store: list(store.read_all()),
+    "read_all": lambda store: store.read_all(),
     "read_due": lambda store: list(store.read_due(Status.STALE, until=5)),
     "list_sandboxes": lambda store: store.list_sandboxes(None, limit=5, cursor=None),
     "count": lambda store: store.count(),
