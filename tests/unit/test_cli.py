@@ -24,10 +24,29 @@ def broker(*words: str, **env: str) -> Result:
 def test_a_listing_is_read_page_after_page() -> None:
     for cursor, following in ((None, "next"), ("next", None)):
         query: dict[str, Any] = {"limit": "100"} | ({"cursor": cursor} if cursor else {})
-        page = {"sandboxes": [{"sandbox_id": f"after-{cursor}"}], "cursor": following}
+        page = {"sandboxes": [{"sandbox_id": f"after-{cursor}"}], "unreadable": [], "cursor": following}
         responses.get(f"{URL}/sandboxes", json=page, match=[responses.matchers.query_param_matcher(query)])
     listed = [json.loads(line)["sandbox_id"] for line in broker("sandboxes", "--json").stdout.splitlines()]
     assert listed == ["after-None", "after-next"]
+
+
+@responses.activate
+def test_a_sandbox_whose_record_cannot_be_read_is_listed_with_the_reason() -> None:
+    page = {
+        "sandboxes": [{"sandbox_id": "7", "status": "stale", "dirty": True}],
+        "unreadable": [{"sandbox_id": "8", "reason": "name is missing"}],
+        "cursor": None,
+    }
+    responses.get(f"{URL}/sandboxes", json=page)
+    bad = {"sandbox_id": "8", "status": "unreadable", "reason": "name is missing"}
+    listed = [json.loads(line) for line in broker("sandboxes", "--json").stdout.splitlines()]
+    assert listed == [*page["sandboxes"], bad]  # type: ignore[misc] # a list
+    assert broker("sandboxes", "--csv").stdout.split() == [
+        "sandbox_id,status,dirty,reason", "7,stale,True,", "8,unreadable,,name", "is", "missing"
+    ]  # fmt: skip
+    _, *rows = [line.split() for line in broker("sandboxes").stdout.splitlines()]
+    assert [row[0] for row in rows] == ["7", "8"]
+    assert rows[1][2] == "unreadable"
 
 
 @responses.activate
