@@ -74,7 +74,8 @@ _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
     """List sandboxes, by status or by the track that holds them.
 
-    A page may be shorter than `limit`; it is the last one only if its `cursor` is null.
+    A page may be shorter than `limit`; it is the last one only if its `cursor` is null. Sandboxes whose record cannot
+    be read are named in `unreadable`.
     """
     status, limit, cursor = query.get("status"), query["limit"], query.get("cursor")
     inventory, by_track = services().inventory, "track_id" in query
@@ -86,7 +87,12 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
     except InvalidInput as error:
         same = "track" if by_track else "status"
         raise RequestInvalid({"cursor": [f"Was not given by a listing of the same {same}."]}) from error
-    return {"sandboxes": page.sandboxes, "count": len(page.sandboxes), "cursor": page.cursor}
+    return {
+        "sandboxes": page.sandboxes,
+        "count": len(page.sandboxes),
+        "unreadable": page.unreadable,
+        "cursor": page.cursor,
+    }
 
 
 @blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], parameters=[SANDBOX_ID])
@@ -100,7 +106,8 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
 def read(sandbox_id: str) -> Sandbox:
     """Read a sandbox with every field.
 
-    Also one that is `deleted`: its tombstone is kept until a sync has not seen the account again.
+    Also one that is `deleted`: its tombstone is kept until a sync has not seen the account again. One whose record
+    cannot be read answers 503, and says which field is wrong.
     """
     require_plain("sandbox_id", sandbox_id)
     return services().inventory.read(sandbox_id)

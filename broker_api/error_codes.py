@@ -131,7 +131,8 @@ ERROR_CODES = {
     ),
     "SERVICE_UNAVAILABLE": ErrorCode(
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "DynamoDB is slow, throttled or away, or its answer was lost; or this process's clock is wrong.",
+        "DynamoDB is slow, throttled or away, its answer was lost, or a record in it cannot be read; or this process's"
+        " clock is wrong.",
         "Send the same request again after `Retry-After`.",
         "DynamoDB does not answer",
         retry_after=1,

@@ -53,7 +53,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
     core.StoreRejected: 500,
     core.QueueUnavailable: 503,
     core.LayoutMismatch: 503,
-    core.UnreadableRecord: 500,
+    core.UnreadableRecord: 503,
     core.ProviderError: 502,
     core.ProviderBusy: 503,
     core.ProviderCircuitOpen: 503,
@@ -101,14 +101,15 @@ def _answer_broker_error(error: core.BrokerError) -> Response:
     status = STATUS_OF.get(type(error))
     if status is None:
         return _answer_unexpected(error)
+    is_internal = status == HTTPStatus.INTERNAL_SERVER_ERROR
+    quiet = logging.WARNING if status > HTTPStatus.INTERNAL_SERVER_ERROR else logging.DEBUG
     _log.log(
-        logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.DEBUG,
+        logging.ERROR if is_internal else quiet,
         "answered %d %s: %s",
         status,
         error.code,
         error.message,
     )
-    is_internal = status == HTTPStatus.INTERNAL_SERVER_ERROR
     code, message = describe(status) if is_internal else (error.code, error.message)
     response = _error(
         status,

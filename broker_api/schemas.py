@@ -218,11 +218,23 @@ class SandboxSchema(HeldSandboxSchema):
     version = _whole("Grows with every change of the record", 7)
 
 
+class UnreadableSchema(Schema):
+    """A sandbox whose record cannot be read."""
+
+    sandbox_id = _text("2009521", "The sandbox's id")
+    reason = _text("expires_at is missing", "What is wrong with the record")
+
+
 class SandboxPageSchema(Schema):
     """A page of sandboxes."""
 
     sandboxes = fields.List(fields.Nested(SandboxSchema), required=True)
-    count = _whole("How many are on this page", 1)
+    count = _whole("How many are in `sandboxes`", 1)
+    unreadable = fields.List(
+        fields.Nested(UnreadableSchema),
+        required=True,
+        metadata={"example": [], "description": "Those that belong on this page, and whose record cannot be read"},
+    )
     cursor = _optional_text(None, "Reads the next page; null on the last one")
 
 

@@ -5,6 +5,7 @@ What is asked for, and what an answer means for the pool, is `dynamo_store`'s bu
 
 from __future__ import annotations
 
+import logging
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.dynamo_items import Item
     from broker_common.core.ports import Clock, Recorder
+
+_log = logging.getLogger(__name__)
 
 
 class _Meaning(Enum):
@@ -282,7 +285,8 @@ class DynamoTransport:
                 case _Meaning.REFUSED:
                     return StoreMisconfigured(f"DynamoDB refused the request ({code})")
                 case _Meaning.MALFORMED:
-                    return StoreRejected(f"DynamoDB calls the request malformed ({error})")
+                    _log.error("DynamoDB calls a request malformed: %s", error)
+                    return StoreRejected(f"DynamoDB calls the request malformed ({code})")
                 case _Meaning.UNKNOWN:
                     message = f"DynamoDB failed ({code})"
         elif isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):

@@ -9,6 +9,8 @@ import requests
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+UNREADABLE = "unreadable"
+"""What stands for a status where a record cannot be read."""
 _TIMEOUT_SEC = (5, 65)
 """To connect, and to answer: bulk calls take up to 30 s, and a proxy may wait for a drained instance."""
 
@@ -45,11 +47,15 @@ class BrokerApi:
         return self._call("POST", path, json=body)
 
     def sandboxes(self, *, status: str | None = None, track_id: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield every sandbox of a listing, page after page. Raises `ApiError`."""
+        """Yield every sandbox of a listing, page after page. Raises `ApiError`.
+
+        One whose record cannot be read has the status `unreadable`, a `reason`, and nothing else but its id.
+        """
         cursor = None
         while True:
             page = self.get("/sandboxes", status=status, track_id=track_id, limit=100, cursor=cursor)
             yield from page["sandboxes"]
+            yield from ({"sandbox_id": each["sandbox_id"], "status": UNREADABLE, **each} for each in page["unreadable"])
             cursor = page["cursor"]
             if cursor is None:
                 return

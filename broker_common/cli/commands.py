@@ -18,7 +18,7 @@ from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.cli.api import ApiError, BrokerApi, operators_api
+from broker_common.cli.api import UNREADABLE, ApiError, BrokerApi, operators_api
 from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
 from broker_common.core.errors import BrokerError
@@ -167,7 +167,7 @@ def pool() -> None:
     api = _api()
     for status, count in sorted(api.get("/stats").items(), key=lambda counted: counted[0] == "total"):
         click.echo(f"{status:<17} {count:>7,}")
-    asked = [each["deletion_requested_at"] for each in api.sandboxes(status=Status.PENDING_DELETION)]
+    asked = [each.get("deletion_requested_at") for each in api.sandboxes(status=Status.PENDING_DELETION)]
     click.echo(f"{'oldest deletion':<17} {_ago(min(filter(None, asked), default=None))}")
     # The API tells of an available sandbox alone when sync saw it last.
     seen = api.get("/sandboxes", status=Status.AVAILABLE, limit=1)["sandboxes"]
@@ -181,6 +181,8 @@ def pool() -> None:
 @click.option("--csv", "form", flag_value="csv", help="CSV with every field.")
 def sandboxes(status: str | None, track_id: str | None, form: str | None) -> None:
     """List sandboxes, as a table unless --json or --csv is given.
+
+    One whose record cannot be read has the status `unreadable`, and --json and --csv say why as `reason`.
 
     Example: broker sandboxes --status deletion_failed --csv > failed.csv
     """
@@ -253,8 +255,8 @@ def run(name: str, *, wait: bool, force: bool) -> None:
 def _print_table(found: Iterable[dict[str, Any]]) -> None:
     rows: list[Sequence[str]] = [_COLUMNS]
     for each in found:
-        cells = {**each, "expires_at": _ago(each["expires_at"])}
-        rows.append(["-" if cells[name] is None else str(cells[name]) for name in _COLUMNS])
+        cells = {**each, "expires_at": _ago(each.get("expires_at"))}
+        rows.append(["-" if cells.get(name) is None else str(cells[name]) for name in _COLUMNS])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -266,7 +268,7 @@ def _print_json(found: Iterable[dict[str, Any]]) -> None:
 
 
 def _print_csv(found: Iterable[dict[str, Any]]) -> None:
-    write_csv(found, sys.stdout)
+    write_csv(sorted(found, key=lambda each: each["status"] == UNREADABLE), sys.stdout)
 
 
 _print_as: dict[str | None, Callable[[Iterable[dict[str, Any]]], None]] = {

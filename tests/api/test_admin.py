@@ -11,7 +11,7 @@ import pytest
 from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.ports import Watermark
 from tests.api.harness import Api, body_of, error_of, make_api, refusing
-from tests.fakes import START, make_sandbox
+from tests.fakes import SPOILED, START, make_sandbox
 
 EVERY_FIELD = {
     "sandbox_id",
@@ -55,7 +55,7 @@ def listed(api: Api, query: str) -> dict[str, Any]:
     answer = api.admin("GET", f"/v1/admin/sandboxes{query}")
     assert answer.status_code == 200, answer.text
     body = body_of(answer)
-    assert set(body) == {"sandboxes", "count", "cursor"}
+    assert set(body) == {"sandboxes", "count", "unreadable", "cursor"}
     assert body["count"] == len(body["sandboxes"])
     return body
 
@@ -229,6 +229,41 @@ def test_a_listing_of_all_and_one_of_a_track_do_not_take_each_others_cursors(hel
         answer = held_by_one_track.admin("GET", f"/v1/admin/sandboxes{taken_by}cursor={cursor}")
         assert answer.status_code == 400
         assert "cursor" in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize("query", ["?", "?status=allocated", "?track_id=track-1", "?track_id=track-1&status=allocated"])
+def test_a_listing_has_the_rest_and_names_what_cannot_be_read(held_by_one_track: Api, query: str) -> None:
+    held_by_one_track.store.spoil("1")
+    body = listed(held_by_one_track, query)
+    assert body["unreadable"] == [{"sandbox_id": "1", "reason": SPOILED}]
+    assert (ids(body), body["count"], body["cursor"]) == ({"0", "2"}, 2, None)
+
+
+def test_a_listing_of_a_track_goes_past_what_cannot_be_read(held_by_one_track: Api) -> None:
+    held_by_one_track.store.spoil("0")
+    first = listed(held_by_one_track, "?track_id=track-1&limit=1")
+    assert (first["sandboxes"], first["unreadable"]) == ([], [{"sandbox_id": "0", "reason": SPOILED}])
+    assert ids(listed(held_by_one_track, f"?track_id=track-1&cursor={first['cursor']}")) == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/7", None),
+        ("POST", "/7/release", {"lease_id": "l"}),
+        ("POST", "/7/quarantine", {"reason": "r"}),
+        ("POST", "/7/retry-deletion", None),
+    ],
+)
+def test_a_record_that_cannot_be_read_answers_503_and_says_why(
+    api: Api, method: str, path: str, body: dict[str, str] | None
+) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.store.spoil("7")
+    answer = api.admin(method, f"/v1/admin/sandboxes{path}", json=body)
+    assert answer.status_code == 503
+    error = error_of(answer)
+    assert (error["code"], error["message"]) == ("SERVICE_UNAVAILABLE", f"sandbox '7' cannot be read: {SPOILED}")
 
 
 def test_stats_count_the_pool_by_status_without_tombstones(api: Api) -> None:

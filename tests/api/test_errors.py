@@ -10,7 +10,7 @@ import structlog
 from werkzeug.exceptions import ServiceUnavailable
 
 from broker_api.errors import STATUS_OF
-from broker_common.core.errors import BrokerError, SandboxNotFound, UnreadableRecord
+from broker_common.core.errors import BrokerError, SandboxNotFound, StoreRejected
 from tests.api.harness import Api, error_of, make_api
 from tests.fakes import StoreWrapper, make_sandbox
 
@@ -57,14 +57,14 @@ def test_an_unexpected_error_answers_500_without_its_text_and_is_logged_once(
     assert isinstance(record.exc_info[1], KeyError)
 
 
-def test_a_record_that_cannot_be_read_answers_500_without_its_text_which_the_log_has(
+def test_a_request_that_the_store_calls_malformed_answers_500_without_its_text_which_the_log_has(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Broken, "fault", UnreadableRecord("the record 'SBX#1' cannot be read: a-secret-value"))
+    monkeypatch.setattr(Broken, "fault", StoreRejected("DynamoDB calls the request malformed: a-secret-value"))
     answer = make_api(around=Broken).admin("GET", "/v1/admin/sandboxes")
     assert (answer.status_code, error_of(answer)["code"]) == (500, "INTERNAL_ERROR")
     assert "secret" not in answer.text
-    assert "RECORD_UNREADABLE: the record 'SBX#1' cannot be read: a-secret-value" in caplog.text
+    assert "INTERNAL_ERROR: DynamoDB calls the request malformed: a-secret-value" in caplog.text
 
 
 @pytest.mark.parametrize("fault", [ServiceUnavailable("a-secret-value"), SandboxNotFound("a-secret-value")])

@@ -110,6 +110,27 @@ def test_a_store_that_is_away_answers_503_and_when_to_come_back() -> None:
     assert int(answer.headers["Retry-After"]) > 0
 
 
+def test_a_record_that_cannot_be_read_is_its_own_tracks_trouble(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate("track-1")
+    api.store.spoil("7")
+    for method, path in (
+        ("GET", "/v1/sandboxes/7"),
+        ("POST", "/v1/sandboxes/7/mark-for-deletion"),
+        ("GET", "/v1/sandboxes"),
+    ):
+        answer = api.track(method, path)
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "SERVICE_UNAVAILABLE")
+    assert api.track("POST", "/v1/allocate").status_code == 200
+    api.store.spoil_claim("track-1", "track-1")
+    assert api.track("POST", "/v1/allocate").status_code == 503
+    api.store.seed(make_sandbox("8"), make_sandbox("9"))
+    api.store.spoil("9")
+    api.clock.advance(2)
+    assert api.allocate("track-2")["sandbox_id"] == "8"
+    assert api.track("POST", "/v1/allocate", "track-3").status_code == 409
+
+
 def test_a_holder_reads_its_sandbox(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
     allocation = api.allocate()

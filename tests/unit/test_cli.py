@@ -29,7 +29,7 @@ def broker(*words: str, **env: str) -> Result:
 def test_a_listing_is_read_page_after_page() -> None:
     for cursor, following in ((None, "next"), ("next", None)):
         query: dict[str, Any] = {"limit": "100"} | ({"cursor": cursor} if cursor else {})
-        page = {"sandboxes": [{"sandbox_id": f"after-{cursor}"}], "cursor": following}
+        page = {"sandboxes": [{"sandbox_id": f"after-{cursor}"}], "unreadable": [], "cursor": following}
         responses.get(f"{URL}/sandboxes", json=page, match=[responses.matchers.query_param_matcher(query)])
     listed = [json.loads(line)["sandbox_id"] for line in broker("sandboxes", "--json").stdout.splitlines()]
     assert listed == ["after-None", "after-next"]
@@ -80,6 +80,25 @@ def test_check_is_strict_with_a_process_of_whose_settings_one_is_there(given: di
 
 
 @responses.activate
+def test_a_sandbox_whose_record_cannot_be_read_is_listed_with_the_reason() -> None:
+    page = {
+        "sandboxes": [{"sandbox_id": "7", "status": "stale", "dirty": True}],
+        "unreadable": [{"sandbox_id": "8", "reason": "name is missing"}],
+        "cursor": None,
+    }
+    responses.get(f"{URL}/sandboxes", json=page)
+    bad = {"sandbox_id": "8", "status": "unreadable", "reason": "name is missing"}
+    listed = [json.loads(line) for line in broker("sandboxes", "--json").stdout.splitlines()]
+    assert listed == [*page["sandboxes"], bad]  # type: ignore[misc] # a list
+    assert broker("sandboxes", "--csv").stdout.split() == [
+        "sandbox_id,status,dirty,reason", "7,stale,True,", "8,unreadable,,name", "is", "missing"
+    ]  # fmt: skip
+    _, *rows = [line.split() for line in broker("sandboxes").stdout.splitlines()]
+    assert [row[0] for row in rows] == ["7", "8"]
+    assert rows[1][2] == "unreadable"
+
+
+@responses.activate
 def test_an_error_that_is_not_the_broker_s_is_told_apart() -> None:
     responses.get(f"{URL}/stats", json={"detail": "a proxy's"}, status=502)
     result = broker("pool")
@@ -115,7 +134,14 @@ def test_a_table_that_cannot_be_created_is_told_in_one_line(aws_environment: dic
 def in_csv(value: object) -> str:
     """Return a sandbox's name as `broker sandboxes --csv` writes it, read back."""
     with responses.RequestsMock() as api:
-        api.get(f"{URL}/sandboxes", json={"sandboxes": [{"sandbox_id": "1", "name": value}], "cursor": None})
+        api.get(
+            f"{URL}/sandboxes",
+            json={
+                "sandboxes": [{"sandbox_id": "1", "status": "stale", "name": value}],
+                "unreadable": [],
+                "cursor": None,
+            },
+        )
         (row,) = csv.DictReader(io.StringIO(broker("sandboxes", "--csv").stdout, newline=""))
     return row["name"]
 
