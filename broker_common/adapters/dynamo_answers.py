@@ -71,7 +71,12 @@ def require(answer: Item, operation: str, request: Item) -> None:
         raise NoAnswer(reason="an answer without the table")
 
 
-_REQUIRED: Mapping[str, str] = {"query": "Items", "scan": "Items", "batch_get_item": "Responses"}
+_REQUIRED: Mapping[str, str] = {
+    "query": "Items",
+    "scan": "Items",
+    "batch_get_item": "Responses",
+    "describe_table": "Table",
+}
 
 
 def _read(response: Item) -> Item:
