@@ -94,6 +94,9 @@ class VirtualLock:
             self._time.after(timeout, lambda: self._give_up(waiter))
         return bool(self._time.park())
 
+    def locked(self) -> bool:
+        return self._is_held
+
     def release(self) -> None:
         if self._waiting:
             waiter = self._waiting.popleft()
