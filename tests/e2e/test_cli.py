@@ -21,6 +21,7 @@ from broker_common.cli import commands
 from broker_common.cli.commands import main
 from deploy.dev.processes import free_ports
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.fakes import START, FakeClock
 from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
@@ -95,6 +96,23 @@ def test_what_is_reached_by_a_part_that_is_wrong_is_not_blamed(broker: Callable[
     assert "nobody-s" in of_parts["table"]
     assert of_parts["index"] == "not looked at before table is right"
     assert of_parts["provider"] == "not looked at before redis is right"
+
+
+def test_check_says_by_how_much_the_clock_is_wrong(
+    broker: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_common.cli.check.SystemClock", lambda: FakeClock(START))
+    told = broker("check", "--process", "api")
+    assert told.exit_code == 1
+    assert re.search(r"^table     FAIL this machine's clock is -\d+ s from the table's", told.stdout, re.MULTILINE)
+
+
+def test_a_table_that_cannot_be_accepted_is_told_in_one_line_and_stays_as_it_is(broker: Callable[..., Result]) -> None:
+    for away in ({"REDIS_URL": "redis://127.0.0.1:1/0"}, {"DDB_ENDPOINT_URL": "http://127.0.0.1:1"}):
+        told = broker("table", "accept", **away)
+        assert told.exit_code == 1
+        assert re.fullmatch(r"Error: table \S+ is not accepted: .+\n", told.stderr)
+    assert broker("check", "--process", "api").exit_code == 0
 
 
 def test_the_table_can_be_created_as_often_as_you_like(broker: Callable[..., Result]) -> None:

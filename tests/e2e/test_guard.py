@@ -119,17 +119,22 @@ def test_on_another_table_than_was_known_nothing_happens_until_an_operator_accep
 
 
 class Wrong:
-    """The services of a stack, one more worker among them, `late`, whose clock is so many seconds ahead."""
+    """The services of a stack, one more worker among them, `late`, whose clock is so many seconds ahead.
+
+    The other worker has one process: what comes while that is at work is the late one's.
+    """
 
     def __init__(self, seconds: int, library: Path) -> None:
         self._clock = wrong_clock.ahead(seconds, library)
-        (self._port,) = free_ports(1)
+        self._right_port, self._port = free_ports(2)
 
     def __call__(self, plan: Plan, scratch: Path) -> list[Program]:
+        right = worker_program(plan, scratch, name="worker", metrics_port=self._right_port, children=1)
         late = worker_program(plan, scratch, name="late", metrics_port=self._port, children=2)
         # Its health is red, so it is ready when it answers at all.
         metrics = late.ready_url.replace("/healthz", "/metrics")
-        return [*programs.services(plan, scratch), replace(late, env={**late.env, **self._clock}, ready_url=metrics)]
+        late = replace(late, env={**late.env, **self._clock}, ready_url=metrics)
+        return [right, late, programs.api(plan, scratch), programs.beat(plan)]
 
     def health(self) -> dict[str, Any]:
         answer = requests.get(f"http://127.0.0.1:{self._port}/healthz", timeout=10)

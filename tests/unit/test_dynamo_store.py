@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,6 +13,7 @@ from moto import mock_aws
 from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, index_problem, table_definition
+from broker_common.adapters.dynamo_time import make_time_reader, time_of
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.domain import Candidate, Status
 from broker_common.core.errors import (
@@ -377,3 +379,24 @@ def test_an_account_is_not_taken_from_a_sandbox_that_is_added_just_then(
     with pytest.raises(Conflict, match="changed hands"):
         store.add(make_sandbox("other", external_id="uuid-0a"))
     assert store.read_all().accounts == {"uuid-0a": "owner"}
+
+
+@pytest.mark.usefixtures("aws_environment")
+@pytest.mark.parametrize("engine", ["ministack_url", "dynamodb_local_url"])
+def test_an_engine_tells_its_time_to_a_request_without_a_signature(request: pytest.FixtureRequest, engine: str) -> None:
+    read = make_time_reader(region="us-east-1", endpoint_url=request.getfixturevalue(engine))
+    told = read()
+    assert told is not None
+    assert abs(told - time.time()) < 60
+
+
+@pytest.mark.usefixtures("aws_environment")
+def test_an_engine_that_is_away_tells_no_time() -> None:
+    assert make_time_reader(region="us-east-1", endpoint_url="http://127.0.0.1:1")() is None
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"date": ""}, {"date": "yesterday"}, {"date": "Sat, 99 Nov 2026 22:16:44 GMT"}]
+)
+def test_an_answer_without_a_date_that_can_be_read_tells_no_time(headers: dict[str, str]) -> None:
+    assert time_of({"ResponseMetadata": {"HTTPHeaders": headers}}) is None
