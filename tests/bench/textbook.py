@@ -10,7 +10,7 @@ import time
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_items import decode_candidate, decode_sandbox, status_key
+from broker_common.adapters.dynamo_items import decode_candidate, status_key
 from broker_common.adapters.dynamo_table import INDEX, SHARDS, create_table, table_definition
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, AllocateRequest, Allocation
@@ -63,7 +63,7 @@ class TextbookAllocator:
             held = self._read(_TRACK_INDEX, "allocated_to_track", request.track_id)
             if held:
                 outcome = AllocateOutcome.IDEMPOTENT
-                return Allocation(_claim_of(decode_sandbox(held[0])), replayed=True)
+                return Allocation(_claim_of(self._store._decode(held[0])), replayed=True)
             for candidate in self._first_available():
                 claim = self._claim(request, candidate)
                 if self._take(candidate, claim):

@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from celery import Celery
 
 from broker_common.adapters.celery_names import DELETIONS_QUEUE
-from broker_common.adapters.dynamo_items import decode, sandbox_key
+from broker_common.adapters.dynamo_items import sandbox_key
 from broker_common.adapters.dynamo_transport import make_client
 from deploy.dev import programs
 from deploy.dev.plan import LOOPBACK
@@ -247,7 +247,7 @@ class Broker:
         began, items, request = self.now(), list[dict[str, Any]](), dict[str, Any]()
         while True:
             page = client.scan(TableName=self.stack.plan.settings.ddb_table_name, ConsistentRead=True, **request)
-            items += [{name: decode(value) for name, value in item.items()} for item in page["Items"]]
+            items += [{name: _value(value) for name, value in item.items()} for item in page["Items"]]
             if "LastEvaluatedKey" not in page:
                 return _read_scan(items, began, self.now())
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
@@ -335,6 +335,12 @@ def _services(plan: Plan, scratch: Path, *, bug: Bug | None, metrics_ports: list
     if bug is Bug.CLAIM:
         api = replace(api, command=[*api.command[:-1], "tests.history.planted_wsgi:app"])
     return [*found, api, programs.beat(plan)]
+
+
+def _value(attribute: Mapping[str, Any]) -> Any:
+    """Return an attribute's value."""
+    ((kind, content),) = attribute.items()
+    return int(content) if kind == "N" else content
 
 
 def _read_scan(items: list[dict[str, Any]], began: float, ended: float) -> Scan:

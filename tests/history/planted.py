@@ -10,7 +10,7 @@ from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox
+from broker_common.adapters.dynamo_items import encode_claim, encode_sandbox
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import domain
 from broker_common.core.domain import Status
@@ -89,7 +89,7 @@ class DynamoTable:
             self._store._transport.write("update_item", **update)
         except ConditionFailed as failed:
             taken = failed.answer.get("Item")
-            return bool(taken and decode_sandbox(taken).lease_id == claim.lease_id)  # by an earlier try
+            return bool(taken and self._store._decode(taken).lease_id == claim.lease_id)  # by an earlier try
         return True
 
     def put_claim(self, claim: Claim) -> None:
