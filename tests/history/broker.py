@@ -247,7 +247,7 @@ class Broker:
         began, items, request = self.now(), list[dict[str, Any]](), dict[str, Any]()
         while True:
             page = client.scan(TableName=self.stack.plan.settings.ddb_table_name, ConsistentRead=True, **request)
-            items += [{name: _value(attribute) for name, attribute in item.items()} for item in page["Items"]]
+            items += [{name: _value(value) for name, value in item.items()} for item in page["Items"]]
             if "LastEvaluatedKey" not in page:
                 return _read_scan(items, began, self.now())
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
@@ -337,7 +337,8 @@ def _services(plan: Plan, scratch: Path, *, bug: Bug | None, metrics_ports: list
     return [*found, api, programs.beat(plan)]
 
 
-def _value(attribute: dict[str, Any]) -> Any:
+def _value(attribute: Mapping[str, Any]) -> Any:
+    """Return an attribute's value."""
     ((kind, content),) = attribute.items()
     return int(content) if kind == "N" else content
 

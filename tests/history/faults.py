@@ -101,6 +101,13 @@ def _disturbances() -> Iterator[Disturbance]:
     yield _store("losing answers of transactions", probability=0.5, operation=transaction, response=lost)
     yield _store("losing answers of updates", probability=0.5, operation="UpdateItem", response=lost)
     yield _store("losing all answers", probability=1.0, response=lost)
+    unchecked = {"strip_headers": ["x-amz-crc32"]}
+    yield _store("sending empty successes", probability=0.5, response={"truncate_bytes": 0, **unchecked})
+    yield _store("cutting answers short", probability=0.5, response={"truncate_frac": 0.5, **unchecked})
+    yield _store(
+        "sending successes of another type", probability=0.5, response={"set_headers": {"Content-Type": "text/html"}}
+    )
+    yield _store("answered by something else, with 200", probability=0.5, error={"code": "Welcome", "status": 200})
     api_child, celery_child = _kill_a_child_of(("api",)), _kill_a_child_of(WORKERS)
     yield Disturbance(name="kill -9 of a gunicorn worker", strike=api_child, refuses_calls=True)
     yield Disturbance(name="kill -9 of the API", strike=_kill(("api",)), refuses_calls=True)

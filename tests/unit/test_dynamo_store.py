@@ -10,7 +10,8 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from moto import mock_aws
 
-from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY
+from broker_common.adapters import dynamo_store
+from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY, sandbox_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, index_problem, table_definition
 from broker_common.adapters.dynamo_time import make_time_reader, time_of
@@ -18,6 +19,7 @@ from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.domain import Candidate, Status
 from broker_common.core.errors import (
     Conflict,
+    InvalidInput,
     LayoutMismatch,
     OutcomeUnknown,
     StoreMisconfigured,
@@ -25,8 +27,8 @@ from broker_common.core.errors import (
     UnreadableRecord,
 )
 from broker_common.core.events import RecordUnreadable
-from broker_common.core.ports import Contended, Pauses, Watermark
-from tests.fakes import START, FakeClock, RecordingRecorder, TimelessStore, make_claim, make_sandbox
+from broker_common.core.ports import CandidateGone, Contended, Pauses, SandboxPage, Watermark
+from tests.fakes import START, FakeClock, RecordingRecorder, TimelessStore, make_claim, make_sandbox, walk_ring
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -165,6 +167,149 @@ def test_a_record_of_a_later_version_fails_its_own_read_and_no_listing(table: Dy
         store.get("sbx-0")
     assert store.read_all().sandboxes == ()
     assert store.list_sandboxes(Status.AVAILABLE, limit=10, cursor=None).sandboxes == ()
+
+
+def bad_by_hand(table: DynamoDBClient, sandbox_id: str, update: str, **values: Any) -> None:
+    """Change a record as a hand would, beside every rule."""
+    parts: Any = {
+        "ExpressionAttributeNames": {"#name": "name"} if "#name" in update else {},
+        "ExpressionAttributeValues": {f":{name}": value for name, value in values.items()},
+    }
+    given = {name: part for name, part in parts.items() if part}
+    table.update_item(TableName="pool", Key=sandbox_key(sandbox_id), UpdateExpression=update, **given)
+
+
+def all_pages(store: DynamoStore, status: Status | None, *, limit: int) -> list[SandboxPage]:
+    pages = [store.list_sandboxes(status, limit=limit, cursor=None)]
+    while cursor := pages[-1].cursor:
+        pages.append(store.list_sandboxes(status, limit=limit, cursor=cursor))
+    return pages
+
+
+@pytest.mark.parametrize(
+    ("update", "values"),
+    [
+        ("REMOVE #name", {}),
+        ("REMOVE external_id", {}),
+        ("SET #name = :bad", {"bad": {"N": "7"}}),
+        ("SET version = :bad", {"bad": {"N": "1.5"}}),
+        ("SET version = :bad", {"bad": {"S": "1"}}),
+        ("SET sfdc_account_id = :bad", {"bad": {"BOOL": True}}),
+        ("SET status_order = :bad", {"bad": {"N": "1E30"}}),
+        ("SET status_order = :bad", {"bad": {"N": "-1"}}),
+    ],
+)
+def test_what_the_index_shows_of_a_bad_record_is_no_candidate(
+    table: DynamoDBClient, update: str, values: dict[str, Any]
+) -> None:
+    store = store_on(table)
+    for number in range(8):
+        store.add(make_sandbox(f"lab-{number}"))
+    bad_by_hand(table, "lab-3", update, **values)
+    shown = {each.sandbox_id for each in walk_ring(store, limit=1)}
+    assert shown == {f"lab-{number}" for number in range(8) if number != 3}
+    (unreadable,) = (
+        each for page in all_pages(store, None, limit=3) for each in page.unreadable if each.sandbox_id == "lab-3"
+    )
+    assert unreadable.reason.startswith(update.split()[1].lstrip("#"))
+
+
+@pytest.mark.parametrize("order", ["0.5", "4503599627370496.25", "9007199254740990.5"])
+def test_a_fraction_in_the_ring_stops_no_walk_and_no_listing(table: DynamoDBClient, order: str) -> None:
+    store = store_on(table)
+    for number in range(8):
+        store.add(make_sandbox(f"lab-{number}"))
+    bad_by_hand(table, "lab-3", "SET status_order = :order", order={"N": order})
+    everyone = sorted(f"lab-{number}" for number in range(8))
+    assert sorted(each.sandbox_id for each in walk_ring(store, limit=1)) == everyone
+    listed = [each.sandbox_id for page in all_pages(store, Status.AVAILABLE, limit=1) for each in page.sandboxes]
+    assert sorted(listed) == everyone
+
+
+def test_records_that_the_index_does_not_have_are_listed_at_the_end(table: DynamoDBClient) -> None:
+    store = store_on(table)
+    for number in range(9):
+        store.add(make_sandbox(f"lab-{number}"))
+    for number in range(5):
+        bad_by_hand(table, f"lab-{number}", "SET status_key = :later", later={"S": "reserved#0"})
+    bad_by_hand(table, "lab-5", "REMOVE status_order")
+    bad_by_hand(table, "lab-6", "REMOVE status_key")
+    pages = all_pages(store, None, limit=2)
+    assert {each.sandbox_id for page in pages for each in page.sandboxes} == {"lab-7", "lab-8"}
+    bad = sorted(each.sandbox_id for page in pages for each in page.unreadable)
+    assert bad == sorted([*(f"lab-{number}" for number in range(7)), "sbx-0"])
+    assert all(len(page.sandboxes) + len(page.unreadable) <= 2 for page in pages)
+    with pytest.raises(InvalidInput):
+        store.list_sandboxes(Status.AVAILABLE, limit=2, cursor=pages[-2].cursor)
+
+
+def test_a_record_too_large_to_be_allocated_is_no_candidate() -> None:
+    client = Answers(
+        "TransactionCanceledException", 400, CancellationReasons=[{"Code": "None"}, {"Code": "ValidationError"}]
+    )
+    recorder = RecordingRecorder()
+    store = DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1), recorder=recorder)  # type: ignore[arg-type]
+    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
+    assert store.allocate(candidate, make_claim(make_sandbox("1")), token="t") == CandidateGone(None)
+    assert [event.sandbox_id for event in recorder.of(RecordUnreadable)] == ["1"]
+
+
+def test_a_claim_that_is_said_to_be_there_and_not_shown_leaves_the_outcome_unknown() -> None:
+    client = Answers(
+        "TransactionCanceledException", 400, CancellationReasons=[{"Code": "ConditionalCheckFailed"}, {"Code": "None"}]
+    )
+    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
+    with pytest.raises(OutcomeUnknown):
+        store_on(client).allocate(candidate, make_claim(make_sandbox("1")), token="t")
+
+
+def test_a_bad_record_is_said_once_a_minute_however_often_it_is_met(
+    table: DynamoDBClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamo_store, "_SAID", 2)
+    clock, recorder = FakeClock(), RecordingRecorder()
+    store = DynamoStore(table, "pool", clock=clock, rng=Random(1), recorder=recorder)
+    for _ in range(3):
+        with pytest.raises(UnreadableRecord):
+            store.get("sbx-0")
+    assert [(each.sandbox_id, each.error) for each in recorder.of(RecordUnreadable)] == [
+        ("sbx-0", "sandbox 'sbx-0' cannot be read: sandbox_id is missing")
+    ]
+    clock.advance(60)
+    store.read_all()
+    assert len(recorder.of(RecordUnreadable)) == 2
+    for number in (1, 2):
+        store.add(make_sandbox(f"lab-{number}"))
+        bad_by_hand(table, f"lab-{number}", "REMOVE #name")
+    store.read_all()
+    assert len({each.sandbox_id for each in recorder.of(RecordUnreadable)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [(SYNC_KEY, {"synced_at": {"S": "yesterday"}}), (SYNC_KEY, {"synced_at": {"N": "1"}})],
+)
+def test_a_last_sync_that_cannot_be_read_is_none_and_stays_as_it_is(
+    table: DynamoDBClient, key: Any, bad: dict[str, Any]
+) -> None:
+    table.put_item(TableName="pool", Item={**key, **bad})
+    assert store_on(table).read_watermark() is None
+
+
+def test_pauses_that_cannot_be_read_are_said_and_can_be_set_again(table: DynamoDBClient) -> None:
+    store = store_on(table)
+    table.put_item(TableName="pool", Item={**PAUSE_KEY, "sync": {"S": "yes"}})
+    with pytest.raises(UnreadableRecord, match="what is paused"):
+        store.read_pauses()
+    assert store.set_pauses({"sync": True}) == Pauses(sync=True)
+
+
+def test_a_deletion_whose_time_cannot_be_read_is_not_the_oldest(table: DynamoDBClient) -> None:
+    store = store_on(table)
+    for number in range(3):
+        store.add(make_sandbox(f"lab-{number}", status=Status.PENDING_DELETION, deletion_requested_at=100 + number))
+    bad_by_hand(table, "lab-0", "SET deletion_requested_at = :bad", bad={"S": "long ago"})
+    assert store.oldest_pending_deletion() == 101
 
 
 def test_a_record_of_a_later_version_does_not_stop_a_sync(table: DynamoDBClient) -> None:

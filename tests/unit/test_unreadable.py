@@ -1,0 +1,123 @@
+"""Records that cannot be read, as a hand or a later release leaves them: out of service, and in nobody else's way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_common.core.domain import Status
+from broker_common.core.errors import NoSandboxesAvailable, UnreadableRecord
+from broker_common.core.events import DeleteOutcome, ItemFailed
+from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
+from broker_common.core.ports import CandidateGone, Pauses, Unreadable
+from tests.fakes import SPOILED, FakeClock, MemoryStore, StoreWrapper, make_sandbox
+from tests.world import World
+
+if TYPE_CHECKING:
+    from broker_common.core.domain import Candidate, Claim
+    from broker_common.core.ports import AllocateAnswer
+
+
+def test_the_next_candidate_is_tried_and_a_bad_one_only_once(plain: World) -> None:
+    plain.pool(6)
+    for number in range(3):
+        plain.memory.spoil(f"sbx-{number}")
+    got = {plain.allocate(f"track-{number}").claim.sandbox_id for number in range(3)}
+    assert got == {"sbx-3", "sbx-4", "sbx-5"}
+    for number in range(3, 9):
+        with pytest.raises(NoSandboxesAvailable):
+            plain.allocate(f"track-{number}")
+        plain.clock.advance(2)
+    assert plain.memory.calls["allocate"] == 6
+
+
+class Unchanged(StoreWrapper):
+    """A store that refuses a candidate, and shows its record as the candidate has it."""
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        return CandidateGone(self.inner.get(candidate.sandbox_id))
+
+
+def test_a_candidate_that_is_refused_as_it_is_is_not_tried_for_ever() -> None:
+    world = World(wrap=Unchanged)
+    world.pool(2)
+    with pytest.raises(NoSandboxesAvailable):
+        world.allocate()
+
+
+def test_a_track_whose_claim_cannot_be_read_uses_no_candidate_up(plain: World) -> None:
+    plain.pool(2)
+    plain.allocate("track-1")
+    plain.memory.spoil_claim("track-1", "track-1")
+    for _ in range(3):
+        with pytest.raises(UnreadableRecord):
+            plain.allocate("track-1")
+    assert plain.memory.calls["read_available"] <= 4
+    assert not plain.allocate("track-2").replayed
+    with pytest.raises(UnreadableRecord):
+        plain.allocate("track-1")
+
+
+def test_an_overdue_allocation_that_cannot_be_read_keeps_its_track_waiting_and_no_other(plain: World) -> None:
+    plain.pool(2)
+    held = plain.allocate("track-1").claim.sandbox_id
+    plain.memory.spoil(held)
+    plain.clock.advance(24 * 3600)
+    with pytest.raises(UnreadableRecord):
+        plain.allocate("track-1")
+    assert plain.allocate("track-2").claim.sandbox_id != held
+    assert plain.expirer.run().failed == 1
+
+
+def test_jobs_and_bulk_operations_leave_it_and_do_the_rest(plain: World) -> None:
+    for status in (Status.STALE, Status.DELETION_FAILED, Status.PENDING_DELETION):
+        plain.memory.seed(*(make_sandbox(f"{status}-{which}", status=status, dirty=True) for which in ("bad", "good")))
+        plain.memory.spoil(f"{status}-bad")
+    assert plain.operations.bulk_retry() == 1
+    due = list(plain.cleaner.find_due())
+    outcomes = {each: plain.cleaner.delete_sandbox(each).outcome for each in due}
+    assert outcomes.pop("pending_deletion-bad") is DeleteOutcome.POSTPONED
+    assert set(outcomes.values()) == {DeleteOutcome.DELETED}
+    plain.clock.advance(48 * 3600)
+    purged = plain.purger.run()
+    assert (purged.removed, purged.failed) == (1, 1)
+
+
+def test_a_sync_neither_adds_it_again_nor_misses_it(plain: World) -> None:
+    plain.pool(3)
+    plain.memory.spoil("sbx-0")
+    assert plain.syncer.run().failed == 1
+    (failed,) = plain.recorder.of(ItemFailed)
+    assert (failed.sandbox_id, "cannot be read" in failed.error) == ("sbx-0", True)
+    plain.provider.accounts = plain.accounts(3)[1:]
+    assert plain.syncer.run().missing == 0
+
+
+def test_what_a_track_holds_is_listed_with_what_cannot_be_read_of_it(plain: World) -> None:
+    plain.pool(4)
+    held = sorted(plain.allocate("track-1", f"key-{number}").claim.sandbox_id for number in range(3))
+    plain.memory.spoil(held[1])
+    ended = plain.record(held[2])
+    plain.memory.seed(make_sandbox(held[2], version=ended.version + 1))
+    page = plain.inventory.list_of_track("track-1", None, limit=5, cursor=None)
+    assert [each.sandbox_id for each in page.sandboxes] == [held[0]]
+    assert page.unreadable == (Unreadable(held[1], SPOILED),)
+
+
+class UnreadablePauses(MemoryStore):
+    def read_pauses(self) -> Pauses:
+        super().read_pauses()
+        raise UnreadableRecord("the record of what is paused", "sync is not true or false")
+
+
+def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
+    clock = FakeClock()
+    store = UnreadablePauses(clock)
+    board = PauseBoard(store, clock)
+    with pytest.raises(UnreadableRecord):
+        board.current()
+    board.set({"sync": True})
+    clock.advance(MAX_AGE_SEC)
+    assert board.current() == Pauses(sync=True)
+    assert store.calls["read_pauses"] == 2
