@@ -229,7 +229,7 @@ class MemoryStore:
 
     def get(self, sandbox_id: str) -> Sandbox | None:
         with self._called("get"):
-            self._check(sandbox_id)
+            self._refuse_spoiled(sandbox_id)
             return self._records.get(sandbox_id)
 
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
@@ -297,7 +297,7 @@ class MemoryStore:
             if current is None:
                 self._put(sandbox.sandbox_id, sandbox)
             elif current != sandbox:
-                self._check(sandbox.sandbox_id)
+                self._refuse_spoiled(sandbox.sandbox_id)
                 raise Conflict(f"sandbox {sandbox.sandbox_id} has a record", current=current)
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
@@ -311,7 +311,7 @@ class MemoryStore:
             if current is None:
                 return
             if (current.status, current.version) != (before.status, before.version):
-                self._check(before.sandbox_id)
+                self._refuse_spoiled(before.sandbox_id)
                 raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
             self._put(before.sandbox_id, None)
 
@@ -386,7 +386,7 @@ class MemoryStore:
             self.calls[method] += 1
             yield
 
-    def _check(self, sandbox_id: str) -> None:
+    def _refuse_spoiled(self, sandbox_id: str) -> None:
         if sandbox_id in self._spoiled:
             raise UnreadableRecord(f"sandbox {sandbox_id!r}", SPOILED, sandbox_id=sandbox_id)
 
@@ -418,7 +418,7 @@ class MemoryStore:
             return False
         expected = (before.status, before.version, before.lease_id)
         if current is None or (current.status, current.version, current.lease_id) != expected:
-            self._check(before.sandbox_id)
+            self._refuse_spoiled(before.sandbox_id)
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
         self._put(before.sandbox_id, after)
         return True

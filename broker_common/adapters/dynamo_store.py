@@ -292,7 +292,7 @@ class DynamoStore:
                 yield sandbox_id_of(item)
 
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-        """Implement the port: keys from the index, then consistent reads of the records; last, what it does not have."""
+        """Implement the port: keys from the index, then consistent reads of the records; last, the rest."""
         places = [status_key(each, shard) for each in ([status] if status else Status) for shard in range(self._shards)]
         parts = places if status else [*places, ELSEWHERE]
         part, start = decode_cursor(cursor, status, parts) if cursor is not None else (0, None)
@@ -484,9 +484,7 @@ class DynamoStore:
                 backoff.pause(StoreUnavailable("the table is throttled"))
         return [found[each] for each in sandbox_ids if each in found], unreadable
 
-    def _find_elsewhere(
-        self, places: list[str], start: Item | None, *, limit: int
-    ) -> tuple[list[str], Item | None]:
+    def _find_elsewhere(self, places: list[str], start: Item | None, *, limit: int) -> tuple[list[str], Item | None]:
         """Return the next ids of sandboxes that stand at none of these places of the index, and where to read on.
 
         Looks at a thousand items, so that it may find none and yet not be at the end.
@@ -553,4 +551,3 @@ class DynamoStore:
             if "LastEvaluatedKey" not in answer:
                 return
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
-

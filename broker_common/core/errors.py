@@ -101,9 +101,7 @@ class UnreadableRecord(BrokerError):
 
     code = "SERVICE_UNAVAILABLE"
 
-    def __init__(
-        self, record: str, reason: str, *, sandbox_id: str | None = None, track_id: str | None = None
-    ) -> None:
+    def __init__(self, record: str, reason: str, *, sandbox_id: str | None = None, track_id: str | None = None) -> None:
         super().__init__(f"{record} cannot be read: {reason}", retry_after=30)
         self.reason = reason
         self.sandbox_id = sandbox_id

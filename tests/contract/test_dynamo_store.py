@@ -40,7 +40,9 @@ class Spoilable(DynamoStore):
         self._set(claim_key(track_id, idempotency_key), "expires_at")
 
     def _set(self, key: Item, name: str) -> None:
-        self._by_hand(Key=key, UpdateExpression=f"SET {name} = :text", ExpressionAttributeValues={":text": {"S": "soon"}})
+        self._by_hand(
+            Key=key, UpdateExpression=f"SET {name} = :text", ExpressionAttributeValues={":text": {"S": "soon"}}
+        )
 
 
 def empty_store(client: DynamoDBClient, *, shards: int = 4) -> Iterator[DynamoStore]:

@@ -104,7 +104,9 @@ def _disturbances() -> Iterator[Disturbance]:
     unchecked = {"strip_headers": ["x-amz-crc32"]}
     yield _store("sending empty successes", probability=0.5, response={"truncate_bytes": 0, **unchecked})
     yield _store("cutting answers short", probability=0.5, response={"truncate_frac": 0.5, **unchecked})
-    yield _store("sending successes of another type", probability=0.5, response={"set_headers": {"Content-Type": "text/html"}})
+    yield _store(
+        "sending successes of another type", probability=0.5, response={"set_headers": {"Content-Type": "text/html"}}
+    )
     yield _store("answered by something else, with 200", probability=0.5, error={"code": "Welcome", "status": 200})
     api_child, celery_child = _kill_a_child_of(("api",)), _kill_a_child_of(WORKERS)
     yield Disturbance(name="kill -9 of a gunicorn worker", strike=api_child, refuses_calls=True)

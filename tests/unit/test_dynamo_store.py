@@ -206,7 +206,9 @@ def test_what_the_index_shows_of_a_bad_record_is_no_candidate(
     bad_by_hand(table, "lab-3", update, **values)
     shown = {each.sandbox_id for each in walk_ring(store, limit=1)}
     assert shown == {f"lab-{number}" for number in range(8) if number != 3}
-    (unreadable,) = (each for page in all_pages(store, None, limit=3) for each in page.unreadable if each.sandbox_id == "lab-3")
+    (unreadable,) = (
+        each for page in all_pages(store, None, limit=3) for each in page.unreadable if each.sandbox_id == "lab-3"
+    )
     assert unreadable.reason.startswith(update.split()[1].lstrip("#"))
 
 
