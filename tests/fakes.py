@@ -250,7 +250,7 @@ class MemoryStore:
 
     def get(self, sandbox_id: str) -> Sandbox | None:
         with self._called("get"):
-            self._check(sandbox_id)
+            self._refuse_spoiled(sandbox_id)
             return self._records.get(sandbox_id)
 
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
@@ -318,7 +318,7 @@ class MemoryStore:
             for sandbox in sandboxes:
                 current = self._records.get(sandbox.sandbox_id)
                 if current is not None and (len(sandboxes) > 1 or current != sandbox):
-                    self._check(sandbox.sandbox_id)
+                    self._refuse_spoiled(sandbox.sandbox_id)
                     raise Conflict(f"sandbox {sandbox.sandbox_id} has a record", current=current)
                 self._check_account(sandbox)
             for sandbox in sandboxes:
@@ -344,7 +344,7 @@ class MemoryStore:
             if current is None:
                 return
             if (current.status, current.version) != (before.status, before.version):
-                self._check(before.sandbox_id)
+                self._refuse_spoiled(before.sandbox_id)
                 raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
             self._put(before.sandbox_id, None)
             self._leave_account(before)
@@ -438,7 +438,7 @@ class MemoryStore:
             self.calls[method] += 1
             yield
 
-    def _check(self, sandbox_id: str) -> None:
+    def _refuse_spoiled(self, sandbox_id: str) -> None:
         if sandbox_id in self._spoiled:
             raise UnreadableRecord(f"sandbox {sandbox_id!r}", SPOILED, sandbox_id=sandbox_id)
 
@@ -470,7 +470,7 @@ class MemoryStore:
             return False
         expected = (before.status, before.version, before.lease_id)
         if current is None or (current.status, current.version, current.lease_id) != expected:
-            self._check(before.sandbox_id)
+            self._refuse_spoiled(before.sandbox_id)
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
         if after.account_key != before.account_key:
             self._check_account(after)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    Behaviour = Callable[["Exchange"], object]
+Behaviour = Callable[["Exchange"], object]
 
 PATIENCE_SEC = 20
 """After this long a socket gives up on a client that waits for ever."""

@@ -64,7 +64,7 @@ class _BoundedReader(io.RawIOBase):
             if seconds <= 0:
                 raise TimeoutError("timed out")
             self._sock.settimeout(seconds)
-        count: int | None = self._source.readinto(buffer)  # type: ignore[attr-defined] # RawIOBase has it
+        count: int | None = self._source.readinto(buffer)
         self._left -= count or 0
         if self._left < 0:
             raise OSError("the answer is too long")

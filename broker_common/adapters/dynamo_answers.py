@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import zlib
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from botocore.exceptions import BotoCoreError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from botocore.model import OperationModel, Shape
+    from botocore.model import OperationModel, StructureShape
     from mypy_boto3_dynamodb import DynamoDBClient
 
     from broker_common.adapters.dynamo_items import Item
@@ -42,8 +42,9 @@ def refuse_what_is_no_answer(client: DynamoDBClient, operations: Collection[str]
     ) -> None:
         try:
             answer = _read(response_dict)
+            rest: Item = {}
             if response_dict["status_code"] == HTTPStatus.OK:
-                kept, rest = _read_success(answer, response_dict, operation_model), {}
+                kept = _read_success(answer, response_dict, operation_model)
             else:
                 kept, rest = _read_error(answer, response_dict["status_code"])
         except NoAnswer:
@@ -63,11 +64,8 @@ def require(answer: Item, operation: str, request: Item) -> None:
         required = "Count"
     if required is not None and required not in answer:
         raise NoAnswer(reason=f"an answer without {required}")
-    if (
-        request.get("RequestItems", {}).keys()
-        - answer.get("Responses", {}).keys()
-        - answer.get("UnprocessedKeys", {}).keys()
-    ):
+    answered = answer.get("Responses", {}).keys() | answer.get("UnprocessedKeys", {}).keys()
+    if request.get("RequestItems", {}).keys() - answered:
         raise NoAnswer(reason="an answer without the table")
 
 
@@ -103,7 +101,7 @@ def _read_success(answer: Item, response: Item, operation: OperationModel) -> It
     """Return what this operation's answers hold, of the right type as far down as the items' attributes."""
     if not response["headers"].get("Content-Type", "").startswith(_CONTENT_TYPE):
         raise NoAnswer(reason="a success that is not of DynamoDB's type")
-    members: Mapping[str, Shape] = operation.output_shape.members
+    members = cast("StructureShape", operation.output_shape).members  # all of these operations answer something
     known = {name: value for name, value in answer.items() if name in members and value is not None}
     if answer and not known:
         raise NoAnswer(reason="a success with other content than this operation's")

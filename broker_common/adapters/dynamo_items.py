@@ -101,21 +101,24 @@ def decode_sandbox(item: Item, shards: int) -> Sandbox:
     """
     sandbox_id = sandbox_id_of(item)
     try:
-        values = read_fields(item, _SANDBOX_FIELDS)
-        values["status"] = Status(values["status"])
-        if "deletion_reason" in values:
-            values["deletion_reason"] = DeletionReason(values["deletion_reason"])
-        sandbox = Sandbox(**values)
-        if sandbox.sandbox_id != sandbox_id:
-            raise ValueError("sandbox_id is not that of its key")
-        if item.get("status_key") != {"S": status_key(sandbox.status, shard_of(sandbox_id, shards))}:
-            raise ValueError("status_key does not follow from its status")
-        if sandbox.status is Status.ALLOCATED:
-            for name in _LEASE_FIELDS - values.keys():
-                raise ValueError(f"{name} is missing")
+        return _sandbox_of(item, sandbox_id, shards)
     except (InvalidTransition, ValueError) as error:
         raise UnreadableRecord(f"sandbox {sandbox_id!r}", str(error), sandbox_id=sandbox_id) from error
-    return sandbox
+
+
+def _sandbox_of(item: Item, sandbox_id: str, shards: int) -> Sandbox:
+    values = read_fields(item, _SANDBOX_FIELDS)
+    values["status"] = Status(values["status"])
+    if "deletion_reason" in values:
+        values["deletion_reason"] = DeletionReason(values["deletion_reason"])
+    if values["sandbox_id"] != sandbox_id:
+        raise ValueError("sandbox_id is not that of its key")
+    if item.get("status_key") != {"S": status_key(values["status"], shard_of(sandbox_id, shards))}:
+        raise ValueError("status_key does not follow from its status")
+    missing = sorted(_LEASE_FIELDS - values.keys()) if values["status"] is Status.ALLOCATED else []
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    return Sandbox(**values)
 
 
 def encode_claim(claim: Claim) -> Item:
@@ -128,11 +131,15 @@ def decode_claim(item: Item) -> Claim:
     """Return the claim of an item; raises `UnreadableRecord`."""
     track_id = item["PK"]["S"].removeprefix("TRACK#")
     try:
-        claim = Claim(**read_fields(item, _CLAIM_FIELDS))
-        if claim_key(claim.track_id, claim.idempotency_key) != {name: item.get(name) for name in ("PK", "SK")}:
-            raise ValueError("track_id and idempotency_key are not those of its key")
+        return _claim_of(item)
     except ValueError as error:
         raise UnreadableRecord(f"a claim of track {track_id!r}", str(error), track_id=track_id) from error
+
+
+def _claim_of(item: Item) -> Claim:
+    claim = Claim(**read_fields(item, _CLAIM_FIELDS))
+    if claim_key(claim.track_id, claim.idempotency_key) != {name: item.get(name) for name in ("PK", "SK")}:
+        raise ValueError("track_id and idempotency_key are not those of its key")
     return claim
 
 
@@ -192,7 +199,7 @@ def decode_pauses(item: Item | None) -> Pauses:
 
 
 def encode_cursor(status: Status | None, part: str, start: Item | None) -> str:
-    """Return an opaque cursor for a listing of `status` that goes on in `part` after `start`, a key of the index or not."""
+    """Return an opaque cursor for a listing of `status` that goes on in `part` after `start`, a key of that part."""
     after = [sandbox_id_of(start), order_of(start) if "status_order" in start else None] if start else None
     text = json.dumps([status, part, after], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")

@@ -312,7 +312,7 @@ class DynamoStore:
                 yield sandbox_id_of(item)
 
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-        """Implement the port: keys from the index, then consistent reads of the records; last, what it does not have."""
+        """Implement the port: keys from the index, then consistent reads of the records; last, the rest."""
         places = [status_key(each, shard) for each in ([status] if status else Status) for shard in range(self._shards)]
         parts = places if status else [*places, ELSEWHERE]
         part, start = decode_cursor(cursor, status, parts) if cursor is not None else (0, None)

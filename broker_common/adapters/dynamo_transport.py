@@ -51,7 +51,7 @@ class _Meaning(Enum):
     """What an error says about the request that it answers."""
 
     AGAIN = "nothing was written, and the same request may be sent again"
-    TOKEN_USED = "nothing was written, and with another client token it may be"
+    WITH_NEW_TOKEN = "nothing was written, and with another client token it may be"
     UNKNOWN = "it may have been applied"
     NO_TABLE = "nothing was written: the table does not exist"
     NO_INDEX = "nothing was written: the table's index cannot be used"
@@ -69,8 +69,8 @@ _MEANINGS = {
     "TransactionCanceledException": _Meaning.AGAIN,
     "ReplicatedWriteConflictException": _Meaning.AGAIN,
     "ResourceInUseException": _Meaning.AGAIN,
-    "IdempotentParameterMismatchException": _Meaning.TOKEN_USED,
-    "IdempotentParameterMismatch": _Meaning.TOKEN_USED,
+    "IdempotentParameterMismatchException": _Meaning.WITH_NEW_TOKEN,
+    "IdempotentParameterMismatch": _Meaning.WITH_NEW_TOKEN,
     "TransactionInProgressException": _Meaning.UNKNOWN,
     "InternalServerError": _Meaning.UNKNOWN,
     "InternalFailure": _Meaning.UNKNOWN,
@@ -99,6 +99,8 @@ reference.
 """
 _CONTENTION = {"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}
 """Reasons for which a transaction was cancelled that may be gone when it is sent again."""
+_OF_ITEMS = {"None", "ConditionalCheckFailed", "ValidationError"}
+"""Reasons that say something about one record."""
 
 _OPERATIONS = {
     "batch_get_item": "BatchGetItem",
@@ -142,11 +144,11 @@ def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, co
 
 
 class _Connection(AWSHTTPConnection):
-    response_class = BoundedResponse
+    response_class = BoundedResponse  # type: ignore[assignment] # botocore's own differs from http.client's for S3 alone
 
 
 class _TlsConnection(AWSHTTPSConnection):
-    response_class = BoundedResponse
+    response_class = BoundedResponse  # type: ignore[assignment] # botocore's own differs from http.client's for S3 alone
 
 
 class _Pool(AWSHTTPConnectionPool):
@@ -234,7 +236,7 @@ class DynamoTransport:
                 if isinstance(error, ClientError):
                     if _is_failed_condition(error):
                         raise ConditionFailed(_response(error)) from error
-                    if _meaning(error) is _Meaning.TOKEN_USED and "ClientRequestToken" in request:
+                    if _meaning(error) is _Meaning.WITH_NEW_TOKEN and "ClientRequestToken" in request:
                         request = request | {"ClientRequestToken": new_id(self._rng)}
                 trouble = self._translate(error, writing=writing)
                 if isinstance(trouble, StoreMisconfigured | StoreRejected):
@@ -270,34 +272,37 @@ class DynamoTransport:
     def _translate(self, error: ClientError | BotoCoreError, *, writing: bool) -> StoreUnavailable | StoreRejected:
         """Turn an error of the client into one of the port."""
         if isinstance(error, ClientError):
-            code = _code(error)
-            match _meaning(error):
-                case _Meaning.AGAIN | _Meaning.TOKEN_USED:
-                    return StoreUnavailable("DynamoDB is busy")
-                case _Meaning.NO_TABLE:
-                    missing = f"table {self._table!r} does not exist: create it with `broker table create`"
-                    return StoreMisconfigured(missing)
-                case _Meaning.NO_INDEX:
-                    missing = f"table {self._table!r} has no index that can be used: `broker check` tells more"
-                    return StoreMisconfigured(missing)
-                case _Meaning.CREDENTIALS:
-                    return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
-                case _Meaning.REFUSED:
-                    return StoreMisconfigured(f"DynamoDB refused the request ({code})")
-                case _Meaning.MALFORMED:
-                    _log.error("DynamoDB calls a request malformed: %s", error)
-                    return StoreRejected(f"DynamoDB calls the request malformed ({code})")
-                case _Meaning.UNKNOWN:
-                    message = f"DynamoDB failed ({code})"
+            if refusal := self._refusal(error):
+                return refusal
+            message = f"DynamoDB failed ({_code(error)})"
         elif isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
             return StoreMisconfigured("there are no AWS credentials")
         elif isinstance(error, (EndpointConnectionError, ConnectTimeoutError)):
             return StoreUnavailable("DynamoDB cannot be reached")
-        elif isinstance(error, NoAnswer):
-            message = f"DynamoDB did not answer: what came back is {error}"
         else:
-            message = f"DynamoDB did not answer ({type(error).__name__})"
+            what = error if isinstance(error, NoAnswer) else type(error).__name__
+            message = f"DynamoDB did not answer ({what})"
         return OutcomeUnknown(message) if writing else StoreUnavailable(message)
+
+    def _refusal(self, error: ClientError) -> StoreUnavailable | StoreRejected | None:
+        """Return what an error means by which nothing was written, or None for any other."""
+        code = _code(error)
+        match _meaning(error):
+            case _Meaning.AGAIN | _Meaning.WITH_NEW_TOKEN:
+                return StoreUnavailable("DynamoDB is busy")
+            case _Meaning.NO_TABLE:
+                return StoreMisconfigured(f"table {self._table!r} does not exist: create it with `broker table create`")
+            case _Meaning.NO_INDEX:
+                return StoreMisconfigured(f"table {self._table!r} has no index that can be used: see `broker check`")
+            case _Meaning.CREDENTIALS:
+                return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
+            case _Meaning.REFUSED:
+                return StoreMisconfigured(f"DynamoDB refused the request ({code})")
+            case _Meaning.MALFORMED:
+                _log.error("DynamoDB calls a request malformed: %s", error)
+                return StoreRejected(f"DynamoDB calls the request malformed ({code})")
+            case _Meaning.UNKNOWN:
+                return None
 
 
 def _meaning(error: ClientError) -> _Meaning:

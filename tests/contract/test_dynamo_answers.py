@@ -37,7 +37,7 @@ from broker_common.core.ports import AllocateAnswer, Allocated, Contended, RingP
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.suite import SHARED_STORE
 from tests.fakes import FakeClock, RecordingRecorder, make_candidate, make_claim, make_sandbox
-from tests.raw_dynamodb import Exchange, RawDynamoDB, raw_dynamodb, whole
+from tests.raw_dynamodb import Behaviour, Exchange, RawDynamoDB, raw_dynamodb, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,6 +135,16 @@ def once(raw: bytes) -> Callable[[Exchange], None]:
 def keeping(raw: bytes) -> Callable[[Exchange], None]:
     """Answer with these bytes, and leave the connection open."""
     return lambda exchange: exchange.send(raw)
+
+
+def in_turn(first: Behaviour, rest: Behaviour) -> Behaviour:
+    """Behave in the first way once, and in the other from then on."""
+    ways = iter([first])
+
+    def behave(exchange: Exchange) -> None:
+        next(ways, rest)(exchange)
+
+    return behave
 
 
 def chunked(body: bytes) -> bytes:
@@ -288,9 +298,12 @@ def test_an_answer_that_drips_in_is_cut_off_at_the_time_of_one_call(engine: RawD
 def test_a_request_ends_at_its_deadline_however_its_answers_drip(engine: RawDynamoDB) -> None:
     engine.behave, clock = ENDLESS["body"], SystemClock()
     began = len(engine.requests)
-    with connected(engine, clock=clock, timeout_sec=0.5) as store, deadline_in(1.5, clock):
-        with pytest.raises(StoreUnavailable):
-            store.get("1")
+    with (
+        connected(engine, clock=clock, timeout_sec=0.5) as store,
+        deadline_in(1.5, clock),
+        pytest.raises(StoreUnavailable),
+    ):
+        store.get("1")
     assert 1 <= len(engine.requests) - began <= 3
 
 
@@ -390,8 +403,7 @@ def test_every_error_that_an_operation_may_answer_has_its_meaning() -> None:
 
 def test_a_client_token_that_another_request_used_is_replaced(engine: RawDynamoDB, store: DynamoStore) -> None:
     began = len(engine.requests)
-    answers = iter([failing("IdempotentParameterMismatchException")])
-    engine.behave = lambda exchange: next(answers, keeping(whole(b"{}")))(exchange)
+    engine.behave = in_turn(failing("IdempotentParameterMismatchException"), keeping(whole(b"{}")))
     store.end_allocation(HELD, make_sandbox("1", version=2))
     first, second = (each.request.pop("ClientRequestToken") for each in engine.requests[began:])
     assert first != second
@@ -399,8 +411,7 @@ def test_a_client_token_that_another_request_used_is_replaced(engine: RawDynamoD
 
 
 def test_a_refusal_after_a_lost_answer_leaves_the_outcome_unknown(engine: RawDynamoDB, store: DynamoStore) -> None:
-    answers = iter([once(b"")])
-    engine.behave = lambda exchange: next(answers, failing("ThrottlingException"))(exchange)
+    engine.behave = in_turn(once(b""), failing("ThrottlingException"))
     with pytest.raises(OutcomeUnknown):
         store.add(FREE)
 
@@ -466,22 +477,21 @@ BODIES = st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encod
     call=st.sampled_from(sorted(CALLS.keys() - {"ping"})),
     body=BODIES,
     status=st.sampled_from([200, 200, 400, 500]),
-    right=st.booleans(),
+    spoilt=st.booleans(),
 )
-@example(call="list_sandboxes", body=b'{"Items": [{}]}', status=200, right=True)
-@example(call="read_available", body=b'{"Items": [], "LastEvaluatedKey": {"PK": {"S": "x"}}}', status=200, right=True)
+@example(call="list_sandboxes", body=b'{"Items": [{}]}', status=200, spoilt=False)
+@example(call="read_available", body=b'{"Items": [], "LastEvaluatedKey": {"PK": {"S": "x"}}}', status=200, spoilt=False)
 @settings(SHARED_STORE, max_examples=150)
-def test_no_answer_whatever_it_is_makes_a_call_fail_but_in_ways_that_its_callers_know(
-    engine: RawDynamoDB, store: DynamoStore, call: str, body: bytes, status: int, right: bool
+def test_no_answer_whatever_it_is_makes_a_call_fail_but_in_ways_that_its_callers_know(  # noqa: PLR0917 - by name
+    engine: RawDynamoDB, store: DynamoStore, call: str, body: bytes, status: int, spoilt: bool
 ) -> None:
-    checksum = zlib.crc32(body) + (not right)
     head = f"HTTP/1.1 {status} X\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: {len(body)}\r\n"
-    engine.behave = once(f"{head}x-amz-crc32: {checksum}\r\n\r\n".encode() + body)
+    engine.behave = once(f"{head}x-amz-crc32: {zlib.crc32(body) + spoilt}\r\n\r\n".encode() + body)
     try:
         CALLS[call](store)
     except BrokerError:
         pass
     else:
-        assert right
+        assert not spoilt
         assert status == 200
         assert isinstance(json.loads(body), dict)

@@ -20,7 +20,7 @@ from broker_common.core.domain import ORDER_LIMIT, Sandbox, Status
 from broker_common.core.errors import BrokerError, NoSandboxesAvailable, UnreadableRecord
 from broker_common.core.ports import Watermark
 from tests.backends import AWS_ENVIRONMENT
-from tests.fakes import FakeClock, RecordingRecorder, make_sandbox
+from tests.fakes import FakeClock, RecordingRecorder, TimelessStore, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def pool(client: DynamoDBClient) -> Iterator[World]:
         clock = FakeClock()
         store = DynamoStore(client, TABLE, clock=clock, rng=Random(next(_seeds)), recorder=RecordingRecorder())
         # Never the same client token twice: the engine remembers them, also those of a table that is no more.
-        world = World(clock=clock, wrap=lambda _: store, seed=next(_seeds))
+        world = World(clock=clock, wrap=lambda _: TimelessStore(store), seed=next(_seeds))
         store.add(make_sandbox("held"))
         world.allocate("victim")
         store.add(

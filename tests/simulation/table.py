@@ -190,7 +190,7 @@ class SimulatedStore(MemoryStore):
     def _write_one(self, before: Sandbox, after: Sandbox) -> None:
         travel = self._latency() / 2
         self._time.sleep(travel)
-        self._throttle_unless(before.sandbox_id not in self._in_transaction, before.sandbox_id)
+        self._check(before.sandbox_id not in self._in_transaction, before.sandbox_id)
         self._charge_table((before.sandbox_id,), units=1)
         super().update(before, after)
         self._time.sleep(travel)
@@ -201,7 +201,7 @@ class SimulatedStore(MemoryStore):
         decided, ended = sorted((self._rng.uniform(0, latency), self._rng.uniform(0, latency)))
         self._time.sleep(decided)
         try:
-            self._throttle_unless(self._in_transaction.isdisjoint(keys), "conflict")
+            self._check(self._in_transaction.isdisjoint(keys), "conflict")
             self._charge_table(keys, units=2)
             answer = act()
         except Throttled:
@@ -252,11 +252,11 @@ class SimulatedStore(MemoryStore):
     def _spend(self, units: Counter[str]) -> None:
         now = self._time.monotonic()
         for partition, needed in units.items():
-            self._throttle_unless(self._write_bucket(partition).has(needed, now), partition)
+            self._check(self._write_bucket(partition).has(needed, now), partition)
         for partition, needed in units.items():
             self._write_bucket(partition).spend(needed)
 
-    def _throttle_unless(self, goes: bool, partition: str) -> None:
+    def _check(self, goes: bool, partition: str) -> None:
         if not goes:
             self.throttled[partition] += 1
             raise Throttled
