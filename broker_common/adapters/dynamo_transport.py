@@ -51,7 +51,7 @@ class _Meaning(Enum):
     """What an error says about the request that it answers."""
 
     AGAIN = "nothing was written, and the same request may be sent again"
-    WITH_NEW_TOKEN = "nothing was written, and with another client token it may be"
+    WITH_NEW_TOKEN = "nothing was written, and with another client token it may be"  # noqa: S105 - a meaning
     UNKNOWN = "it may have been applied"
     NO_TABLE = "nothing was written: the table does not exist"
     NO_INDEX = "nothing was written: the table's index cannot be used"
@@ -284,7 +284,7 @@ class DynamoTransport:
             message = f"DynamoDB did not answer ({what})"
         return OutcomeUnknown(message) if writing else StoreUnavailable(message)
 
-    def _refusal(self, error: ClientError) -> StoreUnavailable | StoreRejected | None:
+    def _refusal(self, error: ClientError) -> StoreUnavailable | StoreRejected | None:  # noqa: PLR0911 - one a meaning
         """Return what an error means by which nothing was written, or None for any other."""
         code = _code(error)
         match _meaning(error):

@@ -99,8 +99,9 @@ class _Notebook:
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
 
-    def transact_write_items(self, **request: Any) -> None:
+    def transact_write_items(self, **request: Any) -> dict[str, Any]:
         self.requests.append(request)
+        return {}
 
 
 def transactions(table: str, sandboxes: Sequence[Sandbox]) -> list[dict[str, Any]]:
