@@ -60,7 +60,7 @@ Kind = TypeVar("Kind")
 
 START = 1_750_000_000
 """The Unix time at which a `FakeClock` starts."""
-SPOILED = "created_at is not a whole number that is not negative"
+SPOILED = "created_at is missing"
 """Why a record cannot be read that `spoil` has struck."""
 
 LEASE: Mapping[str, Any] = {

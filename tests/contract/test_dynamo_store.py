@@ -34,15 +34,13 @@ class Spoilable(DynamoStore):
         self._by_hand = partial(client.update_item, TableName=table_name)
 
     def spoil(self, sandbox_id: str) -> None:
-        self._set(sandbox_key(sandbox_id), "created_at")
+        self._drop(sandbox_key(sandbox_id), "created_at")
 
     def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
-        self._set(claim_key(track_id, idempotency_key), "expires_at")
+        self._drop(claim_key(track_id, idempotency_key), "expires_at")
 
-    def _set(self, key: Item, name: str) -> None:
-        self._by_hand(
-            Key=key, UpdateExpression=f"SET {name} = :text", ExpressionAttributeValues={":text": {"S": "soon"}}
-        )
+    def _drop(self, key: Item, name: str) -> None:
+        self._by_hand(Key=key, UpdateExpression=f"REMOVE {name}")
 
 
 def empty_store(client: DynamoDBClient, *, shards: int = 4) -> Iterator[DynamoStore]:
