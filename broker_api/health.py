@@ -19,8 +19,6 @@ blueprint = Blueprint(
 )
 
 _CHECK_SEC = 1.5
-_MAX_AGE_SEC = 1.0
-"""However often it is asked, DynamoDB is not."""
 _OK = "ok"
 
 _log = logging.getLogger(__name__)
@@ -68,7 +66,7 @@ def readyz() -> tuple[dict[str, Any], int]:
 def _check_store() -> dict[str, str]:
     guard = services().guard
     with deadline_in(_CHECK_SEC, services().clock):
-        checks = {"dynamodb": _check(lambda: guard.look(max_age=_MAX_AGE_SEC))}
+        checks = {"dynamodb": _check(guard.look)}
     # What was found wrong before stands while DynamoDB does not answer.
     if guard.knows_the_time:
         checks["clock"] = _told(guard.clock_problem())

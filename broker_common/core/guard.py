@@ -77,10 +77,8 @@ class Guard:
         """Whether the store told its time at the last look."""
         return self._times.is_known
 
-    def look(self, *, max_age: float = 0.0) -> None:
-        """Look at the store, unless it answered within `max_age` seconds. Raises what the store's `ping` raises."""
-        if self._clock.monotonic() - self._answered_at < max_age:
-            return
+    def look(self) -> None:
+        """Look at the store now. Raises what the store's `ping` raises."""
         self._asked_at = self._clock.monotonic()
         asked_at = self._clock.now()
         try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import subprocess
-import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -105,13 +103,6 @@ def listed(process: str) -> set[tuple[str, str]]:
     }
 
 
-def accept_table(stack: Stack) -> None:
-    """Do what an operator does when the table is another one, and when only some process takes it for such."""
-    command = (sys.executable, "-m", "broker_common.cli", "table", "accept")
-    done = subprocess.run(command, env=stack.plan.env, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
 def use_everything(stack: Stack) -> None:
     """Do all that tracks, operators and jobs can have done to the table."""
 
@@ -134,7 +125,7 @@ def use_everything(stack: Stack) -> None:
     stack.run_job("cleanup")
     assert wait_until(lambda: stack.as_admin("GET", path).json()["status"] == "available", 20)
 
-    accept_table(stack)
+    stack.accept_table()  # the one that all know already
 
     for status in ("", "?status=available", "?track_id=a-track"):
         assert stack.as_admin("GET", f"/sandboxes{status}").status_code == 200
@@ -159,7 +150,7 @@ def use_everything(stack: Stack) -> None:
     stack.run_job("sync")
     with Redis.from_url(stack.plan.env["REDIS_URL"]) as redis:
         redis.hset("sandbox-broker:table", "identity", "another")
-    accept_table(stack)
+    stack.accept_table()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
@@ -154,6 +156,11 @@ class Stack:
         assert wait_until(process.has_ended, _START_SEC), "the table was not created in time"
         assert process.poll() == 0, f"{process.ending()}\n{self.output('table')}"
         process.stop()
+
+    def accept_table(self) -> None:
+        """Say that the table is right as it is now, which takes some seconds to reach every process."""
+        command = (sys.executable, "-m", "broker_common.cli", "table", "accept")
+        subprocess.run(command, env=self.plan.env, check=True, timeout=_START_SEC)
 
     def pid(self, name: str) -> int:
         """Return the process id of `dynamodb`, `redis`, `csp`, `worker`, `api` (gunicorn's master), `beat` or `flower`."""

@@ -54,11 +54,6 @@ def readiness(stack: Stack) -> tuple[int, str]:
     return answer.status_code, answer.json()["checks"].get("table", "")
 
 
-def accept(stack: Stack) -> None:
-    command = (sys.executable, "-m", "broker_common.cli", "table", "accept")
-    subprocess.run(command, env=stack.plan.env, check=True, timeout=60)
-
-
 def make_again(client: DynamoDBClient, table: str) -> None:
     client.delete_table(TableName=table)
     create_table(client, table)
@@ -112,7 +107,7 @@ def test_on_another_table_than_was_known_nothing_happens_until_an_operator_accep
         assert client.scan(TableName=table)["Count"] == before
 
         stack.create_table()  # where the layout record is missing
-        accept(stack)
+        stack.accept_table()
         assert wait_until(lambda: readiness(stack) == (200, "ok"), PATIENCE_SEC)
         assert wait_until(lambda: stack.run_job("sync")["state"] == "succeeded", PATIENCE_SEC)
         assert wait_until(lambda: allocate(stack, "another")[0] == 201, PATIENCE_SEC)

@@ -245,8 +245,9 @@ def test_the_api_is_not_ready_while_its_table_is_missing(stack: Stack, table: Dy
     assert (status, body["status"]) == (503, "not_ready")
     assert body["checks"]["dynamodb"].startswith("error: ")
     stack.create_table()
+    stack.accept_table()
     assert wait_until(lambda: ready(stack)[0] == 200, FOLLOW_SEC)
-    assert stack.run_job("sync")["state"] == "succeeded"
+    assert wait_until(lambda: stack.run_job("sync")["state"] == "succeeded", FOLLOW_SEC)
 
 
 def test_the_gauges_are_absent_and_readiness_red_while_the_store_is_away(stack: Stack) -> None:
@@ -256,6 +257,7 @@ def test_the_gauges_are_absent_and_readiness_red_while_the_store_is_away(stack: 
     assert names(scrape(stack)) >= OF_TRACKS
     stack.start("dynamodb")
     stack.create_table()
+    stack.accept_table()
     assert wait_until(lambda: ready(stack)[0] == 200, FOLLOW_SEC)
-    assert stack.run_job("sync")["state"] == "succeeded"
+    assert wait_until(lambda: stack.run_job("sync")["state"] == "succeeded", FOLLOW_SEC)
     assert shows(stack, {"available": 20, "allocated": 0, "total": 20})

@@ -572,15 +572,6 @@ class TestCost:
         world.clock.advance(MAX_AGE_SEC)
         world.guard.check()
 
-    def test_a_look_may_do_with_what_was_seen_a_moment_ago(self) -> None:
-        world = World()
-        for _ in range(3):
-            world.guard.look(max_age=1)
-        assert world.memory.calls["ping"] == 1
-        world.clock.advance(1)
-        world.guard.look(max_age=1)
-        assert world.memory.calls["ping"] == 2
-
 
 def test_a_sync_that_writes_when_the_table_changes_stops_between_two_writes() -> None:
     world = World()
