@@ -1,7 +1,7 @@
 """The provider's HTTP API (the ENG CSP): list the accounts, delete one. The only client there is.
 
 What lives here is what is asked for, and the judgement of what an answer means; `csp_transport` sends and receives,
-`csp_listing` reads the list itself.
+`csp_listing` reads the list itself, `csp_json` tells a plain word from others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from broker_common.adapters.csp_json import read_fields, says_no
 from broker_common.adapters.csp_listing import Listing, account_uuid
 from broker_common.adapters.csp_transport import CspTransport
 from broker_common.core.errors import (
@@ -48,6 +49,11 @@ _OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
     ProviderMisconfigured: ProviderOutcome.MISCONFIGURED,
     ProviderRejected: ProviderOutcome.REJECTED,
     ListingUnusable: ProviderOutcome.UNUSABLE,
+}
+_DONE = {
+    HTTPStatus.OK: WipeAnswer.WIPED,
+    HTTPStatus.NO_CONTENT: WipeAnswer.WIPED,
+    HTTPStatus.ACCEPTED: WipeAnswer.ACCEPTED,
 }
 _NOT_OUR_CLIENT = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _MAY_PASS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
@@ -123,8 +129,10 @@ class CspClient:
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         """Ask for an account to be wiped, inside `admit`; raises as the port says.
 
-        An `external_id` that is not `identity/accounts/<uuid>` is rejected, and nothing is sent. A 200 that holds an
-        HTML page is somebody's login page, not a wipe.
+        An `external_id` that is not `identity/accounts/<uuid>` is rejected, and nothing is sent. Only plain words
+        count. A wipe is a 200, 202 or 204 with an empty body, or with a JSON object that does not say no; one with an
+        HTML page is a login page. An account is gone by a 404 with a JSON object. Whatever else has these statuses
+        leaves the outcome unknown.
         """
         permit: Permit | None = getattr(self._admitted, "permit", None)
         if permit is None:
@@ -165,27 +173,38 @@ class CspClient:
             return answer
 
     def _judge_delete(self, answer: Answer) -> WipeAnswer:
-        if answer.status == HTTPStatus.NOT_FOUND:
-            return WipeAnswer.GONE
-        if answer.status == HTTPStatus.NO_CONTENT:
-            return WipeAnswer.WIPED
-        if answer.status not in {HTTPStatus.OK, HTTPStatus.ACCEPTED}:
-            raise self._refusal(_DELETE, answer)
-        if answer.is_html:
-            page = f"{_DELETE}: HTTP {answer.status} with an HTML page, such as a login page"
-            raise ProviderMisconfigured(page, outcome_unknown=True)
-        if answer.is_late or answer.is_broken:
-            # RFC 9112, section 8: an incomplete answer is not an answer.
-            raise ProviderFailing(f"{_DELETE}: the answer was cut short", outcome_unknown=True)
-        return WipeAnswer.WIPED if answer.status == HTTPStatus.OK else WipeAnswer.ACCEPTED
-
-    def _refusal(self, operation: str, answer: Answer) -> ProviderError:
         status = answer.status
+        if status != HTTPStatus.NOT_FOUND and status not in _DONE:
+            raise self._refusal(_DELETE, answer)
+        if answer.is_html and status in _DONE:
+            page = f"{_DELETE}: HTTP {status} with an HTML page, such as a login page"
+            raise ProviderMisconfigured(page, outcome_unknown=True)
+        if not answer.is_complete:
+            # RFC 9112, section 8: an incomplete answer is not an answer.
+            cut = f"{_DELETE}: HTTP {status}, but the answer was cut short, or is longer than {_DELETE_BYTES} bytes"
+            raise ProviderFailing(cut, outcome_unknown=True)
+        fields = read_fields(answer.body)
+        if status == HTTPStatus.NOT_FOUND and fields is not None:
+            return WipeAnswer.GONE
+        if status in _DONE and (not answer.body or (fields is not None and not says_no(fields))):
+            return _DONE[HTTPStatus(status)]
+        if status == HTTPStatus.NOT_FOUND:
+            # Proxies answer so where they find no server: Envoy with an empty body, others with a page or a line.
+            problem = "the body is not the provider's JSON, so the account may still be there"
+        else:
+            problem = "the body does not say plainly that the account was wiped"
+        raise ProviderFailing(f"{self._summary(_DELETE, answer)} ({problem})", outcome_unknown=True)
+
+    def _summary(self, operation: str, answer: Answer) -> str:
+        """Say what an answer was, in one short line without the token."""
         text = answer.body.decode("utf-8", "replace").replace(self._token, "***")
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         if len(text) > _SNIPPET_CHARACTERS:
             text = f"{text[:_SNIPPET_CHARACTERS]}…"
-        message = f"{operation}: HTTP {status}" + (f": {text}" if text else "")
+        return f"{operation}: HTTP {answer.status}" + (f": {text}" if text else "")
+
+    def _refusal(self, operation: str, answer: Answer) -> ProviderError:
+        status, message = answer.status, self._summary(operation, answer)
         if status in _NOT_OUR_CLIENT or HTTPStatus(300) <= status < HTTPStatus(400):
             return ProviderMisconfigured(message)
         if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -228,12 +229,20 @@ def test_a_list_that_cannot_be_right_is_unusable(client: CspClient, mock: MockCs
         listing(ACCOUNT, next=7),
         listing(ACCOUNT, total=2),
         listing(ACCOUNT, page={"page_token": "null", "size": 2}),
+        listing(ACCOUNT, error=[{"message": "One shard did not answer."}]),
+        listing(ACCOUNT, errors=None),
+        listing(ACCOUNT, success=False),
     ],
     ids=lambda body: body[:50],
 )
 def test_a_body_of_the_wrong_shape_is_unusable(make_client: MakeClient, body: bytes) -> None:
     with raw_server(answering(body)) as server, pytest.raises(ListingUnusable):
         make_client(server.url).list_accounts()
+
+
+def test_a_list_beside_a_success_is_read(make_client: MakeClient) -> None:
+    with raw_server(answering(listing(ACCOUNT, success={"status": 200, "code": "OK"}))) as server:
+        assert make_client(server.url).list_accounts().accounts
 
 
 def test_a_list_shorter_than_it_says_is_unusable(make_client: MakeClient) -> None:
@@ -452,25 +461,127 @@ def test_a_success_with_a_login_page_is_not_a_wipe(client: CspClient, mock: Mock
 @pytest.mark.parametrize(
     ("content_type", "body", "is_page"),
     [
-        ("text/html", b"", False),
-        ("text/html", b" \r\n", False),
         ("text/html", b"OK", False),
         ("text/html", b"<p>Please sign in</p>", True),
         ("application/json", b"\xef\xbb\xbf\n<!-- portal --><!DOCTYPE HTML><html>", True),
         ("text/plain", b"<html>", True),
-        ("application/json", b'{"id": 7}', False),
-        ("application/json", b"x" * 200_000, False),
+        ("text/plain", b"<p>", False),
     ],
 )
 def test_only_an_html_document_is_taken_for_a_login_page(
     make_client: MakeClient, content_type: str, body: bytes, is_page: bool
 ) -> None:
     with raw_server(answering(body, headers=f"Content-Type: {content_type}\r\n")) as server:
-        client = make_client(server.url)
-        if is_page:
-            assert isinstance(failure(client), ProviderMisconfigured)
-        else:
-            assert delete(client) is WipeAnswer.WIPED
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderMisconfigured if is_page else ProviderFailing)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b' {"id": 7}\r\n',
+        b"\xef\xbb\xbf{}",
+        b'{"success": true, "result": {"error": "of the one before"}}',
+        b'{"success": {"status": 200, "code": "OK"}, "results": []}',
+    ],
+)
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+def test_an_empty_body_or_an_object_without_an_error_is_a_wipe(
+    make_client: MakeClient, body: bytes, content_type: str
+) -> None:
+    with raw_server(answering(body, headers=f"Content-Type: {content_type}\r\n")) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.WIPED
+    with raw_server(answering(body, headers=f"Content-Type: {content_type}\r\n", status="202 Accepted")) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.ACCEPTED
+
+
+NO_PLAIN_WORD = {
+    "an error": b'{"error": [{"message": "The account is locked."}]}',
+    "an error without content": b'{"error": null}',
+    "no errors": b'{"id": 7, "errors": []}',
+    "an error that is also none": b'{"error": "locked", "Error": null, "error": null}',
+    "no success": b'{"success": false}',
+    "success and no success": b'{"success": false, "success": true}',
+    "no success in a string": b'{"success": "false"}',
+    "success null": b'{"success": null}',
+    "plain text": b"deleted",
+    "blanks": b" \r\n",
+    "a byte order mark": b"\xef\xbb\xbf",
+    "null": b"null",
+    "true": b"true",
+    "a number": b"200",
+    "a string": b'"ok"',
+    "a list": b"[]",
+    "cut short": b'{"id": 7',
+    "two documents": b"{} {}",
+    "not UTF-8": b'{"id": "\xff"}',
+    "a tower": b'{"a":' * 12_000,
+    "a number without end": b'{"id": ' + b"9" * 5_000 + b"}",
+    "too long to read": b'{"id": "' + b"x" * 70_000 + b'"}',
+    "blanks too long to read": b" " * 70_000,
+}
+
+
+@pytest.mark.parametrize("body", NO_PLAIN_WORD.values(), ids=NO_PLAIN_WORD)
+@pytest.mark.parametrize("status", ["200 OK", "202 Accepted", "204 No Content"])
+def test_a_success_that_does_not_say_so_plainly_leaves_the_outcome_unknown(
+    make_client: MakeClient, status: str, body: bytes
+) -> None:
+    with raw_server(answering(body, status=status)) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+    assert error.message.startswith(f"delete account: HTTP {status[:3]}")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "x"])
+def test_a_success_whose_coding_left_nothing_leaves_the_outcome_unknown(make_client: MakeClient, coding: str) -> None:
+    cut = gzip.compress(b'{"error": "locked"}')[:10]
+    headers = f"Content-Encoding: {coding}\r\n"
+    for body in (cut, b""):
+        with raw_server(answering(body, headers=headers)) as server:
+            error = failure(make_client(server.url))
+        assert isinstance(error, ProviderFailing)
+        assert error.outcome_unknown
+
+
+def test_a_coded_success_is_read_as_what_it_holds(make_client: MakeClient) -> None:
+    headers = "Content-Encoding: gzip\r\n"
+    with raw_server(answering(gzip.compress(b"{}"), headers=headers)) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.WIPED
+    with raw_server(answering(gzip.compress(b'{"error": 1}'), headers=headers)) as server:
+        assert isinstance(failure(make_client(server.url)), ProviderFailing)
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"error": [{"message": "Account not found."}]}'])
+def test_a_404_in_the_provider_s_json_says_that_the_account_is_gone(make_client: MakeClient, body: bytes) -> None:
+    with raw_server(answering(body, status="404 Not Found")) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.GONE
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>No such page</html>", b"404 page not found\n", b"[]", b"null", b'"gone"', b'{"error": ']
+)
+def test_a_404_of_something_in_between_may_pass(make_client: MakeClient, body: bytes) -> None:
+    with raw_server(answering(body, status="404 Not Found")) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+    assert error.message.startswith("delete account: HTTP 404")
+
+
+def test_a_404_that_is_cut_short_may_pass(make_client: MakeClient) -> None:
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Length: 10\r\n\r\n{}"
+    with raw_server(lambda connection, _: connection.sendall(head)) as server:
+        assert isinstance(failure(make_client(server.url)), ProviderFailing)
+
+
+def test_a_404_page_may_pass_and_is_no_attempt_more_than_one(client: CspClient, mock: MockCsp) -> None:
+    mock.switch(delete_answer=404, html_errors=True)
+    assert isinstance(failure(client, mock.any_account()), ProviderFailing)
+    assert len(mock.deletes()) == 1
 
 
 def test_a_redirect_is_not_followed(make_client: MakeClient) -> None:
