@@ -20,6 +20,8 @@ _EXTERNAL_ID = re.compile(
     r"identity/accounts/([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
 )
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HIGHEST_ID = 2**63 - 1
+"""What a database holds as a number; a higher one in JSON was rounded by who wrote it (RFC 8259, section 6)."""
 _TEXT_LIMIT = 256
 _TOTALS = ("total", "total_size", "total_count", "total_results")
 _ATLAS_PAGE = {"page_token", "size", "offset"}
@@ -162,6 +164,13 @@ def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 
     sandbox_id = str(csp_id) if isinstance(csp_id, (int, str)) and not isinstance(csp_id, bool) else ""
     if not _SANDBOX_ID.fullmatch(sandbox_id):
         return SkippedAccount("its csp_id cannot be read")
+    if sandbox_id.startswith((".", "-")):
+        # Clients and proxies remove `.` and `..` from a path (RFC 3986, section 5.2.4); to a command line a hyphen
+        # begins an option, and no number of an account is negative.
+        return SkippedAccount("its csp_id begins with a dot or a hyphen, so that calls cannot name it", sandbox_id)
+    if sandbox_id.isdigit() and (sandbox_id != str(int(sandbox_id)) or int(sandbox_id) > _HIGHEST_ID):
+        # The next list may have the same account under the number's other spelling.
+        return SkippedAccount("its csp_id is a number with leading zeros, or of more than 63 bits", sandbox_id)
     external_id, name, sfdc = entry.get("id"), entry.get("name"), entry.get("sfdc_account_id") or None
     checks = {
         "its account_type or state cannot be read": isinstance(kind, str) and isinstance(state, str),

@@ -198,6 +198,32 @@ def test_an_entry_that_does_not_parse_is_skipped_and_the_rest_go_on(
     assert found.skipped[0].sandbox_id == (None if "csp_id" in changes else "1")
 
 
+@pytest.mark.parametrize(
+    ("csp_id", "why"),
+    [
+        *((each, "begins with a dot or a hyphen") for each in (".", "..", "-5", -5, "-")),
+        *((each, "more than 63 bits") for each in (2**63, str(2**63), 1180591620717411303424)),
+        *((each, "leading zeros") for each in ("007", "00")),
+    ],
+)
+def test_an_id_that_calls_cannot_name_plainly_is_skipped_with_the_reason(
+    make_client: MakeClient, csp_id: str | int, why: str
+) -> None:
+    with raw_server(answering(listing({**ACCOUNT, "csp_id": csp_id}, ACCOUNT))) as server:
+        found = make_client(server.url).list_accounts()
+    assert [account.sandbox_id for account in found.accounts] == ["2009521"]
+    (skipped,) = found.skipped
+    assert skipped.sandbox_id == str(csp_id)
+    assert why in skipped.reason
+
+
+@pytest.mark.parametrize("csp_id", [0, 7, "7", 2**63 - 1, "7a", "0x7", "a..b", "_", "A-1.b"])
+def test_an_id_that_calls_can_name_is_taken_in(make_client: MakeClient, csp_id: str | int) -> None:
+    with raw_server(answering(listing({**ACCOUNT, "csp_id": csp_id}))) as server:
+        found = make_client(server.url).list_accounts()
+    assert [account.sandbox_id for account in found.accounts] == [str(csp_id)]
+
+
 def test_of_accounts_with_the_same_id_the_first_counts(make_client: MakeClient) -> None:
     again = {**ACCOUNT, "name": "lab-adventure-0088"}
     with raw_server(answering(listing(ACCOUNT, again))) as server:
