@@ -22,7 +22,9 @@ _EXTERNAL_ID = re.compile(
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HIGHEST_ID = 2**63 - 1
 """What a database holds as a number; a higher one in JSON was rounded by who wrote it (RFC 8259, section 6)."""
-_TEXT_LIMIT = 256
+_LABEL_LIMIT = 256
+# Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
+_UNFIT_FOR_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TOTALS = ("total", "total_size", "total_count", "total_results")
 _ATLAS_PAGE = {"page_token", "size", "offset"}
 _TOTAL_PAGES = ("total_pages", "page_count", "pages")
@@ -154,7 +156,10 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 - JSON
-    """Read an entry: an account, a reason why it cannot be read, or None for one that does not count."""
+    """Read an entry: an account, a reason why it cannot be read, or None for one that does not count.
+
+    An account without a name is named by its id.
+    """
     if not isinstance(entry, dict):
         return SkippedAccount("it is not an object")
     kind, state = entry.get("account_type"), entry.get("state")
@@ -164,29 +169,40 @@ def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 
     sandbox_id = str(csp_id) if isinstance(csp_id, (int, str)) and not isinstance(csp_id, bool) else ""
     if not _SANDBOX_ID.fullmatch(sandbox_id):
         return SkippedAccount("its csp_id cannot be read")
-    if sandbox_id.startswith((".", "-")):
-        # Clients and proxies remove `.` and `..` from a path (RFC 3986, section 5.2.4); to a command line a hyphen
-        # begins an option, and no number of an account is negative.
-        return SkippedAccount("its csp_id begins with a dot or a hyphen, so that calls cannot name it", sandbox_id)
-    if sandbox_id.isdigit() and (sandbox_id != str(int(sandbox_id)) or int(sandbox_id) > _HIGHEST_ID):
-        # The next list may have the same account under the number's other spelling.
-        return SkippedAccount("its csp_id is a number with leading zeros, or of more than 63 bits", sandbox_id)
-    external_id, name, sfdc = entry.get("id"), entry.get("name"), entry.get("sfdc_account_id") or None
+    external_id = entry.get("id")
+    account = account_uuid(external_id) if isinstance(external_id, str) else None
     checks = {
+        # Clients and proxies remove `.` and `..` from a path (RFC 3986, section 5.2.4), and to a command line a hyphen
+        # begins an option.
+        "its csp_id begins with a dot or a hyphen, so that calls cannot name it": sandbox_id[0] not in ".-",
+        # The next list may have the same account under the number's other spelling.
+        "its csp_id is a number with leading zeros, or of more than 63 bits": not sandbox_id.isdigit()
+        or sandbox_id == str(min(int(sandbox_id), _HIGHEST_ID)),
         "its account_type or state cannot be read": isinstance(kind, str) and isinstance(state, str),
-        "its id is not identity/accounts/<uuid>": isinstance(external_id, str) and account_uuid(external_id),
-        "its name cannot be read": _is_text(name),
-        "its sfdc_account_id cannot be read": sfdc is None or _is_text(sfdc),
+        "its id is not identity/accounts/<uuid>": account is not None,
     }
     for reason, holds in checks.items():
         if not holds:
             return SkippedAccount(reason, sandbox_id)
-    return Account(sandbox_id=sandbox_id, external_id=str(external_id), name=str(name), sfdc_account_id=sfdc)
+    return Account(
+        sandbox_id=sandbox_id,
+        # Hexadecimal digits have two spellings, and an account has one record.
+        external_id=f"identity/accounts/{account}",
+        name=_read_label(entry.get("name")) or sandbox_id,
+        sfdc_account_id=_read_label(entry.get("sfdc_account_id")),
+    )
 
 
-def _is_text(value: Any) -> bool:  # noqa: ANN401 - JSON
-    # isprintable also refuses lone surrogates, which no store could write.
-    return isinstance(value, str) and 0 < len(value) <= _TEXT_LIMIT and value.isprintable()
+def _read_label(value: Any) -> str | None:  # noqa: ANN401 - JSON
+    """Read what only people use: at most 256 characters of a text or number, with U+FFFD for each control character.
+
+    Returns None for an empty text, and for any other value: a label never keeps an account out of the pool.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        return None
+    return _UNFIT_FOR_TEXT.sub("\ufffd", value[:_LABEL_LIMIT])
 
 
 def _next_link(answer: dict[str, Any]) -> str | None:

@@ -77,9 +77,7 @@ class LogRecorder:
             case AllocationExpired():
                 self._write(logging.INFO, "Allocation expired", action="expire", **details)
             case AccountSkipped():
-                self._write(
-                    logging.WARNING, "Account skipped: it does not parse", action=_JOB_ACTIONS[Job.SYNC], **details
-                )
+                self._write(logging.WARNING, "Account skipped", action=_JOB_ACTIONS[Job.SYNC], **details)
             case ItemFailed():
                 self._write(logging.WARNING, "One item failed, and is left to the next run", **details)
             case PoolSynced():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge, Histogram
 
 from broker_common.core.events import (
+    AccountSkipped,
     AllocateEnded,
     AllocateOutcome,
     AllocationExpired,
@@ -115,6 +116,11 @@ class PrometheusJobRecorder:
             "Syncs that left the missing alone: too many",
             registry=registry,
         )
+        self._skipped = Counter(
+            "broker_sync_accounts_skipped_total",
+            "Entries of the provider's list that syncs did not take in",
+            registry=registry,
+        )
         self._deleted = Counter(
             "broker_cleanup_deleted_total", "Sandboxes whose wipe the provider confirmed", registry=registry
         )
@@ -157,6 +163,8 @@ class PrometheusJobRecorder:
                 self._synced.inc(event.synced)
                 self._stale.inc(event.stale)
                 self._braked.inc(event.braked)
+            case AccountSkipped():
+                self._skipped.inc()
             case DeleteEnded():
                 if event.outcome is DeleteOutcome.DELETED:
                     self._deleted.inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -101,3 +102,31 @@ def test_a_number_has_one_id_however_it_is_spelled(number: int, width: int) -> N
     made = [read(csp_id=spelling) for spelling in spellings]
     ids = {each.sandbox_id for each in made if not isinstance(each, SkippedAccount)}
     assert ids == ({str(number)} if 0 <= number < 2**63 else set())
+
+
+_LABELS = (
+    st.text(st.characters())
+    | st.sampled_from(
+        ["\ud800", "\x1b[2J", "\x85", "\u2028", "\u202e", "\xa0", "\u3000", "\u200d", "\u200f", "=1+1", ""]
+    )
+    | st.text(st.characters(), min_size=250, max_size=300)
+    | st.recursive(st.none() | st.booleans() | st.integers() | st.floats(), st.lists)
+)
+
+
+@PROFILE
+@given(name=_LABELS, sfdc_account_id=_LABELS, omitted=st.sets(st.sampled_from(["name", "sfdc_account_id"])))
+def test_no_label_keeps_an_account_out_of_the_pool_or_breaks_an_answer(
+    name: Any, sfdc_account_id: Any, omitted: set[str]
+) -> None:
+    labels = {"name": name, "sfdc_account_id": sfdc_account_id}
+    account = read(**{label: None if label in omitted else value for label, value in labels.items()})
+    assert not isinstance(account, SkippedAccount)
+    api, held = hold(account)
+    assert (held["name"], held["sfdc_account_id"]) == (account.name, account.sfdc_account_id)
+    assert held["name"]
+    for label in (account.name, account.sfdc_account_id or ""):
+        assert len(label) <= 256
+        assert not any(unicodedata.category(each) in {"Cc", "Cs", "Zl", "Zp"} for each in label)
+    shown = body_of(api.admin("GET", f"/v1/admin/sandboxes/{account.sandbox_id}"))
+    assert (shown["name"], shown["sfdc_account_id"]) == (account.name, account.sfdc_account_id)

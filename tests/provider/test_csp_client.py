@@ -178,11 +178,6 @@ def test_a_malformed_account_is_skipped_with_its_id(client: CspClient, mock: Moc
         {"id": None},
         {"id": "identity/accounts/../users"},
         {"id": EXTERNAL_ID.removeprefix("identity/")},
-        {"name": ""},
-        {"name": "\ud800"},
-        {"name": "a\nb"},
-        {"name": ["x"]},
-        {"sfdc_account_id": ["x"]},
         {"state": None},
         {"account_type": 7},
     ],
@@ -222,6 +217,45 @@ def test_an_id_that_calls_can_name_is_taken_in(make_client: MakeClient, csp_id: 
     with raw_server(answering(listing({**ACCOUNT, "csp_id": csp_id}))) as server:
         found = make_client(server.url).list_accounts()
     assert [account.sandbox_id for account in found.accounts] == [str(csp_id)]
+
+
+@pytest.mark.parametrize(
+    ("label", "read"),
+    [
+        *(
+            (each, each)
+            for each in ("a\xa0b", "\u3000", "a\u200db", "\u200fa", "a\u202eb", "\ue000", "=1+1", "\U0001f600")
+        ),
+        ("a\nb", "a�b"),
+        ("\x00\x1b[31m\x7f", "��[31m�"),
+        ("a\x85\u2028\u2029b", "a���b"),
+        ("\ud800", "�"),
+        ("x" * 300, "x" * 256),
+        (42, "42"),
+        (0, "0"),
+        (-1.5, "-1.5"),
+        *((each, None) for each in ("", None, True, ["x"], {"x": 1})),
+    ],
+)
+def test_a_label_is_made_fit_and_keeps_no_account_out(make_client: MakeClient, label: Any, read: str | None) -> None:
+    with raw_server(answering(listing({**ACCOUNT, "name": label, "sfdc_account_id": label}))) as server:
+        found = make_client(server.url).list_accounts()
+    (account,) = found.accounts
+    assert (account.name, account.sfdc_account_id) == (read or "2009521", read)
+
+
+def test_an_account_without_labels_is_named_by_its_id(make_client: MakeClient) -> None:
+    bare = {name: value for name, value in ACCOUNT.items() if name not in {"name", "sfdc_account_id"}}
+    with raw_server(answering(listing(bare))) as server:
+        (account,) = make_client(server.url).list_accounts().accounts
+    assert (account.name, account.sfdc_account_id) == ("2009521", None)
+
+
+def test_an_account_has_one_external_id_however_its_digits_are_spelled(make_client: MakeClient) -> None:
+    spelled = EXTERNAL_ID.removeprefix("identity/accounts/").upper()
+    with raw_server(answering(listing({**ACCOUNT, "id": f"identity/accounts/{spelled}"}))) as server:
+        (account,) = make_client(server.url).list_accounts().accounts
+    assert account.external_id == EXTERNAL_ID
 
 
 def test_of_accounts_with_the_same_id_the_first_counts(make_client: MakeClient) -> None:

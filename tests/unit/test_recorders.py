@@ -111,6 +111,12 @@ def test_a_sync_counts_what_it_saw() -> None:
     assert moved == {"broker_sync_sandboxes_synced_total": 15, "broker_sync_sandboxes_stale_total": 2}
 
 
+def test_each_account_that_a_sync_skips_is_counted() -> None:
+    moved = changes(PrometheusJobRecorder, AccountSkipped(reason="no id"), AccountSkipped(reason="no id"))
+
+    assert moved == {"broker_sync_accounts_skipped_total": 2}
+
+
 @pytest.mark.parametrize(
     ("outcome", "name"),
     [
