@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from broker_common.cli.api import ApiError, BrokerApi
 from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
 from broker_common.core.jobs import Job, JobState
+from broker_common.csv_export import write_csv
 from broker_common.settings import Process
 from broker_common.startup import read_settings
 
@@ -154,7 +154,7 @@ def pool() -> None:
 @click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only those in this status.")
 @click.option("--track", "track_id", help="Only those that this track holds.")
 @click.option("--json", "form", flag_value="json", help="One JSON object a line, with every field.")
-@click.option("--csv", "form", flag_value="csv", help="CSV with every field.")
+@click.option("--csv", "form", flag_value="csv", help="CSV with every field; a ' marks texts that would be formulas.")
 def sandboxes(status: str | None, track_id: str | None, form: str | None) -> None:
     """List sandboxes, as a table unless --json or --csv is given.
 
@@ -242,12 +242,7 @@ def _print_json(found: Iterable[dict[str, Any]]) -> None:
 
 
 def _print_csv(found: Iterable[dict[str, Any]]) -> None:
-    writer = None
-    for each in found:
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, each)
-            writer.writeheader()
-        writer.writerow(each)
+    write_csv(found, sys.stdout)
 
 
 _print_as: dict[str | None, Callable[[Iterable[dict[str, Any]]], None]] = {

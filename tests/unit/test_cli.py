@@ -31,6 +31,13 @@ def test_a_listing_is_read_page_after_page() -> None:
 
 
 @responses.activate
+def test_a_csv_holds_no_formula() -> None:
+    page = {"sandboxes": [{"sandbox_id": "7", "name": "=1+1", "dirty": False, "version": -5}], "cursor": None}
+    responses.get(f"{URL}/sandboxes", json=page)
+    assert broker("sandboxes", "--csv").stdout.splitlines() == ["sandbox_id,name,dirty,version", "7,'=1+1,False,-5"]
+
+
+@responses.activate
 def test_an_error_that_is_not_the_broker_s_is_told_apart() -> None:
     responses.get(f"{URL}/stats", json={"detail": "a proxy's"}, status=502)
     result = broker("pool")
