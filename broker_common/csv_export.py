@@ -13,19 +13,18 @@ _FORMULA = re.compile(r"[\t\r\n\0]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
 def write_csv(records: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
-    """Write `records` as CSV, after a line with the field names of the first one; nothing if there are no records.
+    """Write `records` as CSV, after a line with the names of all their fields; nothing if there are no records.
 
     No text starts a formula: one that a spreadsheet could take for a formula gets a `'` in front. These are texts that
     start with `=`, `+`, `-`, `@` (full-width or after blanks, too), a tab, a line end or a null character. Numbers stay
     numbers. Sources: OWASP, "CSV Injection"; OWASP ASVS 5.0, 1.2.10.
     """
-    writer = csv.writer(file)
-    names: tuple[str, ...] = ()
-    for record in records:
-        if not names:
-            names = tuple(record)
-            writer.writerow(map(_cell, names))
-        writer.writerow(_cell(record[name]) for name in names)
+    rows = list(records)
+    names = dict.fromkeys(name for each in rows for name in each)
+    if names:
+        writer = csv.writer(file)
+        writer.writerow(map(_cell, names))
+        writer.writerows([_cell(each.get(name)) for name in names] for each in rows)
 
 
 def _cell(value: Any) -> Any:  # noqa: ANN401 - any JSON

@@ -52,7 +52,11 @@ def test_a_number_stays_a_number(number: float) -> None:
 
 
 def test_the_names_of_fields_are_cells_like_others() -> None:
-    assert written({"=1": 1, "b": 2}, {"b": 3, "=1": 4}) == [["'=1", "b"], ["1", "2"], ["4", "3"]]
+    assert written({"=1": 1, "b": 2}) == [["'=1", "b"], ["1", "2"]]
+
+
+def test_records_of_different_fields_share_their_columns() -> None:
+    assert written({"a": 1, "b": 2}, {"c": 3, "a": 4}) == [["a", "b", "c"], ["1", "2", ""], ["4", "", "3"]]
 
 
 def test_no_records_are_no_lines() -> None:
