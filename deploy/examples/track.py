@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives it back.
+"""A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives back all that it holds.
 
 Both may be repeated. The environment and the exit codes are those of track.sh.
 """
@@ -49,7 +49,9 @@ class Broker:
         """Return what the track holds."""
         answer = self._call("GET", "/sandboxes")
         sandboxes = body_of(answer).get("sandboxes")
-        if answer.status_code != requests.codes.ok or not isinstance(sandboxes, list):
+        if answer.status_code != requests.codes.ok or code_of(answer) or not isinstance(sandboxes, list):
+            refuse(answer)
+        if not all(isinstance(each, dict) and each.keys() >= {"sandbox_id", "lease_id"} for each in sandboxes):
             refuse(answer)
         return sandboxes
 
@@ -126,15 +128,6 @@ def expect(text: str, pattern: str, fault: str) -> None:
         sys.exit(EX_USAGE)
 
 
-def saved(state: Path) -> dict[str, Any] | None:
-    """Return what setup wrote down; None if there was none, or it was cut off before."""
-    try:
-        held = json.loads(state.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return held if isinstance(held, dict) else None
-
-
 def main(words: list[str]) -> None:
     """Do what is asked for."""
     for name in _REQUIRED:
@@ -150,7 +143,10 @@ def main(words: list[str]) -> None:
     match words:
         case ["setup"]:
             try:
-                state.touch(mode=0o600)  # before there is something to keep
+                # Before there is something to keep, and emptied: if no answer comes, that of an earlier setup must not
+                # pass for it.
+                state.touch(mode=0o600)
+                state.write_text("")
             except OSError as error:
                 say(f"{state} cannot be written: {error}")
                 sys.exit(EX_CANTCREAT)
@@ -158,11 +154,16 @@ def main(words: list[str]) -> None:
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
         case ["cleanup"]:
-            kept = saved(state)
-            mine = broker.held() if kept is None else [kept]
-            for held in mine:
+            # The broker knows what is held: the state file may be missing, or be older than a setup that got no answer.
+            given_back = None
+            while mine := broker.held():
+                held = mine[-1]
+                if held["lease_id"] == given_back:
+                    say(f"gave up: the broker still lists {held['sandbox_id']} as held, after it was given back")
+                    sys.exit(EX_TEMPFAIL)
                 broker.give_back(held)
-            if not mine:
+                given_back = held["lease_id"]
+            if given_back is None:
                 say("nothing to give back: the track holds no sandbox")
             state.unlink(missing_ok=True)
         case _:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives it back. Both may be repeated.
+# A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives back all that the track holds.
+# Both may be repeated.
 #
 #   BROKER_API_URL  https://broker.example.com/v1
 #   BROKER_TOKEN    the track's token
 #   TRACK_ID        who holds the sandbox: one id for one student's lab
 #   NAME_PREFIX     only sandboxes whose name starts so (optional)
-#   STATE_FILE      where setup keeps its answer for cleanup (sandbox.json); without it cleanup asks the broker
+#   STATE_FILE      where setup keeps its answer for the lab (sandbox.json); cleanup asks the broker, and removes it
 #   PATIENCE_SEC    how long to go on trying (120)
 #
 # Exit codes (sysexits.h): 0 done · 64 wrong use · 69 the broker refused, or it is no broker that answers ·
@@ -87,8 +88,8 @@ refused() {
 
 case $* in
 setup)
-    # Before there is something to keep.
-    if ! { : >>"$state"; } 2>/dev/null; then
+    # Before there is something to keep, and emptied: if no answer comes, that of an earlier setup must not pass for it.
+    if ! { : >"$state"; } 2>/dev/null; then
         say "$state cannot be written"
         exit 73
     fi
@@ -98,16 +99,17 @@ setup)
     cat "$state"
     ;;
 cleanup)
-    sandbox_id=$(field sandbox_id "$state") lease_id=$(field lease_id "$state")
-    if [[ -z $lease_id ]]; then
-        # There was no setup, or it was cut off before it could write down what it got.
+    # The broker knows what is held: the state file may be missing, or be older than a setup that got no answer.
+    given_back=
+    while true; do
         call GET /sandboxes
-        if [[ $status != 200 || $(<"$scratch/body") != *'"sandboxes":'* ]]; then refused; fi
+        if [[ $status != 200 || -n $code || $(<"$scratch/body") != *'"sandboxes":['* ]]; then refused; fi
         sandbox_id=$(field sandbox_id "$scratch/body") lease_id=$(field lease_id "$scratch/body")
-    fi
-    if [[ -z $lease_id ]]; then
-        say "nothing to give back: the track holds no sandbox"
-    else
+        if [[ -z $lease_id ]]; then break; fi
+        if [[ $lease_id == "$given_back" ]]; then
+            say "gave up: the broker still lists $sandbox_id as held, after it was given back"
+            exit 75
+        fi
         call POST "/sandboxes/$sandbox_id/mark-for-deletion" \
             --header 'Content-Type: application/json' --data "{\"lease_id\": \"$lease_id\"}"
         case $status/$code in
@@ -118,7 +120,10 @@ cleanup)
             if [[ $status != 200 || $(field lease_id "$scratch/body") != "$lease_id" ]]; then refused; fi
             ;;
         esac
-    fi
+        given_back=$lease_id
+    done
+    if [[ $(<"$scratch/body") != *'"sandboxes":[]'* ]]; then refused; fi
+    if [[ -z $given_back ]]; then say "nothing to give back: the track holds no sandbox"; fi
     rm -f "$state"
     ;;
 *)
