@@ -733,6 +733,13 @@ def test_a_tls_handshake_that_stalls_is_cut_off_and_sent_nothing(make_client: Ma
     assert "timed out" in error.message
 
 
+def test_an_answer_that_is_not_http_leaves_the_outcome_unknown(make_client: MakeClient) -> None:
+    with raw_server(lambda connection, _: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+
+
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200"])
 def test_a_connection_lost_in_the_headers_of_a_success_leaves_the_outcome_unknown(
     make_client: MakeClient, head: bytes
