@@ -50,10 +50,11 @@ _OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
     ProviderRejected: ProviderOutcome.REJECTED,
     ListingUnusable: ProviderOutcome.UNUSABLE,
 }
-_DONE = {
+_WIPE_ANSWERS: dict[int, WipeAnswer] = {
     HTTPStatus.OK: WipeAnswer.WIPED,
     HTTPStatus.NO_CONTENT: WipeAnswer.WIPED,
     HTTPStatus.ACCEPTED: WipeAnswer.ACCEPTED,
+    HTTPStatus.NOT_FOUND: WipeAnswer.GONE,
 }
 _NOT_OUR_CLIENT = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _MAY_PASS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
@@ -173,27 +174,28 @@ class CspClient:
             return answer
 
     def _judge_delete(self, answer: Answer) -> WipeAnswer:
-        status = answer.status
-        if status != HTTPStatus.NOT_FOUND and status not in _DONE:
+        meant = _WIPE_ANSWERS.get(answer.status)
+        if meant is None:
             raise self._refusal(_DELETE, answer)
-        if answer.is_html and status in _DONE:
-            page = f"{_DELETE}: HTTP {status} with an HTML page, such as a login page"
+        if answer.is_html and meant is not WipeAnswer.GONE:
+            page = f"{_DELETE}: HTTP {answer.status} with an HTML page, such as a login page"
             raise ProviderMisconfigured(page, outcome_unknown=True)
         if not answer.is_complete:
             # RFC 9112, section 8: an incomplete answer is not an answer.
-            cut = f"{_DELETE}: HTTP {status}, but the answer was cut short, or is longer than {_DELETE_BYTES} bytes"
+            cut = (
+                f"{_DELETE}: HTTP {answer.status}, but the answer was cut short or is longer than {_DELETE_BYTES} bytes"
+            )
             raise ProviderFailing(cut, outcome_unknown=True)
         fields = read_fields(answer.body)
-        if status == HTTPStatus.NOT_FOUND and fields is not None:
-            return WipeAnswer.GONE
-        if status in _DONE and (not answer.body or (fields is not None and not says_no(fields))):
-            return _DONE[HTTPStatus(status)]
-        if status == HTTPStatus.NOT_FOUND:
-            # Proxies answer so where they find no server: Envoy with an empty body, others with a page or a line.
-            problem = "the body is not the provider's JSON, so the account may still be there"
+        if meant is WipeAnswer.GONE:
+            # Proxies answer 404, too, where they find no server: Envoy by an empty body, others by a page or a line.
+            is_plain, doubt = fields is not None, "not the provider's JSON, so the account may still be there"
         else:
-            problem = "the body does not say plainly that the account was wiped"
-        raise ProviderFailing(f"{self._summary(_DELETE, answer)} ({problem})", outcome_unknown=True)
+            is_plain = not answer.body or (fields is not None and not says_no(fields))
+            doubt = "which does not say plainly that the account was wiped"
+        if not is_plain:
+            raise ProviderFailing(f"{self._summary(_DELETE, answer)} ({doubt})", outcome_unknown=True)
+        return meant
 
     def _summary(self, operation: str, answer: Answer) -> str:
         """Say what an answer was, in one short line without the token."""

@@ -21,7 +21,7 @@ _EXTERNAL_ID = re.compile(
 )
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HIGHEST_ID = 2**63 - 1
-"""What a database holds as a number; a higher one in JSON was rounded by who wrote it (RFC 8259, section 6)."""
+"""The highest number of 63 bits, as databases keep ids; a higher one may have been rounded (RFC 8259, section 6)."""
 _LABEL_LIMIT = 256
 # Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
 _UNFIT_FOR_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
