@@ -151,7 +151,7 @@ class _AccountSchema(Schema):
     """What every answer tells of a sandbox."""
 
     sandbox_id = _text("2009521", "The provider's `csp_id` of the account")
-    name = _text("lab-adventure-0087", "The provider's name of the account")
+    name = _text("lab-adventure-0087", "The provider's name of the account; its id if it has no name")
     external_id = _text("identity/accounts/7d2f0c7e-0000-4000-8000-000000000000", "The provider's `id` of the account")
     sfdc_account_id = _optional_text("0010CBF5B44E795C05", "The provider's, if it told one; else null")
     track_name = _optional_text("intro-to-dns", "From the header `X-Instruqt-Track-ID` of allocate; null without it")

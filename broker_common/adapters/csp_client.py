@@ -1,7 +1,7 @@
 """The provider's HTTP API (the ENG CSP): list the accounts, delete one. The only client there is.
 
 What lives here is what is asked for, and the judgement of what an answer means; `csp_transport` sends and receives,
-`csp_listing` reads the list itself.
+`csp_listing` reads the list itself, `csp_json` tells a plain word from others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from broker_common.adapters.csp_json import read_object, reports_failure
+from broker_common.adapters.csp_json import read_fields, says_no
 from broker_common.adapters.csp_listing import Listing, account_uuid
 from broker_common.adapters.csp_transport import CspTransport
 from broker_common.core.errors import (
@@ -40,7 +40,6 @@ _LIST_BYTES = 64 * 2**20
 _DELETE_BYTES = 64 * 2**10
 _MAX_PAGES = 10_000
 _SNIPPET_CHARACTERS = 160
-_WHITESPACE = b" \t\r\n"
 _LIST_WAIT_SEC = 30.0
 # A worker that is told to stop first finishes what it has begun: a delete that waits must not hold it up.
 _DELETE_WAIT_SEC = 3.0
@@ -50,6 +49,12 @@ _OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
     ProviderMisconfigured: ProviderOutcome.MISCONFIGURED,
     ProviderRejected: ProviderOutcome.REJECTED,
     ListingUnusable: ProviderOutcome.UNUSABLE,
+}
+_WIPE_ANSWERS: dict[int, WipeAnswer] = {
+    HTTPStatus.OK: WipeAnswer.WIPED,
+    HTTPStatus.NO_CONTENT: WipeAnswer.WIPED,
+    HTTPStatus.ACCEPTED: WipeAnswer.ACCEPTED,
+    HTTPStatus.NOT_FOUND: WipeAnswer.GONE,
 }
 _NOT_OUR_CLIENT = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _MAY_PASS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
@@ -125,10 +130,10 @@ class CspClient:
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         """Ask for an account to be wiped, inside `admit`; raises as the port says.
 
-        An `external_id` that is not `identity/accounts/<uuid>` is rejected, and nothing is sent. Only the provider's
-        plain word counts: a success is a 204, or a 200 or 202 whose body is empty or a JSON object that reports no
-        failure; an account is gone if a 404 has a JSON object. A page, or anything else, comes from something in
-        between.
+        An `external_id` that is not `identity/accounts/<uuid>` is rejected, and nothing is sent. Only plain words
+        count. A wipe is a 200, 202 or 204 with an empty body, or with a JSON object that does not say no; one with an
+        HTML page is a login page. An account is gone by a 404 with a JSON object. Whatever else has these statuses
+        leaves the outcome unknown.
         """
         permit: Permit | None = getattr(self._admitted, "permit", None)
         if permit is None:
@@ -169,39 +174,41 @@ class CspClient:
             return answer
 
     def _judge_delete(self, answer: Answer) -> WipeAnswer:
-        if answer.status == HTTPStatus.NOT_FOUND:
-            if answer.is_complete and read_object(answer.body) is not None:
-                return WipeAnswer.GONE
-            message = f"{_DELETE}: HTTP 404 that is not the provider's, for its body is no JSON object"
-            raise ProviderFailing(message, outcome_unknown=False)
-        if answer.status == HTTPStatus.NO_CONTENT:
-            return WipeAnswer.WIPED
-        if answer.status not in {HTTPStatus.OK, HTTPStatus.ACCEPTED}:
+        meant = _WIPE_ANSWERS.get(answer.status)
+        if meant is None:
             raise self._refusal(_DELETE, answer)
-        if answer.is_html:
+        if answer.is_html and meant is not WipeAnswer.GONE:
             page = f"{_DELETE}: HTTP {answer.status} with an HTML page, such as a login page"
             raise ProviderMisconfigured(page, outcome_unknown=True)
         if not answer.is_complete:
             # RFC 9112, section 8: an incomplete answer is not an answer.
-            raise ProviderFailing(f"{_DELETE}: the answer was cut short, or is too long", outcome_unknown=True)
-        if answer.body.strip(_WHITESPACE):
-            said = read_object(answer.body)
-            if said is None or reports_failure(said):
-                raise ProviderFailing(f"{self._quote(_DELETE, answer)} is no plain success", outcome_unknown=True)
-        return WipeAnswer.WIPED if answer.status == HTTPStatus.OK else WipeAnswer.ACCEPTED
+            cut = (
+                f"{_DELETE}: HTTP {answer.status}, but the answer was cut short or is longer than {_DELETE_BYTES} bytes"
+            )
+            raise ProviderFailing(cut, outcome_unknown=True)
+        fields = read_fields(answer.body)
+        if meant is WipeAnswer.GONE:
+            # Proxies answer 404, too, where they find no server: Envoy by an empty body, others by a page or a line.
+            is_plain, doubt = fields is not None, "not the provider's JSON, so the account may still be there"
+        else:
+            is_plain = not answer.body or (fields is not None and not says_no(fields))
+            doubt = "which does not say plainly that the account was wiped"
+        if not is_plain:
+            raise ProviderFailing(f"{self._summary(_DELETE, answer)} ({doubt})", outcome_unknown=True)
+        return meant
 
-    def _refusal(self, operation: str, answer: Answer) -> ProviderError:
-        status, message = answer.status, self._quote(operation, answer)
-        if status in _NOT_OUR_CLIENT or HTTPStatus(300) <= status < HTTPStatus(400):
-            return ProviderMisconfigured(message)
-        if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return ProviderFailing(message, outcome_unknown=status in _NO_WORD_FROM_THE_SERVER)
-        return ProviderRejected(message)
-
-    def _quote(self, operation: str, answer: Answer) -> str:
-        """Return the status and the start of an answer in one line, without the token."""
+    def _summary(self, operation: str, answer: Answer) -> str:
+        """Say what an answer was, in one short line without the token."""
         text = answer.body.decode("utf-8", "replace").replace(self._token, "***")
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         if len(text) > _SNIPPET_CHARACTERS:
             text = f"{text[:_SNIPPET_CHARACTERS]}…"
         return f"{operation}: HTTP {answer.status}" + (f": {text}" if text else "")
+
+    def _refusal(self, operation: str, answer: Answer) -> ProviderError:
+        status, message = answer.status, self._summary(operation, answer)
+        if status in _NOT_OUR_CLIENT or HTTPStatus(300) <= status < HTTPStatus(400):
+            return ProviderMisconfigured(message)
+        if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return ProviderFailing(message, outcome_unknown=status in _NO_WORD_FROM_THE_SERVER)
+        return ProviderRejected(message)

@@ -1,4 +1,4 @@
-"""JSON as the provider answers it: read strictly, because a sandbox counts as wiped by its word alone."""
+"""What the provider's JSON says in plain words: whether it is an object at all, and whether it says no."""
 
 from __future__ import annotations
 
@@ -6,35 +6,29 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
+
+_ERRORS = frozenset({"error", "errors"})
 
 
-def read_object(body: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a body holds, or None if it holds anything else.
-
-    An object with two equal names counts as anything else: readers differ in which of the two they take (RFC 8259,
-    section 4).
-    """
+def read_fields(body: bytes) -> tuple[tuple[str, Any], ...] | None:
+    """Return the fields of a JSON object, each as often as it stands there; None if `body` is anything else."""
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_make_object)
+        document = json.loads(body, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return document if isinstance(document, tuple) else None
 
 
-def reports_failure(answer: Mapping[str, Any]) -> bool:
-    """Tell whether an object says that the call failed: a field `error` or `errors`, or a `success` that is not true.
+def says_no(fields: Iterable[tuple[str, Any]]) -> bool:
+    """Tell whether one of an object's fields takes its success back.
 
-    The value of `error` does not matter: what a provider means by an empty one is not known.
+    `error` and `errors` do, whatever their value. `success` does unless it is true, or an object or `read_fields`'
+    fields of one: Infoblox' atlas-app-toolkit (README, "Response format") answers `"success": {"status", "code",
+    "message"}`, and names what failed in part by `error` beside it (`gateway/response.go`).
     """
-    return any(
-        name.casefold() in {"error", "errors"} or (name.casefold() == "success" and value is not True)
-        for name, value in answer.items()
-    )
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError
-    return made
+    for name, value in fields:
+        plain = name.lower()
+        if plain in _ERRORS or (plain == "success" and value is not True and not isinstance(value, (dict, tuple))):
+            return True
+    return False

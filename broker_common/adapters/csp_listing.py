@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 import uuid
 from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from broker_common.adapters.csp_json import reports_failure
+from broker_common.adapters.csp_json import says_no
 from broker_common.core.domain import Account, account_key
 from broker_common.core.errors import ListingUnusable
 from broker_common.core.ports import AccountListing, InactiveAccount, SkippedAccount
@@ -22,11 +21,12 @@ if TYPE_CHECKING:
 _EXTERNAL_ID = re.compile(
     r"identity/accounts/([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
 )
-_SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_LARGEST_ID = 2**63 - 1
-_TEXT_LIMIT = 256
-_UNFIT = frozenset({"Cc", "Cs"})
-"""Unicode's categories of control characters and of lone surrogates."""
+_SANDBOX_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HIGHEST_ID = 2**63 - 1
+"""The highest number of 63 bits, as databases keep ids; a higher one may have been rounded (RFC 8259, section 6)."""
+_LABEL_LIMIT = 256
+# Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
+_UNFIT_FOR_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TOTALS = ("total", "total_size", "total_count", "total_results")
 _ATLAS_PAGE = {"page_token", "size", "offset"}
 _TOTAL_PAGES = ("total_pages", "page_count", "pages")
@@ -202,29 +202,44 @@ def _parse(body: bytes) -> dict[str, Any]:
         raise ListingUnusable("list accounts: the answer is not JSON, or cut short") from error
     if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
         raise ListingUnusable("list accounts: the answer holds no list of results")
-    if reports_failure(answer):
-        raise ListingUnusable("list accounts: the answer reports a failure beside its results")
+    if says_no(answer.items()):
+        raise ListingUnusable("list accounts: the answer holds an error beside its results, or no success")
     return answer
 
 
 def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 - JSON
-    """Read an entry: an account, a reason why it cannot be read, or None for one that does not count."""
+    """Read an entry: an account, a reason why it cannot be read, or None for one that does not count.
+
+    An account without a name is named by its id.
+    """
     if not isinstance(entry, dict):
         return SkippedAccount("it is not an object")
     kind, state = entry.get("account_type"), entry.get("state")
     if (isinstance(kind, str) and kind != "sandbox") or (isinstance(state, str) and state != "active"):
         return None
-    sandbox_id = _read_sandbox_id(entry.get("csp_id"))
-    if sandbox_id is None:
-        return SkippedAccount("its csp_id is not one that a path can carry")
+    csp_id = entry.get("csp_id")
+    sandbox_id = str(csp_id) if isinstance(csp_id, (int, str)) and not isinstance(csp_id, bool) else ""
+    if not _SANDBOX_ID.fullmatch(sandbox_id):
+        return SkippedAccount("its csp_id cannot be read")
     external_id = entry.get("id")
-    if not (isinstance(kind, str) and isinstance(state, str)):
-        return SkippedAccount("its account_type or state cannot be read", sandbox_id)
-    if not (isinstance(external_id, str) and account_uuid(external_id)):
-        return SkippedAccount("its id is not identity/accounts/<uuid>", sandbox_id)
+    account = account_uuid(external_id) if isinstance(external_id, str) else None
+    checks = {
+        # Clients and proxies remove `.` and `..` from a path (RFC 3986, section 5.2.4), and to a command line a hyphen
+        # begins an option.
+        "its csp_id begins with a dot or a hyphen, so that calls cannot name it": sandbox_id[0] not in ".-",
+        # The next list may have the same account under the number's other spelling.
+        "its csp_id is a number with leading zeros, or of more than 63 bits": not sandbox_id.isdigit()
+        or sandbox_id == str(min(int(sandbox_id), _HIGHEST_ID)),
+        "its account_type or state cannot be read": isinstance(kind, str) and isinstance(state, str),
+        "its id is not identity/accounts/<uuid>": account is not None,
+    }
+    for reason, holds in checks.items():
+        if not holds:
+            return SkippedAccount(reason, sandbox_id)
     return Account(
         sandbox_id=sandbox_id,
-        external_id=external_id,
+        # Hexadecimal digits have two spellings, and an account has one record.
+        external_id=f"identity/accounts/{account}",
         name=_read_label(entry.get("name")) or sandbox_id,
         sfdc_account_id=_read_label(entry.get("sfdc_account_id")),
     )
@@ -240,33 +255,16 @@ def _ids_of(entry: Any) -> _Ids:  # noqa: ANN401 - JSON
     )
 
 
-def _read_sandbox_id(csp_id: Any) -> str | None:  # noqa: ANN401 - JSON
-    """Return a `csp_id` as a sandbox's id, or None for one that the API's paths cannot name, or not by itself.
-
-    A number is from 0 to 2^63 - 1, also when it is written as a string, and then without leading zeros: 007 is 7 for
-    some readers. Other strings begin with a letter or a digit, since clients and proxies resolve the path segments
-    `.` and `..` (RFC 3986, section 5.2.4), and a command line takes `-5` for an option.
-    """
-    if isinstance(csp_id, bool) or not isinstance(csp_id, (int, str)):
-        return None
-    text = str(csp_id)
-    if not _SANDBOX_ID.fullmatch(text):
-        return None
-    if text.isdigit() and (text != str(int(text)) or int(text) > _LARGEST_ID):
-        return None
-    return text
-
-
 def _read_label(value: Any) -> str | None:  # noqa: ANN401 - JSON
-    """Return a text that people read, whatever it was; None where there is none.
+    """Read what only people use: at most 256 characters of a text or number, with U+FFFD for each control character.
 
-    Control characters and lone surrogates, which no store can write, are replaced by U+FFFD; what is too long is cut.
+    Returns None for an empty text, and for any other value: a label never keeps an account out of the pool.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value:
         return None
-    return "".join("\ufffd" if unicodedata.category(c) in _UNFIT else c for c in value[:_TEXT_LIMIT])
+    return _UNFIT_FOR_TEXT.sub("\ufffd", value[:_LABEL_LIMIT])
 
 
 def _next_link(answer: dict[str, Any]) -> str | None:

@@ -126,6 +126,11 @@ def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> A
         or raw.version < _HTTP_1_1
         or response.status_code == HTTPStatus.NO_CONTENT
     )
+    length = response.headers.get("Content-Length", "0")
+    # http.client reads no body of a 204, which has none (RFC 9110, section 15.3.5): one that is announced stays unread.
+    is_unread = response.status_code == HTTPStatus.NO_CONTENT and length != "0"
+    # urllib3 does not notice that a coded body was cut off, also where nothing is left of it.
+    is_lost = not body and "Content-Encoding" in response.headers
     return Answer(
         url=str(response.url),
         status=response.status_code,
@@ -133,7 +138,7 @@ def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> A
         next_link=response.links.get("next", {}).get("url"),
         body=bytes(body[:max_bytes]),
         is_late=is_late or exchange.is_late,
-        is_broken=is_broken or not says_how_it_ends or not _is_length(response.headers.get("Content-Length", "0")),
+        is_broken=is_broken or not says_how_it_ends or not _is_length(length) or is_unread or is_lost,
         is_too_long=len(body) > max_bytes,
     )
 

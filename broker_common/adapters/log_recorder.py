@@ -88,9 +88,7 @@ class LogRecorder:
             case AllocationExpired():
                 self._write(logging.INFO, "Allocation expired", action="expire", **details)
             case AccountSkipped():
-                self._write(
-                    logging.WARNING, "Account skipped: it does not parse", action=_JOB_ACTIONS[Job.SYNC], **details
-                )
+                self._write(logging.WARNING, "Account skipped", action=_JOB_ACTIONS[Job.SYNC], **details)
             case AccountRefused():
                 self._write(
                     logging.ERROR,

@@ -76,7 +76,8 @@ class BrokerApi:
             raise ApiError(f"{url} answered {answer.status_code} without JSON: is this the broker's API?") from None
         except requests.RequestException as error:
             raise ApiError(f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?") from error
-        if answer.ok and isinstance(body, dict):
+        # A job's error is a text; an object is a refusal, whatever status a proxy made of it.
+        if answer.ok and isinstance(body, dict) and not isinstance(body.get("error"), dict):
             return body
         try:
             fault = body["error"]

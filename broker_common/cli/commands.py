@@ -178,7 +178,7 @@ def pool() -> None:
 @click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only those in this status.")
 @click.option("--track", "track_id", help="Only those that this track holds.")
 @click.option("--json", "form", flag_value="json", help="One JSON object a line, with every field.")
-@click.option("--csv", "form", flag_value="csv", help="CSV with every field.")
+@click.option("--csv", "form", flag_value="csv", help="CSV with every field; a ' marks texts that would be formulas.")
 def sandboxes(status: str | None, track_id: str | None, form: str | None) -> None:
     """List sandboxes, as a table unless --json or --csv is given.
 

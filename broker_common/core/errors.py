@@ -232,7 +232,7 @@ class ProviderRejected(ProviderError):
 class ProviderFailing(ProviderError):
     """The provider failed in a way that may pass: busy, an error of its own, or out of reach.
 
-    `outcome_unknown` is true where the provider may have acted all the same (a lost or late answer).
+    `outcome_unknown` is true where the provider may have acted all the same (an answer that is lost, late or unclear).
     """
 
     code = "PROVIDER_FAILING"

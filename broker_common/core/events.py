@@ -158,7 +158,7 @@ class AllocationExpired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountSkipped:
-    """An entry of the provider's list could not be read."""
+    """A sync did not take in an entry of the provider's list."""
 
     reason: str
     sandbox_id: str | None = None

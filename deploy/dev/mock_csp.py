@@ -37,7 +37,7 @@ ACTIVE_SANDBOX = {"account_type": "sandbox", "state": "active"}
 _CHOICES: Mapping[str, tuple[object, ...]] = {
     "drop_when": ("before", "after"),
     "delete_answer": (200, 202, 204, 404),
-    "fail_status": tuple(range(300, 600)),
+    "fail_status": (200, 202, *range(300, 600)),
     "paging": ("off", "offset", "token", "link", "limit", "number"),
     "on_delete": ("reset", "remove"),
 }
@@ -57,6 +57,7 @@ class Switches:
     fail_deletes_for_seconds: float = 0.0
     fail_next_lists: int = 0
     fail_status: int = 500
+    """200 and 202 say no in the body alone."""
     html_errors: bool = False
     drop_next_deletes: int = 0
     drop_next_lists: int = 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives it back.
+"""A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives back all that it holds.
 
 Both may be repeated. The environment and the exit codes are those of track.sh.
 """
@@ -49,16 +49,18 @@ class Broker:
         """Return what the track holds."""
         answer = self._call("GET", "/sandboxes")
         sandboxes = body_of(answer).get("sandboxes")
-        if answer.status_code != requests.codes.ok or not isinstance(sandboxes, list):
+        if answer.status_code != requests.codes.ok or code_of(answer) or not isinstance(sandboxes, list):
+            refuse(answer)
+        if not all(isinstance(each, dict) and each.keys() >= {"sandbox_id", "lease_id"} for each in sandboxes):
             refuse(answer)
         return sandboxes
 
     def give_back(self, held: dict[str, Any]) -> None:
-        """End the allocation, if the broker has not just ended it."""
+        """End the allocation, if the broker has not ended it before."""
         path = f"/sandboxes/{held['sandbox_id']}/mark-for-deletion"
         answer = self._call("POST", path, json={"lease_id": held["lease_id"]})
         if code_of(answer) in _TAKEN_BACK:
-            say(f"the broker has just taken it back ({code_of(answer)})")
+            say(f"the broker had taken it back before ({code_of(answer)})")
         elif answer.status_code != requests.codes.ok or body_of(answer).get("lease_id") != held["lease_id"]:
             refuse(answer)
 
@@ -141,7 +143,8 @@ def main(words: list[str]) -> None:
     match words:
         case ["setup"]:
             try:
-                # Empty it first: what an earlier setup got may have been taken back since.
+                # Before there is something to keep, and emptied: if no answer comes, that of an earlier setup must not
+                # pass for it.
                 state.touch(mode=0o600)
                 state.write_text("")
             except OSError as error:
@@ -151,10 +154,16 @@ def main(words: list[str]) -> None:
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
         case ["cleanup"]:
-            mine = broker.held()
-            for held in mine:
+            # The broker knows what is held: the state file may be missing, or be older than a setup that got no answer.
+            given_back = None
+            while mine := broker.held():
+                held = mine[-1]
+                if held["lease_id"] == given_back:
+                    say(f"gave up: the broker still lists {held['sandbox_id']} as held, after it was given back")
+                    sys.exit(EX_TEMPFAIL)
                 broker.give_back(held)
-            if not mine:
+                given_back = held["lease_id"]
+            if given_back is None:
                 say("nothing to give back: the track holds no sandbox")
             state.unlink(missing_ok=True)
         case _:

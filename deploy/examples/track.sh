@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives it back. Both may be repeated.
+# A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives back all that the track holds.
+# Both may be repeated.
 #
 #   BROKER_API_URL  https://broker.example.com/v1
 #   BROKER_TOKEN    the track's token
 #   TRACK_ID        who holds the sandbox: one id for one student's lab
 #   NAME_PREFIX     only sandboxes whose name starts so (optional)
-#   STATE_FILE      where setup keeps its answer for the lab (sandbox.json); cleanup asks the broker what is held
+#   STATE_FILE      where setup keeps its answer for the lab (sandbox.json); cleanup asks the broker, and removes it
 #   PATIENCE_SEC    how long to go on trying (120)
 #
 # Exit codes (sysexits.h): 0 done · 64 wrong use · 69 the broker refused, or it is no broker that answers ·
@@ -87,7 +88,7 @@ refused() {
 
 case $* in
 setup)
-    # Empty it first: what an earlier setup got may have been taken back since.
+    # Before there is something to keep, and emptied: if no answer comes, that of an earlier setup must not pass for it.
     if ! { : >"$state"; } 2>/dev/null; then
         say "$state cannot be written"
         exit 73
@@ -98,29 +99,30 @@ setup)
     cat "$state"
     ;;
 cleanup)
+    # The broker knows what is held: the state file may be missing, or be older than a setup that got no answer.
     given_back=
     while true; do
         call GET /sandboxes
-        if [[ $status != 200 || $(<"$scratch/body") != *'"sandboxes":'* ]]; then refused; fi
-        # Of several sandboxes these are the last one's.
+        if [[ $status != 200 || -n $code || $(<"$scratch/body") != *'"sandboxes":['* ]]; then refused; fi
         sandbox_id=$(field sandbox_id "$scratch/body") lease_id=$(field lease_id "$scratch/body")
         if [[ -z $lease_id ]]; then break; fi
-        if [[ $given_back == *" $lease_id "* ]]; then
-            say "sandbox $sandbox_id is still held, though it was given back"
-            exit 69
+        if [[ $lease_id == "$given_back" ]]; then
+            say "gave up: the broker still lists $sandbox_id as held, after it was given back"
+            exit 75
         fi
-        given_back+=" $lease_id "
         call POST "/sandboxes/$sandbox_id/mark-for-deletion" \
             --header 'Content-Type: application/json' --data "{\"lease_id\": \"$lease_id\"}"
         case $status/$code in
         403/NOT_SANDBOX_OWNER | 404/SANDBOX_NOT_FOUND | 409/LEASE_MISMATCH)
-            say "the broker has just taken it back ($code)"
+            say "the broker had taken it back before ($code)"
             ;;
         *)
             if [[ $status != 200 || $(field lease_id "$scratch/body") != "$lease_id" ]]; then refused; fi
             ;;
         esac
+        given_back=$lease_id
     done
+    if [[ $(<"$scratch/body") != *'"sandboxes":[]'* ]]; then refused; fi
     if [[ -z $given_back ]]; then say "nothing to give back: the track holds no sandbox"; fi
     rm -f "$state"
     ;;

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = ROOT / "deploy" / "examples"
 COMMANDS = {"track.sh": ["bash", str(EXAMPLES / "track.sh")], "track.py": [sys.executable, str(EXAMPLES / "track.py")]}
-SETTINGS = {"POOL": "32", "RATE_LIMIT_BURST": "1000"}
+SETTINGS = {"POOL": "40", "RATE_LIMIT_BURST": "1000"}
 
 
 @pytest.fixture(params=COMMANDS)
@@ -62,56 +62,89 @@ def test_setup_gets_a_sandbox_and_cleanup_gives_it_back_however_often_they_run(s
     assert "nothing to give back" in repeated.stderr
 
 
-def test_cleanup_gives_back_all_that_the_broker_says_is_held_whatever_the_state_file_says(
+def test_cleanup_gives_back_what_a_setup_got_whose_answer_was_lost_after_an_operator_had_released_the_first(
     stack: Stack, script: Script, tmp_path: Path
 ) -> None:
-    held = json.loads(script("setup").stdout)
-    track_id = str(stack.as_admin("GET", f"/sandboxes/{held['sandbox_id']}").json()["allocated_to_track"])
-    other = stack.as_track(track_id, "POST", "/allocate", headers={"Idempotency-Key": "another"}).json()
-    (tmp_path / "sandbox.json").write_text(json.dumps(held | {"lease_id": "of-before"}, separators=(",", ":")))
-    ended = script("cleanup")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert {status_of(stack, each["sandbox_id"]) for each in (held, other)} == {"pending_deletion"}
-
-
-def test_what_a_setup_gets_whose_answer_is_lost_is_given_back_after_an_operator_ended_the_lease_before(
-    stack: Stack, script: Script, tmp_path: Path
-) -> None:
-    before = json.loads(script("setup").stdout)
-    stack.as_admin("POST", f"/sandboxes/{before['sandbox_id']}/release", json={"lease_id": before["lease_id"]})
-    track_id = str(stack.as_admin("GET", f"/sandboxes/{before['sandbox_id']}").json()["last_track_id"])
+    first = json.loads(script("setup").stdout)
+    lease = {"lease_id": first["lease_id"]}
+    stack.as_admin("POST", f"/sandboxes/{first['sandbox_id']}/release", json=lease).raise_for_status()
+    second: list[dict[str, Any]] = []
 
     class LosesAnswers(Handler):
         def reply(self) -> None:
-            stack.as_track(track_id, "POST", "/allocate")
+            second.append(stack.as_track(self.headers["X-Track-ID"], "POST", "/allocate").json())
 
     with serving(LosesAnswers) as server:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        assert script("setup", BROKER_API_URL=url, PATIENCE_SEC="0").returncode == 75
+        lost = script("setup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1", PATIENCE_SEC="0")
+    assert (lost.returncode, lost.stdout) == (75, "")
     assert (tmp_path / "sandbox.json").read_text() == ""
-    (held,) = stack.as_track(track_id, "GET", "/sandboxes").json()["sandboxes"]
-    assert script("cleanup").returncode == 0
-    assert status_of(stack, held["sandbox_id"]) == "pending_deletion"
+    assert second[0]["lease_id"] != first["lease_id"]
+    assert status_of(stack, second[0]["sandbox_id"]) == "allocated"
+    ended = script("cleanup")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert status_of(stack, second[0]["sandbox_id"]) == "pending_deletion"
     assert not (tmp_path / "sandbox.json").exists()
 
 
-def test_a_lease_that_ends_while_cleanup_asks_for_it_is_no_failure(script: Script) -> None:
+def test_cleanup_gives_back_all_that_the_track_holds_whatever_the_state_file_says(
+    stack: Stack, script: Script, tmp_path: Path
+) -> None:
+    track = f"several-{tmp_path.name}"
+    held = [json.loads(script("setup", TRACK_ID=track).stdout)]
+    keys = ({"Idempotency-Key": "a"}, {"Idempotency-Key": "b"})
+    held += [stack.as_track(track, "POST", "/allocate", headers=key).json() for key in keys]
+    (tmp_path / "sandbox.json").write_text(json.dumps(held[0] | {"lease_id": "of-before"}, separators=(",", ":")))
+    ended = script("cleanup", TRACK_ID=track)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [status_of(stack, each["sandbox_id"]) for each in held] == ["pending_deletion"] * 3
+    assert stack.as_track(track, "GET", "/sandboxes").json()["count"] == 0
+
+
+HELD = b'{"count":1,"sandboxes":[{"lease_id":"a","name":"a\\",\\"lease_id\\":\\"b","sandbox_id":"1"}]}'
+NONE_HELD = b'{"count":0,"sandboxes":[]}'
+
+
+@pytest.mark.parametrize(
+    ("listed", "marked", "ending"),
+    [
+        ([HELD, NONE_HELD], (409, b'{"error":{"code":"LEASE_MISMATCH","message":"m"}}'), (0, "taken it back before")),
+        ([HELD, HELD], (200, b'{"lease_id":"a","sandbox_id":"1"}'), (75, "still lists 1 as held")),
+        ([HELD, HELD], (404, b'{"error":{"code":"SANDBOX_NOT_FOUND","message":"m"}}'), (75, "still lists 1 as held")),
+        ([HELD], (200, b"{}"), (69, "not as the broker answers")),
+        ([HELD], (403, b'{"error":{"code":"FORBIDDEN","message":"m"}}'), (69, "FORBIDDEN")),
+        ([b'{"count":1,"sandboxes":[{}]}'], (200, b""), (69, "not as the broker answers")),
+        ([b'{"error":{"code":"INTERNAL","message":"m"},"sandboxes":[]}'], (200, b""), (69, "INTERNAL")),
+    ],
+)
+def test_cleanup_is_done_only_when_the_broker_says_that_nothing_is_held(
+    script: Script, tmp_path: Path, listed: list[bytes], marked: tuple[int, bytes], ending: tuple[int, str]
+) -> None:
     asked: list[str] = []
 
-    class EndsIt(Handler):
+    class Scripted(Handler):
         def reply(self) -> None:
-            asked.append(self.path)
-            if self.path.endswith("mark-for-deletion"):
-                self.answer(409, b'{"error":{"code":"LEASE_MISMATCH","message":"no"}}')
-            elif len(asked) == 1:
-                self.answer(200, b'{"count":1,"sandboxes":[{"lease_id":"a","sandbox_id":"1"}]}')
+            if self.command == "GET":
+                self.answer(200, listed[sum(path == self.path for path in asked)])
             else:
-                self.answer(200, b'{"count":0,"sandboxes":[]}')
+                assert json.loads(self.read_body()) == {"lease_id": "a"}
+                self.answer(*marked)
+            asked.append(self.path)
 
-    with serving(EndsIt) as server:
-        ended = script("cleanup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
-    assert ended.returncode == 0
-    assert "has just taken it back (LEASE_MISMATCH)" in ended.stderr
+    state = tmp_path / "sandbox.json"
+    state.write_text("kept")
+    with serving(Scripted) as server:
+        result = script("cleanup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
+    assert (result.returncode, ending[1] in result.stderr) == (ending[0], True), result.stderr
+    assert state.exists() == (ending[0] != 0)
+    assert set(asked) <= {"/v1/sandboxes", "/v1/sandboxes/1/mark-for-deletion"}
+
+
+def test_a_cleanup_that_cannot_ask_the_broker_keeps_the_state_file_and_says_so(script: Script, tmp_path: Path) -> None:
+    state = tmp_path / "sandbox.json"
+    state.write_text('{"sandbox_id":"1","lease_id":"a"}')
+    url = f"http://127.0.0.1:{free_ports(1)[0]}/v1"
+    assert script("cleanup", BROKER_API_URL=url, PATIENCE_SEC="0").returncode == 75
+    assert state.read_text() == '{"sandbox_id":"1","lease_id":"a"}'
 
 
 def test_a_request_without_a_final_answer_is_sent_again_as_it_was(script: Script) -> None:

@@ -175,6 +175,28 @@ def test_one_malformed_account_is_skipped_and_the_rest_goes_on(stack: Stack) -> 
     assert run["result"]["skipped"] == 1
 
 
+def test_no_label_keeps_an_account_out_of_the_pool(tmp_path: Path) -> None:
+    labels: list[tuple[Any, Any]] = [
+        ("a\xa0\u3000\u200d\u200f\U0001f600", 42),
+        ("a\x85\u2028\x1b", "=1+1"),
+        (None, ["x"]),
+    ]
+    with Stack(tmp_path, SETTINGS) as stack:
+        url = f"{stack.csp_url}/_mock/accounts"
+        ids = [
+            str(requests.post(url, json={"name": name, "sfdc_account_id": sfdc}, timeout=10).json()["csp_id"])
+            for name, sfdc in labels
+        ]
+        run = stack.run_job("sync")
+        assert (run["state"], run["result"]["added"], run["result"]["skipped"]) == ("succeeded", 33, 0)
+        seen = [stack.as_admin("GET", f"/sandboxes/{each}").json() for each in ids]
+    assert [(each["name"], each["sfdc_account_id"]) for each in seen] == [
+        ("a\xa0\u3000\u200d\u200f\U0001f600", "42"),
+        ("a���", "=1+1"),
+        (ids[2], None),
+    ]
+
+
 def test_too_many_missing_accounts_brake_the_sync_unless_it_is_forced(tmp_path: Path) -> None:
     with Stack(tmp_path, SETTINGS) as stack:
         stack.run_job("sync")

@@ -122,6 +122,8 @@ def _disturbances() -> Iterator[Disturbance]:
     yield _provider("slower than the time-out", delete_seconds=2.5)
     yield _provider("only accepting", delete_answer=202)
     yield _provider("not knowing accounts", delete_answer=404)
+    yield _provider("behind a page that says 404", delete_answer=404, html_errors=True)
+    yield _provider("saying no by a success", fail_next_deletes=10, fail_status=200)
     yield _provider("refusing the token", unauthorized=True)
     yield _provider("failing to list", fail_next_lists=3)
     yield _provider("cutting lists short", truncated_list=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
 
 import pytest
 
@@ -183,14 +183,6 @@ def test_a_malformed_account_is_skipped_with_its_id(client: CspClient, mock: Moc
         {"id": None},
         {"id": "identity/accounts/../users"},
         {"id": EXTERNAL_ID.removeprefix("identity/")},
-        {"csp_id": ".."},
-        {"csp_id": "."},
-        {"csp_id": -5},
-        {"csp_id": "-5"},
-        {"csp_id": 2**70},
-        {"csp_id": str(2**63)},
-        {"csp_id": "007"},
-        {"csp_id": "\u0667"},
         {"state": None},
         {"account_type": 7},
     ],
@@ -204,6 +196,71 @@ def test_an_entry_that_does_not_parse_is_skipped_and_the_rest_go_on(
     assert [account.sandbox_id for account in found.accounts] == ["2009521"]
     assert len(found.skipped) == 3
     assert found.skipped[0].sandbox_id == (None if "csp_id" in changes else "1")
+
+
+@pytest.mark.parametrize(
+    ("csp_id", "why"),
+    [
+        *((each, "begins with a dot or a hyphen") for each in (".", "..", "-5", -5, "-")),
+        *((each, "more than 63 bits") for each in (2**63, str(2**63), 1180591620717411303424)),
+        *((each, "leading zeros") for each in ("007", "00")),
+    ],
+)
+def test_an_id_that_calls_cannot_name_plainly_is_skipped_with_the_reason(
+    make_client: MakeClient, csp_id: str | int, why: str
+) -> None:
+    with raw_server(answering(listing(account(1, csp_id=csp_id), ACCOUNT))) as server:
+        found = make_client(server.url).list_accounts()
+    assert [account.sandbox_id for account in found.accounts] == ["2009521"]
+    (skipped,) = found.skipped
+    assert skipped.sandbox_id == str(csp_id)
+    assert why in skipped.reason
+
+
+@pytest.mark.parametrize("csp_id", [0, 7, "7", 2**63 - 1, "7a", "0x7", "a..b", "_", "A-1.b"])
+def test_an_id_that_calls_can_name_is_taken_in(make_client: MakeClient, csp_id: str | int) -> None:
+    with raw_server(answering(listing({**ACCOUNT, "csp_id": csp_id}))) as server:
+        found = make_client(server.url).list_accounts()
+    assert [account.sandbox_id for account in found.accounts] == [str(csp_id)]
+
+
+@pytest.mark.parametrize(
+    ("label", "read"),
+    [
+        *(
+            (each, each)
+            for each in ("a\xa0b", "\u3000", "a\u200db", "\u200fa", "a\u202eb", "\ue000", "=1+1", "\U0001f600")
+        ),
+        ("a\nb", "a�b"),
+        ("\x00\x1b[31m\x7f", "��[31m�"),
+        ("a\x85\u2028\u2029b", "a���b"),
+        ("\ud800", "�"),
+        ("x" * 300, "x" * 256),
+        (42, "42"),
+        (0, "0"),
+        (-1.5, "-1.5"),
+        *((each, None) for each in ("", None, True, ["x"], {"x": 1})),
+    ],
+)
+def test_a_label_is_made_fit_and_keeps_no_account_out(make_client: MakeClient, label: Any, read: str | None) -> None:
+    with raw_server(answering(listing({**ACCOUNT, "name": label, "sfdc_account_id": label}))) as server:
+        found = make_client(server.url).list_accounts()
+    (account,) = found.accounts
+    assert (account.name, account.sfdc_account_id) == (read or "2009521", read)
+
+
+def test_an_account_without_labels_is_named_by_its_id(make_client: MakeClient) -> None:
+    bare = {name: value for name, value in ACCOUNT.items() if name not in {"name", "sfdc_account_id"}}
+    with raw_server(answering(listing(bare))) as server:
+        (account,) = make_client(server.url).list_accounts().accounts
+    assert (account.name, account.sfdc_account_id) == ("2009521", None)
+
+
+def test_an_account_has_one_external_id_however_its_digits_are_spelled(make_client: MakeClient) -> None:
+    spelled = EXTERNAL_ID.removeprefix("identity/accounts/").upper()
+    with raw_server(answering(listing({**ACCOUNT, "id": f"identity/accounts/{spelled}"}))) as server:
+        (account,) = make_client(server.url).list_accounts().accounts
+    assert account.external_id == EXTERNAL_ID
 
 
 # --- whole or not ----------------------------------------------------------------------------------------------------
@@ -343,12 +400,20 @@ def test_a_list_that_cannot_be_right_is_unusable(client: CspClient, mock: MockCs
         listing({**ACCOUNT, "state": "disabled"}),
         listing({**ACCOUNT, "id": 1}),
         listing(ACCOUNT, next=7),
+        listing(ACCOUNT, error=[{"message": "One shard did not answer."}]),
+        listing(ACCOUNT, errors=None),
+        listing(ACCOUNT, success=False),
     ],
     ids=lambda body: body[:50],
 )
 def test_a_body_of_the_wrong_shape_is_unusable(make_client: MakeClient, body: bytes) -> None:
     with raw_server(answering(body)) as server, pytest.raises(ListingUnusable):
         make_client(server.url).list_accounts()
+
+
+def test_a_list_beside_a_success_is_read(make_client: MakeClient) -> None:
+    with raw_server(answering(listing(ACCOUNT, success={"status": 200, "code": "OK"}))) as server:
+        assert make_client(server.url).list_accounts().accounts
 
 
 def test_a_list_shorter_than_it_says_is_unusable(make_client: MakeClient) -> None:
@@ -553,118 +618,129 @@ def test_a_success_with_a_login_page_is_not_a_wipe(client: CspClient, mock: Mock
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body"),
+    ("content_type", "body", "is_page"),
     [
-        ("text/html", b"<p>Please sign in</p>"),
-        ("application/json", b"\xef\xbb\xbf\n<!-- portal --><!DOCTYPE HTML><html>"),
-        ("text/plain", b"<html>"),
+        ("text/html", b"OK", False),
+        ("text/html", b"<p>Please sign in</p>", True),
+        ("application/json", b"\xef\xbb\xbf\n<!-- portal --><!DOCTYPE HTML><html>", True),
+        ("text/plain", b"<html>", True),
+        ("text/plain", b"<p>", False),
     ],
 )
-def test_a_success_with_an_html_document_is_taken_for_a_login_page(
-    make_client: MakeClient, content_type: str, body: bytes
+def test_only_an_html_document_is_taken_for_a_login_page(
+    make_client: MakeClient, content_type: str, body: bytes, is_page: bool
 ) -> None:
     with raw_server(answering(body, headers=f"Content-Type: {content_type}\r\n")) as server:
-        assert isinstance(failure(make_client(server.url)), ProviderMisconfigured)
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderMisconfigured if is_page else ProviderFailing)
 
 
-@pytest.mark.parametrize("body", [b"", b" \r\n", b"{}", b' {"id": 7, "success": true}', b'{"result": {"error": 1}}'])
-def test_an_empty_body_or_an_object_without_an_error_is_a_plain_success(make_client: MakeClient, body: bytes) -> None:
-    with raw_server(answering(body, headers="Content-Type: text/html\r\n")) as server:
-        assert delete(make_client(server.url)) is WipeAnswer.WIPED
-
-
-@pytest.mark.parametrize("status", ["200 OK", "202 Accepted"])
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"error": {"message": "busy"}}',
-        b'{"error": null}',
-        b'{"errors": []}',
-        b'{"Error": "no"}',
-        b'{"success": false}',
-        b'{"success": "false"}',
-        b'{"success": false, "success": true}',
-        b"OK",
-        b"null",
-        b"[]",
-        b'"deleted"',
-        b"7",
-        b'{"id": 7',
+        b"",
+        b"{}",
+        b' {"id": 7}\r\n',
         b"\xef\xbb\xbf{}",
-        b'{"id": "\xff"}',
-        b'{"a":' * 5_000,
-        b"x" * 200_000,
+        b'{"success": true, "result": {"error": "of the one before"}}',
+        b'{"success": {"status": 200, "code": "OK"}, "results": []}',
     ],
-    ids=lambda body: repr(body[:40]),
 )
-def test_a_success_that_is_no_plain_one_leaves_the_outcome_unknown(
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+def test_an_empty_body_or_an_object_without_an_error_is_a_wipe(
+    make_client: MakeClient, body: bytes, content_type: str
+) -> None:
+    with raw_server(answering(body, headers=f"Content-Type: {content_type}\r\n")) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.WIPED
+    with raw_server(answering(body, headers=f"Content-Type: {content_type}\r\n", status="202 Accepted")) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.ACCEPTED
+
+
+NO_PLAIN_WORD = {
+    "an error": b'{"error": [{"message": "The account is locked."}]}',
+    "an error without content": b'{"error": null}',
+    "no errors": b'{"id": 7, "errors": []}',
+    "an error that is also none": b'{"error": "locked", "Error": null, "error": null}',
+    "no success": b'{"success": false}',
+    "success and no success": b'{"success": false, "success": true}',
+    "no success in a string": b'{"success": "false"}',
+    "success null": b'{"success": null}',
+    "plain text": b"deleted",
+    "blanks": b" \r\n",
+    "a byte order mark": b"\xef\xbb\xbf",
+    "null": b"null",
+    "true": b"true",
+    "a number": b"200",
+    "a string": b'"ok"',
+    "a list": b"[]",
+    "cut short": b'{"id": 7',
+    "two documents": b"{} {}",
+    "not UTF-8": b'{"id": "\xff"}',
+    "a tower": b'{"a":' * 12_000,
+    "a number without end": b'{"id": ' + b"9" * 5_000 + b"}",
+    "too long to read": b'{"id": "' + b"x" * 70_000 + b'"}',
+    "blanks too long to read": b" " * 70_000,
+}
+
+
+@pytest.mark.parametrize("body", NO_PLAIN_WORD.values(), ids=NO_PLAIN_WORD)
+@pytest.mark.parametrize("status", ["200 OK", "202 Accepted", "204 No Content"])
+def test_a_success_that_does_not_say_so_plainly_leaves_the_outcome_unknown(
     make_client: MakeClient, status: str, body: bytes
 ) -> None:
     with raw_server(answering(body, status=status)) as server:
         error = failure(make_client(server.url))
     assert isinstance(error, ProviderFailing)
     assert error.outcome_unknown
-    assert len(error.message) < 250
+    assert error.message.startswith(f"delete account: HTTP {status[:3]}")
 
 
-@pytest.mark.parametrize("body", [b"", b"<html><body>404</body></html>", b"404 page not found", b"[]", b'{"error": '])
-def test_a_404_whose_body_is_no_object_is_not_the_providers(make_client: MakeClient, body: bytes) -> None:
-    with raw_server(answering(body, status="404 Not Found")) as server:
-        error = failure(make_client(server.url))
-    assert isinstance(error, ProviderFailing)
-    assert not error.outcome_unknown
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "x"])
+def test_a_success_whose_coding_left_nothing_leaves_the_outcome_unknown(make_client: MakeClient, coding: str) -> None:
+    cut = gzip.compress(b'{"error": "locked"}')[:10]
+    headers = f"Content-Encoding: {coding}\r\n"
+    for body in (cut, b""):
+        with raw_server(answering(body, headers=headers)) as server:
+            error = failure(make_client(server.url))
+        assert isinstance(error, ProviderFailing)
+        assert error.outcome_unknown
 
 
-def test_a_404_that_is_cut_short_is_not_believed(make_client: MakeClient) -> None:
-    whole = b"HTTP/1.1 404 Not Found\r\nContent-Length: 40\r\n\r\n{}"
-
-    def behave(connection: socket.socket, _: str) -> None:
-        connection.sendall(whole)
-
-    with raw_server(behave) as server:
+def test_a_coded_success_is_read_as_what_it_holds(make_client: MakeClient) -> None:
+    headers = "Content-Encoding: gzip\r\n"
+    with raw_server(answering(gzip.compress(b"{}"), headers=headers)) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.WIPED
+    with raw_server(answering(gzip.compress(b'{"error": 1}'), headers=headers)) as server:
         assert isinstance(failure(make_client(server.url)), ProviderFailing)
 
 
-@pytest.mark.parametrize("said", [{"error": "half of it"}, {"errors": ["x"]}, {"success": False}])
-def test_a_list_that_reports_a_failure_is_unusable(make_client: MakeClient, said: dict[str, Any]) -> None:
-    with raw_server(answering(listing(ACCOUNT, **said))) as server, pytest.raises(ListingUnusable):
-        make_client(server.url).list_accounts()
+@pytest.mark.parametrize("body", [b"{}", b'{"error": [{"message": "Account not found."}]}'])
+def test_a_404_in_the_provider_s_json_says_that_the_account_is_gone(make_client: MakeClient, body: bytes) -> None:
+    with raw_server(answering(body, status="404 Not Found")) as server:
+        assert delete(make_client(server.url)) is WipeAnswer.GONE
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ({"name": "lab\u00a0a\u3000b\u200dc\u200fd"}, "lab\u00a0a\u3000b\u200dc\u200fd"),
-        ({"name": "a\nb\x85c"}, "a\ufffdb\ufffdc"),
-        ({"name": "a\ud800b"}, "a\ufffdb"),
-        ({"name": "x" * 300}, "x" * 256),
-        ({"name": 42}, "42"),
-        ({"name": ""}, "2009521"),
-        ({"name": None}, "2009521"),
-        ({"name": ["x"]}, "2009521"),
-    ],
+    "body", [b"", b"<html>No such page</html>", b"404 page not found\n", b"[]", b"null", b'"gone"', b'{"error": ']
 )
-def test_a_name_never_keeps_an_account_out(make_client: MakeClient, given: dict[str, Any], kept: str) -> None:
-    with raw_server(answering(listing({**ACCOUNT, **given}))) as server:
-        (account,) = make_client(server.url).list_accounts().accounts
-    assert account.name == kept
+def test_a_404_of_something_in_between_may_pass(make_client: MakeClient, body: bytes) -> None:
+    with raw_server(answering(body, status="404 Not Found")) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
+    assert error.message.startswith("delete account: HTTP 404")
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"), [("0018B", "0018B"), (42, "42"), ("a\tb", "a\ufffdb"), ("", None), (True, None), (["x"], None)]
-)
-def test_neither_does_an_sfdc_account_id(make_client: MakeClient, given: object, kept: str | None) -> None:
-    with raw_server(answering(listing({**ACCOUNT, "sfdc_account_id": given}))) as server:
-        (account,) = make_client(server.url).list_accounts().accounts
-    assert account.sfdc_account_id == kept
+def test_a_404_that_is_cut_short_may_pass(make_client: MakeClient) -> None:
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Length: 10\r\n\r\n{}"
+    with raw_server(lambda connection, _: connection.sendall(head)) as server:
+        assert isinstance(failure(make_client(server.url)), ProviderFailing)
 
 
-@pytest.mark.parametrize("csp_id", [0, 7, "7", 2**63 - 1, "a", "lab-7_b.c", "7a", "0x1F"])
-def test_an_id_that_a_path_can_carry_is_kept_as_it_is(make_client: MakeClient, csp_id: int | str) -> None:
-    with raw_server(answering(listing({**ACCOUNT, "csp_id": csp_id}))) as server:
-        (account,) = make_client(server.url).list_accounts().accounts
-    assert account.sandbox_id == str(csp_id)
-    assert urljoin("http://broker/v1/sandboxes/", account.sandbox_id).endswith(f"/sandboxes/{csp_id}")
+def test_a_404_page_may_pass_and_is_no_attempt_more_than_one(client: CspClient, mock: MockCsp) -> None:
+    mock.switch(delete_answer=404, html_errors=True)
+    assert isinstance(failure(client, mock.any_account()), ProviderFailing)
+    assert len(mock.deletes()) == 1
 
 
 def test_a_redirect_is_not_followed(make_client: MakeClient) -> None:
@@ -754,6 +830,13 @@ def test_a_tls_handshake_that_stalls_is_cut_off_and_sent_nothing(make_client: Ma
     assert isinstance(error, ProviderFailing)
     assert not error.outcome_unknown
     assert "timed out" in error.message
+
+
+def test_an_answer_that_is_not_http_leaves_the_outcome_unknown(make_client: MakeClient) -> None:
+    with raw_server(lambda connection, _: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")) as server:
+        error = failure(make_client(server.url))
+    assert isinstance(error, ProviderFailing)
+    assert error.outcome_unknown
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200"])

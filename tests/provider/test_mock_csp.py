@@ -124,6 +124,13 @@ def test_a_burst_of_errors_ends_after_so_many_deletes(mock: MockCsp) -> None:
     assert [entry["applied"] for entry in mock.deletes()] == [False, False, True]
 
 
+def test_a_delete_may_be_refused_by_a_success_with_an_error_in_it(mock: MockCsp) -> None:
+    mock.switch(fail_next_deletes=1, fail_status=200)
+    answer = delete(mock, sandbox(mock))
+    assert (answer.status_code, list(answer.json())) == (200, ["error"])
+    assert [entry["applied"] for entry in mock.deletes()] == [False]
+
+
 def test_a_burst_of_errors_may_last_for_a_time(mock: MockCsp) -> None:
     mock.switch(fail_deletes_for_seconds=0.5)
     assert delete(mock, sandbox(mock)).status_code == 500

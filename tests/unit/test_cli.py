@@ -107,6 +107,15 @@ def test_an_error_that_is_not_the_broker_s_is_told_apart() -> None:
 
 
 @responses.activate
+def test_a_refusal_is_none_the_less_one_with_the_status_of_a_success() -> None:
+    refusal = {"error": {"code": "UNAUTHORIZED", "message": "no such token", "request_id": "r"}}
+    responses.post(f"{URL}/sync", json=refusal, status=200)
+    result = broker("job", "run", "sync")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no such token (200 UNAUTHORIZED, request r)" in result.stderr
+
+
+@responses.activate
 def test_a_job_s_state_is_said_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_LOOK_AGAIN_SEC", 0)
     monkeypatch.setattr(commands, "_SAY_AGAIN_SEC", 3600)
