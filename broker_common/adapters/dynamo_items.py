@@ -13,6 +13,7 @@ import math
 import zlib
 from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
@@ -91,9 +92,9 @@ def decode_sandbox(item: Item, shards: int) -> Sandbox:
 
 def _sandbox_of(item: Item, sandbox_id: str, shards: int) -> Sandbox:
     values = _read(item, _SANDBOX_FIELDS)
-    values["status"] = Status(values["status"])
-    if "deletion_reason" in values:
-        values["deletion_reason"] = DeletionReason(values["deletion_reason"])
+    for name, kind in (("status", Status), ("deletion_reason", DeletionReason)):
+        if name in values:
+            values[name] = _known(values[name], kind, name)
     if values["sandbox_id"] != sandbox_id:
         raise ValueError("sandbox_id is not that of its key")
     if item.get("status_key") != {"S": status_key(values["status"], shard_of(sandbox_id, shards))}:
@@ -102,6 +103,13 @@ def _sandbox_of(item: Item, sandbox_id: str, shards: int) -> Sandbox:
     if missing:
         raise ValueError(f"{missing[0]} is missing")
     return Sandbox(**values)
+
+
+def _known(value: str, kind: type[StrEnum], name: str) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name} is not one that this release knows") from None
 
 
 def encode_claim(claim: Claim) -> Item:

@@ -40,9 +40,8 @@ class Spoilable(DynamoStore):
         self._set(claim_key(track_id, idempotency_key), "expires_at")
 
     def _set(self, key: Item, name: str) -> None:
-        self._by_hand(
-            Key=key, UpdateExpression=f"SET {name} = :text", ExpressionAttributeValues={":text": {"S": "soon"}}
-        )
+        # A number: moto cannot compare values of different types.
+        self._by_hand(Key=key, UpdateExpression=f"SET {name} = :bad", ExpressionAttributeValues={":bad": {"N": "-1"}})
 
 
 def empty_store(client: DynamoDBClient, *, shards: int = 4) -> Iterator[DynamoStore]:
