@@ -13,7 +13,6 @@ import math
 import zlib
 from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
@@ -22,6 +21,7 @@ from broker_common.core.ports import Pauses, Watermark
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from enum import StrEnum
 
 Item = dict[str, Any]
 """An item, key or set of values."""
