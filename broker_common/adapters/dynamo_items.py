@@ -22,6 +22,7 @@ from broker_common.core.ports import Pauses, Watermark
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from enum import StrEnum
 
 Item = dict[str, Any]
 """An item, key or set of values."""
@@ -108,9 +109,9 @@ def decode_sandbox(item: Item, shards: int) -> Sandbox:
 
 def _sandbox_of(item: Item, sandbox_id: str, shards: int) -> Sandbox:
     values = read_fields(item, _SANDBOX_FIELDS)
-    values["status"] = Status(values["status"])
-    if "deletion_reason" in values:
-        values["deletion_reason"] = DeletionReason(values["deletion_reason"])
+    for name, kind in (("status", Status), ("deletion_reason", DeletionReason)):
+        if name in values:
+            values[name] = _known(values[name], kind, name)
     if values["sandbox_id"] != sandbox_id:
         raise ValueError("sandbox_id is not that of its key")
     if item.get("status_key") != {"S": status_key(values["status"], shard_of(sandbox_id, shards))}:
@@ -119,6 +120,13 @@ def _sandbox_of(item: Item, sandbox_id: str, shards: int) -> Sandbox:
     if missing:
         raise ValueError(f"{missing[0]} is missing")
     return Sandbox(**values)
+
+
+def _known(value: str, kind: type[StrEnum], name: str) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name} is not one that this release knows") from None
 
 
 def encode_claim(claim: Claim) -> Item:

@@ -51,7 +51,7 @@ class _Meaning(Enum):
     """What an error says about the request that it answers."""
 
     AGAIN = "nothing was written, and the same request may be sent again"
-    WITH_NEW_TOKEN = "nothing was written, and with another client token it may be"  # noqa: S105 - a meaning
+    ANOTHER_ID = "nothing was written, and with another client token it may be"
     UNKNOWN = "it may have been applied"
     NO_TABLE = "nothing was written: the table does not exist"
     NO_INDEX = "nothing was written: the table's index cannot be used"
@@ -69,8 +69,8 @@ _MEANINGS = {
     "TransactionCanceledException": _Meaning.AGAIN,
     "ReplicatedWriteConflictException": _Meaning.AGAIN,
     "ResourceInUseException": _Meaning.AGAIN,
-    "IdempotentParameterMismatchException": _Meaning.WITH_NEW_TOKEN,
-    "IdempotentParameterMismatch": _Meaning.WITH_NEW_TOKEN,
+    "IdempotentParameterMismatchException": _Meaning.ANOTHER_ID,
+    "IdempotentParameterMismatch": _Meaning.ANOTHER_ID,
     "TransactionInProgressException": _Meaning.UNKNOWN,
     "InternalServerError": _Meaning.UNKNOWN,
     "InternalFailure": _Meaning.UNKNOWN,
@@ -213,9 +213,7 @@ class DynamoTransport:
             self._send_once("transact_write_items", request)
         except ClientError as error:
             reasons: list[Item] = _response(error).get("CancellationReasons", [])
-            other = (
-                {each["Code"] for each in reasons} - _CONTENTION - {"None", "ConditionalCheckFailed", "ValidationError"}
-            )
+            other = {each["Code"] for each in reasons} - _CONTENTION - _OF_ITEMS
             if _code(error) != "TransactionCanceledException" or other:
                 raise self._translate(error, writing=True) from error
             if len(reasons) != len(request["TransactItems"]):
@@ -236,7 +234,7 @@ class DynamoTransport:
                 if isinstance(error, ClientError):
                     if _is_failed_condition(error):
                         raise ConditionFailed(_response(error)) from error
-                    if _meaning(error) is _Meaning.WITH_NEW_TOKEN and "ClientRequestToken" in request:
+                    if _meaning(error) is _Meaning.ANOTHER_ID and "ClientRequestToken" in request:
                         request = request | {"ClientRequestToken": new_id(self._rng)}
                 trouble = self._translate(error, writing=writing)
                 if isinstance(trouble, StoreMisconfigured | StoreRejected):
@@ -288,7 +286,7 @@ class DynamoTransport:
         """Return what an error means by which nothing was written, or None for any other."""
         code = _code(error)
         match _meaning(error):
-            case _Meaning.AGAIN | _Meaning.WITH_NEW_TOKEN:
+            case _Meaning.AGAIN | _Meaning.ANOTHER_ID:
                 return StoreUnavailable("DynamoDB is busy")
             case _Meaning.NO_TABLE:
                 return StoreMisconfigured(f"table {self._table!r} does not exist: create it with `broker table create`")
@@ -301,7 +299,7 @@ class DynamoTransport:
             case _Meaning.MALFORMED:
                 _log.error("DynamoDB calls a request malformed: %s", error)
                 return StoreRejected(f"DynamoDB calls the request malformed ({code})")
-            case _Meaning.UNKNOWN:
+            case _:
                 return None
 
 

@@ -212,6 +212,14 @@ def test_what_is_no_answer_is_no_success_and_no_absence(engine: RawDynamoDB, sto
         assert isinstance(raised.value, OutcomeUnknown) == (name in WRITES), name
 
 
+def test_a_batch_read_that_says_nothing_of_its_table_is_no_answer(engine: RawDynamoDB, store: DynamoStore) -> None:
+    found = whole(b'{"Items": [{"PK": {"S": "SBX#1"}}], "Count": 1}')
+    nothing = whole(b'{"Responses": {}}')
+    engine.behave = lambda exchange: exchange.send(found if exchange.operation == "Query" else nothing)
+    with pytest.raises(StoreUnavailable):
+        store.list_sandboxes(Status.STALE, limit=5, cursor=None)
+
+
 @pytest.mark.parametrize("frame", [whole, unsized, chunked])
 @pytest.mark.parametrize("content", [b"{}", ITEM])
 def test_an_answer_that_is_cut_short_at_any_byte_is_none(
