@@ -26,6 +26,8 @@ class Exchange:
         self.operation = operation
         self.request: dict[str, Any] = json.loads(body)
         self.connection = connection
+        self.was_waited_for = False
+        """Whether the client stayed for as long as a behaviour went on; for behaviours to set."""
 
     def send(self, *parts: bytes) -> None:
         """Send bytes as they are."""
