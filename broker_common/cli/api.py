@@ -45,7 +45,9 @@ class BrokerApi:
         while True:
             page = self.get("/sandboxes", status=status, track_id=track_id, limit=100, cursor=cursor)
             yield from page["sandboxes"]
-            yield from ({"sandbox_id": each["sandbox_id"], "status": UNREADABLE, **each} for each in page["unreadable"])
+            yield from (
+                {"sandbox_id": each["sandbox_id"], "status": UNREADABLE, **each} for each in page.get("unreadable", ())
+            )
             cursor = page["cursor"]
             if cursor is None:
                 return
