@@ -49,10 +49,12 @@ class Pulse:
         """Say what is wrong; None while the process is well."""
         if self._is_stopping:
             return None
+        if problem := self._clock_problem():
+            return problem
         if self._beat_at is None:
             return "it has not begun to work yet"
         idle_sec = self._monotonic() - self._beat_at
-        return self._clock_problem() if idle_sec <= self._limit_sec else f"it has not worked for {idle_sec:.0f} s"
+        return None if idle_sec <= self._limit_sec else f"it has not worked for {idle_sec:.0f} s"
 
 
 def watch_worker(app: Celery, pulse: Pulse, redis: Redis) -> None:

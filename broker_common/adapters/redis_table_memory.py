@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.ports import Clock
 
+MEMORY_KEY = "sandbox-broker:table"
 _AWAY_SEC = 10.0
 
 
@@ -25,7 +26,7 @@ class RedisTableMemory:
     So it costs those who need no Redis, as an allocate does, one time-out in that time.
     """
 
-    def __init__(self, redis: Redis, clock: Clock, *, key: str = "sandbox-broker:table") -> None:
+    def __init__(self, redis: Redis, clock: Clock, *, key: str = MEMORY_KEY) -> None:
         self._redis = redis
         self._clock = clock
         self._key = key

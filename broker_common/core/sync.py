@@ -290,7 +290,9 @@ class Syncer:
                 f" {self._policy.stale_brake_percent} %: nothing was marked stale or removed;"
                 " if the list is right, run the sync with force"
             )
-        self._store.write_watermark(Watermark(synced_at=now, accounts=len(listing.accounts)))
+        if len(pool.sandboxes) + result.added > result.removed:
+            # Of a table without any record, the watermark would say that its records were lost.
+            self._store.write_watermark(Watermark(synced_at=now, accounts=len(listing.accounts)))
         return result
 
     def _is_braked(self, *, judged: int, missing: int) -> bool:

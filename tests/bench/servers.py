@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from prometheus_client.multiprocess import MultiProcessCollector
+from redis import Redis
 
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.redis_table_memory import MEMORY_KEY
 from deploy.dev import programs
 from deploy.dev.dynamodb_local import dynamodb_local
 from deploy.dev.plan import LOOPBACK, make_plan
@@ -32,6 +34,7 @@ TRACK_TOKEN = "the-track-token"
 ADMIN_TOKEN = "the-admin-token"
 API_PROCESSES = 4
 REGION = "us-east-1"
+_REDIS_DATABASES = 16
 _START_SEC = 60
 
 
@@ -80,6 +83,7 @@ class Servers:
         """That an API has, unless it is started with another number."""
         self._scratch = scratch
         self._dynamodb_port, self._redis_port = free_ports(2)
+        self._tables: dict[str, int] = {}
         self._running = ExitStack()
         self._masters: dict[str, list[int]] = {"DynamoDB Local": [], "Redis": [], "API": []}
         self._apis = 0
@@ -137,7 +141,7 @@ class Servers:
             "LOG_FORMAT": "json",
             "DDB_ENDPOINT_URL": self.dynamodb_url,
             "DDB_TABLE_NAME": table,
-            "REDIS_URL": f"redis://{LOOPBACK}:{self._redis_port}/0",
+            "REDIS_URL": self._redis_of(table),
         }
         program = programs.api(make_plan(env), scratch)
         command = ["sh", "-c", 'exec "$@" >/dev/null', "sh", *program.command[:-1], application]
@@ -150,6 +154,14 @@ class Servers:
                 yield Api(port, metrics)
             finally:
                 self._masters["API"].remove(process.pid)
+
+    def _redis_of(self, table: str) -> str:
+        """Return the URL of a table's own database of Redis: a broker remembers its table there, and keeps to it."""
+        number = self._tables.setdefault(table, len(self._tables)) % _REDIS_DATABASES
+        url = f"redis://{LOOPBACK}:{self._redis_port}/{number}"
+        with Redis.from_url(url) as redis:
+            redis.delete(MEMORY_KEY)
+        return url
 
 
 def cpu_seconds_of(master: int) -> float:

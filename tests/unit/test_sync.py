@@ -242,6 +242,23 @@ def test_without_a_usable_list_nothing_changes(plain: World, error: Exception) -
     assert plain.memory.read_watermark() is None
 
 
+def test_a_sync_that_could_add_nothing_to_an_empty_table_does_not_say_that_it_had_records() -> None:
+    stores: list[FlakyStore] = []
+
+    def wrap(memory: MemoryStore) -> FlakyStore:
+        stores.append(FlakyStore(memory))
+        return stores[0]
+
+    world = World(wrap=wrap)
+    world.provider.accounts = World.accounts(1)
+    stores[0].fail("add", Fault.REFUSED)
+    assert world.syncer.run().failed == 1
+    assert world.memory.read_watermark() is None
+    world.clock.advance(10)
+    assert world.syncer.run().added == 1
+    assert world.memory.read_watermark() == Watermark(START + 10, 1)
+
+
 # -- the brake
 
 
