@@ -61,7 +61,7 @@ def watch_worker(app: Celery, pulse: Pulse, redis: Redis) -> None:
     """Have a worker's pulse beat while it does its work.
 
     That is: its event loop turns, which it does only while its consumer is connected; its pool has processes; and its
-    queues do not keep work that it could take. Celery registers the timer anew with each connection, and drops it when
+    queues do not keep work that it could take. Celery registers the timer again with each connection, and drops it when
     the connection is lost.
     """
     work = _Work(redis)

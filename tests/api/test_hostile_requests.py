@@ -301,7 +301,7 @@ def test_another_spelling_of_a_path_that_means_the_same_is_served(server: Server
 @pytest.mark.parametrize("name", [b"SCRIPT_NAME", b"script_name", b"PATH_INFO", b"REMOTE_USER", b"X-Forwarded-Prefix"])
 @pytest.mark.parametrize("value", [b"/x", b"/v1", b"/healthz", b"/"])
 def test_no_header_changes_the_path_that_a_request_names(server: Server, name: bytes, value: bytes) -> None:
-    """A proxy in front judges by the path; gunicorn believes some headers of whoever calls from the same machine."""
+    """A proxy in front judges by the path; gunicorn believes some headers of any caller on the same machine."""
     header = name + b": " + value
     assert_refused(send(server, b"GET " + value + b"/metrics HTTP/1.1", header), 404, "NOT_FOUND")
     assert send(server, b"GET /healthz HTTP/1.1", header).status == 200

@@ -70,7 +70,7 @@ def world_of(off: int = 0, **options: object) -> tuple[World, WrongClock]:
 
 def replace_table(world: World) -> None:
     """Put another, empty table in the place of the one that a world uses."""
-    world.memory.__init__(world.clock)  # type: ignore[misc] # whoever holds the store has the new one
+    world.memory.__init__(world.clock)  # type: ignore[misc] # every holder of the store has the new one
     world.memory.identity = "another"
 
 

@@ -25,6 +25,7 @@ from broker_common.core.ports import InactiveAccount, SkippedAccount, Watermark,
 from tests.fakes import (
     START,
     WRITES,
+    FakeClock,
     Fault,
     FlakyStore,
     LosingStore,
@@ -242,16 +243,18 @@ def test_without_a_usable_list_nothing_changes(plain: World, error: Exception) -
     assert plain.memory.read_watermark() is None
 
 
+def on_a_flaky_store() -> tuple[World, FlakyStore]:
+    """Return a world and its store, whose calls a test can have fail."""
+    clock = FakeClock()
+    memory = MemoryStore(clock)
+    store = FlakyStore(memory)
+    return World(clock=clock, memory=memory, wrap=lambda _: store), store
+
+
 def test_a_sync_that_could_add_nothing_to_an_empty_table_does_not_say_that_it_had_records() -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = on_a_flaky_store()
     world.provider.accounts = World.accounts(1)
-    stores[0].fail("add", Fault.REFUSED)
+    store.fail("add", Fault.REFUSED)
     assert world.syncer.run().failed == 1
     assert world.memory.read_watermark() is None
     world.clock.advance(10)
@@ -380,16 +383,10 @@ def test_every_write_that_loses_a_race_is_counted_and_found_again_by_the_next_sy
 
 
 def test_a_write_that_fails_does_not_stop_the_run() -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = on_a_flaky_store()
     world.provider.accounts = World.accounts(5)
     world.memory.seed(*[make_sandbox(each.sandbox_id, name="old") for each in world.provider.accounts[:3]])
-    stores[0].fail("update", Fault.REFUSED, None, Fault.LOST_AFTER)
+    store.fail("update", Fault.REFUSED, None, Fault.LOST_AFTER)
     result = world.syncer.run()
     assert (result.added, result.updated, result.failed) == (2, 1, 2)
     assert len(world.recorder.of(ItemFailed)) == 2
@@ -399,15 +396,9 @@ def test_a_write_that_fails_does_not_stop_the_run() -> None:
 
 def test_a_pool_that_cannot_be_read_asks_the_provider_for_nothing() -> None:
     asked: list[None] = []
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = on_a_flaky_store()
     world.provider.during_list = lambda: asked.append(None)
-    stores[0].fail("read_all", Fault.REFUSED)
+    store.fail("read_all", Fault.REFUSED)
     with pytest.raises(StoreUnavailable):
         world.syncer.run()
     assert asked == []
@@ -794,15 +785,9 @@ def test_of_many_new_accounts_one_that_cannot_be_added_keeps_no_other_out(plain:
 
 
 def test_many_new_accounts_whose_write_fails_are_added_by_the_next_sync() -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = on_a_flaky_store()
     world.provider.accounts = World.accounts(30)
-    stores[0].fail("add", Fault.LOST_AFTER)
+    store.fail("add", Fault.LOST_AFTER)
     result = world.syncer.run()
     assert (result.added, result.failed, len(world.recorder.of(ItemFailed))) == (5, 25, 25)
     assert world.syncer.run().failed == 0

@@ -1,4 +1,4 @@
-"""A Redis that answers, and refuses: whoever needs a write says so, and a worker takes up its work again."""
+"""A Redis that answers, and refuses: what needs a write says so, and a worker takes up its work again."""
 
 from __future__ import annotations
 
