@@ -107,8 +107,9 @@ class Meter:
         return self._total + before * -1
 
     @staticmethod
-    def _ask(params: dict[str, Any], **_: object) -> None:
-        params["ReturnConsumedCapacity"] = "INDEXES"
+    def _ask(params: dict[str, Any], model: Any, **_: object) -> None:
+        if "ReturnConsumedCapacity" in model.input_shape.members:  # DescribeTable costs nothing
+            params["ReturnConsumedCapacity"] = "INDEXES"
 
     def _note(self, parsed: dict[str, Any], model: Any, **_: object) -> None:
         consumed = parsed.get("ConsumedCapacity", [])
