@@ -55,7 +55,8 @@ def main(*, length: Length, only: tuple[str, ...], out: Path) -> None:
     noisy. What was measured is printed also when the run is stopped (Ctrl-C, SIGTERM).
     """
     _hide_aws()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for each in (signal.SIGINT, signal.SIGTERM):  # a shell has what it starts in the background ignore SIGINT
+        signal.signal(each, signal.default_int_handler)
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     findings = Findings()
