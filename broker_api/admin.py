@@ -24,11 +24,11 @@ from broker_api.schemas import (
     StatsSchema,
     example_of,
 )
-from broker_common.core.domain import DeletionReason, Sandbox, Status
 from broker_common.core.errors import InvalidInput
+from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import Pauses
+    from broker_common.core.store import Pauses
 
 blueprint = Blueprint("admin", __name__, description="What an operator may do")
 blueprint.before_request(require_admin_token)

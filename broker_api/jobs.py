@@ -15,12 +15,12 @@ from broker_api.runtime import runtime, services
 from broker_api.schemas import JobAcceptedSchema, JobRunSchema, SyncInputSchema, example_of
 from broker_api.tracing import request_id
 from broker_common.core.errors import JobNotFound, QueueUnavailable
-from broker_common.core.events import DeleteOutcome
 from broker_common.core.expiry import ExpiryResult
 from broker_common.core.jobs import Job, JobRun
 from broker_common.core.purge import PurgeResult
 from broker_common.core.runs import CleanupTally
 from broker_common.core.sync import SyncResult
+from broker_common.core.telemetry import DeleteOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,7 +15,7 @@ from broker_api.auth import Scope, may_act_for, scope
 from broker_api.caller import presented_track_id
 from broker_api.runtime import services
 from broker_common.core.errors import RateLimitExceeded
-from broker_common.core.events import RateChecked, RateOutcome
+from broker_common.core.telemetry import RateChecked, RateOutcome
 
 if TYPE_CHECKING:
     from flask import Flask, Response

@@ -9,9 +9,9 @@ from marshmallow import Schema, ValidationError, fields, validate
 
 from broker_api.caller import MAX_LENGTH, find_fault
 from broker_api.error_codes import ERROR_CODES
-from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.jobs import Job, JobState
 from broker_common.core.purge import BULK_DELETABLE
+from broker_common.core.sandbox import DeletionReason, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,7 +24,7 @@ from broker_common.core.allocation import AllocateRequest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Claim, Sandbox
+    from broker_common.core.sandbox import Claim, Sandbox
 
 blueprint = Blueprint("tracks", __name__, description="What a lab session may do")
 blueprint.before_request(require_track_token)

@@ -41,7 +41,8 @@ from broker_common.core.sync import Syncer
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from broker_common.core.ports import Clock, JobQueue, RateLimit, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, JobQueue, RateLimit, Recorder
+    from broker_common.core.store import SandboxStore
     from broker_common.settings import Settings
 
 BULK_THREADS = 8
@@ -96,7 +97,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
     memory = RedisTableMemory(connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1), clock)
     guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
-    pauses = PauseBoard(store, clock)
+    pauses = PauseBoard(store, clock, rng)
     custody = Custody(store=store, recorder=recorder, clock=clock)
     return ApiServices(
         clock=clock,
@@ -116,7 +117,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         ),
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
-        operations=Operations(store=store, clock=clock, threads=BULK_THREADS),
+        operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         queue=CeleryJobQueue(settings.redis_url, build_runs(settings, connect_redis(settings))),
         rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
@@ -133,7 +134,7 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
     redis = connect_redis(settings)
     store = _store(settings, clock, rng, recorder, threads=2 * BULK_THREADS)
     guard = Guard(store=store, memory=RedisTableMemory(redis, clock), recorder=recorder, clock=clock, rng=rng)
-    pauses = PauseBoard(store, clock)
+    pauses = PauseBoard(store, clock, rng)
     provider = _provider(settings, clock, redis, recorder, _breaker(settings, redis))
     return WorkerServices(
         clock=clock,

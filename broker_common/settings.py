@@ -16,7 +16,7 @@ import redis
 from marshmallow import EXCLUDE, Schema, ValidationError, validate
 from marshmallow import fields as ma
 
-from broker_common.core.domain import Policy, RecyclePolicy
+from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.tokens import BadTokenError, Token, find_faults, parse_tokens, read_tokens
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from structlog.contextvars import bound_contextvars
 
 from broker_common.adapters.celery_names import DELETE_SANDBOX, DELETIONS_QUEUE, task_name
 from broker_common.core.errors import BrokerError, ProviderBusy
-from broker_common.core.events import DeleteOutcome
 from broker_common.core.jobs import Job, JobState
 from broker_common.core.runs import CleanupTally, Conclusion
+from broker_common.core.telemetry import DeleteOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.redis_job_runs import Ended, Run
     from broker_common.core.expiry import ExpiryResult
-    from broker_common.core.ports import Pauses
     from broker_common.core.purge import PurgeResult
+    from broker_common.core.store import Pauses
     from broker_common.core.sync import SyncResult
     from broker_common.services import WorkerServices
 

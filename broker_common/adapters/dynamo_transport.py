@@ -33,8 +33,8 @@ from broker_common.core.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from broker_common.core.events import StoreCalled, StoreOutcome
 from broker_common.core.ids import new_id
+from broker_common.core.telemetry import StoreCalled, StoreOutcome
 
 if TYPE_CHECKING:
     from random import Random

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, assert_never
 import structlog
 
 from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, TableChanged
-from broker_common.core.events import (
+from broker_common.core.jobs import Job
+from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
     ActionsStopped,
@@ -33,10 +34,9 @@ from broker_common.core.events import (
     StoreCalled,
     SyncProgressed,
 )
-from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
-    from broker_common.core.events import Event
+    from broker_common.core.telemetry import Event
 
 _JOB_ACTIONS = {
     Job.SYNC: "background_sync",

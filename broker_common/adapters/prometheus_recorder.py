@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from broker_common.core.events import (
+from broker_common.core.jobs import Job
+from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
     ActionsStopped,
@@ -33,14 +34,13 @@ from broker_common.core.events import (
     StopReason,
     StoreCalled,
 )
-from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from prometheus_client import CollectorRegistry
 
-    from broker_common.core.events import Event
+    from broker_common.core.telemetry import Event
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 _UNREADABLE = "unreadable"

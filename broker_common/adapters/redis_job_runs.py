@@ -22,9 +22,9 @@ from redis.exceptions import (
 
 from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.core.errors import QueueUnavailable
-from broker_common.core.events import DeleteOutcome, JobEnded
 from broker_common.core.jobs import Job, JobRun, JobState
 from broker_common.core.runs import CleanupTally, Conclusion
+from broker_common.core.telemetry import DeleteOutcome, JobEnded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

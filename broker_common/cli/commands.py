@@ -20,9 +20,9 @@ from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import UNREADABLE, ApiError, BrokerApi, operators_api
 from broker_common.cli.check import PARTS, check
-from broker_common.core.domain import Status
 from broker_common.core.errors import BrokerError
 from broker_common.core.jobs import Job, JobState
+from broker_common.core.sandbox import Status
 from broker_common.core.table_identity import accept_table
 from broker_common.csv_export import write_csv
 from broker_common.services import build_store, connect_redis

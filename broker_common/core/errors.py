@@ -5,11 +5,6 @@ No class here knows HTTP; the API holds the one table from these classes to stat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from broker_common.core.domain import Sandbox
-
 
 class BrokerError(Exception):
     """Base of all errors that the broker raises on purpose.
@@ -130,19 +125,6 @@ class UnreadableRecord(BrokerError):
         self.track_id = track_id
 
 
-class Conflict(BrokerError):
-    """Another writer came first: what was read is no longer what is stored.
-
-    `current` is the record as it is now, or None if it is gone.
-    """
-
-    code = "CONFLICT"
-
-    def __init__(self, message: str, *, current: Sandbox | None) -> None:
-        super().__init__(message)
-        self.current = current
-
-
 class StoreUnavailable(BrokerError):
     """The store refused, throttled or could not be reached."""
 
@@ -177,6 +159,15 @@ class QueueUnavailable(BrokerError):
     code = "QUEUE_UNAVAILABLE"
 
     def __init__(self, message: str, *, retry_after: int | None = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class UpgradeUnfinished(BrokerError):
+    """A process of an older release may run, which could not keep what this asks for."""
+
+    code = "UPGRADE_UNFINISHED"
+
+    def __init__(self, message: str, *, retry_after: int | None = 30) -> None:
         super().__init__(message, retry_after=retry_after)
 
 

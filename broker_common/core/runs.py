@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from broker_common.core.events import DeleteOutcome, JobOutcome
 from broker_common.core.jobs import JobState
+from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import Clock, KnownTable, SandboxStore, TableMemory, TableState
+    from broker_common.core.ports import Clock, KnownTable, TableMemory
+    from broker_common.core.store import SandboxStore, TableState
 
 INDEX_LAG_SEC = 2
 """How long the index may take to show the records of a first sync."""

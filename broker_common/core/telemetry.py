@@ -1,4 +1,4 @@
-"""What can happen that somebody outside counts, times or logs: the vocabulary of the `Recorder` port.
+"""What is only counted, timed or logged: the vocabulary of the `Recorder` port. What is stored are `facts`.
 
 Outcomes come from closed sets, so that they can be labels of metrics.
 """
@@ -44,6 +44,8 @@ class DeleteOutcome(StrEnum):
     """The provider does not take us for its client; not counted as an attempt."""
     POSTPONED = "postponed"
     """Nothing was sent: an open breaker, a pause, no slots or no store within reach."""
+    RESTED = "rested"
+    """It was wiped before, has rested since, and is available again; nothing was sent."""
     NOT_DUE = "not_due"
     """Somebody else has it, or had it."""
 
