@@ -182,6 +182,8 @@ class Settings:
 
     lab_duration_hours: float = _number(4, 0, _YEAR_HOURS)
     expiry_buffer_hours: float = _number(0.5, 0, _YEAR_HOURS, inclusive=True)
+    cool_down_sec: int = _integer(0, 0, _WEEK_SEC)
+    history_days: int = _integer(90, 1, 3660)
     k_candidates: int = _integer(15, 1, 1000)
     recycle_policy: RecyclePolicy = _var(RecyclePolicy.REUSE, ma.Enum(RecyclePolicy, by_value=True))
 
