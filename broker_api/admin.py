@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from broker_api.auth import require_admin_token
+from broker_api.auth import known_principal
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import bulk_store_call, store_call
-from broker_api.openapi import ADMIN_SECURITY, SANDBOX_ID, leads_to
+from broker_api.openapi import SANDBOX_ID, leads_to
 from broker_api.runtime import services
 from broker_api.schemas import (
     BulkDeletedSchema,
@@ -22,16 +22,17 @@ from broker_api.schemas import (
     SandboxQuerySchema,
     SandboxSchema,
     StatsSchema,
+    WhoAmISchema,
     example_of,
 )
 from broker_common.core.errors import InvalidInput
+from broker_common.core.principals import Role
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 
 if TYPE_CHECKING:
     from broker_common.core.store import Pauses
 
 blueprint = Blueprint("admin", __name__, description="What an operator may do")
-blueprint.before_request(require_admin_token)
 blueprint.before_request(refuse_surplus)
 
 _FIRST = {"sandbox_id": "$response.body#/sandboxes/0/sandbox_id"}
@@ -53,10 +54,9 @@ _ENDED = {
 _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 
 
-@blueprint.route("/sandboxes", methods=["GET"])
+@blueprint.route("/sandboxes", methods=["GET"], role=Role.VIEWER)
 @blueprint.doc(
     operationId="adminListSandboxes",
-    security=ADMIN_SECURITY,
     errors=("SERVICE_UNAVAILABLE",),
     responses={
         200: {
@@ -95,10 +95,9 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], parameters=[SANDBOX_ID])
+@blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], role=Role.VIEWER, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="adminReadSandbox",
-    security=ADMIN_SECURITY,
     errors=("SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, SandboxSchema, description="The sandbox as it is now")
@@ -113,8 +112,20 @@ def read(sandbox_id: str) -> Sandbox:
     return services().inventory.read(sandbox_id)
 
 
-@blueprint.route("/stats", methods=["GET"])
-@blueprint.doc(operationId="adminStats", security=ADMIN_SECURITY, errors=("SERVICE_UNAVAILABLE",))
+@blueprint.route("/whoami", methods=["GET"], role=Role.VIEWER)
+@blueprint.doc(operationId="adminWhoAmI")
+@blueprint.response(200, WhoAmISchema, description="Who you are to the broker")
+def whoami() -> dict[str, Any]:
+    """Tell whose token this is, and what it may do.
+
+    It touches nothing: it answers also while the store is away.
+    """
+    found = known_principal()
+    return {"principal": found.name, "roles": sorted(found.roles), "customer": found.customer}
+
+
+@blueprint.route("/stats", methods=["GET"], role=Role.VIEWER)
+@blueprint.doc(operationId="adminStats", errors=("SERVICE_UNAVAILABLE",))
 @blueprint.response(200, StatsSchema, description="The counts")
 @store_call
 def stats() -> dict[str, int]:
@@ -126,10 +137,9 @@ def stats() -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-@blueprint.route("/sandboxes/<sandbox_id>/release", methods=["POST"], parameters=[SANDBOX_ID])
+@blueprint.route("/sandboxes/<sandbox_id>/release", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="adminRelease",
-    security=ADMIN_SECURITY,
     errors=("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "SERVICE_UNAVAILABLE"),
     responses=_READ_AGAIN,
 )
@@ -150,10 +160,9 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
     return _answer(services().custody.release(sandbox_id=sandbox_id, lease_id=body["lease_id"]).sandbox)
 
 
-@blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["POST"], parameters=[SANDBOX_ID])
+@blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="adminQuarantine",
-    security=ADMIN_SECURITY,
     errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
     responses={200: {"links": leads_to("adminRetryDeletion", _SAME)}},
 )
@@ -180,10 +189,11 @@ def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
     return _answer(services().operations.quarantine(sandbox_id, reason=body["reason"]))
 
 
-@blueprint.route("/sandboxes/<sandbox_id>/retry-deletion", methods=["POST"], parameters=[SANDBOX_ID])
+@blueprint.route(
+    "/sandboxes/<sandbox_id>/retry-deletion", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID]
+)
 @blueprint.doc(
     operationId="adminRetryDeletion",
-    security=ADMIN_SECURITY,
     errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
     responses=_READ_AGAIN,
 )
@@ -203,10 +213,9 @@ def retry_deletion(sandbox_id: str) -> Sandbox:
     return _answer(services().operations.retry_deletion(sandbox_id))
 
 
-@blueprint.route("/bulk-retry", methods=["POST"])
+@blueprint.route("/bulk-retry", methods=["POST"], role=Role.OPERATOR)
 @blueprint.doc(
     operationId="adminBulkRetry",
-    security=ADMIN_SECURITY,
     errors=("SERVICE_UNAVAILABLE",),
 )
 @blueprint.response(200, BulkRetriedSchema, description="How many were sent")
@@ -220,8 +229,8 @@ def bulk_retry() -> dict[str, int]:
     return {"retried": services().operations.bulk_retry(), "duration_ms": _milliseconds_since(started)}
 
 
-@blueprint.route("/bulk-delete", methods=["POST"])
-@blueprint.doc(operationId="adminBulkDelete", security=ADMIN_SECURITY, errors=("SERVICE_UNAVAILABLE", "TABLE_CHANGED"))
+@blueprint.route("/bulk-delete", methods=["POST"], role=Role.ADMIN)
+@blueprint.doc(operationId="adminBulkDelete", errors=("SERVICE_UNAVAILABLE", "TABLE_CHANGED"))
 @blueprint.arguments(BulkDeleteQuerySchema(), location="query")
 @blueprint.response(200, BulkDeletedSchema, description="How many were removed")
 @bulk_store_call
@@ -236,10 +245,9 @@ def bulk_delete(query: dict[str, str]) -> dict[str, int]:
     return {"deleted": result.removed, "duration_ms": _milliseconds_since(started)}
 
 
-@blueprint.route("/pause", methods=["GET"])
+@blueprint.route("/pause", methods=["GET"], role=Role.VIEWER)
 @blueprint.doc(
     operationId="adminReadPauses",
-    security=ADMIN_SECURITY,
     errors=("SERVICE_UNAVAILABLE",),
 )
 @blueprint.response(200, PausesSchema, description="What is paused")
@@ -252,10 +260,9 @@ def read_pauses() -> Pauses:
     return services().store.read_pauses()
 
 
-@blueprint.route("/pause", methods=["POST"])
+@blueprint.route("/pause", methods=["POST"], role=Role.OPERATOR)
 @blueprint.doc(
     operationId="adminSetPauses",
-    security=ADMIN_SECURITY,
     errors=("SERVICE_UNAVAILABLE",),
 )
 @blueprint.arguments(PausesInputSchema(), required=False)

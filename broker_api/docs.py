@@ -22,8 +22,10 @@ _FOR_BROWSERS = ", ".join(f"`{name}: {value}`" for name, value in browsers.HEADE
 _INTRODUCTION = f"""\
 Hands each pre-created cloud sandbox to exactly one track at a time, takes it back, and has it wiped.
 
-**Tokens.** A track sends `Authorization: Bearer <track token>` and its id in `X-Track-ID`; an operator sends an admin
-token. Neither can make the other's calls.
+**Tokens.** A caller sends `Authorization: Bearer <token>`. Each call says which role the token needs. With the role
+`track` it makes a track's calls, and sends the track's id in `X-Track-ID`. Operators have one of three other roles, and
+each may do all that the one before it may: `viewer` reads; `operator` also starts jobs, pauses them, and changes
+sandboxes; `admin` also removes records. None of these three makes a track's calls.
 
 **Retries.** Any call may be repeated. After a time-out, a lost connection, a 503, or a 409 `NO_SANDBOXES_AVAILABLE`,
 send the same request again, in the latter two after the seconds of `Retry-After`.
@@ -159,7 +161,7 @@ def describe_pages(app: Flask, spec: APISpec) -> None:
     spec.tag({"name": "docs", "description": "This description"})
     rules = {rule.endpoint: rule for rule in app.url_map.iter_rules()}
     for endpoint, operation in _PAGES.items():
-        spec.path(rule=rules[endpoint], operations={"get": operation | {"security": []}})
+        spec.path(rule=rules[endpoint], operations={"get": operation | {"role": None}})
 
 
 def _page_files() -> Blueprint:

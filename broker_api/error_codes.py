@@ -34,13 +34,16 @@ ERROR_CODES = {
         details={"colour": ["Unknown field."]},
     ),
     "UNAUTHORIZED": ErrorCode(
-        HTTPStatus.UNAUTHORIZED, "The token is missing or unknown.", "Send a valid one.", "the token is unknown"
+        HTTPStatus.UNAUTHORIZED,
+        "The token is missing, unknown or expired.",
+        "Send a valid one.",
+        "the token is unknown",
     ),
     "FORBIDDEN": ErrorCode(
         HTTPStatus.FORBIDDEN,
-        "The token is known, and not meant for this call or for this track.",
-        "Use one that is.",
-        "the token is not meant for this call",
+        "The token is valid, but lacks the role that this call needs, or is not for this track.",
+        "Use a token that has the role, and is for the track.",
+        "this call needs the role operator, and the token has only viewer",
     ),
     "NOT_SANDBOX_OWNER": ErrorCode(
         HTTPStatus.FORBIDDEN,

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from flask import jsonify, request
 from werkzeug.http import parse_list_header, unquote_header_value
 
-from broker_api.auth import require_admin_token
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
-from broker_api.openapi import ADMIN_SECURITY, JOB_ID, answered_with, leads_to
+from broker_api.openapi import JOB_ID, answered_with, leads_to
 from broker_api.runtime import runtime, services
 from broker_api.schemas import JobAcceptedSchema, JobRunSchema, SyncInputSchema, example_of
 from broker_api.tracing import request_id
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.expiry import ExpiryResult
 from broker_common.core.jobs import Job, JobRun
+from broker_common.core.principals import Role
 from broker_common.core.purge import PurgeResult
 from broker_common.core.runs import CleanupTally
 from broker_common.core.sync import SyncResult
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 blueprint = Blueprint("jobs", __name__, description="Starting jobs and following their runs")
-blueprint.before_request(require_admin_token)
 blueprint.before_request(refuse_surplus)
 
 MAX_WAIT_SEC = 30
@@ -72,7 +71,6 @@ def _starts(job: Job, result: Mapping[str, Any] | None) -> Callable[[Any], Any]:
                 202, JobAcceptedSchema, description="Asked for; `status_url` tells how it goes", headers=applied
             ),
             blueprint.doc(
-                security=ADMIN_SECURITY,
                 parameters=["prefer"],
                 errors=("QUEUE_UNAVAILABLE",),
                 responses={200: _STARTED, 202: _STARTED},
@@ -84,7 +82,7 @@ def _starts(job: Job, result: Mapping[str, Any] | None) -> Callable[[Any], Any]:
     return describe
 
 
-@blueprint.route("/sync", methods=["POST"])
+@blueprint.route("/sync", methods=["POST"], role=Role.OPERATOR)
 @blueprint.doc(operationId="adminSync")
 @blueprint.arguments(SyncInputSchema(), required=False)
 @_starts(Job.SYNC, _SYNCED)
@@ -97,7 +95,7 @@ def sync(body: dict[str, bool]) -> Any:  # noqa: ANN401 - a JSON body, its statu
     return _start(Job.SYNC, force=body["force"])
 
 
-@blueprint.route("/cleanup", methods=["POST"])
+@blueprint.route("/cleanup", methods=["POST"], role=Role.OPERATOR)
 @blueprint.doc(operationId="adminCleanup")
 @_starts(Job.CLEANUP, CleanupTally(counts={DeleteOutcome.DELETED: 3, DeleteOutcome.WILL_RETRY: 1}).conclude().result)
 def cleanup() -> Any:  # noqa: ANN401 - the same
@@ -108,7 +106,7 @@ def cleanup() -> Any:  # noqa: ANN401 - the same
     return _start(Job.CLEANUP)
 
 
-@blueprint.route("/expire", methods=["POST"])
+@blueprint.route("/expire", methods=["POST"], role=Role.OPERATOR)
 @blueprint.doc(operationId="adminExpire")
 @_starts(Job.EXPIRE, asdict(ExpiryResult(expired=2, failed=0)))
 def expire() -> Any:  # noqa: ANN401 - the same
@@ -119,7 +117,7 @@ def expire() -> Any:  # noqa: ANN401 - the same
     return _start(Job.EXPIRE)
 
 
-@blueprint.route("/purge-stale", methods=["POST"])
+@blueprint.route("/purge-stale", methods=["POST"], role=Role.OPERATOR)
 @blueprint.doc(operationId="adminPurgeStale")
 @_starts(Job.PURGE_STALE, asdict(PurgeResult(removed=4, failed=0)))
 def purge_stale() -> Any:  # noqa: ANN401 - the same
@@ -130,10 +128,9 @@ def purge_stale() -> Any:  # noqa: ANN401 - the same
     return _start(Job.PURGE_STALE)
 
 
-@blueprint.route("/jobs/<job_id>", methods=["GET"], parameters=[JOB_ID])
+@blueprint.route("/jobs/<job_id>", methods=["GET"], role=Role.VIEWER, parameters=[JOB_ID])
 @blueprint.doc(
     operationId="adminReadJob",
-    security=ADMIN_SECURITY,
     errors=("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"),
 )
 @blueprint.response(200, JobRunSchema, description="The run as it stands", example=example_of(_RUN, result=_SYNCED))

@@ -10,14 +10,13 @@ from apispec import BasePlugin
 from broker_api import rate_limit, tracing
 from broker_api.error_codes import ERROR_CODES, example_of_error
 from broker_api.schemas import PLAIN, ErrorSchema
+from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from apispec import APISpec
 
-TRACK_SECURITY: list[dict[str, list[str]]] = [{"trackToken": []}]
-ADMIN_SECURITY: list[dict[str, list[str]]] = [{"adminToken": []}]
 SANDBOX_ID = {
     "name": "sandbox_id",
     "in": "path",
@@ -112,7 +111,7 @@ def leads_to(
 class WhatCallsShare(BasePlugin):
     """Describes what no call has for itself: the header that all read, those that all answer, and their errors.
 
-    A call names, as `errors`, the codes that only some calls answer.
+    A call names, as `errors`, the codes that only some calls answer, and as `role` the one that it needs.
     """
 
     def init_spec(self, spec: APISpec) -> None:
@@ -130,6 +129,7 @@ class WhatCallsShare(BasePlugin):
         is_counted = path not in rate_limit.EXEMPT
         headers = answered_with(tracing.HEADER, *(rate_limit.HEADERS if is_counted else ()))
         for method, operation in (operations or {}).items():
+            _describe_role(operation, operation.pop("role"))
             operation["parameters"] = [*operation.get("parameters", ()), "request_id"]
             codes = {
                 *operation.pop("errors", ()),
@@ -173,6 +173,15 @@ class WhatCallsShare(BasePlugin):
         return name
 
 
+def _describe_role(operation: dict[str, Any], role: Role | None) -> None:
+    """Say which token a call needs, and with which role. Source: OpenAPI 3.1, "Security Requirement Object"."""
+    if role is None:
+        operation["security"] = []
+        return
+    operation["security"] = [{"trackToken" if role is Role.TRACK else "adminToken": [role.value]}]
+    operation["description"] = f"{operation['description']}\n\nNeeds the role `{role}`."
+
+
 def _status_of(code: str) -> int:
     return ERROR_CODES[code].status.value
 
@@ -180,8 +189,8 @@ def _status_of(code: str) -> int:
 def describe_what_calls_share(spec: APISpec) -> None:
     """Add the tokens and headers that calls refer to."""
     for scheme, whose in (
-        ("trackToken", "A track's token; it may be bound to the tracks whose id begins with a prefix"),
-        ("adminToken", "An operator's token"),
+        ("trackToken", "A token with the role `track`; it may be bound to some tracks by patterns of their ids"),
+        ("adminToken", "A token with the role `viewer`, `operator` or `admin`"),
     ):
         spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})
     for name, header in _CALLER_HEADERS.items():

@@ -1,4 +1,4 @@
-"""How many requests a caller may make: counted by track, and by address for who has no valid token.
+"""How many requests a caller may make: counted by track, by an operator's name, and by address without a valid token.
 
 Health checks and metrics are exempt: whoever watches the broker must see it in its worst moment.
 """
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from flask import g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from broker_api.auth import Scope, may_act_for, scope
+from broker_api.auth import may_act_for, principal
 from broker_api.caller import presented_track_id
 from broker_api.runtime import services
 from broker_common.core.errors import RateLimitExceeded
+from broker_common.core.principals import Role
 from broker_common.core.telemetry import RateChecked, RateOutcome
 
 if TYPE_CHECKING:
@@ -56,10 +57,14 @@ def _take() -> None:
 
 
 def _key() -> str:
-    if scope() is Scope.ADMIN:
-        return "admin"
     track_id = presented_track_id()
-    return f"track:{track_id}" if track_id and may_act_for(track_id) else f"address:{_address()}"
+    if track_id and may_act_for(track_id):
+        return f"track:{track_id}"
+    found = principal()
+    # A token that is for tracks alone says nothing of who calls: many tracks have the same.
+    if found is not None and found.may(Role.VIEWER):
+        return f"principal:{found.name}"
+    return f"address:{_address()}"
 
 
 def _address() -> str:

@@ -10,6 +10,7 @@ from marshmallow import Schema, ValidationError, fields, validate
 from broker_api.caller import MAX_LENGTH, find_fault
 from broker_api.error_codes import ERROR_CODES
 from broker_common.core.jobs import Job, JobState
+from broker_common.core.principals import Role
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.core.sandbox import DeletionReason, Status
 
@@ -317,6 +318,18 @@ class BulkRetriedSchema(Schema):
 
     retried = _whole("Sandboxes sent to be wiped", 3)
     duration_ms = _whole(_DURATION, 41)
+
+
+class WhoAmISchema(Schema):
+    """Who makes the call."""
+
+    principal = _text("anna", "The name of the token: what the broker logs of each call")
+    roles = fields.List(
+        _enum(Role, {"example": Role.OPERATOR.value, "description": "Each call says which one it needs"}),
+        required=True,
+        metadata={"description": "What it may do"},
+    )
+    customer = _optional_text(None, "The customer that it belongs to; null if to none")
 
 
 class PausesSchema(Schema):

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from random import Random
 
-    from broker_common.core.events import Event
+    from broker_common.core.telemetry import Event
     from broker_common.core.ports import Clock, SandboxStore
 
 Answer = TypeVar("Answer")

@@ -29,7 +29,7 @@ PARTS = {
 """What each process needs, besides its settings."""
 _NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
 _SIGNS = {
-    Process.API: ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE"),
+    Process.API: ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE", "BROKER_TOKENS_FILE"),
     Process.WORKER: ("CSP_BASE_URL", "CSP_API_TOKEN"),
     Process.BEAT: ("REDIS_URL",),
 }
@@ -85,7 +85,9 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
 
 
 def _leave_out(process: Process) -> Finding:
-    text = f"{_NAMES[process]} is left out without {' or '.join(_SIGNS[process])}; to look: --process {process}"
+    *signs, last = _SIGNS[process]
+    named = f"{', '.join(signs)} or {last}" if signs else last
+    text = f"{_NAMES[process]} is left out without {named}; to look: --process {process}"
     return Finding("settings", ok=None, text=text)
 
 

@@ -159,6 +159,18 @@ def accept() -> None:
 
 
 @main.command()
+def whoami() -> None:
+    """Show whose token BROKER_ADMIN_TOKEN holds, and its roles.
+
+    Example: broker whoami
+    """
+    found = _api().get("/whoami")
+    for name, value in (("principal", found["principal"]), ("roles", ", ".join(found["roles"]))):
+        click.echo(f"{name:<9}  {value}")
+    click.echo(f"{'customer':<9}  {found['customer'] or '-'}")
+
+
+@main.command()
 def pool() -> None:
     """Show counts, the longest waiting deletion, the last sync.
 

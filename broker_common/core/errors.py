@@ -28,13 +28,13 @@ class InvalidInput(BrokerError):
 
 
 class Unauthorized(BrokerError):
-    """The token is missing or unknown."""
+    """The token is missing, unknown or expired."""
 
     code = "UNAUTHORIZED"
 
 
 class Forbidden(BrokerError):
-    """The token is known, and not meant for this call."""
+    """The token is known, and may not make this call."""
 
     code = "FORBIDDEN"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 from random import Random
@@ -142,6 +143,12 @@ def error_of(answer: TestResponse) -> dict[str, Any]:
     assert error["request_id"] == answer.headers["X-Request-ID"]
     assert answer.headers.get("Retry-After") == (str(error["retry_after"]) if "retry_after" in error else None)
     return error
+
+
+def named_token(name: str, token: str, *roles: str, more: str = "") -> str:
+    """Return the table of a token in the file of named tokens."""
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    return f'[[token]]\nname = "{name}"\nsha256 = "{digest}"\nroles = {[str(role) for role in roles]}\n{more}\n'
 
 
 class FakeRateLimit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.events import RateChecked, RateOutcome
+from broker_common.core.telemetry import RateChecked, RateOutcome
 from broker_common.core.ports import Allowance
 from tests.api.harness import error_of, make_api
 
@@ -21,7 +21,7 @@ def test_a_track_is_counted_by_its_id() -> None:
 def test_an_operator_is_counted_apart_from_tracks() -> None:
     api = make_api()
     api.admin("GET", "/v1/admin/stats")
-    assert api.rate_limit.keys == ["admin"]
+    assert api.rate_limit.keys == ["principal:admin"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, AllocateRequest, Allocation
 from broker_common.core.domain import Claim, Status, allocation_changes
 from broker_common.core.errors import NoSandboxesAvailable
-from broker_common.core.events import AllocateEnded, AllocateOutcome
+from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 from broker_common.core.ids import new_id
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from broker_common.core.errors import (
     ProviderMisconfigured,
     ProviderRejected,
 )
-from broker_common.core.events import DeleteEnded, DeleteOutcome
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.core.ports import WipeAnswer
 from tests.fakes import Crashed, Fault, make_account
 from tests.interleavings.scheduler import explore

@@ -10,7 +10,7 @@ from broker_common.core.allocation import Allocation
 from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.ending import Ending
 from broker_common.core.errors import Conflict, LeaseMismatch, NoSandboxesAvailable, NotSandboxOwner, StoreUnavailable
-from broker_common.core.events import AllocationExpired
+from broker_common.core.telemetry import AllocationExpired
 from broker_common.core.reservoir import Search
 from tests.fakes import Crashed, Fault, MemoryStore, make_sandbox
 from tests.interleavings.scheduler import explore

@@ -22,7 +22,7 @@ from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import Sandbox, Status
 from broker_common.core.errors import ListNotWhole, ProviderError, SyncBraked
-from broker_common.core.events import DeleteOutcome
+from broker_common.core.telemetry import DeleteOutcome
 from tests.fakes import RecordingRecorder, make_sandbox
 from tests.provider.conftest import TOKEN, connected
 from tests.provider.test_csp_client import RawServer

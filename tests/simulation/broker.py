@@ -14,7 +14,7 @@ from broker_common.core.allocation import AllocateRequest, Allocator
 from broker_common.core.deadline import deadline_in
 from broker_common.core.domain import ORDER_LIMIT, DeletionReason, Policy, Status
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
-from broker_common.core.events import AllocateEnded
+from broker_common.core.telemetry import AllocateEnded
 from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.reservoir import Reservoir
@@ -25,7 +25,7 @@ from tests.simulation.virtual_time import VirtualTime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.events import Event
+    from broker_common.core.telemetry import Event
 
 DEADLINE_SEC = 3
 """`REQUEST_DEADLINE_SEC`."""

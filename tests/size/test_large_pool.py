@@ -17,7 +17,7 @@ from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.domain import Policy
-from broker_common.core.events import ProviderCalled
+from broker_common.core.telemetry import ProviderCalled
 from broker_common.core.expiry import Expirer, ExpiryResult
 from broker_common.core.guard import Guard
 from broker_common.core.sync import Syncer

@@ -21,7 +21,7 @@ from broker_common.core.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
-from broker_common.core.events import AllocateEnded, AllocateOutcome, AllocationExpired
+from broker_common.core.telemetry import AllocateEnded, AllocateOutcome, AllocationExpired
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_claim, make_sandbox
 from tests.world import World
 

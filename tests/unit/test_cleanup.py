@@ -17,7 +17,7 @@ from broker_common.core.errors import (
     ProviderRejected,
     ProviderSlotsUnavailable,
 )
-from broker_common.core.events import DeleteEnded, DeleteOutcome
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.core.ports import WipeAnswer
 from tests.fakes import Crashed, Fault, FlakyStore, LosingStore, MemoryStore, make_sandbox
 from tests.world import World

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from broker_common.cli import commands
 
-SIGNS = ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE", "CSP_BASE_URL", "CSP_API_TOKEN", "REDIS_URL")
+SIGNS = (
+    "BROKER_API_TOKEN",
+    "BROKER_API_TOKEN_FILE",
+    "BROKER_TOKENS_FILE",
+    "CSP_BASE_URL",
+    "CSP_API_TOKEN",
+    "REDIS_URL",
+)
 URL = "http://127.0.0.1:8080/v1/admin"
 QUICK = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 
@@ -39,8 +46,9 @@ def test_a_listing_is_read_page_after_page() -> None:
 def test_check_in_an_operator_s_shell_asks_the_api_and_leaves_out_each_process_without_settings() -> None:
     responses.get(f"{URL}/stats", json={"available": 7, "total": 9})
     result = broker("check", **dict.fromkeys(SIGNS, " "), BROKER_API_URL=URL.removesuffix("/admin"))
+    signs_of_api = "BROKER_API_TOKEN, BROKER_API_TOKEN_FILE or BROKER_TOKENS_FILE"
     assert result.stdout.splitlines() == [
-        "settings  --   the API is left out without BROKER_API_TOKEN or BROKER_API_TOKEN_FILE; to look: --process api",
+        f"settings  --   the API is left out without {signs_of_api}; to look: --process api",
         "settings  --   a worker is left out without CSP_BASE_URL or CSP_API_TOKEN; to look: --process worker",
         "settings  --   beat is left out without REDIS_URL; to look: --process beat",
         "api       OK   answers, and counts 9 sandboxes",
@@ -67,6 +75,7 @@ def test_check_without_any_setting_is_not_all_right() -> None:
     [
         ({"BROKER_API_TOKEN": "track_token_123"}, {"BROKER_ADMIN_TOKEN", "RECYCLE_POLICY"}),
         ({"BROKER_API_TOKEN_FILE": "/nowhere"}, {"BROKER_API_TOKEN_FILE", "BROKER_ADMIN_TOKEN", "RECYCLE_POLICY"}),
+        ({"BROKER_TOKENS_FILE": "/nowhere"}, {"BROKER_TOKENS_FILE", "RECYCLE_POLICY"}),
         ({"CSP_API_TOKEN": "a-token"}, {"CSP_BASE_URL", "RECYCLE_POLICY"}),
         ({"REDIS_URL": "http://nowhere"}, {"REDIS_URL"}),
     ],
@@ -77,6 +86,16 @@ def test_check_is_strict_with_a_process_of_whose_settings_one_is_there(given: di
     assert result.exit_code == 1
     failures = re.findall(r"^settings  FAIL (\w+): ", result.stdout, re.MULTILINE)
     assert set(failures) - {"BROKER_API_TOKEN"} == found
+
+
+@responses.activate
+def test_whoami_shows_whose_token_it_is_and_its_roles() -> None:
+    responses.get(f"{URL}/whoami", json={"principal": "anna", "roles": ["track", "viewer"], "customer": None})
+    assert broker("whoami").stdout.splitlines() == [
+        "principal  anna",
+        "roles      track, viewer",
+        "customer   -",
+    ]
 
 
 @responses.activate

@@ -26,7 +26,7 @@ from broker_common.core.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
-from broker_common.core.events import RecordUnreadable
+from broker_common.core.telemetry import RecordUnreadable
 from broker_common.core.ports import CandidateGone, Contended, Pauses, SandboxPage, Watermark
 from tests.fakes import START, FakeClock, RecordingRecorder, TimelessStore, make_claim, make_sandbox, walk_ring
 from tests.world import World

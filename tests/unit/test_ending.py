@@ -10,7 +10,7 @@ import pytest
 from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.ending import expire
 from broker_common.core.errors import Conflict, LeaseMismatch, NotSandboxOwner, SandboxNotFound, StoreUnavailable
-from broker_common.core.events import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
+from broker_common.core.telemetry import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
 from tests.fakes import Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
 from tests.world import World
 

@@ -6,7 +6,7 @@ import pytest
 
 from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.events import AllocationExpired, ItemFailed
+from broker_common.core.telemetry import AllocationExpired, ItemFailed
 from broker_common.core.jobs import Job
 from tests.fakes import Fault, FlakyStore, MemoryStore
 from tests.world import World

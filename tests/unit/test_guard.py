@@ -22,7 +22,7 @@ from broker_common.core.errors import (
     TableChanged,
     UnsafeToAct,
 )
-from broker_common.core.events import ActionsStopped, DeleteOutcome, StopReason
+from broker_common.core.telemetry import ActionsStopped, DeleteOutcome, StopReason
 from broker_common.core.guard import MAX_AGE_SEC, Guard
 from broker_common.core.ports import ADD_AT_ONCE, KnownTable, TableState, Watermark
 from broker_common.core.table_identity import INDEX_LAG_SEC, accept_table

@@ -6,7 +6,7 @@ import pytest
 
 from broker_common.core.domain import RecyclePolicy, Status
 from broker_common.core.errors import InvalidInput
-from broker_common.core.events import ItemFailed
+from broker_common.core.telemetry import ItemFailed
 from tests.fakes import START, Fault, FlakyStore, MemoryStore, make_sandbox
 from tests.world import World
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
-from broker_common.core.events import (
+from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
     AllocateEnded,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.events import DeleteOutcome, JobOutcome
+from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 from broker_common.core.jobs import JobState
 from broker_common.core.runs import CleanupTally
 

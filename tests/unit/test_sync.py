@@ -11,7 +11,7 @@ import pytest
 from broker_common.core import domain
 from broker_common.core.domain import Policy, RecyclePolicy, Status
 from broker_common.core.errors import ListingUnusable, ListNotWhole, ProviderFailing, StoreUnavailable, SyncBraked
-from broker_common.core.events import (
+from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
     DeleteContradicted,

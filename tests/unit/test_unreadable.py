@@ -8,7 +8,7 @@ import pytest
 
 from broker_common.core.domain import Status
 from broker_common.core.errors import NoSandboxesAvailable, UnreadableRecord
-from broker_common.core.events import DeleteOutcome, ItemFailed
+from broker_common.core.telemetry import DeleteOutcome, ItemFailed
 from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
 from broker_common.core.ports import CandidateGone, Pauses, Unreadable
 from tests.fakes import SPOILED, FakeClock, MemoryStore, StoreWrapper, make_sandbox

@@ -24,7 +24,7 @@ from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import ProviderBusy, SyncBraked
-from broker_common.core.events import DeleteEnded, DeleteOutcome
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
