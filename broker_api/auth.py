@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import TYPE_CHECKING, cast
 
 from flask import g, request
 
 from broker_api.errors import RequestInvalid
 from broker_api.runtime import runtime
+from broker_api.scopes import Scope, TokenSource
 from broker_common.core.errors import Forbidden, Unauthorized
 from broker_common.tokens import Token, TokenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from broker_common.settings import Settings
-
-TokenSource = Callable[[], Sequence[Token]]
-"""Returns the tokens that are valid now."""
-
-
-class Scope(Enum):
-    """What a token is for."""
-
-    TRACK = "track"
-    ADMIN = "admin"
 
 
 def token_sources(settings: Settings) -> Mapping[Scope, TokenSource]:

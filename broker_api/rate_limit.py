@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from flask import g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from broker_api.auth import Scope, may_act_for, scope
+from broker_api.auth import may_act_for, scope
 from broker_api.caller import presented_track_id
 from broker_api.runtime import services
+from broker_api.scopes import Scope
 from broker_common.core.errors import RateLimitExceeded
 from broker_common.core.events import RateChecked, RateOutcome
 

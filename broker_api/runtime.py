@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from broker_api.auth import Scope, TokenSource
-    from broker_api.limits import ThreadBudget
+    from broker_api.scopes import Scope, TokenSource
+    from broker_api.threads import ThreadBudget
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
 
