@@ -9,13 +9,14 @@ from prometheus_client import CollectorRegistry
 
 from broker_api import admin, health, jobs, tracks
 from broker_api.auth import token_sources
+from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.browsers import register_browser_policy
 from broker_api.docs import describe_pages, make_api
 from broker_api.errors import register_error_handlers
-from broker_api.limits import MAX_BODY_BYTES, ThreadBudget
 from broker_api.metrics import register_metrics
 from broker_api.rate_limit import register_rate_limit
 from broker_api.runtime import Runtime, attach
+from broker_api.threads import ThreadBudget
 from broker_api.tracing import register_tracing
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from broker_api.auth import require_role
+from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.caller import find_fault
 from broker_api.errors import RequestInvalid
-from broker_api.limits import MAX_BODY_BYTES
 from broker_api.schemas import example_of
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import flask_smorest
 from flask import Blueprint, Flask, Response, send_from_directory
 
 from broker_api import browsers
+from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.caller import MAX_LENGTH
-from broker_api.limits import MAX_BODY_BYTES
 from broker_api.openapi import WhatCallsShare, describe_what_calls_share
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from broker_api.bounds import BODY_SEC, HEAD_SEC, MAX_BODY_BYTES
 from broker_api.errors import describe, make_body
-from broker_api.limits import BODY_SEC, HEAD_SEC, MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from flask import Response, g, jsonify
 from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[import-untyped] # it ships no types
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 
-from broker_api.limits import MAX_BODY_BYTES
+from broker_api.bounds import MAX_BODY_BYTES
 from broker_common.core import errors as core
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers import gthread  # type: ignore[import-untyped] # it ships no types
 
+from broker_api.bounds import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.connections import Connection, Phase, Refused
-from broker_api.limits import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.request_reader import State
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from broker_api.limits import ThreadBudget
+    from broker_api.threads import ThreadBudget
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
     from broker_common.tokens import TokenSource
