@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from broker_api.auth import known_principal
+from broker_api.auth import actor, known_principal
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import bulk_store_call, store_call
@@ -157,20 +157,20 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
     The sandbox goes to be wiped, as if its track had given it back. May be repeated.
     """
     require_plain("sandbox_id", sandbox_id)
-    return _answer(services().custody.release(sandbox_id=sandbox_id, lease_id=body["lease_id"]).sandbox)
+    return _answer(services().custody.release(sandbox_id=sandbox_id, lease_id=body["lease_id"], by=actor()).sandbox)
 
 
 @blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="adminQuarantine",
-    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
-    responses={200: {"links": leads_to("adminRetryDeletion", _SAME)}},
+    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"),
+    responses={200: {"links": leads_to("adminRetryDeletion", _SAME) | leads_to("adminLiftQuarantine", _SAME)}},
 )
 @blueprint.arguments(QuarantineInputSchema())
 @blueprint.response(
     200,
     SandboxSchema,
-    description="Put aside",
+    description="Set aside, or to be set aside once it is wiped",
     example=example_of(
         SandboxSchema(),
         **_UNUSED,
@@ -181,12 +181,32 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
 )
 @store_call
 def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
-    """Put an available or stale sandbox aside for a person.
+    """Set a sandbox aside for a person.
 
-    It is `deletion_failed` then, until an operator has it wiped (`retry-deletion`) or removes it (`bulk-delete`).
+    One that nobody uses is `deletion_failed` at once, until an operator has it wiped (`retry-deletion`) or removes it
+    (`bulk-delete`). One that is held, or waits to be wiped, gets a flag: its track keeps it, it is wiped, and only then
+    it is `deletion_failed`.
     """
     require_plain("sandbox_id", sandbox_id)
-    return _answer(services().operations.quarantine(sandbox_id, reason=body["reason"]))
+    return _answer(services().operations.quarantine(sandbox_id, reason=body["reason"], by=actor()))
+
+
+@blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["DELETE"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
+@blueprint.doc(
+    operationId="adminLiftQuarantine",
+    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
+    responses=_READ_AGAIN,
+)
+@blueprint.response(200, SandboxSchema, description="Goes the usual way once it is wiped")
+@store_call
+def lift_quarantine(sandbox_id: str) -> Sandbox:
+    """Let a sandbox that was to be set aside go the usual way.
+
+    For one that is held or waits to be wiped. One that is `deletion_failed` already leaves that by `retry-deletion`.
+    May be repeated.
+    """
+    require_plain("sandbox_id", sandbox_id)
+    return _answer(services().operations.lift_quarantine(sandbox_id, by=actor()))
 
 
 @blueprint.route(
@@ -210,7 +230,7 @@ def retry_deletion(sandbox_id: str) -> Sandbox:
     Its attempts are counted from zero again, and the next cleanup takes it.
     """
     require_plain("sandbox_id", sandbox_id)
-    return _answer(services().operations.retry_deletion(sandbox_id))
+    return _answer(services().operations.retry_deletion(sandbox_id, by=actor()))
 
 
 @blueprint.route("/bulk-retry", methods=["POST"], role=Role.OPERATOR)
@@ -226,7 +246,7 @@ def bulk_retry() -> dict[str, int]:
     Those that were put aside by an operator, too. May take up to 30 seconds; repeated, it goes on.
     """
     started = services().clock.monotonic()
-    return {"retried": services().operations.bulk_retry(), "duration_ms": _milliseconds_since(started)}
+    return {"retried": services().operations.bulk_retry(by=actor()), "duration_ms": _milliseconds_since(started)}
 
 
 @blueprint.route("/bulk-delete", methods=["POST"], role=Role.ADMIN)
@@ -241,7 +261,7 @@ def bulk_delete(query: dict[str, str]) -> dict[str, int]:
     takes it for a new one. May take up to 30 seconds; repeated, it goes on.
     """
     started = services().clock.monotonic()
-    result = services().purger.bulk_delete(Status(query["status"]))
+    result = services().purger.bulk_delete(Status(query["status"]), by=actor())
     return {"deleted": result.removed, "duration_ms": _milliseconds_since(started)}
 
 
@@ -274,7 +294,7 @@ def set_pauses(body: dict[str, bool]) -> Pauses:
     Every process obeys within five seconds; what is under way is finished. A paused allocate answers 503 `PAUSED`, but
     to tracks that hold a sandbox; a paused job is skipped.
     """
-    return services().pauses.set(body)
+    return services().pauses.set(body, by=actor())
 
 
 def _answer(sandbox: Sandbox) -> Sandbox:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from broker_api import admin, health, jobs, tracks
+from broker_api import admin, health, history, jobs, tracks
 from broker_api.auth import token_sources
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.browsers import register_browser_policy
@@ -52,6 +52,7 @@ def create_app(settings: Settings, services: ApiServices, *, registry: Collector
     api = make_api(app, base_path)
     api.register_blueprint(tracks.blueprint, url_prefix=base_path)
     api.register_blueprint(admin.blueprint, url_prefix=f"{base_path}/admin")
+    api.register_blueprint(history.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(jobs.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(health.blueprint)
     describe_pages(app, api.spec)

@@ -154,6 +154,13 @@ ERROR_CODES = {
         "the table has no record of a sandbox, although a sync had succeeded",
         retry_after=30,
     ),
+    "UPGRADE_UNFINISHED": ErrorCode(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "A process of the release before this one may run, which could not keep what this asks for.",
+        "Once no such process runs, have an operator run `broker upgrade finish`.",
+        "facts are complete once no process of the release before runs: then run `broker upgrade finish`",
+        retry_after=30,
+    ),
     "QUEUE_UNAVAILABLE": ErrorCode(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "Redis is away; nothing was started.",

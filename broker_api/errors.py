@@ -12,6 +12,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllo
 
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_common.core import errors as core
+from broker_common.core.store import Conflict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
     core.NoSandboxesAvailable: 409,
     core.LeaseMismatch: 409,
     core.InvalidTransition: 409,
-    core.Conflict: 409,
+    Conflict: 409,
     core.SyncBraked: 409,
     core.ListNotWhole: 409,
     core.Paused: 503,
@@ -54,6 +55,7 @@ STATUS_OF: Mapping[type[core.BrokerError], int] = {
     core.QueueUnavailable: 503,
     core.LayoutMismatch: 503,
     core.UnreadableRecord: 503,
+    core.UpgradeUnfinished: 503,
     core.ProviderError: 502,
     core.ProviderBusy: 503,
     core.ProviderCircuitOpen: 503,

@@ -5,18 +5,26 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import Schema, ValidationError, fields, validate
+from marshmallow import Schema, ValidationError, fields, pre_dump, validate
 
 from broker_api.caller import MAX_LENGTH, find_fault
 from broker_api.error_codes import ERROR_CODES
+from broker_common.core.facts import FactKind, PoolFactKind
+from broker_common.core.flat import flatten, flatten_claim
 from broker_common.core.jobs import Job, JobState
 from broker_common.core.principals import Role
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.store import PAUSABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from enum import Enum
+
+    from broker_common.core.facts import Fact, PoolFact
+    from broker_common.core.flat import Flat
+    from broker_common.core.sandbox import Claim, Sandbox
+    from broker_common.core.store import Pauses
 
 PLAIN = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": "^[ -~]+$"}
 """OpenAPI's words for 1 to 128 printable ASCII characters."""
@@ -161,6 +169,10 @@ class _AccountSchema(Schema):
 class AllocationSchema(_AccountSchema):
     """What a track is given."""
 
+    @pre_dump
+    def _flatten(self, claim: Claim, **_: Any) -> Flat:  # noqa: ANN401 - marshmallow's options
+        return flatten_claim(claim)
+
     lease_id = _text(_LEASE, "New for every allocation; names it in a mark for deletion that may be late")
     allocated_at = _time("When the allocation began")
     expires_at = _time("Until when the track may use it", 1759589355)
@@ -169,7 +181,11 @@ class AllocationSchema(_AccountSchema):
 class HeldSandboxSchema(_AccountSchema):
     """A sandbox as its holder, or its last one, reads it."""
 
-    lease_id = _optional_text(_LEASE, "The lease that the track holds, or held last", attribute="lease_at_hand")
+    @pre_dump
+    def _flatten(self, sandbox: Sandbox, **_: Any) -> Flat:  # noqa: ANN401 - marshmallow's options
+        return {**flatten(sandbox), "latest_lease_id": sandbox.latest_lease_id}
+
+    lease_id = _optional_text(_LEASE, "The lease that the track holds, or held last", attribute="latest_lease_id")
     allocated_at = _optional_time("When the latest allocation began", 1759574955)
     expires_at = _optional_time("Until when the latest allocation may be used", 1759589355)
     status = _enum(Status, _STATUS | {"example": Status.ALLOCATED.value}, required=True)
@@ -186,9 +202,13 @@ class HeldSandboxesSchema(Schema):
 class MarkedSchema(Schema):
     """A sandbox given back."""
 
+    @pre_dump
+    def _flatten(self, sandbox: Sandbox, **_: Any) -> Flat:  # noqa: ANN401 - marshmallow's options
+        return {**flatten(sandbox), "latest_lease_id": sandbox.latest_lease_id}
+
     sandbox_id = _text("2009521", "As in the path")
     status = _enum(Status, _STATUS | {"example": Status.PENDING_DELETION.value}, required=True)
-    lease_id = _optional_text(_LEASE, "The lease that the track held", attribute="lease_at_hand")
+    lease_id = _optional_text(_LEASE, "The lease that the track held", attribute="latest_lease_id")
     deletion_requested_at = _optional_time("When the allocation was ended", 1759580000)
 
 
@@ -210,6 +230,8 @@ class SandboxSchema(HeldSandboxSchema):
     deletion_retry_count = _whole("Failed attempts to wipe it since it was last sent to be")
     deletion_last_error = _optional_text(None, "Why the latest attempt failed, or why it was put aside; else null")
     next_attempt_at = _optional_time("When it may next be tried to wipe it")
+    ready_at = _optional_time("Until when it rests after its wipe")
+    quarantine_reason = _optional_text(None, "Why it is set aside once it is wiped; else null")
     last_synced = _optional_time("When a sync last saw it", 1759574955)
     stale_since = _optional_time("Since when it is stale")
     last_track_id = _optional_text(None, "The track of its latest ended allocation; else null")
@@ -296,6 +318,101 @@ class QuarantineInputSchema(Schema):
     )
 
 
+class FactSchema(Schema):
+    """What happened to a sandbox, or to the pool."""
+
+    kind = _text("sandbox.allocated", "What happened")
+    at = _time("When it happened")
+    principal = _text("track", "Who did it: a token's name, or `job:` and a job's name")
+    request_id = _optional_text("0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11", "The request, or the run of a job")
+    sandbox_id = _optional_text("2009521", "The sandbox; null for a fact of the pool")
+    version = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={
+            "example": 1759574955000,
+            "description": "The sandbox's version since then; with sandbox and kind"
+            " it names the fact. Null for a fact of the pool",
+        },
+    )
+    fact_id = _optional_text(None, "Names a fact of the pool; null for one of a sandbox")
+    track_id = _optional_text("track-4711", "The track that held it, or held it last")
+    lease_id = _optional_text(_LEASE, "The lease of that track")
+    status = _enum(
+        Status,
+        {"example": "allocated", "description": "The status since then; null: removed"},
+        required=True,
+        allow_none=True,
+    )
+    status_before = _enum(
+        Status,
+        {"example": "available", "description": "The status before; null: there was no record"},
+        required=True,
+        allow_none=True,
+    )
+    details = fields.Dict(keys=fields.String(), required=True, metadata={"example": {}, "description": "More, by kind"})
+
+    @pre_dump
+    def _complete(self, fact: Fact | PoolFact, **_: Any) -> dict[str, Any]:  # noqa: ANN401 - marshmallow's options
+        return {name: getattr(fact, name, None) for name in self.fields}
+
+
+class FactQuerySchema(Schema):
+    """Which part of a history to read."""
+
+    limit = _StrictInteger(
+        load_default=50,
+        validate=validate.Range(min=1, max=100),
+        metadata={"description": "How many facts a page has at most: 1 to 100"},
+    )
+    cursor = fields.String(
+        validate=validate.Length(min=1, max=_MAX_CURSOR), metadata={"description": "That of the page before"}
+    )
+
+
+class FactPageSchema(Schema):
+    """A page of a sandbox's facts, newest first."""
+
+    facts = fields.List(fields.Nested(FactSchema), required=True)
+    count = _whole("How many are in `facts`", 1)
+    cursor = _optional_text(None, "Reads the next page; null on the last one")
+
+
+class FeedQuerySchema(Schema):
+    """Which facts to read."""
+
+    after = fields.String(
+        validate=validate.Length(min=1, max=_MAX_CURSOR),
+        metadata={"description": "The last `cursor` read; without it, the oldest fact that is kept comes first"},
+    )
+    since = _StrictInteger(
+        validate=validate.Range(min=0, max=2**40),
+        metadata={"description": "Where to begin without `after`, in Unix seconds"},
+    )
+    kind = fields.String(
+        validate=validate.OneOf([kind.value for kind in (*FactKind, *PoolFactKind)]),
+        metadata={"description": "Only facts of this kind"},
+    )
+    track_id = _plain({"description": "Only facts of this track's leases"})
+    limit = _StrictInteger(
+        load_default=100,
+        validate=validate.Range(min=1, max=1000),
+        metadata={"description": "How many facts are looked at: 1 to 1,000"},
+    )
+
+
+class FeedSchema(Schema):
+    """A page of the feed."""
+
+    events = fields.List(fields.Nested(FactSchema), required=True)
+    count = _whole("How many are in `events`", 1)
+    cursor = _text("f1759574835", "Reads on, as `after`")
+    is_last = fields.Boolean(
+        required=True,
+        metadata={"example": True, "description": "Nothing came after these facts when they were read"},
+    )
+
+
 class BulkDeleteQuerySchema(Schema):
     """Which records to remove."""
 
@@ -332,13 +449,30 @@ class WhoAmISchema(Schema):
     customer = _optional_text(None, "The customer that it belongs to; null if to none")
 
 
+class PauseSchema(Schema):
+    """By whom an operation is paused, and since when."""
+
+    operation = _text("allocate", "What is paused")
+    by = _optional_text("ops-anna", "Who paused it; null if a release before this one did")
+    since = _optional_time("Since when", 1759574955)
+
+
 class PausesSchema(Schema):
-    """Which operations are paused."""
+    """Which operations are paused, and by whom."""
+
+    @pre_dump
+    def _flatten(self, pauses: Pauses, **_: Any) -> dict[str, Any]:  # noqa: ANN401 - marshmallow's options
+        found = {name: getattr(pauses, name) for name in PAUSABLE}
+        paused = [{"operation": name, "by": each.by, "since": each.since} for name, each in found.items() if each]
+        return {**{name: each is not None for name, each in found.items()}, "paused": paused}
 
     allocate = fields.Boolean(required=True, metadata={"example": True, "description": _PAUSED["allocate"]})
     sync = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["sync"]})
     cleanup = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["cleanup"]})
     expire = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["expire"]})
+    paused = fields.List(
+        fields.Nested(PauseSchema), required=True, metadata={"description": "What is paused, by whom, since when"}
+    )
 
 
 class PausesInputSchema(Schema):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from broker_api.auth import actor
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
@@ -97,7 +98,8 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
             idempotency_key=track.idempotency_key,
             prefix=track.prefix,
             track_name=track.track_name,
-        )
+        ),
+        by=actor(),
     )
     if allocation.replayed:
         return allocation.claim, 200, {"Idempotent-Replayed": "true"}
@@ -156,6 +158,6 @@ def mark_for_deletion(body: dict[str, str], sandbox_id: str) -> Sandbox:
     """
     require_plain("sandbox_id", sandbox_id)
     ending = services().custody.mark_for_deletion(
-        track_id=caller().track_id, sandbox_id=sandbox_id, lease_id=body.get("lease_id")
+        track_id=caller().track_id, sandbox_id=sandbox_id, by=actor(), lease_id=body.get("lease_id")
     )
     return ending.sandbox

@@ -31,6 +31,7 @@ from broker_common.core.cleanup import Cleaner
 from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
+from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
@@ -67,6 +68,7 @@ class ApiServices:
     allocator: Allocator
     custody: Custody
     inventory: Inventory
+    history: History
     operations: Operations
     purger: Purger
     queue: JobQueue
@@ -117,6 +119,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         ),
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
+        history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         queue=CeleryJobQueue(settings.redis_url, build_runs(settings, connect_redis(settings))),
@@ -217,7 +220,13 @@ def _store(settings: Settings, clock: Clock, rng: Random, recorder: Recorder, *,
         connections=threads,
     )
     return DynamoStore(
-        client, settings.ddb_table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
+        client,
+        settings.ddb_table_name,
+        clock=clock,
+        rng=rng,
+        recorder=recorder,
+        timeout_sec=timeout_sec,
+        history_days=settings.history_days,
     )
 
 

@@ -266,6 +266,7 @@ class Settings:
     def policy(self) -> Policy:
         """The numbers that the core's rules depend on."""
         return Policy(
+            cool_down_sec=self.cool_down_sec,
             lab_duration_sec=round(self.lab_duration_hours * 3600),
             expiry_buffer_sec=round(self.expiry_buffer_hours * 3600),
             stale_grace_sec=round(self.stale_grace_hours * 3600),

@@ -11,6 +11,7 @@ from structlog.contextvars import bound_contextvars
 from broker_common.adapters.celery_names import DELETE_SANDBOX, DELETIONS_QUEUE, task_name
 from broker_common.core.errors import BrokerError, ProviderBusy
 from broker_common.core.jobs import Job, JobState
+from broker_common.core.principals import job_actor
 from broker_common.core.runs import CleanupTally, Conclusion
 from broker_common.core.telemetry import DeleteOutcome
 
@@ -68,17 +69,29 @@ def add_tasks(app: Celery, get_services: Callable[[], WorkerServices], limits: T
     @app.task(name=task_name(Job.SYNC), **options)
     def sync(task: Task[Any, Any], *, force: bool = False) -> dict[str, Any]:
         services = get_services()
-        return _run(services, Job.SYNC, _id(task), lambda _: _succeeded(services.syncer.run(force=force)))
+        return _run(
+            services,
+            Job.SYNC,
+            _id(task),
+            lambda _: _succeeded(services.syncer.run(by=job_actor(Job.SYNC), force=force)),
+        )
 
     @app.task(name=task_name(Job.EXPIRE), **options)
     def expire(task: Task[Any, Any]) -> dict[str, Any]:
         services = get_services()
-        return _run(services, Job.EXPIRE, _id(task), lambda _: _succeeded(services.expirer.run()))
+        return _run(
+            services, Job.EXPIRE, _id(task), lambda _: _succeeded(services.expirer.run(by=job_actor(Job.EXPIRE)))
+        )
 
     @app.task(name=task_name(Job.PURGE_STALE), **options)
     def purge_stale(task: Task[Any, Any]) -> dict[str, Any]:
         services = get_services()
-        return _run(services, Job.PURGE_STALE, _id(task), lambda _: _succeeded(services.purger.run()))
+        return _run(
+            services,
+            Job.PURGE_STALE,
+            _id(task),
+            lambda _: _succeeded(services.purger.run(by=job_actor(Job.PURGE_STALE))),
+        )
 
     @app.task(name=task_name(Job.CLEANUP), **options)
     def cleanup(task: Task[Any, Any]) -> dict[str, Any]:
@@ -161,7 +174,7 @@ def _clean_up(services: WorkerServices, run: Run, send: Callable[[Run, list[str]
 def _delete_sandbox(services: WorkerServices, sandbox_id: str, run_id: str) -> dict[str, Any]:
     try:
         with bound_contextvars(sandbox_id=sandbox_id):  # not beyond: the line that ends the run is of no one sandbox
-            deleted = services.cleaner.delete_sandbox(sandbox_id)
+            deleted = services.cleaner.delete_sandbox(sandbox_id, by=job_actor(Job.CLEANUP))
     except ProviderBusy as busy:
         # Back to the queue. The wait for a call slot that has just ended keeps this from turning in circles.
         raise Reject(busy, requeue=True) from busy
@@ -201,7 +214,7 @@ def _id(task: Task[Any, Any]) -> str:
 
 def _is_paused(job: Job, pauses: Pauses) -> bool:
     paused = {Job.SYNC: pauses.sync, Job.CLEANUP: pauses.cleanup, Job.EXPIRE: pauses.expire}
-    return paused.get(job, False)
+    return paused.get(job) is not None
 
 
 def _succeeded(result: SyncResult | ExpiryResult | PurgeResult) -> Conclusion:
