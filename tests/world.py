@@ -8,22 +8,26 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
 from broker_common.core.cleanup import Cleaner
-from broker_common.core.domain import Policy, RecyclePolicy, Sandbox, Status
 from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
+from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
+from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.sync import Syncer
 from tests.fakes import (
+    BY,
     FakeClock,
     FakeProvider,
     FakeTableMemory,
     MemoryStore,
     RecordingRecorder,
+    changed,
     make_account,
     make_sandbox,
 )
@@ -31,8 +35,8 @@ from tests.fakes import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Account
-    from broker_common.core.ports import SandboxStore
+    from broker_common.core.sandbox import Account
+    from broker_common.core.store import SandboxStore
 
 
 class World:
@@ -56,7 +60,7 @@ class World:
         self.memory = memory or MemoryStore(self.clock)
         self.store = wrap(self.memory)
         self.policy = replace(policy or Policy(), k_candidates=k_candidates)
-        self.recorder = RecordingRecorder()
+        self.recorder = RecordingRecorder, changed()
         self.provider = provider or FakeProvider(self.memory)
         self.table_memory = FakeTableMemory()
         self.rng = Random(seed)
@@ -66,7 +70,7 @@ class World:
         """Start the process, or start it anew after a crash: nothing that was in its memory is left."""
         store, clock, rng, recorder, policy = self.store, self.clock, self.rng, self.recorder, self.policy
         self.guard = Guard(store=store, memory=self.table_memory, recorder=recorder, clock=clock, rng=rng)
-        self.pauses = PauseBoard(store, clock)
+        self.pauses = PauseBoard(store, clock, Random(1))
         self.allocator = Allocator(
             store=store,
             guard=self.guard,
@@ -79,6 +83,7 @@ class World:
         )
         self.custody = Custody(store=store, recorder=recorder, clock=clock)
         self.inventory = Inventory(store=store, custody=self.custody)
+        self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
         self.syncer = Syncer(
             store=store,
             provider=self.provider,
@@ -101,7 +106,7 @@ class World:
         )
         self.expirer = Expirer(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
         self.purger = Purger(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
-        self.operations = Operations(store=store, clock=clock, threads=1)
+        self.operations = Operations(store=store, guard=self.guard, clock=clock, threads=1)
 
     def set_policy(self, **changes: object) -> None:
         """Start the process anew with another policy."""
@@ -127,7 +132,7 @@ class World:
     def allocate(self, track_id: str = "track-1", key: str | None = None, prefix: str = "") -> Allocation:
         """Allocate as the route does."""
         return self.allocator.allocate(
-            AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix)
+            AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix), by=BY
         )
 
     def pending(self, sandbox_id: str = "sbx-0", **changes: object) -> Sandbox:
@@ -142,7 +147,7 @@ class World:
             next_attempt_at=self.clock.now(),
             status_order=self.clock.now(),
         )
-        sandbox = replace(sandbox, **changes)  # type: ignore[arg-type] # replace checks the names
+        sandbox = changed(sandbox, **changes)
         self.memory.seed(sandbox)
         return sandbox
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from flask import Flask
     from werkzeug.test import TestResponse
 
-    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.store import SandboxStore
 
 TRACK_TOKEN = "track-token"
 ADMIN_TOKEN = "admin-token"
@@ -174,7 +175,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     rate_limit: FakeRateLimit,
 ) -> ApiServices:
     """Put together what the routes call, with every id and order fixed."""
-    rng, pauses = Random(1), PauseBoard(store, clock)
+    rng, pauses = Random(1), PauseBoard(store, clock, Random(1))
     guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
     custody = Custody(store=store, recorder=recorder, clock=clock)
     return ApiServices(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core.domain import Status
 from broker_common.core.jobs import JobState
 from broker_common.core.ports import Allowance
+from broker_common.core.sandbox import Status
 from tests.api.description import faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of, make_api, refusing
 from tests.fakes import StoreWrapper, make_sandbox

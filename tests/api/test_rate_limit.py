@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.telemetry import RateChecked, RateOutcome
 from broker_common.core.ports import Allowance
+from broker_common.core.telemetry import RateChecked, RateOutcome
 from tests.api.harness import error_of, make_api
 
 EXCEEDED = Allowance(is_exceeded=True, limit=200, remaining=0, reset_after=4, retry_after=2)

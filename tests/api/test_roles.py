@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core.domain import Status
 from broker_common.core.principals import Role
+from broker_common.core.sandbox import Status
 from tests.api.description import operations, read_document
 from tests.api.harness import Api, error_of, make_api, named_token
 from tests.fakes import make_sandbox

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.domain import Status
+from broker_common.core.sandbox import Status
 from tests.api.harness import Api, body_of, error_of, make_api, refusing
 from tests.fakes import START, make_sandbox
 

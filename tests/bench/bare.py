@@ -17,16 +17,18 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.domain import Candidate, Claim, Policy
 from broker_common.core.ids import new_id
+from broker_common.core.policy import Policy
+from broker_common.core.sandbox import Candidate, Claim
 from tests.bench.load import Answer, Load
 from tests.bench.servers import REGION
+from tests.fakes import BY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.synchronize import Barrier
 
-    from broker_common.core.domain import Sandbox
+    from broker_common.core.sandbox import Sandbox
 
 _MOST_THREADS = 64
 _ALLOCATED = 201
@@ -129,6 +131,6 @@ def transactions(table: str, sandboxes: Sequence[Sandbox]) -> list[dict[str, Any
             external_id=sandbox.external_id,
             sfdc_account_id=sandbox.sfdc_account_id,
         )
-        store.allocate(candidate, claim, token=new_id(rng))
+        store.allocate(candidate, claim, by=BY, token=new_id(rng))
     requests: list[dict[str, Any]] = notebook.requests
     return requests

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from broker_common.core.DOMAIN import allocate
+
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import AllocateRequest, Allocation
-from broker_common.core.domain import Account, Claim, Sandbox, Status, allocate
 from broker_common.core.errors import NoSandboxesAvailable
 from broker_common.core.ids import new_id
+from broker_common.core.sandbox import Account, Claim, Sandbox, Status
 from tests.bench.load import new_tracks
 from tests.bench.pool import make_pool
 from tests.bench.report import columns
 from tests.bulk_load import load_records
-from tests.fakes import FakeClock, TimelessStore
+from tests.fakes import BY, FakeClock, TimelessStore
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -202,7 +204,9 @@ def _account(sandbox: Sandbox) -> Account:
 
 
 def _allocate(world: World, track: str) -> Allocation:
-    return world.allocator.allocate(AllocateRequest(track_id=track, idempotency_key=track, track_name=_TRACK_NAME))
+    return world.allocator.allocate(
+        AllocateRequest(track_id=track, idempotency_key=track, track_name=_TRACK_NAME), by=BY
+    )
 
 
 def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
@@ -220,7 +224,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
             _allocate(empty, track)
 
     def mark() -> None:
-        full.custody.mark_for_deletion(track_id=track, sandbox_id=held)
+        full.custody.mark_for_deletion(by=BY, track_id=track, sandbox_id=held)
 
     steps: dict[str, Callable[[], object]] = {
         "allocate, repeated": lambda: _allocate(full, track),
@@ -230,7 +234,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
         "list what a track holds": lambda: full.custody.list_held(track_id=track),
         "mark for deletion": mark,
         "mark for deletion, repeated": mark,
-        "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held),
+        "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held, by=BY),
         "admin: stats": full.store.count,
         "admin: a page of 50": lambda: full.store.list_sandboxes(Status.ALLOCATED, limit=50, cursor=None),
         GAUGES: lambda: (full.store.count(), full.store.oldest_pending_deletion()),

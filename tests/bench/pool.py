@@ -5,7 +5,9 @@ from __future__ import annotations
 import uuid
 from random import Random
 
-from broker_common.core.domain import ORDER_LIMIT, Account, Sandbox, new_sandbox
+from broker_common.core.DOMAIN import new_sandbox
+
+from broker_common.core.sandbox import ORDER_LIMIT, Account, Sandbox
 
 _SYNCED_AT = 1_750_000_000
 

@@ -25,8 +25,9 @@ from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import AllocateRequest
-from broker_common.core.domain import Policy, Status
 from broker_common.core.errors import NoSandboxesAvailable
+from broker_common.core.policy import Policy
+from broker_common.core.sandbox import Status
 from deploy.dev.processes import ROOT, wait_until
 from tests.bench.bare import Bare, transactions
 from tests.bench.cost import GAUGES, GAUGES_OF_NONE, Meter, Units, months_table, price
@@ -38,7 +39,7 @@ from tests.bench.servers import REGION, TRACK_TOKEN, Servers
 from tests.bench.textbook import TextbookAllocator, make_textbook_table
 from tests.bench.workers import Work
 from tests.bulk_load import load_records
-from tests.fakes import make_claim
+from tests.fakes import add_of, make_claim
 from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.core.domain import Candidate
+    from broker_common.core.sandbox import Candidate
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ def test_the_meter_counts_what_reads_and_writes_consume(client: DynamoDBClient, 
     meter = Meter(client)
     store = store_on(client, table_name)
     (sandbox,) = make_pool(1)
-    assert meter.measure(lambda: store.add(sandbox)) == Units(calls=1, table_writes=4, index_writes=2)
+    assert meter.measure(lambda: store.commit(add_of(sandbox))) == Units(calls=1, table_writes=4, index_writes=2)
     assert meter.measure(lambda: store.get(sandbox.sandbox_id)) == Units(calls=1, reads=1)
     transaction: Any = transactions(table_name, [sandbox])[0]
     # In a transaction everything counts twice; a change of status moves the index's entry: a delete and a put.

@@ -10,22 +10,25 @@ import time
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from broker_common.core.DOMAIN import allocation_changes
+
 from broker_common.adapters.dynamo_items import decode_candidate, decode_sandbox, status_key
 from broker_common.adapters.dynamo_table import INDEX, SHARDS, create_table, table_definition
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, AllocateRequest, Allocation
-from broker_common.core.domain import Claim, Status, allocation_changes
 from broker_common.core.errors import NoSandboxesAvailable
-from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 from broker_common.core.ids import new_id
+from broker_common.core.sandbox import Claim, Status
+from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
     from broker_common.adapters.dynamo_items import Item
     from broker_common.adapters.dynamo_store import DynamoStore
-    from broker_common.core.domain import Candidate, Policy, Sandbox
+    from broker_common.core.policy import Policy
     from broker_common.core.ports import Recorder
+    from broker_common.core.sandbox import Candidate, Sandbox
 
 _TRACK_INDEX = "TrackIndex"
 

@@ -14,17 +14,17 @@ from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, en
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import domain
-from broker_common.core.domain import Status
-from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld
-from tests.fakes import StoreWrapper
+from broker_common.core.sandbox import Status
+from broker_common.core.store import Allocated, CandidateGone, ClaimHeld
+from tests.fakes import StoreWrapper, change_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.adapters.dynamo_items import Item
     from broker_common.adapters.dynamo_store import DynamoStore
-    from broker_common.core.domain import Candidate, Claim, Sandbox
-    from broker_common.core.ports import AllocateAnswer, SandboxStore
+    from broker_common.core.sandbox import Candidate, Claim, Sandbox
+    from broker_common.core.store import AllocateAnswer, SandboxStore
     from tests.fakes import MemoryStore
 
 
@@ -144,7 +144,7 @@ class ExpiryOfWhateverIsThere(StoreWrapper):
         current = self.inner.get(before.sandbox_id)
         if current is not None and current.status is Status.ALLOCATED and after.deletion_reason is not None:
             ended = domain.end_allocation(current, reason=after.deletion_reason, now=after.updated_at)
-            self.inner.end_allocation(current, ended)
+            self.inner.commit(change_of(current, ended))
 
 
 class CleanupWithoutTaking(StoreWrapper):

@@ -19,10 +19,11 @@ from greenlet import getcurrent, greenlet
 from broker_api.errors import STATUS_OF
 from broker_api.schemas import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
 from broker_common.core.deadline import deadline_in, time_left
-from broker_common.core.domain import Account, Policy, Status
 from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
+from broker_common.core.policy import Policy
 from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
-from tests.fakes import START, FakeClock, FakeProvider, MemoryStore, StoreWrapper
+from broker_common.core.sandbox import Account, Status
+from tests.fakes import BY, START, FakeClock, FakeProvider, MemoryStore, StoreWrapper
 from tests.history.load import Answer, Budget, Client, Pace
 from tests.history.planted import Bug, MemoryTable, break_store
 from tests.history.record import Account as ListedAccount
@@ -32,7 +33,8 @@ from tests.world import World
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from broker_common.core.ports import Clock, SandboxStore
+    from broker_common.core.ports import Clock
+    from broker_common.core.store import SandboxStore
     from tests.history.load import Request
     from tests.history.record import Call
 
@@ -222,7 +224,7 @@ class _Simulation:
     def _operate(self) -> None:
         """Fill the pool, have clients and jobs run, and afterwards the jobs alone until nothing is left to do."""
         with suppress(ListNotWhole):
-            self._process(Bug.SYNC).syncer.run()
+            self._process(Bug.SYNC).syncer.run(by=BY)
         pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
         for number in range(CLIENTS):
             client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
@@ -327,13 +329,13 @@ class _Simulation:
 def _work(job: Bug, world: World) -> None:
     """Run once the job that a bug may be planted in."""
     if job is Bug.EXPIRY:
-        world.expirer.run()
+        world.expirer.run(by=BY)
     elif job is Bug.CLEANUP:
         for sandbox_id in world.cleaner.find_due():
-            world.cleaner.delete_sandbox(sandbox_id)
+            world.cleaner.delete_sandbox(sandbox_id, by=BY)
     else:
         try:
-            world.syncer.run()
+            world.syncer.run(by=BY)
         except (SyncBraked, ListNotWhole):
             return
 
@@ -357,7 +359,7 @@ def _serve(world: World, request: Request) -> Answer:
             return Answer(status=200, body=HeldSandboxSchema().dump(sandbox))
         case "POST", ["sandboxes", sandbox_id, _]:
             lease_id = request.body["lease_id"] if request.body else None
-            ending = world.custody.mark_for_deletion(track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
+            ending = world.custody.mark_for_deletion(by=BY, track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
             return Answer(status=200, body=MarkedSchema().dump(ending.sandbox))
         case _:
             raise AssertionError(f"no call of a track: {request}")

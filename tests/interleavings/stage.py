@@ -14,10 +14,12 @@ from greenlet import getcurrent
 
 from broker_common.core import domain
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import TRANSITIONS, Claim, Policy, Sandbox, Status
 from broker_common.core.errors import BrokerError, NoSandboxesAvailable, ProviderFailing
+from broker_common.core.policy import Policy
 from broker_common.core.ports import WipeAnswer
+from broker_common.core.sandbox import TRANSITIONS, Claim, Sandbox, Status
 from tests.fakes import (
+    BY,
     WRITES,
     Crashed,
     FakeClock,
@@ -49,7 +51,16 @@ TOUCHED = {
     "write_watermark": "watermark",
 }
 """What a call reads or writes, where that is not sandboxes and claims."""
-READS = {"get", "get_claim", "read_available", "read_all", "read_due", "read_watermark", "read_pauses", "list_accounts"}
+READS = {
+    "get",
+    "get_claim",
+    "read_candidates",
+    "read_all",
+    "read_due",
+    "read_watermark",
+    "read_pauses",
+    "list_accounts",
+}
 
 
 LOOKS = {"ping", "has_sandboxes"}
@@ -158,7 +169,7 @@ class Stage:
     def pending(self) -> None:
         """Put a sandbox in the store that ann has just given back."""
         claim = self.held("ann")
-        self.worlds[0].custody.mark_for_deletion(track_id="ann", sandbox_id=claim.sandbox_id)
+        self.worlds[0].custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id=claim.sandbox_id)
 
     def look_ahead(self, world: World) -> None:
         """Have a process keep candidates at hand, as after earlier requests."""
@@ -232,7 +243,7 @@ class Stage:
         for _ in range(2):
             self.clock.advance(2 * POLICY.deletion_backoff_max_sec)
             for sandbox_id in list(janitor.cleaner.find_due()):
-                janitor.cleaner.delete_sandbox(sandbox_id)
+                janitor.cleaner.delete_sandbox(sandbox_id, by=BY)
                 self._watch()
         return self.records()
 

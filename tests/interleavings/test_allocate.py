@@ -9,11 +9,11 @@ import pytest
 
 from broker_common.core import domain
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import Status
 from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable
-from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld
 from broker_common.core.reservoir import Reservoir
-from tests.fakes import Crashed, Fault, MemoryStore, make_sandbox
+from broker_common.core.sandbox import Status
+from broker_common.core.store import Allocated, CandidateGone, ClaimHeld
+from tests.fakes import BY, Crashed, Fault, MemoryStore, make_sandbox
 from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import Stage, Violation
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from broker_common.core.domain import Candidate, Claim
-    from broker_common.core.ports import AllocateAnswer
+    from broker_common.core.sandbox import Candidate, Claim
+    from broker_common.core.store import AllocateAnswer
     from tests.interleavings.scheduler import Schedule
     from tests.world import World
 
@@ -185,7 +185,7 @@ def test_a_sandbox_is_put_aside_or_given_to_a_track_and_never_both(
         *apis, operator = stage.worlds
         for name, world in zip(TRACKS[:tracks], apis, strict=False):
             stage.allocate(name, world)
-        stage.play("quarantine", lambda: operator.operations.quarantine("sbx-0", reason="odd"))
+        stage.play("quarantine", lambda: operator.operations.quarantine("sbx-0", by=BY, reason="odd"))
         results = stage.run()
         refused = isinstance(results.pop("quarantine"), InvalidTransition)
         assert stage.statuses()[0] is (Status.ALLOCATED if refused else Status.DELETION_FAILED)
@@ -207,7 +207,7 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
         stage.allocate("copy", first, "ann")
         stage.play(
             "mark",
-            lambda: second.custody.mark_for_deletion(track_id="ann", sandbox_id="sbx-0", lease_id=old.lease_id),
+            lambda: second.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=old.lease_id),
         )
         results = stage.run()
         assert not results["mark"].repeated

@@ -8,10 +8,10 @@ from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
 
 import pytest
+from broker_common.core.DOMAIN import confirm_wipe
 
 from broker_common.core import cleanup
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import RecyclePolicy, Status, confirm_wipe
 from broker_common.core.ending import Ending
 from broker_common.core.errors import (
     InvalidTransition,
@@ -21,16 +21,18 @@ from broker_common.core.errors import (
     ProviderMisconfigured,
     ProviderRejected,
 )
-from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
+from broker_common.core.policy import RecyclePolicy
 from broker_common.core.ports import WipeAnswer
-from tests.fakes import Crashed, Fault, make_account
+from broker_common.core.sandbox import Status
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
+from tests.fakes import BY, Crashed, Fault, make_account
 from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import POLICY, WINDOW, Stage, Violation, commute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Sandbox
+    from broker_common.core.sandbox import Sandbox
     from tests.interleavings.scheduler import Schedule
     from tests.world import World
 
@@ -58,7 +60,7 @@ def answered(*answers: Answer) -> Callable[[World], Callable[[], object]]:
 
     def operation(world: World) -> Callable[[], object]:
         world.provider.answers.extend(answers)
-        return lambda: world.cleaner.delete_sandbox("sbx-0")
+        return lambda: world.cleaner.delete_sandbox("sbx-0", by=BY)
 
     return operation
 
@@ -164,7 +166,7 @@ def test_a_mark_that_is_repeated_while_its_sandbox_is_wiped_and_given_to_another
         stage.pending()
         worker, api, other = stage.worlds
         stage.play("delete", answered(answer)(worker))
-        stage.play("mark", lambda: api.custody.mark_for_deletion(track_id="ann", sandbox_id="sbx-0"))
+        stage.play("mark", lambda: api.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
         stage.allocate("bob", other)
         results = stage.run()
         given = isinstance(results["bob"], Allocation)
@@ -203,7 +205,7 @@ def test_an_operator_s_retry_during_a_delete_starts_no_second_call_for_an_attemp
         stage.pending()
         first, second, operator = stage.worlds
         stage.play("delete", answered(REJECTED)(first))
-        stage.play("retry", lambda: operator.operations.retry_deletion("sbx-0"))
+        stage.play("retry", lambda: operator.operations.retry_deletion("sbx-0", by=BY))
         stage.play("again", answered(WipeAnswer.WIPED)(second))
         results = stage.run()
         retried = not isinstance(results["retry"], InvalidTransition)

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.ending import Ending
-from broker_common.core.errors import Conflict, LeaseMismatch, NoSandboxesAvailable, NotSandboxOwner, StoreUnavailable
-from broker_common.core.telemetry import AllocationExpired
+from broker_common.core.errors import LeaseMismatch, NoSandboxesAvailable, NotSandboxOwner, StoreUnavailable
 from broker_common.core.reservoir import Search
-from tests.fakes import Crashed, Fault, MemoryStore, make_sandbox
+from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.store import Conflict
+from broker_common.core.telemetry import AllocationExpired
+from tests.fakes import BY, Crashed, Fault, MemoryStore, make_sandbox
 from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import Stage, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Candidate, Claim, Sandbox
+    from broker_common.core.sandbox import Candidate, Claim, Sandbox
     from tests.interleavings.scheduler import Schedule
     from tests.world import World
 
@@ -34,13 +35,13 @@ def ending(name: str, world: World, claim: Claim) -> Callable[[], object]:
     """Make the operation of this name end an allocation; it returns whether it was it that did."""
 
     def mark() -> bool:
-        return not world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id).repeated
+        return not world.custody.mark_for_deletion(by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id).repeated
 
     def release() -> bool:
-        return not world.custody.release(sandbox_id=claim.sandbox_id, lease_id=claim.lease_id).repeated
+        return not world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id).repeated
 
     def expire() -> bool:
-        return world.expirer.run().expired == 1
+        return world.expirer.run(by=BY).expired == 1
 
     return {"mark": mark, "release": release, "expire": expire}[name]
 
@@ -128,8 +129,10 @@ def next_life(stage: Stage, world: World, claim: Claim, track_id: str) -> Callab
     """Make an operation that gives a sandbox back for its track, has it wiped, and allocates it anew."""
 
     def operation() -> object:
-        world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id)
-        world.cleaner.delete_sandbox(claim.sandbox_id)
+        world.custody.mark_for_deletion(
+            by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id
+        )
+        world.cleaner.delete_sandbox(claim.sandbox_id, by=BY)
         return world.allocate(track_id)
 
     return operation
@@ -154,20 +157,20 @@ def late_against_the_next_life(
 
 def mark_the_old_lease(world: World, claim: Claim) -> object:
     return world.custody.mark_for_deletion(
-        track_id=claim.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id
+        by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id
     )
 
 
 def mark_the_lease_at_hand(world: World, claim: Claim) -> object:
-    return world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id)
+    return world.custody.mark_for_deletion(by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id)
 
 
 def release_the_old_lease(world: World, claim: Claim) -> object:
-    return world.custody.release(sandbox_id=claim.sandbox_id, lease_id=claim.lease_id)
+    return world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id)
 
 
 def expire(world: World, _: Claim) -> object:
-    return world.expirer.run()
+    return world.expirer.run(by=BY)
 
 
 @pytest.mark.parametrize("mark", [mark_the_old_lease, mark_the_lease_at_hand])
@@ -244,7 +247,7 @@ def test_a_track_s_own_next_allocate_and_the_expiry_job_end_its_overdue_allocati
         api, worker, cleaner = stage.worlds
         stage.allocate("ann", api)
         stage.play("expire", worker.expirer.run)
-        stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0"))
+        stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0", by=BY))
         answer = stage.run()["ann"]
         if free or isinstance(answer, Allocation):
             assert answer.claim.lease_id != old.lease_id

@@ -10,11 +10,11 @@ import pytest
 from broker_common.core import domain, purge
 from broker_common.core import sync as sync_module
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable, SandboxNotFound, SyncBraked
 from broker_common.core.ports import WipeAnswer
+from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.sync import SyncResult
-from tests.fakes import START, Crashed, Fault, MemoryStore, make_account, make_sandbox
+from tests.fakes import BY, START, Crashed, Fault, MemoryStore, make_account, make_sandbox
 from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import POLICY, Stage, Violation, commute
 from tests.interleavings.test_allocate import allocate_without
@@ -22,7 +22,7 @@ from tests.interleavings.test_allocate import allocate_without
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Account, Sandbox
+    from broker_common.core.sandbox import Account, Sandbox
     from tests.interleavings.scheduler import Schedule
     from tests.world import World
 
@@ -47,7 +47,7 @@ def set_up(schedule: Schedule, *records: Sandbox) -> Stage:
 
 def sync(stage: Stage, name: str, world: World, *accounts: Account, force: bool = True) -> None:
     world.provider.accounts = (ELSEWHERE, *accounts)
-    stage.play(name, lambda: world.syncer.run(force=force))
+    stage.play(name, lambda: world.syncer.run(by=BY, force=force))
 
 
 def allocate_against_sync(
@@ -143,7 +143,7 @@ def seen_again_used(schedule: Schedule) -> None:
     api, worker, cleaner = stage.worlds
     stage.allocate("ann", api)
     sync(stage, "sync", worker, SEEN)
-    stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0"))
+    stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0", by=BY))
     results = stage.run()
     assert isinstance(results["ann"], (Allocation, NoSandboxesAvailable))
     assert stage.settle()["sbx-0"].deletion_reason in {DeletionReason.FOUND_DIRTY, None}
@@ -175,8 +175,8 @@ def test_a_sync_that_read_the_pool_before_a_whole_life_of_a_sandbox_does_not_tou
         first, second, api = stage.worlds
 
         def life() -> None:
-            first.custody.mark_for_deletion(track_id="ann", sandbox_id="sbx-0", lease_id=claim.lease_id)
-            first.cleaner.delete_sandbox("sbx-0")
+            first.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=claim.lease_id)
+            first.cleaner.delete_sandbox("sbx-0", by=BY)
 
         first.provider.answers.append(answer)
         stage.play("life", life)
@@ -238,7 +238,7 @@ def test_a_sandbox_whose_account_answers_404_and_is_listed_is_wiped_before_it_is
         stage.pending()
         first, second, third = stage.worlds
         first.provider.answers.append(WipeAnswer.GONE)
-        stage.play("delete", lambda: first.cleaner.delete_sandbox("sbx-0"))
+        stage.play("delete", lambda: first.cleaner.delete_sandbox("sbx-0", by=BY))
         sync(stage, "one", second, SEEN)
         sync(stage, "two", third, RENUMBERED)
         results = stage.run()
@@ -293,8 +293,8 @@ def test_an_operator_s_retry_is_not_lost_to_a_sync_or_a_bulk_delete_unless_the_r
         stage.used(failed)
         first, second, third = stage.worlds
         sync(stage, "sync", first, *accounts)
-        stage.play("retry", lambda: second.operations.retry_deletion("sbx-0"))
-        stage.play("bulk delete", lambda: third.purger.bulk_delete(Status.DELETION_FAILED))
+        stage.play("retry", lambda: second.operations.retry_deletion("sbx-0", by=BY))
+        stage.play("bulk delete", lambda: third.purger.bulk_delete(Status.DELETION_FAILED, by=BY))
         results = stage.run()
         record = stage.settle().get("sbx-0")
         if isinstance(results["retry"], SandboxNotFound):
@@ -323,10 +323,10 @@ def test_a_sync_killed_at_any_of_its_calls_is_made_up_for_by_the_next(
 
         def killed_and_repeated() -> None:
             try:
-                first.syncer.run(force=True)
+                first.syncer.run(by=BY, force=True)
             except Crashed:
                 first.start()
-                first.syncer.run(force=True)
+                first.syncer.run(by=BY, force=True)
 
         stage.play("sync", killed_and_repeated)
         stage.allocate("ann", second)
@@ -386,8 +386,8 @@ def test_orders_that_are_left_out_because_their_steps_commute_hide_no_state_and_
             stage.held("ann")
             first, second, third = stage.worlds
             sync(stage, "sync", first, SEEN)
-            stage.play("mark", lambda: second.custody.mark_for_deletion(track_id="ann", sandbox_id="sbx-0"))
-            stage.play("quarantine", lambda: third.operations.quarantine("sbx-1", reason="odd"))
+            stage.play("mark", lambda: second.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
+            stage.play("quarantine", lambda: third.operations.quarantine("sbx-1", by=BY, reason="odd"))
             results = stage.run()
             states.update(
                 (frozenset(moment.records.values()), frozenset(moment.claims.values())) for moment in stage.moments()

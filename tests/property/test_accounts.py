@@ -7,17 +7,18 @@ import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import requests
+from broker_common.core.DOMAIN import new_sandbox
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker_common.adapters.csp_listing import Listing
-from broker_common.core.domain import ORDER_LIMIT, new_sandbox
 from broker_common.core.ports import SkippedAccount
+from broker_common.core.sandbox import ORDER_LIMIT
 from tests.api.harness import Api, body_of, make_api
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from broker_common.core.domain import Account
+    from broker_common.core.sandbox import Account
 
 ENTRY = {
     "account_type": "sandbox",

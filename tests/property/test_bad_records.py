@@ -16,11 +16,11 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import ORDER_LIMIT, Sandbox, Status
 from broker_common.core.errors import BrokerError, NoSandboxesAvailable, UnreadableRecord
-from broker_common.core.ports import Watermark
+from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
+from broker_common.core.store import Watermark
 from tests.backends import AWS_ENVIRONMENT
-from tests.fakes import FakeClock, RecordingRecorder, TimelessStore, make_sandbox
+from tests.fakes import BY, FakeClock, RecordingRecorder, TimelessStore, add_of, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -73,13 +73,17 @@ def pool(client: DynamoDBClient) -> Iterator[World]:
         store = DynamoStore(client, TABLE, clock=clock, rng=Random(next(_seeds)), recorder=RecordingRecorder())
         # Never the same client token twice: the engine remembers them, also those of a table that is no more.
         world = World(clock=clock, wrap=lambda _: TimelessStore(store), seed=next(_seeds))
-        store.add(make_sandbox("held"))
+        store.commit(add_of(make_sandbox("held")))
         world.allocate("victim")
-        store.add(
-            make_sandbox("pending", status=Status.PENDING_DELETION, dirty=True, last_track_id="t", next_attempt_at=1)
+        store.commit(
+            add_of(
+                make_sandbox(
+                    "pending", status=Status.PENDING_DELETION, dirty=True, last_track_id="t", next_attempt_at=1
+                )
+            )
         )
         for name in ("free-0", *OTHERS):
-            store.add(make_sandbox(name, status_order=int(name[-1]) * 10**15))
+            store.commit(add_of(make_sandbox(name, status_order=int(name[-1]) * 10**15)))
         store.set_pauses({"sync": False, "allocate": False, "cleanup": False, "expire": False})
         store.write_watermark(Watermark(1, 1))
         world.start()
@@ -131,12 +135,12 @@ def use_everything(world: World, sandbox_ids: list[str]) -> None:
         for track in ("victim", "t", "stranger"):
             try_to(
                 lambda s=sandbox_id, t=track: world.custody.read(track_id=t, sandbox_id=s),  # type: ignore[misc]
-                lambda s=sandbox_id, t=track: world.custody.mark_for_deletion(track_id=t, sandbox_id=s),  # type: ignore[misc]
+                lambda s=sandbox_id, t=track: world.custody.mark_for_deletion(by=BY, track_id=t, sandbox_id=s),  # type: ignore[misc]
             )
         try_to(
             lambda s=sandbox_id: world.inventory.read(s),  # type: ignore[misc]
-            lambda s=sandbox_id: world.operations.quarantine(s, reason="odd"),  # type: ignore[misc]
-            lambda s=sandbox_id: world.operations.retry_deletion(s),  # type: ignore[misc]
+            lambda s=sandbox_id: world.operations.quarantine(s, by=BY, reason="odd"),  # type: ignore[misc]
+            lambda s=sandbox_id: world.operations.retry_deletion(s, by=BY),  # type: ignore[misc]
         )
     try_to(
         lambda: world.allocate("victim"),
@@ -151,8 +155,11 @@ def use_everything(world: World, sandbox_ids: list[str]) -> None:
     world.clock.advance(72 * 3600)
     try_to(world.syncer.run, world.expirer.run, world.purger.run, world.operations.bulk_retry)
     for sandbox_id in list(world.cleaner.find_due()):
-        world.cleaner.delete_sandbox(sandbox_id)
-    try_to(lambda: world.purger.bulk_delete(Status.STALE), lambda: world.purger.bulk_delete(Status.DELETION_FAILED))
+        world.cleaner.delete_sandbox(sandbox_id, by=BY)
+    try_to(
+        lambda: world.purger.bulk_delete(Status.STALE, by=BY),
+        lambda: world.purger.bulk_delete(Status.DELETION_FAILED, by=BY),
+    )
 
 
 def listing(world: World) -> tuple[list[Sandbox], list[str]]:

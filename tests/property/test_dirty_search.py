@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core import cleanup, domain, purge, sync
-from broker_common.core.domain import Claim, Policy, RecyclePolicy, Sandbox, Status
 from broker_common.core.errors import BrokerError, ProviderFailing, ProviderMisconfigured, ProviderRejected
+from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
-from tests.fakes import START, Crashed, FakeClock, make_account, make_sandbox
+from broker_common.core.sandbox import Claim, Sandbox, Status
+from tests.fakes import BY, START, Crashed, FakeClock, make_account, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def delete(answer: WipeAnswer | Exception | None) -> Callable[[Play], object]:
     def operation(play: Play) -> None:
         play.call(answer)
         for sandbox_id in list(play.world.cleaner.find_due()):
-            play.world.cleaner.delete_sandbox(sandbox_id)
+            play.world.cleaner.delete_sandbox(sandbox_id, by=BY)
 
     return operation
 
@@ -173,7 +174,7 @@ def overtaken(first: WipeAnswer | Exception, second: WipeAnswer | Exception) -> 
 
         play.world.provider.during_delete = while_waiting
         for sandbox_id in list(play.world.cleaner.find_due()):
-            play.world.cleaner.delete_sandbox(sandbox_id)
+            play.world.cleaner.delete_sandbox(sandbox_id, by=BY)
 
     return operation
 
@@ -196,7 +197,7 @@ def listed(
         play.world.provider.doubt = doubt
         if meanwhile:
             play.world.provider.during_list = lambda: attempt(meanwhile, play)
-        play.world.syncer.run(force=force)
+        play.world.syncer.run(by=BY, force=force)
 
     return operation
 
@@ -209,7 +210,7 @@ def attempt(operation: Callable[[Play], object], play: Play) -> None:
 
 def release(play: Play) -> None:
     lease_id = play.world.inventory.read(SANDBOX).lease_at_hand
-    play.world.custody.release(sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
+    play.world.custody.release(by=BY, sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
 
 
 FAILING = ProviderFailing("500", outcome_unknown=False)
@@ -225,15 +226,15 @@ ANSWERS = [
 SINGLE: dict[str, Callable[[Play], object]] = {
     "allocate by a": lambda play: play.world.allocate("a"),
     "allocate by b": lambda play: play.world.allocate("b"),
-    "mark by a": lambda play: play.world.custody.mark_for_deletion(track_id="a", sandbox_id=SANDBOX),
+    "mark by a": lambda play: play.world.custody.mark_for_deletion(by=BY, track_id="a", sandbox_id=SANDBOX),
     "release": release,
-    "expire": lambda play: play.world.expirer.run(),
-    "quarantine": lambda play: play.world.operations.quarantine(SANDBOX, reason="odd"),
-    "retry deletion": lambda play: play.world.operations.retry_deletion(SANDBOX),
-    "bulk retry": lambda play: play.world.operations.bulk_retry(),
-    "bulk delete stale": lambda play: play.world.purger.bulk_delete(Status.STALE),
-    "bulk delete failed": lambda play: play.world.purger.bulk_delete(Status.DELETION_FAILED),
-    "purge": lambda play: play.world.purger.run(),
+    "expire": lambda play: play.world.expirer.run(by=BY),
+    "quarantine": lambda play: play.world.operations.quarantine(SANDBOX, by=BY, reason="odd"),
+    "retry deletion": lambda play: play.world.operations.retry_deletion(SANDBOX, by=BY),
+    "bulk retry": lambda play: play.world.operations.bulk_retry(by=BY),
+    "bulk delete stale": lambda play: play.world.purger.bulk_delete(Status.STALE, by=BY),
+    "bulk delete failed": lambda play: play.world.purger.bulk_delete(Status.DELETION_FAILED, by=BY),
+    "purge": lambda play: play.world.purger.run(by=BY),
     **{f"delete: {answer!r}": delete(answer) for answer in ANSWERS},
 }
 OPERATIONS: dict[str, Callable[[Play], object]] = {

@@ -23,7 +23,6 @@ from hypothesis.stateful import (
 )
 
 from broker_common.core import domain, purge, sync
-from broker_common.core.domain import Policy, RecyclePolicy, Sandbox, Status
 from broker_common.core.errors import (
     BrokerError,
     InvalidTransition,
@@ -43,8 +42,11 @@ from broker_common.core.errors import (
     StoreUnavailable,
     SyncBraked,
 )
+from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
+from broker_common.core.sandbox import Sandbox, Status
 from tests.fakes import (
+    BY,
     Crashed,
     FakeClock,
     FakeProvider,
@@ -60,7 +62,7 @@ from tests.world import World
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from broker_common.core.domain import Account, Claim
+    from broker_common.core.sandbox import Account, Claim
 
 PROFILE = settings(
     max_examples=150,
@@ -284,7 +286,9 @@ class Promises(RuleBasedStateMachine):
         accepted = False
         with self._process(index, failing) as world:
             try:
-                ending = world.custody.mark_for_deletion(track_id=track, sandbox_id=sandbox_id, lease_id=lease_id)
+                ending = world.custody.mark_for_deletion(
+                    by=BY, track_id=track, sandbox_id=sandbox_id, lease_id=lease_id
+                )
             except SandboxNotFound:
                 assert record is None or record.status is Status.DELETED
             except NotSandboxOwner:
@@ -313,7 +317,7 @@ class Promises(RuleBasedStateMachine):
         lease_id = (record and right and record.lease_at_hand) or "another-lease"
         with self._process(index, failing) as world:
             try:
-                world.custody.release(sandbox_id=sandbox_id, lease_id=lease_id)
+                world.custody.release(by=BY, sandbox_id=sandbox_id, lease_id=lease_id)
             except (SandboxNotFound, LeaseMismatch):
                 assert record is None or record.lease_at_hand != lease_id
             except StoreUnavailable:
@@ -324,7 +328,7 @@ class Promises(RuleBasedStateMachine):
     def expire(self, index: int, failing: list[Fault | None]) -> None:
         now = self.clock.now()
         with self._process(index, failing) as world:
-            world.expirer.run()
+            world.expirer.run(by=BY)
         self._forget_ended(lambda ended: now >= ended.expires_at + POLICY.expiry_buffer_sec)
 
     @rule(
@@ -381,7 +385,7 @@ class Promises(RuleBasedStateMachine):
         self.provider.during_list = lambda: self._meanwhile(meanwhile, 1 - index, ended_by)
         with self._process(index, failing) as world:
             try:
-                world.syncer.run(force=force)
+                world.syncer.run(by=BY, force=force)
             except ListingUnusable:
                 assert self.provider.listing_error
                 assert meanwhile != "nothing" or self._sandboxes() == before
@@ -447,7 +451,7 @@ class Promises(RuleBasedStateMachine):
         try:
             if what == "delete":
                 for sandbox_id in list(world.cleaner.find_due()):
-                    world.cleaner.delete_sandbox(sandbox_id)
+                    world.cleaner.delete_sandbox(sandbox_id, by=BY)
             elif what == "allocate":
                 ended_by += [
                     claim.lease_id
@@ -459,11 +463,11 @@ class Promises(RuleBasedStateMachine):
             elif what == "mark":
                 for lease, claim in list(self.answered.items()):
                     ended_by.append(lease)
-                    world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id)
+                    world.custody.mark_for_deletion(by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id)
             elif what == "quarantine":
-                world.operations.quarantine("s0", reason="odd")
+                world.operations.quarantine("s0", by=BY, reason="odd")
             elif what == "retry":
-                world.operations.bulk_retry()
+                world.operations.bulk_retry(by=BY)
         except BrokerError:
             pass
         except Crashed:
@@ -480,14 +484,14 @@ class Promises(RuleBasedStateMachine):
             self.clock.advance(POLICY.attempt_window_sec + 1)
             with self._process(1 - index) as other:
                 for sandbox_id in list(other.cleaner.find_due()):
-                    other.cleaner.delete_sandbox(sandbox_id)
+                    other.cleaner.delete_sandbox(sandbox_id, by=BY)
             self.provider.answers.append(ProviderFailing("no answer", outcome_unknown=True))
 
         with self._process(index, failing) as world:
             for sandbox_id in list(world.cleaner.find_due()):
                 self.provider.during_delete = hang if overtaken else hanging
                 try:
-                    world.cleaner.delete_sandbox(sandbox_id)
+                    world.cleaner.delete_sandbox(sandbox_id, by=BY)
                 finally:
                     self.provider.during_delete = hanging
         self.answer = WipeAnswer.WIPED
@@ -500,7 +504,7 @@ class Promises(RuleBasedStateMachine):
         self.provider.admit_error = refused
         for sandbox_id in list(self.worlds[index].cleaner.find_due()):
             try:
-                self.worlds[index].cleaner.delete_sandbox(sandbox_id)
+                self.worlds[index].cleaner.delete_sandbox(sandbox_id, by=BY)
             except ProviderBusy as busy:
                 assert busy is refused  # noqa: PT017 - any other would be a bug
         self.provider.admit_error = None
@@ -513,9 +517,9 @@ class Promises(RuleBasedStateMachine):
         with self._process(index, failing) as world:
             try:
                 if what == "quarantine":
-                    world.operations.quarantine(sandbox_id, reason="odd")
+                    world.operations.quarantine(sandbox_id, by=BY, reason="odd")
                 else:
-                    world.operations.retry_deletion(sandbox_id)
+                    world.operations.retry_deletion(sandbox_id, by=BY)
             except SandboxNotFound:
                 assert record is None
             except InvalidTransition:
@@ -540,11 +544,11 @@ class Promises(RuleBasedStateMachine):
         with self._process(index, failing) as world:
             try:
                 if what == "retry":
-                    world.operations.bulk_retry()
+                    world.operations.bulk_retry(by=BY)
                 elif what == "purge":
-                    world.purger.run()
+                    world.purger.run(by=BY)
                 else:
-                    world.purger.bulk_delete(Status(what))
+                    world.purger.bulk_delete(Status(what), by=BY)
             except StoreUnavailable:
                 assert failing
         if what == "purge":
@@ -553,7 +557,7 @@ class Promises(RuleBasedStateMachine):
 
     @rule(index=processes, what=st.sampled_from(["allocate", "cleanup"]), paused=st.booleans())
     def pause(self, index: int, what: str, paused: bool) -> None:
-        self.worlds[index].pauses.set({what: paused})
+        self.worlds[index].pauses.set({what: paused}, by=BY)
 
     @rule(seconds=st.sampled_from([0.5, 1.5, 4, 61, 3600, OVERDUE, 25 * 3600]))
     def wait(self, seconds: float) -> None:
@@ -610,12 +614,12 @@ class Promises(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let the provider answer again: everything that was given back is wiped, and nothing waits for ever."""
-        self.worlds[0].pauses.set({"cleanup": False, "allocate": False})
+        self.worlds[0].pauses.set({"cleanup": False, "allocate": False}, by=BY)
         self.answer = WipeAnswer.WIPED
         for _ in range(2):
             self.clock.advance(POLICY.deletion_backoff_max_sec + 5)
             for sandbox_id in list(self.worlds[0].cleaner.find_due()):
-                self.worlds[0].cleaner.delete_sandbox(sandbox_id)
+                self.worlds[0].cleaner.delete_sandbox(sandbox_id, by=BY)
         assert Status.PENDING_DELETION not in {each.status for each in self._sandboxes().values()}
 
 
@@ -663,7 +667,7 @@ def test_the_model_objects_to_a_restore_that_forgets_dirt(monkeypatch: pytest.Mo
     monkeypatch.setattr(sync, "is_thought_gone", lambda _: False)
     machine.provider.accounts = list(ACCOUNTS.values())
     with pytest.raises(AssertionError, match="without a wipe"):
-        machine.worlds[1].syncer.run()
+        machine.worlds[1].syncer.run(by=BY)
 
 
 def test_the_model_objects_to_a_tombstone_that_is_forgotten_while_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,7 +677,7 @@ def test_the_model_objects_to_a_tombstone_that_is_forgotten_while_it_is_listed(m
     machine.provider.inactive = [InactiveAccount("s0", ACCOUNTS["s0"].key)]
     monkeypatch.setattr(sync._Survey, "is_listed", lambda *_: False)
     with pytest.raises(AssertionError, match="is listed"):
-        machine.worlds[1].syncer.run()
+        machine.worlds[1].syncer.run(by=BY)
 
 
 def test_the_model_objects_to_absence_that_is_inferred_from_a_list_that_is_not_whole() -> None:
@@ -683,7 +687,7 @@ def test_the_model_objects_to_absence_that_is_inferred_from_a_list_that_is_not_w
     inner = machine.provider.list_accounts
     machine.provider.list_accounts = lambda: replace(inner(), doubt=None)  # type: ignore[method-assign] # a planted bug
     with pytest.raises(AssertionError, match="not whole"):
-        machine.worlds[1].syncer.run()
+        machine.worlds[1].syncer.run(by=BY)
 
 
 def test_the_model_objects_to_a_removal_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -698,7 +702,7 @@ def test_the_model_objects_to_an_allocation_that_somebody_else_ended() -> None:
     machine = Promises()
     machine.fill(free=1)
     machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
-    machine.worlds[1].custody.mark_for_deletion(track_id="ann", sandbox_id="s0")
+    machine.worlds[1].custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="s0")
     with pytest.raises(AssertionError, match="nobody who may"):
         machine.expire(index=0, failing=[])
 

@@ -12,13 +12,14 @@ from unittest.mock import patch
 from broker_common.core import domain, reservoir
 from broker_common.core.allocation import AllocateRequest, Allocator
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import ORDER_LIMIT, DeletionReason, Policy, Status
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
-from broker_common.core.telemetry import AllocateEnded
 from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
+from broker_common.core.policy import Policy
 from broker_common.core.reservoir import Reservoir
-from tests.fakes import FakeTableMemory, make_sandbox
+from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
+from broker_common.core.telemetry import AllocateEnded
+from tests.fakes import BY, FakeTableMemory, change_of, make_sandbox
 from tests.simulation.table import SimulatedStore, TableConditions
 from tests.simulation.virtual_time import VirtualTime
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 DEADLINE_SEC = 3
 """`REQUEST_DEADLINE_SEC`."""
-ALLOCATE_CALLS = ("allocate", "read_available", "get_claim")
+ALLOCATE_CALLS = ("allocate", "read_candidates", "get_claim")
 """What a request asks of the store. A process also reads the pauses, every three seconds however many it serves."""
 RETURNS_AHEAD = 1.1
 """Allocated sandboxes put in place at the start, as a multiple of those that come back in the run."""
@@ -221,7 +222,7 @@ class _Run:
             outcome = result.allocated
             try:
                 with deadline_in(DEADLINE_SEC, self.time):
-                    claim = process.allocator.allocate(request).claim
+                    claim = process.allocator.allocate(request, by=BY).claim
             except NoSandboxesAvailable:
                 outcome = result.refused
                 result.false_refusals += self.store.shows_since(began_at - 1)
@@ -250,8 +251,10 @@ class _Run:
         assert allocated
         marked = domain.end_allocation(allocated, reason=DeletionReason.MARKED, now=now)
         self._holders.pop(sandbox_id, None)
-        store.end_allocation(allocated, marked)
+        store.commit(change_of(allocated, marked))
         taken = domain.begin_attempt(marked, attempt_id="attempt", now=now, policy=policy)
-        store.update(marked, taken)
+        store.commit(change_of(marked, taken))
         order = self._rng.randrange(ORDER_LIMIT)
-        store.update(taken, domain.confirm_wipe(taken, accepted_only=False, order=order, now=now, policy=policy))
+        store.commit(
+            change_of(taken, domain.confirm_wipe(taken, accepted_only=False, order=order, now=now, policy=policy))
+        )

@@ -18,10 +18,11 @@ from math import ceil
 from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.deadline import Backoff
-from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, Sandbox, Status
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.ports import AllocateAnswer, AvailablePage, Contended, Pauses, RingPosition
-from tests.fakes import MemoryStore, make_candidate
+from broker_common.core.lease import candidate_of
+from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, Sandbox, Status
+from broker_common.core.store import AllocateAnswer, CandidatePage, Contended, Pauses, Position
+from tests.fakes import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -119,7 +120,7 @@ class SimulatedStore(MemoryStore):
             if sandbox.status is Status.AVAILABLE:
                 entry = (sandbox.status_order, sandbox.sandbox_id)
                 self._rings[self._segment(sandbox.sandbox_id)].append(entry)
-                self._shown[entry] = _Shown(make_candidate(sandbox))
+                self._shown[entry] = _Shown(candidate_of(sandbox))
         for ring in self._rings:
             ring.sort()
 
@@ -135,25 +136,25 @@ class SimulatedStore(MemoryStore):
             for entry in ring
         )
 
-    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
+    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
         segment, at = divmod(position.at, ORDER_LIMIT)
 
-        def look() -> AvailablePage:
+        def look() -> CandidatePage:
             ring = self._rings[segment]
             first = bisect_left(ring, (at, "")) if position.after is None else bisect_right(ring, (at, position.after))
             page = ring[first : first + limit]
             if len(page) == limit:
                 place = segment * ORDER_LIMIT + page[-1][0]
-                read_on, distance = RingPosition(place, page[-1][1]), place - position.at
+                read_on, distance = Position(place, page[-1][1]), place - position.at
             else:
                 end = (segment + 1) * ORDER_LIMIT
-                read_on, distance = RingPosition(end % self.ring_size), end - position.at
+                read_on, distance = Position(end % self.positions), end - position.at
             self._read_bucket(partition).spend(_read_units(len(page) * INDEX_BYTES) / 2)
             found = [self._shown[entry].candidate for entry in page]
-            return AvailablePage(tuple(each for each in found if each.name.startswith(prefix)), read_on, distance)
+            return CandidatePage(tuple(each for each in found if each.name.startswith(prefix)), read_on, distance)
 
         partition = self._index_partition(Status.AVAILABLE, segment, at)
-        return self._read("read_available", partition, look)
+        return self._read("read_candidates", partition, look)
 
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
         return self._read(
@@ -282,7 +283,7 @@ class SimulatedStore(MemoryStore):
         if after and after.status is Status.AVAILABLE:
             entry = (after.status_order, after.sandbox_id)
             insort(ring, entry)
-            self._shown[entry] = _Shown(make_candidate(after), self._time.monotonic())
+            self._shown[entry] = _Shown(candidate_of(after), self._time.monotonic())
 
     def _index_partition(self, status: Status, shard: int, order: int) -> str:
         if status is not Status.AVAILABLE or self._conditions.available_splits == 1:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core import domain
-from broker_common.core.domain import ORDER_LIMIT, DeletionReason, Status
-from broker_common.core.ports import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
-from tests.fakes import make_candidate, make_claim, make_sandbox, walk_ring
+from broker_common.core.lease import candidate_of
+from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
+from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
+from tests.fakes import BY, change_of, make_claim, make_sandbox, walk_ring
 from tests.simulation.broker import Scenario, simulate
 from tests.simulation.scale import SWEEPS, plot, run
 from tests.simulation.table import WRITE_UNITS, SimulatedStore, TableConditions
@@ -21,7 +22,7 @@ from tests.simulation.virtual_time import VirtualTime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Candidate, Sandbox
+    from broker_common.core.sandbox import Candidate, Sandbox
 
 FREE = make_sandbox("free")
 
@@ -47,8 +48,10 @@ def answers_to(time: VirtualTime, *calls: Callable[[], Any]) -> list[Any]:
 
 
 def allocate(store: SimulatedStore, sandbox: Sandbox | Candidate, track: str) -> Callable[[], AllocateAnswer]:
-    candidate = make_candidate(sandbox) if isinstance(sandbox, domain.Sandbox) else sandbox
-    return lambda: store.allocate(candidate, make_claim(candidate, track), token=f"{track}-{candidate.sandbox_id}")
+    candidate = candidate_of(sandbox) if isinstance(sandbox, domain.Sandbox) else sandbox
+    return lambda: store.allocate(
+        candidate, make_claim(candidate, track), by=BY, token=f"{track}-{candidate.sandbox_id}"
+    )
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
@@ -158,7 +161,7 @@ def test_a_sandbox_that_comes_back_costs_the_index_a_deleted_and_a_new_entry_eac
         allocate(store, FREE, "a")()
         record = store.get("free")
         assert record
-        store.end_allocation(record, domain.end_allocation(record, reason=DeletionReason.MARKED, now=time.now()))
+        store.commit(change_of(record, domain.end_allocation(record, reason=DeletionReason.MARKED, now=time.now())))
 
     answers_to(time, live)
     names = {name.partition("#")[0]: units for name, units in store.heat().items()}
@@ -167,7 +170,7 @@ def test_a_sandbox_that_comes_back_costs_the_index_a_deleted_and_a_new_entry_eac
 
 def test_a_change_that_leaves_its_key_alone_costs_the_index_one_unit() -> None:
     time, store = make_store(FREE)
-    answers_to(time, lambda: store.update(FREE, replace(FREE, name="renamed", version=2)))
+    answers_to(time, lambda: store.commit(change_of(FREE, replace(FREE, name="renamed", version=2))))
     assert list(store.heat().values()) == [1]
 
 

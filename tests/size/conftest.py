@@ -6,13 +6,14 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+from broker_common.core.DOMAIN import allocate, new_sandbox
 from redis import Redis
 
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.domain import ORDER_LIMIT, Account, Claim, Sandbox, allocate, new_sandbox
+from broker_common.core.sandbox import ORDER_LIMIT, Account, Claim, Sandbox
 from tests.backends import AWS_ENVIRONMENT, empty_database
 from tests.bulk_load import load_records
 from tests.fakes import START, RecordingRecorder, make_claim

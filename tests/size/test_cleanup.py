@@ -16,8 +16,8 @@ from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.redis_job_runs import RedisJobRuns
-from broker_common.core.domain import Sandbox, Status
 from broker_common.core.jobs import Job, JobState
+from broker_common.core.sandbox import Sandbox, Status
 from deploy.dev.processes import wait_until
 from tests.backends import AWS_ENVIRONMENT
 from tests.bulk_load import load_records

@@ -16,14 +16,14 @@ from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.domain import Policy
-from broker_common.core.telemetry import ProviderCalled
 from broker_common.core.expiry import Expirer, ExpiryResult
 from broker_common.core.guard import Guard
+from broker_common.core.policy import Policy
 from broker_common.core.sync import Syncer
+from broker_common.core.telemetry import ProviderCalled
 from broker_common.services import BULK_THREADS
 from tests.bulk_load import load_records
-from tests.fakes import START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder
+from tests.fakes import BY, START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder
 from tests.provider.conftest import TOKEN
 from tests.size.conftest import ALLOCATED, AVAILABLE, DUE, held
 from tests.world import World
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from broker_common.adapters.dynamo_store import DynamoStore
-    from broker_common.core.domain import Account
+    from broker_common.core.sandbox import Account
     from tests.provider.conftest import MockCsp
     from tests.size.meter import Meter
 
@@ -89,7 +89,7 @@ def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_wa
         threads=BULK_THREADS,
     )
 
-    result = syncer.run()
+    result = syncer.run(by=BY)
 
     assert result.synced == ALL
     assert (result.added, result.updated, result.restored, result.stale, result.removed) == (0, 0, 0, 0, 0)
@@ -120,7 +120,7 @@ def test_of_100_000_available_sandboxes_a_sync_writes_those_alone_that_have_chan
         for number, account in enumerate(world.provider.accounts)
     ]
 
-    assert world.syncer.run().updated == 37
+    assert world.syncer.run(by=BY).updated == 37
     assert world.memory.calls == {
         "read_all": 1,
         "read_watermark": 1,
@@ -139,7 +139,7 @@ def expire(store: DynamoStore) -> ExpiryResult:
         policy=Policy(),
         threads=BULK_THREADS,
     )
-    return expirer.run()
+    return expirer.run(by=BY)
 
 
 @pytest.mark.timeout(300)

@@ -12,7 +12,6 @@ import pytest
 
 from broker_common.core.allocation import AllocateRequest
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Status
 from broker_common.core.errors import (
     DeadlineExceeded,
     NoSandboxesAvailable,
@@ -21,14 +20,15 @@ from broker_common.core.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
+from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Status
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome, AllocationExpired
-from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_claim, make_sandbox
+from tests.fakes import BY, FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_claim, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.ports import AllocateAnswer
+    from broker_common.core.store import AllocateAnswer
 
 HOUR = 3600
 
@@ -62,7 +62,7 @@ def outcomes(world: World) -> list[AllocateOutcome]:
 def test_a_track_gets_a_sandbox_and_holds_it_as_answered(world: World) -> None:
     world.pool(5)
     allocation = world.allocator.allocate(
-        AllocateRequest(track_id="track-1", idempotency_key="key", track_name="intro")
+        AllocateRequest(track_id="track-1", idempotency_key="key", track_name="intro"), by=BY
     )
     claim = allocation.claim
     assert not allocation.replayed
@@ -236,9 +236,9 @@ def test_an_outcome_that_stays_unknown_is_not_an_empty_pool_and_its_candidate_is
         world.allocate()
     assert len(store.sent) == 20
     assert outcomes(world) == [AllocateOutcome.ERROR]
-    reads = world.memory.calls["read_available"]
+    reads = world.memory.calls["read_candidates"]
     assert world.allocate("another").claim.sandbox_id == "sbx-0"
-    assert world.memory.calls["read_available"] > reads
+    assert world.memory.calls["read_candidates"] > reads
 
 
 def test_a_track_whose_answer_was_lost_gets_its_sandbox_by_asking_again() -> None:
@@ -267,7 +267,7 @@ def test_lasting_contention_is_unavailable_and_not_empty() -> None:
         world.allocate()
 
 
-@pytest.mark.parametrize("method", ["read_available", "get_claim"])
+@pytest.mark.parametrize("method", ["read_candidates", "get_claim"])
 def test_a_read_that_fails_is_unavailable_and_not_empty(method: str) -> None:
     world, store = flaky_world(free=0)
     store.fail(method, Fault.REFUSED)
@@ -313,9 +313,9 @@ def test_a_replay_gives_its_candidate_back_to_the_next_request() -> None:
     world.allocate()
     world.allocate()
     candidate = store.sent[-1][0]
-    reads = world.memory.calls["read_available"]
+    reads = world.memory.calls["read_candidates"]
     assert world.allocate("other").claim.sandbox_id == candidate.sandbox_id
-    assert world.memory.calls["read_available"] == reads
+    assert world.memory.calls["read_candidates"] == reads
 
 
 def test_an_overdue_claim_is_expired_on_the_spot_and_a_new_sandbox_given(plain: World) -> None:
@@ -350,7 +350,7 @@ def test_an_overdue_claim_in_an_empty_pool_is_expired_and_refused(plain: World) 
 def test_a_track_is_free_to_allocate_again_after_it_gave_back(world: World) -> None:
     world.pool(10)
     first = world.allocate().claim
-    world.custody.mark_for_deletion(track_id="track-1", sandbox_id=first.sandbox_id)
+    world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=first.sandbox_id)
     second = world.allocate()
     assert not second.replayed
     assert second.claim.sandbox_id != first.sandbox_id
@@ -362,7 +362,7 @@ def test_a_track_is_free_to_allocate_again_after_it_gave_back(world: World) -> N
 def test_a_refusal_reads_the_claim_last_and_the_whole_ring_before(plain: World) -> None:
     with pytest.raises(NoSandboxesAvailable):
         plain.allocate()
-    assert plain.memory.calls["read_available"] >= 4
+    assert plain.memory.calls["read_candidates"] >= 4
     assert plain.memory.calls["get_claim"] == 1
 
 
@@ -387,7 +387,7 @@ def test_after_that_second_a_new_sandbox_is_found(plain: World) -> None:
 
 def test_the_memory_of_emptiness_counts_from_the_beginning_of_the_walk() -> None:
     world, store = flaky_world(free=0)
-    store.before_call = lambda method: world.clock.advance(0.3) if method == "read_available" else None
+    store.before_call = lambda method: world.clock.advance(0.3) if method == "read_candidates" else None
     with pytest.raises(NoSandboxesAvailable):
         world.allocate("slow")
     store.before_call = lambda _: None
@@ -407,7 +407,7 @@ def test_another_prefix_has_a_memory_of_its_own(plain: World) -> None:
 
 def test_a_paused_allocate_is_refused_with_a_time_to_come_back(plain: World) -> None:
     plain.pool(2)
-    plain.pauses.set({"allocate": True})
+    plain.pauses.set({"allocate": True}, by=BY)
     with pytest.raises(Paused) as paused:
         plain.allocate()
     assert paused.value.retry_after
@@ -418,7 +418,7 @@ def test_a_paused_allocate_is_refused_with_a_time_to_come_back(plain: World) -> 
 def test_a_paused_allocate_still_answers_what_is_held(plain: World) -> None:
     plain.pool(2)
     claim = plain.allocate().claim
-    plain.pauses.set({"allocate": True})
+    plain.pauses.set({"allocate": True}, by=BY)
     allocation = plain.allocate()
     assert (allocation.claim, allocation.replayed) == (claim, True)
 
@@ -426,7 +426,7 @@ def test_a_paused_allocate_still_answers_what_is_held(plain: World) -> None:
 def test_a_paused_allocate_does_not_answer_what_is_overdue(plain: World) -> None:
     plain.pool(2)
     plain.allocate()
-    plain.pauses.set({"allocate": True})
+    plain.pauses.set({"allocate": True}, by=BY)
     plain.clock.advance(5 * HOUR)
     with pytest.raises(Paused):
         plain.allocate()

@@ -8,7 +8,6 @@ from itertools import product
 import pytest
 
 from broker_common.core.cleanup import SEND_WITHIN_SEC
-from broker_common.core.domain import Policy, RecyclePolicy, Status
 from broker_common.core.errors import (
     ProviderBusy,
     ProviderCircuitOpen,
@@ -17,9 +16,11 @@ from broker_common.core.errors import (
     ProviderRejected,
     ProviderSlotsUnavailable,
 )
-from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
+from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import WipeAnswer
-from tests.fakes import Crashed, Fault, FlakyStore, LosingStore, MemoryStore, make_sandbox
+from broker_common.core.sandbox import Status
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
+from tests.fakes import BY, Crashed, Fault, FlakyStore, LosingStore, MemoryStore, make_sandbox
 from tests.world import World
 
 FAILING = ProviderFailing("500 from the provider", outcome_unknown=False)
@@ -43,7 +44,7 @@ def answering(world: World, *answers: WipeAnswer | Exception) -> World:
 
 
 def delete(world: World) -> DeleteEnded:
-    return world.cleaner.delete_sandbox("sbx-0")
+    return world.cleaner.delete_sandbox("sbx-0", by=BY)
 
 
 # -- what the provider says
@@ -84,7 +85,7 @@ def test_an_answer_leads_where_the_recycle_policy_says(
 def test_wiped_sandboxes_are_found_by_the_next_allocate(world: World) -> None:
     given_back = [world.pending(f"sbx-{number}").sandbox_id for number in range(2)]
     for sandbox_id in given_back * 2:
-        world.cleaner.delete_sandbox(sandbox_id)
+        world.cleaner.delete_sandbox(sandbox_id, by=BY)
     world.clock.advance(3)
     assert world.allocate("track-2").claim.sandbox_id in given_back
 
@@ -124,10 +125,10 @@ def test_the_doubt_of_one_lease_does_not_reach_the_next(plain: World) -> None:
     plain.pending(outcome_unknown=True)
     delete(plain)
     plain.provider.accounts = World.accounts(1)
-    plain.syncer.run()
+    plain.syncer.run(by=BY)
     plain.clock.advance(2)
     plain.allocate()
-    plain.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0")
+    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     delete(plain)
     assert plain.record("sbx-0").status is Status.AVAILABLE
 
@@ -213,7 +214,7 @@ def test_a_sandbox_in_any_other_status_is_left_alone(plain: World, status: Statu
 
 
 def test_what_has_no_record_or_is_not_due_is_left_alone(plain: World) -> None:
-    assert plain.cleaner.delete_sandbox("nobody").outcome is DeleteOutcome.NOT_DUE
+    assert plain.cleaner.delete_sandbox("nobody", by=BY).outcome is DeleteOutcome.NOT_DUE
     plain.pending(next_attempt_at=plain.clock.now() + 1)
     assert delete(plain).outcome is DeleteOutcome.NOT_DUE
     assert plain.provider.deletes == []
@@ -327,7 +328,7 @@ def test_a_late_outcome_never_touches_the_next_holder(plain: World) -> None:
         plain.clock.advance(plain.policy.attempt_window_sec)
         delete(plain)
         plain.provider.accounts = World.accounts(1)
-        plain.syncer.run()
+        plain.syncer.run(by=BY)
         plain.clock.advance(2)
         plain.allocate("next")
 
@@ -383,7 +384,7 @@ def test_a_busy_provider_is_for_the_caller_to_wait_for(plain: World) -> None:
 
 def test_a_paused_cleanup_sends_nothing_and_says_so(plain: World) -> None:
     before = plain.pending()
-    plain.pauses.set({"cleanup": True})
+    plain.pauses.set({"cleanup": True}, by=BY)
     ended = delete(plain)
     assert ended.outcome is DeleteOutcome.POSTPONED
     assert ended.error
@@ -434,8 +435,8 @@ def test_a_page_where_a_success_should_have_been_leaves_a_doubt() -> None:
     world = World()
     world.pending()
     world.provider.answers.append(ProviderMisconfigured("an HTML page", outcome_unknown=True))
-    assert world.cleaner.delete_sandbox("sbx-0").outcome is DeleteOutcome.MISCONFIGURED
-    world.cleaner.delete_sandbox("sbx-0")
+    assert world.cleaner.delete_sandbox("sbx-0", by=BY).outcome is DeleteOutcome.MISCONFIGURED
+    world.cleaner.delete_sandbox("sbx-0", by=BY)
     assert world.record("sbx-0").status is Status.STALE
 
 
@@ -444,6 +445,6 @@ def test_the_first_pause_is_not_shorter_than_the_base() -> None:
         world = World(seed=seed)
         world.pending()
         world.provider.answers.append(ProviderFailing("500", outcome_unknown=False))
-        world.cleaner.delete_sandbox("sbx-0")
+        world.cleaner.delete_sandbox("sbx-0", by=BY)
         pause = (world.record("sbx-0").next_attempt_at or 0) - world.clock.now()
         assert world.policy.deletion_backoff_base_sec <= pause <= 2 * world.policy.deletion_backoff_base_sec

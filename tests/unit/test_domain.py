@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core import domain
-from broker_common.core.domain import (
-    ORDER_LIMIT,
-    TRANSITIONS,
-    DeletionReason,
-    Policy,
-    RecyclePolicy,
-    Sandbox,
-    Status,
-)
 from broker_common.core.errors import InvalidTransition
+from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.sandbox import ORDER_LIMIT, TRANSITIONS, DeletionReason, Sandbox, Status
 from tests.fakes import START, make_account, make_claim, make_sandbox
 
 if TYPE_CHECKING:

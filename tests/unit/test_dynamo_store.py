@@ -16,9 +16,7 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, index_problem, table_definition
 from broker_common.adapters.dynamo_time import make_time_reader, time_of
 from broker_common.adapters.dynamo_transport import make_client
-from broker_common.core.domain import Candidate, Status
 from broker_common.core.errors import (
-    Conflict,
     InvalidInput,
     LayoutMismatch,
     OutcomeUnknown,
@@ -26,9 +24,22 @@ from broker_common.core.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
+from broker_common.core.sandbox import Candidate, Status
+from broker_common.core.store import CandidateGone, Conflict, Contended, Pauses, SandboxPage, Watermark
 from broker_common.core.telemetry import RecordUnreadable
-from broker_common.core.ports import CandidateGone, Contended, Pauses, SandboxPage, Watermark
-from tests.fakes import START, FakeClock, RecordingRecorder, TimelessStore, make_claim, make_sandbox, walk_ring
+from tests.fakes import (
+    BY,
+    START,
+    FakeClock,
+    RecordingRecorder,
+    TimelessStore,
+    add_of,
+    change_of,
+    make_claim,
+    make_sandbox,
+    removal_of,
+    walk_ring,
+)
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -37,13 +48,15 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 WRITES: list[Callable[[DynamoStore], None]] = [
-    lambda store: store.add(make_sandbox("1")),
-    lambda store: store.update(make_sandbox("1"), make_sandbox("1", version=2)),
-    lambda store: store.remove(make_sandbox("1")),
+    lambda store: store.commit(add_of(make_sandbox("1"))),
+    lambda store: store.commit(change_of(make_sandbox("1"), make_sandbox("1", version=2))),
+    lambda store: store.commit(removal_of(make_sandbox("1"))),
     lambda store: store.write_watermark(Watermark(1, 1)),
-    lambda store: store.end_allocation(
-        make_sandbox("1", status=Status.ALLOCATED, allocated_to_track="t", idempotency_key="t", lease_id="l"),
-        make_sandbox("1", version=2),
+    lambda store: store.commit(
+        change_of(
+            make_sandbox("1", status=Status.ALLOCATED, allocated_to_track="t", idempotency_key="t", lease_id="l"),
+            make_sandbox("1", version=2),
+        )
     ),
 ]
 
@@ -204,7 +217,7 @@ def test_what_the_index_shows_of_a_bad_record_is_no_candidate(
 ) -> None:
     store = store_on(table)
     for number in range(8):
-        store.add(make_sandbox(f"lab-{number}"))
+        store.commit(add_of(make_sandbox(f"lab-{number}")))
     bad_by_hand(table, "lab-3", update, **values)
     shown = {each.sandbox_id for each in walk_ring(store, limit=1)}
     assert shown == {f"lab-{number}" for number in range(8) if number != 3}
@@ -218,7 +231,7 @@ def test_what_the_index_shows_of_a_bad_record_is_no_candidate(
 def test_a_fraction_in_the_ring_stops_no_walk_and_no_listing(table: DynamoDBClient, order: str) -> None:
     store = store_on(table)
     for number in range(8):
-        store.add(make_sandbox(f"lab-{number}"))
+        store.commit(add_of(make_sandbox(f"lab-{number}")))
     bad_by_hand(table, "lab-3", "SET status_order = :order", order={"N": order})
     everyone = sorted(f"lab-{number}" for number in range(8))
     assert sorted(each.sandbox_id for each in walk_ring(store, limit=1)) == everyone
@@ -229,7 +242,7 @@ def test_a_fraction_in_the_ring_stops_no_walk_and_no_listing(table: DynamoDBClie
 def test_records_that_the_index_does_not_have_are_listed_at_the_end(table: DynamoDBClient) -> None:
     store = store_on(table)
     for number in range(9):
-        store.add(make_sandbox(f"lab-{number}"))
+        store.commit(add_of(make_sandbox(f"lab-{number}")))
     for number in range(5):
         bad_by_hand(table, f"lab-{number}", "SET status_key = :later", later={"S": "reserved#0"})
     bad_by_hand(table, "lab-5", "REMOVE status_order")
@@ -250,7 +263,7 @@ def test_a_record_too_large_to_be_allocated_is_no_candidate() -> None:
     recorder = RecordingRecorder()
     store = DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1), recorder=recorder)  # type: ignore[arg-type]
     candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
-    assert store.allocate(candidate, make_claim(make_sandbox("1")), token="t") == CandidateGone(None)
+    assert store.allocate(candidate, make_claim(make_sandbox("1")), by=BY, token="t") == CandidateGone(None)
     assert [event.sandbox_id for event in recorder.of(RecordUnreadable)] == ["1"]
 
 
@@ -279,7 +292,7 @@ def test_a_bad_record_is_said_once_a_minute_however_often_it_is_met(
     store.read_all()
     assert len(recorder.of(RecordUnreadable)) == 2
     for number in (1, 2):
-        store.add(make_sandbox(f"lab-{number}"))
+        store.commit(add_of(make_sandbox(f"lab-{number}")))
         bad_by_hand(table, f"lab-{number}", "REMOVE #name")
     store.read_all()
     assert len({each.sandbox_id for each in recorder.of(RecordUnreadable)}) == 3
@@ -307,7 +320,9 @@ def test_pauses_that_cannot_be_read_are_said_and_can_be_set_again(table: DynamoD
 def test_a_deletion_whose_time_cannot_be_read_is_not_the_oldest(table: DynamoDBClient) -> None:
     store = store_on(table)
     for number in range(3):
-        store.add(make_sandbox(f"lab-{number}", status=Status.PENDING_DELETION, deletion_requested_at=100 + number))
+        store.commit(
+            add_of(make_sandbox(f"lab-{number}", status=Status.PENDING_DELETION, deletion_requested_at=100 + number))
+        )
     bad_by_hand(table, "lab-0", "SET deletion_requested_at = :bad", bad={"S": "long ago"})
     assert store.oldest_pending_deletion() == 101
 
@@ -316,7 +331,7 @@ def test_a_record_of_a_later_version_does_not_stop_a_sync(table: DynamoDBClient)
     store = store_on(table)
     world = World(wrap=lambda _: TimelessStore(store))
     world.provider.accounts = World.accounts(5)
-    result = world.syncer.run()
+    result = world.syncer.run(by=BY)
     assert (result.added, result.failed) == (4, 1)
 
 
@@ -518,11 +533,11 @@ def test_an_account_is_not_taken_from_a_sandbox_that_is_added_just_then(
     store.record_accounts(owner)
 
     def read_too_early(_: str) -> None:
-        store.add(owner)
+        store.commit(add_of(owner))
 
     monkeypatch.setattr(store, "get", read_too_early)
     with pytest.raises(Conflict, match="changed hands"):
-        store.add(make_sandbox("other", external_id="uuid-0a"))
+        store.commit(add_of(make_sandbox("other", external_id="uuid-0a")))
     assert store.read_all().accounts == {"uuid-0a": "owner"}
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.errors import InvalidTransition, SandboxNotFound
-from tests.fakes import FlakyStore, MemoryStore, make_sandbox
+from broker_common.core.sandbox import DeletionReason, Status
+from tests.fakes import BY, FlakyStore, MemoryStore, make_sandbox, removal_of
 from tests.world import World
 
 
 def test_what_has_no_record_is_not_found(plain: World) -> None:
     for call in (
         plain.operations.retry_deletion,
-        lambda each: plain.operations.quarantine(each, reason="odd"),
+        lambda each: plain.operations.quarantine(each, by=BY, reason="odd"),
     ):
         with pytest.raises(SandboxNotFound):
             call("nobody")
@@ -22,7 +22,7 @@ def test_what_has_no_record_is_not_found(plain: World) -> None:
 @pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE])
 def test_an_unused_sandbox_is_put_aside_with_the_reason_kept(world: World, status: Status) -> None:
     world.memory.seed(make_sandbox(status=status))
-    after = world.operations.quarantine("2009521", reason="smells")
+    after = world.operations.quarantine("2009521", by=BY, reason="smells")
     assert after == world.record("2009521")
     assert (after.status, after.deletion_last_error) == (Status.DELETION_FAILED, "smells")
     assert after.deletion_reason is DeletionReason.QUARANTINED
@@ -33,7 +33,7 @@ def test_nothing_else_can_be_put_aside(world: World, status: Status) -> None:
     sandbox = make_sandbox(status=status)
     world.memory.seed(sandbox)
     with pytest.raises(InvalidTransition, match=status):
-        world.operations.quarantine(sandbox.sandbox_id, reason="odd")
+        world.operations.quarantine(sandbox.sandbox_id, by=BY, reason="odd")
     assert world.record(sandbox.sandbox_id) == sandbox
 
 
@@ -41,7 +41,7 @@ def test_a_sandbox_that_is_put_aside_is_not_allocated(plain: World) -> None:
     plain.pool(2)
     plain.allocate("warm-up")
     free = next(each for each in ("sbx-0", "sbx-1") if plain.record(each).status is Status.AVAILABLE)
-    plain.operations.quarantine(free, reason="odd")
+    plain.operations.quarantine(free, by=BY, reason="odd")
     with pytest.raises(Exception, match="no sandbox"):
         plain.allocate("next")
 
@@ -58,13 +58,13 @@ def test_a_quarantine_loses_to_an_allocate_that_came_first() -> None:
     rival = World(clock=world.clock, memory=world.memory)
     stores[0].before_call = lambda method: rival.allocate() if method == "update" else None
     with pytest.raises(InvalidTransition, match="allocated"):
-        world.operations.quarantine("sbx-0", reason="odd")
+        world.operations.quarantine("sbx-0", by=BY, reason="odd")
     assert world.record("sbx-0").status is Status.ALLOCATED
 
 
 def test_a_failed_deletion_is_sent_back_to_be_wiped_with_a_fresh_count(world: World) -> None:
     world.memory.seed(make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True, deletion_retry_count=8))
-    after = world.operations.retry_deletion("sbx-0")
+    after = world.operations.retry_deletion("sbx-0", by=BY)
     assert (after.status, after.deletion_retry_count, after.dirty) == (Status.PENDING_DELETION, 0, True)
     world.clock.advance(3)
     assert list(world.cleaner.find_due()) == ["sbx-0"]
@@ -75,14 +75,14 @@ def test_nothing_else_can_be_sent_back(world: World, status: Status) -> None:
     sandbox = make_sandbox(status=status)
     world.memory.seed(sandbox)
     with pytest.raises(InvalidTransition, match=status):
-        world.operations.retry_deletion(sandbox.sandbox_id)
+        world.operations.retry_deletion(sandbox.sandbox_id, by=BY)
     assert world.record(sandbox.sandbox_id) == sandbox
 
 
 def test_all_failed_deletions_are_sent_back_and_counted(world: World) -> None:
     world.memory.seed(*[make_sandbox(f"{status}-{number}", status=status) for status in Status for number in range(3)])
     others = {key: each for key, each in world.memory.dump()[0].items() if each.status is not Status.DELETION_FAILED}
-    assert world.operations.bulk_retry() == 3
+    assert world.operations.bulk_retry(by=BY) == 3
     records, _ = world.memory.dump()
     assert records.items() >= others.items()
     assert {records[f"deletion_failed-{number}"].status for number in range(3)} == {Status.PENDING_DELETION}
@@ -98,5 +98,5 @@ def test_a_failed_deletion_that_is_removed_meanwhile_is_not_counted() -> None:
     world = World(wrap=wrap)
     sandbox = make_sandbox(status=Status.DELETION_FAILED)
     world.memory.seed(sandbox)
-    stores[0].before_call = lambda method: world.memory.remove(sandbox) if method == "update" else None
-    assert world.operations.bulk_retry() == 0
+    stores[0].before_call = lambda method: world.memory.commit(removal_of(sandbox)) if method == "update" else None
+    assert world.operations.bulk_retry(by=BY) == 0

@@ -10,7 +10,7 @@ import pytest
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import StoreUnavailable
 from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
-from broker_common.core.ports import Pauses
+from broker_common.core.store import Pauses
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore
 
 
@@ -117,7 +117,7 @@ def test_a_request_that_cannot_wait_for_the_first_read_is_told_so() -> None:
 def test_many_requests_at_the_start_cost_one_read() -> None:
     clock = FakeClock()
     store = MemoryStore(clock)
-    board = PauseBoard(store, clock)
+    board = PauseBoard(store, clock, Random(1))
     begun = threading.Barrier(10)
 
     def ask() -> None:

@@ -12,12 +12,13 @@ from broker_common.adapters import prometheus_collectors
 from broker_common.adapters.prometheus_collectors import CircuitCollector, PoolCollector
 from broker_common.adapters.redis_breaker import BreakerState
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.domain import Status
+from broker_common.core.sandbox import Status
 from deploy.dev.processes import wait_until
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import Clock, SandboxStore
+    from broker_common.core.ports import Clock
+    from broker_common.core.store import SandboxStore
 
 
 def scrape(store: SandboxStore, clock: Clock, *, max_age: float = 2) -> CollectorRegistry:

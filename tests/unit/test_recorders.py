@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
+from broker_common.core.jobs import Job
 from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
@@ -36,7 +37,6 @@ from broker_common.core.telemetry import (
     StoreOutcome,
     SyncProgressed,
 )
-from broker_common.core.jobs import Job
 from tests.fakes import RecordingRecorder
 
 EVENTS: list[Event] = [

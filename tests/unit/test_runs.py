@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 from broker_common.core.jobs import JobState
 from broker_common.core.runs import CleanupTally
+from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 
 
 def tally(*outcomes: DeleteOutcome) -> CleanupTally:

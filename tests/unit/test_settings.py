@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core.domain import RecyclePolicy
+from broker_common.core.policy import RecyclePolicy
 from broker_common.core.principals import Role
 from broker_common.settings import Environment, Process, Settings, SettingsError
 from broker_common.tokens import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.domain import Status
 from broker_common.core.errors import NoSandboxesAvailable, UnreadableRecord
-from broker_common.core.telemetry import DeleteOutcome, ItemFailed
 from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
-from broker_common.core.ports import CandidateGone, Pauses, Unreadable
-from tests.fakes import SPOILED, FakeClock, MemoryStore, StoreWrapper, make_sandbox
+from broker_common.core.sandbox import Status
+from broker_common.core.store import CandidateGone, Pauses, Unreadable
+from broker_common.core.telemetry import DeleteOutcome, ItemFailed
+from tests.fakes import BY, SPOILED, FakeClock, MemoryStore, StoreWrapper, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
-    from broker_common.core.domain import Candidate, Claim
-    from broker_common.core.ports import AllocateAnswer
+    from broker_common.core.sandbox import Candidate, Claim
+    from broker_common.core.store import AllocateAnswer
 
 
 def test_the_next_candidate_is_tried_and_a_bad_one_only_once(plain: World) -> None:
@@ -53,7 +53,7 @@ def test_a_track_whose_claim_cannot_be_read_uses_no_candidate_up(plain: World) -
     for _ in range(3):
         with pytest.raises(UnreadableRecord):
             plain.allocate("track-1")
-    assert plain.memory.calls["read_available"] <= 4
+    assert plain.memory.calls["read_candidates"] <= 4
     assert not plain.allocate("track-2").replayed
     with pytest.raises(UnreadableRecord):
         plain.allocate("track-1")
@@ -67,31 +67,31 @@ def test_an_overdue_allocation_that_cannot_be_read_keeps_its_track_waiting_and_n
     with pytest.raises(UnreadableRecord):
         plain.allocate("track-1")
     assert plain.allocate("track-2").claim.sandbox_id != held
-    assert plain.expirer.run().failed == 1
+    assert plain.expirer.run(by=BY).failed == 1
 
 
 def test_jobs_and_bulk_operations_leave_it_and_do_the_rest(plain: World) -> None:
     for status in (Status.STALE, Status.DELETION_FAILED, Status.PENDING_DELETION):
         plain.memory.seed(*(make_sandbox(f"{status}-{which}", status=status, dirty=True) for which in ("bad", "good")))
         plain.memory.spoil(f"{status}-bad")
-    assert plain.operations.bulk_retry() == 1
+    assert plain.operations.bulk_retry(by=BY) == 1
     due = list(plain.cleaner.find_due())
-    outcomes = {each: plain.cleaner.delete_sandbox(each).outcome for each in due}
+    outcomes = {each: plain.cleaner.delete_sandbox(each, by=BY).outcome for each in due}
     assert outcomes.pop("pending_deletion-bad") is DeleteOutcome.POSTPONED
     assert set(outcomes.values()) == {DeleteOutcome.DELETED}
     plain.clock.advance(48 * 3600)
-    purged = plain.purger.run()
+    purged = plain.purger.run(by=BY)
     assert (purged.removed, purged.failed) == (1, 1)
 
 
 def test_a_sync_neither_adds_it_again_nor_misses_it(plain: World) -> None:
     plain.pool(3)
     plain.memory.spoil("sbx-0")
-    assert plain.syncer.run().failed == 1
+    assert plain.syncer.run(by=BY).failed == 1
     (failed,) = plain.recorder.of(ItemFailed)
     assert (failed.sandbox_id, "cannot be read" in failed.error) == ("sbx-0", True)
     plain.provider.accounts = plain.accounts(3)[1:]
-    assert plain.syncer.run().missing == 0
+    assert plain.syncer.run(by=BY).missing == 0
 
 
 def test_what_a_track_holds_is_listed_with_what_cannot_be_read_of_it(plain: World) -> None:
@@ -114,7 +114,7 @@ class UnreadablePauses(MemoryStore):
 def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
     clock = FakeClock()
     store = UnreadablePauses(clock)
-    board = PauseBoard(store, clock)
+    board = PauseBoard(store, clock, Random(1))
     with pytest.raises(UnreadableRecord):
         board.current()
     board.set({"sync": True})

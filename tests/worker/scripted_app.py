@@ -24,13 +24,13 @@ from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import ProviderBusy, SyncBraked
-from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
-from broker_common.core.ports import Pauses
 from broker_common.core.purge import Purger
+from broker_common.core.store import Pauses
 from broker_common.core.sync import SyncResult
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.logs import configure_logging
 from broker_common.services import WorkerServices
 from broker_common.settings import Process, Settings
@@ -107,7 +107,7 @@ def _services() -> WorkerServices:
         recorder=recorder,
         store=store,
         guard=guard,
-        pauses=PauseBoard(store, clock),
+        pauses=PauseBoard(store, clock, Random(1)),
         syncer=cast("Syncer", script),
         cleaner=cast("Cleaner", script),
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),

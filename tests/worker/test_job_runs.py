@@ -12,9 +12,9 @@ from redis.retry import Retry
 
 from broker_common.adapters.redis_job_runs import KEPT_SEC, Ended, RedisJobRuns
 from broker_common.core.errors import QueueUnavailable
-from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 from broker_common.core.jobs import Job, JobRun, JobState
 from broker_common.core.runs import Conclusion
+from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 from tests.worker.conftest import until
 
 if TYPE_CHECKING:
