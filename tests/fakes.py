@@ -15,6 +15,7 @@ from collections import Counter, defaultdict, deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from broker_common.core.errors import InvalidInput, OutcomeUnknown, QueueUnavailable, StoreUnavailable, UnreadableRecord
@@ -149,6 +150,11 @@ def make_sandbox(sandbox_id: str = "2009521", *, status: Status = Status.AVAILAB
 def changed(sandbox: Sandbox, **changes: Any) -> Sandbox:
     """Return a record with other values of its fields, given by their flat names."""
     return sandbox_of({**flatten(sandbox), **changes})
+
+
+def flat(sandbox: Sandbox) -> Any:
+    """Return a record whose fields are read by their flat names."""
+    return SimpleNamespace(**flatten(sandbox))
 
 
 def add_of(sandbox: Sandbox, by: Actor = BY) -> Change:

@@ -60,7 +60,7 @@ class World:
         self.memory = memory or MemoryStore(self.clock)
         self.store = wrap(self.memory)
         self.policy = replace(policy or Policy(), k_candidates=k_candidates)
-        self.recorder = RecordingRecorder, changed()
+        self.recorder = RecordingRecorder()
         self.provider = provider or FakeProvider(self.memory)
         self.table_memory = FakeTableMemory()
         self.rng = Random(seed)

@@ -17,6 +17,7 @@ from broker_common.core.allocation import Allocator
 from broker_common.core.ending import Custody
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.guard import Guard
+from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.jobs import Job, JobRun, JobState
 from broker_common.core.operations import Operations
@@ -196,7 +197,8 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         ),
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
-        operations=Operations(store=store, clock=clock, threads=1),
+        history=History(records=store, reports=store, guard=guard, clock=clock),
+        operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         queue=queue,
         rate_limit=rate_limit,

@@ -370,7 +370,7 @@ def test_pauses_are_set_one_by_one_and_all_are_told(api: Api) -> None:
 
 def test_pauses_are_read_from_the_store_each_time(api: Api) -> None:
     api.admin("GET", "/v1/admin/pause")
-    api.store.set_pauses({"cleanup": True})
+    api.store.set_pauses(Pauses(), Pauses(cleanup=Pause()))
     assert body_of(api.admin("GET", "/v1/admin/pause"))["cleanup"] is True
 
 

@@ -39,7 +39,7 @@ from tests.bench.servers import REGION, TRACK_TOKEN, Servers
 from tests.bench.textbook import TextbookAllocator, make_textbook_table
 from tests.bench.workers import Work
 from tests.bulk_load import load_records
-from tests.fakes import add_of, make_claim
+from tests.fakes import add_of, flat, make_claim
 from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
@@ -162,9 +162,9 @@ def test_bare_transactions_allocate_each_sandbox_to_a_track_of_its_own(
     assert [each.status for each in found if each] == [Status.ALLOCATED] * 8 + [Status.AVAILABLE] * 2
     for each in found[:8]:
         assert each is not None
-        claim = store.get_claim(each.allocated_to_track or "", each.idempotency_key or "")
+        claim = store.get_claim(flat(each).allocated_to_track or "", flat(each).idempotency_key or "")
         assert claim is not None
-        assert (claim.sandbox_id, claim.lease_id) == (each.sandbox_id, each.lease_id)
+        assert (claim.sandbox_id, claim.lease.lease_id) == (each.sandbox_id, flat(each).lease_id)
 
 
 def test_a_bare_transaction_is_refused_once_its_sandbox_is_taken(client: DynamoDBClient, table_name: str) -> None:

@@ -20,6 +20,7 @@ from broker_common.core.errors import NoSandboxesAvailable
 from broker_common.core.ids import new_id
 from broker_common.core.sandbox import Claim, Status
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
+from tests.fakes import flat
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -127,14 +128,14 @@ class TextbookAllocator:
 
 def _claim_of(sandbox: Sandbox) -> Claim:
     return Claim(
-        track_id=sandbox.allocated_to_track or "",
-        idempotency_key=sandbox.idempotency_key or "",
+        track_id=flat(sandbox).allocated_to_track or "",
+        idempotency_key=flat(sandbox).idempotency_key or "",
         sandbox_id=sandbox.sandbox_id,
-        lease_id=sandbox.lease_id or "",
-        allocated_at=sandbox.allocated_at or 0,
-        expires_at=sandbox.expires_at or 0,
+        lease_id=flat(sandbox).lease_id or "",
+        allocated_at=flat(sandbox).allocated_at or 0,
+        expires_at=flat(sandbox).expires_at or 0,
         name=sandbox.name,
         external_id=sandbox.external_id,
-        track_name=sandbox.track_name,
+        track_name=flat(sandbox).track_name,
         sfdc_account_id=sandbox.sfdc_account_id,
     )

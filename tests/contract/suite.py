@@ -532,12 +532,12 @@ class StoreContract:
         sandbox = make_sandbox()
         store.commit(add_of(sandbox))
         assert store.allocate(candidate_of(sandbox), claim, by=BY, token=fresh_token()) == Allocated()
-        assert store.get_claim(claim.track_id, claim.idempotency_key) == claim
-        assert store.read_claims(claim.track_id) == [claim]
+        assert store.get_claim(claim.lease.track_id, claim.lease.idempotency_key) == claim
+        assert store.read_claims(claim.lease.track_id) == [claim]
         held = domain.allocate(sandbox, claim)
         store.commit(change_of(held, ended(held)))
         store.commit(removal_of(ended(held)))
-        assert store.read_claims(claim.track_id) == []
+        assert store.read_claims(claim.lease.track_id) == []
 
     def test_claims_of_tracks_with_odd_names_never_mix(self, store: SandboxStore) -> None:
         names = [
@@ -556,10 +556,10 @@ class StoreContract:
             _, claims[track_id, key] = take(store, sandbox, track_id, idempotency_key=key)
         for (track_id, key), claim in claims.items():
             assert store.get_claim(track_id, key) == claim
-            mine = sorted(store.read_claims(track_id), key=lambda each: each.idempotency_key)
+            mine = sorted(store.read_claims(track_id), key=lambda each: each.lease.idempotency_key)
             assert mine == sorted(
                 (each for (owner, _), each in claims.items() if owner == track_id),
-                key=lambda each: each.idempotency_key,
+                key=lambda each: each.lease.idempotency_key,
             )
 
     # -- ending an allocation
@@ -655,8 +655,8 @@ class StoreContract:
         sandbox = make_sandbox()
         store.commit(add_of(sandbox))
         held, claim = take(store, sandbox)
-        assert list(store.read_due(Status.ALLOCATED, until=claim.expires_at - 1)) == []
-        assert list(store.read_due(Status.ALLOCATED, until=claim.expires_at)) == [sandbox.sandbox_id]
+        assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at - 1)) == []
+        assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at)) == [sandbox.sandbox_id]
         store.commit(change_of(held, ended(held)))
         assert list(store.read_due(Status.ALLOCATED, until=ORDER_LIMIT)) == []
         assert list(store.read_due(Status.PENDING_DELETION, until=ended(held).status_order)) == [sandbox.sandbox_id]

@@ -16,7 +16,7 @@ from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import domain
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld
-from tests.fakes import StoreWrapper, change_of
+from tests.fakes import StoreWrapper, change_of, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ class MemoryTable:
         return True
 
     def put_claim(self, claim: Claim) -> None:
-        self._store._claims[claim.track_id, claim.idempotency_key] = claim
+        self._store._claims[claim.lease.track_id, claim.lease.idempotency_key] = claim
 
 
 class DynamoTable:
@@ -90,7 +90,9 @@ class DynamoTable:
             self._store._transport.write("update_item", **update)
         except ConditionFailed as failed:
             taken = failed.answer.get("Item")
-            return bool(taken and decode_sandbox(taken, SHARDS).lease_id == claim.lease_id)  # by an earlier try
+            return bool(
+                taken and flat(decode_sandbox(taken, SHARDS)).lease_id == claim.lease.lease_id
+            )  # by an earlier try
         return True
 
     def put_claim(self, claim: Claim) -> None:
@@ -122,7 +124,7 @@ class ClaimLookedUp(StoreWrapper):
         self._stall = stall
 
     def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
-        held = self.inner.get_claim(claim.track_id, claim.idempotency_key)
+        held = self.inner.get_claim(claim.lease.track_id, claim.lease.idempotency_key)
         if held is not None:
             return ClaimHeld(held)
         self._stall()
@@ -142,8 +144,8 @@ class ExpiryOfWhateverIsThere(StoreWrapper):
     def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
         self._stall()
         current = self.inner.get(before.sandbox_id)
-        if current is not None and current.status is Status.ALLOCATED and after.deletion_reason is not None:
-            ended = domain.end_allocation(current, reason=after.deletion_reason, now=after.updated_at)
+        if current is not None and current.status is Status.ALLOCATED and flat(after).deletion_reason is not None:
+            ended = domain.end_allocation(current, reason=flat(after).deletion_reason, now=after.updated_at)
             self.inner.commit(change_of(current, ended))
 
 
@@ -156,7 +158,7 @@ class CleanupWithoutTaking(StoreWrapper):
         self._read: dict[str, Sandbox] = {}
 
     def update(self, before: Sandbox, after: Sandbox) -> None:
-        if after.attempt_id is not None and after.attempt_id != before.attempt_id:
+        if flat(after).attempt_id is not None and after.attempt_id != before.attempt_id:
             self._read[before.sandbox_id] = before
             self._stall()
         else:

@@ -23,7 +23,7 @@ from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhol
 from broker_common.core.policy import Policy
 from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
 from broker_common.core.sandbox import Account, Status
-from tests.fakes import BY, START, FakeClock, FakeProvider, MemoryStore, StoreWrapper
+from tests.fakes import BY, START, FakeClock, FakeProvider, MemoryStore, StoreWrapper, flat
 from tests.history.load import Answer, Budget, Client, Pace
 from tests.history.planted import Bug, MemoryTable, break_store
 from tests.history.record import Account as ListedAccount
@@ -282,20 +282,20 @@ class _Simulation:
                         status=each.status.value,
                         version=each.version,
                         dirty=each.dirty,
-                        lease_id=each.lease_id,
-                        track_id=each.allocated_to_track,
-                        key=each.idempotency_key,
-                        allocated_at=each.allocated_at,
-                        expires_at=each.expires_at,
-                        last_lease_id=each.last_lease_id,
+                        lease_id=flat(each).lease_id,
+                        track_id=flat(each).allocated_to_track,
+                        key=flat(each).idempotency_key,
+                        allocated_at=flat(each).allocated_at,
+                        expires_at=flat(each).expires_at,
+                        last_lease_id=flat(each).last_lease_id,
                     )
                     for each in sandboxes.values()
                 ),
                 claims=tuple(
                     ClaimRow(
-                        track_id=each.track_id,
-                        key=each.idempotency_key,
-                        lease_id=each.lease_id,
+                        track_id=each.lease.track_id,
+                        key=each.lease.idempotency_key,
+                        lease_id=each.lease.lease_id,
                         sandbox_id=each.sandbox_id,
                     )
                     for each in claims.values()

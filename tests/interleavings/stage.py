@@ -27,6 +27,7 @@ from tests.fakes import (
     Fault,
     FlakyStore,
     MemoryStore,
+    flat,
     make_claim,
     make_sandbox,
 )
@@ -336,9 +337,9 @@ class Stage:
         if shared:
             raise Violation(f"two sandboxes have one account: {shared}")
         held = {
-            (each.allocated_to_track, each.idempotency_key): (
+            (flat(each).allocated_to_track, flat(each).idempotency_key): (
                 each.sandbox_id,
-                each.lease_id,
+                flat(each).lease_id,
                 each.name,
                 each.external_id,
             )
@@ -346,7 +347,8 @@ class Stage:
             if each.status is Status.ALLOCATED
         }
         claimed = {
-            key: (claim.sandbox_id, claim.lease_id, claim.name, claim.external_id) for key, claim in now.claims.items()
+            key: (claim.sandbox_id, claim.lease.lease_id, claim.name, claim.external_id)
+            for key, claim in now.claims.items()
         }
         holders = [each for each in now.records.values() if each.status is Status.ALLOCATED]
         if held != claimed or len(holders) != len(held):
@@ -369,7 +371,7 @@ class Stage:
         if becomes.version <= self._versions[sandbox_id]:
             raise Violation(f"the version does not grow: {was} -> {becomes}")
         self._versions[sandbox_id] = becomes.version
-        if becomes.status is Status.PENDING_DELETION and becomes.status_order != becomes.next_attempt_at:
+        if becomes.status is Status.PENDING_DELETION and becomes.status_order != flat(becomes).next_attempt_at:
             raise Violation(f"no cleanup will find {becomes}")
         self._check_truth(sandbox_id, was, becomes)
 

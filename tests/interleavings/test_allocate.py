@@ -79,7 +79,7 @@ def several_copies(schedule: Schedule, *, copies: int, free: int, processes: int
         stage.allocate(f"copy {number}", stage.worlds[number % processes], "ann", arrives=processes < copies)
     found = granted(stage.run())
     assert len(found) == copies
-    assert len({each.claim.lease_id for each in found}) == 1
+    assert len({each.claim.lease.lease_id for each in found}) == 1
     assert [each.replayed for each in found].count(False) == 1
 
 
@@ -148,7 +148,7 @@ def test_a_track_whose_process_is_killed_gets_what_it_was_given_when_it_asks_aga
         stage.allocate("other", second, other)
         found = granted(stage.run())
         assert len(found) == (2 if other == "ann" else min(2, free))
-        assert len({each.claim.lease_id for each in found}) == (1 if other == "ann" else len(found))
+        assert len({each.claim.lease.lease_id for each in found}) == (1 if other == "ann" else len(found))
 
     every_order(case)
 
@@ -166,8 +166,8 @@ def test_two_requests_are_answered_truly_although_the_answer_to_a_write_got_lost
         stage.allocate("other", stage.worlds[-1], other, arrives=processes == 1)
         found = granted(stage.run())
         assert len(found) == (2 if other == "ann" else min(2, free))
-        assert len({each.claim.lease_id for each in found}) == (1 if other == "ann" else len(found))
-        assert len(stage.claims()) == len({each.claim.lease_id for each in found})
+        assert len({each.claim.lease.lease_id for each in found}) == (1 if other == "ann" else len(found))
+        assert len(stage.claims()) == len({each.claim.lease.lease_id for each in found})
 
     every_order(case)
 
@@ -207,7 +207,9 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
         stage.allocate("copy", first, "ann")
         stage.play(
             "mark",
-            lambda: second.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=old.lease_id),
+            lambda: second.custody.mark_for_deletion(
+                by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=old.lease.lease_id
+            ),
         )
         results = stage.run()
         assert not results["mark"].repeated
@@ -226,7 +228,7 @@ def allocate_without(*left_out: str) -> Callable[..., AllocateAnswer]:
 
     def allocate(memory: MemoryStore, candidate: Candidate, new: Claim, *, token: str) -> AllocateAnswer:
         with memory._called("allocate"):
-            held = memory._claims.get((new.track_id, new.idempotency_key))
+            held = memory._claims.get((new.lease.track_id, new.lease.idempotency_key))
             if held is not None and "claim" not in left_out:
                 return ClaimHeld(held)
             current = memory._records[candidate.sandbox_id]
@@ -236,7 +238,7 @@ def allocate_without(*left_out: str) -> Callable[..., AllocateAnswer]:
                 return CandidateGone(current)
             changes = domain.allocation_changes(new, version=current.version)
             memory._put(candidate.sandbox_id, replace(current, **changes))
-            memory._claims[new.track_id, new.idempotency_key] = new
+            memory._claims[new.lease.track_id, new.lease.idempotency_key] = new
             return Allocated()
 
     return allocate

@@ -25,7 +25,7 @@ from broker_common.core.policy import RecyclePolicy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
-from tests.fakes import BY, Crashed, Fault, make_account
+from tests.fakes import BY, Crashed, Fault, changed, make_account
 from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import POLICY, WINDOW, Stage, Violation, commute
 
@@ -237,7 +237,7 @@ def test_the_search_finds_a_cleanup_that_does_not_take_its_sandbox_first(monkeyp
         if not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         with self._provider.admit():
-            return self._call(replace(sandbox, attempt_id="nobody else's"), send_within=cleanup.SEND_WITHIN_SEC)
+            return self._call(changed(sandbox, attempt_id="nobody else's"), send_within=cleanup.SEND_WITHIN_SEC)
 
     monkeypatch.setattr(cleanup.Cleaner, "_delete", without_a_write)
     with pytest.raises(Violation, match="asked to delete"):
@@ -248,7 +248,7 @@ def test_the_search_finds_a_success_that_overlooks_a_call_that_is_still_under_wa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def trusting(sandbox: Sandbox, **arguments: object) -> Sandbox:
-        return confirm_wipe(replace(sandbox, outcome_unknown=False), **arguments)  # type: ignore[arg-type] # passed on
+        return confirm_wipe(changed(sandbox, outcome_unknown=False), **arguments)  # type: ignore[arg-type] # passed on
 
     monkeypatch.setattr(cleanup, "confirm_wipe", trusting)
     with pytest.raises(Violation, match="may be under way"):

@@ -13,7 +13,7 @@ from broker_common.core.reservoir import Search
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import AllocationExpired
-from tests.fakes import BY, Crashed, Fault, MemoryStore, make_sandbox
+from tests.fakes import BY, Crashed, Fault, MemoryStore, flat, make_sandbox
 from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import Stage, Violation
 
@@ -35,10 +35,12 @@ def ending(name: str, world: World, claim: Claim) -> Callable[[], object]:
     """Make the operation of this name end an allocation; it returns whether it was it that did."""
 
     def mark() -> bool:
-        return not world.custody.mark_for_deletion(by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id).repeated
+        return not world.custody.mark_for_deletion(
+            by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id
+        ).repeated
 
     def release() -> bool:
-        return not world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id).repeated
+        return not world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id).repeated
 
     def expire() -> bool:
         return world.expirer.run(by=BY).expired == 1
@@ -76,7 +78,7 @@ def test_of_a_mark_a_release_and_an_expiry_one_ends_the_allocation_and_all_succe
         (first,) = (name for name, ended in results.items() if ended)
         assert not any(isinstance(result, Exception) for result in results.values())
         record = stage.records()["sbx-0"]
-        assert (record.deletion_reason, record.last_lease_id) == (REASONS[first], claim.lease_id)
+        assert (flat(record).deletion_reason, flat(record).last_lease_id) == (REASONS[first], claim.lease.lease_id)
         assert_wiped_once_more(stage)
 
     every_order(case)
@@ -130,7 +132,7 @@ def next_life(stage: Stage, world: World, claim: Claim, track_id: str) -> Callab
 
     def operation() -> object:
         world.custody.mark_for_deletion(
-            by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id
+            by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
         )
         world.cleaner.delete_sandbox(claim.sandbox_id, by=BY)
         return world.allocate(track_id)
@@ -151,22 +153,22 @@ def late_against_the_next_life(
     allocation = results["next"]
     assert isinstance(allocation, Allocation)
     assert list(stage.claims().values()) == [allocation.claim]
-    assert allocation.claim.lease_id != claim.lease_id
+    assert allocation.claim.lease.lease_id != claim.lease_id
     return results["late"], stage
 
 
 def mark_the_old_lease(world: World, claim: Claim) -> object:
     return world.custody.mark_for_deletion(
-        by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id
+        by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
     )
 
 
 def mark_the_lease_at_hand(world: World, claim: Claim) -> object:
-    return world.custody.mark_for_deletion(by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id)
+    return world.custody.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
 
 
 def release_the_old_lease(world: World, claim: Claim) -> object:
-    return world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id)
+    return world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id)
 
 
 def expire(world: World, _: Claim) -> object:
@@ -208,7 +210,9 @@ def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_o
         read_the_new = steps.index(("late", "get")) > max(
             place for place, step in enumerate(steps) if step == ("next", "allocate")
         )
-        ended_the_new = isinstance(results["late"], Ending) and results["late"].sandbox.last_lease_id == new.lease_id
+        ended_the_new = (
+            isinstance(results["late"], Ending) and flat(results["late"].sandbox).last_lease_id == new.lease_id
+        )
         assert ended_the_new == read_the_new
         assert (list(stage.claims().values()) == [new]) != ended_the_new
 
@@ -250,12 +254,12 @@ def test_a_track_s_own_next_allocate_and_the_expiry_job_end_its_overdue_allocati
         stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0", by=BY))
         answer = stage.run()["ann"]
         if free or isinstance(answer, Allocation):
-            assert answer.claim.lease_id != old.lease_id
+            assert answer.claim.lease_id != old.lease.lease_id
         else:
             assert isinstance(answer, NoSandboxesAvailable)
         events = [event for world in stage.worlds for event in world.recorder.of(AllocationExpired)]
         # Both write the same record within one second, and the store takes the second for the first one repeated.
-        assert {event.lease_id for event in events} == {old.lease_id}
+        assert {event.lease_id for event in events} == {old.lease.lease_id}
         assert stage.settle()["sbx-0"].status is not Status.PENDING_DELETION
         assert len(stage.deletes) == 1
 
@@ -272,7 +276,7 @@ def overdue_copies(schedule: Schedule, *, processes: int, free: int) -> None:
     if free == 0:
         assert all(isinstance(each, NoSandboxesAvailable) for each in results)
     else:
-        assert len({each.claim.lease_id for each in results} - {old.lease_id}) == 1
+        assert len({each.claim.lease_id for each in results} - {old.lease.lease_id}) == 1
         assert [each.replayed for each in results].count(False) == 1
     assert stage.statuses().count(Status.ALLOCATED) == min(free, 1)
     assert stage.statuses()[0] is Status.PENDING_DELETION
@@ -324,7 +328,7 @@ def end_whatever_is_allocated(memory: MemoryStore, before: Sandbox, after: Sandb
     if current.status is not Status.ALLOCATED:
         raise Conflict("not allocated", current=current)
     memory._put(before.sandbox_id, after)
-    memory._claims.pop((current.allocated_to_track or "", current.idempotency_key or ""), None)
+    memory._claims.pop((flat(current).allocated_to_track or "", flat(current).idempotency_key or ""), None)
 
 
 @pytest.mark.parametrize(("late", "overdue"), [(mark_the_old_lease, False), (expire, True)])

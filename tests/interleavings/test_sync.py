@@ -14,7 +14,7 @@ from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable, S
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.sync import SyncResult
-from tests.fakes import BY, START, Crashed, Fault, MemoryStore, make_account, make_sandbox
+from tests.fakes import BY, START, Crashed, Fault, MemoryStore, flat, make_account, make_sandbox
 from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import POLICY, Stage, Violation, commute
 from tests.interleavings.test_allocate import allocate_without
@@ -146,7 +146,7 @@ def seen_again_used(schedule: Schedule) -> None:
     stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0", by=BY))
     results = stage.run()
     assert isinstance(results["ann"], (Allocation, NoSandboxesAvailable))
-    assert stage.settle()["sbx-0"].deletion_reason in {DeletionReason.FOUND_DIRTY, None}
+    assert flat(stage.settle()["sbx-0"]).deletion_reason in {DeletionReason.FOUND_DIRTY, None}
 
 
 def test_a_used_sandbox_that_a_sync_sees_again_reaches_nobody_unwiped(every_order: Callable[..., None]) -> None:
@@ -175,7 +175,7 @@ def test_a_sync_that_read_the_pool_before_a_whole_life_of_a_sandbox_does_not_tou
         first, second, api = stage.worlds
 
         def life() -> None:
-            first.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=claim.lease_id)
+            first.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=claim.lease.lease_id)
             first.cleaner.delete_sandbox("sbx-0", by=BY)
 
         first.provider.answers.append(answer)

@@ -18,7 +18,7 @@ from broker_common.core.errors import BrokerError, ProviderFailing, ProviderMisc
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from broker_common.core.sandbox import Claim, Sandbox, Status
-from tests.fakes import BY, START, Crashed, FakeClock, make_account, make_sandbox
+from tests.fakes import BY, START, Crashed, FakeClock, changed, flat, make_account, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -59,14 +59,14 @@ class State:
             record.status,
             record.name,
             record.dirty,
-            record.lease_id is not None,
-            record.allocated_to_track,
+            flat(record).lease_id is not None,
+            flat(record).allocated_to_track,
             record.answers_to,
-            record.deletion_retry_count,
-            record.attempt_id is not None,
-            record.outcome_unknown,
-            (record.next_attempt_at or 0) <= self.now,
-            record.status is Status.ALLOCATED and (record.expires_at or 0) + HOUR // 2 <= self.now,
+            flat(record).deletion_retry_count,
+            flat(record).attempt_id is not None,
+            flat(record).outcome_unknown,
+            (flat(record).next_attempt_at or 0) <= self.now,
+            record.status is Status.ALLOCATED and (flat(record).expires_at or 0) + HOUR // 2 <= self.now,
             record.status is Status.STALE and record.status_order + 24 * HOUR <= self.now,
             len(self.claims),
             self.used,
@@ -209,7 +209,7 @@ def attempt(operation: Callable[[Play], object], play: Play) -> None:
 
 
 def release(play: Play) -> None:
-    lease_id = play.world.inventory.read(SANDBOX).lease_at_hand
+    lease_id = play.world.inventory.read(SANDBOX).latest_lease_id
     play.world.custody.release(by=BY, sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
 
 
@@ -294,8 +294,8 @@ def test_no_sequence_of_operations_makes_a_used_sandbox_available(recycle: Recyc
     assert statuses == set(Status)
     assert any(state.record is None for state in found.values())
     for state in found.values():
-        held = [state.record.lease_id] if state.record and state.record.status is Status.ALLOCATED else []
-        assert [claim.lease_id for claim in state.claims] == held
+        held = [flat(state.record).lease_id] if state.record and state.record.status is Status.ALLOCATED else []
+        assert [claim.lease.lease_id for claim in state.claims] == held
 
 
 def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +336,7 @@ def test_the_search_finds_a_sync_that_looks_at_the_label_alone(monkeypatch: pyte
 
 def test_the_search_finds_a_success_that_overlooks_a_lost_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     def trusting(sandbox: Sandbox, **arguments: object) -> Sandbox:
-        return domain.confirm_wipe(replace(sandbox, outcome_unknown=False), **arguments)  # type: ignore[arg-type] # passed on
+        return domain.confirm_wipe(changed(sandbox, outcome_unknown=False), **arguments)  # type: ignore[arg-type] # passed on
 
     monkeypatch.setattr(cleanup, "confirm_wipe", trusting)
     with pytest.raises(Violation, match="under way"):

@@ -54,6 +54,7 @@ from tests.fakes import (
     FlakyStore,
     LaggingStore,
     MemoryStore,
+    flat,
     make_account,
     make_sandbox,
 )
@@ -170,7 +171,7 @@ class Promises(RuleBasedStateMachine):
         if before and after:
             assert after.version == before.version + 1
             if before.dirty and not after.dirty:
-                assert self.wiping.get(one.sandbox_id) == before.attempt_id is not None, "cleaned without a wipe"
+                assert self.wiping.get(one.sandbox_id) == flat(before).attempt_id is not None, "cleaned without a wipe"
         if before and after is None:
             assert was is Status.DELETED or not before.dirty, "a used sandbox left no tombstone"
             if was is Status.DELETED:
@@ -196,13 +197,13 @@ class Promises(RuleBasedStateMachine):
         record = self.provider.deletes[-1].record
         assert record, f"the provider was asked to delete {external_id}, which has no record"
         assert record.status is Status.PENDING_DELETION, f"the provider was asked to delete what is {record.status}"
-        assert record.attempt_id
+        assert flat(record).attempt_id
         answer = self.answer
         if answer is Crashed:
             raise Crashed
         if answer in {WipeAnswer.WIPED, WipeAnswer.ACCEPTED}:
             self.used.discard(record.account_key)
-            self.wiping[record.sandbox_id] = record.attempt_id
+            self.wiping[record.sandbox_id] = flat(record).attempt_id
         self.provider.answers.append(answer)
 
     @contextmanager
@@ -226,7 +227,7 @@ class Promises(RuleBasedStateMachine):
         """Drop the allocations that have ended in the store, each of which the step just taken may have ended."""
         sandboxes = self._sandboxes()
         for lease, claim in list(self.answered.items()):
-            if sandboxes[claim.sandbox_id].lease_id != lease:
+            if flat(sandboxes[claim.sandbox_id]).lease_id != lease:
                 assert may_end(claim), f"{claim} was ended by nobody who may"
                 del self.answered[lease]
 
@@ -241,7 +242,7 @@ class Promises(RuleBasedStateMachine):
     @rule(index=processes, track=tracks, key=keys, prefix=st.sampled_from(["", "", "lab-", "gpu-"]), failing=faults)
     def allocate(self, index: int, track: str, key: str, prefix: str, failing: list[Fault | None]) -> None:
         held = self._claims().get((track, key))
-        overdue = held is not None and self.clock.now() >= held.allocated_at + OVERDUE
+        overdue = held is not None and self.clock.now() >= held.lease.allocated_at + OVERDUE
         settled = self.clock.monotonic() - 1 - self.lag
         free = [
             sandbox_id
@@ -267,8 +268,8 @@ class Promises(RuleBasedStateMachine):
                 else:
                     assert not allocation.replayed
                     assert claim.name.startswith(prefix)
-                    assert claim.allocated_at == self.clock.now()
-                self.answered[claim.lease_id] = claim
+                    assert claim.lease.allocated_at == self.clock.now()
+                self.answered[claim.lease.lease_id] = claim
         self._forget_ended(lambda ended: overdue and ended == held)
 
     @rule(
@@ -280,9 +281,9 @@ class Promises(RuleBasedStateMachine):
     )
     def mark(self, index: int, track: str, sandbox_id: str, lease: str, failing: list[Fault | None]) -> None:
         record = self._sandboxes().get(sandbox_id)
-        right = record.lease_at_hand if record else None
+        right = record.latest_lease_id if record else None
         lease_id = {"none": None, "right": right, "wrong": "another-lease"}[lease]
-        owner = record and (record.allocated_to_track or record.last_track_id)
+        owner = record and (flat(record).allocated_to_track or flat(record).last_track_id)
         accepted = False
         with self._process(index, failing) as world:
             try:
@@ -308,28 +309,28 @@ class Promises(RuleBasedStateMachine):
         if accepted:
             assert self._sandboxes()[sandbox_id].status is not Status.ALLOCATED
         self._forget_ended(
-            lambda ended: ended.track_id == track and ended.sandbox_id == sandbox_id and lease != "wrong"
+            lambda ended: ended.lease.track_id == track and ended.sandbox_id == sandbox_id and lease != "wrong"
         )
 
     @rule(index=processes, sandbox_id=ids, right=st.booleans(), failing=faults)
     def release(self, index: int, sandbox_id: str, right: bool, failing: list[Fault | None]) -> None:
         record = self._sandboxes().get(sandbox_id)
-        lease_id = (record and right and record.lease_at_hand) or "another-lease"
+        lease_id = (record and right and record.latest_lease_id) or "another-lease"
         with self._process(index, failing) as world:
             try:
                 world.custody.release(by=BY, sandbox_id=sandbox_id, lease_id=lease_id)
             except (SandboxNotFound, LeaseMismatch):
-                assert record is None or record.lease_at_hand != lease_id
+                assert record is None or record.latest_lease_id != lease_id
             except StoreUnavailable:
                 assert failing
-        self._forget_ended(lambda ended: ended.lease_id == lease_id)
+        self._forget_ended(lambda ended: ended.lease.lease_id == lease_id)
 
     @rule(index=processes, failing=faults)
     def expire(self, index: int, failing: list[Fault | None]) -> None:
         now = self.clock.now()
         with self._process(index, failing) as world:
             world.expirer.run(by=BY)
-        self._forget_ended(lambda ended: now >= ended.expires_at + POLICY.expiry_buffer_sec)
+        self._forget_ended(lambda ended: now >= ended.lease.expires_at + POLICY.expiry_buffer_sec)
 
     @rule(
         index=processes,
@@ -400,7 +401,7 @@ class Promises(RuleBasedStateMachine):
         if meanwhile == "nothing":
             self._check_synced(before)
         self.provider.during_list = lambda: None
-        self._forget_ended(lambda ended: ended.lease_id in ended_by)
+        self._forget_ended(lambda ended: ended.lease.lease_id in ended_by)
 
     def _check_synced(self, before: dict[str, Sandbox]) -> None:
         """Hold what a sync alone has written to the list that it had."""
@@ -454,16 +455,16 @@ class Promises(RuleBasedStateMachine):
                     world.cleaner.delete_sandbox(sandbox_id, by=BY)
             elif what == "allocate":
                 ended_by += [
-                    claim.lease_id
+                    claim.lease.lease_id
                     for claim in self.answered.values()
-                    if claim.track_id == "dan" and claim.is_overdue(self.clock.now(), POLICY)
+                    if claim.lease.track_id == "dan" and claim.lease.is_overdue(self.clock.now(), POLICY)
                 ]
                 claim = world.allocate("dan", "k1").claim
-                self.answered[claim.lease_id] = claim
+                self.answered[claim.lease.lease_id] = claim
             elif what == "mark":
                 for lease, claim in list(self.answered.items()):
                     ended_by.append(lease)
-                    world.custody.mark_for_deletion(by=BY, track_id=claim.track_id, sandbox_id=claim.sandbox_id)
+                    world.custody.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
             elif what == "quarantine":
                 world.operations.quarantine("s0", by=BY, reason="odd")
             elif what == "retry":
@@ -570,8 +571,8 @@ class Promises(RuleBasedStateMachine):
     @rule(index=processes, track=tracks)
     @precondition(lambda self: self.answered)
     def list_held(self, index: int, track: str) -> None:
-        held = {each.lease_id for each in self.worlds[index].custody.list_held(track_id=track)}
-        assert held == {claim.lease_id for claim in self._claims().values() if claim.track_id == track}
+        held = {flat(each).lease_id for each in self.worlds[index].custody.list_held(track_id=track)}
+        assert held == {claim.lease.lease_id for claim in self._claims().values() if claim.lease.track_id == track}
 
     # -- promises
 
@@ -579,18 +580,18 @@ class Promises(RuleBasedStateMachine):
     def a_claim_exists_exactly_while_its_sandbox_is_allocated_under_its_lease(self) -> None:
         sandboxes, claims = self.memory.dump()
         held = {
-            (each.allocated_to_track, each.idempotency_key, each.sandbox_id, each.lease_id)
+            (flat(each).allocated_to_track, flat(each).idempotency_key, each.sandbox_id, flat(each).lease_id)
             for each in sandboxes.values()
             if each.status is Status.ALLOCATED
         }
-        assert held == {(track, key, claim.sandbox_id, claim.lease_id) for (track, key), claim in claims.items()}
+        assert held == {(track, key, claim.sandbox_id, claim.lease.lease_id) for (track, key), claim in claims.items()}
 
     @invariant()
     def every_sandbox_has_one_holder_and_every_answered_allocation_stands(self) -> None:
         claims = self._claims()
         assert len({claim.sandbox_id for claim in claims.values()}) == len(claims)
         for claim in self.answered.values():
-            assert claims[claim.track_id, claim.idempotency_key] == claim
+            assert claims[claim.lease.track_id, claim.lease.idempotency_key] == claim
 
     @invariant()
     def one_account_has_one_record(self) -> None:
@@ -609,8 +610,8 @@ class Promises(RuleBasedStateMachine):
     def whatever_waits_to_be_wiped_will_be_found(self) -> None:
         for sandbox in self._sandboxes().values():
             if sandbox.status is Status.PENDING_DELETION:
-                assert sandbox.status_order == sandbox.next_attempt_at
-                assert sandbox.next_attempt_at - self.clock.now() <= POLICY.deletion_backoff_max_sec
+                assert sandbox.status_order == flat(sandbox).next_attempt_at
+                assert flat(sandbox).next_attempt_at - self.clock.now() <= POLICY.deletion_backoff_max_sec
 
     def teardown(self) -> None:
         """Let the provider answer again: everything that was given back is wiped, and nothing waits for ever."""

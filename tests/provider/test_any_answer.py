@@ -23,7 +23,7 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import ListNotWhole, ProviderError, SyncBraked
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.telemetry import DeleteOutcome
-from tests.fakes import BY, RecordingRecorder, make_sandbox
+from tests.fakes import BY, RecordingRecorder, flat, make_sandbox
 from tests.provider.conftest import TOKEN, connected
 from tests.provider.test_csp_client import RawServer
 from tests.world import World
@@ -506,8 +506,8 @@ def test_a_wipe_after_a_success_that_said_no_waits_for_a_sync(provider: Provider
     provider.say(a_list(b'{"error": [{"message": "The account is locked."}]}'), a_list(b"{}"))
     assert world.cleaner.delete_sandbox(due, by=BY).outcome is DeleteOutcome.WILL_RETRY
     refused = world.record(due)
-    assert (refused.status, refused.dirty, refused.deletion_retry_count) == (Status.PENDING_DELETION, True, 1)
-    assert "The account is locked." in str(refused.deletion_last_error)
+    assert (refused.status, refused.dirty, flat(refused).deletion_retry_count) == (Status.PENDING_DELETION, True, 1)
+    assert "The account is locked." in str(flat(refused).deletion_last_error)
     world.clock.advance(7200)
     assert world.cleaner.delete_sandbox(due, by=BY).outcome is DeleteOutcome.DELETED
     assert (world.record(due).status, world.record(due).dirty) == (Status.STALE, False)

@@ -230,7 +230,7 @@ class _Run:
                 outcome = result.unavailable
             else:
                 assert claim.sandbox_id not in self._holders, "a sandbox has one holder"
-                self._holders[claim.sandbox_id] = claim.track_id
+                self._holders[claim.sandbox_id] = claim.lease.track_id
                 self._allocated.append(claim.sandbox_id)
             outcome.append(self.time.monotonic() - arrived_at)
             self._unanswered -= 1

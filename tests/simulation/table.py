@@ -22,7 +22,7 @@ from broker_common.core.errors import StoreUnavailable
 from broker_common.core.lease import candidate_of
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, Sandbox, Status
 from broker_common.core.store import AllocateAnswer, CandidatePage, Contended, Pauses, Position
-from tests.fakes import MemoryStore
+from tests.fakes import MemoryStore, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -170,7 +170,7 @@ class SimulatedStore(MemoryStore):
         self.sent["allocate"] += 1
         try:
             return self._transact(
-                (candidate.sandbox_id, claim.track_id),
+                (candidate.sandbox_id, claim.lease.track_id),
                 lambda: super(SimulatedStore, self).allocate(candidate, claim, token=token),
             )
         except Throttled:
@@ -178,7 +178,7 @@ class SimulatedStore(MemoryStore):
 
     def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
         """Implement the port, waiting for capacity as long as it takes: it is not what is measured."""
-        keys = (before.sandbox_id, before.allocated_to_track or "")
+        keys = (before.sandbox_id, flat(before).allocated_to_track or "")
         self._insist("end_allocation", lambda: self._transact(keys, lambda: self._end(before, after)))
 
     def update(self, before: Sandbox, after: Sandbox) -> None:

@@ -13,7 +13,7 @@ from broker_common.core import domain
 from broker_common.core.lease import candidate_of
 from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
 from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
-from tests.fakes import BY, change_of, make_claim, make_sandbox, walk_ring
+from tests.fakes import BY, change_of, flat, make_claim, make_sandbox, walk_ring
 from tests.simulation.broker import Scenario, simulate
 from tests.simulation.scale import SWEEPS, plot, run
 from tests.simulation.table import WRITE_UNITS, SimulatedStore, TableConditions
@@ -98,7 +98,7 @@ def test_allocating_keeps_the_contract_of_the_store() -> None:
     assert held.claim.sandbox_id == "free"
     assert isinstance(gone, CandidateGone)
     assert gone.current
-    assert gone.current.allocated_to_track == "a"
+    assert flat(gone.current).allocated_to_track == "a"
 
 
 def test_of_two_transactions_on_one_sandbox_at_once_one_is_told_of_the_other() -> None:

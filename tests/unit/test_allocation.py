@@ -22,7 +22,7 @@ from broker_common.core.errors import (
 )
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Status
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome, AllocationExpired
-from tests.fakes import BY, FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_claim, make_sandbox
+from tests.fakes import BY, FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, flat, make_claim, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def test_a_track_gets_a_sandbox_and_holds_it_as_answered(world: World) -> None:
     )
     claim = allocation.claim
     assert not allocation.replayed
-    assert (claim.track_id, claim.idempotency_key, claim.track_name) == ("track-1", "key", "intro")
-    assert claim.allocated_at == world.clock.now()
-    assert claim.expires_at == claim.allocated_at + 4 * HOUR
+    assert (claim.lease.track_id, claim.lease.idempotency_key, claim.lease.track_name) == ("track-1", "key", "intro")
+    assert claim.lease.allocated_at == world.clock.now()
+    assert claim.lease.expires_at == claim.lease.allocated_at + 4 * HOUR
     record = world.record(claim.sandbox_id)
-    assert (record.status, record.lease_id, record.dirty) == (Status.ALLOCATED, claim.lease_id, True)
+    assert (record.status, flat(record).lease_id, record.dirty) == (Status.ALLOCATED, claim.lease.lease_id, True)
     assert (record.name, record.external_id) == (claim.name, claim.external_id)
     assert world.memory.get_claim("track-1", "key") == claim
 
@@ -90,7 +90,7 @@ def test_tracks_and_keys_each_get_a_sandbox_of_their_own(world: World) -> None:
     world.pool(20)
     claims = [world.allocate(track, key).claim for track in ("a", "b", "c") for key in ("x", "y")]
     assert len({claim.sandbox_id for claim in claims}) == 6
-    assert len({claim.lease_id for claim in claims}) == 6
+    assert len({claim.lease.lease_id for claim in claims}) == 6
 
 
 def test_the_whole_pool_can_be_handed_out_to_the_last_sandbox(plain: World) -> None:
@@ -225,7 +225,7 @@ def test_an_applied_write_that_is_sent_again_under_another_token_is_still_this_r
     allocation = world.allocate()
     assert not allocation.replayed
     assert len({token for _, _, token in store.sent}) == 2
-    assert world.record(allocation.claim.sandbox_id).lease_id == allocation.claim.lease_id
+    assert flat(world.record(allocation.claim.sandbox_id)).lease_id == allocation.claim.lease.lease_id
     assert outcomes(world) == [AllocateOutcome.SUCCESS]
 
 
@@ -326,8 +326,8 @@ def test_an_overdue_claim_is_expired_on_the_spot_and_a_new_sandbox_given(plain: 
     assert not fresh.replayed
     assert fresh.claim.sandbox_id != old.sandbox_id
     record = plain.record(old.sandbox_id)
-    assert (record.status, record.deletion_reason) == (Status.PENDING_DELETION, DeletionReason.EXPIRED)
-    assert [event.lease_id for event in plain.recorder.of(AllocationExpired)] == [old.lease_id]
+    assert (record.status, flat(record).deletion_reason) == (Status.PENDING_DELETION, DeletionReason.EXPIRED)
+    assert [event.lease_id for event in plain.recorder.of(AllocationExpired)] == [old.lease.lease_id]
 
 
 def test_a_claim_within_its_buffer_is_still_answered(plain: World) -> None:
@@ -442,7 +442,7 @@ def test_each_allocate_is_recorded_once_with_its_outcome_and_time() -> None:
     world.allocate()
     first, second = world.recorder.of(AllocateEnded)
     assert (first.outcome, second.outcome) == (AllocateOutcome.SUCCESS, AllocateOutcome.IDEMPOTENT)
-    assert (first.track_id, first.sandbox_id, first.lease_id) == ("track-1", claim.sandbox_id, claim.lease_id)
+    assert (first.track_id, first.sandbox_id, first.lease_id) == ("track-1", claim.sandbox_id, claim.lease.lease_id)
     assert first.seconds > 0
     assert first.error is None
 
@@ -500,7 +500,7 @@ class _Gate(StoreWrapper):
         self._held_up = held_up
 
     def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
-        if claim.track_id == self._held_up:
+        if claim.lease.track_id == self._held_up:
             self.reached.set()
             assert self.open.wait(30)
         return super().allocate(candidate, claim, token=token)
@@ -521,11 +521,11 @@ def test_a_sandbox_that_another_request_is_trying_is_tried_too_before_a_track_is
             "elsewhere",
             status=Status.ALLOCATED,
             dirty=True,
-            lease_id=held.lease_id,
+            lease_id=held.lease.lease_id,
             allocated_to_track="slow",
             idempotency_key="slow",
-            allocated_at=held.allocated_at,
-            expires_at=held.expires_at,
+            allocated_at=held.lease.allocated_at,
+            expires_at=held.lease.expires_at,
         )
     )
     with ThreadPoolExecutor(1) as pool:
@@ -557,12 +557,12 @@ def test_a_copy_of_the_request_that_ended_the_overdue_claim_first_is_answered_al
         if method == "get" and not copies:
             copies.append("asked")
             memory.seed(make_sandbox("sbx-9"))
-            copies.append(other.allocate("track").claim.lease_id)
+            copies.append(other.allocate("track").claim.lease.lease_id)
 
     flaky[0].before_call = let_the_copy_be_faster
     answer = one.allocate("track")
     assert answer.replayed
-    assert answer.claim.lease_id == copies[1]
+    assert answer.claim.lease.lease_id == copies[1]
 
 
 def test_a_store_that_needs_a_person_is_asked_once() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -20,7 +19,7 @@ from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
-from tests.fakes import BY, Crashed, Fault, FlakyStore, LosingStore, MemoryStore, make_sandbox
+from tests.fakes import BY, Crashed, Fault, FlakyStore, LosingStore, MemoryStore, changed, flat, make_sandbox
 from tests.world import World
 
 FAILING = ProviderFailing("500 from the provider", outcome_unknown=False)
@@ -76,10 +75,10 @@ def test_an_answer_leads_where_the_recycle_policy_says(
     ended = delete(world)
     record = world.record("sbx-0")
     assert (record.status, record.dirty) == (status, dirty)
-    assert record.attempt_id is None
+    assert flat(record).attempt_id is None
     assert ended.outcome is (DeleteOutcome.GONE if answer is WipeAnswer.GONE else DeleteOutcome.DELETED)
     assert (ended.sandbox_id, ended.lease_id) == ("sbx-0", "lease-1")
-    assert (ended.error is not None, record.gone_at is not None) == (dirty, dirty)
+    assert (ended.error is not None, flat(record).gone_at is not None) == (dirty, dirty)
 
 
 def test_wiped_sandboxes_are_found_by_the_next_allocate(world: World) -> None:
@@ -96,8 +95,8 @@ def test_a_failure_that_may_pass_is_tried_again_later(plain: World, error: Provi
     ended = delete(answering(plain, error))
     record = plain.record("sbx-0")
     assert (ended.outcome, ended.error) == (DeleteOutcome.WILL_RETRY, error.message)
-    assert (record.status, record.deletion_retry_count) == (Status.PENDING_DELETION, 1)
-    assert (record.deletion_last_error, record.outcome_unknown) == (error.message, error.outcome_unknown)
+    assert (record.status, flat(record).deletion_retry_count) == (Status.PENDING_DELETION, 1)
+    assert (flat(record).deletion_last_error, flat(record).outcome_unknown) == (error.message, error.outcome_unknown)
     assert list(plain.cleaner.find_due()) == []
     plain.clock.advance(120)
     assert list(plain.cleaner.find_due()) == ["sbx-0"]
@@ -140,11 +139,11 @@ def test_the_back_off_doubles_within_its_bounds_and_stops_growing_at_its_limit()
         for attempt, full in enumerate([60, 120, 240, 480, 960, 1920, 3600]):
             delete(answering(world, FAILING))
             record = world.record("sbx-0")
-            assert record.deletion_retry_count == attempt + 1
-            assert record.next_attempt_at
-            wait = record.next_attempt_at - world.clock.now()
+            assert flat(record).deletion_retry_count == attempt + 1
+            assert flat(record).next_attempt_at
+            wait = flat(record).next_attempt_at - world.clock.now()
             assert full <= wait <= min(2 * full, 3600)
-            assert record.status_order == record.next_attempt_at
+            assert record.status_order == flat(record).next_attempt_at
             world.clock.advance(wait)
 
 
@@ -154,7 +153,7 @@ def test_the_back_off_is_jittered() -> None:
         world = World(seed=seed, policy=Policy(deletion_backoff_base_sec=1000))
         world.pending()
         delete(answering(world, FAILING))
-        waits.add(world.record("sbx-0").next_attempt_at)
+        waits.add(flat(world.record("sbx-0")).next_attempt_at)
     assert len(waits) > 10
 
 
@@ -163,8 +162,8 @@ def test_the_last_attempt_puts_the_sandbox_aside(plain: World) -> None:
     ended = delete(answering(plain, FAILING))
     record = plain.record("sbx-0")
     assert ended.outcome is DeleteOutcome.GAVE_UP
-    assert (record.status, record.deletion_retry_count) == (Status.DELETION_FAILED, 8)
-    assert record.deletion_last_error == FAILING.message
+    assert (record.status, flat(record).deletion_retry_count) == (Status.DELETION_FAILED, 8)
+    assert flat(record).deletion_last_error == FAILING.message
     assert record.dirty
     plain.clock.advance(100_000)
     assert list(plain.cleaner.find_due()) == []
@@ -175,7 +174,7 @@ def test_a_refusal_puts_the_sandbox_aside_at_once(plain: World) -> None:
     ended = delete(answering(plain, ProviderRejected("400 no such thing")))
     record = plain.record("sbx-0")
     assert (ended.outcome, ended.error) == (DeleteOutcome.GAVE_UP, "400 no such thing")
-    assert (record.status, record.deletion_last_error) == (Status.DELETION_FAILED, "400 no such thing")
+    assert (record.status, flat(record).deletion_last_error) == (Status.DELETION_FAILED, "400 no such thing")
 
 
 def test_a_fault_of_configuration_is_no_attempt(plain: World) -> None:
@@ -183,8 +182,8 @@ def test_a_fault_of_configuration_is_no_attempt(plain: World) -> None:
     ended = delete(answering(plain, ProviderMisconfigured("401")))
     record = plain.record("sbx-0")
     assert (ended.outcome, ended.error) == (DeleteOutcome.MISCONFIGURED, "401")
-    assert (record.status, record.deletion_retry_count) == (Status.PENDING_DELETION, 7)
-    assert (record.attempt_id, record.outcome_unknown) == (None, False)
+    assert (record.status, flat(record).deletion_retry_count) == (Status.PENDING_DELETION, 7)
+    assert (flat(record).attempt_id, flat(record).outcome_unknown) == (None, False)
     assert list(plain.cleaner.find_due()) == ["sbx-0"]
 
 
@@ -197,11 +196,11 @@ def test_the_provider_is_only_asked_about_a_sandbox_that_this_attempt_has_taken(
     (call,) = plain.provider.deletes
     assert call.external_id == "uuid-sbx-0"
     assert call.record
-    assert (call.record.status, call.record.next_attempt_at) == (
+    assert (call.record.status, flat(call.record).next_attempt_at) == (
         Status.PENDING_DELETION,
         plain.clock.now() + plain.policy.attempt_window_sec,
     )
-    assert call.record.attempt_id
+    assert flat(call.record).attempt_id
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PENDING_DELETION])
@@ -245,7 +244,11 @@ def test_an_attempt_that_took_too_long_to_begin_is_given_up_uncounted() -> None:
     assert ended.outcome is DeleteOutcome.POSTPONED
     assert world.provider.deletes == []
     record = world.record("sbx-0")
-    assert (record.attempt_id, record.deletion_retry_count, record.outcome_unknown) == (None, 0, False)
+    assert (flat(record).attempt_id, flat(record).deletion_retry_count, flat(record).outcome_unknown) == (
+        None,
+        0,
+        False,
+    )
     assert list(world.cleaner.find_due()) == ["sbx-0"]
 
 
@@ -335,7 +338,7 @@ def test_a_late_outcome_never_touches_the_next_holder(plain: World) -> None:
     plain.provider.during_delete = hang
     assert delete(plain).outcome is DeleteOutcome.NOT_DUE
     record = plain.record("sbx-0")
-    assert (record.status, record.allocated_to_track) == (Status.ALLOCATED, "next")
+    assert (record.status, flat(record).allocated_to_track) == (Status.ALLOCATED, "next")
 
 
 @pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER, Fault.REFUSED])
@@ -427,7 +430,7 @@ def test_a_wiped_sandbox_lies_at_a_new_random_place_of_the_ring() -> None:
 
 
 def test_a_sandbox_with_an_unknown_next_attempt_is_due(plain: World) -> None:
-    plain.memory.seed(replace(plain.pending(), next_attempt_at=None))
+    plain.memory.seed(changed(plain.pending(), next_attempt_at=None))
     assert delete(plain).outcome is DeleteOutcome.DELETED
 
 
@@ -446,5 +449,5 @@ def test_the_first_pause_is_not_shorter_than_the_base() -> None:
         world.pending()
         world.provider.answers.append(ProviderFailing("500", outcome_unknown=False))
         world.cleaner.delete_sandbox("sbx-0", by=BY)
-        pause = (world.record("sbx-0").next_attempt_at or 0) - world.clock.now()
+        pause = (flat(world.record("sbx-0")).next_attempt_at or 0) - world.clock.now()
         assert world.policy.deletion_backoff_base_sec <= pause <= 2 * world.policy.deletion_backoff_base_sec

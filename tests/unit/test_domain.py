@@ -11,7 +11,7 @@ from broker_common.core import domain
 from broker_common.core.errors import InvalidTransition
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.sandbox import ORDER_LIMIT, TRANSITIONS, DeletionReason, Sandbox, Status
-from tests.fakes import START, make_account, make_claim, make_sandbox
+from tests.fakes import START, changed, flat, make_account, make_claim, make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,12 +34,12 @@ def in_status(status: Status, **changes: object) -> Sandbox:
     sandbox = make_sandbox(status=status, dirty=used, next_attempt_at=NOW if status is P else None)
     if status is L:
         claim = make_claim(sandbox)
-        sandbox = replace(
+        sandbox = changed(
             sandbox,
-            lease_id=claim.lease_id,
-            allocated_to_track=claim.track_id,
-            idempotency_key=claim.idempotency_key,
-            expires_at=claim.expires_at,
+            lease_id=claim.lease.lease_id,
+            allocated_to_track=claim.lease.track_id,
+            idempotency_key=claim.lease.idempotency_key,
+            expires_at=claim.lease.expires_at,
         )
     return replace(sandbox, **changes)  # type: ignore[arg-type] # replace checks the names
 
@@ -55,7 +55,7 @@ def fail(policy: Policy = REUSE) -> Callable[[Sandbox], Sandbox]:
 
 
 def contradict(policy: Policy) -> Callable[[Sandbox], Sandbox]:
-    return lambda each: domain.contradict(replace(_dirty(each), gone_at=NOW), retry_at=NOW, now=NOW, policy=policy)
+    return lambda each: domain.contradict(changed(_dirty(each), gone_at=NOW), retry_at=NOW, now=NOW, policy=policy)
 
 
 CHANGES: dict[str, tuple[Callable[[Sandbox], Sandbox | None], dict[Status, Status | None]]] = {
@@ -93,7 +93,7 @@ CHANGES: dict[str, tuple[Callable[[Sandbox], Sandbox | None], dict[Status, Statu
 
 
 def _taken(sandbox: Sandbox) -> Sandbox:
-    return replace(sandbox, attempt_id="a")
+    return changed(sandbox, attempt_id="a")
 
 
 def _dirty(sandbox: Sandbox) -> Sandbox:
@@ -153,12 +153,20 @@ def test_allocating_makes_dirty_and_forgets_the_last_deletion() -> None:
     claim = make_claim(before, track_name="intro")
     after = domain.allocate(before, claim)
     assert after.dirty
-    assert (after.lease_id, after.allocated_to_track, after.idempotency_key) == (claim.lease_id, "track-1", "track-1")
-    assert (after.allocated_at, after.expires_at, after.track_name) == (claim.allocated_at, claim.expires_at, "intro")
-    assert after.status_order == claim.expires_at
+    assert (after.lease_id, after.allocated_to_track, after.idempotency_key) == (
+        claim.lease.lease_id,
+        "track-1",
+        "track-1",
+    )
+    assert (after.allocated_at, after.expires_at, after.track_name) == (
+        claim.lease.allocated_at,
+        claim.lease.expires_at,
+        "intro",
+    )
+    assert after.status_order == claim.lease.expires_at
     assert (after.deletion_requested_at, after.deletion_reason, after.deletion_last_error) == (None, None, None)
     assert not after.outcome_unknown
-    assert (after.answers_to, after.lease_at_hand) == ("track-1", claim.lease_id)
+    assert (after.answers_to, after.lease_at_hand) == ("track-1", claim.lease.lease_id)
 
 
 def test_an_ended_allocation_is_due_at_once_and_still_answers_to_its_last_holder() -> None:
@@ -166,10 +174,10 @@ def test_an_ended_allocation_is_due_at_once_and_still_answers_to_its_last_holder
     after = domain.end_allocation(before, reason=DeletionReason.RELEASED, now=NOW)
     assert after.dirty
     assert (after.lease_id, after.allocated_to_track, after.idempotency_key) == (None, None, None)
-    assert (after.answers_to, after.lease_at_hand) == ("track-1", before.lease_id)
+    assert (after.answers_to, after.lease_at_hand) == ("track-1", flat(before).lease_id)
     assert (after.next_attempt_at, after.status_order, after.deletion_requested_at) == (NOW, NOW, NOW)
     assert after.deletion_reason is DeletionReason.RELEASED
-    assert after.expires_at == before.expires_at
+    assert after.expires_at == flat(before).expires_at
 
 
 def test_an_attempt_moves_the_next_one_beyond_its_window() -> None:
@@ -229,7 +237,7 @@ def test_a_wipe_cleans_and_clears_the_deletion() -> None:
     after = wipe(REUSE)(taken)
     assert not after.dirty
     assert after.status_order == 9
-    assert (after.attempt_id, after.next_attempt_at, after.deletion_last_error) == (None, None, None)
+    assert (flat(after).attempt_id, flat(after).next_attempt_at, flat(after).deletion_last_error) == (None, None, None)
     assert after.answers_to == "track-1"
 
 
@@ -299,9 +307,9 @@ def test_a_retry_of_a_deletion_starts_counting_anew() -> None:
 def test_an_allocation_is_overdue_once_the_buffer_has_passed() -> None:
     held = in_status(L)
     claim = make_claim(make_sandbox())
-    edge = claim.expires_at + REUSE.expiry_buffer_sec
-    assert not held.is_overdue(edge - 1, REUSE)
-    assert not claim.is_overdue(edge - 1, REUSE)
-    assert held.is_overdue(edge, REUSE)
-    assert claim.is_overdue(edge, REUSE)
-    assert not in_status(P, expires_at=0).is_overdue(edge, REUSE)
+    edge = claim.lease.expires_at + REUSE.expiry_buffer_sec
+    assert not held.lease.is_overdue(edge - 1, REUSE)
+    assert not claim.lease.is_overdue(edge - 1, REUSE)
+    assert held.lease.is_overdue(edge, REUSE)
+    assert claim.lease.is_overdue(edge, REUSE)
+    assert not in_status(P, expires_at=0).lease.is_overdue(edge, REUSE)

@@ -12,7 +12,7 @@ from broker_common.core.errors import LeaseMismatch, NotSandboxOwner, SandboxNot
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
-from tests.fakes import BY, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
+from tests.fakes import BY, Fault, FlakyStore, MemoryStore, StoreWrapper, flat, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def test_a_holder_reads_its_sandbox(world: World) -> None:
     world.pool(3)
     claim = world.allocate().claim
     sandbox = world.custody.read(track_id="track-1", sandbox_id=claim.sandbox_id)
-    assert (sandbox.status, sandbox.lease_id) == (Status.ALLOCATED, claim.lease_id)
+    assert (sandbox.status, flat(sandbox).lease_id) == (Status.ALLOCATED, claim.lease.lease_id)
 
 
 def test_another_track_may_not_read_it(world: World) -> None:
@@ -119,7 +119,7 @@ def test_a_mark_takes_the_sandbox_back_and_frees_the_claim(world: World) -> None
     assert ending.sandbox == world.record(claim.sandbox_id)
     assert ending.sandbox.status is Status.PENDING_DELETION
     assert ending.sandbox.dirty
-    assert ending.sandbox.last_lease_id == claim.lease_id
+    assert flat(ending.sandbox).last_lease_id == claim.lease.lease_id
     assert world.memory.read_claims("track-1") == []
 
 
@@ -128,7 +128,10 @@ def test_a_mark_says_when_and_why(plain: World) -> None:
     plain.allocate()
     plain.clock.advance(60)
     sandbox = plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0").sandbox
-    assert (sandbox.deletion_requested_at, sandbox.deletion_reason) == (plain.clock.now(), DeletionReason.MARKED)
+    assert (flat(sandbox).deletion_requested_at, flat(sandbox).deletion_reason) == (
+        plain.clock.now(),
+        DeletionReason.MARKED,
+    )
 
 
 def test_a_repeated_mark_is_answered_with_the_present_status(plain: World) -> None:
@@ -146,13 +149,13 @@ def test_a_repeated_mark_is_answered_with_the_present_status(plain: World) -> No
 
 def test_a_mark_after_expiry_came_first_is_a_repetition(plain: World) -> None:
     plain.pool(1)
-    lease_id = plain.allocate().claim.lease_id
+    lease_id = plain.allocate().claim.lease.lease_id
     plain.clock.advance(5 * HOUR)
     plain.expirer.run(by=BY)
     for named in (None, lease_id):
         ending = plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=named)
         assert ending.repeated
-        assert ending.sandbox.deletion_reason is DeletionReason.EXPIRED
+        assert flat(ending.sandbox).deletion_reason is DeletionReason.EXPIRED
 
 
 def test_a_mark_past_the_expiry_is_accepted(plain: World) -> None:
@@ -189,8 +192,8 @@ def test_a_late_mark_never_ends_the_same_tracks_next_lease(plain: World) -> None
     plain.clock.advance(2)
     new = plain.allocate().claim
     with pytest.raises(LeaseMismatch):
-        plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=old.lease_id)
-    assert plain.record("sbx-0").lease_id == new.lease_id
+        plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=old.lease.lease_id)
+    assert flat(plain.record("sbx-0")).lease_id == new.lease.lease_id
 
 
 def test_a_mark_is_bound_to_the_lease_that_it_read_first() -> None:
@@ -217,7 +220,7 @@ def test_a_mark_is_bound_to_the_lease_that_it_read_first() -> None:
         late.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     record = world.record("sbx-0")
     assert record.status is Status.ALLOCATED
-    assert record.lease_id != first.lease_id
+    assert flat(record).lease_id != first.lease.lease_id
 
 
 def test_a_mark_whose_sandbox_vanishes_meanwhile_is_not_found() -> None:
@@ -255,7 +258,7 @@ def test_a_mark_whose_answer_was_lost_is_carried_out_by_repeating_it(fault: Faul
 
 def test_each_mark_is_recorded_with_its_outcome(plain: World) -> None:
     plain.pool(1)
-    lease_id = plain.allocate().claim.lease_id
+    lease_id = plain.allocate().claim.lease.lease_id
     plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     with pytest.raises(NotSandboxOwner):
@@ -280,15 +283,15 @@ def test_each_mark_is_recorded_with_its_outcome(plain: World) -> None:
 def test_an_operator_releases_an_allocation_for_its_track(world: World) -> None:
     world.pool(3)
     claim = world.allocate().claim
-    ending = world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id)
+    ending = world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id)
     assert ending.sandbox.status is Status.PENDING_DELETION
-    assert ending.sandbox.deletion_reason is DeletionReason.RELEASED
+    assert flat(ending.sandbox).deletion_reason is DeletionReason.RELEASED
     assert world.memory.read_claims("track-1") == []
 
 
 def test_a_release_is_recorded_once_however_often_it_is_repeated(plain: World) -> None:
     plain.pool(1)
-    lease_id = plain.allocate().claim.lease_id
+    lease_id = plain.allocate().claim.lease.lease_id
     for repeated in (False, True, True):
         assert plain.custody.release(by=BY, sandbox_id="sbx-0", lease_id=lease_id).repeated == repeated
     assert plain.recorder.of(AllocationReleased) == [
@@ -305,7 +308,7 @@ def test_a_release_of_an_earlier_lease_changes_nothing(plain: World) -> None:
     plain.allocate("track-2")
     before = plain.memory.dump()
     with pytest.raises(LeaseMismatch):
-        plain.custody.release(by=BY, sandbox_id="sbx-0", lease_id=old.lease_id)
+        plain.custody.release(by=BY, sandbox_id="sbx-0", lease_id=old.lease.lease_id)
     assert plain.memory.dump() == before
 
 
@@ -345,5 +348,5 @@ def test_expiring_loses_to_a_mark_that_came_first() -> None:
     assert not expire(
         "sbx-0", store=late.store, guard=late.guard, recorder=late.recorder, clock=late.clock, policy=late.policy
     )
-    assert world.record("sbx-0").deletion_reason is DeletionReason.MARKED
+    assert flat(world.record("sbx-0")).deletion_reason is DeletionReason.MARKED
     assert late.recorder.of(AllocationExpired) == []

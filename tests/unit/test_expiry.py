@@ -8,7 +8,7 @@ from broker_common.core.errors import StoreUnavailable
 from broker_common.core.jobs import Job
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.telemetry import AllocationExpired, ItemFailed
-from tests.fakes import BY, Fault, FlakyStore, MemoryStore
+from tests.fakes import BY, Fault, FlakyStore, MemoryStore, flat
 from tests.world import World
 
 HOUR = 3600
@@ -24,7 +24,7 @@ def test_an_allocation_is_expired_when_its_buffer_has_passed_and_not_before(worl
     world.clock.advance(1)
     world.expirer.run(by=BY)
     record = world.record(claim.sandbox_id)
-    assert (record.status, record.last_lease_id) == (Status.PENDING_DELETION, claim.lease_id)
+    assert (record.status, flat(record).last_lease_id) == (Status.PENDING_DELETION, claim.lease.lease_id)
     assert world.memory.read_claims("track-1") == []
 
 
@@ -35,9 +35,9 @@ def test_an_expiry_is_counted_recorded_and_gives_its_reason(plain: World) -> Non
     result = plain.expirer.run(by=BY)
     assert (result.expired, result.failed) == (1, 0)
     assert result.message == "Marked 1 sandboxes for auto-expiry"
-    assert plain.record("sbx-0").deletion_reason is DeletionReason.EXPIRED
+    assert flat(plain.record("sbx-0")).deletion_reason is DeletionReason.EXPIRED
     assert plain.recorder.of(AllocationExpired) == [
-        AllocationExpired(sandbox_id="sbx-0", lease_id=claim.lease_id, track_id="track-1")
+        AllocationExpired(sandbox_id="sbx-0", lease_id=claim.lease.lease_id, track_id="track-1")
     ]
     assert plain.expirer.run(by=BY).expired == 0
 

@@ -34,6 +34,7 @@ from tests.fakes import (
     LosingStore,
     MemoryStore,
     change_of,
+    flat,
     make_account,
     make_claim,
     make_sandbox,
@@ -724,8 +725,8 @@ def test_a_404_while_the_account_is_listed_is_a_failed_attempt_and_at_the_limit_
     world.pending("sbx-0")
     assert refuse_to_know(world, 3) == [Status.PENDING_DELETION, Status.PENDING_DELETION, Status.DELETION_FAILED]
     record = world.record("sbx-0")
-    assert (record.dirty, record.deletion_retry_count, record.gone_at) == (True, 3, None)
-    assert record.deletion_last_error == (
+    assert (record.dirty, flat(record).deletion_retry_count, flat(record).gone_at) == (True, 3, None)
+    assert flat(record).deletion_last_error == (
         "the provider answered 404 to the last delete, but still lists the account as active; attempts: 3"
     )
     events = world.recorder.of(DeleteContradicted)
@@ -740,7 +741,7 @@ def test_a_404_that_the_list_contradicts_is_tried_again_after_a_pause_that_grows
     pauses = []
     for _ in range(4):
         refuse_to_know(plain, 1)
-        pauses.append((plain.record("sbx-0").next_attempt_at or 0) - plain.clock.now())
+        pauses.append((flat(plain.record("sbx-0")).next_attempt_at or 0) - plain.clock.now())
     assert pauses == sorted(pauses)
     assert 60 <= pauses[0] <= 120
     assert 480 <= pauses[3] <= 960
