@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker_common.core.sandbox import DeletionReason, Status
-from broker_common.core.store import Watermark
+from broker_common.core.store import Pause, Pauses, Watermark
 from tests.api.harness import Api, body_of, error_of, make_api, refusing
 from tests.fakes import SPOILED, START, make_sandbox
 
