@@ -42,7 +42,7 @@ from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
 from broker_common.core.store import FactPage, FeedPage, Pool, SandboxPage, Unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 _THREADS = 8
@@ -71,11 +71,11 @@ class DynamoReports(DynamoBase):
         places = [place for status in Status for place in status_keys(status, self._shards)]
         # What moves while it is read may be met twice.
         ids = list(dict.fromkeys(each for found in for_each(read_ids, places, threads=_THREADS) for each in found))
-        items = self._get_parallel([sandbox_key(each) for each in ids])
-        sandboxes = tuple(sandbox for item in items if (sandbox := self._readable(self._decode, item)))
+        sandboxes, unreadable = self._decode_many(self._get_parallel([sandbox_key(each) for each in ids]))
         keys = dict.fromkeys(sandbox.account_key for sandbox in sandboxes)
         accounts = self._get_parallel([account_item_key(key) for key in keys])
-        return Pool(sandboxes, {account_key_of(item): item["sandbox_id"]["S"] for item in accounts})
+        recorded = {account_key_of(item): item["sandbox_id"]["S"] for item in accounts}
+        return Pool(tuple(sandboxes), recorded, tuple(unreadable))
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         """Implement the port: batches of consistent reads."""
@@ -226,14 +226,20 @@ class DynamoReports(DynamoBase):
 
     def _get_many(self, sandbox_ids: list[str]) -> tuple[list[Sandbox], list[Unreadable]]:
         """Return the records of these ids that can be read, in order, and those that cannot."""
-        found: dict[str, Sandbox] = {}
+        items = self._get_items([sandbox_key(each) for each in dict.fromkeys(sandbox_ids)])
+        sandboxes, unreadable = self._decode_many(items)
+        found = {sandbox.sandbox_id: sandbox for sandbox in sandboxes}
+        return [found[each] for each in sandbox_ids if each in found], unreadable
+
+    def _decode_many(self, items: Iterable[Item]) -> tuple[list[Sandbox], list[Unreadable]]:
+        sandboxes: list[Sandbox] = []
         unreadable: list[Unreadable] = []
-        for item in self._get_items([sandbox_key(each) for each in dict.fromkeys(sandbox_ids)]):
+        for item in items:
             try:
-                found[sandbox_id_of(item)] = self._sandbox(item)
+                sandboxes.append(self._sandbox(item))
             except UnreadableRecord as error:
                 unreadable.append(Unreadable(sandbox_id_of(item), error.reason))
-        return [found[each] for each in sandbox_ids if each in found], unreadable
+        return sandboxes, unreadable
 
     def _find_elsewhere(self, places: list[str], start: Item | None, *, limit: int) -> tuple[list[str], Item | None]:
         """Return the next ids of sandboxes that stand at none of these places of the index, and where to read on.

@@ -276,6 +276,7 @@ class Pool:
 
     sandboxes: tuple[Sandbox, ...]
     accounts: Mapping[str, str]
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
