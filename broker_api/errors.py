@@ -56,7 +56,7 @@ ERRORS = (
     ErrorCode(
         "UNAUTHORIZED",
         HTTPStatus.UNAUTHORIZED,
-        "The token is missing or unknown, or it has expired.",
+        "The token is missing, unknown or expired.",
         "Send a valid one.",
         kinds=(core.Unauthorized,),
         message="the token is unknown",
@@ -64,10 +64,10 @@ ERRORS = (
     ErrorCode(
         "FORBIDDEN",
         HTTPStatus.FORBIDDEN,
-        "The token is known, but not meant for this call or for this track.",
-        "Use one that is.",
+        "The token is valid, but lacks the role that this call needs, or is not for this track.",
+        "Use a token that has the role, and is for the track.",
         kinds=(core.Forbidden,),
-        message="the token is not meant for this call",
+        message="this call needs the role operator, and the token has only viewer",
     ),
     ErrorCode(
         "NOT_SANDBOX_OWNER",
