@@ -12,7 +12,7 @@ from broker_api.auth import token_sources
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.browsers import register_browser_policy
 from broker_api.docs import describe_pages, make_api
-from broker_api.errors import register_error_handlers
+from broker_api.error_answers import register_error_handlers
 from broker_api.metrics import register_metrics
 from broker_api.rate_limit import register_rate_limit
 from broker_api.runtime import Runtime, attach

@@ -237,6 +237,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         conn.counted_bytes = held
 
     def _refuse(self, conn: Connection, status: HTTPStatus) -> None:
+        conn.sock.begin(conn.reader.take())
         self.handle_error(None, conn.sock, conn.client, Refused(status))
         conn.is_kept = False
         conn.send(conn.sock.take_answer())

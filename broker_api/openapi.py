@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from apispec import BasePlugin
 
 from broker_api import rate_limit, tracing
-from broker_api.error_codes import ERROR_CODES, example_of_error
-from broker_api.schemas import PLAIN, ErrorSchema
+from broker_api.error_answers import JSON, PROBLEM, Fault
+from broker_api.errors import ERROR_CODES
+from broker_api.schemas import EXAMPLE_REQUEST_ID, PLAIN, ErrorSchema, ProblemSchema
 from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
@@ -81,6 +82,19 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
         "description": "`wait=N`, with the seconds that the call would wait, if it waited",
         "schema": _TEXT,
     },
+    "Vary": {"required": True, "description": "`Accept`: it says in which shape errors come", "schema": _TEXT},
+    "RateLimit-Policy": {
+        "description": "How many requests (`q`) the caller may make in how many seconds (`w`), as"
+        " draft-ietf-httpapi-ratelimit-headers-10 has it",
+        "schema": _TEXT,
+        "example": '"default";q=200;w=4',
+    },
+    "RateLimit": {
+        "description": "How many requests (`r`) the caller may make now, and in how many seconds (`t`) it may make"
+        " more; from the same draft",
+        "schema": _TEXT,
+        "example": '"default";r=199;t=1',
+    },
     "X-RateLimit-Limit": {"description": "Requests that the caller may make at once", "schema": _NUMBER},
     "X-RateLimit-Remaining": {"description": "Requests that the caller may make now", "schema": _NUMBER},
     "X-RateLimit-Reset": {"description": "Seconds until all of them may be made again", "schema": _NUMBER},
@@ -90,6 +104,8 @@ _REFUSED_UNREAD = ("REQUEST_TIMEOUT", "URI_TOO_LONG", "EXPECTATION_FAILED", "REQ
 """Before the request is counted."""
 _OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
 _HEADERS_OF_ERRORS = {401: ["WWW-Authenticate"]}
+_AS_PROBLEM = "_AS_PROBLEM"
+"""Ends the name of an example in RFC 9457's shape."""
 
 
 def answered_with(*headers: str) -> dict[str, dict[str, str]]:
@@ -113,6 +129,11 @@ class WhatCallsShare(BasePlugin):
 
     A call names, as `errors`, the codes that only some calls answer, and as `role` the one that it needs.
     """
+
+    def __init__(self, base_path: str) -> None:
+        """Describe the API under `base_path`."""
+        super().__init__()
+        self._base_path = base_path
 
     def init_spec(self, spec: APISpec) -> None:
         """Keep the description that answers are added to."""
@@ -155,22 +176,46 @@ class WhatCallsShare(BasePlugin):
         name = "_or_".join(codes)
         if name not in self._components.responses:
             for code in codes:
-                if code not in self._components.examples:
-                    self._components.example(code, {"value": example_of_error(code)})
+                self._show(code)
             waits = [code for code in codes if ERROR_CODES[code].retry_after is not None]
-            headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else []), tracing.HEADER]
+            headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else []), "Vary", tracing.HEADER]
             if not set(codes) <= set(_REFUSED_UNREAD):
                 headers += rate_limit.HEADERS
-            examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
             answer = {
                 "description": "\n\n".join(
                     f"`{code}`: {ERROR_CODES[code].meaning} {ERROR_CODES[code].remedy}" for code in codes
                 ),
                 "headers": answered_with(*headers),
-                "content": {"application/json": {"schema": ErrorSchema, "examples": examples}},
+                "content": {
+                    JSON: {"schema": ErrorSchema, "examples": {code: _example(code) for code in codes}},
+                    PROBLEM: {
+                        "schema": ProblemSchema,
+                        "examples": {code: _example(code + _AS_PROBLEM) for code in codes},
+                    },
+                },
             }
             self._components.response(name, answer)
         return name
+
+    def _show(self, code: str) -> None:
+        """Add what an answer with this code looks like, in both shapes."""
+        if code in self._components.examples:
+            return
+        error = ERROR_CODES[code]
+        fault = Fault(
+            status=error.status,
+            code=code,
+            message=error.message,
+            request_id=EXAMPLE_REQUEST_ID,
+            retry_after=error.retry_after,
+            details=error.details,
+        )
+        self._components.example(code, {"value": fault.as_json()})
+        self._components.example(code + _AS_PROBLEM, {"value": fault.as_problem(self._base_path)})
+
+
+def _example(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/examples/{name}"}
 
 
 def _describe_role(operation: dict[str, Any], role: Role | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from marshmallow import Schema, ValidationError, fields, pre_dump, validate
 
 from broker_api.caller import MAX_LENGTH, find_fault
-from broker_api.error_codes import ERROR_CODES
+from broker_api.errors import ANSWERED, ERROR_CODES
 from broker_common.core.facts import FactKind, PoolFactKind
 from broker_common.core.flat import flatten, flatten_claim
 from broker_common.core.jobs import Job, JobState
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PLAIN = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": "^[ -~]+$"}
 """OpenAPI's words for 1 to 128 printable ASCII characters."""
 _LEASE = "5b7f2ad1-6b6e-4f0e-8a55-0d9a52b3a6f1"
+EXAMPLE_REQUEST_ID = "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11"
 _JOB_ID = "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11"
 _NOW = "When this was answered"
 _DURATION = "How long it took, in milliseconds"
@@ -129,19 +130,18 @@ def _example_of_field(field: fields.Field[Any]) -> Any:  # noqa: ANN401 - any JS
     return field.metadata["example"]
 
 
-class ErrorDetailSchema(Schema):
-    """What went wrong."""
+class _FaultSchema(Schema):
+    """What every error tells, in either shape."""
 
     code = fields.String(
         required=True,
-        validate=validate.OneOf(list(ERROR_CODES)),
+        validate=validate.OneOf(ANSWERED),
         metadata={
             "example": "VALIDATION_ERROR",
             "description": "Stable. Later versions may have others: go by the status then",
         },
     )
-    message = _text("X-Track-ID: Missing: the calling track's id.", "For people; its wording may change")
-    request_id = _text("0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11", "As in the header `X-Request-ID`")
+    request_id = _text(EXAMPLE_REQUEST_ID, "As in the header `X-Request-ID`")
     retry_after = fields.Integer(metadata={"description": "Seconds, as in the header `Retry-After`"})
     details = fields.Dict(
         keys=fields.String(),
@@ -150,10 +150,26 @@ class ErrorDetailSchema(Schema):
     )
 
 
+class ErrorDetailSchema(_FaultSchema):
+    """What went wrong."""
+
+    message = _text("X-Track-ID: Missing: the calling track's id.", "For people; its wording may change")
+
+
 class ErrorSchema(Schema):
     """The body of every error."""
 
     error = fields.Nested(ErrorDetailSchema, required=True)
+
+
+class ProblemSchema(_FaultSchema):
+    """The body of every error for callers that prefer RFC 9457's shape."""
+
+    type = _text("/v1/docs#VALIDATION_ERROR", "Leads to what the code means")
+    title = _text(ERROR_CODES["VALIDATION_ERROR"].meaning, "What the code means; the same each time")
+    status = fields.Integer(required=True, metadata={"example": 400, "description": "The answer's status"})
+    detail = _text("X-Track-ID: Missing: the calling track's id.", "For people; its wording may change")
+    instance = _text(f"#{EXAMPLE_REQUEST_ID}", "Tells this error from all others; nothing can be read there")
 
 
 class _AccountSchema(Schema):

@@ -109,6 +109,20 @@ class TableChanged(UnsafeToAct):
         super().__init__(message, retry_after=retry_after)
 
 
+class UpgradeUnfinished(UnsafeToAct):
+    """Processes of the release before may still run, and could not keep what this would write."""
+
+    code = "UPGRADE_UNFINISHED"
+
+    def __init__(self, refused: str, *, retry_after: int | None = 30) -> None:
+        """Say what is `refused` until an operator finishes the upgrade."""
+        super().__init__(
+            f"{refused} is refused until the upgrade is finished: once no process of the release before runs, run"
+            " `broker upgrade finish`",
+            retry_after=retry_after,
+        )
+
+
 class UnreadableRecord(BrokerError):
     """A stored record is not what this release can read: it stays as it is, for a person or a later release.
 
@@ -159,15 +173,6 @@ class QueueUnavailable(BrokerError):
     code = "QUEUE_UNAVAILABLE"
 
     def __init__(self, message: str, *, retry_after: int | None = 5) -> None:
-        super().__init__(message, retry_after=retry_after)
-
-
-class UpgradeUnfinished(BrokerError):
-    """A process of an older release may run, which could not keep what this asks for."""
-
-    code = "UPGRADE_UNFINISHED"
-
-    def __init__(self, message: str, *, retry_after: int | None = 30) -> None:
         super().__init__(message, retry_after=retry_after)
 
 

@@ -84,9 +84,7 @@ class History:
 
     def _check(self) -> None:
         if not self._guard.is_upgraded():
-            raise UpgradeUnfinished(
-                "facts are complete once no process of the release before runs: then run `broker upgrade finish`"
-            )
+            raise UpgradeUnfinished("to read facts, which are not complete yet,")
 
 
 def _is_wanted(fact: Fact | PoolFact, kind: FactKind | PoolFactKind | None, track_id: str | None) -> bool:

@@ -166,8 +166,8 @@ def _read_cursor(query: Query, cursor: str) -> _Place:
     kind = int if _FIELDS[query.sort] is int else str
     try:
         match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
-            case [name, [[int(lacks), value], str(sandbox_id)]] if (
-                name == _name(query) and ((lacks == 0 and type(value) is kind) or (lacks == 1 and value == 0))
+            case [name, [[int(lacks), value], str(sandbox_id)]] if name == _name(query) and (
+                (lacks == 0 and type(value) is kind) or (lacks == 1 and value == 0)
             ):
                 return (lacks, value), sandbox_id
     except (ValueError, RecursionError):

@@ -95,10 +95,13 @@ class Api:
     rate_limit: FakeRateLimit
     track_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {TRACK_TOKEN}"})
     admin_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ADMIN_TOKEN}"})
+    accept: str | None = None
+    """Sent with each call that says nothing else."""
 
-    def call(self, method: str, path: str, **options: Any) -> TestResponse:
+    def call(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any) -> TestResponse:
         """Make a call without a token."""
-        return self.app.test_client().open(path, method=method, buffered=True, **options)
+        all_headers = ({} if self.accept is None else {"Accept": self.accept}) | dict(headers or {})
+        return self.app.test_client().open(path, method=method, headers=all_headers, buffered=True, **options)
 
     def track(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,8 @@ NO_PLACE_IN_OPENAPI = {"Content-Type", "Content-Length"}
 REFUSED_BY_GUNICORN = {"URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE", "REQUEST_TIMEOUT"}
 """Before the application sees the request: `test_gunicorn_worker.py`, `test_hostile_requests.py`."""
 ERROR = {"$ref": "#/components/schemas/Error"}
+PROBLEM = "application/problem+json"
+AS_PROBLEM = "_AS_PROBLEM"
 JOBS = [f"/v1/admin/{job}" for job in ("sync", "cleanup", "expire", "purge-stale")]
 
 
@@ -32,6 +35,13 @@ class Broken(StoreWrapper):
 
     def get(self, sandbox_id: str) -> Any:
         raise KeyError(sandbox_id)
+
+
+def like(api: Api, *, around: Any = None) -> Api:
+    """Make another API that is asked for the same shape of errors."""
+    made = make_api(around=around)
+    made.accept = api.accept
+    return made
 
 
 def to_a_track(api: Api) -> Iterator[TestResponse]:
@@ -82,11 +92,11 @@ def without_token(api: Api) -> Iterator[TestResponse]:
     for path in ("/healthz", "/readyz", "/metrics", "/v1/openapi.json", "/v1/docs"):
         yield api.call("GET", path)
     yield api.call("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
-    yield make_api(around=refusing("ping")).call("GET", "/readyz")
+    yield like(api, around=refusing("ping")).call("GET", "/readyz")
 
 
 def refused(api: Api) -> Iterator[TestResponse]:
-    replaced = make_api()
+    replaced = like(api)
     assert replaced.call("GET", "/readyz").status_code == 200
     replaced.store.identity = "another"
     replaced.clock.advance(5)
@@ -103,7 +113,7 @@ def refused(api: Api) -> Iterator[TestResponse]:
     yield api.track("POST", "/v1/allocate")
     yield api.call("GET", "/v1/docs")
     for around in (refusing("get"), Broken):
-        yield make_api(around=around).track("GET", "/v1/sandboxes/1")
+        yield like(api, around=around).track("GET", "/v1/sandboxes/1")
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +137,10 @@ class Answer:
 def answers(document: dict[str, Any]) -> list[Answer]:
     described = operations(document)
     found = []
-    for calls in (to_a_track, to_an_operator, about_jobs, without_token, refused):
+    groups = (to_a_track, to_an_operator, about_jobs, without_token, refused)
+    for calls, accept in product(groups, (None, PROBLEM)):
         api = make_api()
+        api.accept = accept
         rules = api.app.url_map.bind("localhost")
         for response in calls(api):
             rule, _ = rules.match(response.request.path, response.request.method, return_rule=True)
@@ -174,10 +186,12 @@ def test_every_error_that_is_described_was_answered_and_no_other(
     answered = set()
     for answer in answers:
         if answer.described["content"].get("application/json", {}).get("schema") == ERROR:
-            code = body_of(answer.response)["error"]["code"]
-            assert code in answer.described["content"]["application/json"]["examples"], answer
-            answered.add(code)
-    assert answered | REFUSED_BY_GUNICORN == set(document["components"]["examples"])
+            body, is_problem = body_of(answer.response), answer.response.mimetype == PROBLEM
+            code = body["code"] if is_problem else body["error"]["code"]
+            assert code in answer.described["content"][answer.response.mimetype]["examples"], answer
+            answered.add(code + AS_PROBLEM if is_problem else code)
+    unseen = {code + ending for code in REFUSED_BY_GUNICORN for ending in ("", AS_PROBLEM)}
+    assert answered | unseen == set(document["components"]["examples"])
 
 
 def test_what_no_call_answers_is_introduced(document: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from greenlet import getcurrent, greenlet
 
-from broker_api.errors import STATUS_OF
+from broker_api.errors import ERROR_OF
 from broker_api.schemas import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
 from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
@@ -214,7 +214,7 @@ class _Simulation:
             with deadline_in(DEADLINE_SEC, self._time):
                 answer = _serve(world, request)
         except BrokerError as error:
-            answer = Answer(status=STATUS_OF[type(error)], body={"error": {"code": error.code}})
+            answer = Answer(status=ERROR_OF[type(error)].status, body={"error": {"code": error.code}})
         self._idle.append(world)
         self._pause()
         return answer
