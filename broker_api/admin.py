@@ -11,6 +11,7 @@ from broker_api.limits import bulk_store_call, store_call
 from broker_api.openapi import SANDBOX_ID, leads_to
 from broker_api.runtime import services
 from broker_api.schemas import (
+    SEARCHES,
     BulkDeletedSchema,
     BulkDeleteQuerySchema,
     BulkRetriedSchema,
@@ -28,6 +29,7 @@ from broker_api.schemas import (
 from broker_common.core.errors import InvalidInput
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
+from broker_common.core.search import Query, SortField
 
 if TYPE_CHECKING:
     from broker_common.core.store import Pauses
@@ -70,13 +72,43 @@ _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 )
 @blueprint.arguments(SandboxQuerySchema(), location="query")
 @blueprint.response(200, SandboxPageSchema, description="A page of sandboxes")
-@store_call
 def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
-    """List sandboxes, by status or by the track that holds them.
+    """List sandboxes, by status or by the track that holds them; or find them by name or lab, sorted.
 
     A page may be shorter than `limit`; it is the last one only if its `cursor` is null. Sandboxes whose record cannot
-    be read are named in `unreadable`.
+    be read are named in `unreadable`. With `name`, `track_name` or `sort` the answer comes from a copy of the pool that
+    is at most five seconds old.
     """
+    return _find(query) if SEARCHES & query.keys() else _list(query)
+
+
+@bulk_store_call
+def _find(query: dict[str, Any]) -> dict[str, Any]:
+    order = query.get("sort", SortField.SANDBOX_ID.value)
+    wanted = Query(
+        status=query.get("status"),
+        name=query.get("name"),
+        track_name=query.get("track_name"),
+        track_id=query.get("track_id"),
+        sort=SortField(order.removeprefix("-")),
+        descending=order.startswith("-"),
+    )
+    try:
+        found = services().search.find(wanted, limit=query["limit"], cursor=query.get("cursor"))
+    except InvalidInput as error:
+        raise RequestInvalid({"cursor": ["Was not given by a listing with the same filters and order."]}) from error
+    return {
+        "sandboxes": found.sandboxes,
+        "count": len(found.sandboxes),
+        "unreadable": found.unreadable,
+        "cursor": found.cursor,
+        "total": found.total,
+        "snapshot_age_sec": round(found.age_sec, 3),
+    }
+
+
+@store_call
+def _list(query: dict[str, Any]) -> dict[str, Any]:
     status, limit, cursor = query.get("status"), query["limit"], query.get("cursor")
     inventory, by_track = services().inventory, "track_id" in query
     try:

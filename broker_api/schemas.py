@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import Schema, ValidationError, fields, pre_dump, validate
+from marshmallow import Schema, ValidationError, fields, pre_dump, validate, validates_schema
 
 from broker_api.caller import MAX_LENGTH, find_fault
 from broker_api.errors import ANSWERED, ERROR_CODES
@@ -15,6 +15,7 @@ from broker_common.core.jobs import Job, JobState
 from broker_common.core.principals import Role
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.search import SortField
 from broker_common.core.store import PAUSABLE
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ _PAUSED = {
 }
 _MAX_REASON = 500
 _MAX_CURSOR = 2048
+_MAX_PAGE = 100
+_MAX_FOUND = 1000
+SEARCHES = frozenset({"name", "track_name", "sort"})
+"""What a listing answers from a copy of the pool, if one of them is given."""
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 # Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
 _UNFIT_FOR_TEXT = re.compile(rf"[{_CONTROLS}\ud800-\udfff]")
@@ -275,21 +280,45 @@ class SandboxPageSchema(Schema):
         metadata={"example": [], "description": "Those that belong on this page, and whose record cannot be read"},
     )
     cursor = _optional_text(None, "Reads the next page; null on the last one")
+    total = fields.Integer(
+        metadata={"description": "With `name`, `track_name` or `sort`: how many were found on all pages"}
+    )
+    snapshot_age_sec = fields.Float(
+        metadata={
+            "description": "With `name`, `track_name` or `sort`: how old the copy is that was searched, at most 5"
+        }
+    )
 
 
 class SandboxQuerySchema(Schema):
-    """Which sandboxes to list."""
+    """Which sandboxes to list, and in which order."""
+
+    @validates_schema
+    def _check_limit(self, values: dict[str, Any], **_: Any) -> None:  # noqa: ANN401 - marshmallow's options
+        if values["limit"] > _MAX_PAGE and not SEARCHES & values.keys():
+            raise ValidationError(
+                f"Must be at most {_MAX_PAGE} without {', '.join(sorted(SEARCHES))}.", field_name="limit"
+            )
 
     status = _enum(Status, {"description": "Only sandboxes of this status"})
     track_id = _plain({"description": "Only sandboxes that this track holds"})
+    name = _plain({"description": "Only sandboxes with this in their name, in capitals or small letters"})
+    track_name = _plain({"description": "Only sandboxes whose latest lease is this lab's"})
+    sort = fields.String(
+        validate=validate.OneOf([sign + field.value for field in SortField for sign in ("", "-")]),
+        metadata={"description": "The field to sort by; with `-` in front, the greatest comes first"},
+    )
     limit = _StrictInteger(
         load_default=50,
-        validate=validate.Range(min=1, max=100),
-        metadata={"description": "How many sandboxes a page has at most: 1 to 100"},
+        validate=validate.Range(min=1, max=_MAX_FOUND),
+        metadata={
+            "description": f"How many sandboxes a page has at most: 1 to {_MAX_PAGE}; with `name`, `track_name` or"
+            f" `sort` up to {_MAX_FOUND:,}"
+        },
     )
     cursor = fields.String(
         validate=validate.Length(min=1, max=_MAX_CURSOR),
-        metadata={"description": "That of the page before, asked for with the same `status` and `track_id`"},
+        metadata={"description": "That of the page before, asked for with the same filters and order"},
     )
 
 

@@ -37,6 +37,7 @@ from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class ApiServices:
     allocator: Allocator
     custody: Custody
     inventory: Inventory
+    search: Search
     history: History
     operations: Operations
     purger: Purger
@@ -101,6 +103,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
     pauses = PauseBoard(store, clock, rng)
     custody = Custody(store=store, recorder=recorder, clock=clock)
+    inventory = Inventory(store=store, custody=custody)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -118,7 +121,8 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             policy=policy,
         ),
         custody=custody,
-        inventory=Inventory(store=store, custody=custody),
+        inventory=inventory,
+        search=Search(reports=store, inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),

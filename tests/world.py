@@ -18,6 +18,7 @@ from broker_common.core.pauses import PauseBoard
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.search import Search
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.sync import Syncer
 from tests.fakes import (
@@ -83,6 +84,7 @@ class World:
         )
         self.custody = Custody(store=store, recorder=recorder, clock=clock)
         self.inventory = Inventory(store=store, custody=self.custody)
+        self.search = Search(reports=store, inventory=self.inventory, clock=clock)
         self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
         self.syncer = Syncer(
             store=store,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import requests
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 UNREADABLE = "unreadable"
 """What stands for a status where a record cannot be read."""
+_REMEMBERED = 100_000
+"""Facts that a follower knows again; the feed repeats those of its last two minutes."""
 _TIMEOUT_SEC = (5, 65)
 """To connect, and to answer: bulk calls take up to 30 s, and a proxy may wait for a drained instance."""
 
@@ -46,14 +49,15 @@ class BrokerApi:
         """Have something done, and return the answer. Raises `ApiError`."""
         return self._call("POST", path, json=body)
 
-    def sandboxes(self, *, status: str | None = None, track_id: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield every sandbox of a listing, page after page. Raises `ApiError`.
+    def sandboxes(self, *, sort: str = "sandbox_id", **filters: str | None) -> Iterator[dict[str, Any]]:
+        """Yield every sandbox that fits, page after page. Raises `ApiError`.
 
-        One whose record cannot be read has the status `unreadable`, a `reason`, and nothing else but its id.
+        `filters` are those of the API's listing; None is no filter. One whose record cannot be read has the status
+        `unreadable`, a `reason`, and nothing else but its id.
         """
         cursor = None
         while True:
-            page = self.get("/sandboxes", status=status, track_id=track_id, limit=100, cursor=cursor)
+            page = self.get("/sandboxes", **filters, sort=sort, limit=1000, cursor=cursor)
             yield from page["sandboxes"]
             yield from (
                 {"sandbox_id": each["sandbox_id"], "status": UNREADABLE, **each} for each in page.get("unreadable", ())
@@ -61,6 +65,41 @@ class BrokerApi:
             cursor = page["cursor"]
             if cursor is None:
                 return
+
+    def history(self, sandbox_id: str) -> Iterator[dict[str, Any]]:
+        """Yield every fact of a sandbox, newest first. Raises `ApiError`."""
+        cursor = None
+        while True:
+            page = self.get(f"/sandboxes/{quote(sandbox_id, safe='')}/history", limit=100, cursor=cursor)
+            yield from page["facts"]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
+
+    def events(self, *, since: int, follow: bool, **filters: str | None) -> Iterator[dict[str, Any] | None]:
+        """Yield every fact from `since` (Unix seconds) on, each once; with `follow`, go on for ever. Raises `ApiError`.
+
+        Yields None where nothing more is there at this moment, so that the caller may wait.
+        """
+        after, known = None, dict[tuple[object, ...], None]()
+        while True:
+            page = self.get("/events", after=after, since=None if after else since, limit=1000, **filters)
+            for fact in page["events"]:
+                name = tuple(fact[part] for part in ("sandbox_id", "version", "kind", "fact_id"))
+                if name not in known:
+                    known[name] = None
+                    yield fact
+            after = page["cursor"]
+            if page["is_last"]:
+                if not follow:
+                    return
+                for name in list(known)[:-_REMEMBERED]:
+                    del known[name]
+                yield None
+
+    def delete(self, path: str) -> dict[str, Any]:
+        """Take something back, and return the answer. Raises `ApiError`."""
+        return self._call("DELETE", path)
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Set the token; were it a header of the session, an entry of ~/.netrc would take its place."""

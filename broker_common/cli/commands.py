@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -63,6 +64,8 @@ Examples:
   broker pool
   broker sandboxes --status deletion_failed
   broker sandbox show 2009521
+  broker sandbox history 2009521
+  broker events --follow
   broker job run sync --wait
 \b
 Completion, for a line of ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
@@ -189,22 +192,27 @@ def pool() -> None:
 @main.command()
 @click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only those in this status.")
 @click.option("--track", "track_id", help="Only those that this track holds.")
+@click.option("--name", help="Only those with this in their name.")
+@click.option("--lab", "track_name", help="Only those whose latest lease is this lab's.")
+@click.option("--sort", default="sandbox_id", help="The field to sort by; -FIELD puts the greatest first.")
 @click.option("--json", "form", flag_value="json", help="One JSON object a line, with every field.")
 @click.option("--csv", "form", flag_value="csv", help="CSV with every field; a ' marks texts that would be formulas.")
-def sandboxes(status: str | None, track_id: str | None, form: str | None) -> None:
+def sandboxes(form: str | None, sort: str, **filters: str | None) -> None:
     """List sandboxes, as a table unless --json or --csv is given.
 
     One whose record cannot be read has the status `unreadable`, and --json and --csv say why as `reason`.
 
     Example: broker sandboxes --status deletion_failed --csv > failed.csv
+
+    The longest held first: broker sandboxes --status allocated --sort allocated_at
     """
-    found = _api().sandboxes(status=status, track_id=track_id)
+    found = _api().sandboxes(sort=sort, **filters)
     _print_as[form](found)
 
 
 @main.group()
 def sandbox() -> None:
-    """Look at one sandbox.
+    """Look at one sandbox, or set it aside.
 
     Example: broker sandbox show 2009521
     """
@@ -222,6 +230,89 @@ def show(sandbox_id: str) -> None:
     for name, value in record.items():
         is_time = value is not None and (name.endswith("_at") or name in {"last_synced", "stale_since"})
         click.echo(f"{name:<{width}}  {'-' if value is None else value}{f'  ({_ago(value)})' if is_time else ''}")
+
+
+@sandbox.command(name="history")
+@click.argument("sandbox_id")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every field.")
+def history_command(sandbox_id: str, *, as_json: bool) -> None:
+    """Show what happened to a sandbox, newest first.
+
+    Also of one that is gone, as long as its facts are kept (HISTORY_DAYS).
+
+    Example: broker sandbox history 2009521
+    """
+    for fact in _api().history(sandbox_id):
+        click.echo(json.dumps(fact) if as_json else _told(fact))
+
+
+@sandbox.command()
+@click.argument("sandbox_id")
+@click.option("--reason", required=True, help="Why; it is kept with the sandbox.")
+def quarantine(sandbox_id: str, reason: str) -> None:
+    """Set a sandbox aside for a person: at once, or once it is wiped if a track holds it.
+
+    Example: broker sandbox quarantine 2009521 --reason "students report that it is slow"
+    """
+    done = _api().post(f"/sandboxes/{quote(sandbox_id, safe='')}/quarantine", {"reason": reason})
+    later = "" if done["status"] == Status.DELETION_FAILED else ", and is set aside once it is wiped"
+    click.echo(f"{sandbox_id} is {done['status']}{later}")
+
+
+@sandbox.command()
+@click.argument("sandbox_id")
+def unquarantine(sandbox_id: str) -> None:
+    """Let a sandbox that was to be set aside go the usual way.
+
+    Example: broker sandbox unquarantine 2009521
+    """
+    done = _api().delete(f"/sandboxes/{quote(sandbox_id, safe='')}/quarantine")
+    click.echo(f"{sandbox_id} is {done['status']}")
+
+
+@main.command()
+@click.option("--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
+@click.option("--since", default="10m", callback=lambda _ctx, _name, value: _seconds(value), help="How far back.")
+@click.option("--kind", help="Only facts of this kind, as in sandbox.allocated.")
+@click.option("--track", "track_id", help="Only facts of this track's leases.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every field.")
+def events(since: int, *, follow: bool, as_json: bool, **filters: str | None) -> None:
+    """Show what happened in the pool, oldest first.
+
+    Example: broker events --follow
+
+    What a track did today: broker events --since 24h --track track-4711
+    """
+    for fact in _api().events(since=int(time.time()) - since, follow=follow, **filters):
+        if fact is None:
+            time.sleep(_LOOK_AGAIN_SEC)
+        else:
+            click.echo(json.dumps(fact) if as_json else _told(fact))
+
+
+@main.group()
+def upgrade() -> None:
+    """Go on to a newer release.
+
+    Example: broker upgrade finish
+    """
+
+
+@upgrade.command()
+def finish() -> None:
+    """Say that no process of the release before this one runs any more.
+
+    Until then calls that such a process could not keep answer 503 UPGRADE_UNFINISHED: history, events, setting aside a
+    sandbox that is held. Run it once every API, worker and beat is of this release. May be repeated.
+
+    Example: broker upgrade finish
+    """
+    settings = read_settings(os.environ, process=Process.TOOL)
+    try:
+        build_store(settings).finish_upgrade()
+    except (BrokerError, BotoCoreError) as error:
+        raise click.ClickException(f"the upgrade is not finished: {error}") from error
+    click.echo("the upgrade is finished: every process knows within 5 s")
 
 
 @main.group()
@@ -262,6 +353,32 @@ def run(name: str, *, wait: bool, force: bool) -> None:
     click.echo(json.dumps(state.get("result") or {}))
     click.echo(f"{state['state']}{': ' + state['error'] if state.get('error') else ''}", err=True)
     sys.exit(1 if state["state"] == JobState.FAILED else 0)
+
+
+def _told(fact: dict[str, Any]) -> str:
+    """Return a fact as one line for a person."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(fact["at"]))
+    about = fact["sandbox_id"] or "pool"
+    moved = f"{fact['status_before'] or '-'} → {fact['status'] or 'gone'}" if fact["sandbox_id"] else ""
+    details = " ".join(f"{name}={value}" for name, value in fact["details"].items())
+    parts = (
+        f"{at}Z",
+        f"{about:<12}",
+        f"{fact['kind']:<24}",
+        moved,
+        fact["track_id"],
+        f"by {fact['principal']}",
+        details,
+    )
+    return "  ".join(part for part in parts if part)
+
+
+def _seconds(text: str) -> int:
+    """Return the seconds of a length of time such as 90s, 10m, 24h or 7d."""
+    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if found is None:
+        raise click.BadParameter("must be a length of time, such as 90s, 10m, 24h or 7d")
+    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def _print_table(found: Iterable[dict[str, Any]]) -> None:

@@ -25,6 +25,7 @@ from broker_common.core.pauses import PauseBoard
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.search import Search
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
 from tests.fakes import FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
@@ -200,6 +201,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         ),
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
+        search=Search(reports=store, inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
