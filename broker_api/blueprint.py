@@ -103,7 +103,7 @@ def refuse_surplus() -> None:
     reads = getattr(current_app.view_functions[request.endpoint or ""], "reads", ())
     if "query" not in reads and request.environ.get("QUERY_STRING"):
         _refuse(_read_query(request))
-    if "json" not in reads and request.method == "POST":
+    if "json" not in reads and request.method not in {"GET", "HEAD"}:
         _refuse(_read_body(request))
 
 

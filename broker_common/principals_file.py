@@ -11,9 +11,11 @@ expires_at = 2027-01-31T00:00:00Z      # or Unix seconds
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}\Z"
 _PLAIN = r"[!-~]([ -~]{0,126}[!-~])?\Z"
-_RESERVED = frozenset({Role.TRACK.value, Role.ADMIN.value})
-"""Principals of other settings."""
+_RESERVED = rf"(?!({Role.TRACK}|{Role.ADMIN})\Z)"
 _TABLE = "token"
 _LATEST = 253_402_300_799
 """The end of the year 9999. A larger number is in milliseconds."""
@@ -44,8 +45,8 @@ def read_principals(path: str, *, production: bool, required: AbstractSet[Role] 
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadTokenError(f"Is no TOML: {error}.") from error
-    mistakes = _Mistakes(_find_places(text))
+        raise BadTokenError(f"Not valid TOML: {error}.") from error
+    mistakes = _Mistakes(text)
     tables = _take_tables(document, mistakes)
     tokens = [_read_token(table, index, mistakes, production=production) for index, table in enumerate(tables)]
     _refuse_duplicates(tables, mistakes)
@@ -76,9 +77,14 @@ class _Places:
 class _Mistakes:
     """What is wrong with a document, by line and field."""
 
-    def __init__(self, places: _Places) -> None:
-        self.places = places
+    def __init__(self, text: str) -> None:
+        self._text = text
         self._found: list[tuple[int, str, str]] = []
+
+    @cached_property
+    def places(self) -> _Places:
+        """Where in the document what stands."""
+        return _find_places(self._text)
 
     def add(self, name: str, text: str) -> None:
         """Add what is wrong with something that is no field of a token."""
@@ -163,7 +169,7 @@ def _read_token(table: Mapping[str, Any], index: int, mistakes: _Mistakes, *, pr
         return None
     digest = bytes.fromhex(read["sha256"])
     if production and is_well_known(digest):
-        mistakes.add_to_token(index, "sha256", "Is that of a well-known development token.")
+        mistakes.add_to_token(index, "sha256", "Belongs to a well-known development token.")
     tracks = read.get("tracks")
     return Token(
         digest,
@@ -183,7 +189,7 @@ def _refuse_duplicates(tables: list[dict[str, Any]], mistakes: _Mistakes) -> Non
         for index, table in enumerate(tables):
             value = table.get(name)
             if isinstance(value, str) and (same := first.setdefault(value.lower(), index)) != index:
-                mistakes.add_to_token(index, name, f"Stands in line {mistakes.places.of(same, name)}, too.")
+                mistakes.add_to_token(index, name, f"Already used in line {mistakes.places.of(same, name)}.")
 
 
 def _texts(told: Any) -> Iterator[str]:  # noqa: ANN401 - marshmallow nests lists of texts in mappings
@@ -219,7 +225,9 @@ class _TokenSchema(Schema):
         required=True,
         validate=[
             validate.Regexp(_NAME, error="Must be 1 to 64 of A-Z a-z 0-9 . _ @ + -, the first a letter or digit."),
-            validate.NoneOf(_RESERVED, error="Is the name of the tokens of another setting: choose another."),
+            validate.Regexp(
+                _RESERVED, re.IGNORECASE, error="Reserved for BROKER_API_TOKEN and BROKER_ADMIN_TOKEN: choose another."
+            ),
         ],
     )
     sha256 = fields.String(

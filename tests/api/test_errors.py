@@ -195,7 +195,7 @@ def test_an_answer_without_an_error_is_the_same_for_who_prefers_problems(api: Ap
     assert (answer.status_code, answer.mimetype) == (200, "application/json")
 
 
-def test_a_request_is_logged_under_its_id_and_track_and_leaves_neither_behind() -> None:
+def test_a_request_is_logged_under_its_id_principal_and_track_and_leaves_none_behind() -> None:
     seen: list[dict[str, object]] = []
 
     class Watching(StoreWrapper):
@@ -205,7 +205,7 @@ def test_a_request_is_logged_under_its_id_and_track_and_leaves_neither_behind() 
 
     api = make_api(around=Watching)
     api.track("GET", "/v1/sandboxes", "track-1", headers={"X-Request-ID": "req-1"})
-    assert seen == [{"request_id": "req-1", "track_id": "track-1"}]
+    assert seen == [{"request_id": "req-1", "principal": "track", "track_id": "track-1"}]
     assert structlog.contextvars.get_contextvars() == {}
 
 

@@ -54,17 +54,17 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
 }
 """Whose calls are answered; without a token it is 401 for the others, with one 403."""
 
-SENT: dict[str, Any] = {
-    "/v1/admin/pause": {"json": {"allocate": True}},
-    "/v1/admin/sandboxes/<sandbox_id>/release": {"json": {"lease_id": "lease-of-allocated"}},
-    "/v1/admin/sandboxes/<sandbox_id>/quarantine": {"json": {"reason": "it looks odd"}},
-    "/v1/admin/bulk-delete": {"query_string": {"status": "stale"}},
+SENT: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/admin/pause"): {"json": {"allocate": True}},
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): {"json": {"lease_id": "lease-of-allocated"}},
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): {"json": {"reason": "it looks odd"}},
+    ("POST", "/v1/admin/bulk-delete"): {"query_string": {"status": "stale"}},
 }
 """What makes a call do what it is for."""
-CHANGING = {
-    "/v1/admin/sandboxes/<sandbox_id>/release": "allocated",
-    "/v1/admin/sandboxes/<sandbox_id>/quarantine": "available",
-    "/v1/admin/sandboxes/<sandbox_id>/retry-deletion": "deletion_failed",
+CHANGED = {
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): "allocated",
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "available",
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): "deletion_failed",
 }
 """The sandbox that a call can change."""
 
@@ -89,9 +89,9 @@ def served(api: Api) -> Iterator[tuple[str, str]]:
 def make_call(api: Api, method: str, rule: str, role: Role | None) -> tuple[int, str | None]:
     """Make a call that could do something, and return its status, and the code of an error."""
     path = rule.replace("<path:filename>", "index.css").replace("<job_id>", "job-1")
-    path = path.replace("<sandbox_id>", CHANGING.get(rule, "allocated"))
+    path = path.replace("<sandbox_id>", CHANGED.get((method, rule), "allocated"))
     headers = {"X-Track-ID": "track-1"} | ({"Authorization": f"Bearer token-of-{role}"} if role else {})
-    answer = api.call(method, path, headers=headers, **SENT.get(rule, {}))
+    answer = api.call(method, path, headers=headers, **SENT.get((method, rule), {}))
     is_refused = answer.status_code >= 400 and "error" in (answer.get_json(silent=True) or {})
     return answer.status_code, error_of(answer)["code"] if is_refused else None
 

@@ -9,9 +9,13 @@ import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
+from broker_api.auth import actor
+from broker_common.core.principals import Actor
 from tests.api.harness import Api, body_of, error_of, make_api, named_token
+from tests.fakes import StoreWrapper
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -103,12 +107,12 @@ def test_a_change_that_cannot_be_used_leaves_the_tokens_before_it_valid(
 # -- named tokens
 
 
-def named(file: Path, *tables: str, **environment: str) -> Api:
+def named(file: Path, *tables: str, around: Any = None, **environment: str) -> Api:
     """Make an API with named tokens alone, one for tracks and one for an admin among them."""
     needed = named_token("labs", "token-of-labs", "track") + named_token("chief", "token-of-chief", "admin")
     file.write_text(needed + "".join(tables))
     no_others = {"BROKER_API_TOKEN": "", "BROKER_ADMIN_TOKEN": ""}
-    return make_api(**no_others | {"BROKER_TOKENS_FILE": str(file)} | environment)
+    return make_api(around=around, **no_others | {"BROKER_TOKENS_FILE": str(file)} | environment)
 
 
 def whoami(api: Api, token: str) -> tuple[int, Any]:
@@ -213,3 +217,17 @@ def test_every_log_line_of_a_call_names_its_principal(file: Path) -> None:
         ("labs", 200),
         (None, 401),
     ]
+
+
+def test_what_a_request_changes_is_changed_by_its_principal_under_its_id(file: Path) -> None:
+    actors: list[Actor] = []
+
+    class Watching(StoreWrapper):
+        def set_pauses(self, changes: Mapping[str, bool]) -> Any:
+            actors.append(actor())
+            return super().set_pauses(changes)
+
+    api = named(file, named_token("anna", "token-of-anna", "operator"), around=Watching)
+    headers = {"Authorization": "Bearer token-of-anna", "X-Request-ID": "req-1"}
+    assert api.call("POST", "/v1/admin/pause", headers=headers, json={"sync": True}).status_code == 200
+    assert actors == [Actor(principal="anna", request_id="req-1")]

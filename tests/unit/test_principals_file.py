@@ -21,6 +21,7 @@ name = "anna"
 sha256 = "{ANNAS}"
 roles = ["operator"]
 """
+RESERVED = "Reserved for BROKER_API_TOKEN and BROKER_ADMIN_TOKEN: choose another."
 
 
 @pytest.fixture
@@ -123,8 +124,8 @@ def test_an_expiry_that_is_no_moment_is_refused(file: Path, value: str) -> None:
             '"job:sync"',
             "line 3: name: Must be 1 to 64 of A-Z a-z 0-9 . _ @ + -, the first a letter or digit.",
         ),
-        ('"anna"', '"track"', "line 3: name: Is the name of the tokens of another setting: choose another."),
-        ('"anna"', '"admin"', "line 3: name: Is the name of the tokens of another setting: choose another."),
+        ('"anna"', '"track"', f"line 3: name: {RESERVED}"),
+        ('"anna"', '"Admin"', f"line 3: name: {RESERVED}"),
         (f'sha256 = "{ANNAS}"\n', "", "line 2: sha256: Missing data for required field."),
         (ANNAS, ANNAS[1:], "line 4: sha256: Must be 64 hexadecimal digits."),
         (ANNAS, "g" * 64, "line 4: sha256: Must be 64 hexadecimal digits."),
@@ -167,8 +168,8 @@ name = "elsewhere"
     assert mistakes(file, text.replace("\n", "\r\n")) == [
         "line 5: roles: Must be one of: track, viewer, operator, admin.",
         "line 9: customer: Must be 1 to 128 printable ASCII characters.",
-        "line 14: name: Stands in line 3, too.",
-        "line 15: sha256: Stands in line 4, too.",
+        "line 14: name: Already used in line 3.",
+        "line 15: sha256: Already used in line 4.",
         "line 18: colour: Unknown field.",
         "line 19: more: Unknown field.",
         "line 21: other: Unknown: there are only tables [[token]].",
@@ -180,7 +181,7 @@ name = "elsewhere"
 
 def test_tables_on_one_line_are_told_by_that_line(file: Path) -> None:
     assert mistakes(file, '\ntoken = [{name = "anna"}, {name = "anna", sha256 = "", roles = ["track"]}]\n') == [
-        "line 2: name: Stands in line 2, too.",
+        "line 2: name: Already used in line 2.",
         "line 2: roles: Missing data for required field.",
         "line 2: sha256: Missing data for required field.",
         "line 2: sha256: Must be 64 hexadecimal digits.",
@@ -205,13 +206,13 @@ def test_a_file_holds_tables_of_tokens_and_nothing_else(file: Path, text: str, t
 
 def test_a_file_that_is_no_toml_is_told_by_line_and_column(file: Path) -> None:
     (told,) = mistakes(file, f"{ANNA}name = \n")
-    assert told.startswith("Is no TOML: ")
+    assert told.startswith("Not valid TOML: ")
     assert told.endswith("(at line 6, column 8).")
 
 
 def test_a_file_that_nests_too_deep_is_no_toml(file: Path) -> None:
     (told,) = mistakes(file, f"token = {'[' * 100_000}")
-    assert told.startswith("Is no TOML: ")
+    assert told.startswith("Not valid TOML: ")
 
 
 def test_a_file_that_cannot_be_read_is_told(file: Path) -> None:
@@ -239,7 +240,7 @@ def test_no_mistake_tells_a_value(file: Path) -> None:
 
 def test_production_refuses_the_digest_of_a_well_known_token(file: Path) -> None:
     known = ANNA.replace(ANNAS, hashlib.sha256(DEVELOPMENT_TRACK_TOKEN.encode()).hexdigest())
-    assert mistakes(file, known) == ["line 4: sha256: Is that of a well-known development token."]
+    assert mistakes(file, known) == ["line 4: sha256: Belongs to a well-known development token."]
     assert read(file, known, production=False)
 
 

@@ -490,7 +490,7 @@ def test_a_file_of_named_tokens_that_cannot_serve_is_refused_at_start(tmp_path: 
 def test_production_refuses_a_well_known_token_by_its_name_too(tmp_path: Path) -> None:
     known = TRACKS.replace(digest("a-long-token-of-labs").hex(), digest(DEVELOPMENT_TRACK_TOKEN).hex())
     environ = with_tokens(tmp_path / "tokens.toml", known + OPERATORS)
-    assert problems(environ) == ["BROKER_TOKENS_FILE: line 4: sha256: Is that of a well-known development token."]
+    assert problems(environ) == ["BROKER_TOKENS_FILE: line 4: sha256: Belongs to a well-known development token."]
     assert Settings.from_env(environ | {"BROKER_ENV": "development"}, process=Process.API)
 
 
