@@ -95,8 +95,14 @@ def _add_delete(app: Celery, runner: Callable[[], JobRunner], limit_sec: float) 
 
 
 def _options(limit_sec: float) -> dict[str, Any]:
-    # What is recorded and logged already Celery shall show without a traceback.
-    return {"bind": True, "throws": (JobFailed, BrokerError), **time_limits(limit_sec)}
+    return {
+        "bind": True,
+        # Of this application alone. By itself Celery adds a task to every application of the process.
+        "shared": False,
+        # What is recorded and logged already is shown without a traceback.
+        "throws": (JobFailed, BrokerError),
+        **time_limits(limit_sec),
+    }
 
 
 class _LogContext:

@@ -41,7 +41,7 @@ class MemoryJobRuns:
     def read_last_hand_out(self) -> str | None:
         return self._last_hand_out
 
-    def forget(self, job_id: str, job: str) -> None:  # noqa: ARG002 - the port's signature
+    def forget(self, job_id: str, job: str) -> None:
         self._runs.pop(job_id, None)
         self._out.pop(job_id, None)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -231,5 +231,5 @@ class LocksContract:
                 assert not third
 
 
-def _changed(run: JobRun, *names: str) -> dict[str, object]:
+def _changed(run: JobRun, *names: str) -> dict[str, Any]:
     return {name: getattr(run, name) for name in (*names, "progressed_at")}

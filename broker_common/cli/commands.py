@@ -40,7 +40,7 @@ ADMIN_TIMEOUT_SEC = 10.0
 _LOOK_AGAIN_SEC = 0.5
 _SAY_AGAIN_SEC = 5.0
 _COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
-_RUN_COLUMNS = ("job_id", "job", "state", "principal", "began", "error")
+_RUN_COLUMNS = ("job_id", "job", "state", "principal", "started_at", "result")
 _VERDICTS = {True: "OK", False: "FAIL", None: "--"}
 _ENDED = {state for state in JobState if state.is_final}
 
@@ -252,13 +252,15 @@ def job_commands(jobs: Jobs) -> tuple[click.Group, click.Command]:
     def list_runs(job: str | None, limit: int) -> None:
         """List the last runs of jobs, newest first, and who asked for each.
 
-        The schedule's runs have job:<name> as principal. A run is kept for a day.
+        The schedule's runs have job:<name> as principal. Result is why a run failed or was skipped, or what it counted.
+        A run is kept for a day.
 
         Example: broker jobs --job sync --limit 5
         """
         found = _api().get("/jobs", job=None if job is None else names[job].name, limit=limit)["runs"]
-        began = ({**each, "began": _ago(each.get("started_at", each.get("queued_at")))} for each in found)
-        _print_rows(_RUN_COLUMNS, began)
+        _print_rows(
+            _RUN_COLUMNS, ({**run, "started_at": _ago(run.get("started_at")), "result": _told(run)} for run in found)
+        )
 
     return job, list_runs
 
@@ -285,6 +287,12 @@ def _run_job(name: str, flags: dict[str, bool], *, wait: bool) -> None:
     click.echo(json.dumps(state.get("result") or {}))
     click.echo(f"{state['state']}{': ' + state['error'] if state.get('error') else ''}", err=True)
     sys.exit(1 if state["state"] == JobState.FAILED else 0)
+
+
+def _told(run: dict[str, Any]) -> str | None:
+    """Say why a run failed or was skipped, or what it counted, zeros left out."""
+    counts = (f"{name}={count}" for name, count in (run.get("result") or {}).items() if count)
+    return run.get("error") or " ".join(counts) or None
 
 
 def _print_table(found: Iterable[dict[str, Any]]) -> None:

@@ -7,13 +7,23 @@ from dataclasses import asdict, fields
 
 import pytest
 
+from broker_common.core.domain import Status
+from broker_common.core.errors import SyncBraked
+from broker_common.core.events import DeleteOutcome
 from broker_common.core.job_registry import JOBS
-from broker_common.core.jobs import Daily, Every, Job, JobSpec, declare
+from broker_common.core.jobs import Daily, Every, HandOut, Job, JobSpec, Work, declare
 from broker_common.core.ports import Pauses
+from broker_common.core.principals import Actor
+from broker_common.core.runs import CleanupTally
 from broker_common.settings import Process, Settings
 from tests.world import World
 
+BY = Actor(principal="alice")
 EACH = pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
+
+
+def work_of(world: World) -> Work:
+    return Work(**{field.name: getattr(world, field.name) for field in fields(Work)})
 
 
 def test_every_job_that_code_speaks_of_is_declared() -> None:
@@ -82,9 +92,30 @@ def test_a_run_has_the_request_id_that_the_contract_promises(job: Job, request_i
     assert JOBS[job].request_id(7) == request_id
 
 
-def test_an_example_is_of_the_shape_of_a_result() -> None:
+@EACH
+def test_a_job_runs_its_use_case_and_its_example_is_of_that_result_s_shape(job: JobSpec) -> None:
     world = World()
     world.pool(1)
-    results = {Job.SYNC: world.syncer.run(), Job.EXPIRE: world.expirer.run(), Job.PURGE_STALE: world.purger.run()}
-    for job, result in results.items():
-        assert set(JOBS[job].example) == set(asdict(result))
+    world.pending("sbx-9")
+    did = job.work(work_of(world), BY, {})
+
+    if isinstance(did, HandOut):
+        assert list(did.find()) == ["sbx-9"]
+        assert (
+            dict(job.example)
+            == CleanupTally(counts={DeleteOutcome(each): job.example[each] for each in DeleteOutcome}).result
+        )
+    else:
+        assert did.message
+        assert set(job.example) == set(asdict(did))
+
+
+def test_a_sync_is_forced_only_if_that_was_asked_for() -> None:
+    world = World()
+    world.pool(10)
+    world.provider.accounts = world.accounts(1)
+
+    with pytest.raises(SyncBraked):
+        JOBS[Job.SYNC].work(work_of(world), BY, {"force": False})
+    JOBS[Job.SYNC].work(work_of(world), BY, {"force": True})
+    assert world.memory.count()[Status.STALE] == 9

@@ -46,7 +46,10 @@ class TestRunsInRedis(RunsContract):
 
     @pytest.fixture
     def queue_a_delete(self, redis: RedisClient) -> Callable[[], None]:
-        return lambda: redis.rpush(DELETIONS_QUEUE, "a message") and None
+        def queue() -> None:
+            redis.rpush(DELETIONS_QUEUE, "a message")
+
+        return queue
 
 
 @pytest.fixture

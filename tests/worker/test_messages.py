@@ -20,7 +20,7 @@ from broker_worker.tasks import add_tasks
 from tests.worker.conftest import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.worker.conftest import Celery, Desk
 
