@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import uuid
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -218,7 +219,10 @@ def show(sandbox_id: str) -> None:
 def job_commands(jobs: Jobs) -> tuple[click.Group, click.Command]:
     """Return `job`, which has these jobs run, and `jobs`, which lists their runs."""
     names = {job.path: job for job in jobs.values()}
-    flags = {flag.name: (job, flag) for job in jobs.values() for flag in job.flags}
+    flags: dict[str, dict[str, str]] = defaultdict(dict)
+    for spec in jobs.values():
+        for flag in spec.flags:
+            flags[flag.name][spec.path] = flag.help
 
     @click.group()
     def job() -> None:
@@ -239,12 +243,13 @@ def job_commands(jobs: Jobs) -> tuple[click.Group, click.Command]:
         """
         asked = {flag: True for flag, is_on in given.items() if is_on}
         for flag in asked:
-            if flags[flag][0] is not names[name]:
-                raise click.UsageError(f"--{flag} is for {flags[flag][0].path} alone.")
+            if name not in flags[flag]:
+                raise click.UsageError(f"--{flag} is for {' and '.join(flags[flag])} alone.")
         _run_job(name, asked, wait=wait)
 
-    for of, flag in flags.values():
-        run.params.append(click.Option([f"--{flag.name}"], is_flag=True, help=f"For {of.path}: {flag.help}."))
+    for flag_name, of in flags.items():
+        said = "; ".join(f"for {path}: {text}" for path, text in of.items())
+        run.params.append(click.Option([f"--{flag_name}"], is_flag=True, help=f"{said[0].upper()}{said[1:]}."))
 
     @click.command(name="jobs")
     @click.option("--job", type=click.Choice(list(names)), help="Only runs of this job.")
