@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.ending import expire
 from broker_common.core.errors import BrokerError, UnsafeToAct
-from broker_common.core.jobs import Job
+from broker_common.core.job_names import Job
 from broker_common.core.parallel import for_each
 from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import ItemFailed

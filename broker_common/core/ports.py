@@ -14,7 +14,6 @@ from broker_common.core.sandbox import account_key
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from broker_common.core.jobs import Job, JobRun
     from broker_common.core.sandbox import Account
     from broker_common.core.telemetry import Event
 
@@ -129,22 +128,6 @@ class RateLimit(Protocol):
 
     def take(self, key: str) -> Allowance | None:
         """Take one request off a key's allowance; None if it cannot be counted now. Never raises, hardly waits."""
-
-
-class JobQueue(Protocol):
-    """Where runs of jobs are asked for and looked up. Kept for 24 hours.
-
-    Raises `QueueUnavailable` at once when the queue cannot be reached.
-    """
-
-    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
-        """Ask for a run now; returns its job id."""
-
-    def find(self, job_id: str) -> JobRun:
-        """Return a run; raises `JobNotFound`."""
-
-    def ping(self) -> None:
-        """Make sure that the queue answers."""
 
 
 class WipeAnswer(Enum):

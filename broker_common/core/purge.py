@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_common.core.errors import BrokerError, InvalidInput, UnsafeToAct
-from broker_common.core.jobs import Job
+from broker_common.core.job_names import Job
 from broker_common.core.parallel import for_each
 from broker_common.core.pool import remove
 from broker_common.core.sandbox import ORDER_LIMIT, Status

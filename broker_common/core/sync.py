@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from broker_common.core.errors import BrokerError, ListNotWhole, SyncBraked
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.ids import new_id
-from broker_common.core.jobs import Job
+from broker_common.core.job_names import Job
 from broker_common.core.parallel import for_each
 from broker_common.core.pool import add, describe, go_stale, remove, restore
 from broker_common.core.sandbox import ORDER_LIMIT, Account, Sandbox, Status, Wipe, next_version

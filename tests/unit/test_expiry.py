@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.jobs import Job
+from broker_common.core.job_names import Job
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.telemetry import AllocationExpired, ItemFailed
 from tests.fakes import BY, Fault, FlakyStore, MemoryStore, flat
