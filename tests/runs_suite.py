@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
 from broker_common.core.principals import Actor
 from broker_common.core.runs import Conclusion, Runs
+from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable

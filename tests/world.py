@@ -18,8 +18,8 @@ from broker_common.core.pauses import PauseBoard
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
-from broker_common.core.search import Search
 from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
 from tests.fakes import (
     BY,

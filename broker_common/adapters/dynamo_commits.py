@@ -65,18 +65,7 @@ class DynamoCommits(DynamoBase):
     def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         """Implement the port: one TransactWriteItems, sent once."""
         fact = allocated(candidate, claim, by=by)
-        lease = claim.lease
-        changes = {
-            "status": Status.ALLOCATED,
-            "status_key": status_key(Status.ALLOCATED, shard_of(candidate.sandbox_id, self._shards)),
-            "status_order": lease.expires_at,
-            "version": fact.version,
-            "updated_at": fact.at,
-            "dirty": True,
-            **of_lease(lease),
-            **of_wipe(None),
-            "stale_since": None,
-        }
+        changes = self._allocation(candidate, claim, fact.version)
         place = status_key(Status.AVAILABLE, shard_of(candidate.sandbox_id, self._shards))
         update = self._update(candidate.sandbox_id, place, candidate.version, changes)
         reasons = self._transport.transact_once(
@@ -125,6 +114,20 @@ class DynamoCommits(DynamoBase):
             self._write_with_account(sandboxes[0])
         else:
             self._write_all(*map(self._put_account, sandboxes))
+
+    def _allocation(self, candidate: Candidate, claim: Claim, version: int) -> Mapping[str, Any]:
+        """Return every attribute that an allocation sets, of a record that was not read."""
+        return {
+            "status": Status.ALLOCATED,
+            "status_key": status_key(Status.ALLOCATED, shard_of(candidate.sandbox_id, self._shards)),
+            "status_order": claim.lease.expires_at,
+            "version": version,
+            "updated_at": claim.lease.allocated_at,
+            "dirty": True,
+            **of_lease(claim.lease),
+            **of_wipe(None),
+            "stale_since": None,
+        }
 
     def _commit_one(self, change: Change) -> None:
         before, after = change.before, change.after

@@ -26,8 +26,8 @@ from broker_common.core.pauses import PauseBoard
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
-from broker_common.core.search import Search
 from broker_common.core.runs import JobRun
+from broker_common.core.search import Search
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
 from tests.fakes import START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
@@ -38,11 +38,10 @@ if TYPE_CHECKING:
     from flask import Flask
     from werkzeug.test import TestResponse
 
-    from broker_common.core.ports import Clock, Recorder
-    from broker_common.core.store import SandboxStore
     from broker_common.core.jobs import Jobs
-    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, Recorder
     from broker_common.core.principals import Actor
+    from broker_common.core.store import SandboxStore
 
 TRACK_TOKEN = "track-token"
 ADMIN_TOKEN = "admin-token"
@@ -217,7 +216,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         ),
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
-        search=Search(reports=store, inventory=inventory, clock=clock),
+        search=Search(reports=store, inventory=Inventory(store=store, custody=custody), clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),

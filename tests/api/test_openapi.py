@@ -10,8 +10,6 @@ from openapi_spec_validator import validate
 
 from broker_api.caller import CALLER_HEADERS
 from broker_api.errors import ANSWERED, ERROR_CODES, ERRORS
-from broker_api.error_codes import ERROR_CODES
-from broker_api.errors import STATUS_OF
 from broker_common.core.job_registry import JOBS
 from tests.api.description import COPY, describe, faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of, make_api

@@ -15,8 +15,10 @@ from tests.api.harness import Api, body_of, error_of, make_api, named_token
 from tests.fakes import StoreWrapper
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
+
+    from broker_common.core.facts import PoolFact
+    from broker_common.core.store import Pauses
 
 
 def status(api: Api, token: str, track_id: str = "track-1") -> int:
@@ -223,9 +225,9 @@ def test_what_a_request_changes_is_changed_by_its_principal_under_its_id(file: P
     actors: list[Actor] = []
 
     class Watching(StoreWrapper):
-        def set_pauses(self, changes: Mapping[str, bool]) -> Any:
+        def set_pauses(self, before: Pauses, after: Pauses, *facts: PoolFact) -> Pauses:
             actors.append(actor())
-            return super().set_pauses(changes)
+            return super().set_pauses(before, after, *facts)
 
     api = named(file, named_token("anna", "token-of-anna", "operator"), around=Watching)
     headers = {"Authorization": "Bearer token-of-anna", "X-Request-ID": "req-1"}

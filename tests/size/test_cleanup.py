@@ -18,8 +18,8 @@ from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
-from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.runs import Runs
+from broker_common.core.sandbox import Sandbox, Status
 from deploy.dev.processes import wait_until
 from tests.backends import AWS_ENVIRONMENT
 from tests.bulk_load import load_records

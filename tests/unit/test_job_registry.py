@@ -7,15 +7,15 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from broker_common.core.domain import Status
 from broker_common.core.errors import SyncBraked
-from broker_common.core.telemetry import DeleteOutcome
-from broker_common.core.job_registry import JOBS
 from broker_common.core.job_names import Job
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Daily, Every, HandOut, JobSpec, Work, declare
-from broker_common.core.ports import Pauses
 from broker_common.core.principals import Actor
 from broker_common.core.runs import CleanupTally
+from broker_common.core.sandbox import Status
+from broker_common.core.store import Pauses
+from broker_common.core.telemetry import DeleteOutcome
 from broker_common.settings import Process, Settings
 from tests.world import World
 

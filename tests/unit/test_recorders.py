@@ -10,6 +10,7 @@ from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.core.job_names import Job
+from broker_common.core.job_registry import JOBS
 from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
@@ -37,8 +38,6 @@ from broker_common.core.telemetry import (
     StoreOutcome,
     SyncProgressed,
 )
-from broker_common.core.job_registry import JOBS
-from broker_common.core.job_names import Job
 from tests.fakes import RecordingRecorder
 
 EVENTS: list[Event] = [

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.errors import ProviderBusy, SyncBraked
-from broker_common.core.telemetry import DeleteEnded, DeleteOutcome, JobEnded, JobOutcome
-from broker_common.core.job_registry import JOBS
 from broker_common.core.job_names import Job
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState, Work, declare
 from broker_common.core.principals import Actor
 from broker_common.core.runner import JobFailed, JobRunner, Report
 from broker_common.core.runs import Runs
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome, JobEnded, JobOutcome
 from tests.fakes import START
 from tests.memory_runs import MemoryJobLocks, MemoryJobRuns
 from tests.world import World
@@ -218,7 +218,7 @@ def test_a_run_that_another_delivery_ends_meanwhile_ends_once(bench: Bench) -> N
 
 @pytest.mark.parametrize("job", [Job.SYNC, Job.CLEANUP, Job.EXPIRE])
 def test_a_paused_job_is_skipped_and_says_so(bench: Bench, job: Job) -> None:
-    bench.world.memory.set_pauses({job: True})
+    bench.world.memory.set_pauses(Pauses(), Pauses(**{str(job): Pause()}))
 
     assert bench.run(job) == Report(state=JobState.SKIPPED, error="paused by an operator")
     assert [each.message for each in bench.ended] == ["Skipped: paused by an operator"]

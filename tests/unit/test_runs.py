@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.jobs import JobState
-from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 from broker_common.core.runs import CleanupTally, principal_of_earlier_release
+from broker_common.core.telemetry import DeleteOutcome, JobOutcome
 from tests.memory_runs import MemoryJobLocks, MemoryJobRuns
 from tests.runs_suite import LocksContract, RunsContract
 

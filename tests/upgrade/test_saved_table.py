@@ -20,10 +20,10 @@ from prometheus_client import CollectorRegistry
 from broker_api.app import create_app
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
-from broker_common.core.domain import Account
+from broker_common.core.sandbox import Account
 from broker_common.settings import Process, Settings
 from tests.api.harness import ADMIN_TOKEN, ENVIRONMENT, TRACK_TOKEN, FakeQueue, FakeRateLimit, make_services
-from tests.fakes import FakeClock, FakeProvider, RecordingRecorder, TimelessStore
+from tests.fakes import BY, FakeClock, FakeProvider, RecordingRecorder, TimelessStore
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ class Broker:
         """Sync with a list of the accounts of these variants."""
         wanted = {ID_OF[variant] for variant in provider_has}
         self.provider.accounts = [Account(**each) for each in TABLE["accounts"] if each["sandbox_id"] in wanted]
-        self.jobs.syncer.run()
+        self.jobs.syncer.run(by=BY)
 
     def wipe_what_is_due(self) -> None:
         """Run the cleanup often enough to see the end of each attempt and pause of before."""
         for _ in range(3):
             self.clock.advance(HOUR)
             for sandbox_id in list(self.jobs.cleaner.find_due()):
-                self.jobs.cleaner.delete_sandbox(sandbox_id)
+                self.jobs.cleaner.delete_sandbox(sandbox_id, by=BY)
 
     def _call(self, method: str, path: str, headers: dict[str, str], **options: Any) -> TestResponse:
         return self._app.test_client().open(path, method=method, headers=headers, buffered=True, **options)
@@ -190,13 +190,13 @@ def test_an_operator_can_release_every_allocation(broker: Broker) -> None:
 
 
 def test_only_what_is_overdue_expires_until_the_time_of_the_others_has_come(broker: Broker) -> None:
-    broker.jobs.expirer.run()
+    broker.jobs.expirer.run(by=BY)
     assert [sandbox_id for sandbox_id, held in broker.held().items() if held["status"] != "allocated"] == [
         ID_OF["held-overdue"]
     ]
 
     broker.clock.advance(5 * HOUR)
-    broker.jobs.expirer.run()
+    broker.jobs.expirer.run(by=BY)
     for ended in broker.held().values():
         assert (ended["status"], ended["deletion_reason"]) == ("pending_deletion", "expired")
 
@@ -232,7 +232,7 @@ def test_the_whole_pool_comes_back_and_can_be_allocated_once_each(broker: Broker
     for sandbox_id, held in list(broker.held().items())[::2]:
         broker.track(held["allocated_to_track"], "POST", f"/v1/sandboxes/{sandbox_id}/mark-for-deletion")
     broker.clock.advance(5 * HOUR)
-    broker.jobs.expirer.run()
+    broker.jobs.expirer.run(by=BY)
     assert broker.admin("POST", "/v1/admin/bulk-retry").status_code == 200
     broker.wipe_what_is_due()
 

@@ -28,8 +28,8 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
-from broker_common.core.store import Pauses
 from broker_common.core.runs import Runs
+from broker_common.core.store import Pauses
 from broker_common.core.sync import SyncResult
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.logs import configure_logging

@@ -14,14 +14,9 @@ from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.core.errors import QueueUnavailable
 from broker_common.core.job_names import Job
-from broker_common.core.jobs import JobRun, JobState
-from broker_common.core.runs import Conclusion
-from broker_common.core.telemetry import DeleteOutcome, JobOutcome
-from tests.worker.conftest import until
-from broker_common.core.telemetry import DeleteOutcome
-from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
 from broker_common.core.runs import KEPT_SEC, Conclusion, Runs
+from broker_common.core.telemetry import DeleteOutcome
 from tests.runs_suite import ALICE, SUCCEEDED, RunsContract, found, hand_out
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.cli.commands import job_commands
-from broker_common.core.domain import Status
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Every, Flag, JobSpec, JobState, Work, declare
 from broker_common.core.runs import Runs
+from broker_common.core.sandbox import Status
 from broker_common.settings import Process, Settings
 from broker_worker.schedule import beat_config
 from broker_worker.tasks import add_tasks
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from broker_common.core.ports import SandboxStore
     from broker_common.core.principals import Actor
+    from broker_common.core.store import SandboxStore
 
 # Step 1: the use case, and its result.
 
