@@ -86,7 +86,7 @@ def presented_track_id() -> str | None:
 
 
 def caller() -> Caller:
-    """Return the track that makes the present request, as `require_caller` read it."""
+    """Return the track that makes the present request."""
     return cast("Caller", g.caller)
 
 

@@ -246,6 +246,10 @@ def test_a_job_that_is_not_waited_for_is_named(stack: Stack, broker: Callable[..
     assert stack.as_admin("GET", f"/jobs/{job_id}").json()["job"] == "expire"
 
 
+def test_whoami_shows_what_the_api_makes_of_the_token(broker: Callable[..., Result]) -> None:
+    assert lines(broker("whoami")) == [["principal", "admin"], ["roles", "admin"], ["customer", "-"]]
+
+
 @pytest.mark.parametrize(
     ("words", "env", "told"),
     [
