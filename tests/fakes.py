@@ -396,7 +396,8 @@ class MemoryStore:
     def read_all(self) -> Pool:
         with self._called("read_all"):
             readable = [record for record in self._records.values() if record.sandbox_id not in self._spoiled]
-            return Pool(tuple(readable), dict(self._accounts))
+            keys = {record.account_key for record in readable} & self._accounts.keys()
+            return Pool(tuple(readable), {key: self._accounts[key] for key in keys})
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         with self._called("read_removed"):

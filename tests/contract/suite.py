@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from threading import Barrier
@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker_common.core import domain
 from broker_common.core.errors import InvalidInput, UnreadableRecord
-from broker_common.core.lease import candidate_of
+from broker_common.core.flat import flatten, sandbox_of
+from broker_common.core.lease import begin, candidate_of, end
+from broker_common.core.pool import go_stale, quarantine
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.store import (
     COMMIT_AT_ONCE,
@@ -26,12 +27,14 @@ from broker_common.core.store import (
     ClaimHeld,
     Conflict,
     Contended,
+    Pause,
     Pauses,
     Pool,
     Position,
     Unreadable,
     Watermark,
 )
+from broker_common.core.wipe import retry_deletion
 from tests.fakes import (
     BY,
     SPOILED,
@@ -50,6 +53,7 @@ Answer = TypeVar("Answer")
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.core.facts import Change
     from broker_common.core.store import SandboxStore
 
 SHARED_STORE = settings(
@@ -65,40 +69,48 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 TIMES = st.integers(0, 2**40)
 
 
+FREE_STATUSES = tuple(status for status in Status if status is not Status.ALLOCATED)
+
+
 @st.composite
-def sandboxes(draw: st.DrawFn) -> Sandbox:
-    """Draw a record with any field set or missing."""
-    status = draw(st.sampled_from(Status))
-    lease = st.none() if status is not Status.ALLOCATED else st.nothing()
-    return Sandbox(
-        sandbox_id=draw(PRINTABLE),
-        name=draw(ANY_TEXT),
-        external_id=draw(PRINTABLE),
-        status=status,
-        status_order=draw(st.integers(0, ORDER_LIMIT - 1)),
-        version=draw(st.integers(1, 2**45)),
-        created_at=draw(TIMES),
-        updated_at=draw(TIMES),
-        dirty=status is not Status.AVAILABLE and draw(st.booleans()),
-        sfdc_account_id=draw(st.none() | ANY_TEXT),
-        lease_id=draw(lease | PRINTABLE),
-        allocated_to_track=draw(lease | PRINTABLE),
-        idempotency_key=draw(lease | PRINTABLE),
-        track_name=draw(st.none() | ANY_TEXT),
-        allocated_at=draw(lease | TIMES),
-        expires_at=draw(lease | TIMES),
-        last_track_id=draw(st.none() | PRINTABLE),
-        last_lease_id=draw(st.none() | PRINTABLE),
-        deletion_requested_at=draw(st.none() | TIMES),
-        deletion_reason=draw(st.none() | st.sampled_from(DeletionReason)),
-        deletion_retry_count=draw(st.integers(0, 1000)),
-        deletion_last_error=draw(st.none() | ANY_TEXT),
-        next_attempt_at=draw(st.none() | TIMES),
-        attempt_id=draw(st.none() | PRINTABLE),
-        outcome_unknown=draw(st.booleans()),
-        gone_at=draw(st.none() | TIMES),
-        stale_since=draw(st.none() | TIMES),
-        last_synced=draw(st.none() | TIMES),
+def sandboxes(draw: st.DrawFn, statuses: tuple[Status, ...] = tuple(Status)) -> Sandbox:
+    """Draw a record with any field set or missing, and an id of its own."""
+    status = draw(st.sampled_from(statuses))
+    has_last = draw(st.booleans())
+    always = status is Status.ALLOCATED
+    return sandbox_of(
+        {
+            "sandbox_id": f"{draw(PRINTABLE)}-{next(_tokens)}",
+            "name": draw(ANY_TEXT),
+            "external_id": draw(PRINTABLE),
+            "status": status,
+            "status_order": draw(st.integers(0, ORDER_LIMIT - 1)),
+            "version": draw(st.integers(1, 2**45)),
+            "created_at": draw(TIMES),
+            "updated_at": draw(TIMES),
+            "dirty": status is not Status.AVAILABLE and draw(st.booleans()),
+            "sfdc_account_id": draw(st.none() | ANY_TEXT),
+            "lease_id": draw(PRINTABLE) if always else None,
+            "allocated_to_track": draw(PRINTABLE) if always else None,
+            "idempotency_key": draw(PRINTABLE) if always else None,
+            "track_name": draw(st.none() | ANY_TEXT),
+            "allocated_at": draw(TIMES if always else st.none() | TIMES),
+            "expires_at": draw(TIMES if always else st.none() | TIMES),
+            "last_track_id": draw(PRINTABLE) if has_last else None,
+            "last_lease_id": draw(PRINTABLE) if has_last else None,
+            "deletion_requested_at": draw(st.none() | TIMES),
+            "deletion_reason": draw(st.none() | st.sampled_from(DeletionReason)),
+            "deletion_retry_count": draw(st.integers(0, 1000)),
+            "deletion_last_error": draw(st.none() | ANY_TEXT),
+            "next_attempt_at": draw(st.none() | TIMES),
+            "attempt_id": draw(st.none() | PRINTABLE),
+            "outcome_unknown": draw(st.booleans()),
+            "gone_at": draw(st.none() | TIMES),
+            "ready_at": draw(st.none() | TIMES),
+            "quarantine_reason": draw(st.none() | ANY_TEXT),
+            "stale_since": draw(st.none() | TIMES),
+            "last_synced": draw(st.none() | TIMES),
+        }
     )
 
 
@@ -120,7 +132,7 @@ def take(store: SandboxStore, sandbox: Sandbox, track_id: str = "track-1", **cla
     """Allocate an available sandbox; returns its record and claim."""
     wanted = make_claim(sandbox, track_id, **claim)
     assert store.allocate(candidate_of(sandbox), wanted, by=BY, token=fresh_token()) == Allocated()
-    return domain.allocate(sandbox, wanted), wanted
+    return held_under(sandbox, wanted), wanted
 
 
 def add_new(store: SandboxStore) -> Sandbox:
@@ -130,8 +142,16 @@ def add_new(store: SandboxStore) -> Sandbox:
     return sandbox
 
 
+def held_under(sandbox: Sandbox, claim: Claim) -> Sandbox:
+    return begin(sandbox, claim.lease, by=BY).result
+
+
+def ending(sandbox: Sandbox) -> Change:
+    return end(sandbox, reason=DeletionReason.MARKED, by=BY, now=START + 60)
+
+
 def ended(sandbox: Sandbox) -> Sandbox:
-    return domain.end_allocation(sandbox, reason=DeletionReason.MARKED, now=START + 60)
+    return ending(sandbox).result
 
 
 class StoreContract:
@@ -149,23 +169,19 @@ class StoreContract:
     ) -> None:
         store.commit(add_of(sandbox))
         found = store.get(sandbox.sandbox_id)
+        assert found is not None
         assert found == sandbox
-        assert [type(getattr(found, each.name)) for each in fields(Sandbox)] == [
-            type(getattr(sandbox, each.name)) for each in fields(Sandbox)
-        ]
+        assert list(map(type, flatten(found).values())) == list(map(type, flatten(sandbox).values()))
         assert store.read_all().sandboxes == (sandbox,)
         store.commit(removal_of(sandbox))
         assert store.get(sandbox.sandbox_id) is None
 
-    @given(before=sandboxes(), after=sandboxes())
+    @given(before=sandboxes(FREE_STATUSES), after=sandboxes(FREE_STATUSES))
     @settings(SHARED_STORE, max_examples=40)
     def test_an_update_sets_changes_and_clears_every_field(
         self, store: SandboxStore, before: Sandbox, after: Sandbox
     ) -> None:
-        if before.status is Status.ALLOCATED:
-            before = replace(before, status=Status.STALE)
-        status = Status.STALE if after.status is Status.ALLOCATED else after.status
-        after = replace(after, sandbox_id=before.sandbox_id, status=status, version=before.version + 1)
+        after = replace(after, sandbox_id=before.sandbox_id, version=before.version + 1)
         store.commit(add_of(before))
         store.commit(change_of(before, after))
         assert store.get(before.sandbox_id) == after
@@ -218,7 +234,7 @@ class StoreContract:
 
     def test_an_update_that_is_sent_again_succeeds(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        changed = domain.quarantine(sandbox, reason="smells", now=START)
+        changed = quarantine(sandbox, reason="smells", by=BY, now=START).result
         store.commit(add_of(sandbox))
         store.commit(change_of(sandbox, changed))
         store.commit(change_of(sandbox, changed))
@@ -226,8 +242,8 @@ class StoreContract:
 
     def test_an_update_that_is_sent_again_after_a_third_writer_is_a_conflict(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        changed = domain.quarantine(sandbox, reason="smells", now=START)
-        retried = domain.retry_deletion(changed, now=START)
+        changed = quarantine(sandbox, reason="smells", by=BY, now=START).result
+        retried = retry_deletion(changed, by=BY, now=START).result
         store.commit(add_of(sandbox))
         store.commit(change_of(sandbox, changed))
         store.commit(change_of(changed, retried))
@@ -263,7 +279,7 @@ class StoreContract:
         add_all(store, *records, free)
         held, _ = take(store, free)
         store.write_watermark(Watermark(START, 1))
-        store.set_pauses({"sync": False})
+        store.set_pauses(Pauses(), Pauses(sync=Pause(by="op", since=START)))
         assert {each.sandbox_id: each for each in store.read_all().sandboxes} == {
             each.sandbox_id: each for each in [*records, held]
         }
@@ -357,7 +373,6 @@ class StoreContract:
         assert store.read_all().accounts == {
             "uuid-0a": "first",
             "uuid-0b": "second",
-            "uuid-0c": "moved",
             "uuid-moved": "moved",
         }
 
@@ -368,7 +383,8 @@ class StoreContract:
         store.record_accounts(make_sandbox("other", external_id="uuid-0d"))
         store.commit(removal_of(replace(sandbox, external_id="uuid-0d")))
         assert store.read_all().sandboxes == ()
-        assert store.read_all().accounts["uuid-0d"] == "other"
+        store.commit(add_of(make_sandbox("other", external_id="uuid-0d")))
+        assert store.read_all().accounts == {"uuid-0d": "other"}
 
     # -- the ring
 
@@ -445,7 +461,7 @@ class StoreContract:
     def test_a_sandbox_leaves_the_ring_and_returns_to_it_with_its_status(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
         store.commit(add_of(sandbox))
-        stale = domain.go_stale(sandbox, now=START, last_seen=None)
+        stale = go_stale(sandbox, by=BY, now=START, last_seen=None).result
         store.commit(change_of(sandbox, stale))
         assert walk_ring(store, limit=10) == []
         back = replace(stale, status=Status.AVAILABLE, status_order=77, version=stale.version + 1)
@@ -517,7 +533,7 @@ class StoreContract:
         token = fresh_token()
         assert store.allocate(candidate, claim, by=BY, token=token) == Allocated()
         assert store.allocate(candidate, claim, by=BY, token=token) in {Allocated(), ClaimHeld(claim)}
-        assert store.get(sandbox.sandbox_id) == domain.allocate(sandbox, claim)
+        assert store.get(sandbox.sandbox_id) == held_under(sandbox, claim)
 
     def test_the_same_request_under_another_token_shows_its_own_claim(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
@@ -525,19 +541,24 @@ class StoreContract:
         _, claim = take(store, sandbox)
         assert store.allocate(candidate_of(sandbox), claim, by=BY, token=fresh_token()) == ClaimHeld(claim)
 
-    @given(claim=st.builds(make_claim, st.just(make_sandbox()), PRINTABLE, idempotency_key=PRINTABLE,
-                           track_name=st.none() | ANY_TEXT, sfdc_account_id=st.none() | ANY_TEXT))  # fmt: skip
+    @given(
+        names=st.tuples(PRINTABLE, PRINTABLE),
+        track_name=st.none() | ANY_TEXT,
+        sfdc_account_id=st.none() | ANY_TEXT,
+    )
     @settings(SHARED_STORE, max_examples=25)
-    def test_every_field_of_a_claim_survives_storage(self, store: SandboxStore, claim: Claim) -> None:
-        sandbox = make_sandbox()
+    def test_every_field_of_a_claim_survives_storage(
+        self, store: SandboxStore, names: tuple[str, str], track_name: str | None, sfdc_account_id: str | None
+    ) -> None:
+        sandbox = make_sandbox(f"sbx-{next(_tokens)}", sfdc_account_id=sfdc_account_id)
         store.commit(add_of(sandbox))
-        assert store.allocate(candidate_of(sandbox), claim, by=BY, token=fresh_token()) == Allocated()
-        assert store.get_claim(claim.lease.track_id, claim.lease.idempotency_key) == claim
-        assert store.read_claims(claim.lease.track_id) == [claim]
-        held = domain.allocate(sandbox, claim)
-        store.commit(change_of(held, ended(held)))
+        track_id, key = names
+        held, claim = take(store, sandbox, track_id, idempotency_key=key, track_name=track_name)
+        assert store.get_claim(track_id, key) == claim
+        assert store.read_claims(track_id) == [claim]
+        store.commit(ending(held))
         store.commit(removal_of(ended(held)))
-        assert store.read_claims(claim.lease.track_id) == []
+        assert store.read_claims(track_id) == []
 
     def test_claims_of_tracks_with_odd_names_never_mix(self, store: SandboxStore) -> None:
         names = [
@@ -568,7 +589,7 @@ class StoreContract:
         sandbox = make_sandbox()
         store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
-        store.commit(change_of(held, ended(held)))
+        store.commit(ending(held))
         assert store.get(sandbox.sandbox_id) == ended(held)
         assert store.get_claim("track-1", "track-1") is None
 
@@ -576,22 +597,22 @@ class StoreContract:
         first, second = make_sandbox("first"), make_sandbox("second")
         add_all(store, first, second)
         held, _ = take(store, first)
-        store.commit(change_of(held, ended(held)))
+        store.commit(ending(held))
         _, claim = take(store, second)
         assert store.get_claim("track-1", "track-1") == claim
 
     def test_a_missing_claim_does_not_keep_an_allocation_from_ending(self, store: SandboxStore) -> None:
-        held = domain.allocate(make_sandbox(), make_claim(make_sandbox()))
+        held = held_under(make_sandbox(), make_claim(make_sandbox()))
         store.commit(add_of(held))
-        store.commit(change_of(held, ended(held)))
+        store.commit(ending(held))
         assert store.get(held.sandbox_id) == ended(held)
 
     def test_the_claim_of_another_lease_outlives_the_end_of_an_allocation(self, store: SandboxStore) -> None:
-        orphan = domain.allocate(make_sandbox("orphan"), make_claim(make_sandbox("orphan")))
+        orphan = held_under(make_sandbox("orphan"), make_claim(make_sandbox("orphan")))
         other = make_sandbox("other")
         add_all(store, orphan, other)
         _, claim = take(store, other)
-        store.commit(change_of(orphan, ended(orphan)))
+        store.commit(ending(orphan))
         assert store.get("orphan") == ended(orphan)
         assert store.get_claim("track-1", "track-1") == claim
 
@@ -599,10 +620,10 @@ class StoreContract:
         sandbox = make_sandbox()
         store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
-        theirs = domain.end_allocation(held, reason=DeletionReason.EXPIRED, now=START + 1)
+        theirs = end(held, reason=DeletionReason.EXPIRED, by=BY, now=START + 1).result
         store.commit(change_of(held, theirs))
         with pytest.raises(Conflict) as conflict:
-            store.commit(change_of(held, ended(held)))
+            store.commit(ending(held))
         assert conflict.value.current == theirs
 
     def test_the_end_of_one_lease_never_ends_the_next(self, store: SandboxStore) -> None:
@@ -615,7 +636,7 @@ class StoreContract:
         store.commit(change_of(waiting, free))
         again, claim = take(store, free, lease_id="next-lease")
         with pytest.raises(Conflict) as conflict:
-            store.commit(change_of(held, ended(held)))
+            store.commit(ending(held))
         assert conflict.value.current == again
         assert store.get_claim("track-1", "track-1") == claim
 
@@ -623,16 +644,16 @@ class StoreContract:
         sandbox = make_sandbox()
         store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
-        store.commit(change_of(held, ended(held)))
-        store.commit(change_of(held, ended(held)))
+        store.commit(ending(held))
+        store.commit(ending(held))
         assert store.get(sandbox.sandbox_id) == ended(held)
 
     def test_ending_the_allocation_of_a_removed_record_is_a_conflict_with_nothing_to_show(
         self, store: SandboxStore
     ) -> None:
-        held = domain.allocate(make_sandbox(), make_claim(make_sandbox()))
+        held = held_under(make_sandbox(), make_claim(make_sandbox()))
         with pytest.raises(Conflict) as conflict:
-            store.commit(change_of(held, ended(held)))
+            store.commit(ending(held))
         assert conflict.value.current is None
         assert store.get(held.sandbox_id) is None
 
@@ -657,7 +678,7 @@ class StoreContract:
         held, claim = take(store, sandbox)
         assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at - 1)) == []
         assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at)) == [sandbox.sandbox_id]
-        store.commit(change_of(held, ended(held)))
+        store.commit(ending(held))
         assert list(store.read_due(Status.ALLOCATED, until=ORDER_LIMIT)) == []
         assert list(store.read_due(Status.PENDING_DELETION, until=ended(held).status_order)) == [sandbox.sandbox_id]
 
@@ -741,12 +762,12 @@ class StoreContract:
         held, _ = take(store, add_new(store))
         bare(store).spoil(held.sandbox_id)
         earlier = replace(held, version=held.version - 1)
-        stale = replace(earlier, status=Status.STALE)
+        stale = make_sandbox(status=Status.STALE, version=earlier.version)
         writes: list[Callable[[], None]] = [
             lambda: store.commit(add_of(make_sandbox(version=9))),
             lambda: store.commit(change_of(stale, replace(stale, version=9))),
             lambda: store.commit(removal_of(stale)),
-            lambda: store.commit(change_of(earlier, ended(earlier))),
+            lambda: store.commit(ending(earlier)),
         ]
         for write in writes:
             with pytest.raises(UnreadableRecord):
@@ -787,10 +808,13 @@ class StoreContract:
         assert store.read_pauses() == Pauses()
 
     def test_setting_a_pause_leaves_the_others(self, store: SandboxStore) -> None:
-        assert store.set_pauses({"sync": True, "expire": True}) == Pauses(sync=True, expire=True)
-        assert store.set_pauses({"sync": False, "allocate": True}) == Pauses(allocate=True, expire=True)
-        assert store.set_pauses({}) == Pauses(allocate=True, expire=True)
-        assert store.read_pauses() == Pauses(allocate=True, expire=True)
+        mine, theirs = Pause(by="op", since=START), Pause(by="admin", since=START + 1)
+        first = store.set_pauses(Pauses(), Pauses(sync=mine, expire=mine))
+        assert first == Pauses(sync=mine, expire=mine)
+        second = store.set_pauses(first, Pauses(allocate=theirs, expire=mine))
+        assert second == Pauses(allocate=theirs, expire=mine)
+        assert store.set_pauses(Pauses(), Pauses(cleanup=theirs)) == replace(second, cleanup=theirs)
+        assert store.read_pauses() == replace(second, cleanup=theirs)
 
     def test_a_ping_tells_the_time_or_nothing(self, store: SandboxStore) -> None:
         told = store.ping().time
@@ -845,7 +869,7 @@ class ConcurrentStoreContract(StoreContract):
             ]
             winners = [claim for claim, answer in mine if answer == Allocated()]
             assert len(winners) == 1
-            held = domain.allocate(sandbox, winners[0])
+            held = held_under(sandbox, winners[0])
             assert store.get(sandbox.sandbox_id) == held
             assert [answer for _, answer in mine if answer != Allocated()] == [CandidateGone(held)] * 7
         assert sum(len(store.read_claims(f"track-{number}")) for number in range(8)) == len(free)
@@ -867,15 +891,15 @@ class ConcurrentStoreContract(StoreContract):
         store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
 
-        def end(now: int) -> Sandbox | None:
-            mine = domain.end_allocation(held, reason=DeletionReason.MARKED, now=now)
+        def give_back(now: int) -> Sandbox | None:
+            mine = end(held, reason=DeletionReason.MARKED, by=BY, now=now)
             try:
-                store.commit(change_of(held, mine))
+                store.commit(mine)
             except Conflict as conflict:
                 return conflict.current
-            return mine
+            return mine.result
 
-        after = at_once([partial(end, now) for now in range(START, START + 12)])
+        after = at_once([partial(give_back, now) for now in range(START, START + 12)])
         assert set(after) == {store.get(sandbox.sandbox_id)}
         assert store.get_claim("track-1", "track-1") is None
 
@@ -883,7 +907,7 @@ class ConcurrentStoreContract(StoreContract):
         def add(number: int) -> bool:
             others = [make_sandbox(f"other-{number}")] if number % 2 else []
             try:
-                store.commit(add_of(make_sandbox(f"sbx-{number}", external_id="uuid-0a")), add_of(*others))
+                store.commit(*map(add_of, [make_sandbox(f"sbx-{number}", external_id="uuid-0a"), *others]))
             except Conflict:
                 return False
             return True

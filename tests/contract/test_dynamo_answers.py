@@ -26,9 +26,10 @@ from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import BrokerError, OutcomeUnknown, StoreMisconfigured, StoreRejected, StoreUnavailable
+from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.lease import candidate_of
 from broker_common.core.sandbox import Status
-from broker_common.core.store import AllocateAnswer, Allocated, Contended, Position, Watermark
+from broker_common.core.store import AllocateAnswer, Allocated, Contended, Pause, Pauses, Position, Watermark
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.suite import SHARED_STORE
 from tests.fakes import BY, FakeClock, RecordingRecorder, add_of, change_of, make_claim, make_sandbox, removal_of
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from broker_common.core.ports import Clock
 
 FREE = make_sandbox("1")
-HELD = make_sandbox("1", status=Status.ALLOCATED, allocated_to_track="t", idempotency_key="t", lease_id="l", dirty=True)
+HELD = make_sandbox("1", status=Status.ALLOCATED)
+PAUSED = PoolFact(kind=PoolFactKind.PAUSED, fact_id="f", at=1, principal="op", details={"operation": "sync"})
 ITEM = json.dumps({"Item": encode_sandbox(FREE, 4)}).encode()
 
 
@@ -60,6 +62,10 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "oldest_pending_deletion": lambda store: store.oldest_pending_deletion(),
     "read_watermark": lambda store: store.read_watermark(),
     "read_pauses": lambda store: store.read_pauses(),
+    "read_removed": lambda store: store.read_removed(["1"]),
+    "read_history": lambda store: store.read_history("1", limit=5, cursor=None),
+    "read_feed": lambda store: store.read_feed(since=0, cursor=None, limit=5),
+    "has_sandboxes": lambda store: store.has_sandboxes(),
     "ping": lambda store: store.ping(),
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
@@ -69,7 +75,11 @@ WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "update": lambda store: store.commit(change_of(FREE, make_sandbox("1", version=2))),
     "remove": lambda store: store.commit(removal_of(FREE)),
     "write_watermark": lambda store: store.write_watermark(Watermark(1, 1)),
-    "set_pauses": lambda store: store.set_pauses({"sync": True}),
+    "set_pauses": lambda store: store.set_pauses(Pauses(), Pauses(sync=Pause(by="op", since=1)), PAUSED),
+    "record": lambda store: store.record(PAUSED),
+    "record_accounts": lambda store: store.record_accounts(FREE),
+    "identify": lambda store: store.identify("new", instead_of=None),
+    "finish_upgrade": lambda store: store.finish_upgrade(),
 }
 CALLS = READS | WRITES
 
