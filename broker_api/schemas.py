@@ -10,12 +10,15 @@ from marshmallow import Schema, ValidationError, fields, validate
 from broker_api.caller import MAX_LENGTH, find_fault
 from broker_api.error_codes import ERROR_CODES
 from broker_common.core.domain import DeletionReason, Status
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Job, JobState
 from broker_common.core.purge import BULK_DELETABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from enum import Enum
+
+    from broker_common.core.jobs import Jobs, JobSpec
 
 PLAIN = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": "^[ -~]+$"}
 """OpenAPI's words for 1 to 128 printable ASCII characters."""
@@ -89,6 +92,11 @@ def _time(description: str, example: int = 1759574955) -> fields.Integer:
 def _optional_time(description: str, example: int | None = None) -> fields.Integer:
     metadata = {"example": example, "description": f"{description}, in Unix seconds; else null"}
     return fields.Integer(required=True, allow_none=True, metadata=metadata)
+
+
+def _moment(description: str, example: int) -> fields.Integer:
+    """Describe a time that is left out while there is none."""
+    return fields.Integer(metadata={"example": example, "description": f"{description} (Unix seconds)"})
 
 
 def _whole(description: str, example: int = 0) -> fields.Integer:
@@ -337,13 +345,13 @@ class PausesInputSchema(Schema):
     expire = _StrictBoolean(metadata={"description": _PAUSED["expire"]})
 
 
-class SyncInputSchema(Schema):
-    """How to sync."""
-
-    force = _StrictBoolean(
-        load_default=False,
-        metadata={"example": False, "description": "Mark as stale what is missing, however much that is"},
-    )
+def flags_schema(job: JobSpec) -> type[Schema]:
+    """Return the schema of what an operator may ask of a job's run."""
+    flags: dict[str, fields.Field[Any]] = {
+        flag.name: _StrictBoolean(load_default=False, metadata={"example": False, "description": flag.description})
+        for flag in job.flags
+    }
+    return Schema.from_dict(flags, name=f"{job.name.title().replace('_', '')}InputSchema")
 
 
 class JobAcceptedSchema(Schema):
@@ -354,10 +362,14 @@ class JobAcceptedSchema(Schema):
 
 
 class JobRunSchema(Schema):
-    """A run of a job; `result` and `error` once there are any."""
+    """A run of a job; the members that do not apply are left out."""
 
     job_id = _text(_JOB_ID, "The run's id")
-    job = _enum(Job, {"example": Job.SYNC.value, "description": "The job's name"}, required=True)
+    job = fields.String(
+        required=True,
+        validate=validate.OneOf(list(JOBS)),
+        metadata={"example": Job.SYNC.value, "description": "The job's name"},
+    )
     state = _enum(
         JobState,
         {
@@ -366,10 +378,44 @@ class JobRunSchema(Schema):
         },
         required=True,
     )
+    principal = _text("admin", "Who asked for it; `job:` and the job's name if the schedule started it")
+    requested_by = fields.String(
+        metadata={
+            "example": "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11",
+            "description": "The request id of the call that asked for it; not there if the schedule started it",
+        }
+    )
+    queued_at = _moment("When it was asked for; not there if the schedule started it", 1759574953)
+    started_at = _moment("When it began", 1759574954)
+    ended_at = _moment("When it ended", 1759574955)
     result = fields.Dict(
         keys=fields.String(), metadata={"description": "What it did, counted; each job counts something else"}
     )
     error = fields.String(metadata={"description": "Why it failed or was skipped"})
+
+
+class JobRunsSchema(Schema):
+    """The last runs of jobs, newest first."""
+
+    runs = fields.List(fields.Nested(JobRunSchema), required=True)
+    count = _whole("How many they are", 1)
+
+
+def job_runs_query_schema(jobs: Jobs) -> type[Schema]:
+    """Return the schema that says which runs of these jobs to list."""
+    return Schema.from_dict(
+        {
+            "job": fields.String(
+                validate=validate.OneOf(list(jobs)), metadata={"description": "Only runs of the job of this name"}
+            ),
+            "limit": _StrictInteger(
+                load_default=20,
+                validate=validate.Range(min=1, max=100),
+                metadata={"description": "How many runs to list at most: 1 to 100"},
+            ),
+        },
+        name="JobRunsQuerySchema",
+    )
 
 
 class HealthSchema(Schema):

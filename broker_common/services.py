@@ -32,16 +32,19 @@ from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.inventory import Inventory
+from broker_common.core.jobs import Work
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.runs import Runs
 from broker_common.core.sync import Syncer
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from broker_common.core.ports import Clock, JobQueue, RateLimit, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, RateLimit, Recorder, SandboxStore
+    from broker_common.core.runs import JobLocks, JobQueue
     from broker_common.settings import Settings
 
 BULK_THREADS = 8
@@ -73,20 +76,11 @@ class ApiServices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerServices:
+class WorkerServices(Work):
     """What the worker's tasks call."""
 
-    clock: Clock
-    recorder: Recorder
-    store: SandboxStore
-    guard: Guard
-    pauses: PauseBoard
-    syncer: Syncer
-    cleaner: Cleaner
-    expirer: Expirer
-    purger: Purger
-    runs: RedisJobRuns
-    locks: RedisJobLocks
+    runs: Runs
+    locks: JobLocks
 
 
 def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> ApiServices:
@@ -181,9 +175,9 @@ def build_provider(settings: Settings) -> CspClient:
     return _provider(settings, SystemClock(), connect_redis(settings), Recorders([]), NoBreaker())
 
 
-def build_runs(settings: Settings, redis: Redis) -> RedisJobRuns:
-    """Make the records of job runs."""
-    return RedisJobRuns(redis, stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)
+def build_runs(settings: Settings, redis: Redis) -> Runs:
+    """Make what begins, follows and ends the runs of jobs."""
+    return Runs(RedisJobRuns(redis), stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)
 
 
 def build_circuit_collector(settings: Settings) -> CircuitCollector:

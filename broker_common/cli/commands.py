@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import uuid
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,7 +23,8 @@ from broker_common.cli.api import UNREADABLE, ApiError, BrokerApi, operators_api
 from broker_common.cli.check import PARTS, check
 from broker_common.core.domain import Status
 from broker_common.core.errors import BrokerError
-from broker_common.core.jobs import Job, JobState
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import JobState
 from broker_common.core.table_identity import accept_table
 from broker_common.csv_export import write_csv
 from broker_common.services import build_store, connect_redis
@@ -32,13 +34,14 @@ from broker_common.startup import read_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from broker_common.core.jobs import Jobs
+
 ADMIN_TIMEOUT_SEC = 10.0
 """Table operations are slower than reads and writes."""
 _LOOK_AGAIN_SEC = 0.5
 _SAY_AGAIN_SEC = 5.0
 _COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
-_JOBS = tuple(job.replace("_", "-") for job in Job)
-"""As the API's calls spell them."""
+_RUN_COLUMNS = ("job_id", "job", "state", "principal", "started_at", "result")
 _VERDICTS = {True: "OK", False: "FAIL", None: "--"}
 _ENDED = {state for state in JobState if state.is_final}
 
@@ -64,6 +67,7 @@ Examples:
   broker sandboxes --status deletion_failed
   broker sandbox show 2009521
   broker job run sync --wait
+  broker jobs --job sync
 \b
 Completion, for a line of ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
   eval "$(_BROKER_COMPLETE=bash_source broker)"
@@ -212,29 +216,67 @@ def show(sandbox_id: str) -> None:
         click.echo(f"{name:<{width}}  {'-' if value is None else value}{f'  ({_ago(value)})' if is_time else ''}")
 
 
-@main.group()
-def job() -> None:
-    """Have jobs run.
+def job_commands(jobs: Jobs) -> tuple[click.Group, click.Command]:
+    """Return `job`, which has these jobs run, and `jobs`, which lists their runs."""
+    names = {job.path: job for job in jobs.values()}
+    flags: dict[str, dict[str, str]] = defaultdict(dict)
+    for spec in jobs.values():
+        for flag in spec.flags:
+            flags[flag.name][spec.path] = flag.help
 
-    Example: broker job run sync --wait
-    """
+    @click.group()
+    def job() -> None:
+        """Have jobs run.
+
+        Example: broker job run sync --wait
+        """
+
+    @job.command()
+    @click.argument("name", type=click.Choice(list(names)))
+    @click.option("--wait", is_flag=True, help="Stay until it has ended, and tell how it goes; exits 1 if it failed.")
+    def run(name: str, *, wait: bool, **given: bool) -> None:
+        """Have a job run now, on a worker.
+
+        Its id goes to stdout, or with --wait its result.
+
+        Example: broker job run sync --wait
+        """
+        asked = {flag: True for flag, is_on in given.items() if is_on}
+        for flag in asked:
+            if name not in flags[flag]:
+                raise click.UsageError(f"--{flag} is for {' and '.join(flags[flag])} alone.")
+        _run_job(name, asked, wait=wait)
+
+    for flag_name, of in flags.items():
+        said = "; ".join(f"for {path}: {text}" for path, text in of.items())
+        run.params.append(click.Option([f"--{flag_name}"], is_flag=True, help=f"{said[0].upper()}{said[1:]}."))
+
+    @click.command(name="jobs")
+    @click.option("--job", type=click.Choice(list(names)), help="Only runs of this job.")
+    @click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many at most.")
+    def list_runs(job: str | None, limit: int) -> None:
+        """List the last runs of jobs, newest first, and who asked for each.
+
+        The schedule's runs have job:<name> as principal. Result is why a run failed or was skipped, or what it counted.
+        A run is kept for a day.
+
+        Example: broker jobs --job sync --limit 5
+        """
+        found = _api().get("/jobs", job=None if job is None else names[job].name, limit=limit)["runs"]
+        _print_rows(
+            _RUN_COLUMNS, ({**run, "started_at": _ago(run.get("started_at")), "result": _told(run)} for run in found)
+        )
+
+    return job, list_runs
 
 
-@job.command()
-@click.argument("name", type=click.Choice(_JOBS))
-@click.option("--wait", is_flag=True, help="Stay until it has ended, and tell how it goes; exits 1 if it failed.")
-@click.option("--force", is_flag=True, help="For sync: past the brake on missing accounts.")
-def run(name: str, *, wait: bool, force: bool) -> None:
-    """Have a job run now, on a worker.
+for _command in job_commands(JOBS):
+    main.add_command(_command)
 
-    Its id goes to stdout, or with --wait its result.
 
-    Example: broker job run sync --wait
-    """
-    if force and name != "sync":
-        raise click.UsageError("--force is for sync alone.")
+def _run_job(name: str, flags: dict[str, bool], *, wait: bool) -> None:
     api = _api()
-    job_id = api.post(f"/{name}", {"force": True} if force else None)["job_id"]
+    job_id = api.post(f"/{name}", flags or None)["job_id"]
     click.echo(f"{job_id} is asked for", err=True)
     if not wait:
         click.echo(job_id)
@@ -252,11 +294,19 @@ def run(name: str, *, wait: bool, force: bool) -> None:
     sys.exit(1 if state["state"] == JobState.FAILED else 0)
 
 
+def _told(run: dict[str, Any]) -> str | None:
+    """Say why a run failed or was skipped, or what it counted, zeros left out."""
+    counts = (f"{name}={count}" for name, count in (run.get("result") or {}).items() if count)
+    return run.get("error") or " ".join(counts) or None
+
+
 def _print_table(found: Iterable[dict[str, Any]]) -> None:
-    rows: list[Sequence[str]] = [_COLUMNS]
-    for each in found:
-        cells = {**each, "expires_at": _ago(each.get("expires_at"))}
-        rows.append(["-" if cells.get(name) is None else str(cells[name]) for name in _COLUMNS])
+    _print_rows(_COLUMNS, ({**each, "expires_at": _ago(each.get("expires_at"))} for each in found))
+
+
+def _print_rows(columns: Sequence[str], found: Iterable[dict[str, Any]]) -> None:
+    rows: list[Sequence[str]] = [columns]
+    rows += (["-" if each.get(name) is None else str(each[name]) for name in columns] for each in found)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

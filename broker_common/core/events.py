@@ -7,10 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from broker_common.core.jobs import Job
 
 
 class AllocateOutcome(StrEnum):
@@ -202,7 +198,7 @@ class SyncProgressed:
 class ItemFailed:
     """One item of a job failed; the run went on, and the next one will try it again."""
 
-    job: Job
+    job: str
     sandbox_id: str
     error: str
 
@@ -276,7 +272,7 @@ class ProviderCalled:
 class JobEnded:
     """A run of a job ended."""
 
-    job: Job
+    job: str
     outcome: JobOutcome
     seconds: float
     message: str

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from broker_common.core.domain import Account, Candidate, Claim, Sandbox, Status
     from broker_common.core.events import Event
-    from broker_common.core.jobs import Job, JobRun
 
 
 class Clock(Protocol):
@@ -372,22 +371,6 @@ class RateLimit(Protocol):
 
     def take(self, key: str) -> Allowance | None:
         """Take one request off a key's allowance; None if it cannot be counted now. Never raises, hardly waits."""
-
-
-class JobQueue(Protocol):
-    """Where runs of jobs are asked for and looked up. Kept for 24 hours.
-
-    Raises `QueueUnavailable` at once when the queue cannot be reached.
-    """
-
-    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
-        """Ask for a run now; returns its job id."""
-
-    def find(self, job_id: str) -> JobRun:
-        """Return a run; raises `JobNotFound`."""
-
-    def ping(self) -> None:
-        """Make sure that the queue answers."""
 
 
 class WipeAnswer(Enum):

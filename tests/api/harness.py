@@ -17,15 +17,17 @@ from broker_common.core.ending import Custody
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.guard import Guard
 from broker_common.core.inventory import Inventory
-from broker_common.core.jobs import Job, JobRun, JobState
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import JobState
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.runs import JobRun
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
-from tests.fakes import FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
+from tests.fakes import START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from flask import Flask
     from werkzeug.test import TestResponse
 
+    from broker_common.core.jobs import Jobs
     from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.principals import Actor
 
 TRACK_TOKEN = "track-token"
 ADMIN_TOKEN = "admin-token"
@@ -45,15 +49,15 @@ class FakeQueue:
 
     def __init__(self) -> None:
         self.down = False
-        self.enqueued: list[tuple[Job, str, bool]] = []
+        self.enqueued: list[tuple[str, Actor, Mapping[str, bool]]] = []
         self.states: deque[JobState | None] = deque([JobState.QUEUED])
         """None: not found."""
         self.result: Mapping[str, Any] | None = None
         self.error: str | None = None
 
-    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
+    def enqueue(self, job: str, *, by: Actor, flags: Mapping[str, bool]) -> str:
         self._check()
-        self.enqueued.append((job, request_id, force))
+        self.enqueued.append((job, by, flags))
         return f"job-{len(self.enqueued)}"
 
     def find(self, job_id: str) -> JobRun:
@@ -62,14 +66,25 @@ class FakeQueue:
         number = int(job_id.removeprefix("job-")) if job_id.removeprefix("job-").isdigit() else 0
         if state is None or not 0 < number <= len(self.enqueued):
             raise JobNotFound(f"there is no job {job_id!r}")
-        final = state.is_final
+        job, by, _ = self.enqueued[number - 1]
+        final, has_begun = state.is_final, state is not JobState.QUEUED
         return JobRun(
             job_id=job_id,
-            job=self.enqueued[number - 1][0],
+            job=job,
             state=state,
+            principal=by.principal,
+            requested_by=by.request_id,
+            queued_at=START + 0.5,
+            started_at=START + 1.5 if has_begun else None,
+            progressed_at=START + 2.5 if has_begun else None,
             result=self.result if final else None,
             error=self.error if final else None,
         )
+
+    def read_last(self, job: str | None, *, limit: int) -> list[JobRun]:
+        self._check()
+        names = [f"job-{number}" for number, (of, *_) in enumerate(self.enqueued, 1) if job in {None, of}]
+        return [self.find(name) for name in reversed(names)][:limit]
 
     def ping(self) -> None:
         self._check()
@@ -206,15 +221,16 @@ def refusing(method: str) -> Any:
     return wrap
 
 
-def make_api(*, around: Any = None, **environment: str) -> Api:
-    """Make an API; `around` may wrap its store, `environment` adds settings."""
+def make_api(*, around: Any = None, jobs: Jobs = JOBS, **environment: str) -> Api:
+    """Make an API that starts these jobs; `around` may wrap its store, `environment` adds settings."""
     settings = Settings.from_env(ENVIRONMENT | environment, process=Process.API)
     clock, queue, recorder, rate_limit = FakeClock(), FakeQueue(), RecordingRecorder(), FakeRateLimit()
     store = MemoryStore(clock)
     seen = around(store) if around else store
     registry = CollectorRegistry()
     recorders = Recorders([recorder, PrometheusApiRecorder(registry)])
-    app = create_app(settings, make_services(seen, clock, queue, recorders, settings, rate_limit), registry=registry)
+    services = make_services(seen, clock, queue, recorders, settings, rate_limit)
+    app = create_app(settings, services, registry=registry, jobs=jobs)
     return Api(
         app=app,
         store=store,

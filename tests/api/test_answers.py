@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.domain import Status
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
 from broker_common.core.ports import Allowance
 from tests.api.description import faults_of, look_up, operations, read_document
@@ -24,7 +25,7 @@ NO_PLACE_IN_OPENAPI = {"Content-Type", "Content-Length"}
 REFUSED_BY_GUNICORN = {"URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE", "REQUEST_TIMEOUT"}
 """Before the application sees the request: `test_gunicorn_worker.py`, `test_hostile_requests.py`."""
 ERROR = {"$ref": "#/components/schemas/Error"}
-JOBS = [f"/v1/admin/{job}" for job in ("sync", "cleanup", "expire", "purge-stale")]
+STARTS = [f"/v1/admin/{job.path}" for job in JOBS.values()]
 
 
 class Broken(StoreWrapper):
@@ -64,18 +65,21 @@ def to_an_operator(api: Api) -> Iterator[TestResponse]:
 
 
 def about_jobs(api: Api) -> Iterator[TestResponse]:
-    for job in JOBS:
+    for job in STARTS:
         yield api.admin("POST", job)
         yield api.admin("POST", job, headers={"Prefer": "wait=0"})
     yield api.admin("GET", "/v1/admin/jobs/job-1")
     yield api.admin("GET", "/v1/admin/jobs/none")
+    yield api.admin("GET", "/v1/admin/jobs")
     api.queue.states[0], api.queue.result = JobState.SUCCEEDED, {"removed": 3}
-    for job in JOBS:
+    for job in STARTS:
         yield api.admin("POST", job, headers={"Prefer": "wait=1"})
     api.queue.states[0], api.queue.error = JobState.FAILED, "the provider is away"
     yield api.admin("GET", "/v1/admin/jobs/job-1")
+    yield api.admin("GET", "/v1/admin/jobs?limit=3")
     api.queue.down = True
-    yield api.admin("POST", JOBS[0])
+    yield api.admin("POST", STARTS[0])
+    yield api.admin("GET", "/v1/admin/jobs")
 
 
 def without_token(api: Api) -> Iterator[TestResponse]:

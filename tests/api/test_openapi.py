@@ -11,6 +11,7 @@ from openapi_spec_validator import validate
 from broker_api.caller import CALLER_HEADERS
 from broker_api.error_codes import ERROR_CODES
 from broker_api.errors import STATUS_OF
+from broker_common.core.job_registry import JOBS
 from tests.api.description import COPY, describe, faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of
 
@@ -25,10 +26,8 @@ CALLS = {
     ("get", "/v1/admin/sandboxes"),
     ("get", "/v1/admin/sandboxes/{sandbox_id}"),
     ("get", "/v1/admin/stats"),
-    ("post", "/v1/admin/sync"),
-    ("post", "/v1/admin/cleanup"),
-    ("post", "/v1/admin/expire"),
-    ("post", "/v1/admin/purge-stale"),
+    *(("post", f"/v1/admin/{job.path}") for job in JOBS.values()),
+    ("get", "/v1/admin/jobs"),
     ("get", "/v1/admin/jobs/{job_id}"),
     ("post", "/v1/admin/sandboxes/{sandbox_id}/release"),
     ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine"),
@@ -240,14 +239,11 @@ LINKS = {
         "adminRelease",
         "adminRetryDeletion",
     },
+    ("get", "/v1/admin/jobs", "200"): {"adminReadJob"},
     ("post", "/v1/admin/sandboxes/{sandbox_id}/release", "200"): {"adminReadSandbox"},
     ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminRetryDeletion"},
     ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion", "200"): {"adminReadSandbox"},
-} | {
-    ("post", f"/v1/admin/{job}", status): {"adminReadJob"}
-    for job in ("sync", "cleanup", "expire", "purge-stale")
-    for status in ("200", "202")
-}
+} | {("post", f"/v1/admin/{job.path}", status): {"adminReadJob"} for job in JOBS.values() for status in ("200", "202")}
 
 
 def test_the_answers_that_lead_to_other_calls_say_so(document: dict[str, Any]) -> None:

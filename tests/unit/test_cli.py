@@ -127,6 +127,52 @@ def test_a_job_s_state_is_said_once_until_it_changes(monkeypatch: pytest.MonkeyP
     assert said == ["7 is asked for", "queued", "running", "succeeded"]
 
 
+@responses.activate
+def test_the_last_runs_are_a_table_that_says_who_asked_for_each() -> None:
+    runs = [
+        {
+            "job_id": "8",
+            "job": "purge_stale",
+            "state": "skipped",
+            "principal": "job:purge_stale",
+            "started_at": 1_750_000_000,
+            "error": "paused by an operator",
+        },
+        {"job_id": "7", "job": "purge_stale", "state": "queued", "principal": "alice", "queued_at": 1_750_000_000},
+        {
+            "job_id": "6",
+            "job": "purge_stale",
+            "state": "succeeded",
+            "principal": "alice",
+            "result": {"removed": 4, "kept": 2, "failed": 0},
+        },
+    ]
+    query = {"job": "purge_stale", "limit": "2"}
+    match = [responses.matchers.query_param_matcher(query)]
+    responses.get(f"{URL}/jobs", json={"runs": runs, "count": 2}, match=match)
+    result = broker("jobs", "--job", "purge-stale", "--limit", "2")
+    assert result.exit_code == 0
+    head, skipped, queued, succeeded = (re.split(r"  +", line) for line in result.stdout.splitlines())
+    assert head == ["job_id", "job", "state", "principal", "started_at", "result"]
+    assert skipped[:4] == ["8", "purge_stale", "skipped", "job:purge_stale"]
+    assert skipped[4].startswith("2025-06-15 15:06:40Z, ")
+    assert skipped[5] == "paused by an operator"
+    assert queued[3:] == ["alice", "-", "-"]
+    assert succeeded[5] == "removed=4 kept=2"
+
+
+@responses.activate
+def test_the_last_runs_of_all_jobs_are_listed_if_none_is_named() -> None:
+    match = [responses.matchers.query_param_matcher({"limit": "20"})]
+    responses.get(f"{URL}/jobs", json={"runs": [], "count": 0}, match=match)
+    assert broker("jobs").exit_code == 0
+
+
+@pytest.mark.parametrize("words", [("--job", "nonsense"), ("--limit", "0"), ("--limit", "101")])
+def test_a_listing_of_runs_that_cannot_be_is_wrong_use(words: tuple[str, str]) -> None:
+    assert broker("jobs", *words).exit_code == 2
+
+
 def test_a_table_is_not_created_with_bad_settings() -> None:
     result = broker("table", "create", DDB_TABLE_NAME="no good", AWS_REGION="")
     assert result.exit_code == 2

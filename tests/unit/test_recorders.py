@@ -36,6 +36,7 @@ from broker_common.core.events import (
     StoreOutcome,
     SyncProgressed,
 )
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Job
 from tests.fakes import RecordingRecorder
 
@@ -52,7 +53,7 @@ EVENTS: list[Event] = [
     PoolSynced(synced=15, stale=2),
     RecordUnreadable(error="sandbox '1' cannot be read: name is missing", sandbox_id="1"),
     *(DeleteEnded(outcome=each, sandbox_id="1") for each in DeleteOutcome),
-    *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in Job for each in JobOutcome),
+    *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in JOBS for each in JobOutcome),
 ]
 
 

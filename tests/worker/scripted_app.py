@@ -30,6 +30,7 @@ from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.ports import Pauses
 from broker_common.core.purge import Purger
+from broker_common.core.runs import Runs
 from broker_common.core.sync import SyncResult
 from broker_common.logs import configure_logging
 from broker_common.services import WorkerServices
@@ -112,7 +113,7 @@ def _services() -> WorkerServices:
         cleaner=cast("Cleaner", script),
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
-        runs=RedisJobRuns(redis, stall_limit_sec=0.2),
+        runs=Runs(RedisJobRuns(redis), stall_limit_sec=0.2),
         locks=RedisJobLocks(redis),
     )
 

@@ -30,6 +30,7 @@ def test_a_run_that_was_asked_for_ends_with_its_result_and_one_line_that_names_t
     until(lambda: worker.has_said("Synced 3 sandboxes, marked 0 as stale"), "the seed's sentence")
     (line,) = [line for line in worker.lines if line["message"].startswith("Synced")]
     assert (line["action"], line["outcome"], line["requested_by"]) == ("background_sync", "success", "req-1")
+    assert line["principal"] == "alice"
     assert line["request_id"].startswith("job-sync-")
     assert line["latency_ms"] >= 0
 
@@ -49,7 +50,10 @@ def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -
     producer = CeleryApp(broker=desk.url, set_as_current=False)
     task = producer.send_task("broker.expire", queue="jobs", ignore_result=True)
 
-    assert desk.await_end(task.id).state is JobState.SUCCEEDED
+    run = desk.await_end(task.id)
+    assert (run.state, run.principal, run.requested_by) == (JobState.SUCCEEDED, "job:expire", None)
+    (line,) = [line for line in worker.lines if line.get("action") == "auto_expiry"]
+    assert (line["principal"], line.get("requested_by")) == ("job:expire", None)
 
 
 def test_a_run_that_has_ended_is_not_done_again_when_its_message_comes_again(worker: Celery, desk: Desk) -> None:
@@ -139,6 +143,21 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
     assert "sandbox_id" not in line
     deletes = [each for each in worker.lines if each["message"] == "Delete ended"]
     assert [each["request_id"] for each in deletes] == [line["request_id"]] * 4
+    assert [each["principal"] for each in deletes] == ["alice"] * 4
+
+
+def test_a_delete_that_the_earlier_release_sent_is_done_in_the_name_of_its_job(worker: Celery, desk: Desk) -> None:
+    desk.runs.start("run", Job.CLEANUP, request_id="job-cleanup-1")
+    desk.runs.hand_out("run", ["1"])
+    producer = CeleryApp(broker=desk.url, set_as_current=False)
+    message = {"sandbox_id": "1", "run_id": "run"}
+    headers = {"run_request_id": "job-cleanup-1"}
+    producer.send_task("broker.delete_sandbox", kwargs=message, queue="deletions", headers=headers, ignore_result=True)
+    producer.close()
+
+    assert desk.await_end("run").state is JobState.SUCCEEDED
+    (line,) = [line for line in worker.lines if line["message"] == "Delete ended"]
+    assert (line["principal"], line["request_id"]) == ("job:cleanup", "job-cleanup-1")
 
 
 def test_a_cleanup_that_finds_nothing_ends_at_once(worker: Celery, desk: Desk) -> None:
