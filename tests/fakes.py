@@ -397,7 +397,8 @@ class MemoryStore:
         with self._called("read_all"):
             readable = [record for record in self._records.values() if record.sandbox_id not in self._spoiled]
             keys = {record.account_key for record in readable} & self._accounts.keys()
-            return Pool(tuple(readable), {key: self._accounts[key] for key in keys})
+            unreadable = tuple(Unreadable(each, SPOILED) for each in sorted(self._spoiled & self._records.keys()))
+            return Pool(tuple(readable), {key: self._accounts[key] for key in keys}, unreadable)
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         with self._called("read_removed"):

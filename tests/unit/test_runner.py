@@ -68,6 +68,7 @@ class Bench:
         self.sent: list[tuple[str, list[str]]] = []
         self.done: list[tuple[Actor, Mapping[str, bool]]] = []
         self.lines: list[dict[str, str | None]] = []
+        self.deleted_by: list[Actor] = []
         self.does: Callable[[], Counted] = lambda: Counted(3)
         self.deletes: Callable[[str], DeleteOutcome] = lambda _: DeleteOutcome.DELETED
         sync = replace(JOBS[Job.SYNC], work=self._sync)
@@ -96,7 +97,8 @@ class Bench:
     def find_due(self) -> Iterator[str]:
         yield from self.due
 
-    def delete_sandbox(self, sandbox_id: str) -> DeleteEnded:
+    def delete_sandbox(self, sandbox_id: str, *, by: Actor) -> DeleteEnded:
+        self.deleted_by.append(by)
         self.lines.append(self.log.context)
         outcome = self.deletes(sandbox_id)
         return DeleteEnded(outcome=outcome, sandbox_id=sandbox_id, error=None if outcome == "deleted" else "scripted")
@@ -245,6 +247,7 @@ def test_a_cleanup_hands_out_what_is_due_and_is_closed_by_its_last_delete(bench:
     bench.delete("1")
     before = bench.state()
     bench.delete("2")
+    assert bench.deleted_by == [ALICE, ALICE]
 
     assert report == Report(state=JobState.RUNNING, handed_out=2)
     assert bench.sent == [("run", ["1", "2"])]

@@ -29,7 +29,7 @@ from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
 from broker_common.core.runs import Runs
-from broker_common.core.store import Pauses
+from broker_common.core.store import Pause, Pauses
 from broker_common.core.sync import SyncResult
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.logs import configure_logging
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from broker_common.core.cleanup import Cleaner
+    from broker_common.core.principals import Actor
     from broker_common.core.sync import Syncer
 
 _COUNTS = [each.name for each in fields(SyncResult) if each.name != "synced"]
@@ -55,7 +56,8 @@ class ScriptedStore(MemoryStore):
         self._redis = redis
 
     def read_pauses(self) -> Pauses:
-        return Pauses(**json.loads(cast("bytes", self._redis.get("pauses")) or "{}"))
+        paused = json.loads(cast("bytes", self._redis.get("pauses")) or "{}")
+        return Pauses(**{name: Pause() for name, is_paused in paused.items() if is_paused})
 
 
 class Script:
@@ -64,8 +66,8 @@ class Script:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def run(self, *, force: bool) -> SyncResult:
-        behaviour = self._call("sync", force=force)
+    def run(self, *, by: Actor, force: bool) -> SyncResult:
+        behaviour = self._call("sync", force=force, principal=by.principal)
         if behaviour == "brake":
             raise SyncBraked("too many are missing")
         if behaviour == "crash":
@@ -75,8 +77,8 @@ class Script:
     def find_due(self) -> Iterator[str]:
         yield from json.loads(cast("bytes", self._redis.get("due")) or "[]")
 
-    def delete_sandbox(self, sandbox_id: str) -> DeleteEnded:
-        behaviour = self._call(sandbox_id)
+    def delete_sandbox(self, sandbox_id: str, *, by: Actor) -> DeleteEnded:
+        behaviour = self._call(sandbox_id, principal=by.principal)
         if behaviour == "busy":
             raise ProviderBusy("no slot")
         if behaviour == "crash":

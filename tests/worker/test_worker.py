@@ -11,13 +11,13 @@ from celery import Celery as CeleryApp
 
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
-from tests.worker.conftest import until
+from tests.worker.conftest import ASKING, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from tests.worker.conftest import Celery, Desk
+    from tests.worker.conftest import ASKING, Celery, Desk
 
 
 def test_a_run_that_was_asked_for_ends_with_its_result_and_one_line_that_names_the_caller(
@@ -45,6 +45,14 @@ def test_force_reaches_the_sync(worker: Celery, desk: Desk) -> None:
     desk.run(Job.SYNC)
 
     assert [call["force"] for call in desk.calls("sync")] == [True, False]
+
+
+def test_a_job_is_done_by_who_asked_for_it(worker: Celery, desk: Desk) -> None:
+    desk.run(Job.SYNC)
+    desk.set_due("sbx-0")
+    desk.run(Job.CLEANUP)
+
+    assert {call["principal"] for call in [*desk.calls("sync"), *desk.calls("sbx-0")]} == {ASKING.principal}
 
 
 def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -> None:
