@@ -15,6 +15,7 @@ from broker_common.core.jobs import JobState, Work, declare
 from broker_common.core.principals import Actor
 from broker_common.core.runner import JobFailed, JobRunner, Report
 from broker_common.core.runs import Runs
+from broker_common.core.store import Pause, Pauses
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome, JobEnded, JobOutcome
 from tests.fakes import START
 from tests.memory_runs import MemoryJobLocks, MemoryJobRuns

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from tests.worker.conftest import ASKING, Celery, Desk
+    from tests.worker.conftest import Celery, Desk
 
 
 def test_a_run_that_was_asked_for_ends_with_its_result_and_one_line_that_names_the_caller(
