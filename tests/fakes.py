@@ -479,6 +479,8 @@ class MemoryStore:
     def set_pauses(self, before: Pauses, after: Pauses, *facts: PoolFact) -> Pauses:
         with self._called("set_pauses"):
             changes = {name: getattr(after, name) for name in PAUSABLE if getattr(before, name) != getattr(after, name)}
+            if all(getattr(self._pauses, name) == pause for name, pause in changes.items()):
+                return self._pauses
             for name in changes:
                 if (getattr(self._pauses, name) is None) != (getattr(before, name) is None):
                     raise Conflict("somebody else has just paused or resumed the same", current=None)

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from broker_common.core.facts import Change, Fact
     from broker_common.core.principals import Actor
 
+_UNCHANGED = (
+    "status_key = :was AND version = :version_was"
+    " AND (attribute_not_exists(#schema) OR #schema BETWEEN :zero AND :known)"
+)
+"""The condition that a record is as it was read, and of a schema that this release can write."""
+
 
 class DynamoCommits(DynamoBase):
     """`Commits` on one DynamoDB table."""
@@ -92,7 +98,7 @@ class DynamoCommits(DynamoBase):
             return ClaimHeld(self._read(decode_claim, held["Item"]))
         if taken["Code"] == "ConditionalCheckFailed":
             return CandidateGone(self._readable(self._decode, taken["Item"]) if taken.get("Item") else None)
-        if "ValidationError" in {held["Code"], taken["Code"]}:
+        if "ValidationError" in {each["Code"] for each in reasons}:
             # Its record is too large for what an allocation adds.
             self._say(UnreadableRecord("", "it cannot be written", sandbox_id=candidate.sandbox_id))
             return CandidateGone(None)
@@ -156,7 +162,10 @@ class DynamoCommits(DynamoBase):
     def _replace(self, before: Sandbox, after: Sandbox, fact: Fact | None) -> None:
         update = {"Update": self._difference(before, after)}
         if before.account_key != after.account_key:
-            met = self._write_with_account(after, update, self._drop_account(before), *self._facts(fact))
+            met = self._write_with_account(after, update, *self._facts(fact), self._drop_account(before))
+            if met is not None and not any(map(_has_failed, met[:-1])):
+                # The record of the account that it leaves is another sandbox's, and stays.
+                met = self._write_with_account(after, update, *self._facts(fact))
             if met is not None:
                 self._settle(before, after, met[0])
             return
@@ -180,11 +189,9 @@ class DynamoCommits(DynamoBase):
             "Delete": {
                 "TableName": self._table,
                 "Key": sandbox_key(before.sandbox_id),
-                "ConditionExpression": "status_key = :status AND version = :version",
-                "ExpressionAttributeValues": {
-                    ":status": {"S": place_of(before, self._shards)},
-                    ":version": {"N": str(before.version)},
-                },
+                "ConditionExpression": _UNCHANGED,
+                "ExpressionAttributeNames": {"#schema": "schema"},
+                "ExpressionAttributeValues": _as_read(place_of(before, self._shards), before.version),
                 "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
             }
         }
@@ -303,11 +310,7 @@ class DynamoCommits(DynamoBase):
 
     def _update(self, sandbox_id: str, place: str, version: int, changes: Mapping[str, Any]) -> Item:
         """Build the update of a sandbox that still stands at `place` of the index, at `version`."""
-        values: Item = {
-            ":was": {"S": place},
-            ":version_was": {"N": str(version)},
-            ":known": {"N": str(schema.KNOWN)},
-        }
+        values = _as_read(place, version)
         names, to_set, to_remove = {"#schema": "schema"}, [], []
         for name, value in changes.items():
             names[f"#{name}"] = name
@@ -320,8 +323,7 @@ class DynamoCommits(DynamoBase):
             "TableName": self._table,
             "Key": sandbox_key(sandbox_id),
             "UpdateExpression": "SET " + ", ".join(to_set) + (" REMOVE " + ", ".join(to_remove) if to_remove else ""),
-            "ConditionExpression": "status_key = :was AND version = :version_was"
-            " AND (attribute_not_exists(#schema) OR #schema <= :known)",
+            "ConditionExpression": _UNCHANGED,
             "ExpressionAttributeNames": names,
             "ExpressionAttributeValues": values,
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
@@ -339,6 +341,16 @@ class DynamoCommits(DynamoBase):
             raise Conflict(
                 f"sandbox {known.sandbox_id if known else '?'} was changed by another writer", current=current
             )
+
+
+def _as_read(place: str, version: int) -> Item:
+    """Return the values of `_UNCHANGED` for a record that was read at a place of the index, at a version."""
+    return {
+        ":was": {"S": place},
+        ":version_was": {"N": str(version)},
+        ":known": {"N": str(schema.KNOWN)},
+        ":zero": {"N": "0"},
+    }
 
 
 def _has_failed(reason: Item) -> bool:

@@ -60,12 +60,16 @@ class DynamoPoolState(DynamoBase):
         names: dict[str, str] = {}
         values = {":true": encode(True), ":false": encode(False)}  # noqa: FBT003 - the values themselves
         to_set, to_remove, conditions = [], [], []
-        for name in PAUSABLE:
+        changed = [name for name in PAUSABLE if getattr(before, name) != getattr(after, name)]
+        for name in changed:
             was, pause = getattr(before, name), getattr(after, name)
-            if was == pause:
-                continue
             names |= {f"#{name}": name, f"#{name}_by": f"{name}_by", f"#{name}_since": f"{name}_since"}
-            conditions.append(f"#{name} = :true" if was else f"(attribute_not_exists(#{name}) OR #{name} = :false)")
+            # What can be read as neither true nor false is set right by setting it.
+            conditions.append(
+                f"(attribute_exists(#{name}) AND #{name} <> :false)"
+                if was
+                else f"(attribute_not_exists(#{name}) OR #{name} <> :true)"
+            )
             to_set.append(f"#{name} = {':true' if pause else ':false'}")
             for part, value in (("by", pause and pause.by), ("since", pause and pause.since)):
                 if value is None:
@@ -89,7 +93,10 @@ class DynamoPoolState(DynamoBase):
                 TransactItems=[{"Update": update}, *map(self._tell_of_pool, facts)],
             )
         except ConditionFailed as failed:
-            raise Conflict("somebody else has just paused or resumed the same", current=None) from failed
+            current = self.read_pauses()
+            if any(getattr(current, name) != getattr(after, name) for name in changed):
+                raise Conflict("somebody else has just paused or resumed the same", current=None) from failed
+            return current
         return self.read_pauses()
 
     def record(self, fact: PoolFact) -> None:

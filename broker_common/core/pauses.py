@@ -10,7 +10,7 @@ from broker_common.core.deadline import time_left
 from broker_common.core.errors import StoreUnavailable, UnreadableRecord
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.ids import new_id
-from broker_common.core.store import Conflict, Pause
+from broker_common.core.store import Conflict, Pause, Pauses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.ports import Clock
     from broker_common.core.principals import Actor
-    from broker_common.core.store import Pauses, PoolState
+    from broker_common.core.store import PoolState
 
 MAX_AGE_SEC = 3.0
 """Callers rely on five seconds; a read of the store may take up the rest."""
@@ -65,14 +65,26 @@ class PauseBoard:
     def set(self, wanted: Mapping[str, bool], *, by: Actor) -> Pauses:
         """Pause or resume the named operations, and return all pauses. What is paused already stays as it is."""
         while True:
-            before = self._store.read_pauses()
+            before, unreadable = self._before(wanted)
             changed = {name: pause for name, pause in wanted.items() if pause != (getattr(before, name) is not None)}
             try:
                 self._known = self._set(before, changed, by) if changed else before
             except Conflict:
+                if unreadable is not None:
+                    raise unreadable from None
                 continue
             self._read_at = self._clock.monotonic()
             return self._known
+
+    def _before(self, wanted: Mapping[str, bool]) -> tuple[Pauses, UnreadableRecord | None]:
+        """Return what is paused; where that cannot be read, and why, the opposite of what is wanted.
+
+        So a pause that a hand has spoiled is set right by setting it alone.
+        """
+        try:
+            return self._store.read_pauses(), None
+        except UnreadableRecord as error:
+            return Pauses(**{name: None if pause else Pause() for name, pause in wanted.items()}), error
 
     def _set(self, before: Pauses, changed: Mapping[str, bool], by: Actor) -> Pauses:
         now = self._clock.now()

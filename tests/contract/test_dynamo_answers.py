@@ -78,7 +78,6 @@ WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "set_pauses": lambda store: store.set_pauses(Pauses(), Pauses(sync=Pause(by="op", since=1)), PAUSED),
     "record": lambda store: store.record(PAUSED),
     "record_accounts": lambda store: store.record_accounts(FREE),
-    "identify": lambda store: store.identify("new", instead_of=None),
     "finish_upgrade": lambda store: store.finish_upgrade(),
 }
 CALLS = READS | WRITES
@@ -443,7 +442,7 @@ def test_a_refusal_after_a_lost_answer_leaves_the_outcome_unknown(engine: RawDyn
 def test_a_cancelled_transaction_means_what_its_reasons_say(
     engine: RawDynamoDB, store: DynamoStore, codes: list[str], kind: type[BrokerError]
 ) -> None:
-    reasons = [{"Code": code} for code in [*codes, "None"][:2]]
+    reasons = [{"Code": code} for code in [*codes, "None", "None"][:3]]
     engine.behave = failing("TransactionCanceledException", CancellationReasons=reasons)
     with pytest.raises(BrokerError) as raised:
         store.commit(change_of(HELD, make_sandbox("1", version=2)))
