@@ -14,8 +14,8 @@ from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable
 from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld
 from broker_common.core.reservoir import Reservoir
 from tests.fakes import Crashed, Fault, MemoryStore, make_sandbox
-from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import Stage, Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.domain import Candidate, Claim
     from broker_common.core.ports import AllocateAnswer
-    from tests.interleavings.scheduler import Schedule
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 TRACKS = ("ann", "bob", "cho")

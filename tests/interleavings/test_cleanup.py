@@ -24,14 +24,15 @@ from broker_common.core.errors import (
 from broker_common.core.events import DeleteEnded, DeleteOutcome
 from broker_common.core.ports import WipeAnswer
 from tests.fakes import Crashed, Fault, make_account
-from tests.interleavings.scheduler import explore
-from tests.interleavings.stage import POLICY, WINDOW, Stage, Violation, commute
+from tests.interleavings.calls import commute
+from tests.interleavings.stage import POLICY, WINDOW, Stage, Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.core.domain import Sandbox
-    from tests.interleavings.scheduler import Schedule
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 Answer = WipeAnswer | Exception

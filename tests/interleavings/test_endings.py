@@ -13,14 +13,14 @@ from broker_common.core.errors import Conflict, LeaseMismatch, NoSandboxesAvaila
 from broker_common.core.events import AllocationExpired
 from broker_common.core.reservoir import Search
 from tests.fakes import Crashed, Fault, MemoryStore, make_sandbox
-from tests.interleavings.scheduler import explore
 from tests.interleavings.stage import Stage, Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.core.domain import Candidate, Claim, Sandbox
-    from tests.interleavings.scheduler import Schedule
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 REASONS = {

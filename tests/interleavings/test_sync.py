@@ -15,15 +15,16 @@ from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable, S
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sync import SyncResult
 from tests.fakes import START, Crashed, Fault, MemoryStore, make_account, make_sandbox
-from tests.interleavings.scheduler import explore
-from tests.interleavings.stage import POLICY, Stage, Violation, commute
+from tests.interleavings.calls import commute
+from tests.interleavings.stage import POLICY, Stage, Violation
 from tests.interleavings.test_allocate import allocate_without
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.core.domain import Account, Sandbox
-    from tests.interleavings.scheduler import Schedule
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 SEEN = make_account("sbx-0")

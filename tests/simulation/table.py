@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from random import Random
 
-    from tests.simulation.virtual_time import VirtualTime
+    from tests.scheduler.schedule import Schedule
 
 Answer = TypeVar("Answer")
 
@@ -95,13 +95,14 @@ class SimulatedStore(MemoryStore):
     `sent` counts the calls by method, those that were throttled or met another transaction included.
     """
 
-    def __init__(self, time: VirtualTime, rng: Random, conditions: TableConditions) -> None:
-        super().__init__(time, shards=conditions.shards)
+    def __init__(self, schedule: Schedule, rng: Random, conditions: TableConditions) -> None:
+        super().__init__(schedule.time, shards=conditions.shards)
         self.sent: Counter[str] = Counter()
         self.throttled: Counter[str] = Counter()
         """Refused writes and reads by partition."""
         self.on_write = self._charge_index
-        self._time = time
+        self._schedule = schedule
+        self._time = schedule.time
         self._rng = rng
         self._conditions = conditions
         self._rings: list[list[tuple[int, str]]] = [[] for _ in range(conditions.shards)]
@@ -272,7 +273,7 @@ class SimulatedStore(MemoryStore):
         now = self._time.monotonic()
         at = max(now + self._rng.uniform(*lag), self._indexed_at.get(sandbox_id, 0.0))
         self._indexed_at[sandbox_id] = at
-        self._time.after(at - now, lambda: self._show(before, sandbox))
+        self._schedule.start(lambda: self._show(before, sandbox), after=at - now)
 
     def _show(self, before: Sandbox, after: Sandbox | None) -> None:
         ring = self._rings[self._segment(before.sandbox_id)]
