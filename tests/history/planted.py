@@ -6,23 +6,26 @@ Each is what a plausible broker might do, and waits a moment in the gap that it 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox
+from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox, shard_of, status_key
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed
-from broker_common.core import domain
-from broker_common.core.sandbox import Status
+from broker_common.core.lease import begin, end
+from broker_common.core.sandbox import DeletionReason, Status, next_version
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld
-from tests.fakes import StoreWrapper, change_of, flat
+from tests.fakes import BY, StoreWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.adapters.dynamo_items import Item
     from broker_common.adapters.dynamo_store import DynamoStore
+    from broker_common.core.facts import Change
+    from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim, Sandbox
     from broker_common.core.store import AllocateAnswer, SandboxStore
     from tests.fakes import MemoryStore
@@ -67,7 +70,7 @@ class MemoryTable:
         sandbox = self._store.get(candidate.sandbox_id)
         if sandbox is None or (sandbox.status, sandbox.version) != (Status.AVAILABLE, candidate.version):
             return False
-        self.put(domain.allocate(sandbox, claim))
+        self.put(begin(sandbox, claim.lease, by=BY).result)
         return True
 
     def put_claim(self, claim: Claim) -> None:
@@ -84,15 +87,16 @@ class DynamoTable:
         self._put(encode_sandbox(sandbox, self._store._shards))
 
     def take(self, candidate: Candidate, claim: Claim) -> bool:
-        changes = domain.allocation_changes(claim, version=candidate.version)
-        update = self._store._update(candidate.sandbox_id, Status.AVAILABLE, candidate.version, changes)
+        version = next_version(candidate.version, claim.lease.allocated_at)
+        changes = self._store._allocation(candidate, claim, version)
+        place = status_key(Status.AVAILABLE, shard_of(candidate.sandbox_id, SHARDS))
+        update = self._store._update(candidate.sandbox_id, place, candidate.version, changes)
         try:
             self._store._transport.write("update_item", **update)
         except ConditionFailed as failed:
             taken = failed.answer.get("Item")
-            return bool(
-                taken and flat(decode_sandbox(taken, SHARDS)).lease_id == claim.lease.lease_id
-            )  # by an earlier try
+            # By an earlier try.
+            return bool(taken and decode_sandbox(taken, SHARDS).latest_lease_id == claim.lease.lease_id)
         return True
 
     def put_claim(self, claim: Claim) -> None:
@@ -110,9 +114,13 @@ class SyncWithoutCondition(StoreWrapper):
         self._table = table
         self._stall = stall
 
-    def update(self, before: Sandbox, after: Sandbox) -> None:
-        self._stall()
-        self._table.put(after)
+    def commit(self, *changes: Change) -> None:
+        for change in changes:
+            if change.before is None or change.after is None:
+                super().commit(change)
+            else:
+                self._stall()
+                self._table.put(change.after)
 
 
 class ClaimLookedUp(StoreWrapper):
@@ -123,7 +131,7 @@ class ClaimLookedUp(StoreWrapper):
         self._table = table
         self._stall = stall
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         held = self.inner.get_claim(claim.lease.track_id, claim.lease.idempotency_key)
         if held is not None:
             return ClaimHeld(held)
@@ -141,12 +149,12 @@ class ExpiryOfWhateverIsThere(StoreWrapper):
         super().__init__(inner)
         self._stall = stall
 
-    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+    def commit(self, *changes: Change) -> None:
+        (change,) = changes
         self._stall()
-        current = self.inner.get(before.sandbox_id)
-        if current is not None and current.status is Status.ALLOCATED and flat(after).deletion_reason is not None:
-            ended = domain.end_allocation(current, reason=flat(after).deletion_reason, now=after.updated_at)
-            self.inner.commit(change_of(current, ended))
+        current = self.inner.get(change.sandbox_id)
+        if current is not None and current.status is Status.ALLOCATED:
+            self.inner.commit(end(current, reason=DeletionReason.EXPIRED, by=BY, now=change.result.updated_at))
 
 
 class CleanupWithoutTaking(StoreWrapper):
@@ -157,13 +165,14 @@ class CleanupWithoutTaking(StoreWrapper):
         self._stall = stall
         self._read: dict[str, Sandbox] = {}
 
-    def update(self, before: Sandbox, after: Sandbox) -> None:
-        if flat(after).attempt_id is not None and after.attempt_id != before.attempt_id:
+    def commit(self, *changes: Change) -> None:
+        (change,) = changes
+        before, after = change.before, change.result
+        if before is not None and after.wipe is not None and after.wipe.attempt_id is not None:
             self._read[before.sandbox_id] = before
             self._stall()
         else:
-            read = self._read.pop(before.sandbox_id, before)
-            super().update(read, after)
+            super().commit(replace(change, before=self._read.pop(change.sandbox_id, before)))
 
 
 _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxStore]] = {

@@ -1,20 +1,16 @@
 """A whole run inside this process: the same clients and the real use cases over a store in memory, in simulated time.
 
-Each process of the broker is a `World`; greenlets take the part of its thread, and any of them may come between at each
+Each process of the broker is a `World`; tasks take the part of its threads, and any of them may come between at each
 call of the store or the provider. The seed decides about everything, so a run is the same each time.
 """
 
 from __future__ import annotations
 
-import heapq
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from greenlet import getcurrent, greenlet
+from typing import TYPE_CHECKING, Any
 
 from broker_api.errors import ERROR_OF
 from broker_api.schemas import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
@@ -23,11 +19,13 @@ from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhol
 from broker_common.core.policy import Policy
 from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
 from broker_common.core.sandbox import Account, Status
-from tests.fakes import BY, START, FakeClock, FakeProvider, MemoryStore, StoreWrapper, flat
+from tests.fakes import BY, FakeProvider, MemoryStore, StoreWrapper, flat
 from tests.history.load import Answer, Budget, Client, Pace
 from tests.history.planted import Bug, MemoryTable, break_store
 from tests.history.record import Account as ListedAccount
 from tests.history.record import ClaimRow, Delete, History, Row, Scan, Terms
+from tests.scheduler.schedule import Schedule, stop
+from tests.scheduler.strategies import AtRandom
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -37,12 +35,11 @@ if TYPE_CHECKING:
     from broker_common.core.store import SandboxStore
     from tests.history.load import Request
     from tests.history.record import Call
+    from tests.scheduler.schedule import VirtualTime
 
 POLICY = Policy(lab_duration_sec=6, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3)
 POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
 DEADLINE_SEC = 3
-
-Result = TypeVar("Result")
 
 
 def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
@@ -50,72 +47,27 @@ def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
     return _Simulation(seed, calls, bug).run()
 
 
-class _Time(FakeClock):
-    """Simulated time, and who acts next in it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._hub = getcurrent()
-        self._due: list[tuple[float, int, greenlet]] = []
-        self._numbers = count()
-
-    def unix(self) -> float:
-        return START + self._passed
-
-    def spawn(self, act: Callable[[], object]) -> None:
-        """Have something happen beside everything else."""
-        self._push(greenlet(act, self._hub), 0)
-
-    def sleep(self, seconds: float) -> None:
-        self._push(getcurrent(), seconds)
-        self._hub.switch()
-
-    def together(self, acts: tuple[Callable[[], Result], ...]) -> list[Result]:
-        """Do things at once, and wait for all of them."""
-        waiting, results = getcurrent(), dict[int, Result]()
-
-        def do(number: int, act: Callable[[], Result]) -> None:
-            results[number] = act()
-            if len(results) == len(acts):
-                self._push(waiting, 0)
-
-        for number, act in enumerate(acts):
-            self.spawn(partial(do, number, act))
-        self._hub.switch()
-        return [results[number] for number in range(len(acts))]
-
-    def run(self) -> None:
-        """Let time pass until nothing is left to happen."""
-        while self._due:
-            self._passed, _, next_one = heapq.heappop(self._due)
-            next_one.switch()
-
-    def _push(self, which: greenlet, seconds: float) -> None:
-        heapq.heappush(self._due, (self._passed + seconds, next(self._numbers), which))
-
-
 class _SlowStore(StoreWrapper):
     """Takes a while for each call, before and after it, in which others act; keeps to the request's deadline."""
 
-    def __init__(self, inner: SandboxStore, clock: Clock, pause: Callable[[], None]) -> None:
+    def __init__(self, inner: SandboxStore, clock: Clock) -> None:
         super().__init__(inner)
         self._clock = clock
-        self._pause = pause
 
     def _call(self, method: str, call: Callable[[], Any]) -> Any:
         if time_left(self._clock) <= 0:
             raise DeadlineExceeded("the store did not answer in time")
-        self._pause()
+        stop(method)
         try:
             return call()
         finally:
-            self._pause()
+            stop(f"answer of {method}")
 
 
 class _Provider(FakeProvider):
     """A provider whose calls take a while, and which keeps a log."""
 
-    def __init__(self, time: _Time, rng: Random) -> None:
+    def __init__(self, time: VirtualTime, rng: Random) -> None:
         super().__init__()
         self.listed: dict[str, Account] = {}
         self.switched_off: set[str] = set()
@@ -161,7 +113,8 @@ class _Simulation:
     def __init__(self, seed: int, calls: int, bug: Bug | None) -> None:
         self._seed, self._bug = seed, bug
         self._rng = Random(seed)
-        self._time = _Time()
+        self._schedule = Schedule(AtRandom(self._rng, least=0.001, most=0.02))
+        self._time = self._schedule.time
         self._memory = MemoryStore(self._time)
         self._provider = _Provider(self._time, self._rng)
         self._idle = [self._process(Bug.CLAIM) for _ in range(API_PROCESSES)]
@@ -175,8 +128,8 @@ class _Simulation:
         for number, name in enumerate(names):
             account = Account(sandbox_id=str(number), external_id=f"identity/accounts/{number}", name=name)
             self._provider.listed[account.sandbox_id] = account
-        self._time.spawn(self._operate)
-        self._time.run()
+        self._schedule.start(self._operate)
+        self._schedule.run()
         accounts = [
             ListedAccount(sandbox_id=each.sandbox_id, external_id=each.external_id)
             for each in self._provider.listed.values()
@@ -200,15 +153,15 @@ class _Simulation:
         self._time.sleep(seconds)
 
     def together(self, *acts: Callable[[], Any]) -> list[Any]:
-        return self._time.together(acts)
+        return self._schedule.together(acts)
 
     def record(self, call: Call) -> None:
         self._calls.append(call)
 
     def send(self, request: Request, *, patience: float) -> Answer | None:
-        self._pause()
+        stop("send")
         while not self._idle:
-            self._pause()
+            stop("wait for a process")
         world = self._idle.pop(self._rng.randrange(len(self._idle)))
         try:
             with deadline_in(DEADLINE_SEC, self._time):
@@ -216,7 +169,7 @@ class _Simulation:
         except BrokerError as error:
             answer = Answer(status=ERROR_OF[type(error)].status, body={"error": {"code": error.code}})
         self._idle.append(world)
-        self._pause()
+        stop("receive")
         return answer
 
     # -- everything else that happens
@@ -228,12 +181,12 @@ class _Simulation:
         pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
         for number in range(CLIENTS):
             client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
-            self._time.spawn(partial(self._follow, client))
+            self._schedule.start(partial(self._follow, client))
         for bug, number in ((Bug.SYNC, SYNCERS), (Bug.EXPIRY, EXPIRERS), (Bug.CLEANUP, CLEANERS)):
             for _ in range(number):
-                self._time.spawn(partial(self._repeat, partial(_work, bug, self._process(bug)), 1.0))
-        self._time.spawn(partial(self._repeat, self._scan, 0.1))
-        self._time.spawn(partial(self._repeat, self._change_accounts, 1.0))
+                self._schedule.start(partial(self._repeat, partial(_work, bug, self._process(bug)), 1.0))
+        self._schedule.start(partial(self._repeat, self._scan, 0.1))
+        self._schedule.start(partial(self._repeat, self._change_accounts, 1.0))
 
     def _follow(self, client: Client) -> None:
         client.run()
@@ -303,14 +256,11 @@ class _Simulation:
             )
         )
 
-    def _pause(self) -> None:
-        self._time.sleep(self._rng.uniform(0.001, 0.02))
-
     def _process(self, bug: Bug) -> World:
         """Make a process of the broker, which has the planted bug if it is `bug`."""
 
         def wrap(memory: MemoryStore) -> SandboxStore:
-            store = _SlowStore(memory, self._time, self._pause)
+            store = _SlowStore(memory, self._time)
             if bug is not self._bug:
                 return store
             return break_store(bug, store, MemoryTable(memory), rng=self._rng, sleep=self._time.sleep)

@@ -10,11 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from greenlet import getcurrent
-
-from broker_common.core import domain
 from broker_common.core.allocation import Allocation
 from broker_common.core.errors import BrokerError, NoSandboxesAvailable, ProviderFailing
+from broker_common.core.lease import begin
 from broker_common.core.policy import Policy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import TRANSITIONS, Claim, Sandbox, Status
@@ -22,7 +20,6 @@ from tests.fakes import (
     BY,
     WRITES,
     Crashed,
-    FakeClock,
     FakeProvider,
     Fault,
     FlakyStore,
@@ -31,13 +28,16 @@ from tests.fakes import (
     make_claim,
     make_sandbox,
 )
-from tests.interleavings.scheduler import Operation, Schedule, Step, stop
+from tests.interleavings.calls import LOOKS
+from tests.scheduler.schedule import present_task, stop
+from tests.scheduler.strategies import choose
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.core.ports import AccountListing
+    from tests.scheduler.schedule import Schedule
 
 POLICY = Policy(stale_brake_min=1)
 OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
@@ -45,38 +45,6 @@ WINDOW = POLICY.attempt_window_sec
 KEPT_STATUS = {Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED}
 """Where a record may change and its status stay: described anew, or an attempt to delete it begun and ended."""
 REMOVABLE = {Status.STALE, Status.DELETION_FAILED, Status.DELETED}
-TOUCHED = {
-    "list_accounts": "the provider's list",
-    "read_pauses": "pauses",
-    "read_watermark": "watermark",
-    "write_watermark": "watermark",
-}
-"""What a call reads or writes, where that is not sandboxes and claims."""
-READS = {
-    "get",
-    "get_claim",
-    "read_candidates",
-    "read_all",
-    "read_due",
-    "read_watermark",
-    "read_pauses",
-    "list_accounts",
-}
-
-
-LOOKS = {"ping", "has_sandboxes"}
-"""What the guard reads, which no case changes: these are no steps, for they lead to the same wherever they come."""
-
-
-def commute(one: Step, other: Step) -> bool:
-    """Tell whether two steps lead to the same, whichever comes first.
-
-    Two processes share nothing but the store and the provider. So two of their calls commute if both only read, or
-    touch different things. (No case changes the provider's list or the pauses.)
-    """
-    if one.by is None or other.by is None or one.by == other.by:
-        return False
-    return {one.what, other.what} <= READS or TOUCHED.get(one.what) != TOUCHED.get(other.what)
 
 
 class Violation(AssertionError):
@@ -131,7 +99,7 @@ class Stage:
 
     def __init__(self, schedule: Schedule, *, processes: int = 2, policy: Policy = POLICY, shards: int = 1) -> None:
         """Make the processes; each knows already that nothing is paused, and the table."""
-        self.clock = FakeClock()
+        self.clock = schedule.time
         self.memory = MemoryStore(self.clock, shards=shards)
         self.deletes: list[Sandbox] = []
         """The record of each sandbox that the provider was asked to delete, as it was then."""
@@ -164,7 +132,7 @@ class Stage:
         began_at = self.clock.now() - (OVERDUE if overdue else 0)
         free = make_sandbox(sandbox_id)
         claim = make_claim(free, track_id, allocated_at=began_at, expires_at=began_at + POLICY.lab_duration_sec)
-        self.used(domain.allocate(free, claim))
+        self.used(begin(free, claim.lease, by=BY).result)
         return claim
 
     def pending(self) -> None:
@@ -271,10 +239,10 @@ class Stage:
     def step(self, process: int, method: str) -> None:
         """Stop before a call of a process, which may then fail as it was told to."""
         stop(method, by=process)
-        if process not in self._faults or not isinstance(getcurrent(), Operation):
+        if process not in self._faults or present_task() is None:
             return
         possible = [each for each in self._faults[process] if each is Fault.CRASH_BEFORE or method in WRITES]
-        taken = self._schedule.choose(1 + len(possible))
+        taken = choose(self._schedule, 1 + len(possible))
         if taken == 0:
             return
         self._faults.clear()

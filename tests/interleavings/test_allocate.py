@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core import domain
 from broker_common.core.allocation import Allocation
 from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable
+from broker_common.core.lease import begin
 from broker_common.core.reservoir import Reservoir
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld
-from tests.fakes import BY, Crashed, Fault, MemoryStore, make_sandbox
-from tests.interleavings.scheduler import explore
+from tests.fakes import BY, Crashed, Fault, MemoryStore, changed, make_sandbox
 from tests.interleavings.stage import Stage, Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim
     from broker_common.core.store import AllocateAnswer
-    from tests.interleavings.scheduler import Schedule
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 TRACKS = ("ann", "bob", "cho")
@@ -226,7 +226,7 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
 def allocate_without(*left_out: str) -> Callable[..., AllocateAnswer]:
     """Make a store's allocate that does not look at the claim, the sandbox's status or its version."""
 
-    def allocate(memory: MemoryStore, candidate: Candidate, new: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(memory: MemoryStore, candidate: Candidate, new: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         with memory._called("allocate"):
             held = memory._claims.get((new.lease.track_id, new.lease.idempotency_key))
             if held is not None and "claim" not in left_out:
@@ -236,8 +236,8 @@ def allocate_without(*left_out: str) -> Callable[..., AllocateAnswer]:
                 return CandidateGone(current)
             if current.version != candidate.version and "version" not in left_out:
                 return CandidateGone(current)
-            changes = domain.allocation_changes(new, version=current.version)
-            memory._put(candidate.sandbox_id, replace(current, **changes))
+            free = changed(current, status=Status.AVAILABLE, dirty=False)
+            memory._put(candidate.sandbox_id, begin(free, new.lease, by=by).result)
             memory._claims[new.lease.track_id, new.lease.idempotency_key] = new
             return Allocated()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from broker_common.core.DOMAIN import confirm_wipe
 
 from broker_common.core import cleanup
 from broker_common.core.allocation import Allocation
@@ -25,15 +25,19 @@ from broker_common.core.policy import RecyclePolicy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
+from broker_common.core.wipe import confirm_wipe
 from tests.fakes import BY, Crashed, Fault, changed, make_account
-from tests.interleavings.scheduler import explore
-from tests.interleavings.stage import POLICY, WINDOW, Stage, Violation, commute
+from tests.interleavings.calls import commute
+from tests.interleavings.stage import POLICY, WINDOW, Stage, Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.core.facts import Change
+    from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Sandbox
-    from tests.interleavings.scheduler import Schedule
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 Answer = WipeAnswer | Exception
@@ -189,7 +193,7 @@ def test_a_sync_during_a_delete_frees_nothing_before_it_is_wiped(
         first, second, third = stage.worlds
         third.provider.accounts = [make_account("sbx-0")]
         stage.play("delete", answered(answer)(first))
-        stage.play("sync", third.syncer.run)
+        stage.play("sync", partial(third.syncer.run, by=BY))
         stage.play("again", answered(WipeAnswer.WIPED)(second))
         stage.run()
         assert stage.deletes
@@ -231,13 +235,13 @@ def test_the_search_finds_a_cleanup_that_does_not_take_its_sandbox_first(monkeyp
 
     explore(case, commute=commute)
 
-    def without_a_write(self: cleanup.Cleaner, sandbox_id: str) -> DeleteEnded:
+    def without_a_write(self: cleanup.Cleaner, sandbox_id: str, by: Actor) -> DeleteEnded:
         sandbox = self._store.get(sandbox_id)
         assert sandbox is not None
         if not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         with self._provider.admit():
-            return self._call(changed(sandbox, attempt_id="nobody else's"), send_within=cleanup.SEND_WITHIN_SEC)
+            return self._call(changed(sandbox, attempt_id="nobody else's"), by, send_within=cleanup.SEND_WITHIN_SEC)
 
     monkeypatch.setattr(cleanup.Cleaner, "_delete", without_a_write)
     with pytest.raises(Violation, match="asked to delete"):
@@ -247,8 +251,8 @@ def test_the_search_finds_a_cleanup_that_does_not_take_its_sandbox_first(monkeyp
 def test_the_search_finds_a_success_that_overlooks_a_call_that_is_still_under_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def trusting(sandbox: Sandbox, **arguments: object) -> Sandbox:
-        return confirm_wipe(changed(sandbox, outcome_unknown=False), **arguments)  # type: ignore[arg-type] # passed on
+    def trusting(sandbox: Sandbox, **arguments: Any) -> Change:
+        return replace(confirm_wipe(changed(sandbox, outcome_unknown=False), **arguments), before=sandbox)
 
     monkeypatch.setattr(cleanup, "confirm_wipe", trusting)
     with pytest.raises(Violation, match="may be under way"):

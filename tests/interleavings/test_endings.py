@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,15 +14,16 @@ from broker_common.core.reservoir import Search
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import AllocationExpired
-from tests.fakes import BY, Crashed, Fault, MemoryStore, flat, make_sandbox
-from tests.interleavings.scheduler import explore
+from tests.fakes import BY, Crashed, Fault, MemoryStore, flat, kind_of, make_sandbox
 from tests.interleavings.stage import Stage, Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.sandbox import Candidate, Claim, Sandbox
-    from tests.interleavings.scheduler import Schedule
+    from broker_common.core.facts import Change
+    from broker_common.core.sandbox import Candidate, Claim
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 REASONS = {
@@ -115,7 +117,7 @@ def test_an_ending_whose_answer_gets_lost_is_carried_out_once_it_is_repeated(
         first, second = stage.worlds
         stage.may_fail(first, Fault.REFUSED, Fault.LOST_BEFORE, Fault.LOST_AFTER)
         stage.play("first", ending(name, first, claim))
-        stage.play("expire", second.expirer.run)
+        stage.play("expire", partial(second.expirer.run, by=BY))
         results = stage.run()
         assert isinstance(results["first"], (bool, StoreUnavailable))
         assert not isinstance(ending(name, first, claim)(), Exception)
@@ -153,7 +155,7 @@ def late_against_the_next_life(
     allocation = results["next"]
     assert isinstance(allocation, Allocation)
     assert list(stage.claims().values()) == [allocation.claim]
-    assert allocation.claim.lease.lease_id != claim.lease_id
+    assert allocation.claim.lease.lease_id != claim.lease.lease_id
     return results["late"], stage
 
 
@@ -250,7 +252,7 @@ def test_a_track_s_own_next_allocate_and_the_expiry_job_end_its_overdue_allocati
             stage.memory.seed(make_sandbox("sbx-1"))
         api, worker, cleaner = stage.worlds
         stage.allocate("ann", api)
-        stage.play("expire", worker.expirer.run)
+        stage.play("expire", partial(worker.expirer.run, by=BY))
         stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0", by=BY))
         answer = stage.run()["ann"]
         if free or isinstance(answer, Allocation):
@@ -323,18 +325,24 @@ def test_the_search_finds_a_request_that_does_not_try_again_what_it_gave_back(mo
         explore(lambda schedule: overdue_copies(schedule, processes=1, free=1))
 
 
-def end_whatever_is_allocated(memory: MemoryStore, before: Sandbox, after: Sandbox) -> None:
-    current = memory._records[before.sandbox_id]
-    if current.status is not Status.ALLOCATED:
+_sound_commit = MemoryStore.commit
+
+
+def end_whatever_is_allocated(memory: MemoryStore, *changes: Change) -> None:
+    if kind_of(*changes) != "end_allocation":
+        _sound_commit(memory, *changes)
+        return
+    current = memory._records[changes[0].sandbox_id]
+    if current.lease is None:
         raise Conflict("not allocated", current=current)
-    memory._put(before.sandbox_id, after)
-    memory._claims.pop((flat(current).allocated_to_track or "", flat(current).idempotency_key or ""), None)
+    memory._put(current.sandbox_id, changes[0].after)
+    memory._claims.pop((current.lease.track_id, current.lease.idempotency_key), None)
 
 
 @pytest.mark.parametrize(("late", "overdue"), [(mark_the_old_lease, False), (expire, True)])
 def test_the_search_finds_an_ending_that_ignores_the_lease(
     monkeypatch: pytest.MonkeyPatch, late: Any, *, overdue: bool
 ) -> None:
-    monkeypatch.setattr(MemoryStore, "end_allocation", end_whatever_is_allocated)
+    monkeypatch.setattr(MemoryStore, "commit", end_whatever_is_allocated)
     with pytest.raises(Violation, match="the version does not grow"):
         explore(lambda schedule: late_against_the_next_life(schedule, late, track_id="bob", overdue=overdue))

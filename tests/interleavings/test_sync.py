@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core import domain, purge
+from broker_common.core import pool, purge
 from broker_common.core import sync as sync_module
 from broker_common.core.allocation import Allocation
 from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable, SandboxNotFound, SyncBraked
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.sync import SyncResult
-from tests.fakes import BY, START, Crashed, Fault, MemoryStore, flat, make_account, make_sandbox
-from tests.interleavings.scheduler import explore
-from tests.interleavings.stage import POLICY, Stage, Violation, commute
+from tests.fakes import BY, START, Crashed, Fault, MemoryStore, flat, kind_of, make_account, make_sandbox, removal_of
+from tests.interleavings.calls import commute
+from tests.interleavings.stage import POLICY, Stage, Violation
 from tests.interleavings.test_allocate import allocate_without
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.core.facts import Change
+    from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Account, Sandbox
-    from tests.interleavings.scheduler import Schedule
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 SEEN = make_account("sbx-0")
@@ -259,7 +263,7 @@ def purged_while_synced(schedule: Schedule, accounts: list[Account], *, used: bo
     (stage.used if used else stage.memory.seed)(stale(dirty=used))
     first, second, api = stage.worlds
     sync(stage, "sync", first, *accounts)
-    stage.play("purge", second.purger.run)
+    stage.play("purge", partial(second.purger.run, by=BY))
     stage.allocate("ann", api)
     results = stage.run()
     removed, restored = results["purge"].removed, results["sync"].restored
@@ -342,10 +346,15 @@ def test_a_sync_killed_at_any_of_its_calls_is_made_up_for_by_the_next(
 
 
 def test_the_search_finds_a_sync_that_writes_without_a_condition(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unconditional(memory: MemoryStore, before: Sandbox, after: Sandbox) -> None:
-        memory._put(before.sandbox_id, after)
+    sound = MemoryStore.commit
 
-    monkeypatch.setattr(MemoryStore, "update", unconditional)
+    def unconditional(memory: MemoryStore, *changes: Change) -> None:
+        if kind_of(*changes) == "update":
+            memory._put(changes[0].sandbox_id, changes[0].after)
+        else:
+            sound(memory, *changes)
+
+    monkeypatch.setattr(MemoryStore, "commit", unconditional)
     with pytest.raises(Violation, match="no such transition"):
         explore(lambda schedule: described_anew(schedule, tracks=1))
 
@@ -358,8 +367,8 @@ def test_the_search_finds_an_allocate_that_does_not_check_the_version(monkeypatc
 
 
 def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sandbox:
-        return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
+    def forgetful(sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: int) -> Change:
+        return pool.restore(replace(sandbox, dirty=False), account, order=order, by=by, now=now)
 
     monkeypatch.setattr(sync_module, "restore", forgetful)
     monkeypatch.setattr(sync_module, "is_thought_gone", lambda _: False)
@@ -368,7 +377,7 @@ def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.Monkey
 
 
 def test_the_search_finds_a_purge_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(purge, "bury", lambda *_, **__: None)
+    monkeypatch.setattr(purge, "remove", lambda sandbox, **_: removal_of(sandbox))
     with pytest.raises(Violation, match="removed"):
         explore(lambda schedule: purged_while_synced(schedule, [SEEN], used=True))
 

@@ -9,19 +9,23 @@ from random import Random
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from broker_common.core import domain, reservoir
+from broker_common.core import reservoir
 from broker_common.core.allocation import AllocateRequest, Allocator
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
 from broker_common.core.guard import Guard
+from broker_common.core.lease import end
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.policy import Policy
 from broker_common.core.reservoir import Reservoir
 from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
 from broker_common.core.telemetry import AllocateEnded
-from tests.fakes import BY, FakeTableMemory, change_of, make_sandbox
+from broker_common.core.wipe import begin_attempt, confirm_wipe
+from tests.fakes import BY, FakeTableMemory, make_sandbox
+from tests.scheduler.locks import known_locks
+from tests.scheduler.schedule import Schedule
+from tests.scheduler.strategies import ByTime
 from tests.simulation.table import SimulatedStore, TableConditions
-from tests.simulation.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,9 +115,12 @@ def simulate(scenario: Scenario) -> Result:
 
     Fails if a sandbox is given to two tracks at once.
     """
-    time = VirtualTime()
-    with time.locks(), patch.object(reservoir, "CANDIDATE_AGE_SEC", scenario.candidate_age):
-        return _Run(scenario, time).result()
+    schedule = Schedule(ByTime())
+    with known_locks(), patch.object(reservoir, "CANDIDATE_AGE_SEC", scenario.candidate_age):
+        try:
+            return _Run(scenario, schedule).result()
+        finally:
+            schedule.close()
 
 
 class _Process:
@@ -128,7 +135,7 @@ class _Process:
             store=run.store,
             guard=Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng),
             reservoir=Reservoir(run.store, run.time, rng, size=run.scenario.reservoir_size),
-            pauses=PauseBoard(run.store, run.time),
+            pauses=PauseBoard(run.store, run.time, rng),
             recorder=run,
             clock=run.time,
             rng=rng,
@@ -140,7 +147,7 @@ class _Process:
         self._queue.append(request)
         if self._idle:
             self._idle -= 1
-            self._run.time.start(self._serve)
+            self._run.schedule.start(self._serve)
 
     def _serve(self) -> None:
         while self._queue:
@@ -151,11 +158,12 @@ class _Process:
 class _Run:
     """The state of a run; it is the recorder of all its processes, too."""
 
-    def __init__(self, scenario: Scenario, time: VirtualTime) -> None:
+    def __init__(self, scenario: Scenario, schedule: Schedule) -> None:
         self.scenario = scenario
-        self.time = time
+        self.schedule = schedule
+        self.time = schedule.time
         self._rng = Random(scenario.seed)
-        self.store = SimulatedStore(time, self._rng, scenario.table)
+        self.store = SimulatedStore(schedule, self._rng, scenario.table)
         self._result = Result()
         self._holders: dict[str, str] = {}
         self._allocated: deque[str] = deque()
@@ -169,10 +177,10 @@ class _Run:
     def result(self) -> Result:
         """Let everything happen, and return what came of it."""
         processes = [_Process(self, 1000 * self.scenario.seed + number) for number in range(self.scenario.processes)]
-        self.time.start(lambda: self._arrive(processes))
+        self.schedule.start(lambda: self._arrive(processes))
         if self.scenario.returns:
-            self.time.start(self._give_back_some)
-        self.time.run(lambda: not self._unanswered)
+            self.schedule.start(self._give_back_some)
+        self.schedule.run(lambda: not self._unanswered)
         result, store = self._result, self.store
         heat = store.heat()
         result.seconds = self.time.monotonic()
@@ -242,19 +250,17 @@ class _Run:
             self.time.sleep(self._rng.expovariate(self.scenario.returns))
             if self._allocated:
                 sandbox_id = self._allocated.popleft()
-                self.time.start(lambda sandbox_id=sandbox_id: self._give_back(sandbox_id))  # type: ignore[misc] # bound in the loop
+                self.schedule.start(lambda sandbox_id=sandbox_id: self._give_back(sandbox_id))  # type: ignore[misc] # bound in the loop
 
     def _give_back(self, sandbox_id: str) -> None:
         """End an allocation and wipe its sandbox, with the writes that the broker makes."""
         now, policy, store = self.time.now(), Policy(), self.store
         allocated = store.get(sandbox_id)
         assert allocated
-        marked = domain.end_allocation(allocated, reason=DeletionReason.MARKED, now=now)
+        marking = end(allocated, reason=DeletionReason.MARKED, by=BY, now=now)
         self._holders.pop(sandbox_id, None)
-        store.commit(change_of(allocated, marked))
-        taken = domain.begin_attempt(marked, attempt_id="attempt", now=now, policy=policy)
-        store.commit(change_of(marked, taken))
+        store.commit(marking)
+        taking = begin_attempt(marking.result, attempt_id="attempt", by=BY, now=now, policy=policy)
+        store.commit(taking)
         order = self._rng.randrange(ORDER_LIMIT)
-        store.commit(
-            change_of(taken, domain.confirm_wipe(taken, accepted_only=False, order=order, now=now, policy=policy))
-        )
+        store.commit(confirm_wipe(taking.result, accepted_only=False, order=order, by=BY, now=now, policy=policy))
