@@ -27,22 +27,35 @@ from tests.fakes import (
     FakeTableMemory,
     MemoryStore,
     RecordingRecorder,
+    StoreWrapper,
     changed,
     make_account,
     make_sandbox,
 )
+from tests.lifecycle import check_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.core.facts import Change
     from broker_common.core.sandbox import Account
     from broker_common.core.store import SandboxStore
+
+
+class JudgedStore(StoreWrapper):
+    """Refuses what the contract forbids, whoever wants to write it."""
+
+    def commit(self, *changes: Change) -> None:
+        for each in changes:
+            check_change(each.before, each.after, each.fact)
+        self.inner.commit(*changes)
 
 
 class World:
     """One process's use cases over a store, a provider and a clock.
 
-    `memory` is the store underneath, to arrange and to look at; `store` is what the use cases see.
+    `memory` is the store underneath, to arrange and to look at; `store` is what the use cases see. Each change that they
+    commit is held against the contract.
     """
 
     def __init__(
@@ -68,7 +81,7 @@ class World:
 
     def start(self) -> None:
         """Start the process, or start it anew after a crash: nothing that was in its memory is left."""
-        store, clock, rng, recorder, policy = self.store, self.clock, self.rng, self.recorder, self.policy
+        store, clock, rng, recorder, policy = JudgedStore(self.store), self.clock, self.rng, self.recorder, self.policy
         self.guard = Guard(store=store, memory=self.table_memory, recorder=recorder, clock=clock, rng=rng)
         self.pauses = PauseBoard(store, clock, Random(1))
         self.allocator = Allocator(

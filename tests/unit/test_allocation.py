@@ -28,6 +28,7 @@ from tests.world import World
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.core.principals import Actor
     from broker_common.core.store import AllocateAnswer
 
 HOUR = 3600
@@ -40,9 +41,9 @@ class RecordingStore(FlakyStore):
         super().__init__(inner)
         self.sent: list[tuple[Candidate, Claim, str]] = []
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         self.sent.append((candidate, claim, token))
-        return super().allocate(candidate, claim, token=token)
+        return super().allocate(candidate, claim, by=by, token=token)
 
 
 def flaky_world(free: int = 3) -> tuple[World, RecordingStore]:
@@ -157,7 +158,7 @@ def test_a_candidate_that_another_took_is_a_conflict_and_the_next_is_tried(plain
 def test_a_candidate_that_was_only_renamed_is_taken_under_its_new_name(plain: World) -> None:
     (free,) = plain.pool(1)
     plain.provider.accounts = [replace(each, name="lab-new") for each in plain.provider.accounts]
-    wrapped = _before_first_allocate(plain, plain.syncer.run)
+    wrapped = _before_first_allocate(plain, lambda: plain.syncer.run(by=BY))
     claim = wrapped.allocate().claim
     assert (claim.sandbox_id, claim.name) == (free.sandbox_id, "lab-new")
     assert wrapped.recorder.of(AllocateEnded)[0].conflicts == 0
@@ -166,7 +167,7 @@ def test_a_candidate_that_was_only_renamed_is_taken_under_its_new_name(plain: Wo
 def test_a_candidate_that_was_renamed_away_from_the_prefix_is_left_to_others(plain: World) -> None:
     plain.pool(1)
     plain.provider.accounts = [replace(each, name="gpu-new") for each in plain.provider.accounts]
-    wrapped = _before_first_allocate(plain, plain.syncer.run)
+    wrapped = _before_first_allocate(plain, lambda: plain.syncer.run(by=BY))
     with pytest.raises(NoSandboxesAvailable):
         wrapped.allocate(prefix="lab-")
     assert plain.record("sbx-0").status is Status.AVAILABLE
@@ -296,7 +297,7 @@ def test_no_further_try_is_made_past_the_deadline() -> None:
 
 def test_a_store_that_sees_the_deadline_first_is_not_asked_again() -> None:
     class Late(StoreWrapper):
-        def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
             raise DeadlineExceeded("too late")
 
     world = World(wrap=Late)
@@ -499,11 +500,11 @@ class _Gate(StoreWrapper):
         self.reached, self.open = threading.Event(), threading.Event()
         self._held_up = held_up
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         if claim.lease.track_id == self._held_up:
             self.reached.set()
             assert self.open.wait(30)
-        return super().allocate(candidate, claim, token=token)
+        return super().allocate(candidate, claim, by=by, token=token)
 
 
 def test_a_sandbox_that_another_request_is_trying_is_tried_too_before_a_track_is_refused() -> None:

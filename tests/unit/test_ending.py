@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +15,7 @@ from tests.fakes import BY, Fault, FlakyStore, MemoryStore, StoreWrapper, flat, 
 from tests.world import World
 
 if TYPE_CHECKING:
-    from broker_common.core.sandbox import Sandbox
+    from broker_common.core.facts import Change
 
 HOUR = 3600
 
@@ -205,14 +204,14 @@ def test_a_mark_is_bound_to_the_lease_that_it_read_first() -> None:
 
         done = False
 
-        def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        def commit(self, *changes: Change) -> None:
             if not self.done:
                 self.done = True
                 world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
                 world.cleaner.delete_sandbox("sbx-0", by=BY)
                 world.clock.advance(2)
                 world.allocate()
-            super().end_allocation(before, after)
+            super().commit(*changes)
 
     late = World(clock=world.clock, memory=world.memory, wrap=Overtaken)
     first = world.allocate().claim
@@ -225,7 +224,7 @@ def test_a_mark_is_bound_to_the_lease_that_it_read_first() -> None:
 
 def test_a_mark_whose_sandbox_vanishes_meanwhile_is_not_found() -> None:
     class Vanishing(StoreWrapper):
-        def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        def commit(self, *changes: Change) -> None:
             raise Conflict("gone", current=None)
 
     world = World(wrap=Vanishing)
@@ -329,6 +328,7 @@ def test_expiring_what_is_not_overdue_does_nothing(plain: World) -> None:
             recorder=plain.recorder,
             clock=plain.clock,
             policy=plain.policy,
+            by=BY,
         )
     assert plain.record("sbx-0").status is Status.ALLOCATED
 
@@ -340,13 +340,19 @@ def test_expiring_loses_to_a_mark_that_came_first() -> None:
     world.clock.advance(5 * HOUR)
 
     class Marked(StoreWrapper):
-        def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+        def commit(self, *changes: Change) -> None:
             world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-            super().end_allocation(before, replace(after, updated_at=after.updated_at + 1))
+            super().commit(*changes)
 
     late = World(clock=world.clock, memory=world.memory, wrap=Marked)
     assert not expire(
-        "sbx-0", store=late.store, guard=late.guard, recorder=late.recorder, clock=late.clock, policy=late.policy
+        "sbx-0",
+        by=BY,
+        store=late.store,
+        guard=late.guard,
+        recorder=late.recorder,
+        clock=late.clock,
+        policy=late.policy,
     )
     assert flat(world.record("sbx-0")).deletion_reason is DeletionReason.MARKED
     assert late.recorder.of(AllocationExpired) == []

@@ -193,7 +193,11 @@ class TestWhatAWrongClockDoesNot:
         world, clock = world_of()
         world.memory.seed(make_sandbox(status=Status.STALE, dirty=True, stale_since=START))
         clock.off = off * 25
-        for purge in (world.purger.run, lambda: world.purger.bulk_delete(Status.STALE, by=BY)):
+        purges: list[Callable[[], object]] = [
+            lambda: world.purger.run(by=BY),
+            lambda: world.purger.bulk_delete(Status.STALE, by=BY),
+        ]
+        for purge in purges:
             with pytest.raises(ClockWrong):
                 purge()
         assert world.record("2009521").status is Status.STALE
@@ -306,9 +310,9 @@ class TestChangedTable:
         for act in (
             used.allocate,
             lambda: used.allocate("holder"),
-            used.syncer.run,
-            used.expirer.run,
-            used.purger.run,
+            lambda: used.syncer.run(by=BY),
+            lambda: used.expirer.run(by=BY),
+            lambda: used.purger.run(by=BY),
             lambda: used.purger.bulk_delete(Status.STALE, by=BY),
         ):
             assert is_stopped(act)
@@ -320,7 +324,7 @@ class TestChangedTable:
         self, used: World, change: Callable[[World], None]
     ) -> None:
         used.provider.during_list = lambda: change(used)
-        assert is_stopped(used.syncer.run)
+        assert is_stopped(lambda: used.syncer.run(by=BY))
 
     def test_is_noticed_by_a_process_that_starts_after_it(self, used: World, change: Callable[[World], None]) -> None:
         change(used)

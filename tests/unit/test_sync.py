@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core import domain
 from broker_common.core.errors import ListingUnusable, ListNotWhole, ProviderFailing, StoreUnavailable, SyncBraked
+from broker_common.core.lease import begin
 from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.pool import describe
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Watermark
@@ -33,7 +34,6 @@ from tests.fakes import (
     FlakyStore,
     LosingStore,
     MemoryStore,
-    change_of,
     flat,
     make_account,
     make_claim,
@@ -415,9 +415,10 @@ def test_a_sandbox_that_comes_back_has_a_version_that_was_never_there(plain: Wor
     plain.syncer.run(by=BY)
     record = plain.record("sbx-0")
     for number in range(20):
-        renamed = domain.describe(record, make_account("sbx-0", name=f"name-{number}"), now=plain.clock.now())
-        plain.memory.commit(change_of(record, renamed))
-        record = renamed
+        renamed = describe(record, make_account("sbx-0", name=f"name-{number}"), by=BY, now=plain.clock.now())
+        assert renamed is not None
+        plain.memory.commit(renamed)
+        record = renamed.result
     plain.memory.commit(removal_of(record))
     plain.clock.advance(1)
     plain.syncer.run(by=BY)
@@ -537,6 +538,7 @@ def test_an_account_that_another_record_has_is_refused_until_that_record_is_gone
         assert "3101" not in plain.memory.dump()[0]
         assert refused(plain) == [(RefusalReason.ID_TAKEN, "3101", owner.sandbox_id)]
     plain.memory.seed(replace(owner, external_id="gone"))
+    plain.clock.advance(1)
     plain.syncer.run(by=BY)
     assert (plain.record("3101").status, refused(plain)) == (Status.AVAILABLE, [])
 
@@ -545,7 +547,7 @@ def in_status(status: Status) -> Sandbox:
     """Make sandbox 3100 in a status, dirty where it can be."""
     sandbox = make_sandbox("3100", external_id="uuid-0a")
     if status is Status.ALLOCATED:
-        return domain.allocate(sandbox, make_claim(sandbox))
+        return begin(sandbox, make_claim(sandbox).lease, by=BY).result
     return replace(sandbox, status=status, dirty=status is not Status.AVAILABLE)
 
 

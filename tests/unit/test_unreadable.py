@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,12 +10,13 @@ import pytest
 from broker_common.core.errors import NoSandboxesAvailable, UnreadableRecord
 from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
 from broker_common.core.sandbox import Status
-from broker_common.core.store import CandidateGone, Pauses, Unreadable
+from broker_common.core.store import CandidateGone, Pause, Pauses, Unreadable
 from broker_common.core.telemetry import DeleteOutcome, ItemFailed
 from tests.fakes import BY, SPOILED, FakeClock, MemoryStore, StoreWrapper, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
+    from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim
     from broker_common.core.store import AllocateAnswer
 
@@ -35,7 +37,7 @@ def test_the_next_candidate_is_tried_and_a_bad_one_only_once(plain: World) -> No
 class Unchanged(StoreWrapper):
     """A store that refuses a candidate, and shows its record as the candidate has it."""
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         return CandidateGone(self.inner.get(candidate.sandbox_id))
 
 
@@ -106,9 +108,15 @@ def test_what_a_track_holds_is_listed_with_what_cannot_be_read_of_it(plain: Worl
 
 
 class UnreadablePauses(MemoryStore):
+    """A store whose record of what is paused can be read until it is damaged."""
+
+    is_damaged = True
+
     def read_pauses(self) -> Pauses:
-        super().read_pauses()
-        raise UnreadableRecord("the record of what is paused", "sync is not true or false")
+        pauses = super().read_pauses()
+        if self.is_damaged:
+            raise UnreadableRecord("the record of what is paused", "sync is not true or false")
+        return pauses
 
 
 def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
@@ -117,7 +125,11 @@ def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
     board = PauseBoard(store, clock, Random(1))
     with pytest.raises(UnreadableRecord):
         board.current()
-    board.set({"sync": True})
+    store.is_damaged = False
+    paused = board.set({"sync": True}, by=BY)
+    assert paused.sync == Pause(by=BY.principal, since=clock.now())
+    store.is_damaged = True
+    store.calls.clear()
     clock.advance(MAX_AGE_SEC)
-    assert board.current() == Pauses(sync=True)
-    assert store.calls["read_pauses"] == 2
+    assert board.current() == paused
+    assert store.calls["read_pauses"] == 1
