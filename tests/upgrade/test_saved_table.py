@@ -234,11 +234,15 @@ def test_a_wipe_whose_outcome_was_in_doubt_waits_for_a_sync(broker: Broker) -> N
     ) | dict.fromkeys(certain, "available")
 
 
-def test_a_sync_finds_every_account_where_it_was_written(broker: Broker) -> None:
+def test_accounts_are_recorded_where_the_release_before_looks_for_them(broker: Broker) -> None:
+    """While both run side by side, an account that one of them adds must keep the other from adding it again."""
     before = broker.accounts()
     assert {sandbox_id for _, sandbox_id in before} == set(ANSWERS["listed"]["all"])
-    broker.list(set(ID_OF) - {"removed"})
-    assert broker.accounts() == before
+    broker.list(set(ID_OF))
+    (added,) = broker.accounts() - before
+    account = next(each for each in TABLE["accounts"] if each["sandbox_id"] == ID_OF["removed"])
+    assert added == (f"ACCOUNT#{account['external_id'].lower()}", ID_OF["removed"])
+    assert before < broker.accounts()
 
 
 def test_the_whole_pool_comes_back_and_can_be_allocated_once_each(broker: Broker) -> None:
