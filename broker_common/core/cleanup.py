@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_common.core.errors import (
@@ -18,6 +19,8 @@ from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.core.wipe import (
+    GONE,
+    LOST,
     account_gone,
     backoff_seconds,
     begin_attempt,
@@ -29,7 +32,7 @@ from broker_common.core.wipe import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from random import Random
 
     from broker_common.core.facts import Change
@@ -101,8 +104,12 @@ class Cleaner:
         sandbox = self._store.get(sandbox_id)
         if sandbox is not None and sandbox.is_rested(self._clock.now()):
             order = self._rng.randrange(ORDER_LIMIT)
-            rested = finish_cooling(sandbox, order=order, by=by, now=self._clock.now())
-            return self._write(rested, DeleteOutcome.RESTED, None)
+            return self._write(
+                sandbox,
+                lambda each: finish_cooling(each, order=order, by=by, now=self._clock.now()),
+                DeleteOutcome.RESTED,
+                None,
+            )
         if sandbox is None or not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         return self._attempt(sandbox, by)
@@ -122,66 +129,78 @@ class Cleaner:
                 return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
             taken = taking.result
             if taken.status is Status.DELETION_FAILED:
-                return _ended(taken, DeleteOutcome.GAVE_UP, _last_error(taken))
+                return _ended(taken, DeleteOutcome.GAVE_UP, LOST)
             time_left = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)
             if time_left < 0:
                 late = "taking the sandbox took too long to call the provider safely"
-                given_up = cancel_attempt(taken, error=late, now=self._clock.now())
-                return self._write(given_up, DeleteOutcome.POSTPONED, late)
+                return self._write(
+                    taken,
+                    lambda each: cancel_attempt(each, error=late, now=self._clock.now()),
+                    DeleteOutcome.POSTPONED,
+                    late,
+                )
             return self._call(taken, by, send_within=time_left)
 
     def _call(self, taken: Sandbox, by: Actor, *, send_within: float) -> DeleteEnded:
+        clock, policy = self._clock, self._policy
         try:
             answer = self._provider.delete_account(taken.external_id, send_within=send_within)
         except ProviderMisconfigured as error:
-            given_up = cancel_attempt(
-                taken, error=error.message, outcome_unknown=error.outcome_unknown, now=self._clock.now()
+            give_up = partial(cancel_attempt, error=error.message, outcome_unknown=error.outcome_unknown)
+            return self._write(
+                taken, lambda each: give_up(each, now=clock.now()), DeleteOutcome.MISCONFIGURED, error.message
             )
-            return self._write(given_up, DeleteOutcome.MISCONFIGURED, error.message)
         except ProviderFailing as error:
-            now = self._clock.now()
-            failed = fail_attempt(
-                taken,
+            pause = backoff_seconds(taken, jitter=self._rng.uniform(1, 2), policy=policy)
+            fail = partial(
+                fail_attempt,
                 error=error.message,
                 outcome_unknown=error.outcome_unknown,
-                retry_at=now + backoff_seconds(taken, jitter=self._rng.uniform(1, 2), policy=self._policy),
+                retry_at=clock.now() + pause,
                 by=by,
-                now=now,
-                policy=self._policy,
+                policy=policy,
             )
-            exhausted = failed.result.status is Status.DELETION_FAILED
-            outcome = DeleteOutcome.GAVE_UP if exhausted else DeleteOutcome.WILL_RETRY
-            return self._write(failed, outcome, error.message)
+            return self._write(taken, lambda each: fail(each, now=clock.now()), DeleteOutcome.WILL_RETRY, error.message)
         except ProviderRejected as error:
-            rejected = reject_deletion(taken, error=error.message, by=by, now=self._clock.now())
-            return self._write(rejected, DeleteOutcome.GAVE_UP, error.message)
-        now = self._clock.now()
+            reject = partial(reject_deletion, error=error.message, by=by)
+            return self._write(taken, lambda each: reject(each, now=clock.now()), DeleteOutcome.GAVE_UP, error.message)
         if answer is WipeAnswer.GONE:
-            gone = account_gone(taken, by=by, now=now, policy=self._policy)
-            return self._write(gone, DeleteOutcome.GONE, _last_error(gone.result))
-        wiped = confirm_wipe(
-            taken,
+            return self._write(
+                taken, lambda each: account_gone(each, by=by, now=clock.now(), policy=policy), DeleteOutcome.GONE, GONE
+            )
+        confirm = partial(
+            confirm_wipe,
             accepted_only=answer is WipeAnswer.ACCEPTED,
             order=self._rng.randrange(ORDER_LIMIT),
             by=by,
-            now=now,
-            policy=self._policy if self._guard.is_upgraded() else replace(self._policy, cool_down_sec=0),
+            policy=policy if self._guard.is_upgraded() else replace(policy, cool_down_sec=0),
         )
-        return self._write(wiped, DeleteOutcome.DELETED, None)
+        return self._write(taken, lambda each: confirm(each, now=clock.now()), DeleteOutcome.DELETED, None)
 
-    def _write(self, change: Change, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
-        """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing."""
-        try:
-            self._store.commit(change)
-        except Conflict:
-            before = change.before or change.result
-            return _ended(before, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
-        return _ended(change.result, outcome, error)
+    def _write(
+        self, taken: Sandbox, make: Callable[[Sandbox], Change], outcome: DeleteOutcome, error: str | None
+    ) -> DeleteEnded:
+        """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing.
+
+        What an operator changes about the sandbox meanwhile does not end the attempt.
+        """
+        current: Sandbox | None = taken
+        while current is not None and _stage_of(current) == _stage_of(taken):
+            change = make(current)
+            try:
+                self._store.commit(change)
+            except Conflict as conflict:
+                current = conflict.current
+            else:
+                gave_up = outcome is DeleteOutcome.WILL_RETRY and change.result.status is Status.DELETION_FAILED
+                return _ended(taken, DeleteOutcome.GAVE_UP if gave_up else outcome, error)
+        return _ended(taken, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
 
 
 def _ended(sandbox: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
     return DeleteEnded(outcome=outcome, sandbox_id=sandbox.sandbox_id, lease_id=sandbox.latest_lease_id, error=error)
 
 
-def _last_error(sandbox: Sandbox) -> str | None:
-    return sandbox.wipe.last_error if sandbox.wipe else None
+def _stage_of(sandbox: Sandbox) -> tuple[str | None, int | None] | None:
+    """Return which attempt is open, and until when the sandbox rests."""
+    return (sandbox.wipe.attempt_id, sandbox.wipe.ready_at) if sandbox.wipe else None
