@@ -19,8 +19,6 @@ from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.core.wipe import (
-    GONE,
-    LOST,
     account_gone,
     backoff_seconds,
     begin_attempt,
@@ -103,13 +101,8 @@ class Cleaner:
             )
         sandbox = self._store.get(sandbox_id)
         if sandbox is not None and sandbox.is_rested(self._clock.now()):
-            order = self._rng.randrange(ORDER_LIMIT)
-            return self._write(
-                sandbox,
-                lambda each: finish_cooling(each, order=order, by=by, now=self._clock.now()),
-                DeleteOutcome.RESTED,
-                None,
-            )
+            rested = partial(finish_cooling, order=self._rng.randrange(ORDER_LIMIT), by=by, now=self._clock.now())
+            return self._write(sandbox, rested, DeleteOutcome.RESTED, None)
         if sandbox is None or not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         return self._attempt(sandbox, by)
@@ -129,78 +122,80 @@ class Cleaner:
                 return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
             taken = taking.result
             if taken.status is Status.DELETION_FAILED:
-                return _ended(taken, DeleteOutcome.GAVE_UP, LOST)
+                return _ended(taken, DeleteOutcome.GAVE_UP, _last_error(taken))
             time_left = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)
             if time_left < 0:
                 late = "taking the sandbox took too long to call the provider safely"
-                return self._write(
-                    taken,
-                    lambda each: cancel_attempt(each, error=late, now=self._clock.now()),
-                    DeleteOutcome.POSTPONED,
-                    late,
-                )
+                given_up = partial(cancel_attempt, error=late, now=self._clock.now())
+                return self._write(taken, given_up, DeleteOutcome.POSTPONED, late)
             return self._call(taken, by, send_within=time_left)
 
     def _call(self, taken: Sandbox, by: Actor, *, send_within: float) -> DeleteEnded:
-        clock, policy = self._clock, self._policy
         try:
             answer = self._provider.delete_account(taken.external_id, send_within=send_within)
         except ProviderMisconfigured as error:
-            give_up = partial(cancel_attempt, error=error.message, outcome_unknown=error.outcome_unknown)
-            return self._write(
-                taken, lambda each: give_up(each, now=clock.now()), DeleteOutcome.MISCONFIGURED, error.message
+            given_up = partial(
+                cancel_attempt, error=error.message, outcome_unknown=error.outcome_unknown, now=self._clock.now()
             )
+            return self._write(taken, given_up, DeleteOutcome.MISCONFIGURED, error.message)
         except ProviderFailing as error:
-            pause = backoff_seconds(taken, jitter=self._rng.uniform(1, 2), policy=policy)
-            fail = partial(
+            now = self._clock.now()
+            failed = partial(
                 fail_attempt,
                 error=error.message,
                 outcome_unknown=error.outcome_unknown,
-                retry_at=clock.now() + pause,
+                retry_at=now + backoff_seconds(taken, jitter=self._rng.uniform(1, 2), policy=self._policy),
                 by=by,
-                policy=policy,
+                now=now,
+                policy=self._policy,
             )
-            return self._write(taken, lambda each: fail(each, now=clock.now()), DeleteOutcome.WILL_RETRY, error.message)
+            exhausted = failed(taken).result.status is Status.DELETION_FAILED
+            outcome = DeleteOutcome.GAVE_UP if exhausted else DeleteOutcome.WILL_RETRY
+            return self._write(taken, failed, outcome, error.message)
         except ProviderRejected as error:
-            reject = partial(reject_deletion, error=error.message, by=by)
-            return self._write(taken, lambda each: reject(each, now=clock.now()), DeleteOutcome.GAVE_UP, error.message)
+            rejected = partial(reject_deletion, error=error.message, by=by, now=self._clock.now())
+            return self._write(taken, rejected, DeleteOutcome.GAVE_UP, error.message)
+        now = self._clock.now()
         if answer is WipeAnswer.GONE:
-            return self._write(
-                taken, lambda each: account_gone(each, by=by, now=clock.now(), policy=policy), DeleteOutcome.GONE, GONE
-            )
-        confirm = partial(
+            gone = partial(account_gone, by=by, now=now, policy=self._policy)
+            return self._write(taken, gone, DeleteOutcome.GONE, _last_error(gone(taken).result))
+        wiped = partial(
             confirm_wipe,
             accepted_only=answer is WipeAnswer.ACCEPTED,
             order=self._rng.randrange(ORDER_LIMIT),
             by=by,
-            policy=policy if self._guard.is_upgraded() else replace(policy, cool_down_sec=0),
+            now=now,
+            policy=self._policy if self._guard.is_upgraded() else replace(self._policy, cool_down_sec=0),
         )
-        return self._write(taken, lambda each: confirm(each, now=clock.now()), DeleteOutcome.DELETED, None)
+        return self._write(taken, wiped, DeleteOutcome.DELETED, None)
 
     def _write(
-        self, taken: Sandbox, make: Callable[[Sandbox], Change], outcome: DeleteOutcome, error: str | None
+        self, sandbox: Sandbox, make: Callable[[Sandbox], Change], outcome: DeleteOutcome, error: str | None
     ) -> DeleteEnded:
         """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing.
 
-        What an operator changes about the sandbox meanwhile does not end the attempt.
+        An operator may ask for a quarantine, or lift it, while the call is under way: the attempt is the same then.
         """
-        current: Sandbox | None = taken
-        while current is not None and _stage_of(current) == _stage_of(taken):
-            change = make(current)
+        while True:
+            change = make(sandbox)
             try:
                 self._store.commit(change)
             except Conflict as conflict:
                 current = conflict.current
+                if current is None or _attempt_of(current) is None or _attempt_of(current) != _attempt_of(sandbox):
+                    return _ended(sandbox, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
+                sandbox = current
             else:
-                gave_up = outcome is DeleteOutcome.WILL_RETRY and change.result.status is Status.DELETION_FAILED
-                return _ended(taken, DeleteOutcome.GAVE_UP if gave_up else outcome, error)
-        return _ended(taken, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
+                return _ended(change.result, outcome, error)
 
 
 def _ended(sandbox: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
     return DeleteEnded(outcome=outcome, sandbox_id=sandbox.sandbox_id, lease_id=sandbox.latest_lease_id, error=error)
 
 
-def _stage_of(sandbox: Sandbox) -> tuple[str | None, int | None] | None:
-    """Return which attempt is open, and until when the sandbox rests."""
-    return (sandbox.wipe.attempt_id, sandbox.wipe.ready_at) if sandbox.wipe else None
+def _attempt_of(sandbox: Sandbox) -> str | None:
+    return sandbox.wipe.attempt_id if sandbox.wipe else None
+
+
+def _last_error(sandbox: Sandbox) -> str | None:
+    return sandbox.wipe.last_error if sandbox.wipe else None

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from broker_common.core.policy import Policy
     from broker_common.core.principals import Actor
 
-GONE = "the provider answered 404: it does not know the account, so nobody has wiped it"
-"""What an operator reads of a sandbox whose delete was answered with 404."""
-LOST = "the last attempt never reported its outcome"
-"""What an operator reads of a sandbox whose last attempt was lost with its worker."""
-
 
 def begin_attempt(sandbox: Sandbox, *, attempt_id: str, by: Actor, now: int, policy: Policy) -> Change:
     """Take a sandbox for one delete attempt; nobody else may try before the attempt's window has passed.
@@ -35,7 +30,7 @@ def begin_attempt(sandbox: Sandbox, *, attempt_id: str, by: Actor, now: int, pol
     if wipe.attempt_id is not None:
         wipe = replace(wipe, tries=wipe.tries + 1, outcome_unknown=True)
         if wipe.tries >= policy.deletion_max_attempts:
-            return _give_up(sandbox, wipe, LOST, by=by, now=now)
+            return _give_up(sandbox, wipe, "the last attempt never reported its outcome", by=by, now=now)
     until = now + policy.attempt_window_sec
     taken = replace(touched(sandbox, now=now), status_order=until)
     return Change(sandbox, replace(taken, wipe=replace(wipe, next_attempt_at=until, attempt_id=attempt_id)), None)
@@ -115,7 +110,8 @@ def finish_cooling(sandbox: Sandbox, *, order: int, by: Actor, now: int) -> Chan
 
 def account_gone(sandbox: Sandbox, *, by: Actor, now: int, policy: Policy) -> Change:
     """Take out of service a sandbox that the provider no longer knows (404): nobody wiped it, so it stays dirty."""
-    wipe = replace(_open_attempt(sandbox), next_attempt_at=None, attempt_id=None, last_error=GONE, gone_at=now)
+    error = "the provider answered 404: it does not know the account, so nobody has wiped it"
+    wipe = replace(_open_attempt(sandbox), next_attempt_at=None, attempt_id=None, last_error=error, gone_at=now)
     gone = replace(sandbox, wipe=wipe)
     if sandbox.quarantine is not None:
         after, kind = _quarantined(gone, wipe, sandbox.quarantine, now=now), FactKind.NEEDS_ATTENTION
@@ -124,7 +120,7 @@ def account_gone(sandbox: Sandbox, *, by: Actor, now: int, policy: Policy) -> Ch
     else:
         after = replace(moved(gone, Status.STALE, now=now, order=now), stale_since=now)
         kind = FactKind.STALE
-    return change(sandbox, after, kind, by=by, now=now, details={"error": GONE})
+    return change(sandbox, after, kind, by=by, now=now, details={"error": error})
 
 
 def is_thought_gone(sandbox: Sandbox) -> bool:
