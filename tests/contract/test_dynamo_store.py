@@ -303,7 +303,7 @@ class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, TableContract):
         yield from empty_store(client_of(dynamodb_local_url))
 
 
-class TestOnDynamoDBLocalWithOneShard(ConcurrentStoreContract, FactContract, TableContract):
+class TestOnDynamoDBLocalWithOneShard(ConcurrentStoreContract, FactContract):
     @pytest.fixture
     def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(dynamodb_local_url), shards=1)
