@@ -20,7 +20,7 @@ from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from tests.fakes import BY, flat
-from tests.lifecycle import check_history
+from tests.lifecycle import check_histories
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ def give_back_and_wipe(world: World, *answers: WipeAnswer | Exception) -> Sandbo
 
 
 def told(world: World) -> list[FactKind]:
-    facts = [fact for fact in world.memory.facts if isinstance(fact, Fact)]
-    check_history(facts)
-    return [fact.kind for fact in facts]
+    check_histories(world.memory.facts, world.memory.dump()[0])
+    return [fact.kind for fact in world.memory.facts if isinstance(fact, Fact)]
 
 
 def test_its_track_keeps_it_and_gives_it_back_as_ever() -> None:
