@@ -86,7 +86,7 @@ def test_a_request_is_logged_under_its_id_and_track_and_leaves_neither_behind() 
 
     api = make_api(around=Watching)
     api.track("GET", "/v1/sandboxes", "track-1", headers={"X-Request-ID": "req-1"})
-    assert seen == [{"request_id": "req-1", "track_id": "track-1"}]
+    assert seen == [{"request_id": "req-1", "track_id": "track-1", "principal": "track"}]
     assert structlog.contextvars.get_contextvars() == {}
 
 

@@ -41,6 +41,9 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("POST", "/v1/admin/purge-stale"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
+    ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
+    ("GET", "/v1/admin/sandboxes/<sandbox_id>/history"): READERS,
+    ("GET", "/v1/admin/events"): READERS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): OPERATORS,
     ("POST", "/v1/admin/bulk-retry"): OPERATORS,
     ("POST", "/v1/admin/bulk-delete"): ADMINS,
@@ -62,9 +65,10 @@ SENT: dict[str, Any] = {
 }
 """What makes a call do what it is for."""
 CHANGING = {
-    "/v1/admin/sandboxes/<sandbox_id>/release": "allocated",
-    "/v1/admin/sandboxes/<sandbox_id>/quarantine": "available",
-    "/v1/admin/sandboxes/<sandbox_id>/retry-deletion": "deletion_failed",
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): "allocated",
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "available",
+    ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "flagged",
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): "deletion_failed",
 }
 """The sandbox that a call can change."""
 
@@ -77,6 +81,9 @@ def api(tmp_path: Path) -> Api:
     held = {"allocated_to_track": "track-1", "lease_id": "lease-of-allocated", "dirty": True}
     for status in (Status.AVAILABLE, Status.ALLOCATED, Status.STALE, Status.DELETION_FAILED):
         api.store.seed(make_sandbox(status.value, status=status, **(held if status is Status.ALLOCATED else {})))
+    api.store.seed(
+        make_sandbox("flagged", status=Status.PENDING_DELETION, dirty=True, quarantine_reason="it looks odd")
+    )
     return api
 
 
@@ -89,7 +96,7 @@ def served(api: Api) -> Iterator[tuple[str, str]]:
 def make_call(api: Api, method: str, rule: str, role: Role | None) -> tuple[int, str | None]:
     """Make a call that could do something, and return its status, and the code of an error."""
     path = rule.replace("<path:filename>", "index.css").replace("<job_id>", "job-1")
-    path = path.replace("<sandbox_id>", CHANGING.get(rule, "allocated"))
+    path = path.replace("<sandbox_id>", CHANGING.get((method, rule), "allocated"))
     headers = {"X-Track-ID": "track-1"} | ({"Authorization": f"Bearer token-of-{role}"} if role else {})
     answer = api.call(method, path, headers=headers, **SENT.get(rule, {}))
     is_refused = answer.status_code >= 400 and "error" in (answer.get_json(silent=True) or {})

@@ -18,8 +18,9 @@ from broker_common.core.guard import MAX_AGE_SEC
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from tests.fakes import BY, flat
-from tests.lifecycle import check_history
+from tests.lifecycle import check_histories
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -51,9 +52,8 @@ def give_back_and_wipe(world: World, *answers: WipeAnswer | Exception) -> Sandbo
 
 
 def told(world: World) -> list[FactKind]:
-    facts = [fact for fact in world.memory.facts if isinstance(fact, Fact)]
-    check_history(facts)
-    return [fact.kind for fact in facts]
+    check_histories(world.memory.facts, world.memory.dump()[0])
+    return [fact.kind for fact in world.memory.facts if isinstance(fact, Fact)]
 
 
 def test_its_track_keeps_it_and_gives_it_back_as_ever() -> None:
@@ -140,16 +140,61 @@ def test_a_sandbox_that_waits_to_be_wiped_is_wiped_first_too(plain: World) -> No
     assert plain.record("sbx-0").status is Status.DELETION_FAILED
 
 
-def test_a_quarantine_during_the_call_is_heeded_once_the_attempt_is_made_again(plain: World) -> None:
+def while_called(world: World, act: Callable[[], object], answer: WipeAnswer | Exception) -> DeleteEnded:
+    """Make one delete attempt, during whose call an operator acts."""
+
+    def during(_: str) -> None:
+        act()
+
+    world.provider.during_delete = during
+    world.provider.answers.append(answer)
+    return world.cleaner.delete_sandbox("sbx-0", by=BY)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "dirty", "reason"),
+    [
+        (WipeAnswer.WIPED, Status.DELETION_FAILED, False, "smells"),
+        (WipeAnswer.ACCEPTED, Status.DELETION_FAILED, False, "smells"),
+        (WipeAnswer.GONE, Status.DELETION_FAILED, True, "smells"),
+        (FAILING, Status.PENDING_DELETION, True, "500"),
+        (ProviderRejected("422"), Status.DELETION_FAILED, True, "422"),
+        (ProviderMisconfigured("401", outcome_unknown=False), Status.PENDING_DELETION, True, "401"),
+    ],
+)
+def test_a_quarantine_during_the_call_is_heeded_and_the_outcome_of_the_call_is_kept(
+    plain: World, answer: WipeAnswer | Exception, status: Status, dirty: bool, reason: str
+) -> None:
     plain.pending()
-    plain.provider.during_delete = lambda _: plain.operations.quarantine("sbx-0", reason="smells", by=BY)
-    plain.cleaner.delete_sandbox("sbx-0", by=BY)
-    plain.provider.during_delete = lambda _: None
-    assert plain.record("sbx-0").status is Status.PENDING_DELETION
-    plain.clock.advance(plain.policy.attempt_window_sec)
-    plain.cleaner.delete_sandbox("sbx-0", by=BY)
+    ended = while_called(plain, lambda: plain.operations.quarantine("sbx-0", reason="smells", by=BY), answer)
+    record = flat(plain.record("sbx-0"))
+    assert ended.outcome is not DeleteOutcome.NOT_DUE
+    assert (record.status, record.dirty, record.deletion_last_error, record.attempt_id) == (status, dirty, reason, None)
+    assert record.outcome_unknown == (answer is WipeAnswer.ACCEPTED)
+    assert len(plain.provider.deletes) == 1
+
+
+def test_a_quarantine_that_is_lifted_during_the_call_lets_the_sandbox_go_the_usual_way(plain: World) -> None:
+    plain.pending(quarantine_reason="smells")
+    ended = while_called(plain, lambda: plain.operations.lift_quarantine("sbx-0", by=BY), WipeAnswer.WIPED)
+    assert ended.outcome is DeleteOutcome.DELETED
+    assert plain.record("sbx-0").status is Status.AVAILABLE
+    assert told(plain) == [FactKind.UPDATED, FactKind.WIPED]
+
+
+def test_the_outcome_of_an_attempt_is_not_written_on_the_next_one(plain: World) -> None:
+    plain.pending()
+
+    def overtake() -> None:
+        plain.provider.during_delete = lambda _: None
+        plain.clock.advance(plain.policy.attempt_window_sec)
+        plain.provider.answers.appendleft(ProviderFailing("503", outcome_unknown=False))
+        plain.cleaner.delete_sandbox("sbx-0", by=BY)
+        plain.operations.quarantine("sbx-0", reason="smells", by=BY)
+
+    assert while_called(plain, overtake, WipeAnswer.WIPED).outcome is DeleteOutcome.NOT_DUE
     record = plain.record("sbx-0")
-    assert (record.status, record.dirty, flat(record).deletion_last_error) == (Status.DELETION_FAILED, False, "smells")
+    assert (record.status, record.dirty, record.quarantine) == (Status.PENDING_DELETION, True, "smells")
 
 
 def test_it_is_not_handed_out_again_until_a_person_has_had_it_wiped_again() -> None:
