@@ -76,7 +76,7 @@ def test_a_follower_shows_once_what_the_feed_repeats_and_reads_on_where_it_ended
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(commands, "_LOOK_AGAIN_SEC", 0)
-    pages = (
+    pages: tuple[tuple[dict[str, str], list[dict[str, Any]], str, bool], ...] = (
         ({}, [fact(1), fact(2)], "b", False),
         ({"after": "b"}, [fact(3)], "c", True),
         ({"after": "c"}, [fact(1), fact(2), fact(3), fact(3, kind="sandbox.stale")], "d", True),
