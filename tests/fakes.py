@@ -372,19 +372,24 @@ class MemoryStore:
                 del self._claims[lease.track_id, lease.idempotency_key]
 
     def _write(self, change: Change) -> None:
-        before, after = change.before, change.after
-        self._put(change.sandbox_id, after)
+        self._check_fact(change)
+        self._put(change.sandbox_id, change.after)
+        if change.fact is not None:
+            self.facts.append(change.fact)
+            if change.after is None:
+                self._removed[change.sandbox_id] = change.fact.version
+
+    def _check_fact(self, change: Change) -> None:
+        """Have no rule forget a fact, or tell one twice."""
+        before, after, fact = change.before, change.after, change.fact
         seen = (before.status, before.lease) if before else None
         shall = (after.status, after.lease) if after else None
-        assert change.fact or seen == shall, "a change of status, holder or expiry has its fact"
-        if change.fact is not None:
-            name = (change.sandbox_id, change.fact.version, change.fact.kind)
+        assert fact or seen == shall, "a change of status, holder or expiry has its fact"
+        if fact is not None:
+            name = (change.sandbox_id, fact.version, fact.kind)
             assert name not in self._fact_names, "a change is told once"
-            assert after is None or change.fact.version == after.version, "a fact is named by the version since then"
+            assert after is None or fact.version == after.version, "a fact is named by the version since then"
             self._fact_names.add(name)
-            self.facts.append(change.fact)
-            if after is None:
-                self._removed[change.sandbox_id] = change.fact.version
 
     def record_accounts(self, *sandboxes: Sandbox) -> None:
         assert 0 < len(sandboxes) <= COMMIT_AT_ONCE
@@ -395,7 +400,7 @@ class MemoryStore:
 
     def read_all(self) -> Pool:
         with self._called("read_all"):
-            readable = [record for record in self._records.values() if record.sandbox_id not in self._spoiled]
+            readable = [self._records[each] for each in self._met() if each not in self._spoiled]
             keys = {record.account_key for record in readable} & self._accounts.keys()
             unreadable = tuple(Unreadable(each, SPOILED) for each in sorted(self._spoiled & self._records.keys()))
             return Pool(tuple(readable), {key: self._accounts[key] for key in keys}, unreadable)
@@ -540,6 +545,10 @@ class MemoryStore:
     def _index(self) -> Mapping[str, Sandbox]:
         return self._records
 
+    def _met(self) -> Sequence[str]:
+        """Return the ids that a walk over the whole index meets."""
+        return list(self._records)
+
     def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
         self.on_write(self._records.get(sandbox_id), sandbox)
         self._place(sandbox_id, sandbox)
@@ -595,7 +604,10 @@ def _read_fact_cursor(of: str, cursor: str | None, *, default: int) -> int:
 
 
 class LaggingStore(MemoryStore):
-    """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago, each time anew."""
+    """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago, each time anew.
+
+    A walk over the whole index may miss what has just moved in it.
+    """
 
     def __init__(self, clock: Clock, rng: Random, *, lag: float = 2.0, shards: int = 4) -> None:
         super().__init__(clock, shards=shards)
@@ -616,12 +628,22 @@ class LaggingStore(MemoryStore):
         for sandbox in sandboxes:
             self._past.pop(sandbox.sandbox_id, None)
 
+    def _met(self) -> Sequence[str]:
+        self._forget_past()
+        moving = {sandbox_id for sandbox_id, past in self._past.items() if past}
+        return [each for each in self._records if each not in moving or self._rng.random() < 0.5]
+
+    def _forget_past(self) -> None:
+        settled = self._time.monotonic() - self._lag
+        for past in self._past.values():
+            while past and past[0][0] <= settled:
+                past.popleft()
+
     def _index(self) -> Mapping[str, Sandbox]:
         shown = dict(self._records)
         now = self._time.monotonic()
+        self._forget_past()
         for sandbox_id, past in self._past.items():
-            while past and past[0][0] <= now - self._lag:
-                past.popleft()
             moment = now - self._rng.uniform(0, self._lag)
             old = next((state for until, state in past if until > moment), shown.get(sandbox_id))
             shown.pop(sandbox_id, None)
@@ -929,7 +951,7 @@ class DeleteCall:
 class FakeProvider:
     """A provider that lists what it is given, and answers delete calls as scripted (else `WIPED`)."""
 
-    def __init__(self, store: SandboxStore | None = None) -> None:
+    def __init__(self, store: MemoryStore | None = None) -> None:
         """Look records up in `store` at each delete call, for `deletes`."""
         self.accounts: Sequence[Account] = ()
         self.skipped: Sequence[SkippedAccount] = ()
@@ -975,7 +997,7 @@ class FakeProvider:
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         assert getattr(self._admitted, "calls", 0) > 0, "one call for each admit, inside it"
         self._admitted.calls = 0
-        records = iter(self._store.read_all().sandboxes if self._store else ())
+        records = iter(self._store.dump()[0].values() if self._store else ())
         self.deletes.append(DeleteCall(external_id, next((r for r in records if r.external_id == external_id), None)))
         self.during_delete(external_id)
         answer = self.answers.popleft() if self.answers else WipeAnswer.WIPED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_common.core.errors import (
@@ -29,7 +30,7 @@ from broker_common.core.wipe import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from random import Random
 
     from broker_common.core.facts import Change
@@ -100,9 +101,8 @@ class Cleaner:
             )
         sandbox = self._store.get(sandbox_id)
         if sandbox is not None and sandbox.is_rested(self._clock.now()):
-            order = self._rng.randrange(ORDER_LIMIT)
-            rested = finish_cooling(sandbox, order=order, by=by, now=self._clock.now())
-            return self._write(rested, DeleteOutcome.RESTED, None)
+            rested = partial(finish_cooling, order=self._rng.randrange(ORDER_LIMIT), by=by, now=self._clock.now())
+            return self._write(sandbox, rested, DeleteOutcome.RESTED, None)
         if sandbox is None or not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         return self._attempt(sandbox, by)
@@ -126,22 +126,22 @@ class Cleaner:
             time_left = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)
             if time_left < 0:
                 late = "taking the sandbox took too long to call the provider safely"
-                given_up = cancel_attempt(taken, error=late, now=self._clock.now())
-                return self._write(given_up, DeleteOutcome.POSTPONED, late)
+                given_up = partial(cancel_attempt, error=late, now=self._clock.now())
+                return self._write(taken, given_up, DeleteOutcome.POSTPONED, late)
             return self._call(taken, by, send_within=time_left)
 
     def _call(self, taken: Sandbox, by: Actor, *, send_within: float) -> DeleteEnded:
         try:
             answer = self._provider.delete_account(taken.external_id, send_within=send_within)
         except ProviderMisconfigured as error:
-            given_up = cancel_attempt(
-                taken, error=error.message, outcome_unknown=error.outcome_unknown, now=self._clock.now()
+            given_up = partial(
+                cancel_attempt, error=error.message, outcome_unknown=error.outcome_unknown, now=self._clock.now()
             )
-            return self._write(given_up, DeleteOutcome.MISCONFIGURED, error.message)
+            return self._write(taken, given_up, DeleteOutcome.MISCONFIGURED, error.message)
         except ProviderFailing as error:
             now = self._clock.now()
-            failed = fail_attempt(
-                taken,
+            failed = partial(
+                fail_attempt,
                 error=error.message,
                 outcome_unknown=error.outcome_unknown,
                 retry_at=now + backoff_seconds(taken, jitter=self._rng.uniform(1, 2), policy=self._policy),
@@ -149,38 +149,52 @@ class Cleaner:
                 now=now,
                 policy=self._policy,
             )
-            exhausted = failed.result.status is Status.DELETION_FAILED
+            exhausted = failed(taken).result.status is Status.DELETION_FAILED
             outcome = DeleteOutcome.GAVE_UP if exhausted else DeleteOutcome.WILL_RETRY
-            return self._write(failed, outcome, error.message)
+            return self._write(taken, failed, outcome, error.message)
         except ProviderRejected as error:
-            rejected = reject_deletion(taken, error=error.message, by=by, now=self._clock.now())
-            return self._write(rejected, DeleteOutcome.GAVE_UP, error.message)
+            rejected = partial(reject_deletion, error=error.message, by=by, now=self._clock.now())
+            return self._write(taken, rejected, DeleteOutcome.GAVE_UP, error.message)
         now = self._clock.now()
         if answer is WipeAnswer.GONE:
-            gone = account_gone(taken, by=by, now=now, policy=self._policy)
-            return self._write(gone, DeleteOutcome.GONE, _last_error(gone.result))
-        wiped = confirm_wipe(
-            taken,
+            gone = partial(account_gone, by=by, now=now, policy=self._policy)
+            return self._write(taken, gone, DeleteOutcome.GONE, _last_error(gone(taken).result))
+        wiped = partial(
+            confirm_wipe,
             accepted_only=answer is WipeAnswer.ACCEPTED,
             order=self._rng.randrange(ORDER_LIMIT),
             by=by,
             now=now,
             policy=self._policy if self._guard.is_upgraded() else replace(self._policy, cool_down_sec=0),
         )
-        return self._write(wiped, DeleteOutcome.DELETED, None)
+        return self._write(taken, wiped, DeleteOutcome.DELETED, None)
 
-    def _write(self, change: Change, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
-        """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing."""
-        try:
-            self._store.commit(change)
-        except Conflict:
-            before = change.before or change.result
-            return _ended(before, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
-        return _ended(change.result, outcome, error)
+    def _write(
+        self, sandbox: Sandbox, make: Callable[[Sandbox], Change], outcome: DeleteOutcome, error: str | None
+    ) -> DeleteEnded:
+        """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing.
+
+        An operator may ask for a quarantine, or lift it, while the call is under way: the attempt is the same then.
+        """
+        while True:
+            change = make(sandbox)
+            try:
+                self._store.commit(change)
+            except Conflict as conflict:
+                current = conflict.current
+                if current is None or _attempt_of(current) is None or _attempt_of(current) != _attempt_of(sandbox):
+                    return _ended(sandbox, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
+                sandbox = current
+            else:
+                return _ended(change.result, outcome, error)
 
 
 def _ended(sandbox: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
     return DeleteEnded(outcome=outcome, sandbox_id=sandbox.sandbox_id, lease_id=sandbox.latest_lease_id, error=error)
+
+
+def _attempt_of(sandbox: Sandbox) -> str | None:
+    return sandbox.wipe.attempt_id if sandbox.wipe else None
 
 
 def _last_error(sandbox: Sandbox) -> str | None:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from flask import Flask
     from werkzeug.test import TestResponse
 
-    from broker_common.core.jobs import Jobs
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.principals import Actor
     from broker_common.core.store import SandboxStore
@@ -236,7 +235,7 @@ def refusing(method: str) -> Any:
     return wrap
 
 
-def make_api(*, around: Any = None, jobs: Jobs = JOBS, **environment: str) -> Api:
+def make_api(*, around: Any = None, jobs: Any = JOBS, **environment: str) -> Api:
     """Make an API that starts these jobs; `around` may wrap its store, `environment` adds settings."""
     settings = Settings.from_env(ENVIRONMENT | environment, process=Process.API)
     clock, queue, recorder, rate_limit = FakeClock(), FakeQueue(), RecordingRecorder(), FakeRateLimit()

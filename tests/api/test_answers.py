@@ -68,10 +68,25 @@ def to_an_operator(api: Api) -> Iterator[TestResponse]:
     yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": lease})
     yield api.admin("POST", "/v1/admin/sandboxes/1/quarantine", json={"reason": "slow"})
     yield api.admin("POST", "/v1/admin/sandboxes/s/quarantine", json={"reason": "slow"})
+    yield api.admin("DELETE", "/v1/admin/sandboxes/1/quarantine")
+    yield api.admin("DELETE", "/v1/admin/sandboxes/s/quarantine")
     yield api.admin("POST", "/v1/admin/sandboxes/1/retry-deletion")
     yield api.admin("POST", "/v1/admin/sandboxes/s/retry-deletion")
     yield api.admin("POST", "/v1/admin/bulk-retry")
     yield api.admin("POST", "/v1/admin/bulk-delete?status=stale")
+    yield api.admin("POST", "/v1/admin/pause", json={"sync": True})
+    for path in ("/sandboxes/1/history", "/sandboxes/none/history", "/events", "/events?after=none", "/events?kind=no"):
+        yield api.admin("GET", f"/v1/admin{path}")
+
+
+def during_an_upgrade(api: Api) -> Iterator[TestResponse]:
+    api.store.seed(make_sandbox("1"))
+    api.allocate()
+    api.store.is_upgraded = False
+    api.clock.advance(5)
+    yield api.admin("POST", "/v1/admin/sandboxes/1/quarantine", json={"reason": "slow"})
+    yield api.admin("GET", "/v1/admin/sandboxes/1/history")
+    yield api.admin("GET", "/v1/admin/events")
 
 
 def about_jobs(api: Api) -> Iterator[TestResponse]:
@@ -141,7 +156,7 @@ class Answer:
 def answers(document: dict[str, Any]) -> list[Answer]:
     described = operations(document)
     found = []
-    groups = (to_a_track, to_an_operator, about_jobs, without_token, refused)
+    groups = (to_a_track, to_an_operator, during_an_upgrade, about_jobs, without_token, refused)
     for calls, accept in product(groups, (None, PROBLEM)):
         api = make_api()
         api.accept = accept

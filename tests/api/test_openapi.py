@@ -31,6 +31,9 @@ CALLS = {
     ("get", "/v1/admin/jobs/{job_id}"),
     ("post", "/v1/admin/sandboxes/{sandbox_id}/release"),
     ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine"),
+    ("delete", "/v1/admin/sandboxes/{sandbox_id}/quarantine"),
+    ("get", "/v1/admin/sandboxes/{sandbox_id}/history"),
+    ("get", "/v1/admin/events"),
     ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion"),
     ("post", "/v1/admin/bulk-retry"),
     ("post", "/v1/admin/bulk-delete"),
@@ -203,6 +206,9 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
     }
     quarantine = shown_codes(document, "post", "/v1/admin/sandboxes/{sandbox_id}/quarantine")
     assert quarantine["409"] == {"INVALID_TRANSITION"}
+    assert quarantine["503"] == {"SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"}
+    for path in ("/v1/admin/events", "/v1/admin/sandboxes/{sandbox_id}/history"):
+        assert shown_codes(document, "get", path)["503"] == {"SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"}
 
 
 def test_every_error_names_its_codes_and_shows_each_under_its_own_status(document: dict[str, Any]) -> None:
@@ -273,7 +279,9 @@ LINKS = {
     },
     ("get", "/v1/admin/jobs", "200"): {"adminReadJob"},
     ("post", "/v1/admin/sandboxes/{sandbox_id}/release", "200"): {"adminReadSandbox"},
-    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminRetryDeletion"},
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminRetryDeletion", "adminLiftQuarantine"},
+    ("delete", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminReadSandbox"},
+    ("get", "/v1/admin/events", "200"): {"adminReadEvents"},
     ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion", "200"): {"adminReadSandbox"},
 } | {("post", f"/v1/admin/{job.path}", status): {"adminReadJob"} for job in JOBS.values() for status in ("200", "202")}
 

@@ -41,6 +41,9 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("POST", "/v1/admin/purge-stale"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
+    ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
+    ("GET", "/v1/admin/sandboxes/<sandbox_id>/history"): READERS,
+    ("GET", "/v1/admin/events"): READERS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): OPERATORS,
     ("POST", "/v1/admin/bulk-retry"): OPERATORS,
     ("POST", "/v1/admin/bulk-delete"): ADMINS,
@@ -64,6 +67,7 @@ SENT: dict[tuple[str, str], Any] = {
 CHANGED = {
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): "allocated",
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "available",
+    ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "flagged",
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): "deletion_failed",
 }
 """The sandbox that a call can change."""
@@ -77,6 +81,9 @@ def api(tmp_path: Path) -> Api:
     held = {"allocated_to_track": "track-1", "lease_id": "lease-of-allocated", "dirty": True}
     for status in (Status.AVAILABLE, Status.ALLOCATED, Status.STALE, Status.DELETION_FAILED):
         api.store.seed(make_sandbox(status.value, status=status, **(held if status is Status.ALLOCATED else {})))
+    api.store.seed(
+        make_sandbox("flagged", status=Status.PENDING_DELETION, dirty=True, quarantine_reason="it looks odd")
+    )
     return api
 
 

@@ -113,8 +113,8 @@ def named(file: Path, *tables: str, around: Any = None, **environment: str) -> A
     """Make an API with named tokens alone, one for tracks and one for an admin among them."""
     needed = named_token("labs", "token-of-labs", "track") + named_token("chief", "token-of-chief", "admin")
     file.write_text(needed + "".join(tables))
-    no_others = {"BROKER_API_TOKEN": "", "BROKER_ADMIN_TOKEN": ""}
-    return make_api(around=around, **no_others | {"BROKER_TOKENS_FILE": str(file)} | environment)
+    named_alone = {"BROKER_API_TOKEN": "", "BROKER_ADMIN_TOKEN": "", "BROKER_TOKENS_FILE": str(file)}
+    return make_api(around=around, **named_alone | environment)
 
 
 def whoami(api: Api, token: str) -> tuple[int, Any]:

@@ -39,7 +39,7 @@ from tests.bench.servers import REGION, TRACK_TOKEN, Servers
 from tests.bench.textbook import TextbookAllocator, make_textbook_table
 from tests.bench.workers import Work
 from tests.bulk_load import load_records
-from tests.fakes import add_of, flat, make_claim
+from tests.fakes import BY, add_of, flat, make_claim
 from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _textbook(client: DynamoDBClient, *, pool: int, k_candidates: int = 15) -> _
 def test_the_textbook_broker_repeats_what_its_index_shows(client: DynamoDBClient) -> None:
     textbook = _textbook(client, pool=3)
     request = AllocateRequest(track_id="track", idempotency_key="track")
-    first, again = textbook.allocate(request), textbook.allocate(request)
+    first, again = textbook.allocate(request, by=BY), textbook.allocate(request, by=BY)
     assert not first.replayed
     assert again == replace(first, replayed=True)
 
@@ -209,8 +209,8 @@ def test_the_textbook_broker_gives_a_track_two_sandboxes_when_copies_of_its_requ
     textbook = _textbook(client, pool=3)
     request = AllocateRequest(track_id="track", idempotency_key="track")
     copies = []
-    textbook.meanwhile = lambda: copies.append(textbook.allocate(request))
-    copies.append(textbook.allocate(request))
+    textbook.meanwhile = lambda: copies.append(textbook.allocate(request, by=BY))
+    copies.append(textbook.allocate(request, by=BY))
     assert len({each.claim.sandbox_id for each in copies}) == 2
 
 
@@ -218,9 +218,9 @@ def test_the_textbook_broker_refuses_a_track_whose_first_k_others_took_while_san
     client: DynamoDBClient,
 ) -> None:
     textbook = _textbook(client, pool=3, k_candidates=1)
-    textbook.meanwhile = lambda: textbook.allocate(AllocateRequest(track_id="other", idempotency_key="other"))
+    textbook.meanwhile = lambda: textbook.allocate(AllocateRequest(track_id="other", idempotency_key="other"), by=BY)
     with pytest.raises(NoSandboxesAvailable):
-        textbook.allocate(AllocateRequest(track_id="track", idempotency_key="track"))
+        textbook.allocate(AllocateRequest(track_id="track", idempotency_key="track"), by=BY)
 
 
 def test_the_meter_counts_what_reads_and_writes_consume(client: DynamoDBClient, table_name: str) -> None:

@@ -6,16 +6,17 @@ last said that it wiped it, and whether a delete call is on its way or its outco
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from broker_common.core.allocation import Allocation
 from broker_common.core.errors import BrokerError, NoSandboxesAvailable, ProviderFailing
+from broker_common.core.facts import Fact
 from broker_common.core.lease import begin
 from broker_common.core.policy import Policy
 from broker_common.core.ports import WipeAnswer
-from broker_common.core.sandbox import TRANSITIONS, Claim, Sandbox, Status
+from broker_common.core.sandbox import Claim, Sandbox, Status
 from tests.fakes import (
     BY,
     WRITES,
@@ -29,6 +30,7 @@ from tests.fakes import (
     make_sandbox,
 )
 from tests.interleavings.calls import LOOKS
+from tests.lifecycle import Violation, check_history, check_record, kinds_of
 from tests.scheduler.schedule import present_task, stop
 from tests.scheduler.strategies import choose
 from tests.world import World
@@ -42,13 +44,6 @@ if TYPE_CHECKING:
 POLICY = Policy(stale_brake_min=1)
 OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
 WINDOW = POLICY.attempt_window_sec
-KEPT_STATUS = {Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED}
-"""Where a record may change and its status stay: described anew, or an attempt to delete it begun and ended."""
-REMOVABLE = {Status.STALE, Status.DELETION_FAILED, Status.DELETED}
-
-
-class Violation(AssertionError):
-    """A promise of the contract is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +199,7 @@ class Stage:
         results = self._schedule.run()
         for name, request in self._requests.items():
             self._judge(name, request, results[name])
+        self._check_facts()
         return results
 
     def settle(self) -> dict[str, Sandbox]:
@@ -324,24 +320,33 @@ class Stage:
 
     def _check_change(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox | None) -> None:
         """Hold one write of one record to the contract."""
+        if not kinds_of(was.status if was else None, becomes.status if becomes else None):
+            raise Violation(f"no such transition: {was} -> {becomes}")
+        if was and becomes and None not in {was.lease, becomes.lease} and was.lease != becomes.lease:
+            raise Violation(f"no such transition, to another lease: {was} -> {becomes}")
         if becomes is None:
-            if was is None or was.status not in REMOVABLE or (was.dirty and was.status is not Status.DELETED):
+            if was is None or (was.dirty and was.status is not Status.DELETED):
                 raise Violation(f"removed: {was}")
             return
-        if was is None:
-            allowed = becomes.status is Status.AVAILABLE
-        elif was.status is becomes.status:
-            allowed = was.status in KEPT_STATUS
-        else:
-            allowed = becomes.status in TRANSITIONS[was.status]
-        if not allowed:
-            raise Violation(f"no such transition: {was} -> {becomes}")
+        check_record(becomes)
         if becomes.version <= self._versions[sandbox_id]:
             raise Violation(f"the version does not grow: {was} -> {becomes}")
         self._versions[sandbox_id] = becomes.version
         if becomes.status is Status.PENDING_DELETION and becomes.status_order != flat(becomes).next_attempt_at:
             raise Violation(f"no cleanup will find {becomes}")
         self._check_truth(sandbox_id, was, becomes)
+
+    def _check_facts(self) -> None:
+        """Hold the facts of each sandbox to each other, and the last one to the record."""
+        told = defaultdict[str, list[Fact]](list)
+        for fact in self.memory.facts:
+            if isinstance(fact, Fact):
+                told[fact.sandbox_id].append(fact)
+        for sandbox_id, facts in told.items():
+            check_history(facts)
+            record = self.records().get(sandbox_id)
+            if facts[-1].status is not (record.status if record else None):
+                raise Violation(f"the facts end with {facts[-1]}, and the record is {record}")
 
     def _check_truth(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox) -> None:
         """Hold a record to what is known of its account."""

@@ -15,7 +15,8 @@ from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import AllocationExpired
 from tests.fakes import BY, Crashed, Fault, MemoryStore, flat, kind_of, make_sandbox
-from tests.interleavings.stage import Stage, Violation
+from tests.interleavings.stage import Stage
+from tests.lifecycle import Violation
 from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_o
             place for place, step in enumerate(steps) if step == ("next", "allocate")
         )
         ended_the_new = (
-            isinstance(results["late"], Ending) and flat(results["late"].sandbox).last_lease_id == new.lease_id
+            isinstance(results["late"], Ending) and flat(results["late"].sandbox).last_lease_id == new.lease.lease_id
         )
         assert ended_the_new == read_the_new
         assert (list(stage.claims().values()) == [new]) != ended_the_new
@@ -256,7 +257,7 @@ def test_a_track_s_own_next_allocate_and_the_expiry_job_end_its_overdue_allocati
         stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0", by=BY))
         answer = stage.run()["ann"]
         if free or isinstance(answer, Allocation):
-            assert answer.claim.lease_id != old.lease.lease_id
+            assert answer.claim.lease.lease_id != old.lease.lease_id
         else:
             assert isinstance(answer, NoSandboxesAvailable)
         events = [event for world in stage.worlds for event in world.recorder.of(AllocationExpired)]
@@ -278,7 +279,7 @@ def overdue_copies(schedule: Schedule, *, processes: int, free: int) -> None:
     if free == 0:
         assert all(isinstance(each, NoSandboxesAvailable) for each in results)
     else:
-        assert len({each.claim.lease_id for each in results} - {old.lease.lease_id}) == 1
+        assert len({each.claim.lease.lease_id for each in results} - {old.lease.lease_id}) == 1
         assert [each.replayed for each in results].count(False) == 1
     assert stage.statuses().count(Status.ALLOCATED) == min(free, 1)
     assert stage.statuses()[0] is Status.PENDING_DELETION
@@ -344,5 +345,25 @@ def test_the_search_finds_an_ending_that_ignores_the_lease(
     monkeypatch: pytest.MonkeyPatch, late: Any, *, overdue: bool
 ) -> None:
     monkeypatch.setattr(MemoryStore, "commit", end_whatever_is_allocated)
-    with pytest.raises(Violation, match="the version does not grow"):
+    with pytest.raises(Violation, match="version"):
         explore(lambda schedule: late_against_the_next_life(schedule, late, track_id="bob", overdue=overdue))
+
+
+@pytest.mark.parametrize("late", [mark_the_old_lease, expire], ids=["mark", "expire"])
+def test_a_quarantine_of_a_sandbox_whose_lease_ends_meanwhile_is_kept_until_it_is_wiped(
+    every_order: Callable[..., None], late: Any
+) -> None:
+    def case(schedule: Schedule) -> None:
+        stage = Stage(schedule, processes=2)
+        claim = stage.held("ann", overdue=True)
+        first, operator = stage.worlds
+        stage.play("late", lambda: late(first, claim))
+        stage.play("quarantine", lambda: operator.operations.quarantine("sbx-0", by=BY, reason="odd"))
+        stage.play("lift", lambda: operator.operations.lift_quarantine("sbx-0", by=BY))
+        stage.run()
+        record = stage.records()["sbx-0"]
+        assert record.status is Status.PENDING_DELETION
+        flagged = record.quarantine is not None
+        assert stage.settle()["sbx-0"].status is (Status.DELETION_FAILED if flagged else Status.AVAILABLE)
+
+    every_order(case)

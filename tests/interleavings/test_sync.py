@@ -17,8 +17,9 @@ from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.sync import SyncResult
 from tests.fakes import BY, START, Crashed, Fault, MemoryStore, flat, kind_of, make_account, make_sandbox, removal_of
 from tests.interleavings.calls import commute
-from tests.interleavings.stage import POLICY, Stage, Violation
+from tests.interleavings.stage import POLICY, Stage
 from tests.interleavings.test_allocate import allocate_without
+from tests.lifecycle import Violation
 from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
@@ -293,7 +294,9 @@ def test_an_operator_s_retry_is_not_lost_to_a_sync_or_a_bulk_delete_unless_the_r
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = set_up(schedule)
-        failed = make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True, last_track_id="ann")
+        failed = make_sandbox(
+            "sbx-0", status=Status.DELETION_FAILED, dirty=True, last_track_id="ann", last_lease_id="lease-1"
+        )
         stage.used(failed)
         first, second, third = stage.worlds
         sync(stage, "sync", first, *accounts)
@@ -378,7 +381,7 @@ def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.Monkey
 
 def test_the_search_finds_a_purge_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(purge, "remove", lambda sandbox, **_: removal_of(sandbox))
-    with pytest.raises(Violation, match="removed"):
+    with pytest.raises(Violation, match="tombstone"):
         explore(lambda schedule: purged_while_synced(schedule, [SEEN], used=True))
 
 

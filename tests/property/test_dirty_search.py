@@ -9,23 +9,29 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core import cleanup, domain, purge, sync
+from broker_common.core import cleanup, purge, sync
 from broker_common.core.errors import BrokerError, ProviderFailing, ProviderMisconfigured, ProviderRejected
 from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.pool import remove, restore
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
-from broker_common.core.sandbox import Claim, Sandbox, Status
-from tests.fakes import BY, START, Crashed, FakeClock, changed, flat, make_account, make_sandbox
+from broker_common.core.sandbox import Account, Claim, Sandbox, Status
+from broker_common.core.wipe import confirm_wipe
+from tests import lifecycle
+from tests.fakes import BY, START, Crashed, FakeClock, MemoryStore, changed, flat, make_account, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.fakes import MemoryStore
+    from broker_common.core.facts import Change
 
+_seeds = count()
+"""Of its own for each play: no two attempts, and no two leases, have the same id."""
 SANDBOX = "sbx-0"
 HOUR = 3600
 SEEN = make_account(SANDBOX)
@@ -84,7 +90,7 @@ class Play:
 
     def __init__(self, state: State, policy: Policy) -> None:
         self.used, self.doubt, self.gone = state.used, state.doubt, state.gone
-        self.world = World(clock=FakeClock(state.now), policy=policy)
+        self.world = World(clock=FakeClock(state.now), policy=policy, seed=next(_seeds))
         if state.record:
             self.world.memory.seed(state.record)
         self.world.memory.on_write = self._written
@@ -179,8 +185,14 @@ def overtaken(first: WipeAnswer | Exception, second: WipeAnswer | Exception) -> 
     return operation
 
 
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every change through that the table of states forbids: the search's own truth has to find it."""
+    monkeypatch.setattr("tests.world.check_change", lambda *_: None)
+
+
 def listed(
-    *accounts: domain.Account,
+    *accounts: Account,
     skipped: Sequence[SkippedAccount] = (),
     inactive: Sequence[InactiveAccount] = (),
     doubt: str | None = None,
@@ -277,7 +289,7 @@ def search(recycle: RecyclePolicy) -> dict[object, State]:
             way = (*ways[state.key()], name)
             try:
                 attempt(operation, play)
-            except Violation as violation:
+            except (Violation, lifecycle.Violation) as violation:
                 raise Violation(f"{violation} by: {'; '.join(way)}") from violation
             after = play.state()
             if after.key() not in found:
@@ -298,9 +310,10 @@ def test_no_sequence_of_operations_makes_a_used_sandbox_available(recycle: Recyc
         assert [claim.lease.lease_id for claim in state.claims] == held
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(sandbox: Sandbox, account: domain.Account, *, order: int, now: int) -> Sandbox:
-        return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
+    def forgetful(sandbox: Sandbox, account: Account, **arguments: Any) -> Change:
+        return replace(restore(replace(sandbox, dirty=False), account, **arguments), before=sandbox)
 
     monkeypatch.setattr(sync, "restore", forgetful)
     monkeypatch.setattr(sync, "is_thought_gone", lambda _: False)
@@ -308,12 +321,17 @@ def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.Monkey
         search(RecyclePolicy.REUSE)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_purge_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(purge, "bury", lambda *_, **__: None)
+    def without_tombstone(sandbox: Sandbox, **arguments: Any) -> Change:
+        return replace(remove(replace(sandbox, dirty=False), **arguments), before=sandbox)
+
+    monkeypatch.setattr(purge, "remove", without_tombstone)
     with pytest.raises(Violation, match="bulk delete"):
         search(RecyclePolicy.CONFIRM)
 
 
+@pytest.mark.usefixtures("unjudged")
 @pytest.mark.parametrize("recycle", RecyclePolicy)
 def test_the_search_finds_a_sync_that_takes_inactive_for_absent(
     recycle: RecyclePolicy, monkeypatch: pytest.MonkeyPatch
@@ -323,8 +341,9 @@ def test_the_search_finds_a_sync_that_takes_inactive_for_absent(
         search(recycle)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_sync_that_looks_at_the_label_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def by_label(survey: sync._Survey, account: domain.Account) -> None:
+    def by_label(survey: sync._Survey, account: Account) -> None:
         if account.sandbox_id not in survey._records:
             survey.new.append(account)
 
@@ -334,15 +353,17 @@ def test_the_search_finds_a_sync_that_looks_at_the_label_alone(monkeypatch: pyte
         search(RecyclePolicy.REUSE)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_success_that_overlooks_a_lost_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trusting(sandbox: Sandbox, **arguments: object) -> Sandbox:
-        return domain.confirm_wipe(changed(sandbox, outcome_unknown=False), **arguments)  # type: ignore[arg-type] # passed on
+    def trusting(sandbox: Sandbox, **arguments: Any) -> Change:
+        return replace(confirm_wipe(changed(sandbox, outcome_unknown=False), **arguments), before=sandbox)
 
     monkeypatch.setattr(cleanup, "confirm_wipe", trusting)
     with pytest.raises(Violation, match="under way"):
         search(RecyclePolicy.REUSE)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_sync_that_adds_over_a_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
     read_all = World().memory.read_all.__func__  # type: ignore[attr-defined] # the plain function, to wrap
 
@@ -352,10 +373,15 @@ def test_the_search_finds_a_sync_that_adds_over_a_tombstone(monkeypatch: pytest.
 
     monkeypatch.setattr("tests.fakes.MemoryStore.read_all", without_tombstones)
 
-    def add_over(memory: MemoryStore, *sandboxes: Sandbox) -> None:
-        for sandbox in sandboxes:
-            memory._put(sandbox.sandbox_id, sandbox)
+    commit = MemoryStore.commit
 
-    monkeypatch.setattr("tests.fakes.MemoryStore.add", add_over)
+    def add_over(memory: MemoryStore, *changes: Change) -> None:
+        for change in changes:
+            if change.before is None:
+                memory._put(change.sandbox_id, change.after)
+            else:
+                commit(memory, change)
+
+    monkeypatch.setattr(MemoryStore, "commit", add_over)
     with pytest.raises(Violation, match="sync sees it"):
         search(RecyclePolicy.REUSE)

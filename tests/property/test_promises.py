@@ -1,11 +1,12 @@
 """Random operations of two processes on one pool, with faults and crashes, against a small model of the promises.
 
-After every step the contract's promises 1, 2, 4, 5 and 6 are checked, and 3 for every refusal.
+After every step the contract's promises 1, 2, 4, 5, 6 and 10 are checked, and 3 for every refusal.
 """
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
@@ -22,13 +23,13 @@ from hypothesis.stateful import (
     rule,
 )
 
-from broker_common.core import domain, purge, sync
+from broker_common.core import purge, sync
 from broker_common.core.errors import (
     BrokerError,
     InvalidTransition,
     LeaseMismatch,
-    ListNotWhole,
     ListingUnusable,
+    ListNotWhole,
     NoSandboxesAvailable,
     NotSandboxOwner,
     OutcomeUnknown,
@@ -42,9 +43,12 @@ from broker_common.core.errors import (
     StoreUnavailable,
     SyncBraked,
 )
+from broker_common.core.facts import Fact
 from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.pool import remove, restore
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.store import Conflict
 from tests.fakes import (
     BY,
     Crashed,
@@ -58,11 +62,13 @@ from tests.fakes import (
     make_account,
     make_sandbox,
 )
+from tests.lifecycle import Violation, check_change, check_history
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from broker_common.core.facts import Change
     from broker_common.core.sandbox import Account, Claim
 
 PROFILE = settings(
@@ -79,23 +85,6 @@ BORN: Account = make_account("s5", name="gpu-s5")
 ACCOUNTS = {each: make_account(each, name=f"{'gpu' if each > 's2' else 'lab'}-{each}") for each in IDS}
 POLICY = Policy(deletion_max_attempts=3, stale_brake_min=2, k_candidates=2)
 OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
-
-CHANGES: dict[Status | None, set[Status | None]] = {
-    None: {Status.AVAILABLE},
-    Status.AVAILABLE: {Status.AVAILABLE, Status.ALLOCATED, Status.STALE, Status.DELETION_FAILED},
-    Status.ALLOCATED: {Status.PENDING_DELETION},
-    Status.PENDING_DELETION: {
-        Status.PENDING_DELETION,
-        Status.AVAILABLE,
-        Status.STALE,
-        Status.DELETED,
-        Status.DELETION_FAILED,
-    },
-    Status.STALE: {Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED, None},
-    Status.DELETION_FAILED: {Status.DELETION_FAILED, Status.PENDING_DELETION, Status.DELETED, None},
-    Status.DELETED: {None, Status.PENDING_DELETION, Status.DELETION_FAILED},
-}
-"""Section 2 of the contract, once more: what a write may make of a record."""
 
 tracks = st.sampled_from(TRACKS)
 keys = st.sampled_from(["k1", "k2"])
@@ -124,6 +113,7 @@ class Promises(RuleBasedStateMachine):
     """Two processes over one store; subclasses choose the recycle policy and the store."""
 
     recycle = RecyclePolicy.REUSE
+    cool_down_sec = 0
     lag = 0.0
 
     def __init__(self) -> None:
@@ -134,7 +124,7 @@ class Promises(RuleBasedStateMachine):
         self.provider.during_delete = self._deleting
         self.memory.on_write = self._written
         self.flaky: list[FlakyStore] = []
-        policy = replace(POLICY, recycle=self.recycle)
+        policy = replace(POLICY, recycle=self.recycle, cool_down_sec=self.cool_down_sec)
         self.worlds = [
             World(
                 clock=self.clock,
@@ -155,6 +145,11 @@ class Promises(RuleBasedStateMachine):
         self.wiping: dict[str, str | None] = {}
         """The attempt whose delete call the provider last confirmed, by sandbox."""
         self.answer: Any = WipeAnswer.WIPED
+        self.writes: list[tuple[Sandbox | None, Sandbox | None]] = []
+        """Every write of a record, as it was before and after."""
+        self.told: dict[str, list[Fact]] = defaultdict(list)
+        """The facts that were held against their writes, by sandbox."""
+        self.checked = 0
 
     def _flaky(self, memory: MemoryStore) -> FlakyStore:
         store = FlakyStore(memory)
@@ -165,13 +160,11 @@ class Promises(RuleBasedStateMachine):
 
     def _written(self, before: Sandbox | None, after: Sandbox | None) -> None:
         was, becomes = (each.status if each else None for each in (before, after))
-        assert becomes in CHANGES[was], f"{was} -> {becomes}"
         one = after or before
         assert one
-        if before and after:
-            assert after.version == before.version + 1
-            if before.dirty and not after.dirty:
-                assert self.wiping.get(one.sandbox_id) == flat(before).attempt_id is not None, "cleaned without a wipe"
+        self.writes.append((before, after))
+        if before and after and before.dirty and not after.dirty:
+            assert self.wiping.get(one.sandbox_id) == flat(before).attempt_id is not None, "cleaned without a wipe"
         if before and after is None:
             assert was is Status.DELETED or not before.dirty, "a used sandbox left no tombstone"
             if was is Status.DELETED:
@@ -511,14 +504,21 @@ class Promises(RuleBasedStateMachine):
         self.provider.admit_error = None
         assert self._sandboxes() == before
 
-    @rule(index=processes, sandbox_id=ids, failing=faults, what=st.sampled_from(["quarantine", "retry"]))
+    @rule(index=processes, sandbox_id=ids, failing=faults, what=st.sampled_from(["quarantine", "lift", "retry"]))
     def operate(self, index: int, sandbox_id: str, failing: list[Fault | None], what: str) -> None:
         record = self._sandboxes().get(sandbox_id)
-        fits = {"quarantine": {Status.AVAILABLE, Status.STALE}, "retry": {Status.DELETION_FAILED}}[what]
+        held = {Status.ALLOCATED, Status.PENDING_DELETION}
+        fits = {
+            "quarantine": {Status.AVAILABLE, Status.STALE, *held},
+            "lift": held,
+            "retry": {Status.DELETION_FAILED},
+        }[what]
         with self._process(index, failing) as world:
             try:
                 if what == "quarantine":
                     world.operations.quarantine(sandbox_id, by=BY, reason="odd")
+                elif what == "lift":
+                    world.operations.lift_quarantine(sandbox_id, by=BY)
                 else:
                     world.operations.retry_deletion(sandbox_id, by=BY)
             except SandboxNotFound:
@@ -577,6 +577,36 @@ class Promises(RuleBasedStateMachine):
     # -- promises
 
     @invariant()
+    def each_change_has_its_fact_and_no_other_fact_is_told(self) -> None:
+        facts = [fact for fact in self.memory.facts[self.checked :] if isinstance(fact, Fact)]
+        by_name = {(fact.sandbox_id, fact.version): fact for fact in facts}
+        assert len(by_name) == len(facts), "a change was told twice"
+        for before, after in self.writes:
+            one = after or before
+            assert one
+            if after:
+                fact = by_name.pop((one.sandbox_id, after.version), None)
+            else:
+                fact = next(
+                    (fact for fact in by_name.values() if (fact.sandbox_id, fact.status) == (one.sandbox_id, None)),
+                    None,
+                )
+                assert fact, "nobody was told of a removal"
+                del by_name[fact.sandbox_id, fact.version]
+            check_change(before, after, fact)
+        assert not by_name, "a fact was told of no change"
+        for fact in facts:
+            self.told[fact.sandbox_id].append(fact)
+        for sandbox_id in {fact.sandbox_id for fact in facts}:
+            check_history(self.told[sandbox_id])
+            record = self._sandboxes().get(sandbox_id)
+            last = self.told[sandbox_id][-1]
+            assert last.status is (record.status if record else None), "the last fact is not where the sandbox stands"
+            assert record is None or last.lease_id == record.latest_lease_id
+        self.checked = len(self.memory.facts)
+        self.writes.clear()
+
+    @invariant()
     def a_claim_exists_exactly_while_its_sandbox_is_allocated_under_its_lease(self) -> None:
         sandboxes, claims = self.memory.dump()
         held = {
@@ -610,14 +640,15 @@ class Promises(RuleBasedStateMachine):
     def whatever_waits_to_be_wiped_will_be_found(self) -> None:
         for sandbox in self._sandboxes().values():
             if sandbox.status is Status.PENDING_DELETION:
-                assert sandbox.status_order == flat(sandbox).next_attempt_at
-                assert flat(sandbox).next_attempt_at - self.clock.now() <= POLICY.deletion_backoff_max_sec
+                due_at = flat(sandbox).ready_at or flat(sandbox).next_attempt_at
+                assert sandbox.status_order == due_at
+                assert due_at - self.clock.now() <= POLICY.deletion_backoff_max_sec
 
     def teardown(self) -> None:
         """Let the provider answer again: everything that was given back is wiped, and nothing waits for ever."""
         self.worlds[0].pauses.set({"cleanup": False, "allocate": False}, by=BY)
         self.answer = WipeAnswer.WIPED
-        for _ in range(2):
+        for _ in range(3 if self.cool_down_sec else 2):
             self.clock.advance(POLICY.deletion_backoff_max_sec + 5)
             for sandbox_id in list(self.worlds[0].cleaner.find_due()):
                 self.worlds[0].cleaner.delete_sandbox(sandbox_id, by=BY)
@@ -630,6 +661,10 @@ class Confirming(Promises):
 
 class Retiring(Promises):
     recycle = RecyclePolicy.RETIRE
+
+
+class Cooling(Promises):
+    cool_down_sec = 30
 
 
 class Lagging(Promises):
@@ -658,9 +693,22 @@ def _use_and_lose(machine: Promises) -> None:
     machine.cleanup(index=0, answer=WipeAnswer.GONE, failing=[], overtaken=False)
 
 
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every change through that the table of states forbids: what the model itself watches has to find it."""
+    monkeypatch.setattr("tests.world.check_change", lambda *_: None)
+
+
+def without_tombstone(sandbox: Sandbox, **arguments: Any) -> Change:
+    """Remove a record as `pool.remove` removes one that is clean."""
+    return replace(remove(replace(sandbox, dirty=False), **arguments), before=sandbox)
+
+
+@pytest.mark.usefixtures("unjudged")
 def test_the_model_objects_to_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sandbox:
-        return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
+    def forgetful(sandbox: Sandbox, account: Account, **arguments: Any) -> Change:
+        change = restore(replace(sandbox, dirty=False), account, **arguments)
+        return replace(change, before=sandbox)
 
     machine = Promises()
     _use_and_lose(machine)
@@ -691,10 +739,11 @@ def test_the_model_objects_to_absence_that_is_inferred_from_a_list_that_is_not_w
         machine.worlds[1].syncer.run(by=BY)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_model_objects_to_a_removal_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Promises()
     _use_and_lose(machine)
-    monkeypatch.setattr(purge, "bury", lambda *_, **__: None)
+    monkeypatch.setattr(purge, "remove", without_tombstone)
     with pytest.raises(AssertionError, match="no tombstone"):
         machine.bulk(index=0, what=Status.STALE, failing=[])
 
@@ -708,7 +757,65 @@ def test_the_model_objects_to_an_allocation_that_somebody_else_ended() -> None:
         machine.expire(index=0, failing=[])
 
 
+def test_the_model_objects_to_a_change_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = MemoryStore.commit
+
+    def forgetful(memory: MemoryStore, *changes: Change) -> None:
+        commit(memory, *(replace(each, fact=None) for each in changes))
+
+    machine = Promises()
+    machine.fill(free=1)
+    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
+    machine.each_change_has_its_fact_and_no_other_fact_is_told()
+    monkeypatch.setattr(MemoryStore, "_check_fact", lambda *_: None)
+    monkeypatch.setattr(MemoryStore, "commit", forgetful)
+    machine.mark(index=0, track="ann", sandbox_id="s0", lease="none", failing=[])
+    with pytest.raises(Violation, match="each change of status has its fact"):
+        machine.each_change_has_its_fact_and_no_other_fact_is_told()
+
+
+def test_the_model_objects_to_a_fact_of_a_write_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = MemoryStore.commit
+
+    def boastful(memory: MemoryStore, *changes: Change) -> None:
+        try:
+            commit(memory, *changes)
+        except Conflict:
+            memory.facts += [each.fact for each in changes if each.fact]
+            raise
+
+    machine = Promises()
+    machine.fill(free=1)
+    machine.provider.accounts = [replace(ACCOUNTS["s0"], name="renamed"), ACCOUNTS["s1"]]
+
+    def be_first() -> None:
+        machine.worlds[0].allocate("ann", "k1")
+        machine.clock.advance(1)
+
+    machine.provider.during_list = be_first
+    monkeypatch.setattr(MemoryStore, "commit", boastful)
+    machine.worlds[1].syncer.run(by=BY)
+    with pytest.raises(AssertionError, match="told of no change"):
+        machine.each_change_has_its_fact_and_no_other_fact_is_told()
+
+
+def test_the_model_objects_to_a_change_that_is_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = MemoryStore._write
+
+    def talkative(memory: MemoryStore, change: Change) -> None:
+        write(memory, change)
+        memory.facts += [change.fact] if change.fact else []
+
+    machine = Promises()
+    machine.fill(free=1)
+    monkeypatch.setattr(MemoryStore, "_write", talkative)
+    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
+    with pytest.raises(AssertionError, match="told twice"):
+        machine.each_change_has_its_fact_and_no_other_fact_is_told()
+
+
 TestPromises = _case(Promises)
+TestPromisesWhileCooling = _case(Cooling)
 TestPromisesUnderConfirm = _case(Confirming)
 TestPromisesUnderRetire = _case(Retiring)
 TestPromisesOnALaggingIndex = _case(Lagging)

@@ -521,6 +521,12 @@ class Sparing:
         return {"Responses": {"pool": []}, "UnprocessedKeys": request["RequestItems"]}
 
 
+def test_facts_are_kept_for_ninety_days_unless_told_otherwise(table: DynamoDBClient) -> None:
+    store_on(table).record(PAUSED)
+    (item,) = (item for item in table.scan(TableName="pool")["Items"] if item["PK"]["S"].startswith("POOLFACTS#"))
+    assert item["ttl"] == {"N": str(START + 90 * 24 * 3600)}
+
+
 def test_a_count_goes_on_to_the_last_page(table: DynamoDBClient) -> None:
     for number in range(1, 30):
         store_on(table).commit(add_of(make_sandbox(f"lab-{number}")))

@@ -14,7 +14,7 @@ from broker_common.core.jobs import Daily, Every, HandOut, JobSpec, Work, declar
 from broker_common.core.principals import Actor
 from broker_common.core.runs import CleanupTally
 from broker_common.core.sandbox import Status
-from broker_common.core.store import Pauses
+from broker_common.core.store import Pause, Pauses
 from broker_common.core.telemetry import DeleteOutcome
 from broker_common.settings import Process, Settings
 from tests.world import World
@@ -62,7 +62,7 @@ def test_the_words_of_a_job_are_its_own(job: JobSpec) -> None:
 def test_a_job_is_paused_by_its_own_pause_alone(job: JobSpec) -> None:
     names = [field.name for field in fields(Pauses)]
     assert job.pause is None or job.pause in names
-    assert {name for name in names if job.is_paused(Pauses(**{name: True}))} == ({job.pause} - {None})
+    assert {name for name in names if job.is_paused(Pauses(**{name: Pause()}))} == ({job.pause} - {None})
 
 
 @EACH

@@ -5,20 +5,21 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import InvalidInput, StoreUnavailable
 from broker_common.core.sandbox import Status
-from broker_common.core.search import MAX_AGE_SEC, Query, SortField
+from broker_common.core.search import MAX_AGE_SEC, Query, Search, SortField
 from broker_common.core.store import Watermark
 from tests.fakes import BY, FlakyStore, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
     from broker_common.core.search import Found
+    from broker_common.core.store import Reports
 
 STATUSES = [Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED]
 
@@ -159,11 +160,7 @@ def test_who_waits_for_another_ones_read_is_refused_at_the_deadline() -> None:
 
 
 def test_a_store_that_is_away_is_said_and_leaves_nothing_behind(world: World) -> None:
-    world.search = world.search.__class__(
-        reports=_Away(world),
-        inventory=world.inventory,
-        clock=world.clock,  # type: ignore[arg-type] # reads nothing else
-    )
+    world.search = Search(reports=cast("Reports", _Away(world)), inventory=world.inventory, clock=world.clock)
     with pytest.raises(StoreUnavailable):
         find(world)
     assert len(ids(find(world))) == 12

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.errors import ListNotWhole, ListingUnusable, ProviderFailing, StoreUnavailable, SyncBraked
+from broker_common.core.errors import ListingUnusable, ListNotWhole, ProviderFailing, StoreUnavailable, SyncBraked
 from broker_common.core.lease import begin
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.pool import describe

@@ -9,6 +9,7 @@ any more. Neither file is ever written again: what such a table looks like is hi
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -49,6 +50,7 @@ class Broker:
 
     def __init__(self, client: DynamoDBClient, table: str) -> None:
         self.clock = FakeClock(TABLE["now"])
+        self._items = partial(client.get_paginator("scan").paginate, TableName=table, ConsistentRead=True)
         recorder = RecordingRecorder()
         settings = Settings.from_env(ENVIRONMENT, process=Process.API)
         store = TimelessStore(DynamoStore(client, table, clock=self.clock, rng=Random(table), recorder=recorder))
@@ -76,6 +78,11 @@ class Broker:
     def held(self) -> dict[str, dict[str, Any]]:
         """Return what is allocated, by sandbox id."""
         return {sandbox_id: self.read(sandbox_id) for sandbox_id in HELD}
+
+    def accounts(self) -> set[tuple[str, str]]:
+        """Return which accounts the table has, and whose each is."""
+        items = [item for page in self._items() for item in page["Items"]]
+        return {(each["PK"]["S"], each["sandbox_id"]["S"]) for each in items if each["SK"] == {"S": "ACCOUNT"}}
 
     def list(self, provider_has: set[str]) -> None:
         """Sync with a list of the accounts of these variants."""
@@ -225,6 +232,17 @@ def test_a_wipe_whose_outcome_was_in_doubt_waits_for_a_sync(broker: Broker) -> N
     assert {variant: broker.status_of(variant) for variant in doubtful | certain} == dict.fromkeys(
         doubtful, "stale"
     ) | dict.fromkeys(certain, "available")
+
+
+def test_accounts_are_recorded_where_the_release_before_looks_for_them(broker: Broker) -> None:
+    """While both run side by side, an account that one of them adds must keep the other from adding it again."""
+    before = broker.accounts()
+    assert {sandbox_id for _, sandbox_id in before} == set(ANSWERS["listed"]["all"])
+    broker.list(set(ID_OF))
+    (added,) = broker.accounts() - before
+    account = next(each for each in TABLE["accounts"] if each["sandbox_id"] == ID_OF["removed"])
+    assert added == (f"ACCOUNT#{account['external_id'].lower()}", ID_OF["removed"])
+    assert before < broker.accounts()
 
 
 def test_the_whole_pool_comes_back_and_can_be_allocated_once_each(broker: Broker) -> None:
