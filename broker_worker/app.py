@@ -14,7 +14,7 @@ from celery.apps.worker import (  # type: ignore[attr-defined] # the stubs lack 
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from kombu import Queue
 
-from broker_common.adapters.celery_names import JOBS_QUEUE, QUEUES
+from broker_common.adapters.celery_names import DELETE_SANDBOX, DELETIONS_QUEUE, JOBS_QUEUE, QUEUES
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Every
 from broker_worker.messages import check_what_is_received
@@ -72,6 +72,8 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         },
         task_default_queue=JOBS_QUEUE,
         task_queues=[Queue(name) for name in QUEUES],
+        # Whoever sends it: also when it is sent again by hand.
+        task_routes={DELETE_SANDBOX: {"queue": DELETIONS_QUEUE}},
         task_create_missing_queues=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Reject
 from structlog.contextvars import bound_contextvars
 
-from broker_common.adapters.celery_names import DELETE_SANDBOX, DELETIONS_QUEUE, task_name
+from broker_common.adapters.celery_names import DELETE_SANDBOX, task_name
 from broker_common.core.errors import BrokerError, ProviderBusy
 from broker_common.core.job_names import Job
 from broker_common.core.job_registry import JOBS
@@ -55,7 +55,6 @@ def add_tasks(
                 delete_sandbox.apply_async(
                     kwargs={"sandbox_id": sandbox_id, "run_id": run.job_id},
                     headers=headers,
-                    queue=DELETIONS_QUEUE,
                     producer=producer,
                 )
 

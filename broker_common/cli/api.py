@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 UNREADABLE = "unreadable"
 """What stands for a status where a record cannot be read."""
+_LISTED_BY = {"status", "track_id"}
+"""The filters that the API answers from the table, not from its copy of the pool."""
+_LISTED, _FOUND = 100, 1000
+"""How many sandboxes a page has at most: from the table, and from the copy."""
 _REMEMBERED = 100_000
 """Facts that a follower knows again; the feed repeats those of its last two minutes."""
 _TIMEOUT_SEC = (5, 65)
@@ -49,15 +53,20 @@ class BrokerApi:
         """Have something done, and return the answer. Raises `ApiError`."""
         return self._call("POST", path, json=body)
 
-    def sandboxes(self, *, sort: str = "sandbox_id", **filters: str | None) -> Iterator[dict[str, Any]]:
+    def sandboxes(self, *, sort: str | None = None, **filters: str | None) -> Iterator[dict[str, Any]]:
         """Yield every sandbox that fits, page after page. Raises `ApiError`.
 
-        `filters` are those of the API's listing; None is no filter. One whose record cannot be read has the status
+        `filters` are those of the API's listing; None is no filter. By `status` and `track_id` alone, each sandbox is
+        as it is now; else as it was at most five seconds ago. One whose record cannot be read has the status
         `unreadable`, a `reason`, and nothing else but its id.
         """
+        given = {name for name, value in filters.items() if value is not None}
+        if sort is None and not (given and given <= _LISTED_BY):
+            sort = "sandbox_id"  # from the API's copy: without it, a listing of all walks over every fact in the table
         cursor = None
         while True:
-            page = self.get("/sandboxes", **filters, sort=sort, limit=1000, cursor=cursor)
+            limit = _LISTED if sort is None else _FOUND
+            page = self.get("/sandboxes", **filters, sort=sort, limit=limit, cursor=cursor)
             yield from page["sandboxes"]
             yield from (
                 {"sandbox_id": each["sandbox_id"], "status": UNREADABLE, **each} for each in page.get("unreadable", ())

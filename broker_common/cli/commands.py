@@ -23,9 +23,11 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import UNREADABLE, ApiError, BrokerApi, operators_api
 from broker_common.cli.check import PARTS, check
 from broker_common.core.errors import BrokerError
+from broker_common.core.facts import FactKind, PoolFactKind
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
 from broker_common.core.sandbox import Status
+from broker_common.core.search import SortField
 from broker_common.core.table_identity import accept_table
 from broker_common.csv_export import write_csv
 from broker_common.services import build_store, connect_redis
@@ -44,6 +46,8 @@ _SAY_AGAIN_SEC = 5.0
 _COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
 _RUN_COLUMNS = ("job_id", "job", "state", "principal", "started_at", "result")
 _VERDICTS = {True: "OK", False: "FAIL", None: "--"}
+_SORTS = [sign + field.value for field in SortField for sign in ("", "-")]
+_KINDS = [kind.value for kind in (*FactKind, *PoolFactKind)]
 _ENDED = {state for state in JobState if state.is_final}
 
 
@@ -199,13 +203,14 @@ def pool() -> None:
 @click.option("--track", "track_id", help="Only those that this track holds.")
 @click.option("--name", help="Only those with this in their name.")
 @click.option("--lab", "track_name", help="Only those whose latest lease is this lab's.")
-@click.option("--sort", default="sandbox_id", help="The field to sort by; -FIELD puts the greatest first.")
+@click.option("--sort", type=click.Choice(_SORTS), metavar="FIELD", help="Sort by it; -FIELD puts the greatest first.")
 @click.option("--json", "form", flag_value="json", help="One JSON object a line, with every field.")
 @click.option("--csv", "form", flag_value="csv", help="CSV with every field; a ' marks texts that would be formulas.")
-def sandboxes(form: str | None, sort: str, **filters: str | None) -> None:
+def sandboxes(form: str | None, sort: str | None, **filters: str | None) -> None:
     """List sandboxes, as a table unless --json or --csv is given.
 
-    One whose record cannot be read has the status `unreadable`, and --json and --csv say why as `reason`.
+    With --status or --track alone the list shows the pool as it is now, otherwise as it was up to 5 seconds ago.
+    A sandbox whose record cannot be read has the status `unreadable`, and --json and --csv say why as `reason`.
 
     Example: broker sandboxes --status deletion_failed --csv > failed.csv
 
@@ -272,13 +277,18 @@ def unquarantine(sandbox_id: str) -> None:
     Example: broker sandbox unquarantine 2009521
     """
     done = _api().delete(f"/sandboxes/{quote(sandbox_id, safe='')}/quarantine")
-    click.echo(f"{sandbox_id} is {done['status']}")
+    click.echo(f"{sandbox_id} is {done['status']}, and goes the usual way once it is wiped")
 
 
 @main.command()
 @click.option("--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
-@click.option("--since", default="10m", callback=lambda _ctx, _name, value: _seconds(value), help="How far back.")
-@click.option("--kind", help="Only facts of this kind, as in sandbox.allocated.")
+@click.option(
+    "--since",
+    default="10m",
+    callback=lambda _ctx, _name, value: _seconds(value),
+    help="How far back: 90s, 10m (the default), 24h, 7d.",
+)
+@click.option("--kind", type=click.Choice(_KINDS), metavar="KIND", help="Only these, as in sandbox.allocated.")
 @click.option("--track", "track_id", help="Only facts of this track's leases.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every field.")
 def events(since: int, *, follow: bool, as_json: bool, **filters: str | None) -> None:
@@ -402,7 +412,8 @@ def _told_fact(fact: dict[str, Any]) -> str:
     """Return a fact as one line for a person."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(fact["at"]))
     about = fact["sandbox_id"] or "pool"
-    moved = f"{fact['status_before'] or '-'} → {fact['status'] or 'gone'}" if fact["sandbox_id"] else ""
+    before, after = fact["status_before"] or "-", fact["status"] or "gone"
+    moved = "" if fact["sandbox_id"] is None else after if after == before else f"{before} → {after}"
     details = " ".join(f"{name}={value}" for name, value in fact["details"].items())
     parts = (
         f"{at}Z",

@@ -33,13 +33,86 @@ def broker(*words: str, **env: str) -> Result:
 
 
 @responses.activate
-def test_a_listing_is_read_page_after_page() -> None:
+@pytest.mark.parametrize(
+    ("words", "query"),
+    [
+        ((), {"sort": "sandbox_id", "limit": "1000"}),
+        (("--sort", "-expires_at"), {"sort": "-expires_at", "limit": "1000"}),
+        (
+            ("--name", "lab", "--status", "stale"),
+            {"name": "lab", "status": "stale", "sort": "sandbox_id", "limit": "1000"},
+        ),
+        (("--lab", "intro"), {"track_name": "intro", "sort": "sandbox_id", "limit": "1000"}),
+        (("--status", "stale", "--track", "mine"), {"status": "stale", "track_id": "mine", "limit": "100"}),
+    ],
+)
+def test_a_listing_is_read_page_after_page(words: tuple[str, ...], query: dict[str, str]) -> None:
     for cursor, following in ((None, "next"), ("next", None)):
-        query: dict[str, Any] = {"limit": "100"} | ({"cursor": cursor} if cursor else {})
+        asked: dict[str, Any] = query | ({"cursor": cursor} if cursor else {})
         page = {"sandboxes": [{"sandbox_id": f"after-{cursor}"}], "unreadable": [], "cursor": following}
-        responses.get(f"{URL}/sandboxes", json=page, match=[responses.matchers.query_param_matcher(query)])
-    listed = [json.loads(line)["sandbox_id"] for line in broker("sandboxes", "--json").stdout.splitlines()]
+        responses.get(f"{URL}/sandboxes", json=page, match=[responses.matchers.query_param_matcher(asked)])
+    listed = [json.loads(line)["sandbox_id"] for line in broker("sandboxes", *words, "--json").stdout.splitlines()]
     assert listed == ["after-None", "after-next"]
+
+
+def fact(number: int, **values: Any) -> dict[str, Any]:
+    """Return a fact as the API shows it."""
+    return {
+        "kind": "sandbox.updated",
+        "at": 1_750_000_000 + number,
+        "sandbox_id": "7",
+        "fact_id": None,
+        "version": number,
+        "principal": "anna",
+        "track_id": None,
+        "status_before": "stale",
+        "status": "stale",
+        "details": {},
+    } | values
+
+
+@responses.activate
+def test_a_follower_shows_once_what_the_feed_repeats_and_reads_on_where_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commands, "_LOOK_AGAIN_SEC", 0)
+    pages: tuple[tuple[dict[str, str], list[dict[str, Any]], str, bool], ...] = (
+        ({}, [fact(1), fact(2)], "b", False),
+        ({"after": "b"}, [fact(3)], "c", True),
+        ({"after": "c"}, [fact(1), fact(2), fact(3), fact(3, kind="sandbox.stale")], "d", True),
+        ({"after": "d"}, [fact(3), fact(4)], "e", True),
+    )
+    for query, shown, cursor, is_last in pages:
+        feed = {"events": shown, "cursor": cursor, "is_last": is_last}
+        match = [responses.matchers.query_param_matcher({"limit": "1000", **query}, strict_match=False)]
+        responses.get(f"{URL}/events", json=feed, match=match)
+    refusal = {"error": {"code": "UNAUTHORIZED", "message": "no such token", "request_id": "r"}}
+    responses.get(
+        f"{URL}/events",
+        json=refusal,
+        status=401,
+        match=[responses.matchers.query_param_matcher({"after": "e"}, strict_match=False)],
+    )
+    result = broker("events", "--follow", "--json")
+    assert [json.loads(line)["version"] for line in result.stdout.splitlines()] == [1, 2, 3, 3, 4]
+    assert (result.exit_code, "no such token" in result.stderr) == (1, True)
+
+
+@responses.activate
+def test_a_fact_is_one_line_for_a_person() -> None:
+    facts = [
+        fact(0, kind="sandbox.removed", status=None, track_id="t", details={"tombstone": True}),
+        fact(1, kind="sandbox.added", status_before=None, status="available"),
+        fact(2),
+        fact(3, kind="pool.paused", sandbox_id=None, fact_id="f", status=None, status_before=None, version=None),
+    ]
+    responses.get(f"{URL}/events", json={"events": facts, "cursor": "a", "is_last": True})
+    assert [re.split("  +", line) for line in broker("events").stdout.splitlines()] == [
+        ["2025-06-15 15:06:40Z", "7", "sandbox.removed", "stale → gone", "t", "by anna", "tombstone=True"],
+        ["2025-06-15 15:06:41Z", "7", "sandbox.added", "- → available", "by anna"],
+        ["2025-06-15 15:06:42Z", "7", "sandbox.updated", "stale", "by anna"],
+        ["2025-06-15 15:06:43Z", "pool", "pool.paused", "by anna"],
+    ]
 
 
 @responses.activate

@@ -109,7 +109,7 @@ def test_a_quarantine_that_is_lifted_leaves_nothing_behind_and_is_told(status: S
 
 @pytest.mark.parametrize("status", [A, S, F, D])
 def test_only_what_is_held_or_waits_to_be_wiped_can_be_let_go_again(status: Status) -> None:
-    with pytest.raises(InvalidTransition, match="set aside to be wiped"):
+    with pytest.raises(InvalidTransition, match="retry-deletion"):
         lift_quarantine(in_status(status), by=BY, now=NOW)
 
 

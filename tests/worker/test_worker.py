@@ -143,6 +143,7 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
         "misconfigured": 0,
         "postponed": 0,
         "not_due": 0,
+        "rested": 0,
         "failed": 1,
     }
     until(lambda: worker.has_said("Deleted 2 sandboxes, 1 failed"), "the seed's sentence")
