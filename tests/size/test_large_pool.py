@@ -19,6 +19,7 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.expiry import Expirer, ExpiryResult
 from broker_common.core.guard import Guard
 from broker_common.core.policy import Policy
+from broker_common.core.sandbox import Status
 from broker_common.core.sync import Syncer
 from broker_common.core.telemetry import ProviderCalled
 from broker_common.services import BULK_THREADS
@@ -38,12 +39,12 @@ if TYPE_CHECKING:
     from tests.size.meter import Meter
 
 ALL = ALLOCATED + AVAILABLE
-OTHER_ITEMS = 500
-"""At most so many items that are no sandbox are in the table: claims, and the pool's own records."""
 PAGE = 1000
-"""Items that the store asks for at once."""
-UNIT_BYTES = 4096
-MEGABYTE = 2**20
+"""Entries of the index that the store asks for at once."""
+BATCH = 100
+"""Items that DynamoDB reads by their keys at once."""
+PLACES = SHARDS * len(Status) + 1
+"""Where the index has sandboxes: each status in shards, and those that rest after a wipe. Each place ends by a short page."""
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def a_guard() -> Guard:
 
 
 @pytest.mark.timeout(300)
-def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_watermark_alone(
+def test_a_sync_of_an_unchanged_pool_reads_list_and_records_once_and_writes_its_watermark_alone(
     store: DynamoStore, provider: CspClient, recorder: RecordingRecorder, meter: Meter
 ) -> None:
     syncer = Syncer(
@@ -94,11 +95,12 @@ def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_wa
     assert result.synced == ALL
     assert (result.added, result.updated, result.restored, result.stale, result.removed) == (0, 0, 0, 0, 0)
     assert (result.skipped, result.overtaken, result.failed, result.missing) == (0, 0, 0, 0)
-    scans = meter.calls["Scan"]
-    assert meter.calls == {"Scan": scans, "GetItem": 1, "PutItem": 1}
-    assert 2 * ALL <= meter.scanned["Scan"] <= 2 * ALL + OTHER_ITEMS, "each sandbox, and its account's record"
-    assert scans == meter.scanned["Scan"] // PAGE + 1
-    assert meter.units["Scan"] / 2 * UNIT_BYTES <= scans * MEGABYTE, "no page is cut short by DynamoDB's own limit"
+    queries, batches = meter.calls["Query"], meter.calls["BatchGetItem"]
+    assert meter.calls == {"Query": queries, "BatchGetItem": batches, "GetItem": 1, "PutItem": 1}
+    assert meter.scanned["Query"] == ALL, "each sandbox's entry in the index"
+    assert queries <= meter.scanned["Query"] // PAGE + PLACES
+    assert batches == 2 * ALL // BATCH, "each sandbox, and its account's record"
+    assert meter.units["BatchGetItem"] / 2 == 2 * ALL, "each is read once; it is below 4 KB"
     assert len(recorder.of(ProviderCalled)) == 1
 
 
