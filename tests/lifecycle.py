@@ -1,21 +1,23 @@
 """What may happen to one sandbox: the contract's table of states, written out apart from the code that it judges.
 
 The oracle of every suite that watches changes. `check_change` judges one change with its fact, `check_history` the facts
-of one sandbox; both raise `Violation`, which names the rule. `kinds_of` is the table itself.
+of one sandbox, `check_histories` all facts beside the records that they led to; each raises `Violation`, which names the
+rule. `kinds_of` is the table itself.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-from broker_common.core.facts import FactKind
+from broker_common.core.facts import Fact, FactKind
 from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status, Wipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from broker_common.core.facts import Fact
+    from broker_common.core.facts import PoolFact
 
 A, L, P, S, F, D = (
     Status.AVAILABLE,
@@ -139,6 +141,31 @@ def check_history(facts: Iterable[Fact]) -> None:
         last = fact
 
 
+def check_histories(facts: Iterable[Fact | PoolFact], records: Mapping[str, Sandbox]) -> None:
+    """Raise `Violation` if the facts of any sandbox do not lead to its record, of which all facts are there.
+
+    Of a record without any fact nothing is known.
+    """
+    told: dict[str, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        if isinstance(fact, Fact):
+            told[fact.sandbox_id].append(fact)
+    for sandbox_id, history in told.items():
+        check_history(history)
+        last, record = history[-1], records.get(sandbox_id)
+        if (record and record.status) is not last.status:
+            _broken("a record stands where its last fact left it", last, record)
+        lease = record.lease or record.last_lease if record else None
+        if record and (lease.lease_id if lease else None) != last.lease_id:
+            _broken("a record has the lease that its last fact names", last, record)
+        if record and record.version < last.version:
+            _broken("versions grow", last, record)
+
+
+def _cools(sandbox: Sandbox) -> bool:
+    return sandbox.status is P and sandbox.wipe is not None and sandbox.wipe.ready_at is not None
+
+
 def _check_without_fact(before: Sandbox | None, after: Sandbox | None) -> None:
     """Only taking an attempt and giving it back tells nothing."""
     if before is None or after is None or before.status is not P or after.status is not P:
@@ -163,7 +190,7 @@ def _check_fact(before: Sandbox | None, after: Sandbox | None, fact: Fact) -> No
     shown = after or before
     if shown is None:
         _broken("a fact is about a record", fact)
-    lease = shown.latest_lease
+    lease = shown.lease or shown.last_lease
     told = (fact.sandbox_id, fact.track_id, fact.lease_id, fact.status_before, fact.status)
     track_id, lease_id = (lease.track_id, lease.lease_id) if lease else (None, None)
     so = (shown.sandbox_id, track_id, lease_id, before.status if before else None, after.status if after else None)
@@ -225,7 +252,7 @@ def _check_leases(before: Sandbox, after: Sandbox, fact: Fact) -> None:
 
 def _check_wipe(before: Sandbox, after: Sandbox, fact: Fact) -> None:
     was_open = before.wipe is not None and before.wipe.attempt_id is not None
-    if before.status is P and fact.kind in _OUTCOMES and not was_open and not before.is_cooling:
+    if before.status is P and fact.kind in _OUTCOMES and not was_open and not _cools(before):
         _broken("an outcome belongs to an attempt", before, after, fact)
     if after.wipe and after.wipe.attempt_id is not None:
         opened = before.wipe.attempt_id if before.wipe else None
@@ -233,13 +260,13 @@ def _check_wipe(before: Sandbox, after: Sandbox, fact: Fact) -> None:
             _broken("a take has no fact", before, after, fact)
         if fact.kind in _OUTCOMES:
             _broken("an outcome ends its attempt", before, after, fact)
-    if before.is_cooling and fact.kind in {FactKind.WIPED, FactKind.WIPE_FAILED}:
+    if _cools(before) and fact.kind in {FactKind.WIPED, FactKind.WIPE_FAILED}:
         _broken("nobody calls for what cools", before, after, fact)
-    if after.is_cooling and not before.is_cooling and fact.kind is not FactKind.WIPED:
+    if _cools(after) and not _cools(before) and fact.kind is not FactKind.WIPED:
         _broken("only a wipe makes a sandbox cool", before, after, fact)
-    if fact.kind is FactKind.WIPED and after.status is P and not after.is_cooling:
+    if fact.kind is FactKind.WIPED and after.status is P and not _cools(after):
         _broken("what is wiped leaves pending_deletion, or cools", before, after, fact)
-    if fact.kind is FactKind.AVAILABLE and not before.is_cooling:
+    if fact.kind is FactKind.AVAILABLE and not _cools(before):
         _broken("only what has cooled becomes available by itself", before, after, fact)
     in_doubt = (before.wipe is not None and before.wipe.outcome_unknown) or bool(fact.details.get("accepted_only"))
     if fact.kind is FactKind.WIPED and in_doubt and after.status in {A, P}:
@@ -253,7 +280,7 @@ def _check_quarantine(before: Sandbox, after: Sandbox, fact: Fact) -> None:
             _broken("what an operator wants set aside goes to a person", before, after, fact)
         if after.status is F and still is None and (after.wipe is None or after.wipe.last_error != flag):
             _broken("the reason of a quarantine is kept", before, after, fact)
-        if after.is_cooling and not before.is_cooling:
+        if _cools(after) and not _cools(before):
             _broken("what goes to a person need not cool", before, after, fact)
     if fact.kind is FactKind.WIPED and after.status is F and flag is None:
         _broken("a wiped sandbox goes to a person only if an operator asked for it", before, after, fact)

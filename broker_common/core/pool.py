@@ -137,6 +137,7 @@ def remove(sandbox: Sandbox, *, by: Actor, now: int, policy: Policy) -> Change:
     after = replace(
         moved(sandbox, Status.DELETED, now=now, order=now),
         stale_since=None,
+        quarantine=None,
         wipe=replace(sandbox.wipe, gone_at=None) if sandbox.wipe else None,
     )
     return change(sandbox, after, FactKind.REMOVED, by=by, now=now)

@@ -72,6 +72,9 @@ class State:
             flat(record).attempt_id is not None,
             flat(record).outcome_unknown,
             (flat(record).next_attempt_at or 0) <= self.now,
+            record.quarantine is not None,
+            record.is_cooling,
+            record.is_rested(self.now),
             record.status is Status.ALLOCATED and (flat(record).expires_at or 0) + HOUR // 2 <= self.now,
             record.status is Status.STALE and record.status_order + 24 * HOUR <= self.now,
             len(self.claims),
@@ -242,6 +245,7 @@ SINGLE: dict[str, Callable[[Play], object]] = {
     "release": release,
     "expire": lambda play: play.world.expirer.run(by=BY),
     "quarantine": lambda play: play.world.operations.quarantine(SANDBOX, by=BY, reason="odd"),
+    "lift quarantine": lambda play: play.world.operations.lift_quarantine(SANDBOX, by=BY),
     "retry deletion": lambda play: play.world.operations.retry_deletion(SANDBOX, by=BY),
     "bulk retry": lambda play: play.world.operations.bulk_retry(by=BY),
     "bulk delete stale": lambda play: play.world.purger.bulk_delete(Status.STALE, by=BY),
@@ -275,9 +279,9 @@ OPERATIONS: dict[str, Callable[[Play], object]] = {
 }
 
 
-def search(recycle: RecyclePolicy) -> dict[object, State]:
+def search(recycle: RecyclePolicy, *, cool_down_sec: int = 0) -> dict[object, State]:
     """Play every operation on every state that can be reached; returns those, or raises `Violation` with the way."""
-    policy = Policy(recycle=recycle, deletion_max_attempts=2, deletion_backoff_max_sec=60)
+    policy = Policy(recycle=recycle, deletion_max_attempts=2, deletion_backoff_max_sec=60, cool_down_sec=cool_down_sec)
     start = State(record=make_sandbox(SANDBOX), claims=(), now=START)
     found: dict[object, State] = {start.key(): start}
     ways: dict[object, tuple[str, ...]] = {start.key(): ()}
@@ -299,9 +303,12 @@ def search(recycle: RecyclePolicy) -> dict[object, State]:
     return found
 
 
-@pytest.mark.parametrize("recycle", RecyclePolicy)
-def test_no_sequence_of_operations_makes_a_used_sandbox_available(recycle: RecyclePolicy) -> None:
-    found = search(recycle)
+@pytest.mark.parametrize(
+    ("recycle", "cool_down_sec"), [*((recycle, 0) for recycle in RecyclePolicy), (RecyclePolicy.REUSE, 30)]
+)
+def test_no_sequence_of_operations_makes_a_used_sandbox_available(recycle: RecyclePolicy, cool_down_sec: int) -> None:
+    found = search(recycle, cool_down_sec=cool_down_sec)
+    assert any(state.record.is_cooling for state in found.values() if state.record) == bool(cool_down_sec)
     statuses = {state.record.status for state in found.values() if state.record}
     assert statuses == set(Status)
     assert any(state.record is None for state in found.values())

@@ -6,45 +6,55 @@ In one file, so that one process loads the pool.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_common.adapters.csp_client import CspClient
-from broker_common.adapters.dynamo_table import SHARDS
+from broker_common.adapters.dynamo_items import status_keys
+from broker_common.adapters.dynamo_store import DynamoStore
+from broker_common.adapters.dynamo_table import SHARDS, create_table
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.expiry import Expirer, ExpiryResult
+from broker_common.core.facts import Change
 from broker_common.core.guard import Guard
+from broker_common.core.lease import begin, candidate_of, end
 from broker_common.core.policy import Policy
-from broker_common.core.sandbox import Status
+from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.store import Allocated
 from broker_common.core.sync import Syncer
 from broker_common.core.telemetry import ProviderCalled
 from broker_common.services import BULK_THREADS
 from tests.bulk_load import load_records
-from tests.fakes import BY, START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder
+from tests.fakes import BY, START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder, make_claim
 from tests.provider.conftest import TOKEN
-from tests.size.conftest import ALLOCATED, AVAILABLE, DUE, held
+from tests.size.conftest import ALLOCATED, AVAILABLE, DUE, free, held
 from tests.world import World
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from redis import Redis
 
-    from broker_common.adapters.dynamo_store import DynamoStore
     from broker_common.core.sandbox import Account
     from tests.provider.conftest import MockCsp
     from tests.size.meter import Meter
 
 ALL = ALLOCATED + AVAILABLE
-PAGE = 1000
-"""Entries of the index that the store asks for at once."""
 BATCH = 100
-"""Items that DynamoDB reads by their keys at once."""
-PLACES = SHARDS * len(Status) + 1
-"""Where the index has sandboxes: each status in shards, and those that rest after a wipe. Each place ends by a short page."""
+"""Records that one BatchGetItem reads."""
+PLACES = sum(len(status_keys(status, SHARDS)) for status in Status)
+"""Where sandboxes stand in the index: each is asked for once, also if nothing stands there."""
+PAGE = 1000
+"""Items that the store asks for at once."""
+CLAIM_UNITS, SANDBOX_UNITS, FACT_UNITS = 2, 6, 4
+"""What a transaction writes of each, as DynamoDB Local counts: two units an item, and two for each index entry that is
+put or deleted. A change of status moves its entry; a fact comes with one. AWS counts one for each entry."""
+UNIT_BYTES = 4096
+MEGABYTE = 2**20
 
 
 @pytest.fixture
@@ -76,7 +86,7 @@ def a_guard() -> Guard:
 
 
 @pytest.mark.timeout(300)
-def test_a_sync_of_an_unchanged_pool_reads_list_and_records_once_and_writes_its_watermark_alone(
+def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_watermark_alone(
     store: DynamoStore, provider: CspClient, recorder: RecordingRecorder, meter: Meter
 ) -> None:
     syncer = Syncer(
@@ -95,13 +105,34 @@ def test_a_sync_of_an_unchanged_pool_reads_list_and_records_once_and_writes_its_
     assert result.synced == ALL
     assert (result.added, result.updated, result.restored, result.stale, result.removed) == (0, 0, 0, 0, 0)
     assert (result.skipped, result.overtaken, result.failed, result.missing) == (0, 0, 0, 0)
-    queries, batches = meter.calls["Query"], meter.calls["BatchGetItem"]
-    assert meter.calls == {"Query": queries, "BatchGetItem": batches, "GetItem": 1, "PutItem": 1}
-    assert meter.scanned["Query"] == ALL, "each sandbox's entry in the index"
-    assert queries <= meter.scanned["Query"] // PAGE + PLACES
-    assert batches == 2 * ALL // BATCH, "each sandbox, and its account's record"
-    assert meter.units["BatchGetItem"] / 2 == 2 * ALL, "each is read once; it is below 4 KB"
+    queries = meter.calls["Query"]
+    assert meter.calls == {"Query": queries, "BatchGetItem": 2 * ceil(ALL / BATCH), "GetItem": 1, "PutItem": 1}
+    assert meter.scanned["Query"] == ALL, "the index has each sandbox once; most of the table, its facts, is not read"
+    assert queries <= ALL // PAGE + PLACES
+    assert meter.units["Query"] / 2 * UNIT_BYTES <= queries * MEGABYTE, "no page is cut short by DynamoDB's own limit"
+    # Each sandbox, and its account's record: read by their keys, consistently, each is a unit however small.
+    assert meter.units["BatchGetItem"] / 2 == 2 * ALL
     assert len(recorder.of(ProviderCalled)) == 1
+
+
+def test_an_allocation_and_its_end_are_one_call_each_whatever_is_told_of_them(
+    client: DynamoDBClient, metered: DynamoDBClient, meter: Meter, accounts: list[Account]
+) -> None:
+    create_table(client, "size-units")
+    store = DynamoStore(metered, "size-units", clock=FakeClock(), rng=Random(7), recorder=RecordingRecorder())
+    sandbox = free(accounts[0], Random(8))
+    store.commit(Change(None, sandbox, None))
+    claim = make_claim(sandbox)
+    meter.clear()
+
+    assert store.allocate(candidate_of(sandbox), claim, by=BY, token="size-units") == Allocated()
+    assert meter.calls == {"TransactWriteItems": 1}
+    assert meter.units["TransactWriteItems"] / 2 == CLAIM_UNITS + SANDBOX_UNITS + FACT_UNITS
+    meter.clear()
+
+    store.commit(end(begin(sandbox, claim.lease, by=BY).result, reason=DeletionReason.MARKED, by=BY, now=START + 60))
+    assert meter.calls == {"TransactWriteItems": 1}
+    assert meter.units["TransactWriteItems"] / 2 == CLAIM_UNITS + SANDBOX_UNITS + FACT_UNITS
 
 
 @pytest.mark.timeout(300)

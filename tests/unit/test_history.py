@@ -12,7 +12,8 @@ from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind
 from broker_common.core.guard import MAX_AGE_SEC
 from broker_common.core.history import READ_AGAIN_SEC, Feed
 from broker_common.core.sandbox import Status
-from tests.fakes import BY, START, make_account, make_sandbox
+from broker_common.core.store import FactPage
+from tests.fakes import BY, START, StoreWrapper, make_account, make_sandbox
 from tests.lifecycle import check_history
 from tests.world import World
 
@@ -90,6 +91,29 @@ def test_the_history_of_a_sandbox_outlives_its_record(plain: World) -> None:
     plain.memory.seed(make_sandbox("old", status=Status.STALE))
     plain.purger.bulk_delete(Status.STALE, by=BY)
     assert [fact.kind for fact in plain.history.of_sandbox("old", limit=5, cursor=None).facts] == [FactKind.REMOVED]
+
+
+def test_facts_that_are_kept_no_longer_end_a_history_that_is_being_read(plain: World) -> None:
+    plain.memory.seed(make_sandbox("old", status=Status.STALE, dirty=True))
+    plain.purger.bulk_delete(Status.STALE, by=BY)
+    plain.provider.accounts = [make_account("other")]
+    plain.syncer.run(by=BY)
+    first = plain.history.of_sandbox("old", limit=1, cursor=None)
+    assert first.cursor is not None
+    plain.memory.facts.clear()
+    assert plain.history.of_sandbox("old", limit=1, cursor=first.cursor).facts == ()
+
+
+class Sparse(StoreWrapper):
+    """A store whose first page of a history has nothing on it."""
+
+    def read_history(self, sandbox_id: str, *, limit: int, cursor: str | None) -> FactPage:
+        return FactPage((), None if cursor else "more")
+
+
+def test_an_empty_page_that_is_not_the_last_one_does_not_say_that_there_is_no_sandbox() -> None:
+    world = World(wrap=Sparse)
+    assert world.history.of_sandbox("old", limit=1, cursor=None) == FactPage((), "more")
 
 
 def test_a_cursor_of_another_history_is_refused(plain: World) -> None:

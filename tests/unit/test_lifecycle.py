@@ -9,7 +9,20 @@ import pytest
 
 from broker_common.core.facts import Change, Fact, FactKind, change
 from tests.fakes import BY, START, changed
-from tests.lifecycle import A, D, F, L, P, S, Violation, check_change, check_history, check_record, kinds_of
+from tests.lifecycle import (
+    A,
+    D,
+    F,
+    L,
+    P,
+    S,
+    Violation,
+    check_change,
+    check_histories,
+    check_history,
+    check_record,
+    kinds_of,
+)
 from tests.unit.states import NOW, flagged, in_status, rested, taken
 
 if TYPE_CHECKING:
@@ -258,6 +271,34 @@ def test_a_fact_that_is_missing_from_a_history_is_noticed(lost: int) -> None:
 def test_a_history_that_cannot_be_is_named(rule: str, bad: list[Fact]) -> None:
     with pytest.raises(Violation, match=rule):
         check_history(bad)
+
+
+END = {"1": in_status(A, sandbox_id="1", version=14)}
+
+
+def test_facts_lead_to_the_records() -> None:
+    check_histories(LIFE, END)
+    check_histories(LIFE[:9], {"2": in_status(L, sandbox_id="2")})
+    held = in_status(L, sandbox_id="1", version=2, lease_id="x", allocated_to_track="track-of-x")
+    check_histories(LIFE[:2], {"1": held})
+
+
+@pytest.mark.parametrize(
+    ("rule", "facts", "records"),
+    [
+        ("where its last fact left it", LIFE, {}),
+        ("where its last fact left it", LIFE[:9], END),
+        ("where its last fact left it", LIFE[:2], END),
+        ("the lease that its last fact names", LIFE[:4], END),
+        ("versions grow", LIFE, {"1": in_status(A, sandbox_id="1", version=13)}),
+        ("each fact begins", [LIFE[0], LIFE[2]], END),
+    ],
+)
+def test_facts_that_do_not_lead_to_the_records_are_noticed(
+    rule: str, facts: list[Fact], records: dict[str, Sandbox]
+) -> None:
+    with pytest.raises(Violation, match=rule):
+        check_histories(facts, records)
 
 
 def test_what_does_not_exist_has_no_kinds() -> None:

@@ -84,6 +84,17 @@ def test_what_is_paused_already_stays_as_it_was_paused_first_and_has_no_second_f
     ]
 
 
+def test_what_this_process_has_just_set_is_not_asked_for_again_before_it_is_of_age() -> None:
+    bench = Bench()
+    bench.board.current()
+    bench.clock.advance(MAX_AGE_SEC - 1)
+    bench.board.set({"sync": True}, by=BY)
+    bench.store.calls.clear()
+    bench.clock.advance(MAX_AGE_SEC - 1)
+    assert bench.board.current().sync is not None
+    assert bench.store.calls["read_pauses"] == 0
+
+
 def test_setting_what_is_so_already_writes_nothing() -> None:
     bench = Bench()
     assert bench.board.set({"sync": False}, by=BY) == bench.board.set({}, by=BY) == Pauses()

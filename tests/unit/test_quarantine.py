@@ -19,8 +19,8 @@ from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
-from tests.fakes import BY, flat
-from tests.lifecycle import check_history
+from tests.fakes import BY, Crashed, flat
+from tests.lifecycle import check_histories
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ def give_back_and_wipe(world: World, *answers: WipeAnswer | Exception) -> Sandbo
 
 
 def told(world: World) -> list[FactKind]:
-    facts = [fact for fact in world.memory.facts if isinstance(fact, Fact)]
-    check_history(facts)
-    return [fact.kind for fact in facts]
+    check_histories(world.memory.facts, world.memory.dump()[0])
+    return [fact.kind for fact in world.memory.facts if isinstance(fact, Fact)]
 
 
 def test_its_track_keeps_it_and_gives_it_back_as_ever() -> None:
@@ -196,6 +195,23 @@ def test_the_outcome_of_an_attempt_is_not_written_on_the_next_one(plain: World) 
     assert while_called(plain, overtake, WipeAnswer.WIPED).outcome is DeleteOutcome.NOT_DUE
     record = plain.record("sbx-0")
     assert (record.status, record.dirty, record.quarantine) == (Status.PENDING_DELETION, True, "smells")
+
+
+def test_the_outcome_of_an_attempt_is_not_written_on_the_next_one_while_that_is_open(plain: World) -> None:
+    plain.pending()
+
+    def crash(_: str) -> None:
+        raise Crashed
+
+    def overtake() -> None:
+        plain.provider.during_delete = crash
+        plain.clock.advance(plain.policy.attempt_window_sec)
+        with pytest.raises(Crashed):
+            plain.cleaner.delete_sandbox("sbx-0", by=BY)
+
+    assert while_called(plain, overtake, WipeAnswer.WIPED).outcome is DeleteOutcome.NOT_DUE
+    record = flat(plain.record("sbx-0"))
+    assert (record.status, record.dirty, record.attempt_id is not None) == (Status.PENDING_DELETION, True, True)
 
 
 def test_it_is_not_handed_out_again_until_a_person_has_had_it_wiped_again() -> None:

@@ -20,7 +20,7 @@ from broker_common.core.ports import WipeAnswer
 from broker_common.core.principals import Actor, job_actor
 from broker_common.core.sandbox import Status
 from tests.fakes import BY, START, Crashed, Fault, FlakyStore, MemoryStore, make_account, make_sandbox
-from tests.lifecycle import check_history
+from tests.lifecycle import check_histories
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Told:
 
 def told(world: World, sandbox_id: str = "sbx-0") -> list[Told]:
     """Return what was told of a sandbox, oldest first, after making sure that it fits together."""
+    check_histories(world.memory.facts, world.memory.dump()[0])
     facts = [fact for fact in world.memory.facts if isinstance(fact, Fact) and fact.sandbox_id == sandbox_id]
-    check_history(facts)
     return [Told(each.kind, each.principal, each.request_id, each.status_before, each.status) for each in facts]
 
 
