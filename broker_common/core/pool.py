@@ -113,7 +113,7 @@ def lift_quarantine(sandbox: Sandbox, *, by: Actor, now: int) -> Change | None:
     """Let a sandbox go the usual way once it is wiped; None if nothing else was asked for."""
     if sandbox.status not in {Status.ALLOCATED, Status.PENDING_DELETION}:
         raise InvalidTransition(
-            f"sandbox {sandbox.sandbox_id} is {sandbox.status}: a quarantine can be lifted only while a sandbox is held"
+            f"sandbox {sandbox.sandbox_id} is {sandbox.status}: quarantine can be lifted only while a sandbox is held"
             " or waits to be wiped; retry-deletion brings back one that is set aside"
         )
     if sandbox.quarantine is None:
