@@ -335,7 +335,7 @@ class StatsSchema(Schema):
 
     available = _whole("May be allocated", 42)
     allocated = _whole("Held by a track", 7)
-    pending_deletion = _whole("Wait for the provider to wipe them", 1)
+    pending_deletion = _whole("Wait for the provider to wipe them, or rest after their wipe", 1)
     stale = _whole("Out of service until a sync sees them")
     deletion_failed = _whole("Need a person")
     total = _whole("All of these", 50)

@@ -398,7 +398,7 @@ class MemoryStore:
                 self._check_account(sandbox)
             self._accounts |= {sandbox.account_key: sandbox.sandbox_id for sandbox in sandboxes}
 
-    def read_all(self) -> Pool:
+    def read_all(self, *, with_accounts: bool = True) -> Pool:
         with self._called("read_all"):
             readable = [self._records[each] for each in self._met() if each not in self._spoiled]
             keys = {record.account_key for record in readable} & self._accounts.keys()
@@ -683,8 +683,8 @@ class StoreWrapper:
     def record_accounts(self, *sandboxes: Sandbox) -> None:
         self._call("record_accounts", lambda: self.inner.record_accounts(*sandboxes))
 
-    def read_all(self) -> Pool:
-        return self._call("read_all", self.inner.read_all)
+    def read_all(self, *, with_accounts: bool = True) -> Pool:
+        return self._call("read_all", lambda: self.inner.read_all(with_accounts=with_accounts))
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         return self._call("read_removed", lambda: self.inner.read_removed(sandbox_ids))

@@ -20,12 +20,13 @@ from broker_common.adapters.dynamo_items import (
     sandbox_key,
     shard_of,
     status_key,
+    unless_newer,
 )
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import schema
 from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
 from broker_common.core.facts import allocated
-from broker_common.core.flat import flatten, of_lease, of_wipe
+from broker_common.core.flat import flatten, of_allocation
 from broker_common.core.ids import new_id
 from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status
 from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Conflict, Contended
@@ -122,21 +123,13 @@ class DynamoCommits(DynamoBase):
             self._write_all(*map(self._put_account, sandboxes))
 
     def _allocation(self, candidate: Candidate, claim: Claim, version: int) -> Mapping[str, Any]:
-        """Return every attribute that an allocation sets, of a record that was not read."""
-        return {
-            "status": Status.ALLOCATED,
-            "status_key": status_key(Status.ALLOCATED, shard_of(candidate.sandbox_id, self._shards)),
-            "status_order": claim.lease.expires_at,
-            "version": version,
-            "updated_at": claim.lease.allocated_at,
-            "dirty": True,
-            **of_lease(claim.lease),
-            **of_wipe(None),
-            "stale_since": None,
-        }
+        place = status_key(Status.ALLOCATED, shard_of(candidate.sandbox_id, self._shards))
+        return {**of_allocation(claim.lease, version=version), "status_key": place}
 
     def _commit_one(self, change: Change) -> None:
         before, after = change.before, change.after
+        if change.fact is None and _needs_fact(change):
+            raise ValueError(f"sandbox {change.sandbox_id}: a change of status or holder without its fact")
         if before is None and after is not None:
             met = self._write_with_account(after, *self._adding(change)[1:])
             if met is not None:
@@ -253,33 +246,39 @@ class DynamoCommits(DynamoBase):
 
     def _drop_claim(self, track_id: str, idempotency_key: str, lease_id: str) -> Item:
         return {
-            "Delete": {
-                "TableName": self._table,
-                "Key": claim_key(track_id, idempotency_key),
-                "ConditionExpression": "attribute_not_exists(PK) OR lease_id = :lease",
-                "ExpressionAttributeValues": {":lease": {"S": lease_id}},
-            }
+            "Delete": unless_newer(
+                {
+                    "TableName": self._table,
+                    "Key": claim_key(track_id, idempotency_key),
+                    "ConditionExpression": "attribute_not_exists(PK) OR lease_id = :lease",
+                    "ExpressionAttributeValues": {":lease": {"S": lease_id}},
+                }
+            )
         }
 
     def _put_account(self, sandbox: Sandbox, *, instead_of: str | None = None) -> Item:
         return {
-            "Put": {
-                "TableName": self._table,
-                "Item": encode_account(sandbox),
-                "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
-                "ExpressionAttributeValues": {":owner": {"S": instead_of or sandbox.sandbox_id}},
-                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-            }
+            "Put": unless_newer(
+                {
+                    "TableName": self._table,
+                    "Item": encode_account(sandbox),
+                    "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
+                    "ExpressionAttributeValues": {":owner": {"S": instead_of or sandbox.sandbox_id}},
+                    "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+                }
+            )
         }
 
     def _drop_account(self, sandbox: Sandbox) -> Item:
         return {
-            "Delete": {
-                "TableName": self._table,
-                "Key": account_item_key(sandbox.account_key),
-                "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
-                "ExpressionAttributeValues": {":owner": {"S": sandbox.sandbox_id}},
-            }
+            "Delete": unless_newer(
+                {
+                    "TableName": self._table,
+                    "Key": account_item_key(sandbox.account_key),
+                    "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
+                    "ExpressionAttributeValues": {":owner": {"S": sandbox.sandbox_id}},
+                }
+            )
         }
 
     def _unchanged(self, sandbox_id: str, known: Sandbox | None) -> Item:
@@ -287,17 +286,13 @@ class DynamoCommits(DynamoBase):
         on = {"TableName": self._table, "Key": sandbox_key(sandbox_id)}
         if known is None:
             return {"Delete": {**on, "ConditionExpression": "attribute_not_exists(PK)"}}
-        return {
-            "Update": {
-                **on,
-                "UpdateExpression": "SET sandbox_id = :same",
-                "ConditionExpression": "version = :version",
-                "ExpressionAttributeValues": {
-                    ":same": {"S": sandbox_id},
-                    ":version": {"N": str(known.version)},
-                },
-            }
+        same = {
+            **on,
+            "UpdateExpression": "SET sandbox_id = :same",
+            "ConditionExpression": "version = :version",
+            "ExpressionAttributeValues": {":same": {"S": sandbox_id}, ":version": {"N": str(known.version)}},
         }
+        return {"Update": unless_newer(same)}
 
     def _difference(self, before: Sandbox, after: Sandbox) -> Item:
         """Build the update of what differs, so that attributes that this release does not know stay as they are."""
@@ -341,6 +336,11 @@ class DynamoCommits(DynamoBase):
             raise Conflict(
                 f"sandbox {known.sandbox_id if known else '?'} was changed by another writer", current=current
             )
+
+
+def _needs_fact(change: Change) -> bool:
+    before, after = change.before, change.after
+    return before is None or after is None or (before.status, before.lease) != (after.status, after.lease)
 
 
 def _as_read(place: str, version: int) -> Item:

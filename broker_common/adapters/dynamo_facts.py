@@ -159,16 +159,16 @@ def decode_feed_cursor(cursor: str, shards: int) -> tuple[int, list[Mark]]:
     """Return since when the feed is read, and the mark of each shard; raises `InvalidInput` for anything not ours."""
     match _decode_cursor(cursor):
         case ["feed", int(since), list(shown)] if len(shown) == shards and 0 <= since < ORDER_LIMIT:
-            marks = [_mark(shard, each) for shard, each in enumerate(shown)]
+            marks = [_mark(shard, each, since) for shard, each in enumerate(shown)]
             if all(mark is not None or each is None for mark, each in zip(marks, shown, strict=True)):
                 return since, marks
     raise InvalidInput("cursor: was not given by this feed")
 
 
-def _mark(shard: int, shown: object) -> Mark:
+def _mark(shard: int, shown: object, since: int) -> Mark:
     match shown:
         case [str(order), str(partition), str(sort)] if (
-            order.isascii() and order.isdigit() and int(order) < ORDER_LIMIT and partition and sort
+            order.isascii() and order.isdigit() and since * 1000 <= int(order) < ORDER_LIMIT and partition and sort
         ):
             return {
                 "PK": {"S": partition},

@@ -43,7 +43,7 @@ PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
 ELSEWHERE = "elsewhere"
 """The part of a listing that has what stands nowhere in the index where this release looks."""
 _COOLING = f"{Status.PENDING_DELETION}/cooling#0"
-"""Where a wiped sandbox rests in the index: it does not wait for deletion, so it is not counted among those that do."""
+"""Where a wiped sandbox rests in the index: apart from those whose deletion is waited for."""
 TTL = "ttl"
 """The attribute by which DynamoDB removes facts. Sandboxes and claims never have it."""
 
@@ -122,7 +122,11 @@ def encode_sandbox(sandbox: Sandbox, shards: int) -> Item:
 
 def encode_account(sandbox: Sandbox) -> Item:
     """Return the whole item that says which sandbox has an account."""
-    return {**account_item_key(sandbox.account_key), "sandbox_id": {"S": sandbox.sandbox_id}}
+    return {
+        **account_item_key(sandbox.account_key),
+        "sandbox_id": {"S": sandbox.sandbox_id},
+        "schema": encode(schema.WRITTEN),
+    }
 
 
 def decode_sandbox(item: Item, shards: int) -> Sandbox:
@@ -195,17 +199,13 @@ def order_of(item: Item) -> int:
         raise StoreUnavailable("DynamoDB did not answer: a key of the index without its order") from error
 
 
-def encode_watermark(watermark: Watermark) -> Item:
-    """Return the watermark's whole item."""
-    return {**SYNC_KEY, "synced_at": encode(watermark.synced_at), "accounts": encode(watermark.accounts)}
-
-
 def decode_watermark(item: Item) -> Watermark:
     """Return the watermark of an item; raises `UnreadableRecord`."""
     try:
-        return Watermark(**read_fields(item, _WATERMARK_FIELDS))
+        values = read_fields(item, _WATERMARK_FIELDS)
     except ValueError as error:
         raise UnreadableRecord("the record of the last sync", str(error)) from error
+    return Watermark(synced_at=values["synced_at"], accounts=values["accounts"])
 
 
 def synced_at_of(item: Item) -> int:
@@ -285,17 +285,20 @@ def fields_of(required: Mapping[str, type], optional: Mapping[str, type]) -> tup
     )
 
 
-_SCHEMA = {"schema": int}
+_SCHEMA: Mapping[str, type] = {"schema": int}
 _SANDBOX_FIELDS = fields_of(SANDBOX_FIELDS, {**OPTIONAL_SANDBOX_FIELDS, **_SCHEMA})
 _REQUESTED_AT = fields_of({}, {"deletion_requested_at": int})
 _CLAIM_FIELDS = fields_of(CLAIM_FIELDS, {**OPTIONAL_CLAIM_FIELDS, **_SCHEMA})
 _CANDIDATE_FIELDS = fields_of({"version": int, "name": str, "external_id": str}, {"sfdc_account_id": str})
-_WATERMARK_FIELDS = fields_of({"synced_at": int, "accounts": int}, {})
+_WATERMARK_FIELDS = fields_of({"synced_at": int, "accounts": int}, _SCHEMA)
 _PAUSES_FIELDS = fields_of(
     {},
-    dict.fromkeys(PAUSABLE, bool)
-    | {f"{name}_by": str for name in PAUSABLE}
-    | {f"{name}_since": int for name in PAUSABLE},
+    {
+        **dict.fromkeys(PAUSABLE, bool),
+        **{f"{name}_by": str for name in PAUSABLE},
+        **{f"{name}_since": int for name in PAUSABLE},
+        **_SCHEMA,
+    },
 )
 
 
@@ -392,6 +395,17 @@ _ALLOCATABLE_VALUES = {
     ":bool": encode("BOOL"),
     **{f":{reason.name}": encode(reason) for reason in DeletionReason},
 }
+
+
+def unless_newer(write: Item) -> Item:
+    """Return a write with the further condition that its record is of no newer schema than this release knows."""
+    return write | {
+        "ConditionExpression": f"({write['ConditionExpression']})"
+        " AND (attribute_not_exists(#schema) OR #schema BETWEEN :zero AND :known)",
+        "ExpressionAttributeNames": write.get("ExpressionAttributeNames", {}) | {"#schema": "schema"},
+        "ExpressionAttributeValues": write["ExpressionAttributeValues"]
+        | {":zero": encode(0), ":known": encode(schema.KNOWN)},
+    }
 
 
 def only_if_allocatable(update: Item, sandbox_id: str) -> Item:

@@ -13,9 +13,9 @@ from broker_common.adapters.dynamo_items import (
     decode_pauses,
     decode_watermark,
     encode,
-    encode_watermark,
     status_keys,
     synced_at_of,
+    unless_newer,
 )
 from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, Layout, decode_layout, index_problem
 from broker_common.adapters.dynamo_time import time_of
@@ -39,15 +39,16 @@ class DynamoPoolState(DynamoBase):
         return self._readable(decode_watermark, item) if item else None
 
     def write_watermark(self, watermark: Watermark) -> None:
-        """Implement the port: a put on the condition that time goes forward."""
+        """Implement the port: an update on the condition that time goes forward."""
+        update = {
+            "TableName": self._table,
+            "Key": SYNC_KEY,
+            "UpdateExpression": "SET synced_at = :now, accounts = :accounts",
+            "ConditionExpression": "attribute_not_exists(PK) OR synced_at <= :now",
+            "ExpressionAttributeValues": {":now": encode(watermark.synced_at), ":accounts": encode(watermark.accounts)},
+        }
         try:
-            self._transport.write(
-                "put_item",
-                TableName=self._table,
-                Item=encode_watermark(watermark),
-                ConditionExpression="attribute_not_exists(PK) OR synced_at <= :now",
-                ExpressionAttributeValues={":now": {"N": str(watermark.synced_at)}},
-            )
+            self._transport.write("update_item", **unless_newer(update))
         except ConditionFailed:
             return
 
@@ -90,7 +91,7 @@ class DynamoPoolState(DynamoBase):
             self._transport.write(
                 "transact_write_items",
                 ClientRequestToken=new_id(self._rng),
-                TransactItems=[{"Update": update}, *map(self._tell_of_pool, facts)],
+                TransactItems=[{"Update": unless_newer(update)}, *map(self._tell_of_pool, facts)],
             )
         except ConditionFailed as failed:
             current = self.read_pauses()
@@ -176,11 +177,12 @@ class DynamoPoolState(DynamoBase):
                 TableName=self._table,
                 Key=LAYOUT_KEY,
                 UpdateExpression="SET upgrade_finished = :this",
-                ConditionExpression="attribute_exists(PK)",
+                ConditionExpression="attribute_exists(PK)"
+                " AND (attribute_not_exists(upgrade_finished) OR upgrade_finished <= :this)",
                 ExpressionAttributeValues={":this": encode(schema.UPGRADE)},
             )
         except ConditionFailed:
-            self._layout(None)
+            self._layout(self._get(LAYOUT_KEY))  # that of a later release stays
 
     def _describe(self) -> Item:
         try:

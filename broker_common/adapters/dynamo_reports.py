@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker_common.adapters.dynamo_base import PAGE, DynamoBase
+from broker_common.adapters.dynamo_base import DynamoBase
 from broker_common.adapters.dynamo_facts import (
     FACTS,
     Mark,
@@ -35,6 +35,7 @@ from broker_common.adapters.dynamo_items import (
     status_keys,
 )
 from broker_common.adapters.dynamo_table import INDEX
+from broker_common.core.deadline import time_left
 from broker_common.core.errors import UnreadableRecord
 from broker_common.core.facts import Fact
 from broker_common.core.parallel import for_each
@@ -47,14 +48,16 @@ if TYPE_CHECKING:
 
 _THREADS = 8
 _BATCH = 100
+_SCAN_MARGIN_SEC = 2.0
+"""What must be left of a request's time to look at another page of the whole table."""
 _IN_ORDER: Item = {":zero": {"N": "0"}, ":highest": {"N": str(ORDER_LIMIT - 1)}}
 
 
 class DynamoReports(DynamoBase):
     """`Reports` on one DynamoDB table."""
 
-    def read_all(self) -> Pool:
-        """Implement the port: keys from the index, then consistent reads of sandboxes and accounts.
+    def read_all(self, *, with_accounts: bool = True) -> Pool:
+        """Implement the port: keys from the index, then consistent reads of sandboxes, and of accounts.
 
         Never a scan: most of the table are facts.
         """
@@ -72,7 +75,7 @@ class DynamoReports(DynamoBase):
         # What moves while it is read may be met twice.
         ids = list(dict.fromkeys(each for found in for_each(read_ids, places, threads=_THREADS) for each in found))
         sandboxes, unreadable = self._decode_many(self._get_parallel([sandbox_key(each) for each in ids]))
-        keys = dict.fromkeys(sandbox.account_key for sandbox in sandboxes)
+        keys = dict.fromkeys(sandbox.account_key for sandbox in sandboxes) if with_accounts else ()
         accounts = self._get_parallel([account_item_key(key) for key in keys])
         recorded = {account_key_of(item): item["sandbox_id"]["S"] for item in accounts}
         return Pool(tuple(sandboxes), recorded, tuple(unreadable))
@@ -101,10 +104,14 @@ class DynamoReports(DynamoBase):
         ids: list[str] = []
         while part < len(parts) and len(ids) < limit:
             if parts[part] == ELSEWHERE:
-                if not ids:
-                    ids, start = self._find_elsewhere(places, start, limit=limit)
-                    part += 0 if start else 1
-                break
+                if ids:
+                    break
+                ids, start = self._find_elsewhere(places, start, limit=limit)
+                part += 0 if start else 1
+                # Most of the table are facts: many pages have nothing.
+                if time_left(self._clock) < _SCAN_MARGIN_SEC:
+                    break
+                continue
             request: Item = {
                 "TableName": self._table,
                 "IndexName": INDEX,
@@ -244,12 +251,11 @@ class DynamoReports(DynamoBase):
     def _find_elsewhere(self, places: list[str], start: Item | None, *, limit: int) -> tuple[list[str], Item | None]:
         """Return the next ids of sandboxes that stand at none of these places of the index, and where to read on.
 
-        Looks at a thousand items, so that it may find none and yet not be at the end.
+        Looks at one page of the table, so that it may find none and yet not be at the end.
         """
         names = {f":place{number}": {"S": place} for number, place in enumerate(places)}
         request: Item = {
             "TableName": self._table,
-            "Limit": PAGE,
             "FilterExpression": "SK = :meta AND (attribute_not_exists(status_key) OR attribute_not_exists(status_order)"
             f" OR NOT status_order BETWEEN :zero AND :highest OR NOT status_key IN ({', '.join(names)}))",
             "ExpressionAttributeValues": {":meta": {"S": "META"}, **_IN_ORDER, **names},

@@ -1,6 +1,6 @@
 """Calls of DynamoDB: each within the request's deadline, again where that is safe, recorded, its errors translated.
 
-What is asked for, and what an answer means for the pool, is `dynamo_store`'s business.
+What is asked for, and what an answer means for the pool, stands in the parts of `dynamo_store`.
 """
 
 from __future__ import annotations

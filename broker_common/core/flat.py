@@ -116,6 +116,20 @@ def of_wipe(wipe: Wipe | None) -> Flat:
     }
 
 
+def of_allocation(lease: Lease, *, version: int) -> Flat:
+    """Return every field of a sandbox that an allocation sets, so that it need not have been read."""
+    return {
+        "status": Status.ALLOCATED,
+        "status_order": lease.expires_at,
+        "version": version,
+        "updated_at": lease.allocated_at,
+        "dirty": True,
+        **of_lease(lease),
+        **of_wipe(None),
+        "stale_since": None,
+    }
+
+
 def flatten_claim(claim: Claim) -> Flat:
     """Return every field of a claim."""
     lease = claim.lease

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker_common.core.ports import Clock, Recorder, TableMemory
-    from broker_common.core.store import SandboxStore, TableState
+    from broker_common.core.store import PoolState, TableState
 
 MAX_AGE_SEC = 3.0
 """Callers rely on five seconds; a look at the store may take up the rest."""
@@ -38,9 +38,7 @@ class Guard:
     not answer refuses everything by itself.
     """
 
-    def __init__(
-        self, *, store: SandboxStore, memory: TableMemory, recorder: Recorder, clock: Clock, rng: Random
-    ) -> None:
+    def __init__(self, *, store: PoolState, memory: TableMemory, recorder: Recorder, clock: Clock, rng: Random) -> None:
         self._store = store
         self._memory = memory
         self._recorder = recorder

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from broker_common.core.errors import InvalidInput, SandboxNotFound, UpgradeUnfinished
+from broker_common.core.clock_check import MAX_DIFFERENCE_SEC
+from broker_common.core.errors import ClockWrong, InvalidInput, SandboxNotFound, UpgradeUnfinished
 from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind
 
 if TYPE_CHECKING:
@@ -13,8 +15,12 @@ if TYPE_CHECKING:
     from broker_common.core.ports import Clock
     from broker_common.core.store import Commits, FactPage, Reports
 
-READ_AGAIN_SEC = 120
-"""How far back a feed that has reached its end reads again: longer than the index lags and clocks differ."""
+READ_AGAIN_SEC = 120 + MAX_DIFFERENCE_SEC
+"""How far back a feed that has reached its end reads again.
+
+Readers rely on 120 seconds. The reader's clock may be ahead of the store's, and the writer's behind it, each by as much
+as is borne; beyond both, the index lags.
+"""
 _FROM, _ON = "f", "c"
 
 
@@ -61,30 +67,45 @@ class History:
         Reads on after the cursor `after`, or from `since` (Unix seconds) on, or from the oldest that is kept. It is at
         least once: the cursor of a feed's end reads the last `READ_AGAIN_SEC` again, and a reader drops what it knows.
         `kind` and `track_id` leave out other facts, so that an empty page is not the end. Raises `UpgradeUnfinished`,
-        and `InvalidInput` for a cursor that was not given by a feed.
+        `ClockWrong`, and `InvalidInput` for a cursor that was not given by a feed.
         """
         self._check()
-        began, cursor = self._position(after, since)
         now = self._clock.now()
-        page = self._reports.read_feed(since=began, cursor=cursor, limit=limit)
+        place = self._place(after, since, now)
+        page = self._reports.read_feed(since=place.floor, cursor=place.cursor, limit=limit)
         facts = tuple(fact for fact in page.facts if _is_wanted(fact, kind, track_id))
-        read_on = f"{_FROM}{max(began, now - READ_AGAIN_SEC)}" if page.is_last else f"{_ON}{page.cursor}"
+        if page.is_last:
+            # What shows up late is not before what this round could have met at its start.
+            read_on = f"{_FROM}{max(min(place.floor, place.began), place.began - READ_AGAIN_SEC, 0)}"
+        else:
+            read_on = f"{_ON}{place.began}.{place.floor}.{page.cursor}"
         return Feed(facts, read_on, page.is_last)
 
     @staticmethod
-    def _position(after: str | None, since: int | None) -> tuple[int, str | None]:
+    def _place(after: str | None, since: int | None, now: int) -> _Place:
+        """Return where to read on; raises `InvalidInput`."""
         if after is None:
-            return since or 0, None
-        if after.startswith(_ON):
-            return 0, after.removeprefix(_ON)
-        text = after.removeprefix(_FROM)
-        if after.startswith(_FROM) and text.isascii() and text.isdigit() and len(text) <= len(str(2**53)):
-            return int(text), None
+            return _Place(now, since or 0)
+        if found := re.fullmatch(rf"{_FROM}(\d{{1,15}})", after, re.ASCII):
+            return _Place(now, int(found[1]))
+        if found := re.fullmatch(rf"{_ON}(\d{{1,15}})\.(\d{{1,15}})\.(.+)", after, re.ASCII | re.DOTALL):
+            return _Place(min(now, int(found[1])), int(found[2]), found[3])
         raise InvalidInput("after: was not given by this feed")
 
     def _check(self) -> None:
         if not self._guard.is_upgraded():
             raise UpgradeUnfinished("to read facts, which are not complete yet,")
+        if problem := self._guard.clock_problem():
+            raise ClockWrong(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a feed is read on: when the round began, the earliest fact that is wanted, and the store's cursor in it."""
+
+    began: int
+    floor: int
+    cursor: str | None = None
 
 
 def _is_wanted(fact: Fact | PoolFact, kind: FactKind | PoolFactKind | None, track_id: str | None) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from broker_common.core.facts import Change, FactKind, allocated, change
+from broker_common.core.flat import flatten, of_allocation, sandbox_of
 from broker_common.core.sandbox import (
     Candidate,
     Claim,
@@ -58,19 +59,8 @@ def begin(sandbox: Sandbox, lease: Lease, *, by: Actor) -> Change:
     """Give an available sandbox to a lease's track."""
     if sandbox.status is not Status.AVAILABLE:
         raise not_allowed(sandbox, Status.ALLOCATED)
-    last = sandbox.last_lease
-    held = replace(
-        sandbox,
-        status=Status.ALLOCATED,
-        status_order=lease.expires_at,
-        version=next_version(sandbox.version, lease.allocated_at),
-        updated_at=lease.allocated_at,
-        dirty=True,
-        lease=lease,
-        last_lease=EndedLease(lease_id=last.lease_id, track_id=last.track_id) if last else None,
-        wipe=None,
-        stale_since=None,
-    )
+    version = next_version(sandbox.version, lease.allocated_at)
+    held = sandbox_of({**flatten(sandbox), **of_allocation(lease, version=version)})
     candidate = candidate_of(sandbox)
     return Change(sandbox, held, allocated(candidate, claim_on(candidate, lease), by=by))
 

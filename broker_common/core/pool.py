@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from broker_common.core.errors import InvalidTransition
-from broker_common.core.facts import Change, FactKind, change
+from broker_common.core.facts import Change, Detail, FactKind, change
 from broker_common.core.policy import RecyclePolicy
 from broker_common.core.sandbox import (
     Account,
@@ -18,7 +18,7 @@ from broker_common.core.sandbox import (
     not_allowed,
     touched,
 )
-from broker_common.core.wipe import wipe_again
+from broker_common.core.wipe import asked_again
 
 if TYPE_CHECKING:
     from broker_common.core.policy import Policy
@@ -73,28 +73,23 @@ def restore(sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: i
         stale_since=None,
         wipe=replace(sandbox.wipe, gone_at=None) if sandbox.wipe else None,
     )
+    details = _described_before(sandbox, account)
     if sandbox.dirty:
-        return replace(wipe_again(seen, by=by, now=now, kind=FactKind.RESTORED), before=sandbox)
+        return change(sandbox, asked_again(seen, now=now), FactKind.RESTORED, by=by, now=now, details=details)
     seen = replace(seen, wipe=replace(seen.wipe, outcome_unknown=False) if seen.wipe else None)
-    return change(sandbox, moved(seen, Status.AVAILABLE, now=now, order=order), FactKind.RESTORED, by=by, now=now)
+    after = moved(seen, Status.AVAILABLE, now=now, order=order)
+    return change(sandbox, after, FactKind.RESTORED, by=by, now=now, details=details)
 
 
-def describe(sandbox: Sandbox, account: Account, *, by: Actor, now: int) -> Change | None:
-    """Take over the provider's present name and ids of a sandbox; None if nothing changed."""
-    seen = _with_account(sandbox, account)
-    if seen == sandbox:
-        return None
-    after = replace(touched(seen, now=now), last_synced=now)
-    details = {
-        f"{name}_before": old
-        for name, old, new in (
-            ("name", sandbox.name, seen.name),
-            ("external_id", sandbox.external_id, seen.external_id),
-            ("sfdc_account_id", sandbox.sfdc_account_id, seen.sfdc_account_id),
-        )
-        if old != new
-    }
-    return change(sandbox, after, FactKind.UPDATED, by=by, now=now, details=details)
+def differs(sandbox: Sandbox, account: Account) -> bool:
+    """Tell whether the provider has another name or other ids for a sandbox than its record."""
+    return _with_account(sandbox, account) != sandbox
+
+
+def describe(sandbox: Sandbox, account: Account, *, by: Actor, now: int) -> Change:
+    """Take over the provider's present name and ids of a sandbox."""
+    after = replace(touched(_with_account(sandbox, account), now=now), last_synced=now)
+    return change(sandbox, after, FactKind.UPDATED, by=by, now=now, details=_described_before(sandbox, account))
 
 
 def quarantine(sandbox: Sandbox, *, reason: str, by: Actor, now: int) -> Change:
@@ -145,3 +140,10 @@ def remove(sandbox: Sandbox, *, by: Actor, now: int, policy: Policy) -> Change:
 
 def _with_account(sandbox: Sandbox, account: Account) -> Sandbox:
     return replace(sandbox, name=account.name, external_id=account.external_id, sfdc_account_id=account.sfdc_account_id)
+
+
+def _described_before(sandbox: Sandbox, account: Account) -> dict[str, Detail | None]:
+    """Return what the provider said of a sandbox before, as far as that is another name or id."""
+    seen = _with_account(sandbox, account)
+    names = ("name", "external_id", "sfdc_account_id")
+    return {f"{name}_before": getattr(sandbox, name) for name in names if getattr(sandbox, name) != getattr(seen, name)}

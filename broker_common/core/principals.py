@@ -15,7 +15,7 @@ class Role(StrEnum):
     VIEWER = "viewer"
     """Every GET of the operators' calls."""
     OPERATOR = "operator"
-    """Also: jobs, pauses, release, extend, quarantine, retry."""
+    """Also: jobs, pauses, release, quarantine, retry."""
     ADMIN = "admin"
     """Also: bulk delete, and what configures the broker."""
 

@@ -302,8 +302,8 @@ class FeedPage:
 class Reports(Protocol):
     """What jobs and operators read of many records."""
 
-    def read_all(self) -> Pool:
-        """Read every sandbox, and the records of their accounts."""
+    def read_all(self, *, with_accounts: bool = True) -> Pool:
+        """Read every sandbox, and the records of their accounts unless these are not wanted."""
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         """Return the version of the last fact of those sandboxes whose record was removed, as long as that is kept."""

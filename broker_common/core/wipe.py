@@ -152,11 +152,10 @@ def contradict(sandbox: Sandbox, *, retry_at: int, by: Actor, now: int, policy: 
     return change(sandbox, after, FactKind.WIPE_FAILED, by=by, now=now, details={"tries": wipe.tries, "error": error})
 
 
-def wipe_again(sandbox: Sandbox, *, by: Actor, now: int, kind: FactKind) -> Change:
-    """Send a dirty sandbox that was out of service to be wiped, with a fresh count of attempts."""
+def asked_again(sandbox: Sandbox, *, now: int) -> Sandbox:
+    """Return a sandbox that was out of service and waits to be wiped, with a fresh count of attempts."""
     wipe = replace(_asked_again(sandbox.wipe or Wipe(), now), next_attempt_at=now, tries=0)
-    after = replace(moved(sandbox, Status.PENDING_DELETION, now=now, order=now), wipe=wipe)
-    return change(sandbox, after, kind, by=by, now=now)
+    return replace(moved(sandbox, Status.PENDING_DELETION, now=now, order=now), wipe=wipe)
 
 
 def retry_deletion(sandbox: Sandbox, *, by: Actor, now: int) -> Change:
@@ -164,8 +163,8 @@ def retry_deletion(sandbox: Sandbox, *, by: Actor, now: int) -> Change:
     if sandbox.status is not Status.DELETION_FAILED:
         raise not_allowed(sandbox, Status.PENDING_DELETION)
     wipe = replace(sandbox.wipe or Wipe(), reason=DeletionReason.RETRIED)
-    asked = wipe_again(replace(sandbox, wipe=wipe, quarantine=None), by=by, now=now, kind=FactKind.RETRIED)
-    return replace(asked, before=sandbox)
+    after = asked_again(replace(sandbox, wipe=wipe, quarantine=None), now=now)
+    return change(sandbox, after, FactKind.RETRIED, by=by, now=now)
 
 
 def _open_attempt(sandbox: Sandbox, *, outcome_unknown: bool = False) -> Wipe:
