@@ -44,6 +44,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
     ("GET", "/v1/admin/sandboxes/<sandbox_id>/history"): READERS,
     ("GET", "/v1/admin/events"): READERS,
+    ("GET", "/v1/admin/jobs"): READERS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): OPERATORS,
     ("POST", "/v1/admin/bulk-retry"): OPERATORS,
     ("POST", "/v1/admin/bulk-delete"): ADMINS,

@@ -41,6 +41,7 @@ from broker_common.core.errors import (
     SandboxNotFound,
     StoreUnavailable,
     SyncBraked,
+    TableChanged,
 )
 from broker_common.core.facts import Fact
 from broker_common.core.policy import Policy, RecyclePolicy
@@ -146,6 +147,7 @@ class Promises(RuleBasedStateMachine):
         self.answer: Any = WipeAnswer.WIPED
         self.writes: list[tuple[Sandbox | None, Sandbox | None]] = []
         """Every write of a record, as it was before and after."""
+        self.is_emptied = False
         self.checked = 0
         """How many facts were held against their writes."""
 
@@ -164,6 +166,7 @@ class Promises(RuleBasedStateMachine):
         if before and after and before.dirty and not after.dirty:
             assert self.wiping.get(one.sandbox_id) == flat(before).attempt_id is not None, "cleaned without a wipe"
         if before and after is None:
+            self.is_emptied |= len(self._sandboxes()) == 1
             assert was is Status.DELETED or not before.dirty, "a used sandbox left no tombstone"
             if was is Status.DELETED:
                 self._forget(one)
@@ -205,6 +208,9 @@ class Promises(RuleBasedStateMachine):
             yield self.worlds[index]
         except Crashed:
             self.worlds[index].start()
+        except TableChanged:
+            # The last record has gone, for good: to the broker that looks as if the table were another one.
+            assert self.is_emptied
         finally:
             self.flaky[index].fail_writes()
 

@@ -56,6 +56,10 @@ def test_what_may_be_missing_may_be_left_out() -> None:
     assert sandbox_of(bare) == sandbox_of({**bare, **dict.fromkeys(OPTIONAL_SANDBOX_FIELDS)})
 
 
+def test_a_record_without_a_word_of_a_wipe_has_none() -> None:
+    assert sandbox_of(flatten(in_status(A))).wipe is None
+
+
 def test_a_claim_comes_back_as_it_was() -> None:
     claim = make_claim(make_sandbox(sfdc_account_id="001"), track_name="intro")
     assert claim_of(flatten_claim(claim)) == claim
