@@ -85,8 +85,8 @@ def main() -> None:
     """Operate a Sandbox Broker.
 
     Commands that ask its API read BROKER_API_URL (http://127.0.0.1:8080/v1 by default) and BROKER_ADMIN_TOKEN, which
-    may be any operator's token; `check` and `table` read the settings of the broker's processes. Exit codes: 0 done,
-    1 not done, 2 wrong use.
+    may be any operator's token. `check`, `table` and `upgrade` read the settings of the broker's processes. Exit codes:
+    0 done, 1 not done, 2 wrong use.
     """
 
 
