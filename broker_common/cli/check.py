@@ -147,7 +147,7 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
             raise StoreMisconfigured(f"DescribeTimeToLive: {error}") from error
         if not removes:
             raise StoreMisconfigured(f"{settings.ddb_table_name} keeps facts for ever: its TTL is not on")
-        return f"facts are removed after {settings.history_days} days"
+        return f"facts are removed when they are older than {settings.history_days} d"
 
     def index() -> str:
         return f"counts {sum(store().count().values())} sandboxes"

@@ -85,8 +85,8 @@ def main() -> None:
     """Operate a Sandbox Broker.
 
     Commands that ask its API read BROKER_API_URL (http://127.0.0.1:8080/v1 by default) and BROKER_ADMIN_TOKEN, which
-    may be any operator's token; `check` and `table` read the settings of the broker's processes. Exit codes: 0 done,
-    1 not done, 2 wrong use.
+    may be any operator's token. `check`, `table` and `upgrade` read the settings of the broker's processes. Exit codes:
+    0 done, 1 not done, 2 wrong use.
     """
 
 
@@ -191,7 +191,9 @@ def pool() -> None:
     api = _api()
     for status, count in sorted(api.get("/stats").items(), key=lambda counted: counted[0] == "total"):
         click.echo(f"{status:<17} {count:>7,}")
-    asked = [each.get("deletion_requested_at") for each in api.sandboxes(status=Status.PENDING_DELETION)]
+    pending = api.sandboxes(status=Status.PENDING_DELETION)
+    # One that has `ready_at` is wiped already, and rests.
+    asked = [each.get("deletion_requested_at") for each in pending if each.get("ready_at") is None]
     click.echo(f"{'oldest deletion':<17} {_ago(min(filter(None, asked), default=None))}")
     # The API tells of an available sandbox alone when sync saw it last.
     seen = api.get("/sandboxes", status=Status.AVAILABLE, limit=1)["sandboxes"]
@@ -260,7 +262,9 @@ def history_command(sandbox_id: str, *, as_json: bool) -> None:
 @click.argument("sandbox_id")
 @click.option("--reason", required=True, help="Why; it is kept with the sandbox.")
 def quarantine(sandbox_id: str, reason: str) -> None:
-    """Set a sandbox aside for a person: at once, or once it is wiped if a track holds it.
+    """Take a sandbox out of service for a person.
+
+    At once; if a track holds it, or it waits to be wiped, once it is wiped.
 
     Example: broker sandbox quarantine 2009521 --reason "students report that it is slow"
     """
@@ -272,7 +276,7 @@ def quarantine(sandbox_id: str, reason: str) -> None:
 @sandbox.command()
 @click.argument("sandbox_id")
 def unquarantine(sandbox_id: str) -> None:
-    """Let a sandbox that was to be set aside go the usual way.
+    """Lift the quarantine of a sandbox that is not wiped yet.
 
     Example: broker sandbox unquarantine 2009521
     """

@@ -135,7 +135,7 @@ def test_check_fails_where_facts_are_kept_for_ever_until_the_table_is_created_ag
         (line,) = [line for line in result.stdout.splitlines() if line.startswith("history")]
         return f"{result.exit_code} {line}"
 
-    assert re.fullmatch(r"0 history +OK +facts are removed after 1 days?", line_of_history())
+    assert re.fullmatch(r"0 history +OK +facts are removed when they are older than 1 d", line_of_history())
     dynamodb.update_time_to_live(
         TableName="SandboxPool", TimeToLiveSpecification={"Enabled": False, "AttributeName": "ttl"}
     )

@@ -99,6 +99,20 @@ def test_a_follower_shows_once_what_the_feed_repeats_and_reads_on_where_it_ended
 
 
 @responses.activate
+def test_a_sandbox_that_rests_after_its_wipe_does_not_wait_for_deletion() -> None:
+    listed = [
+        {"sandbox_id": "1", "deletion_requested_at": 1_750_000_000, "ready_at": 1_750_009_000},
+        {"sandbox_id": "2", "deletion_requested_at": 1_750_000_100, "ready_at": None},
+    ]
+    responses.get(f"{URL}/stats", json={"pending_deletion": 2, "total": 2})
+    for status, found in (("pending_deletion", listed), ("available", [])):
+        match = [responses.matchers.query_param_matcher({"status": status}, strict_match=False)]
+        responses.get(f"{URL}/sandboxes", json={"sandboxes": found, "unreadable": [], "cursor": None}, match=match)
+    (oldest,) = [line for line in broker("pool").stdout.splitlines() if line.startswith("oldest deletion")]
+    assert "2025-06-15 15:08:20Z" in oldest
+
+
+@responses.activate
 def test_a_fact_is_one_line_for_a_person() -> None:
     facts = [
         fact(0, kind="sandbox.removed", status=None, track_id="t", details={"tombstone": True}),
