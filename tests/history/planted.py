@@ -15,7 +15,7 @@ from broker_common.adapters.dynamo_facts import encode_fact
 from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox, shard_of, status_key
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed
-from broker_common.core.facts import Change, allocated
+from broker_common.core.facts import Change, Fact, allocated
 from broker_common.core.lease import begin, end
 from broker_common.core.sandbox import DeletionReason, Status, next_version
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.dynamo_items import Item
     from broker_common.adapters.dynamo_store import DynamoStore
-    from broker_common.core.facts import Fact
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim, Sandbox
     from broker_common.core.store import AllocateAnswer, SandboxStore
@@ -109,7 +108,8 @@ class MemoryTable:
         self.put(after)
 
     def tell(self, fact: Fact) -> None:
-        self._store.facts.append(fact)
+        others = [each for each in self._store.facts if not isinstance(each, Fact) or _name(each) != _name(fact)]
+        self._store.facts[:] = [*others, fact]
 
     def take(self, candidate: Candidate, claim: Claim) -> bool:
         sandbox = self._store.get(candidate.sandbox_id)
@@ -256,6 +256,10 @@ class ToldAnyway(StoreWrapper):
         if not isinstance(answer, Allocated):
             self._table.tell(allocated(candidate, claim, by=by))
         return answer
+
+
+def _name(fact: Fact) -> object:
+    return fact.sandbox_id, fact.version, fact.kind
 
 
 _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxStore]] = {

@@ -179,8 +179,9 @@ def _violation(check: Callable[[], None], what: str, *evidence: object) -> Itera
     try:
         check()
     except Violation as violation:
-        rule, _, shown = str(violation).partition("\n  ")
-        yield f"{what}: {rule}", *evidence, shown
+        rule, *shown = str(violation).split("\n  ")
+        finding: Finding = (f"{what}: {rule}", *[*evidence, *shown])
+        yield finding
 
 
 def _begun(history: History) -> dict[str, Fact]:
