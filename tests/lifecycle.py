@@ -1,8 +1,8 @@
 """What may happen to one sandbox: the contract's table of states, written out apart from the code that it judges.
 
 The oracle of every suite that watches changes. `check_change` judges one change with its fact, `check_history` the facts
-of one sandbox, `check_histories` all facts beside the records that they led to; each raises `Violation`, which names the
-rule. `kinds_of` is the table itself.
+of one sandbox, `check_end` a record beside its last fact, `check_histories` all facts beside all records; each raises
+`Violation`, which names the rule. `kinds_of` is the table itself.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.history.checker import Finding
     from tests.history.record import Call, History, Row
 
+_ENDINGS = {Kind.MARK: FactKind.MARKED, Kind.RELEASE: FactKind.RELEASED}
 _WHOLE_SECOND = 1.0
 """The time of a fact is cut to whole seconds."""
 
@@ -131,28 +132,27 @@ def find_two_accounts(known: Certainties, examined: Counter[str]) -> Iterator[Fi
 
 def _find_untold_endings(known: Certainties, examined: Counter[str], ended: Mapping[str, Fact]) -> Iterator[Finding]:
     """Find a mark or a release that was the first to end a lease, which was told to have ended otherwise."""
-    kinds = {Kind.MARK: FactKind.MARKED, Kind.RELEASE: FactKind.RELEASED}
-    endings = [call for call in known.history.calls if call.kind in kinds and call.status == 200]
-    for call in endings:
+    asked: dict[str, list[Call]] = defaultdict(list)
+    for call in known.history.calls:
+        if call.kind in _ENDINGS:
+            asked[call.sandbox_id].append(call)
+    for call in (call for calls in asked.values() for call in calls if call.status == 200):
         lease = known.leases.get(str(call.body["lease_id"] if call.kind is Kind.MARK else call.lease_id))
-        if lease is None or not _was_first(call, lease, known):
+        if lease is None or call.ended >= lease.expires_at + known.history.terms.buffer_sec:
+            continue
+        if any(_may_have_ended(each, lease, before=call) for each in asked[call.sandbox_id]):
             continue
         examined["ends that were asked for"] += 1
         ending = ended.get(lease.lease_id)
-        if ending is not None and ending.kind is not kinds[call.kind]:
+        if ending is not None and ending.kind is not _ENDINGS[call.kind]:
             yield f"lease {lease.lease_id} was told to have ended by {ending.kind}", call, ending
 
 
-def _was_first(call: Call, lease: Lease, known: Certainties) -> bool:
-    """Tell whether nothing but calls of the same kind can have ended a lease before a call was answered."""
-    if call.ended >= lease.expires_at + known.history.terms.buffer_sec:
+def _may_have_ended(call: Call, lease: Lease, *, before: Call) -> bool:
+    """Tell whether a call of the other kind may have ended a lease before this one was answered."""
+    if call.kind is before.kind or call.began > before.ended:
         return False
-    other = Kind.RELEASE if call.kind is Kind.MARK else Kind.MARK
-    return not any(
-        each.kind is other and each.sandbox_id == lease.sandbox_id and each.began <= call.ended
-        for each in known.history.calls
-        if each.lease_id == lease.lease_id or (each.lease_id is None and each.track_id == lease.track_id)
-    )
+    return call.lease_id == lease.lease_id or (call.lease_id is None and call.track_id == lease.track_id)
 
 
 def _may_have_begun(call: Call, lease_id: str) -> bool:
