@@ -1,8 +1,8 @@
 """What may happen to one sandbox: the contract's table of states, written out apart from the code that it judges.
 
 The oracle of every suite that watches changes. `check_change` judges one change with its fact, `check_history` the facts
-of one sandbox, `check_histories` all facts beside the records that they led to; each raises `Violation`, which names the
-rule. `kinds_of` is the table itself.
+of one sandbox, `check_end` a record beside its last fact, `check_histories` all facts beside all records; each raises
+`Violation`, which names the rule. `kinds_of` is the table itself.
 """
 
 from __future__ import annotations
@@ -152,14 +152,25 @@ def check_histories(facts: Iterable[Fact | PoolFact], records: Mapping[str, Sand
             told[fact.sandbox_id].append(fact)
     for sandbox_id, history in told.items():
         check_history(history)
-        last, record = history[-1], records.get(sandbox_id)
-        if (record and record.status) is not last.status:
-            _broken("a record stands where its last fact left it", last, record)
-        lease = record.lease or record.last_lease if record else None
-        if record and (lease.lease_id if lease else None) != last.lease_id:
-            _broken("a record has the lease that its last fact names", last, record)
-        if record and record.version < last.version:
-            _broken("versions grow", last, record)
+        record = records.get(sandbox_id)
+        if record is None:
+            check_end(history[-1], status=None)
+        else:
+            lease_id = record.latest_lease_id
+            check_end(history[-1], status=record.status, lease_id=lease_id, version=record.version)
+
+
+def check_end(last: Fact, *, status: Status | None, lease_id: str | None = None, version: int = ORDER_LIMIT) -> None:
+    """Raise `Violation` if a record is not what the last fact before it left; `lease_id` is its lease's, or last one's.
+
+    `status` is None where there is no record.
+    """
+    if status is not last.status:
+        _broken(f"a record stands where its last fact left it, and not at {status}", last)
+    if status is not None and lease_id != last.lease_id:
+        _broken(f"a record has the lease that its last fact names, and not {lease_id}", last)
+    if version < last.version:
+        _broken(f"versions grow, and {version} is none", last)
 
 
 def _cools(sandbox: Sandbox) -> bool:

@@ -16,12 +16,13 @@ from broker_api.errors import ERROR_OF
 from broker_api.schemas import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
 from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
+from broker_common.core.facts import Fact
 from broker_common.core.policy import Policy
 from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
 from broker_common.core.sandbox import Account, Status
-from tests.fakes import BY, FakeProvider, MemoryStore, StoreWrapper, flat
+from tests.fakes import BY, Crashed, FakeProvider, MemoryStore, StoreWrapper, flat
 from tests.history.load import Answer, Budget, Client, Pace
-from tests.history.planted import Bug, MemoryTable, break_store
+from tests.history.planted import Bug, MemoryTable, Place, break_store
 from tests.history.record import Account as ListedAccount
 from tests.history.record import ClaimRow, Delete, History, Row, Scan, Terms
 from tests.scheduler.schedule import Schedule, stop
@@ -29,8 +30,9 @@ from tests.scheduler.strategies import AtRandom
 from tests.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from broker_common.core.facts import PoolFact
     from broker_common.core.ports import Clock
     from broker_common.core.store import SandboxStore
     from tests.history.load import Request
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 POLICY = Policy(lab_duration_sec=6, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3)
 POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
 DEADLINE_SEC = 3
+_KILLED_IN_GAP = 0.1
 
 
 def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
@@ -117,7 +120,7 @@ class _Simulation:
         self._time = self._schedule.time
         self._memory = MemoryStore(self._time)
         self._provider = _Provider(self._time, self._rng)
-        self._idle = [self._process(Bug.CLAIM) for _ in range(API_PROCESSES)]
+        self._idle = [self._process(Place.API) for _ in range(API_PROCESSES)]
         self._budget = Budget(calls)
         self._clients_left = CLIENTS
         self._calls: list[Call] = []
@@ -134,14 +137,24 @@ class _Simulation:
             ListedAccount(sandbox_id=each.sandbox_id, external_id=each.external_id)
             for each in self._provider.listed.values()
         ]
+        told = self._memory.facts
+        ids = sorted({*self._memory.dump()[0], *(fact.sandbox_id for fact in _of_sandboxes(told))})
         return History(
             terms=Terms(
-                lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, seed=self._seed, drained=True
+                lab_sec=POLICY.lab_duration_sec,
+                buffer_sec=POLICY.expiry_buffer_sec,
+                seed=self._seed,
+                drained=True,
+                is_told=True,
             ),
             calls=tuple(self._calls),
             scans=tuple(self._scans),
             deletes=tuple(self._provider.log),
             accounts=tuple(accounts),
+            feed=tuple(_of_sandboxes(self._memory.read_feed(since=0, cursor=None, limit=len(told)).facts)),
+            pasts=tuple(
+                fact for each in ids for fact in self._memory.read_history(each, limit=len(told), cursor=None).facts
+            ),
         )
 
     # -- the clients' surroundings
@@ -177,14 +190,14 @@ class _Simulation:
     def _operate(self) -> None:
         """Fill the pool, have clients and jobs run, and afterwards the jobs alone until nothing is left to do."""
         with suppress(ListNotWhole):
-            self._process(Bug.SYNC).syncer.run(by=BY)
+            self._process(Place.SYNC).syncer.run(by=BY)
         pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
         for number in range(CLIENTS):
             client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
             self._schedule.start(partial(self._follow, client))
-        for bug, number in ((Bug.SYNC, SYNCERS), (Bug.EXPIRY, EXPIRERS), (Bug.CLEANUP, CLEANERS)):
+        for place, number in ((Place.SYNC, SYNCERS), (Place.EXPIRY, EXPIRERS), (Place.CLEANUP, CLEANERS)):
             for _ in range(number):
-                self._schedule.start(partial(self._repeat, partial(_work, bug, self._process(bug)), 1.0))
+                self._schedule.start(partial(self._repeat, partial(_work, place, self._process(place)), 1.0))
         self._schedule.start(partial(self._repeat, self._scan, 0.1))
         self._schedule.start(partial(self._repeat, self._change_accounts, 1.0))
 
@@ -194,8 +207,8 @@ class _Simulation:
         if not self._clients_left:
             self._time.sleep(POLICY.lab_duration_sec + POLICY.expiry_buffer_sec + 1)
             while any(row.status is not Status.AVAILABLE for row in self._memory.dump()[0].values()):
-                for bug in (Bug.EXPIRY, Bug.CLEANUP, Bug.SYNC):
-                    _work(bug, self._process(bug))
+                for place in (Place.EXPIRY, Place.CLEANUP, Place.SYNC):
+                    _work(place, self._process(place))
                 if self._bug is not None:
                     break  # what is broken need never come to rest
             self._scan()
@@ -256,14 +269,22 @@ class _Simulation:
             )
         )
 
-    def _process(self, bug: Bug) -> World:
-        """Make a process of the broker, which has the planted bug if it is `bug`."""
+    def _risk(self, seconds: float) -> None:
+        """Sleep, and perhaps be killed meanwhile."""
+        self._time.sleep(seconds)
+        if self._rng.random() < _KILLED_IN_GAP:
+            raise Crashed
+
+    def _process(self, place: Place) -> World:
+        """Make a process of the broker, which has the planted bug if that belongs there."""
 
         def wrap(memory: MemoryStore) -> SandboxStore:
             store = _SlowStore(memory, self._time)
-            if bug is not self._bug:
+            bug = self._bug
+            if bug is None or bug.place is not place:
                 return store
-            return break_store(bug, store, MemoryTable(memory), rng=self._rng, sleep=self._time.sleep)
+            sleep = self._risk if bug is Bug.LATE_FACT else self._time.sleep
+            return break_store(bug, store, MemoryTable(memory), rng=self._rng, sleep=sleep)
 
         return World(
             clock=self._time,
@@ -276,18 +297,23 @@ class _Simulation:
         )
 
 
-def _work(job: Bug, world: World) -> None:
-    """Run once the job that a bug may be planted in."""
-    if job is Bug.EXPIRY:
+def _work(job: Place, world: World) -> None:
+    """Run a job once; if it is killed, whoever runs it next goes on."""
+    if job is Place.EXPIRY:
         world.expirer.run(by=BY)
-    elif job is Bug.CLEANUP:
-        for sandbox_id in world.cleaner.find_due():
-            world.cleaner.delete_sandbox(sandbox_id, by=BY)
+    elif job is Place.CLEANUP:
+        with suppress(Crashed):
+            for sandbox_id in world.cleaner.find_due():
+                world.cleaner.delete_sandbox(sandbox_id, by=BY)
     else:
         try:
             world.syncer.run(by=BY)
         except (SyncBraked, ListNotWhole):
             return
+
+
+def _of_sandboxes(facts: Iterable[Fact | PoolFact]) -> Iterator[Fact]:
+    return (fact for fact in facts if isinstance(fact, Fact))
 
 
 def _serve(world: World, request: Request) -> Answer:
