@@ -55,10 +55,10 @@ def read_history(query: dict[str, Any], sandbox_id: str) -> dict[str, Any]:
 def read_events(query: dict[str, Any]) -> dict[str, Any]:
     """Read what happened in the pool, oldest first.
 
-    Read on with `cursor` as `after`. The facts of one sandbox come in the order in which they happened. A reader gets
-    each fact at least once: at the end of the feed the cursor reads the last 120 seconds again, because a fact may show
-    up late. Drop what you know by its name: `sandbox_id`, `version` and `kind`, or `fact_id`. With `kind` or `track_id`
-    a page may be empty and yet not the last one.
+    Read on with `cursor` as `after`. The facts of one sandbox stand in the order of its versions. A reader gets each
+    fact at least once: at the end of the feed the cursor reads the last minutes again, because a fact may show up late.
+    Drop what you know by its name: `sandbox_id`, `version` and `kind`, or `fact_id`; where one shows up late, `version`
+    says where it belongs. With `kind` or `track_id` a page may be empty and yet not the last one.
     """
     try:
         feed = services().history.feed(

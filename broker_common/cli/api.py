@@ -86,13 +86,20 @@ class BrokerApi:
                 return
 
     def events(self, *, since: int, follow: bool, **filters: str | None) -> Iterator[dict[str, Any] | None]:
-        """Yield every fact from `since` (Unix seconds) on, each once; with `follow`, go on for ever. Raises `ApiError`.
+        """Yield every fact from `since` (Unix seconds) on, each once; with `follow`, go on for ever.
 
-        Yields None where nothing more is there at this moment, so that the caller may wait.
+        Yields None where nothing more is there at this moment, so that the caller may wait. Raises `ApiError`; one that
+        has begun to follow waits for an API that is away instead.
         """
         after, known = None, dict[tuple[object, ...], None]()
         while True:
-            page = self.get("/events", after=after, since=None if after else since, limit=1000, **filters)
+            try:
+                page = self.get("/events", after=after, since=None if after else since, limit=1000, **filters)
+            except ApiError:
+                if not follow or after is None:
+                    raise
+                yield None
+                continue
             for fact in page["events"]:
                 name = tuple(fact[part] for part in ("sandbox_id", "version", "kind", "fact_id"))
                 if name not in known:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ADMIN_TIMEOUT_SEC = 10.0
 """Table operations are slower than reads and writes."""
 _LOOK_AGAIN_SEC = 0.5
+_FOLLOW_SEC = 2.0
 _SAY_AGAIN_SEC = 5.0
 _COLUMNS = ("sandbox_id", "name", "status", "allocated_to_track", "expires_at", "deletion_retry_count", "dirty")
 _RUN_COLUMNS = ("job_id", "job", "state", "principal", "started_at", "result")
@@ -304,7 +305,7 @@ def events(since: int, *, follow: bool, as_json: bool, **filters: str | None) ->
     """
     for fact in _api().events(since=int(time.time()) - since, follow=follow, **filters):
         if fact is None:
-            time.sleep(_LOOK_AGAIN_SEC)
+            time.sleep(_FOLLOW_SEC)
         else:
             click.echo(json.dumps(fact) if as_json else _told_fact(fact))
 
