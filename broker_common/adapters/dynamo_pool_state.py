@@ -67,9 +67,9 @@ class DynamoPoolState(DynamoBase):
             names |= {f"#{name}": name, f"#{name}_by": f"{name}_by", f"#{name}_since": f"{name}_since"}
             # What can be read as neither true nor false is set right by setting it.
             conditions.append(
-                f"(attribute_exists(#{name}) AND #{name} <> :false)"
+                f"attribute_exists(#{name}) AND #{name} <> :false"
                 if was
-                else f"(attribute_not_exists(#{name}) OR #{name} <> :true)"
+                else f"attribute_not_exists(#{name}) OR #{name} <> :true"
             )
             to_set.append(f"#{name} = {':true' if pause else ':false'}")
             for part, value in (("by", pause and pause.by), ("since", pause and pause.since)):
@@ -83,7 +83,10 @@ class DynamoPoolState(DynamoBase):
             "TableName": self._table,
             "Key": PAUSE_KEY,
             "UpdateExpression": "SET " + ", ".join(to_set) + (" REMOVE " + ", ".join(to_remove) if to_remove else ""),
-            "ConditionExpression": " AND ".join(conditions),
+            # DynamoDB refuses parentheses around all of an expression that has others around it.
+            "ConditionExpression": conditions[0]
+            if len(conditions) == 1
+            else " AND ".join(map("({})".format, conditions)),
             "ExpressionAttributeNames": names,
             "ExpressionAttributeValues": {name: value for name, value in values.items() if name in used},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -23,7 +24,14 @@ _TIMEOUT_SEC = (5, 65)
 
 
 class ApiError(Exception):
-    """The API did not do what was asked; the message is for a person."""
+    """The API did not do what was asked; the message is for a person.
+
+    `may_pass`: it is away, busy or failing, and the same call may be answered later.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 def operators_api(environ: Mapping[str, str]) -> BrokerApi:
@@ -95,8 +103,8 @@ class BrokerApi:
         while True:
             try:
                 page = self.get("/events", after=after, since=None if after else since, limit=1000, **filters)
-            except ApiError:
-                if not follow or after is None:
+            except ApiError as error:
+                if not (follow and after is not None and error.may_pass):
                     raise
                 yield None
                 continue
@@ -128,9 +136,14 @@ class BrokerApi:
             answer = self._session.request(method, url, timeout=_TIMEOUT_SEC, allow_redirects=False, **options)
             body = answer.json()
         except requests.exceptions.JSONDecodeError:
-            raise ApiError(f"{url} answered {answer.status_code} without JSON: is this the broker's API?") from None
+            raise ApiError(
+                f"{url} answered {answer.status_code} without JSON: is this the broker's API?",
+                may_pass=_may_pass(answer),
+            ) from None
         except requests.RequestException as error:
-            raise ApiError(f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?") from error
+            raise ApiError(
+                f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?", may_pass=True
+            ) from error
         # A job's error is a text; an object is a refusal, whatever status a proxy made of it.
         if answer.ok and isinstance(body, dict) and not isinstance(body.get("error"), dict):
             return body
@@ -139,6 +152,10 @@ class BrokerApi:
             told = f"{fault['message']} ({answer.status_code} {fault['code']}, request {fault['request_id']})"
             if fault["code"] == "NOT_FOUND":
                 told += ": is BROKER_API_URL right? It has the base path, as in …/v1"
-            raise ApiError(told)
+            raise ApiError(told, may_pass=_may_pass(answer))
         except (KeyError, TypeError):
             raise ApiError(f"{url} answered {answer.status_code}: is this the broker's API?") from None
+
+
+def _may_pass(answer: requests.Response) -> bool:
+    return answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR

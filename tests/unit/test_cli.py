@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import pytest
+import requests
 import responses
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
@@ -75,7 +76,7 @@ def fact(number: int, **values: Any) -> dict[str, Any]:
 def test_a_follower_shows_once_what_the_feed_repeats_and_reads_on_where_it_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(commands, "_LOOK_AGAIN_SEC", 0)
+    monkeypatch.setattr(commands, "_FOLLOW_SEC", 0)
     pages: tuple[tuple[dict[str, str], list[dict[str, Any]], str, bool], ...] = (
         ({}, [fact(1), fact(2)], "b", False),
         ({"after": "b"}, [fact(3)], "c", True),
@@ -87,11 +88,15 @@ def test_a_follower_shows_once_what_the_feed_repeats_and_reads_on_where_it_ended
         match = [responses.matchers.query_param_matcher({"limit": "1000", **query}, strict_match=False)]
         responses.get(f"{URL}/events", json=feed, match=match)
     refusal = {"error": {"code": "UNAUTHORIZED", "message": "no such token", "request_id": "r"}}
+    at_the_end = [responses.matchers.query_param_matcher({"after": "e"}, strict_match=False)]
+    # What may pass is waited for.
+    responses.get(f"{URL}/events", body=requests.ConnectionError("away"), match=at_the_end)
+    responses.get(f"{URL}/events", status=503, body="<html>", match=at_the_end)
     responses.get(
         f"{URL}/events",
         json=refusal,
         status=401,
-        match=[responses.matchers.query_param_matcher({"after": "e"}, strict_match=False)],
+        match=at_the_end,
     )
     result = broker("events", "--follow", "--json")
     assert [json.loads(line)["version"] for line in result.stdout.splitlines()] == [1, 2, 3, 3, 4]
@@ -223,7 +228,7 @@ def test_a_refusal_is_none_the_less_one_with_the_status_of_a_success() -> None:
 
 @responses.activate
 def test_a_job_s_state_is_said_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_LOOK_AGAIN_SEC", 0)
+    monkeypatch.setattr(commands, "_FOLLOW_SEC", 0)
     monkeypatch.setattr(commands, "_SAY_AGAIN_SEC", 3600)
     responses.post(f"{URL}/sync", json={"job_id": "7"}, status=202)
     for state in ("queued", "running", "running", "succeeded"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.errors import InvalidTransition
-from broker_common.core.pool import add, describe, go_stale, lift_quarantine, quarantine, remove, restore
+from broker_common.core.pool import add, describe, differs, go_stale, lift_quarantine, quarantine, remove, restore
 from broker_common.core.sandbox import DeletionReason, Status
 from tests.fakes import BY, changed, flat, make_account, make_sandbox
 from tests.lifecycle import A, D, F, L, P, S
@@ -53,7 +53,7 @@ def test_a_dirty_sandbox_that_is_seen_again_is_wiped_with_a_fresh_count(asked: b
 
 
 def test_describing_what_has_not_changed_changes_nothing() -> None:
-    assert describe(make_sandbox(), make_account(), by=BY, now=NOW) is None
+    assert not differs(make_sandbox(), make_account())
 
 
 def test_a_description_tells_what_was_there_before_it() -> None:

@@ -173,11 +173,11 @@ class _Away:
         self._world = world
         self._calls = 0
 
-    def read_all(self) -> object:
+    def read_all(self, *, with_accounts: bool) -> object:
         self._calls += 1
         if self._calls == 1:
             raise StoreUnavailable("away")
-        return self._world.memory.read_all()
+        return self._world.memory.read_all(with_accounts=with_accounts)
 
 
 def test_available_sandboxes_show_when_a_sync_saw_them_last(world: World) -> None:

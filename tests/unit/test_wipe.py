@@ -13,6 +13,7 @@ from broker_common.core.pool import quarantine, restore
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status, Wipe
 from broker_common.core.wipe import (
     account_gone,
+    asked_again,
     backoff_seconds,
     begin_attempt,
     cancel_attempt,
@@ -23,7 +24,6 @@ from broker_common.core.wipe import (
     is_thought_gone,
     reject_deletion,
     retry_deletion,
-    wipe_again,
 )
 from tests.fakes import BY, changed, flat, make_account
 from tests.lifecycle import A, D, F, P, S
@@ -278,7 +278,7 @@ def test_a_record_without_a_word_of_its_wipe_can_be_contradicted_and_sent_again(
     assert bare.wipe is None
     after = contradict(bare, retry_at=NOW, by=BY, now=NOW, policy=REUSE).result
     assert (flat(after).deletion_retry_count, flat(after).deletion_reason) == (1, DeletionReason.FOUND_DIRTY)
-    sent = wipe_again(bare, by=BY, now=NOW, kind=FactKind.RESTORED).result
+    sent = asked_again(bare, now=NOW)
     assert (flat(sent).deletion_requested_at, flat(sent).deletion_retry_count) == (NOW, 0)
 
 
