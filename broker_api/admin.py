@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from broker_api.auth import require_admin_token
+from broker_api.auth import actor, known_principal
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import bulk_store_call, store_call
-from broker_api.openapi import ADMIN_SECURITY, SANDBOX_ID, leads_to
+from broker_api.openapi import SANDBOX_ID, leads_to
 from broker_api.runtime import services
 from broker_api.schemas import (
+    SEARCHES,
     BulkDeletedSchema,
     BulkDeleteQuerySchema,
     BulkRetriedSchema,
@@ -22,16 +23,18 @@ from broker_api.schemas import (
     SandboxQuerySchema,
     SandboxSchema,
     StatsSchema,
+    WhoAmISchema,
     example_of,
 )
-from broker_common.core.domain import DeletionReason, Sandbox, Status
 from broker_common.core.errors import InvalidInput
+from broker_common.core.principals import Role
+from broker_common.core.sandbox import DeletionReason, Sandbox, Status
+from broker_common.core.search import Query, SortField
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import Pauses
+    from broker_common.core.store import Pauses
 
 blueprint = Blueprint("admin", __name__, description="What an operator may do")
-blueprint.before_request(require_admin_token)
 blueprint.before_request(refuse_surplus)
 
 _FIRST = {"sandbox_id": "$response.body#/sandboxes/0/sandbox_id"}
@@ -53,10 +56,9 @@ _ENDED = {
 _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 
 
-@blueprint.route("/sandboxes", methods=["GET"])
+@blueprint.route("/sandboxes", methods=["GET"], role=Role.VIEWER)
 @blueprint.doc(
     operationId="adminListSandboxes",
-    security=ADMIN_SECURITY,
     errors=("SERVICE_UNAVAILABLE",),
     responses={
         200: {
@@ -70,13 +72,43 @@ _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
 )
 @blueprint.arguments(SandboxQuerySchema(), location="query")
 @blueprint.response(200, SandboxPageSchema, description="A page of sandboxes")
-@store_call
 def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
-    """List sandboxes, by status or by the track that holds them.
+    """List sandboxes, by status or by the track that holds them; or find them by name or lab, sorted.
 
     A page may be shorter than `limit`; it is the last one only if its `cursor` is null. Sandboxes whose record cannot
-    be read are named in `unreadable`.
+    be read are named in `unreadable`. With `name`, `track_name` or `sort` the answer comes from a copy of the pool that
+    is at most five seconds old.
     """
+    return _find(query) if SEARCHES & query.keys() else _list(query)
+
+
+@bulk_store_call
+def _find(query: dict[str, Any]) -> dict[str, Any]:
+    order = query.get("sort", SortField.SANDBOX_ID.value)
+    wanted = Query(
+        status=query.get("status"),
+        name=query.get("name"),
+        track_name=query.get("track_name"),
+        track_id=query.get("track_id"),
+        sort=SortField(order.removeprefix("-")),
+        descending=order.startswith("-"),
+    )
+    try:
+        found = services().search.find(wanted, limit=query["limit"], cursor=query.get("cursor"))
+    except InvalidInput as error:
+        raise RequestInvalid({"cursor": ["Was not given by a listing with the same filters and order."]}) from error
+    return {
+        "sandboxes": found.sandboxes,
+        "count": len(found.sandboxes),
+        "unreadable": found.unreadable,
+        "cursor": found.cursor,
+        "total": found.total,
+        "snapshot_age_sec": round(found.age_sec, 3),
+    }
+
+
+@store_call
+def _list(query: dict[str, Any]) -> dict[str, Any]:
     status, limit, cursor = query.get("status"), query["limit"], query.get("cursor")
     inventory, by_track = services().inventory, "track_id" in query
     try:
@@ -95,10 +127,9 @@ def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], parameters=[SANDBOX_ID])
+@blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], role=Role.VIEWER, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="adminReadSandbox",
-    security=ADMIN_SECURITY,
     errors=("SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
 )
 @blueprint.response(200, SandboxSchema, description="The sandbox as it is now")
@@ -113,8 +144,20 @@ def read(sandbox_id: str) -> Sandbox:
     return services().inventory.read(sandbox_id)
 
 
-@blueprint.route("/stats", methods=["GET"])
-@blueprint.doc(operationId="adminStats", security=ADMIN_SECURITY, errors=("SERVICE_UNAVAILABLE",))
+@blueprint.route("/whoami", methods=["GET"], role=Role.VIEWER)
+@blueprint.doc(operationId="adminWhoAmI")
+@blueprint.response(200, WhoAmISchema, description="Who you are to the broker")
+def whoami() -> dict[str, Any]:
+    """Tell whose token this is, and what it may do.
+
+    It touches nothing: it answers also while the store is away.
+    """
+    found = known_principal()
+    return {"principal": found.name, "roles": sorted(found.roles), "customer": found.customer}
+
+
+@blueprint.route("/stats", methods=["GET"], role=Role.VIEWER)
+@blueprint.doc(operationId="adminStats", errors=("SERVICE_UNAVAILABLE",))
 @blueprint.response(200, StatsSchema, description="The counts")
 @store_call
 def stats() -> dict[str, int]:
@@ -126,10 +169,9 @@ def stats() -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-@blueprint.route("/sandboxes/<sandbox_id>/release", methods=["POST"], parameters=[SANDBOX_ID])
+@blueprint.route("/sandboxes/<sandbox_id>/release", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="adminRelease",
-    security=ADMIN_SECURITY,
     errors=("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "SERVICE_UNAVAILABLE"),
     responses=_READ_AGAIN,
 )
@@ -147,21 +189,20 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
     The sandbox goes to be wiped, as if its track had given it back. May be repeated.
     """
     require_plain("sandbox_id", sandbox_id)
-    return _answer(services().custody.release(sandbox_id=sandbox_id, lease_id=body["lease_id"]).sandbox)
+    return _answer(services().custody.release(sandbox_id=sandbox_id, lease_id=body["lease_id"], by=actor()).sandbox)
 
 
-@blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["POST"], parameters=[SANDBOX_ID])
+@blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="adminQuarantine",
-    security=ADMIN_SECURITY,
-    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
-    responses={200: {"links": leads_to("adminRetryDeletion", _SAME)}},
+    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"),
+    responses={200: {"links": leads_to("adminRetryDeletion", _SAME) | leads_to("adminLiftQuarantine", _SAME)}},
 )
 @blueprint.arguments(QuarantineInputSchema())
 @blueprint.response(
     200,
     SandboxSchema,
-    description="Put aside",
+    description="Set aside, or to be set aside once it is wiped",
     example=example_of(
         SandboxSchema(),
         **_UNUSED,
@@ -172,18 +213,39 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
 )
 @store_call
 def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
-    """Put an available or stale sandbox aside for a person.
+    """Set a sandbox aside for a person.
 
-    It is `deletion_failed` then, until an operator has it wiped (`retry-deletion`) or removes it (`bulk-delete`).
+    One that nobody uses is `deletion_failed` at once, until an operator has it wiped (`retry-deletion`) or removes it
+    (`bulk-delete`). One that is held, or waits to be wiped, gets a flag: its track keeps it, it is wiped, and only then
+    it is `deletion_failed`.
     """
     require_plain("sandbox_id", sandbox_id)
-    return _answer(services().operations.quarantine(sandbox_id, reason=body["reason"]))
+    return _answer(services().operations.quarantine(sandbox_id, reason=body["reason"], by=actor()))
 
 
-@blueprint.route("/sandboxes/<sandbox_id>/retry-deletion", methods=["POST"], parameters=[SANDBOX_ID])
+@blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["DELETE"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
+@blueprint.doc(
+    operationId="adminLiftQuarantine",
+    errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
+    responses=_READ_AGAIN,
+)
+@blueprint.response(200, SandboxSchema, description="Goes the usual way once it is wiped")
+@store_call
+def lift_quarantine(sandbox_id: str) -> Sandbox:
+    """Let a sandbox that was to be set aside go the usual way.
+
+    For one that is held or waits to be wiped. One that is `deletion_failed` already leaves that by `retry-deletion`.
+    May be repeated.
+    """
+    require_plain("sandbox_id", sandbox_id)
+    return _answer(services().operations.lift_quarantine(sandbox_id, by=actor()))
+
+
+@blueprint.route(
+    "/sandboxes/<sandbox_id>/retry-deletion", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID]
+)
 @blueprint.doc(
     operationId="adminRetryDeletion",
-    security=ADMIN_SECURITY,
     errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
     responses=_READ_AGAIN,
 )
@@ -200,13 +262,12 @@ def retry_deletion(sandbox_id: str) -> Sandbox:
     Its attempts are counted from zero again, and the next cleanup takes it.
     """
     require_plain("sandbox_id", sandbox_id)
-    return _answer(services().operations.retry_deletion(sandbox_id))
+    return _answer(services().operations.retry_deletion(sandbox_id, by=actor()))
 
 
-@blueprint.route("/bulk-retry", methods=["POST"])
+@blueprint.route("/bulk-retry", methods=["POST"], role=Role.OPERATOR)
 @blueprint.doc(
     operationId="adminBulkRetry",
-    security=ADMIN_SECURITY,
     errors=("SERVICE_UNAVAILABLE",),
 )
 @blueprint.response(200, BulkRetriedSchema, description="How many were sent")
@@ -217,11 +278,11 @@ def bulk_retry() -> dict[str, int]:
     Those that were put aside by an operator, too. May take up to 30 seconds; repeated, it goes on.
     """
     started = services().clock.monotonic()
-    return {"retried": services().operations.bulk_retry(), "duration_ms": _milliseconds_since(started)}
+    return {"retried": services().operations.bulk_retry(by=actor()), "duration_ms": _milliseconds_since(started)}
 
 
-@blueprint.route("/bulk-delete", methods=["POST"])
-@blueprint.doc(operationId="adminBulkDelete", security=ADMIN_SECURITY, errors=("SERVICE_UNAVAILABLE", "TABLE_CHANGED"))
+@blueprint.route("/bulk-delete", methods=["POST"], role=Role.ADMIN)
+@blueprint.doc(operationId="adminBulkDelete", errors=("SERVICE_UNAVAILABLE", "TABLE_CHANGED"))
 @blueprint.arguments(BulkDeleteQuerySchema(), location="query")
 @blueprint.response(200, BulkDeletedSchema, description="How many were removed")
 @bulk_store_call
@@ -232,14 +293,13 @@ def bulk_delete(query: dict[str, str]) -> dict[str, int]:
     takes it for a new one. May take up to 30 seconds; repeated, it goes on.
     """
     started = services().clock.monotonic()
-    result = services().purger.bulk_delete(Status(query["status"]))
+    result = services().purger.bulk_delete(Status(query["status"]), by=actor())
     return {"deleted": result.removed, "duration_ms": _milliseconds_since(started)}
 
 
-@blueprint.route("/pause", methods=["GET"])
+@blueprint.route("/pause", methods=["GET"], role=Role.VIEWER)
 @blueprint.doc(
     operationId="adminReadPauses",
-    security=ADMIN_SECURITY,
     errors=("SERVICE_UNAVAILABLE",),
 )
 @blueprint.response(200, PausesSchema, description="What is paused")
@@ -252,10 +312,9 @@ def read_pauses() -> Pauses:
     return services().store.read_pauses()
 
 
-@blueprint.route("/pause", methods=["POST"])
+@blueprint.route("/pause", methods=["POST"], role=Role.OPERATOR)
 @blueprint.doc(
     operationId="adminSetPauses",
-    security=ADMIN_SECURITY,
     errors=("SERVICE_UNAVAILABLE",),
 )
 @blueprint.arguments(PausesInputSchema(), required=False)
@@ -267,7 +326,7 @@ def set_pauses(body: dict[str, bool]) -> Pauses:
     Every process obeys within five seconds; what is under way is finished. A paused allocate answers 503 `PAUSED`, but
     to tracks that hold a sandbox; a paused job is skipped.
     """
-    return services().pauses.set(body)
+    return services().pauses.set(body, by=actor())
 
 
 def _answer(sandbox: Sandbox) -> Sandbox:

@@ -7,26 +7,33 @@ from typing import TYPE_CHECKING
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from broker_api import admin, health, jobs, tracks
+from broker_api import admin, health, history, tracks
 from broker_api.auth import token_sources
+from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.browsers import register_browser_policy
 from broker_api.docs import describe_pages, make_api
-from broker_api.errors import register_error_handlers
-from broker_api.limits import MAX_BODY_BYTES, ThreadBudget
+from broker_api.error_answers import register_error_handlers
+from broker_api.jobs import make_blueprint
 from broker_api.metrics import register_metrics
 from broker_api.rate_limit import register_rate_limit
 from broker_api.runtime import Runtime, attach
+from broker_api.threads import ThreadBudget
 from broker_api.tracing import register_tracing
+from broker_common.core.job_registry import JOBS
 
 if TYPE_CHECKING:
+    from broker_common.core.jobs import Jobs
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
 
 
-def create_app(settings: Settings, services: ApiServices, *, registry: CollectorRegistry | None = None) -> Flask:
+def create_app(
+    settings: Settings, services: ApiServices, *, registry: CollectorRegistry | None = None, jobs: Jobs = JOBS
+) -> Flask:
     """Make the application; nothing is connected to and no environment variable of ours is read.
 
-    `registry` holds the services' metrics, and gets the application's; without one they have none.
+    `registry` holds the services' metrics, and gets the application's; without one they have none. `jobs` can be
+    started by its calls.
     """
     app = Flask("broker_api", static_folder=None)
     # One more than is allowed, so that whoever reads a body sees that there is too much of it.
@@ -51,7 +58,8 @@ def create_app(settings: Settings, services: ApiServices, *, registry: Collector
     api = make_api(app, base_path)
     api.register_blueprint(tracks.blueprint, url_prefix=base_path)
     api.register_blueprint(admin.blueprint, url_prefix=f"{base_path}/admin")
-    api.register_blueprint(jobs.blueprint, url_prefix=f"{base_path}/admin")
+    api.register_blueprint(history.blueprint, url_prefix=f"{base_path}/admin")
+    api.register_blueprint(make_blueprint(jobs), url_prefix=f"{base_path}/admin")
     api.register_blueprint(health.blueprint)
     describe_pages(app, api.spec)
     return app

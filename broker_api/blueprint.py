@@ -1,6 +1,6 @@
 """A blueprint that takes nothing it did not ask for: strict JSON bodies, strict query strings, 400 for the rest.
 
-What its views read and answer is described with an example each.
+Each of its routes says which role a call needs. What its views read and answer is described with an example each.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from broker_api.auth import require_role
+from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.caller import find_fault
 from broker_api.errors import RequestInvalid
-from broker_api.limits import MAX_BODY_BYTES
 from broker_api.schemas import example_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from flask import Request
     from marshmallow import Schema, ValidationError
+
+    from broker_common.core.principals import Role
 
 _UNKNOWN = "Unknown field."
 _REPEATED = "Must be given once."
@@ -57,6 +60,21 @@ class Blueprint(flask_smorest.Blueprint):
 
     ARGUMENTS_PARSER = StrictParser()
 
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - flask-smorest's
+        super().__init__(*args, **options)
+        self.before_request(require_role)
+
+    def route(self, rule: str, *, role: Role | None, **options: Any) -> Callable[[Any], Any]:  # type: ignore[override] # noqa: ANN401 - flask-smorest's; no route of ours may be without a role
+        """Declare a route, and the role that its calls need; None: they need no token. See flask-smorest."""
+        register = super().route(rule, **options)
+
+        def declare(view: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
+            view = self.doc(role=role)(view)
+            view.role = role
+            return register(view)
+
+        return declare
+
     def arguments(self, schema: Schema, *, location: str = "json", **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - flask-smorest's
         """Declare what a view reads; see flask-smorest."""
         if location == "json":
@@ -85,7 +103,7 @@ def refuse_surplus() -> None:
     reads = getattr(current_app.view_functions[request.endpoint or ""], "reads", ())
     if "query" not in reads and request.environ.get("QUERY_STRING"):
         _refuse(_read_query(request))
-    if "json" not in reads and request.method == "POST":
+    if "json" not in reads and request.method not in {"GET", "HEAD"}:
         _refuse(_read_body(request))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from contextlib import suppress
@@ -34,21 +35,29 @@ class Exchange:
 
     def __init__(self) -> None:
         self._request = b""
+        self._begun = b""
         self._answer: list[bytes] = []
         self._was_short = False
 
     def begin(self, request: bytes) -> None:
         """Have the next request read."""
-        self._request, self._was_short = request, False
+        self._request, self._begun, self._was_short = request, request, False
 
     def is_used_up(self) -> bool:
         """Tell whether just the request was read: no byte less was wanted, and no byte more."""
         return not self._request and not self._was_short
 
+    def read_header(self, name: str) -> str:
+        """Return a header of the request, also of one that does not parse; several are joined by commas."""
+        head = self._begun.partition(b"\r\n\r\n")[0]
+        found = re.findall(rb"\r\n%b:[ \t]*([^\r\n]*)" % re.escape(name.encode()), head, re.IGNORECASE)
+        return b",".join(found).decode("latin-1").strip(" \t")
+
     def take_answer(self) -> bytes:
-        """Return what was answered."""
+        """Return what was answered, and forget the request."""
         answer = b"".join(self._answer)
         self._answer.clear()
+        self._begun = b""
         return answer
 
     def answer_instead(self, answer: bytes) -> None:

@@ -11,19 +11,27 @@ import flask_smorest
 from flask import Blueprint, Flask, Response, send_from_directory
 
 from broker_api import browsers
+from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.caller import MAX_LENGTH
-from broker_api.limits import MAX_BODY_BYTES
+from broker_api.errors import ERRORS
 from broker_api.openapi import WhatCallsShare, describe_what_calls_share
 
 if TYPE_CHECKING:
     from apispec import APISpec
 
 _FOR_BROWSERS = ", ".join(f"`{name}: {value}`" for name, value in browsers.HEADERS.items())
+_ERRORS = "\n".join(
+    f'| <a id="{error.code}"></a>`{error.code}` | {error.status} | {error.meaning} | {error.remedy} |'
+    for error in ERRORS
+    if error.message
+)
 _INTRODUCTION = f"""\
 Hands each pre-created cloud sandbox to exactly one track at a time, takes it back, and has it wiped.
 
-**Tokens.** A track sends `Authorization: Bearer <track token>` and its id in `X-Track-ID`; an operator sends an admin
-token. Neither can make the other's calls.
+**Tokens.** A caller sends `Authorization: Bearer <token>`. Each call says which role the token needs. With the role
+`track` it makes a track's calls, and sends the track's id in `X-Track-ID`. Operators have one of three other roles, and
+each may do all that the one before it may: `viewer` reads; `operator` also starts jobs, pauses them, and changes
+sandboxes; `admin` also removes records. None of these three makes a track's calls.
 
 **Retries.** Any call may be repeated. After a time-out, a lost connection, a 503, or a 409 `NO_SANDBOXES_AVAILABLE`,
 send the same request again, in the latter two after the seconds of `Retry-After`.
@@ -39,12 +47,17 @@ does, without the body.
 
 **Errors** have one shape and a stable `code`; each call lists those that it may answer. Besides, an unknown path
 answers 404 `NOT_FOUND`, and a known one 405 `METHOD_NOT_ALLOWED` to a method that it does not have, with those that it
-has in `Allow`.
+has in `Allow`. With `Accept: application/problem+json` an error says the same in the shape of RFC 9457; its `type`
+leads to this page.
+
+| code | status | meaning | what to do |
+|---|---|---|---|
+{_ERRORS}
 
 **Every answer** carries `X-Request-ID`, which leads to it in the log, and to requests that are counted the
-`X-RateLimit-…` headers; health checks and metrics are not counted. For browsers it carries
+`RateLimit…` and `X-RateLimit-…` headers; health checks and metrics are not counted. For browsers it carries
 {_FOR_BROWSERS}, and over HTTPS `Strict-Transport-Security`; to other sites, if an operator lets them in,
-`Access-Control-…` and `Vary`.
+`Access-Control-…`. `Vary` names what else an answer depends on.
 """
 
 _PAGES: dict[str, dict[str, Any]] = {
@@ -147,7 +160,7 @@ def make_api(app: Flask, base_path: str) -> Api:
         spec_kwargs={
             "info": {"description": _INTRODUCTION},
             "servers": [{"url": "/", "description": "This broker"}],
-            "extra_plugins": [WhatCallsShare()],
+            "extra_plugins": [WhatCallsShare(base_path)],
         },
     )
     describe_what_calls_share(api.spec)
@@ -159,7 +172,7 @@ def describe_pages(app: Flask, spec: APISpec) -> None:
     spec.tag({"name": "docs", "description": "This description"})
     rules = {rule.endpoint: rule for rule in app.url_map.iter_rules()}
     for endpoint, operation in _PAGES.items():
-        spec.path(rule=rules[endpoint], operations={"get": operation | {"security": []}})
+        spec.path(rule=rules[endpoint], operations={"get": operation | {"role": None}})
 
 
 def _page_files() -> Blueprint:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers import gthread  # type: ignore[import-untyped] # it ships no types
 
+from broker_api.bounds import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.connections import Connection, Phase, Refused
-from broker_api.limits import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.request_reader import State
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         conn.counted_bytes = held
 
     def _refuse(self, conn: Connection, status: HTTPStatus) -> None:
+        conn.sock.begin(conn.reader.take())
         self.handle_error(None, conn.sock, conn.client, Refused(status))
         conn.is_kept = False
         conn.send(conn.sock.take_answer())

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 from gunicorn import util  # type: ignore[import-untyped] # it ships no types
 from gunicorn.http import errors, wsgi  # type: ignore[import-untyped] # the same
 from structlog.contextvars import bound_contextvars
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from broker_api import browsers
 from broker_api.caller import CALLER_HEADERS
 from broker_api.connections import Refused
-from broker_api.errors import describe, make_body
+from broker_api.error_answers import JSON, PROBLEM, Fault, describe, prefers_problem
 from broker_api.event_loop import EventLoop
 from broker_api.runtime import runtime_of
 from broker_api.tracing import HEADER, choose_request_id
@@ -70,21 +72,6 @@ def keep_slashes_apart(target: str, path: str) -> str:
     return f"/%252F{path.lstrip('/')}" if target.startswith("//") or path.startswith("//") else path
 
 
-def _refusal(status: HTTPStatus, request_id: str) -> bytes:
-    body = json.dumps({"error": make_body(*describe(status), request_id)}).encode()
-    head = [
-        f"HTTP/1.1 {status.value} {status.phrase}",
-        f"Server: {wsgi.SERVER}",
-        f"Date: {util.http_date()}",
-        "Connection: close",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        f"{HEADER}: {request_id}",
-        *(f"{name}: {value}" for name, value in browsers.HEADERS.items()),
-    ]
-    return "\r\n".join([*head, "", ""]).encode() + body
-
-
 class Worker(EventLoop):
     """A threaded worker that drains."""
 
@@ -127,10 +114,9 @@ class Worker(EventLoop):
             req.force_close()
         return bool(super().handle_request(req, conn))
 
-    def handle_error(self, req: Any, client: Exchange, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
+    def handle_error(self, _req: Any, client: Exchange, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
         """Answer a request that never reaches the application, or that nothing else could answer."""
-        headers = dict(getattr(req, "headers", ()))
-        request_id = choose_request_id(headers.get(HEADER.upper(), ""))
+        request_id = choose_request_id(client.read_header(HEADER))
         with bound_contextvars(request_id=request_id):
             if isinstance(exc, errors.ParseException) and not isinstance(exc, _OUR_FAULT):
                 is_ours = isinstance(exc, Refused)
@@ -141,7 +127,26 @@ class Worker(EventLoop):
             else:
                 status = HTTPStatus.INTERNAL_SERVER_ERROR
                 self.log.error("unexpected error", exc_info=exc)
-            client.answer_instead(_refusal(status, request_id))
+            client.answer_instead(self._refusal(status, request_id, client.read_header("Accept")))
+
+    def _refusal(self, status: HTTPStatus, request_id: str, accept: str) -> bytes:
+        code, message = describe(status)
+        fault = Fault(status=status, code=code, message=message, request_id=request_id)
+        is_problem = prefers_problem(parse_accept_header(accept, MIMEAccept))
+        content = fault.as_problem(runtime_of(self.wsgi).settings.api_base_path) if is_problem else fault.as_json()
+        body = json.dumps(content).encode()
+        head = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"Server: {wsgi.SERVER}",
+            f"Date: {util.http_date()}",
+            "Connection: close",
+            f"Content-Type: {PROBLEM if is_problem else JSON}",
+            f"Content-Length: {len(body)}",
+            f"{HEADER}: {request_id}",
+            "Vary: Accept",
+            *(f"{name}: {value}" for name, value in browsers.HEADERS.items()),
+        ]
+        return "\r\n".join([*head, "", ""]).encode() + body
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:  # noqa: ANN401 - gunicorn's signature
         try:

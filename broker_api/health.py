@@ -24,8 +24,8 @@ _OK = "ok"
 _log = logging.getLogger(__name__)
 
 
-@blueprint.route("/healthz", methods=["GET"])
-@blueprint.doc(operationId="healthz", security=[])
+@blueprint.route("/healthz", methods=["GET"], role=None)
+@blueprint.doc(operationId="healthz")
 @blueprint.response(200, HealthSchema, description="It runs")
 def healthz() -> dict[str, Any]:
     """Tell that the process runs.
@@ -35,8 +35,8 @@ def healthz() -> dict[str, Any]:
     return {"status": "healthy", "timestamp": services().clock.now()}
 
 
-@blueprint.route("/readyz", methods=["GET"])
-@blueprint.doc(operationId="readyz", security=[])
+@blueprint.route("/readyz", methods=["GET"], role=None)
+@blueprint.doc(operationId="readyz")
 @blueprint.response(200, ReadinessSchema, description="To be sent requests")
 @blueprint.alt_response(
     503,

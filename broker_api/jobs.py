@@ -2,152 +2,120 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flask import jsonify, request
 from werkzeug.http import parse_list_header, unquote_header_value
 
-from broker_api.auth import require_admin_token
+from broker_api.auth import actor
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
-from broker_api.openapi import ADMIN_SECURITY, JOB_ID, answered_with, leads_to
+from broker_api.openapi import JOB_ID, answered_with, leads_to
 from broker_api.runtime import runtime, services
-from broker_api.schemas import JobAcceptedSchema, JobRunSchema, SyncInputSchema, example_of
-from broker_api.tracing import request_id
+from broker_api.schemas import (
+    JobAcceptedSchema,
+    JobRunSchema,
+    JobRunsSchema,
+    example_of,
+    flags_schema,
+    job_runs_query_schema,
+)
 from broker_common.core.errors import JobNotFound, QueueUnavailable
-from broker_common.core.events import DeleteOutcome
-from broker_common.core.expiry import ExpiryResult
-from broker_common.core.jobs import Job, JobRun
-from broker_common.core.purge import PurgeResult
-from broker_common.core.runs import CleanupTally
-from broker_common.core.sync import SyncResult
+from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-blueprint = Blueprint("jobs", __name__, description="Starting jobs and following their runs")
-blueprint.before_request(require_admin_token)
-blueprint.before_request(refuse_surplus)
+    from broker_common.core.jobs import Jobs, JobSpec
+    from broker_common.core.runs import JobRun
 
 MAX_WAIT_SEC = 30
 _POLL_SEC = 0.2
 
 _RUN = JobRunSchema()
-_SYNCED = asdict(
-    SyncResult(
-        synced=50,
-        added=2,
-        updated=1,
-        restored=0,
-        contradicted=0,
-        stale=1,
-        removed=0,
-        skipped=0,
-        refused=0,
-        tombstones_listed=0,
-        overtaken=0,
-        failed=0,
-        missing=1,
-        judged=42,
-    )
-)
 _STARTED = {"links": leads_to("adminReadJob", {"job_id": "$response.body#/job_id"})}
 
 
-def _starts(job: Job, result: Mapping[str, Any] | None) -> Callable[[Any], Any]:
-    """Describe a call that starts a job and may wait for its end, with a result as that job has it."""
+def make_blueprint(jobs: Jobs) -> Blueprint:
+    """Return the calls that start each of these jobs, and those that follow their runs."""
+    blueprint = Blueprint("jobs", __name__, description="Starting jobs and following their runs")
+    blueprint.before_request(refuse_surplus)
+    for job in jobs.values():
+        _add_start(blueprint, job)
 
-    def describe(view: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
-        applied = answered_with("Preference-Applied")
-        for declare in (
-            blueprint.alt_response(
-                200,
-                schema=JobRunSchema,
-                description="The run, which ended while the call waited",
-                example=example_of(_RUN, job=job.value, result=result),
-                headers=applied,
-                success=True,
-            ),
-            blueprint.response(
-                202, JobAcceptedSchema, description="Asked for; `status_url` tells how it goes", headers=applied
-            ),
-            blueprint.doc(
-                security=ADMIN_SECURITY,
-                parameters=["prefer"],
-                errors=("QUEUE_UNAVAILABLE",),
-                responses={200: _STARTED, 202: _STARTED},
-            ),
-        ):
-            view = declare(view)
-        return view
+    @blueprint.route("/jobs", methods=["GET"], role=Role.VIEWER)
+    @blueprint.doc(
+        operationId="adminListJobs",
+        errors=("QUEUE_UNAVAILABLE",),
+        responses={200: {"links": leads_to("adminReadJob", {"job_id": "$response.body#/runs/0/job_id"})}},
+    )
+    @blueprint.arguments(job_runs_query_schema(jobs)(), location="query")
+    @blueprint.response(200, JobRunsSchema, description="The last runs, newest first")
+    def read_last(query: dict[str, Any]) -> dict[str, Any]:
+        """List the last runs of one job, or of all.
 
-    return describe
+        The newest comes first, by when it was asked for or the schedule started it. A run is kept for 24 hours after
+        its end.
+        """
+        runs = services().queue.read_last(query.get("job"), limit=query["limit"])
+        return {"runs": [_shown(run) for run in runs], "count": len(runs)}
 
+    @blueprint.route("/jobs/<job_id>", methods=["GET"], role=Role.VIEWER, parameters=[JOB_ID])
+    @blueprint.doc(
+        operationId="adminReadJob",
+        errors=("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"),
+    )
+    @blueprint.response(200, JobRunSchema, description="The run as it stands", example=_example(jobs))
+    def read(job_id: str) -> dict[str, Any]:
+        """Tell how a run of a job goes, or went.
 
-@blueprint.route("/sync", methods=["POST"])
-@blueprint.doc(operationId="adminSync")
-@blueprint.arguments(SyncInputSchema(), required=False)
-@_starts(Job.SYNC, _SYNCED)
-def sync(body: dict[str, bool]) -> Any:  # noqa: ANN401 - a JSON body, its status and headers
-    """Read the provider's accounts into the pool.
+        A run is kept for 24 hours after its end; those that the schedule started are found here, too.
+        """
+        require_plain("job_id", job_id)
+        return _shown(services().queue.find(job_id))
 
-    New accounts become available, available sandboxes that are missing become stale. Where more are missing than seems
-    likely, none becomes stale and the run fails, unless it is forced.
-    """
-    return _start(Job.SYNC, force=body["force"])
+    return blueprint
 
 
-@blueprint.route("/cleanup", methods=["POST"])
-@blueprint.doc(operationId="adminCleanup")
-@_starts(Job.CLEANUP, CleanupTally(counts={DeleteOutcome.DELETED: 3, DeleteOutcome.WILL_RETRY: 1}).conclude().result)
-def cleanup() -> Any:  # noqa: ANN401 - the same
-    """Have the sandboxes that are due wiped by the provider.
+def _add_start(blueprint: Blueprint, job: JobSpec) -> None:
+    """Add the call that starts a job and may wait for its end."""
 
-    Each is handed to a worker; the run ends with the last of them.
-    """
-    return _start(Job.CLEANUP)
+    def start(flags: Mapping[str, bool] | None = None) -> Any:  # noqa: ANN401 - a JSON body, its status and headers
+        return _start(job, flags or {})
 
-
-@blueprint.route("/expire", methods=["POST"])
-@blueprint.doc(operationId="adminExpire")
-@_starts(Job.EXPIRE, asdict(ExpiryResult(expired=2, failed=0)))
-def expire() -> Any:  # noqa: ANN401 - the same
-    """End the allocations that are past their time.
-
-    That is `expires_at` and the buffer after it; their sandboxes go to be wiped.
-    """
-    return _start(Job.EXPIRE)
-
-
-@blueprint.route("/purge-stale", methods=["POST"])
-@blueprint.doc(operationId="adminPurgeStale")
-@_starts(Job.PURGE_STALE, asdict(PurgeResult(removed=4, failed=0)))
-def purge_stale() -> Any:  # noqa: ANN401 - the same
-    """Remove the records that have been stale for too long.
-
-    Of a dirty sandbox a tombstone is left, so that no sync takes it for a new one.
-    """
-    return _start(Job.PURGE_STALE)
-
-
-@blueprint.route("/jobs/<job_id>", methods=["GET"], parameters=[JOB_ID])
-@blueprint.doc(
-    operationId="adminReadJob",
-    security=ADMIN_SECURITY,
-    errors=("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"),
-)
-@blueprint.response(200, JobRunSchema, description="The run as it stands", example=example_of(_RUN, result=_SYNCED))
-def read(job_id: str) -> dict[str, Any]:
-    """Tell how a run of a job goes, or went.
-
-    A run is kept for 24 hours after its end; those that the schedule started are found here, too.
-    """
-    require_plain("job_id", job_id)
-    return _shown(services().queue.find(job_id))
+    start.__name__, start.__doc__ = job.name, f"{job.summary}\n\n{job.description}"
+    applied = answered_with("Preference-Applied")
+    view: Any = start
+    for declare in (
+        blueprint.alt_response(
+            200,
+            schema=JobRunSchema,
+            description="The run, which ended while the call waited",
+            example=example_of(_RUN, job=job.name, result=job.example),
+            headers=applied,
+            success=True,
+        ),
+        blueprint.response(
+            202, JobAcceptedSchema, description="Asked for; `status_url` tells how it goes", headers=applied
+        ),
+        blueprint.doc(
+            operationId=f"admin{job.name.title().replace('_', '')}",
+            parameters=["prefer"],
+            errors=("QUEUE_UNAVAILABLE",),
+            responses={200: _STARTED, 202: _STARTED},
+        ),
+        *([blueprint.arguments(flags_schema(job)(), required=False)] if job.flags else []),
+        blueprint.route(f"/{job.path}", methods=["POST"], role=Role.OPERATOR),
+    ):
+        view = declare(view)
 
 
-def _start(job: Job, *, force: bool = False) -> tuple[Any, int, dict[str, str]]:
-    job_id = services().queue.enqueue(job, request_id=request_id(), force=force)
+def _example(jobs: Jobs) -> dict[str, Any]:
+    job = next(iter(jobs.values()))
+    return example_of(_RUN, job=job.name, result=job.example)
+
+
+def _start(job: JobSpec, flags: Mapping[str, bool]) -> tuple[Any, int, dict[str, str]]:
+    job_id = services().queue.enqueue(job.name, by=actor(), flags=flags)
     accepted = {"job_id": job_id, "status_url": f"{runtime().settings.api_base_path}/admin/jobs/{job_id}"}
     seconds = preferred_wait(request.environ.get("HTTP_PREFER", ""))
     if seconds is None:
@@ -198,5 +166,15 @@ def preferred_wait(header: str) -> int | None:
 
 
 def _shown(run: JobRun) -> dict[str, Any]:
-    shown = {"job_id": run.job_id, "job": run.job, "state": run.state, "result": run.result, "error": run.error}
+    moments = {"queued_at": run.queued_at, "started_at": run.started_at, "ended_at": run.ended_at}
+    shown = {
+        "job_id": run.job_id,
+        "job": run.job,
+        "state": run.state,
+        "principal": run.principal,
+        "requested_by": run.requested_by,
+        **{name: None if moment is None else int(moment) for name, moment in moments.items()},
+        "result": run.result,
+        "error": run.error,
+    }
     return {name: value for name, value in shown.items() if value is not None}

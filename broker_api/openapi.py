@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from apispec import BasePlugin
 
 from broker_api import rate_limit, tracing
-from broker_api.error_codes import ERROR_CODES, example_of_error
-from broker_api.schemas import PLAIN, ErrorSchema
+from broker_api.error_answers import JSON, PROBLEM, Fault
+from broker_api.errors import ERROR_CODES
+from broker_api.schemas import EXAMPLE_REQUEST_ID, PLAIN, ErrorSchema, ProblemSchema
+from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from apispec import APISpec
 
-TRACK_SECURITY: list[dict[str, list[str]]] = [{"trackToken": []}]
-ADMIN_SECURITY: list[dict[str, list[str]]] = [{"adminToken": []}]
 SANDBOX_ID = {
     "name": "sandbox_id",
     "in": "path",
@@ -82,6 +82,19 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
         "description": "`wait=N`, with the seconds that the call would wait, if it waited",
         "schema": _TEXT,
     },
+    "Vary": {"required": True, "description": "`Accept`: it says in which shape errors come", "schema": _TEXT},
+    "RateLimit-Policy": {
+        "description": "How many requests (`q`) the caller may make in how many seconds (`w`), as"
+        " draft-ietf-httpapi-ratelimit-headers-10 has it",
+        "schema": _TEXT,
+        "example": '"default";q=200;w=4',
+    },
+    "RateLimit": {
+        "description": "How many requests (`r`) the caller may make now, and in how many seconds (`t`) it may make"
+        " more; from the same draft",
+        "schema": _TEXT,
+        "example": '"default";r=199;t=1',
+    },
     "X-RateLimit-Limit": {"description": "Requests that the caller may make at once", "schema": _NUMBER},
     "X-RateLimit-Remaining": {"description": "Requests that the caller may make now", "schema": _NUMBER},
     "X-RateLimit-Reset": {"description": "Seconds until all of them may be made again", "schema": _NUMBER},
@@ -91,6 +104,8 @@ _REFUSED_UNREAD = ("REQUEST_TIMEOUT", "URI_TOO_LONG", "EXPECTATION_FAILED", "REQ
 """Before the request is counted."""
 _OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
 _HEADERS_OF_ERRORS = {401: ["WWW-Authenticate"]}
+_AS_PROBLEM = "_AS_PROBLEM"
+"""Ends the name of an example in RFC 9457's shape."""
 
 
 def answered_with(*headers: str) -> dict[str, dict[str, str]]:
@@ -112,8 +127,13 @@ def leads_to(
 class WhatCallsShare(BasePlugin):
     """Describes what no call has for itself: the header that all read, those that all answer, and their errors.
 
-    A call names, as `errors`, the codes that only some calls answer.
+    A call names, as `errors`, the codes that only some calls answer, and as `role` the one that it needs.
     """
+
+    def __init__(self, base_path: str) -> None:
+        """Describe the API under `base_path`."""
+        super().__init__()
+        self._base_path = base_path
 
     def init_spec(self, spec: APISpec) -> None:
         """Keep the description that answers are added to."""
@@ -130,6 +150,7 @@ class WhatCallsShare(BasePlugin):
         is_counted = path not in rate_limit.EXEMPT
         headers = answered_with(tracing.HEADER, *(rate_limit.HEADERS if is_counted else ()))
         for method, operation in (operations or {}).items():
+            _describe_role(operation, operation.pop("role"))
             operation["parameters"] = [*operation.get("parameters", ()), "request_id"]
             codes = {
                 *operation.pop("errors", ()),
@@ -155,22 +176,55 @@ class WhatCallsShare(BasePlugin):
         name = "_or_".join(codes)
         if name not in self._components.responses:
             for code in codes:
-                if code not in self._components.examples:
-                    self._components.example(code, {"value": example_of_error(code)})
+                self._show(code)
             waits = [code for code in codes if ERROR_CODES[code].retry_after is not None]
-            headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else []), tracing.HEADER]
+            headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else []), "Vary", tracing.HEADER]
             if not set(codes) <= set(_REFUSED_UNREAD):
                 headers += rate_limit.HEADERS
-            examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
             answer = {
                 "description": "\n\n".join(
                     f"`{code}`: {ERROR_CODES[code].meaning} {ERROR_CODES[code].remedy}" for code in codes
                 ),
                 "headers": answered_with(*headers),
-                "content": {"application/json": {"schema": ErrorSchema, "examples": examples}},
+                "content": {
+                    JSON: {"schema": ErrorSchema, "examples": {code: _example(code) for code in codes}},
+                    PROBLEM: {
+                        "schema": ProblemSchema,
+                        "examples": {code: _example(code + _AS_PROBLEM) for code in codes},
+                    },
+                },
             }
             self._components.response(name, answer)
         return name
+
+    def _show(self, code: str) -> None:
+        """Add what an answer with this code looks like, in both shapes."""
+        if code in self._components.examples:
+            return
+        error = ERROR_CODES[code]
+        fault = Fault(
+            status=error.status,
+            code=code,
+            message=error.message,
+            request_id=EXAMPLE_REQUEST_ID,
+            retry_after=error.retry_after,
+            details=error.details,
+        )
+        self._components.example(code, {"value": fault.as_json()})
+        self._components.example(code + _AS_PROBLEM, {"value": fault.as_problem(self._base_path)})
+
+
+def _example(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/examples/{name}"}
+
+
+def _describe_role(operation: dict[str, Any], role: Role | None) -> None:
+    """Say which token a call needs, and with which role. Source: OpenAPI 3.1, "Security Requirement Object"."""
+    if role is None:
+        operation["security"] = []
+        return
+    operation["security"] = [{"trackToken" if role is Role.TRACK else "adminToken": [role.value]}]
+    operation["description"] = f"{operation['description']}\n\nNeeds the role `{role}`."
 
 
 def _status_of(code: str) -> int:
@@ -180,8 +234,8 @@ def _status_of(code: str) -> int:
 def describe_what_calls_share(spec: APISpec) -> None:
     """Add the tokens and headers that calls refer to."""
     for scheme, whose in (
-        ("trackToken", "A track's token; it may be bound to the tracks whose id begins with a prefix"),
-        ("adminToken", "An operator's token"),
+        ("trackToken", "A token with the role `track`; it may be bound to some tracks by patterns of their ids"),
+        ("adminToken", "A token with the role `viewer`, `operator` or `admin`"),
     ):
         spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})
     for name, header in _CALLER_HEADERS.items():

@@ -1,4 +1,4 @@
-"""How many requests a caller may make: counted by track, and by address for who has no valid token.
+"""How many requests a caller may make: counted by track, by an operator's name, and by address without a valid token.
 
 Health checks and metrics are exempt: whoever watches the broker must see it in its worst moment.
 """
@@ -6,16 +6,18 @@ Health checks and metrics are exempt: whoever watches the broker must see it in 
 from __future__ import annotations
 
 import ipaddress
+import math
 from typing import TYPE_CHECKING
 
 from flask import g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from broker_api.auth import Scope, may_act_for, scope
+from broker_api.auth import may_act_for, principal
 from broker_api.caller import presented_track_id
-from broker_api.runtime import services
+from broker_api.runtime import runtime, services
 from broker_common.core.errors import RateLimitExceeded
-from broker_common.core.events import RateChecked, RateOutcome
+from broker_common.core.principals import Role
+from broker_common.core.telemetry import RateChecked, RateOutcome
 
 if TYPE_CHECKING:
     from flask import Flask, Response
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from broker_common.core.ports import Allowance
 
 EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})
-HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+"""The first two are those of draft-ietf-httpapi-ratelimit-headers-10, written as structured fields (RFC 9651)."""
 _IPV6_NETWORK_BITS = 64
 """What one subscriber commonly has: any number of addresses in it is one caller."""
 
@@ -56,10 +59,14 @@ def _take() -> None:
 
 
 def _key() -> str:
-    if scope() is Scope.ADMIN:
-        return "admin"
     track_id = presented_track_id()
-    return f"track:{track_id}" if track_id and may_act_for(track_id) else f"address:{_address()}"
+    if track_id and may_act_for(track_id):
+        return f"track:{track_id}"
+    found = principal()
+    # A token that is for tracks alone says nothing of who calls: many tracks have the same.
+    if found is not None and found.may(Role.VIEWER):
+        return f"principal:{found.name}"
+    return f"address:{_address()}"
 
 
 def _address() -> str:
@@ -75,6 +82,17 @@ def _address() -> str:
 def _show(response: Response) -> Response:
     allowance: Allowance | None = g.get("allowance")
     if allowance is not None:
-        for header, value in zip(HEADERS, (allowance.limit, allowance.remaining, allowance.reset_after), strict=True):
+        settings = runtime().settings
+        # The bucket fills in this time. The draft's reset is when there is more, the other one when there is all.
+        window = math.ceil(settings.rate_limit_burst / settings.rate_limit_rps)
+        more_after = allowance.retry_after if allowance.is_exceeded else min(1, allowance.reset_after)
+        values = (
+            f'"default";q={settings.rate_limit_burst};w={window}',
+            f'"default";r={allowance.remaining};t={more_after}',
+            allowance.limit,
+            allowance.remaining,
+            allowance.reset_after,
+        )
+        for header, value in zip(HEADERS, values, strict=True):
             response.headers[header] = str(value)
     return response

@@ -11,7 +11,7 @@ import re
 from enum import Enum, auto
 from http import HTTPStatus
 
-from broker_api.limits import MAX_BODY_BYTES
+from broker_api.bounds import MAX_BODY_BYTES
 
 _NOTHING = (b"", b"\r", b"\r\n")
 """An empty line before a request counts as nothing (RFC 9112, section 2.2)."""

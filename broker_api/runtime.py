@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, cast
 from flask import current_app
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from flask import Flask
 
-    from broker_api.auth import Scope, TokenSource
-    from broker_api.limits import ThreadBudget
+    from broker_api.threads import ThreadBudget
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
+    from broker_common.tokens import TokenSource
 
 _EXTENSION = "sandbox_broker"
 
@@ -28,7 +28,7 @@ class Runtime:
     settings: Settings
     services: ApiServices
     threads: ThreadBudget
-    tokens: Mapping[Scope, TokenSource]
+    tokens: Sequence[TokenSource]
     draining: threading.Event = field(default_factory=threading.Event)
     """Set once the process has been told to stop."""
 

@@ -5,21 +5,35 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import Schema, ValidationError, fields, validate
+from marshmallow import Schema, ValidationError, fields, pre_dump, validate, validates_schema
 
 from broker_api.caller import MAX_LENGTH, find_fault
-from broker_api.error_codes import ERROR_CODES
-from broker_common.core.domain import DeletionReason, Status
-from broker_common.core.jobs import Job, JobState
+from broker_api.errors import ANSWERED, ERROR_CODES
+from broker_common.core.facts import FactKind, PoolFactKind
+from broker_common.core.flat import flatten, flatten_claim
+from broker_common.core.job_names import Job
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import JobState
+from broker_common.core.principals import Role
 from broker_common.core.purge import BULK_DELETABLE
+from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.search import SortField
+from broker_common.core.store import PAUSABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from enum import Enum
 
+    from broker_common.core.facts import Fact, PoolFact
+    from broker_common.core.flat import Flat
+    from broker_common.core.jobs import Jobs, JobSpec
+    from broker_common.core.sandbox import Claim, Sandbox
+    from broker_common.core.store import Pauses
+
 PLAIN = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": "^[ -~]+$"}
 """OpenAPI's words for 1 to 128 printable ASCII characters."""
 _LEASE = "5b7f2ad1-6b6e-4f0e-8a55-0d9a52b3a6f1"
+EXAMPLE_REQUEST_ID = "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11"
 _JOB_ID = "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11"
 _NOW = "When this was answered"
 _DURATION = "How long it took, in milliseconds"
@@ -32,6 +46,10 @@ _PAUSED = {
 }
 _MAX_REASON = 500
 _MAX_CURSOR = 2048
+_MAX_PAGE = 100
+_MAX_FOUND = 1000
+SEARCHES = frozenset({"name", "track_name", "sort"})
+"""What a listing answers from a copy of the pool, if one of them is given."""
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 # Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
 _UNFIT_FOR_TEXT = re.compile(rf"[{_CONTROLS}\ud800-\udfff]")
@@ -91,6 +109,11 @@ def _optional_time(description: str, example: int | None = None) -> fields.Integ
     return fields.Integer(required=True, allow_none=True, metadata=metadata)
 
 
+def _moment(description: str, example: int) -> fields.Integer:
+    """Describe a time that is left out while there is none."""
+    return fields.Integer(metadata={"example": example, "description": f"{description} (Unix seconds)"})
+
+
 def _whole(description: str, example: int = 0) -> fields.Integer:
     return fields.Integer(required=True, metadata={"example": example, "description": description})
 
@@ -120,19 +143,18 @@ def _example_of_field(field: fields.Field[Any]) -> Any:  # noqa: ANN401 - any JS
     return field.metadata["example"]
 
 
-class ErrorDetailSchema(Schema):
-    """What went wrong."""
+class _FaultSchema(Schema):
+    """What every error tells, in either shape."""
 
     code = fields.String(
         required=True,
-        validate=validate.OneOf(list(ERROR_CODES)),
+        validate=validate.OneOf(ANSWERED),
         metadata={
             "example": "VALIDATION_ERROR",
             "description": "Stable. Later versions may have others: go by the status then",
         },
     )
-    message = _text("X-Track-ID: Missing: the calling track's id.", "For people; its wording may change")
-    request_id = _text("0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11", "As in the header `X-Request-ID`")
+    request_id = _text(EXAMPLE_REQUEST_ID, "As in the header `X-Request-ID`")
     retry_after = fields.Integer(metadata={"description": "Seconds, as in the header `Retry-After`"})
     details = fields.Dict(
         keys=fields.String(),
@@ -141,10 +163,26 @@ class ErrorDetailSchema(Schema):
     )
 
 
+class ErrorDetailSchema(_FaultSchema):
+    """What went wrong."""
+
+    message = _text("X-Track-ID: Missing: the calling track's id.", "For people; its wording may change")
+
+
 class ErrorSchema(Schema):
     """The body of every error."""
 
     error = fields.Nested(ErrorDetailSchema, required=True)
+
+
+class ProblemSchema(_FaultSchema):
+    """The body of every error for callers that prefer RFC 9457's shape."""
+
+    type = _text("/v1/docs#VALIDATION_ERROR", "Leads to what the code means")
+    title = _text(ERROR_CODES["VALIDATION_ERROR"].meaning, "What the code means; the same each time")
+    status = fields.Integer(required=True, metadata={"example": 400, "description": "The answer's status"})
+    detail = _text("X-Track-ID: Missing: the calling track's id.", "For people; its wording may change")
+    instance = _text(f"#{EXAMPLE_REQUEST_ID}", "Tells this error from all others; nothing can be read there")
 
 
 class _AccountSchema(Schema):
@@ -160,6 +198,10 @@ class _AccountSchema(Schema):
 class AllocationSchema(_AccountSchema):
     """What a track is given."""
 
+    @pre_dump
+    def _flatten(self, claim: Claim, **_: Any) -> Flat:  # noqa: ANN401 - marshmallow's options
+        return flatten_claim(claim)
+
     lease_id = _text(_LEASE, "New for every allocation; names it in a mark for deletion that may be late")
     allocated_at = _time("When the allocation began")
     expires_at = _time("Until when the track may use it", 1759589355)
@@ -168,7 +210,11 @@ class AllocationSchema(_AccountSchema):
 class HeldSandboxSchema(_AccountSchema):
     """A sandbox as its holder, or its last one, reads it."""
 
-    lease_id = _optional_text(_LEASE, "The lease that the track holds, or held last", attribute="lease_at_hand")
+    @pre_dump
+    def _flatten(self, sandbox: Sandbox, **_: Any) -> Flat:  # noqa: ANN401 - marshmallow's options
+        return {**flatten(sandbox), "latest_lease_id": sandbox.latest_lease_id}
+
+    lease_id = _optional_text(_LEASE, "The lease that the track holds, or held last", attribute="latest_lease_id")
     allocated_at = _optional_time("When the latest allocation began", 1759574955)
     expires_at = _optional_time("Until when the latest allocation may be used", 1759589355)
     status = _enum(Status, _STATUS | {"example": Status.ALLOCATED.value}, required=True)
@@ -185,9 +231,13 @@ class HeldSandboxesSchema(Schema):
 class MarkedSchema(Schema):
     """A sandbox given back."""
 
+    @pre_dump
+    def _flatten(self, sandbox: Sandbox, **_: Any) -> Flat:  # noqa: ANN401 - marshmallow's options
+        return {**flatten(sandbox), "latest_lease_id": sandbox.latest_lease_id}
+
     sandbox_id = _text("2009521", "As in the path")
     status = _enum(Status, _STATUS | {"example": Status.PENDING_DELETION.value}, required=True)
-    lease_id = _optional_text(_LEASE, "The lease that the track held", attribute="lease_at_hand")
+    lease_id = _optional_text(_LEASE, "The lease that the track held", attribute="latest_lease_id")
     deletion_requested_at = _optional_time("When the allocation was ended", 1759580000)
 
 
@@ -209,6 +259,8 @@ class SandboxSchema(HeldSandboxSchema):
     deletion_retry_count = _whole("Failed attempts to wipe it since it was last sent to be")
     deletion_last_error = _optional_text(None, "Why the latest attempt failed, or why it was put aside; else null")
     next_attempt_at = _optional_time("When it may next be tried to wipe it")
+    ready_at = _optional_time("Until when it rests after its wipe")
+    quarantine_reason = _optional_text(None, "Why it is set aside once it is wiped; else null")
     last_synced = _optional_time("When a sync last saw it", 1759574955)
     stale_since = _optional_time("Since when it is stale")
     last_track_id = _optional_text(None, "The track of its latest ended allocation; else null")
@@ -236,21 +288,45 @@ class SandboxPageSchema(Schema):
         metadata={"example": [], "description": "Those that belong on this page, and whose record cannot be read"},
     )
     cursor = _optional_text(None, "Reads the next page; null on the last one")
+    total = fields.Integer(
+        metadata={"description": "With `name`, `track_name` or `sort`: how many were found on all pages"}
+    )
+    snapshot_age_sec = fields.Float(
+        metadata={
+            "description": "With `name`, `track_name` or `sort`: how old the copy is that was searched, at most 5"
+        }
+    )
 
 
 class SandboxQuerySchema(Schema):
-    """Which sandboxes to list."""
+    """Which sandboxes to list, and in which order."""
+
+    @validates_schema
+    def _check_limit(self, values: dict[str, Any], **_: Any) -> None:  # noqa: ANN401 - marshmallow's options
+        if values["limit"] > _MAX_PAGE and not SEARCHES & values.keys():
+            raise ValidationError(
+                f"Must be at most {_MAX_PAGE} without {', '.join(sorted(SEARCHES))}.", field_name="limit"
+            )
 
     status = _enum(Status, {"description": "Only sandboxes of this status"})
     track_id = _plain({"description": "Only sandboxes that this track holds"})
+    name = _plain({"description": "Only sandboxes with this in their name, in capitals or small letters"})
+    track_name = _plain({"description": "Only sandboxes whose latest lease is this lab's"})
+    sort = fields.String(
+        validate=validate.OneOf([sign + field.value for field in SortField for sign in ("", "-")]),
+        metadata={"description": "The field to sort by; with `-` in front, the greatest comes first"},
+    )
     limit = _StrictInteger(
         load_default=50,
-        validate=validate.Range(min=1, max=100),
-        metadata={"description": "How many sandboxes a page has at most: 1 to 100"},
+        validate=validate.Range(min=1, max=_MAX_FOUND),
+        metadata={
+            "description": f"How many sandboxes a page has at most: 1 to {_MAX_PAGE}; with `name`, `track_name` or"
+            f" `sort` up to {_MAX_FOUND:,}"
+        },
     )
     cursor = fields.String(
         validate=validate.Length(min=1, max=_MAX_CURSOR),
-        metadata={"description": "That of the page before, asked for with the same `status` and `track_id`"},
+        metadata={"description": "That of the page before, asked for with the same filters and order"},
     )
 
 
@@ -259,7 +335,7 @@ class StatsSchema(Schema):
 
     available = _whole("May be allocated", 42)
     allocated = _whole("Held by a track", 7)
-    pending_deletion = _whole("Wait for the provider to wipe them", 1)
+    pending_deletion = _whole("Wait for the provider to wipe them, or rest after their wipe", 1)
     stale = _whole("Out of service until a sync sees them")
     deletion_failed = _whole("Need a person")
     total = _whole("All of these", 50)
@@ -295,6 +371,101 @@ class QuarantineInputSchema(Schema):
     )
 
 
+class FactSchema(Schema):
+    """What happened to a sandbox, or to the pool."""
+
+    kind = _text("sandbox.allocated", "What happened")
+    at = _time("When it happened")
+    principal = _text("track", "Who did it: a token's name, or `job:` and a job's name")
+    request_id = _optional_text("0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11", "The request, or the run of a job")
+    sandbox_id = _optional_text("2009521", "The sandbox; null for a fact of the pool")
+    version = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={
+            "example": 1759574955000,
+            "description": "The sandbox's version since then; with sandbox and kind"
+            " it names the fact. Null for a fact of the pool",
+        },
+    )
+    fact_id = _optional_text(None, "Names a fact of the pool; null for one of a sandbox")
+    track_id = _optional_text("track-4711", "The track that held it, or held it last")
+    lease_id = _optional_text(_LEASE, "The lease of that track")
+    status = _enum(
+        Status,
+        {"example": "allocated", "description": "The status since then; null: removed"},
+        required=True,
+        allow_none=True,
+    )
+    status_before = _enum(
+        Status,
+        {"example": "available", "description": "The status before; null: there was no record"},
+        required=True,
+        allow_none=True,
+    )
+    details = fields.Dict(keys=fields.String(), required=True, metadata={"example": {}, "description": "More, by kind"})
+
+    @pre_dump
+    def _complete(self, fact: Fact | PoolFact, **_: Any) -> dict[str, Any]:  # noqa: ANN401 - marshmallow's options
+        return {name: getattr(fact, name, None) for name in self.fields}
+
+
+class FactQuerySchema(Schema):
+    """Which part of a history to read."""
+
+    limit = _StrictInteger(
+        load_default=50,
+        validate=validate.Range(min=1, max=100),
+        metadata={"description": "How many facts a page has at most: 1 to 100"},
+    )
+    cursor = fields.String(
+        validate=validate.Length(min=1, max=_MAX_CURSOR), metadata={"description": "That of the page before"}
+    )
+
+
+class FactPageSchema(Schema):
+    """A page of a sandbox's facts, newest first."""
+
+    facts = fields.List(fields.Nested(FactSchema), required=True)
+    count = _whole("How many are in `facts`", 1)
+    cursor = _optional_text(None, "Reads the next page; null on the last one")
+
+
+class FeedQuerySchema(Schema):
+    """Which facts to read."""
+
+    after = fields.String(
+        validate=validate.Length(min=1, max=_MAX_CURSOR),
+        metadata={"description": "The last `cursor` read; without it, the oldest fact that is kept comes first"},
+    )
+    since = _StrictInteger(
+        validate=validate.Range(min=0, max=2**40),
+        metadata={"description": "Where to begin without `after`, in Unix seconds"},
+    )
+    kind = fields.String(
+        validate=validate.OneOf([kind.value for kind in (*FactKind, *PoolFactKind)]),
+        metadata={"description": "Only facts of this kind"},
+    )
+    track_id = _plain({"description": "Only facts of this track's leases"})
+    limit = _StrictInteger(
+        load_default=100,
+        validate=validate.Range(min=1, max=1000),
+        metadata={"description": "How many facts are looked at: 1 to 1,000"},
+    )
+
+
+class FeedSchema(Schema):
+    """A page of the feed."""
+
+    events = fields.List(fields.Nested(FactSchema), required=True)
+    count = _whole("How many are in `events`", 1)
+    cursor = _text("f1759574835", "Reads on, as `after`")
+    is_last = fields.Boolean(
+        required=True,
+        metadata={"example": True, "description": "Nothing came after these facts when they were read"},
+    )
+
+
 class BulkDeleteQuerySchema(Schema):
     """Which records to remove."""
 
@@ -319,13 +490,42 @@ class BulkRetriedSchema(Schema):
     duration_ms = _whole(_DURATION, 41)
 
 
+class WhoAmISchema(Schema):
+    """Who makes the call."""
+
+    principal = _text("anna", "The name of the token: what the broker logs of each call")
+    roles = fields.List(
+        _enum(Role, {"example": Role.OPERATOR.value, "description": "Each call says which one it needs"}),
+        required=True,
+        metadata={"description": "What it may do"},
+    )
+    customer = _optional_text(None, "The customer that it belongs to; null if to none")
+
+
+class PauseSchema(Schema):
+    """By whom an operation is paused, and since when."""
+
+    operation = _text("allocate", "What is paused")
+    by = _optional_text("ops-anna", "Who paused it; null if a release before this one did")
+    since = _optional_time("Since when", 1759574955)
+
+
 class PausesSchema(Schema):
-    """Which operations are paused."""
+    """Which operations are paused, and by whom."""
+
+    @pre_dump
+    def _flatten(self, pauses: Pauses, **_: Any) -> dict[str, Any]:  # noqa: ANN401 - marshmallow's options
+        found = {name: getattr(pauses, name) for name in PAUSABLE}
+        paused = [{"operation": name, "by": each.by, "since": each.since} for name, each in found.items() if each]
+        return {**{name: each is not None for name, each in found.items()}, "paused": paused}
 
     allocate = fields.Boolean(required=True, metadata={"example": True, "description": _PAUSED["allocate"]})
     sync = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["sync"]})
     cleanup = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["cleanup"]})
     expire = fields.Boolean(required=True, metadata={"example": False, "description": _PAUSED["expire"]})
+    paused = fields.List(
+        fields.Nested(PauseSchema), required=True, metadata={"description": "What is paused, by whom, since when"}
+    )
 
 
 class PausesInputSchema(Schema):
@@ -337,13 +537,13 @@ class PausesInputSchema(Schema):
     expire = _StrictBoolean(metadata={"description": _PAUSED["expire"]})
 
 
-class SyncInputSchema(Schema):
-    """How to sync."""
-
-    force = _StrictBoolean(
-        load_default=False,
-        metadata={"example": False, "description": "Mark as stale what is missing, however much that is"},
-    )
+def flags_schema(job: JobSpec) -> type[Schema]:
+    """Return the schema of what an operator may ask of a job's run."""
+    flags: dict[str, fields.Field[Any]] = {
+        flag.name: _StrictBoolean(load_default=False, metadata={"example": False, "description": flag.description})
+        for flag in job.flags
+    }
+    return Schema.from_dict(flags, name=f"{job.name.title().replace('_', '')}InputSchema")
 
 
 class JobAcceptedSchema(Schema):
@@ -354,10 +554,14 @@ class JobAcceptedSchema(Schema):
 
 
 class JobRunSchema(Schema):
-    """A run of a job; `result` and `error` once there are any."""
+    """A run of a job; the members that do not apply are left out."""
 
     job_id = _text(_JOB_ID, "The run's id")
-    job = _enum(Job, {"example": Job.SYNC.value, "description": "The job's name"}, required=True)
+    job = fields.String(
+        required=True,
+        validate=validate.OneOf(list(JOBS)),
+        metadata={"example": Job.SYNC.value, "description": "The job's name"},
+    )
     state = _enum(
         JobState,
         {
@@ -366,10 +570,44 @@ class JobRunSchema(Schema):
         },
         required=True,
     )
+    principal = _text("admin", "Who asked for it; `job:` and the job's name if the schedule started it")
+    requested_by = fields.String(
+        metadata={
+            "example": "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11",
+            "description": "The request id of the call that asked for it; not there if the schedule started it",
+        }
+    )
+    queued_at = _moment("When it was asked for; not there if the schedule started it", 1759574953)
+    started_at = _moment("When it began", 1759574954)
+    ended_at = _moment("When it ended", 1759574955)
     result = fields.Dict(
         keys=fields.String(), metadata={"description": "What it did, counted; each job counts something else"}
     )
     error = fields.String(metadata={"description": "Why it failed or was skipped"})
+
+
+class JobRunsSchema(Schema):
+    """The last runs of jobs, newest first."""
+
+    runs = fields.List(fields.Nested(JobRunSchema), required=True)
+    count = _whole("How many they are", 1)
+
+
+def job_runs_query_schema(jobs: Jobs) -> type[Schema]:
+    """Return the schema that says which runs of these jobs to list."""
+    return Schema.from_dict(
+        {
+            "job": fields.String(
+                validate=validate.OneOf(list(jobs)), metadata={"description": "Only runs of the job of this name"}
+            ),
+            "limit": _StrictInteger(
+                load_default=20,
+                validate=validate.Range(min=1, max=100),
+                metadata={"description": "How many runs to list at most: 1 to 100"},
+            ),
+        },
+        name="JobRunsQuerySchema",
+    )
 
 
 class HealthSchema(Schema):

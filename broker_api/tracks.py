@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker_api.auth import require_track_token
+from broker_api.auth import actor
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
-from broker_api.openapi import SANDBOX_ID, TRACK_SECURITY, answered_with, leads_to
+from broker_api.openapi import SANDBOX_ID, answered_with, leads_to
 from broker_api.runtime import services
 from broker_api.schemas import (
     AllocationSchema,
@@ -20,14 +20,14 @@ from broker_api.schemas import (
     MarkInputSchema,
 )
 from broker_common.core.allocation import AllocateRequest
+from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Claim, Sandbox
+    from broker_common.core.sandbox import Claim, Sandbox
 
 blueprint = Blueprint("tracks", __name__, description="What a lab session may do")
-blueprint.before_request(require_track_token)
 blueprint.before_request(require_caller)
 blueprint.before_request(refuse_surplus)
 
@@ -69,10 +69,9 @@ def _read(sandbox_id: str) -> Sandbox:
     return services().custody.read(track_id=caller().track_id, sandbox_id=sandbox_id)
 
 
-@blueprint.route("/allocate", methods=["POST"])
+@blueprint.route("/allocate", methods=["POST"], role=Role.TRACK)
 @blueprint.doc(
     operationId="allocate",
-    security=TRACK_SECURITY,
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
     errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
     responses={200: _leads_on(""), 201: _leads_on("")},
@@ -99,17 +98,17 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
             idempotency_key=track.idempotency_key,
             prefix=track.prefix,
             track_name=track.track_name,
-        )
+        ),
+        by=actor(),
     )
     if allocation.replayed:
         return allocation.claim, 200, {"Idempotent-Replayed": "true"}
     return allocation.claim
 
 
-@blueprint.route("/sandboxes", methods=["GET"])
+@blueprint.route("/sandboxes", methods=["GET"], role=Role.TRACK)
 @blueprint.doc(
     operationId="listHeldSandboxes",
-    security=TRACK_SECURITY,
     parameters=_TRACK,
     errors=("SERVICE_UNAVAILABLE",),
     responses={200: _leads_on("/sandboxes/0")},
@@ -125,10 +124,9 @@ def list_held() -> dict[str, Any]:
     return {"sandboxes": held, "count": len(held)}
 
 
-@blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], parameters=[SANDBOX_ID])
+@blueprint.route("/sandboxes/<sandbox_id>", methods=["GET"], role=Role.TRACK, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="readSandbox",
-    security=TRACK_SECURITY,
     parameters=_TRACK,
     errors=("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "SERVICE_UNAVAILABLE"),
 )
@@ -141,10 +139,11 @@ def read(sandbox_id: str) -> Sandbox:
     return _read(sandbox_id)
 
 
-@blueprint.route("/sandboxes/<sandbox_id>/mark-for-deletion", methods=["POST"], parameters=[SANDBOX_ID])
+@blueprint.route(
+    "/sandboxes/<sandbox_id>/mark-for-deletion", methods=["POST"], role=Role.TRACK, parameters=[SANDBOX_ID]
+)
 @blueprint.doc(
     operationId="markForDeletion",
-    security=TRACK_SECURITY,
     parameters=_TRACK,
     errors=("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "SERVICE_UNAVAILABLE"),
 )
@@ -159,6 +158,6 @@ def mark_for_deletion(body: dict[str, str], sandbox_id: str) -> Sandbox:
     """
     require_plain("sandbox_id", sandbox_id)
     ending = services().custody.mark_for_deletion(
-        track_id=caller().track_id, sandbox_id=sandbox_id, lease_id=body.get("lease_id")
+        track_id=caller().track_id, sandbox_id=sandbox_id, by=actor(), lease_id=body.get("lease_id")
     )
     return ending.sandbox

@@ -35,9 +35,10 @@ _TALKATIVE = ("boto3", "botocore", "urllib3", "kombu", "amqp")
 def configure_logging(*, level: str, fmt: str) -> None:
     """Send all log lines of this process to stdout, from `level` on, as `json` or `text`.
 
-    Each line carries the bound context variables (`request_id`, `track_id`, ...). Control characters in what is logged
-    are escaped in both formats, so that no client's text can break or forge a line. Text has colours on a terminal, or
-    where `FORCE_COLOR` is set (a terminal is behind the pipe), and none where `NO_COLOR` is. May be called again.
+    Each line carries the bound context variables (`request_id`, `principal`, `track_id`, ...). Control characters in
+    what is logged are escaped in both formats, so that no client's text can break or forge a line. Text has colours on
+    a terminal, or where `FORCE_COLOR` is set (a terminal is behind the pipe), and none where `NO_COLOR` is. May be
+    called again.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_formatter(fmt))

@@ -31,17 +31,23 @@ from broker_common.core.cleanup import Cleaner
 from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
+from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
+from broker_common.core.jobs import Work
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.runs import Runs
+from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from broker_common.core.ports import Clock, JobQueue, RateLimit, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, RateLimit, Recorder
+    from broker_common.core.runs import JobLocks, JobQueue
+    from broker_common.core.store import SandboxStore
     from broker_common.settings import Settings
 
 BULK_THREADS = 8
@@ -66,6 +72,8 @@ class ApiServices:
     allocator: Allocator
     custody: Custody
     inventory: Inventory
+    search: Search
+    history: History
     operations: Operations
     purger: Purger
     queue: JobQueue
@@ -73,20 +81,11 @@ class ApiServices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerServices:
+class WorkerServices(Work):
     """What the worker's tasks call."""
 
-    clock: Clock
-    recorder: Recorder
-    store: SandboxStore
-    guard: Guard
-    pauses: PauseBoard
-    syncer: Syncer
-    cleaner: Cleaner
-    expirer: Expirer
-    purger: Purger
-    runs: RedisJobRuns
-    locks: RedisJobLocks
+    runs: Runs
+    locks: JobLocks
 
 
 def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> ApiServices:
@@ -96,8 +95,9 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
     memory = RedisTableMemory(connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1), clock)
     guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
-    pauses = PauseBoard(store, clock)
+    pauses = PauseBoard(store, clock, rng)
     custody = Custody(store=store, recorder=recorder, clock=clock)
+    inventory = Inventory(store=store, custody=custody)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -115,8 +115,10 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             policy=policy,
         ),
         custody=custody,
-        inventory=Inventory(store=store, custody=custody),
-        operations=Operations(store=store, clock=clock, threads=BULK_THREADS),
+        inventory=inventory,
+        search=Search(reports=store, inventory=inventory, clock=clock),
+        history=History(records=store, reports=store, guard=guard, clock=clock),
+        operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         queue=CeleryJobQueue(settings.redis_url, build_runs(settings, connect_redis(settings))),
         rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
@@ -133,7 +135,7 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
     redis = connect_redis(settings)
     store = _store(settings, clock, rng, recorder, threads=2 * BULK_THREADS)
     guard = Guard(store=store, memory=RedisTableMemory(redis, clock), recorder=recorder, clock=clock, rng=rng)
-    pauses = PauseBoard(store, clock)
+    pauses = PauseBoard(store, clock, rng)
     provider = _provider(settings, clock, redis, recorder, _breaker(settings, redis))
     return WorkerServices(
         clock=clock,
@@ -181,9 +183,9 @@ def build_provider(settings: Settings) -> CspClient:
     return _provider(settings, SystemClock(), connect_redis(settings), Recorders([]), NoBreaker())
 
 
-def build_runs(settings: Settings, redis: Redis) -> RedisJobRuns:
-    """Make the records of job runs."""
-    return RedisJobRuns(redis, stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)
+def build_runs(settings: Settings, redis: Redis) -> Runs:
+    """Make what begins, follows and ends the runs of jobs."""
+    return Runs(RedisJobRuns(redis), stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)
 
 
 def build_circuit_collector(settings: Settings) -> CircuitCollector:
@@ -216,7 +218,13 @@ def _store(settings: Settings, clock: Clock, rng: Random, recorder: Recorder, *,
         connections=threads,
     )
     return DynamoStore(
-        client, settings.ddb_table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
+        client,
+        settings.ddb_table_name,
+        clock=clock,
+        rng=rng,
+        recorder=recorder,
+        timeout_sec=timeout_sec,
+        history_days=settings.history_days,
     )
 
 

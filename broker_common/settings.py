@@ -16,7 +16,9 @@ import redis
 from marshmallow import EXCLUDE, Schema, ValidationError, validate
 from marshmallow import fields as ma
 
-from broker_common.core.domain import Policy, RecyclePolicy
+from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.principals import Role
+from broker_common.principals_file import read_principals
 from broker_common.tokens import BadTokenError, Token, find_faults, parse_tokens, read_tokens
 
 if TYPE_CHECKING:
@@ -57,9 +59,13 @@ class SettingsError(Exception):
 class _Tokens(ma.Field[tuple[Token, ...]]):
     """Tokens as `parse_tokens` reads them, kept as SHA-256 digests only."""
 
+    def __init__(self, role: Role) -> None:
+        super().__init__()
+        self._role = role
+
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[Token, ...]:  # noqa: ANN401 - marshmallow's signature
         try:
-            return parse_tokens(str(value))
+            return parse_tokens(str(value), self._role)
         except BadTokenError as error:
             raise ValidationError(str(error)) from error
 
@@ -158,10 +164,11 @@ class Settings:
     """Everything that can be set. Durations are in the unit of their name; secrets are left out of `repr`."""
 
     broker_env: Environment = _var(Environment.PRODUCTION, ma.Enum(Environment, by_value=True))
-    broker_api_token: tuple[Token, ...] = _var((), _Tokens(), secret=True)
+    broker_api_token: tuple[Token, ...] = _var((), _Tokens(Role.TRACK), secret=True)
     broker_api_token_file: str | None = _var(None, ma.String())
-    broker_admin_token: tuple[Token, ...] = _var((), _Tokens(), secret=True)
+    broker_admin_token: tuple[Token, ...] = _var((), _Tokens(Role.ADMIN), secret=True)
     broker_admin_token_file: str | None = _var(None, ma.String())
+    broker_tokens_file: str | None = _var(None, ma.String())
 
     api_bind: str = _text("0.0.0.0", r"[0-9A-Za-z.:\[\]-]+\Z", "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
     api_port: int = _integer(8080, 1, 65535)
@@ -182,6 +189,8 @@ class Settings:
 
     lab_duration_hours: float = _number(4, 0, _YEAR_HOURS)
     expiry_buffer_hours: float = _number(0.5, 0, _YEAR_HOURS, inclusive=True)
+    cool_down_sec: int = _integer(0, 0, _WEEK_SEC)
+    history_days: int = _integer(90, 1, 3660)
     k_candidates: int = _integer(15, 1, 1000)
     recycle_policy: RecyclePolicy = _var(RecyclePolicy.REUSE, ma.Enum(RecyclePolicy, by_value=True))
 
@@ -245,9 +254,19 @@ class Settings:
         return self.broker_env is Environment.PRODUCTION
 
     @property
+    def roles_for_tokens_file(self) -> frozenset[Role]:
+        """The roles that no other setting gives a token for, so that `broker_tokens_file` must."""
+        given = {
+            Role.TRACK: self.broker_api_token or self.broker_api_token_file,
+            Role.ADMIN: self.broker_admin_token or self.broker_admin_token_file,
+        }
+        return frozenset(role for role, source in given.items() if not source)
+
+    @property
     def policy(self) -> Policy:
         """The numbers that the core's rules depend on."""
         return Policy(
+            cool_down_sec=self.cool_down_sec,
             lab_duration_sec=round(self.lab_duration_hours * 3600),
             expiry_buffer_sec=round(self.expiry_buffer_hours * 3600),
             stale_grace_sec=round(self.stale_grace_hours * 3600),
@@ -281,29 +300,43 @@ class Settings:
 
     def _check_tokens(self) -> list[str]:
         problems: list[str] = []
-        track = self._check_token("BROKER_API_TOKEN", self.broker_api_token, self.broker_api_token_file, problems)
-        admin = self._check_token("BROKER_ADMIN_TOKEN", self.broker_admin_token, self.broker_admin_token_file, problems)
-        if {token.digest for token in track} & {token.digest for token in admin}:
+        track, admin = self._check_token(Role.TRACK, problems), self._check_token(Role.ADMIN, problems)
+        if _digests(track) & _digests(admin):
             problems.append("BROKER_ADMIN_TOKEN: Holds a token that BROKER_API_TOKEN holds too.")
-        if any(token.track_prefix for token in admin):
+        if any(token.principal.tracks is not None for token in admin):
             problems.append("BROKER_ADMIN_TOKEN: An admin's token cannot be bound to tracks.")
+        if self.broker_tokens_file is not None:
+            problems += self._check_tokens_file(self.broker_tokens_file, _digests(track) | _digests(admin))
         return problems
 
-    def _check_token(
-        self, name: str, tokens: tuple[Token, ...], file: str | None, problems: list[str]
-    ) -> tuple[Token, ...]:
-        """Add what is wrong with the tokens of one scope to `problems`, and return them."""
+    def _check_token(self, role: Role, problems: list[str]) -> tuple[Token, ...]:
+        """Add what is wrong with the tokens of one setting to `problems`, and return them."""
+        if role is Role.TRACK:
+            name, tokens, file = "BROKER_API_TOKEN", self.broker_api_token, self.broker_api_token_file
+        else:
+            name, tokens, file = "BROKER_ADMIN_TOKEN", self.broker_admin_token, self.broker_admin_token_file
         if file is None:
-            problems += [f"{name}: {fault}" for fault in find_faults(tokens, production=self.in_production)]
+            if tokens or self.broker_tokens_file is None:
+                problems += [f"{name}: {fault}" for fault in find_faults(tokens, production=self.in_production)]
             return tokens
         if tokens:
             problems.append(f"{name}: Given beside {name}_FILE: give one of them.")
             return tokens
         try:
-            return read_tokens(file, production=self.in_production)
+            return read_tokens(file, role, production=self.in_production)
         except BadTokenError as error:
             problems.append(f"{name}_FILE: {error}")
             return ()
+
+    def _check_tokens_file(self, file: str, others: set[bytes]) -> list[str]:
+        try:
+            tokens = read_principals(file, production=self.in_production, required=self.roles_for_tokens_file)
+        except BadTokenError as error:
+            return [f"BROKER_TOKENS_FILE: {error}"]
+        twice = [token.principal.name for token in tokens if token.digest in others]
+        if twice:
+            return [f"BROKER_TOKENS_FILE: Another setting holds the token of {', '.join(twice)}, too."]
+        return []
 
     def _check_provider(self) -> list[str]:
         problems = []
@@ -319,6 +352,10 @@ class Settings:
 def _default(item: Field[Any]) -> Any:  # noqa: ANN401 - whatever the field holds
     assert item.default is not MISSING  # noqa: S101 - every setting has a default; what is required is checked later
     return item.default
+
+
+def _digests(tokens: tuple[Token, ...]) -> set[bytes]:
+    return {token.digest for token in tokens}
 
 
 def _is_safe(url: str) -> bool:

@@ -1,17 +1,17 @@
-"""Bearer tokens: how they are written down, which of them production refuses, and the files that they may come from."""
+"""Bearer tokens: how settings write them down, which of them production refuses, and how their files are read again."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import re
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from broker_common.core.principals import Principal, Role
 
 DEVELOPMENT_TRACK_TOKEN = "track_token_123"  # noqa: S105 - public on purpose: production refuses it
 DEVELOPMENT_ADMIN_TOKEN = "admin_token_123"  # noqa: S105 - the same
@@ -29,26 +29,36 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, known by its SHA-256 digest alone; it may act only for tracks whose id starts with `track_prefix`."""
+    """A token, known by its SHA-256 digest alone, and the principal that presents it."""
 
     digest: bytes = field(repr=False)
-    track_prefix: str = ""
+    principal: Principal
+    expires_at: int | None = None
+    """From this Unix time on it is no longer valid."""
     fault: str | None = None
     """Why production refuses it."""
+
+    def is_expired(self, now: int) -> bool:
+        """Tell whether its time is over."""
+        return self.expires_at is not None and self.expires_at <= now
+
+
+TokenSource = Callable[[], Sequence[Token]]
+"""Returns the tokens that are known now, expired ones among them."""
 
 
 class BadTokenError(ValueError):
     """A token cannot be used; the message names its position, and never holds any of it."""
 
 
-def parse_tokens(text: str) -> tuple[Token, ...]:
-    """Parse tokens that are separated by commas or line feeds.
+def parse_tokens(text: str, role: Role) -> tuple[Token, ...]:
+    """Parse tokens that are separated by commas or line feeds; each is one of the principal that `role` names.
 
     Each is plain, or `sha256:<hex>` of one that its holder alone knows; `prefix*=` before it binds it to the tracks
     whose id starts with the prefix. Raises `BadTokenError`.
     """
     words = [word.strip() for word in re.split(r"[,\n]", text) if word.strip()]
-    return tuple(_parse(word, position) for position, word in enumerate(words, 1))
+    return tuple(_parse(word, position, role) for position, word in enumerate(words, 1))
 
 
 def find_faults(tokens: Sequence[Token], *, production: bool) -> list[str]:
@@ -58,13 +68,25 @@ def find_faults(tokens: Sequence[Token], *, production: bool) -> list[str]:
     return [token.fault for token in tokens if production and token.fault is not None]
 
 
-def read_tokens(path: str, *, production: bool) -> tuple[Token, ...]:
-    """Read the tokens of a file; raises `BadTokenError` if it cannot be read, or they cannot serve."""
+def is_well_known(digest: bytes) -> bool:
+    """Tell whether everybody knows the token that has this digest."""
+    return digest in _WELL_KNOWN
+
+
+def read_text(path: str) -> str:
+    """Return what a file of tokens holds; raises `BadTokenError` if it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise BadTokenError(f"Cannot be read ({type(error).__name__}).") from error
-    tokens = parse_tokens(text)
+
+
+def read_tokens(path: str, role: Role, *, production: bool) -> tuple[Token, ...]:
+    """Read the tokens of a file, as `parse_tokens` does.
+
+    Raises `BadTokenError` if the file cannot be read, or its tokens cannot serve.
+    """
+    tokens = parse_tokens(read_text(path), role)
     faults = find_faults(tokens, production=production)
     if faults:
         raise BadTokenError(" ".join(faults))
@@ -74,18 +96,19 @@ def read_tokens(path: str, *, production: bool) -> tuple[Token, ...]:
 class TokenFile:
     """The tokens of a file, which is read again when it has changed; safe to use from many threads.
 
-    A change that cannot be used is logged once, and the tokens before it go on serving.
+    `read` returns the tokens of the file at a path, and raises `BadTokenError` if they cannot be used: that is logged
+    once for each change, and the tokens before it stay valid.
     """
 
-    def __init__(self, path: str, *, production: bool) -> None:
+    def __init__(self, path: str, read: Callable[[str], tuple[Token, ...]]) -> None:
         self._path = path
-        self._production = production
+        self._read_file = read
         self._lock = threading.Lock()
         self._state: tuple[object, ...] | None = None
         self._tokens: tuple[Token, ...] = ()
 
     def __call__(self) -> tuple[Token, ...]:
-        """Return the tokens that are valid now."""
+        """Return the tokens that are known now."""
         state = self._look()
         if state != self._state:
             with self._lock:
@@ -104,16 +127,16 @@ class TokenFile:
 
     def _read(self) -> None:
         try:
-            self._tokens = read_tokens(self._path, production=self._production)
+            self._tokens = self._read_file(self._path)
         except BadTokenError as error:
             _log.error("the token file %s: %s The tokens read before it stay valid.", self._path, error)
         else:
             _log.info("read %d tokens from %s", len(self._tokens), self._path)
 
 
-def _parse(word: str, position: int) -> Token:
+def _parse(word: str, position: int, role: Role) -> Token:
     bound = _BINDING.fullmatch(word)
-    prefix, secret = (bound[1], bound[2]) if bound else ("", word)
+    prefix, secret = (bound[1], bound[2]) if bound else (None, word)
     if not secret:
         raise BadTokenError(f"token {position}: nothing follows its prefix")
     if not secret.startswith(_HASHED):
@@ -123,11 +146,13 @@ def _parse(word: str, position: int) -> Token:
     else:
         raise BadTokenError(f"token {position}: {_HASHED} must be followed by 64 hexadecimal digits")
     fault = None
-    if digest in _WELL_KNOWN:
+    if is_well_known(digest):
         fault = "Holds a well-known development token."
     elif is_weak:
         fault = f"token {position} is weak (`openssl rand -hex 32` makes a good one)."
-    return Token(digest, prefix, fault)
+    # The prefix is meant as it stands, whatever a pattern's characters are in it.
+    tracks = None if prefix is None else (f"{glob.escape(prefix)}*",)
+    return Token(digest, Principal(name=role.value, roles=frozenset({role}), tracks=tracks), fault=fault)
 
 
 def _is_weak(secret: str) -> bool:

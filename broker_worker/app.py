@@ -14,10 +14,11 @@ from celery.apps.worker import (  # type: ignore[attr-defined] # the stubs lack 
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from kombu import Queue
 
-from broker_common.adapters.celery_names import JOBS_QUEUE, QUEUES
-from broker_common.core.jobs import Job
+from broker_common.adapters.celery_names import DELETE_SANDBOX, DELETIONS_QUEUE, JOBS_QUEUE, QUEUES
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import Every
 from broker_worker.messages import check_what_is_received
-from broker_worker.tasks import TITLES, TimeLimits, add_tasks
+from broker_worker.tasks import add_tasks, time_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
-_JOB_LIMIT_SEC = 600
 # Around the call itself a delete waits for a slot, takes the sandbox, and writes the outcome.
 _DELETE_MARGIN_SEC = 60
 _VISIBILITY_MARGIN_SEC = 60
@@ -42,8 +42,8 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
     """
     check_what_is_received()
     app = Celery("sandbox-broker", broker=settings.redis_url, set_as_current=False)
-    limits = TimeLimits(job=_JOB_LIMIT_SEC, delete=settings.csp_call_limit_sec + _DELETE_MARGIN_SEC)
-    longest = max(TimeLimits.of(limits.job)["time_limit"], TimeLimits.of(limits.delete)["time_limit"])
+    delete_limit_sec = settings.csp_call_limit_sec + _DELETE_MARGIN_SEC
+    longest = time_limits(max(delete_limit_sec, *(job.time_limit_sec for job in JOBS.values())))["time_limit"]
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -72,12 +72,14 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         },
         task_default_queue=JOBS_QUEUE,
         task_queues=[Queue(name) for name in QUEUES],
+        # Whoever sends it: also when it is sent again by hand.
+        task_routes={DELETE_SANDBOX: {"queue": DELETIONS_QUEUE}},
         task_create_missing_queues=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
     )
     app.Worker = app.subclass_with_self(_Worker, name="Worker")  # type: ignore[misc] # the stubs do not know that it may be set
-    add_tasks(app, get_services, limits)
+    add_tasks(app, get_services, delete_limit_sec=delete_limit_sec)
     return app
 
 
@@ -109,6 +111,7 @@ class _Worker(Worker):
 
     def on_stopped(self) -> None:
         """Say that the jobs have stopped: by now what had begun has ended."""
-        for job in (Job.SYNC, Job.CLEANUP, Job.EXPIRE):
-            _log.info(f"[Scheduler] {TITLES[job]} job stopped")
+        for job in JOBS.values():
+            if isinstance(job.schedule, Every):
+                _log.info(f"[Scheduler] {job.title} job stopped")
         super().on_stopped()

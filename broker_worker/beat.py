@@ -11,6 +11,7 @@ import structlog
 from celery import signals
 from celery.apps.beat import Beat
 from celery.beat import Service
+from kombu.exceptions import OperationalError
 from redbeat import schedulers as redbeat  # type: ignore[import-untyped] # it ships no types
 from redis.exceptions import RedisError
 
@@ -70,7 +71,8 @@ def set_up_beat(app: Celery, settings: Settings, health: BeatHealth, watch: Cloc
     # redbeat would wait for its lock there, in silence, and keep the handlers after its own from running.
     signals.beat_init.disconnect(redbeat.acquire_distributed_beat_lock)
     scheduler = functools.partial(_Scheduler, health=health, watch=watch)
-    app.conf.update(beat_config(settings), beat_scheduler=scheduler)
+    # Before its first job beat connects once more. It must not try that for ever, as workers do: it ends without Redis.
+    app.conf.update(beat_config(settings), beat_scheduler=scheduler, broker_connection_max_retries=0)
     app.Beat = app.subclass_with_self(_Beat, name="Beat")  # type: ignore[misc] # the stubs do not know that it may be set
 
 
@@ -155,7 +157,7 @@ class _Service(Service):
         """Run until told to stop; without Redis, or without its turn any more, end the process with 1."""
         try:
             super().start(embedded_process=embedded_process)
-        except RedisError as error:
+        except (RedisError, OperationalError) as error:
             _log.error("Beat ends: Redis does not answer, or the lock was lost", action="beat", error=str(error))
             sys.exit(1)
 

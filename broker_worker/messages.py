@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _CONTENT = {"content-type": "application/json", "content-encoding": "utf-8"}
 _BODY_ENCODING = "base64"
 _ID = re.compile(r"[!-~]{1,255}")
-_TEXTS = ("root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "run_request_id")
+_TEXTS = ("root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "run_request_id", "run_principal")
 """Headers that are only shown: in Flower, or in the log."""
 _OPTIONS = ("eta", "expires", "retries", "group", "chord", "compression")
 """Headers by which Celery would run a task in another way, which this broker never uses."""

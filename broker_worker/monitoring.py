@@ -20,7 +20,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from broker_common.adapters.celery_names import task_name
 from broker_common.adapters.prometheus_files import ProcessesCollector
-from broker_common.core.jobs import Job
+from broker_common.core.job_registry import JOBS
 from broker_common.startup import refuse
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     sent = Counter("broker_beat_sent_total", "Jobs that this beat has sent", ["job"], registry=registry)
-    names = {task_name(job): sent.labels(job.value) for job in Job}
+    names = {task_name(job): sent.labels(job) for job in JOBS}
 
     def serve(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
         _serve(registry, pulse, address, port)

@@ -12,33 +12,28 @@ from typing import TYPE_CHECKING, Any
 from celery.schedules import crontab
 
 from broker_common.adapters.celery_names import JOBS_QUEUE, task_name
-from broker_common.core.jobs import Job
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import Daily
 
 if TYPE_CHECKING:
+    from broker_common.core.jobs import Every, Jobs
     from broker_common.settings import Settings
 
-_PURGE_HOUR_UTC = 2
 # A second beat takes over within these, one after the other.
 _LOCK_SEC = 5
 _TICK_SEC = 1
 
 
-def beat_config(settings: Settings) -> dict[str, Any]:
+def beat_config(settings: Settings, jobs: Jobs = JOBS) -> dict[str, Any]:
     """Return the part of Celery's configuration that beat uses."""
-    schedules = {
-        Job.SYNC: timedelta(seconds=settings.sync_interval_sec),
-        Job.CLEANUP: timedelta(seconds=settings.cleanup_interval_sec),
-        Job.EXPIRE: timedelta(seconds=settings.auto_expiry_interval_sec),
-        Job.PURGE_STALE: crontab(hour=_PURGE_HOUR_UTC, minute=0),
-    }
     return {
         "beat_schedule": {
-            job.value: {
-                "task": task_name(job),
-                "schedule": schedule,
+            str(name): {
+                "task": task_name(name),
+                "schedule": _schedule(job.schedule, settings),
                 "options": {"queue": JOBS_QUEUE},
             }
-            for job, schedule in schedules.items()
+            for name, job in jobs.items()
         },
         "beat_max_loop_interval": _TICK_SEC,
         "redbeat_redis_url": settings.redis_url,
@@ -46,3 +41,9 @@ def beat_config(settings: Settings) -> dict[str, Any]:
         "redbeat_key_prefix": "sandbox-broker:beat:",
         "redbeat_lock_timeout": _LOCK_SEC,
     }
+
+
+def _schedule(schedule: Every | Daily, settings: Settings) -> timedelta | crontab:
+    if isinstance(schedule, Daily):
+        return crontab(hour=schedule.hour, minute=0)
+    return timedelta(seconds=getattr(settings, schedule.setting) if schedule.setting else schedule.seconds)

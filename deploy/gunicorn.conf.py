@@ -21,8 +21,8 @@ _makes_metrics_dir = not os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "")
 
 from gunicorn import glogging  # type: ignore[import-untyped] # noqa: E402 - after the variable is set; it ships no types
 
+from broker_api.bounds import BULK_DEADLINE_SEC  # noqa: E402 - the same
 from broker_api.gunicorn_worker import Worker  # noqa: E402 - the same
-from broker_api.limits import BULK_DEADLINE_SEC  # noqa: E402 - the same
 from broker_common.adapters.prometheus_files import forget_process  # noqa: E402 - the same
 from broker_common.logs import configure_logging  # noqa: E402 - the same
 from broker_common.settings import Process  # noqa: E402 - the same

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_items import encode_account, encode_claim, encode_sandbox
 from broker_common.adapters.dynamo_table import SHARDS
-from broker_common.core.domain import Claim, Sandbox
+from broker_common.core.sandbox import Claim, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

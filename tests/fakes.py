@@ -10,50 +10,49 @@ import base64
 import json
 import threading
 import zlib
+from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker_common.core import domain
-from broker_common.core.domain import ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
-from broker_common.core.errors import (
-    Conflict,
-    InvalidInput,
-    OutcomeUnknown,
-    QueueUnavailable,
-    StoreUnavailable,
-    UnreadableRecord,
-)
-from broker_common.core.ports import (
-    ADD_AT_ONCE,
-    AccountListing,
+from broker_common.core.errors import InvalidInput, OutcomeUnknown, QueueUnavailable, StoreUnavailable, UnreadableRecord
+from broker_common.core.facts import Change, Fact, FactKind, PoolFact, change
+from broker_common.core.flat import claim_of, flatten, sandbox_of
+from broker_common.core.lease import begin, candidate_of, claim_on, end
+from broker_common.core.ports import AccountListing, InactiveAccount, KnownTable, SkippedAccount, WipeAnswer
+from broker_common.core.principals import Actor
+from broker_common.core.sandbox import ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
+from broker_common.core.store import (
+    COMMIT_AT_ONCE,
+    PAUSABLE,
     AllocateAnswer,
     Allocated,
-    AvailablePage,
     CandidateGone,
+    CandidatePage,
     ClaimHeld,
+    Conflict,
     Contended,
-    InactiveAccount,
-    KnownTable,
+    FactPage,
+    FeedPage,
     Pauses,
     Pool,
-    RingPosition,
+    Position,
     SandboxPage,
-    SkippedAccount,
     TableState,
     Unreadable,
     Watermark,
-    WipeAnswer,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from random import Random
 
-    from broker_common.core.events import Event
-    from broker_common.core.ports import Clock, SandboxStore
+    from broker_common.core.ports import Clock
+    from broker_common.core.store import SandboxStore
+    from broker_common.core.telemetry import Event
 
 Answer = TypeVar("Answer")
 Kind = TypeVar("Kind")
@@ -62,6 +61,9 @@ START = 1_750_000_000
 """The Unix time at which a `FakeClock` starts."""
 SPOILED = "created_at is missing"
 """Why a record cannot be read that `spoil` has struck."""
+
+BY = Actor(principal="somebody", request_id="request-1")
+"""By whom a test changes something, where that does not matter."""
 
 LEASE: Mapping[str, Any] = {
     "lease_id": "lease-1",
@@ -124,57 +126,84 @@ def make_account(sandbox_id: str = "2009521", **changes: Any) -> Account:
 
 
 def make_sandbox(sandbox_id: str = "2009521", *, status: Status = Status.AVAILABLE, **changes: Any) -> Sandbox:
-    """Make a plausible record; `status_order` of an available one spreads over the ring by its id."""
+    """Make a plausible record, given its fields by their flat names.
+
+    `status_order` of an available one spreads over the ring by its id.
+    """
     spread = int.from_bytes(zlib.crc32(sandbox_id.encode()).to_bytes(4, "big") * 2, "big") % ORDER_LIMIT
-    sandbox = Sandbox(
-        sandbox_id=sandbox_id,
-        name=f"lab-{sandbox_id}",
-        external_id=f"uuid-{sandbox_id}",
-        status=Status.AVAILABLE,
-        status_order=spread if status is Status.AVAILABLE else START,
-        version=1,
-        created_at=START - 3600,
-        updated_at=START - 3600,
-        last_synced=START - 3600,
-    )
+    flat: dict[str, Any] = {
+        "sandbox_id": sandbox_id,
+        "name": f"lab-{sandbox_id}",
+        "external_id": f"uuid-{sandbox_id}",
+        "status": status,
+        "status_order": spread if status is Status.AVAILABLE else START,
+        "version": 1,
+        "created_at": START - 3600,
+        "updated_at": START - 3600,
+        "last_synced": START - 3600,
+    }
     if status is Status.ALLOCATED:
-        changes = {**LEASE, **changes}
-    return replace(sandbox, status=status, **changes)
+        flat |= {"dirty": True, **LEASE}
+    return sandbox_of(flat | changes)
+
+
+def changed(sandbox: Sandbox, **changes: Any) -> Sandbox:
+    """Return a record with other values of its fields, given by their flat names."""
+    return sandbox_of({**flatten(sandbox), **changes})
+
+
+def flat(sandbox: Sandbox) -> Any:
+    """Return a record whose fields are read by their flat names."""
+    return SimpleNamespace(**flatten(sandbox))
+
+
+def add_of(sandbox: Sandbox, by: Actor = BY) -> Change:
+    """Return the change that adds a record."""
+    return change(None, sandbox, FactKind.ADDED, by=by, now=sandbox.updated_at)
+
+
+def change_of(before: Sandbox, after: Sandbox, by: Actor = BY) -> Change:
+    """Return a change to any other record, with a fact."""
+    return change(before, after, FactKind.UPDATED, by=by, now=after.updated_at)
+
+
+def removal_of(before: Sandbox, by: Actor = BY) -> Change:
+    """Return the change that removes a record."""
+    return change(before, None, FactKind.REMOVED, by=by, now=before.updated_at)
 
 
 def make_claim(sandbox: Sandbox | Candidate, track_id: str = "track-1", **changes: Any) -> Claim:
     """Make a claim on a sandbox, for four hours from the start of the fake clock."""
-    claim = Claim(
-        track_id=track_id,
-        idempotency_key=track_id,
-        sandbox_id=sandbox.sandbox_id,
-        lease_id=f"lease-{track_id}-{sandbox.sandbox_id}-{sandbox.version}",
-        allocated_at=START,
-        expires_at=START + 4 * 3600,
-        name=sandbox.name,
-        external_id=sandbox.external_id,
-        sfdc_account_id=sandbox.sfdc_account_id,
-    )
-    return replace(claim, **changes)
+    flat: dict[str, Any] = {
+        "track_id": track_id,
+        "idempotency_key": track_id,
+        "sandbox_id": sandbox.sandbox_id,
+        "lease_id": f"lease-{track_id}-{sandbox.sandbox_id}-{sandbox.version}",
+        "allocated_at": START,
+        "expires_at": START + 4 * 3600,
+        "name": sandbox.name,
+        "external_id": sandbox.external_id,
+        "sfdc_account_id": sandbox.sfdc_account_id,
+    }
+    return claim_of(flat | changes)
 
 
-def make_candidate(sandbox: Sandbox) -> Candidate:
-    """Show an available sandbox as the index would."""
-    return Candidate(
-        sandbox_id=sandbox.sandbox_id,
-        version=sandbox.version,
-        name=sandbox.name,
-        external_id=sandbox.external_id,
-        sfdc_account_id=sandbox.sfdc_account_id,
-    )
+def kind_of(*changes: Change) -> str:
+    """Say what a commit does: `add`, `remove`, `end_allocation`, or any other `update`."""
+    first = changes[0]
+    if first.before is None:
+        return "add"
+    if first.after is None:
+        return "remove"
+    return "end_allocation" if first.before.lease and not first.after.lease else "update"
 
 
 def walk_ring(store: SandboxStore, *, limit: int, prefix: str = "", start: int = 0) -> list[Candidate]:
     """Walk the whole ring of available sandboxes once, page by page, from a place in it."""
     found: list[Candidate] = []
-    position, travelled = RingPosition(start), 0
-    while travelled < store.ring_size:
-        page = store.read_available(position, limit=limit, prefix=prefix)
+    position, travelled = Position(start), 0
+    while travelled < store.positions:
+        page = store.read_candidates(position, limit=limit, prefix=prefix)
         found += page.candidates
         position, travelled = page.next, travelled + page.distance
     return found
@@ -200,6 +229,11 @@ class MemoryStore:
         self._tokens: dict[str, tuple[Candidate, Claim]] = {}
         self._watermark: Watermark | None = None
         self._pauses = Pauses()
+        self.facts: list[Fact | PoolFact] = []
+        """Every fact, in the order in which they were written."""
+        self._fact_names: set[tuple[str, int, str]] = set()
+        self._removed: dict[str, int] = {}
+        self.is_upgraded = True
         self.identity: str | None = "the-table"
         self.is_restored = False
         self.accepted_at = -1
@@ -220,20 +254,10 @@ class MemoryStore:
             for sandbox in sandboxes:
                 self._place(sandbox.sandbox_id, sandbox)
                 self._accounts.setdefault(sandbox.account_key, sandbox.sandbox_id)
-                if sandbox.status is Status.ALLOCATED:
-                    claim = Claim(
-                        track_id=sandbox.allocated_to_track or "",
-                        idempotency_key=sandbox.idempotency_key or "",
-                        sandbox_id=sandbox.sandbox_id,
-                        lease_id=sandbox.lease_id or "",
-                        allocated_at=sandbox.allocated_at or 0,
-                        expires_at=sandbox.expires_at or 0,
-                        name=sandbox.name,
-                        external_id=sandbox.external_id,
-                        track_name=sandbox.track_name,
-                        sfdc_account_id=sandbox.sfdc_account_id,
+                if sandbox.lease:
+                    self._claims[sandbox.lease.track_id, sandbox.lease.idempotency_key] = claim_on(
+                        sandbox, sandbox.lease
                     )
-                    self._claims[claim.track_id, claim.idempotency_key] = claim
 
     def forget_accounts(self) -> None:
         """Lose the records of all accounts, as a table of an earlier release has none."""
@@ -245,7 +269,7 @@ class MemoryStore:
             return dict(self._records), dict(self._claims)
 
     @property
-    def ring_size(self) -> int:
+    def positions(self) -> int:
         return self._shards * ORDER_LIMIT
 
     def get(self, sandbox_id: str) -> Sandbox | None:
@@ -262,8 +286,8 @@ class MemoryStore:
             found = [self._claim(*key) for key in self._claims if key[0] == track_id]
             return [claim for claim in found if claim]
 
-    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
-        with self._called("read_available"):
+    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
+        with self._called("read_candidates"):
             segment, at = divmod(position.at, ORDER_LIMIT)
             onwards = sorted(
                 (sandbox.status_order, sandbox.sandbox_id, sandbox)
@@ -278,19 +302,20 @@ class MemoryStore:
         page = [sandbox for _, _, sandbox in onwards[:limit]]
         if len(page) == limit:
             place = segment * ORDER_LIMIT + page[-1].status_order
-            read_on, distance = RingPosition(place, page[-1].sandbox_id), place - position.at
+            read_on, distance = Position(place, page[-1].sandbox_id), place - position.at
         else:
             end = (segment + 1) * ORDER_LIMIT
-            read_on, distance = RingPosition(end % self.ring_size), end - position.at
-        matching = tuple(make_candidate(sandbox) for sandbox in page if sandbox.name.startswith(prefix))
-        return AvailablePage(matching, read_on, distance)
+            read_on, distance = Position(end % self.positions), end - position.at
+        matching = tuple(candidate_of(sandbox) for sandbox in page if sandbox.name.startswith(prefix))
+        return CandidatePage(matching, read_on, distance)
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         with self._called("allocate"):
             if token in self._tokens:
                 assert self._tokens[token] == (candidate, claim), "a token names one frozen request"
                 return Allocated()
-            held = self._claim(claim.track_id, claim.idempotency_key)
+            key = (claim.lease.track_id, claim.lease.idempotency_key)
+            held = self._claim(*key)
             if held is not None:
                 return ClaimHeld(held)
             sandbox = self._records.get(candidate.sandbox_id)
@@ -298,61 +323,111 @@ class MemoryStore:
                 return CandidateGone(None)
             if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
                 return CandidateGone(sandbox)
-            self._put(sandbox.sandbox_id, domain.allocate(sandbox, claim))
+            self._write(begin(sandbox, claim.lease, by=by))
             self._tokens[token] = (candidate, claim)
-            self._claims[claim.track_id, claim.idempotency_key] = claim
+            self._claims[key] = claim
             return Allocated()
 
-    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
-        with self._called("end_allocation"):
-            if not self._replace(before, after):
-                return
-            key = (before.allocated_to_track or "", before.idempotency_key or "")
-            claim = self._claims.get(key)
-            if claim is not None and claim.lease_id == before.lease_id:
-                del self._claims[key]
+    def commit(self, *changes: Change) -> None:
+        assert 0 < len(changes) <= COMMIT_AT_ONCE
+        assert len(changes) == 1 or all(each.before is None for each in changes), "many are added alone"
+        with self._called(kind_of(*changes)):
+            for each in changes:
+                self._check(each, alone=len(changes) == 1)
+            for each in changes:
+                self._commit(each)
 
-    def add(self, *sandboxes: Sandbox) -> None:
-        assert 0 < len(sandboxes) <= ADD_AT_ONCE
-        with self._called("add"):
-            for sandbox in sandboxes:
-                current = self._records.get(sandbox.sandbox_id)
-                if current is not None and (len(sandboxes) > 1 or current != sandbox):
-                    self._refuse_spoiled(sandbox.sandbox_id)
-                    raise Conflict(f"sandbox {sandbox.sandbox_id} has a record", current=current)
-                self._check_account(sandbox)
-            for sandbox in sandboxes:
-                if sandbox.sandbox_id not in self._records:
-                    self._put(sandbox.sandbox_id, sandbox)
-                    self._accounts[sandbox.account_key] = sandbox.sandbox_id
+    def _check(self, change: Change, *, alone: bool) -> None:
+        """Raise `Conflict` if a change does not hold."""
+        before, after = change.before, change.after
+        current = self._records.get(change.sandbox_id)
+        if before is None:
+            if current is not None and not (alone and current == after):
+                self._refuse_spoiled(change.sandbox_id)
+                raise Conflict(f"sandbox {change.sandbox_id} has a record", current=current)
+            self._check_account(change.result)
+            return
+        if current == after:
+            return
+        if current is None or (current.status, current.version) != (before.status, before.version):
+            self._refuse_spoiled(before.sandbox_id)
+            raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
+        assert after is None or before.lease == after.lease or after.lease is None, "a lease begins by `allocate`"
+        if after is not None and after.account_key != before.account_key:
+            self._check_account(after)
+
+    def _commit(self, change: Change) -> None:
+        before, after = change.before, change.after
+        if self._records.get(change.sandbox_id) == after:
+            return
+        if before is not None and (after is None or after.account_key != before.account_key):
+            self._leave_account(before)
+        if after is not None and (before is None or after.account_key != before.account_key):
+            self._accounts[after.account_key] = after.sandbox_id
+        self._write(change)
+        lease = before.lease if before else None
+        if lease is not None and (after is None or after.lease is None):
+            claim = self._claims.get((lease.track_id, lease.idempotency_key))
+            if claim is not None and claim.lease.lease_id == lease.lease_id:
+                del self._claims[lease.track_id, lease.idempotency_key]
+
+    def _write(self, change: Change) -> None:
+        self._check_fact(change)
+        self._put(change.sandbox_id, change.after)
+        if change.fact is not None:
+            self.facts.append(change.fact)
+            if change.after is None:
+                self._removed[change.sandbox_id] = change.fact.version
+
+    def _check_fact(self, change: Change) -> None:
+        """Have no rule forget a fact, or tell one twice."""
+        before, after, fact = change.before, change.after, change.fact
+        seen = (before.status, before.lease) if before else None
+        shall = (after.status, after.lease) if after else None
+        assert fact or seen == shall, "a change of status, holder or expiry has its fact"
+        if fact is not None:
+            name = (change.sandbox_id, fact.version, fact.kind)
+            assert name not in self._fact_names, "a change is told once"
+            assert after is None or fact.version == after.version, "a fact is named by the version since then"
+            self._fact_names.add(name)
 
     def record_accounts(self, *sandboxes: Sandbox) -> None:
-        assert 0 < len(sandboxes) <= ADD_AT_ONCE
+        assert 0 < len(sandboxes) <= COMMIT_AT_ONCE
         with self._called("record_accounts"):
             for sandbox in sandboxes:
                 self._check_account(sandbox)
             self._accounts |= {sandbox.account_key: sandbox.sandbox_id for sandbox in sandboxes}
 
-    def update(self, before: Sandbox, after: Sandbox) -> None:
-        with self._called("update"):
-            assert Status.ALLOCATED not in {before.status, after.status}, "that moves a claim as well"
-            self._replace(before, after)
-
-    def remove(self, before: Sandbox) -> None:
-        with self._called("remove"):
-            current = self._records.get(before.sandbox_id)
-            if current is None:
-                return
-            if (current.status, current.version) != (before.status, before.version):
-                self._refuse_spoiled(before.sandbox_id)
-                raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
-            self._put(before.sandbox_id, None)
-            self._leave_account(before)
-
-    def read_all(self) -> Pool:
+    def read_all(self, *, with_accounts: bool = True) -> Pool:
         with self._called("read_all"):
-            readable = [record for record in self._records.values() if record.sandbox_id not in self._spoiled]
-            return Pool(tuple(readable), dict(self._accounts))
+            readable = [self._records[each] for each in self._met() if each not in self._spoiled]
+            keys = {record.account_key for record in readable} & self._accounts.keys()
+            unreadable = tuple(Unreadable(each, SPOILED) for each in sorted(self._spoiled & self._records.keys()))
+            return Pool(tuple(readable), {key: self._accounts[key] for key in keys}, unreadable)
+
+    def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
+        with self._called("read_removed"):
+            return {each: self._removed[each] for each in sandbox_ids if each in self._removed}
+
+    def read_history(self, sandbox_id: str, *, limit: int, cursor: str | None) -> FactPage:
+        with self._called("read_history"):
+            told = [fact for fact in self.facts if isinstance(fact, Fact) and fact.sandbox_id == sandbox_id]
+            before = _read_fact_cursor(f"history of {sandbox_id}", cursor, default=2**63)
+            rest = sorted((fact for fact in told if fact.version < before), key=lambda fact: -fact.version)
+            page = tuple(rest[:limit])
+            more = _write_fact_cursor(f"history of {sandbox_id}", page[-1].version) if len(rest) > limit else None
+            return FactPage(page, more)
+
+    def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
+        with self._called("read_feed"):
+            told = sorted(self.facts, key=lambda fact: fact.version if isinstance(fact, Fact) else fact.at * 1000)
+            first = _read_fact_cursor("feed", cursor, default=-1)
+            if first < 0:
+                orders = [fact.version if isinstance(fact, Fact) else fact.at * 1000 for fact in told]
+                first = bisect_left(orders, since * 1000)
+            page = tuple(told[first : first + limit])
+            at = first + len(page)
+            return FeedPage(page, _write_fact_cursor("feed", at), at == len(told))
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         with self._called("read_due"):
@@ -387,11 +462,11 @@ class MemoryStore:
     def oldest_pending_deletion(self) -> int | None:
         with self._called("oldest_pending_deletion"):
             asked = [
-                sandbox.deletion_requested_at
+                sandbox.wipe.requested_at
                 for sandbox in self._index().values()
-                if sandbox.status is Status.PENDING_DELETION and sandbox.deletion_requested_at is not None
+                if sandbox.status is Status.PENDING_DELETION and sandbox.wipe and not sandbox.is_cooling
             ]
-        return min(asked, default=None)
+        return min((each for each in asked if each is not None), default=None)
 
     def read_watermark(self) -> Watermark | None:
         with self._called("read_watermark"):
@@ -406,10 +481,26 @@ class MemoryStore:
         with self._called("read_pauses"):
             return self._pauses
 
-    def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
+    def set_pauses(self, before: Pauses, after: Pauses, *facts: PoolFact) -> Pauses:
         with self._called("set_pauses"):
+            changes = {name: getattr(after, name) for name in PAUSABLE if getattr(before, name) != getattr(after, name)}
+            if all(getattr(self._pauses, name) == pause for name, pause in changes.items()):
+                return self._pauses
+            for name in changes:
+                if (getattr(self._pauses, name) is None) != (getattr(before, name) is None):
+                    raise Conflict("somebody else has just paused or resumed the same", current=None)
             self._pauses = replace(self._pauses, **changes)
+            self.facts += facts
             return self._pauses
+
+    def record(self, fact: PoolFact) -> None:
+        with self._called("record"):
+            if fact not in self.facts:
+                self.facts.append(fact)
+
+    def finish_upgrade(self) -> None:
+        with self._called("finish_upgrade"):
+            self.is_upgraded = True
 
     def ping(self) -> TableState:
         with self._called("ping"):
@@ -417,6 +508,7 @@ class MemoryStore:
             return TableState(
                 identity=self.identity,
                 is_restored=self.is_restored,
+                is_upgraded=self.is_upgraded,
                 synced_at=None if synced_at is None or synced_at <= self.accepted_at else synced_at,
                 time=self._clock.now() if self._clock else None,
             )
@@ -453,6 +545,10 @@ class MemoryStore:
     def _index(self) -> Mapping[str, Sandbox]:
         return self._records
 
+    def _met(self) -> Sequence[str]:
+        """Return the ids that a walk over the whole index meets."""
+        return list(self._records)
+
     def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
         self.on_write(self._records.get(sandbox_id), sandbox)
         self._place(sandbox_id, sandbox)
@@ -462,22 +558,6 @@ class MemoryStore:
             self._records.pop(sandbox_id, None)
         else:
             self._records[sandbox_id] = sandbox
-
-    def _replace(self, before: Sandbox, after: Sandbox) -> bool:
-        """Write `after`; False if an earlier try of the same caller already has."""
-        current = self._records.get(before.sandbox_id)
-        if current == after:
-            return False
-        expected = (before.status, before.version, before.lease_id)
-        if current is None or (current.status, current.version, current.lease_id) != expected:
-            self._refuse_spoiled(before.sandbox_id)
-            raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
-        if after.account_key != before.account_key:
-            self._check_account(after)
-            self._leave_account(before)
-            self._accounts[after.account_key] = after.sandbox_id
-        self._put(before.sandbox_id, after)
-        return True
 
     def _check_account(self, sandbox: Sandbox) -> None:
         """Raise `Conflict` if another sandbox has an account; its record alone keeps nobody out."""
@@ -507,8 +587,27 @@ def _read_cursor(status: Status | None, cursor: str | None) -> str:
     raise InvalidInput("cursor: was not given by this listing")
 
 
+def _write_fact_cursor(of: str, at: int) -> str:
+    return base64.urlsafe_b64encode(json.dumps([of, at]).encode()).decode()
+
+
+def _read_fact_cursor(of: str, cursor: str | None, *, default: int) -> int:
+    if cursor is None:
+        return default
+    try:
+        match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
+            case [listed, int(at)] if listed == of:
+                return at
+    except ValueError:
+        pass
+    raise InvalidInput("cursor: was not given by this listing")
+
+
 class LaggingStore(MemoryStore):
-    """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago, each time anew."""
+    """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago, each time anew.
+
+    A walk over the whole index may miss what has just moved in it.
+    """
 
     def __init__(self, clock: Clock, rng: Random, *, lag: float = 2.0, shards: int = 4) -> None:
         super().__init__(clock, shards=shards)
@@ -529,12 +628,22 @@ class LaggingStore(MemoryStore):
         for sandbox in sandboxes:
             self._past.pop(sandbox.sandbox_id, None)
 
+    def _met(self) -> Sequence[str]:
+        self._forget_past()
+        moving = {sandbox_id for sandbox_id, past in self._past.items() if past}
+        return [each for each in self._records if each not in moving or self._rng.random() < 0.5]
+
+    def _forget_past(self) -> None:
+        settled = self._time.monotonic() - self._lag
+        for past in self._past.values():
+            while past and past[0][0] <= settled:
+                past.popleft()
+
     def _index(self) -> Mapping[str, Sandbox]:
         shown = dict(self._records)
         now = self._time.monotonic()
+        self._forget_past()
         for sandbox_id, past in self._past.items():
-            while past and past[0][0] <= now - self._lag:
-                past.popleft()
             moment = now - self._rng.uniform(0, self._lag)
             old = next((state for until, state in past if until > moment), shown.get(sandbox_id))
             shown.pop(sandbox_id, None)
@@ -550,8 +659,8 @@ class StoreWrapper:
         self.inner = inner
 
     @property
-    def ring_size(self) -> int:
-        return self.inner.ring_size
+    def positions(self) -> int:
+        return self.inner.positions
 
     def get(self, sandbox_id: str) -> Sandbox | None:
         return self._call("get", lambda: self.inner.get(sandbox_id))
@@ -562,29 +671,29 @@ class StoreWrapper:
     def read_claims(self, track_id: str) -> list[Claim]:
         return self._call("read_claims", lambda: self.inner.read_claims(track_id))
 
-    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
-        return self._call("read_available", lambda: self.inner.read_available(position, limit=limit, prefix=prefix))
+    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
+        return self._call("read_candidates", lambda: self.inner.read_candidates(position, limit=limit, prefix=prefix))
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
-        return self._call("allocate", lambda: self.inner.allocate(candidate, claim, token=token))
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+        return self._call("allocate", lambda: self.inner.allocate(candidate, claim, by=by, token=token))
 
-    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
-        self._call("end_allocation", lambda: self.inner.end_allocation(before, after))
-
-    def add(self, *sandboxes: Sandbox) -> None:
-        self._call("add", lambda: self.inner.add(*sandboxes))
+    def commit(self, *changes: Change) -> None:
+        self._call(kind_of(*changes), lambda: self.inner.commit(*changes))
 
     def record_accounts(self, *sandboxes: Sandbox) -> None:
         self._call("record_accounts", lambda: self.inner.record_accounts(*sandboxes))
 
-    def update(self, before: Sandbox, after: Sandbox) -> None:
-        self._call("update", lambda: self.inner.update(before, after))
+    def read_all(self, *, with_accounts: bool = True) -> Pool:
+        return self._call("read_all", lambda: self.inner.read_all(with_accounts=with_accounts))
 
-    def remove(self, before: Sandbox) -> None:
-        self._call("remove", lambda: self.inner.remove(before))
+    def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
+        return self._call("read_removed", lambda: self.inner.read_removed(sandbox_ids))
 
-    def read_all(self) -> Pool:
-        return self._call("read_all", self.inner.read_all)
+    def read_history(self, sandbox_id: str, *, limit: int, cursor: str | None) -> FactPage:
+        return self._call("read_history", lambda: self.inner.read_history(sandbox_id, limit=limit, cursor=cursor))
+
+    def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
+        return self._call("read_feed", lambda: self.inner.read_feed(since=since, cursor=cursor, limit=limit))
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         return self._call("read_due", lambda: self.inner.read_due(status, until=until))
@@ -607,8 +716,14 @@ class StoreWrapper:
     def read_pauses(self) -> Pauses:
         return self._call("read_pauses", self.inner.read_pauses)
 
-    def set_pauses(self, changes: Mapping[str, bool]) -> Pauses:
-        return self._call("set_pauses", lambda: self.inner.set_pauses(changes))
+    def set_pauses(self, before: Pauses, after: Pauses, *facts: PoolFact) -> Pauses:
+        return self._call("set_pauses", lambda: self.inner.set_pauses(before, after, *facts))
+
+    def record(self, fact: PoolFact) -> None:
+        self._call("record", lambda: self.inner.record(fact))
+
+    def finish_upgrade(self) -> None:
+        self._call("finish_upgrade", self.inner.finish_upgrade)
 
     def ping(self) -> TableState:
         return self._call("ping", self.inner.ping)
@@ -690,7 +805,9 @@ WRITES = frozenset(
         "remove",
         "write_watermark",
         "set_pauses",
+        "record",
         "identify",
+        "finish_upgrade",
     }
 )
 
@@ -727,11 +844,11 @@ class FlakyStore(StoreWrapper):
         self.before_call = wait
         return come, let_through
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         if self._script["allocate"] and self._script["allocate"][0] is Fault.CONTENDED:
             self._script["allocate"][0] = None
             return self._call("allocate", Contended)
-        return super().allocate(candidate, claim, token=token)
+        return super().allocate(candidate, claim, by=by, token=token)
 
     def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
         self.calls[method] += 1
@@ -780,41 +897,36 @@ class LosingStore(StoreWrapper):
         self._rival = rival
         self._lost: set[tuple[str, ...]] = set()
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         current = self.inner.get(candidate.sandbox_id)
         fits = current is not None and current.status is Status.AVAILABLE and current.version == candidate.version
-        if current is not None and fits and self._first("allocate", claim.track_id, claim.idempotency_key):
+        lease = claim.lease
+        if current is not None and fits and self._first("allocate", lease.track_id, lease.idempotency_key):
             if self._rival is Rival.TAKES:
-                rival = f"rival-of-{claim.track_id}"
-                theirs = replace(claim, track_id=rival, idempotency_key=rival, lease_id=f"rival-{claim.lease_id}")
-                self.inner.allocate(candidate, theirs, token=f"rival-{token}")
+                rival = f"rival-of-{lease.track_id}"
+                theirs = replace(lease, track_id=rival, idempotency_key=rival, lease_id=f"rival-{lease.lease_id}")
+                self.inner.allocate(candidate, replace(claim, lease=theirs), by=BY, token=f"rival-{token}")
             else:
                 self._bump(replace(current, name=f"{current.name}-renamed"))
-        return super().allocate(candidate, claim, token=token)
+        return super().allocate(candidate, claim, by=by, token=token)
 
-    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
-        if self._first("end_allocation", before.sandbox_id):
-            current = self.inner.get(before.sandbox_id)
-            if current is not None and current.status is Status.ALLOCATED:
-                theirs = domain.end_allocation(current, reason=DeletionReason.RELEASED, now=after.updated_at + 1)
-                self.inner.end_allocation(current, theirs)
-        super().end_allocation(before, after)
+    def commit(self, *changes: Change) -> None:
+        kind = kind_of(*changes)
+        for each in changes:
+            if self._first(kind, each.sandbox_id):
+                self._be_first(kind, each)
+        super().commit(*changes)
 
-    def add(self, *sandboxes: Sandbox) -> None:
-        for sandbox in sandboxes:
-            if self._first("add", sandbox.sandbox_id) and self.inner.get(sandbox.sandbox_id) is None:
-                self.inner.add(replace(sandbox, version=sandbox.version - 1))
-        super().add(*sandboxes)
-
-    def update(self, before: Sandbox, after: Sandbox) -> None:
-        if self._first("update", before.sandbox_id):
-            self._bump(self.inner.get(before.sandbox_id))
-        super().update(before, after)
-
-    def remove(self, before: Sandbox) -> None:
-        if self._first("remove", before.sandbox_id):
-            self._bump(self.inner.get(before.sandbox_id))
-        super().remove(before)
+    def _be_first(self, kind: str, change: Change) -> None:
+        current = self.inner.get(change.sandbox_id)
+        if kind == "add":
+            if current is None:
+                self.inner.commit(add_of(replace(change.result, version=change.result.version - 1)))
+        elif kind != "end_allocation":
+            self._bump(current)
+        elif current is not None and current.lease is not None:
+            now = change.result.updated_at + 1
+            self.inner.commit(end(current, reason=DeletionReason.RELEASED, by=BY, now=now))
 
     def _first(self, *operation: str) -> bool:
         if operation in self._lost:
@@ -825,7 +937,7 @@ class LosingStore(StoreWrapper):
 
     def _bump(self, current: Sandbox | None) -> None:
         if current is not None and current.status is not Status.ALLOCATED:
-            self.inner.update(current, replace(current, version=current.version + 1))
+            self.inner.commit(change_of(current, replace(current, version=current.version + 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -839,7 +951,7 @@ class DeleteCall:
 class FakeProvider:
     """A provider that lists what it is given, and answers delete calls as scripted (else `WIPED`)."""
 
-    def __init__(self, store: SandboxStore | None = None) -> None:
+    def __init__(self, store: MemoryStore | None = None) -> None:
         """Look records up in `store` at each delete call, for `deletes`."""
         self.accounts: Sequence[Account] = ()
         self.skipped: Sequence[SkippedAccount] = ()
@@ -885,7 +997,7 @@ class FakeProvider:
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
         assert getattr(self._admitted, "calls", 0) > 0, "one call for each admit, inside it"
         self._admitted.calls = 0
-        records = iter(self._store.read_all().sandboxes if self._store else ())
+        records = iter(self._store.dump()[0].values() if self._store else ())
         self.deletes.append(DeleteCall(external_id, next((r for r in records if r.external_id == external_id), None)))
         self.during_delete(external_id)
         answer = self.answers.popleft() if self.answers else WipeAnswer.WIPED

@@ -8,37 +8,55 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
 from broker_common.core.cleanup import Cleaner
-from broker_common.core.domain import Policy, RecyclePolicy, Sandbox, Status
 from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
+from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
+from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
 from tests.fakes import (
+    BY,
     FakeClock,
     FakeProvider,
     FakeTableMemory,
     MemoryStore,
     RecordingRecorder,
+    StoreWrapper,
+    changed,
     make_account,
     make_sandbox,
 )
+from tests.lifecycle import check_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Account
-    from broker_common.core.ports import SandboxStore
+    from broker_common.core.facts import Change
+    from broker_common.core.sandbox import Account
+    from broker_common.core.store import SandboxStore
+
+
+class JudgedStore(StoreWrapper):
+    """Refuses what the contract forbids, whoever wants to write it."""
+
+    def commit(self, *changes: Change) -> None:
+        for each in changes:
+            check_change(each.before, each.after, each.fact)
+        self.inner.commit(*changes)
 
 
 class World:
     """One process's use cases over a store, a provider and a clock.
 
-    `memory` is the store underneath, to arrange and to look at; `store` is what the use cases see.
+    `memory` is the store underneath, to arrange and to look at; `store` is what the use cases see. Each change that they
+    commit is held against the contract.
     """
 
     def __init__(
@@ -64,9 +82,9 @@ class World:
 
     def start(self) -> None:
         """Start the process, or start it anew after a crash: nothing that was in its memory is left."""
-        store, clock, rng, recorder, policy = self.store, self.clock, self.rng, self.recorder, self.policy
+        store, clock, rng, recorder, policy = JudgedStore(self.store), self.clock, self.rng, self.recorder, self.policy
         self.guard = Guard(store=store, memory=self.table_memory, recorder=recorder, clock=clock, rng=rng)
-        self.pauses = PauseBoard(store, clock)
+        self.pauses = PauseBoard(store, clock, Random(1))
         self.allocator = Allocator(
             store=store,
             guard=self.guard,
@@ -79,6 +97,8 @@ class World:
         )
         self.custody = Custody(store=store, recorder=recorder, clock=clock)
         self.inventory = Inventory(store=store, custody=self.custody)
+        self.search = Search(reports=store, inventory=self.inventory, clock=clock)
+        self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
         self.syncer = Syncer(
             store=store,
             provider=self.provider,
@@ -101,7 +121,7 @@ class World:
         )
         self.expirer = Expirer(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
         self.purger = Purger(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
-        self.operations = Operations(store=store, clock=clock, threads=1)
+        self.operations = Operations(store=store, guard=self.guard, clock=clock, threads=1)
 
     def set_policy(self, **changes: object) -> None:
         """Start the process anew with another policy."""
@@ -127,7 +147,7 @@ class World:
     def allocate(self, track_id: str = "track-1", key: str | None = None, prefix: str = "") -> Allocation:
         """Allocate as the route does."""
         return self.allocator.allocate(
-            AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix)
+            AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix), by=BY
         )
 
     def pending(self, sandbox_id: str = "sbx-0", **changes: object) -> Sandbox:
@@ -142,7 +162,7 @@ class World:
             next_attempt_at=self.clock.now(),
             status_order=self.clock.now(),
         )
-        sandbox = replace(sandbox, **changes)  # type: ignore[arg-type] # replace checks the names
+        sandbox = changed(sandbox, **changes)
         self.memory.seed(sandbox)
         return sandbox
 

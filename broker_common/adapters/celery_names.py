@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from broker_common.core.jobs import Job
+from typing import TYPE_CHECKING
+
+from broker_common.core.job_registry import JOBS
+
+if TYPE_CHECKING:
+    from broker_common.core.jobs import Jobs
 
 JOBS_QUEUE = "jobs"
 DELETIONS_QUEUE = "deletions"
@@ -11,14 +16,18 @@ QUEUES = (JOBS_QUEUE, DELETIONS_QUEUE)
 DELETE_SANDBOX = "broker.delete_sandbox"
 
 
-def task_name(job: Job) -> str:
+def task_name(job: str) -> str:
     """Return the name of a job's task."""
     return f"broker.{job}"
 
 
-ARGUMENTS: dict[str, dict[str, type]] = {
-    **{task_name(job): {} for job in Job},
-    task_name(Job.SYNC): {"force": bool},
-    DELETE_SANDBOX: {"sandbox_id": str, "run_id": str},
-}
+def arguments_of(jobs: Jobs) -> dict[str, dict[str, type]]:
+    """Return every task that these jobs need, with its arguments by name."""
+    flags: dict[str, dict[str, type]] = {
+        task_name(name): {flag.name: bool for flag in job.flags} for name, job in jobs.items()
+    }
+    return flags | {DELETE_SANDBOX: {"sandbox_id": str, "run_id": str}}
+
+
+ARGUMENTS = arguments_of(JOBS)
 """Every task, with its arguments by name."""

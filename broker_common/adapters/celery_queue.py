@@ -11,10 +11,14 @@ from kombu.exceptions import OperationalError
 
 from broker_common.adapters.celery_names import JOBS_QUEUE, task_name
 from broker_common.core.errors import JobNotFound, QueueUnavailable
+from broker_common.core.job_registry import JOBS
 
 if TYPE_CHECKING:
-    from broker_common.adapters.redis_job_runs import RedisJobRuns
-    from broker_common.core.jobs import Job, JobRun
+    from collections.abc import Mapping
+
+    from broker_common.core.jobs import Jobs
+    from broker_common.core.principals import Actor
+    from broker_common.core.runs import JobRun, Runs
 
 _TIMEOUT_SEC = 0.5
 
@@ -22,7 +26,7 @@ _TIMEOUT_SEC = 0.5
 class CeleryJobQueue:
     """Implements the `JobQueue` port over Celery's queues in Redis."""
 
-    def __init__(self, redis_url: str, runs: RedisJobRuns) -> None:
+    def __init__(self, redis_url: str, runs: Runs, jobs: Jobs = JOBS) -> None:
         self._app = Celery("sandbox-broker-api", broker=redis_url, set_as_current=False)
         self._app.conf.update(
             task_serializer="json",
@@ -35,24 +39,22 @@ class CeleryJobQueue:
             },
         )
         self._runs = runs
+        self._jobs = jobs
 
-    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
-        """Ask for a run now, and return its job id; `force` is for sync.
-
-        Raises `QueueUnavailable` within about a second.
-        """
+    def enqueue(self, job: str, *, by: Actor, flags: Mapping[str, bool]) -> str:
+        """Ask for a run now, and return its job id; raises `QueueUnavailable` within about a second."""
         job_id = str(uuid.uuid4())
-        self._runs.create(job_id, job, requested_by=request_id)
+        self._runs.create(job_id, job, by=by)
         try:
             self._app.send_task(
                 task_name(job),
-                kwargs={"force": True} if force else {},
+                kwargs={flag: True for flag, is_on in flags.items() if is_on},
                 task_id=job_id,
                 queue=JOBS_QUEUE,
             )
         except OperationalError as error:
             with suppress(QueueUnavailable):
-                self._runs.discard(job_id)
+                self._runs.discard(job_id, job)
             raise QueueUnavailable("the job queue cannot be reached; nothing was started") from error
         return job_id
 
@@ -62,6 +64,10 @@ class CeleryJobQueue:
         if run is None:
             raise JobNotFound(f"there is no job {job_id!r}")
         return run
+
+    def read_last(self, job: str | None, *, limit: int) -> list[JobRun]:
+        """Return the last runs of one job, or of all, newest first; raises `QueueUnavailable`."""
+        return self._runs.read_last(list(self._jobs) if job is None else [job], limit=limit)
 
     def ping(self) -> None:
         """Make sure that something can be queued; raises `QueueUnavailable`."""

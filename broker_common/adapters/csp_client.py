@@ -23,8 +23,8 @@ from broker_common.core.errors import (
     ProviderMisconfigured,
     ProviderRejected,
 )
-from broker_common.core.events import ProviderCalled, ProviderOutcome
 from broker_common.core.ports import WipeAnswer
+from broker_common.core.telemetry import ProviderCalled, ProviderOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

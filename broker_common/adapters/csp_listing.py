@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from broker_common.adapters.csp_json import says_no
-from broker_common.core.domain import Account, account_key
 from broker_common.core.errors import ListingUnusable
 from broker_common.core.ports import AccountListing, InactiveAccount, SkippedAccount
+from broker_common.core.sandbox import Account, account_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

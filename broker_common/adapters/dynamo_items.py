@@ -1,7 +1,7 @@
 """How records look in the table: keys, items and cursors, in DynamoDB's own JSON.
 
 A sandbox is (`SBX#<id>`, `META`), a claim (`TRACK#<track>`, `CLAIM#<key>`), an account (`ACCOUNT#<key>`, `ACCOUNT`);
-the pool's own records are (`POOL`, …).
+the pool's own records are (`POOL`, …); facts stand in `dynamo_facts`.
 The index partitions each status into shards by a hash of the sandbox id, and orders them by `status_order`.
 """
 
@@ -12,17 +12,28 @@ import binascii
 import json
 import math
 import zlib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
-from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
+from broker_common.core import schema
 from broker_common.core.errors import InvalidInput, InvalidTransition, StoreUnavailable, UnreadableRecord
-from broker_common.core.ports import Pauses, Watermark
+from broker_common.core.flat import (
+    CLAIM_FIELDS,
+    OPTIONAL_CLAIM_FIELDS,
+    OPTIONAL_SANDBOX_FIELDS,
+    SANDBOX_FIELDS,
+    claim_of,
+    flatten,
+    flatten_claim,
+    sandbox_of,
+)
+from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
+from broker_common.core.store import PAUSABLE, Pause, Pauses, Watermark
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from enum import StrEnum
+    from collections.abc import Iterable, Mapping
 
 Item = dict[str, Any]
 """An item, key or set of values."""
@@ -31,6 +42,10 @@ SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
 PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
 ELSEWHERE = "elsewhere"
 """The part of a listing that has what stands nowhere in the index where this release looks."""
+_COOLING = f"{Status.PENDING_DELETION}/cooling#0"
+"""Where a wiped sandbox rests in the index: apart from those whose deletion is waited for."""
+TTL = "ttl"
+"""The attribute by which DynamoDB removes facts. Sandboxes and claims never have it."""
 
 
 def shard_of(sandbox_id: str, shards: int) -> int:
@@ -41,6 +56,19 @@ def shard_of(sandbox_id: str, shards: int) -> int:
 def status_key(status: Status, shard: int) -> str:
     """Return the index's partition key."""
     return f"{status}#{shard}"
+
+
+def status_keys(status: Status, shards: int) -> list[str]:
+    """Return all places of the index at which sandboxes of a status stand."""
+    keys = [status_key(status, shard) for shard in range(shards)]
+    return [*keys, _COOLING] if status is Status.PENDING_DELETION else keys
+
+
+def place_of(sandbox: Sandbox, shards: int) -> str:
+    """Return the index's partition key of a sandbox."""
+    if sandbox.is_cooling:
+        return _COOLING
+    return status_key(sandbox.status, shard_of(sandbox.sandbox_id, shards))
 
 
 def sandbox_key(sandbox_id: str) -> Item:
@@ -58,10 +86,10 @@ def account_item_key(key: str) -> Item:
     return {"PK": {"S": f"ACCOUNT#{key}"}, "SK": {"S": "ACCOUNT"}}
 
 
-def account_key_of(item: Item) -> str | None:
-    """Return what tells an account from others, given its record; None if the item is anything else."""
+def account_key_of(item: Item) -> str:
+    """Return what tells an account from others, given its record or key."""
     key: str = item["PK"]["S"]
-    return key.removeprefix("ACCOUNT#") if item["SK"]["S"] == "ACCOUNT" else None
+    return key.removeprefix("ACCOUNT#")
 
 
 def index_key(sandbox_id: str, status_key: str, order: int) -> Item:
@@ -84,14 +112,21 @@ def encode(value: str | int | bool) -> Item:
 
 def encode_sandbox(sandbox: Sandbox, shards: int) -> Item:
     """Return a sandbox's whole item; fields that are None are left out."""
-    item = {each.name: encode(value) for each in fields(Sandbox) if (value := getattr(sandbox, each.name)) is not None}
-    part = status_key(sandbox.status, shard_of(sandbox.sandbox_id, shards))
-    return {**sandbox_key(sandbox.sandbox_id), **item, "status_key": {"S": part}}
+    return {
+        **sandbox_key(sandbox.sandbox_id),
+        **_encode_all(flatten(sandbox)),
+        "status_key": {"S": place_of(sandbox, shards)},
+        "schema": encode(schema.WRITTEN),
+    }
 
 
 def encode_account(sandbox: Sandbox) -> Item:
     """Return the whole item that says which sandbox has an account."""
-    return {**account_item_key(sandbox.account_key), "sandbox_id": {"S": sandbox.sandbox_id}}
+    return {
+        **account_item_key(sandbox.account_key),
+        "sandbox_id": {"S": sandbox.sandbox_id},
+        "schema": encode(schema.WRITTEN),
+    }
 
 
 def decode_sandbox(item: Item, shards: int) -> Sandbox:
@@ -108,31 +143,18 @@ def decode_sandbox(item: Item, shards: int) -> Sandbox:
 
 
 def _sandbox_of(item: Item, sandbox_id: str, shards: int) -> Sandbox:
-    values = read_fields(item, _SANDBOX_FIELDS)
-    for name, kind in (("status", Status), ("deletion_reason", DeletionReason)):
-        if name in values:
-            values[name] = _known(values[name], kind, name)
-    if values["sandbox_id"] != sandbox_id:
+    sandbox = sandbox_of(read_fields(item, _SANDBOX_FIELDS))
+    if sandbox.sandbox_id != sandbox_id:
         raise ValueError("sandbox_id is not that of its key")
-    if item.get("status_key") != {"S": status_key(values["status"], shard_of(sandbox_id, shards))}:
+    if item.get("status_key") != {"S": place_of(sandbox, shards)}:
         raise ValueError("status_key does not follow from its status")
-    missing = sorted(_LEASE_FIELDS - values.keys()) if values["status"] is Status.ALLOCATED else []
-    if missing:
-        raise ValueError(f"{missing[0]} is missing")
-    return Sandbox(**values)
-
-
-def _known(value: str, kind: type[StrEnum], name: str) -> StrEnum:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"{name} is not one that this release knows") from None
+    return sandbox
 
 
 def encode_claim(claim: Claim) -> Item:
     """Return a claim's whole item."""
-    item = {each.name: encode(value) for each in fields(Claim) if (value := getattr(claim, each.name)) is not None}
-    return {**claim_key(claim.track_id, claim.idempotency_key), **item}
+    key = claim_key(claim.lease.track_id, claim.lease.idempotency_key)
+    return {**key, **_encode_all(flatten_claim(claim)), "schema": encode(schema.WRITTEN)}
 
 
 def decode_claim(item: Item) -> Claim:
@@ -145,8 +167,8 @@ def decode_claim(item: Item) -> Claim:
 
 
 def _claim_of(item: Item) -> Claim:
-    claim = Claim(**read_fields(item, _CLAIM_FIELDS))
-    if claim_key(claim.track_id, claim.idempotency_key) != {name: item.get(name) for name in ("PK", "SK")}:
+    claim = claim_of(read_fields(item, _CLAIM_FIELDS))
+    if claim_key(claim.lease.track_id, claim.lease.idempotency_key) != {name: item.get(name) for name in ("PK", "SK")}:
         raise ValueError("track_id and idempotency_key are not those of its key")
     return claim
 
@@ -177,17 +199,13 @@ def order_of(item: Item) -> int:
         raise StoreUnavailable("DynamoDB did not answer: a key of the index without its order") from error
 
 
-def encode_watermark(watermark: Watermark) -> Item:
-    """Return the watermark's whole item."""
-    return {**SYNC_KEY, "synced_at": encode(watermark.synced_at), "accounts": encode(watermark.accounts)}
-
-
 def decode_watermark(item: Item) -> Watermark:
     """Return the watermark of an item; raises `UnreadableRecord`."""
     try:
-        return Watermark(**read_fields(item, _WATERMARK_FIELDS))
+        values = read_fields(item, _WATERMARK_FIELDS)
     except ValueError as error:
         raise UnreadableRecord("the record of the last sync", str(error)) from error
+    return Watermark(synced_at=values["synced_at"], accounts=values["accounts"])
 
 
 def synced_at_of(item: Item) -> int:
@@ -201,9 +219,16 @@ def synced_at_of(item: Item) -> int:
 def decode_pauses(item: Item | None) -> Pauses:
     """Return the pauses of an item; what it does not name is not paused. Raises `UnreadableRecord`."""
     try:
-        return Pauses(**read_fields(item or {}, _PAUSES_FIELDS))
+        values = read_fields(item or {}, _PAUSES_FIELDS)
     except ValueError as error:
         raise UnreadableRecord("the record of what is paused", str(error)) from error
+    return Pauses(
+        **{
+            name: Pause(by=values.get(f"{name}_by"), since=values.get(f"{name}_since"))
+            for name in PAUSABLE
+            if values.get(name)
+        }
+    )
 
 
 def encode_cursor(status: Status | None, part: str, start: Item | None) -> str:
@@ -234,39 +259,54 @@ def decode_cursor(cursor: str, status: Status | None, parts: list[str]) -> tuple
 
 # -- what fields a record has
 
-_TAGS = {str: "S", int: "N", bool: "BOOL", Status: "S", DeletionReason: "S"}
+_TAGS = {str: "S", int: "N", bool: "BOOL"}
 _NOUNS = {"S": "a text", "N": "a whole number that is not negative", "BOOL": "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Field:
-    """An attribute of a record: its name, DynamoDB's name of its type, and whether it may be missing."""
+class Field:
+    """An attribute of a record: its name, what its values are, and whether it may be missing."""
 
     name: str
-    tag: str
-    is_required: bool
+    kind: type
+    is_required: bool = True
+
+    @property
+    def tag(self) -> str:
+        """DynamoDB's name of its type."""
+        return _TAGS.get(self.kind, "S")
 
 
-def fields_of(record: type) -> tuple[_Field, ...]:
-    """Return the attributes that a record of this dataclass has; those with a default may be missing."""
-    hints = get_type_hints(record)
-    return tuple(
-        _Field(each.name, _TAGS[(get_args(hints[each.name]) or (hints[each.name],))[0]], each.default is MISSING)
-        for each in fields(record)
+def fields_of(required: Mapping[str, type], optional: Mapping[str, type]) -> tuple[Field, ...]:
+    """Return the attributes of a record: those that it must have, and those that it may have."""
+    return (
+        *(Field(name, kind) for name, kind in required.items()),
+        *(Field(name, kind, is_required=False) for name, kind in optional.items()),
     )
 
 
-_SANDBOX_FIELDS = fields_of(Sandbox)
-_REQUESTED_AT = tuple(each for each in _SANDBOX_FIELDS if each.name == "deletion_requested_at")
-_CLAIM_FIELDS = fields_of(Claim)
-_CANDIDATE_FIELDS = tuple(each for each in fields_of(Candidate) if each.name != "sandbox_id")
-_WATERMARK_FIELDS = fields_of(Watermark)
-_PAUSES_FIELDS = fields_of(Pauses)
-_LEASE_FIELDS = {"lease_id", "allocated_to_track", "idempotency_key", "allocated_at", "expires_at"}
+_SCHEMA: Mapping[str, type] = {"schema": int}
+_SANDBOX_FIELDS = fields_of(SANDBOX_FIELDS, {**OPTIONAL_SANDBOX_FIELDS, **_SCHEMA})
+_REQUESTED_AT = fields_of({}, {"deletion_requested_at": int})
+_CLAIM_FIELDS = fields_of(CLAIM_FIELDS, {**OPTIONAL_CLAIM_FIELDS, **_SCHEMA})
+_CANDIDATE_FIELDS = fields_of({"version": int, "name": str, "external_id": str}, {"sfdc_account_id": str})
+_WATERMARK_FIELDS = fields_of({"synced_at": int, "accounts": int}, _SCHEMA)
+_PAUSES_FIELDS = fields_of(
+    {},
+    {
+        **dict.fromkeys(PAUSABLE, bool),
+        **{f"{name}_by": str for name in PAUSABLE},
+        **{f"{name}_since": int for name in PAUSABLE},
+        **_SCHEMA,
+    },
+)
 
 
-def read_fields(item: Item, expected: Iterable[_Field]) -> dict[str, Any]:
-    """Return the values of these attributes; raises `ValueError` for the first that is missing or of another type."""
+def read_fields(item: Item, expected: Iterable[Field]) -> dict[str, Any]:
+    """Return the values of these attributes.
+
+    Raises `ValueError` for the first that is missing, of another type, or not known to this release.
+    """
     values: dict[str, Any] = {}
     for each in expected:
         attribute = item.get(each.name)
@@ -281,8 +321,21 @@ def read_fields(item: Item, expected: Iterable[_Field]) -> dict[str, Any]:
             content = None
         if content is None:
             raise ValueError(f"{each.name} is not {_NOUNS[each.tag]}")
-        values[each.name] = content
+        values[each.name] = _known(content, each.kind, each.name) if issubclass(each.kind, StrEnum) else content
+    if values.get("schema", schema.WRITTEN) > schema.KNOWN:
+        raise ValueError(f"schema is {values['schema']}, newer than this release knows")
     return values
+
+
+def _known(value: str, kind: type[StrEnum], name: str) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name} is not one that this release knows") from None
+
+
+def _encode_all(flat: Mapping[str, Any]) -> Item:
+    return {name: encode(value) for name, value in flat.items() if value is not None}
 
 
 def _whole(content: object, *, exactly: bool) -> int | None:
@@ -311,13 +364,17 @@ def _allocatable() -> str:
         "sandbox_id": "sandbox_id = :sandbox_id",
         "dirty": "dirty = :clean",
         "deletion_reason": f"deletion_reason IN ({reasons})",
+        "schema": "#schema BETWEEN :zero AND :schema",
     }
     usual = {
         "N": "{0} BETWEEN :zero AND :highest",
         "S": "attribute_type({0}, :text)",
         "BOOL": "attribute_type({0}, :bool)",
     }
-    terms = []
+    # A lease that ended has both.
+    both = "attribute_exists(last_lease_id) AND attribute_exists(last_track_id)"
+    neither = "attribute_not_exists(last_lease_id) AND attribute_not_exists(last_track_id)"
+    terms = [f"({both} OR {neither})"]
     for each in _SANDBOX_FIELDS:
         name = f"#{each.name}" if f"#{each.name}" in _ALLOCATABLE_NAMES else each.name
         term = special.get(each.name) or usual[each.tag].format(name)
@@ -325,11 +382,12 @@ def _allocatable() -> str:
     return " AND ".join(terms)
 
 
-_ALLOCATABLE_NAMES = {"#status": "status", "#name": "name"}
+_ALLOCATABLE_NAMES = {"#status": "status", "#name": "name", "#schema": "schema"}
 """Those of our attributes that are reserved words of DynamoDB's."""
 _ALLOCATABLE = _allocatable()
 _ALLOCATABLE_VALUES = {
     ":available": encode(Status.AVAILABLE),
+    ":schema": encode(schema.KNOWN),
     ":clean": encode(False),  # noqa: FBT003 - the value itself
     ":zero": encode(0),
     ":highest": encode(ORDER_LIMIT - 1),
@@ -337,6 +395,17 @@ _ALLOCATABLE_VALUES = {
     ":bool": encode("BOOL"),
     **{f":{reason.name}": encode(reason) for reason in DeletionReason},
 }
+
+
+def unless_newer(write: Item) -> Item:
+    """Return a write with the further condition that its record is of no newer schema than this release knows."""
+    return write | {
+        "ConditionExpression": f"({write['ConditionExpression']})"
+        " AND (attribute_not_exists(#schema) OR #schema BETWEEN :zero AND :known)",
+        "ExpressionAttributeNames": write.get("ExpressionAttributeNames", {}) | {"#schema": "schema"},
+        "ExpressionAttributeValues": write["ExpressionAttributeValues"]
+        | {":zero": encode(0), ":known": encode(schema.KNOWN)},
+    }
 
 
 def only_if_allocatable(update: Item, sandbox_id: str) -> Item:

@@ -6,7 +6,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from broker_common.adapters.dynamo_items import fields_of, read_fields
+from broker_common.adapters.dynamo_items import TTL, fields_of, read_fields
+from broker_common.core import schema
 from broker_common.core.errors import UnreadableRecord
 
 if TYPE_CHECKING:
@@ -34,9 +35,13 @@ class Layout:
     identity: str | None = None
     table_id: str | None = None
     accepted_at: int | None = None
+    upgrade_finished: int | None = None
+    """The last of the counted releases (`schema.UPGRADE`) for which no older process runs any more."""
 
 
-_LAYOUT_FIELDS = fields_of(Layout)
+_LAYOUT_FIELDS = fields_of(
+    {"shards": int}, {"identity": str, "table_id": str, "accepted_at": int, "upgrade_finished": int}
+)
 
 
 def decode_layout(item: Item) -> Layout:
@@ -60,7 +65,7 @@ def index_problem(description: Item) -> str | None:
 
 
 def table_definition(table_name: str) -> CreateTableInputTypeDef:
-    """Return the arguments of CreateTable: on-demand billing, no TTL, one index."""
+    """Return the arguments of CreateTable: on-demand billing, one index."""
     return {
         "TableName": table_name,
         "BillingMode": "PAY_PER_REQUEST",
@@ -87,7 +92,8 @@ def table_definition(table_name: str) -> CreateTableInputTypeDef:
 def create_table(client: DynamoDBClient, table_name: str, *, shards: int = SHARDS) -> bool:
     """Create the table and its layout record, and wait until it can be used; False if it was there already.
 
-    May be run any number of times; never changes a table, nor a layout record that is there.
+    May be run any number of times. Of a table that is there it changes only that facts are removed when their time is
+    over; and never a layout record.
     """
     created = True
     try:
@@ -95,7 +101,16 @@ def create_table(client: DynamoDBClient, table_name: str, *, shards: int = SHARD
     except client.exceptions.ResourceInUseException:
         created = False
     client.get_waiter("table_exists").wait(TableName=table_name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
-    layout: Item = {**LAYOUT_KEY, "shards": {"N": str(shards)}, "identity": {"S": str(uuid.uuid4())}}
+    if not has_ttl(client, table_name):
+        client.update_time_to_live(
+            TableName=table_name, TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL}
+        )
+    layout: Item = {
+        **LAYOUT_KEY,
+        "shards": {"N": str(shards)},
+        "identity": {"S": str(uuid.uuid4())},
+        "upgrade_finished": {"N": str(schema.UPGRADE)},
+    }
     if table_id := client.describe_table(TableName=table_name)["Table"].get("TableId"):
         layout["table_id"] = {"S": table_id}
     try:
@@ -107,3 +122,10 @@ def create_table(client: DynamoDBClient, table_name: str, *, shards: int = SHARD
     except client.exceptions.ConditionalCheckFailedException:
         created = False
     return created
+
+
+def has_ttl(client: DynamoDBClient, table_name: str) -> bool:
+    """Tell whether DynamoDB removes facts when their time is over."""
+    description = client.describe_time_to_live(TableName=table_name)["TimeToLiveDescription"]
+    is_enabled = description.get("TimeToLiveStatus") in {"ENABLED", "ENABLING"}
+    return is_enabled and description.get("AttributeName") == TTL

@@ -1,6 +1,6 @@
 """Calls of DynamoDB: each within the request's deadline, again where that is safe, recorded, its errors translated.
 
-What is asked for, and what an answer means for the pool, is `dynamo_store`'s business.
+What is asked for, and what an answer means for the pool, stands in the parts of `dynamo_store`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from broker_common.core.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from broker_common.core.events import StoreCalled, StoreOutcome
 from broker_common.core.ids import new_id
+from broker_common.core.telemetry import StoreCalled, StoreOutcome
 
 if TYPE_CHECKING:
     from random import Random

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, assert_never
 import structlog
 
 from broker_common.core.errors import BrokerError, LayoutMismatch, StoreUnavailable, TableChanged
-from broker_common.core.events import (
+from broker_common.core.job_names import Job
+from broker_common.core.job_registry import JOBS
+from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
     ActionsStopped,
@@ -33,17 +35,12 @@ from broker_common.core.events import (
     StoreCalled,
     SyncProgressed,
 )
-from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
-    from broker_common.core.events import Event
+    from broker_common.core.jobs import Jobs
+    from broker_common.core.telemetry import Event
 
-_JOB_ACTIONS = {
-    Job.SYNC: "background_sync",
-    Job.CLEANUP: "background_cleanup",
-    Job.EXPIRE: "auto_expiry",
-    Job.PURGE_STALE: "purge_stale",
-}
+_SYNC = JOBS[Job.SYNC].log_action
 # What a caller did wrong, an empty pool or a pause is an ordinary answer. That the store is away shows more loudly
 # elsewhere than in each request that met it. What nobody foresaw is an error.
 _LEVELS_BY_CODE: dict[str | None, int] = {
@@ -70,14 +67,15 @@ _LEVELS: dict[object, int] = {
 class LogRecorder:
     """Writes one line an event; what does not apply is left out of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: Jobs = JOBS) -> None:
+        self._jobs = jobs
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
     def record(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case an event
         """Write an event, unless it is one call or request among many, which metrics alone keep."""
         if isinstance(event, StoreCalled | ProviderCalled | RateChecked):
             return
-        details = _details(event)
+        details = self._details(event)
         match event:
             case AllocateEnded():
                 self._write(_answer_level(event), "Allocate ended", action="allocate", **details)
@@ -88,28 +86,26 @@ class LogRecorder:
             case AllocationExpired():
                 self._write(logging.INFO, "Allocation expired", action="expire", **details)
             case AccountSkipped():
-                self._write(logging.WARNING, "Account skipped", action=_JOB_ACTIONS[Job.SYNC], **details)
+                self._write(logging.WARNING, "Account skipped", action=_SYNC, **details)
             case AccountRefused():
                 self._write(
                     logging.ERROR,
                     "Account refused: another record is in the way",
-                    action=_JOB_ACTIONS[Job.SYNC],
+                    action=_SYNC,
                     **details,
                 )
             case DeleteContradicted():
-                self._write(
-                    logging.ERROR, "Account is still listed after a 404", action=_JOB_ACTIONS[Job.SYNC], **details
-                )
+                self._write(logging.ERROR, "Account is still listed after a 404", action=_SYNC, **details)
             case SyncProgressed():
                 self._write(
                     logging.INFO,
                     f"Sync is at {event.done} of {event.total} sandboxes: {event.change}",
-                    action=_JOB_ACTIONS[Job.SYNC],
+                    action=_SYNC,
                 )
             case ItemFailed():
                 self._write(logging.WARNING, "One item failed, and is left to the next run", **details)
             case PoolSynced():
-                self._write(logging.DEBUG, "Pool written", action=_JOB_ACTIONS[Job.SYNC], **details)
+                self._write(logging.DEBUG, "Pool written", action=_SYNC, **details)
             case DeleteEnded():
                 self._write(_level(event.outcome), "Delete ended", action="delete", **details)
             case ActionsStopped():
@@ -126,6 +122,20 @@ class LogRecorder:
             case _:
                 assert_never(event)
 
+    def _details(self, event: Event) -> dict[str, Any]:
+        """Return an event's fields as a line's, in the names that all lines use."""
+        details = {each.name: getattr(event, each.name) for each in fields(event)}
+        details.pop("message", None)
+        if "outcome" in details:
+            details["outcome"] = details["outcome"].value
+        if "seconds" in details:
+            details["latency_ms"] = round(details.pop("seconds") * 1000, 1)
+        if "reason" in details:
+            details["error"] = details.pop("reason")
+        if "job" in details:
+            details["action"] = self._jobs[details.pop("job")].log_action
+        return {name: value for name, value in details.items() if value is not None}
+
     def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - whatever events hold
         self._log.log(level, message, **details)
 
@@ -138,18 +148,3 @@ def _answer_level(event: AllocateEnded | MarkEnded) -> int:
 
 def _level(outcome: DeleteOutcome | JobOutcome) -> int:
     return _LEVELS.get(outcome, logging.INFO)
-
-
-def _details(event: Event) -> dict[str, Any]:
-    """Return an event's fields as a line's, in the names that all lines use."""
-    details = {each.name: getattr(event, each.name) for each in fields(event)}
-    details.pop("message", None)
-    if "outcome" in details:
-        details["outcome"] = details["outcome"].value
-    if "seconds" in details:
-        details["latency_ms"] = round(details.pop("seconds") * 1000, 1)
-    if "reason" in details:
-        details["error"] = details.pop("reason")
-    if "job" in details:
-        details["action"] = _JOB_ACTIONS[details.pop("job")]
-    return {name: value for name, value in details.items() if value is not None}

@@ -14,15 +14,16 @@ from prometheus_client.registry import Collector
 
 from broker_common.adapters.redis_breaker import BreakerState
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import Status
 from broker_common.core.errors import BrokerError
+from broker_common.core.sandbox import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client import Metric
 
-    from broker_common.core.ports import Clock, SandboxStore
+    from broker_common.core.ports import Clock
+    from broker_common.core.store import SandboxStore
 
 FIRST_WAIT_SEC = 1.0
 WAIT_SEC = 0.05

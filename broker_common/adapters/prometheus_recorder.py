@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from broker_common.core.events import (
+from broker_common.core.job_registry import JOBS
+from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
     ActionsStopped,
@@ -33,14 +34,14 @@ from broker_common.core.events import (
     StopReason,
     StoreCalled,
 )
-from broker_common.core.jobs import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from prometheus_client import CollectorRegistry
 
-    from broker_common.core.events import Event
+    from broker_common.core.jobs import Jobs
+    from broker_common.core.telemetry import Event
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 _UNREADABLE = "unreadable"
@@ -115,11 +116,11 @@ class PrometheusApiRecorder:
 class PrometheusJobRecorder:
     """Counts and times what jobs do."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, jobs: Jobs = JOBS) -> None:
         self._runs = {
-            Job.SYNC: _counter(registry, "broker_sync_total", "Sync job outcomes", JobOutcome),
-            Job.CLEANUP: _counter(registry, "broker_cleanup_total", "Cleanup job outcomes", JobOutcome),
-            Job.EXPIRE: _counter(registry, "broker_expiry_total", "Auto-expiry job outcomes", JobOutcome),
+            job.name: _counter(registry, job.counter, f"{job.title} job outcomes", JobOutcome)
+            for job in jobs.values()
+            if job.counter is not None
         }
         self._synced = Counter(
             "broker_sync_sandboxes_synced_total", "Sandboxes seen at the provider by syncs", registry=registry
@@ -172,8 +173,8 @@ class PrometheusJobRecorder:
             buckets=_JOB_BUCKETS,
             registry=registry,
         )
-        for job in Job:
-            self._duration.labels(job.value)
+        for job in jobs:
+            self._duration.labels(job)
         # Set by whichever process ended the run: the latest counts, also when that process has died since.
         self._last_success = Gauge(
             "broker_job_last_success_timestamp_seconds",
@@ -222,9 +223,9 @@ class PrometheusJobRecorder:
         if event.job in self._runs:
             self._runs[event.job].labels(event.outcome.value).inc()
         if event.outcome is not JobOutcome.SKIPPED:
-            self._duration.labels(event.job.value).observe(event.seconds)
+            self._duration.labels(event.job).observe(event.seconds)
         if event.outcome is JobOutcome.SUCCESS:
-            self._last_success.labels(event.job.value).set_to_current_time()
+            self._last_success.labels(event.job).set_to_current_time()
 
 
 def _counter(

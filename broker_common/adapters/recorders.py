@@ -9,8 +9,8 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from broker_common.core.events import Event
     from broker_common.core.ports import Recorder
+    from broker_common.core.telemetry import Event
 
 
 class Recorders:

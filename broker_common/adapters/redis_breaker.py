@@ -19,12 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from broker_common.core.errors import (
-    ProviderCircuitOpen,
-    ProviderError,
-    ProviderFailing,
-    ProviderMisconfigured,
-)
+from broker_common.core.errors import ProviderCircuitOpen, ProviderError, ProviderFailing, ProviderMisconfigured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

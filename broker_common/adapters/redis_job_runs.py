@@ -1,13 +1,13 @@
-"""The records of job runs in Redis, kept for a day, and the sum over the deletes of a cleanup.
+"""The records of job runs in Redis, kept for a day. What may happen to a run is decided in `core/runs.py`.
 
-Each change is one transaction on what was read, so that a run ends once, however often its tasks are delivered. Redis'
-own clock times the runs: they begin and end on different machines.
+A record is a JSON document of the shape that the release before knows and takes no other member of. So what is newer,
+who asked for a run and when, has a key of its own; a record without one is of that release. Redis' own clock times the
+runs: they begin and end on different machines.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import (
@@ -22,20 +22,25 @@ from redis.exceptions import (
 
 from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.core.errors import QueueUnavailable
-from broker_common.core.events import DeleteOutcome, JobEnded
-from broker_common.core.jobs import Job, JobRun, JobState
-from broker_common.core.runs import CleanupTally, Conclusion
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import JobState
+from broker_common.core.runs import KEPT_SEC, CleanupTally, JobRun, principal_of_earlier_release
+from broker_common.core.telemetry import DeleteOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from redis import Redis
     from redis.client import Pipeline
 
+    from broker_common.core.jobs import Jobs
+    from broker_common.core.runs import Change, RunView
+
 Value = TypeVar("Value")
 
-KEPT_SEC = 24 * 3600
 _PROBE_SEC = 60
+_MOST_INDEXED = 1_000
+"""Of each job; a page shows a hundred at most."""
 # A closed set of words, because Redis' own may name the user. The first that fits holds.
 _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
     (OutOfMemoryError, "is out of memory"),
@@ -47,204 +52,121 @@ _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What is recorded of one run. Times are Redis' own, in Unix seconds."""
-
-    job_id: str
-    job: Job
-    state: JobState
-    requested_by: str | None = None
-    """The request id of the call that asked for it; None if it was scheduled."""
-    request_id: str | None = None
-    """The run's own, for its log lines; None until it starts."""
-    started_at: float | None = None
-    progressed_at: float | None = None
-    result: dict[str, Any] | None = None
-    error: str | None = None
-    tally: CleanupTally = field(default_factory=CleanupTally)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A run that has just ended, and the event that says so."""
-
-    run: Run
-    event: JobEnded
-
-
 class RedisJobRuns:
-    """Records of runs. Every method raises `QueueUnavailable` if Redis does not answer, or refuses; it says why.
+    """Implements the `JobRuns` port. The error of a Redis that refuses says why."""
 
-    A cleanup whose deletes have made no progress for `stall_limit_sec`, with none left in their queue, has lost some.
-    """
-
-    def __init__(self, redis: Redis, *, stall_limit_sec: float, prefix: str = "sandbox-broker:runs") -> None:
-        self._redis = redis
-        self._stall_limit_sec = stall_limit_sec
+    def __init__(self, redis: Redis, *, jobs: Jobs = JOBS, prefix: str = "sandbox-broker:runs") -> None:
+        """Keep runs of `jobs`; a record of another job counts as unknown."""
+        self._redis: Any = redis  # its stubs cannot tell its answers from those of the asynchronous one
+        self._jobs = jobs
         self._prefix = prefix
 
     def ping(self) -> None:
         """Make sure that Redis takes a write, which a full one or a replica does not."""
-        self._call(lambda: self._redis.set(f"{self._prefix}-probe", "", ex=_PROBE_SEC))
+        _call(lambda: self._redis.set(f"{self._prefix}-probe", "", ex=_PROBE_SEC))
 
-    def create(self, job_id: str, job: Job, *, requested_by: str) -> None:
-        """Record a run that is about to be queued."""
-        run = Run(job_id=job_id, job=job, state=JobState.QUEUED, requested_by=requested_by)
-        self._call(lambda: self._redis.set(self._key(job_id), _dump(run), ex=KEPT_SEC))
+    def change(self, job_id: str, decide: Callable[[RunView], tuple[Change | None, Value]]) -> Value:
+        """Make the change that `decide` returns, and return its value; see the port."""
 
-    def discard(self, job_id: str) -> None:
-        """Forget a run that could not be queued."""
-        self._call(lambda: self._redis.delete(self._key(job_id)))
+        def transact(pipe: Pipeline) -> Value:
+            view = _View(pipe, self._read(pipe, job_id), self._out_key(job_id))
+            change, value = decide(view)
+            if change is not None:
+                now = view.now
+                pipe.multi()
+                self._write(pipe, change, is_new=view.run is None or view.run.state is JobState.QUEUED, now=now)
+            return value
 
-    def find(self, job_id: str) -> JobRun | None:
-        """Return a run as operators see it."""
-        run = self._call(lambda: self._read(self._redis, job_id))
-        if run is None:
-            return None
-        return JobRun(job_id=job_id, job=run.job, state=run.state, result=run.result, error=run.error)
+        keys = self._key(job_id), self._out_key(job_id)
+        value: Value = _call(lambda: self._redis.transaction(transact, *keys, value_from_callable=True))
+        return value
 
-    def start(self, job_id: str, job: Job, *, request_id: str) -> Run:
-        """Record that a run starts, and return it; one that was started or even ended before is returned as it is."""
+    def read(self, job_id: str) -> JobRun | None:
+        """Return a run."""
+        return _call(lambda: self._read(self._redis, job_id))
 
-        def change(pipe: Pipeline) -> Run:
-            known = self._read(pipe, job_id)
-            if known is not None and known.state is not JobState.QUEUED:
-                return known
-            started_at = _now(pipe)
-            run = replace(
-                known or Run(job_id=job_id, job=job, state=JobState.QUEUED),
-                state=JobState.RUNNING,
-                request_id=request_id,
-                started_at=started_at,
-                progressed_at=started_at,
-            )
-            self._write(pipe, run)
-            return run
+    def read_last(self, jobs: Sequence[str], *, limit: int) -> list[JobRun]:
+        """Return the last runs of these jobs, newest first; fewer where records cannot be read."""
 
-        return self._transact(change, self._key(job_id))
-
-    def finish(self, job_id: str, conclusion: Conclusion) -> Ended | None:
-        """Record how a run ended; None if it has ended before, or is not known any more."""
-
-        def change(pipe: Pipeline) -> Ended | None:
-            run = self._read(pipe, job_id)
-            if run is None or run.state.is_final:
-                return None
-            return self._end(pipe, run, conclusion)
-
-        return self._transact(change, self._key(job_id))
-
-    def hand_out(self, job_id: str, sandbox_ids: Iterable[str]) -> list[str]:
-        """Record whose deletes a cleanup waits for, and return those that have not reported.
-
-        For a run that has handed out before (its task is delivered again) that is what is still out of the first time.
-        """
-        ids = list(dict.fromkeys(sandbox_ids))
-
-        def change(pipe: Pipeline) -> list[str]:
-            out = sorted(_text(each) for each in pipe.smembers(self._out_key(job_id)))
-            if out:
-                return out
-            run = self._read(pipe, job_id)
-            if run is None or run.state.is_final or not ids:
+        def read() -> list[JobRun]:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job in jobs:
+                    pipe.zrange(self._index_key(job), 0, limit - 1, desc=True, withscores=True)
+                entries = sorted(((at, _text(each)) for found in pipe.execute() for each, at in found), reverse=True)
+            ids = [job_id for _, job_id in entries[:limit]]
+            if not ids:
                 return []
-            run = replace(run, progressed_at=_now(pipe))
-            self._write(pipe, run)
-            pipe.sadd(self._out_key(job_id), *ids)
-            pipe.expire(self._out_key(job_id), KEPT_SEC)
-            pipe.set(self._open_key, job_id, ex=KEPT_SEC)
-            return ids
+            documents = self._redis.mget(key for each in ids for key in (self._key(each), self._asked_key(each)))
+            found = (self._load(*each) for each in zip(ids, documents[::2], documents[1::2], strict=True))
+            return [run for run in found if run is not None]
 
-        return self._transact(change, self._key(job_id), self._out_key(job_id))
+        return _call(read)
 
-    def settle(self, job_id: str, sandbox_id: str, outcome: DeleteOutcome, error: str | None) -> Ended | None:
-        """Add one delete's outcome to its cleanup; the last one ends the run, and only that call returns it.
+    def read_last_hand_out(self) -> str | None:
+        """Return the id of the run that has handed out deletes last."""
+        job_id = _call(lambda: self._redis.get(self._open_key))
+        return None if job_id is None else _text(job_id)
 
-        A delete that reports twice counts once, and one that reports after its run was ended counts no more.
-        """
+    def forget(self, job_id: str, job: str) -> None:
+        """Forget a run."""
 
-        def change(pipe: Pipeline) -> Ended | None:
-            run = self._read(pipe, job_id)
-            if not pipe.sismember(self._out_key(job_id), sandbox_id) or run is None or run.state.is_final:
-                return None
-            is_last = pipe.scard(self._out_key(job_id)) == 1
-            run = replace(run, progressed_at=_now(pipe), tally=run.tally.add(outcome, error))
-            if is_last:
-                return self._end(pipe, run, run.tally.conclude())
-            self._write(pipe, run)
-            pipe.srem(self._out_key(job_id), sandbox_id)
-            return None
+        def forget() -> None:
+            with self._redis.pipeline() as pipe:
+                pipe.delete(self._key(job_id), self._asked_key(job_id), self._out_key(job_id))
+                pipe.zrem(self._index_key(job), job_id)
+                pipe.execute()
 
-        return self._transact(change, self._key(job_id), self._out_key(job_id))
+        _call(forget)
 
-    def find_open_cleanup(self) -> str | None:
-        """Return the id of the cleanup whose deletes have not all reported."""
+    def _read(self, redis: Any, job_id: str) -> JobRun | None:  # noqa: ANN401 - Redis or a pipeline
+        return self._load(job_id, *redis.mget(self._key(job_id), self._asked_key(job_id)))
 
-        def find() -> str | None:
-            job_id = self._redis.get(self._open_key)
-            if job_id is None:
-                return None
-            run = self._read(self._redis, _text(job_id))
-            return None if run is None or run.state.is_final else run.job_id
+    def _write(self, pipe: Pipeline, change: Change, *, is_new: bool, now: float) -> None:
+        run = change.run
+        out_key, index_key = self._out_key(run.job_id), self._index_key(run.job)
+        pipe.set(self._key(run.job_id), _dump(run), ex=KEPT_SEC)
+        if run.state.is_final:
+            pipe.delete(out_key)
+        elif change.settle is not None:
+            pipe.srem(out_key, change.settle)
+        elif change.hand_out:
+            pipe.sadd(out_key, *change.hand_out)
+            pipe.expire(out_key, KEPT_SEC)
+            pipe.set(self._open_key, run.job_id, ex=KEPT_SEC)
+        if is_new or run.state.is_final:
+            asked = {"principal": run.principal, "queued_at": run.queued_at}
+            pipe.set(self._asked_key(run.job_id), json.dumps(asked), ex=KEPT_SEC)
+            # One that is known already, and was only queued until now, keeps its place.
+            pipe.zadd(index_key, {run.job_id: now}, nx=True)
+            pipe.zremrangebyscore(index_key, "-inf", now - 2 * KEPT_SEC)
+            pipe.zremrangebyrank(index_key, 0, -_MOST_INDEXED - 1)
+            pipe.expire(index_key, KEPT_SEC)
 
-        return self._call(find)
-
-    def end_stalled_cleanup(self, job_id: str) -> Ended | None:
-        """End a cleanup, as partial, if deletes of it were lost; None if it goes on, or has ended."""
-
-        def change(pipe: Pipeline) -> Ended | None:
-            run = self._read(pipe, job_id)
-            if run is None or run.state.is_final or pipe.llen(DELETIONS_QUEUE):
-                return None
-            if _now(pipe) - (run.progressed_at or 0) <= self._stall_limit_sec:
-                return None
-            return self._end(pipe, run, run.tally.conclude(partial=True))
-
-        return self._transact(change, self._key(job_id), self._out_key(job_id), DELETIONS_QUEUE)
-
-    def _end(self, pipe: Pipeline, run: Run, conclusion: Conclusion) -> Ended:
-        now = _now(pipe)
-        result = None if conclusion.result is None else dict(conclusion.result)
-        run = replace(run, state=conclusion.state, result=result, error=conclusion.error, progressed_at=now)
-        self._write(pipe, run)
-        pipe.delete(self._out_key(run.job_id))
-        return Ended(
-            run=run,
-            event=JobEnded(
-                job=run.job,
-                outcome=conclusion.outcome,
-                seconds=max(0.0, now - (run.started_at or now)),
-                message=conclusion.message,
-                error=conclusion.error,
-            ),
-        )
-
-    def _read(self, redis: Redis | Pipeline, job_id: str) -> Run | None:
-        document = redis.get(self._key(job_id))
+    def _load(self, job_id: str, document: bytes | None, asked: bytes | None) -> JobRun | None:
         try:
-            return None if document is None else _load(job_id, document)
+            return None if document is None else self._parse(job_id, json.loads(document), asked)
         except (AttributeError, KeyError, TypeError, ValueError):
             # It may be another release's record. Here the run then counts as unknown.
             return None
 
-    def _write(self, pipe: Pipeline, run: Run) -> None:
-        """Begin the transaction's writes with the run's own."""
-        pipe.multi()
-        pipe.set(self._key(run.job_id), _dump(run), ex=KEPT_SEC)
-
-    def _transact(self, change: Callable[[Pipeline], Value], *keys: str) -> Value:
-        """Call `change` and apply its writes, again and again until nobody else has written `keys` meanwhile."""
-        run: Callable[..., Any] = self._redis.transaction
-        value: Value = self._call(lambda: run(change, *keys, value_from_callable=True))
-        return value
-
-    def _call(self, call: Callable[[], Value]) -> Value:
-        try:
-            return call()
-        except RedisError as error:
-            what = next((words for kind, words in _REFUSALS if isinstance(error, kind)), "does not answer")
-            raise QueueUnavailable(f"Redis, which holds the queue and the jobs' records, {what}") from error
+    def _parse(self, job_id: str, values: dict[str, Any], asked: bytes | None) -> JobRun:
+        tally = CleanupTally(
+            counts={DeleteOutcome(outcome): count for outcome, count in values.pop("counts").items()},
+            errors={DeleteOutcome(outcome): error for outcome, error in values.pop("errors").items()},
+        )
+        job, state = self._jobs[values.pop("job")].name, JobState(values.pop("state"))
+        newer: dict[str, Any] = {"principal": principal_of_earlier_release(job, values.get("requested_by"))}
+        if asked is not None:
+            newer = json.loads(asked)
+        return JobRun(
+            job_id=job_id,
+            job=job,
+            state=state,
+            tally=tally,
+            principal=newer["principal"],
+            queued_at=newer.get("queued_at"),
+            **values,
+        )
 
     def _key(self, job_id: str) -> str:
         return f"{self._prefix}:{job_id}"
@@ -252,21 +174,60 @@ class RedisJobRuns:
     def _out_key(self, job_id: str) -> str:
         return f"{self._prefix}:{job_id}:out"
 
+    def _asked_key(self, job_id: str) -> str:
+        return f"{self._prefix}-asked:{job_id}"
+
+    def _index_key(self, job: str) -> str:
+        return f"{self._prefix}-last:{job}"
+
     @property
     def _open_key(self) -> str:
         return f"{self._prefix}-open-cleanup"
 
 
-def _now(redis: Redis | Pipeline) -> float:
-    seconds, microseconds = redis.time()
-    return float(seconds) + float(microseconds) / 1e6
+class _View:
+    """A run as a transaction reads it, each part when it is asked for."""
+
+    def __init__(self, pipe: Pipeline, run: JobRun | None, out_key: str) -> None:
+        self.run = run
+        self._pipe: Any = pipe
+        self._out_key = out_key
+        self._now: float | None = None
+
+    @property
+    def now(self) -> float:
+        if self._now is None:
+            seconds, microseconds = self._pipe.time()
+            self._now = float(seconds) + float(microseconds) / 1e6
+        return self._now
+
+    def is_out(self, sandbox_id: str) -> bool:
+        return bool(self._pipe.sismember(self._out_key, sandbox_id))
+
+    def count_out(self) -> int:
+        return int(self._pipe.scard(self._out_key))
+
+    def read_out(self) -> list[str]:
+        return [_text(each) for each in self._pipe.smembers(self._out_key)]
+
+    def count_queued_deletes(self) -> int:
+        self._pipe.watch(DELETIONS_QUEUE)
+        return int(self._pipe.llen(DELETIONS_QUEUE))
+
+
+def _call(call: Callable[[], Value]) -> Value:
+    try:
+        return call()
+    except RedisError as error:
+        what = next((words for kind, words in _REFUSALS if isinstance(error, kind)), "does not answer")
+        raise QueueUnavailable(f"Redis, which holds the queue and the jobs' records, {what}") from error
 
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _dump(run: Run) -> str:
+def _dump(run: JobRun) -> str:
     return json.dumps(
         {
             "job": run.job,
@@ -275,19 +236,9 @@ def _dump(run: Run) -> str:
             "request_id": run.request_id,
             "started_at": run.started_at,
             "progressed_at": run.progressed_at,
-            "result": run.result,
+            "result": None if run.result is None else dict(run.result),
             "error": run.error,
             "counts": run.tally.counts,
             "errors": run.tally.errors,
         }
     )
-
-
-def _load(job_id: str, document: str | bytes) -> Run:
-    values: dict[str, Any] = json.loads(document)
-    tally = CleanupTally(
-        counts={DeleteOutcome(outcome): count for outcome, count in values.pop("counts").items()},
-        errors={DeleteOutcome(outcome): error for outcome, error in values.pop("errors").items()},
-    )
-    job, state = Job(values.pop("job")), JobState(values.pop("state"))
-    return Run(job_id=job_id, job=job, state=state, tally=tally, **values)

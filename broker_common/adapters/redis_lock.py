@@ -1,7 +1,4 @@
-"""The job lock in Redis: one run of a job at a time, over all workers.
-
-It saves work. Nothing relies on it: two runs of a job at once do no harm.
-"""
+"""The job lock in Redis: one run of a job at a time, over all workers."""
 
 from __future__ import annotations
 
@@ -19,11 +16,9 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.lock import Lock
 
-    from broker_common.core.jobs import Job
-
 
 class RedisJobLocks:
-    """Job locks in Redis, each of which ends by itself `expiry_sec` after its owner stopped renewing it."""
+    """Implements the `JobLocks` port: a lock ends by itself `expiry_sec` after its owner stopped renewing it."""
 
     def __init__(self, redis: Redis, *, expiry_sec: float = 30, prefix: str = "sandbox-broker:locks") -> None:
         self._redis = redis
@@ -31,7 +26,7 @@ class RedisJobLocks:
         self._prefix = prefix
 
     @contextmanager
-    def hold(self, job: Job, *, owner: str) -> Iterator[bool]:
+    def hold(self, job: str, *, owner: str) -> Iterator[bool]:
         """Hold a job's lock inside the context; yields False if somebody else holds it.
 
         An owner that holds it already, in a run that was cut off, enters again. Raises `QueueUnavailable` if Redis does

@@ -7,13 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 
+from broker_common.adapters.dynamo_table import has_ttl
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import ApiError, operators_api
 from broker_common.core.clock_check import ClockCheck
-from broker_common.core.errors import BrokerError, ClockWrong, QueueUnavailable, TableChanged
+from broker_common.core.errors import BrokerError, ClockWrong, QueueUnavailable, StoreMisconfigured, TableChanged
 from broker_common.core.table_identity import find_change
 from broker_common.services import build_provider, build_runs, build_store, connect_redis
 from broker_common.settings import Process, Settings, SettingsError
@@ -22,19 +24,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PARTS = {
-    Process.API: ("table", "index", "redis"),
-    Process.WORKER: ("table", "index", "redis", "provider"),
+    Process.API: ("table", "index", "history", "redis"),
+    Process.WORKER: ("table", "index", "history", "redis", "provider"),
     Process.BEAT: ("redis",),
 }
 """What each process needs, besides its settings."""
+_TIMEOUT_SEC = 10.0
 _NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
 _SIGNS = {
-    Process.API: ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE"),
+    Process.API: ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE", "BROKER_TOKENS_FILE"),
     Process.WORKER: ("CSP_BASE_URL", "CSP_API_TOKEN"),
     Process.BEAT: ("REDIS_URL",),
 }
 """If one of these is set, the settings of its process are meant to be there. An operator, too, has an admin token."""
-_FIRST = {"index": "table", "provider": "redis"}
+_FIRST = {"index": "table", "history": "table", "provider": "redis"}
 """What a part is reached by; the slots of calls to the provider are in Redis."""
 
 
@@ -85,7 +88,9 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
 
 
 def _leave_out(process: Process) -> Finding:
-    text = f"{_NAMES[process]} is left out without {' or '.join(_SIGNS[process])}; to look: --process {process}"
+    *signs, last = _SIGNS[process]
+    named = f"{', '.join(signs)} or {last}" if signs else last
+    text = f"{_NAMES[process]} is left out without {named}; to look: --process {process}"
     return Finding("settings", ok=None, text=text)
 
 
@@ -126,7 +131,23 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
             known = RedisTableMemory(connect_redis(settings), clock).recall()
         if change := find_change(state, known, store()):
             raise TableChanged(change)
-        return f"{settings.ddb_table_name} has the layout of this version"
+        unfinished = "" if state.is_upgraded else "; once no older release runs: `broker upgrade finish`"
+        return f"{settings.ddb_table_name} has the layout of this version{unfinished}"
+
+    def history() -> str:
+        client = make_client(
+            region=settings.aws_region,
+            endpoint_url=settings.ddb_endpoint_url,
+            timeout_sec=_TIMEOUT_SEC,
+            connections=1,
+        )
+        try:
+            removes = has_ttl(client, settings.ddb_table_name)
+        except ClientError as error:
+            raise StoreMisconfigured(f"DescribeTimeToLive: {error}") from error
+        if not removes:
+            raise StoreMisconfigured(f"{settings.ddb_table_name} keeps facts for ever: its TTL is not on")
+        return f"facts are removed when they are older than {settings.history_days} d"
 
     def index() -> str:
         return f"counts {sum(store().count().values())} sandboxes"
@@ -141,6 +162,7 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
     return {
         "table": (table, "look at AWS_REGION, DDB_ENDPOINT_URL, DDB_TABLE_NAME, credentials and network"),
         "index": (index, "look at the table's index and at the policy's right to query it"),
+        "history": (history, "run `broker table create`, which turns TTL on and changes nothing else"),
         "redis": (reach_redis, "look at REDIS_URL: host, password, TLS; and at Redis itself"),
         "provider": (provider, "look at CSP_BASE_URL and CSP_API_TOKEN, and at the provider itself"),
     }

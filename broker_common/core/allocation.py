@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
 from broker_common.core.deadline import Backoff
-from broker_common.core.domain import Candidate, Claim, Status
 from broker_common.core.ending import expire
 from broker_common.core.errors import (
     BrokerError,
@@ -23,18 +22,23 @@ from broker_common.core.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
-from broker_common.core.events import AllocateEnded, AllocateOutcome
 from broker_common.core.ids import new_id
-from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld, Contended
+from broker_common.core.lease import candidate_of, claim_on
+from broker_common.core.sandbox import Candidate, Claim, Lease, Status
+from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended
+from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 
 if TYPE_CHECKING:
     from random import Random
 
-    from broker_common.core.domain import Policy, Sandbox
     from broker_common.core.guard import Guard
     from broker_common.core.pauses import PauseBoard
-    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.policy import Policy
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.principals import Actor
     from broker_common.core.reservoir import Reservoir, Search
+    from broker_common.core.sandbox import Sandbox
+    from broker_common.core.store import Commits
 
 RETRY_AFTER_EMPTY_SEC = 30
 RETRY_AFTER_PAUSE_SEC = 30
@@ -71,7 +75,7 @@ class Allocator:
     def __init__(
         self,
         *,
-        store: SandboxStore,
+        store: Commits,
         guard: Guard,
         reservoir: Reservoir,
         pauses: PauseBoard,
@@ -89,7 +93,7 @@ class Allocator:
         self._rng = rng
         self._policy = policy
 
-    def allocate(self, request: AllocateRequest) -> Allocation:
+    def allocate(self, request: AllocateRequest, *, by: Actor) -> Allocation:
         """Allocate a sandbox, or return what the (track, key) holds already.
 
         Raises `NoSandboxesAvailable`; `Paused` and `ClockWrong` (what is held is still returned); `TableChanged`;
@@ -103,7 +107,7 @@ class Allocator:
         code: str | None = None
         error: str | None = "the request was abandoned"
         try:
-            allocation = self._allocate(request, tally)
+            allocation = self._allocate(request, by, tally)
             outcome = AllocateOutcome.IDEMPOTENT if allocation.replayed else AllocateOutcome.SUCCESS
             error = None
         except BrokerError as failed:
@@ -119,14 +123,14 @@ class Allocator:
                     conflicts=tally.conflicts,
                     track_id=request.track_id,
                     sandbox_id=allocation.claim.sandbox_id if allocation else None,
-                    lease_id=allocation.claim.lease_id if allocation else None,
+                    lease_id=allocation.claim.lease.lease_id if allocation else None,
                     code=code,
                     error=error,
                 )
             )
         return allocation
 
-    def _allocate(self, request: AllocateRequest, tally: _Tally) -> Allocation:
+    def _allocate(self, request: AllocateRequest, by: Actor, tally: _Tally) -> Allocation:
         try:
             self._guard.check()
         except ClockWrong:
@@ -136,27 +140,29 @@ class Allocator:
                 raise
             return Allocation(claim, replayed=True)
         if self._pauses.current().allocate:
-            held = self._held(request)
+            held = self._held(request, by)
             if held is None:
                 raise Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC)
             return Allocation(held, replayed=True)
         search = self._reservoir.search(request.prefix)
         while (candidate := search.next()) is not None:
-            allocation = self._try(request, search, candidate, tally)
+            allocation = self._try(request, by, search, candidate, tally)
             if allocation is not None:
                 return allocation
-        held = self._held(request)
+        held = self._held(request, by)
         if held is not None:
             return Allocation(held, replayed=True)
         which = f"whose name starts with {request.prefix!r} " if request.prefix else ""
         raise NoSandboxesAvailable(f"no sandbox {which}is available", retry_after=RETRY_AFTER_EMPTY_SEC)
 
-    def _try(self, request: AllocateRequest, search: Search, candidate: Candidate, tally: _Tally) -> Allocation | None:
+    def _try(
+        self, request: AllocateRequest, by: Actor, search: Search, candidate: Candidate, tally: _Tally
+    ) -> Allocation | None:
         """Try one candidate to a certain end; None means that the next one is to be tried."""
         while True:
             claim = self._claim(request, candidate)
             try:
-                answer = self._write(candidate, claim)
+                answer = self._write(candidate, claim, by)
             except UnreadableRecord:
                 # What this track holds cannot be read: the candidate is another's to try.
                 search.give_back(candidate)
@@ -168,20 +174,20 @@ class Allocator:
                 case Allocated():
                     search.used_up(candidate)
                     return Allocation(claim, replayed=False)
-                case ClaimHeld(held) if held.lease_id == claim.lease_id:
+                case ClaimHeld(held) if held.lease.lease_id == claim.lease.lease_id:
                     # An earlier try of this very request was applied, and only its answer was lost.
                     search.used_up(candidate)
                     return Allocation(claim, replayed=False)
                 case ClaimHeld(held):
                     search.give_back(candidate)
-                    if not held.is_overdue(self._clock.now(), self._policy):
+                    if not held.lease.is_overdue(self._clock.now(), self._policy):
                         return Allocation(held, replayed=True)
-                    self._expire(held)
+                    self._expire(held, by)
                     return None
                 case CandidateGone(current):
                     if current and current.version != candidate.version and _matches(current, request.prefix):
                         # Only described again by a sync: it is still there for us.
-                        candidate = _candidate(current)
+                        candidate = candidate_of(current)
                         continue
                     tally.conflicts += 1
                     search.lost_to_another(candidate)
@@ -189,7 +195,7 @@ class Allocator:
                 case _:
                     assert_never(answer)
 
-    def _write(self, candidate: Candidate, claim: Claim) -> Allocated | ClaimHeld | CandidateGone:
+    def _write(self, candidate: Candidate, claim: Claim, by: Actor) -> Allocated | ClaimHeld | CandidateGone:
         """Send one frozen request until its answer is certain.
 
         The token stays the same only while an outcome is unknown: then the store tells a repetition from a second
@@ -199,7 +205,7 @@ class Allocator:
         token = new_id(self._rng)
         while True:
             try:
-                answer = self._store.allocate(candidate, claim, token=token)
+                answer = self._store.allocate(candidate, claim, by=by, token=token)
             except (DeadlineExceeded, StoreMisconfigured):
                 raise
             except OutcomeUnknown as unknown:
@@ -213,20 +219,21 @@ class Allocator:
                 backoff.pause(StoreUnavailable("the records of this request are in use by others"))
             token = new_id(self._rng)
 
-    def _held(self, request: AllocateRequest) -> Claim | None:
+    def _held(self, request: AllocateRequest, by: Actor) -> Claim | None:
         """Return what the (track, key) holds, after ending what is overdue.
 
         Read once more after that: a copy of this request may have ended it first, and hold a new one by now.
         """
         claim = self._store.get_claim(request.track_id, request.idempotency_key)
-        if claim is None or not claim.is_overdue(self._clock.now(), self._policy):
+        if claim is None or not claim.lease.is_overdue(self._clock.now(), self._policy):
             return claim
-        self._expire(claim)
+        self._expire(claim, by)
         return self._store.get_claim(request.track_id, request.idempotency_key)
 
-    def _expire(self, claim: Claim) -> None:
+    def _expire(self, claim: Claim, by: Actor) -> None:
         expire(
             claim.sandbox_id,
+            by=by,
             store=self._store,
             guard=self._guard,
             recorder=self._recorder,
@@ -236,29 +243,16 @@ class Allocator:
 
     def _claim(self, request: AllocateRequest, candidate: Candidate) -> Claim:
         now = self._clock.now()
-        return Claim(
+        lease = Lease(
+            lease_id=new_id(self._rng),
             track_id=request.track_id,
             idempotency_key=request.idempotency_key,
-            sandbox_id=candidate.sandbox_id,
-            lease_id=new_id(self._rng),
             allocated_at=now,
             expires_at=now + self._policy.lab_duration_sec,
-            name=candidate.name,
-            external_id=candidate.external_id,
             track_name=request.track_name,
-            sfdc_account_id=candidate.sfdc_account_id,
         )
+        return claim_on(candidate, lease)
 
 
 def _matches(sandbox: Sandbox, prefix: str) -> bool:
     return sandbox.status is Status.AVAILABLE and sandbox.name.startswith(prefix)
-
-
-def _candidate(sandbox: Sandbox) -> Candidate:
-    return Candidate(
-        sandbox_id=sandbox.sandbox_id,
-        version=sandbox.version,
-        name=sandbox.name,
-        external_id=sandbox.external_id,
-        sfdc_account_id=sandbox.sfdc_account_id,
-    )

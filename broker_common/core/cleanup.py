@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from broker_common.core.domain import (
-    ORDER_LIMIT,
-    Sandbox,
-    Status,
+from broker_common.core.errors import (
+    BrokerError,
+    ProviderBusy,
+    ProviderFailing,
+    ProviderMisconfigured,
+    ProviderRejected,
+)
+from broker_common.core.ids import new_id
+from broker_common.core.ports import WipeAnswer
+from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
+from broker_common.core.store import Conflict
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
+from broker_common.core.wipe import (
     account_gone,
     backoff_seconds,
     begin_attempt,
     cancel_attempt,
     confirm_wipe,
     fail_attempt,
+    finish_cooling,
     reject_deletion,
 )
-from broker_common.core.errors import (
-    BrokerError,
-    Conflict,
-    ProviderBusy,
-    ProviderFailing,
-    ProviderMisconfigured,
-    ProviderRejected,
-)
-from broker_common.core.events import DeleteEnded, DeleteOutcome
-from broker_common.core.ids import new_id
-from broker_common.core.ports import WipeAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from random import Random
 
-    from broker_common.core.domain import Policy
+    from broker_common.core.facts import Change
     from broker_common.core.guard import Guard
     from broker_common.core.pauses import PauseBoard
-    from broker_common.core.ports import Clock, Provider, Recorder, SandboxStore
+    from broker_common.core.policy import Policy
+    from broker_common.core.ports import Clock, Provider, Recorder
+    from broker_common.core.principals import Actor
+    from broker_common.core.store import SandboxStore
 
 SEND_WITHIN_SEC = 5.0
 """A call goes out this soon after its sandbox was taken, or not at all."""
@@ -69,15 +73,16 @@ class Cleaner:
         """Read the ids of the sandboxes for which an attempt may start now; reads only those."""
         return self._store.read_due(Status.PENDING_DELETION, until=self._clock.now())
 
-    def delete_sandbox(self, sandbox_id: str) -> DeleteEnded:
+    def delete_sandbox(self, sandbox_id: str, *, by: Actor) -> DeleteEnded:
         """Make one attempt to have a sandbox wiped, and write down its outcome.
 
         Holds a call slot, takes the sandbox, then calls. A sandbox that is not due, because somebody else has it or
-        had it, is left alone; so this may be called any number of times. Raises `ProviderBusy` when no call slot
-        came free: call again later. Every other failure is an outcome.
+        had it, is left alone; so this may be called any number of times. One that is wiped, and has rested, becomes
+        available without a call. Raises `ProviderBusy` when no call slot came free: call again later. Every other
+        failure is an outcome.
         """
         try:
-            ended = self._delete(sandbox_id)
+            ended = self._delete(sandbox_id, by)
         except ProviderBusy:
             raise
         except BrokerError as error:
@@ -86,7 +91,7 @@ class Cleaner:
         self._recorder.record(ended)
         return ended
 
-    def _delete(self, sandbox_id: str) -> DeleteEnded:
+    def _delete(self, sandbox_id: str, by: Actor) -> DeleteEnded:
         self._guard.check()
         if self._pauses.current().cleanup:
             return DeleteEnded(
@@ -95,75 +100,102 @@ class Cleaner:
                 error="cleanup is paused by an operator",
             )
         sandbox = self._store.get(sandbox_id)
+        if sandbox is not None and sandbox.is_rested(self._clock.now()):
+            rested = partial(finish_cooling, order=self._rng.randrange(ORDER_LIMIT), by=by, now=self._clock.now())
+            return self._write(sandbox, rested, DeleteOutcome.RESTED, None)
         if sandbox is None or not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
+        return self._attempt(sandbox, by)
+
+    def _attempt(self, sandbox: Sandbox, by: Actor) -> DeleteEnded:
+        sandbox_id = sandbox.sandbox_id
         with self._provider.admit():
             # By a wrong clock, an attempt that another worker makes at this moment would look as if it were over.
             self._guard.check()
             taken_at = self._clock.monotonic()
-            taken = begin_attempt(sandbox, attempt_id=new_id(self._rng), now=self._clock.now(), policy=self._policy)
+            taking = begin_attempt(
+                sandbox, attempt_id=new_id(self._rng), by=by, now=self._clock.now(), policy=self._policy
+            )
             try:
-                self._store.update(sandbox, taken)
+                self._store.commit(taking)
             except Conflict:
                 return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
+            taken = taking.result
             if taken.status is Status.DELETION_FAILED:
-                return _ended(taken, DeleteOutcome.GAVE_UP, taken.deletion_last_error)
+                return _ended(taken, DeleteOutcome.GAVE_UP, _last_error(taken))
             time_left = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)
             if time_left < 0:
                 late = "taking the sandbox took too long to call the provider safely"
-                return self._write(
-                    taken,
-                    cancel_attempt(taken, error=late, now=self._clock.now()),
-                    DeleteOutcome.POSTPONED,
-                    late,
-                )
-            return self._call(taken, send_within=time_left)
+                given_up = partial(cancel_attempt, error=late, now=self._clock.now())
+                return self._write(taken, given_up, DeleteOutcome.POSTPONED, late)
+            return self._call(taken, by, send_within=time_left)
 
-    def _call(self, taken: Sandbox, *, send_within: float) -> DeleteEnded:
+    def _call(self, taken: Sandbox, by: Actor, *, send_within: float) -> DeleteEnded:
         try:
             answer = self._provider.delete_account(taken.external_id, send_within=send_within)
         except ProviderMisconfigured as error:
-            given_up = cancel_attempt(
-                taken, error=error.message, outcome_unknown=error.outcome_unknown, now=self._clock.now()
+            given_up = partial(
+                cancel_attempt, error=error.message, outcome_unknown=error.outcome_unknown, now=self._clock.now()
             )
             return self._write(taken, given_up, DeleteOutcome.MISCONFIGURED, error.message)
         except ProviderFailing as error:
             now = self._clock.now()
-            failed = fail_attempt(
-                taken,
+            failed = partial(
+                fail_attempt,
                 error=error.message,
                 outcome_unknown=error.outcome_unknown,
                 retry_at=now + backoff_seconds(taken, jitter=self._rng.uniform(1, 2), policy=self._policy),
+                by=by,
                 now=now,
                 policy=self._policy,
             )
-            exhausted = failed.status is Status.DELETION_FAILED
+            exhausted = failed(taken).result.status is Status.DELETION_FAILED
             outcome = DeleteOutcome.GAVE_UP if exhausted else DeleteOutcome.WILL_RETRY
             return self._write(taken, failed, outcome, error.message)
         except ProviderRejected as error:
-            rejected = reject_deletion(taken, error=error.message, now=self._clock.now())
+            rejected = partial(reject_deletion, error=error.message, by=by, now=self._clock.now())
             return self._write(taken, rejected, DeleteOutcome.GAVE_UP, error.message)
         now = self._clock.now()
         if answer is WipeAnswer.GONE:
-            gone = account_gone(taken, now=now, policy=self._policy)
-            return self._write(taken, gone, DeleteOutcome.GONE, gone.deletion_last_error)
-        wiped = confirm_wipe(
-            taken,
+            gone = partial(account_gone, by=by, now=now, policy=self._policy)
+            return self._write(taken, gone, DeleteOutcome.GONE, _last_error(gone(taken).result))
+        wiped = partial(
+            confirm_wipe,
             accepted_only=answer is WipeAnswer.ACCEPTED,
             order=self._rng.randrange(ORDER_LIMIT),
+            by=by,
             now=now,
-            policy=self._policy,
+            policy=self._policy if self._guard.is_upgraded() else replace(self._policy, cool_down_sec=0),
         )
         return self._write(taken, wiped, DeleteOutcome.DELETED, None)
 
-    def _write(self, taken: Sandbox, after: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
-        """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing."""
-        try:
-            self._store.update(taken, after)
-        except Conflict:
-            return _ended(taken, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
-        return _ended(taken, outcome, error)
+    def _write(
+        self, sandbox: Sandbox, make: Callable[[Sandbox], Change], outcome: DeleteOutcome, error: str | None
+    ) -> DeleteEnded:
+        """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing.
+
+        An operator may ask for a quarantine, or lift it, while the call is under way: the attempt is the same then.
+        """
+        while True:
+            change = make(sandbox)
+            try:
+                self._store.commit(change)
+            except Conflict as conflict:
+                current = conflict.current
+                if current is None or _attempt_of(current) is None or _attempt_of(current) != _attempt_of(sandbox):
+                    return _ended(sandbox, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
+                sandbox = current
+            else:
+                return _ended(change.result, outcome, error)
 
 
 def _ended(sandbox: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:
-    return DeleteEnded(outcome=outcome, sandbox_id=sandbox.sandbox_id, lease_id=sandbox.last_lease_id, error=error)
+    return DeleteEnded(outcome=outcome, sandbox_id=sandbox.sandbox_id, lease_id=sandbox.latest_lease_id, error=error)
+
+
+def _attempt_of(sandbox: Sandbox) -> str | None:
+    return sandbox.wipe.attempt_id if sandbox.wipe else None
+
+
+def _last_error(sandbox: Sandbox) -> str | None:
+    return sandbox.wipe.last_error if sandbox.wipe else None

@@ -8,22 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from broker_common.core.domain import DeletionReason, Sandbox, Status, end_allocation
-from broker_common.core.errors import (
-    BrokerError,
-    Conflict,
-    LeaseMismatch,
-    NotSandboxOwner,
-    SandboxNotFound,
-    UnreadableRecord,
-)
-from broker_common.core.events import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
-from broker_common.core.ports import Unreadable
+from broker_common.core.errors import BrokerError, LeaseMismatch, NotSandboxOwner, SandboxNotFound, UnreadableRecord
+from broker_common.core.lease import end
+from broker_common.core.sandbox import DeletionReason, Sandbox, Status
+from broker_common.core.store import Conflict, Unreadable
+from broker_common.core.telemetry import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
 
 if TYPE_CHECKING:
-    from broker_common.core.domain import Claim, Policy
     from broker_common.core.guard import Guard
-    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.policy import Policy
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.principals import Actor
+    from broker_common.core.sandbox import Claim
+    from broker_common.core.store import Commits
 
 _REFUSED = {NotSandboxOwner: MarkOutcome.NOT_OWNER, SandboxNotFound: MarkOutcome.NOT_FOUND}
 
@@ -39,7 +36,7 @@ class Ending:
 class Custody:
     """What a track, or an operator on its behalf, does with a sandbox that it holds."""
 
-    def __init__(self, *, store: SandboxStore, recorder: Recorder, clock: Clock) -> None:
+    def __init__(self, *, store: Commits, recorder: Recorder, clock: Clock) -> None:
         self._store = store
         self._recorder = recorder
         self._clock = clock
@@ -59,7 +56,7 @@ class Custody:
     def list_held(self, *, track_id: str) -> list[Sandbox]:
         """Return the sandboxes that a track holds; raises `UnreadableRecord` if one of the records is."""
         found = [(claim, self._store.get(claim.sandbox_id)) for claim in self._store.read_claims(track_id)]
-        return [sandbox for claim, sandbox in found if sandbox and sandbox.lease_id == claim.lease_id]
+        return [sandbox for claim, sandbox in found if sandbox and _is_held_by(sandbox, claim)]
 
     def find_held(self, *, track_id: str) -> list[Sandbox | Unreadable]:
         """Return the sandboxes that a track holds, those among them whose record cannot be read as such."""
@@ -70,9 +67,9 @@ class Custody:
             sandbox = self._store.get(claim.sandbox_id)
         except UnreadableRecord as error:
             return Unreadable(claim.sandbox_id, error.reason)
-        return sandbox if sandbox and sandbox.lease_id == claim.lease_id else None
+        return sandbox if sandbox and _is_held_by(sandbox, claim) else None
 
-    def mark_for_deletion(self, *, track_id: str, sandbox_id: str, lease_id: str | None = None) -> Ending:
+    def mark_for_deletion(self, *, track_id: str, sandbox_id: str, by: Actor, lease_id: str | None = None) -> Ending:
         """Give a sandbox back: it is wiped, and never reaches another track before that.
 
         Bound to the lease that is read first, or to `lease_id`. Its last holder may repeat it until the sandbox is
@@ -82,7 +79,7 @@ class Custody:
         code: str | None = None
         error: str | None = "the request was abandoned"
         try:
-            ending = self._mark(track_id, sandbox_id, lease_id)
+            ending = self._mark(track_id, sandbox_id, lease_id, by)
             outcome = MarkOutcome.REPEATED if ending.repeated else MarkOutcome.SUCCESS
             error = None
         except BrokerError as failed:
@@ -95,14 +92,14 @@ class Custody:
                     outcome=outcome,
                     track_id=track_id,
                     sandbox_id=sandbox_id,
-                    lease_id=ending.sandbox.last_lease_id if ending else lease_id,
+                    lease_id=ending.sandbox.latest_lease_id if ending else lease_id,
                     code=code,
                     error=error,
                 )
             )
         return ending
 
-    def release(self, *, sandbox_id: str, lease_id: str) -> Ending:
+    def release(self, *, sandbox_id: str, lease_id: str, by: Actor) -> Ending:
         """End an allocation for its track, on an operator's word; may be repeated.
 
         Raises `SandboxNotFound`, and `LeaseMismatch` if the sandbox is not held under `lease_id`.
@@ -110,60 +107,57 @@ class Custody:
         sandbox = self._store.get(sandbox_id)
         if sandbox is None:
             raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
-        ending = self._end(sandbox, lease_id, DeletionReason.RELEASED)
+        ending = self._end(sandbox, lease_id, DeletionReason.RELEASED, by)
         if not ending.repeated:
             self._recorder.record(
-                AllocationReleased(sandbox_id=sandbox_id, lease_id=lease_id, track_id=ending.sandbox.last_track_id)
+                AllocationReleased(sandbox_id=sandbox_id, lease_id=lease_id, track_id=ending.sandbox.answers_to)
             )
         return ending
 
-    def _mark(self, track_id: str, sandbox_id: str, lease_id: str | None) -> Ending:
+    def _mark(self, track_id: str, sandbox_id: str, lease_id: str | None, by: Actor) -> Ending:
         sandbox = self._store.get(sandbox_id)
         if sandbox is None or (sandbox.status is Status.DELETED and sandbox.answers_to != track_id):
             raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
         if sandbox.answers_to != track_id:
             raise NotSandboxOwner(f"sandbox {sandbox_id!r} is not held by this track")
-        return self._end(sandbox, lease_id or sandbox.lease_at_hand, DeletionReason.MARKED)
+        return self._end(sandbox, lease_id or sandbox.latest_lease_id, DeletionReason.MARKED, by)
 
-    def _end(self, sandbox: Sandbox, lease_id: str | None, reason: DeletionReason) -> Ending:
+    def _end(self, sandbox: Sandbox, lease_id: str | None, reason: DeletionReason, by: Actor) -> Ending:
         while True:
-            if lease_id is None or sandbox.lease_at_hand != lease_id:
+            if lease_id is None or sandbox.latest_lease_id != lease_id:
                 raise LeaseMismatch(f"sandbox {sandbox.sandbox_id!r} is not held under this lease_id")
             if sandbox.status is not Status.ALLOCATED:
                 return Ending(sandbox, repeated=True)
-            ended = end_allocation(sandbox, reason=reason, now=self._clock.now())
+            change = end(sandbox, reason=reason, by=by, now=self._clock.now())
             try:
-                self._store.end_allocation(sandbox, ended)
+                self._store.commit(change)
             except Conflict as conflict:
                 if conflict.current is None:
                     raise SandboxNotFound(f"there is no sandbox {sandbox.sandbox_id!r}") from conflict
                 sandbox = conflict.current
             else:
-                return Ending(ended, repeated=False)
+                return Ending(change.result, repeated=False)
 
 
 def expire(
-    sandbox_id: str, *, store: SandboxStore, guard: Guard, recorder: Recorder, clock: Clock, policy: Policy
+    sandbox_id: str, *, by: Actor, store: Commits, guard: Guard, recorder: Recorder, clock: Clock, policy: Policy
 ) -> bool:
     """End an allocation that is past its expiry and buffer; False if there is none.
 
     Called by the expiry job, and by allocate for its own track's claim. Raises `UnsafeToAct`.
     """
     sandbox = store.get(sandbox_id)
-    while sandbox is not None and sandbox.is_overdue(clock.now(), policy):
+    while sandbox is not None and (lease := sandbox.lease) is not None and lease.is_overdue(clock.now(), policy):
         guard.check()
-        ended = end_allocation(sandbox, reason=DeletionReason.EXPIRED, now=clock.now())
         try:
-            store.end_allocation(sandbox, ended)
+            store.commit(end(sandbox, reason=DeletionReason.EXPIRED, by=by, now=clock.now()))
         except Conflict as conflict:
             sandbox = conflict.current
         else:
-            recorder.record(
-                AllocationExpired(
-                    sandbox_id=sandbox_id,
-                    lease_id=sandbox.lease_id or "",
-                    track_id=sandbox.allocated_to_track,
-                )
-            )
+            recorder.record(AllocationExpired(sandbox_id=sandbox_id, lease_id=lease.lease_id, track_id=lease.track_id))
             return True
     return False
+
+
+def _is_held_by(sandbox: Sandbox, claim: Claim) -> bool:
+    return sandbox.lease is not None and sandbox.lease.lease_id == claim.lease.lease_id

@@ -5,11 +5,6 @@ No class here knows HTTP; the API holds the one table from these classes to stat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from broker_common.core.domain import Sandbox
-
 
 class BrokerError(Exception):
     """Base of all errors that the broker raises on purpose.
@@ -33,13 +28,13 @@ class InvalidInput(BrokerError):
 
 
 class Unauthorized(BrokerError):
-    """The token is missing or unknown."""
+    """The token is missing, unknown or expired."""
 
     code = "UNAUTHORIZED"
 
 
 class Forbidden(BrokerError):
-    """The token is known, and not meant for this call."""
+    """The token is known, and may not make this call."""
 
     code = "FORBIDDEN"
 
@@ -114,6 +109,20 @@ class TableChanged(UnsafeToAct):
         super().__init__(message, retry_after=retry_after)
 
 
+class UpgradeUnfinished(UnsafeToAct):
+    """Processes of the release before may still run, and could not keep what this would write."""
+
+    code = "UPGRADE_UNFINISHED"
+
+    def __init__(self, refused: str, *, retry_after: int | None = 30) -> None:
+        """Say what is `refused` until an operator finishes the upgrade."""
+        super().__init__(
+            f"{refused} is refused until the upgrade is finished: once no process of the release before runs, run"
+            " `broker upgrade finish`",
+            retry_after=retry_after,
+        )
+
+
 class UnreadableRecord(BrokerError):
     """A stored record is not what this release can read: it stays as it is, for a person or a later release.
 
@@ -128,19 +137,6 @@ class UnreadableRecord(BrokerError):
         self.reason = reason
         self.sandbox_id = sandbox_id
         self.track_id = track_id
-
-
-class Conflict(BrokerError):
-    """Another writer came first: what was read is no longer what is stored.
-
-    `current` is the record as it is now, or None if it is gone.
-    """
-
-    code = "CONFLICT"
-
-    def __init__(self, message: str, *, current: Sandbox | None) -> None:
-        super().__init__(message)
-        self.current = current
 
 
 class StoreUnavailable(BrokerError):

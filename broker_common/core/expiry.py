@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from broker_common.core.domain import Status
 from broker_common.core.ending import expire
 from broker_common.core.errors import BrokerError, UnsafeToAct
-from broker_common.core.events import ItemFailed
-from broker_common.core.jobs import Job
+from broker_common.core.job_names import Job
 from broker_common.core.parallel import for_each
+from broker_common.core.sandbox import Status
+from broker_common.core.telemetry import ItemFailed
 
 if TYPE_CHECKING:
-    from broker_common.core.domain import Policy
     from broker_common.core.guard import Guard
-    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.policy import Policy
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.principals import Actor
+    from broker_common.core.store import SandboxStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +47,19 @@ class Expirer:
         self._policy = policy
         self._threads = threads
 
-    def run(self) -> ExpiryResult:
+    def run(self, *, by: Actor) -> ExpiryResult:
         """Expire all that is due; one that fails is left to the next run. Raises `UnsafeToAct`."""
         self._guard.check()
         until = self._clock.now() - self._policy.expiry_buffer_sec
         due = list(self._store.read_due(Status.ALLOCATED, until=until))
-        outcomes = for_each(self._expire, due, threads=self._threads)
+        outcomes = for_each(partial(self._expire, by), due, threads=self._threads)
         return ExpiryResult(expired=outcomes.count(True), failed=outcomes.count(None))
 
-    def _expire(self, sandbox_id: str) -> bool | None:
+    def _expire(self, by: Actor, sandbox_id: str) -> bool | None:
         try:
             return expire(
                 sandbox_id,
+                by=by,
                 store=self._store,
                 guard=self._guard,
                 recorder=self._recorder,

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.clock_check import ClockCheck
 from broker_common.core.deadline import time_left
-from broker_common.core.errors import BrokerError, ClockWrong, Conflict, LayoutMismatch, QueueUnavailable, TableChanged
-from broker_common.core.events import ActionsStopped, StopReason
+from broker_common.core.errors import BrokerError, ClockWrong, LayoutMismatch, QueueUnavailable, TableChanged
 from broker_common.core.ids import new_id
 from broker_common.core.ports import KnownTable
+from broker_common.core.store import Conflict
 from broker_common.core.table_identity import find_change
+from broker_common.core.telemetry import ActionsStopped, StopReason
 
 if TYPE_CHECKING:
     from random import Random
 
-    from broker_common.core.ports import Clock, Recorder, SandboxStore, TableMemory, TableState
+    from broker_common.core.ports import Clock, Recorder, TableMemory
+    from broker_common.core.store import PoolState, TableState
 
 MAX_AGE_SEC = 3.0
 """Callers rely on five seconds; a look at the store may take up the rest."""
@@ -36,9 +38,7 @@ class Guard:
     not answer refuses everything by itself.
     """
 
-    def __init__(
-        self, *, store: SandboxStore, memory: TableMemory, recorder: Recorder, clock: Clock, rng: Random
-    ) -> None:
+    def __init__(self, *, store: PoolState, memory: TableMemory, recorder: Recorder, clock: Clock, rng: Random) -> None:
         self._store = store
         self._memory = memory
         self._recorder = recorder
@@ -47,6 +47,7 @@ class Guard:
         self._times = ClockCheck(clock)
         self._known: KnownTable | None = None
         self._change: str | None = None
+        self._is_upgraded = False
         self._looking = threading.Lock()
         self._asked_at = float("-inf")
         self._answered_at = float("-inf")
@@ -72,6 +73,11 @@ class Guard:
         """Say why nothing may be done on the table; None if it is the right one."""
         return self._change
 
+    def is_upgraded(self) -> bool:
+        """Tell whether no process of a release before this one runs, so that facts are complete and flags heeded."""
+        self._renew(afresh=False)
+        return self._is_upgraded
+
     @property
     def knows_the_time(self) -> bool:
         """Whether the store told its time at the last look."""
@@ -85,6 +91,7 @@ class Guard:
             state = self._store.ping()
             self._times.note(asked_at=asked_at, told=state.time)
             self._change = self._judge(state)
+            self._is_upgraded = state.is_upgraded
             self._answered_at = self._clock.monotonic()
         except LayoutMismatch as error:
             self._change = error.message

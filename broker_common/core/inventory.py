@@ -7,15 +7,15 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from broker_common.core.domain import Sandbox, Status
 from broker_common.core.errors import InvalidInput, SandboxNotFound
-from broker_common.core.ports import SandboxPage, Unreadable
+from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.store import SandboxPage, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from broker_common.core.ending import Custody
-    from broker_common.core.ports import SandboxStore
+    from broker_common.core.store import SandboxStore
 
 
 class Inventory:

@@ -1,61 +1,87 @@
-"""What an operator does with single sandboxes that nobody holds: put aside, and send back to be wiped."""
+"""What an operator does with single sandboxes: set aside, let go again, and send back to be wiped."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from broker_common.core.domain import ORDER_LIMIT, Sandbox, Status, quarantine, retry_deletion
-from broker_common.core.errors import Conflict, InvalidTransition, SandboxNotFound, UnreadableRecord
+from broker_common.core.errors import InvalidTransition, SandboxNotFound, UnreadableRecord, UpgradeUnfinished
 from broker_common.core.parallel import for_each
+from broker_common.core.pool import lift_quarantine, quarantine
+from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
+from broker_common.core.store import Conflict
+from broker_common.core.wipe import retry_deletion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.ports import Clock, SandboxStore
+    from broker_common.core.facts import Change
+    from broker_common.core.guard import Guard
+    from broker_common.core.ports import Clock
+    from broker_common.core.principals import Actor
+    from broker_common.core.store import SandboxStore
 
 
 class Operations:
     """An operator's changes to the pool."""
 
-    def __init__(self, *, store: SandboxStore, clock: Clock, threads: int) -> None:
+    def __init__(self, *, store: SandboxStore, guard: Guard, clock: Clock, threads: int) -> None:
         self._store = store
+        self._guard = guard
         self._clock = clock
         self._threads = threads
 
-    def quarantine(self, sandbox_id: str, *, reason: str) -> Sandbox:
-        """Put an available or stale sandbox aside, with the reason kept.
+    def quarantine(self, sandbox_id: str, *, reason: str, by: Actor) -> Sandbox:
+        """Set a sandbox aside, with the reason kept: at once, or once it is wiped if somebody holds it.
 
-        Raises `SandboxNotFound`, and `InvalidTransition` from any other status.
+        Raises `SandboxNotFound`, `InvalidTransition` if it is set aside or removed already, and `UpgradeUnfinished` for
+        one that is held or waits to be wiped while processes of an older release may run, which would not heed it.
         """
-        return self._change(sandbox_id, lambda each: quarantine(each, reason=reason, now=self._clock.now()))
 
-    def retry_deletion(self, sandbox_id: str) -> Sandbox:
+        def transition(sandbox: Sandbox) -> Change:
+            change = quarantine(sandbox, reason=reason, by=by, now=self._clock.now())
+            if change.result.status is sandbox.status and not self._guard.is_upgraded():
+                raise UpgradeUnfinished("to set aside a sandbox that is held")
+            return change
+
+        return self._change(sandbox_id, transition)
+
+    def lift_quarantine(self, sandbox_id: str, *, by: Actor) -> Sandbox:
+        """Let a sandbox that was to be set aside go the usual way; may be repeated.
+
+        Raises `SandboxNotFound`, and `InvalidTransition` unless it is held or waits to be wiped.
+        """
+        return self._change(sandbox_id, lambda each: lift_quarantine(each, by=by, now=self._clock.now()))
+
+    def retry_deletion(self, sandbox_id: str, *, by: Actor) -> Sandbox:
         """Send a sandbox whose deletion failed back to be wiped, with a fresh count of attempts.
 
         Raises `SandboxNotFound`, and `InvalidTransition` from any other status.
         """
-        return self._change(sandbox_id, lambda each: retry_deletion(each, now=self._clock.now()))
+        return self._change(sandbox_id, lambda each: retry_deletion(each, by=by, now=self._clock.now()))
 
-    def bulk_retry(self) -> int:
+    def bulk_retry(self, *, by: Actor) -> int:
         """Send all sandboxes whose deletion failed back to be wiped, and return how many."""
         failed = list(self._store.read_due(Status.DELETION_FAILED, until=ORDER_LIMIT))
-        return for_each(self._retried, failed, threads=self._threads).count(True)
+        return for_each(partial(self._retried, by), failed, threads=self._threads).count(True)
 
-    def _retried(self, sandbox_id: str) -> bool:
+    def _retried(self, by: Actor, sandbox_id: str) -> bool:
         try:
-            self.retry_deletion(sandbox_id)
+            self.retry_deletion(sandbox_id, by=by)
         except (InvalidTransition, SandboxNotFound, UnreadableRecord):
             return False
         return True
 
-    def _change(self, sandbox_id: str, transition: Callable[[Sandbox], Sandbox]) -> Sandbox:
+    def _change(self, sandbox_id: str, transition: Callable[[Sandbox], Change | None]) -> Sandbox:
         sandbox = self._store.get(sandbox_id)
         while sandbox is not None:
-            changed = transition(sandbox)
+            change = transition(sandbox)
+            if change is None:
+                return sandbox
             try:
-                self._store.update(sandbox, changed)
+                self._store.commit(change)
             except Conflict as conflict:
                 sandbox = conflict.current
             else:
-                return changed
+                return change.result
         raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from broker_common.core.deadline import time_left
 from broker_common.core.errors import StoreUnavailable, UnreadableRecord
+from broker_common.core.facts import PoolFact, PoolFactKind
+from broker_common.core.ids import new_id
+from broker_common.core.store import Conflict, Pause, Pauses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from random import Random
 
-    from broker_common.core.ports import Clock, Pauses, SandboxStore
+    from broker_common.core.ports import Clock
+    from broker_common.core.principals import Actor
+    from broker_common.core.store import PoolState
 
 MAX_AGE_SEC = 3.0
 """Callers rely on five seconds; a read of the store may take up the rest."""
@@ -20,9 +27,10 @@ MAX_AGE_SEC = 3.0
 class PauseBoard:
     """The pauses as the store has them, read at most every few seconds by one thread at a time."""
 
-    def __init__(self, store: SandboxStore, clock: Clock) -> None:
+    def __init__(self, store: PoolState, clock: Clock, rng: Random) -> None:
         self._store = store
         self._clock = clock
+        self._rng = rng
         self._reading = threading.Lock()
         self._known: Pauses | None = None
         self._read_at = 0.0
@@ -54,8 +62,44 @@ class PauseBoard:
         finally:
             self._reading.release()
 
-    def set(self, changes: Mapping[str, bool]) -> Pauses:
-        """Pause or resume the named operations, and return all pauses."""
-        self._known = self._store.set_pauses(changes)
-        self._read_at = self._clock.monotonic()
-        return self._known
+    def set(self, wanted: Mapping[str, bool], *, by: Actor) -> Pauses:
+        """Pause or resume the named operations, and return all pauses. What is paused already stays as it is."""
+        while True:
+            before, unreadable = self._before(wanted)
+            changed = {name: pause for name, pause in wanted.items() if pause != (getattr(before, name) is not None)}
+            try:
+                self._known = self._set(before, changed, by) if changed else before
+            except Conflict:
+                if unreadable is not None:
+                    raise unreadable from None
+                continue
+            self._read_at = self._clock.monotonic()
+            return self._known
+
+    def _before(self, wanted: Mapping[str, bool]) -> tuple[Pauses, UnreadableRecord | None]:
+        """Return what is paused; where that cannot be read, and why, the opposite of what is wanted.
+
+        So a pause that a hand has spoiled is set right by setting it alone.
+        """
+        try:
+            return self._store.read_pauses(), None
+        except UnreadableRecord as error:
+            return Pauses(**{name: None if pause else Pause() for name, pause in wanted.items()}), error
+
+    def _set(self, before: Pauses, changed: Mapping[str, bool], by: Actor) -> Pauses:
+        now = self._clock.now()
+        after = replace(
+            before, **{name: Pause(by=by.principal, since=now) if pause else None for name, pause in changed.items()}
+        )
+        facts = [
+            PoolFact(
+                kind=PoolFactKind.PAUSED if pause else PoolFactKind.RESUMED,
+                fact_id=new_id(self._rng),
+                at=now,
+                principal=by.principal,
+                request_id=by.request_id,
+                details={"operation": name},
+            )
+            for name, pause in changed.items()
+        ]
+        return self._store.set_pauses(before, after, *facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 
 class Role(StrEnum):
@@ -14,9 +15,18 @@ class Role(StrEnum):
     VIEWER = "viewer"
     """Every GET of the operators' calls."""
     OPERATOR = "operator"
-    """Also: jobs, pauses, release, extend, quarantine, retry."""
+    """Also: jobs, pauses, release, quarantine, retry."""
     ADMIN = "admin"
     """Also: bulk delete, and what configures the broker."""
+
+
+_ROLES_THAT_ALLOW = {
+    Role.TRACK: frozenset({Role.TRACK}),
+    Role.VIEWER: frozenset({Role.VIEWER, Role.OPERATOR, Role.ADMIN}),
+    Role.OPERATOR: frozenset({Role.OPERATOR, Role.ADMIN}),
+    Role.ADMIN: frozenset({Role.ADMIN}),
+}
+"""Who has one of these may make a call that needs the role before it. No operator's role allows a track's call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +40,16 @@ class Principal:
     roles: frozenset[Role]
     tracks: tuple[str, ...] | None = None
     customer: str | None = None
+
+    def may(self, role: Role) -> bool:
+        """Tell whether this principal may make a call that needs `role`."""
+        return not self.roles.isdisjoint(_ROLES_THAT_ALLOW[role])
+
+    def may_act_for(self, track_id: str) -> bool:
+        """Tell whether this principal may make the calls of this track."""
+        if not self.may(Role.TRACK):
+            return False
+        return self.tracks is None or any(fnmatchcase(track_id, pattern) for pattern in self.tracks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,18 +6,23 @@ Records only: nothing here asks the provider.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from broker_common.core.domain import ORDER_LIMIT, Status, bury
-from broker_common.core.errors import BrokerError, Conflict, InvalidInput, UnsafeToAct
-from broker_common.core.events import ItemFailed
-from broker_common.core.jobs import Job
+from broker_common.core.errors import BrokerError, InvalidInput, UnsafeToAct
+from broker_common.core.job_names import Job
 from broker_common.core.parallel import for_each
+from broker_common.core.pool import remove
+from broker_common.core.sandbox import ORDER_LIMIT, Status
+from broker_common.core.store import Conflict
+from broker_common.core.telemetry import ItemFailed
 
 if TYPE_CHECKING:
-    from broker_common.core.domain import Policy
     from broker_common.core.guard import Guard
-    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.policy import Policy
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.principals import Actor
+    from broker_common.core.store import SandboxStore
 
 BULK_DELETABLE = (Status.STALE, Status.DELETION_FAILED)
 
@@ -48,39 +53,35 @@ class Purger:
         self._policy = policy
         self._threads = threads
 
-    def run(self) -> PurgeResult:
+    def run(self, *, by: Actor) -> PurgeResult:
         """Remove what has been stale for longer than the grace; one that fails is left to the next run.
 
         Raises `UnsafeToAct`.
         """
-        return self._remove(Status.STALE, until=self._clock.now() - self._policy.stale_grace_sec)
+        return self._remove(Status.STALE, by, until=self._clock.now() - self._policy.stale_grace_sec)
 
-    def bulk_delete(self, status: Status) -> PurgeResult:
+    def bulk_delete(self, status: Status, *, by: Actor) -> PurgeResult:
         """Remove all records of one status; raises `InvalidInput` unless it is stale or deletion_failed.
 
         Raises `UnsafeToAct`, too.
         """
         if status not in BULK_DELETABLE:
             raise InvalidInput(f"status: must be one of {', '.join(BULK_DELETABLE)}")
-        return self._remove(status, until=ORDER_LIMIT)
+        return self._remove(status, by, until=ORDER_LIMIT)
 
-    def _remove(self, status: Status, *, until: int) -> PurgeResult:
+    def _remove(self, status: Status, by: Actor, *, until: int) -> PurgeResult:
         self._guard.check()
         due = list(self._store.read_due(status, until=until))
-        outcomes = for_each(lambda sandbox_id: self._remove_one(sandbox_id, status, until), due, threads=self._threads)
+        outcomes = for_each(partial(self._remove_one, status, by, until), due, threads=self._threads)
         return PurgeResult(removed=outcomes.count(True), failed=outcomes.count(None))
 
-    def _remove_one(self, sandbox_id: str, status: Status, until: int) -> bool | None:
+    def _remove_one(self, status: Status, by: Actor, until: int, sandbox_id: str) -> bool | None:
         try:
             self._guard.check()
             sandbox = self._store.get(sandbox_id)
             if sandbox is None or sandbox.status is not status or sandbox.status_order > until:
                 return False
-            tombstone = bury(sandbox, now=self._clock.now(), policy=self._policy)
-            if tombstone is None:
-                self._store.remove(sandbox)
-            else:
-                self._store.update(sandbox, tombstone)
+            self._store.commit(remove(sandbox, by=by, now=self._clock.now(), policy=self._policy))
         except Conflict:
             return False
         except UnsafeToAct:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.deadline import time_left
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.ports import RingPosition
+from broker_common.core.store import Position
 
 if TYPE_CHECKING:
     from random import Random
 
-    from broker_common.core.domain import Candidate
-    from broker_common.core.ports import AvailablePage, Clock, SandboxStore
+    from broker_common.core.ports import Clock
+    from broker_common.core.sandbox import Candidate
+    from broker_common.core.store import CandidatePage, Candidates
 
 EMPTY_MEMORY_SEC = 1.0
 """How long a finding that nothing is available may be used."""
@@ -51,7 +52,7 @@ class _Pool:
     """The candidates of one name prefix."""
 
     walking: threading.Lock
-    cursor: RingPosition | None = None
+    cursor: Position | None = None
     """Where to read on; None where that is known to be a bad place, or not known yet."""
     density: float = 0.0
     """Candidates per unit of the ring, in the pages read lately."""
@@ -59,7 +60,7 @@ class _Pool:
     empty_at: float = float("-inf")
     """When the last walk that found nothing began."""
 
-    def is_thin(self, page: AvailablePage) -> bool:
+    def is_thin(self, page: CandidatePage) -> bool:
         """Tell whether a page has fewer candidates than chance explains, and let it count for the next ones.
 
         Chance: the places are drawn at random, so counts follow Poisson's law, whose standard deviation is √n.
@@ -73,7 +74,7 @@ class _Pool:
 class Reservoir:
     """The candidates that this process has at hand; safe to use from many threads."""
 
-    def __init__(self, store: SandboxStore, clock: Clock, rng: Random, *, size: int) -> None:
+    def __init__(self, store: Candidates, clock: Clock, rng: Random, *, size: int) -> None:
         """Keep about `size` candidates per prefix."""
         self._store = store
         self._clock = clock
@@ -176,14 +177,14 @@ class Reservoir:
         began_at = self._clock.monotonic()
         contested: dict[str, Candidate] = {}
         position, travelled, limit, jumps_left = pool.cursor, 0, self._size, JUMPS
-        while travelled < self._store.ring_size:
+        while travelled < self._store.positions:
             if time_left(self._clock) <= 0:
                 raise StoreUnavailable("looking for a free sandbox took too long")
             is_new_place = position is None
             if position is None:
                 position, limit = self._anywhere(), self._size * LOOK_AHEAD
             pool.cursor = position
-            page = self._store.read_available(position, limit=limit, prefix=prefix)
+            page = self._store.read_candidates(position, limit=limit, prefix=prefix)
             with self._lock:
                 contested |= {
                     each.sandbox_id: each
@@ -223,8 +224,8 @@ class Reservoir:
         else:
             self._held.pop(candidate.sandbox_id, None)
 
-    def _anywhere(self) -> RingPosition:
-        return RingPosition(self._rng.randrange(self._store.ring_size))
+    def _anywhere(self) -> Position:
+        return Position(self._rng.randrange(self._store.positions))
 
 
 class Search:

@@ -13,24 +13,17 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from broker_common.core.domain import (
-    ORDER_LIMIT,
-    Account,
-    Sandbox,
-    Status,
-    backoff_seconds,
-    bury,
-    contradict,
-    describe,
-    go_stale,
-    is_thought_gone,
-    new_sandbox,
-    restore,
-)
-from broker_common.core.errors import BrokerError, Conflict, ListNotWhole, SyncBraked
-from broker_common.core.events import (
+from broker_common.core.errors import BrokerError, ListNotWhole, SyncBraked
+from broker_common.core.facts import PoolFact, PoolFactKind
+from broker_common.core.ids import new_id
+from broker_common.core.job_names import Job
+from broker_common.core.parallel import for_each
+from broker_common.core.pool import add, describe, differs, go_stale, remove, restore
+from broker_common.core.sandbox import ORDER_LIMIT, Account, Sandbox, Status, Wipe, next_version
+from broker_common.core.store import COMMIT_AT_ONCE, Conflict, Watermark
+from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
     DeleteContradicted,
@@ -39,31 +32,25 @@ from broker_common.core.events import (
     RefusalReason,
     SyncProgressed,
 )
-from broker_common.core.jobs import Job
-from broker_common.core.parallel import for_each
-from broker_common.core.ports import ADD_AT_ONCE, Watermark
+from broker_common.core.wipe import backoff_seconds, contradict, is_thought_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from random import Random
 
-    from broker_common.core.domain import Policy
-    from broker_common.core.events import Event
+    from broker_common.core.facts import Change
     from broker_common.core.guard import Guard
-    from broker_common.core.ports import (
-        AccountListing,
-        Clock,
-        Pool,
-        Provider,
-        Recorder,
-        SandboxStore,
-    )
+    from broker_common.core.policy import Policy
+    from broker_common.core.ports import AccountListing, Clock, Provider, Recorder
+    from broker_common.core.principals import Actor
+    from broker_common.core.store import Pool, SandboxStore
+    from broker_common.core.telemetry import Event
 
 _PROGRESS_STEP = 5000
 """A line of the log says after so many new sandboxes how far a long run has come."""
 
 
-class _Change(StrEnum):
+class _Done(StrEnum):
     """What a sync did with a record that was not as it should be."""
 
     ADDED = "added"
@@ -79,12 +66,31 @@ class _Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """A write that a sync has to make, and what is to be said of it once it is made."""
+    """A write that a sync has to make; `make` returns what is to be said of it once it is made.
+
+    It is made of what was read before, and of the time at which it is made: a long sync writes for minutes.
+    """
 
     sandbox_id: str
-    change: _Change
-    make: Callable[[], None]
-    event: Event | None = None
+    done: _Done
+    make: Callable[[], Event | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Newcomer:
+    """An account to be added: its place among the candidates, and the version that it goes on above."""
+
+    account: Account
+    order: int
+    above: int
+
+    @property
+    def sandbox_id(self) -> str:
+        """The sandbox that it becomes."""
+        return self.account.sandbox_id
+
+
+_Item = TypeVar("_Item", Sandbox, _Newcomer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +229,7 @@ class Syncer:
         self._policy = policy
         self._threads = threads
 
-    def run(self, *, force: bool = False) -> SyncResult:
+    def run(self, *, by: Actor, force: bool = False) -> SyncResult:
         """Add, describe again, restore, mark stale and remove, as the provider's list says.
 
         Never touches a sandbox that is allocated or waits to be wiped. Raises `ListNotWhole` when the list may lack
@@ -247,27 +253,30 @@ class Syncer:
         judged, lost = sum(map(_weighs, pool.sandboxes)), sum(map(_weighs, missed))
         braked = listing.doubt is None and not force and self._is_braked(judged=judged, missing=lost)
         # Most of a pool is as it should be: threads are for what has to be written.
-        writes = [self._see(record, survey, now) for record in pool.sandboxes]
+        writes = [self._see(record, survey, by) for record in pool.sandboxes]
         if listing.doubt is None and not braked:
             seen_at = watermark.synced_at if watermark else None
-            writes += [self._miss(record, now, seen_at) for record in missed]
-        new = [self._make(account, now) for account in survey.new]
-        changes = self._in_batches(_Change.ACCOUNT_RECORDED, self._store.record_accounts, survey.without_account_record)
+            writes += [self._miss(record, by, seen_at) for record in missed]
+        changes = self._in_batches(
+            _Done.ACCOUNT_RECORDED, list, self._store.record_accounts, survey.without_account_record
+        )
         changes += Counter(for_each(self._carry_out, filter(None, writes), threads=self._threads))
-        changes += self._in_batches(_Change.ADDED, self._store.add, new)
+        changes += self._in_batches(
+            _Done.ADDED, partial(self._added, by), self._store.commit, self._newcomers(survey.new)
+        )
         result = SyncResult(
             synced=len(listing.accounts),
-            added=changes[_Change.ADDED],
-            updated=changes[_Change.UPDATED],
-            restored=changes[_Change.RESTORED],
-            contradicted=changes[_Change.CONTRADICTED],
-            stale=changes[_Change.STALE],
-            removed=changes[_Change.REMOVED],
+            added=changes[_Done.ADDED],
+            updated=changes[_Done.UPDATED],
+            restored=changes[_Done.RESTORED],
+            contradicted=changes[_Done.CONTRADICTED],
+            stale=changes[_Done.STALE],
+            removed=changes[_Done.REMOVED],
             skipped=len(listing.skipped),
             refused=len(survey.refused),
             tombstones_listed=survey.count_listed(Status.DELETED),
-            overtaken=changes[_Change.OVERTAKEN],
-            failed=changes[_Change.FAILED],
+            overtaken=changes[_Done.OVERTAKEN],
+            failed=changes[_Done.FAILED],
             missing=lost,
             judged=judged,
         )
@@ -285,6 +294,16 @@ class Syncer:
                 " nothing was marked stale or removed"
             )
         if braked:
+            self._store.record(
+                PoolFact(
+                    kind=PoolFactKind.SYNC_BRAKED,
+                    fact_id=new_id(self._rng),
+                    at=self._clock.now(),
+                    principal=by.principal,
+                    request_id=by.request_id,
+                    details={"missing": lost, "judged": judged},
+                )
+            )
             raise SyncBraked(
                 f"{lost} of {judged} sandboxes are missing from the provider's list, or not active in it, more than"
                 f" {self._policy.stale_brake_percent} %: nothing was marked stale or removed;"
@@ -299,96 +318,123 @@ class Syncer:
         policy = self._policy
         return missing >= policy.stale_brake_min and missing * 100 > policy.stale_brake_percent * judged
 
-    def _make(self, account: Account, now: int) -> Sandbox:
-        # Milliseconds: a record that is removed and added again never takes a version that was there before.
-        return new_sandbox(account, order=self._order(), now=now, version=now * 1000)
+    def _newcomers(self, accounts: Sequence[Account]) -> list[_Newcomer]:
+        """Return accounts to be added; a sandbox that was here before goes on above the version of its last fact."""
+        removed = self._store.read_removed([account.sandbox_id for account in accounts]) if accounts else {}
+        return [_Newcomer(account, self._order(), removed.get(account.sandbox_id, 0)) for account in accounts]
 
-    def _see(self, record: Sandbox, survey: _Survey, now: int) -> _Write | None:
+    def _see(self, record: Sandbox, survey: _Survey, by: Actor) -> _Write | None:
         """Decide about a record by what the list says of it, and by whether its account is its own."""
         if record.status is Status.AVAILABLE and survey.is_shared(record):
-            return self._put(_Change.STALE, record, go_stale(record, now=now, last_seen=None))
+            return self._plan(_Done.STALE, record, partial(go_stale, record, by=by, last_seen=None))
         if is_thought_gone(record) and survey.has_active_account(record):
-            return self._contradict(record, now)
+            return self._contradict(record, by)
         account = survey.entry_of(record)
         if account is None:
             return None
         if record.status is Status.STALE:
-            return self._put(_Change.RESTORED, record, restore(record, account, order=self._order(), now=now))
-        if record.status in {Status.AVAILABLE, Status.DELETION_FAILED}:
-            described = describe(record, account, now=now)
-            return None if described is record else self._put(_Change.UPDATED, record, described)
+            return self._plan(_Done.RESTORED, record, partial(restore, record, account, order=self._order(), by=by))
+        if record.status in {Status.AVAILABLE, Status.DELETION_FAILED} and differs(record, account):
+            return self._plan(_Done.UPDATED, record, partial(describe, record, account, by=by))
         return None
 
-    def _contradict(self, record: Sandbox, now: int) -> _Write:
+    def _contradict(self, record: Sandbox, by: Actor) -> _Write:
         """Plan to send a sandbox back to be wiped whose delete was answered with 404."""
-        retry_at = now + backoff_seconds(record, jitter=self._rng.uniform(1, 2), policy=self._policy)
-        after = contradict(record, retry_at=retry_at, now=now, policy=self._policy)
-        event = DeleteContradicted(
-            sandbox_id=record.sandbox_id,
-            lease_id=record.last_lease_id,
-            attempts=after.deletion_retry_count,
-            error=after.deletion_last_error,
-        )
-        return self._put(_Change.CONTRADICTED, record, after, event=event)
+        pause = backoff_seconds(record, jitter=self._rng.uniform(1, 2), policy=self._policy)
 
-    def _miss(self, record: Sandbox, now: int, seen_at: int | None) -> _Write:
+        def make() -> Event:
+            now = self._clock.now()
+            change = contradict(record, retry_at=now + pause, by=by, now=now, policy=self._policy)
+            self._store.commit(change)
+            wipe = change.result.wipe or Wipe()
+            return DeleteContradicted(
+                sandbox_id=record.sandbox_id,
+                lease_id=record.latest_lease_id,
+                attempts=wipe.tries,
+                error=wipe.last_error,
+            )
+
+        return _Write(record.sandbox_id, _Done.CONTRADICTED, make)
+
+    def _miss(self, record: Sandbox, by: Actor, seen_at: int | None) -> _Write:
         """Decide about a record that the list, which is to be believed, does not name as it should."""
         if record.status is Status.AVAILABLE:
-            return self._put(_Change.STALE, record, go_stale(record, now=now, last_seen=seen_at))
-        if record.status is Status.DELETION_FAILED:
-            return self._put(_Change.REMOVED, record, bury(record, now=now, policy=self._policy))
-        return self._put(_Change.REMOVED, record, None)
+            return self._plan(_Done.STALE, record, partial(go_stale, record, by=by, last_seen=seen_at))
+        return self._plan(_Done.REMOVED, record, partial(remove, record, by=by, policy=self._policy))
 
-    def _put(self, change: _Change, before: Sandbox, after: Sandbox | None, *, event: Event | None = None) -> _Write:
-        """Plan to put `after` in the place of a record, or nothing."""
-        make = partial(self._store.remove, before) if after is None else partial(self._store.update, before, after)
-        return _Write(before.sandbox_id, change, make, event)
+    def _plan(self, done: _Done, record: Sandbox, change: Callable[..., Change]) -> _Write:
+        """Plan a change of a record; `change` takes the time, as `now`."""
+        return _Write(record.sandbox_id, done, lambda: self._store.commit(change(now=self._clock.now())))
+
+    def _added(self, by: Actor, newcomers: Sequence[_Newcomer]) -> list[Change]:
+        now = self._clock.now()
+        return [
+            add(each.account, order=each.order, by=by, now=now, version=next_version(each.above, now))
+            for each in newcomers
+        ]
 
     def _order(self) -> int:
         return self._rng.randrange(ORDER_LIMIT)
 
     def _in_batches(
-        self, change: _Change, write: Callable[..., None], sandboxes: Sequence[Sandbox]
-    ) -> Counter[_Change]:
-        """Make the same write for many sandboxes, several with one call, and say now and then how far that is."""
-        changes: Counter[_Change] = Counter()
-        for done in range(0, len(sandboxes), _PROGRESS_STEP):
-            part = sandboxes[done : done + _PROGRESS_STEP]
-            batches = [part[first : first + ADD_AT_ONCE] for first in range(0, len(part), ADD_AT_ONCE)]
-            for counted in for_each(partial(self._write_batch, change, write), batches, threads=self._threads):
+        self,
+        done: _Done,
+        prepare: Callable[[Sequence[_Item]], Sequence[object]],
+        write: Callable[..., None],
+        items: Sequence[_Item],
+    ) -> Counter[_Done]:
+        """Make the same write for many items, several with one call, and say now and then how far that is.
+
+        `prepare` returns what is to be written of a batch, at the time at which it is written.
+        """
+        changes: Counter[_Done] = Counter()
+        for first_of_step in range(0, len(items), _PROGRESS_STEP):
+            part = items[first_of_step : first_of_step + _PROGRESS_STEP]
+            batches = [part[first : first + COMMIT_AT_ONCE] for first in range(0, len(part), COMMIT_AT_ONCE)]
+            for counted in for_each(partial(self._write_batch, done, prepare, write), batches, threads=self._threads):
                 changes += counted
-            if len(sandboxes) > _PROGRESS_STEP:
-                self._recorder.record(SyncProgressed(change=change.value, done=done + len(part), total=len(sandboxes)))
+            if len(items) > _PROGRESS_STEP:
+                so_far = first_of_step + len(part)
+                self._recorder.record(SyncProgressed(change=done.value, done=so_far, total=len(items)))
         return changes
 
-    def _write_batch(self, change: _Change, write: Callable[..., None], batch: Sequence[Sandbox]) -> Counter[_Change]:
+    def _write_batch(
+        self,
+        done: _Done,
+        prepare: Callable[[Sequence[_Item]], Sequence[object]],
+        write: Callable[..., None],
+        batch: Sequence[_Item],
+    ) -> Counter[_Done]:
+        self._guard.check()
+        prepared = prepare(batch)
         if len(batch) > 1:
-            self._guard.check()
             try:
-                write(*batch)
+                write(*prepared)
             except Conflict:
                 pass  # one of them keeps the others out: each by itself
             except BrokerError as error:
-                for sandbox in batch:
-                    self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=sandbox.sandbox_id, error=error.message))
-                return Counter({_Change.FAILED: len(batch)})
+                for each in batch:
+                    self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=each.sandbox_id, error=error.message))
+                return Counter({_Done.FAILED: len(batch)})
             else:
-                return Counter({change: len(batch)})
-        singles = [_Write(sandbox.sandbox_id, change, partial(write, sandbox)) for sandbox in batch]
+                return Counter({done: len(batch)})
+        singles = [
+            _Write(item.sandbox_id, done, partial(write, each)) for item, each in zip(batch, prepared, strict=True)
+        ]
         return Counter(map(self._carry_out, singles))
 
-    def _carry_out(self, write: _Write) -> _Change:
+    def _carry_out(self, write: _Write) -> _Done:
         self._guard.check()
         try:
-            write.make()
+            event = write.make()
         except Conflict:
-            return _Change.OVERTAKEN
+            return _Done.OVERTAKEN
         except BrokerError as error:
             self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=write.sandbox_id, error=error.message))
-            return _Change.FAILED
-        if write.event is not None:
-            self._recorder.record(write.event)
-        return write.change
+            return _Done.FAILED
+        if event is not None:
+            self._recorder.record(event)
+        return write.done
 
 
 def _weighs(record: Sandbox) -> bool:

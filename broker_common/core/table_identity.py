@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import Clock, KnownTable, SandboxStore, TableMemory, TableState
+    from broker_common.core.ports import Clock, KnownTable, TableMemory
+    from broker_common.core.store import PoolState, TableState
 
 INDEX_LAG_SEC = 2
 """How long the index may take to show the records of a first sync."""
 _REMEDY = "if it is right all the same, run `broker table accept`"
 
 
-def find_change(state: TableState, known: KnownTable | None, store: SandboxStore) -> str | None:
+def find_change(state: TableState, known: KnownTable | None, store: PoolState) -> str | None:
     """Say why the table is not the one that is known; None if it is, or if nothing is known of it yet.
 
     Asks the store for more only where a sync had succeeded: then the table must have a record of a sandbox.
@@ -31,7 +32,7 @@ def find_change(state: TableState, known: KnownTable | None, store: SandboxStore
     return None
 
 
-def accept_table(store: SandboxStore, memory: TableMemory, clock: Clock, *, identity: str) -> None:
+def accept_table(store: PoolState, memory: TableMemory, clock: Clock, *, identity: str) -> None:
     """Have all processes take the table as it is now for the right one. May be repeated, also after any failure.
 
     A table that has changed gets `identity`, so that a process that still uses the one before it stops.

@@ -300,6 +300,7 @@ def _operators_line(plan: Plan, url: str) -> str:
         "BROKER_ENV",
         "BROKER_API_TOKEN",
         "BROKER_ADMIN_TOKEN",
+        "HISTORY_DAYS",
         "DDB_ENDPOINT_URL",
         "REDIS_URL",
         "CSP_BASE_URL",

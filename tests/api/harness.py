@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 from random import Random
@@ -16,16 +17,20 @@ from broker_common.core.allocation import Allocator
 from broker_common.core.ending import Custody
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.guard import Guard
+from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
-from broker_common.core.jobs import Job, JobRun, JobState
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import JobState
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseBoard
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
 from broker_common.core.reservoir import Reservoir
+from broker_common.core.runs import JobRun
+from broker_common.core.search import Search
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
-from tests.fakes import FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
+from tests.fakes import START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +38,9 @@ if TYPE_CHECKING:
     from flask import Flask
     from werkzeug.test import TestResponse
 
-    from broker_common.core.ports import Clock, Recorder, SandboxStore
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.principals import Actor
+    from broker_common.core.store import SandboxStore
 
 TRACK_TOKEN = "track-token"
 ADMIN_TOKEN = "admin-token"
@@ -45,15 +52,15 @@ class FakeQueue:
 
     def __init__(self) -> None:
         self.down = False
-        self.enqueued: list[tuple[Job, str, bool]] = []
+        self.enqueued: list[tuple[str, Actor, Mapping[str, bool]]] = []
         self.states: deque[JobState | None] = deque([JobState.QUEUED])
         """None: not found."""
         self.result: Mapping[str, Any] | None = None
         self.error: str | None = None
 
-    def enqueue(self, job: Job, *, request_id: str, force: bool = False) -> str:
+    def enqueue(self, job: str, *, by: Actor, flags: Mapping[str, bool]) -> str:
         self._check()
-        self.enqueued.append((job, request_id, force))
+        self.enqueued.append((job, by, flags))
         return f"job-{len(self.enqueued)}"
 
     def find(self, job_id: str) -> JobRun:
@@ -62,14 +69,25 @@ class FakeQueue:
         number = int(job_id.removeprefix("job-")) if job_id.removeprefix("job-").isdigit() else 0
         if state is None or not 0 < number <= len(self.enqueued):
             raise JobNotFound(f"there is no job {job_id!r}")
-        final = state.is_final
+        job, by, _ = self.enqueued[number - 1]
+        final, has_begun = state.is_final, state is not JobState.QUEUED
         return JobRun(
             job_id=job_id,
-            job=self.enqueued[number - 1][0],
+            job=job,
             state=state,
+            principal=by.principal,
+            requested_by=by.request_id,
+            queued_at=START + 0.5,
+            started_at=START + 1.5 if has_begun else None,
+            progressed_at=START + 2.5 if has_begun else None,
             result=self.result if final else None,
             error=self.error if final else None,
         )
+
+    def read_last(self, job: str | None, *, limit: int) -> list[JobRun]:
+        self._check()
+        names = [f"job-{number}" for number, (of, *_) in enumerate(self.enqueued, 1) if job in {None, of}]
+        return [self.find(name) for name in reversed(names)][:limit]
 
     def ping(self) -> None:
         self._check()
@@ -92,10 +110,13 @@ class Api:
     rate_limit: FakeRateLimit
     track_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {TRACK_TOKEN}"})
     admin_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ADMIN_TOKEN}"})
+    accept: str | None = None
+    """Sent with each call that says nothing else."""
 
-    def call(self, method: str, path: str, **options: Any) -> TestResponse:
+    def call(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any) -> TestResponse:
         """Make a call without a token."""
-        return self.app.test_client().open(path, method=method, buffered=True, **options)
+        all_headers = ({} if self.accept is None else {"Accept": self.accept}) | dict(headers or {})
+        return self.app.test_client().open(path, method=method, headers=all_headers, buffered=True, **options)
 
     def track(
         self,
@@ -144,6 +165,12 @@ def error_of(answer: TestResponse) -> dict[str, Any]:
     return error
 
 
+def named_token(name: str, token: str, *roles: str, more: str = "") -> str:
+    """Return the table of a token in the file of named tokens."""
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    return f'[[token]]\nname = "{name}"\nsha256 = "{digest}"\nroles = {[str(role) for role in roles]}\n{more}\n'
+
+
 class FakeRateLimit:
     """Gives the answer that a test wants, and remembers who was counted."""
 
@@ -167,7 +194,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     rate_limit: FakeRateLimit,
 ) -> ApiServices:
     """Put together what the routes call, with every id and order fixed."""
-    rng, pauses = Random(1), PauseBoard(store, clock)
+    rng, pauses = Random(1), PauseBoard(store, clock, Random(1))
     guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
     custody = Custody(store=store, recorder=recorder, clock=clock)
     return ApiServices(
@@ -188,7 +215,9 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         ),
         custody=custody,
         inventory=Inventory(store=store, custody=custody),
-        operations=Operations(store=store, clock=clock, threads=1),
+        search=Search(reports=store, inventory=Inventory(store=store, custody=custody), clock=clock),
+        history=History(records=store, reports=store, guard=guard, clock=clock),
+        operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         queue=queue,
         rate_limit=rate_limit,
@@ -206,15 +235,16 @@ def refusing(method: str) -> Any:
     return wrap
 
 
-def make_api(*, around: Any = None, **environment: str) -> Api:
-    """Make an API; `around` may wrap its store, `environment` adds settings."""
+def make_api(*, around: Any = None, jobs: Any = JOBS, **environment: str) -> Api:
+    """Make an API that starts these jobs; `around` may wrap its store, `environment` adds settings."""
     settings = Settings.from_env(ENVIRONMENT | environment, process=Process.API)
     clock, queue, recorder, rate_limit = FakeClock(), FakeQueue(), RecordingRecorder(), FakeRateLimit()
     store = MemoryStore(clock)
     seen = around(store) if around else store
     registry = CollectorRegistry()
     recorders = Recorders([recorder, PrometheusApiRecorder(registry)])
-    app = create_app(settings, make_services(seen, clock, queue, recorders, settings, rate_limit), registry=registry)
+    services = make_services(seen, clock, queue, recorders, settings, rate_limit)
+    app = create_app(settings, services, registry=registry, jobs=jobs)
     return Api(
         app=app,
         store=store,

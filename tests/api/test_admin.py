@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core.domain import DeletionReason, Status
-from broker_common.core.ports import Watermark
-from tests.api.harness import Api, body_of, error_of, make_api, refusing
+from broker_common.core.principals import Role
+from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.store import Pause, Pauses, Watermark
+from tests.api.harness import Api, body_of, error_of, make_api, named_token, refusing
 from tests.fakes import SPOILED, START, make_sandbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EVERY_FIELD = {
     "sandbox_id",
@@ -38,6 +42,8 @@ EVERY_FIELD = {
     "created_at",
     "updated_at",
     "version",
+    "ready_at",
+    "quarantine_reason",
 }
 FAILED = make_sandbox(
     "f",
@@ -107,6 +113,7 @@ def test_an_operator_reads_tombstones_too(api: Api) -> None:
         ("GET", "", None),
         ("POST", "/release", {"lease_id": "l"}),
         ("POST", "/quarantine", {"reason": "r"}),
+        ("DELETE", "/quarantine", None),
         ("POST", "/retry-deletion", None),
     ],
 )
@@ -252,6 +259,7 @@ def test_a_listing_of_a_track_goes_past_what_cannot_be_read(held_by_one_track: A
         ("GET", "/7", None),
         ("POST", "/7/release", {"lease_id": "l"}),
         ("POST", "/7/quarantine", {"reason": "r"}),
+        ("DELETE", "/7/quarantine", None),
         ("POST", "/7/retry-deletion", None),
     ],
 )
@@ -312,12 +320,69 @@ def test_a_quarantined_sandbox_keeps_the_reason(api: Api, status: Status) -> Non
     assert (body["status"], body["deletion_last_error"]) == ("deletion_failed", reason)
 
 
-def test_a_held_sandbox_cannot_be_quarantined(api: Api) -> None:
-    api.store.seed(make_sandbox("7"))
-    api.allocate()
+@pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED])
+def test_what_is_set_aside_or_removed_already_cannot_be_quarantined(api: Api, status: Status) -> None:
+    api.store.seed(make_sandbox("7", status=status))
     answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "r"})
     assert answer.status_code == 409
     assert error_of(answer)["code"] == "INVALID_TRANSITION"
+
+
+@pytest.fixture
+def quarantined(api: Api) -> Api:
+    """Return an API where track-1 holds sandbox 7, and an operator wants it set aside."""
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
+    answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "it smells"})
+    assert answer.status_code == 200, answer.text
+    body = body_of(answer)
+    assert set(body) == EVERY_FIELD
+    assert (body["status"], body["quarantine_reason"]) == ("allocated", "it smells")
+    return api
+
+
+def test_a_held_sandbox_that_is_quarantined_stays_with_its_track_which_is_not_told(quarantined: Api) -> None:
+    shown = body_of(quarantined.track("GET", "/v1/sandboxes/7"))
+    assert shown["status"] == "allocated"
+    assert "it smells" not in str(shown)
+    marked = quarantined.track("POST", "/v1/sandboxes/7/mark-for-deletion")
+    assert (marked.status_code, body_of(marked)["status"]) == (200, "pending_deletion")
+    assert body_of(quarantined.admin("GET", "/v1/admin/sandboxes/7"))["quarantine_reason"] == "it smells"
+
+
+def test_a_quarantine_is_lifted_and_that_may_be_repeated(quarantined: Api) -> None:
+    for _ in range(2):
+        answer = quarantined.admin("DELETE", "/v1/admin/sandboxes/7/quarantine")
+        body = body_of(answer)
+        assert answer.status_code == 200
+        assert set(body) == EVERY_FIELD
+        assert (body["status"], body["quarantine_reason"]) == ("allocated", None)
+
+
+@pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED, Status.DELETED])
+def test_what_nobody_uses_has_no_quarantine_to_be_lifted(api: Api, status: Status) -> None:
+    api.store.seed(make_sandbox("7", status=status))
+    answer = api.admin("DELETE", "/v1/admin/sandboxes/7/quarantine")
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == "INVALID_TRANSITION"
+
+
+def test_what_is_held_cannot_be_quarantined_while_a_release_before_this_one_may_run(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
+    api.store.is_upgraded = False
+    api.clock.advance(5)
+    answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "r"})
+    assert answer.status_code == 503
+    error = error_of(answer)
+    assert error["code"] == "UPGRADE_UNFINISHED"
+    assert "broker upgrade finish" in error["message"]
+
+
+def test_a_sandbox_that_rests_says_until_when(api: Api) -> None:
+    api.store.seed(make_sandbox("7", status=Status.PENDING_DELETION, ready_at=START + 60))
+    body = body_of(api.admin("GET", "/v1/admin/sandboxes/7"))
+    assert (body["status"], body["dirty"], body["ready_at"]) == ("pending_deletion", False, START + 60)
 
 
 def test_a_failed_deletion_is_tried_again(api: Api) -> None:
@@ -359,18 +424,37 @@ def test_a_bulk_delete_removes_the_records_of_one_status(api: Api, status: Statu
 
 
 def test_pauses_are_set_one_by_one_and_all_are_told(api: Api) -> None:
-    nothing = {"allocate": False, "sync": False, "cleanup": False, "expire": False}
+    nothing = {"allocate": False, "sync": False, "cleanup": False, "expire": False, "paused": []}
+    by_us = [{"operation": name, "by": "admin", "since": START} for name in ("sync", "expire")]
     assert body_of(api.admin("GET", "/v1/admin/pause")) == nothing
     set_two = api.admin("POST", "/v1/admin/pause", json={"sync": True, "expire": True})
-    assert (set_two.status_code, body_of(set_two)) == (200, nothing | {"sync": True, "expire": True})
+    assert (set_two.status_code, body_of(set_two)) == (200, nothing | {"sync": True, "expire": True, "paused": by_us})
     set_one = api.admin("POST", "/v1/admin/pause", json={"sync": False})
-    assert body_of(set_one) == body_of(api.admin("GET", "/v1/admin/pause")) == nothing | {"expire": True}
-    assert body_of(api.admin("POST", "/v1/admin/pause", json={})) == nothing | {"expire": True}
+    left = nothing | {"expire": True, "paused": by_us[1:]}
+    assert body_of(set_one) == body_of(api.admin("GET", "/v1/admin/pause")) == left
+    assert body_of(api.admin("POST", "/v1/admin/pause", json={})) == left
+
+
+def test_a_pause_names_who_made_it_first_and_when(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(named_token("ada", "token-a", Role.OPERATOR) + named_token("bob", "token-b", Role.OPERATOR))
+    api = make_api(BROKER_TOKENS_FILE=str(file))
+    for token in ("token-a", "token-b"):
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = api.call("POST", "/v1/admin/pause", json={"allocate": True}, headers=headers)
+        assert body_of(answer)["paused"] == [{"operation": "allocate", "by": "ada", "since": START}]
+        api.clock.advance(60)
+
+
+def test_a_pause_of_a_release_before_this_one_names_nobody(api: Api) -> None:
+    api.store.set_pauses(Pauses(), Pauses(sync=Pause()))
+    body = body_of(api.admin("GET", "/v1/admin/pause"))
+    assert (body["sync"], body["paused"]) == (True, [{"operation": "sync", "by": None, "since": None}])
 
 
 def test_pauses_are_read_from_the_store_each_time(api: Api) -> None:
     api.admin("GET", "/v1/admin/pause")
-    api.store.set_pauses({"cleanup": True})
+    api.store.set_pauses(Pauses(), Pauses(cleanup=Pause()))
     assert body_of(api.admin("GET", "/v1/admin/pause"))["cleanup"] is True
 
 

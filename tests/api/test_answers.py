@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core.domain import Status
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
 from broker_common.core.ports import Allowance
+from broker_common.core.sandbox import Status
 from tests.api.description import faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of, make_api, refusing
 from tests.fakes import StoreWrapper, make_sandbox
@@ -24,7 +26,9 @@ NO_PLACE_IN_OPENAPI = {"Content-Type", "Content-Length"}
 REFUSED_BY_GUNICORN = {"URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE", "REQUEST_TIMEOUT"}
 """Before the application sees the request: `test_gunicorn_worker.py`, `test_hostile_requests.py`."""
 ERROR = {"$ref": "#/components/schemas/Error"}
-JOBS = [f"/v1/admin/{job}" for job in ("sync", "cleanup", "expire", "purge-stale")]
+PROBLEM = "application/problem+json"
+AS_PROBLEM = "_AS_PROBLEM"
+STARTS = [f"/v1/admin/{job.path}" for job in JOBS.values()]
 
 
 class Broken(StoreWrapper):
@@ -32,6 +36,13 @@ class Broken(StoreWrapper):
 
     def get(self, sandbox_id: str) -> Any:
         raise KeyError(sandbox_id)
+
+
+def like(api: Api, *, around: Any = None) -> Api:
+    """Make another API that is asked for the same shape of errors."""
+    made = make_api(around=around)
+    made.accept = api.accept
+    return made
 
 
 def to_a_track(api: Api) -> Iterator[TestResponse]:
@@ -51,42 +62,60 @@ def to_a_track(api: Api) -> Iterator[TestResponse]:
 def to_an_operator(api: Api) -> Iterator[TestResponse]:
     api.store.seed(make_sandbox("1"), make_sandbox("s", status=Status.STALE))
     lease = api.allocate()["lease_id"]
-    for path in ("/sandboxes", "/sandboxes/1", "/sandboxes/2", "/sandboxes?limit=0", "/stats", "/pause"):
+    for path in ("/sandboxes", "/sandboxes/1", "/sandboxes/2", "/sandboxes?limit=0", "/stats", "/pause", "/whoami"):
         yield api.admin("GET", f"/v1/admin{path}")
     yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": "another"})
     yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": lease})
     yield api.admin("POST", "/v1/admin/sandboxes/1/quarantine", json={"reason": "slow"})
     yield api.admin("POST", "/v1/admin/sandboxes/s/quarantine", json={"reason": "slow"})
+    yield api.admin("DELETE", "/v1/admin/sandboxes/1/quarantine")
+    yield api.admin("DELETE", "/v1/admin/sandboxes/s/quarantine")
     yield api.admin("POST", "/v1/admin/sandboxes/1/retry-deletion")
     yield api.admin("POST", "/v1/admin/sandboxes/s/retry-deletion")
     yield api.admin("POST", "/v1/admin/bulk-retry")
     yield api.admin("POST", "/v1/admin/bulk-delete?status=stale")
+    yield api.admin("POST", "/v1/admin/pause", json={"sync": True})
+    for path in ("/sandboxes/1/history", "/sandboxes/none/history", "/events", "/events?after=none", "/events?kind=no"):
+        yield api.admin("GET", f"/v1/admin{path}")
+
+
+def during_an_upgrade(api: Api) -> Iterator[TestResponse]:
+    api.store.seed(make_sandbox("1"))
+    api.allocate()
+    api.store.is_upgraded = False
+    api.clock.advance(5)
+    yield api.admin("POST", "/v1/admin/sandboxes/1/quarantine", json={"reason": "slow"})
+    yield api.admin("GET", "/v1/admin/sandboxes/1/history")
+    yield api.admin("GET", "/v1/admin/events")
 
 
 def about_jobs(api: Api) -> Iterator[TestResponse]:
-    for job in JOBS:
+    for job in STARTS:
         yield api.admin("POST", job)
         yield api.admin("POST", job, headers={"Prefer": "wait=0"})
     yield api.admin("GET", "/v1/admin/jobs/job-1")
     yield api.admin("GET", "/v1/admin/jobs/none")
+    yield api.admin("GET", "/v1/admin/jobs")
     api.queue.states[0], api.queue.result = JobState.SUCCEEDED, {"removed": 3}
-    for job in JOBS:
+    for job in STARTS:
         yield api.admin("POST", job, headers={"Prefer": "wait=1"})
     api.queue.states[0], api.queue.error = JobState.FAILED, "the provider is away"
     yield api.admin("GET", "/v1/admin/jobs/job-1")
+    yield api.admin("GET", "/v1/admin/jobs?limit=3")
     api.queue.down = True
-    yield api.admin("POST", JOBS[0])
+    yield api.admin("POST", STARTS[0])
+    yield api.admin("GET", "/v1/admin/jobs")
 
 
 def without_token(api: Api) -> Iterator[TestResponse]:
     for path in ("/healthz", "/readyz", "/metrics", "/v1/openapi.json", "/v1/docs"):
         yield api.call("GET", path)
     yield api.call("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
-    yield make_api(around=refusing("ping")).call("GET", "/readyz")
+    yield like(api, around=refusing("ping")).call("GET", "/readyz")
 
 
 def refused(api: Api) -> Iterator[TestResponse]:
-    replaced = make_api()
+    replaced = like(api)
     assert replaced.call("GET", "/readyz").status_code == 200
     replaced.store.identity = "another"
     replaced.clock.advance(5)
@@ -103,7 +132,7 @@ def refused(api: Api) -> Iterator[TestResponse]:
     yield api.track("POST", "/v1/allocate")
     yield api.call("GET", "/v1/docs")
     for around in (refusing("get"), Broken):
-        yield make_api(around=around).track("GET", "/v1/sandboxes/1")
+        yield like(api, around=around).track("GET", "/v1/sandboxes/1")
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +156,10 @@ class Answer:
 def answers(document: dict[str, Any]) -> list[Answer]:
     described = operations(document)
     found = []
-    for calls in (to_a_track, to_an_operator, about_jobs, without_token, refused):
+    groups = (to_a_track, to_an_operator, during_an_upgrade, about_jobs, without_token, refused)
+    for calls, accept in product(groups, (None, PROBLEM)):
         api = make_api()
+        api.accept = accept
         rules = api.app.url_map.bind("localhost")
         for response in calls(api):
             rule, _ = rules.match(response.request.path, response.request.method, return_rule=True)
@@ -174,10 +205,12 @@ def test_every_error_that_is_described_was_answered_and_no_other(
     answered = set()
     for answer in answers:
         if answer.described["content"].get("application/json", {}).get("schema") == ERROR:
-            code = body_of(answer.response)["error"]["code"]
-            assert code in answer.described["content"]["application/json"]["examples"], answer
-            answered.add(code)
-    assert answered | REFUSED_BY_GUNICORN == set(document["components"]["examples"])
+            body, is_problem = body_of(answer.response), answer.response.mimetype == PROBLEM
+            code = body["code"] if is_problem else body["error"]["code"]
+            assert code in answer.described["content"][answer.response.mimetype]["examples"], answer
+            answered.add(code + AS_PROBLEM if is_problem else code)
+    unseen = {code + ending for code in REFUSED_BY_GUNICORN for ending in ("", AS_PROBLEM)}
+    assert answered | unseen == set(document["components"]["examples"])
 
 
 def test_what_no_call_answers_is_introduced(document: dict[str, Any]) -> None:

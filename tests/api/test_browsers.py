@@ -69,9 +69,16 @@ def test_an_origin_that_is_configured_may_read_answers_and_their_headers() -> No
     )
     assert answer.headers["Access-Control-Allow-Origin"] == LAB
     assert "Access-Control-Allow-Credentials" not in answer.headers
-    assert "Origin" in answer.headers["Vary"]
+    assert "Origin" in answer.headers.getlist("Vary")
     exposed = {name.strip() for name in answer.headers["Access-Control-Expose-Headers"].split(",")}
-    assert {"X-Request-ID", "Retry-After", "Idempotent-Replayed", "X-RateLimit-Remaining"} <= exposed
+    assert {
+        "X-Request-ID",
+        "Retry-After",
+        "Idempotent-Replayed",
+        "X-RateLimit-Remaining",
+        "RateLimit",
+        "RateLimit-Policy",
+    } <= exposed
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,33 @@ def test_what_gunicorn_refuses_is_answered_like_every_error(
     assert re.fullmatch("[A-Za-z0-9._-]{1,128}", error["request_id"])
 
 
+@pytest.mark.parametrize(("request_bytes", "status", "code"), REFUSED.values(), ids=REFUSED)
+def test_what_gunicorn_refuses_is_a_problem_for_who_prefers_that(
+    server: Server, request_bytes: bytes, status: int, code: str
+) -> None:
+    line, _, others = request_bytes.partition(b"\r\n")
+    wanted = b"X-Request-ID: req-1\r\nAccept: text/html\r\naccept: application/problem+json"
+    answer = server.send(b"\r\n".join([line, wanted, others]))
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert answer.headers["Vary"] == "Accept"
+    assert answer.headers["X-Request-ID"] == "req-1"
+    problem = json.loads(answer.body)
+    assert (problem["type"], problem["status"]) == (f"/v1/docs#{code}", status)
+    assert (problem["code"], problem["request_id"]) == (code, "req-1")
+
+
+def test_what_no_thread_has_seen_is_refused_by_a_problem_for_who_prefers_that(server: Server) -> None:
+    answer = server.send(b"GET /healthz HTTP/1.1\r\nAccept: application/problem+json\r\nX-One: 1\nX-Two: 2\r\n\r\n")
+    assert (answer.status, answer.headers["Content-Type"]) == (400, "application/problem+json")
+
+
+def test_what_asks_for_a_problem_in_its_body_alone_is_refused_in_plain_json(server: Server) -> None:
+    body = b"\r\nAccept: application/problem+json\r\n"
+    answer = server.send(call(b"Expect: a miracle", b"Content-Length: %d" % len(body), body=body))
+    assert (answer.status, answer.headers["Content-Type"]) == (417, "application/json")
+    assert answer.headers["Vary"] == "Accept"
+
+
 def test_a_refusal_is_logged_with_its_id_and_without_what_was_sent(server: Server) -> None:
     answer = server.send(call(b"Authorization Bearer s3cr3t"))
     assert answer.status == 400

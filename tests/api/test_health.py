@@ -17,7 +17,7 @@ from tests.api.harness import ENVIRONMENT, Api, body_of, error_of, make_api, ref
 from tests.fakes import START, FakeClock, MemoryStore, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import SandboxStore, TableState
+    from broker_common.core.store import SandboxStore, TableState
 
 
 def test_a_process_that_runs_is_healthy_and_touches_nothing() -> None:

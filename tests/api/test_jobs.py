@@ -9,38 +9,39 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_api.runtime import runtime_of
-from broker_common.core.jobs import Job, JobState
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import JobState
+from broker_common.core.principals import Actor
 from tests.api.harness import Api, body_of, error_of, make_api
+from tests.fakes import START
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STARTS = [
-    ("/v1/admin/sync", Job.SYNC),
-    ("/v1/admin/cleanup", Job.CLEANUP),
-    ("/v1/admin/expire", Job.EXPIRE),
-    ("/v1/admin/purge-stale", Job.PURGE_STALE),
-]
+STARTS = [(f"/v1/admin/{job.path}", job.name) for job in JOBS.values()]
+ASKED_FOR = {"principal": "admin", "requested_by": "req-1", "queued_at": START}
 FINAL = [JobState.SUCCEEDED, JobState.FAILED, JobState.SKIPPED]
 
 
 @pytest.mark.parametrize(("path", "job"), STARTS)
-def test_a_job_is_enqueued_under_the_request_id(api: Api, path: str, job: Job) -> None:
+def test_a_job_is_enqueued_under_the_caller_s_name_and_request_id(api: Api, path: str, job: str) -> None:
     answer = api.admin("POST", path, headers={"X-Request-ID": "req-1"})
     assert answer.status_code == 202
     assert body_of(answer) == {"job_id": "job-1", "status_url": "/v1/admin/jobs/job-1"}
     assert "Preference-Applied" not in answer.headers
-    assert api.queue.enqueued == [(job, "req-1", False)]
+    ((enqueued, by, flags),) = api.queue.enqueued
+    assert (enqueued, by) == (job, Actor(principal="admin", request_id="req-1"))
+    assert not any(flags.values())
 
 
 @pytest.mark.parametrize("force", [True, False])
 def test_a_sync_may_be_forced(api: Api, force: bool) -> None:
     assert api.admin("POST", "/v1/admin/sync", json={"force": force}).status_code == 202
-    assert [forced for _, _, forced in api.queue.enqueued] == [force]
+    assert [flags for _, _, flags in api.queue.enqueued] == [{"force": force}]
 
 
 @pytest.mark.parametrize(("path", "_job"), STARTS)
-def test_a_queue_that_is_down_answers_503(api: Api, path: str, _job: Job) -> None:
+def test_a_queue_that_is_down_answers_503(api: Api, path: str, _job: str) -> None:
     api.queue.down = True
     answer = api.admin("POST", path, headers={"Prefer": "wait=5"})
     assert answer.status_code == 503
@@ -51,14 +52,22 @@ def test_a_queue_that_is_down_answers_503(api: Api, path: str, _job: Job) -> Non
 @pytest.mark.parametrize(("path", "job"), STARTS)
 @pytest.mark.parametrize("state", FINAL)
 def test_a_caller_who_waits_is_answered_with_the_run_once_it_has_ended(
-    api: Api, path: str, job: Job, state: JobState
+    api: Api, path: str, job: str, state: JobState
 ) -> None:
     api.queue.states = deque([None, JobState.QUEUED, JobState.RUNNING, state])
     api.queue.result = {"synced": 3}
-    answer = api.admin("POST", path, headers={"Prefer": "wait=10"})
+    answer = api.admin("POST", path, headers={"Prefer": "wait=10", "X-Request-ID": "req-1"})
     assert answer.status_code == 200
     assert answer.headers["Preference-Applied"] == "wait=10"
-    assert body_of(answer) == {"job_id": "job-1", "job": job.value, "state": state.value, "result": {"synced": 3}}
+    assert body_of(answer) == {
+        "job_id": "job-1",
+        "job": job,
+        "state": state.value,
+        "result": {"synced": 3},
+        **ASKED_FOR,
+        "started_at": START + 1,
+        "ended_at": START + 2,
+    }
     assert api.clock.monotonic() < 10
 
 
@@ -153,24 +162,21 @@ def test_callers_who_wait_hold_half_of_the_permits_at_most_and_the_rest_is_answe
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING])
 def test_a_run_that_has_not_ended_has_no_result(api: Api, state: JobState) -> None:
-    api.admin("POST", "/v1/admin/cleanup")
+    api.admin("POST", "/v1/admin/cleanup", headers={"X-Request-ID": "req-1"})
     api.queue.states = deque([state])
     api.queue.result = {"deleted": 1}
     answer = api.admin("GET", "/v1/admin/jobs/job-1")
     assert answer.status_code == 200
-    assert body_of(answer) == {"job_id": "job-1", "job": "cleanup", "state": state.value}
+    began = {"started_at": START + 1} if state is JobState.RUNNING else {}
+    assert body_of(answer) == {"job_id": "job-1", "job": "cleanup", "state": state.value, **ASKED_FOR, **began}
 
 
 def test_a_failed_run_says_why(api: Api) -> None:
     api.admin("POST", "/v1/admin/purge-stale")
     api.queue.states = deque([JobState.FAILED])
     api.queue.error = "too many are missing"
-    assert body_of(api.admin("GET", "/v1/admin/jobs/job-1")) == {
-        "job_id": "job-1",
-        "job": "purge_stale",
-        "state": "failed",
-        "error": "too many are missing",
-    }
+    run = body_of(api.admin("GET", "/v1/admin/jobs/job-1"))
+    assert (run["job"], run["state"], run["error"]) == ("purge_stale", "failed", "too many are missing")
 
 
 @pytest.mark.parametrize("job_id", ["job-1", "nonsense", "job-0"])
@@ -187,7 +193,75 @@ def test_a_run_cannot_be_looked_up_while_the_queue_is_down(api: Api) -> None:
     assert error_of(answer)["code"] == "QUEUE_UNAVAILABLE"
 
 
+@pytest.fixture
+def asked(api: Api) -> Api:
+    """Give an API that was asked for a sync, a cleanup and a sync again."""
+    for path in ("sync", "cleanup", "sync"):
+        assert api.admin("POST", f"/v1/admin/{path}").status_code == 202
+    return api
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", ["job-3", "job-2", "job-1"]),
+        ("?job=sync", ["job-3", "job-1"]),
+        ("?job=cleanup&limit=1", ["job-2"]),
+        ("?limit=2", ["job-3", "job-2"]),
+        ("?job=expire&limit=100", []),
+    ],
+)
+def test_the_last_runs_of_one_job_or_of_all_are_listed_newest_first(asked: Api, query: str, found: list[str]) -> None:
+    answer = asked.admin("GET", f"/v1/admin/jobs{query}")
+    assert answer.status_code == 200
+    body = body_of(answer)
+    assert [run["job_id"] for run in body["runs"]] == found
+    assert body["count"] == len(found)
+
+
+def test_a_listed_run_is_what_is_read_of_it_alone(asked: Api) -> None:
+    asked.queue.states = deque([JobState.SUCCEEDED])
+    asked.queue.result = {"synced": 3}
+    (run,) = body_of(asked.admin("GET", "/v1/admin/jobs?limit=1"))["runs"]
+    assert run == body_of(asked.admin("GET", "/v1/admin/jobs/job-3"))
+    assert (run["principal"], run["result"]) == ("admin", {"synced": 3})
+
+
+def test_twenty_runs_are_listed_if_nothing_is_said(api: Api) -> None:
+    for _ in range(25):
+        api.admin("POST", "/v1/admin/expire")
+    assert body_of(api.admin("GET", "/v1/admin/jobs"))["count"] == 20
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("job=nonsense", "job"),
+        ("job=purge-stale", "job"),
+        ("job=", "job"),
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=many", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("cursor=x", "cursor"),
+    ],
+)
+def test_a_listing_of_runs_names_the_parameter_that_is_wrong(api: Api, query: str, field: str) -> None:
+    answer = api.admin("GET", f"/v1/admin/jobs?{query}")
+    assert answer.status_code == 400
+    assert error_of(answer)["details"].keys() == {field}
+
+
+def test_runs_cannot_be_listed_while_the_queue_is_down(api: Api) -> None:
+    api.queue.down = True
+    answer = api.admin("GET", "/v1/admin/jobs")
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "QUEUE_UNAVAILABLE"
+
+
 def test_jobs_are_started_and_found_while_the_store_is_away() -> None:
     api = make_api(around=lambda _: None)
     assert api.admin("POST", "/v1/admin/sync").status_code == 202
     assert api.admin("GET", "/v1/admin/jobs/job-1").status_code == 200
+    assert api.admin("GET", "/v1/admin/jobs").status_code == 200

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from broker_api.limits import ThreadBudget
+from broker_api.threads import ThreadBudget
 from broker_common.core.deadline import time_left
 from broker_common.core.errors import StoreUnavailable
 from tests.api.harness import error_of, make_api

@@ -9,10 +9,10 @@ import pytest
 from openapi_spec_validator import validate
 
 from broker_api.caller import CALLER_HEADERS
-from broker_api.error_codes import ERROR_CODES
-from broker_api.errors import STATUS_OF
+from broker_api.errors import ANSWERED, ERROR_CODES, ERRORS
+from broker_common.core.job_registry import JOBS
 from tests.api.description import COPY, describe, faults_of, look_up, operations, read_document
-from tests.api.harness import Api, body_of
+from tests.api.harness import Api, body_of, make_api
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,13 +25,15 @@ CALLS = {
     ("get", "/v1/admin/sandboxes"),
     ("get", "/v1/admin/sandboxes/{sandbox_id}"),
     ("get", "/v1/admin/stats"),
-    ("post", "/v1/admin/sync"),
-    ("post", "/v1/admin/cleanup"),
-    ("post", "/v1/admin/expire"),
-    ("post", "/v1/admin/purge-stale"),
+    ("get", "/v1/admin/whoami"),
+    *(("post", f"/v1/admin/{job.path}") for job in JOBS.values()),
+    ("get", "/v1/admin/jobs"),
     ("get", "/v1/admin/jobs/{job_id}"),
     ("post", "/v1/admin/sandboxes/{sandbox_id}/release"),
     ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine"),
+    ("delete", "/v1/admin/sandboxes/{sandbox_id}/quarantine"),
+    ("get", "/v1/admin/sandboxes/{sandbox_id}/history"),
+    ("get", "/v1/admin/events"),
     ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion"),
     ("post", "/v1/admin/bulk-retry"),
     ("post", "/v1/admin/bulk-delete"),
@@ -133,6 +135,7 @@ def test_every_example_is_as_its_schema_says(document: dict[str, Any]) -> None:
 
 
 def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
+    """With which role: see test_roles."""
     schemes = document["components"]["securitySchemes"]
     assert {name: scheme["scheme"] for name, scheme in schemes.items()} == {
         "trackToken": "bearer",
@@ -141,14 +144,18 @@ def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
     assert all(scheme["description"] for scheme in schemes.values())
     for (verb, path), operation in operations(document).items():
         token = "adminToken" if "/admin/" in path else "trackToken"
-        assert operation["security"] == ([] if (verb, path) in WITHOUT_TOKEN else [{token: []}])
+        assert [list(each) for each in operation["security"]] == ([] if (verb, path) in WITHOUT_TOKEN else [[token]])
 
 
 def test_every_error_has_the_shape_that_is_described(document: dict[str, Any]) -> None:
     for operation in operations(document).values():
         for status, response in operation["responses"].items():
             if status >= "400" and (operation["operationId"], status) != ("readyz", "503"):
-                assert response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
+                shapes = {media_type: body["schema"]["$ref"] for media_type, body in response["content"].items()}
+                assert shapes == {
+                    "application/json": "#/components/schemas/Error",
+                    "application/problem+json": "#/components/schemas/Problem",
+                }
 
 
 def test_no_call_is_described_with_an_answer_for_every_other_status(document: dict[str, Any]) -> None:
@@ -199,10 +206,13 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
     }
     quarantine = shown_codes(document, "post", "/v1/admin/sandboxes/{sandbox_id}/quarantine")
     assert quarantine["409"] == {"INVALID_TRANSITION"}
+    assert quarantine["503"] == {"SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"}
+    for path in ("/v1/admin/events", "/v1/admin/sandboxes/{sandbox_id}/history"):
+        assert shown_codes(document, "get", path)["503"] == {"SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"}
 
 
 def test_every_error_names_its_codes_and_shows_each_under_its_own_status(document: dict[str, Any]) -> None:
-    assert set(document["components"]["schemas"]["ErrorDetail"]["properties"]["code"]["enum"]) == set(ERROR_CODES)
+    assert set(document["components"]["schemas"]["ErrorDetail"]["properties"]["code"]["enum"]) == set(ANSWERED)
     for status, answer in answers(document):
         examples = answer["content"].get("application/json", {}).get("examples", {})
         assert re.findall(r"^`([A-Z_]+)`: ", answer["description"], re.MULTILINE) == list(examples)
@@ -212,11 +222,38 @@ def test_every_error_names_its_codes_and_shows_each_under_its_own_status(documen
             assert ("retry_after" in error) == ("Retry-After" in answer["headers"])
 
 
-def test_every_code_has_the_status_that_the_broker_answers_it_with() -> None:
-    answered = {kind.code: status for kind, status in STATUS_OF.items()}
-    assert {code: ERROR_CODES[code].status for code in ERROR_CODES if code in answered} == {
-        code: answered[code] for code in ERROR_CODES if code in answered
-    }
+def test_every_error_is_shown_in_both_shapes(document: dict[str, Any]) -> None:
+    shown = document["components"]["examples"]
+    codes = [name for name in shown if not name.endswith("_AS_PROBLEM")]
+    for code in codes:
+        plain = dict(shown[code]["value"]["error"])
+        assert shown[f"{code}_AS_PROBLEM"]["value"] == {
+            "type": f"/v1/docs#{code}",
+            "title": ERROR_CODES[code].meaning,
+            "status": ERROR_CODES[code].status,
+            "detail": plain.pop("message"),
+            "instance": f"#{plain['request_id']}",
+            **plain,
+        }
+    assert len(shown) == 2 * len(codes)
+
+
+def test_a_problems_type_leads_to_the_page_under_whatever_base_path(api: Api) -> None:
+    for each, base_path in ((api, "/v1"), (make_api(API_BASE_PATH="/broker"), "/broker")):
+        problem = each.call("POST", f"{base_path}/allocate", headers={"Accept": "application/problem+json"})
+        page, _, code = body_of(problem)["type"].partition("#")
+        assert (page, code) == (f"{base_path}/docs", "UNAUTHORIZED")
+        assert each.call("GET", page).status_code == 200
+        description = body_of(each.call("GET", f"{base_path}/openapi.json"))
+        assert f'id="{code}"' in description["info"]["description"]
+        shown = description["components"]["examples"]["UNAUTHORIZED_AS_PROBLEM"]["value"]
+        assert shown["type"] == body_of(problem)["type"]
+
+
+def test_the_page_says_of_every_code_what_it_means_where_a_problem_leads_to(document: dict[str, Any]) -> None:
+    for error in ERRORS:
+        row = f'| <a id="{error.code}"></a>`{error.code}` | {error.status.value} | {error.meaning} | {error.remedy} |'
+        assert (row in document["info"]["description"]) == (error.code in ANSWERED)
 
 
 def test_every_answer_is_described_with_its_request_id(document: dict[str, Any]) -> None:
@@ -240,14 +277,13 @@ LINKS = {
         "adminRelease",
         "adminRetryDeletion",
     },
+    ("get", "/v1/admin/jobs", "200"): {"adminReadJob"},
     ("post", "/v1/admin/sandboxes/{sandbox_id}/release", "200"): {"adminReadSandbox"},
-    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminRetryDeletion"},
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminRetryDeletion", "adminLiftQuarantine"},
+    ("delete", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminReadSandbox"},
+    ("get", "/v1/admin/events", "200"): {"adminReadEvents"},
     ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion", "200"): {"adminReadSandbox"},
-} | {
-    ("post", f"/v1/admin/{job}", status): {"adminReadJob"}
-    for job in ("sync", "cleanup", "expire", "purge-stale")
-    for status in ("200", "202")
-}
+} | {("post", f"/v1/admin/{job.path}", status): {"adminReadJob"} for job in JOBS.values() for status in ("200", "202")}
 
 
 def test_the_answers_that_lead_to_other_calls_say_so(document: dict[str, Any]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.events import RateChecked, RateOutcome
 from broker_common.core.ports import Allowance
+from broker_common.core.telemetry import RateChecked, RateOutcome
 from tests.api.harness import error_of, make_api
 
 EXCEEDED = Allowance(is_exceeded=True, limit=200, remaining=0, reset_after=4, retry_after=2)
@@ -21,7 +21,7 @@ def test_a_track_is_counted_by_its_id() -> None:
 def test_an_operator_is_counted_apart_from_tracks() -> None:
     api = make_api()
     api.admin("GET", "/v1/admin/stats")
-    assert api.rate_limit.keys == ["admin"]
+    assert api.rate_limit.keys == ["principal:admin"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,26 @@ def test_every_answer_says_what_is_left() -> None:
         assert answer.headers["X-RateLimit-Limit"] == "200"
         assert answer.headers["X-RateLimit-Remaining"] == "199"
         assert answer.headers["X-RateLimit-Reset"] == "1"
+        assert answer.headers["RateLimit-Policy"] == '"default";q=200;w=4'
+        assert answer.headers["RateLimit"] == '"default";r=199;t=1'
+
+
+@pytest.mark.parametrize(
+    ("allowance", "told"),
+    [
+        (Allowance(is_exceeded=False, limit=5, remaining=5, reset_after=0, retry_after=0), '"default";r=5;t=0'),
+        (Allowance(is_exceeded=False, limit=5, remaining=0, reset_after=3, retry_after=0), '"default";r=0;t=1'),
+        (Allowance(is_exceeded=True, limit=5, remaining=0, reset_after=3, retry_after=2), '"default";r=0;t=2'),
+    ],
+)
+def test_a_caller_is_told_when_it_may_make_more_requests_and_never_later_than_when_to_repeat(
+    allowance: Allowance, told: str
+) -> None:
+    api = make_api(RATE_LIMIT_RPS="2", RATE_LIMIT_BURST="5")
+    api.rate_limit.answer = allowance
+    answer = api.admin("GET", "/v1/admin/stats")
+    assert answer.headers["RateLimit"] == told
+    assert answer.headers["RateLimit-Policy"] == '"default";q=5;w=3'
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
@@ -83,4 +103,6 @@ def test_a_request_that_cannot_be_counted_passes_and_is_recorded() -> None:
     answer = api.admin("GET", "/v1/admin/stats")
     assert answer.status_code == 200
     assert "X-RateLimit-Limit" not in answer.headers
+    assert "RateLimit" not in answer.headers
+    assert "RateLimit-Policy" not in answer.headers
     assert RateChecked(outcome=RateOutcome.UNCHECKED) in api.recorder.events

@@ -13,8 +13,8 @@ from gunicorn.http.errors import ParseException  # type: ignore[import-untyped] 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.connections import Exchange
-from broker_api.limits import MAX_BODY_BYTES
 from broker_api.request_reader import RequestReader, State
 
 if TYPE_CHECKING:

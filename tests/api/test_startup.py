@@ -62,3 +62,11 @@ def test_a_malformed_address_ends_every_process_with_2_and_is_not_told(name: str
 def test_a_number_of_processes_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     ended = start("api", tmp_path, API_WORKERS="many")
     assert (ended.returncode, ended.stderr) == (2, "API_WORKERS: Not a valid integer.\n")
+
+
+def test_a_file_of_named_tokens_with_a_mistake_ends_the_api_with_2_and_tells_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text('[[token]]\nname = "anna"\nsha256 = "s3cr3t"\nroles = ["viewer"]\n')
+    ended = start("api", tmp_path, BROKER_TOKENS_FILE=str(file))
+    told = "BROKER_TOKENS_FILE: line 3: sha256: Must be 64 hexadecimal digits.\n"
+    assert (ended.returncode, ended.stderr) == (2, told)

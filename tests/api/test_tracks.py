@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.domain import Status
+from broker_common.core.sandbox import Status
 from tests.api.harness import Api, body_of, error_of, make_api, refusing
 from tests.fakes import START, make_sandbox
 
@@ -145,6 +145,7 @@ def test_the_last_holder_reads_its_sandbox_until_it_is_allocated_anew(api: Api) 
     api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
     body = body_of(api.track("GET", "/v1/sandboxes/7"))
     assert (body["status"], body["lease_id"], body["allocated_to_track"]) == ("pending_deletion", lease_id, None)
+    api.clock.advance(1)
     api.store.seed(make_sandbox("7", version=50, last_track_id="track-1", last_lease_id=lease_id))
     assert body_of(api.track("GET", "/v1/sandboxes/7"))["status"] == "available"
     api.allocate("track-2")

@@ -17,16 +17,19 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.domain import Candidate, Claim, Policy
+from broker_common.core.flat import claim_of
 from broker_common.core.ids import new_id
+from broker_common.core.policy import Policy
+from broker_common.core.sandbox import Candidate
 from tests.bench.load import Answer, Load
 from tests.bench.servers import REGION
+from tests.fakes import BY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.synchronize import Barrier
 
-    from broker_common.core.domain import Sandbox
+    from broker_common.core.sandbox import Sandbox
 
 _MOST_THREADS = 64
 _ALLOCATED = 201
@@ -111,16 +114,18 @@ def transactions(table: str, sandboxes: Sequence[Sandbox]) -> list[dict[str, Any
     store = DynamoStore(notebook, table, clock=SystemClock(), rng=rng, recorder=Recorders([]))
     for sandbox in sandboxes:
         track = str(uuid.uuid4())
-        claim = Claim(
-            track_id=track,
-            idempotency_key=track,
-            sandbox_id=sandbox.sandbox_id,
-            lease_id=new_id(rng),
-            allocated_at=now,
-            expires_at=now + policy.lab_duration_sec,
-            name=sandbox.name,
-            external_id=sandbox.external_id,
-            sfdc_account_id=sandbox.sfdc_account_id,
+        claim = claim_of(
+            {
+                "track_id": track,
+                "idempotency_key": track,
+                "sandbox_id": sandbox.sandbox_id,
+                "lease_id": new_id(rng),
+                "allocated_at": now,
+                "expires_at": now + policy.lab_duration_sec,
+                "name": sandbox.name,
+                "external_id": sandbox.external_id,
+                "sfdc_account_id": sandbox.sfdc_account_id,
+            }
         )
         candidate = Candidate(
             sandbox_id=sandbox.sandbox_id,
@@ -129,6 +134,6 @@ def transactions(table: str, sandboxes: Sequence[Sandbox]) -> list[dict[str, Any
             external_id=sandbox.external_id,
             sfdc_account_id=sandbox.sfdc_account_id,
         )
-        store.allocate(candidate, claim, token=new_id(rng))
+        store.allocate(candidate, claim, by=BY, token=new_id(rng))
     requests: list[dict[str, Any]] = notebook.requests
     return requests

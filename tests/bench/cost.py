@@ -11,20 +11,23 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import AllocateRequest, Allocation
-from broker_common.core.domain import Account, Claim, Sandbox, Status, allocate
 from broker_common.core.errors import NoSandboxesAvailable
+from broker_common.core.flat import claim_of
 from broker_common.core.ids import new_id
+from broker_common.core.lease import begin
+from broker_common.core.sandbox import Account, Claim, Sandbox, Status
 from tests.bench.load import new_tracks
 from tests.bench.pool import make_pool
 from tests.bench.report import columns
 from tests.bulk_load import load_records
-from tests.fakes import FakeClock, TimelessStore
+from tests.fakes import BY, FakeClock, TimelessStore
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -172,23 +175,27 @@ def _fill(client: DynamoDBClient, table: str, pool: int) -> list[Sandbox]:
     free, held = sandboxes[: pool // 5], sandboxes[pool // 5 :]
     rng, now = Random(2), FakeClock().now()
     claims = [_claim(each, track, rng, now) for each, track in zip(held, new_tracks(len(held)), strict=True)]
-    load_records(client, table, free + [allocate(each, claim) for each, claim in zip(held, claims, strict=True)])
+    load_records(
+        client, table, free + [begin(each, claim.lease, by=BY).result for each, claim in zip(held, claims, strict=True)]
+    )
     load_records(client, table, claims)
     return sandboxes
 
 
 def _claim(sandbox: Sandbox, track: str, rng: Random, now: int) -> Claim:
-    return Claim(
-        track_id=track,
-        idempotency_key=track,
-        sandbox_id=sandbox.sandbox_id,
-        lease_id=new_id(rng),
-        allocated_at=now,
-        expires_at=now + 7 * 24 * 3600,
-        name=sandbox.name,
-        external_id=sandbox.external_id,
-        track_name=_TRACK_NAME,
-        sfdc_account_id=sandbox.sfdc_account_id,
+    return claim_of(
+        {
+            "track_id": track,
+            "idempotency_key": track,
+            "sandbox_id": sandbox.sandbox_id,
+            "lease_id": new_id(rng),
+            "allocated_at": now,
+            "expires_at": now + 7 * 24 * 3600,
+            "name": sandbox.name,
+            "external_id": sandbox.external_id,
+            "track_name": _TRACK_NAME,
+            "sfdc_account_id": sandbox.sfdc_account_id,
+        }
     )
 
 
@@ -202,7 +209,9 @@ def _account(sandbox: Sandbox) -> Account:
 
 
 def _allocate(world: World, track: str) -> Allocation:
-    return world.allocator.allocate(AllocateRequest(track_id=track, idempotency_key=track, track_name=_TRACK_NAME))
+    return world.allocator.allocate(
+        AllocateRequest(track_id=track, idempotency_key=track, track_name=_TRACK_NAME), by=BY
+    )
 
 
 def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
@@ -220,7 +229,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
             _allocate(empty, track)
 
     def mark() -> None:
-        full.custody.mark_for_deletion(track_id=track, sandbox_id=held)
+        full.custody.mark_for_deletion(by=BY, track_id=track, sandbox_id=held)
 
     steps: dict[str, Callable[[], object]] = {
         "allocate, repeated": lambda: _allocate(full, track),
@@ -230,7 +239,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
         "list what a track holds": lambda: full.custody.list_held(track_id=track),
         "mark for deletion": mark,
         "mark for deletion, repeated": mark,
-        "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held),
+        "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held, by=BY),
         "admin: stats": full.store.count,
         "admin: a page of 50": lambda: full.store.list_sandboxes(Status.ALLOCATED, limit=50, cursor=None),
         GAUGES: lambda: (full.store.count(), full.store.oldest_pending_deletion()),
@@ -244,13 +253,13 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
 def _of_jobs(meter: Meter, full: World, pool: int) -> dict[str, Units]:
     """Measure the items of jobs, and runs that find nothing. The sample's allocations are what expires."""
     cleanup = meter.measure(lambda: list(full.cleaner.find_due()))
-    unchanged = meter.measure(full.syncer.run)
+    unchanged = meter.measure(partial(full.syncer.run, by=BY))
     (newcomer,) = make_pool(1, first=pool)
     full.provider.accounts = [*full.provider.accounts, _account(newcomer)]
-    with_newcomer = meter.measure(full.syncer.run)
-    idle = meter.measure(full.expirer.run)
+    with_newcomer = meter.measure(partial(full.syncer.run, by=BY))
+    idle = meter.measure(partial(full.expirer.run, by=BY))
     full.clock.advance(full.policy.lab_duration_sec + full.policy.expiry_buffer_sec)
-    due = meter.measure(full.expirer.run)
+    due = meter.measure(partial(full.expirer.run, by=BY))
     return {
         "sync: 1,000 unchanged sandboxes": unchanged * (1000 / pool),
         "sync: one new sandbox": with_newcomer + unchanged * -1,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import uuid
 from random import Random
 
-from broker_common.core.domain import ORDER_LIMIT, Account, Sandbox, new_sandbox
+from broker_common.core.pool import add
+from broker_common.core.principals import job_actor
+from broker_common.core.sandbox import ORDER_LIMIT, Account, Sandbox
 
 _SYNCED_AT = 1_750_000_000
 
@@ -17,7 +19,7 @@ def make_pool(count: int, *, first: int = 0) -> list[Sandbox]:
     """
     rng = Random(first)
     return [
-        new_sandbox(
+        add(
             Account(
                 sandbox_id=str(2_000_000 + number),
                 external_id=f"identity/accounts/{uuid.UUID(int=rng.getrandbits(128), version=4)}",
@@ -27,6 +29,7 @@ def make_pool(count: int, *, first: int = 0) -> list[Sandbox]:
             order=rng.randrange(ORDER_LIMIT),
             now=_SYNCED_AT,
             version=_SYNCED_AT * 1000,
-        )
+            by=job_actor("sync"),
+        ).result
         for number in range(first, first + count)
     ]

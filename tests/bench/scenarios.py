@@ -11,7 +11,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
-from broker_common.core.events import StoreOutcome
+from broker_common.core.telemetry import StoreOutcome
 from tests.bench import cost, workers
 from tests.bench.bare import Bare
 from tests.bench.load import Load, allocations, marks, new_tracks, percentile, request

@@ -25,8 +25,9 @@ from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import AllocateRequest
-from broker_common.core.domain import Policy, Status
 from broker_common.core.errors import NoSandboxesAvailable
+from broker_common.core.policy import Policy
+from broker_common.core.sandbox import Status
 from deploy.dev.processes import ROOT, wait_until
 from tests.bench.bare import Bare, transactions
 from tests.bench.cost import GAUGES, GAUGES_OF_NONE, Meter, Units, months_table, price
@@ -38,7 +39,7 @@ from tests.bench.servers import REGION, TRACK_TOKEN, Servers
 from tests.bench.textbook import TextbookAllocator, make_textbook_table
 from tests.bench.workers import Work
 from tests.bulk_load import load_records
-from tests.fakes import make_claim
+from tests.fakes import BY, add_of, flat, make_claim
 from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.core.domain import Candidate
+    from broker_common.core.sandbox import Candidate
 
 
 @pytest.fixture
@@ -161,9 +162,9 @@ def test_bare_transactions_allocate_each_sandbox_to_a_track_of_its_own(
     assert [each.status for each in found if each] == [Status.ALLOCATED] * 8 + [Status.AVAILABLE] * 2
     for each in found[:8]:
         assert each is not None
-        claim = store.get_claim(each.allocated_to_track or "", each.idempotency_key or "")
+        claim = store.get_claim(flat(each).allocated_to_track or "", flat(each).idempotency_key or "")
         assert claim is not None
-        assert (claim.sandbox_id, claim.lease_id) == (each.sandbox_id, each.lease_id)
+        assert (claim.sandbox_id, claim.lease.lease_id) == (each.sandbox_id, flat(each).lease_id)
 
 
 def test_a_bare_transaction_is_refused_once_its_sandbox_is_taken(client: DynamoDBClient, table_name: str) -> None:
@@ -197,7 +198,7 @@ def _textbook(client: DynamoDBClient, *, pool: int, k_candidates: int = 15) -> _
 def test_the_textbook_broker_repeats_what_its_index_shows(client: DynamoDBClient) -> None:
     textbook = _textbook(client, pool=3)
     request = AllocateRequest(track_id="track", idempotency_key="track")
-    first, again = textbook.allocate(request), textbook.allocate(request)
+    first, again = textbook.allocate(request, by=BY), textbook.allocate(request, by=BY)
     assert not first.replayed
     assert again == replace(first, replayed=True)
 
@@ -208,8 +209,8 @@ def test_the_textbook_broker_gives_a_track_two_sandboxes_when_copies_of_its_requ
     textbook = _textbook(client, pool=3)
     request = AllocateRequest(track_id="track", idempotency_key="track")
     copies = []
-    textbook.meanwhile = lambda: copies.append(textbook.allocate(request))
-    copies.append(textbook.allocate(request))
+    textbook.meanwhile = lambda: copies.append(textbook.allocate(request, by=BY))
+    copies.append(textbook.allocate(request, by=BY))
     assert len({each.claim.sandbox_id for each in copies}) == 2
 
 
@@ -217,16 +218,16 @@ def test_the_textbook_broker_refuses_a_track_whose_first_k_others_took_while_san
     client: DynamoDBClient,
 ) -> None:
     textbook = _textbook(client, pool=3, k_candidates=1)
-    textbook.meanwhile = lambda: textbook.allocate(AllocateRequest(track_id="other", idempotency_key="other"))
+    textbook.meanwhile = lambda: textbook.allocate(AllocateRequest(track_id="other", idempotency_key="other"), by=BY)
     with pytest.raises(NoSandboxesAvailable):
-        textbook.allocate(AllocateRequest(track_id="track", idempotency_key="track"))
+        textbook.allocate(AllocateRequest(track_id="track", idempotency_key="track"), by=BY)
 
 
 def test_the_meter_counts_what_reads_and_writes_consume(client: DynamoDBClient, table_name: str) -> None:
     meter = Meter(client)
     store = store_on(client, table_name)
     (sandbox,) = make_pool(1)
-    assert meter.measure(lambda: store.add(sandbox)) == Units(calls=1, table_writes=4, index_writes=2)
+    assert meter.measure(lambda: store.commit(add_of(sandbox))) == Units(calls=1, table_writes=4, index_writes=2)
     assert meter.measure(lambda: store.get(sandbox.sandbox_id)) == Units(calls=1, reads=1)
     transaction: Any = transactions(table_name, [sandbox])[0]
     # In a transaction everything counts twice; a change of status moves the index's entry: a delete and a put.

@@ -10,22 +10,26 @@ import time
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_items import decode_candidate, decode_sandbox, status_key
+from broker_common.adapters.dynamo_items import decode_candidate, decode_sandbox, shard_of, status_key
 from broker_common.adapters.dynamo_table import INDEX, SHARDS, create_table, table_definition
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, AllocateRequest, Allocation
-from broker_common.core.domain import Claim, Status, allocation_changes
 from broker_common.core.errors import NoSandboxesAvailable
-from broker_common.core.events import AllocateEnded, AllocateOutcome
+from broker_common.core.flat import claim_of
 from broker_common.core.ids import new_id
+from broker_common.core.lease import claim_on
+from broker_common.core.sandbox import Claim, Status, next_version
+from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
     from broker_common.adapters.dynamo_items import Item
     from broker_common.adapters.dynamo_store import DynamoStore
-    from broker_common.core.domain import Candidate, Policy, Sandbox
+    from broker_common.core.policy import Policy
     from broker_common.core.ports import Recorder
+    from broker_common.core.principals import Actor
+    from broker_common.core.sandbox import Candidate, Sandbox
 
 _TRACK_INDEX = "TrackIndex"
 
@@ -55,7 +59,7 @@ class TextbookAllocator:
         self._recorder = recorder
         self._rng = Random()
 
-    def allocate(self, request: AllocateRequest) -> Allocation:
+    def allocate(self, request: AllocateRequest, *, by: Actor) -> Allocation:
         """Allocate a sandbox, or return what the index says that the track holds."""
         started = time.monotonic()
         conflicts, outcome = 0, AllocateOutcome.NO_SANDBOXES
@@ -98,8 +102,9 @@ class TextbookAllocator:
         return items
 
     def _take(self, candidate: Candidate, claim: Claim) -> bool:
-        changes = allocation_changes(claim, version=candidate.version)
-        update = self._store._update(candidate.sandbox_id, Status.AVAILABLE, candidate.version, changes)
+        place = status_key(Status.AVAILABLE, shard_of(candidate.sandbox_id, SHARDS))
+        changes = self._store._allocation(candidate, claim, next_version(candidate.version, claim.lease.allocated_at))
+        update = self._store._update(candidate.sandbox_id, place, candidate.version, changes)
         try:
             self._store._transport.write("update_item", **update)
         except ConditionFailed:
@@ -108,30 +113,22 @@ class TextbookAllocator:
 
     def _claim(self, request: AllocateRequest, candidate: Candidate) -> Claim:
         now = int(time.time())
-        return Claim(
-            track_id=request.track_id,
-            idempotency_key=request.idempotency_key,
-            sandbox_id=candidate.sandbox_id,
-            lease_id=new_id(self._rng),
-            allocated_at=now,
-            expires_at=now + self._policy.lab_duration_sec,
-            name=candidate.name,
-            external_id=candidate.external_id,
-            track_name=request.track_name,
-            sfdc_account_id=candidate.sfdc_account_id,
+        return claim_of(
+            {
+                "track_id": request.track_id,
+                "idempotency_key": request.idempotency_key,
+                "sandbox_id": candidate.sandbox_id,
+                "lease_id": new_id(self._rng),
+                "allocated_at": now,
+                "expires_at": now + self._policy.lab_duration_sec,
+                "name": candidate.name,
+                "external_id": candidate.external_id,
+                "track_name": request.track_name,
+                "sfdc_account_id": candidate.sfdc_account_id,
+            }
         )
 
 
 def _claim_of(sandbox: Sandbox) -> Claim:
-    return Claim(
-        track_id=sandbox.allocated_to_track or "",
-        idempotency_key=sandbox.idempotency_key or "",
-        sandbox_id=sandbox.sandbox_id,
-        lease_id=sandbox.lease_id or "",
-        allocated_at=sandbox.allocated_at or 0,
-        expires_at=sandbox.expires_at or 0,
-        name=sandbox.name,
-        external_id=sandbox.external_id,
-        track_name=sandbox.track_name,
-        sfdc_account_id=sandbox.sfdc_account_id,
-    )
+    assert sandbox.lease is not None
+    return claim_on(sandbox, sandbox.lease)

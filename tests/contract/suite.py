@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from threading import Barrier
@@ -14,30 +14,47 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker_common.core import domain
-from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
-from broker_common.core.errors import Conflict, InvalidInput, UnreadableRecord
-from broker_common.core.ports import (
-    ADD_AT_ONCE,
+from broker_common.core.errors import InvalidInput, UnreadableRecord
+from broker_common.core.flat import flatten, sandbox_of
+from broker_common.core.lease import begin, candidate_of, end
+from broker_common.core.pool import go_stale, quarantine
+from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
+from broker_common.core.store import (
+    COMMIT_AT_ONCE,
     AllocateAnswer,
     Allocated,
     CandidateGone,
     ClaimHeld,
+    Conflict,
     Contended,
+    Pause,
     Pauses,
     Pool,
-    RingPosition,
+    Position,
     Unreadable,
     Watermark,
 )
-from tests.fakes import SPOILED, START, StoreWrapper, make_candidate, make_claim, make_sandbox, walk_ring
+from broker_common.core.wipe import retry_deletion
+from tests.fakes import (
+    BY,
+    SPOILED,
+    START,
+    StoreWrapper,
+    add_of,
+    change_of,
+    make_claim,
+    make_sandbox,
+    removal_of,
+    walk_ring,
+)
 
 Answer = TypeVar("Answer")
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.ports import SandboxStore
+    from broker_common.core.facts import Change
+    from broker_common.core.store import SandboxStore
 
 SHARED_STORE = settings(
     deadline=None,
@@ -52,40 +69,48 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 TIMES = st.integers(0, 2**40)
 
 
+FREE_STATUSES = tuple(status for status in Status if status is not Status.ALLOCATED)
+
+
 @st.composite
-def sandboxes(draw: st.DrawFn) -> Sandbox:
-    """Draw a record with any field set or missing."""
-    status = draw(st.sampled_from(Status))
-    lease = st.none() if status is not Status.ALLOCATED else st.nothing()
-    return Sandbox(
-        sandbox_id=draw(PRINTABLE),
-        name=draw(ANY_TEXT),
-        external_id=draw(PRINTABLE),
-        status=status,
-        status_order=draw(st.integers(0, ORDER_LIMIT - 1)),
-        version=draw(st.integers(1, 2**45)),
-        created_at=draw(TIMES),
-        updated_at=draw(TIMES),
-        dirty=status is not Status.AVAILABLE and draw(st.booleans()),
-        sfdc_account_id=draw(st.none() | ANY_TEXT),
-        lease_id=draw(lease | PRINTABLE),
-        allocated_to_track=draw(lease | PRINTABLE),
-        idempotency_key=draw(lease | PRINTABLE),
-        track_name=draw(st.none() | ANY_TEXT),
-        allocated_at=draw(lease | TIMES),
-        expires_at=draw(lease | TIMES),
-        last_track_id=draw(st.none() | PRINTABLE),
-        last_lease_id=draw(st.none() | PRINTABLE),
-        deletion_requested_at=draw(st.none() | TIMES),
-        deletion_reason=draw(st.none() | st.sampled_from(DeletionReason)),
-        deletion_retry_count=draw(st.integers(0, 1000)),
-        deletion_last_error=draw(st.none() | ANY_TEXT),
-        next_attempt_at=draw(st.none() | TIMES),
-        attempt_id=draw(st.none() | PRINTABLE),
-        outcome_unknown=draw(st.booleans()),
-        gone_at=draw(st.none() | TIMES),
-        stale_since=draw(st.none() | TIMES),
-        last_synced=draw(st.none() | TIMES),
+def sandboxes(draw: st.DrawFn, statuses: tuple[Status, ...] = tuple(Status)) -> Sandbox:
+    """Draw a record with any field set or missing, and an id of its own."""
+    status = draw(st.sampled_from(statuses))
+    has_last = draw(st.booleans())
+    always = status is Status.ALLOCATED
+    return sandbox_of(
+        {
+            "sandbox_id": f"{draw(PRINTABLE)}-{next(_tokens)}",
+            "name": draw(ANY_TEXT),
+            "external_id": draw(PRINTABLE),
+            "status": status,
+            "status_order": draw(st.integers(0, ORDER_LIMIT - 1)),
+            "version": draw(st.integers(1, 2**45)),
+            "created_at": draw(TIMES),
+            "updated_at": draw(TIMES),
+            "dirty": status is not Status.AVAILABLE and draw(st.booleans()),
+            "sfdc_account_id": draw(st.none() | ANY_TEXT),
+            "lease_id": draw(PRINTABLE) if always else None,
+            "allocated_to_track": draw(PRINTABLE) if always else None,
+            "idempotency_key": draw(PRINTABLE) if always else None,
+            "track_name": draw(st.none() | ANY_TEXT),
+            "allocated_at": draw(TIMES if always else st.none() | TIMES),
+            "expires_at": draw(TIMES if always else st.none() | TIMES),
+            "last_track_id": draw(PRINTABLE) if has_last else None,
+            "last_lease_id": draw(PRINTABLE) if has_last else None,
+            "deletion_requested_at": draw(st.none() | TIMES),
+            "deletion_reason": draw(st.none() | st.sampled_from(DeletionReason)),
+            "deletion_retry_count": draw(st.integers(0, 1000)),
+            "deletion_last_error": draw(st.none() | ANY_TEXT),
+            "next_attempt_at": draw(st.none() | TIMES),
+            "attempt_id": draw(st.none() | PRINTABLE),
+            "outcome_unknown": draw(st.booleans()),
+            "gone_at": draw(st.none() | TIMES),
+            "ready_at": draw(st.none() | TIMES),
+            "quarantine_reason": draw(st.none() | ANY_TEXT),
+            "stale_since": draw(st.none() | TIMES),
+            "last_synced": draw(st.none() | TIMES),
+        }
     )
 
 
@@ -100,25 +125,33 @@ def fresh_token() -> str:
 
 def add_all(store: SandboxStore, *sandboxes: Sandbox) -> None:
     for sandbox in sandboxes:
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
 
 
 def take(store: SandboxStore, sandbox: Sandbox, track_id: str = "track-1", **claim: object) -> tuple[Sandbox, Claim]:
     """Allocate an available sandbox; returns its record and claim."""
     wanted = make_claim(sandbox, track_id, **claim)
-    assert store.allocate(make_candidate(sandbox), wanted, token=fresh_token()) == Allocated()
-    return domain.allocate(sandbox, wanted), wanted
+    assert store.allocate(candidate_of(sandbox), wanted, by=BY, token=fresh_token()) == Allocated()
+    return held_under(sandbox, wanted), wanted
 
 
 def add_new(store: SandboxStore) -> Sandbox:
     """Add an available sandbox, and return it."""
     sandbox = make_sandbox()
-    store.add(sandbox)
+    store.commit(add_of(sandbox))
     return sandbox
 
 
+def held_under(sandbox: Sandbox, claim: Claim) -> Sandbox:
+    return begin(sandbox, claim.lease, by=BY).result
+
+
+def ending(sandbox: Sandbox) -> Change:
+    return end(sandbox, reason=DeletionReason.MARKED, by=BY, now=START + 60)
+
+
 def ended(sandbox: Sandbox) -> Sandbox:
-    return domain.end_allocation(sandbox, reason=DeletionReason.MARKED, now=START + 60)
+    return ending(sandbox).result
 
 
 class StoreContract:
@@ -134,99 +167,95 @@ class StoreContract:
     def test_every_field_of_a_sandbox_survives_storage_with_its_type(
         self, store: SandboxStore, sandbox: Sandbox
     ) -> None:
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         found = store.get(sandbox.sandbox_id)
+        assert found is not None
         assert found == sandbox
-        assert [type(getattr(found, each.name)) for each in fields(Sandbox)] == [
-            type(getattr(sandbox, each.name)) for each in fields(Sandbox)
-        ]
+        assert list(map(type, flatten(found).values())) == list(map(type, flatten(sandbox).values()))
         assert store.read_all().sandboxes == (sandbox,)
-        store.remove(sandbox)
+        store.commit(removal_of(sandbox))
         assert store.get(sandbox.sandbox_id) is None
 
-    @given(before=sandboxes(), after=sandboxes())
+    @given(before=sandboxes(FREE_STATUSES), after=sandboxes(FREE_STATUSES))
     @settings(SHARED_STORE, max_examples=40)
     def test_an_update_sets_changes_and_clears_every_field(
         self, store: SandboxStore, before: Sandbox, after: Sandbox
     ) -> None:
-        if before.status is Status.ALLOCATED:
-            before = replace(before, status=Status.STALE)
-        status = Status.STALE if after.status is Status.ALLOCATED else after.status
-        after = replace(after, sandbox_id=before.sandbox_id, status=status, version=before.version + 1)
-        store.add(before)
-        store.update(before, after)
+        after = replace(after, sandbox_id=before.sandbox_id, version=before.version + 1)
+        store.commit(add_of(before))
+        store.commit(change_of(before, after))
         assert store.get(before.sandbox_id) == after
-        store.remove(after)
+        store.commit(removal_of(after))
 
     def test_adding_what_has_a_record_is_a_conflict_that_shows_it(self, store: SandboxStore) -> None:
         first = make_sandbox(version=7)
-        store.add(first)
+        store.commit(add_of(first))
         with pytest.raises(Conflict) as conflict:
-            store.add(replace(first, version=8))
+            store.commit(add_of(replace(first, version=8)))
         assert conflict.value.current == first
         assert store.get(first.sandbox_id) == first
 
     def test_a_tombstone_keeps_its_id_from_being_added_again(self, store: SandboxStore) -> None:
         tombstone = make_sandbox(status=Status.DELETED, dirty=True)
-        store.add(tombstone)
+        store.commit(add_of(tombstone))
         with pytest.raises(Conflict) as conflict:
-            store.add(make_sandbox(version=9))
+            store.commit(add_of(make_sandbox(version=9)))
         assert conflict.value.current == tombstone
 
     def test_adding_the_same_again_succeeds(self, store: SandboxStore) -> None:
-        store.add(make_sandbox())
-        store.add(make_sandbox())
+        store.commit(add_of(make_sandbox()))
+        store.commit(add_of(make_sandbox()))
         assert store.read_all().sandboxes == (make_sandbox(),)
 
     def test_an_update_on_another_version_is_a_conflict_that_shows_the_record(self, store: SandboxStore) -> None:
         sandbox = make_sandbox(version=3)
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         read_earlier = replace(sandbox, version=2)
         with pytest.raises(Conflict) as conflict:
-            store.update(read_earlier, replace(read_earlier, version=4, name="late"))
+            store.commit(change_of(read_earlier, replace(read_earlier, version=4, name="late")))
         assert conflict.value.current == sandbox
         assert store.get(sandbox.sandbox_id) == sandbox
 
     def test_an_update_on_another_status_is_a_conflict_that_shows_the_record(self, store: SandboxStore) -> None:
         sandbox = make_sandbox(status=Status.STALE)
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         read_earlier = replace(sandbox, status=Status.AVAILABLE)
         with pytest.raises(Conflict) as conflict:
-            store.update(read_earlier, replace(read_earlier, version=2, name="late"))
+            store.commit(change_of(read_earlier, replace(read_earlier, version=2, name="late")))
         assert conflict.value.current == sandbox
         assert store.get(sandbox.sandbox_id) == sandbox
 
     def test_an_update_of_a_removed_record_is_a_conflict_with_nothing_to_show(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
         with pytest.raises(Conflict) as conflict:
-            store.update(sandbox, replace(sandbox, version=2))
+            store.commit(change_of(sandbox, replace(sandbox, version=2)))
         assert conflict.value.current is None
         assert store.get(sandbox.sandbox_id) is None
 
     def test_an_update_that_is_sent_again_succeeds(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        changed = domain.quarantine(sandbox, reason="smells", now=START)
-        store.add(sandbox)
-        store.update(sandbox, changed)
-        store.update(sandbox, changed)
+        changed = quarantine(sandbox, reason="smells", by=BY, now=START).result
+        store.commit(add_of(sandbox))
+        store.commit(change_of(sandbox, changed))
+        store.commit(change_of(sandbox, changed))
         assert store.get(sandbox.sandbox_id) == changed
 
     def test_an_update_that_is_sent_again_after_a_third_writer_is_a_conflict(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        changed = domain.quarantine(sandbox, reason="smells", now=START)
-        retried = domain.retry_deletion(changed, now=START)
-        store.add(sandbox)
-        store.update(sandbox, changed)
-        store.update(changed, retried)
+        changed = quarantine(sandbox, reason="smells", by=BY, now=START).result
+        retried = retry_deletion(changed, by=BY, now=START).result
+        store.commit(add_of(sandbox))
+        store.commit(change_of(sandbox, changed))
+        store.commit(change_of(changed, retried))
         with pytest.raises(Conflict) as conflict:
-            store.update(sandbox, changed)
+            store.commit(change_of(sandbox, changed))
         assert conflict.value.current == retried
 
     def test_a_removed_record_is_gone_and_removing_it_again_succeeds(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
-        store.remove(sandbox)
-        store.remove(sandbox)
+        store.commit(add_of(sandbox))
+        store.commit(removal_of(sandbox))
+        store.commit(removal_of(sandbox))
         assert store.get(sandbox.sandbox_id) is None
         assert walk_ring(store, limit=10) == []
 
@@ -235,9 +264,9 @@ class StoreContract:
         self, store: SandboxStore, other: dict[str, Any]
     ) -> None:
         sandbox = make_sandbox(**other)
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         with pytest.raises(Conflict) as conflict:
-            store.remove(make_sandbox())
+            store.commit(removal_of(make_sandbox()))
         assert conflict.value.current == sandbox
         assert store.get(sandbox.sandbox_id) == sandbox
 
@@ -250,7 +279,7 @@ class StoreContract:
         add_all(store, *records, free)
         held, _ = take(store, free)
         store.write_watermark(Watermark(START, 1))
-        store.set_pauses({"sync": False})
+        store.set_pauses(Pauses(), Pauses(sync=Pause(by="op", since=START)))
         assert {each.sandbox_id: each for each in store.read_all().sandboxes} == {
             each.sandbox_id: each for each in [*records, held]
         }
@@ -258,70 +287,70 @@ class StoreContract:
     # -- accounts
 
     def test_an_account_has_one_sandbox_however_its_id_is_spelt(self, store: SandboxStore) -> None:
-        store.add(make_sandbox("first", external_id="uuid-0a"))
+        store.commit(add_of(make_sandbox("first", external_id="uuid-0a")))
         for external_id in ("uuid-0a", "UUID-0A"):
             with pytest.raises(Conflict) as conflict:
-                store.add(make_sandbox("second", external_id=external_id))
+                store.commit(add_of(make_sandbox("second", external_id=external_id)))
             assert conflict.value.current is None
         assert store.get("second") is None
         assert store.read_all().accounts == {"uuid-0a": "first"}
 
     def test_several_sandboxes_are_added_at_once_with_their_accounts(self, store: SandboxStore) -> None:
-        many = [make_sandbox(f"sbx-{number}") for number in range(ADD_AT_ONCE)]
-        store.add(*many)
+        many = [make_sandbox(f"sbx-{number}") for number in range(COMMIT_AT_ONCE)]
+        store.commit(*map(add_of, many))
         pool = store.read_all()
         assert sorted(pool.sandboxes, key=_by_id) == sorted(many, key=_by_id)
-        assert pool.accounts == {f"uuid-sbx-{number}": f"sbx-{number}" for number in range(ADD_AT_ONCE)}
-        assert len(walk_ring(store, limit=100)) == ADD_AT_ONCE
+        assert pool.accounts == {f"uuid-sbx-{number}": f"sbx-{number}" for number in range(COMMIT_AT_ONCE)}
+        assert len(walk_ring(store, limit=100)) == COMMIT_AT_ONCE
 
     @pytest.mark.parametrize(
         "held", [make_sandbox("b"), make_sandbox("x", external_id="uuid-b")], ids=["id", "account"]
     )
     def test_several_sandboxes_are_all_added_or_none(self, store: SandboxStore, held: Sandbox) -> None:
-        store.add(held)
+        store.commit(add_of(held))
         with pytest.raises(Conflict):
-            store.add(make_sandbox("a"), make_sandbox("b", version=9), make_sandbox("c"))
+            store.commit(add_of(make_sandbox("a")), add_of(make_sandbox("b", version=9)), add_of(make_sandbox("c")))
         assert store.read_all() == Pool((held,), {"uuid-b": held.sandbox_id})
 
     def test_a_change_of_account_takes_the_account_and_leaves_the_other(self, store: SandboxStore) -> None:
         before = make_sandbox(external_id="uuid-0a")
         after = replace(before, external_id="uuid-0b", version=2)
-        store.add(before)
-        store.update(before, after)
-        store.update(before, after)
+        store.commit(add_of(before))
+        store.commit(change_of(before, after))
+        store.commit(change_of(before, after))
         assert store.read_all() == Pool((after,), {"uuid-0b": after.sandbox_id})
         with pytest.raises(Conflict) as conflict:
-            store.update(before, replace(before, external_id="uuid-0c", version=2))
+            store.commit(change_of(before, replace(before, external_id="uuid-0c", version=2)))
         assert conflict.value.current == after
         assert store.read_all() == Pool((after,), {"uuid-0b": after.sandbox_id})
 
     def test_another_spelling_of_its_account_keeps_a_sandbox_its_account(self, store: SandboxStore) -> None:
         before = make_sandbox(external_id="uuid-0a")
         after = replace(before, external_id="UUID-0A", version=2)
-        store.add(before)
-        store.update(before, after)
+        store.commit(add_of(before))
+        store.commit(change_of(before, after))
         assert store.read_all() == Pool((after,), {"uuid-0a": after.sandbox_id})
 
     def test_a_change_to_the_account_of_another_sandbox_is_a_conflict(self, store: SandboxStore) -> None:
         first, second = make_sandbox("first"), make_sandbox("second")
-        store.add(first, second)
+        store.commit(add_of(first), add_of(second))
         with pytest.raises(Conflict):
-            store.update(second, replace(second, external_id=first.external_id, version=2))
+            store.commit(change_of(second, replace(second, external_id=first.external_id, version=2)))
         assert store.get("second") == second
         assert store.read_all().accounts == {"uuid-first": "first", "uuid-second": "second"}
 
     def test_a_removed_sandbox_leaves_its_account_to_others(self, store: SandboxStore) -> None:
         first = make_sandbox("first", external_id="uuid-0a")
         second = make_sandbox("second", external_id="uuid-0a")
-        store.add(first)
-        store.remove(first)
+        store.commit(add_of(first))
+        store.commit(removal_of(first))
         assert store.read_all() == Pool((), {})
-        store.add(second)
+        store.commit(add_of(second))
         assert store.read_all() == Pool((second,), {"uuid-0a": "second"})
 
     def test_an_account_is_recorded_once_and_never_for_a_second_sandbox(self, store: SandboxStore) -> None:
         first, second = make_sandbox("first"), make_sandbox("second")
-        store.add(first, second)
+        store.commit(add_of(first), add_of(second))
         store.record_accounts(first)
         store.record_accounts(first, second)
         twin = replace(second, external_id=first.external_id)
@@ -334,7 +363,7 @@ class StoreContract:
         self, store: SandboxStore
     ) -> None:
         moved = make_sandbox("moved")
-        store.add(moved)
+        store.commit(add_of(moved))
         store.record_accounts(make_sandbox("ghost", external_id="uuid-0a"))
         store.record_accounts(make_sandbox("ghost", external_id="uuid-0c"))
         store.record_accounts(replace(moved, external_id="uuid-0b"))
@@ -344,18 +373,18 @@ class StoreContract:
         assert store.read_all().accounts == {
             "uuid-0a": "first",
             "uuid-0b": "second",
-            "uuid-0c": "moved",
             "uuid-moved": "moved",
         }
 
     def test_a_sandbox_is_removed_though_another_has_its_account(self, store: SandboxStore) -> None:
         store.record_accounts(make_sandbox("other", external_id="uuid-0a"))
         sandbox = make_sandbox(external_id="uuid-0b")
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         store.record_accounts(make_sandbox("other", external_id="uuid-0d"))
-        store.remove(replace(sandbox, external_id="uuid-0d"))
+        store.commit(removal_of(replace(sandbox, external_id="uuid-0d")))
         assert store.read_all().sandboxes == ()
-        assert store.read_all().accounts["uuid-0d"] == "other"
+        store.commit(add_of(make_sandbox("other", external_id="uuid-0d")))
+        assert store.read_all().accounts == {"uuid-0d": "other"}
 
     # -- the ring
 
@@ -366,13 +395,13 @@ class StoreContract:
         free = [make_sandbox(f"sbx-{number}") for number in range(25)]
         add_all(store, *free)
         found = walk_ring(store, limit=limit)
-        assert sorted(found, key=_by_id) == sorted((make_candidate(each) for each in free), key=_by_id)
+        assert sorted(found, key=_by_id) == sorted((candidate_of(each) for each in free), key=_by_id)
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.77, 0.999999])
     def test_a_walk_from_anywhere_misses_no_available_sandbox(self, store: SandboxStore, share: float) -> None:
         free = [make_sandbox(f"sbx-{number}") for number in range(25)]
         add_all(store, *free)
-        found = walk_ring(store, limit=4, start=int(share * (store.ring_size - 1)))
+        found = walk_ring(store, limit=4, start=int(share * (store.positions - 1)))
         assert {each.sandbox_id for each in found} == {each.sandbox_id for each in free}
 
     @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -392,25 +421,25 @@ class StoreContract:
         assert sorted(found) == sorted(each.sandbox_id for each in free)
 
     def test_a_single_sandbox_is_found_from_any_part_of_the_ring(self, store: SandboxStore) -> None:
-        store.add(make_sandbox())
+        store.commit(add_of(make_sandbox()))
         for part in range(16):
-            found = walk_ring(store, limit=10, start=part * store.ring_size // 16)
+            found = walk_ring(store, limit=10, start=part * store.positions // 16)
             assert {each.sandbox_id for each in found} == {make_sandbox().sandbox_id}
 
     def test_an_empty_ring_is_walked_in_few_pages(self, store: SandboxStore) -> None:
-        position, travelled, pages = RingPosition(store.ring_size // 3), 0, 0
-        while travelled < store.ring_size:
-            page = store.read_available(position, limit=10, prefix="")
+        position, travelled, pages = Position(store.positions // 3), 0, 0
+        while travelled < store.positions:
+            page = store.read_candidates(position, limit=10, prefix="")
             assert page.candidates == ()
-            assert 0 <= page.next.at < store.ring_size
+            assert 0 <= page.next.at < store.positions
             position, travelled, pages = page.next, travelled + page.distance, pages + 1
         assert pages <= 64
 
     def test_a_page_looks_at_no_more_than_its_limit(self, store: SandboxStore) -> None:
         add_all(store, *[make_sandbox(f"sbx-{number}") for number in range(40)])
-        position, travelled = RingPosition(0), 0
-        while travelled < store.ring_size:
-            page = store.read_available(position, limit=3, prefix="")
+        position, travelled = Position(0), 0
+        while travelled < store.positions:
+            page = store.read_candidates(position, limit=3, prefix="")
             assert len(page.candidates) <= 3
             position, travelled = page.next, travelled + page.distance
 
@@ -431,17 +460,17 @@ class StoreContract:
 
     def test_a_sandbox_leaves_the_ring_and_returns_to_it_with_its_status(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
-        stale = domain.go_stale(sandbox, now=START, last_seen=None)
-        store.update(sandbox, stale)
+        store.commit(add_of(sandbox))
+        stale = go_stale(sandbox, by=BY, now=START, last_seen=None).result
+        store.commit(change_of(sandbox, stale))
         assert walk_ring(store, limit=10) == []
         back = replace(stale, status=Status.AVAILABLE, status_order=77, version=stale.version + 1)
-        store.update(stale, back)
-        assert walk_ring(store, limit=10) == [make_candidate(back)]
+        store.commit(change_of(stale, back))
+        assert walk_ring(store, limit=10) == [candidate_of(back)]
 
     def test_a_candidate_shows_an_account_id_that_is_set(self, store: SandboxStore) -> None:
-        store.add(make_sandbox(sfdc_account_id="001X", version=5))
-        assert walk_ring(store, limit=1)[0] == make_candidate(make_sandbox(sfdc_account_id="001X", version=5))
+        store.commit(add_of(make_sandbox(sfdc_account_id="001X", version=5)))
+        assert walk_ring(store, limit=1)[0] == candidate_of(make_sandbox(sfdc_account_id="001X", version=5))
 
     # -- allocating
 
@@ -453,7 +482,7 @@ class StoreContract:
             last_track_id="earlier",
             last_lease_id="earlier-lease",
         )
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         held, claim = take(store, sandbox, track_name="intro", sfdc_account_id="001X")
         assert store.get(sandbox.sandbox_id) == held
         assert held.dirty
@@ -464,67 +493,72 @@ class StoreContract:
         first, second = make_sandbox("first"), make_sandbox("second")
         add_all(store, first, second)
         _, claim = take(store, first)
-        answer = store.allocate(make_candidate(second), make_claim(second), token=fresh_token())
+        answer = store.allocate(candidate_of(second), make_claim(second), by=BY, token=fresh_token())
         assert answer == ClaimHeld(claim)
         assert store.get("second") == second
 
     def test_a_held_claim_is_reported_before_a_lost_candidate(self, store: SandboxStore) -> None:
         first = make_sandbox("first")
-        store.add(first)
+        store.commit(add_of(first))
         _, claim = take(store, first)
-        gone = make_candidate(make_sandbox("gone"))
-        assert store.allocate(gone, make_claim(gone), token=fresh_token()) == ClaimHeld(claim)
+        gone = candidate_of(make_sandbox("gone"))
+        assert store.allocate(gone, make_claim(gone), by=BY, token=fresh_token()) == ClaimHeld(claim)
 
     def test_a_candidate_at_another_version_is_gone_and_no_claim_is_written(self, store: SandboxStore) -> None:
         sandbox = make_sandbox(version=2, name="renamed")
-        store.add(sandbox)
-        shown = replace(make_candidate(sandbox), version=1)
-        assert store.allocate(shown, make_claim(shown), token=fresh_token()) == CandidateGone(sandbox)
+        store.commit(add_of(sandbox))
+        shown = replace(candidate_of(sandbox), version=1)
+        assert store.allocate(shown, make_claim(shown), by=BY, token=fresh_token()) == CandidateGone(sandbox)
         assert store.get_claim("track-1", "track-1") is None
         assert store.get(sandbox.sandbox_id) == sandbox
 
     @pytest.mark.parametrize("status", [status for status in Status if status is not Status.AVAILABLE])
     def test_a_candidate_in_any_other_status_is_gone(self, store: SandboxStore, status: Status) -> None:
         sandbox = make_sandbox(status=status)
-        store.add(sandbox)
-        shown = make_candidate(sandbox)
-        assert store.allocate(shown, make_claim(shown), token=fresh_token()) == CandidateGone(sandbox)
+        store.commit(add_of(sandbox))
+        shown = candidate_of(sandbox)
+        assert store.allocate(shown, make_claim(shown), by=BY, token=fresh_token()) == CandidateGone(sandbox)
         assert store.get_claim("track-1", "track-1") is None
 
     def test_a_candidate_without_a_record_is_gone(self, store: SandboxStore) -> None:
-        shown = make_candidate(make_sandbox())
-        assert store.allocate(shown, make_claim(shown), token=fresh_token()) == CandidateGone(None)
+        shown = candidate_of(make_sandbox())
+        assert store.allocate(shown, make_claim(shown), by=BY, token=fresh_token()) == CandidateGone(None)
         assert store.get_claim("track-1", "track-1") is None
         assert store.get(shown.sandbox_id) is None
 
     def test_the_same_request_under_its_token_is_applied_once(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
-        candidate, claim = make_candidate(sandbox), make_claim(sandbox)
+        store.commit(add_of(sandbox))
+        candidate, claim = candidate_of(sandbox), make_claim(sandbox)
         token = fresh_token()
-        assert store.allocate(candidate, claim, token=token) == Allocated()
-        assert store.allocate(candidate, claim, token=token) in {Allocated(), ClaimHeld(claim)}
-        assert store.get(sandbox.sandbox_id) == domain.allocate(sandbox, claim)
+        assert store.allocate(candidate, claim, by=BY, token=token) == Allocated()
+        assert store.allocate(candidate, claim, by=BY, token=token) in {Allocated(), ClaimHeld(claim)}
+        assert store.get(sandbox.sandbox_id) == held_under(sandbox, claim)
 
     def test_the_same_request_under_another_token_shows_its_own_claim(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         _, claim = take(store, sandbox)
-        assert store.allocate(make_candidate(sandbox), claim, token=fresh_token()) == ClaimHeld(claim)
+        assert store.allocate(candidate_of(sandbox), claim, by=BY, token=fresh_token()) == ClaimHeld(claim)
 
-    @given(claim=st.builds(make_claim, st.just(make_sandbox()), PRINTABLE, idempotency_key=PRINTABLE,
-                           track_name=st.none() | ANY_TEXT, sfdc_account_id=st.none() | ANY_TEXT))  # fmt: skip
+    @given(
+        names=st.tuples(PRINTABLE, PRINTABLE),
+        track_name=st.none() | ANY_TEXT,
+        sfdc_account_id=st.none() | ANY_TEXT,
+    )
     @settings(SHARED_STORE, max_examples=25)
-    def test_every_field_of_a_claim_survives_storage(self, store: SandboxStore, claim: Claim) -> None:
-        sandbox = make_sandbox()
-        store.add(sandbox)
-        assert store.allocate(make_candidate(sandbox), claim, token=fresh_token()) == Allocated()
-        assert store.get_claim(claim.track_id, claim.idempotency_key) == claim
-        assert store.read_claims(claim.track_id) == [claim]
-        held = domain.allocate(sandbox, claim)
-        store.end_allocation(held, ended(held))
-        store.remove(ended(held))
-        assert store.read_claims(claim.track_id) == []
+    def test_every_field_of_a_claim_survives_storage(
+        self, store: SandboxStore, names: tuple[str, str], track_name: str | None, sfdc_account_id: str | None
+    ) -> None:
+        sandbox = make_sandbox(f"sbx-{next(_tokens)}", sfdc_account_id=sfdc_account_id)
+        store.commit(add_of(sandbox))
+        track_id, key = names
+        held, claim = take(store, sandbox, track_id, idempotency_key=key, track_name=track_name)
+        assert store.get_claim(track_id, key) == claim
+        assert store.read_claims(track_id) == [claim]
+        store.commit(ending(held))
+        store.commit(removal_of(ended(held)))
+        assert store.read_claims(track_id) == []
 
     def test_claims_of_tracks_with_odd_names_never_mix(self, store: SandboxStore) -> None:
         names = [
@@ -539,23 +573,23 @@ class StoreContract:
         claims = {}
         for number, (track_id, key) in enumerate(names):
             sandbox = make_sandbox(f"sbx-{number}")
-            store.add(sandbox)
+            store.commit(add_of(sandbox))
             _, claims[track_id, key] = take(store, sandbox, track_id, idempotency_key=key)
         for (track_id, key), claim in claims.items():
             assert store.get_claim(track_id, key) == claim
-            mine = sorted(store.read_claims(track_id), key=lambda each: each.idempotency_key)
+            mine = sorted(store.read_claims(track_id), key=lambda each: each.lease.idempotency_key)
             assert mine == sorted(
                 (each for (owner, _), each in claims.items() if owner == track_id),
-                key=lambda each: each.idempotency_key,
+                key=lambda each: each.lease.idempotency_key,
             )
 
     # -- ending an allocation
 
     def test_ending_an_allocation_writes_the_sandbox_and_deletes_the_claim(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
-        store.end_allocation(held, ended(held))
+        store.commit(ending(held))
         assert store.get(sandbox.sandbox_id) == ended(held)
         assert store.get_claim("track-1", "track-1") is None
 
@@ -563,63 +597,63 @@ class StoreContract:
         first, second = make_sandbox("first"), make_sandbox("second")
         add_all(store, first, second)
         held, _ = take(store, first)
-        store.end_allocation(held, ended(held))
+        store.commit(ending(held))
         _, claim = take(store, second)
         assert store.get_claim("track-1", "track-1") == claim
 
     def test_a_missing_claim_does_not_keep_an_allocation_from_ending(self, store: SandboxStore) -> None:
-        held = domain.allocate(make_sandbox(), make_claim(make_sandbox()))
-        store.add(held)
-        store.end_allocation(held, ended(held))
+        held = held_under(make_sandbox(), make_claim(make_sandbox()))
+        store.commit(add_of(held))
+        store.commit(ending(held))
         assert store.get(held.sandbox_id) == ended(held)
 
     def test_the_claim_of_another_lease_outlives_the_end_of_an_allocation(self, store: SandboxStore) -> None:
-        orphan = domain.allocate(make_sandbox("orphan"), make_claim(make_sandbox("orphan")))
+        orphan = held_under(make_sandbox("orphan"), make_claim(make_sandbox("orphan")))
         other = make_sandbox("other")
         add_all(store, orphan, other)
         _, claim = take(store, other)
-        store.end_allocation(orphan, ended(orphan))
+        store.commit(ending(orphan))
         assert store.get("orphan") == ended(orphan)
         assert store.get_claim("track-1", "track-1") == claim
 
     def test_an_allocation_that_another_ended_is_a_conflict_that_shows_it(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
-        theirs = domain.end_allocation(held, reason=DeletionReason.EXPIRED, now=START + 1)
-        store.end_allocation(held, theirs)
+        theirs = end(held, reason=DeletionReason.EXPIRED, by=BY, now=START + 1).result
+        store.commit(change_of(held, theirs))
         with pytest.raises(Conflict) as conflict:
-            store.end_allocation(held, ended(held))
+            store.commit(ending(held))
         assert conflict.value.current == theirs
 
     def test_the_end_of_one_lease_never_ends_the_next(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
         waiting = ended(held)
-        store.end_allocation(held, waiting)
+        store.commit(change_of(held, waiting))
         free = replace(waiting, status=Status.AVAILABLE, dirty=False, version=waiting.version + 1)
-        store.update(waiting, free)
+        store.commit(change_of(waiting, free))
         again, claim = take(store, free, lease_id="next-lease")
         with pytest.raises(Conflict) as conflict:
-            store.end_allocation(held, ended(held))
+            store.commit(ending(held))
         assert conflict.value.current == again
         assert store.get_claim("track-1", "track-1") == claim
 
     def test_the_end_of_an_allocation_that_is_sent_again_succeeds(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
-        store.end_allocation(held, ended(held))
-        store.end_allocation(held, ended(held))
+        store.commit(ending(held))
+        store.commit(ending(held))
         assert store.get(sandbox.sandbox_id) == ended(held)
 
     def test_ending_the_allocation_of_a_removed_record_is_a_conflict_with_nothing_to_show(
         self, store: SandboxStore
     ) -> None:
-        held = domain.allocate(make_sandbox(), make_claim(make_sandbox()))
+        held = held_under(make_sandbox(), make_claim(make_sandbox()))
         with pytest.raises(Conflict) as conflict:
-            store.end_allocation(held, ended(held))
+            store.commit(ending(held))
         assert conflict.value.current is None
         assert store.get(held.sandbox_id) is None
 
@@ -640,11 +674,11 @@ class StoreContract:
 
     def test_what_is_due_follows_the_order_of_the_record(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         held, claim = take(store, sandbox)
-        assert list(store.read_due(Status.ALLOCATED, until=claim.expires_at - 1)) == []
-        assert list(store.read_due(Status.ALLOCATED, until=claim.expires_at)) == [sandbox.sandbox_id]
-        store.end_allocation(held, ended(held))
+        assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at - 1)) == []
+        assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at)) == [sandbox.sandbox_id]
+        store.commit(ending(held))
         assert list(store.read_due(Status.ALLOCATED, until=ORDER_LIMIT)) == []
         assert list(store.read_due(Status.PENDING_DELETION, until=ended(held).status_order)) == [sandbox.sandbox_id]
 
@@ -717,10 +751,10 @@ class StoreContract:
 
     def test_a_candidate_whose_record_cannot_be_read_is_gone_and_left_as_it_is(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         bare(store).spoil(sandbox.sandbox_id)
-        shown = make_candidate(sandbox)
-        assert store.allocate(shown, make_claim(shown), token=fresh_token()) == CandidateGone(None)
+        shown = candidate_of(sandbox)
+        assert store.allocate(shown, make_claim(shown), by=BY, token=fresh_token()) == CandidateGone(None)
         assert store.get_claim("track-1", "track-1") is None
         assert store.count()[Status.AVAILABLE] == 1
 
@@ -728,12 +762,12 @@ class StoreContract:
         held, _ = take(store, add_new(store))
         bare(store).spoil(held.sandbox_id)
         earlier = replace(held, version=held.version - 1)
-        stale = replace(earlier, status=Status.STALE)
+        stale = make_sandbox(status=Status.STALE, version=earlier.version)
         writes: list[Callable[[], None]] = [
-            lambda: store.add(make_sandbox(version=9)),
-            lambda: store.update(stale, replace(stale, version=9)),
-            lambda: store.remove(stale),
-            lambda: store.end_allocation(earlier, ended(earlier)),
+            lambda: store.commit(add_of(make_sandbox(version=9))),
+            lambda: store.commit(change_of(stale, replace(stale, version=9))),
+            lambda: store.commit(removal_of(stale)),
+            lambda: store.commit(ending(earlier)),
         ]
         for write in writes:
             with pytest.raises(UnreadableRecord):
@@ -748,7 +782,7 @@ class StoreContract:
         reads: list[Callable[[], object]] = [
             lambda: store.get_claim("track-1", "track-1"),
             lambda: store.read_claims("track-1"),
-            lambda: store.allocate(make_candidate(second), make_claim(second), token=fresh_token()),
+            lambda: store.allocate(candidate_of(second), make_claim(second), by=BY, token=fresh_token()),
         ]
         for read in reads:
             with pytest.raises(UnreadableRecord) as raised:
@@ -774,10 +808,13 @@ class StoreContract:
         assert store.read_pauses() == Pauses()
 
     def test_setting_a_pause_leaves_the_others(self, store: SandboxStore) -> None:
-        assert store.set_pauses({"sync": True, "expire": True}) == Pauses(sync=True, expire=True)
-        assert store.set_pauses({"sync": False, "allocate": True}) == Pauses(allocate=True, expire=True)
-        assert store.set_pauses({}) == Pauses(allocate=True, expire=True)
-        assert store.read_pauses() == Pauses(allocate=True, expire=True)
+        mine, theirs = Pause(by="op", since=START), Pause(by="admin", since=START + 1)
+        first = store.set_pauses(Pauses(), Pauses(sync=mine, expire=mine))
+        assert first == Pauses(sync=mine, expire=mine)
+        second = store.set_pauses(first, Pauses(allocate=theirs, expire=mine))
+        assert second == Pauses(allocate=theirs, expire=mine)
+        assert store.set_pauses(Pauses(), Pauses(cleanup=theirs)) == replace(second, cleanup=theirs)
+        assert store.read_pauses() == replace(second, cleanup=theirs)
 
     def test_a_ping_tells_the_time_or_nothing(self, store: SandboxStore) -> None:
         told = store.ping().time
@@ -808,7 +845,7 @@ class StoreContract:
         self, store: SandboxStore, status: Status
     ) -> None:
         assert not store.has_sandboxes()
-        store.add(make_sandbox(status=status))
+        store.commit(add_of(make_sandbox(status=status)))
         assert store.has_sandboxes()
 
 
@@ -819,7 +856,7 @@ class ConcurrentStoreContract(StoreContract):
         free = [make_sandbox(f"sbx-{number}") for number in range(6)]
         add_all(store, *free)
         requests = [
-            (make_candidate(each), make_claim(each, f"track-{number}", idempotency_key=each.sandbox_id))
+            (candidate_of(each), make_claim(each, f"track-{number}", idempotency_key=each.sandbox_id))
             for each in free
             for number in range(8)
         ]
@@ -832,7 +869,7 @@ class ConcurrentStoreContract(StoreContract):
             ]
             winners = [claim for claim, answer in mine if answer == Allocated()]
             assert len(winners) == 1
-            held = domain.allocate(sandbox, winners[0])
+            held = held_under(sandbox, winners[0])
             assert store.get(sandbox.sandbox_id) == held
             assert [answer for _, answer in mine if answer != Allocated()] == [CandidateGone(held)] * 7
         assert sum(len(store.read_claims(f"track-{number}")) for number in range(8)) == len(free)
@@ -842,7 +879,7 @@ class ConcurrentStoreContract(StoreContract):
     ) -> None:
         free = [make_sandbox(f"sbx-{number}") for number in range(12)]
         add_all(store, *free)
-        answers = at_once([partial(settle, store, make_candidate(each), make_claim(each)) for each in free])
+        answers = at_once([partial(settle, store, candidate_of(each), make_claim(each)) for each in free])
         claim = store.get_claim("track-1", "track-1")
         assert claim is not None
         assert answers.count(Allocated()) == 1
@@ -851,18 +888,18 @@ class ConcurrentStoreContract(StoreContract):
 
     def test_of_many_that_end_an_allocation_one_does(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
         held, _ = take(store, sandbox)
 
-        def end(now: int) -> Sandbox | None:
-            mine = domain.end_allocation(held, reason=DeletionReason.MARKED, now=now)
+        def give_back(now: int) -> Sandbox | None:
+            mine = end(held, reason=DeletionReason.MARKED, by=BY, now=now)
             try:
-                store.end_allocation(held, mine)
+                store.commit(mine)
             except Conflict as conflict:
                 return conflict.current
-            return mine
+            return mine.result
 
-        after = at_once([partial(end, now) for now in range(START, START + 12)])
+        after = at_once([partial(give_back, now) for now in range(START, START + 12)])
         assert set(after) == {store.get(sandbox.sandbox_id)}
         assert store.get_claim("track-1", "track-1") is None
 
@@ -870,7 +907,7 @@ class ConcurrentStoreContract(StoreContract):
         def add(number: int) -> bool:
             others = [make_sandbox(f"other-{number}")] if number % 2 else []
             try:
-                store.add(make_sandbox(f"sbx-{number}", external_id="uuid-0a"), *others)
+                store.commit(*map(add_of, [make_sandbox(f"sbx-{number}", external_id="uuid-0a"), *others]))
             except Conflict:
                 return False
             return True
@@ -884,11 +921,11 @@ class ConcurrentStoreContract(StoreContract):
 
     def test_of_many_updates_of_one_version_one_is_written(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
-        store.add(sandbox)
+        store.commit(add_of(sandbox))
 
         def rename(name: str) -> str | None:
             try:
-                store.update(sandbox, replace(sandbox, version=2, name=name))
+                store.commit(change_of(sandbox, replace(sandbox, version=2, name=name)))
             except Conflict:
                 return None
             return name
@@ -914,7 +951,7 @@ def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:
 def settle(store: SandboxStore, candidate: Candidate, claim: Claim) -> AllocateAnswer:
     """Allocate until nobody else is in the way."""
     for _ in range(1000):
-        answer = store.allocate(candidate, claim, token=fresh_token())
+        answer = store.allocate(candidate, claim, by=BY, token=fresh_token())
         if not isinstance(answer, Contended):
             return answer
     pytest.fail("the records stayed contended")

@@ -25,18 +25,14 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import Status
-from broker_common.core.errors import (
-    BrokerError,
-    OutcomeUnknown,
-    StoreMisconfigured,
-    StoreRejected,
-    StoreUnavailable,
-)
-from broker_common.core.ports import AllocateAnswer, Allocated, Contended, RingPosition, Watermark
+from broker_common.core.errors import BrokerError, OutcomeUnknown, StoreMisconfigured, StoreRejected, StoreUnavailable
+from broker_common.core.facts import PoolFact, PoolFactKind
+from broker_common.core.lease import candidate_of
+from broker_common.core.sandbox import Status
+from broker_common.core.store import AllocateAnswer, Allocated, Contended, Pause, Pauses, Position, Watermark
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.suite import SHARED_STORE
-from tests.fakes import FakeClock, RecordingRecorder, make_candidate, make_claim, make_sandbox
+from tests.fakes import BY, FakeClock, RecordingRecorder, add_of, change_of, make_claim, make_sandbox, removal_of
 from tests.raw_dynamodb import Behaviour, Exchange, RawDynamoDB, raw_dynamodb, whole
 
 if TYPE_CHECKING:
@@ -45,19 +41,20 @@ if TYPE_CHECKING:
     from broker_common.core.ports import Clock
 
 FREE = make_sandbox("1")
-HELD = make_sandbox("1", status=Status.ALLOCATED, allocated_to_track="t", idempotency_key="t", lease_id="l", dirty=True)
+HELD = make_sandbox("1", status=Status.ALLOCATED)
+PAUSED = PoolFact(kind=PoolFactKind.PAUSED, fact_id="f", at=1, principal="op", details={"operation": "sync"})
 ITEM = json.dumps({"Item": encode_sandbox(FREE, 4)}).encode()
 
 
 def allocate(store: DynamoStore) -> AllocateAnswer:
-    return store.allocate(make_candidate(FREE), make_claim(FREE), token="t")
+    return store.allocate(candidate_of(FREE), make_claim(FREE), by=BY, token="t")
 
 
 READS: dict[str, Callable[[DynamoStore], object]] = {
     "get": lambda store: store.get("1"),
     "get_claim": lambda store: store.get_claim("t", "t"),
     "read_claims": lambda store: store.read_claims("t"),
-    "read_available": lambda store: store.read_available(RingPosition(0), limit=5, prefix=""),
+    "read_candidates": lambda store: store.read_candidates(Position(0), limit=5, prefix=""),
     "read_all": lambda store: store.read_all(),
     "read_due": lambda store: list(store.read_due(Status.STALE, until=5)),
     "list_sandboxes": lambda store: store.list_sandboxes(None, limit=5, cursor=None),
@@ -65,16 +62,23 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "oldest_pending_deletion": lambda store: store.oldest_pending_deletion(),
     "read_watermark": lambda store: store.read_watermark(),
     "read_pauses": lambda store: store.read_pauses(),
+    "read_removed": lambda store: store.read_removed(["1"]),
+    "read_history": lambda store: store.read_history("1", limit=5, cursor=None),
+    "read_feed": lambda store: store.read_feed(since=0, cursor=None, limit=5),
+    "has_sandboxes": lambda store: store.has_sandboxes(),
     "ping": lambda store: store.ping(),
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "allocate": allocate,
-    "end_allocation": lambda store: store.end_allocation(HELD, make_sandbox("1", version=2)),
-    "add": lambda store: store.add(FREE),
-    "update": lambda store: store.update(FREE, make_sandbox("1", version=2)),
-    "remove": lambda store: store.remove(FREE),
+    "end_allocation": lambda store: store.commit(change_of(HELD, make_sandbox("1", version=2))),
+    "add": lambda store: store.commit(add_of(FREE)),
+    "update": lambda store: store.commit(change_of(FREE, make_sandbox("1", version=2))),
+    "remove": lambda store: store.commit(removal_of(FREE)),
     "write_watermark": lambda store: store.write_watermark(Watermark(1, 1)),
-    "set_pauses": lambda store: store.set_pauses({"sync": True}),
+    "set_pauses": lambda store: store.set_pauses(Pauses(), Pauses(sync=Pause(by="op", since=1)), PAUSED),
+    "record": lambda store: store.record(PAUSED),
+    "record_accounts": lambda store: store.record_accounts(FREE),
+    "finish_upgrade": lambda store: store.finish_upgrade(),
 }
 CALLS = READS | WRITES
 
@@ -412,7 +416,7 @@ def test_every_error_that_an_operation_may_answer_has_its_meaning() -> None:
 def test_a_client_token_that_another_request_used_is_replaced(engine: RawDynamoDB, store: DynamoStore) -> None:
     began = len(engine.requests)
     engine.behave = in_turn(failing("IdempotentParameterMismatchException"), keeping(whole(b"{}")))
-    store.end_allocation(HELD, make_sandbox("1", version=2))
+    store.commit(change_of(HELD, make_sandbox("1", version=2)))
     first, second = (each.request.pop("ClientRequestToken") for each in engine.requests[began:])
     assert first != second
     assert engine.requests[began].request == engine.requests[began + 1].request
@@ -421,7 +425,7 @@ def test_a_client_token_that_another_request_used_is_replaced(engine: RawDynamoD
 def test_a_refusal_after_a_lost_answer_leaves_the_outcome_unknown(engine: RawDynamoDB, store: DynamoStore) -> None:
     engine.behave = in_turn(once(b""), failing("ThrottlingException"))
     with pytest.raises(OutcomeUnknown):
-        store.add(FREE)
+        store.commit(add_of(FREE))
 
 
 @pytest.mark.parametrize(
@@ -438,10 +442,10 @@ def test_a_refusal_after_a_lost_answer_leaves_the_outcome_unknown(engine: RawDyn
 def test_a_cancelled_transaction_means_what_its_reasons_say(
     engine: RawDynamoDB, store: DynamoStore, codes: list[str], kind: type[BrokerError]
 ) -> None:
-    reasons = [{"Code": code} for code in [*codes, "None"][:2]]
+    reasons = [{"Code": code} for code in [*codes, "None", "None"][:3]]
     engine.behave = failing("TransactionCanceledException", CancellationReasons=reasons)
     with pytest.raises(BrokerError) as raised:
-        store.end_allocation(HELD, make_sandbox("1", version=2))
+        store.commit(change_of(HELD, make_sandbox("1", version=2)))
     assert type(raised.value) is kind
     if kind is StoreMisconfigured:
         with pytest.raises(StoreMisconfigured):
@@ -488,7 +492,9 @@ BODIES = st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encod
     spoilt=st.booleans(),
 )
 @example(call="list_sandboxes", body=b'{"Items": [{}]}', status=200, spoilt=False)
-@example(call="read_available", body=b'{"Items": [], "LastEvaluatedKey": {"PK": {"S": "x"}}}', status=200, spoilt=False)
+@example(
+    call="read_candidates", body=b'{"Items": [], "LastEvaluatedKey": {"PK": {"S": "x"}}}', status=200, spoilt=False
+)
 @settings(SHARED_STORE, max_examples=150)
 def test_no_answer_whatever_it_is_makes_a_call_fail_but_in_ways_that_its_callers_know(  # noqa: PLR0917 - by name
     engine: RawDynamoDB, store: DynamoStore, call: str, body: bytes, status: int, spoilt: bool

@@ -130,7 +130,8 @@ def environment(name: str, tokens: Path) -> dict[str, str]:
             environ[variable["name"]] = SECRETS[reference["name"], reference["key"]]
     mounts = {mount["name"]: mount["mountPath"] for mount in given["volumeMounts"]}
     for volume in pod(name)["volumes"]:
-        for item in volume.get("secret", {}).get("items", []):
+        secret = volume.get("secret", {})
+        for item in [] if secret.get("optional") else secret.get("items", []):
             mounted = f"{mounts[volume['name']]}/{item['path']}"
             (variable,) = [key for key, value in environ.items() if value == mounted]
             environ[variable] = str(tokens / item["key"])
@@ -317,6 +318,13 @@ def test_the_api_has_as_long_to_stop_as_it_may_take(tokens: Path) -> None:
 def test_a_worker_has_as_long_to_stop_as_its_longest_task_may_take(name: str, tokens: Path) -> None:
     limit = longest_task_sec(environment(name, tokens), queues(name))
     assert pod(name)["terminationGracePeriodSeconds"] > limit
+
+
+def test_named_tokens_are_mounted_where_the_settings_say() -> None:
+    (path,) = re.findall(r"^# BROKER_TOKENS_FILE=(.*)$", (BASE / "settings.env").read_text(), re.MULTILINE)
+    mounts = {mount["name"]: mount["mountPath"] for mount in container("broker-api")["volumeMounts"]}
+    optional = [volume for volume in pod("broker-api")["volumes"] if volume.get("secret", {}).get("optional")]
+    assert [f"{mounts[each['name']]}/{item['path']}" for each in optional for item in each["secret"]["items"]] == [path]
 
 
 def test_the_secrets_that_are_referred_to_are_those_that_the_kustomization_names() -> None:

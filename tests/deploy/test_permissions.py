@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -103,6 +105,17 @@ def listed(process: str) -> set[tuple[str, str]]:
     }
 
 
+def read_to_the_last_page(stack: Stack, path: str) -> None:
+    """Follow the cursors of a listing: its last part may need other permissions than its first."""
+    cursor = None
+    while True:
+        answer = stack.as_admin("GET", path, params={"limit": "5"} | ({"cursor": cursor} if cursor else {}))
+        assert answer.status_code == 200, answer.text
+        cursor = answer.json()["cursor"]
+        if cursor is None:
+            return
+
+
 def use_everything(stack: Stack) -> None:
     """Do all that tracks, operators and jobs can have done to the table."""
 
@@ -127,12 +140,17 @@ def use_everything(stack: Stack) -> None:
 
     stack.accept_table()  # the one that all know already
 
-    for status in ("", "?status=available", "?track_id=a-track"):
-        assert stack.as_admin("GET", f"/sandboxes{status}").status_code == 200
+    for status in ("", "?status=available", "?track_id=a-track", "?name=lab&sort=-created_at"):
+        read_to_the_last_page(stack, f"/sandboxes{status}")
+    read_to_the_last_page(stack, f"/sandboxes/{held['sandbox_id']}/history")
+    assert stack.as_admin("GET", "/events").json()["count"] > 0
     assert stack.as_admin("GET", "/stats").json()["total"] == 20
     released = allocate("released")
     body = {"lease_id": released["lease_id"]}
     assert stack.as_admin("POST", f"/sandboxes/{released['sandbox_id']}/release", json=body).status_code == 200
+    kept = allocate("quarantined")["sandbox_id"]
+    assert stack.as_admin("POST", f"/sandboxes/{kept}/quarantine", json={"reason": "a test"}).status_code == 200
+    assert stack.as_admin("DELETE", f"/sandboxes/{kept}/quarantine").status_code == 200
     free = [each["sandbox_id"] for each in stack.as_admin("GET", "/sandboxes?status=available").json()["sandboxes"]]
     for sandbox_id in free[:3]:
         path = f"/sandboxes/{sandbox_id}/quarantine"
@@ -153,6 +171,17 @@ def use_everything(stack: Stack) -> None:
     stack.accept_table()
 
 
+def operate(plan: Plan, *words: str, **env: str) -> None:
+    """Run the operator's command."""
+    command = (sys.executable, "-m", "broker_common.cli", *words)
+    subprocess.run(command, env={**plan.env, **env}, check=True, timeout=60)
+
+
+def check_in_the_pod_of(process: str, plan: Plan, its_gate: Gate) -> None:
+    """Run `broker check` with the rights of a process, as the runbook says."""
+    operate(plan, "check", "--process", process, DDB_ENDPOINT_URL=its_gate.url)
+
+
 @pytest.fixture(scope="module")
 def needed(ministack_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[tuple[str, str]]]]:
     """Yield what the processes of a broker that did everything have needed."""
@@ -169,6 +198,9 @@ def needed(ministack_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         here = SETTINGS | {"DDB_ENDPOINT_URL": operator.url}
         with Stack(tmp_path_factory.mktemp("stack"), here, with_flower=True, services=services) as stack:
             use_everything(stack)
+            for process in ("api", "worker"):
+                check_in_the_pod_of(process, stack.plan, of[process])
+            operate(stack.plan, "upgrade", "finish")
         yield {"operator": operator.needed} | {name: each.needed for name, each in of.items()}
 
 

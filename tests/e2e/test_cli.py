@@ -9,9 +9,11 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import boto3
 import click
 import pytest
 import requests
@@ -19,13 +21,15 @@ from click.testing import CliRunner, Result
 
 from broker_common.cli import commands
 from broker_common.cli.commands import main
-from deploy.dev.processes import free_ports
+from deploy.dev.processes import free_ports, wait_until
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
 from tests.fakes import START, FakeClock
 from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from mypy_boto3_dynamodb import DynamoDBClient
 
 
 @pytest.fixture
@@ -39,6 +43,18 @@ def broker(stack: Stack, aws_environment: dict[str, str]) -> Callable[..., Resul
     return run
 
 
+@pytest.fixture
+def dynamodb(stack: Stack) -> DynamoDBClient:
+    """Return what changes the broker's table behind its back."""
+    return boto3.client(
+        "dynamodb",
+        region_name="us-east-1",
+        endpoint_url=stack.plan.env["DDB_ENDPOINT_URL"],
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+
+
 def lines(result: Result) -> list[list[str]]:
     return [line.split() for line in result.stdout.splitlines()]
 
@@ -47,7 +63,7 @@ def test_check_has_a_line_for_each_part_that_is_right(broker: Callable[..., Resu
     result = broker("check")
     assert result.exit_code == 0, result.output
     assert [words[:2] for words in lines(result)] == [
-        [part, "OK"] for part in ("api", "settings", "table", "index", "redis", "provider")
+        [part, "OK"] for part in ("api", "settings", "table", "index", "history", "redis", "provider")
     ]
     assert "counts 20 sandboxes" in result.stdout
     assert "lists 20 sandbox accounts" in result.stdout
@@ -77,8 +93,12 @@ def test_check_says_what_to_do_about_a_part_that_is_wrong(
 @pytest.mark.parametrize(
     ("process", "lacks", "parts"),
     [
-        ("api", ("CSP_BASE_URL", "CSP_API_TOKEN"), ["settings", "table", "index", "redis"]),
-        ("worker", ("BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN"), ["settings", "table", "index", "redis", "provider"]),
+        ("api", ("CSP_BASE_URL", "CSP_API_TOKEN"), ["settings", "table", "index", "history", "redis"]),
+        (
+            "worker",
+            ("BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN"),
+            ["settings", "table", "index", "history", "redis", "provider"],
+        ),
         ("beat", ("CSP_API_TOKEN", "BROKER_API_TOKEN", "DDB_ENDPOINT_URL"), ["settings", "redis"]),
     ],
 )
@@ -94,7 +114,7 @@ def test_what_is_reached_by_a_part_that_is_wrong_is_not_blamed(broker: Callable[
     assert result.exit_code == 1
     of_parts = {words[0]: " ".join(words[2:]) for words in lines(result)}
     assert "nobody-s" in of_parts["table"]
-    assert of_parts["index"] == "not looked at before table is right"
+    assert of_parts["index"] == of_parts["history"] == "not looked at before table is right"
     assert of_parts["provider"] == "not looked at before redis is right"
 
 
@@ -105,6 +125,55 @@ def test_check_says_by_how_much_the_clock_is_wrong(
     told = broker("check", "--process", "api")
     assert told.exit_code == 1
     assert re.search(r"^table     FAIL this machine's clock is -\d+ s from the table's", told.stdout, re.MULTILINE)
+
+
+def test_check_fails_where_facts_are_kept_for_ever_until_the_table_is_created_again(
+    broker: Callable[..., Result], dynamodb: DynamoDBClient
+) -> None:
+    def line_of_history() -> str:
+        result = broker("check", "--process", "api")
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith("history")]
+        return f"{result.exit_code} {line}"
+
+    assert re.fullmatch(r"0 history +OK +facts are removed when they are older than 1 d", line_of_history())
+    dynamodb.update_time_to_live(
+        TableName="SandboxPool", TimeToLiveSpecification={"Enabled": False, "AttributeName": "ttl"}
+    )
+    assert line_of_history().startswith("1 history   FAIL SandboxPool keeps facts for ever: its TTL is not on")
+    assert "run `broker table create`" in line_of_history()
+    assert broker("table", "create").stdout == "table SandboxPool was there already\n"
+    assert line_of_history().startswith("0 history   OK")
+
+
+def test_history_is_refused_until_the_upgrade_is_finished(
+    broker: Callable[..., Result], dynamodb: DynamoDBClient, stack: Stack
+) -> None:
+    (sandbox_id, *_), *_ = lines(broker("sandboxes", "--status", "available"))[1:]
+    # As the release before left it.
+    dynamodb.update_item(
+        TableName="SandboxPool",
+        Key={"PK": {"S": "POOL"}, "SK": {"S": "CONFIG"}},
+        UpdateExpression="REMOVE upgrade_finished",
+    )
+    assert wait_until(lambda: broker("sandbox", "history", sandbox_id).exit_code == 1, 20)
+    assert "503 UPGRADE_UNFINISHED" in broker("events").stderr
+    assert "`broker upgrade finish`" in broker("events").stderr
+    assert "once no older release runs: `broker upgrade finish`" in broker("check", "--process", "api").stdout
+    held = stack.as_track("while-unfinished", "POST", "/allocate").json()["sandbox_id"]
+    assert "503 UPGRADE_UNFINISHED" in broker("sandbox", "quarantine", held, "--reason", "slow").stderr
+
+    for _ in range(2):
+        assert broker("upgrade", "finish").stdout == "the upgrade is finished: every process knows within 5 s\n"
+    assert wait_until(lambda: broker("sandbox", "history", held).exit_code == 0, 20)
+    # Each process of the API learns of it by itself.
+    assert wait_until(lambda: all(broker("events").exit_code == 0 for _ in range(8)), 20)
+    assert "upgrade finish" not in broker("check", "--process", "api").stdout
+
+
+def test_an_upgrade_that_cannot_be_finished_is_told_in_one_line(broker: Callable[..., Result]) -> None:
+    told = broker("upgrade", "finish", DDB_ENDPOINT_URL="http://127.0.0.1:1")
+    assert told.exit_code == 1
+    assert re.fullmatch(r"Error: the upgrade is not finished: .+\n", told.stderr)
 
 
 def test_a_table_that_cannot_be_accepted_is_told_in_one_line_and_stays_as_it_is(broker: Callable[..., Result]) -> None:
@@ -148,7 +217,7 @@ def test_check_names_every_bad_setting_and_no_secret(broker: Callable[..., Resul
         ["api", "OK", "answers,"],
         ["settings", "FAIL", "CSP_API_TOKEN:"],
         ["settings", "FAIL", "K_CANDIDATES:"],
-        *([part, "FAIL", "not"] for part in ("table", "index", "redis", "provider")),
+        *([part, "FAIL", "not"] for part in ("table", "index", "history", "redis", "provider")),
     ]
     assert "two words" not in result.output
 
@@ -193,6 +262,39 @@ def test_sandboxes_are_listed_as_table_json_and_csv(stack: Stack, broker: Callab
     } == {"available"}
 
 
+def test_sandboxes_are_found_by_part_of_their_name_and_by_lab_and_sorted(
+    stack: Stack, broker: Callable[..., Result]
+) -> None:
+    held = [
+        stack.as_track(track, "POST", "/allocate", headers={"X-Instruqt-Track-ID": "a-lab"}).json()
+        for track in ("first-of-lab", "second-of-lab")
+    ]
+
+    def is_found(*words: str, expected: list[str]) -> bool:
+        shown = broker("sandboxes", *words, "--json").stdout.splitlines()
+        return [json.loads(line)["sandbox_id"] for line in shown] == expected
+
+    ids, name = sorted(each["sandbox_id"] for each in held), held[0]["name"]
+    # Each process of the API answers these from a copy of its own, which is up to five seconds old.
+    for words, expected in (
+        (("--lab", "a-lab"), ids),
+        (("--lab", "a-lab", "--sort", "-sandbox_id"), ids[::-1]),
+        (("--name", name[4:].upper(), "--track", "first-of-lab"), [held[0]["sandbox_id"]]),
+        (("--name", name, "--status", "available"), []),
+    ):
+        assert wait_until(partial(is_found, *words, expected=expected), 20), words
+    by_name = [row[1] for row in lines(broker("sandboxes", "--sort", "name"))[1:]]
+    assert by_name == sorted(by_name)
+    assert len(by_name) == 20
+
+
+def test_by_status_or_track_sandboxes_are_listed_as_they_are_now(stack: Stack, broker: Callable[..., Result]) -> None:
+    for track in ("just-now", "a-moment-later"):
+        held = stack.as_track(track, "POST", "/allocate").json()["sandbox_id"]
+        assert [row[0] for row in lines(broker("sandboxes", "--track", track))[1:]] == [held]
+        assert held in broker("sandboxes", "--status", "allocated").stdout
+
+
 def test_a_listing_goes_on_to_its_last_page(broker: Callable[..., Result], stack: Stack) -> None:
     listed = [words[0] for words in lines(broker("sandboxes"))[1:]]
     assert len(listed) == len(set(listed)) == stack.as_admin("GET", "/stats").json()["total"]
@@ -206,6 +308,96 @@ def test_a_sandbox_is_shown_with_every_field_and_its_times_in_words(
     assert shown.keys() == stack.as_admin("GET", f"/sandboxes/{held['sandbox_id']}").json().keys()
     assert shown["status"] == ["allocated"]
     assert (shown["expires_at"][0], shown["expires_at"][3]) == (str(held["expires_at"]), "in")
+
+
+def test_a_history_shows_what_happened_newest_first_and_by_whom(stack: Stack, broker: Callable[..., Result]) -> None:
+    held = stack.as_track("has-history", "POST", "/allocate").json()
+    stack.as_track("has-history", "POST", f"/sandboxes/{held['sandbox_id']}/mark-for-deletion")
+    told = broker("sandbox", "history", held["sandbox_id"])
+    marked, allocated, *_, added = told.stdout.splitlines()
+    assert re.search(r"sandbox\.marked +allocated → pending_deletion +has-history +by track", marked)
+    assert re.search(r"sandbox\.allocated +available → allocated .*expires_at=\d+", allocated)
+    assert re.search(r"sandbox\.added +- → available +by ", added)
+    facts = [
+        json.loads(line) for line in broker("sandbox", "history", held["sandbox_id"], "--json").stdout.splitlines()
+    ]
+    assert [fact["kind"] for fact in facts[:2]] == ["sandbox.marked", "sandbox.allocated"]
+    assert {fact["lease_id"] for fact in facts[:2]} == {held["lease_id"]}
+
+
+def test_events_are_shown_oldest_first_by_kind_and_by_track(stack: Stack, broker: Callable[..., Result]) -> None:
+    held = stack.as_track("makes-events", "POST", "/allocate").json()["sandbox_id"]
+    stack.as_admin("POST", "/pause", json={"sync": True})
+    stack.as_admin("POST", "/pause", json={"sync": False})
+    stack.as_track("makes-events", "POST", f"/sandboxes/{held}/mark-for-deletion")
+
+    def kinds(*words: str) -> list[str]:
+        result = broker("events", "--json", *words)
+        assert result.exit_code == 0, result.output
+        return [json.loads(line)["kind"] for line in result.stdout.splitlines()]
+
+    assert kinds("--track", "makes-events")[:2] == ["sandbox.allocated", "sandbox.marked"]
+    assert set(kinds("--kind", "pool.paused", "--since", "1h")) == {"pool.paused"}
+    assert {"sandbox.allocated", "pool.paused", "pool.resumed", "sandbox.marked"} <= set(kinds("--since", "7d"))
+    assert re.search(r"Z  pool +pool\.paused +by admin  operation=sync$", broker("events").stdout, re.MULTILINE)
+
+
+def test_a_follower_sees_each_new_fact_once(stack: Stack, broker: Callable[..., Result]) -> None:
+    assert broker("events").exit_code == 0
+    env = dict(stack.plan.env) | {"BROKER_API_URL": f"{stack.api_url}/v1", "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
+    command = [sys.executable, "-m", "broker_common.cli", "events", "--follow", "--json", "--track", "is-followed"]
+    follower = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    with follower:
+        try:
+            assert follower.stdout is not None
+            seen = []
+            for key in ("first", "second", "third"):
+                key_header = {"Idempotency-Key": key}
+                held = stack.as_track("is-followed", "POST", "/allocate", headers=key_header).json()["sandbox_id"]
+                fact = json.loads(follower.stdout.readline())
+                seen.append((fact["kind"], fact["sandbox_id"]) == ("sandbox.allocated", held))
+                stack.as_track("is-followed", "POST", f"/sandboxes/{held}/mark-for-deletion")
+                fact = json.loads(follower.stdout.readline())
+                seen.append((fact["kind"], fact["sandbox_id"]) == ("sandbox.marked", held))
+        finally:
+            follower.terminate()
+    assert seen == [True] * 6, "what was told already would have come between"
+
+
+def test_a_sandbox_that_is_held_is_set_aside_once_it_is_wiped_unless_that_is_taken_back(
+    stack: Stack, broker: Callable[..., Result]
+) -> None:
+    def give_back(track: str, *, is_taken_back: bool) -> str:
+        held = stack.as_track(track, "POST", "/allocate").json()["sandbox_id"]
+        told = broker("sandbox", "quarantine", held, "--reason", "it is slow")
+        assert told.stdout == f"{held} is allocated, and is set aside once it is wiped\n"
+        assert stack.as_track(track, "GET", f"/sandboxes/{held}").json()["status"] == "allocated"
+        if is_taken_back:
+            told = broker("sandbox", "unquarantine", held)
+            assert told.stdout == f"{held} is allocated, and goes the usual way once it is wiped\n"
+        stack.as_track(track, "POST", f"/sandboxes/{held}/mark-for-deletion")
+        return str(held)
+
+    aside, usual = give_back("slow", is_taken_back=False), give_back("not-slow", is_taken_back=True)
+    stack.run_job("cleanup")
+
+    def status_of(sandbox_id: str) -> str:
+        return str(stack.as_admin("GET", f"/sandboxes/{sandbox_id}").json()["status"])
+
+    assert wait_until(lambda: status_of(aside) == "deletion_failed", 30)
+    assert wait_until(lambda: status_of(usual) == "available", 30)
+    assert "reason=it is slow" in broker("sandbox", "history", aside).stdout
+    assert "409 INVALID_TRANSITION" in broker("sandbox", "unquarantine", aside).stderr
+    assert stack.as_admin("POST", f"/sandboxes/{aside}/retry-deletion").status_code == 200
+    stack.run_job("cleanup")
+
+
+def test_a_free_sandbox_is_set_aside_at_once(stack: Stack, broker: Callable[..., Result]) -> None:
+    free = lines(broker("sandboxes", "--status", "available"))[1][0]
+    told = broker("sandbox", "quarantine", free, "--reason", "it is slow")
+    assert told.stdout == f"{free} is deletion_failed\n"
+    assert stack.as_admin("POST", f"/sandboxes/{free}/retry-deletion").status_code == 200
+    stack.run_job("cleanup")
 
 
 def test_a_job_that_is_waited_for_prints_its_result(broker: Callable[..., Result]) -> None:
@@ -246,6 +438,10 @@ def test_a_job_that_is_not_waited_for_is_named(stack: Stack, broker: Callable[..
     assert stack.as_admin("GET", f"/jobs/{job_id}").json()["job"] == "expire"
 
 
+def test_whoami_shows_what_the_api_makes_of_the_token(broker: Callable[..., Result]) -> None:
+    assert lines(broker("whoami")) == [["principal", "admin"], ["roles", "admin"], ["customer", "-"]]
+
+
 @pytest.mark.parametrize(
     ("words", "env", "told"),
     [
@@ -258,6 +454,12 @@ def test_a_job_that_is_not_waited_for_is_named(stack: Stack, broker: Callable[..
         (("pool",), {"BROKER_API_URL": "http://127.0.0.1:1/v1"}, "is BROKER_API_URL right?"),
         (("pool",), {"BROKER_API_URL": "nonsense"}, "is BROKER_API_URL right?"),
         (("job", "run", "cleanup", "--force"), {}, "--force is for sync alone."),
+        (("sandbox", "history", "nobody"), {}, "404 SANDBOX_NOT_FOUND"),
+        (("sandbox", "quarantine", "nobody", "--reason", "none"), {}, "404 SANDBOX_NOT_FOUND"),
+        (("sandbox", "unquarantine", "a/../b"), {}, "404 SANDBOX_NOT_FOUND"),
+        (("events", "--since", "yesterday"), {}, "must be a length of time, such as 90s, 10m, 24h or 7d"),
+        (("events", "--kind", "sandbox.lost"), {}, "'sandbox.lost' is not one of 'sandbox.added', "),
+        (("sandboxes", "--sort", "colour"), {}, "'colour' is not one of 'sandbox_id', '-sandbox_id', "),
     ],
 )
 def test_what_cannot_be_done_is_one_line_without_a_traceback(

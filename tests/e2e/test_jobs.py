@@ -94,6 +94,18 @@ def test_a_cleanup_is_closed_by_its_last_delete_with_the_sums(stack: Stack) -> N
     assert "Deleted 3 sandboxes, 1 failed" in said
 
 
+def test_the_last_runs_say_who_asked_for_each(stack: Stack) -> None:
+    asked = stack.run_job("expire", headers={"X-Request-ID": "the-request-of-an-operator"})
+    listed = stack.as_admin("GET", "/jobs", params={"job": "expire", "limit": 1})
+    assert listed.status_code == 200
+    (run,) = listed.json()["runs"]
+    assert run["job_id"] == asked["job_id"]
+    assert (run["principal"], run["requested_by"]) == ("admin", "the-request-of-an-operator")
+    assert run["queued_at"] <= run["started_at"] <= run["ended_at"] <= time.time() + 1
+    (line,) = [each for each in stack.records("worker") if each.get("requested_by") == "the-request-of-an-operator"]
+    assert (line["action"], line["principal"]) == ("auto_expiry", "admin")
+
+
 def test_a_failing_delete_is_tried_again_and_in_the_end_left_to_a_person(stack: Stack) -> None:
     switch(stack, fail_next_deletes=3, html_errors=True)
     (sandbox,) = given_back(stack, "unlucky")

@@ -130,7 +130,8 @@ def test_lines_have_the_fields_that_apply_to_them(stopped: Stack) -> None:
 
     given = first(api, action="allocate", outcome="success")
     assert given.keys() >= {"request_id", "track_id", "sandbox_id", "lease_id", "latency_ms"}
-    assert given["track_id"] == "a-track"
+    assert (given["track_id"], given["principal"]) == ("a-track", "track")
+    assert first(api, action="request", route="/v1/admin/pause", status=200)["principal"] == "admin"
     marked = first(api, action="mark_for_deletion", outcome="success")
     assert (marked["sandbox_id"], marked["lease_id"]) == (given["sandbox_id"], given["lease_id"])
     mistaken = first(api, action="mark_for_deletion", outcome="error")

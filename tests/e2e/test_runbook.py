@@ -167,15 +167,34 @@ def test_paused_deletions_wait_until_they_are_resumed(stack: Stack, shell: Shell
 
 
 def test_a_sandbox_is_quarantined_released_and_given_back_into_service(stack: Stack, shell: Shell) -> None:
-    quarantine, release = blocks("Quarantine a sandbox")
+    quarantine, release, lift = blocks("Quarantine a sandbox")
     (retry,) = inline(section("Quarantine a sandbox"))
-    sandbox_id = stack.as_admin("GET", "/sandboxes?status=available").json()["sandboxes"][0]["sandbox_id"]
-    assert '"deletion_failed"' in shell.run(quarantine, ID=sandbox_id)
-    assert '"pending_deletion"' in shell.run(retry, ID=sandbox_id)
+    free = stack.as_admin("GET", "/sandboxes?status=available").json()["sandboxes"][0]["sandbox_id"]
+    assert f"{free} is deletion_failed" in shell.run(quarantine, ID=free)
+    assert '"pending_deletion"' in shell.run(retry, ID=free)
+
     held = allocate(stack, "is-released")
+    kept = allocate(stack, "keeps-it")["sandbox_id"]
+    for sandbox_id in (held["sandbox_id"], kept):
+        assert f"{sandbox_id} is allocated, and is set aside" in shell.run(quarantine, ID=sandbox_id)
+    assert status_of(stack, kept) == "allocated"
+    assert f"{kept} is allocated, and goes the usual way" in shell.run(lift, ID=kept)
     assert '"pending_deletion"' in shell.run(release, ID=held["sandbox_id"], LEASE=held["lease_id"])
+    give_back(stack, "keeps-it")
     stack.run_job("cleanup")
-    assert is_available(stack, sandbox_id)
+    assert is_available(stack, free)
+    assert is_available(stack, kept)
+    assert wait_until(lambda: status_of(stack, held["sandbox_id"]) == "deletion_failed", 20)
+    shell.run(retry, ID=held["sandbox_id"])
+    stack.run_job("cleanup")
+    assert is_available(stack, held["sandbox_id"])
+
+
+def test_an_upgrade_is_prepared_and_finished_as_often_as_you_like(shell: Shell) -> None:
+    prepare, finish = blocks("Upgrade from a release without history")
+    for _ in range(2):
+        assert shell.run(prepare) == "table SandboxPool was there already\n"
+        assert shell.run(finish) == "the upgrade is finished: every process knows within 5 s\n"
 
 
 def test_nothing_is_asked_of_the_provider_while_it_is_drained(stack: Stack, shell: Shell) -> None:

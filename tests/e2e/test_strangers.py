@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 import requests
 
-from broker_api.limits import ANSWER_SEC, BODY_SEC, HEAD_SEC
+from broker_api.bounds import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import free_ports, wait_until
 from tests.backends import installed, running

@@ -32,15 +32,17 @@ from tests import backends
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack, worker_program
 from tests.fault_proxy import FaultProxy
 from tests.history.load import Answer
-from tests.history.planted import Bug
-from tests.history.record import Account, Call, ClaimRow, Delete, Fault, Kind, Row, Scan
+from tests.history.planted import Place
+from tests.history.record import Account, Call, ClaimRow, Delete, Fault, Kind, Row, Scan, read_fact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from random import Random
 
+    from broker_common.core.facts import Fact
     from deploy.dev.plan import Plan
     from tests.history.load import Request
+    from tests.history.planted import Bug
 
 LAB_SEC, BUFFER_SEC = 6, 2
 DELETE_SEC = 0.2
@@ -72,6 +74,7 @@ _SCAN_PAUSE_SEC = 0.25
 _LATE_SEC = 0.3
 """The broker gives the store little more for one call."""
 _WARM_UP_TRACKS, _WARM_UP_ROUNDS = 16, 3
+_FEED_PAGE, _PAST_PAGE = 500, 50
 _CHILDREN = 2
 """Of each worker."""
 
@@ -165,6 +168,36 @@ class Broker:
         answer = self._as_operator("GET", "/stats", None, 20.0)
         return answer.body if answer and answer.status == 200 else {}
 
+    def read_feed(self) -> tuple[Fact, ...]:
+        """Return all facts of sandboxes as the feed gives them to who follows it.
+
+        Read to its end, and on from there: so the last ones come twice.
+        """
+        events, after, ends = list[dict[str, Any]](), "", 0
+        while ends < 2:
+            page = self._read(f"/events?limit={_FEED_PAGE}" + (f"&after={after}" if after else ""))
+            events += page["events"]
+            after, ends = page["cursor"], ends + page["is_last"]
+        return tuple(_fact(event) for event in events if event["sandbox_id"] is not None)
+
+    def read_pasts(self, feed: Iterable[Fact]) -> tuple[Fact, ...]:
+        """Return the history of each sandbox in the table, and of each that the feed tells of, the newest fact first."""
+        ids = {row.sandbox_id for row in self.scans[-1].rows} | {fact.sandbox_id for fact in feed}
+        return tuple(fact for sandbox_id in sorted(ids) for fact in self._read_past(sandbox_id))
+
+    def _read_past(self, sandbox_id: str) -> Iterator[Fact]:
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self._read(f"/sandboxes/{sandbox_id}/history?limit={_PAST_PAGE}" + (cursor and f"&cursor={cursor}"))
+            yield from map(_fact, page["facts"])
+            cursor = page["cursor"]
+
+    def _read(self, path: str) -> Mapping[str, Any]:
+        answer = self._as_operator("GET", path, None, 20.0)
+        assert answer is not None, f"{path} was not answered"
+        assert answer.status == 200, f"{path} was answered {answer}"
+        return answer.body
+
     # -- what disturbs it
 
     def inject(self, *rules: Mapping[str, Any]) -> int:
@@ -207,6 +240,12 @@ class Broker:
         for name in self.names:
             if not self.stack.is_running(name):
                 self.stack.start(name)
+
+    def rest(self) -> None:
+        """End everything but the API: with no client left, nothing changes any more."""
+        for name in self.names:
+            if name != "api":
+                self.stack.kill(name)
 
     # -- what is seen past the broker
 
@@ -326,13 +365,13 @@ def _services(plan: Plan, scratch: Path, *, bug: Bug | None, metrics_ports: list
     found = []
     for name, port in zip(WORKERS, metrics_ports, strict=True):
         worker = worker_program(ours, scratch, name=name, metrics_port=port, children=_CHILDREN)
-        if bug not in {None, Bug.CLAIM}:
+        if bug is not None and bug.place is not Place.API:
             command = list(worker.command)
             command[command.index("broker_worker.celery_app")] = "tests.history.planted_celery"
             worker = replace(worker, command=command)
         found.append(worker)
     api = programs.api(ours, scratch)
-    if bug is Bug.CLAIM:
+    if bug is not None and bug.place is Place.API:
         api = replace(api, command=[*api.command[:-1], "tests.history.planted_wsgi:app"])
     return [*found, api, programs.beat(plan)]
 
@@ -341,6 +380,10 @@ def _value(attribute: Mapping[str, Any]) -> Any:
     """Return an attribute's value."""
     ((kind, content),) = attribute.items()
     return int(content) if kind == "N" else content
+
+
+def _fact(shown: Mapping[str, Any]) -> Fact:
+    return read_fact({name: value for name, value in shown.items() if name != "fact_id"})
 
 
 def _read_scan(items: list[dict[str, Any]], began: float, ended: float) -> Scan:

@@ -1,4 +1,4 @@
-"""Holds a history against the seven promises of the contract: pure functions, from what was seen to what it breaks.
+"""Holds a history against the promises of the contract: pure functions, from what was seen to what it breaks.
 
 No honest broker is ever blamed: what is not certain counts for the broker (`certainty` says what is).
 """
@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tests.history.certainty import Certainties
 from tests.history.record import Kind
+from tests.history.telling import (
+    find_broken_histories,
+    find_disagreeing_facts,
+    find_made_up_facts,
+    find_two_accounts,
+    find_untold_leases,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,6 +57,7 @@ class Promise(IntEnum):
     WIPED_IN_THE_END = 5
     NO_DELETE_IN_USE = 6
     STORE_ALONE = 7
+    FACTS = 10
 
     @property
     def sentence(self) -> str:
@@ -65,6 +73,7 @@ _SENTENCES = {
     Promise.WIPED_IN_THE_END: "what was given back is wiped, nothing dirty is available, no sandbox is lost",
     Promise.NO_DELETE_IN_USE: "the provider is never asked to delete what is available or allocated",
     Promise.STORE_ALONE: "tracks need the store alone, and get an honest answer",
+    Promise.FACTS: "each change has exactly one fact, and none is lost or made up",
 }
 
 
@@ -337,6 +346,11 @@ _CHECKS: tuple[tuple[Promise, Callable[[Certainties, Counter[str]], Iterator[Fin
     (Promise.WIPED_IN_THE_END, _find_lost_sandboxes),
     (Promise.NO_DELETE_IN_USE, _find_deletes_in_use),
     (Promise.STORE_ALONE, _find_bad_answers),
+    (Promise.FACTS, find_broken_histories),
+    (Promise.FACTS, find_disagreeing_facts),
+    (Promise.FACTS, find_untold_leases),
+    (Promise.FACTS, find_made_up_facts),
+    (Promise.FACTS, find_two_accounts),
 )
 
 

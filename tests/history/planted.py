@@ -1,4 +1,4 @@
-"""Four bugs to plant: stores that break a promise, to see that the checker finds it.
+"""Bugs to plant: stores that break a promise, to see that the checker finds it.
 
 Each is what a plausible broker might do, and waits a moment in the gap that it leaves, so that a short run meets it.
 """
@@ -6,26 +6,39 @@ Each is what a plausible broker might do, and waits a moment in the gap that it 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox
+from broker_common.adapters.dynamo_facts import encode_fact
+from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox, shard_of, status_key
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed
-from broker_common.core import domain
-from broker_common.core.domain import Status
-from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld
-from tests.fakes import StoreWrapper
+from broker_common.core.facts import Change, Fact, allocated
+from broker_common.core.lease import begin, end
+from broker_common.core.sandbox import DeletionReason, Status, next_version
+from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict
+from tests.fakes import BY, StoreWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.adapters.dynamo_items import Item
     from broker_common.adapters.dynamo_store import DynamoStore
-    from broker_common.core.domain import Candidate, Claim, Sandbox
-    from broker_common.core.ports import AllocateAnswer, SandboxStore
+    from broker_common.core.principals import Actor
+    from broker_common.core.sandbox import Candidate, Claim, Sandbox
+    from broker_common.core.store import AllocateAnswer, SandboxStore
     from tests.fakes import MemoryStore
+
+
+class Place(StrEnum):
+    """What gets the broken store: the API's processes, or one use case of the worker, by its name there."""
+
+    API = "api"
+    SYNC = "syncer"
+    EXPIRY = "expirer"
+    CLEANUP = "cleaner"
 
 
 class Bug(StrEnum):
@@ -39,6 +52,25 @@ class Bug(StrEnum):
     """Expiry ends whatever allocation the sandbox has by now, and not the lease that it read."""
     CLEANUP = "cleanup"
     """Cleanup asks the provider without having taken the sandbox first."""
+    LATE_FACT = "late-fact"
+    """Cleanup writes what came of a wipe, and tells it afterwards: lost with the process, or with an answer."""
+    FALSE_FACT = "false-fact"
+    """An allocation is told whatever came of it."""
+
+    @property
+    def place(self) -> Place:
+        """Where it is planted."""
+        return _PLACES[self]
+
+
+_PLACES = {
+    Bug.SYNC: Place.SYNC,
+    Bug.CLAIM: Place.API,
+    Bug.EXPIRY: Place.EXPIRY,
+    Bug.CLEANUP: Place.CLEANUP,
+    Bug.LATE_FACT: Place.CLEANUP,
+    Bug.FALSE_FACT: Place.API,
+}
 
 
 class Table(Protocol):
@@ -46,6 +78,12 @@ class Table(Protocol):
 
     def put(self, sandbox: Sandbox) -> None:
         """Write a record, whatever is there."""
+
+    def replace(self, before: Sandbox, after: Sandbox) -> None:
+        """Write a record that is as it was read, without a fact; raises `Conflict` if it is not."""
+
+    def tell(self, fact: Fact) -> None:
+        """Write a fact, by itself."""
 
     def take(self, candidate: Candidate, claim: Claim) -> bool:
         """Allocate a sandbox without a claim, if it is available at the candidate's version."""
@@ -63,15 +101,25 @@ class MemoryTable:
     def put(self, sandbox: Sandbox) -> None:
         self._store._place(sandbox.sandbox_id, sandbox)
 
+    def replace(self, before: Sandbox, after: Sandbox) -> None:
+        current = self._store.get(before.sandbox_id)
+        if current != before:
+            raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
+        self.put(after)
+
+    def tell(self, fact: Fact) -> None:
+        others = [each for each in self._store.facts if not isinstance(each, Fact) or _name(each) != _name(fact)]
+        self._store.facts[:] = [*others, fact]
+
     def take(self, candidate: Candidate, claim: Claim) -> bool:
         sandbox = self._store.get(candidate.sandbox_id)
         if sandbox is None or (sandbox.status, sandbox.version) != (Status.AVAILABLE, candidate.version):
             return False
-        self.put(domain.allocate(sandbox, claim))
+        self.put(begin(sandbox, claim.lease, by=BY).result)
         return True
 
     def put_claim(self, claim: Claim) -> None:
-        self._store._claims[claim.track_id, claim.idempotency_key] = claim
+        self._store._claims[claim.lease.track_id, claim.lease.idempotency_key] = claim
 
 
 class DynamoTable:
@@ -83,14 +131,23 @@ class DynamoTable:
     def put(self, sandbox: Sandbox) -> None:
         self._put(encode_sandbox(sandbox, self._store._shards))
 
+    def replace(self, before: Sandbox, after: Sandbox) -> None:
+        self._store.commit(Change(before, after, None))
+
+    def tell(self, fact: Fact) -> None:
+        self._put(encode_fact(fact, shards=self._store._shards, days=self._store._history_days))
+
     def take(self, candidate: Candidate, claim: Claim) -> bool:
-        changes = domain.allocation_changes(claim, version=candidate.version)
-        update = self._store._update(candidate.sandbox_id, Status.AVAILABLE, candidate.version, changes)
+        version = next_version(candidate.version, claim.lease.allocated_at)
+        changes = self._store._allocation(candidate, claim, version)
+        place = status_key(Status.AVAILABLE, shard_of(candidate.sandbox_id, SHARDS))
+        update = self._store._update(candidate.sandbox_id, place, candidate.version, changes)
         try:
             self._store._transport.write("update_item", **update)
         except ConditionFailed as failed:
             taken = failed.answer.get("Item")
-            return bool(taken and decode_sandbox(taken, SHARDS).lease_id == claim.lease_id)  # by an earlier try
+            # By an earlier try.
+            return bool(taken and decode_sandbox(taken, SHARDS).latest_lease_id == claim.lease.lease_id)
         return True
 
     def put_claim(self, claim: Claim) -> None:
@@ -108,9 +165,13 @@ class SyncWithoutCondition(StoreWrapper):
         self._table = table
         self._stall = stall
 
-    def update(self, before: Sandbox, after: Sandbox) -> None:
-        self._stall()
-        self._table.put(after)
+    def commit(self, *changes: Change) -> None:
+        for change in changes:
+            if change.before is None or change.after is None:
+                super().commit(change)
+            else:
+                self._stall()
+                self._table.put(change.after)
 
 
 class ClaimLookedUp(StoreWrapper):
@@ -121,8 +182,8 @@ class ClaimLookedUp(StoreWrapper):
         self._table = table
         self._stall = stall
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
-        held = self.inner.get_claim(claim.track_id, claim.idempotency_key)
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+        held = self.inner.get_claim(claim.lease.track_id, claim.lease.idempotency_key)
         if held is not None:
             return ClaimHeld(held)
         self._stall()
@@ -139,12 +200,12 @@ class ExpiryOfWhateverIsThere(StoreWrapper):
         super().__init__(inner)
         self._stall = stall
 
-    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
+    def commit(self, *changes: Change) -> None:
+        (change,) = changes
         self._stall()
-        current = self.inner.get(before.sandbox_id)
-        if current is not None and current.status is Status.ALLOCATED and after.deletion_reason is not None:
-            ended = domain.end_allocation(current, reason=after.deletion_reason, now=after.updated_at)
-            self.inner.end_allocation(current, ended)
+        current = self.inner.get(change.sandbox_id)
+        if current is not None and current.status is Status.ALLOCATED:
+            self.inner.commit(end(current, reason=DeletionReason.EXPIRED, by=BY, now=change.result.updated_at))
 
 
 class CleanupWithoutTaking(StoreWrapper):
@@ -155,13 +216,50 @@ class CleanupWithoutTaking(StoreWrapper):
         self._stall = stall
         self._read: dict[str, Sandbox] = {}
 
-    def update(self, before: Sandbox, after: Sandbox) -> None:
-        if after.attempt_id is not None and after.attempt_id != before.attempt_id:
+    def commit(self, *changes: Change) -> None:
+        (change,) = changes
+        before, after = change.before, change.result
+        if before is not None and after.wipe is not None and after.wipe.attempt_id is not None:
             self._read[before.sandbox_id] = before
             self._stall()
         else:
-            read = self._read.pop(before.sandbox_id, before)
-            super().update(read, after)
+            super().commit(replace(change, before=self._read.pop(change.sandbox_id, before)))
+
+
+class ToldAfterwards(StoreWrapper):
+    """Writes a change, and then its fact: not together."""
+
+    def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._table = table
+        self._stall = stall
+
+    def commit(self, *changes: Change) -> None:
+        (change,) = changes
+        if change.before is None or change.fact is None:
+            super().commit(change)
+        else:
+            self._table.replace(change.before, change.result)
+            self._stall()
+            self._table.tell(change.fact)
+
+
+class ToldAnyway(StoreWrapper):
+    """Tells of an allocation also where it did not hold."""
+
+    def __init__(self, inner: SandboxStore, table: Table, _: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._table = table
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+        answer = super().allocate(candidate, claim, by=by, token=token)
+        if not isinstance(answer, Allocated):
+            self._table.tell(allocated(candidate, claim, by=by))
+        return answer
+
+
+def _name(fact: Fact) -> object:
+    return fact.sandbox_id, fact.version, fact.kind
 
 
 _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxStore]] = {
@@ -169,8 +267,17 @@ _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxSt
     Bug.CLAIM: ClaimLookedUp,
     Bug.EXPIRY: ExpiryOfWhateverIsThere,
     Bug.CLEANUP: CleanupWithoutTaking,
+    Bug.LATE_FACT: ToldAfterwards,
+    Bug.FALSE_FACT: ToldAnyway,
 }
-_LONGEST_STALL = {Bug.SYNC: 0.3, Bug.CLAIM: 0.1, Bug.EXPIRY: 4.0, Bug.CLEANUP: 3.0}
+_LONGEST_STALL = {
+    Bug.SYNC: 0.3,
+    Bug.CLAIM: 0.1,
+    Bug.EXPIRY: 4.0,
+    Bug.CLEANUP: 3.0,
+    Bug.LATE_FACT: 1.0,
+    Bug.FALSE_FACT: 0.0,
+}
 
 
 def break_store(

@@ -18,16 +18,15 @@ if TYPE_CHECKING:
     from broker_common.services import WorkerServices
     from broker_common.settings import Settings
 
-_USE_CASES = {Bug.SYNC: "syncer", Bug.EXPIRY: "expirer", Bug.CLEANUP: "cleaner"}
 _build_sound = services.build_worker_services
 
 
 def _build_broken(settings: Settings) -> WorkerServices:
     sound, bug = _build_sound(settings), Bug(os.environ["PLANTED_BUG"])
     store: Any = sound.store
-    broken: Any = copy(getattr(sound, _USE_CASES[bug]))
+    broken: Any = copy(getattr(sound, bug.place))
     broken._store = break_store(bug, store, DynamoTable(store))
-    changes: dict[str, Any] = {_USE_CASES[bug]: broken}
+    changes: dict[str, Any] = {bug.place.value: broken}
     return replace(sound, **changes)
 
 

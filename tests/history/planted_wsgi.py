@@ -13,7 +13,7 @@ from broker_common.startup import read_settings
 from tests.history.planted import Bug, DynamoTable, break_store
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import SandboxStore
+    from broker_common.core.store import SandboxStore
 
 _sound_store = services._store
 

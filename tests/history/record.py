@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
+from broker_common.core.facts import Fact, FactKind
+from broker_common.core.sandbox import Status
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -122,6 +125,8 @@ class Terms:
     seed: int
     drained: bool
     """Whether, after the load, every job was run until nothing was left to do: then no allocation may be left."""
+    is_told: bool = False
+    """Whether all facts were read at the end, when nothing changed any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,18 +147,22 @@ class History:
     deletes: tuple[Delete, ...] = ()
     accounts: tuple[Account, ...] = ()
     faults: tuple[Fault, ...] = ()
+    feed: tuple[Fact, ...] = ()
+    """The facts of all sandboxes, as the feed gave them."""
+    pasts: tuple[Fact, ...] = ()
+    """The same as the history of each sandbox gave them: the newest of each one first."""
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
         with path.open("w") as file:
-            for name in ("calls", "scans", "deletes", "accounts", "faults"):
+            for name in _READERS:
                 file.writelines(json.dumps([name, asdict(each)]) + "\n" for each in getattr(self, name))
             file.write(json.dumps(["terms", asdict(self.terms)]) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read it from a file."""
-        found: dict[str, list[Any]] = {"calls": [], "scans": [], "deletes": [], "accounts": [], "faults": []}
+        found: dict[str, list[Any]] = {name: [] for name in _READERS}
         with path.open() as file:
             for line in file:
                 name, values = json.loads(line)
@@ -174,10 +183,18 @@ def _read_scan(values: dict[str, Any]) -> Scan:
     return Scan(**values, rows=tuple(Row(**each) for each in rows), claims=tuple(ClaimRow(**each) for each in claims))
 
 
+def read_fact(values: Mapping[str, Any]) -> Fact:
+    """Return a fact of a sandbox as JSON shows it."""
+    status, status_before = (values[name] and Status(values[name]) for name in ("status", "status_before"))
+    return Fact(**{**values, "kind": FactKind(values["kind"]), "status": status, "status_before": status_before})
+
+
 _READERS: Mapping[str, Any] = {
     "calls": _read_call,
     "scans": _read_scan,
     "deletes": lambda values: Delete(**values),
     "accounts": lambda values: Account(**values),
     "faults": lambda values: Fault(**values),
+    "feed": read_fact,
+    "pasts": read_fact,
 }

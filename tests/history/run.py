@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -81,13 +81,17 @@ class _Run:
             self._load()
             self._drain()
             assert abs(time.time() - time.monotonic() - clock_step) < 0.1, "the machine's clock was set during the run"
+            self._broker.rest()
             self._broker.stop_watching()
+            feed = self._broker.read_feed()
+            pasts = self._broker.read_pasts(feed)
         except Exception as reason:
             for name in self._broker.names:
                 self._broker.stack.kill(name)
             self._broker.stop_watching()  # the last scan is of a table at rest
-            raise Unfinished(self._seen(drained=False)) from reason
-        return self._seen(drained=True)
+            raise Unfinished(self._seen(self._terms())) from reason
+        terms = self._terms(drained=True, is_told=True)
+        return replace(self._seen(terms), feed=feed, pasts=pasts)
 
     def _load(self) -> None:
         """Have clients call, and faults strike, as many as were ordered."""
@@ -110,10 +114,13 @@ class _Run:
         for client in clients:
             client.result()
 
-    def _seen(self, *, drained: bool) -> History:
+    def _terms(self, *, drained: bool = False, is_told: bool = False) -> Terms:
+        return Terms(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, seed=self._order.seed, drained=drained, is_told=is_told)
+
+    def _seen(self, terms: Terms) -> History:
         broker = self._broker
         return History(
-            terms=Terms(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, seed=self._order.seed, drained=drained),
+            terms=terms,
             calls=tuple(broker.calls),
             scans=tuple(broker.scans),
             deletes=broker.deletes(),

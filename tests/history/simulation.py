@@ -1,46 +1,48 @@
 """A whole run inside this process: the same clients and the real use cases over a store in memory, in simulated time.
 
-Each process of the broker is a `World`; greenlets take the part of its thread, and any of them may come between at each
+Each process of the broker is a `World`; tasks take the part of its threads, and any of them may come between at each
 call of the store or the provider. The seed decides about everything, so a run is the same each time.
 """
 
 from __future__ import annotations
 
-import heapq
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from greenlet import getcurrent, greenlet
-
-from broker_api.errors import STATUS_OF
+from broker_api.errors import ERROR_OF
 from broker_api.schemas import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
 from broker_common.core.deadline import deadline_in, time_left
-from broker_common.core.domain import Account, Policy, Status
 from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
+from broker_common.core.facts import Fact
+from broker_common.core.policy import Policy
 from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
-from tests.fakes import START, FakeClock, FakeProvider, MemoryStore, StoreWrapper
+from broker_common.core.sandbox import Account, Status
+from tests.fakes import BY, Crashed, FakeProvider, MemoryStore, StoreWrapper, flat
 from tests.history.load import Answer, Budget, Client, Pace
-from tests.history.planted import Bug, MemoryTable, break_store
+from tests.history.planted import Bug, MemoryTable, Place, break_store
 from tests.history.record import Account as ListedAccount
 from tests.history.record import ClaimRow, Delete, History, Row, Scan, Terms
+from tests.scheduler.schedule import Schedule, stop
+from tests.scheduler.strategies import AtRandom
 from tests.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from broker_common.core.ports import Clock, SandboxStore
+    from broker_common.core.facts import PoolFact
+    from broker_common.core.ports import Clock
+    from broker_common.core.store import SandboxStore
     from tests.history.load import Request
     from tests.history.record import Call
+    from tests.scheduler.schedule import VirtualTime
 
 POLICY = Policy(lab_duration_sec=6, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3)
 POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
 DEADLINE_SEC = 3
-
-Result = TypeVar("Result")
+_KILLED_IN_GAP = 0.1
 
 
 def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
@@ -48,72 +50,27 @@ def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
     return _Simulation(seed, calls, bug).run()
 
 
-class _Time(FakeClock):
-    """Simulated time, and who acts next in it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._hub = getcurrent()
-        self._due: list[tuple[float, int, greenlet]] = []
-        self._numbers = count()
-
-    def unix(self) -> float:
-        return START + self._passed
-
-    def spawn(self, act: Callable[[], object]) -> None:
-        """Have something happen beside everything else."""
-        self._push(greenlet(act, self._hub), 0)
-
-    def sleep(self, seconds: float) -> None:
-        self._push(getcurrent(), seconds)
-        self._hub.switch()
-
-    def together(self, acts: tuple[Callable[[], Result], ...]) -> list[Result]:
-        """Do things at once, and wait for all of them."""
-        waiting, results = getcurrent(), dict[int, Result]()
-
-        def do(number: int, act: Callable[[], Result]) -> None:
-            results[number] = act()
-            if len(results) == len(acts):
-                self._push(waiting, 0)
-
-        for number, act in enumerate(acts):
-            self.spawn(partial(do, number, act))
-        self._hub.switch()
-        return [results[number] for number in range(len(acts))]
-
-    def run(self) -> None:
-        """Let time pass until nothing is left to happen."""
-        while self._due:
-            self._passed, _, next_one = heapq.heappop(self._due)
-            next_one.switch()
-
-    def _push(self, which: greenlet, seconds: float) -> None:
-        heapq.heappush(self._due, (self._passed + seconds, next(self._numbers), which))
-
-
 class _SlowStore(StoreWrapper):
     """Takes a while for each call, before and after it, in which others act; keeps to the request's deadline."""
 
-    def __init__(self, inner: SandboxStore, clock: Clock, pause: Callable[[], None]) -> None:
+    def __init__(self, inner: SandboxStore, clock: Clock) -> None:
         super().__init__(inner)
         self._clock = clock
-        self._pause = pause
 
     def _call(self, method: str, call: Callable[[], Any]) -> Any:
         if time_left(self._clock) <= 0:
             raise DeadlineExceeded("the store did not answer in time")
-        self._pause()
+        stop(method)
         try:
             return call()
         finally:
-            self._pause()
+            stop(f"answer of {method}")
 
 
 class _Provider(FakeProvider):
     """A provider whose calls take a while, and which keeps a log."""
 
-    def __init__(self, time: _Time, rng: Random) -> None:
+    def __init__(self, time: VirtualTime, rng: Random) -> None:
         super().__init__()
         self.listed: dict[str, Account] = {}
         self.switched_off: set[str] = set()
@@ -159,10 +116,11 @@ class _Simulation:
     def __init__(self, seed: int, calls: int, bug: Bug | None) -> None:
         self._seed, self._bug = seed, bug
         self._rng = Random(seed)
-        self._time = _Time()
+        self._schedule = Schedule(AtRandom(self._rng, least=0.001, most=0.02))
+        self._time = self._schedule.time
         self._memory = MemoryStore(self._time)
         self._provider = _Provider(self._time, self._rng)
-        self._idle = [self._process(Bug.CLAIM) for _ in range(API_PROCESSES)]
+        self._idle = [self._process(Place.API) for _ in range(API_PROCESSES)]
         self._budget = Budget(calls)
         self._clients_left = CLIENTS
         self._calls: list[Call] = []
@@ -173,20 +131,30 @@ class _Simulation:
         for number, name in enumerate(names):
             account = Account(sandbox_id=str(number), external_id=f"identity/accounts/{number}", name=name)
             self._provider.listed[account.sandbox_id] = account
-        self._time.spawn(self._operate)
-        self._time.run()
+        self._schedule.start(self._operate)
+        self._schedule.run()
         accounts = [
             ListedAccount(sandbox_id=each.sandbox_id, external_id=each.external_id)
             for each in self._provider.listed.values()
         ]
+        told = self._memory.facts
+        ids = sorted({*self._memory.dump()[0], *(fact.sandbox_id for fact in _of_sandboxes(told))})
         return History(
             terms=Terms(
-                lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, seed=self._seed, drained=True
+                lab_sec=POLICY.lab_duration_sec,
+                buffer_sec=POLICY.expiry_buffer_sec,
+                seed=self._seed,
+                drained=True,
+                is_told=True,
             ),
             calls=tuple(self._calls),
             scans=tuple(self._scans),
             deletes=tuple(self._provider.log),
             accounts=tuple(accounts),
+            feed=tuple(_of_sandboxes(self._memory.read_feed(since=0, cursor=None, limit=len(told)).facts)),
+            pasts=tuple(
+                fact for each in ids for fact in self._memory.read_history(each, limit=len(told), cursor=None).facts
+            ),
         )
 
     # -- the clients' surroundings
@@ -198,23 +166,23 @@ class _Simulation:
         self._time.sleep(seconds)
 
     def together(self, *acts: Callable[[], Any]) -> list[Any]:
-        return self._time.together(acts)
+        return self._schedule.together(acts)
 
     def record(self, call: Call) -> None:
         self._calls.append(call)
 
     def send(self, request: Request, *, patience: float) -> Answer | None:
-        self._pause()
+        stop("send")
         while not self._idle:
-            self._pause()
+            stop("wait for a process")
         world = self._idle.pop(self._rng.randrange(len(self._idle)))
         try:
             with deadline_in(DEADLINE_SEC, self._time):
                 answer = _serve(world, request)
         except BrokerError as error:
-            answer = Answer(status=STATUS_OF[type(error)], body={"error": {"code": error.code}})
+            answer = Answer(status=ERROR_OF[type(error)].status, body={"error": {"code": error.code}})
         self._idle.append(world)
-        self._pause()
+        stop("receive")
         return answer
 
     # -- everything else that happens
@@ -222,16 +190,16 @@ class _Simulation:
     def _operate(self) -> None:
         """Fill the pool, have clients and jobs run, and afterwards the jobs alone until nothing is left to do."""
         with suppress(ListNotWhole):
-            self._process(Bug.SYNC).syncer.run()
+            self._process(Place.SYNC).syncer.run(by=BY)
         pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
         for number in range(CLIENTS):
             client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
-            self._time.spawn(partial(self._follow, client))
-        for bug, number in ((Bug.SYNC, SYNCERS), (Bug.EXPIRY, EXPIRERS), (Bug.CLEANUP, CLEANERS)):
+            self._schedule.start(partial(self._follow, client))
+        for place, number in ((Place.SYNC, SYNCERS), (Place.EXPIRY, EXPIRERS), (Place.CLEANUP, CLEANERS)):
             for _ in range(number):
-                self._time.spawn(partial(self._repeat, partial(_work, bug, self._process(bug)), 1.0))
-        self._time.spawn(partial(self._repeat, self._scan, 0.1))
-        self._time.spawn(partial(self._repeat, self._change_accounts, 1.0))
+                self._schedule.start(partial(self._repeat, partial(_work, place, self._process(place)), 1.0))
+        self._schedule.start(partial(self._repeat, self._scan, 0.1))
+        self._schedule.start(partial(self._repeat, self._change_accounts, 1.0))
 
     def _follow(self, client: Client) -> None:
         client.run()
@@ -239,8 +207,8 @@ class _Simulation:
         if not self._clients_left:
             self._time.sleep(POLICY.lab_duration_sec + POLICY.expiry_buffer_sec + 1)
             while any(row.status is not Status.AVAILABLE for row in self._memory.dump()[0].values()):
-                for bug in (Bug.EXPIRY, Bug.CLEANUP, Bug.SYNC):
-                    _work(bug, self._process(bug))
+                for place in (Place.EXPIRY, Place.CLEANUP, Place.SYNC):
+                    _work(place, self._process(place))
                 if self._bug is not None:
                     break  # what is broken need never come to rest
             self._scan()
@@ -280,20 +248,20 @@ class _Simulation:
                         status=each.status.value,
                         version=each.version,
                         dirty=each.dirty,
-                        lease_id=each.lease_id,
-                        track_id=each.allocated_to_track,
-                        key=each.idempotency_key,
-                        allocated_at=each.allocated_at,
-                        expires_at=each.expires_at,
-                        last_lease_id=each.last_lease_id,
+                        lease_id=flat(each).lease_id,
+                        track_id=flat(each).allocated_to_track,
+                        key=flat(each).idempotency_key,
+                        allocated_at=flat(each).allocated_at,
+                        expires_at=flat(each).expires_at,
+                        last_lease_id=flat(each).last_lease_id,
                     )
                     for each in sandboxes.values()
                 ),
                 claims=tuple(
                     ClaimRow(
-                        track_id=each.track_id,
-                        key=each.idempotency_key,
-                        lease_id=each.lease_id,
+                        track_id=each.lease.track_id,
+                        key=each.lease.idempotency_key,
+                        lease_id=each.lease.lease_id,
                         sandbox_id=each.sandbox_id,
                     )
                     for each in claims.values()
@@ -301,17 +269,22 @@ class _Simulation:
             )
         )
 
-    def _pause(self) -> None:
-        self._time.sleep(self._rng.uniform(0.001, 0.02))
+    def _risk(self, seconds: float) -> None:
+        """Sleep, and perhaps be killed meanwhile."""
+        self._time.sleep(seconds)
+        if self._rng.random() < _KILLED_IN_GAP:
+            raise Crashed
 
-    def _process(self, bug: Bug) -> World:
-        """Make a process of the broker, which has the planted bug if it is `bug`."""
+    def _process(self, place: Place) -> World:
+        """Make a process of the broker, which has the planted bug if that belongs there."""
 
         def wrap(memory: MemoryStore) -> SandboxStore:
-            store = _SlowStore(memory, self._time, self._pause)
-            if bug is not self._bug:
+            store = _SlowStore(memory, self._time)
+            bug = self._bug
+            if bug is None or bug.place is not place:
                 return store
-            return break_store(bug, store, MemoryTable(memory), rng=self._rng, sleep=self._time.sleep)
+            sleep = self._risk if bug is Bug.LATE_FACT else self._time.sleep
+            return break_store(bug, store, MemoryTable(memory), rng=self._rng, sleep=sleep)
 
         return World(
             clock=self._time,
@@ -324,18 +297,23 @@ class _Simulation:
         )
 
 
-def _work(job: Bug, world: World) -> None:
-    """Run once the job that a bug may be planted in."""
-    if job is Bug.EXPIRY:
-        world.expirer.run()
-    elif job is Bug.CLEANUP:
-        for sandbox_id in world.cleaner.find_due():
-            world.cleaner.delete_sandbox(sandbox_id)
+def _work(job: Place, world: World) -> None:
+    """Run a job once; if it is killed, whoever runs it next goes on."""
+    if job is Place.EXPIRY:
+        world.expirer.run(by=BY)
+    elif job is Place.CLEANUP:
+        with suppress(Crashed):
+            for sandbox_id in world.cleaner.find_due():
+                world.cleaner.delete_sandbox(sandbox_id, by=BY)
     else:
         try:
-            world.syncer.run()
+            world.syncer.run(by=BY)
         except (SyncBraked, ListNotWhole):
             return
+
+
+def _of_sandboxes(facts: Iterable[Fact | PoolFact]) -> Iterator[Fact]:
+    return (fact for fact in facts if isinstance(fact, Fact))
 
 
 def _serve(world: World, request: Request) -> Answer:
@@ -357,7 +335,7 @@ def _serve(world: World, request: Request) -> Answer:
             return Answer(status=200, body=HeldSandboxSchema().dump(sandbox))
         case "POST", ["sandboxes", sandbox_id, _]:
             lease_id = request.body["lease_id"] if request.body else None
-            ending = world.custody.mark_for_deletion(track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
+            ending = world.custody.mark_for_deletion(by=BY, track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
             return Answer(status=200, body=MarkedSchema().dump(ending.sandbox))
         case _:
             raise AssertionError(f"no call of a track: {request}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker_common.core.facts import Fact, FactKind
+from broker_common.core.sandbox import Status
 from tests.history.checker import Promise, check
 from tests.history.record import Account, Call, ClaimRow, Delete, Fault, History, Kind, Row, Scan, Terms
 from tests.history.report import describe, summarize
@@ -116,18 +118,22 @@ def scan(at: float, *records: Row | ClaimRow) -> Scan:
     )
 
 
-def history(*seen: Call | Scan | Delete | Fault | Account, drained: bool = False) -> History:
+def history(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool = False) -> History:
+    """Show a history; with facts, all of them were read at its end."""
+    feed = tuple(each for each in seen if isinstance(each, Fact))
     return History(
-        terms=Terms(lab_sec=LAB, buffer_sec=BUFFER, seed=0, drained=drained),
+        terms=Terms(lab_sec=LAB, buffer_sec=BUFFER, seed=0, drained=drained, is_told=bool(feed)),
         calls=tuple(each for each in seen if isinstance(each, Call)),
         scans=tuple(each for each in seen if isinstance(each, Scan)),
         deletes=tuple(each for each in seen if isinstance(each, Delete)),
         faults=tuple(each for each in seen if isinstance(each, Fault)),
         accounts=tuple(each for each in seen if isinstance(each, Account)),
+        feed=feed,
+        pasts=tuple(each for number, each in reversed([*enumerate(feed)]) if each not in feed[:number]),
     )
 
 
-def broken(*seen: Call | Scan | Delete | Fault | Account, drained: bool = False) -> set[Promise]:
+def broken(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool = False) -> set[Promise]:
     return check(history(*seen, drained=drained)).broken
 
 
@@ -355,6 +361,128 @@ def test_a_replay_says_so_and_nothing_else_does() -> None:
     assert broken(allocated("ann", "s1", "l1", 0, replayed=True)) == {Promise.STORE_ALONE}
 
 
+# -- 10: facts
+
+
+def fact(kind: FactKind, version: int, at: int, before: Status | None, after: Status | None, **changes: Any) -> Fact:
+    told = Fact(
+        kind=kind, sandbox_id="s1", version=version, at=T + at, principal="p", status_before=before, status=after
+    )
+    return replace(told, **changes)
+
+
+OF_LEASE: dict[str, Any] = {"lease_id": "l1", "track_id": "ann"}
+ADDED = fact(FactKind.ADDED, 1, 0, None, Status.AVAILABLE)
+ALLOCATED = fact(
+    FactKind.ALLOCATED,
+    2,
+    2,
+    Status.AVAILABLE,
+    Status.ALLOCATED,
+    **OF_LEASE,
+    details={"expires_at": T + 2 + LAB},
+)
+MARKED = fact(FactKind.MARKED, 3, 4, Status.ALLOCATED, Status.PENDING_DELETION, **OF_LEASE)
+WIPED = fact(FactKind.WIPED, 4, 5, Status.PENDING_DELETION, Status.AVAILABLE, **OF_LEASE)
+LIFE = (ADDED, ALLOCATED, MARKED, WIPED)
+ASKED = (refused("bob", 0), allocated("ann", "s1", "l1", 2.5))
+GIVEN_BACK = marked("ann", "s1", "l1", 4.5)
+AFTERWARDS = (wiped("s1", 5.5), scan(9, free("s1", 4, last_lease_id="l1")))
+LIVED = (*ASKED, GIVEN_BACK, *AFTERWARDS)
+
+
+def test_a_life_that_is_told_in_full_keeps_the_promise_also_if_the_feed_repeats_itself() -> None:
+    assert not broken(*LIVED, *LIFE)
+    assert not broken(*LIVED, *LIFE, *LIFE[2:])
+    assert check(history(*LIVED, *LIFE)).examined[Promise.FACTS]["facts"] == len(LIFE)
+
+
+@pytest.mark.parametrize("lost", LIFE, ids=lambda each: each.kind)
+def test_a_lost_fact_is_seen(lost: Fact) -> None:
+    assert broken(*LIVED, *(each for each in LIFE if each is not lost)) == {Promise.FACTS}
+
+
+def test_facts_of_one_sandbox_in_another_order_are_seen() -> None:
+    assert broken(*LIVED, ADDED, MARKED, ALLOCATED, WIPED) == {Promise.FACTS}
+
+
+def test_a_fact_of_a_change_that_did_not_hold_is_seen() -> None:
+    again = fact(FactKind.EXPIRED, 4, 5, Status.ALLOCATED, Status.PENDING_DELETION, **OF_LEASE)
+    assert broken(*LIVED, *LIFE[:3], again, replace(WIPED, version=5)) == {Promise.FACTS}
+
+
+def test_a_fact_that_is_told_in_two_ways_is_seen() -> None:
+    assert broken(*LIVED, *LIFE, replace(WIPED, principal="q")) == {Promise.FACTS}
+
+
+def test_a_record_that_a_scan_shows_elsewhere_than_its_facts_say_is_seen() -> None:
+    row, claim = held("ann", "s1", "l1", 2.5)
+    assert not broken(*ASKED, scan(3, row, claim), GIVEN_BACK, *AFTERWARDS, *LIFE)
+    stale = scan(1, free("s1", 1, status="stale"))
+    assert broken(*ASKED, stale, GIVEN_BACK, *AFTERWARDS, *LIFE) == {Promise.FACTS}
+
+
+def test_a_record_without_facts_and_facts_without_a_record_are_seen() -> None:
+    alone = scan(9, free("s1", 4, last_lease_id="l1"), free("s2"))
+    assert broken(*LIVED, alone, *LIFE) == {Promise.FACTS}
+    assert broken(*LIVED, scan(9.5), *LIFE) == {Promise.FACTS}
+    removed = fact(FactKind.STALE, 5, 6, Status.AVAILABLE, Status.STALE, **OF_LEASE)
+    gone = replace(removed, kind=FactKind.REMOVED, version=6, status_before=Status.STALE, status=None)
+    assert not broken(*LIVED, scan(9.5), *LIFE, removed, gone)
+
+
+@pytest.mark.parametrize("changes", [{"track_id": "eve"}, {"details": {"expires_at": T}}, {"lease_id": "l2"}])
+def test_an_allocation_that_is_told_as_another_one_is_seen(changes: dict[str, Any]) -> None:
+    assert broken(*LIVED, ADDED, replace(ALLOCATED, **changes), MARKED, WIPED) == {Promise.FACTS}
+
+
+def test_an_allocation_that_nobody_asked_for_is_seen() -> None:
+    assert broken(ASKED[0], GIVEN_BACK, *AFTERWARDS, *LIFE) == {Promise.FACTS}
+    unanswered = replace(ASKED[1], status=None, body={}, patience=0)
+    assert not broken(ASKED[0], unanswered, GIVEN_BACK, *AFTERWARDS, *LIFE)
+    of_another = replace(ASKED[1], body={**ASKED[1].body, "lease_id": "l2", "sandbox_id": "s2"})
+    assert Promise.FACTS in broken(ASKED[0], of_another, GIVEN_BACK, *AFTERWARDS, *LIFE)
+    later = replace(unanswered, began=T + 20, ended=T + 21)
+    assert broken(ASKED[0], later, GIVEN_BACK, *AFTERWARDS, *LIFE) == {Promise.FACTS}
+
+
+def test_an_ending_that_nobody_asked_for_is_seen() -> None:
+    assert Promise.FACTS in broken(*ASKED, *AFTERWARDS, *LIFE)
+    released = replace(MARKED, kind=FactKind.RELEASED)
+    assert broken(*LIVED, ADDED, ALLOCATED, released, WIPED) == {Promise.FACTS}
+
+
+def test_an_expiry_before_its_time_is_seen() -> None:
+    expired = replace(MARKED, kind=FactKind.EXPIRED)
+    unanswered = replace(GIVEN_BACK, status=None, body={}, patience=0)
+    assert broken(*ASKED, unanswered, *AFTERWARDS, ADDED, ALLOCATED, expired, WIPED) == {Promise.FACTS}
+
+
+def test_a_mark_that_was_answered_first_is_told_as_a_mark_unless_another_end_may_have_come_before() -> None:
+    released = replace(MARKED, kind=FactKind.RELEASED)
+    release = Call(kind=Kind.RELEASE, sandbox_id="s1", lease_id="l1", began=T + 4, ended=T + 4.1, status=None)
+    told = (ADDED, ALLOCATED, released, WIPED)
+    assert not broken(*LIVED, release, *told)
+    too_late = replace(release, began=T + 4.7, ended=T + 4.8)
+    assert broken(*LIVED, too_late, *told) == {Promise.FACTS}
+
+
+def test_a_history_that_differs_from_the_feed_is_seen() -> None:
+    told = history(*LIVED, *LIFE)
+    assert check(replace(told, pasts=told.pasts[1:])).broken == {Promise.FACTS}
+    assert check(replace(told, pasts=told.pasts[::-1])).broken == {Promise.FACTS}
+
+
+def test_of_a_run_whose_facts_were_not_read_the_promise_says_nothing() -> None:
+    verdict = check(history(*LIVED))
+    assert not verdict.violations
+    assert not sum(verdict.examined[Promise.FACTS].values())
+    assert (
+        "10. each change has exactly one fact, and none is lost or made up: kept\n     looked at nothing"
+        in describe(verdict)
+    )
+
+
 # -- and what is made of it
 
 
@@ -376,6 +504,7 @@ def test_a_history_is_read_from_its_file_as_it_was_written(tmp_path: Path) -> No
         wiped("s1", 3),
         Fault(name="kill", began=T, ended=T + 1, refuses_calls=True),
         account_of("s1"),
+        *LIFE,
     )
     kept.save(tmp_path / "history.jsonl")
     assert History.load(tmp_path / "history.jsonl") == kept

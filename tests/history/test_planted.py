@@ -20,6 +20,8 @@ SEEDS = (1, 2, 3)
         (Bug.CLAIM, {Promise.ONE_SANDBOX, Promise.CLAIMS_AGREE}),
         (Bug.EXPIRY, {Promise.ONE_HOLDER, Promise.CLAIMS_AGREE, Promise.NO_DELETE_IN_USE}),
         (Bug.CLEANUP, {Promise.NO_DELETE_IN_USE}),
+        (Bug.LATE_FACT, {Promise.FACTS}),
+        (Bug.FALSE_FACT, {Promise.FACTS}),
     ],
 )
 def test_a_planted_bug_is_found_by_the_promises_that_it_breaks(bug: Bug, promises: set[Promise]) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core import pauses, reservoir
-from tests.interleavings.scheduler import Lock, explore
-from tests.interleavings.stage import commute
+from tests.interleavings.calls import commute
+from tests.scheduler.locks import Lock
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.interleavings.scheduler import Schedule
+    from tests.scheduler.schedule import Schedule
 
 
 @pytest.fixture(autouse=True)

@@ -6,69 +6,44 @@ last said that it wiped it, and whether a delete call is on its way or its outco
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from greenlet import getcurrent
-
-from broker_common.core import domain
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import TRANSITIONS, Claim, Policy, Sandbox, Status
 from broker_common.core.errors import BrokerError, NoSandboxesAvailable, ProviderFailing
+from broker_common.core.facts import Fact
+from broker_common.core.lease import begin
+from broker_common.core.policy import Policy
 from broker_common.core.ports import WipeAnswer
+from broker_common.core.sandbox import Claim, Sandbox, Status
 from tests.fakes import (
+    BY,
     WRITES,
     Crashed,
-    FakeClock,
     FakeProvider,
     Fault,
     FlakyStore,
     MemoryStore,
+    flat,
     make_claim,
     make_sandbox,
 )
-from tests.interleavings.scheduler import Operation, Schedule, Step, stop
+from tests.interleavings.calls import LOOKS
+from tests.lifecycle import Violation, check_history, check_record, kinds_of
+from tests.scheduler.schedule import present_task, stop
+from tests.scheduler.strategies import choose
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.core.ports import AccountListing
+    from tests.scheduler.schedule import Schedule
 
 POLICY = Policy(stale_brake_min=1)
 OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
 WINDOW = POLICY.attempt_window_sec
-KEPT_STATUS = {Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED}
-"""Where a record may change and its status stay: described anew, or an attempt to delete it begun and ended."""
-REMOVABLE = {Status.STALE, Status.DELETION_FAILED, Status.DELETED}
-TOUCHED = {
-    "list_accounts": "the provider's list",
-    "read_pauses": "pauses",
-    "read_watermark": "watermark",
-    "write_watermark": "watermark",
-}
-"""What a call reads or writes, where that is not sandboxes and claims."""
-READS = {"get", "get_claim", "read_available", "read_all", "read_due", "read_watermark", "read_pauses", "list_accounts"}
-
-
-LOOKS = {"ping", "has_sandboxes"}
-"""What the guard reads, which no case changes: these are no steps, for they lead to the same wherever they come."""
-
-
-def commute(one: Step, other: Step) -> bool:
-    """Tell whether two steps lead to the same, whichever comes first.
-
-    Two processes share nothing but the store and the provider. So two of their calls commute if both only read, or
-    touch different things. (No case changes the provider's list or the pauses.)
-    """
-    if one.by is None or other.by is None or one.by == other.by:
-        return False
-    return {one.what, other.what} <= READS or TOUCHED.get(one.what) != TOUCHED.get(other.what)
-
-
-class Violation(AssertionError):
-    """A promise of the contract is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +94,7 @@ class Stage:
 
     def __init__(self, schedule: Schedule, *, processes: int = 2, policy: Policy = POLICY, shards: int = 1) -> None:
         """Make the processes; each knows already that nothing is paused, and the table."""
-        self.clock = FakeClock()
+        self.clock = schedule.time
         self.memory = MemoryStore(self.clock, shards=shards)
         self.deletes: list[Sandbox] = []
         """The record of each sandbox that the provider was asked to delete, as it was then."""
@@ -152,13 +127,13 @@ class Stage:
         began_at = self.clock.now() - (OVERDUE if overdue else 0)
         free = make_sandbox(sandbox_id)
         claim = make_claim(free, track_id, allocated_at=began_at, expires_at=began_at + POLICY.lab_duration_sec)
-        self.used(domain.allocate(free, claim))
+        self.used(begin(free, claim.lease, by=BY).result)
         return claim
 
     def pending(self) -> None:
         """Put a sandbox in the store that ann has just given back."""
         claim = self.held("ann")
-        self.worlds[0].custody.mark_for_deletion(track_id="ann", sandbox_id=claim.sandbox_id)
+        self.worlds[0].custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id=claim.sandbox_id)
 
     def look_ahead(self, world: World) -> None:
         """Have a process keep candidates at hand, as after earlier requests."""
@@ -224,6 +199,7 @@ class Stage:
         results = self._schedule.run()
         for name, request in self._requests.items():
             self._judge(name, request, results[name])
+        self._check_facts()
         return results
 
     def settle(self) -> dict[str, Sandbox]:
@@ -232,7 +208,7 @@ class Stage:
         for _ in range(2):
             self.clock.advance(2 * POLICY.deletion_backoff_max_sec)
             for sandbox_id in list(janitor.cleaner.find_due()):
-                janitor.cleaner.delete_sandbox(sandbox_id)
+                janitor.cleaner.delete_sandbox(sandbox_id, by=BY)
                 self._watch()
         return self.records()
 
@@ -259,10 +235,10 @@ class Stage:
     def step(self, process: int, method: str) -> None:
         """Stop before a call of a process, which may then fail as it was told to."""
         stop(method, by=process)
-        if process not in self._faults or not isinstance(getcurrent(), Operation):
+        if process not in self._faults or present_task() is None:
             return
         possible = [each for each in self._faults[process] if each is Fault.CRASH_BEFORE or method in WRITES]
-        taken = self._schedule.choose(1 + len(possible))
+        taken = choose(self._schedule, 1 + len(possible))
         if taken == 0:
             return
         self._faults.clear()
@@ -325,9 +301,9 @@ class Stage:
         if shared:
             raise Violation(f"two sandboxes have one account: {shared}")
         held = {
-            (each.allocated_to_track, each.idempotency_key): (
+            (flat(each).allocated_to_track, flat(each).idempotency_key): (
                 each.sandbox_id,
-                each.lease_id,
+                flat(each).lease_id,
                 each.name,
                 each.external_id,
             )
@@ -335,7 +311,8 @@ class Stage:
             if each.status is Status.ALLOCATED
         }
         claimed = {
-            key: (claim.sandbox_id, claim.lease_id, claim.name, claim.external_id) for key, claim in now.claims.items()
+            key: (claim.sandbox_id, claim.lease.lease_id, claim.name, claim.external_id)
+            for key, claim in now.claims.items()
         }
         holders = [each for each in now.records.values() if each.status is Status.ALLOCATED]
         if held != claimed or len(holders) != len(held):
@@ -343,24 +320,33 @@ class Stage:
 
     def _check_change(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox | None) -> None:
         """Hold one write of one record to the contract."""
+        if not kinds_of(was.status if was else None, becomes.status if becomes else None):
+            raise Violation(f"no such transition: {was} -> {becomes}")
+        if was and becomes and None not in {was.lease, becomes.lease} and was.lease != becomes.lease:
+            raise Violation(f"no such transition, to another lease: {was} -> {becomes}")
         if becomes is None:
-            if was is None or was.status not in REMOVABLE or (was.dirty and was.status is not Status.DELETED):
+            if was is None or (was.dirty and was.status is not Status.DELETED):
                 raise Violation(f"removed: {was}")
             return
-        if was is None:
-            allowed = becomes.status is Status.AVAILABLE
-        elif was.status is becomes.status:
-            allowed = was.status in KEPT_STATUS
-        else:
-            allowed = becomes.status in TRANSITIONS[was.status]
-        if not allowed:
-            raise Violation(f"no such transition: {was} -> {becomes}")
+        check_record(becomes)
         if becomes.version <= self._versions[sandbox_id]:
             raise Violation(f"the version does not grow: {was} -> {becomes}")
         self._versions[sandbox_id] = becomes.version
-        if becomes.status is Status.PENDING_DELETION and becomes.status_order != becomes.next_attempt_at:
+        if becomes.status is Status.PENDING_DELETION and becomes.status_order != flat(becomes).next_attempt_at:
             raise Violation(f"no cleanup will find {becomes}")
         self._check_truth(sandbox_id, was, becomes)
+
+    def _check_facts(self) -> None:
+        """Hold the facts of each sandbox to each other, and the last one to the record."""
+        told = defaultdict[str, list[Fact]](list)
+        for fact in self.memory.facts:
+            if isinstance(fact, Fact):
+                told[fact.sandbox_id].append(fact)
+        for sandbox_id, facts in told.items():
+            check_history(facts)
+            record = self.records().get(sandbox_id)
+            if facts[-1].status is not (record.status if record else None):
+                raise Violation(f"the facts end with {facts[-1]}, and the record is {record}")
 
     def _check_truth(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox) -> None:
         """Hold a record to what is known of its account."""

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core import domain
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import Status
-from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable
-from broker_common.core.ports import Allocated, CandidateGone, ClaimHeld
+from broker_common.core.errors import NoSandboxesAvailable
+from broker_common.core.lease import begin
 from broker_common.core.reservoir import Reservoir
-from tests.fakes import Crashed, Fault, MemoryStore, make_sandbox
-from tests.interleavings.scheduler import explore
-from tests.interleavings.stage import Stage, Violation
+from broker_common.core.sandbox import Status
+from broker_common.core.store import Allocated, CandidateGone, ClaimHeld
+from tests.fakes import BY, Crashed, Fault, MemoryStore, changed, make_sandbox
+from tests.interleavings.stage import Stage
+from tests.lifecycle import Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from broker_common.core.domain import Candidate, Claim
-    from broker_common.core.ports import AllocateAnswer
-    from tests.interleavings.scheduler import Schedule
+    from broker_common.core.principals import Actor
+    from broker_common.core.sandbox import Candidate, Claim
+    from broker_common.core.store import AllocateAnswer
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 TRACKS = ("ann", "bob", "cho")
@@ -79,7 +80,7 @@ def several_copies(schedule: Schedule, *, copies: int, free: int, processes: int
         stage.allocate(f"copy {number}", stage.worlds[number % processes], "ann", arrives=processes < copies)
     found = granted(stage.run())
     assert len(found) == copies
-    assert len({each.claim.lease_id for each in found}) == 1
+    assert len({each.claim.lease.lease_id for each in found}) == 1
     assert [each.replayed for each in found].count(False) == 1
 
 
@@ -148,7 +149,7 @@ def test_a_track_whose_process_is_killed_gets_what_it_was_given_when_it_asks_aga
         stage.allocate("other", second, other)
         found = granted(stage.run())
         assert len(found) == (2 if other == "ann" else min(2, free))
-        assert len({each.claim.lease_id for each in found}) == (1 if other == "ann" else len(found))
+        assert len({each.claim.lease.lease_id for each in found}) == (1 if other == "ann" else len(found))
 
     every_order(case)
 
@@ -166,8 +167,8 @@ def test_two_requests_are_answered_truly_although_the_answer_to_a_write_got_lost
         stage.allocate("other", stage.worlds[-1], other, arrives=processes == 1)
         found = granted(stage.run())
         assert len(found) == (2 if other == "ann" else min(2, free))
-        assert len({each.claim.lease_id for each in found}) == (1 if other == "ann" else len(found))
-        assert len(stage.claims()) == len({each.claim.lease_id for each in found})
+        assert len({each.claim.lease.lease_id for each in found}) == (1 if other == "ann" else len(found))
+        assert len(stage.claims()) == len({each.claim.lease.lease_id for each in found})
 
     every_order(case)
 
@@ -176,7 +177,7 @@ def test_two_requests_are_answered_truly_although_the_answer_to_a_write_got_lost
 
 
 @pytest.mark.parametrize(("tracks", "free"), [(1, 1), (1, 2), (2, 1), (2, 2)])
-def test_a_sandbox_is_put_aside_or_given_to_a_track_and_never_both(
+def test_a_sandbox_is_set_aside_at_once_or_its_track_keeps_it_until_it_is_wiped(
     every_order: Callable[..., None], tracks: int, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
@@ -185,11 +186,14 @@ def test_a_sandbox_is_put_aside_or_given_to_a_track_and_never_both(
         *apis, operator = stage.worlds
         for name, world in zip(TRACKS[:tracks], apis, strict=False):
             stage.allocate(name, world)
-        stage.play("quarantine", lambda: operator.operations.quarantine("sbx-0", reason="odd"))
+        stage.play("quarantine", lambda: operator.operations.quarantine("sbx-0", by=BY, reason="odd"))
         results = stage.run()
-        refused = isinstance(results.pop("quarantine"), InvalidTransition)
-        assert stage.statuses()[0] is (Status.ALLOCATED if refused else Status.DELETION_FAILED)
-        assert len(granted(results)) == min(tracks, free if refused else free - 1)
+        is_held = results.pop("quarantine").status is Status.ALLOCATED
+        record = stage.records()["sbx-0"]
+        assert (record.status, record.quarantine) == (
+            (Status.ALLOCATED, "odd") if is_held else (Status.DELETION_FAILED, None)
+        )
+        assert len(granted(results)) == min(tracks, free if is_held else free - 1)
 
     every_order(case, once=tracks > 1)
 
@@ -207,7 +211,9 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
         stage.allocate("copy", first, "ann")
         stage.play(
             "mark",
-            lambda: second.custody.mark_for_deletion(track_id="ann", sandbox_id="sbx-0", lease_id=old.lease_id),
+            lambda: second.custody.mark_for_deletion(
+                by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=old.lease.lease_id
+            ),
         )
         results = stage.run()
         assert not results["mark"].repeated
@@ -224,9 +230,9 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
 def allocate_without(*left_out: str) -> Callable[..., AllocateAnswer]:
     """Make a store's allocate that does not look at the claim, the sandbox's status or its version."""
 
-    def allocate(memory: MemoryStore, candidate: Candidate, new: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(memory: MemoryStore, candidate: Candidate, new: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         with memory._called("allocate"):
-            held = memory._claims.get((new.track_id, new.idempotency_key))
+            held = memory._claims.get((new.lease.track_id, new.lease.idempotency_key))
             if held is not None and "claim" not in left_out:
                 return ClaimHeld(held)
             current = memory._records[candidate.sandbox_id]
@@ -234,9 +240,9 @@ def allocate_without(*left_out: str) -> Callable[..., AllocateAnswer]:
                 return CandidateGone(current)
             if current.version != candidate.version and "version" not in left_out:
                 return CandidateGone(current)
-            changes = domain.allocation_changes(new, version=current.version)
-            memory._put(candidate.sandbox_id, replace(current, **changes))
-            memory._claims[new.track_id, new.idempotency_key] = new
+            free = changed(current, status=Status.AVAILABLE, dirty=False)
+            memory._put(candidate.sandbox_id, begin(free, new.lease, by=by).result)
+            memory._claims[new.lease.track_id, new.lease.idempotency_key] = new
             return Allocated()
 
     return allocate

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.ending import Ending
-from broker_common.core.errors import Conflict, LeaseMismatch, NoSandboxesAvailable, NotSandboxOwner, StoreUnavailable
-from broker_common.core.events import AllocationExpired
+from broker_common.core.errors import LeaseMismatch, NoSandboxesAvailable, NotSandboxOwner, StoreUnavailable
 from broker_common.core.reservoir import Search
-from tests.fakes import Crashed, Fault, MemoryStore, make_sandbox
-from tests.interleavings.scheduler import explore
-from tests.interleavings.stage import Stage, Violation
+from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.store import Conflict
+from broker_common.core.telemetry import AllocationExpired
+from tests.fakes import BY, Crashed, Fault, MemoryStore, flat, kind_of, make_sandbox
+from tests.interleavings.stage import Stage
+from tests.lifecycle import Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Candidate, Claim, Sandbox
-    from tests.interleavings.scheduler import Schedule
+    from broker_common.core.facts import Change
+    from broker_common.core.sandbox import Candidate, Claim
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 REASONS = {
@@ -34,13 +38,15 @@ def ending(name: str, world: World, claim: Claim) -> Callable[[], object]:
     """Make the operation of this name end an allocation; it returns whether it was it that did."""
 
     def mark() -> bool:
-        return not world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id).repeated
+        return not world.custody.mark_for_deletion(
+            by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id
+        ).repeated
 
     def release() -> bool:
-        return not world.custody.release(sandbox_id=claim.sandbox_id, lease_id=claim.lease_id).repeated
+        return not world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id).repeated
 
     def expire() -> bool:
-        return world.expirer.run().expired == 1
+        return world.expirer.run(by=BY).expired == 1
 
     return {"mark": mark, "release": release, "expire": expire}[name]
 
@@ -75,7 +81,7 @@ def test_of_a_mark_a_release_and_an_expiry_one_ends_the_allocation_and_all_succe
         (first,) = (name for name, ended in results.items() if ended)
         assert not any(isinstance(result, Exception) for result in results.values())
         record = stage.records()["sbx-0"]
-        assert (record.deletion_reason, record.last_lease_id) == (REASONS[first], claim.lease_id)
+        assert (flat(record).deletion_reason, flat(record).last_lease_id) == (REASONS[first], claim.lease.lease_id)
         assert_wiped_once_more(stage)
 
     every_order(case)
@@ -112,7 +118,7 @@ def test_an_ending_whose_answer_gets_lost_is_carried_out_once_it_is_repeated(
         first, second = stage.worlds
         stage.may_fail(first, Fault.REFUSED, Fault.LOST_BEFORE, Fault.LOST_AFTER)
         stage.play("first", ending(name, first, claim))
-        stage.play("expire", second.expirer.run)
+        stage.play("expire", partial(second.expirer.run, by=BY))
         results = stage.run()
         assert isinstance(results["first"], (bool, StoreUnavailable))
         assert not isinstance(ending(name, first, claim)(), Exception)
@@ -128,8 +134,10 @@ def next_life(stage: Stage, world: World, claim: Claim, track_id: str) -> Callab
     """Make an operation that gives a sandbox back for its track, has it wiped, and allocates it anew."""
 
     def operation() -> object:
-        world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id)
-        world.cleaner.delete_sandbox(claim.sandbox_id)
+        world.custody.mark_for_deletion(
+            by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
+        )
+        world.cleaner.delete_sandbox(claim.sandbox_id, by=BY)
         return world.allocate(track_id)
 
     return operation
@@ -148,26 +156,26 @@ def late_against_the_next_life(
     allocation = results["next"]
     assert isinstance(allocation, Allocation)
     assert list(stage.claims().values()) == [allocation.claim]
-    assert allocation.claim.lease_id != claim.lease_id
+    assert allocation.claim.lease.lease_id != claim.lease.lease_id
     return results["late"], stage
 
 
 def mark_the_old_lease(world: World, claim: Claim) -> object:
     return world.custody.mark_for_deletion(
-        track_id=claim.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease_id
+        by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
     )
 
 
 def mark_the_lease_at_hand(world: World, claim: Claim) -> object:
-    return world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id)
+    return world.custody.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
 
 
 def release_the_old_lease(world: World, claim: Claim) -> object:
-    return world.custody.release(sandbox_id=claim.sandbox_id, lease_id=claim.lease_id)
+    return world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id)
 
 
 def expire(world: World, _: Claim) -> object:
-    return world.expirer.run()
+    return world.expirer.run(by=BY)
 
 
 @pytest.mark.parametrize("mark", [mark_the_old_lease, mark_the_lease_at_hand])
@@ -205,7 +213,9 @@ def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_o
         read_the_new = steps.index(("late", "get")) > max(
             place for place, step in enumerate(steps) if step == ("next", "allocate")
         )
-        ended_the_new = isinstance(results["late"], Ending) and results["late"].sandbox.last_lease_id == new.lease_id
+        ended_the_new = (
+            isinstance(results["late"], Ending) and flat(results["late"].sandbox).last_lease_id == new.lease.lease_id
+        )
         assert ended_the_new == read_the_new
         assert (list(stage.claims().values()) == [new]) != ended_the_new
 
@@ -243,16 +253,16 @@ def test_a_track_s_own_next_allocate_and_the_expiry_job_end_its_overdue_allocati
             stage.memory.seed(make_sandbox("sbx-1"))
         api, worker, cleaner = stage.worlds
         stage.allocate("ann", api)
-        stage.play("expire", worker.expirer.run)
-        stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0"))
+        stage.play("expire", partial(worker.expirer.run, by=BY))
+        stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0", by=BY))
         answer = stage.run()["ann"]
         if free or isinstance(answer, Allocation):
-            assert answer.claim.lease_id != old.lease_id
+            assert answer.claim.lease.lease_id != old.lease.lease_id
         else:
             assert isinstance(answer, NoSandboxesAvailable)
         events = [event for world in stage.worlds for event in world.recorder.of(AllocationExpired)]
         # Both write the same record within one second, and the store takes the second for the first one repeated.
-        assert {event.lease_id for event in events} == {old.lease_id}
+        assert {event.lease_id for event in events} == {old.lease.lease_id}
         assert stage.settle()["sbx-0"].status is not Status.PENDING_DELETION
         assert len(stage.deletes) == 1
 
@@ -269,7 +279,7 @@ def overdue_copies(schedule: Schedule, *, processes: int, free: int) -> None:
     if free == 0:
         assert all(isinstance(each, NoSandboxesAvailable) for each in results)
     else:
-        assert len({each.claim.lease_id for each in results} - {old.lease_id}) == 1
+        assert len({each.claim.lease.lease_id for each in results} - {old.lease.lease_id}) == 1
         assert [each.replayed for each in results].count(False) == 1
     assert stage.statuses().count(Status.ALLOCATED) == min(free, 1)
     assert stage.statuses()[0] is Status.PENDING_DELETION
@@ -316,18 +326,44 @@ def test_the_search_finds_a_request_that_does_not_try_again_what_it_gave_back(mo
         explore(lambda schedule: overdue_copies(schedule, processes=1, free=1))
 
 
-def end_whatever_is_allocated(memory: MemoryStore, before: Sandbox, after: Sandbox) -> None:
-    current = memory._records[before.sandbox_id]
-    if current.status is not Status.ALLOCATED:
+_sound_commit = MemoryStore.commit
+
+
+def end_whatever_is_allocated(memory: MemoryStore, *changes: Change) -> None:
+    if kind_of(*changes) != "end_allocation":
+        _sound_commit(memory, *changes)
+        return
+    current = memory._records[changes[0].sandbox_id]
+    if current.lease is None:
         raise Conflict("not allocated", current=current)
-    memory._put(before.sandbox_id, after)
-    memory._claims.pop((current.allocated_to_track or "", current.idempotency_key or ""), None)
+    memory._put(current.sandbox_id, changes[0].after)
+    memory._claims.pop((current.lease.track_id, current.lease.idempotency_key), None)
 
 
 @pytest.mark.parametrize(("late", "overdue"), [(mark_the_old_lease, False), (expire, True)])
 def test_the_search_finds_an_ending_that_ignores_the_lease(
     monkeypatch: pytest.MonkeyPatch, late: Any, *, overdue: bool
 ) -> None:
-    monkeypatch.setattr(MemoryStore, "end_allocation", end_whatever_is_allocated)
-    with pytest.raises(Violation, match="the version does not grow"):
+    monkeypatch.setattr(MemoryStore, "commit", end_whatever_is_allocated)
+    with pytest.raises(Violation, match="version"):
         explore(lambda schedule: late_against_the_next_life(schedule, late, track_id="bob", overdue=overdue))
+
+
+@pytest.mark.parametrize("late", [mark_the_old_lease, expire], ids=["mark", "expire"])
+def test_a_quarantine_of_a_sandbox_whose_lease_ends_meanwhile_is_kept_until_it_is_wiped(
+    every_order: Callable[..., None], late: Any
+) -> None:
+    def case(schedule: Schedule) -> None:
+        stage = Stage(schedule, processes=2)
+        claim = stage.held("ann", overdue=True)
+        first, operator = stage.worlds
+        stage.play("late", lambda: late(first, claim))
+        stage.play("quarantine", lambda: operator.operations.quarantine("sbx-0", by=BY, reason="odd"))
+        stage.play("lift", lambda: operator.operations.lift_quarantine("sbx-0", by=BY))
+        stage.run()
+        record = stage.records()["sbx-0"]
+        assert record.status is Status.PENDING_DELETION
+        flagged = record.quarantine is not None
+        assert stage.settle()["sbx-0"].status is (Status.DELETION_FAILED if flagged else Status.AVAILABLE)
+
+    every_order(case)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core import domain, purge
+from broker_common.core import pool, purge
 from broker_common.core import sync as sync_module
 from broker_common.core.allocation import Allocation
-from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.errors import InvalidTransition, NoSandboxesAvailable, SandboxNotFound, SyncBraked
 from broker_common.core.ports import WipeAnswer
+from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.sync import SyncResult
-from tests.fakes import START, Crashed, Fault, MemoryStore, make_account, make_sandbox
-from tests.interleavings.scheduler import explore
-from tests.interleavings.stage import POLICY, Stage, Violation, commute
+from tests.fakes import BY, START, Crashed, Fault, MemoryStore, flat, kind_of, make_account, make_sandbox, removal_of
+from tests.interleavings.calls import commute
+from tests.interleavings.stage import POLICY, Stage
 from tests.interleavings.test_allocate import allocate_without
+from tests.lifecycle import Violation
+from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Account, Sandbox
-    from tests.interleavings.scheduler import Schedule
+    from broker_common.core.facts import Change
+    from broker_common.core.principals import Actor
+    from broker_common.core.sandbox import Account, Sandbox
+    from tests.scheduler.schedule import Schedule
     from tests.world import World
 
 SEEN = make_account("sbx-0")
@@ -47,7 +52,7 @@ def set_up(schedule: Schedule, *records: Sandbox) -> Stage:
 
 def sync(stage: Stage, name: str, world: World, *accounts: Account, force: bool = True) -> None:
     world.provider.accounts = (ELSEWHERE, *accounts)
-    stage.play(name, lambda: world.syncer.run(force=force))
+    stage.play(name, lambda: world.syncer.run(by=BY, force=force))
 
 
 def allocate_against_sync(
@@ -143,10 +148,10 @@ def seen_again_used(schedule: Schedule) -> None:
     api, worker, cleaner = stage.worlds
     stage.allocate("ann", api)
     sync(stage, "sync", worker, SEEN)
-    stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0"))
+    stage.play("delete", lambda: cleaner.cleaner.delete_sandbox("sbx-0", by=BY))
     results = stage.run()
     assert isinstance(results["ann"], (Allocation, NoSandboxesAvailable))
-    assert stage.settle()["sbx-0"].deletion_reason in {DeletionReason.FOUND_DIRTY, None}
+    assert flat(stage.settle()["sbx-0"]).deletion_reason in {DeletionReason.FOUND_DIRTY, None}
 
 
 def test_a_used_sandbox_that_a_sync_sees_again_reaches_nobody_unwiped(every_order: Callable[..., None]) -> None:
@@ -175,8 +180,8 @@ def test_a_sync_that_read_the_pool_before_a_whole_life_of_a_sandbox_does_not_tou
         first, second, api = stage.worlds
 
         def life() -> None:
-            first.custody.mark_for_deletion(track_id="ann", sandbox_id="sbx-0", lease_id=claim.lease_id)
-            first.cleaner.delete_sandbox("sbx-0")
+            first.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=claim.lease.lease_id)
+            first.cleaner.delete_sandbox("sbx-0", by=BY)
 
         first.provider.answers.append(answer)
         stage.play("life", life)
@@ -238,7 +243,7 @@ def test_a_sandbox_whose_account_answers_404_and_is_listed_is_wiped_before_it_is
         stage.pending()
         first, second, third = stage.worlds
         first.provider.answers.append(WipeAnswer.GONE)
-        stage.play("delete", lambda: first.cleaner.delete_sandbox("sbx-0"))
+        stage.play("delete", lambda: first.cleaner.delete_sandbox("sbx-0", by=BY))
         sync(stage, "one", second, SEEN)
         sync(stage, "two", third, RENUMBERED)
         results = stage.run()
@@ -259,7 +264,7 @@ def purged_while_synced(schedule: Schedule, accounts: list[Account], *, used: bo
     (stage.used if used else stage.memory.seed)(stale(dirty=used))
     first, second, api = stage.worlds
     sync(stage, "sync", first, *accounts)
-    stage.play("purge", second.purger.run)
+    stage.play("purge", partial(second.purger.run, by=BY))
     stage.allocate("ann", api)
     results = stage.run()
     removed, restored = results["purge"].removed, results["sync"].restored
@@ -289,12 +294,14 @@ def test_an_operator_s_retry_is_not_lost_to_a_sync_or_a_bulk_delete_unless_the_r
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = set_up(schedule)
-        failed = make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True, last_track_id="ann")
+        failed = make_sandbox(
+            "sbx-0", status=Status.DELETION_FAILED, dirty=True, last_track_id="ann", last_lease_id="lease-1"
+        )
         stage.used(failed)
         first, second, third = stage.worlds
         sync(stage, "sync", first, *accounts)
-        stage.play("retry", lambda: second.operations.retry_deletion("sbx-0"))
-        stage.play("bulk delete", lambda: third.purger.bulk_delete(Status.DELETION_FAILED))
+        stage.play("retry", lambda: second.operations.retry_deletion("sbx-0", by=BY))
+        stage.play("bulk delete", lambda: third.purger.bulk_delete(Status.DELETION_FAILED, by=BY))
         results = stage.run()
         record = stage.settle().get("sbx-0")
         if isinstance(results["retry"], SandboxNotFound):
@@ -323,10 +330,10 @@ def test_a_sync_killed_at_any_of_its_calls_is_made_up_for_by_the_next(
 
         def killed_and_repeated() -> None:
             try:
-                first.syncer.run(force=True)
+                first.syncer.run(by=BY, force=True)
             except Crashed:
                 first.start()
-                first.syncer.run(force=True)
+                first.syncer.run(by=BY, force=True)
 
         stage.play("sync", killed_and_repeated)
         stage.allocate("ann", second)
@@ -342,10 +349,15 @@ def test_a_sync_killed_at_any_of_its_calls_is_made_up_for_by_the_next(
 
 
 def test_the_search_finds_a_sync_that_writes_without_a_condition(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unconditional(memory: MemoryStore, before: Sandbox, after: Sandbox) -> None:
-        memory._put(before.sandbox_id, after)
+    sound = MemoryStore.commit
 
-    monkeypatch.setattr(MemoryStore, "update", unconditional)
+    def unconditional(memory: MemoryStore, *changes: Change) -> None:
+        if kind_of(*changes) == "update":
+            memory._put(changes[0].sandbox_id, changes[0].after)
+        else:
+            sound(memory, *changes)
+
+    monkeypatch.setattr(MemoryStore, "commit", unconditional)
     with pytest.raises(Violation, match="no such transition"):
         explore(lambda schedule: described_anew(schedule, tracks=1))
 
@@ -358,8 +370,8 @@ def test_the_search_finds_an_allocate_that_does_not_check_the_version(monkeypatc
 
 
 def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sandbox:
-        return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
+    def forgetful(sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: int) -> Change:
+        return pool.restore(replace(sandbox, dirty=False), account, order=order, by=by, now=now)
 
     monkeypatch.setattr(sync_module, "restore", forgetful)
     monkeypatch.setattr(sync_module, "is_thought_gone", lambda _: False)
@@ -368,8 +380,8 @@ def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.Monkey
 
 
 def test_the_search_finds_a_purge_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(purge, "bury", lambda *_, **__: None)
-    with pytest.raises(Violation, match="removed"):
+    monkeypatch.setattr(purge, "remove", lambda sandbox, **_: removal_of(sandbox))
+    with pytest.raises(Violation, match="tombstone"):
         explore(lambda schedule: purged_while_synced(schedule, [SEEN], used=True))
 
 
@@ -386,8 +398,8 @@ def test_orders_that_are_left_out_because_their_steps_commute_hide_no_state_and_
             stage.held("ann")
             first, second, third = stage.worlds
             sync(stage, "sync", first, SEEN)
-            stage.play("mark", lambda: second.custody.mark_for_deletion(track_id="ann", sandbox_id="sbx-0"))
-            stage.play("quarantine", lambda: third.operations.quarantine("sbx-1", reason="odd"))
+            stage.play("mark", lambda: second.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
+            stage.play("quarantine", lambda: third.operations.quarantine("sbx-1", by=BY, reason="odd"))
             results = stage.run()
             states.update(
                 (frozenset(moment.records.values()), frozenset(moment.claims.values())) for moment in stage.moments()

@@ -20,7 +20,7 @@ import requests
 import yaml
 
 from broker_common.adapters.dynamo_items import status_key
-from broker_common.core.domain import Status
+from broker_common.core.sandbox import Status
 from deploy.dev.processes import Program, free_ports, wait_until
 from tests.backends import running
 from tests.e2e.stack import TRACK_TOKEN, Stack

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from broker_common.core.jobs import Job
+from broker_common.core.job_registry import JOBS
+from broker_common.core.jobs import Daily
 from tests.observability.deployed import PROMETHEUS, RUNBOOK, rule_tests, rules
 
 ALERTS = sorted({rule["alert"] for rule in rules("alert")})
@@ -72,6 +73,16 @@ def test_the_runbook_knows_no_alert_that_there_is_not() -> None:
     assert sorted(re.findall(r"^### (.+)$", RUNBOOK.read_text(), re.MULTILINE)) == ALERTS
 
 
-def test_every_job_has_a_time_after_which_it_is_overdue() -> None:
+def test_every_job_is_overdue_after_the_time_that_the_registry_says() -> None:
     threshold = "job:broker_job_overdue_seconds:threshold"
-    assert sorted(rule["labels"]["job"] for rule in rules("record") if rule["record"] == threshold) == sorted(Job)
+    found = {rule["labels"]["job"]: rule["expr"] for rule in rules("record") if rule["record"] == threshold}
+    assert found == {name: f"vector({job.overdue_sec})" for name, job in JOBS.items()}
+
+
+def test_a_job_that_never_succeeded_gets_a_day_if_it_is_daily_and_its_first_intervals_if_not() -> None:
+    daily = "|".join(name for name, job in JOBS.items() if isinstance(job.schedule, Daily))
+    found = {rule["expr"]: rule["for"] for rule in rules("alert") if rule["alert"] == "BrokerJobNeverSucceeded"}
+    waits = {re.findall(r'threshold{job(\S+)"(.+?)"}', expr)[0]: wait for expr, wait in found.items()}
+    assert waits == {("!~", daily): "30m", ("=~", daily): "26h"}
+    longest = max(job.overdue_sec for job in JOBS.values() if not isinstance(job.schedule, Daily))
+    assert longest <= 30 * 60

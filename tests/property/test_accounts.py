@@ -11,13 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker_common.adapters.csp_listing import Listing
-from broker_common.core.domain import ORDER_LIMIT, new_sandbox
+from broker_common.core.pool import add
 from broker_common.core.ports import SkippedAccount
+from broker_common.core.sandbox import ORDER_LIMIT
 from tests.api.harness import Api, body_of, make_api
-from tests.fakes import START
+from tests.fakes import BY, START
 
 if TYPE_CHECKING:
-    from broker_common.core.domain import Account
+    from broker_common.core.sandbox import Account
 
 ENTRY = {
     "account_type": "sandbox",
@@ -43,7 +44,7 @@ def read(**changes: Any) -> Account | SkippedAccount:
 def hold(account: Account) -> tuple[Api, dict[str, Any]]:
     """Return an API whose pool is this account, which a track holds, and what the track was told."""
     api = make_api()
-    api.store.seed(new_sandbox(account, order=ORDER_LIMIT // 2, now=START, version=1))
+    api.store.seed(add(account, order=ORDER_LIMIT // 2, by=BY, now=START, version=1).result)
     return api, api.allocate()
 
 

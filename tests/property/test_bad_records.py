@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
@@ -16,11 +17,12 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import ORDER_LIMIT, Sandbox, Status
 from broker_common.core.errors import BrokerError, NoSandboxesAvailable, UnreadableRecord
-from broker_common.core.ports import Watermark
+from broker_common.core.flat import OPTIONAL_SANDBOX_FIELDS, SANDBOX_FIELDS
+from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
+from broker_common.core.store import PAUSABLE, Pause, Pauses, Watermark
 from tests.backends import AWS_ENVIRONMENT
-from tests.fakes import FakeClock, RecordingRecorder, TimelessStore, make_sandbox
+from tests.fakes import BY, FakeClock, RecordingRecorder, TimelessStore, add_of, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ KEYS: dict[str, Item] = {
     "pauses": PAUSE_KEY,
     "watermark": SYNC_KEY,
 }
+ALL_PAUSED = Pauses(**dict.fromkeys(PAUSABLE, Pause(by="op", since=1)))
 TEXTS = ["", "x", "available", "allocated", "of_a_later_release", "available#0", "allocated#1", "free-1"]
 NUMBERS = ["0", "-1", "1", "1.5", "1E3", "9007199254740992", "1E30", "1750000000"]
 VALUES: list[Item | None] = [
@@ -73,14 +76,24 @@ def pool(client: DynamoDBClient) -> Iterator[World]:
         store = DynamoStore(client, TABLE, clock=clock, rng=Random(next(_seeds)), recorder=RecordingRecorder())
         # Never the same client token twice: the engine remembers them, also those of a table that is no more.
         world = World(clock=clock, wrap=lambda _: TimelessStore(store), seed=next(_seeds))
-        store.add(make_sandbox("held"))
+        store.commit(add_of(make_sandbox("held")))
         world.allocate("victim")
-        store.add(
-            make_sandbox("pending", status=Status.PENDING_DELETION, dirty=True, last_track_id="t", next_attempt_at=1)
+        store.commit(
+            add_of(
+                make_sandbox(
+                    "pending",
+                    status=Status.PENDING_DELETION,
+                    dirty=True,
+                    last_track_id="t",
+                    last_lease_id="l",
+                    next_attempt_at=1,
+                )
+            )
         )
         for name in ("free-0", *OTHERS):
-            store.add(make_sandbox(name, status_order=int(name[-1]) * 10**15))
-        store.set_pauses({"sync": False, "allocate": False, "cleanup": False, "expire": False})
+            store.commit(add_of(make_sandbox(name, status_order=int(name[-1]) * 10**15)))
+        store.set_pauses(Pauses(), ALL_PAUSED)
+        store.set_pauses(ALL_PAUSED, Pauses())
         store.write_watermark(Watermark(1, 1))
         world.start()
         yield world
@@ -106,7 +119,7 @@ def stored(client: DynamoDBClient, which: str) -> Item:
 
 
 def attributes(which: str) -> list[str]:
-    names = [each for each in Sandbox.__dataclass_fields__ if which in {"free", "held", "pending"}]
+    names = [*SANDBOX_FIELDS, *OPTIONAL_SANDBOX_FIELDS, "schema"] if which in {"free", "held", "pending"} else []
     return {
         "claim": ["track_id", "idempotency_key", "sandbox_id", "lease_id", "allocated_at", "expires_at", "name"],
         "pauses": ["allocate", "sync", "cleanup", "expire"],
@@ -131,12 +144,14 @@ def use_everything(world: World, sandbox_ids: list[str]) -> None:
         for track in ("victim", "t", "stranger"):
             try_to(
                 lambda s=sandbox_id, t=track: world.custody.read(track_id=t, sandbox_id=s),  # type: ignore[misc]
-                lambda s=sandbox_id, t=track: world.custody.mark_for_deletion(track_id=t, sandbox_id=s),  # type: ignore[misc]
+                lambda s=sandbox_id, t=track: world.custody.mark_for_deletion(by=BY, track_id=t, sandbox_id=s),  # type: ignore[misc]
             )
         try_to(
             lambda s=sandbox_id: world.inventory.read(s),  # type: ignore[misc]
-            lambda s=sandbox_id: world.operations.quarantine(s, reason="odd"),  # type: ignore[misc]
-            lambda s=sandbox_id: world.operations.retry_deletion(s),  # type: ignore[misc]
+            lambda s=sandbox_id: world.operations.quarantine(s, by=BY, reason="odd"),  # type: ignore[misc]
+            lambda s=sandbox_id: world.operations.lift_quarantine(s, by=BY),  # type: ignore[misc]
+            lambda s=sandbox_id: world.operations.retry_deletion(s, by=BY),  # type: ignore[misc]
+            lambda s=sandbox_id: world.history.of_sandbox(s, limit=5, cursor=None),  # type: ignore[misc]
         )
     try_to(
         lambda: world.allocate("victim"),
@@ -146,13 +161,22 @@ def use_everything(world: World, sandbox_ids: list[str]) -> None:
         store.oldest_pending_deletion,
         store.read_watermark,
         store.read_pauses,
-        lambda: store.set_pauses({"sync": False}),
+        lambda: world.pauses.set({"sync": False}, by=BY),
+        lambda: world.history.feed(limit=5),
     )
     world.clock.advance(72 * 3600)
-    try_to(world.syncer.run, world.expirer.run, world.purger.run, world.operations.bulk_retry)
+    try_to(
+        *(
+            partial(run, by=BY)
+            for run in (world.syncer.run, world.expirer.run, world.purger.run, world.operations.bulk_retry)
+        )
+    )
     for sandbox_id in list(world.cleaner.find_due()):
-        world.cleaner.delete_sandbox(sandbox_id)
-    try_to(lambda: world.purger.bulk_delete(Status.STALE), lambda: world.purger.bulk_delete(Status.DELETION_FAILED))
+        world.cleaner.delete_sandbox(sandbox_id, by=BY)
+    try_to(
+        lambda: world.purger.bulk_delete(Status.STALE, by=BY),
+        lambda: world.purger.bulk_delete(Status.DELETION_FAILED, by=BY),
+    )
 
 
 def listing(world: World) -> tuple[list[Sandbox], list[str]]:
@@ -189,6 +213,10 @@ def listing(world: World) -> tuple[list[Sandbox], list[str]]:
 @example(change=("claim", "track_id"), value={"S": "x"})
 @example(change=("pauses", "sync"), value={"S": "x"})
 @example(change=("watermark", "synced_at"), value={"S": "x"})
+@example(change=("free", "schema"), value={"N": "9007199254740992"})
+@example(change=("free", "schema"), value={"S": "x"})
+@example(change=("held", "quarantine_reason"), value={"BOOL": True})
+@example(change=("pending", "last_lease_id"), value=None)
 @settings(
     deadline=None,
     derandomize=True,

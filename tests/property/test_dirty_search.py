@@ -9,22 +9,29 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core import cleanup, domain, purge, sync
-from broker_common.core.domain import Claim, Policy, RecyclePolicy, Sandbox, Status
+from broker_common.core import cleanup, purge, sync
 from broker_common.core.errors import BrokerError, ProviderFailing, ProviderMisconfigured, ProviderRejected
+from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.pool import remove, restore
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
-from tests.fakes import START, Crashed, FakeClock, make_account, make_sandbox
+from broker_common.core.sandbox import Account, Claim, Sandbox, Status
+from broker_common.core.wipe import confirm_wipe
+from tests import lifecycle
+from tests.fakes import BY, START, Crashed, FakeClock, MemoryStore, changed, flat, make_account, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.fakes import MemoryStore
+    from broker_common.core.facts import Change
 
+_seeds = count()
+"""Of its own for each play: no two attempts, and no two leases, have the same id."""
 SANDBOX = "sbx-0"
 HOUR = 3600
 SEEN = make_account(SANDBOX)
@@ -58,14 +65,17 @@ class State:
             record.status,
             record.name,
             record.dirty,
-            record.lease_id is not None,
-            record.allocated_to_track,
+            flat(record).lease_id is not None,
+            flat(record).allocated_to_track,
             record.answers_to,
-            record.deletion_retry_count,
-            record.attempt_id is not None,
-            record.outcome_unknown,
-            (record.next_attempt_at or 0) <= self.now,
-            record.status is Status.ALLOCATED and (record.expires_at or 0) + HOUR // 2 <= self.now,
+            flat(record).deletion_retry_count,
+            flat(record).attempt_id is not None,
+            flat(record).outcome_unknown,
+            (flat(record).next_attempt_at or 0) <= self.now,
+            record.quarantine is not None,
+            record.is_cooling,
+            record.is_rested(self.now),
+            record.status is Status.ALLOCATED and (flat(record).expires_at or 0) + HOUR // 2 <= self.now,
             record.status is Status.STALE and record.status_order + 24 * HOUR <= self.now,
             len(self.claims),
             self.used,
@@ -83,7 +93,7 @@ class Play:
 
     def __init__(self, state: State, policy: Policy) -> None:
         self.used, self.doubt, self.gone = state.used, state.doubt, state.gone
-        self.world = World(clock=FakeClock(state.now), policy=policy)
+        self.world = World(clock=FakeClock(state.now), policy=policy, seed=next(_seeds))
         if state.record:
             self.world.memory.seed(state.record)
         self.world.memory.on_write = self._written
@@ -149,7 +159,7 @@ def delete(answer: WipeAnswer | Exception | None) -> Callable[[Play], object]:
     def operation(play: Play) -> None:
         play.call(answer)
         for sandbox_id in list(play.world.cleaner.find_due()):
-            play.world.cleaner.delete_sandbox(sandbox_id)
+            play.world.cleaner.delete_sandbox(sandbox_id, by=BY)
 
     return operation
 
@@ -173,13 +183,19 @@ def overtaken(first: WipeAnswer | Exception, second: WipeAnswer | Exception) -> 
 
         play.world.provider.during_delete = while_waiting
         for sandbox_id in list(play.world.cleaner.find_due()):
-            play.world.cleaner.delete_sandbox(sandbox_id)
+            play.world.cleaner.delete_sandbox(sandbox_id, by=BY)
 
     return operation
 
 
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every change through that the table of states forbids: the search's own truth has to find it."""
+    monkeypatch.setattr("tests.world.check_change", lambda *_: None)
+
+
 def listed(
-    *accounts: domain.Account,
+    *accounts: Account,
     skipped: Sequence[SkippedAccount] = (),
     inactive: Sequence[InactiveAccount] = (),
     doubt: str | None = None,
@@ -196,7 +212,7 @@ def listed(
         play.world.provider.doubt = doubt
         if meanwhile:
             play.world.provider.during_list = lambda: attempt(meanwhile, play)
-        play.world.syncer.run(force=force)
+        play.world.syncer.run(by=BY, force=force)
 
     return operation
 
@@ -208,8 +224,8 @@ def attempt(operation: Callable[[Play], object], play: Play) -> None:
 
 
 def release(play: Play) -> None:
-    lease_id = play.world.inventory.read(SANDBOX).lease_at_hand
-    play.world.custody.release(sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
+    lease_id = play.world.inventory.read(SANDBOX).latest_lease_id
+    play.world.custody.release(by=BY, sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
 
 
 FAILING = ProviderFailing("500", outcome_unknown=False)
@@ -225,15 +241,16 @@ ANSWERS = [
 SINGLE: dict[str, Callable[[Play], object]] = {
     "allocate by a": lambda play: play.world.allocate("a"),
     "allocate by b": lambda play: play.world.allocate("b"),
-    "mark by a": lambda play: play.world.custody.mark_for_deletion(track_id="a", sandbox_id=SANDBOX),
+    "mark by a": lambda play: play.world.custody.mark_for_deletion(by=BY, track_id="a", sandbox_id=SANDBOX),
     "release": release,
-    "expire": lambda play: play.world.expirer.run(),
-    "quarantine": lambda play: play.world.operations.quarantine(SANDBOX, reason="odd"),
-    "retry deletion": lambda play: play.world.operations.retry_deletion(SANDBOX),
-    "bulk retry": lambda play: play.world.operations.bulk_retry(),
-    "bulk delete stale": lambda play: play.world.purger.bulk_delete(Status.STALE),
-    "bulk delete failed": lambda play: play.world.purger.bulk_delete(Status.DELETION_FAILED),
-    "purge": lambda play: play.world.purger.run(),
+    "expire": lambda play: play.world.expirer.run(by=BY),
+    "quarantine": lambda play: play.world.operations.quarantine(SANDBOX, by=BY, reason="odd"),
+    "lift quarantine": lambda play: play.world.operations.lift_quarantine(SANDBOX, by=BY),
+    "retry deletion": lambda play: play.world.operations.retry_deletion(SANDBOX, by=BY),
+    "bulk retry": lambda play: play.world.operations.bulk_retry(by=BY),
+    "bulk delete stale": lambda play: play.world.purger.bulk_delete(Status.STALE, by=BY),
+    "bulk delete failed": lambda play: play.world.purger.bulk_delete(Status.DELETION_FAILED, by=BY),
+    "purge": lambda play: play.world.purger.run(by=BY),
     **{f"delete: {answer!r}": delete(answer) for answer in ANSWERS},
 }
 OPERATIONS: dict[str, Callable[[Play], object]] = {
@@ -262,9 +279,9 @@ OPERATIONS: dict[str, Callable[[Play], object]] = {
 }
 
 
-def search(recycle: RecyclePolicy) -> dict[object, State]:
+def search(recycle: RecyclePolicy, *, cool_down_sec: int = 0) -> dict[object, State]:
     """Play every operation on every state that can be reached; returns those, or raises `Violation` with the way."""
-    policy = Policy(recycle=recycle, deletion_max_attempts=2, deletion_backoff_max_sec=60)
+    policy = Policy(recycle=recycle, deletion_max_attempts=2, deletion_backoff_max_sec=60, cool_down_sec=cool_down_sec)
     start = State(record=make_sandbox(SANDBOX), claims=(), now=START)
     found: dict[object, State] = {start.key(): start}
     ways: dict[object, tuple[str, ...]] = {start.key(): ()}
@@ -276,7 +293,7 @@ def search(recycle: RecyclePolicy) -> dict[object, State]:
             way = (*ways[state.key()], name)
             try:
                 attempt(operation, play)
-            except Violation as violation:
+            except (Violation, lifecycle.Violation) as violation:
                 raise Violation(f"{violation} by: {'; '.join(way)}") from violation
             after = play.state()
             if after.key() not in found:
@@ -286,20 +303,24 @@ def search(recycle: RecyclePolicy) -> dict[object, State]:
     return found
 
 
-@pytest.mark.parametrize("recycle", RecyclePolicy)
-def test_no_sequence_of_operations_makes_a_used_sandbox_available(recycle: RecyclePolicy) -> None:
-    found = search(recycle)
+@pytest.mark.parametrize(
+    ("recycle", "cool_down_sec"), [*((recycle, 0) for recycle in RecyclePolicy), (RecyclePolicy.REUSE, 30)]
+)
+def test_no_sequence_of_operations_makes_a_used_sandbox_available(recycle: RecyclePolicy, cool_down_sec: int) -> None:
+    found = search(recycle, cool_down_sec=cool_down_sec)
+    assert any(state.record.is_cooling for state in found.values() if state.record) == bool(cool_down_sec)
     statuses = {state.record.status for state in found.values() if state.record}
     assert statuses == set(Status)
     assert any(state.record is None for state in found.values())
     for state in found.values():
-        held = [state.record.lease_id] if state.record and state.record.status is Status.ALLOCATED else []
-        assert [claim.lease_id for claim in state.claims] == held
+        held = [flat(state.record).lease_id] if state.record and state.record.status is Status.ALLOCATED else []
+        assert [claim.lease.lease_id for claim in state.claims] == held
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(sandbox: Sandbox, account: domain.Account, *, order: int, now: int) -> Sandbox:
-        return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
+    def forgetful(sandbox: Sandbox, account: Account, **arguments: Any) -> Change:
+        return replace(restore(replace(sandbox, dirty=False), account, **arguments), before=sandbox)
 
     monkeypatch.setattr(sync, "restore", forgetful)
     monkeypatch.setattr(sync, "is_thought_gone", lambda _: False)
@@ -307,12 +328,17 @@ def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.Monkey
         search(RecyclePolicy.REUSE)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_purge_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(purge, "bury", lambda *_, **__: None)
+    def without_tombstone(sandbox: Sandbox, **arguments: Any) -> Change:
+        return replace(remove(replace(sandbox, dirty=False), **arguments), before=sandbox)
+
+    monkeypatch.setattr(purge, "remove", without_tombstone)
     with pytest.raises(Violation, match="bulk delete"):
         search(RecyclePolicy.CONFIRM)
 
 
+@pytest.mark.usefixtures("unjudged")
 @pytest.mark.parametrize("recycle", RecyclePolicy)
 def test_the_search_finds_a_sync_that_takes_inactive_for_absent(
     recycle: RecyclePolicy, monkeypatch: pytest.MonkeyPatch
@@ -322,8 +348,9 @@ def test_the_search_finds_a_sync_that_takes_inactive_for_absent(
         search(recycle)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_sync_that_looks_at_the_label_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def by_label(survey: sync._Survey, account: domain.Account) -> None:
+    def by_label(survey: sync._Survey, account: Account) -> None:
         if account.sandbox_id not in survey._records:
             survey.new.append(account)
 
@@ -333,15 +360,17 @@ def test_the_search_finds_a_sync_that_looks_at_the_label_alone(monkeypatch: pyte
         search(RecyclePolicy.REUSE)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_success_that_overlooks_a_lost_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trusting(sandbox: Sandbox, **arguments: object) -> Sandbox:
-        return domain.confirm_wipe(replace(sandbox, outcome_unknown=False), **arguments)  # type: ignore[arg-type] # passed on
+    def trusting(sandbox: Sandbox, **arguments: Any) -> Change:
+        return replace(confirm_wipe(changed(sandbox, outcome_unknown=False), **arguments), before=sandbox)
 
     monkeypatch.setattr(cleanup, "confirm_wipe", trusting)
     with pytest.raises(Violation, match="under way"):
         search(RecyclePolicy.REUSE)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_sync_that_adds_over_a_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
     read_all = World().memory.read_all.__func__  # type: ignore[attr-defined] # the plain function, to wrap
 
@@ -351,10 +380,15 @@ def test_the_search_finds_a_sync_that_adds_over_a_tombstone(monkeypatch: pytest.
 
     monkeypatch.setattr("tests.fakes.MemoryStore.read_all", without_tombstones)
 
-    def add_over(memory: MemoryStore, *sandboxes: Sandbox) -> None:
-        for sandbox in sandboxes:
-            memory._put(sandbox.sandbox_id, sandbox)
+    commit = MemoryStore.commit
 
-    monkeypatch.setattr("tests.fakes.MemoryStore.add", add_over)
+    def add_over(memory: MemoryStore, *changes: Change) -> None:
+        for change in changes:
+            if change.before is None:
+                memory._put(change.sandbox_id, change.after)
+            else:
+                commit(memory, change)
+
+    monkeypatch.setattr(MemoryStore, "commit", add_over)
     with pytest.raises(Violation, match="sync sees it"):
         search(RecyclePolicy.REUSE)

@@ -1,6 +1,6 @@
 """Random operations of two processes on one pool, with faults and crashes, against a small model of the promises.
 
-After every step the contract's promises 1, 2, 4, 5 and 6 are checked, and 3 for every refusal.
+After every step the contract's promises 1, 2, 4, 5, 6 and 10 are checked, and 3 for every refusal.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from broker_common.core import domain, purge, sync
-from broker_common.core.domain import Policy, RecyclePolicy, Sandbox, Status
+from broker_common.core import purge, sync
 from broker_common.core.errors import (
     BrokerError,
     InvalidTransition,
@@ -42,9 +41,16 @@ from broker_common.core.errors import (
     SandboxNotFound,
     StoreUnavailable,
     SyncBraked,
+    TableChanged,
 )
+from broker_common.core.facts import Fact
+from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.pool import remove, restore
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
+from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.store import Conflict
 from tests.fakes import (
+    BY,
     Crashed,
     FakeClock,
     FakeProvider,
@@ -52,15 +58,18 @@ from tests.fakes import (
     FlakyStore,
     LaggingStore,
     MemoryStore,
+    flat,
     make_account,
     make_sandbox,
 )
+from tests.lifecycle import Violation, check_change, check_histories
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from broker_common.core.domain import Account, Claim
+    from broker_common.core.facts import Change
+    from broker_common.core.sandbox import Account, Claim
 
 PROFILE = settings(
     max_examples=150,
@@ -76,23 +85,6 @@ BORN: Account = make_account("s5", name="gpu-s5")
 ACCOUNTS = {each: make_account(each, name=f"{'gpu' if each > 's2' else 'lab'}-{each}") for each in IDS}
 POLICY = Policy(deletion_max_attempts=3, stale_brake_min=2, k_candidates=2)
 OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
-
-CHANGES: dict[Status | None, set[Status | None]] = {
-    None: {Status.AVAILABLE},
-    Status.AVAILABLE: {Status.AVAILABLE, Status.ALLOCATED, Status.STALE, Status.DELETION_FAILED},
-    Status.ALLOCATED: {Status.PENDING_DELETION},
-    Status.PENDING_DELETION: {
-        Status.PENDING_DELETION,
-        Status.AVAILABLE,
-        Status.STALE,
-        Status.DELETED,
-        Status.DELETION_FAILED,
-    },
-    Status.STALE: {Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED, None},
-    Status.DELETION_FAILED: {Status.DELETION_FAILED, Status.PENDING_DELETION, Status.DELETED, None},
-    Status.DELETED: {None, Status.PENDING_DELETION, Status.DELETION_FAILED},
-}
-"""Section 2 of the contract, once more: what a write may make of a record."""
 
 tracks = st.sampled_from(TRACKS)
 keys = st.sampled_from(["k1", "k2"])
@@ -121,6 +113,7 @@ class Promises(RuleBasedStateMachine):
     """Two processes over one store; subclasses choose the recycle policy and the store."""
 
     recycle = RecyclePolicy.REUSE
+    cool_down_sec = 0
     lag = 0.0
 
     def __init__(self) -> None:
@@ -131,7 +124,7 @@ class Promises(RuleBasedStateMachine):
         self.provider.during_delete = self._deleting
         self.memory.on_write = self._written
         self.flaky: list[FlakyStore] = []
-        policy = replace(POLICY, recycle=self.recycle)
+        policy = replace(POLICY, recycle=self.recycle, cool_down_sec=self.cool_down_sec)
         self.worlds = [
             World(
                 clock=self.clock,
@@ -152,6 +145,11 @@ class Promises(RuleBasedStateMachine):
         self.wiping: dict[str, str | None] = {}
         """The attempt whose delete call the provider last confirmed, by sandbox."""
         self.answer: Any = WipeAnswer.WIPED
+        self.writes: list[tuple[Sandbox | None, Sandbox | None]] = []
+        """Every write of a record, as it was before and after."""
+        self.is_emptied = False
+        self.checked = 0
+        """How many facts were held against their writes."""
 
     def _flaky(self, memory: MemoryStore) -> FlakyStore:
         store = FlakyStore(memory)
@@ -162,14 +160,13 @@ class Promises(RuleBasedStateMachine):
 
     def _written(self, before: Sandbox | None, after: Sandbox | None) -> None:
         was, becomes = (each.status if each else None for each in (before, after))
-        assert becomes in CHANGES[was], f"{was} -> {becomes}"
         one = after or before
         assert one
-        if before and after:
-            assert after.version == before.version + 1
-            if before.dirty and not after.dirty:
-                assert self.wiping.get(one.sandbox_id) == before.attempt_id is not None, "cleaned without a wipe"
+        self.writes.append((before, after))
+        if before and after and before.dirty and not after.dirty:
+            assert self.wiping.get(one.sandbox_id) == flat(before).attempt_id is not None, "cleaned without a wipe"
         if before and after is None:
+            self.is_emptied |= len(self._sandboxes()) == 1
             assert was is Status.DELETED or not before.dirty, "a used sandbox left no tombstone"
             if was is Status.DELETED:
                 self._forget(one)
@@ -194,13 +191,13 @@ class Promises(RuleBasedStateMachine):
         record = self.provider.deletes[-1].record
         assert record, f"the provider was asked to delete {external_id}, which has no record"
         assert record.status is Status.PENDING_DELETION, f"the provider was asked to delete what is {record.status}"
-        assert record.attempt_id
+        assert flat(record).attempt_id
         answer = self.answer
         if answer is Crashed:
             raise Crashed
         if answer in {WipeAnswer.WIPED, WipeAnswer.ACCEPTED}:
             self.used.discard(record.account_key)
-            self.wiping[record.sandbox_id] = record.attempt_id
+            self.wiping[record.sandbox_id] = flat(record).attempt_id
         self.provider.answers.append(answer)
 
     @contextmanager
@@ -211,6 +208,9 @@ class Promises(RuleBasedStateMachine):
             yield self.worlds[index]
         except Crashed:
             self.worlds[index].start()
+        except TableChanged:
+            # The last record has gone, for good: to the broker that looks as if the table were another one.
+            assert self.is_emptied
         finally:
             self.flaky[index].fail_writes()
 
@@ -224,7 +224,7 @@ class Promises(RuleBasedStateMachine):
         """Drop the allocations that have ended in the store, each of which the step just taken may have ended."""
         sandboxes = self._sandboxes()
         for lease, claim in list(self.answered.items()):
-            if sandboxes[claim.sandbox_id].lease_id != lease:
+            if flat(sandboxes[claim.sandbox_id]).lease_id != lease:
                 assert may_end(claim), f"{claim} was ended by nobody who may"
                 del self.answered[lease]
 
@@ -239,7 +239,7 @@ class Promises(RuleBasedStateMachine):
     @rule(index=processes, track=tracks, key=keys, prefix=st.sampled_from(["", "", "lab-", "gpu-"]), failing=faults)
     def allocate(self, index: int, track: str, key: str, prefix: str, failing: list[Fault | None]) -> None:
         held = self._claims().get((track, key))
-        overdue = held is not None and self.clock.now() >= held.allocated_at + OVERDUE
+        overdue = held is not None and self.clock.now() >= held.lease.allocated_at + OVERDUE
         settled = self.clock.monotonic() - 1 - self.lag
         free = [
             sandbox_id
@@ -265,8 +265,8 @@ class Promises(RuleBasedStateMachine):
                 else:
                     assert not allocation.replayed
                     assert claim.name.startswith(prefix)
-                    assert claim.allocated_at == self.clock.now()
-                self.answered[claim.lease_id] = claim
+                    assert claim.lease.allocated_at == self.clock.now()
+                self.answered[claim.lease.lease_id] = claim
         self._forget_ended(lambda ended: overdue and ended == held)
 
     @rule(
@@ -278,13 +278,15 @@ class Promises(RuleBasedStateMachine):
     )
     def mark(self, index: int, track: str, sandbox_id: str, lease: str, failing: list[Fault | None]) -> None:
         record = self._sandboxes().get(sandbox_id)
-        right = record.lease_at_hand if record else None
+        right = record.latest_lease_id if record else None
         lease_id = {"none": None, "right": right, "wrong": "another-lease"}[lease]
-        owner = record and (record.allocated_to_track or record.last_track_id)
+        owner = record and (flat(record).allocated_to_track or flat(record).last_track_id)
         accepted = False
         with self._process(index, failing) as world:
             try:
-                ending = world.custody.mark_for_deletion(track_id=track, sandbox_id=sandbox_id, lease_id=lease_id)
+                ending = world.custody.mark_for_deletion(
+                    by=BY, track_id=track, sandbox_id=sandbox_id, lease_id=lease_id
+                )
             except SandboxNotFound:
                 assert record is None or record.status is Status.DELETED
             except NotSandboxOwner:
@@ -304,28 +306,28 @@ class Promises(RuleBasedStateMachine):
         if accepted:
             assert self._sandboxes()[sandbox_id].status is not Status.ALLOCATED
         self._forget_ended(
-            lambda ended: ended.track_id == track and ended.sandbox_id == sandbox_id and lease != "wrong"
+            lambda ended: ended.lease.track_id == track and ended.sandbox_id == sandbox_id and lease != "wrong"
         )
 
     @rule(index=processes, sandbox_id=ids, right=st.booleans(), failing=faults)
     def release(self, index: int, sandbox_id: str, right: bool, failing: list[Fault | None]) -> None:
         record = self._sandboxes().get(sandbox_id)
-        lease_id = (record and right and record.lease_at_hand) or "another-lease"
+        lease_id = (record and right and record.latest_lease_id) or "another-lease"
         with self._process(index, failing) as world:
             try:
-                world.custody.release(sandbox_id=sandbox_id, lease_id=lease_id)
+                world.custody.release(by=BY, sandbox_id=sandbox_id, lease_id=lease_id)
             except (SandboxNotFound, LeaseMismatch):
-                assert record is None or record.lease_at_hand != lease_id
+                assert record is None or record.latest_lease_id != lease_id
             except StoreUnavailable:
                 assert failing
-        self._forget_ended(lambda ended: ended.lease_id == lease_id)
+        self._forget_ended(lambda ended: ended.lease.lease_id == lease_id)
 
     @rule(index=processes, failing=faults)
     def expire(self, index: int, failing: list[Fault | None]) -> None:
         now = self.clock.now()
         with self._process(index, failing) as world:
-            world.expirer.run()
-        self._forget_ended(lambda ended: now >= ended.expires_at + POLICY.expiry_buffer_sec)
+            world.expirer.run(by=BY)
+        self._forget_ended(lambda ended: now >= ended.lease.expires_at + POLICY.expiry_buffer_sec)
 
     @rule(
         index=processes,
@@ -381,7 +383,7 @@ class Promises(RuleBasedStateMachine):
         self.provider.during_list = lambda: self._meanwhile(meanwhile, 1 - index, ended_by)
         with self._process(index, failing) as world:
             try:
-                world.syncer.run(force=force)
+                world.syncer.run(by=BY, force=force)
             except ListingUnusable:
                 assert self.provider.listing_error
                 assert meanwhile != "nothing" or self._sandboxes() == before
@@ -396,7 +398,7 @@ class Promises(RuleBasedStateMachine):
         if meanwhile == "nothing":
             self._check_synced(before)
         self.provider.during_list = lambda: None
-        self._forget_ended(lambda ended: ended.lease_id in ended_by)
+        self._forget_ended(lambda ended: ended.lease.lease_id in ended_by)
 
     def _check_synced(self, before: dict[str, Sandbox]) -> None:
         """Hold what a sync alone has written to the list that it had."""
@@ -447,23 +449,23 @@ class Promises(RuleBasedStateMachine):
         try:
             if what == "delete":
                 for sandbox_id in list(world.cleaner.find_due()):
-                    world.cleaner.delete_sandbox(sandbox_id)
+                    world.cleaner.delete_sandbox(sandbox_id, by=BY)
             elif what == "allocate":
                 ended_by += [
-                    claim.lease_id
+                    claim.lease.lease_id
                     for claim in self.answered.values()
-                    if claim.track_id == "dan" and claim.is_overdue(self.clock.now(), POLICY)
+                    if claim.lease.track_id == "dan" and claim.lease.is_overdue(self.clock.now(), POLICY)
                 ]
                 claim = world.allocate("dan", "k1").claim
-                self.answered[claim.lease_id] = claim
+                self.answered[claim.lease.lease_id] = claim
             elif what == "mark":
                 for lease, claim in list(self.answered.items()):
                     ended_by.append(lease)
-                    world.custody.mark_for_deletion(track_id=claim.track_id, sandbox_id=claim.sandbox_id)
+                    world.custody.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
             elif what == "quarantine":
-                world.operations.quarantine("s0", reason="odd")
+                world.operations.quarantine("s0", by=BY, reason="odd")
             elif what == "retry":
-                world.operations.bulk_retry()
+                world.operations.bulk_retry(by=BY)
         except BrokerError:
             pass
         except Crashed:
@@ -480,14 +482,14 @@ class Promises(RuleBasedStateMachine):
             self.clock.advance(POLICY.attempt_window_sec + 1)
             with self._process(1 - index) as other:
                 for sandbox_id in list(other.cleaner.find_due()):
-                    other.cleaner.delete_sandbox(sandbox_id)
+                    other.cleaner.delete_sandbox(sandbox_id, by=BY)
             self.provider.answers.append(ProviderFailing("no answer", outcome_unknown=True))
 
         with self._process(index, failing) as world:
             for sandbox_id in list(world.cleaner.find_due()):
                 self.provider.during_delete = hang if overtaken else hanging
                 try:
-                    world.cleaner.delete_sandbox(sandbox_id)
+                    world.cleaner.delete_sandbox(sandbox_id, by=BY)
                 finally:
                     self.provider.during_delete = hanging
         self.answer = WipeAnswer.WIPED
@@ -500,22 +502,33 @@ class Promises(RuleBasedStateMachine):
         self.provider.admit_error = refused
         for sandbox_id in list(self.worlds[index].cleaner.find_due()):
             try:
-                self.worlds[index].cleaner.delete_sandbox(sandbox_id)
+                self.worlds[index].cleaner.delete_sandbox(sandbox_id, by=BY)
             except ProviderBusy as busy:
                 assert busy is refused  # noqa: PT017 - any other would be a bug
         self.provider.admit_error = None
-        assert self._sandboxes() == before
+        # What has rested needs no call.
+        rested = {sandbox_id for sandbox_id, record in before.items() if record.is_rested(self.clock.now())}
+        after = self._sandboxes()
+        assert all(after[sandbox_id] == record for sandbox_id, record in before.items() if sandbox_id not in rested)
+        assert not any(after[sandbox_id].is_cooling for sandbox_id in rested)
 
-    @rule(index=processes, sandbox_id=ids, failing=faults, what=st.sampled_from(["quarantine", "retry"]))
+    @rule(index=processes, sandbox_id=ids, failing=faults, what=st.sampled_from(["quarantine", "lift", "retry"]))
     def operate(self, index: int, sandbox_id: str, failing: list[Fault | None], what: str) -> None:
         record = self._sandboxes().get(sandbox_id)
-        fits = {"quarantine": {Status.AVAILABLE, Status.STALE}, "retry": {Status.DELETION_FAILED}}[what]
+        held = {Status.ALLOCATED, Status.PENDING_DELETION}
+        fits = {
+            "quarantine": {Status.AVAILABLE, Status.STALE, *held},
+            "lift": held,
+            "retry": {Status.DELETION_FAILED},
+        }[what]
         with self._process(index, failing) as world:
             try:
                 if what == "quarantine":
-                    world.operations.quarantine(sandbox_id, reason="odd")
+                    world.operations.quarantine(sandbox_id, by=BY, reason="odd")
+                elif what == "lift":
+                    world.operations.lift_quarantine(sandbox_id, by=BY)
                 else:
-                    world.operations.retry_deletion(sandbox_id)
+                    world.operations.retry_deletion(sandbox_id, by=BY)
             except SandboxNotFound:
                 assert record is None
             except InvalidTransition:
@@ -540,11 +553,11 @@ class Promises(RuleBasedStateMachine):
         with self._process(index, failing) as world:
             try:
                 if what == "retry":
-                    world.operations.bulk_retry()
+                    world.operations.bulk_retry(by=BY)
                 elif what == "purge":
-                    world.purger.run()
+                    world.purger.run(by=BY)
                 else:
-                    world.purger.bulk_delete(Status(what))
+                    world.purger.bulk_delete(Status(what), by=BY)
             except StoreUnavailable:
                 assert failing
         if what == "purge":
@@ -553,7 +566,7 @@ class Promises(RuleBasedStateMachine):
 
     @rule(index=processes, what=st.sampled_from(["allocate", "cleanup"]), paused=st.booleans())
     def pause(self, index: int, what: str, paused: bool) -> None:
-        self.worlds[index].pauses.set({what: paused})
+        self.worlds[index].pauses.set({what: paused}, by=BY)
 
     @rule(seconds=st.sampled_from([0.5, 1.5, 4, 61, 3600, OVERDUE, 25 * 3600]))
     def wait(self, seconds: float) -> None:
@@ -566,27 +579,51 @@ class Promises(RuleBasedStateMachine):
     @rule(index=processes, track=tracks)
     @precondition(lambda self: self.answered)
     def list_held(self, index: int, track: str) -> None:
-        held = {each.lease_id for each in self.worlds[index].custody.list_held(track_id=track)}
-        assert held == {claim.lease_id for claim in self._claims().values() if claim.track_id == track}
+        held = {flat(each).lease_id for each in self.worlds[index].custody.list_held(track_id=track)}
+        assert held == {claim.lease.lease_id for claim in self._claims().values() if claim.lease.track_id == track}
 
     # -- promises
+
+    @invariant()
+    def each_change_has_its_fact_and_no_other_fact_is_told(self) -> None:
+        facts = [fact for fact in self.memory.facts[self.checked :] if isinstance(fact, Fact)]
+        by_name = {(fact.sandbox_id, fact.version): fact for fact in facts}
+        assert len(by_name) == len(facts), "a change was told twice"
+        for before, after in self.writes:
+            one = after or before
+            assert one
+            if after:
+                fact = by_name.pop((one.sandbox_id, after.version), None)
+            else:
+                fact = next(
+                    (fact for fact in by_name.values() if (fact.sandbox_id, fact.status) == (one.sandbox_id, None)),
+                    None,
+                )
+                assert fact, "nobody was told of a removal"
+                del by_name[fact.sandbox_id, fact.version]
+            check_change(before, after, fact)
+        assert not by_name, "a fact was told of no change"
+        if facts:
+            check_histories(self.memory.facts, self._sandboxes())
+        self.checked = len(self.memory.facts)
+        self.writes.clear()
 
     @invariant()
     def a_claim_exists_exactly_while_its_sandbox_is_allocated_under_its_lease(self) -> None:
         sandboxes, claims = self.memory.dump()
         held = {
-            (each.allocated_to_track, each.idempotency_key, each.sandbox_id, each.lease_id)
+            (flat(each).allocated_to_track, flat(each).idempotency_key, each.sandbox_id, flat(each).lease_id)
             for each in sandboxes.values()
             if each.status is Status.ALLOCATED
         }
-        assert held == {(track, key, claim.sandbox_id, claim.lease_id) for (track, key), claim in claims.items()}
+        assert held == {(track, key, claim.sandbox_id, claim.lease.lease_id) for (track, key), claim in claims.items()}
 
     @invariant()
     def every_sandbox_has_one_holder_and_every_answered_allocation_stands(self) -> None:
         claims = self._claims()
         assert len({claim.sandbox_id for claim in claims.values()}) == len(claims)
         for claim in self.answered.values():
-            assert claims[claim.track_id, claim.idempotency_key] == claim
+            assert claims[claim.lease.track_id, claim.lease.idempotency_key] == claim
 
     @invariant()
     def one_account_has_one_record(self) -> None:
@@ -605,17 +642,18 @@ class Promises(RuleBasedStateMachine):
     def whatever_waits_to_be_wiped_will_be_found(self) -> None:
         for sandbox in self._sandboxes().values():
             if sandbox.status is Status.PENDING_DELETION:
-                assert sandbox.status_order == sandbox.next_attempt_at
-                assert sandbox.next_attempt_at - self.clock.now() <= POLICY.deletion_backoff_max_sec
+                due_at = flat(sandbox).ready_at or flat(sandbox).next_attempt_at
+                assert sandbox.status_order == due_at
+                assert due_at - self.clock.now() <= POLICY.deletion_backoff_max_sec
 
     def teardown(self) -> None:
         """Let the provider answer again: everything that was given back is wiped, and nothing waits for ever."""
-        self.worlds[0].pauses.set({"cleanup": False, "allocate": False})
+        self.worlds[0].pauses.set({"cleanup": False, "allocate": False}, by=BY)
         self.answer = WipeAnswer.WIPED
-        for _ in range(2):
+        for _ in range(3 if self.cool_down_sec else 2):
             self.clock.advance(POLICY.deletion_backoff_max_sec + 5)
             for sandbox_id in list(self.worlds[0].cleaner.find_due()):
-                self.worlds[0].cleaner.delete_sandbox(sandbox_id)
+                self.worlds[0].cleaner.delete_sandbox(sandbox_id, by=BY)
         assert Status.PENDING_DELETION not in {each.status for each in self._sandboxes().values()}
 
 
@@ -625,6 +663,10 @@ class Confirming(Promises):
 
 class Retiring(Promises):
     recycle = RecyclePolicy.RETIRE
+
+
+class Cooling(Promises):
+    cool_down_sec = 30
 
 
 class Lagging(Promises):
@@ -653,9 +695,22 @@ def _use_and_lose(machine: Promises) -> None:
     machine.cleanup(index=0, answer=WipeAnswer.GONE, failing=[], overtaken=False)
 
 
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every change through that the table of states forbids: what the model itself watches has to find it."""
+    monkeypatch.setattr("tests.world.check_change", lambda *_: None)
+
+
+def without_tombstone(sandbox: Sandbox, **arguments: Any) -> Change:
+    """Remove a record as `pool.remove` removes one that is clean."""
+    return replace(remove(replace(sandbox, dirty=False), **arguments), before=sandbox)
+
+
+@pytest.mark.usefixtures("unjudged")
 def test_the_model_objects_to_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(sandbox: Sandbox, account: Account, *, order: int, now: int) -> Sandbox:
-        return domain.restore(replace(sandbox, dirty=False), account, order=order, now=now)
+    def forgetful(sandbox: Sandbox, account: Account, **arguments: Any) -> Change:
+        change = restore(replace(sandbox, dirty=False), account, **arguments)
+        return replace(change, before=sandbox)
 
     machine = Promises()
     _use_and_lose(machine)
@@ -663,7 +718,7 @@ def test_the_model_objects_to_a_restore_that_forgets_dirt(monkeypatch: pytest.Mo
     monkeypatch.setattr(sync, "is_thought_gone", lambda _: False)
     machine.provider.accounts = list(ACCOUNTS.values())
     with pytest.raises(AssertionError, match="without a wipe"):
-        machine.worlds[1].syncer.run()
+        machine.worlds[1].syncer.run(by=BY)
 
 
 def test_the_model_objects_to_a_tombstone_that_is_forgotten_while_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,7 +728,7 @@ def test_the_model_objects_to_a_tombstone_that_is_forgotten_while_it_is_listed(m
     machine.provider.inactive = [InactiveAccount("s0", ACCOUNTS["s0"].key)]
     monkeypatch.setattr(sync._Survey, "is_listed", lambda *_: False)
     with pytest.raises(AssertionError, match="is listed"):
-        machine.worlds[1].syncer.run()
+        machine.worlds[1].syncer.run(by=BY)
 
 
 def test_the_model_objects_to_absence_that_is_inferred_from_a_list_that_is_not_whole() -> None:
@@ -683,13 +738,14 @@ def test_the_model_objects_to_absence_that_is_inferred_from_a_list_that_is_not_w
     inner = machine.provider.list_accounts
     machine.provider.list_accounts = lambda: replace(inner(), doubt=None)  # type: ignore[method-assign] # a planted bug
     with pytest.raises(AssertionError, match="not whole"):
-        machine.worlds[1].syncer.run()
+        machine.worlds[1].syncer.run(by=BY)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_the_model_objects_to_a_removal_that_leaves_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Promises()
     _use_and_lose(machine)
-    monkeypatch.setattr(purge, "bury", lambda *_, **__: None)
+    monkeypatch.setattr(purge, "remove", without_tombstone)
     with pytest.raises(AssertionError, match="no tombstone"):
         machine.bulk(index=0, what=Status.STALE, failing=[])
 
@@ -698,12 +754,70 @@ def test_the_model_objects_to_an_allocation_that_somebody_else_ended() -> None:
     machine = Promises()
     machine.fill(free=1)
     machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
-    machine.worlds[1].custody.mark_for_deletion(track_id="ann", sandbox_id="s0")
+    machine.worlds[1].custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="s0")
     with pytest.raises(AssertionError, match="nobody who may"):
         machine.expire(index=0, failing=[])
 
 
+def test_the_model_objects_to_a_change_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = MemoryStore.commit
+
+    def forgetful(memory: MemoryStore, *changes: Change) -> None:
+        commit(memory, *(replace(each, fact=None) for each in changes))
+
+    machine = Promises()
+    machine.fill(free=1)
+    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
+    machine.each_change_has_its_fact_and_no_other_fact_is_told()
+    monkeypatch.setattr(MemoryStore, "_check_fact", lambda *_: None)
+    monkeypatch.setattr(MemoryStore, "commit", forgetful)
+    machine.mark(index=0, track="ann", sandbox_id="s0", lease="none", failing=[])
+    with pytest.raises(Violation, match="each change of status has its fact"):
+        machine.each_change_has_its_fact_and_no_other_fact_is_told()
+
+
+def test_the_model_objects_to_a_fact_of_a_write_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = MemoryStore.commit
+
+    def boastful(memory: MemoryStore, *changes: Change) -> None:
+        try:
+            commit(memory, *changes)
+        except Conflict:
+            memory.facts += [each.fact for each in changes if each.fact]
+            raise
+
+    machine = Promises()
+    machine.fill(free=1)
+    machine.provider.accounts = [replace(ACCOUNTS["s0"], name="renamed"), ACCOUNTS["s1"]]
+
+    def be_first() -> None:
+        machine.worlds[0].allocate("ann", "k1")
+        machine.clock.advance(1)
+
+    machine.provider.during_list = be_first
+    monkeypatch.setattr(MemoryStore, "commit", boastful)
+    machine.worlds[1].syncer.run(by=BY)
+    with pytest.raises(AssertionError, match="told of no change"):
+        machine.each_change_has_its_fact_and_no_other_fact_is_told()
+
+
+def test_the_model_objects_to_a_change_that_is_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = MemoryStore._write
+
+    def talkative(memory: MemoryStore, change: Change) -> None:
+        write(memory, change)
+        memory.facts += [change.fact] if change.fact else []
+
+    machine = Promises()
+    machine.fill(free=1)
+    monkeypatch.setattr(MemoryStore, "_write", talkative)
+    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
+    with pytest.raises(AssertionError, match="told twice"):
+        machine.each_change_has_its_fact_and_no_other_fact_is_told()
+
+
 TestPromises = _case(Promises)
+TestPromisesWhileCooling = _case(Cooling)
 TestPromisesUnderConfirm = _case(Confirming)
 TestPromisesUnderRetire = _case(Retiring)
 TestPromisesOnALaggingIndex = _case(Lagging)

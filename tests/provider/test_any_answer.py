@@ -20,10 +20,10 @@ from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.domain import Sandbox, Status
 from broker_common.core.errors import ListNotWhole, ProviderError, SyncBraked
-from broker_common.core.events import DeleteOutcome
-from tests.fakes import RecordingRecorder, make_sandbox
+from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.telemetry import DeleteOutcome
+from tests.fakes import BY, RecordingRecorder, flat, make_sandbox
 from tests.provider.conftest import TOKEN, connected
 from tests.provider.test_csp_client import RawServer
 from tests.world import World
@@ -374,7 +374,7 @@ def test_no_list_changes_what_it_does_not_validly_name(
     provider.say(*script)
     is_whole = False
     try:
-        world.syncer.run()
+        world.syncer.run(by=BY)
         is_whole = True
     except (SyncBraked, ListNotWhole):
         pass
@@ -455,9 +455,9 @@ def test_a_page_that_repeats_an_entry_in_the_place_of_a_used_sandbox_forgets_not
             )
         )
         with pytest.raises(ListNotWhole, match="9 of its 10 entries"):
-            world.syncer.run(force=True)
+            world.syncer.run(by=BY, force=True)
     provider.say(a_list(json.dumps({"results": [*map(account, range(1, 11))], "total": 10}).encode()))
-    world.syncer.run()
+    world.syncer.run(by=BY)
     assert world.record(tombstone.sandbox_id) == tombstone
 
 
@@ -472,7 +472,7 @@ def test_only_a_wipe_that_was_confirmed_makes_a_sandbox_available(
     before, claims_before = world.memory.dump()
     (due,) = world.cleaner.find_due()
     provider.say(sent)
-    ended = world.cleaner.delete_sandbox(due)
+    ended = world.cleaner.delete_sandbox(due, by=BY)
     after, claims_after = world.memory.dump()
     assert claims_after == claims_before
     assert {id_ for id_ in after if after[id_] != before[id_]} == {due}
@@ -496,7 +496,7 @@ def test_a_wipe_that_is_plainly_confirmed_makes_it_available(
     (due,) = world.cleaner.find_due()
     head = b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
     provider.say(Sent(head + body, status, body, is_whole=True))
-    assert world.cleaner.delete_sandbox(due).outcome is DeleteOutcome.DELETED
+    assert world.cleaner.delete_sandbox(due, by=BY).outcome is DeleteOutcome.DELETED
     assert world.record(due) == replace(world.record(due), status=Status.AVAILABLE, dirty=False)
 
 
@@ -504,10 +504,10 @@ def test_a_wipe_after_a_success_that_said_no_waits_for_a_sync(provider: Provider
     world = make_world(provider, shared_redis)
     (due,) = world.cleaner.find_due()
     provider.say(a_list(b'{"error": [{"message": "The account is locked."}]}'), a_list(b"{}"))
-    assert world.cleaner.delete_sandbox(due).outcome is DeleteOutcome.WILL_RETRY
+    assert world.cleaner.delete_sandbox(due, by=BY).outcome is DeleteOutcome.WILL_RETRY
     refused = world.record(due)
-    assert (refused.status, refused.dirty, refused.deletion_retry_count) == (Status.PENDING_DELETION, True, 1)
-    assert "The account is locked." in str(refused.deletion_last_error)
+    assert (refused.status, refused.dirty, flat(refused).deletion_retry_count) == (Status.PENDING_DELETION, True, 1)
+    assert "The account is locked." in str(flat(refused).deletion_last_error)
     world.clock.advance(7200)
-    assert world.cleaner.delete_sandbox(due).outcome is DeleteOutcome.DELETED
+    assert world.cleaner.delete_sandbox(due, by=BY).outcome is DeleteOutcome.DELETED
     assert (world.record(due).status, world.record(due).dirty) == (Status.STALE, False)

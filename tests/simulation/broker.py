@@ -9,27 +9,32 @@ from random import Random
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from broker_common.core import domain, reservoir
+from broker_common.core import reservoir
 from broker_common.core.allocation import AllocateRequest, Allocator
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import ORDER_LIMIT, DeletionReason, Policy, Status
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
-from broker_common.core.events import AllocateEnded
 from broker_common.core.guard import Guard
+from broker_common.core.lease import end
 from broker_common.core.pauses import PauseBoard
+from broker_common.core.policy import Policy
 from broker_common.core.reservoir import Reservoir
-from tests.fakes import FakeTableMemory, make_sandbox
+from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
+from broker_common.core.telemetry import AllocateEnded
+from broker_common.core.wipe import begin_attempt, confirm_wipe
+from tests.fakes import BY, FakeTableMemory, make_sandbox
+from tests.scheduler.locks import known_locks
+from tests.scheduler.schedule import Schedule
+from tests.scheduler.strategies import ByTime
 from tests.simulation.table import SimulatedStore, TableConditions
-from tests.simulation.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.events import Event
+    from broker_common.core.telemetry import Event
 
 DEADLINE_SEC = 3
 """`REQUEST_DEADLINE_SEC`."""
-ALLOCATE_CALLS = ("allocate", "read_available", "get_claim")
+ALLOCATE_CALLS = ("allocate", "read_candidates", "get_claim")
 """What a request asks of the store. A process also reads the pauses, every three seconds however many it serves."""
 RETURNS_AHEAD = 1.1
 """Allocated sandboxes put in place at the start, as a multiple of those that come back in the run."""
@@ -110,9 +115,12 @@ def simulate(scenario: Scenario) -> Result:
 
     Fails if a sandbox is given to two tracks at once.
     """
-    time = VirtualTime()
-    with time.locks(), patch.object(reservoir, "CANDIDATE_AGE_SEC", scenario.candidate_age):
-        return _Run(scenario, time).result()
+    schedule = Schedule(ByTime())
+    with known_locks(), patch.object(reservoir, "CANDIDATE_AGE_SEC", scenario.candidate_age):
+        try:
+            return _Run(scenario, schedule).result()
+        finally:
+            schedule.close()
 
 
 class _Process:
@@ -127,7 +135,7 @@ class _Process:
             store=run.store,
             guard=Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng),
             reservoir=Reservoir(run.store, run.time, rng, size=run.scenario.reservoir_size),
-            pauses=PauseBoard(run.store, run.time),
+            pauses=PauseBoard(run.store, run.time, rng),
             recorder=run,
             clock=run.time,
             rng=rng,
@@ -139,7 +147,7 @@ class _Process:
         self._queue.append(request)
         if self._idle:
             self._idle -= 1
-            self._run.time.start(self._serve)
+            self._run.schedule.start(self._serve)
 
     def _serve(self) -> None:
         while self._queue:
@@ -150,11 +158,12 @@ class _Process:
 class _Run:
     """The state of a run; it is the recorder of all its processes, too."""
 
-    def __init__(self, scenario: Scenario, time: VirtualTime) -> None:
+    def __init__(self, scenario: Scenario, schedule: Schedule) -> None:
         self.scenario = scenario
-        self.time = time
+        self.schedule = schedule
+        self.time = schedule.time
         self._rng = Random(scenario.seed)
-        self.store = SimulatedStore(time, self._rng, scenario.table)
+        self.store = SimulatedStore(schedule, self._rng, scenario.table)
         self._result = Result()
         self._holders: dict[str, str] = {}
         self._allocated: deque[str] = deque()
@@ -168,10 +177,10 @@ class _Run:
     def result(self) -> Result:
         """Let everything happen, and return what came of it."""
         processes = [_Process(self, 1000 * self.scenario.seed + number) for number in range(self.scenario.processes)]
-        self.time.start(lambda: self._arrive(processes))
+        self.schedule.start(lambda: self._arrive(processes))
         if self.scenario.returns:
-            self.time.start(self._give_back_some)
-        self.time.run(lambda: not self._unanswered)
+            self.schedule.start(self._give_back_some)
+        self.schedule.run(lambda: not self._unanswered)
         result, store = self._result, self.store
         heat = store.heat()
         result.seconds = self.time.monotonic()
@@ -221,7 +230,7 @@ class _Run:
             outcome = result.allocated
             try:
                 with deadline_in(DEADLINE_SEC, self.time):
-                    claim = process.allocator.allocate(request).claim
+                    claim = process.allocator.allocate(request, by=BY).claim
             except NoSandboxesAvailable:
                 outcome = result.refused
                 result.false_refusals += self.store.shows_since(began_at - 1)
@@ -229,7 +238,7 @@ class _Run:
                 outcome = result.unavailable
             else:
                 assert claim.sandbox_id not in self._holders, "a sandbox has one holder"
-                self._holders[claim.sandbox_id] = claim.track_id
+                self._holders[claim.sandbox_id] = claim.lease.track_id
                 self._allocated.append(claim.sandbox_id)
             outcome.append(self.time.monotonic() - arrived_at)
             self._unanswered -= 1
@@ -241,17 +250,17 @@ class _Run:
             self.time.sleep(self._rng.expovariate(self.scenario.returns))
             if self._allocated:
                 sandbox_id = self._allocated.popleft()
-                self.time.start(lambda sandbox_id=sandbox_id: self._give_back(sandbox_id))  # type: ignore[misc] # bound in the loop
+                self.schedule.start(lambda sandbox_id=sandbox_id: self._give_back(sandbox_id))  # type: ignore[misc] # bound in the loop
 
     def _give_back(self, sandbox_id: str) -> None:
         """End an allocation and wipe its sandbox, with the writes that the broker makes."""
         now, policy, store = self.time.now(), Policy(), self.store
         allocated = store.get(sandbox_id)
         assert allocated
-        marked = domain.end_allocation(allocated, reason=DeletionReason.MARKED, now=now)
+        marking = end(allocated, reason=DeletionReason.MARKED, by=BY, now=now)
         self._holders.pop(sandbox_id, None)
-        store.end_allocation(allocated, marked)
-        taken = domain.begin_attempt(marked, attempt_id="attempt", now=now, policy=policy)
-        store.update(marked, taken)
+        store.commit(marking)
+        taking = begin_attempt(marking.result, attempt_id="attempt", by=BY, now=now, policy=policy)
+        store.commit(taking)
         order = self._rng.randrange(ORDER_LIMIT)
-        store.update(taken, domain.confirm_wipe(taken, accepted_only=False, order=order, now=now, policy=policy))
+        store.commit(confirm_wipe(taking.result, accepted_only=False, order=order, by=BY, now=now, policy=policy))

@@ -18,16 +18,19 @@ from math import ceil
 from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.deadline import Backoff
-from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, Sandbox, Status
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.ports import AllocateAnswer, AvailablePage, Contended, Pauses, RingPosition
-from tests.fakes import MemoryStore, make_candidate
+from broker_common.core.lease import candidate_of
+from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, Sandbox, Status
+from broker_common.core.store import AllocateAnswer, CandidatePage, Contended, Pauses, Position
+from tests.fakes import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from random import Random
 
-    from tests.simulation.virtual_time import VirtualTime
+    from broker_common.core.facts import Change
+    from broker_common.core.principals import Actor
+    from tests.scheduler.schedule import Schedule
 
 Answer = TypeVar("Answer")
 
@@ -95,13 +98,14 @@ class SimulatedStore(MemoryStore):
     `sent` counts the calls by method, those that were throttled or met another transaction included.
     """
 
-    def __init__(self, time: VirtualTime, rng: Random, conditions: TableConditions) -> None:
-        super().__init__(time, shards=conditions.shards)
+    def __init__(self, schedule: Schedule, rng: Random, conditions: TableConditions) -> None:
+        super().__init__(schedule.time, shards=conditions.shards)
         self.sent: Counter[str] = Counter()
         self.throttled: Counter[str] = Counter()
         """Refused writes and reads by partition."""
         self.on_write = self._charge_index
-        self._time = time
+        self._schedule = schedule
+        self._time = schedule.time
         self._rng = rng
         self._conditions = conditions
         self._rings: list[list[tuple[int, str]]] = [[] for _ in range(conditions.shards)]
@@ -119,7 +123,7 @@ class SimulatedStore(MemoryStore):
             if sandbox.status is Status.AVAILABLE:
                 entry = (sandbox.status_order, sandbox.sandbox_id)
                 self._rings[self._segment(sandbox.sandbox_id)].append(entry)
-                self._shown[entry] = _Shown(make_candidate(sandbox))
+                self._shown[entry] = _Shown(candidate_of(sandbox))
         for ring in self._rings:
             ring.sort()
 
@@ -135,25 +139,25 @@ class SimulatedStore(MemoryStore):
             for entry in ring
         )
 
-    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
+    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
         segment, at = divmod(position.at, ORDER_LIMIT)
 
-        def look() -> AvailablePage:
+        def look() -> CandidatePage:
             ring = self._rings[segment]
             first = bisect_left(ring, (at, "")) if position.after is None else bisect_right(ring, (at, position.after))
             page = ring[first : first + limit]
             if len(page) == limit:
                 place = segment * ORDER_LIMIT + page[-1][0]
-                read_on, distance = RingPosition(place, page[-1][1]), place - position.at
+                read_on, distance = Position(place, page[-1][1]), place - position.at
             else:
                 end = (segment + 1) * ORDER_LIMIT
-                read_on, distance = RingPosition(end % self.ring_size), end - position.at
+                read_on, distance = Position(end % self.positions), end - position.at
             self._read_bucket(partition).spend(_read_units(len(page) * INDEX_BYTES) / 2)
             found = [self._shown[entry].candidate for entry in page]
-            return AvailablePage(tuple(each for each in found if each.name.startswith(prefix)), read_on, distance)
+            return CandidatePage(tuple(each for each in found if each.name.startswith(prefix)), read_on, distance)
 
         partition = self._index_partition(Status.AVAILABLE, segment, at)
-        return self._read("read_available", partition, look)
+        return self._read("read_candidates", partition, look)
 
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
         return self._read(
@@ -165,34 +169,44 @@ class SimulatedStore(MemoryStore):
     def read_pauses(self) -> Pauses:
         return self._read("read_pauses", self._table_partition("POOL"), super().read_pauses)
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         self.sent["allocate"] += 1
         try:
             return self._transact(
-                (candidate.sandbox_id, claim.track_id),
-                lambda: super(SimulatedStore, self).allocate(candidate, claim, token=token),
+                (candidate.sandbox_id, candidate.sandbox_id, claim.lease.track_id),
+                lambda: super(SimulatedStore, self).allocate(candidate, claim, by=by, token=token),
             )
         except Throttled:
             return Contended()
 
-    def end_allocation(self, before: Sandbox, after: Sandbox) -> None:
-        """Implement the port, waiting for capacity as long as it takes: it is not what is measured."""
-        keys = (before.sandbox_id, before.allocated_to_track or "")
-        self._insist("end_allocation", lambda: self._transact(keys, lambda: self._end(before, after)))
+    def commit(self, *changes: Change) -> None:
+        """Implement the port, waiting for capacity as long as it takes: it is not what is measured.
 
-    def update(self, before: Sandbox, after: Sandbox) -> None:
-        """Implement the port, waiting for capacity as long as it takes: it is not what is measured."""
-        self._insist("update", lambda: self._write_one(before, after))
+        A fact lies in the partition of its sandbox.
+        """
+        (change,) = changes
+        if change.fact is None:
+            self._insist("take", lambda: self._write_one(change))
+            return
+        keys = [change.sandbox_id, change.sandbox_id]
+        if change.before and change.before.lease:
+            keys.append(change.before.lease.track_id)
+        self._insist("commit", lambda: self._transact(tuple(keys), lambda: self._write_all(change)))
 
-    def _end(self, before: Sandbox, after: Sandbox) -> None:
-        super().end_allocation(before, after)
+    def _write_all(self, change: Change) -> None:
+        super().commit(change)
 
-    def _write_one(self, before: Sandbox, after: Sandbox) -> None:
+    def _write(self, change: Change) -> None:
+        if change.fact is not None:
+            self._spend(Counter({f"fact#{self._segment(change.sandbox_id)}": 1}))
+        super()._write(change)
+
+    def _write_one(self, change: Change) -> None:
         travel = self._latency() / 2
         self._time.sleep(travel)
-        self._check(before.sandbox_id not in self._in_transaction, before.sandbox_id)
-        self._charge_table((before.sandbox_id,), units=1)
-        super().update(before, after)
+        self._demand(change.sandbox_id not in self._in_transaction, change.sandbox_id)
+        self._charge_table((change.sandbox_id,), units=1)
+        super().commit(change)
         self._time.sleep(travel)
 
     def _transact(self, keys: tuple[str, ...], act: Callable[[], Answer]) -> Answer:
@@ -201,7 +215,7 @@ class SimulatedStore(MemoryStore):
         decided, ended = sorted((self._rng.uniform(0, latency), self._rng.uniform(0, latency)))
         self._time.sleep(decided)
         try:
-            self._check(self._in_transaction.isdisjoint(keys), "conflict")
+            self._demand(self._in_transaction.isdisjoint(keys), "conflict")
             self._charge_table(keys, units=2)
             answer = act()
         except Throttled:
@@ -252,11 +266,11 @@ class SimulatedStore(MemoryStore):
     def _spend(self, units: Counter[str]) -> None:
         now = self._time.monotonic()
         for partition, needed in units.items():
-            self._check(self._write_bucket(partition).has(needed, now), partition)
+            self._demand(self._write_bucket(partition).has(needed, now), partition)
         for partition, needed in units.items():
             self._write_bucket(partition).spend(needed)
 
-    def _check(self, goes: bool, partition: str) -> None:
+    def _demand(self, goes: bool, partition: str) -> None:
         if not goes:
             self.throttled[partition] += 1
             raise Throttled
@@ -272,7 +286,7 @@ class SimulatedStore(MemoryStore):
         now = self._time.monotonic()
         at = max(now + self._rng.uniform(*lag), self._indexed_at.get(sandbox_id, 0.0))
         self._indexed_at[sandbox_id] = at
-        self._time.after(at - now, lambda: self._show(before, sandbox))
+        self._schedule.start(lambda: self._show(before, sandbox), after=at - now)
 
     def _show(self, before: Sandbox, after: Sandbox | None) -> None:
         ring = self._rings[self._segment(before.sandbox_id)]
@@ -282,7 +296,7 @@ class SimulatedStore(MemoryStore):
         if after and after.status is Status.AVAILABLE:
             entry = (after.status_order, after.sandbox_id)
             insort(ring, entry)
-            self._shown[entry] = _Shown(make_candidate(after), self._time.monotonic())
+            self._shown[entry] = _Shown(candidate_of(after), self._time.monotonic())
 
     def _index_partition(self, status: Status, shard: int, order: int) -> str:
         if status is not Status.AVAILABLE or self._conditions.available_splits == 1:

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core import domain
-from broker_common.core.domain import ORDER_LIMIT, DeletionReason, Status
-from broker_common.core.ports import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
-from tests.fakes import make_candidate, make_claim, make_sandbox, walk_ring
+from broker_common.core.facts import Change
+from broker_common.core.lease import candidate_of, end
+from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Sandbox, Status
+from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
+from tests.fakes import BY, flat, make_claim, make_sandbox, walk_ring
+from tests.scheduler.schedule import Schedule
+from tests.scheduler.strategies import ByTime
 from tests.simulation.broker import Scenario, simulate
 from tests.simulation.scale import SWEEPS, plot, run
 from tests.simulation.table import WRITE_UNITS, SimulatedStore, TableConditions
-from tests.simulation.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.domain import Candidate, Sandbox
+    from broker_common.core.sandbox import Candidate
 
 FREE = make_sandbox("free")
 
 
-def make_store(*sandboxes: Sandbox, **conditions: Any) -> tuple[VirtualTime, SimulatedStore]:
-    time = VirtualTime()
-    store = SimulatedStore(time, Random(1), TableConditions(**conditions))
+def make_store(*sandboxes: Sandbox, **conditions: Any) -> tuple[Schedule, SimulatedStore]:
+    schedule = Schedule(ByTime())
+    store = SimulatedStore(schedule, Random(1), TableConditions(**conditions))
     store.seed(*sandboxes)
-    return time, store
+    return schedule, store
 
 
-def answers_to(time: VirtualTime, *calls: Callable[[], Any]) -> list[Any]:
+def answers_to(schedule: Schedule, *calls: Callable[[], Any]) -> list[Any]:
     """Make all calls at once, and return their answers in order."""
     answers: dict[int, Any] = {}
 
@@ -41,14 +42,16 @@ def answers_to(time: VirtualTime, *calls: Callable[[], Any]) -> list[Any]:
         answers[number] = call()
 
     for number, call in enumerate(calls):
-        time.start(lambda number=number, call=call: ask(number, call))  # type: ignore[misc] # bound in the loop
-    time.run()
+        schedule.start(lambda number=number, call=call: ask(number, call))  # type: ignore[misc] # bound in the loop
+    schedule.run()
     return [answers[number] for number in range(len(calls))]
 
 
 def allocate(store: SimulatedStore, sandbox: Sandbox | Candidate, track: str) -> Callable[[], AllocateAnswer]:
-    candidate = make_candidate(sandbox) if isinstance(sandbox, domain.Sandbox) else sandbox
-    return lambda: store.allocate(candidate, make_claim(candidate, track), token=f"{track}-{candidate.sandbox_id}")
+    candidate = candidate_of(sandbox) if isinstance(sandbox, Sandbox) else sandbox
+    return lambda: store.allocate(
+        candidate, make_claim(candidate, track), by=BY, token=f"{track}-{candidate.sandbox_id}"
+    )
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
@@ -57,51 +60,21 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
     assert simulate(scenario) != simulate(replace(scenario, seed=2))
 
 
-def test_threads_take_turns_at_a_lock_in_the_order_in_which_they_came() -> None:
-    time = VirtualTime()
-    turns: list[tuple[int, float]] = []
-
-    def take_a_turn(number: int) -> None:
-        with lock:
-            time.sleep(1)
-            turns.append((number, time.monotonic()))
-
-    with time.locks():
-        lock = threading.Lock()
-        answers_to(time, *[lambda number=number: take_a_turn(number) for number in range(3)])
-    assert turns == [(0, 1), (1, 2), (2, 3)]
-
-
-def test_a_thread_waits_for_a_lock_no_longer_than_it_said() -> None:
-    time = VirtualTime()
-
-    def hold() -> None:
-        with lock:
-            time.sleep(2)
-
-    def wait() -> tuple[bool, float]:
-        return lock.acquire(timeout=0.5), time.monotonic()
-
-    with time.locks():
-        lock = threading.Lock()
-        assert answers_to(time, hold, wait)[1] == (False, 0.5)
-
-
 def test_allocating_keeps_the_contract_of_the_store() -> None:
-    time, store = make_store(FREE, make_sandbox("other"))
-    assert answers_to(time, allocate(store, FREE, "a")) == [Allocated()]
-    held, gone = answers_to(time, allocate(store, make_sandbox("other"), "a"), allocate(store, FREE, "b"))
+    schedule, store = make_store(FREE, make_sandbox("other"))
+    assert answers_to(schedule, allocate(store, FREE, "a")) == [Allocated()]
+    held, gone = answers_to(schedule, allocate(store, make_sandbox("other"), "a"), allocate(store, FREE, "b"))
     assert isinstance(held, ClaimHeld)
     assert held.claim.sandbox_id == "free"
     assert isinstance(gone, CandidateGone)
     assert gone.current
-    assert gone.current.allocated_to_track == "a"
+    assert flat(gone.current).allocated_to_track == "a"
 
 
 def test_of_two_transactions_on_one_sandbox_at_once_one_is_told_of_the_other() -> None:
     tracks = [f"track-{number}" for number in range(20)]
-    time, store = make_store(FREE)
-    answers = answers_to(time, *[allocate(store, FREE, track) for track in tracks])
+    schedule, store = make_store(FREE)
+    answers = answers_to(schedule, *[allocate(store, FREE, track) for track in tracks])
     kinds = [type(answer) for answer in answers]
     assert kinds.count(Allocated) == 1
     assert Contended in kinds
@@ -111,31 +84,31 @@ def test_of_two_transactions_on_one_sandbox_at_once_one_is_told_of_the_other() -
 def test_a_ring_is_walked_as_in_the_store_in_memory() -> None:
     rng = Random(3)
     free = [make_sandbox(f"sbx-{number}", status_order=rng.randrange(ORDER_LIMIT)) for number in range(200)]
-    time, store = make_store(*free)
-    ((found),) = answers_to(time, lambda: walk_ring(store, limit=7))
+    schedule, store = make_store(*free)
+    ((found),) = answers_to(schedule, lambda: walk_ring(store, limit=7))
     assert sorted(each.sandbox_id for each in found) == sorted(each.sandbox_id for each in free)
 
 
 def test_the_index_follows_a_write_after_its_lag() -> None:
-    time, store = make_store(FREE, lag=(1.0, 1.0), long_lag_share=0)
+    schedule, store = make_store(FREE, lag=(1.0, 1.0), long_lag_share=0)
 
     def look() -> tuple[int, int]:
         allocate(store, FREE, "a")()
         at_once = len(walk_ring(store, limit=100))
-        time.sleep(1)
+        schedule.time.sleep(1)
         return at_once, len(walk_ring(store, limit=100))
 
-    assert answers_to(time, look) == [(1, 0)]
+    assert answers_to(schedule, look) == [(1, 0)]
 
 
 def test_a_partition_takes_its_units_a_second_and_throttles_the_rest() -> None:
     free = [make_sandbox(f"sbx-{number}") for number in range(2 * WRITE_UNITS)]
-    time, store = make_store(*free, shards=1, partitions=100, saved_seconds=1.0)
-    answers = answers_to(time, *[allocate(store, each, each.sandbox_id) for each in free])
+    schedule, store = make_store(*free, shards=1, partitions=100, saved_seconds=1.0)
+    answers = answers_to(schedule, *[allocate(store, each, each.sandbox_id) for each in free])
     taken = answers.count(Allocated())
     assert WRITE_UNITS <= taken <= 1.05 * WRITE_UNITS
     assert answers.count(Contended()) == len(free) - taken
-    assert store.throttled.total() == store.throttled["available#0"] + store.throttled["allocated#0"]
+    assert store.throttled.keys() <= {"available#0", "allocated#0", "fact#0"}
     assert {record.status for record in store.dump()[0].values()} == {Status.AVAILABLE, Status.ALLOCATED}
     assert len(store.dump()[1]) == taken
 
@@ -143,31 +116,31 @@ def test_a_partition_takes_its_units_a_second_and_throttles_the_rest() -> None:
 @pytest.mark.parametrize(("splits", "hottest"), [(1, 40), (4, 20)])
 def test_a_shard_that_was_split_spreads_its_heat(splits: int, hottest: int) -> None:
     free = [make_sandbox(f"sbx-{number}") for number in range(40)]
-    time, store = make_store(*free, shards=1, available_splits=splits)
-    answers_to(time, *[allocate(store, each, each.sandbox_id) for each in free])
+    schedule, store = make_store(*free, shards=1, available_splits=splits)
+    answers_to(schedule, *[allocate(store, each, each.sandbox_id) for each in free])
     heat = store.heat()
-    assert heat.pop("allocated#0") == 40
+    assert heat.pop("allocated#0") == heat.pop("fact#0") == 40
     assert sum(heat.values()) == 40
     assert max(heat.values()) <= hottest
 
 
 def test_a_sandbox_that_comes_back_costs_the_index_a_deleted_and_a_new_entry_each_time_its_key_changes() -> None:
-    time, store = make_store(FREE)
+    schedule, store = make_store(FREE)
 
     def live() -> None:
         allocate(store, FREE, "a")()
         record = store.get("free")
         assert record
-        store.end_allocation(record, domain.end_allocation(record, reason=DeletionReason.MARKED, now=time.now()))
+        store.commit(end(record, reason=DeletionReason.MARKED, by=BY, now=schedule.time.now()))
 
-    answers_to(time, live)
+    answers_to(schedule, live)
     names = {name.partition("#")[0]: units for name, units in store.heat().items()}
-    assert names == {"available": 1, "allocated": 2, "pending_deletion": 1}
+    assert names == {"available": 1, "allocated": 2, "pending_deletion": 1, "fact": 2}
 
 
 def test_a_change_that_leaves_its_key_alone_costs_the_index_one_unit() -> None:
-    time, store = make_store(FREE)
-    answers_to(time, lambda: store.update(FREE, replace(FREE, name="renamed", version=2)))
+    schedule, store = make_store(FREE)
+    answers_to(schedule, lambda: store.commit(Change(FREE, replace(FREE, name="renamed", version=2), None)))
     assert list(store.heat().values()) == [1]
 
 

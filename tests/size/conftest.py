@@ -12,10 +12,12 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.domain import ORDER_LIMIT, Account, Claim, Sandbox, allocate, new_sandbox
+from broker_common.core.lease import begin
+from broker_common.core.pool import add
+from broker_common.core.sandbox import ORDER_LIMIT, Account, Claim, Sandbox
 from tests.backends import AWS_ENVIRONMENT, empty_database
 from tests.bulk_load import load_records
-from tests.fakes import START, RecordingRecorder, make_claim
+from tests.fakes import BY, START, RecordingRecorder, make_claim
 from tests.provider.conftest import MockCsp, running_mock
 from tests.size.meter import Meter
 
@@ -66,14 +68,14 @@ def accounts(large_provider: MockCsp) -> list[Account]:
 
 def free(account: Account, rng: Random) -> Sandbox:
     """Make an account's record: available since long ago."""
-    return new_sandbox(account, order=rng.randrange(ORDER_LIMIT), now=START - 86_400, version=1)
+    return add(account, order=rng.randrange(ORDER_LIMIT), by=BY, now=START - 86_400, version=1).result
 
 
 def held(account: Account, rng: Random, *, expires_at: int) -> tuple[Sandbox, Claim]:
     """Make the record and the claim of an account that a track of its own holds."""
     sandbox = free(account, rng)
     claim = make_claim(sandbox, f"track-{sandbox.sandbox_id}", allocated_at=START - 7200, expires_at=expires_at)
-    return allocate(sandbox, claim), claim
+    return begin(sandbox, claim.lease, by=BY).result, claim
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,16 @@ from broker_common.adapters.celery_names import DELETIONS_QUEUE
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.redis_job_runs import RedisJobRuns
-from broker_common.core.domain import Sandbox, Status
-from broker_common.core.jobs import Job, JobState
+from broker_common.core.job_names import Job
+from broker_common.core.jobs import JobState
+from broker_common.core.runs import Runs
+from broker_common.core.sandbox import Sandbox, Status
 from deploy.dev.processes import wait_until
 from tests.backends import AWS_ENVIRONMENT
 from tests.bulk_load import load_records
 from tests.fakes import START, make_sandbox
 from tests.provider.conftest import TOKEN, MockCsp, running_mock
-from tests.worker.conftest import Celery
+from tests.worker.conftest import ASKING, Celery
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,12 +100,12 @@ def round_trips(redis: Redis) -> int:
 def test_while_deletions_wait_the_provider_has_as_many_calls_as_it_may_have_spread_over_all_workers(
     environment: dict[str, str], provider: MockCsp, redis: Redis
 ) -> None:
-    runs = RedisJobRuns(redis, stall_limit_sec=60)
+    runs = Runs(RedisJobRuns(redis), stall_limit_sec=60)
     with ExitStack() as running:
         planner = running.enter_context(worker(environment, "jobs", processes=1))
         assert wait_until(lambda: planner.has_said(" ready."), 60), planner.output
         before = round_trips(redis)
-        job_id = CeleryJobQueue(environment["REDIS_URL"], runs).enqueue(Job.CLEANUP, request_id="req-1")
+        job_id = CeleryJobQueue(environment["REDIS_URL"], runs).enqueue(Job.CLEANUP, by=ASKING, flags={})
         assert wait_until(lambda: redis.llen(DELETIONS_QUEUE) == PENDING, 60), planner.output
         handing_out = round_trips(redis) - before
         workers = [running.enter_context(worker(environment, "deletions", processes=PROCESSES)) for _ in range(WORKERS)]

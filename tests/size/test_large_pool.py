@@ -6,42 +6,53 @@ In one file, so that one process loads the pool.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_common.adapters.csp_client import CspClient
-from broker_common.adapters.dynamo_table import SHARDS
+from broker_common.adapters.dynamo_items import status_keys
+from broker_common.adapters.dynamo_store import DynamoStore
+from broker_common.adapters.dynamo_table import SHARDS, create_table
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.domain import Policy
-from broker_common.core.events import ProviderCalled
 from broker_common.core.expiry import Expirer, ExpiryResult
+from broker_common.core.facts import Change
 from broker_common.core.guard import Guard
+from broker_common.core.lease import begin, candidate_of, end
+from broker_common.core.policy import Policy
+from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.store import Allocated
 from broker_common.core.sync import Syncer
+from broker_common.core.telemetry import ProviderCalled
 from broker_common.services import BULK_THREADS
 from tests.bulk_load import load_records
-from tests.fakes import START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder
+from tests.fakes import BY, START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder, make_claim
 from tests.provider.conftest import TOKEN
-from tests.size.conftest import ALLOCATED, AVAILABLE, DUE, held
+from tests.size.conftest import ALLOCATED, AVAILABLE, DUE, free, held
 from tests.world import World
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from redis import Redis
 
-    from broker_common.adapters.dynamo_store import DynamoStore
-    from broker_common.core.domain import Account
+    from broker_common.core.sandbox import Account
     from tests.provider.conftest import MockCsp
     from tests.size.meter import Meter
 
 ALL = ALLOCATED + AVAILABLE
-OTHER_ITEMS = 500
-"""At most so many items that are no sandbox are in the table: claims, and the pool's own records."""
+BATCH = 100
+"""Records that one BatchGetItem reads."""
+PLACES = sum(len(status_keys(status, SHARDS)) for status in Status)
+"""Where sandboxes stand in the index: each is asked for once, also if nothing stands there."""
 PAGE = 1000
 """Items that the store asks for at once."""
+CLAIM_UNITS, SANDBOX_UNITS, FACT_UNITS = 2, 6, 4
+"""What a transaction writes of each, as DynamoDB Local counts: two units an item, and two for each index entry that is
+put or deleted. A change of status moves its entry; a fact comes with one. AWS counts one for each entry."""
 UNIT_BYTES = 4096
 MEGABYTE = 2**20
 
@@ -89,17 +100,39 @@ def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_wa
         threads=BULK_THREADS,
     )
 
-    result = syncer.run()
+    result = syncer.run(by=BY)
 
     assert result.synced == ALL
     assert (result.added, result.updated, result.restored, result.stale, result.removed) == (0, 0, 0, 0, 0)
     assert (result.skipped, result.overtaken, result.failed, result.missing) == (0, 0, 0, 0)
-    scans = meter.calls["Scan"]
-    assert meter.calls == {"Scan": scans, "GetItem": 1, "PutItem": 1}
-    assert 2 * ALL <= meter.scanned["Scan"] <= 2 * ALL + OTHER_ITEMS, "each sandbox, and its account's record"
-    assert scans == meter.scanned["Scan"] // PAGE + 1
-    assert meter.units["Scan"] / 2 * UNIT_BYTES <= scans * MEGABYTE, "no page is cut short by DynamoDB's own limit"
+    queries = meter.calls["Query"]
+    assert meter.calls == {"Query": queries, "BatchGetItem": 2 * ceil(ALL / BATCH), "GetItem": 1, "PutItem": 1}
+    assert meter.scanned["Query"] == ALL, "the index has each sandbox once; most of the table, its facts, is not read"
+    assert queries <= ALL // PAGE + PLACES
+    assert meter.units["Query"] / 2 * UNIT_BYTES <= queries * MEGABYTE, "no page is cut short by DynamoDB's own limit"
+    # Each sandbox, and its account's record: read by their keys, consistently, each is a unit however small.
+    assert meter.units["BatchGetItem"] / 2 == 2 * ALL
     assert len(recorder.of(ProviderCalled)) == 1
+
+
+def test_an_allocation_and_its_end_are_one_call_each_whatever_is_told_of_them(
+    client: DynamoDBClient, metered: DynamoDBClient, meter: Meter, accounts: list[Account]
+) -> None:
+    create_table(client, "size-units")
+    store = DynamoStore(metered, "size-units", clock=FakeClock(), rng=Random(7), recorder=RecordingRecorder())
+    sandbox = free(accounts[0], Random(8))
+    store.commit(Change(None, sandbox, None))
+    claim = make_claim(sandbox)
+    meter.clear()
+
+    assert store.allocate(candidate_of(sandbox), claim, by=BY, token="size-units") == Allocated()
+    assert meter.calls == {"TransactWriteItems": 1}
+    assert meter.units["TransactWriteItems"] / 2 == CLAIM_UNITS + SANDBOX_UNITS + FACT_UNITS
+    meter.clear()
+
+    store.commit(end(begin(sandbox, claim.lease, by=BY).result, reason=DeletionReason.MARKED, by=BY, now=START + 60))
+    assert meter.calls == {"TransactWriteItems": 1}
+    assert meter.units["TransactWriteItems"] / 2 == CLAIM_UNITS + SANDBOX_UNITS + FACT_UNITS
 
 
 @pytest.mark.timeout(300)
@@ -120,7 +153,7 @@ def test_of_100_000_available_sandboxes_a_sync_writes_those_alone_that_have_chan
         for number, account in enumerate(world.provider.accounts)
     ]
 
-    assert world.syncer.run().updated == 37
+    assert world.syncer.run(by=BY).updated == 37
     assert world.memory.calls == {
         "read_all": 1,
         "read_watermark": 1,
@@ -139,7 +172,7 @@ def expire(store: DynamoStore) -> ExpiryResult:
         policy=Policy(),
         threads=BULK_THREADS,
     )
-    return expirer.run()
+    return expirer.run(by=BY)
 
 
 @pytest.mark.timeout(300)

@@ -12,7 +12,6 @@ import pytest
 
 from broker_common.core.allocation import AllocateRequest
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import ORDER_LIMIT, Candidate, Claim, DeletionReason, Status
 from broker_common.core.errors import (
     DeadlineExceeded,
     NoSandboxesAvailable,
@@ -21,14 +20,16 @@ from broker_common.core.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
-from broker_common.core.events import AllocateEnded, AllocateOutcome, AllocationExpired
-from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_claim, make_sandbox
+from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Status
+from broker_common.core.telemetry import AllocateEnded, AllocateOutcome, AllocationExpired
+from tests.fakes import BY, FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, flat, make_claim, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.ports import AllocateAnswer
+    from broker_common.core.principals import Actor
+    from broker_common.core.store import AllocateAnswer
 
 HOUR = 3600
 
@@ -40,9 +41,9 @@ class RecordingStore(FlakyStore):
         super().__init__(inner)
         self.sent: list[tuple[Candidate, Claim, str]] = []
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         self.sent.append((candidate, claim, token))
-        return super().allocate(candidate, claim, token=token)
+        return super().allocate(candidate, claim, by=by, token=token)
 
 
 def flaky_world(free: int = 3) -> tuple[World, RecordingStore]:
@@ -62,15 +63,15 @@ def outcomes(world: World) -> list[AllocateOutcome]:
 def test_a_track_gets_a_sandbox_and_holds_it_as_answered(world: World) -> None:
     world.pool(5)
     allocation = world.allocator.allocate(
-        AllocateRequest(track_id="track-1", idempotency_key="key", track_name="intro")
+        AllocateRequest(track_id="track-1", idempotency_key="key", track_name="intro"), by=BY
     )
     claim = allocation.claim
     assert not allocation.replayed
-    assert (claim.track_id, claim.idempotency_key, claim.track_name) == ("track-1", "key", "intro")
-    assert claim.allocated_at == world.clock.now()
-    assert claim.expires_at == claim.allocated_at + 4 * HOUR
+    assert (claim.lease.track_id, claim.lease.idempotency_key, claim.lease.track_name) == ("track-1", "key", "intro")
+    assert claim.lease.allocated_at == world.clock.now()
+    assert claim.lease.expires_at == claim.lease.allocated_at + 4 * HOUR
     record = world.record(claim.sandbox_id)
-    assert (record.status, record.lease_id, record.dirty) == (Status.ALLOCATED, claim.lease_id, True)
+    assert (record.status, flat(record).lease_id, record.dirty) == (Status.ALLOCATED, claim.lease.lease_id, True)
     assert (record.name, record.external_id) == (claim.name, claim.external_id)
     assert world.memory.get_claim("track-1", "key") == claim
 
@@ -90,7 +91,7 @@ def test_tracks_and_keys_each_get_a_sandbox_of_their_own(world: World) -> None:
     world.pool(20)
     claims = [world.allocate(track, key).claim for track in ("a", "b", "c") for key in ("x", "y")]
     assert len({claim.sandbox_id for claim in claims}) == 6
-    assert len({claim.lease_id for claim in claims}) == 6
+    assert len({claim.lease.lease_id for claim in claims}) == 6
 
 
 def test_the_whole_pool_can_be_handed_out_to_the_last_sandbox(plain: World) -> None:
@@ -157,7 +158,7 @@ def test_a_candidate_that_another_took_is_a_conflict_and_the_next_is_tried(plain
 def test_a_candidate_that_was_only_renamed_is_taken_under_its_new_name(plain: World) -> None:
     (free,) = plain.pool(1)
     plain.provider.accounts = [replace(each, name="lab-new") for each in plain.provider.accounts]
-    wrapped = _before_first_allocate(plain, plain.syncer.run)
+    wrapped = _before_first_allocate(plain, lambda: plain.syncer.run(by=BY))
     claim = wrapped.allocate().claim
     assert (claim.sandbox_id, claim.name) == (free.sandbox_id, "lab-new")
     assert wrapped.recorder.of(AllocateEnded)[0].conflicts == 0
@@ -166,7 +167,7 @@ def test_a_candidate_that_was_only_renamed_is_taken_under_its_new_name(plain: Wo
 def test_a_candidate_that_was_renamed_away_from_the_prefix_is_left_to_others(plain: World) -> None:
     plain.pool(1)
     plain.provider.accounts = [replace(each, name="gpu-new") for each in plain.provider.accounts]
-    wrapped = _before_first_allocate(plain, plain.syncer.run)
+    wrapped = _before_first_allocate(plain, lambda: plain.syncer.run(by=BY))
     with pytest.raises(NoSandboxesAvailable):
         wrapped.allocate(prefix="lab-")
     assert plain.record("sbx-0").status is Status.AVAILABLE
@@ -225,7 +226,7 @@ def test_an_applied_write_that_is_sent_again_under_another_token_is_still_this_r
     allocation = world.allocate()
     assert not allocation.replayed
     assert len({token for _, _, token in store.sent}) == 2
-    assert world.record(allocation.claim.sandbox_id).lease_id == allocation.claim.lease_id
+    assert flat(world.record(allocation.claim.sandbox_id)).lease_id == allocation.claim.lease.lease_id
     assert outcomes(world) == [AllocateOutcome.SUCCESS]
 
 
@@ -236,9 +237,9 @@ def test_an_outcome_that_stays_unknown_is_not_an_empty_pool_and_its_candidate_is
         world.allocate()
     assert len(store.sent) == 20
     assert outcomes(world) == [AllocateOutcome.ERROR]
-    reads = world.memory.calls["read_available"]
+    reads = world.memory.calls["read_candidates"]
     assert world.allocate("another").claim.sandbox_id == "sbx-0"
-    assert world.memory.calls["read_available"] > reads
+    assert world.memory.calls["read_candidates"] > reads
 
 
 def test_a_track_whose_answer_was_lost_gets_its_sandbox_by_asking_again() -> None:
@@ -267,7 +268,7 @@ def test_lasting_contention_is_unavailable_and_not_empty() -> None:
         world.allocate()
 
 
-@pytest.mark.parametrize("method", ["read_available", "get_claim"])
+@pytest.mark.parametrize("method", ["read_candidates", "get_claim"])
 def test_a_read_that_fails_is_unavailable_and_not_empty(method: str) -> None:
     world, store = flaky_world(free=0)
     store.fail(method, Fault.REFUSED)
@@ -296,7 +297,7 @@ def test_no_further_try_is_made_past_the_deadline() -> None:
 
 def test_a_store_that_sees_the_deadline_first_is_not_asked_again() -> None:
     class Late(StoreWrapper):
-        def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+        def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
             raise DeadlineExceeded("too late")
 
     world = World(wrap=Late)
@@ -313,9 +314,9 @@ def test_a_replay_gives_its_candidate_back_to_the_next_request() -> None:
     world.allocate()
     world.allocate()
     candidate = store.sent[-1][0]
-    reads = world.memory.calls["read_available"]
+    reads = world.memory.calls["read_candidates"]
     assert world.allocate("other").claim.sandbox_id == candidate.sandbox_id
-    assert world.memory.calls["read_available"] == reads
+    assert world.memory.calls["read_candidates"] == reads
 
 
 def test_an_overdue_claim_is_expired_on_the_spot_and_a_new_sandbox_given(plain: World) -> None:
@@ -326,8 +327,8 @@ def test_an_overdue_claim_is_expired_on_the_spot_and_a_new_sandbox_given(plain: 
     assert not fresh.replayed
     assert fresh.claim.sandbox_id != old.sandbox_id
     record = plain.record(old.sandbox_id)
-    assert (record.status, record.deletion_reason) == (Status.PENDING_DELETION, DeletionReason.EXPIRED)
-    assert [event.lease_id for event in plain.recorder.of(AllocationExpired)] == [old.lease_id]
+    assert (record.status, flat(record).deletion_reason) == (Status.PENDING_DELETION, DeletionReason.EXPIRED)
+    assert [event.lease_id for event in plain.recorder.of(AllocationExpired)] == [old.lease.lease_id]
 
 
 def test_a_claim_within_its_buffer_is_still_answered(plain: World) -> None:
@@ -350,7 +351,7 @@ def test_an_overdue_claim_in_an_empty_pool_is_expired_and_refused(plain: World) 
 def test_a_track_is_free_to_allocate_again_after_it_gave_back(world: World) -> None:
     world.pool(10)
     first = world.allocate().claim
-    world.custody.mark_for_deletion(track_id="track-1", sandbox_id=first.sandbox_id)
+    world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=first.sandbox_id)
     second = world.allocate()
     assert not second.replayed
     assert second.claim.sandbox_id != first.sandbox_id
@@ -362,7 +363,7 @@ def test_a_track_is_free_to_allocate_again_after_it_gave_back(world: World) -> N
 def test_a_refusal_reads_the_claim_last_and_the_whole_ring_before(plain: World) -> None:
     with pytest.raises(NoSandboxesAvailable):
         plain.allocate()
-    assert plain.memory.calls["read_available"] >= 4
+    assert plain.memory.calls["read_candidates"] >= 4
     assert plain.memory.calls["get_claim"] == 1
 
 
@@ -387,7 +388,7 @@ def test_after_that_second_a_new_sandbox_is_found(plain: World) -> None:
 
 def test_the_memory_of_emptiness_counts_from_the_beginning_of_the_walk() -> None:
     world, store = flaky_world(free=0)
-    store.before_call = lambda method: world.clock.advance(0.3) if method == "read_available" else None
+    store.before_call = lambda method: world.clock.advance(0.3) if method == "read_candidates" else None
     with pytest.raises(NoSandboxesAvailable):
         world.allocate("slow")
     store.before_call = lambda _: None
@@ -407,7 +408,7 @@ def test_another_prefix_has_a_memory_of_its_own(plain: World) -> None:
 
 def test_a_paused_allocate_is_refused_with_a_time_to_come_back(plain: World) -> None:
     plain.pool(2)
-    plain.pauses.set({"allocate": True})
+    plain.pauses.set({"allocate": True}, by=BY)
     with pytest.raises(Paused) as paused:
         plain.allocate()
     assert paused.value.retry_after
@@ -418,7 +419,7 @@ def test_a_paused_allocate_is_refused_with_a_time_to_come_back(plain: World) -> 
 def test_a_paused_allocate_still_answers_what_is_held(plain: World) -> None:
     plain.pool(2)
     claim = plain.allocate().claim
-    plain.pauses.set({"allocate": True})
+    plain.pauses.set({"allocate": True}, by=BY)
     allocation = plain.allocate()
     assert (allocation.claim, allocation.replayed) == (claim, True)
 
@@ -426,7 +427,7 @@ def test_a_paused_allocate_still_answers_what_is_held(plain: World) -> None:
 def test_a_paused_allocate_does_not_answer_what_is_overdue(plain: World) -> None:
     plain.pool(2)
     plain.allocate()
-    plain.pauses.set({"allocate": True})
+    plain.pauses.set({"allocate": True}, by=BY)
     plain.clock.advance(5 * HOUR)
     with pytest.raises(Paused):
         plain.allocate()
@@ -442,7 +443,7 @@ def test_each_allocate_is_recorded_once_with_its_outcome_and_time() -> None:
     world.allocate()
     first, second = world.recorder.of(AllocateEnded)
     assert (first.outcome, second.outcome) == (AllocateOutcome.SUCCESS, AllocateOutcome.IDEMPOTENT)
-    assert (first.track_id, first.sandbox_id, first.lease_id) == ("track-1", claim.sandbox_id, claim.lease_id)
+    assert (first.track_id, first.sandbox_id, first.lease_id) == ("track-1", claim.sandbox_id, claim.lease.lease_id)
     assert first.seconds > 0
     assert first.error is None
 
@@ -499,11 +500,11 @@ class _Gate(StoreWrapper):
         self.reached, self.open = threading.Event(), threading.Event()
         self._held_up = held_up
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
-        if claim.track_id == self._held_up:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+        if claim.lease.track_id == self._held_up:
             self.reached.set()
             assert self.open.wait(30)
-        return super().allocate(candidate, claim, token=token)
+        return super().allocate(candidate, claim, by=by, token=token)
 
 
 def test_a_sandbox_that_another_request_is_trying_is_tried_too_before_a_track_is_refused() -> None:
@@ -521,11 +522,11 @@ def test_a_sandbox_that_another_request_is_trying_is_tried_too_before_a_track_is
             "elsewhere",
             status=Status.ALLOCATED,
             dirty=True,
-            lease_id=held.lease_id,
+            lease_id=held.lease.lease_id,
             allocated_to_track="slow",
             idempotency_key="slow",
-            allocated_at=held.allocated_at,
-            expires_at=held.expires_at,
+            allocated_at=held.lease.allocated_at,
+            expires_at=held.lease.expires_at,
         )
     )
     with ThreadPoolExecutor(1) as pool:
@@ -557,12 +558,12 @@ def test_a_copy_of_the_request_that_ended_the_overdue_claim_first_is_answered_al
         if method == "get" and not copies:
             copies.append("asked")
             memory.seed(make_sandbox("sbx-9"))
-            copies.append(other.allocate("track").claim.lease_id)
+            copies.append(other.allocate("track").claim.lease.lease_id)
 
     flaky[0].before_call = let_the_copy_be_faster
     answer = one.allocate("track")
     assert answer.replayed
-    assert answer.claim.lease_id == copies[1]
+    assert answer.claim.lease.lease_id == copies[1]
 
 
 def test_a_store_that_needs_a_person_is_asked_once() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from broker_common.core.cleanup import SEND_WITHIN_SEC
-from broker_common.core.domain import Policy, RecyclePolicy, Status
 from broker_common.core.errors import (
     ProviderBusy,
     ProviderCircuitOpen,
@@ -17,9 +15,11 @@ from broker_common.core.errors import (
     ProviderRejected,
     ProviderSlotsUnavailable,
 )
-from broker_common.core.events import DeleteEnded, DeleteOutcome
+from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import WipeAnswer
-from tests.fakes import Crashed, Fault, FlakyStore, LosingStore, MemoryStore, make_sandbox
+from broker_common.core.sandbox import Status
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
+from tests.fakes import BY, Crashed, Fault, FlakyStore, LosingStore, MemoryStore, changed, flat, make_sandbox
 from tests.world import World
 
 FAILING = ProviderFailing("500 from the provider", outcome_unknown=False)
@@ -43,7 +43,7 @@ def answering(world: World, *answers: WipeAnswer | Exception) -> World:
 
 
 def delete(world: World) -> DeleteEnded:
-    return world.cleaner.delete_sandbox("sbx-0")
+    return world.cleaner.delete_sandbox("sbx-0", by=BY)
 
 
 # -- what the provider says
@@ -75,16 +75,16 @@ def test_an_answer_leads_where_the_recycle_policy_says(
     ended = delete(world)
     record = world.record("sbx-0")
     assert (record.status, record.dirty) == (status, dirty)
-    assert record.attempt_id is None
+    assert flat(record).attempt_id is None
     assert ended.outcome is (DeleteOutcome.GONE if answer is WipeAnswer.GONE else DeleteOutcome.DELETED)
     assert (ended.sandbox_id, ended.lease_id) == ("sbx-0", "lease-1")
-    assert (ended.error is not None, record.gone_at is not None) == (dirty, dirty)
+    assert (ended.error is not None, flat(record).gone_at is not None) == (dirty, dirty)
 
 
 def test_wiped_sandboxes_are_found_by_the_next_allocate(world: World) -> None:
     given_back = [world.pending(f"sbx-{number}").sandbox_id for number in range(2)]
     for sandbox_id in given_back * 2:
-        world.cleaner.delete_sandbox(sandbox_id)
+        world.cleaner.delete_sandbox(sandbox_id, by=BY)
     world.clock.advance(3)
     assert world.allocate("track-2").claim.sandbox_id in given_back
 
@@ -95,8 +95,8 @@ def test_a_failure_that_may_pass_is_tried_again_later(plain: World, error: Provi
     ended = delete(answering(plain, error))
     record = plain.record("sbx-0")
     assert (ended.outcome, ended.error) == (DeleteOutcome.WILL_RETRY, error.message)
-    assert (record.status, record.deletion_retry_count) == (Status.PENDING_DELETION, 1)
-    assert (record.deletion_last_error, record.outcome_unknown) == (error.message, error.outcome_unknown)
+    assert (record.status, flat(record).deletion_retry_count) == (Status.PENDING_DELETION, 1)
+    assert (flat(record).deletion_last_error, flat(record).outcome_unknown) == (error.message, error.outcome_unknown)
     assert list(plain.cleaner.find_due()) == []
     plain.clock.advance(120)
     assert list(plain.cleaner.find_due()) == ["sbx-0"]
@@ -124,10 +124,10 @@ def test_the_doubt_of_one_lease_does_not_reach_the_next(plain: World) -> None:
     plain.pending(outcome_unknown=True)
     delete(plain)
     plain.provider.accounts = World.accounts(1)
-    plain.syncer.run()
+    plain.syncer.run(by=BY)
     plain.clock.advance(2)
     plain.allocate()
-    plain.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0")
+    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     delete(plain)
     assert plain.record("sbx-0").status is Status.AVAILABLE
 
@@ -139,11 +139,11 @@ def test_the_back_off_doubles_within_its_bounds_and_stops_growing_at_its_limit()
         for attempt, full in enumerate([60, 120, 240, 480, 960, 1920, 3600]):
             delete(answering(world, FAILING))
             record = world.record("sbx-0")
-            assert record.deletion_retry_count == attempt + 1
-            assert record.next_attempt_at
-            wait = record.next_attempt_at - world.clock.now()
+            assert flat(record).deletion_retry_count == attempt + 1
+            assert flat(record).next_attempt_at
+            wait = flat(record).next_attempt_at - world.clock.now()
             assert full <= wait <= min(2 * full, 3600)
-            assert record.status_order == record.next_attempt_at
+            assert record.status_order == flat(record).next_attempt_at
             world.clock.advance(wait)
 
 
@@ -153,7 +153,7 @@ def test_the_back_off_is_jittered() -> None:
         world = World(seed=seed, policy=Policy(deletion_backoff_base_sec=1000))
         world.pending()
         delete(answering(world, FAILING))
-        waits.add(world.record("sbx-0").next_attempt_at)
+        waits.add(flat(world.record("sbx-0")).next_attempt_at)
     assert len(waits) > 10
 
 
@@ -162,8 +162,8 @@ def test_the_last_attempt_puts_the_sandbox_aside(plain: World) -> None:
     ended = delete(answering(plain, FAILING))
     record = plain.record("sbx-0")
     assert ended.outcome is DeleteOutcome.GAVE_UP
-    assert (record.status, record.deletion_retry_count) == (Status.DELETION_FAILED, 8)
-    assert record.deletion_last_error == FAILING.message
+    assert (record.status, flat(record).deletion_retry_count) == (Status.DELETION_FAILED, 8)
+    assert flat(record).deletion_last_error == FAILING.message
     assert record.dirty
     plain.clock.advance(100_000)
     assert list(plain.cleaner.find_due()) == []
@@ -174,7 +174,7 @@ def test_a_refusal_puts_the_sandbox_aside_at_once(plain: World) -> None:
     ended = delete(answering(plain, ProviderRejected("400 no such thing")))
     record = plain.record("sbx-0")
     assert (ended.outcome, ended.error) == (DeleteOutcome.GAVE_UP, "400 no such thing")
-    assert (record.status, record.deletion_last_error) == (Status.DELETION_FAILED, "400 no such thing")
+    assert (record.status, flat(record).deletion_last_error) == (Status.DELETION_FAILED, "400 no such thing")
 
 
 def test_a_fault_of_configuration_is_no_attempt(plain: World) -> None:
@@ -182,8 +182,8 @@ def test_a_fault_of_configuration_is_no_attempt(plain: World) -> None:
     ended = delete(answering(plain, ProviderMisconfigured("401")))
     record = plain.record("sbx-0")
     assert (ended.outcome, ended.error) == (DeleteOutcome.MISCONFIGURED, "401")
-    assert (record.status, record.deletion_retry_count) == (Status.PENDING_DELETION, 7)
-    assert (record.attempt_id, record.outcome_unknown) == (None, False)
+    assert (record.status, flat(record).deletion_retry_count) == (Status.PENDING_DELETION, 7)
+    assert (flat(record).attempt_id, flat(record).outcome_unknown) == (None, False)
     assert list(plain.cleaner.find_due()) == ["sbx-0"]
 
 
@@ -196,11 +196,11 @@ def test_the_provider_is_only_asked_about_a_sandbox_that_this_attempt_has_taken(
     (call,) = plain.provider.deletes
     assert call.external_id == "uuid-sbx-0"
     assert call.record
-    assert (call.record.status, call.record.next_attempt_at) == (
+    assert (call.record.status, flat(call.record).next_attempt_at) == (
         Status.PENDING_DELETION,
         plain.clock.now() + plain.policy.attempt_window_sec,
     )
-    assert call.record.attempt_id
+    assert flat(call.record).attempt_id
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PENDING_DELETION])
@@ -213,7 +213,7 @@ def test_a_sandbox_in_any_other_status_is_left_alone(plain: World, status: Statu
 
 
 def test_what_has_no_record_or_is_not_due_is_left_alone(plain: World) -> None:
-    assert plain.cleaner.delete_sandbox("nobody").outcome is DeleteOutcome.NOT_DUE
+    assert plain.cleaner.delete_sandbox("nobody", by=BY).outcome is DeleteOutcome.NOT_DUE
     plain.pending(next_attempt_at=plain.clock.now() + 1)
     assert delete(plain).outcome is DeleteOutcome.NOT_DUE
     assert plain.provider.deletes == []
@@ -244,7 +244,11 @@ def test_an_attempt_that_took_too_long_to_begin_is_given_up_uncounted() -> None:
     assert ended.outcome is DeleteOutcome.POSTPONED
     assert world.provider.deletes == []
     record = world.record("sbx-0")
-    assert (record.attempt_id, record.deletion_retry_count, record.outcome_unknown) == (None, 0, False)
+    assert (flat(record).attempt_id, flat(record).deletion_retry_count, flat(record).outcome_unknown) == (
+        None,
+        0,
+        False,
+    )
     assert list(world.cleaner.find_due()) == ["sbx-0"]
 
 
@@ -327,14 +331,14 @@ def test_a_late_outcome_never_touches_the_next_holder(plain: World) -> None:
         plain.clock.advance(plain.policy.attempt_window_sec)
         delete(plain)
         plain.provider.accounts = World.accounts(1)
-        plain.syncer.run()
+        plain.syncer.run(by=BY)
         plain.clock.advance(2)
         plain.allocate("next")
 
     plain.provider.during_delete = hang
     assert delete(plain).outcome is DeleteOutcome.NOT_DUE
     record = plain.record("sbx-0")
-    assert (record.status, record.allocated_to_track) == (Status.ALLOCATED, "next")
+    assert (record.status, flat(record).allocated_to_track) == (Status.ALLOCATED, "next")
 
 
 @pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER, Fault.REFUSED])
@@ -383,7 +387,7 @@ def test_a_busy_provider_is_for_the_caller_to_wait_for(plain: World) -> None:
 
 def test_a_paused_cleanup_sends_nothing_and_says_so(plain: World) -> None:
     before = plain.pending()
-    plain.pauses.set({"cleanup": True})
+    plain.pauses.set({"cleanup": True}, by=BY)
     ended = delete(plain)
     assert ended.outcome is DeleteOutcome.POSTPONED
     assert ended.error
@@ -426,7 +430,7 @@ def test_a_wiped_sandbox_lies_at_a_new_random_place_of_the_ring() -> None:
 
 
 def test_a_sandbox_with_an_unknown_next_attempt_is_due(plain: World) -> None:
-    plain.memory.seed(replace(plain.pending(), next_attempt_at=None))
+    plain.memory.seed(changed(plain.pending(), next_attempt_at=None))
     assert delete(plain).outcome is DeleteOutcome.DELETED
 
 
@@ -434,8 +438,8 @@ def test_a_page_where_a_success_should_have_been_leaves_a_doubt() -> None:
     world = World()
     world.pending()
     world.provider.answers.append(ProviderMisconfigured("an HTML page", outcome_unknown=True))
-    assert world.cleaner.delete_sandbox("sbx-0").outcome is DeleteOutcome.MISCONFIGURED
-    world.cleaner.delete_sandbox("sbx-0")
+    assert world.cleaner.delete_sandbox("sbx-0", by=BY).outcome is DeleteOutcome.MISCONFIGURED
+    world.cleaner.delete_sandbox("sbx-0", by=BY)
     assert world.record("sbx-0").status is Status.STALE
 
 
@@ -444,6 +448,6 @@ def test_the_first_pause_is_not_shorter_than_the_base() -> None:
         world = World(seed=seed)
         world.pending()
         world.provider.answers.append(ProviderFailing("500", outcome_unknown=False))
-        world.cleaner.delete_sandbox("sbx-0")
-        pause = (world.record("sbx-0").next_attempt_at or 0) - world.clock.now()
+        world.cleaner.delete_sandbox("sbx-0", by=BY)
+        pause = (flat(world.record("sbx-0")).next_attempt_at or 0) - world.clock.now()
         assert world.policy.deletion_backoff_base_sec <= pause <= 2 * world.policy.deletion_backoff_base_sec

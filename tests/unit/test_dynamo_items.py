@@ -17,8 +17,8 @@ from broker_common.adapters.dynamo_items import (
     encode_sandbox,
     sandbox_key,
 )
-from broker_common.core.domain import Status
 from broker_common.core.errors import InvalidInput, UnreadableRecord
+from broker_common.core.sandbox import Status
 from tests.fakes import make_claim, make_sandbox
 
 SECRET = "a-secret-value"

@@ -10,15 +10,13 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from moto import mock_aws
 
-from broker_common.adapters import dynamo_store
+from broker_common.adapters import dynamo_base
 from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY, sandbox_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, index_problem, table_definition
 from broker_common.adapters.dynamo_time import make_time_reader, time_of
 from broker_common.adapters.dynamo_transport import make_client
-from broker_common.core.domain import Candidate, Status
 from broker_common.core.errors import (
-    Conflict,
     InvalidInput,
     LayoutMismatch,
     OutcomeUnknown,
@@ -26,9 +24,25 @@ from broker_common.core.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
-from broker_common.core.events import RecordUnreadable
-from broker_common.core.ports import CandidateGone, Contended, Pauses, SandboxPage, Watermark
-from tests.fakes import START, FakeClock, RecordingRecorder, TimelessStore, make_claim, make_sandbox, walk_ring
+from broker_common.core.facts import Change, PoolFact, PoolFactKind
+from broker_common.core.lease import end
+from broker_common.core.pauses import PauseBoard
+from broker_common.core.sandbox import Candidate, DeletionReason, Status
+from broker_common.core.store import CandidateGone, Conflict, Contended, Pause, Pauses, SandboxPage, Watermark
+from broker_common.core.telemetry import RecordUnreadable
+from tests.fakes import (
+    BY,
+    START,
+    FakeClock,
+    RecordingRecorder,
+    TimelessStore,
+    add_of,
+    change_of,
+    make_claim,
+    make_sandbox,
+    removal_of,
+    walk_ring,
+)
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -36,15 +50,17 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
+HELD = make_sandbox("1", status=Status.ALLOCATED)
+PAUSED = PoolFact(kind=PoolFactKind.PAUSED, fact_id="f", at=START, principal="op", details={"operation": "sync"})
 WRITES: list[Callable[[DynamoStore], None]] = [
-    lambda store: store.add(make_sandbox("1")),
-    lambda store: store.update(make_sandbox("1"), make_sandbox("1", version=2)),
-    lambda store: store.remove(make_sandbox("1")),
+    lambda store: store.commit(add_of(make_sandbox("1"))),
+    lambda store: store.commit(change_of(make_sandbox("1"), make_sandbox("1", version=2))),
+    lambda store: store.commit(removal_of(make_sandbox("1"))),
     lambda store: store.write_watermark(Watermark(1, 1)),
-    lambda store: store.end_allocation(
-        make_sandbox("1", status=Status.ALLOCATED, allocated_to_track="t", idempotency_key="t", lease_id="l"),
-        make_sandbox("1", version=2),
-    ),
+    lambda store: store.commit(end(HELD, reason=DeletionReason.MARKED, by=BY, now=START)),
+    lambda store: store.commit(Change(make_sandbox("1"), make_sandbox("1", version=2), None)),
+    lambda store: store.record(PAUSED),
+    lambda store: store.finish_upgrade(),
 ]
 
 
@@ -96,16 +112,20 @@ def test_a_throttled_write_is_refused_after_some_tries(write: Callable[[DynamoSt
 
 @pytest.mark.parametrize("code", ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"])
 def test_an_allocation_that_met_others_says_so_and_is_not_repeated_here(code: str) -> None:
-    client = Answers("TransactionCanceledException", 400, CancellationReasons=[{"Code": "None"}, {"Code": code}])
+    client = Answers(
+        "TransactionCanceledException", 400, CancellationReasons=[{"Code": "None"}, {"Code": code}, {"Code": "None"}]
+    )
     candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
-    assert store_on(client).allocate(candidate, make_claim(make_sandbox("1")), token="t") == Contended()
+    assert store_on(client).allocate(candidate, make_claim(make_sandbox("1")), by=BY, token="t") == Contended()
     assert client.calls == 1
 
 
 def test_an_allocation_that_failed_inside_dynamodb_may_have_been_applied() -> None:
     candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
     with pytest.raises(OutcomeUnknown):
-        store_on(Answers("InternalServerError", 500)).allocate(candidate, make_claim(make_sandbox("1")), token="t")
+        store_on(Answers("InternalServerError", 500)).allocate(
+            candidate, make_claim(make_sandbox("1")), by=BY, token="t"
+        )
 
 
 class Raises:
@@ -125,7 +145,7 @@ def test_an_allocation_that_did_not_reach_dynamodb_was_not_applied() -> None:
     candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
     with pytest.raises(StoreUnavailable) as raised:
         store_on(Raises(EndpointConnectionError(endpoint_url="http://x"))).allocate(
-            candidate, make_claim(make_sandbox("1")), token="t"
+            candidate, make_claim(make_sandbox("1")), by=BY, token="t"
         )
     assert not isinstance(raised.value, OutcomeUnknown)
 
@@ -134,13 +154,6 @@ def test_an_allocation_that_did_not_reach_dynamodb_was_not_applied() -> None:
 def test_credentials_that_are_missing_or_refused_need_a_person(client: object) -> None:
     with pytest.raises(StoreMisconfigured, match="credentials"):
         store_on(client).get("1")
-
-
-def test_a_record_that_was_never_allocated_is_not_ended() -> None:
-    client = Answers("InternalServerError", 500)
-    with pytest.raises(Conflict):
-        store_on(client).end_allocation(make_sandbox("1"), make_sandbox("1", version=2))
-    assert client.calls == 0
 
 
 @pytest.fixture
@@ -204,7 +217,7 @@ def test_what_the_index_shows_of_a_bad_record_is_no_candidate(
 ) -> None:
     store = store_on(table)
     for number in range(8):
-        store.add(make_sandbox(f"lab-{number}"))
+        store.commit(add_of(make_sandbox(f"lab-{number}")))
     bad_by_hand(table, "lab-3", update, **values)
     shown = {each.sandbox_id for each in walk_ring(store, limit=1)}
     assert shown == {f"lab-{number}" for number in range(8) if number != 3}
@@ -218,7 +231,7 @@ def test_what_the_index_shows_of_a_bad_record_is_no_candidate(
 def test_a_fraction_in_the_ring_stops_no_walk_and_no_listing(table: DynamoDBClient, order: str) -> None:
     store = store_on(table)
     for number in range(8):
-        store.add(make_sandbox(f"lab-{number}"))
+        store.commit(add_of(make_sandbox(f"lab-{number}")))
     bad_by_hand(table, "lab-3", "SET status_order = :order", order={"N": order})
     everyone = sorted(f"lab-{number}" for number in range(8))
     assert sorted(each.sandbox_id for each in walk_ring(store, limit=1)) == everyone
@@ -229,7 +242,7 @@ def test_a_fraction_in_the_ring_stops_no_walk_and_no_listing(table: DynamoDBClie
 def test_records_that_the_index_does_not_have_are_listed_at_the_end(table: DynamoDBClient) -> None:
     store = store_on(table)
     for number in range(9):
-        store.add(make_sandbox(f"lab-{number}"))
+        store.commit(add_of(make_sandbox(f"lab-{number}")))
     for number in range(5):
         bad_by_hand(table, f"lab-{number}", "SET status_key = :later", later={"S": "reserved#0"})
     bad_by_hand(table, "lab-5", "REMOVE status_order")
@@ -245,28 +258,32 @@ def test_records_that_the_index_does_not_have_are_listed_at_the_end(table: Dynam
 
 def test_a_record_too_large_to_be_allocated_is_no_candidate() -> None:
     client = Answers(
-        "TransactionCanceledException", 400, CancellationReasons=[{"Code": "None"}, {"Code": "ValidationError"}]
+        "TransactionCanceledException",
+        400,
+        CancellationReasons=[{"Code": "None"}, {"Code": "ValidationError"}, {"Code": "None"}],
     )
     recorder = RecordingRecorder()
     store = DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1), recorder=recorder)  # type: ignore[arg-type]
     candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
-    assert store.allocate(candidate, make_claim(make_sandbox("1")), token="t") == CandidateGone(None)
+    assert store.allocate(candidate, make_claim(make_sandbox("1")), by=BY, token="t") == CandidateGone(None)
     assert [event.sandbox_id for event in recorder.of(RecordUnreadable)] == ["1"]
 
 
 def test_a_claim_that_is_said_to_be_there_and_not_shown_leaves_the_outcome_unknown() -> None:
     client = Answers(
-        "TransactionCanceledException", 400, CancellationReasons=[{"Code": "ConditionalCheckFailed"}, {"Code": "None"}]
+        "TransactionCanceledException",
+        400,
+        CancellationReasons=[{"Code": "ConditionalCheckFailed"}, {"Code": "None"}, {"Code": "None"}],
     )
     candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
     with pytest.raises(OutcomeUnknown):
-        store_on(client).allocate(candidate, make_claim(make_sandbox("1")), token="t")
+        store_on(client).allocate(candidate, make_claim(make_sandbox("1")), by=BY, token="t")
 
 
 def test_a_bad_record_is_said_once_a_minute_however_often_it_is_met(
     table: DynamoDBClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dynamo_store, "_SAID", 2)
+    monkeypatch.setattr(dynamo_base, "_SAID", 2)
     clock, recorder = FakeClock(), RecordingRecorder()
     store = DynamoStore(table, "pool", clock=clock, rng=Random(1), recorder=recorder)
     for _ in range(3):
@@ -279,7 +296,7 @@ def test_a_bad_record_is_said_once_a_minute_however_often_it_is_met(
     store.read_all()
     assert len(recorder.of(RecordUnreadable)) == 2
     for number in (1, 2):
-        store.add(make_sandbox(f"lab-{number}"))
+        store.commit(add_of(make_sandbox(f"lab-{number}")))
         bad_by_hand(table, f"lab-{number}", "REMOVE #name")
     store.read_all()
     assert len({each.sandbox_id for each in recorder.of(RecordUnreadable)}) == 3
@@ -298,16 +315,22 @@ def test_a_last_sync_that_cannot_be_read_is_none_and_stays_as_it_is(
 
 def test_pauses_that_cannot_be_read_are_said_and_can_be_set_again(table: DynamoDBClient) -> None:
     store = store_on(table)
-    table.put_item(TableName="pool", Item={**PAUSE_KEY, "sync": {"S": "yes"}})
+    table.put_item(TableName="pool", Item={**PAUSE_KEY, "sync": {"S": "yes"}, "allocate": {"BOOL": True}})
     with pytest.raises(UnreadableRecord, match="what is paused"):
         store.read_pauses()
-    assert store.set_pauses({"sync": True}) == Pauses(sync=True)
+    board = PauseBoard(store, FakeClock(), Random(1))
+    with pytest.raises(UnreadableRecord, match="sync is not true or false"):
+        board.set({"sync": True, "allocate": True}, by=BY)
+    sync = Pause(by=BY.principal, since=START)
+    assert board.set({"sync": True}, by=BY) == Pauses(sync=sync, allocate=Pause())
 
 
 def test_a_deletion_whose_time_cannot_be_read_is_not_the_oldest(table: DynamoDBClient) -> None:
     store = store_on(table)
     for number in range(3):
-        store.add(make_sandbox(f"lab-{number}", status=Status.PENDING_DELETION, deletion_requested_at=100 + number))
+        store.commit(
+            add_of(make_sandbox(f"lab-{number}", status=Status.PENDING_DELETION, deletion_requested_at=100 + number))
+        )
     bad_by_hand(table, "lab-0", "SET deletion_requested_at = :bad", bad={"S": "long ago"})
     assert store.oldest_pending_deletion() == 101
 
@@ -316,7 +339,7 @@ def test_a_record_of_a_later_version_does_not_stop_a_sync(table: DynamoDBClient)
     store = store_on(table)
     world = World(wrap=lambda _: TimelessStore(store))
     world.provider.accounts = World.accounts(5)
-    result = world.syncer.run()
+    result = world.syncer.run(by=BY)
     assert (result.added, result.failed) == (4, 1)
 
 
@@ -367,7 +390,7 @@ def test_pauses_that_a_hand_spoiled_are_told_by_their_field_and_set_right_by_set
     store = store_on(table)
     with pytest.raises(UnreadableRecord, match="what is paused cannot be read: sync is not true or false"):
         store.read_pauses()
-    assert store.set_pauses({"sync": False}) == Pauses()
+    assert PauseBoard(store, FakeClock(), Random(1)).set({"sync": False}, by=BY) == Pauses()
     assert store.read_pauses() == Pauses()
 
 
@@ -498,14 +521,20 @@ class Sparing:
         return {"Responses": {"pool": []}, "UnprocessedKeys": request["RequestItems"]}
 
 
+def test_facts_are_kept_for_ninety_days_unless_told_otherwise(table: DynamoDBClient) -> None:
+    store_on(table).record(PAUSED)
+    (item,) = (item for item in table.scan(TableName="pool")["Items"] if item["PK"]["S"].startswith("POOLFACTS#"))
+    assert item["ttl"] == {"N": str(START + 90 * 24 * 3600)}
+
+
 def test_a_count_goes_on_to_the_last_page(table: DynamoDBClient) -> None:
     for number in range(1, 30):
-        store_on(table).add(make_sandbox(f"lab-{number}"))
+        store_on(table).commit(add_of(make_sandbox(f"lab-{number}")))
     assert store_on(Sparing(table)).count()[Status.AVAILABLE] == 30
 
 
 def test_what_a_batch_read_left_out_is_asked_for_again(table: DynamoDBClient) -> None:
-    store_on(table).add(make_sandbox("lab-1"))
+    store_on(table).commit(add_of(make_sandbox("lab-1")))
     listed = store_on(Sparing(table)).list_sandboxes(Status.AVAILABLE, limit=10, cursor=None).sandboxes
     assert [each.sandbox_id for each in listed] == ["lab-1"]
 
@@ -518,11 +547,11 @@ def test_an_account_is_not_taken_from_a_sandbox_that_is_added_just_then(
     store.record_accounts(owner)
 
     def read_too_early(_: str) -> None:
-        store.add(owner)
+        store.commit(add_of(owner))
 
     monkeypatch.setattr(store, "get", read_too_early)
     with pytest.raises(Conflict, match="changed hands"):
-        store.add(make_sandbox("other", external_id="uuid-0a"))
+        store.commit(add_of(make_sandbox("other", external_id="uuid-0a")))
     assert store.read_all().accounts == {"uuid-0a": "owner"}
 
 

@@ -10,6 +10,7 @@ from broker_common.core.errors import (
     SandboxNotFound,
     StoreMisconfigured,
     StoreUnavailable,
+    UpgradeUnfinished,
 )
 
 
@@ -26,3 +27,11 @@ def test_what_a_person_must_mend_is_asked_for_again_later_than_what_mends_itself
 @pytest.mark.parametrize("kind", [BrokerError, SandboxNotFound])
 def test_where_repeating_is_no_remedy_no_time_is_named(kind: type[BrokerError]) -> None:
     assert kind("gone").retry_after is None
+
+
+def test_what_an_upgrade_refuses_is_named_with_the_command_that_ends_it() -> None:
+    error = UpgradeUnfinished("a reservation")
+    assert error.message.startswith("a reservation is refused until the upgrade is finished")
+    assert "`broker upgrade finish`" in error.message
+    assert (error.code, error.retry_after) == ("UPGRADE_UNFINISHED", 30)
+    assert UpgradeUnfinished("a reservation", retry_after=5).retry_after == 5

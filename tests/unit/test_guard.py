@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.clock_check import MAX_DIFFERENCE_SEC, ClockCheck
-from broker_common.core.domain import Status
 from broker_common.core.errors import (
     BrokerError,
     ClockWrong,
-    Conflict,
     LayoutMismatch,
     NoSandboxesAvailable,
     QueueUnavailable,
@@ -22,11 +20,14 @@ from broker_common.core.errors import (
     TableChanged,
     UnsafeToAct,
 )
-from broker_common.core.events import ActionsStopped, DeleteOutcome, StopReason
 from broker_common.core.guard import MAX_AGE_SEC, Guard
-from broker_common.core.ports import ADD_AT_ONCE, KnownTable, TableState, Watermark
+from broker_common.core.ports import KnownTable
+from broker_common.core.sandbox import Status
+from broker_common.core.store import COMMIT_AT_ONCE, Conflict, TableState, Watermark
 from broker_common.core.table_identity import INDEX_LAG_SEC, accept_table
+from broker_common.core.telemetry import ActionsStopped, DeleteOutcome, StopReason
 from tests.fakes import (
+    BY,
     START,
     FakeClock,
     FakeTableMemory,
@@ -169,7 +170,7 @@ class TestWhatAWrongClockDoesNot:
         world.allocate()
         clock.off = off
         with pytest.raises(ClockWrong):
-            world.expirer.run()
+            world.expirer.run(by=BY)
         assert world.record("sbx-0").status is Status.ALLOCATED
 
     def test_expiry_that_has_begun_ends_nothing_more_when_the_clock_is_set(self, off: int) -> None:
@@ -184,7 +185,7 @@ class TestWhatAWrongClockDoesNot:
 
         world.memory.on_write = set_clock
         with suppress(ClockWrong):  # by one that is behind, the other is not even due
-            world.expirer.run()
+            world.expirer.run(by=BY)
         ended = [world.record(f"sbx-{number}").status for number in range(2)]
         assert sorted(ended) == [Status.ALLOCATED, Status.PENDING_DELETION]
 
@@ -192,7 +193,11 @@ class TestWhatAWrongClockDoesNot:
         world, clock = world_of()
         world.memory.seed(make_sandbox(status=Status.STALE, dirty=True, stale_since=START))
         clock.off = off * 25
-        for purge in (world.purger.run, lambda: world.purger.bulk_delete(Status.STALE)):
+        purges: list[Callable[[], object]] = [
+            lambda: world.purger.run(by=BY),
+            lambda: world.purger.bulk_delete(Status.STALE, by=BY),
+        ]
+        for purge in purges:
             with pytest.raises(ClockWrong):
                 purge()
         assert world.record("2009521").status is Status.STALE
@@ -208,7 +213,7 @@ class TestWhatAWrongClockDoesNot:
         world.provider.during_list = set_clock
         before = world.memory.dump()
         with pytest.raises(ClockWrong):
-            world.syncer.run()
+            world.syncer.run(by=BY)
         assert world.memory.dump() == before
 
     def test_no_second_delete_goes_out_while_the_first_is_under_way(self, off: int) -> None:
@@ -221,13 +226,13 @@ class TestWhatAWrongClockDoesNot:
             wrong.memory, wrong.store = world.memory, world.memory
             wrong.start()
             worlds.append(wrong)
-            ended = wrong.cleaner.delete_sandbox("sbx-0")
+            ended = wrong.cleaner.delete_sandbox("sbx-0", by=BY)
             assert ended.outcome is DeleteOutcome.POSTPONED
             assert ended.error
             assert "clock" in ended.error
 
         world.provider.during_delete = deliver_again
-        assert world.cleaner.delete_sandbox("sbx-0").outcome is DeleteOutcome.DELETED
+        assert world.cleaner.delete_sandbox("sbx-0", by=BY).outcome is DeleteOutcome.DELETED
         assert (len(world.provider.deletes), len(worlds)) == (1, 1)
 
     def test_no_delete_goes_out_when_the_clock_is_set_while_it_waits_for_a_slot(self, off: int) -> None:
@@ -241,7 +246,7 @@ class TestWhatAWrongClockDoesNot:
 
         world.provider.admit = set_clock  # type: ignore[method-assign, assignment] # this one takes its time
         before = world.memory.dump()
-        assert world.cleaner.delete_sandbox("sbx-0").outcome is DeleteOutcome.POSTPONED
+        assert world.cleaner.delete_sandbox("sbx-0", by=BY).outcome is DeleteOutcome.POSTPONED
         assert world.provider.deletes == []
         assert world.memory.dump() == before
 
@@ -275,7 +280,7 @@ def used() -> World:
     """Give a process that has synced and serves tracks."""
     world = World()
     world.provider.accounts = world.accounts(4)
-    world.syncer.run()
+    world.syncer.run(by=BY)
     world.clock.advance(INDEX_LAG_SEC + 1)
     world.allocate("holder")
     world.pending()
@@ -305,13 +310,13 @@ class TestChangedTable:
         for act in (
             used.allocate,
             lambda: used.allocate("holder"),
-            used.syncer.run,
-            used.expirer.run,
-            used.purger.run,
-            lambda: used.purger.bulk_delete(Status.STALE),
+            lambda: used.syncer.run(by=BY),
+            lambda: used.expirer.run(by=BY),
+            lambda: used.purger.run(by=BY),
+            lambda: used.purger.bulk_delete(Status.STALE, by=BY),
         ):
             assert is_stopped(act)
-        used.cleaner.delete_sandbox("sbx-0")
+        used.cleaner.delete_sandbox("sbx-0", by=BY)
         assert used.provider.deletes == []
         assert used.memory.dump() == before
 
@@ -319,7 +324,7 @@ class TestChangedTable:
         self, used: World, change: Callable[[World], None]
     ) -> None:
         used.provider.during_list = lambda: change(used)
-        assert is_stopped(used.syncer.run)
+        assert is_stopped(lambda: used.syncer.run(by=BY))
 
     def test_is_noticed_by_a_process_that_starts_after_it(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
@@ -358,7 +363,7 @@ class TestAcceptedTable:
         used.guard.check()
         used.start()
         used.guard.check()
-        used.syncer.run()
+        used.syncer.run(by=BY)
 
     def test_keeps_its_identity_when_it_is_accepted_again(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
@@ -484,7 +489,7 @@ class TestIdentity:
         clock = FakeClock()
         world = World(clock=clock, memory=LaggingStore(clock, Random(5)))
         world.provider.accounts = world.accounts(4)
-        world.syncer.run()
+        world.syncer.run(by=BY)
         for _ in range(40):
             world.guard.check(afresh=True)
             clock.advance(0.25)
@@ -575,7 +580,7 @@ class TestCost:
 
 def test_a_sync_that_writes_when_the_table_changes_stops_between_two_writes() -> None:
     world = World()
-    world.provider.accounts = world.accounts(3 * ADD_AT_ONCE)
+    world.provider.accounts = world.accounts(3 * COMMIT_AT_ONCE)
 
     def change(_: object, after: object) -> None:
         if world.memory.dump()[0]:
@@ -584,8 +589,8 @@ def test_a_sync_that_writes_when_the_table_changes_stops_between_two_writes() ->
 
     world.memory.on_write = change
     with pytest.raises(TableChanged):
-        world.syncer.run()
-    assert 0 < len(world.memory.dump()[0]) <= ADD_AT_ONCE
+        world.syncer.run(by=BY)
+    assert 0 < len(world.memory.dump()[0]) <= COMMIT_AT_ONCE
     assert world.memory.read_watermark() is None
 
 
@@ -603,5 +608,5 @@ def test_no_error_of_the_guard_is_taken_for_one_bad_item() -> None:
 
     world.memory.read_due = change  # type: ignore[method-assign, assignment] # as if it took its time
     with pytest.raises(UnsafeToAct):
-        world.purger.run()
+        world.purger.run(by=BY)
     assert world.record("2009521").status is Status.STALE

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.domain import Status
 from broker_common.core.errors import InvalidInput, SandboxNotFound
-from broker_common.core.ports import Watermark
+from broker_common.core.sandbox import Status
+from broker_common.core.store import Watermark
 from tests.fakes import START, make_sandbox
 
 if TYPE_CHECKING:

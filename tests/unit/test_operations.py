@@ -1,52 +1,59 @@
-"""What an operator does with single sandboxes: put aside, send back to be wiped."""
+"""What an operator does with single sandboxes: set aside, send back to be wiped."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from broker_common.core.domain import DeletionReason, Status
 from broker_common.core.errors import InvalidTransition, SandboxNotFound
-from tests.fakes import FlakyStore, MemoryStore, make_sandbox
+from broker_common.core.sandbox import DeletionReason, Status
+from tests.fakes import BY, FlakyStore, MemoryStore, flat, make_sandbox, removal_of
 from tests.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_what_has_no_record_is_not_found(plain: World) -> None:
-    for call in (
-        plain.operations.retry_deletion,
-        lambda each: plain.operations.quarantine(each, reason="odd"),
-    ):
+    calls: list[Callable[[str], object]] = [
+        lambda each: plain.operations.retry_deletion(each, by=BY),
+        lambda each: plain.operations.quarantine(each, by=BY, reason="odd"),
+        lambda each: plain.operations.lift_quarantine(each, by=BY),
+    ]
+    for call in calls:
         with pytest.raises(SandboxNotFound):
             call("nobody")
 
 
 @pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE])
-def test_an_unused_sandbox_is_put_aside_with_the_reason_kept(world: World, status: Status) -> None:
+def test_an_unused_sandbox_is_set_aside_with_the_reason_kept(world: World, status: Status) -> None:
     world.memory.seed(make_sandbox(status=status))
-    after = world.operations.quarantine("2009521", reason="smells")
+    after = world.operations.quarantine("2009521", by=BY, reason="smells")
     assert after == world.record("2009521")
-    assert (after.status, after.deletion_last_error) == (Status.DELETION_FAILED, "smells")
-    assert after.deletion_reason is DeletionReason.QUARANTINED
+    assert (after.status, flat(after).deletion_last_error) == (Status.DELETION_FAILED, "smells")
+    assert flat(after).deletion_reason is DeletionReason.QUARANTINED
 
 
-@pytest.mark.parametrize("status", [status for status in Status if status not in {Status.AVAILABLE, Status.STALE}])
-def test_nothing_else_can_be_put_aside(world: World, status: Status) -> None:
+@pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED])
+def test_what_is_set_aside_or_removed_already_cannot_be_set_aside(world: World, status: Status) -> None:
     sandbox = make_sandbox(status=status)
     world.memory.seed(sandbox)
     with pytest.raises(InvalidTransition, match=status):
-        world.operations.quarantine(sandbox.sandbox_id, reason="odd")
+        world.operations.quarantine(sandbox.sandbox_id, by=BY, reason="odd")
     assert world.record(sandbox.sandbox_id) == sandbox
 
 
-def test_a_sandbox_that_is_put_aside_is_not_allocated(plain: World) -> None:
+def test_a_sandbox_that_is_set_aside_is_not_allocated(plain: World) -> None:
     plain.pool(2)
     plain.allocate("warm-up")
     free = next(each for each in ("sbx-0", "sbx-1") if plain.record(each).status is Status.AVAILABLE)
-    plain.operations.quarantine(free, reason="odd")
+    plain.operations.quarantine(free, by=BY, reason="odd")
     with pytest.raises(Exception, match="no sandbox"):
         plain.allocate("next")
 
 
-def test_a_quarantine_loses_to_an_allocate_that_came_first() -> None:
+def test_a_quarantine_that_loses_to_an_allocate_leaves_the_sandbox_to_its_track_until_it_is_wiped() -> None:
     stores: list[FlakyStore] = []
 
     def wrap(memory: MemoryStore) -> FlakyStore:
@@ -57,15 +64,16 @@ def test_a_quarantine_loses_to_an_allocate_that_came_first() -> None:
     world.pool(1)
     rival = World(clock=world.clock, memory=world.memory)
     stores[0].before_call = lambda method: rival.allocate() if method == "update" else None
-    with pytest.raises(InvalidTransition, match="allocated"):
-        world.operations.quarantine("sbx-0", reason="odd")
-    assert world.record("sbx-0").status is Status.ALLOCATED
+    after = world.operations.quarantine("sbx-0", by=BY, reason="odd")
+    assert (after.status, after.quarantine) == (Status.ALLOCATED, "odd")
+    assert after == world.record("sbx-0")
+    assert rival.allocate().replayed
 
 
 def test_a_failed_deletion_is_sent_back_to_be_wiped_with_a_fresh_count(world: World) -> None:
     world.memory.seed(make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True, deletion_retry_count=8))
-    after = world.operations.retry_deletion("sbx-0")
-    assert (after.status, after.deletion_retry_count, after.dirty) == (Status.PENDING_DELETION, 0, True)
+    after = world.operations.retry_deletion("sbx-0", by=BY)
+    assert (after.status, flat(after).deletion_retry_count, after.dirty) == (Status.PENDING_DELETION, 0, True)
     world.clock.advance(3)
     assert list(world.cleaner.find_due()) == ["sbx-0"]
 
@@ -75,14 +83,14 @@ def test_nothing_else_can_be_sent_back(world: World, status: Status) -> None:
     sandbox = make_sandbox(status=status)
     world.memory.seed(sandbox)
     with pytest.raises(InvalidTransition, match=status):
-        world.operations.retry_deletion(sandbox.sandbox_id)
+        world.operations.retry_deletion(sandbox.sandbox_id, by=BY)
     assert world.record(sandbox.sandbox_id) == sandbox
 
 
 def test_all_failed_deletions_are_sent_back_and_counted(world: World) -> None:
     world.memory.seed(*[make_sandbox(f"{status}-{number}", status=status) for status in Status for number in range(3)])
     others = {key: each for key, each in world.memory.dump()[0].items() if each.status is not Status.DELETION_FAILED}
-    assert world.operations.bulk_retry() == 3
+    assert world.operations.bulk_retry(by=BY) == 3
     records, _ = world.memory.dump()
     assert records.items() >= others.items()
     assert {records[f"deletion_failed-{number}"].status for number in range(3)} == {Status.PENDING_DELETION}
@@ -98,5 +106,5 @@ def test_a_failed_deletion_that_is_removed_meanwhile_is_not_counted() -> None:
     world = World(wrap=wrap)
     sandbox = make_sandbox(status=Status.DELETION_FAILED)
     world.memory.seed(sandbox)
-    stores[0].before_call = lambda method: world.memory.remove(sandbox) if method == "update" else None
-    assert world.operations.bulk_retry() == 0
+    stores[0].before_call = lambda method: world.memory.commit(removal_of(sandbox)) if method == "update" else None
+    assert world.operations.bulk_retry(by=BY) == 0

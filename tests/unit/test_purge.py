@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from broker_common.core.domain import RecyclePolicy, Status
 from broker_common.core.errors import InvalidInput
-from broker_common.core.events import ItemFailed
-from tests.fakes import START, Fault, FlakyStore, MemoryStore, make_sandbox
+from broker_common.core.policy import RecyclePolicy
+from broker_common.core.sandbox import Status
+from broker_common.core.telemetry import ItemFailed
+from tests.fakes import BY, START, Fault, FlakyStore, MemoryStore, make_sandbox
 from tests.world import World
 
 DAY = 24 * 3600
@@ -31,7 +32,7 @@ def test_what_was_stale_for_the_grace_is_removed_and_nothing_younger(plain: Worl
         make_sandbox("failed", status=Status.DELETION_FAILED),
     )
     plain.clock.advance(DAY)
-    result = plain.purger.run()
+    result = plain.purger.run(by=BY)
     assert (result.removed, result.failed, result.message) == (1, 0, "Removed 1 stale sandboxes")
     assert set(plain.memory.dump()[0]) == {"young", "free", "failed"}
 
@@ -52,7 +53,7 @@ def test_a_used_or_retired_record_leaves_a_tombstone(
     plain.recycle(recycle)
     plain.memory.seed(make_sandbox("old", status=Status.STALE, dirty=dirty))
     plain.clock.advance(DAY)
-    assert plain.purger.run().removed == 1
+    assert plain.purger.run(by=BY).removed == 1
     records, _ = plain.memory.dump()
     assert ("old" in records) == stays
     if stays:
@@ -65,8 +66,8 @@ def test_a_sandbox_that_was_seen_again_meanwhile_is_left(plain: World) -> None:
     world.memory.seed(make_sandbox("sbx-0", status=Status.STALE))
     world.clock.advance(DAY)
     other = World(clock=world.clock, memory=world.memory, provider=world.provider)
-    store.before_call = lambda method: other.syncer.run() if method == "remove" else None
-    assert world.purger.run().removed == 0
+    store.before_call = lambda method: other.syncer.run(by=BY) if method == "remove" else None
+    assert world.purger.run(by=BY).removed == 0
     assert world.record("sbx-0").status is Status.AVAILABLE
 
 
@@ -80,7 +81,7 @@ def test_a_record_that_became_stale_again_meanwhile_has_a_grace_of_its_own() -> 
             world.memory.seed(make_sandbox("old", status=Status.STALE, version=3, status_order=world.clock.now()))
 
     store.before_call = again
-    assert world.purger.run().removed == 0
+    assert world.purger.run(by=BY).removed == 0
 
 
 def test_every_removal_happens_however_many_races_are_lost(world: World) -> None:
@@ -89,9 +90,9 @@ def test_every_removal_happens_however_many_races_are_lost(world: World) -> None
         make_sandbox("used", status=Status.STALE, dirty=True),
     )
     world.clock.advance(DAY)
-    world.purger.run()
+    world.purger.run(by=BY)
     world.clock.advance(3)
-    world.purger.run()
+    world.purger.run(by=BY)
     records, _ = world.memory.dump()
     assert {key: record.status for key, record in records.items()} == {"used": Status.DELETED}
 
@@ -101,7 +102,7 @@ def test_one_that_fails_does_not_stop_the_run() -> None:
     world.memory.seed(*[make_sandbox(f"old-{number}", status=Status.STALE) for number in range(3)])
     world.clock.advance(DAY)
     store.fail("remove", Fault.REFUSED)
-    result = world.purger.run()
+    result = world.purger.run(by=BY)
     assert (result.removed, result.failed) == (2, 1)
     assert len(world.recorder.of(ItemFailed)) == 1
 
@@ -110,14 +111,14 @@ def test_one_that_fails_does_not_stop_the_run() -> None:
 def test_a_bulk_delete_removes_all_of_its_status_whatever_their_age(plain: World, status: Status) -> None:
     plain.memory.seed(*[make_sandbox(f"{each}-{number}", status=each) for each in Status for number in range(3)])
     others = {key: record for key, record in plain.memory.dump()[0].items() if record.status is not status}
-    assert plain.purger.bulk_delete(status).removed == 3
+    assert plain.purger.bulk_delete(status, by=BY).removed == 3
     assert plain.memory.dump()[0] == others
     assert plain.provider.deletes == []
 
 
 def test_a_bulk_delete_of_used_sandboxes_leaves_tombstones(plain: World) -> None:
     plain.memory.seed(make_sandbox("used", status=Status.DELETION_FAILED, dirty=True))
-    assert plain.purger.bulk_delete(Status.DELETION_FAILED).removed == 1
+    assert plain.purger.bulk_delete(Status.DELETION_FAILED, by=BY).removed == 1
     assert plain.record("used").status is Status.DELETED
 
 
@@ -125,5 +126,5 @@ def test_a_bulk_delete_of_used_sandboxes_leaves_tombstones(plain: World) -> None
 def test_a_bulk_delete_of_any_other_status_is_refused(plain: World, status: Status) -> None:
     plain.memory.seed(make_sandbox(status=status))
     with pytest.raises(InvalidInput, match="status"):
-        plain.purger.bulk_delete(status)
+        plain.purger.bulk_delete(status, by=BY)
     assert len(plain.memory.dump()[0]) == 1

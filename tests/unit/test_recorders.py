@@ -9,7 +9,9 @@ from prometheus_client import CollectorRegistry
 from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
-from broker_common.core.events import (
+from broker_common.core.job_names import Job
+from broker_common.core.job_registry import JOBS
+from broker_common.core.telemetry import (
     AccountRefused,
     AccountSkipped,
     AllocateEnded,
@@ -36,7 +38,6 @@ from broker_common.core.events import (
     StoreOutcome,
     SyncProgressed,
 )
-from broker_common.core.jobs import Job
 from tests.fakes import RecordingRecorder
 
 EVENTS: list[Event] = [
@@ -52,7 +53,7 @@ EVENTS: list[Event] = [
     PoolSynced(synced=15, stale=2),
     RecordUnreadable(error="sandbox '1' cannot be read: name is missing", sandbox_id="1"),
     *(DeleteEnded(outcome=each, sandbox_id="1") for each in DeleteOutcome),
-    *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in Job for each in JobOutcome),
+    *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in JOBS for each in JobOutcome),
 ]
 
 

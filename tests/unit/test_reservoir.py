@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.deadline import deadline_in
-from broker_common.core.domain import ORDER_LIMIT, Candidate, Status
 from broker_common.core.errors import StoreUnavailable
 from broker_common.core.reservoir import CANDIDATE_AGE_SEC, LOOK_AHEAD, PREFIXES, SPENT, Reservoir
+from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Status
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.ports import AvailablePage, RingPosition
+    from broker_common.core.store import CandidatePage, Position
 
 
 class Bench:
@@ -36,7 +36,7 @@ class Bench:
         return self.reservoir.search(prefix).next()
 
     def reads(self) -> int:
-        return self.memory.calls["read_available"]
+        return self.memory.calls["read_candidates"]
 
     def take_away(self, sandbox_id: str) -> None:
         record = self.memory.get(sandbox_id)
@@ -90,11 +90,11 @@ def test_a_loss_sends_the_next_query_to_another_part_of_the_ring() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.began: list[RingPosition] = []
-            self.read_on: list[RingPosition] = []
+            self.began: list[Position] = []
+            self.read_on: list[Position] = []
 
-        def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
-            page = super().read_available(position, limit=limit, prefix=prefix)
+        def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
+            page = super().read_candidates(position, limit=limit, prefix=prefix)
             self.began.append(position)
             self.read_on.append(page.next)
             return page
@@ -115,13 +115,13 @@ class EvenRing(MemoryStore):
 
     def __init__(self, free: int) -> None:
         super().__init__(shards=1)
-        self.pages: list[AvailablePage] = []
+        self.pages: list[CandidatePage] = []
         self.on_read: Callable[[], object] = lambda: None
         """Called while a page is on its way."""
         self.seed(*[make_sandbox(f"sbx-{n:04}", status_order=n * (ORDER_LIMIT // free)) for n in range(free)])
 
-    def read_available(self, position: RingPosition, *, limit: int, prefix: str) -> AvailablePage:
-        page = super().read_available(position, limit=limit, prefix=prefix)
+    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
+        page = super().read_candidates(position, limit=limit, prefix=prefix)
         self.on_read()
         self.pages.append(page)
         return page
@@ -294,7 +294,7 @@ def test_a_request_that_came_long_before_the_walk_may_use_its_finding() -> None:
 
 def test_a_walk_that_fails_is_no_finding() -> None:
     bench = Bench(0)
-    bench.store.fail("read_available", None, Fault.REFUSED)
+    bench.store.fail("read_candidates", None, Fault.REFUSED)
     with pytest.raises(StoreUnavailable):
         bench.next()
     bench.memory.seed(make_sandbox("fresh"))

@@ -1,12 +1,45 @@
-"""How the deletes of a cleanup add up."""
+"""Runs over records in memory, and how the deletes of a cleanup add up."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from broker_common.core.events import DeleteOutcome, JobOutcome
 from broker_common.core.jobs import JobState
-from broker_common.core.runs import CleanupTally
+from broker_common.core.runs import CleanupTally, principal_of_earlier_release
+from broker_common.core.telemetry import DeleteOutcome, JobOutcome
+from tests.memory_runs import MemoryJobLocks, MemoryJobRuns
+from tests.runs_suite import LocksContract, RunsContract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class TestRunsInMemory(RunsContract):
+    @pytest.fixture
+    def kept(self) -> MemoryJobRuns:
+        return MemoryJobRuns()
+
+    @pytest.fixture
+    def queue_a_delete(self, kept: MemoryJobRuns) -> Callable[[], None]:
+        def queue() -> None:
+            kept.queued_deletes += 1
+
+        return queue
+
+
+class TestLocksInMemory(LocksContract):
+    @pytest.fixture
+    def locks(self) -> MemoryJobLocks:
+        return MemoryJobLocks()
+
+
+@pytest.mark.parametrize(("requested_by", "principal"), [("req-1", "admin"), (None, "job:sync")])
+def test_a_run_whose_record_names_nobody_was_asked_for_by_the_only_operator_of_then_or_scheduled(
+    requested_by: str | None, principal: str
+) -> None:
+    assert principal_of_earlier_release("sync", requested_by) == principal
 
 
 def tally(*outcomes: DeleteOutcome) -> CleanupTally:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core.domain import RecyclePolicy
+from broker_common.core.policy import RecyclePolicy
+from broker_common.core.principals import Role
 from broker_common.settings import Environment, Process, Settings, SettingsError
 from broker_common.tokens import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN
 
@@ -51,6 +52,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "ddb_endpoint_url": None,
         "lab_duration_hours": 4,
         "expiry_buffer_hours": 0.5,
+        "cool_down_sec": 0,
+        "history_days": 90,
         "sync_interval_sec": 600,
         "cleanup_interval_sec": 300,
         "auto_expiry_interval_sec": 300,
@@ -145,6 +148,12 @@ def test_all_mistakes_are_reported_at_once_each_by_its_name() -> None:
         ("LAB_DURATION_HOURS", "8785"),
         ("EXPIRY_BUFFER_HOURS", "-0.5"),
         ("EXPIRY_BUFFER_HOURS", "8785"),
+        ("COOL_DOWN_SEC", "-1"),
+        ("COOL_DOWN_SEC", "1.5"),
+        ("COOL_DOWN_SEC", "604801"),
+        ("HISTORY_DAYS", "0"),
+        ("HISTORY_DAYS", "0.5"),
+        ("HISTORY_DAYS", "3661"),
         ("K_CANDIDATES", "0"),
         ("RECYCLE_POLICY", "REUSE"),
         ("SYNC_INTERVAL_SEC", "0"),
@@ -408,6 +417,91 @@ def test_tokens_come_from_the_environment_or_a_file_and_not_from_both() -> None:
     assert problems(API | {"BROKER_API_TOKEN_FILE": "/no/file"}) == [
         "BROKER_API_TOKEN: Given beside BROKER_API_TOKEN_FILE: give one of them."
     ]
+
+
+# -- named tokens
+
+TRACKS = f"""
+[[token]]
+name = "labs"
+sha256 = "{hashlib.sha256(b"a-long-token-of-labs").hexdigest()}"
+roles = ["track"]
+"""
+OPERATORS = f"""
+[[token]]
+name = "anna"
+sha256 = "{hashlib.sha256(b"a-long-token-of-anna").hexdigest()}"
+roles = ["admin"]
+"""
+NO_TOKENS = {name: value for name, value in API.items() if "TOKEN" not in name}
+
+
+def with_tokens(file: Path, text: str, **settings: str) -> dict[str, str]:
+    file.write_text(text)
+    return NO_TOKENS | {"BROKER_TOKENS_FILE": str(file)} | settings
+
+
+def test_a_file_of_named_tokens_may_hold_all_tokens(tmp_path: Path) -> None:
+    environ = with_tokens(tmp_path / "tokens.toml", TRACKS + OPERATORS)
+    settings = Settings.from_env(environ, process=Process.API)
+    assert settings.broker_tokens_file == environ["BROKER_TOKENS_FILE"]
+    assert settings.roles_for_tokens_file == {Role.TRACK, Role.ADMIN}
+
+
+@pytest.mark.parametrize(
+    ("text", "beside", "missing"),
+    [
+        (TRACKS, {}, "admin"),
+        (OPERATORS, {}, "track"),
+        (TRACKS.replace("track", "operator"), {}, "admin or track"),
+        (TRACKS, {"BROKER_ADMIN_TOKEN": "admin-s3cret-token"}, None),
+        (OPERATORS, {"BROKER_API_TOKEN": "track-s3cret-token"}, None),
+        (TRACKS.replace("track", "viewer"), {name: API[name] for name in API if "TOKEN" in name}, None),
+    ],
+)
+def test_there_must_be_a_token_for_tracks_and_one_for_admins_wherever_they_come_from(
+    tmp_path: Path, text: str, beside: dict[str, str], missing: str | None
+) -> None:
+    environ = with_tokens(tmp_path / "tokens.toml", text, **beside)
+    if missing is None:
+        assert Settings.from_env(environ, process=Process.API)
+    else:
+        told = f"Holds no token with the role {missing}, and no other setting gives one."
+        assert problems(environ) == [f"BROKER_TOKENS_FILE: {told}"]
+
+
+def test_a_file_of_tokens_counts_as_a_token_beside_named_ones(tmp_path: Path) -> None:
+    plain = tmp_path / "tokens"
+    plain.write_text("track-s3cret-token")
+    environ = with_tokens(tmp_path / "tokens.toml", OPERATORS, BROKER_API_TOKEN_FILE=str(plain))
+    assert Settings.from_env(environ, process=Process.API).roles_for_tokens_file == {Role.ADMIN}
+
+
+def test_a_file_of_named_tokens_that_cannot_serve_is_refused_at_start(tmp_path: Path) -> None:
+    environ = with_tokens(tmp_path / "tokens.toml", TRACKS + OPERATORS.replace("roles", "role"))
+    assert problems(environ) == [
+        "BROKER_TOKENS_FILE: line 7: roles: Missing data for required field. line 10: role: Unknown field."
+    ]
+    assert problems(environ | {"BROKER_TOKENS_FILE": "/no/file"}) == [
+        "BROKER_TOKENS_FILE: Cannot be read (FileNotFoundError)."
+    ]
+
+
+def test_production_refuses_a_well_known_token_by_its_name_too(tmp_path: Path) -> None:
+    known = TRACKS.replace(digest("a-long-token-of-labs").hex(), digest(DEVELOPMENT_TRACK_TOKEN).hex())
+    environ = with_tokens(tmp_path / "tokens.toml", known + OPERATORS)
+    assert problems(environ) == ["BROKER_TOKENS_FILE: line 4: sha256: Belongs to a well-known development token."]
+    assert Settings.from_env(environ | {"BROKER_ENV": "development"}, process=Process.API)
+
+
+def test_a_named_token_cannot_be_another_settings_token(tmp_path: Path) -> None:
+    environ = with_tokens(tmp_path / "tokens.toml", TRACKS + OPERATORS, BROKER_API_TOKEN="a-long-token-of-labs")
+    assert problems(environ) == ["BROKER_TOKENS_FILE: Another setting holds the token of labs, too."]
+
+
+@pytest.mark.parametrize("process", [Process.WORKER, Process.BEAT, Process.TOOL])
+def test_only_the_api_reads_the_file_of_named_tokens(process: Process) -> None:
+    assert Settings.from_env(WORKER | {"BROKER_TOKENS_FILE": "/no/file"}, process=process)
 
 
 @pytest.mark.parametrize(

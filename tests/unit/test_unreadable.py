@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.domain import Status
 from broker_common.core.errors import NoSandboxesAvailable, UnreadableRecord
-from broker_common.core.events import DeleteOutcome, ItemFailed
 from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
-from broker_common.core.ports import CandidateGone, Pauses, Unreadable
-from tests.fakes import SPOILED, FakeClock, MemoryStore, StoreWrapper, make_sandbox
+from broker_common.core.sandbox import Status
+from broker_common.core.store import CandidateGone, Pause, Pauses, Unreadable
+from broker_common.core.telemetry import DeleteOutcome, ItemFailed
+from tests.fakes import BY, SPOILED, FakeClock, MemoryStore, StoreWrapper, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
-    from broker_common.core.domain import Candidate, Claim
-    from broker_common.core.ports import AllocateAnswer
+    from broker_common.core.principals import Actor
+    from broker_common.core.sandbox import Candidate, Claim
+    from broker_common.core.store import AllocateAnswer
 
 
 def test_the_next_candidate_is_tried_and_a_bad_one_only_once(plain: World) -> None:
@@ -35,7 +37,7 @@ def test_the_next_candidate_is_tried_and_a_bad_one_only_once(plain: World) -> No
 class Unchanged(StoreWrapper):
     """A store that refuses a candidate, and shows its record as the candidate has it."""
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, token: str) -> AllocateAnswer:
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         return CandidateGone(self.inner.get(candidate.sandbox_id))
 
 
@@ -53,7 +55,7 @@ def test_a_track_whose_claim_cannot_be_read_uses_no_candidate_up(plain: World) -
     for _ in range(3):
         with pytest.raises(UnreadableRecord):
             plain.allocate("track-1")
-    assert plain.memory.calls["read_available"] <= 4
+    assert plain.memory.calls["read_candidates"] <= 4
     assert not plain.allocate("track-2").replayed
     with pytest.raises(UnreadableRecord):
         plain.allocate("track-1")
@@ -67,31 +69,31 @@ def test_an_overdue_allocation_that_cannot_be_read_keeps_its_track_waiting_and_n
     with pytest.raises(UnreadableRecord):
         plain.allocate("track-1")
     assert plain.allocate("track-2").claim.sandbox_id != held
-    assert plain.expirer.run().failed == 1
+    assert plain.expirer.run(by=BY).failed == 1
 
 
 def test_jobs_and_bulk_operations_leave_it_and_do_the_rest(plain: World) -> None:
     for status in (Status.STALE, Status.DELETION_FAILED, Status.PENDING_DELETION):
         plain.memory.seed(*(make_sandbox(f"{status}-{which}", status=status, dirty=True) for which in ("bad", "good")))
         plain.memory.spoil(f"{status}-bad")
-    assert plain.operations.bulk_retry() == 1
+    assert plain.operations.bulk_retry(by=BY) == 1
     due = list(plain.cleaner.find_due())
-    outcomes = {each: plain.cleaner.delete_sandbox(each).outcome for each in due}
+    outcomes = {each: plain.cleaner.delete_sandbox(each, by=BY).outcome for each in due}
     assert outcomes.pop("pending_deletion-bad") is DeleteOutcome.POSTPONED
     assert set(outcomes.values()) == {DeleteOutcome.DELETED}
     plain.clock.advance(48 * 3600)
-    purged = plain.purger.run()
+    purged = plain.purger.run(by=BY)
     assert (purged.removed, purged.failed) == (1, 1)
 
 
 def test_a_sync_neither_adds_it_again_nor_misses_it(plain: World) -> None:
     plain.pool(3)
     plain.memory.spoil("sbx-0")
-    assert plain.syncer.run().failed == 1
+    assert plain.syncer.run(by=BY).failed == 1
     (failed,) = plain.recorder.of(ItemFailed)
     assert (failed.sandbox_id, "cannot be read" in failed.error) == ("sbx-0", True)
     plain.provider.accounts = plain.accounts(3)[1:]
-    assert plain.syncer.run().missing == 0
+    assert plain.syncer.run(by=BY).missing == 0
 
 
 def test_what_a_track_holds_is_listed_with_what_cannot_be_read_of_it(plain: World) -> None:
@@ -106,18 +108,28 @@ def test_what_a_track_holds_is_listed_with_what_cannot_be_read_of_it(plain: Worl
 
 
 class UnreadablePauses(MemoryStore):
+    """A store whose record of what is paused can be read until it is damaged."""
+
+    is_damaged = True
+
     def read_pauses(self) -> Pauses:
-        super().read_pauses()
-        raise UnreadableRecord("the record of what is paused", "sync is not true or false")
+        pauses = super().read_pauses()
+        if self.is_damaged:
+            raise UnreadableRecord("the record of what is paused", "sync is not true or false")
+        return pauses
 
 
 def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
     clock = FakeClock()
     store = UnreadablePauses(clock)
-    board = PauseBoard(store, clock)
+    board = PauseBoard(store, clock, Random(1))
     with pytest.raises(UnreadableRecord):
         board.current()
-    board.set({"sync": True})
+    store.is_damaged = False
+    paused = board.set({"sync": True}, by=BY)
+    assert paused.sync == Pause(by=BY.principal, since=clock.now())
+    store.is_damaged = True
+    store.calls.clear()
     clock.advance(MAX_AGE_SEC)
-    assert board.current() == Pauses(sync=True)
-    assert store.calls["read_pauses"] == 2
+    assert board.current() == paused
+    assert store.calls["read_pauses"] == 1

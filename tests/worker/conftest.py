@@ -14,6 +14,8 @@ from redis import Redis
 
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.redis_job_runs import RedisJobRuns
+from broker_common.core.principals import Actor
+from broker_common.core.runs import Runs
 from deploy.dev.processes import Process, Program, free_ports, wait_until
 from deploy.dev.programs import valkey
 from tests.backends import empty_database
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from broker_common.core.jobs import Job, JobRun
+    from broker_common.core.job_names import Job
+    from broker_common.core.runs import JobRun
 
 _DATABASE = 9
 DEADLINE_SEC = 30.0
+ASKING = Actor(principal="alice", request_id="req-1")
 _ENVIRONMENT = {"BROKER_ENV": "development", "PYTHONUNBUFFERED": "1"}
 
 
@@ -89,7 +93,7 @@ class Desk:
     def __init__(self, url: str) -> None:
         self.url = url
         self.redis = Redis.from_url(url)
-        self.runs = RedisJobRuns(self.redis, stall_limit_sec=60)
+        self.runs = Runs(RedisJobRuns(self.redis), stall_limit_sec=60)
         self.queue = CeleryJobQueue(url, self.runs)
 
     def script(self, **behaviours: str) -> None:
@@ -112,7 +116,7 @@ class Desk:
         return self.calls(name)
 
     def ask(self, job: Job, *, force: bool = False) -> str:
-        return self.queue.enqueue(job, request_id="req-1", force=force)
+        return self.queue.enqueue(job, by=ASKING, flags={"force": force})
 
     def await_end(self, job_id: str) -> JobRun:
         def find() -> JobRun | None:

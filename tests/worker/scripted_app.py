@@ -24,13 +24,14 @@ from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import ProviderBusy, SyncBraked
-from broker_common.core.events import DeleteEnded, DeleteOutcome
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseBoard
-from broker_common.core.ports import Pauses
 from broker_common.core.purge import Purger
+from broker_common.core.runs import Runs
+from broker_common.core.store import Pause, Pauses
 from broker_common.core.sync import SyncResult
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.logs import configure_logging
 from broker_common.services import WorkerServices
 from broker_common.settings import Process, Settings
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from broker_common.core.cleanup import Cleaner
+    from broker_common.core.principals import Actor
     from broker_common.core.sync import Syncer
 
 _COUNTS = [each.name for each in fields(SyncResult) if each.name != "synced"]
@@ -54,7 +56,8 @@ class ScriptedStore(MemoryStore):
         self._redis = redis
 
     def read_pauses(self) -> Pauses:
-        return Pauses(**json.loads(cast("bytes", self._redis.get("pauses")) or "{}"))
+        paused = json.loads(cast("bytes", self._redis.get("pauses")) or "{}")
+        return Pauses(**{name: Pause() for name, is_paused in paused.items() if is_paused})
 
 
 class Script:
@@ -63,8 +66,8 @@ class Script:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def run(self, *, force: bool) -> SyncResult:
-        behaviour = self._call("sync", force=force)
+    def run(self, *, by: Actor, force: bool) -> SyncResult:
+        behaviour = self._call("sync", force=force, principal=by.principal)
         if behaviour == "brake":
             raise SyncBraked("too many are missing")
         if behaviour == "crash":
@@ -74,8 +77,8 @@ class Script:
     def find_due(self) -> Iterator[str]:
         yield from json.loads(cast("bytes", self._redis.get("due")) or "[]")
 
-    def delete_sandbox(self, sandbox_id: str) -> DeleteEnded:
-        behaviour = self._call(sandbox_id)
+    def delete_sandbox(self, sandbox_id: str, *, by: Actor) -> DeleteEnded:
+        behaviour = self._call(sandbox_id, principal=by.principal)
         if behaviour == "busy":
             raise ProviderBusy("no slot")
         if behaviour == "crash":
@@ -107,12 +110,12 @@ def _services() -> WorkerServices:
         recorder=recorder,
         store=store,
         guard=guard,
-        pauses=PauseBoard(store, clock),
+        pauses=PauseBoard(store, clock, Random(1)),
         syncer=cast("Syncer", script),
         cleaner=cast("Cleaner", script),
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
-        runs=RedisJobRuns(redis, stall_limit_sec=0.2),
+        runs=Runs(RedisJobRuns(redis), stall_limit_sec=0.2),
         locks=RedisJobLocks(redis),
     )
 

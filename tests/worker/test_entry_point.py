@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.jobs import Job, JobState
+from broker_common.core.job_names import Job
+from broker_common.core.jobs import JobState
 from deploy.dev.processes import answers, call, free_ports
 from tests.worker.conftest import Celery, until
 from tests.worker.scrape import scrape

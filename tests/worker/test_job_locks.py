@@ -1,4 +1,4 @@
-"""The job lock: one owner at a time, who may come back."""
+"""The job lock in Redis: what the suite says, and when it ends by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from redis.retry import Retry
 
 from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.core.errors import QueueUnavailable
-from broker_common.core.jobs import Job
+from broker_common.core.job_names import Job
+from tests.runs_suite import LocksContract
 from tests.worker.conftest import until
 
 if TYPE_CHECKING:
@@ -23,29 +24,8 @@ def locks(redis: RedisClient) -> RedisJobLocks:
     return RedisJobLocks(redis)
 
 
-def test_a_second_owner_does_not_get_in_until_the_first_has_left(locks: RedisJobLocks) -> None:
-    with locks.hold(Job.SYNC, owner="a") as first, locks.hold(Job.SYNC, owner="b") as second:
-        assert (first, second) == (True, False)
-    with locks.hold(Job.SYNC, owner="b") as later:
-        assert later
-
-
-def test_each_job_has_its_own_lock(locks: RedisJobLocks) -> None:
-    with locks.hold(Job.SYNC, owner="a"), locks.hold(Job.EXPIRE, owner="b") as other:
-        assert other
-
-
-def test_the_owner_of_a_run_that_was_cut_off_enters_again(locks: RedisJobLocks) -> None:
-    with locks.hold(Job.SYNC, owner="a"), locks.hold(Job.SYNC, owner="a") as again:
-        assert again
-
-
-def test_one_who_did_not_get_in_releases_nothing(locks: RedisJobLocks) -> None:
-    with locks.hold(Job.SYNC, owner="a"):
-        with locks.hold(Job.SYNC, owner="b"):
-            pass
-        with locks.hold(Job.SYNC, owner="c") as third:
-            assert not third
+class TestLocksInRedis(LocksContract):
+    pass
 
 
 def test_a_lock_that_another_has_taken_over_is_not_released(locks: RedisJobLocks, redis: RedisClient) -> None:

@@ -14,7 +14,10 @@ from redis.retry import Retry
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.core.errors import JobNotFound, QueueUnavailable
-from broker_common.core.jobs import Job, JobState
+from broker_common.core.job_names import Job
+from broker_common.core.jobs import JobState
+from broker_common.core.runs import Runs
+from tests.worker.conftest import ASKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,17 +26,24 @@ if TYPE_CHECKING:
 
 
 def test_a_run_that_is_asked_for_waits_in_the_queue_and_can_be_looked_up(desk: Desk) -> None:
-    job_id = desk.queue.enqueue(Job.SYNC, request_id="req-1", force=True)
+    job_id = desk.queue.enqueue(Job.SYNC, by=ASKING, flags={"force": True})
 
     (message,) = [json.loads(each) for each in cast("list[bytes]", desk.redis.lrange("jobs", 0, -1))]
     assert (message["headers"]["task"], message["headers"]["id"]) == ("broker.sync", job_id)
     assert "True" in message["headers"]["kwargsrepr"]
     run = desk.queue.find(job_id)
-    assert (run.job, run.state) == (Job.SYNC, JobState.QUEUED)
+    assert (run.job, run.state, run.principal, run.requested_by) == (Job.SYNC, JobState.QUEUED, "alice", "req-1")
 
 
 def test_each_run_has_an_id_of_its_own(desk: Desk) -> None:
     assert desk.ask(Job.SYNC) != desk.ask(Job.SYNC)
+
+
+def test_the_last_runs_are_those_of_one_job_or_of_all(desk: Desk) -> None:
+    first, second = desk.ask(Job.SYNC), desk.ask(Job.EXPIRE)
+
+    assert [run.job_id for run in desk.queue.read_last(None, limit=5)] == [second, first]
+    assert [run.job_id for run in desk.queue.read_last(Job.SYNC, limit=5)] == [first]
 
 
 def test_an_unknown_run_is_not_found(desk: Desk) -> None:
@@ -59,10 +69,10 @@ def dead_port(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("has_record", [False, True], ids=["all of redis", "the queue alone"])
 def test_a_queue_that_is_away_says_so_at_once(dead_port: int, redis: Redis, *, has_record: bool) -> None:
     with Redis(port=dead_port, socket_timeout=0.5, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0)) as nobody:
-        runs = RedisJobRuns(redis if has_record else nobody, stall_limit_sec=1)
+        runs = Runs(RedisJobRuns(redis if has_record else nobody), stall_limit_sec=1)
         queue = CeleryJobQueue(f"redis://127.0.0.1:{dead_port}/0", runs)
 
         with pytest.raises(QueueUnavailable):
-            queue.enqueue(Job.SYNC, request_id="req-1")
+            queue.enqueue(Job.SYNC, by=ASKING, flags={})
 
         assert redis.keys() == []

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from broker_common.core.jobs import Job
+from broker_common.core.job_names import Job
 from broker_worker.liveness import Pulse, watch_worker
 from deploy.dev.processes import Process, call, free_ports
 from tests.worker.conftest import DEADLINE_SEC, Celery, Desk, until

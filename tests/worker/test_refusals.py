@@ -13,10 +13,12 @@ from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_rate_limit import RedisRateLimit
 from broker_common.cli.check import check
 from broker_common.core.errors import QueueUnavailable
-from broker_common.core.jobs import Job, JobState
+from broker_common.core.job_names import Job
+from broker_common.core.jobs import JobState
+from broker_common.core.runs import Runs
 from broker_common.settings import Process as SettingsOf
 from broker_worker.messages import CheckedTransport
-from tests.worker.conftest import Celery, Desk, until
+from tests.worker.conftest import ASKING, Celery, Desk, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,8 +60,8 @@ def test_a_redis_that_takes_no_write_is_told_by_its_reason(own_desk: Desk, reaso
     own_desk.queue.ping()
     REFUSALS[reason](own_desk.redis)
     with Redis.from_url(own_desk.url) as client:
-        runs = RedisJobRuns(client, stall_limit_sec=1)
-        for call in (CeleryJobQueue(own_desk.url, runs).ping, lambda: runs.create("run", Job.SYNC, requested_by="req")):
+        runs = Runs(RedisJobRuns(client), stall_limit_sec=1)
+        for call in (CeleryJobQueue(own_desk.url, runs).ping, lambda: runs.create("run", Job.SYNC, by=ASKING)):
             with pytest.raises(QueueUnavailable) as refusal:
                 call()
             assert refusal.value.message == f"Redis, which holds the queue and the jobs' records, {reason}"
@@ -74,13 +76,13 @@ def test_a_job_that_cannot_be_queued_is_refused_at_once(
     own_desk: Desk, refuse: Callable[[Redis], object], *, is_warm: bool
 ) -> None:
     with Redis.from_url(own_desk.url) as client:
-        queue = CeleryJobQueue(own_desk.url, RedisJobRuns(client, stall_limit_sec=1))
+        queue = CeleryJobQueue(own_desk.url, Runs(RedisJobRuns(client), stall_limit_sec=1))
         if is_warm:
-            queue.enqueue(Job.SYNC, request_id="req-1")
+            queue.enqueue(Job.SYNC, by=ASKING, flags={})
             own_desk.redis.delete("jobs")
         refuse(own_desk.redis)
         with pytest.raises(QueueUnavailable):
-            queue.enqueue(Job.SYNC, request_id="req-1")
+            queue.enqueue(Job.SYNC, by=ASKING, flags={})
 
 
 def test_the_rate_limit_waits_until_redis_takes_writes_again(own_desk: Desk, caplog: pytest.LogCaptureFixture) -> None:

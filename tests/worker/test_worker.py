@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from celery import Celery as CeleryApp
 
-from broker_common.core.jobs import Job, JobState
-from tests.worker.conftest import until
+from broker_common.core.job_names import Job
+from broker_common.core.jobs import JobState
+from tests.worker.conftest import ASKING, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ def test_a_run_that_was_asked_for_ends_with_its_result_and_one_line_that_names_t
     until(lambda: worker.has_said("Synced 3 sandboxes, marked 0 as stale"), "the seed's sentence")
     (line,) = [line for line in worker.lines if line["message"].startswith("Synced")]
     assert (line["action"], line["outcome"], line["requested_by"]) == ("background_sync", "success", "req-1")
+    assert line["principal"] == "alice"
     assert line["request_id"].startswith("job-sync-")
     assert line["latency_ms"] >= 0
 
@@ -45,11 +47,22 @@ def test_force_reaches_the_sync(worker: Celery, desk: Desk) -> None:
     assert [call["force"] for call in desk.calls("sync")] == [True, False]
 
 
+def test_a_job_is_done_by_who_asked_for_it(worker: Celery, desk: Desk) -> None:
+    desk.run(Job.SYNC)
+    desk.set_due("sbx-0")
+    desk.run(Job.CLEANUP)
+
+    assert {call["principal"] for call in [*desk.calls("sync"), *desk.calls("sbx-0")]} == {ASKING.principal}
+
+
 def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -> None:
     producer = CeleryApp(broker=desk.url, set_as_current=False)
     task = producer.send_task("broker.expire", queue="jobs", ignore_result=True)
 
-    assert desk.await_end(task.id).state is JobState.SUCCEEDED
+    run = desk.await_end(task.id)
+    assert (run.state, run.principal, run.requested_by) == (JobState.SUCCEEDED, "job:expire", None)
+    (line,) = [line for line in worker.lines if line.get("action") == "auto_expiry"]
+    assert (line["principal"], line.get("requested_by")) == ("job:expire", None)
 
 
 def test_a_run_that_has_ended_is_not_done_again_when_its_message_comes_again(worker: Celery, desk: Desk) -> None:
@@ -130,6 +143,7 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
         "misconfigured": 0,
         "postponed": 0,
         "not_due": 0,
+        "rested": 0,
         "failed": 1,
     }
     until(lambda: worker.has_said("Deleted 2 sandboxes, 1 failed"), "the seed's sentence")
@@ -139,6 +153,21 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
     assert "sandbox_id" not in line
     deletes = [each for each in worker.lines if each["message"] == "Delete ended"]
     assert [each["request_id"] for each in deletes] == [line["request_id"]] * 4
+    assert [each["principal"] for each in deletes] == ["alice"] * 4
+
+
+def test_a_delete_that_the_earlier_release_sent_is_done_in_the_name_of_its_job(worker: Celery, desk: Desk) -> None:
+    desk.runs.start("run", Job.CLEANUP, request_id="job-cleanup-1")
+    desk.runs.hand_out("run", ["1"])
+    producer = CeleryApp(broker=desk.url, set_as_current=False)
+    message = {"sandbox_id": "1", "run_id": "run"}
+    headers = {"run_request_id": "job-cleanup-1"}
+    producer.send_task("broker.delete_sandbox", kwargs=message, queue="deletions", headers=headers, ignore_result=True)
+    producer.close()
+
+    assert desk.await_end("run").state is JobState.SUCCEEDED
+    (line,) = [line for line in worker.lines if line["message"] == "Delete ended"]
+    assert (line["principal"], line["request_id"]) == ("job:cleanup", "job-cleanup-1")
 
 
 def test_a_cleanup_that_finds_nothing_ends_at_once(worker: Celery, desk: Desk) -> None:

@@ -1,4 +1,4 @@
-"""What can happen that somebody outside counts, times or logs: the vocabulary of the `Recorder` port.
+"""What is only counted, timed or logged: the vocabulary of the `Recorder` port. What is stored are `facts`.
 
 Outcomes come from closed sets, so that they can be labels of metrics.
 """
@@ -7,10 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from broker_common.core.jobs import Job
 
 
 class AllocateOutcome(StrEnum):
@@ -44,6 +40,8 @@ class DeleteOutcome(StrEnum):
     """The provider does not take us for its client; not counted as an attempt."""
     POSTPONED = "postponed"
     """Nothing was sent: an open breaker, a pause, no slots or no store within reach."""
+    RESTED = "rested"
+    """It was wiped before, has rested since, and is available again; nothing was sent."""
     NOT_DUE = "not_due"
     """Somebody else has it, or had it."""
 
@@ -202,7 +200,7 @@ class SyncProgressed:
 class ItemFailed:
     """One item of a job failed; the run went on, and the next one will try it again."""
 
-    job: Job
+    job: str
     sandbox_id: str
     error: str
 
@@ -276,7 +274,7 @@ class ProviderCalled:
 class JobEnded:
     """A run of a job ended."""
 
-    job: Job
+    job: str
     outcome: JobOutcome
     seconds: float
     message: str

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.interleavings.scheduler import Deadlock, Lock, Schedule, explore, stop
+from tests.scheduler.locks import Lock
+from tests.scheduler.schedule import Deadlock, Schedule, stop
+from tests.scheduler.strategies import choose, explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +85,7 @@ def test_a_choice_within_an_operation_is_taken_in_every_way() -> None:
     taken: list[tuple[int, int]] = []
 
     def play(schedule: Schedule) -> None:
-        taken.append((schedule.choose(2), schedule.choose(3)))
+        taken.append((choose(schedule, 2), choose(schedule, 3)))
 
     assert explore(play) == 6
     assert set(taken) == {(each, other) for each in range(2) for other in range(3)}
@@ -187,7 +189,7 @@ def test_work_that_does_not_repeat_itself_is_refused() -> None:
     counts = iter([2, 3])
 
     def play(schedule: Schedule) -> None:
-        schedule.choose(next(counts))
+        choose(schedule, next(counts))
 
     with pytest.raises(AssertionError, match="the same decisions"):
         explore(play)

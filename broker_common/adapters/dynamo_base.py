@@ -1,0 +1,130 @@
+"""What the parts of the store on DynamoDB share: how items are fetched, and what happens to one that cannot be read."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from broker_common.adapters.dynamo_items import Item, decode_sandbox
+from broker_common.adapters.dynamo_table import SHARDS
+from broker_common.adapters.dynamo_transport import DynamoTransport
+from broker_common.core.deadline import Backoff
+from broker_common.core.errors import StoreUnavailable, UnreadableRecord
+from broker_common.core.telemetry import RecordUnreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from random import Random
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.sandbox import Sandbox
+
+_BATCH = 100
+"""BatchGetItem's limit."""
+PAGE = 1000
+"""Items of one page of a query or scan: some 400 KB, answered well within the time of one call, as 1 MB may not be."""
+HISTORY_DAYS = 90
+_SAY_AGAIN_SEC = 60.0
+_SAID = 1000
+"""Unreadable records remembered as said; with more, all are said again."""
+
+Source = TypeVar("Source")
+Record = TypeVar("Record")
+
+
+class DynamoBase:
+    """One table as a process reads it; safe to use from many threads."""
+
+    def __init__(
+        self,
+        client: DynamoDBClient,
+        table_name: str,
+        *,
+        clock: Clock,
+        rng: Random,
+        recorder: Recorder,
+        shards: int = SHARDS,
+        timeout_sec: float = 1.0,
+        history_days: int = HISTORY_DAYS,
+    ) -> None:
+        """Use `client` as `make_client` makes it, with the same `timeout_sec`; keep facts for `history_days`."""
+        self._table = table_name
+        self._clock = clock
+        self._rng = rng
+        self._shards = shards
+        self._history_days = history_days
+        self._recorder = recorder
+        self._said_at: dict[str, float] = {}
+        self._saying = threading.Lock()
+        self._transport = DynamoTransport(
+            client, table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
+        )
+
+    def _get(self, key: Mapping[str, Any]) -> Item | None:
+        answer = self._transport.read("get_item", TableName=self._table, Key=key, ConsistentRead=True)
+        item: Item | None = answer.get("Item")
+        return item
+
+    def _get_items(self, keys: Sequence[Item]) -> list[Item]:
+        """Return the items of these keys that exist, in no order, by consistent reads."""
+        found: list[Item] = []
+        wanted = list(keys)
+        backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0)
+        while wanted:
+            request = {self._table: {"Keys": wanted[:_BATCH], "ConsistentRead": True}}
+            answer = self._transport.read("batch_get_item", RequestItems=request)
+            found += answer["Responses"].get(self._table, [])
+            unread = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
+            wanted = unread + wanted[_BATCH:]
+            if unread:
+                backoff.pause(StoreUnavailable("the table is throttled"))
+        return found
+
+    def _sandbox(self, item: Item) -> Sandbox:
+        return self._read(self._decode, item)
+
+    def _decode(self, item: Item) -> Sandbox:
+        return decode_sandbox(item, self._shards)
+
+    def _read(self, decode: Callable[[Source], Record], item: Source) -> Record:
+        """Decode an item, and say it if that cannot be done; raises `UnreadableRecord`."""
+        try:
+            return decode(item)
+        except UnreadableRecord as error:
+            self._say(error)
+            raise
+
+    def _readable(self, decode: Callable[[Item], Record], item: Item) -> Record | None:
+        """Decode an item, or say that it cannot be read and return None: it is nobody else's trouble."""
+        try:
+            return self._read(decode, item)
+        except UnreadableRecord:
+            return None
+
+    def _say(self, error: UnreadableRecord) -> None:
+        """Record that a record cannot be read, once a minute."""
+        now = self._clock.monotonic()
+        with self._saying:
+            if now - self._said_at.get(error.message, -math.inf) < _SAY_AGAIN_SEC:
+                return
+            if len(self._said_at) >= _SAID:
+                self._said_at.clear()
+            self._said_at[error.message] = now
+        self._recorder.record(
+            RecordUnreadable(error=error.message, sandbox_id=error.sandbox_id, track_id=error.track_id)
+        )
+
+    def _query(self, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
+        return self._pages("query", **request)
+
+    def _pages(self, operation: str, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
+        request |= {"TableName": self._table, "Limit": PAGE}
+        while True:
+            answer = self._transport.read(operation, **request)
+            yield from answer["Items"]
+            if "LastEvaluatedKey" not in answer:
+                return
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]

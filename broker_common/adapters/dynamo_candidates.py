@@ -1,0 +1,52 @@
+"""Candidates for allocation on DynamoDB: the shards of `available` lie one behind the other, as a ring."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker_common.adapters.dynamo_base import DynamoBase
+from broker_common.adapters.dynamo_items import decode_candidate, index_key, order_of, sandbox_id_of, status_key
+from broker_common.adapters.dynamo_table import INDEX
+from broker_common.core.sandbox import ORDER_LIMIT, Status
+from broker_common.core.store import CandidatePage, Position
+
+if TYPE_CHECKING:
+    from broker_common.adapters.dynamo_items import Item
+
+
+class DynamoCandidates(DynamoBase):
+    """`Candidates` on one DynamoDB table."""
+
+    @property
+    def positions(self) -> int:
+        """One stretch of `status_order` for each shard."""
+        return ORDER_LIMIT * self._shards
+
+    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
+        """Implement the port: the ring is the shards of `available`, one behind the other."""
+        shard, order = divmod(position.at, ORDER_LIMIT)
+        part = status_key(Status.AVAILABLE, shard)
+        request: Item = {
+            "TableName": self._table,
+            "IndexName": INDEX,
+            "Limit": limit,
+            "KeyConditionExpression": "status_key = :status AND status_order BETWEEN :order AND :highest",
+            "ExpressionAttributeValues": {
+                ":status": {"S": part},
+                ":order": {"N": str(order)},
+                ":highest": {"N": str(ORDER_LIMIT - 1)},
+            },
+        }
+        if position.after is not None:
+            request["ExclusiveStartKey"] = index_key(position.after, part, order)
+        if prefix:
+            request["FilterExpression"] = "begins_with(#name, :prefix)"
+            request["ExpressionAttributeNames"] = {"#name": "name"}
+            request["ExpressionAttributeValues"][":prefix"] = {"S": prefix}
+        answer = self._transport.read("query", **request)
+        candidates = tuple(found for item in answer["Items"] if (found := self._readable(decode_candidate, item)))
+        if last := answer.get("LastEvaluatedKey"):
+            at = shard * ORDER_LIMIT + order_of(last)
+            return CandidatePage(candidates, Position(at, sandbox_id_of(last)), at - position.at)
+        end = (shard + 1) * ORDER_LIMIT
+        return CandidatePage(candidates, Position(end % self.positions), end - position.at)

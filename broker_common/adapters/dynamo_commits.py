@@ -1,0 +1,357 @@
+"""The one door of the store on DynamoDB: a change, its fact, its claim and its account in one transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from broker_common.adapters.dynamo_base import DynamoBase
+from broker_common.adapters.dynamo_facts import encode_fact, encode_removed
+from broker_common.adapters.dynamo_items import (
+    Item,
+    account_item_key,
+    claim_key,
+    decode_claim,
+    encode,
+    encode_account,
+    encode_claim,
+    encode_sandbox,
+    only_if_allocatable,
+    place_of,
+    sandbox_key,
+    shard_of,
+    status_key,
+    unless_newer,
+)
+from broker_common.adapters.dynamo_transport import ConditionFailed
+from broker_common.core import schema
+from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
+from broker_common.core.facts import allocated
+from broker_common.core.flat import flatten, of_allocation
+from broker_common.core.ids import new_id
+from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status
+from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Conflict, Contended
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker_common.core.facts import Change, Fact
+    from broker_common.core.principals import Actor
+
+_UNCHANGED = (
+    "status_key = :was AND version = :version_was"
+    " AND (attribute_not_exists(#schema) OR #schema BETWEEN :zero AND :known)"
+)
+"""The condition that a record is as it was read, and of a schema that this release can write."""
+
+
+class DynamoCommits(DynamoBase):
+    """`Commits` on one DynamoDB table."""
+
+    def get(self, sandbox_id: str) -> Sandbox | None:
+        """Implement the port: a consistent read."""
+        item = self._get(sandbox_key(sandbox_id))
+        return self._sandbox(item) if item else None
+
+    def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
+        """Implement the port: a consistent read."""
+        item = self._get(claim_key(track_id, idempotency_key))
+        return self._read(decode_claim, item) if item else None
+
+    def read_claims(self, track_id: str) -> list[Claim]:
+        """Implement the port: a consistent query of the track's partition."""
+        any_of_them = claim_key(track_id, "")
+        return [
+            self._read(decode_claim, item)
+            for item in self._query(
+                ConsistentRead=True,
+                KeyConditionExpression="PK = :track AND begins_with(SK, :claim)",
+                ExpressionAttributeValues={":track": any_of_them["PK"], ":claim": any_of_them["SK"]},
+            )
+        ]
+
+    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+        """Implement the port: one TransactWriteItems, sent once."""
+        fact = allocated(candidate, claim, by=by)
+        changes = self._allocation(candidate, claim, fact.version)
+        place = status_key(Status.AVAILABLE, shard_of(candidate.sandbox_id, self._shards))
+        update = self._update(candidate.sandbox_id, place, candidate.version, changes)
+        reasons = self._transport.transact_once(
+            ClientRequestToken=token,
+            TransactItems=[
+                {
+                    "Put": {
+                        "TableName": self._table,
+                        "Item": encode_claim(claim),
+                        "ConditionExpression": "attribute_not_exists(PK)",
+                        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+                    }
+                },
+                {"Update": only_if_allocatable(update, candidate.sandbox_id)},
+                self._tell(fact),
+            ],
+        )
+        if reasons is None:
+            return Allocated()
+        held, taken, told = reasons
+        if held["Code"] == "ConditionalCheckFailed":
+            if not held.get("Item"):
+                raise OutcomeUnknown("DynamoDB says that there is a claim, and does not show it")
+            return ClaimHeld(self._read(decode_claim, held["Item"]))
+        if taken["Code"] == "ConditionalCheckFailed":
+            return CandidateGone(self._readable(self._decode, taken["Item"]) if taken.get("Item") else None)
+        if "ValidationError" in {each["Code"] for each in reasons}:
+            # Its record is too large for what an allocation adds.
+            self._say(UnreadableRecord("", "it cannot be written", sandbox_id=candidate.sandbox_id))
+            return CandidateGone(None)
+        if told["Code"] == "ConditionalCheckFailed":
+            # A fact of this name is there: by a clock that was behind, when the record was added again.
+            return CandidateGone(None)
+        return Contended()
+
+    def commit(self, *changes: Change) -> None:
+        """Implement the port: one TransactWriteItems; of a change without a fact, one UpdateItem."""
+        if len(changes) == 1:
+            self._commit_one(changes[0])
+        else:
+            self._write_all(*(action for change in changes for action in self._adding(change)))
+
+    def record_accounts(self, *sandboxes: Sandbox) -> None:
+        """Implement the port: one TransactWriteItems over the accounts."""
+        if len(sandboxes) == 1:
+            self._write_with_account(sandboxes[0])
+        else:
+            self._write_all(*map(self._put_account, sandboxes))
+
+    def _allocation(self, candidate: Candidate, claim: Claim, version: int) -> Mapping[str, Any]:
+        place = status_key(Status.ALLOCATED, shard_of(candidate.sandbox_id, self._shards))
+        return {**of_allocation(claim.lease, version=version), "status_key": place}
+
+    def _commit_one(self, change: Change) -> None:
+        before, after = change.before, change.after
+        if change.fact is None and _needs_fact(change):
+            raise ValueError(f"sandbox {change.sandbox_id}: a change of status or holder without its fact")
+        if before is None and after is not None:
+            met = self._write_with_account(after, *self._adding(change)[1:])
+            if met is not None:
+                self._settle(None, after, met[0])
+        elif before is not None and after is None:
+            self._remove(before, change.fact)
+        elif before is not None and after is not None:
+            self._replace(before, after, change.fact)
+
+    def _adding(self, change: Change) -> list[Item]:
+        """Build what adds a record: its account's, its own, and its fact."""
+        sandbox = change.result
+        put = {
+            "Put": {
+                "TableName": self._table,
+                "Item": encode_sandbox(sandbox, self._shards),
+                "ConditionExpression": "attribute_not_exists(PK)",
+                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            }
+        }
+        return [self._put_account(sandbox), put, *self._facts(change.fact)]
+
+    def _replace(self, before: Sandbox, after: Sandbox, fact: Fact | None) -> None:
+        update = {"Update": self._difference(before, after)}
+        if before.account_key != after.account_key:
+            met = self._write_with_account(after, update, *self._facts(fact), self._drop_account(before))
+            if met is not None and not any(map(_has_failed, met[:-1])):
+                # The record of the account that it leaves is another sandbox's, and stays.
+                met = self._write_with_account(after, update, *self._facts(fact))
+            if met is not None:
+                self._settle(before, after, met[0])
+            return
+        if fact is None:
+            try:
+                self._transport.write("update_item", **update["Update"])
+            except ConditionFailed as failed:
+                self._settle(before, after, {"Code": "ConditionalCheckFailed", **failed.answer})
+            return
+        ended = before.lease if after.lease is None else None
+        drop = [self._drop_claim(ended.track_id, ended.idempotency_key, ended.lease_id)] if ended else []
+        met = self._transact(update, *self._facts(fact), *drop)
+        if met is not None and drop and not any(map(_has_failed, met[:-1])):
+            # The claim is another lease's: it stays, and must not keep this lease from ending.
+            met = self._transact(update, *self._facts(fact))
+        if met is not None:
+            self._settle(before, after, met[0])
+
+    def _remove(self, before: Sandbox, fact: Fact | None) -> None:
+        delete = {
+            "Delete": {
+                "TableName": self._table,
+                "Key": sandbox_key(before.sandbox_id),
+                "ConditionExpression": _UNCHANGED,
+                "ExpressionAttributeNames": {"#schema": "schema"},
+                "ExpressionAttributeValues": _as_read(place_of(before, self._shards), before.version),
+                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            }
+        }
+        told = self._facts(fact)
+        if fact is not None:
+            item = encode_removed(fact, days=self._history_days)
+            told.append({"Put": {"TableName": self._table, "Item": item}})
+        failed = self._transact(delete, self._drop_account(before), *told)
+        if failed is not None and not _has_failed(failed[0]):
+            failed = self._transact(delete, *told)  # the account's record is another sandbox's, and stays
+        if failed is not None:
+            self._settle(before, None, failed[0])
+
+    def _write_with_account(self, sandbox: Sandbox, *writes: Item) -> list[Item] | None:
+        """Make writes together with that of a sandbox's account record: all or nothing.
+
+        Returns None if all was written, and else what each of the writes met. Raises `Conflict` if nothing but the
+        account is in the way.
+        """
+        failed = self._transact(self._put_account(sandbox), *writes)
+        if failed is not None and not any(map(_has_failed, failed[1:])):
+            owner_id = failed[0]["Item"]["sandbox_id"]["S"]
+            owner = self.get(owner_id)
+            if owner is not None and owner.account_key == sandbox.account_key:
+                raise Conflict(f"the account of sandbox {sandbox.sandbox_id} is sandbox {owner_id}'s", current=None)
+            # The owner's record went, or changed, by hand or by an earlier release, which knows no accounts' records.
+            take = self._put_account(sandbox, instead_of=owner_id)
+            failed = self._transact(take, *writes, self._unchanged(owner_id, owner))
+            if failed is not None and not any(map(_has_failed, failed[1:-1])):
+                raise Conflict(f"the account of sandbox {sandbox.sandbox_id} has just changed hands", current=None)
+        return failed[1:] if failed else None
+
+    def _write_all(self, *actions: Item) -> None:
+        if self._transact(*actions) is not None:
+            raise Conflict("another writer has written one of several records", current=None)
+
+    def _transact(self, *actions: Item) -> list[Item] | None:
+        """Send a TransactWriteItems; return None if it was applied, and what each item met if a condition failed."""
+        try:
+            self._transport.write(
+                "transact_write_items", ClientRequestToken=new_id(self._rng), TransactItems=list(actions)
+            )
+        except ConditionFailed as failed:
+            reasons: list[Item] = failed.answer["CancellationReasons"]
+            return reasons
+        return None
+
+    def _facts(self, fact: Fact | None) -> list[Item]:
+        return [] if fact is None else [self._tell(fact)]
+
+    def _tell(self, fact: Fact) -> Item:
+        return {
+            "Put": {
+                "TableName": self._table,
+                "Item": encode_fact(fact, shards=self._shards, days=self._history_days),
+                "ConditionExpression": "attribute_not_exists(PK)",
+            }
+        }
+
+    def _drop_claim(self, track_id: str, idempotency_key: str, lease_id: str) -> Item:
+        return {
+            "Delete": unless_newer(
+                {
+                    "TableName": self._table,
+                    "Key": claim_key(track_id, idempotency_key),
+                    "ConditionExpression": "attribute_not_exists(PK) OR lease_id = :lease",
+                    "ExpressionAttributeValues": {":lease": {"S": lease_id}},
+                }
+            )
+        }
+
+    def _put_account(self, sandbox: Sandbox, *, instead_of: str | None = None) -> Item:
+        return {
+            "Put": unless_newer(
+                {
+                    "TableName": self._table,
+                    "Item": encode_account(sandbox),
+                    "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
+                    "ExpressionAttributeValues": {":owner": {"S": instead_of or sandbox.sandbox_id}},
+                    "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+                }
+            )
+        }
+
+    def _drop_account(self, sandbox: Sandbox) -> Item:
+        return {
+            "Delete": unless_newer(
+                {
+                    "TableName": self._table,
+                    "Key": account_item_key(sandbox.account_key),
+                    "ConditionExpression": "attribute_not_exists(PK) OR sandbox_id = :owner",
+                    "ExpressionAttributeValues": {":owner": {"S": sandbox.sandbox_id}},
+                }
+            )
+        }
+
+    def _unchanged(self, sandbox_id: str, known: Sandbox | None) -> Item:
+        """Build what holds only while a sandbox is as it is known, or has no record, and changes nothing."""
+        on = {"TableName": self._table, "Key": sandbox_key(sandbox_id)}
+        if known is None:
+            return {"Delete": {**on, "ConditionExpression": "attribute_not_exists(PK)"}}
+        same = {
+            **on,
+            "UpdateExpression": "SET sandbox_id = :same",
+            "ConditionExpression": "version = :version",
+            "ExpressionAttributeValues": {":same": {"S": sandbox_id}, ":version": {"N": str(known.version)}},
+        }
+        return {"Update": unless_newer(same)}
+
+    def _difference(self, before: Sandbox, after: Sandbox) -> Item:
+        """Build the update of what differs, so that attributes that this release does not know stay as they are."""
+        old, new = flatten(before), flatten(after)
+        changes = {name: value for name, value in new.items() if value != old[name]}
+        was, place = place_of(before, self._shards), place_of(after, self._shards)
+        if place != was:
+            changes["status_key"] = place
+        return self._update(before.sandbox_id, was, before.version, changes)
+
+    def _update(self, sandbox_id: str, place: str, version: int, changes: Mapping[str, Any]) -> Item:
+        """Build the update of a sandbox that still stands at `place` of the index, at `version`."""
+        values = _as_read(place, version)
+        names, to_set, to_remove = {"#schema": "schema"}, [], []
+        for name, value in changes.items():
+            names[f"#{name}"] = name
+            if value is None:
+                to_remove.append(f"#{name}")
+            else:
+                to_set.append(f"#{name} = :{name}")
+                values[f":{name}"] = encode(value)
+        return {
+            "TableName": self._table,
+            "Key": sandbox_key(sandbox_id),
+            "UpdateExpression": "SET " + ", ".join(to_set) + (" REMOVE " + ", ".join(to_remove) if to_remove else ""),
+            "ConditionExpression": _UNCHANGED,
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": values,
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+
+    def _settle(self, before: Sandbox | None, after: Sandbox | None, met: Item) -> None:
+        """Decide about a failed condition: what is stored may be our own write, whose first answer was lost."""
+        if not _has_failed(met):
+            # By a clock that was behind when the record was added again. With the next second the name is another.
+            raise StoreUnavailable("a fact of the same name is there already")
+        item = met.get("Item")
+        current = self._sandbox(item) if item else None
+        if current != after:
+            known = before or after
+            raise Conflict(
+                f"sandbox {known.sandbox_id if known else '?'} was changed by another writer", current=current
+            )
+
+
+def _needs_fact(change: Change) -> bool:
+    before, after = change.before, change.after
+    return before is None or after is None or (before.status, before.lease) != (after.status, after.lease)
+
+
+def _as_read(place: str, version: int) -> Item:
+    """Return the values of `_UNCHANGED` for a record that was read at a place of the index, at a version."""
+    return {
+        ":was": {"S": place},
+        ":version_was": {"N": str(version)},
+        ":known": {"N": str(schema.KNOWN)},
+        ":zero": {"N": "0"},
+    }
+
+
+def _has_failed(reason: Item) -> bool:
+    return bool(reason["Code"] == "ConditionalCheckFailed")

@@ -1,0 +1,207 @@
+"""How facts look in the table, and how a feed of them is read on.
+
+A sandbox's fact is (`SBX#<id>`, `FACT#<version>#<kind>`), one of the pool (`POOLFACTS#<date>`, `<ms>#<id>`). In the
+index all stand at `fact#<shard>`, ordered by version: about the time in milliseconds. They have a TTL.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from broker_common.adapters.dynamo_items import (
+    TTL,
+    Item,
+    encode,
+    fields_of,
+    read_fields,
+    sandbox_id_of,
+    sandbox_key,
+    shard_of,
+)
+from broker_common.core import schema
+from broker_common.core.errors import InvalidInput, UnreadableRecord
+from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind
+from broker_common.core.sandbox import ORDER_LIMIT, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_DAY_SEC = 24 * 3600
+_POOL_FACTS = "POOLFACTS#"
+FACTS = "FACT#"
+"""What the sort keys of a sandbox's facts begin with."""
+_REMOVED = "REMOVED"
+_FACT_FIELDS = fields_of(
+    {"kind": FactKind, "at": int, "version": int, "principal": str},
+    {
+        "request_id": str,
+        "track_id": str,
+        "lease_id": str,
+        "status": Status,
+        "status_before": Status,
+        "details": str,
+        "schema": int,
+    },
+)
+_POOL_FACT_FIELDS = fields_of(
+    {"kind": PoolFactKind, "at": int, "principal": str}, {"request_id": str, "details": str, "schema": int}
+)
+_VERSION = fields_of({"version": int}, {})
+
+
+def facts_key(shard: int) -> str:
+    """Return the index's partition key of the facts of a shard."""
+    return f"fact#{shard}"
+
+
+def encode_fact(fact: Fact, *, shards: int, days: int) -> Item:
+    """Return a fact's whole item; it is kept for `days`."""
+    flat = {
+        "kind": fact.kind,
+        "at": fact.at,
+        "version": fact.version,
+        "principal": fact.principal,
+        "request_id": fact.request_id,
+        "track_id": fact.track_id,
+        "lease_id": fact.lease_id,
+        "status": fact.status,
+        "status_before": fact.status_before,
+    }
+    return {
+        "PK": sandbox_key(fact.sandbox_id)["PK"],
+        "SK": {"S": f"{FACTS}{fact.version:020}#{fact.kind}"},
+        **_common(flat, fact.details, at=fact.at, days=days),
+        "status_key": {"S": facts_key(shard_of(fact.sandbox_id, shards))},
+        "status_order": encode(fact.version),
+    }
+
+
+def encode_pool_fact(fact: PoolFact, *, shards: int, days: int) -> Item:
+    """Return the whole item of a fact of the pool; it is kept for `days`."""
+    flat = {"kind": fact.kind, "at": fact.at, "principal": fact.principal, "request_id": fact.request_id}
+    order = fact.at * 1000
+    return {
+        "PK": {"S": _POOL_FACTS + time.strftime("%Y-%m-%d", time.gmtime(fact.at))},
+        "SK": {"S": f"{order:015}#{fact.fact_id}"},
+        **_common(flat, fact.details, at=fact.at, days=days),
+        "status_key": {"S": facts_key(shard_of(fact.fact_id, shards))},
+        "status_order": encode(order),
+    }
+
+
+def encode_removed(fact: Fact, *, days: int) -> Item:
+    """Return the item that keeps the version at which a sandbox's record was removed, as long as its facts are kept."""
+    return {
+        **removed_key(fact.sandbox_id),
+        "version": encode(fact.version),
+        TTL: encode(fact.at + days * _DAY_SEC),
+        "schema": encode(schema.WRITTEN),
+    }
+
+
+def removed_key(sandbox_id: str) -> Item:
+    """Return the key of that item."""
+    return {**sandbox_key(sandbox_id), "SK": {"S": _REMOVED}}
+
+
+def decode_removed(item: Item) -> int:
+    """Return the version of that item; 0 where it cannot be read."""
+    try:
+        version: int = read_fields(item, _VERSION)["version"]
+    except ValueError:
+        return 0
+    return version
+
+
+def decode_fact(item: Item) -> Fact | PoolFact:
+    """Return the fact of an item; raises `UnreadableRecord`, for example for a kind that a later release knows."""
+    try:
+        if item["PK"]["S"].startswith(_POOL_FACTS):
+            values = read_fields(item, _POOL_FACT_FIELDS)
+            fact_id = item["SK"]["S"].partition("#")[2]
+            return PoolFact(fact_id=fact_id, **_without_schema(values))
+        values = read_fields(item, _FACT_FIELDS)
+        return Fact(sandbox_id=sandbox_id_of(item), **_without_schema(values))
+    except ValueError as error:
+        raise UnreadableRecord(f"fact {item['PK']['S']}/{item['SK']['S']}", str(error)) from error
+
+
+def encode_history_cursor(item: Item) -> str:
+    """Return an opaque cursor that reads a history on after this fact."""
+    return _encode_cursor(["history", item["PK"]["S"], item["SK"]["S"]])
+
+
+def decode_history_cursor(cursor: str, sandbox_id: str) -> Item:
+    """Return the key to go on after; raises `InvalidInput` for what a history of this sandbox did not give."""
+    match _decode_cursor(cursor):
+        case ["history", partition, str(sort)] if {"S": partition} == sandbox_key(sandbox_id)["PK"] and sort.startswith(
+            FACTS
+        ):
+            return {"PK": {"S": partition}, "SK": {"S": sort}}
+    raise InvalidInput("cursor: was not given by a history of this sandbox")
+
+
+Mark = Item | None
+"""The index key of the last fact that was read of a shard; None if there was none."""
+
+
+def encode_feed_cursor(since: int, marks: Sequence[Mark]) -> str:
+    """Return an opaque cursor that reads a feed on after these marks, one for each shard."""
+    shown = [[mark["status_order"]["N"], mark["PK"]["S"], mark["SK"]["S"]] if mark else None for mark in marks]
+    return _encode_cursor(["feed", since, shown])
+
+
+def decode_feed_cursor(cursor: str, shards: int) -> tuple[int, list[Mark]]:
+    """Return since when the feed is read, and the mark of each shard; raises `InvalidInput` for anything not ours."""
+    match _decode_cursor(cursor):
+        case ["feed", int(since), list(shown)] if len(shown) == shards and 0 <= since < ORDER_LIMIT:
+            marks = [_mark(shard, each, since) for shard, each in enumerate(shown)]
+            if all(mark is not None or each is None for mark, each in zip(marks, shown, strict=True)):
+                return since, marks
+    raise InvalidInput("cursor: was not given by this feed")
+
+
+def _mark(shard: int, shown: object, since: int) -> Mark:
+    match shown:
+        case [str(order), str(partition), str(sort)] if (
+            order.isascii() and order.isdigit() and since * 1000 <= int(order) < ORDER_LIMIT and partition and sort
+        ):
+            return {
+                "PK": {"S": partition},
+                "SK": {"S": sort},
+                "status_key": {"S": facts_key(shard)},
+                "status_order": {"N": order},
+            }
+    return None
+
+
+def _common(flat: Mapping[str, Any], details: Mapping[str, Any], *, at: int, days: int) -> Item:
+    item = {name: encode(value) for name, value in flat.items() if value is not None}
+    if details:
+        item["details"] = encode(json.dumps(dict(details), separators=(",", ":"), ensure_ascii=False))
+    return {**item, TTL: encode(at + days * _DAY_SEC), "schema": encode(schema.WRITTEN)}
+
+
+def _without_schema(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in values.items() if name != "schema"}
+    details = json.loads(found.get("details", "{}"))
+    if not isinstance(details, dict):
+        raise ValueError("details is not an object")  # noqa: TRY004 - as for every other field
+    return {**found, "details": details}
+
+
+def _encode_cursor(content: object) -> str:
+    text = json.dumps(content, separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str) -> object:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        return json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error, RecursionError):
+        return None

@@ -1,0 +1,212 @@
+"""The pool's own records on DynamoDB: watermark, pauses, layout; and what identifies the table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker_common.adapters.dynamo_base import DynamoBase
+from broker_common.adapters.dynamo_facts import encode_pool_fact
+from broker_common.adapters.dynamo_items import (
+    PAUSE_KEY,
+    SYNC_KEY,
+    Item,
+    decode_pauses,
+    decode_watermark,
+    encode,
+    status_keys,
+    synced_at_of,
+    unless_newer,
+)
+from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, Layout, decode_layout, index_problem
+from broker_common.adapters.dynamo_time import time_of
+from broker_common.adapters.dynamo_transport import ConditionFailed
+from broker_common.core import schema
+from broker_common.core.errors import LayoutMismatch, StoreMisconfigured, UnreadableRecord
+from broker_common.core.ids import new_id
+from broker_common.core.sandbox import Status
+from broker_common.core.store import PAUSABLE, Conflict, Pauses, TableState, Watermark
+
+if TYPE_CHECKING:
+    from broker_common.core.facts import PoolFact
+
+
+class DynamoPoolState(DynamoBase):
+    """`PoolState` on one DynamoDB table."""
+
+    def read_watermark(self) -> Watermark | None:
+        """Implement the port: a consistent read."""
+        item = self._get(SYNC_KEY)
+        return self._readable(decode_watermark, item) if item else None
+
+    def write_watermark(self, watermark: Watermark) -> None:
+        """Implement the port: an update on the condition that time goes forward."""
+        update = {
+            "TableName": self._table,
+            "Key": SYNC_KEY,
+            "UpdateExpression": "SET synced_at = :now, accounts = :accounts",
+            "ConditionExpression": "attribute_not_exists(PK) OR synced_at <= :now",
+            "ExpressionAttributeValues": {":now": encode(watermark.synced_at), ":accounts": encode(watermark.accounts)},
+        }
+        try:
+            self._transport.write("update_item", **unless_newer(update))
+        except ConditionFailed:
+            return
+
+    def read_pauses(self) -> Pauses:
+        """Implement the port: a consistent read."""
+        return self._read(decode_pauses, self._get(PAUSE_KEY))
+
+    def set_pauses(self, before: Pauses, after: Pauses, *facts: PoolFact) -> Pauses:
+        """Implement the port: one TransactWriteItems over the pauses and the facts."""
+        names: dict[str, str] = {}
+        values = {":true": encode(True), ":false": encode(False)}  # noqa: FBT003 - the values themselves
+        to_set, to_remove, conditions = [], [], []
+        changed = [name for name in PAUSABLE if getattr(before, name) != getattr(after, name)]
+        for name in changed:
+            was, pause = getattr(before, name), getattr(after, name)
+            names |= {f"#{name}": name, f"#{name}_by": f"{name}_by", f"#{name}_since": f"{name}_since"}
+            # What can be read as neither true nor false is set right by setting it.
+            conditions.append(
+                f"attribute_exists(#{name}) AND #{name} <> :false"
+                if was
+                else f"attribute_not_exists(#{name}) OR #{name} <> :true"
+            )
+            to_set.append(f"#{name} = {':true' if pause else ':false'}")
+            for part, value in (("by", pause and pause.by), ("since", pause and pause.since)):
+                if value is None:
+                    to_remove.append(f"#{name}_{part}")
+                else:
+                    to_set.append(f"#{name}_{part} = :{name}_{part}")
+                    values[f":{name}_{part}"] = encode(value)
+        used = " ".join([*to_set, *conditions])
+        update = {
+            "TableName": self._table,
+            "Key": PAUSE_KEY,
+            "UpdateExpression": "SET " + ", ".join(to_set) + (" REMOVE " + ", ".join(to_remove) if to_remove else ""),
+            # DynamoDB refuses parentheses around all of an expression that has others around it.
+            "ConditionExpression": conditions[0]
+            if len(conditions) == 1
+            else " AND ".join(map("({})".format, conditions)),
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": {name: value for name, value in values.items() if name in used},
+        }
+        try:
+            self._transport.write(
+                "transact_write_items",
+                ClientRequestToken=new_id(self._rng),
+                TransactItems=[{"Update": unless_newer(update)}, *map(self._tell_of_pool, facts)],
+            )
+        except ConditionFailed as failed:
+            current = self.read_pauses()
+            if any(getattr(current, name) != getattr(after, name) for name in changed):
+                raise Conflict("somebody else has just paused or resumed the same", current=None) from failed
+            return current
+        return self.read_pauses()
+
+    def record(self, fact: PoolFact) -> None:
+        """Implement the port: a put; the same fact again changes nothing."""
+        self._transport.write("put_item", **self._tell_of_pool(fact)["Put"])
+
+    def ping(self) -> TableState:
+        """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""
+        description = self._describe()
+        answer = self._transport.read(
+            "query",
+            TableName=self._table,
+            ConsistentRead=True,
+            KeyConditionExpression="PK = :pool",
+            ExpressionAttributeValues={":pool": LAYOUT_KEY["PK"]},
+        )
+        found = {item["SK"]["S"]: item for item in answer["Items"]}
+        layout = self._layout(found.get(LAYOUT_KEY["SK"]["S"]))
+        if problem := index_problem(description):
+            raise LayoutMismatch(f"table {self._table!r} {problem}")
+        synced = found.get(SYNC_KEY["SK"]["S"])
+        synced_at = synced_at_of(synced) if synced else None
+        if synced_at is not None and layout.accepted_at is not None and synced_at <= layout.accepted_at:
+            synced_at = None
+        table_id = description.get("TableId")
+        return TableState(
+            identity=layout.identity,
+            is_restored=None not in {table_id, layout.table_id} and table_id != layout.table_id,
+            is_upgraded=(layout.upgrade_finished or 0) >= schema.UPGRADE,
+            synced_at=synced_at,
+            time=time_of(answer),
+        )
+
+    def has_sandboxes(self) -> bool:
+        """Implement the port: one query in a pool that has available sandboxes in each shard, more in a poorer one."""
+        return any(
+            self._transport.read(
+                "query",
+                TableName=self._table,
+                IndexName=INDEX,
+                Limit=1,
+                Select="COUNT",
+                KeyConditionExpression="status_key = :status",
+                ExpressionAttributeValues={":status": {"S": place}},
+            )["Count"]
+            for status in Status
+            for place in status_keys(status, self._shards)
+        )
+
+    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
+        """Implement the port: a conditional update of the layout record."""
+        table_id = self._describe().get("TableId")
+        given = {"identity": identity, "table_id": table_id, "accepted_at": accepted_at}
+        values = {f":{name}": encode(value) for name, value in given.items() if value is not None}
+        changes = "SET " + ", ".join(f"{name} = :{name}" for name, value in given.items() if value is not None)
+        condition = "attribute_not_exists(#identity)"
+        if instead_of is not None:
+            condition, values[":was"] = "#identity = :was", {"S": instead_of}
+        try:
+            self._transport.write(
+                "update_item",
+                TableName=self._table,
+                Key=LAYOUT_KEY,
+                UpdateExpression=changes.replace("identity", "#identity", 1),
+                ConditionExpression=f"attribute_exists(PK) AND ({condition} OR #identity = :identity)",
+                ExpressionAttributeNames={"#identity": "identity"},
+                ExpressionAttributeValues=values,
+            )
+        except ConditionFailed as failed:
+            raise Conflict(f"table {self._table!r} was given another identity", current=None) from failed
+
+    def finish_upgrade(self) -> None:
+        """Implement the port: an update of the layout record."""
+        try:
+            self._transport.write(
+                "update_item",
+                TableName=self._table,
+                Key=LAYOUT_KEY,
+                UpdateExpression="SET upgrade_finished = :this",
+                ConditionExpression="attribute_exists(PK)"
+                " AND (attribute_not_exists(upgrade_finished) OR upgrade_finished <= :this)",
+                ExpressionAttributeValues={":this": encode(schema.UPGRADE)},
+            )
+        except ConditionFailed:
+            self._layout(self._get(LAYOUT_KEY))  # that of a later release stays
+
+    def _describe(self) -> Item:
+        try:
+            description: Item = self._transport.read("describe_table", TableName=self._table)["Table"]
+        except StoreMisconfigured as error:
+            raise StoreMisconfigured(f"DescribeTable: {error.message}") from error
+        return description
+
+    def _layout(self, item: Item | None) -> Layout:
+        if item is None:
+            raise LayoutMismatch(f"table {self._table!r} has no layout record: create it with `broker table create`")
+        try:
+            layout = decode_layout(item)
+        except UnreadableRecord as error:
+            raise LayoutMismatch(f"table {self._table!r}: {error.message}") from error
+        if layout.shards != self._shards:
+            raise LayoutMismatch(
+                f"table {self._table!r} is laid out for {layout.shards} shards, and this process for {self._shards}"
+            )
+        return layout
+
+    def _tell_of_pool(self, fact: PoolFact) -> Item:
+        item = encode_pool_fact(fact, shards=self._shards, days=self._history_days)
+        return {"Put": {"TableName": self._table, "Item": item}}

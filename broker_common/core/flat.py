@@ -1,0 +1,241 @@
+"""The flat form of sandboxes and claims: the names that the table, the API and its files have for their fields.
+
+A value is None where there is none. What follows from a lease or a wipe stands under names of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from broker_common.core.sandbox import Claim, DeletionReason, EndedLease, Lease, Sandbox, Status, Wipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Value = str | int | bool | None
+Flat = dict[str, Value]
+
+SANDBOX_FIELDS: Mapping[str, type] = {
+    "sandbox_id": str,
+    "name": str,
+    "external_id": str,
+    "status": Status,
+    "status_order": int,
+    "version": int,
+    "created_at": int,
+    "updated_at": int,
+}
+"""What each record of a sandbox has."""
+OPTIONAL_SANDBOX_FIELDS: Mapping[str, type] = {
+    "dirty": bool,
+    "sfdc_account_id": str,
+    "lease_id": str,
+    "allocated_to_track": str,
+    "idempotency_key": str,
+    "track_name": str,
+    "allocated_at": int,
+    "expires_at": int,
+    "last_track_id": str,
+    "last_lease_id": str,
+    "deletion_requested_at": int,
+    "deletion_reason": DeletionReason,
+    "deletion_retry_count": int,
+    "deletion_last_error": str,
+    "next_attempt_at": int,
+    "attempt_id": str,
+    "outcome_unknown": bool,
+    "gone_at": int,
+    "ready_at": int,
+    "quarantine_reason": str,
+    "stale_since": int,
+    "last_synced": int,
+}
+"""What it may have."""
+CLAIM_FIELDS: Mapping[str, type] = {
+    "track_id": str,
+    "idempotency_key": str,
+    "sandbox_id": str,
+    "lease_id": str,
+    "allocated_at": int,
+    "expires_at": int,
+    "name": str,
+    "external_id": str,
+}
+"""What each record of a claim has."""
+OPTIONAL_CLAIM_FIELDS: Mapping[str, type] = {"track_name": str, "sfdc_account_id": str}
+"""What it may have."""
+_LEASE_FIELDS = ("lease_id", "allocated_to_track", "idempotency_key", "allocated_at", "expires_at")
+
+
+def flatten(sandbox: Sandbox) -> Flat:
+    """Return every field of a sandbox."""
+    return {
+        "sandbox_id": sandbox.sandbox_id,
+        "name": sandbox.name,
+        "external_id": sandbox.external_id,
+        "sfdc_account_id": sandbox.sfdc_account_id,
+        "status": sandbox.status,
+        "status_order": sandbox.status_order,
+        "version": sandbox.version,
+        "created_at": sandbox.created_at,
+        "updated_at": sandbox.updated_at,
+        "dirty": sandbox.dirty,
+        **_of_leases(sandbox.lease, sandbox.last_lease),
+        **of_wipe(sandbox.wipe),
+        "quarantine_reason": sandbox.quarantine,
+        "stale_since": sandbox.stale_since,
+        "last_synced": sandbox.last_synced,
+    }
+
+
+def of_lease(lease: Lease | None) -> Flat:
+    """Return the fields of a sandbox that a present lease sets."""
+    return {
+        "lease_id": lease.lease_id if lease else None,
+        "allocated_to_track": lease.track_id if lease else None,
+        "idempotency_key": lease.idempotency_key if lease else None,
+        "track_name": lease.track_name if lease else None,
+        "allocated_at": lease.allocated_at if lease else None,
+        "expires_at": lease.expires_at if lease else None,
+    }
+
+
+def of_wipe(wipe: Wipe | None) -> Flat:
+    """Return the fields of a sandbox that its wipe sets."""
+    wipe = wipe or Wipe()
+    return {
+        "deletion_requested_at": wipe.requested_at,
+        "deletion_reason": wipe.reason,
+        "deletion_retry_count": wipe.tries,
+        "deletion_last_error": wipe.last_error,
+        "next_attempt_at": wipe.next_attempt_at,
+        "attempt_id": wipe.attempt_id,
+        "outcome_unknown": wipe.outcome_unknown,
+        "gone_at": wipe.gone_at,
+        "ready_at": wipe.ready_at,
+    }
+
+
+def of_allocation(lease: Lease, *, version: int) -> Flat:
+    """Return every field of a sandbox that an allocation sets, so that it need not have been read."""
+    return {
+        "status": Status.ALLOCATED,
+        "status_order": lease.expires_at,
+        "version": version,
+        "updated_at": lease.allocated_at,
+        "dirty": True,
+        **of_lease(lease),
+        **of_wipe(None),
+        "stale_since": None,
+    }
+
+
+def flatten_claim(claim: Claim) -> Flat:
+    """Return every field of a claim."""
+    lease = claim.lease
+    return {
+        "track_id": lease.track_id,
+        "idempotency_key": lease.idempotency_key,
+        "sandbox_id": claim.sandbox_id,
+        "lease_id": lease.lease_id,
+        "allocated_at": lease.allocated_at,
+        "expires_at": lease.expires_at,
+        "name": claim.name,
+        "external_id": claim.external_id,
+        "track_name": lease.track_name,
+        "sfdc_account_id": claim.sfdc_account_id,
+    }
+
+
+def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
+    """Return the sandbox of these fields, each of which has its type; those that may be missing may be left out.
+
+    Raises `ValueError` that names a field that its status needs, and `InvalidTransition` for a record that cannot be.
+    """
+    status = flat["status"]
+    lease = None
+    if status is Status.ALLOCATED:
+        missing = [name for name in _LEASE_FIELDS if flat.get(name) is None]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+        lease = Lease(
+            lease_id=flat["lease_id"],
+            track_id=flat["allocated_to_track"],
+            idempotency_key=flat["idempotency_key"],
+            allocated_at=flat["allocated_at"],
+            expires_at=flat["expires_at"],
+            track_name=flat.get("track_name"),
+        )
+    wipe = Wipe(
+        requested_at=flat.get("deletion_requested_at"),
+        reason=flat.get("deletion_reason"),
+        tries=flat.get("deletion_retry_count") or 0,
+        last_error=flat.get("deletion_last_error"),
+        next_attempt_at=flat.get("next_attempt_at"),
+        attempt_id=flat.get("attempt_id"),
+        outcome_unknown=flat.get("outcome_unknown") or False,
+        gone_at=flat.get("gone_at"),
+        ready_at=flat.get("ready_at"),
+    )
+    return Sandbox(
+        sandbox_id=flat["sandbox_id"],
+        name=flat["name"],
+        external_id=flat["external_id"],
+        sfdc_account_id=flat.get("sfdc_account_id"),
+        status=status,
+        status_order=flat["status_order"],
+        version=flat["version"],
+        created_at=flat["created_at"],
+        updated_at=flat["updated_at"],
+        dirty=flat.get("dirty") or False,
+        lease=lease,
+        last_lease=_ended_lease_of(flat, is_held=lease is not None),
+        wipe=None if lease or wipe == Wipe() else wipe,
+        quarantine=flat.get("quarantine_reason"),
+        stale_since=flat.get("stale_since"),
+        last_synced=flat.get("last_synced"),
+    )
+
+
+def claim_of(flat: Mapping[str, Any]) -> Claim:
+    """Return the claim of these fields, each of which has its type; those that may be missing may be left out."""
+    return Claim(
+        sandbox_id=flat["sandbox_id"],
+        name=flat["name"],
+        external_id=flat["external_id"],
+        sfdc_account_id=flat.get("sfdc_account_id"),
+        lease=Lease(
+            lease_id=flat["lease_id"],
+            track_id=flat["track_id"],
+            idempotency_key=flat["idempotency_key"],
+            allocated_at=flat["allocated_at"],
+            expires_at=flat["expires_at"],
+            track_name=flat.get("track_name"),
+        ),
+    )
+
+
+def _of_leases(lease: Lease | None, last: EndedLease | None) -> Flat:
+    """Return the fields of both leases; the times are those of the present one, or else of the last one."""
+    flat = of_lease(lease)
+    if lease is None and last is not None:
+        flat |= {"track_name": last.track_name, "allocated_at": last.allocated_at, "expires_at": last.expires_at}
+    flat |= {"last_track_id": last.track_id if last else None, "last_lease_id": last.lease_id if last else None}
+    return flat
+
+
+def _ended_lease_of(flat: Mapping[str, Any], *, is_held: bool) -> EndedLease | None:
+    lease_id, track_id = flat.get("last_lease_id"), flat.get("last_track_id")
+    if lease_id is None and track_id is None:
+        return None
+    if lease_id is None or track_id is None:
+        raise ValueError(f"{'last_track_id' if lease_id else 'last_lease_id'} is missing")
+    if is_held:
+        return EndedLease(lease_id=lease_id, track_id=track_id)
+    return EndedLease(
+        lease_id=lease_id,
+        track_id=track_id,
+        allocated_at=flat.get("allocated_at"),
+        expires_at=flat.get("expires_at"),
+        track_name=flat.get("track_name"),
+    )

@@ -1,0 +1,123 @@
+"""The jobs that there are: each is declared here, once. What is declared of a job is in `jobs.py`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from broker_common.core.expiry import ExpiryResult
+from broker_common.core.job_names import Job
+from broker_common.core.jobs import Daily, Every, Flag, HandOut, JobSpec, declare
+from broker_common.core.purge import PurgeResult
+from broker_common.core.runs import CleanupTally
+from broker_common.core.sync import SyncResult
+from broker_common.core.telemetry import DeleteOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker_common.core.jobs import Work
+    from broker_common.core.principals import Actor
+
+
+# Each use case is called here, and nowhere else; the deletes of a cleanup are called in `runner.py`.
+
+
+def _sync(work: Work, by: Actor, flags: Mapping[str, bool]) -> SyncResult:
+    return work.syncer.run(by=by, force=flags.get("force", False))
+
+
+def _clean_up(work: Work, by: Actor, flags: Mapping[str, bool]) -> HandOut:  # noqa: ARG001 - all are called alike
+    return HandOut(work.cleaner.find_due)
+
+
+def _expire(work: Work, by: Actor, flags: Mapping[str, bool]) -> ExpiryResult:  # noqa: ARG001 - the same
+    return work.expirer.run(by=by)
+
+
+def _purge_stale(work: Work, by: Actor, flags: Mapping[str, bool]) -> PurgeResult:  # noqa: ARG001 - the same
+    return work.purger.run(by=by)
+
+
+JOBS = declare(
+    JobSpec(
+        name=Job.SYNC,
+        title="Sync",
+        summary="Read the provider's accounts into the pool.",
+        description=(
+            "New accounts become available, available sandboxes that are missing become stale. Where more are missing "
+            "than seems likely, none becomes stale and the run fails, unless it is forced."
+        ),
+        schedule=Every(seconds=600, setting="sync_interval_sec"),
+        pause="sync",
+        flags=(
+            Flag(
+                name="force",
+                help="past the brake on missing accounts",
+                description="Mark as stale what is missing, however much that is",
+            ),
+        ),
+        work=_sync,
+        example=asdict(
+            SyncResult(
+                synced=50,
+                added=2,
+                updated=1,
+                restored=0,
+                contradicted=0,
+                stale=1,
+                removed=0,
+                skipped=0,
+                refused=0,
+                tombstones_listed=0,
+                overtaken=0,
+                failed=0,
+                missing=1,
+                judged=42,
+            )
+        ),
+        log_action="background_sync",
+        log_word="sync",
+        counter="broker_sync_total",
+    ),
+    JobSpec(
+        name=Job.CLEANUP,
+        title="Cleanup",
+        summary="Have the sandboxes that are due wiped by the provider.",
+        description="Each is handed to a worker; the run ends with the last of them.",
+        schedule=Every(seconds=300, setting="cleanup_interval_sec"),
+        pause="cleanup",
+        work=_clean_up,
+        example=CleanupTally(counts={DeleteOutcome.DELETED: 3, DeleteOutcome.WILL_RETRY: 1}).result,
+        log_action="background_cleanup",
+        log_word="cleanup",
+        counter="broker_cleanup_total",
+        # A run ends with its last delete, and the next one waits for that.
+        overdue_intervals=6,
+    ),
+    JobSpec(
+        name=Job.EXPIRE,
+        title="Auto-expiry",
+        summary="End the allocations that are past their time.",
+        description="That is `expires_at` and the buffer after it; their sandboxes go to be wiped.",
+        schedule=Every(seconds=300, setting="auto_expiry_interval_sec"),
+        pause="expire",
+        work=_expire,
+        example=asdict(ExpiryResult(expired=2, failed=0)),
+        log_action="auto_expiry",
+        log_word="expiry",
+        counter="broker_expiry_total",
+    ),
+    JobSpec(
+        name=Job.PURGE_STALE,
+        title="Purge",
+        summary="Remove the records that have been stale for too long.",
+        description="Of a dirty sandbox a tombstone is left, so that no sync takes it for a new one.",
+        schedule=Daily(hour=2),
+        work=_purge_stale,
+        example=asdict(PurgeResult(removed=4, failed=0)),
+        log_action="purge_stale",
+        log_word="purge-stale",
+    ),
+)
+"""Every job by its name."""

@@ -1,0 +1,82 @@
+"""How a lease begins and ends: pure functions on the record of a sandbox."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from broker_common.core.facts import Change, FactKind, allocated, change
+from broker_common.core.flat import flatten, of_allocation, sandbox_of
+from broker_common.core.sandbox import (
+    Candidate,
+    Claim,
+    DeletionReason,
+    EndedLease,
+    Lease,
+    Sandbox,
+    Status,
+    Wipe,
+    moved,
+    next_version,
+    not_allowed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker_common.core.principals import Actor
+
+_KINDS: Mapping[DeletionReason, FactKind] = {
+    DeletionReason.MARKED: FactKind.MARKED,
+    DeletionReason.RELEASED: FactKind.RELEASED,
+    DeletionReason.EXPIRED: FactKind.EXPIRED,
+}
+
+
+def candidate_of(sandbox: Sandbox) -> Candidate:
+    """Return what an allocation has to know of an available sandbox."""
+    return Candidate(
+        sandbox_id=sandbox.sandbox_id,
+        version=sandbox.version,
+        name=sandbox.name,
+        external_id=sandbox.external_id,
+        sfdc_account_id=sandbox.sfdc_account_id,
+    )
+
+
+def claim_on(candidate: Candidate | Sandbox, lease: Lease) -> Claim:
+    """Return the claim by which a lease's track holds a sandbox."""
+    return Claim(
+        sandbox_id=candidate.sandbox_id,
+        name=candidate.name,
+        external_id=candidate.external_id,
+        sfdc_account_id=candidate.sfdc_account_id,
+        lease=lease,
+    )
+
+
+def begin(sandbox: Sandbox, lease: Lease, *, by: Actor) -> Change:
+    """Give an available sandbox to a lease's track."""
+    if sandbox.status is not Status.AVAILABLE:
+        raise not_allowed(sandbox, Status.ALLOCATED)
+    version = next_version(sandbox.version, lease.allocated_at)
+    held = sandbox_of({**flatten(sandbox), **of_allocation(lease, version=version)})
+    candidate = candidate_of(sandbox)
+    return Change(sandbox, held, allocated(candidate, claim_on(candidate, lease), by=by))
+
+
+def end(sandbox: Sandbox, *, reason: DeletionReason, by: Actor, now: int) -> Change:
+    """Take an allocated sandbox back: it waits for the provider to wipe it."""
+    lease = sandbox.lease
+    if lease is None:
+        raise not_allowed(sandbox, Status.PENDING_DELETION)
+    last = EndedLease(
+        lease_id=lease.lease_id,
+        track_id=lease.track_id,
+        allocated_at=lease.allocated_at,
+        expires_at=lease.expires_at,
+        track_name=lease.track_name,
+    )
+    ended = replace(moved(sandbox, Status.PENDING_DELETION, now=now, order=now), last_lease=last)
+    ended = replace(ended, wipe=Wipe(requested_at=now, reason=reason, next_attempt_at=now))
+    return change(sandbox, ended, _KINDS[reason], by=by, now=now)

@@ -1,0 +1,34 @@
+"""The numbers that the rules depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RecyclePolicy(StrEnum):
+    """What becomes of a sandbox that the provider has wiped."""
+
+    REUSE = "reuse"
+    CONFIRM = "confirm"
+    RETIRE = "retire"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The numbers that the rules depend on; durations in seconds."""
+
+    lab_duration_sec: int = 4 * 3600
+    expiry_buffer_sec: int = 1800
+    stale_grace_sec: int = 24 * 3600
+    stale_brake_percent: int = 50
+    stale_brake_min: int = 5
+    recycle: RecyclePolicy = RecyclePolicy.REUSE
+    deletion_max_attempts: int = 8
+    deletion_backoff_base_sec: float = 60
+    deletion_backoff_max_sec: float = 3600
+    attempt_window_sec: int = 60
+    """Longer than a delete call can last: until then no second attempt may start."""
+    cool_down_sec: int = 0
+    """How long a wiped sandbox rests before it is available again."""
+    k_candidates: int = 15

@@ -1,0 +1,155 @@
+"""What a run of a job may do, and doing it: paused, running already, stalled, delivered again, failed.
+
+The workers' tasks call this, and carry nothing but messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from broker_common.core.errors import BrokerError, ProviderBusy
+from broker_common.core.jobs import HandOut, JobState
+from broker_common.core.runs import CleanupTally, Conclusion
+from broker_common.core.telemetry import DeleteOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from broker_common.core.jobs import Jobs, JobSpec, Work
+    from broker_common.core.principals import Actor
+    from broker_common.core.runs import Ended, JobLocks, JobRun, Runs
+    from broker_common.core.telemetry import DeleteEnded
+
+_INTERNAL_ERROR = "an internal error, which the worker has logged"
+
+
+class JobFailed(Exception):
+    """A run failed for a reason that is recorded and logged already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How a run stands when its task is done: at its end, or handed out to that many deletes."""
+
+    state: JobState
+    result: Mapping[str, Any] | None = None
+    error: str | None = None
+    handed_out: int | None = None
+
+
+class LogContext(Protocol):
+    """Says in the log lines of a context whose they are."""
+
+    def of_run(self, run: JobRun) -> AbstractContextManager[Any]:
+        """Have the lines inside name a run and who asked for it."""
+
+    def of_sandbox(self, sandbox_id: str) -> AbstractContextManager[Any]:
+        """Have the lines inside name a sandbox."""
+
+
+class JobRunner:
+    """Does runs of jobs, each as far as it may go."""
+
+    def __init__(self, jobs: Jobs, *, work: Work, runs: Runs, locks: JobLocks, log: LogContext) -> None:
+        self._jobs = jobs
+        self._work = work
+        self._runs = runs
+        self._locks = locks
+        self._log = log
+
+    def run(
+        self, name: str, job_id: str, flags: Mapping[str, bool], *, send: Callable[[JobRun, list[str]], None]
+    ) -> Report:
+        """Do one run from its start to its end, or hand out its deletes by `send`.
+
+        A run that has ended before is not done again. Raises `JobFailed` once its failure is recorded, whatever an
+        unforeseen error raised, and `QueueUnavailable`.
+        """
+        job = self._jobs[name]
+        run = self._runs.start(job_id, name, request_id=job.request_id(self._work.clock.now()))
+        with self._log.of_run(run):
+            if run.state.is_final:
+                return Report(state=run.state, result=run.result, error=run.error)
+            try:
+                outcome = self._attempt(job, run, flags, send)
+            except BrokerError as error:
+                outcome = _failed(job, error.message)
+            except Exception:
+                self._end(run, _failed(job, _INTERNAL_ERROR))
+                raise
+            if isinstance(outcome, int):
+                return Report(state=run.state, handed_out=outcome)
+            self._end(run, outcome)
+        if outcome.state is JobState.FAILED:
+            raise JobFailed(outcome.error)
+        return Report(state=outcome.state, result=outcome.result, error=outcome.error)
+
+    def delete(self, sandbox_id: str, run_id: str, by: Actor) -> DeleteEnded:
+        """Make one attempt to delete a sandbox, and report it to its run; the last one ends the run.
+
+        Raises `ProviderBusy` if it must be tried again later and has not been reported, whatever an unforeseen error
+        raised, and `QueueUnavailable`.
+        """
+        try:
+            # Not beyond: the line that ends the run is of no one sandbox.
+            with self._log.of_sandbox(sandbox_id):
+                deleted = self._work.cleaner.delete_sandbox(sandbox_id, by=by)
+        except ProviderBusy:
+            raise
+        except Exception:
+            self._settle(sandbox_id, run_id, DeleteOutcome.WILL_RETRY, _INTERNAL_ERROR)
+            raise
+        self._settle(sandbox_id, run_id, deleted.outcome, deleted.error)
+        return deleted
+
+    def _attempt(
+        self, job: JobSpec, run: JobRun, flags: Mapping[str, bool], send: Callable[[JobRun, list[str]], None]
+    ) -> Conclusion | int:
+        """Do what the job does, if it may; returns its end, or how many deletes were handed out."""
+        self._work.guard.check()
+        if job.is_paused(self._work.store.read_pauses()):
+            return _skipped("paused by an operator")
+        with self._locks.hold(job.name, owner=run.job_id) as is_held:
+            if not is_held:
+                return _skipped("the same job is running already")
+            done = job.work(self._work, run.actor, flags)
+            if isinstance(done, HandOut):
+                return self._hand_out(run, done, send)
+            return Conclusion(state=JobState.SUCCEEDED, message=done.message, result=asdict(done))
+
+    def _hand_out(self, run: JobRun, due: HandOut, send: Callable[[JobRun, list[str]], None]) -> Conclusion | int:
+        before = self._runs.find_open_cleanup()
+        if before is not None and before != run.job_id:
+            ended = self._runs.end_stalled_cleanup(before)
+            if ended is None:
+                return _skipped(f"deletes of run {before} are still under way")
+            self._record(ended)
+        sandbox_ids = self._runs.hand_out(run.job_id, due.find())
+        if not sandbox_ids:
+            return CleanupTally().conclude()
+        send(run, sandbox_ids)
+        return len(sandbox_ids)
+
+    def _settle(self, sandbox_id: str, run_id: str, outcome: DeleteOutcome, error: str | None) -> None:
+        ended = self._runs.settle(run_id, sandbox_id, outcome, error)
+        if ended is not None:
+            self._record(ended)
+
+    def _end(self, run: JobRun, conclusion: Conclusion) -> None:
+        ended = self._runs.finish(run.job_id, conclusion)
+        if ended is not None:
+            self._record(ended)
+
+    def _record(self, ended: Ended) -> None:
+        with self._log.of_run(ended.run):
+            self._work.recorder.record(ended.event)
+
+
+def _failed(job: JobSpec, error: str) -> Conclusion:
+    return Conclusion(state=JobState.FAILED, message=f"{job.title} failed", error=error)
+
+
+def _skipped(reason: str) -> Conclusion:
+    return Conclusion(state=JobState.SKIPPED, message=f"Skipped: {reason}", error=reason)

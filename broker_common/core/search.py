@@ -1,0 +1,175 @@
+"""Finding sandboxes by what the index does not know: in a copy of the pool that is a few seconds old."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from dataclasses import astuple, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from broker_common.core.deadline import time_left
+from broker_common.core.errors import InvalidInput, StoreUnavailable
+from broker_common.core.flat import OPTIONAL_SANDBOX_FIELDS, SANDBOX_FIELDS, flatten
+
+if TYPE_CHECKING:
+    from broker_common.core.inventory import Inventory
+    from broker_common.core.ports import Clock
+    from broker_common.core.sandbox import Sandbox, Status
+    from broker_common.core.store import Pool, Reports, Unreadable
+
+MAX_AGE_SEC = 5.0
+_FIELDS = {**SANDBOX_FIELDS, **OPTIONAL_SANDBOX_FIELDS}
+
+
+class SortField(StrEnum):
+    """By what found sandboxes can be sorted; what a sandbox does not have comes last."""
+
+    SANDBOX_ID = "sandbox_id"
+    NAME = "name"
+    STATUS = "status"
+    TRACK_NAME = "track_name"
+    TRACK_ID = "allocated_to_track"
+    ALLOCATED_AT = "allocated_at"
+    EXPIRES_AT = "expires_at"
+    DELETION_REQUESTED_AT = "deletion_requested_at"
+    DELETION_RETRY_COUNT = "deletion_retry_count"
+    STALE_SINCE = "stale_since"
+    CREATED_AT = "created_at"
+    UPDATED_AT = "updated_at"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which sandboxes to find, and in which order.
+
+    `name` is part of the sandbox's name, in capitals or small letters; `track_name` is that of its latest lease,
+    `track_id` its holder.
+    """
+
+    status: Status | None = None
+    name: str | None = None
+    track_name: str | None = None
+    track_id: str | None = None
+    sort: SortField = SortField.SANDBOX_ID
+    descending: bool = False
+
+    def fits(self, sandbox: Sandbox) -> bool:
+        """Tell whether a sandbox is wanted."""
+        latest = sandbox.latest_lease
+        return (
+            self.status in {None, sandbox.status}
+            and (self.name is None or self.name.casefold() in sandbox.name.casefold())
+            and (self.track_name is None or (latest is not None and latest.track_name == self.track_name))
+            and (self.track_id is None or (sandbox.lease is not None and sandbox.lease.track_id == self.track_id))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A page of found sandboxes; `cursor` reads on, and is None at the end.
+
+    `age_sec`: how old the copy is that was searched. `total`: how many were found on all pages.
+    """
+
+    sandboxes: tuple[Sandbox, ...]
+    total: int
+    age_sec: float
+    cursor: str | None
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+class Search:
+    """The pool, read at most every few seconds by one thread at a time; safe to use from many threads."""
+
+    def __init__(self, *, reports: Reports, inventory: Inventory, clock: Clock) -> None:
+        self._reports = reports
+        self._inventory = inventory
+        self._clock = clock
+        self._reading = threading.Lock()
+        self._copy: tuple[float, Pool] | None = None
+
+    def find(self, query: Query, *, limit: int, cursor: str | None) -> Found:
+        """Return a page of the sandboxes that fit.
+
+        A sandbox that changes between two pages may be missed or met twice. One whose record cannot be read is named
+        on the first page, whatever is asked for. Raises `InvalidInput` for a cursor that was not given for this query.
+        """
+        after = _read_cursor(query, cursor) if cursor is not None else None
+        read_at, pool = self._current()
+        fitting = sorted((_key(query, each), each.sandbox_id) for each in pool.sandboxes if query.fits(each))
+        if query.descending:
+            # What has no value stays at the end.
+            have, lack = [each for each in fitting if each[0][0] == 0], [each for each in fitting if each[0][0] == 1]
+            fitting = have[::-1] + lack
+        by_id = {each.sandbox_id: each for each in pool.sandboxes}
+        first = 0
+        if after is not None:
+            first = next((at for at, each in enumerate(fitting) if _is_after(query, each, after)), len(fitting))
+        page = fitting[first : first + limit]
+        more = first + limit < len(fitting)
+        return Found(
+            self._inventory.show(by_id[sandbox_id] for _, sandbox_id in page),
+            len(fitting),
+            max(0.0, self._clock.monotonic() - read_at),
+            _write_cursor(query, page[-1]) if more else None,
+            pool.unreadable if cursor is None else (),
+        )
+
+    def _current(self) -> tuple[float, Pool]:
+        copy = self._copy
+        if copy is None or self._is_old(copy):
+            if not self._reading.acquire(timeout=max(0.0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
+                raise StoreUnavailable("reading the pool took too long")
+            try:
+                copy = self._copy
+                if copy is None or self._is_old(copy):
+                    began = self._clock.monotonic()
+                    copy = self._copy = (began, self._reports.read_all(with_accounts=False))
+            finally:
+                self._reading.release()
+        return copy
+
+    def _is_old(self, copy: tuple[float, Pool]) -> bool:
+        return self._clock.monotonic() - copy[0] >= MAX_AGE_SEC
+
+
+_Key = tuple[int, str | int]
+_Place = tuple[_Key, str]
+
+
+def _key(query: Query, sandbox: Sandbox) -> _Key:
+    value = flatten(sandbox)[query.sort]
+    return (1, 0) if value is None else (0, value)
+
+
+def _is_after(query: Query, place: _Place, after: _Place) -> bool:
+    """Tell whether a place comes behind another one in the order of the query."""
+    if place[0][0] != after[0][0]:
+        return place[0][0] > after[0][0]
+    return place < after if query.descending and place[0][0] == 0 else place > after
+
+
+def _name(query: Query) -> str:
+    """Return what tells a query from others, in few characters."""
+    return hashlib.sha256(json.dumps([str(each) for each in astuple(query)]).encode()).hexdigest()[:16]
+
+
+def _write_cursor(query: Query, place: _Place) -> str:
+    content = json.dumps([_name(query), place], separators=(",", ":"))
+    return base64.urlsafe_b64encode(content.encode()).decode()
+
+
+def _read_cursor(query: Query, cursor: str) -> _Place:
+    kind = int if _FIELDS[query.sort] is int else str
+    try:
+        match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
+            case [name, [[int(lacks), value], str(sandbox_id)]] if name == _name(query) and (
+                (lacks == 0 and type(value) is kind) or (lacks == 1 and value == 0)
+            ):
+                return (lacks, value), sandbox_id
+    except (ValueError, RecursionError):
+        pass
+    raise InvalidInput("cursor: was not given by a listing with the same filters and order")

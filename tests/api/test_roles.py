@@ -1,0 +1,166 @@
+"""Who may make which call: every call of the API, with every role, held against one table."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker_common.core.principals import Role
+from broker_common.core.sandbox import Status
+from tests.api.description import operations, read_document
+from tests.api.harness import Api, error_of, make_api, named_token
+from tests.fakes import make_sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ALL = {None, *Role}
+"""Whoever calls: None has no token."""
+TRACKS = {Role.TRACK}
+READERS = {Role.VIEWER, Role.OPERATOR, Role.ADMIN}
+OPERATORS = {Role.OPERATOR, Role.ADMIN}
+ADMINS = {Role.ADMIN}
+ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
+    ("POST", "/v1/allocate"): TRACKS,
+    ("GET", "/v1/sandboxes"): TRACKS,
+    ("GET", "/v1/sandboxes/<sandbox_id>"): TRACKS,
+    ("POST", "/v1/sandboxes/<sandbox_id>/mark-for-deletion"): TRACKS,
+    ("GET", "/v1/admin/whoami"): READERS,
+    ("GET", "/v1/admin/stats"): READERS,
+    ("GET", "/v1/admin/sandboxes"): READERS,
+    ("GET", "/v1/admin/sandboxes/<sandbox_id>"): READERS,
+    ("GET", "/v1/admin/jobs/<job_id>"): READERS,
+    ("GET", "/v1/admin/pause"): READERS,
+    ("POST", "/v1/admin/pause"): OPERATORS,
+    ("POST", "/v1/admin/sync"): OPERATORS,
+    ("POST", "/v1/admin/cleanup"): OPERATORS,
+    ("POST", "/v1/admin/expire"): OPERATORS,
+    ("POST", "/v1/admin/purge-stale"): OPERATORS,
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): OPERATORS,
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
+    ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
+    ("GET", "/v1/admin/sandboxes/<sandbox_id>/history"): READERS,
+    ("GET", "/v1/admin/events"): READERS,
+    ("GET", "/v1/admin/jobs"): READERS,
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): OPERATORS,
+    ("POST", "/v1/admin/bulk-retry"): OPERATORS,
+    ("POST", "/v1/admin/bulk-delete"): ADMINS,
+    ("GET", "/healthz"): ALL,
+    ("GET", "/readyz"): ALL,
+    ("GET", "/metrics"): ALL,
+    ("GET", "/favicon.ico"): ALL,
+    ("GET", "/v1/openapi.json"): ALL,
+    ("GET", "/v1/docs"): ALL,
+    ("GET", "/v1/docs/<path:filename>"): ALL,
+}
+"""Whose calls are answered; without a token it is 401 for the others, with one 403."""
+
+SENT: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/admin/pause"): {"json": {"allocate": True}},
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): {"json": {"lease_id": "lease-of-allocated"}},
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): {"json": {"reason": "it looks odd"}},
+    ("POST", "/v1/admin/bulk-delete"): {"query_string": {"status": "stale"}},
+}
+"""What makes a call do what it is for."""
+CHANGED = {
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): "allocated",
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "available",
+    ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "flagged",
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): "deletion_failed",
+}
+"""The sandbox that a call can change."""
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Api:
+    file = tmp_path / "tokens.toml"
+    file.write_text("".join(named_token(f"one-{role}", f"token-of-{role}", role) for role in Role))
+    api = make_api(BROKER_API_TOKEN="", BROKER_ADMIN_TOKEN="", BROKER_TOKENS_FILE=str(file))
+    held = {"allocated_to_track": "track-1", "lease_id": "lease-of-allocated", "dirty": True}
+    for status in (Status.AVAILABLE, Status.ALLOCATED, Status.STALE, Status.DELETION_FAILED):
+        api.store.seed(make_sandbox(status.value, status=status, **(held if status is Status.ALLOCATED else {})))
+    api.store.seed(
+        make_sandbox("flagged", status=Status.PENDING_DELETION, dirty=True, quarantine_reason="it looks odd")
+    )
+    return api
+
+
+def served(api: Api) -> Iterator[tuple[str, str]]:
+    """Yield every call that the application has a route for."""
+    for rule in api.app.url_map.iter_rules():
+        yield from ((method, rule.rule) for method in rule.methods or () if method not in {"HEAD", "OPTIONS"})
+
+
+def make_call(api: Api, method: str, rule: str, role: Role | None) -> tuple[int, str | None]:
+    """Make a call that could do something, and return its status, and the code of an error."""
+    path = rule.replace("<path:filename>", "index.css").replace("<job_id>", "job-1")
+    path = path.replace("<sandbox_id>", CHANGED.get((method, rule), "allocated"))
+    headers = {"X-Track-ID": "track-1"} | ({"Authorization": f"Bearer token-of-{role}"} if role else {})
+    answer = api.call(method, path, headers=headers, **SENT.get((method, rule), {}))
+    is_refused = answer.status_code >= 400 and "error" in (answer.get_json(silent=True) or {})
+    return answer.status_code, error_of(answer)["code"] if is_refused else None
+
+
+def test_the_table_holds_every_call_and_no_other(api: Api) -> None:
+    assert set(served(api)) == set(ALLOWED)
+
+
+@pytest.mark.parametrize("role", [None, *Role], ids=str)
+@pytest.mark.parametrize(("method", "rule"), ALLOWED, ids=map(" ".join, ALLOWED))
+def test_each_role_makes_the_calls_of_the_table_and_no_others(
+    api: Api, method: str, rule: str, role: Role | None
+) -> None:
+    status, code = make_call(api, method, rule, role)
+    if role in ALLOWED[method, rule]:
+        assert code not in {"UNAUTHORIZED", "FORBIDDEN"}
+        assert status not in {401, 403}
+    else:
+        assert (status, code) == ((401, "UNAUTHORIZED") if role is None else (403, "FORBIDDEN"))
+
+
+def test_head_needs_what_get_needs(api: Api) -> None:
+    for method, rule in ALLOWED:
+        if method == "GET" and "/admin/" in rule:
+            assert [make_call(api, "HEAD", rule, role)[0] for role in (None, Role.TRACK)] == [401, 403]
+
+
+def test_a_viewer_reads_everything_and_changes_nothing(api: Api) -> None:
+    before = state_of(api)
+    for method, rule in ALLOWED:
+        status, code = make_call(api, method, rule, Role.VIEWER)
+        if method == "GET" and "/admin/" in rule:
+            assert status == 200 or code == "JOB_NOT_FOUND"
+        elif method != "GET":
+            assert (status, code) == (403, "FORBIDDEN")
+    assert state_of(api) == before
+
+
+def test_each_of_these_calls_would_change_something_for_who_may_make_it(api: Api) -> None:
+    """Else that nothing changed would show nothing."""
+    for method, rule in ALLOWED:
+        if method != "GET" and "/admin/" in rule:
+            before = state_of(api)
+            assert make_call(api, method, rule, Role.ADMIN)[0] in {200, 202}, rule
+            assert state_of(api) != before, rule
+
+
+def state_of(api: Api) -> object:
+    return repr((api.store.dump(), api.store.read_pauses(), api.queue.enqueued))
+
+
+def test_the_description_says_of_each_call_which_role_it_needs(api: Api) -> None:
+    document = read_document()
+    for (verb, path), operation in operations(document).items():
+        allowed = ALLOWED[verb.upper(), re.sub(r"\{(\w+)\}", r"<\1>", path)]
+        if None in allowed:
+            assert operation["security"] == []
+            assert "Needs the role" not in operation["description"]
+            continue
+        # In the order of the roles, the first one that may is the one that is needed.
+        needed = next(role for role in Role if role in allowed)
+        scheme = "trackToken" if needed is Role.TRACK else "adminToken"
+        assert operation["security"] == [{scheme: [needed.value]}]
+        assert operation["description"].endswith(f"Needs the role `{needed}`.")

@@ -1,0 +1,1 @@
+"""What earlier releases have left: their tables are read, and carried on."""
