@@ -133,3 +133,13 @@ def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
     clock.advance(MAX_AGE_SEC)
     assert board.current() == paused
     assert store.calls["read_pauses"] == 1
+
+
+def test_a_damaged_pause_is_set_right_by_setting_it_and_what_stays_damaged_is_told() -> None:
+    clock = FakeClock()
+    store = UnreadablePauses(clock)
+    board = PauseBoard(store, clock, Random(1))
+    assert board.set({"sync": True}, by=BY).sync == Pause(by=BY.principal, since=clock.now())
+    clock.advance(1)
+    with pytest.raises(UnreadableRecord):
+        board.set({"sync": True}, by=BY)
