@@ -252,7 +252,12 @@ def test_a_quarantined_sandbox_is_not_given_out_until_it_was_wiped(stack: Stack)
 def test_a_pause_is_obeyed_by_every_process_within_five_seconds(stack: Stack) -> None:
     held = allocate(stack, "early-bird")
     paused = stack.as_admin("POST", "/pause", json={"allocate": True, "cleanup": True})
-    assert paused.json() == {"allocate": True, "sync": False, "cleanup": True, "expire": False}
+    shown = paused.json()
+    assert {(each["operation"], each["by"]) for each in shown.pop("paused")} == {
+        ("allocate", "admin"),
+        ("cleanup", "admin"),
+    }
+    assert shown == {"allocate": True, "sync": False, "cleanup": True, "expire": False}
     asked_at = time.monotonic()
 
     def is_refused_everywhere() -> bool:
