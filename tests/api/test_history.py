@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.facts import FactKind, PoolFactKind
+from broker_common.core.history import READ_AGAIN_SEC
 from broker_common.core.sandbox import Status
 from tests.api.harness import Api, body_of, error_of, make_api, named_token, refusing
 from tests.fakes import START, make_sandbox
@@ -169,8 +170,8 @@ def test_the_feed_is_read_on_with_its_cursor(used: Api) -> None:
     assert (kinds(last["events"]), last["is_last"]) == (["pool.paused"], True)
 
 
-def test_the_end_of_the_feed_reads_the_last_two_minutes_again(used: Api) -> None:
-    used.clock.advance(60)
+def test_the_end_of_the_feed_reads_the_last_minutes_again(used: Api) -> None:
+    used.clock.advance(READ_AGAIN_SEC - 60)
     end = events(used)
     used.admin("POST", "/v1/admin/pause", json={"sync": False})
     again = events(used, f"?after={end['cursor']}")
