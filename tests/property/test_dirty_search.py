@@ -374,8 +374,8 @@ def test_the_search_finds_a_success_that_overlooks_a_lost_attempt(monkeypatch: p
 def test_the_search_finds_a_sync_that_adds_over_a_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
     read_all = World().memory.read_all.__func__  # type: ignore[attr-defined] # the plain function, to wrap
 
-    def without_tombstones(memory: object) -> object:
-        pool = read_all(memory)
+    def without_tombstones(memory: object, **options: bool) -> object:
+        pool = read_all(memory, **options)
         return replace(pool, sandboxes=tuple(each for each in pool.sandboxes if each.status is not Status.DELETED))
 
     monkeypatch.setattr("tests.fakes.MemoryStore.read_all", without_tombstones)
