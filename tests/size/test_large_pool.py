@@ -20,7 +20,6 @@ from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.expiry import Expirer, ExpiryResult
-from broker_common.core.facts import Change
 from broker_common.core.guard import Guard
 from broker_common.core.lease import begin, candidate_of, end
 from broker_common.core.policy import Policy
@@ -30,7 +29,7 @@ from broker_common.core.sync import Syncer
 from broker_common.core.telemetry import ProviderCalled
 from broker_common.services import BULK_THREADS
 from tests.bulk_load import load_records
-from tests.fakes import BY, START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder, make_claim
+from tests.fakes import BY, START, FakeClock, FakeTableMemory, MemoryStore, RecordingRecorder, add_of, make_claim
 from tests.provider.conftest import TOKEN
 from tests.size.conftest import ALLOCATED, AVAILABLE, DUE, free, held
 from tests.world import World
@@ -106,7 +105,7 @@ def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_wa
     assert (result.added, result.updated, result.restored, result.stale, result.removed) == (0, 0, 0, 0, 0)
     assert (result.skipped, result.overtaken, result.failed, result.missing) == (0, 0, 0, 0)
     queries = meter.calls["Query"]
-    assert meter.calls == {"Query": queries, "BatchGetItem": 2 * ceil(ALL / BATCH), "GetItem": 1, "PutItem": 1}
+    assert meter.calls == {"Query": queries, "BatchGetItem": 2 * ceil(ALL / BATCH), "GetItem": 1, "UpdateItem": 1}
     assert meter.scanned["Query"] == ALL, "the index has each sandbox once; most of the table, its facts, is not read"
     assert queries <= ALL // PAGE + PLACES
     assert meter.units["Query"] / 2 * UNIT_BYTES <= queries * MEGABYTE, "no page is cut short by DynamoDB's own limit"
@@ -121,7 +120,7 @@ def test_an_allocation_and_its_end_are_one_call_each_whatever_is_told_of_them(
     create_table(client, "size-units")
     store = DynamoStore(metered, "size-units", clock=FakeClock(), rng=Random(7), recorder=RecordingRecorder())
     sandbox = free(accounts[0], Random(8))
-    store.commit(Change(None, sandbox, None))
+    store.commit(add_of(sandbox))
     claim = make_claim(sandbox)
     meter.clear()
 
