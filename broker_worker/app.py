@@ -72,7 +72,7 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         },
         task_default_queue=JOBS_QUEUE,
         task_queues=[Queue(name) for name in QUEUES],
-        # Whoever sends it: also when it is sent again by hand.
+        # For every sender, so that one sent again by hand finds its queue, too.
         task_routes={DELETE_SANDBOX: {"queue": DELETIONS_QUEUE}},
         task_create_missing_queues=False,
         worker_hijack_root_logger=False,

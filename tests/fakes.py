@@ -604,7 +604,7 @@ def _read_fact_cursor(of: str, cursor: str | None, *, default: int) -> int:
 
 
 class LaggingStore(MemoryStore):
-    """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago, each time anew.
+    """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago.
 
     A walk over the whole index may miss what has just moved in it.
     """

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class JudgedStore(StoreWrapper):
-    """Refuses what the contract forbids, whoever wants to write it."""
+    """Refuse every write that the contract forbids."""
 
     def commit(self, *changes: Change) -> None:
         for each in changes:

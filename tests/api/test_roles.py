@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ALL = {None, *Role}
-"""Whoever calls: None has no token."""
+"""The roles that make each call, and None for a caller without a token."""
 TRACKS = {Role.TRACK}
 READERS = {Role.VIEWER, Role.OPERATOR, Role.ADMIN}
 OPERATORS = {Role.OPERATOR, Role.ADMIN}

@@ -298,7 +298,7 @@ class _Simulation:
 
 
 def _work(job: Place, world: World) -> None:
-    """Run a job once; if it is killed, whoever runs it next goes on."""
+    """Run a job once; if it is killed, the next run goes on."""
     if job is Place.EXPIRY:
         world.expirer.run(by=BY)
     elif job is Place.CLEANUP:

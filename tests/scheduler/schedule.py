@@ -212,7 +212,7 @@ class Schedule:
 
 
 class VirtualTime(FakeClock):
-    """The clock of a schedule. Outside of its tasks whoever sleeps lets time pass."""
+    """The clock of a schedule. Outside of its tasks a sleep lets time pass."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ class VirtualTime(FakeClock):
             self._schedule.sleep(task, pause)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass; whoever is due meanwhile goes on afterwards."""
+        """Let time pass; tasks that fall due meanwhile go on afterwards."""
         self._seconds += seconds
 
     def reach(self, moment: float) -> None:

@@ -116,7 +116,7 @@ def explore(
 ) -> int:
     """Play every order, and return how many there are (with `commute`: how many that differ by more).
 
-    `play` arranges everything anew, adds its tasks, runs the schedule and judges what came of it; it must do the same
+    `play` arranges everything again, adds its tasks, runs the schedule and judges what came of it; it must do the same
     whenever the decisions are the same. What it raises is raised, with the order in a note.
 
     A run is repeated from its beginning with the last decision changed, depth first, until no decision is left that
