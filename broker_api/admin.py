@@ -8,7 +8,7 @@ from broker_api.auth import actor, known_principal
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import bulk_store_call, store_call
-from broker_api.openapi import SANDBOX_ID, leads_to
+from broker_api.openapi import SANDBOX_ID, link_to
 from broker_api.runtime import services
 from broker_api.schemas import (
     SEARCHES,
@@ -53,7 +53,7 @@ _ENDED = {
     "next_attempt_at": 1759580000,
     "updated_at": 1759580000,
 }
-_READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
+_READ_AGAIN = {200: {"links": link_to("adminReadSandbox", _SAME)}}
 
 
 @blueprint.route("/sandboxes", methods=["GET"], role=Role.VIEWER)
@@ -62,11 +62,11 @@ _READ_AGAIN = {200: {"links": leads_to("adminReadSandbox", _SAME)}}
     errors=("SERVICE_UNAVAILABLE",),
     responses={
         200: {
-            "links": leads_to("adminReadSandbox", _FIRST)
-            | leads_to("adminQuarantine", _FIRST)
-            | leads_to("adminRetryDeletion", _FIRST)
-            | leads_to("adminRelease", _FIRST, {"lease_id": "$response.body#/sandboxes/0/lease_id"})
-            | leads_to("adminListSandboxes", {"cursor": "$response.body#/cursor", "status": "$request.query.status"})
+            "links": link_to("adminReadSandbox", _FIRST)
+            | link_to("adminQuarantine", _FIRST)
+            | link_to("adminRetryDeletion", _FIRST)
+            | link_to("adminRelease", _FIRST, {"lease_id": "$response.body#/sandboxes/0/lease_id"})
+            | link_to("adminListSandboxes", {"cursor": "$response.body#/cursor", "status": "$request.query.status"})
         }
     },
 )
@@ -189,14 +189,14 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
     The sandbox goes to be wiped, as if its track had given it back. May be repeated.
     """
     require_plain("sandbox_id", sandbox_id)
-    return _answer(services().custody.release(sandbox_id=sandbox_id, lease_id=body["lease_id"], by=actor()).sandbox)
+    return _answer(services().leases.release(sandbox_id=sandbox_id, lease_id=body["lease_id"], by=actor()).sandbox)
 
 
 @blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
 @blueprint.doc(
     operationId="adminQuarantine",
     errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"),
-    responses={200: {"links": leads_to("adminRetryDeletion", _SAME) | leads_to("adminLiftQuarantine", _SAME)}},
+    responses={200: {"links": link_to("adminRetryDeletion", _SAME) | link_to("adminLiftQuarantine", _SAME)}},
 )
 @blueprint.arguments(QuarantineInputSchema())
 @blueprint.response(

@@ -14,7 +14,7 @@ from broker_api import browsers
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.caller import MAX_LENGTH
 from broker_api.errors import ERRORS
-from broker_api.openapi import WhatCallsShare, describe_what_calls_share
+from broker_api.openapi import SharedDescription, describe_shared_parts
 
 if TYPE_CHECKING:
     from apispec import APISpec
@@ -160,10 +160,10 @@ def make_api(app: Flask, base_path: str) -> Api:
         spec_kwargs={
             "info": {"description": _INTRODUCTION},
             "servers": [{"url": "/", "description": "This broker"}],
-            "extra_plugins": [WhatCallsShare(base_path)],
+            "extra_plugins": [SharedDescription(base_path)],
         },
     )
-    describe_what_calls_share(api.spec)
+    describe_shared_parts(api.spec)
     return api
 
 

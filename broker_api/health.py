@@ -68,7 +68,7 @@ def _check_store() -> dict[str, str]:
     with deadline_in(_CHECK_SEC, services().clock):
         checks = {"dynamodb": _check(guard.look)}
     # What was found wrong before stands while DynamoDB does not answer.
-    if guard.knows_the_time:
+    if guard.has_clock_reading:
         checks["clock"] = _told(guard.clock_problem())
     if checks["dynamodb"] == _OK or guard.table_problem():
         checks["table"] = _told(guard.table_problem())

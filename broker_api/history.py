@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
-from broker_api.openapi import SANDBOX_ID, leads_to
+from broker_api.openapi import SANDBOX_ID, link_to
 from broker_api.runtime import services
 from broker_api.schemas import FactPageSchema, FactQuerySchema, FeedQuerySchema, FeedSchema
 from broker_common.core.errors import InvalidInput
@@ -47,7 +47,7 @@ def read_history(query: dict[str, Any], sandbox_id: str) -> dict[str, Any]:
 @blueprint.doc(
     operationId="adminReadEvents",
     errors=("SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"),
-    responses={200: {"links": leads_to("adminReadEvents", {"after": "$response.body#/cursor"})}},
+    responses={200: {"links": link_to("adminReadEvents", {"after": "$response.body#/cursor"})}},
 )
 @blueprint.arguments(FeedQuerySchema(), location="query")
 @blueprint.response(200, FeedSchema, description="The next facts")

@@ -9,7 +9,7 @@ from werkzeug.http import parse_list_header, unquote_header_value
 
 from broker_api.auth import actor
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
-from broker_api.openapi import JOB_ID, answered_with, leads_to
+from broker_api.openapi import JOB_ID, answered_with, link_to
 from broker_api.runtime import runtime, services
 from broker_api.schemas import (
     JobAcceptedSchema,
@@ -32,7 +32,7 @@ MAX_WAIT_SEC = 30
 _POLL_SEC = 0.2
 
 _RUN = JobRunSchema()
-_STARTED = {"links": leads_to("adminReadJob", {"job_id": "$response.body#/job_id"})}
+_STARTED = {"links": link_to("adminReadJob", {"job_id": "$response.body#/job_id"})}
 
 
 def make_blueprint(jobs: Jobs) -> Blueprint:
@@ -46,7 +46,7 @@ def make_blueprint(jobs: Jobs) -> Blueprint:
     @blueprint.doc(
         operationId="adminListJobs",
         errors=("QUEUE_UNAVAILABLE",),
-        responses={200: {"links": leads_to("adminReadJob", {"job_id": "$response.body#/runs/0/job_id"})}},
+        responses={200: {"links": link_to("adminReadJob", {"job_id": "$response.body#/runs/0/job_id"})}},
     )
     @blueprint.arguments(job_runs_query_schema(jobs)(), location="query")
     @blueprint.response(200, JobRunsSchema, description="The last runs, newest first")

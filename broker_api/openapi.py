@@ -113,7 +113,7 @@ def answered_with(*headers: str) -> dict[str, dict[str, str]]:
     return {header: {"$ref": f"#/components/headers/{header}"} for header in headers}
 
 
-def leads_to(
+def link_to(
     operation: str, parameters: Mapping[str, str], body: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Return the link from an answer to the call that takes these parts of it, or of its request.
@@ -124,7 +124,7 @@ def leads_to(
     return {operation: link | ({"requestBody": dict(body)} if body else {})}
 
 
-class WhatCallsShare(BasePlugin):
+class SharedDescription(BasePlugin):
     """Describes what no call has for itself: the header that all read, those that all answer, and their errors.
 
     A call names, as `errors`, the codes that only some calls answer, and as `role` the one that it needs.
@@ -231,7 +231,7 @@ def _status_of(code: str) -> int:
     return ERROR_CODES[code].status.value
 
 
-def describe_what_calls_share(spec: APISpec) -> None:
+def describe_shared_parts(spec: APISpec) -> None:
     """Add the tokens and headers that calls refer to."""
     for scheme, whose in (
         ("trackToken", "A token with the role `track`; it may be bound to some tracks by patterns of their ids"),

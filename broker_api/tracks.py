@@ -10,7 +10,7 @@ from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
-from broker_api.openapi import SANDBOX_ID, answered_with, leads_to
+from broker_api.openapi import SANDBOX_ID, answered_with, link_to
 from broker_api.runtime import services
 from broker_api.schemas import (
     AllocationSchema,
@@ -37,15 +37,15 @@ _TRACK = ["track_id", "track_id_alias"]
 _SAME_TRACK = {"X-Track-ID": "$request.header.X-Track-ID"}
 
 
-def _leads_on(sandbox: str) -> dict[str, Any]:
+def _links_on(sandbox: str) -> dict[str, Any]:
     """Return the links of an answer whose body holds a sandbox of the calling track at this JSON pointer."""
     lease = {"lease_id": f"$response.body#{sandbox}/lease_id"}
     own = {"sandbox_id": f"$response.body#{sandbox}/sandbox_id"}
     return {
-        "links": leads_to("readSandbox", own | _SAME_TRACK)
-        | leads_to("markForDeletion", own | _SAME_TRACK, lease)
-        | leads_to("adminReadSandbox", own)
-        | leads_to("adminRelease", own, lease)
+        "links": link_to("readSandbox", own | _SAME_TRACK)
+        | link_to("markForDeletion", own | _SAME_TRACK, lease)
+        | link_to("adminReadSandbox", own)
+        | link_to("adminRelease", own, lease)
     }
 
 
@@ -66,7 +66,7 @@ def _refuse_others_first(view: Callable[..., Answer]) -> Callable[..., Answer]:
 @store_call
 def _read(sandbox_id: str) -> Sandbox:
     require_plain("sandbox_id", sandbox_id)
-    return services().custody.read(track_id=caller().track_id, sandbox_id=sandbox_id)
+    return services().leases.read(track_id=caller().track_id, sandbox_id=sandbox_id)
 
 
 @blueprint.route("/allocate", methods=["POST"], role=Role.TRACK)
@@ -74,7 +74,7 @@ def _read(sandbox_id: str) -> Sandbox:
     operationId="allocate",
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
     errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
-    responses={200: _leads_on(""), 201: _leads_on("")},
+    responses={200: _links_on(""), 201: _links_on("")},
 )
 @blueprint.response(201, AllocationSchema, description="A sandbox, newly allocated")
 @blueprint.alt_response(
@@ -111,7 +111,7 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
     operationId="listHeldSandboxes",
     parameters=_TRACK,
     errors=("SERVICE_UNAVAILABLE",),
-    responses={200: _leads_on("/sandboxes/0")},
+    responses={200: _links_on("/sandboxes/0")},
 )
 @blueprint.response(200, HeldSandboxesSchema, description="What the calling track holds; empty if that is nothing")
 @store_call
@@ -120,7 +120,7 @@ def list_held() -> dict[str, Any]:
 
     One for each idempotency key that it allocated with, and has not given back since.
     """
-    held = services().custody.list_held(track_id=caller().track_id)
+    held = services().leases.list_held(track_id=caller().track_id)
     return {"sandboxes": held, "count": len(held)}
 
 
@@ -157,7 +157,7 @@ def mark_for_deletion(body: dict[str, str], sandbox_id: str) -> Sandbox:
     May be repeated by its last holder until the sandbox is allocated anew; who may repeat it late sends `lease_id`.
     """
     require_plain("sandbox_id", sandbox_id)
-    ending = services().custody.mark_for_deletion(
+    ending = services().leases.mark_for_deletion(
         track_id=caller().track_id, sandbox_id=sandbox_id, by=actor(), lease_id=body.get("lease_id")
     )
     return ending.sandbox

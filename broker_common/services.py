@@ -27,17 +27,17 @@ from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
+from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
-from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.jobs import Work
+from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
-from broker_common.core.pauses import PauseBoard
+from broker_common.core.pauses import PauseCache
 from broker_common.core.purge import Purger
-from broker_common.core.reservoir import Reservoir
 from broker_common.core.runs import Runs
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
@@ -68,9 +68,9 @@ class ApiServices:
     recorder: Recorder
     store: SandboxStore
     guard: Guard
-    pauses: PauseBoard
+    pauses: PauseCache
     allocator: Allocator
-    custody: Custody
+    leases: Leases
     inventory: Inventory
     search: Search
     history: History
@@ -95,9 +95,9 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
     memory = RedisTableMemory(connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1), clock)
     guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
-    pauses = PauseBoard(store, clock, rng)
-    custody = Custody(store=store, recorder=recorder, clock=clock)
-    inventory = Inventory(store=store, custody=custody)
+    pauses = PauseCache(store, clock, rng)
+    leases = Leases(store=store, recorder=recorder, clock=clock)
+    inventory = Inventory(store=store, leases=leases)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -107,14 +107,14 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         allocator=Allocator(
             store=store,
             guard=guard,
-            reservoir=Reservoir(store, clock, rng, size=policy.k_candidates),
+            candidate_cache=CandidateCache(store, clock, rng, size=policy.k_candidates),
             pauses=pauses,
             recorder=recorder,
             clock=clock,
             rng=rng,
             policy=policy,
         ),
-        custody=custody,
+        leases=leases,
         inventory=inventory,
         search=Search(reports=store, inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
@@ -135,7 +135,7 @@ def build_worker_services(settings: Settings, *, registry: CollectorRegistry = R
     redis = connect_redis(settings)
     store = _store(settings, clock, rng, recorder, threads=2 * BULK_THREADS)
     guard = Guard(store=store, memory=RedisTableMemory(redis, clock), recorder=recorder, clock=clock, rng=rng)
-    pauses = PauseBoard(store, clock, rng)
+    pauses = PauseCache(store, clock, rng)
     provider = _provider(settings, clock, redis, recorder, _breaker(settings, redis))
     return WorkerServices(
         clock=clock,

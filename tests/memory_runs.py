@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from broker_common.core.runs import Change, JobRun, RunView
+    from broker_common.core.runs import JobRun, RunChange, RunView
 
 Value = TypeVar("Value")
 
@@ -25,7 +25,7 @@ class MemoryJobRuns:
         self._last_hand_out: str | None = None
         self._lock = threading.Lock()
 
-    def change(self, job_id: str, decide: Callable[[RunView], tuple[Change | None, Value]]) -> Value:
+    def change(self, job_id: str, decide: Callable[[RunView], tuple[RunChange | None, Value]]) -> Value:
         with self._lock:
             change, value = decide(_View(self, job_id))
             if change is not None:
@@ -38,7 +38,7 @@ class MemoryJobRuns:
     def read_last(self, jobs: Sequence[str], *, limit: int) -> list[JobRun]:
         return [run for run in reversed(self._runs.values()) if run.job in jobs][:limit]
 
-    def read_last_hand_out(self) -> str | None:
+    def read_last_dispatch(self) -> str | None:
         return self._last_hand_out
 
     def forget(self, job_id: str, job: str) -> None:
@@ -51,15 +51,15 @@ class MemoryJobRuns:
     def out_of(self, job_id: str) -> set[str]:
         return self._out.get(job_id, set())
 
-    def _make(self, change: Change) -> None:
+    def _make(self, change: RunChange) -> None:
         job_id = change.run.job_id
         self._runs[job_id] = change.run
         if change.run.state.is_final:
             self._out.pop(job_id, None)
         elif change.settle is not None:
             self._out[job_id].discard(change.settle)
-        elif change.hand_out:
-            self._out[job_id] = set(change.hand_out)
+        elif change.dispatch:
+            self._out[job_id] = set(change.dispatch)
             self._last_hand_out = job_id
 
 
@@ -70,13 +70,13 @@ class _View:
         self._runs = runs
         self._out = runs.out_of(job_id)
 
-    def is_out(self, sandbox_id: str) -> bool:
+    def is_open_delete(self, sandbox_id: str) -> bool:
         return sandbox_id in self._out
 
-    def count_out(self) -> int:
+    def count_open_deletes(self) -> int:
         return len(self._out)
 
-    def read_out(self) -> list[str]:
+    def read_open_deletes(self) -> list[str]:
         return list(self._out)
 
     def count_queued_deletes(self) -> int:

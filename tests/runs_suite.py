@@ -26,9 +26,9 @@ SUCCEEDED = Conclusion(state=JobState.SUCCEEDED, message="Synced 1 sandboxes", r
 ALICE = Actor(principal="alice", request_id="req-1")
 
 
-def hand_out(runs: Runs, *sandbox_ids: str) -> None:
+def dispatch(runs: Runs, *sandbox_ids: str) -> None:
     runs.start("run", Job.CLEANUP, request_id="job-cleanup-1")
-    assert runs.hand_out("run", sandbox_ids) == list(sandbox_ids)
+    assert runs.dispatch("run", sandbox_ids) == list(sandbox_ids)
 
 
 def found(runs: Runs, job_id: str = "run") -> JobRun:
@@ -139,7 +139,7 @@ class RunsContract:
         self, runs: Runs
     ) -> None:
         ids = [str(number) for number in range(40)]
-        hand_out(runs, *ids)
+        dispatch(runs, *ids)
 
         with ThreadPoolExecutor(8) as threads:
             ended = list(threads.map(lambda each: runs.settle("run", each, DeleteOutcome.DELETED, None), ids * 2))
@@ -150,46 +150,46 @@ class RunsContract:
         assert (found(runs).result or {})["deleted"] == 40
 
     def test_a_cleanup_that_is_delivered_again_hands_out_only_what_has_not_reported(self, runs: Runs) -> None:
-        hand_out(runs, "1", "2", "3")
+        dispatch(runs, "1", "2", "3")
         runs.settle("run", "2", DeleteOutcome.DELETED, None)
 
-        assert runs.hand_out("run", ["2", "3", "4"]) == ["1", "3"]
+        assert runs.dispatch("run", ["2", "3", "4"]) == ["1", "3"]
 
     def test_a_cleanup_that_has_ended_hands_out_nothing(self, runs: Runs) -> None:
-        hand_out(runs, "1")
+        dispatch(runs, "1")
         runs.settle("run", "1", DeleteOutcome.DELETED, None)
 
-        assert runs.hand_out("run", ["2"]) == []
-        assert runs.hand_out("forgotten", ["2"]) == []
+        assert runs.dispatch("run", ["2"]) == []
+        assert runs.dispatch("forgotten", ["2"]) == []
 
     def test_a_cleanup_that_finds_nothing_hands_out_nothing(self, runs: Runs) -> None:
-        hand_out(runs)
+        dispatch(runs)
 
         assert runs.find_open_cleanup() is None
 
     def test_a_cleanup_is_open_until_its_last_delete_has_reported(self, runs: Runs) -> None:
         before = runs.find_open_cleanup()
-        hand_out(runs, "1")
+        dispatch(runs, "1")
         meanwhile = runs.find_open_cleanup()
         runs.settle("run", "1", DeleteOutcome.GONE, None)
 
         assert (before, meanwhile, runs.find_open_cleanup()) == (None, "run", None)
 
     def test_a_cleanup_that_made_progress_lately_is_not_stalled(self, runs: Runs) -> None:
-        hand_out(runs, "1")
+        dispatch(runs, "1")
 
         assert runs.end_stalled_cleanup("run") is None
 
     def test_a_cleanup_whose_deletes_still_wait_in_the_queue_is_not_stalled(
         self, hasty: Runs, queue_a_delete: Callable[[], None]
     ) -> None:
-        hand_out(hasty, "1")
+        dispatch(hasty, "1")
         queue_a_delete()
 
         assert hasty.end_stalled_cleanup("run") is None
 
     def test_a_stalled_cleanup_ends_as_partial_and_a_late_delete_changes_nothing(self, hasty: Runs) -> None:
-        hand_out(hasty, "1", "2")
+        dispatch(hasty, "1", "2")
         hasty.settle("run", "1", DeleteOutcome.DELETED, None)
         ended = hasty.end_stalled_cleanup("run")
 

@@ -7,17 +7,17 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
+from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
-from broker_common.core.ending import Custody
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
+from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
-from broker_common.core.pauses import PauseBoard
+from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.purge import Purger
-from broker_common.core.reservoir import Reservoir
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
@@ -84,19 +84,19 @@ class World:
         """Start the process, or start it anew after a crash: nothing that was in its memory is left."""
         store, clock, rng, recorder, policy = JudgedStore(self.store), self.clock, self.rng, self.recorder, self.policy
         self.guard = Guard(store=store, memory=self.table_memory, recorder=recorder, clock=clock, rng=rng)
-        self.pauses = PauseBoard(store, clock, Random(1))
+        self.pauses = PauseCache(store, clock, Random(1))
         self.allocator = Allocator(
             store=store,
             guard=self.guard,
-            reservoir=Reservoir(store, clock, rng, size=policy.k_candidates),
+            candidate_cache=CandidateCache(store, clock, rng, size=policy.k_candidates),
             pauses=self.pauses,
             recorder=recorder,
             clock=clock,
             rng=rng,
             policy=policy,
         )
-        self.custody = Custody(store=store, recorder=recorder, clock=clock)
-        self.inventory = Inventory(store=store, custody=self.custody)
+        self.leases = Leases(store=store, recorder=recorder, clock=clock)
+        self.inventory = Inventory(store=store, leases=self.leases)
         self.search = Search(reports=store, inventory=self.inventory, clock=clock)
         self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
         self.syncer = Syncer(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from redis.client import Pipeline
 
     from broker_common.core.jobs import Jobs
-    from broker_common.core.runs import Change, RunView
+    from broker_common.core.runs import RunChange, RunView
 
 Value = TypeVar("Value")
 
@@ -65,7 +65,7 @@ class RedisJobRuns:
         """Make sure that Redis takes a write, which a full one or a replica does not."""
         _call(lambda: self._redis.set(f"{self._prefix}-probe", "", ex=_PROBE_SEC))
 
-    def change(self, job_id: str, decide: Callable[[RunView], tuple[Change | None, Value]]) -> Value:
+    def change(self, job_id: str, decide: Callable[[RunView], tuple[RunChange | None, Value]]) -> Value:
         """Make the change that `decide` returns, and return its value; see the port."""
 
         def transact(pipe: Pipeline) -> Value:
@@ -102,7 +102,7 @@ class RedisJobRuns:
 
         return _call(read)
 
-    def read_last_hand_out(self) -> str | None:
+    def read_last_dispatch(self) -> str | None:
         """Return the id of the run that has handed out deletes last."""
         job_id = _call(lambda: self._redis.get(self._open_key))
         return None if job_id is None else _text(job_id)
@@ -121,7 +121,7 @@ class RedisJobRuns:
     def _read(self, redis: Any, job_id: str) -> JobRun | None:  # noqa: ANN401 - Redis or a pipeline
         return self._load(job_id, *redis.mget(self._key(job_id), self._asked_key(job_id)))
 
-    def _write(self, pipe: Pipeline, change: Change, *, is_new: bool, now: float) -> None:
+    def _write(self, pipe: Pipeline, change: RunChange, *, is_new: bool, now: float) -> None:
         run = change.run
         out_key, index_key = self._out_key(run.job_id), self._index_key(run.job)
         pipe.set(self._key(run.job_id), _dump(run), ex=KEPT_SEC)
@@ -129,8 +129,8 @@ class RedisJobRuns:
             pipe.delete(out_key)
         elif change.settle is not None:
             pipe.srem(out_key, change.settle)
-        elif change.hand_out:
-            pipe.sadd(out_key, *change.hand_out)
+        elif change.dispatch:
+            pipe.sadd(out_key, *change.dispatch)
             pipe.expire(out_key, KEPT_SEC)
             pipe.set(self._open_key, run.job_id, ex=KEPT_SEC)
         if is_new or run.state.is_final:
@@ -201,13 +201,13 @@ class _View:
             self._now = float(seconds) + float(microseconds) / 1e6
         return self._now
 
-    def is_out(self, sandbox_id: str) -> bool:
+    def is_open_delete(self, sandbox_id: str) -> bool:
         return bool(self._pipe.sismember(self._out_key, sandbox_id))
 
-    def count_out(self) -> int:
+    def count_open_deletes(self) -> int:
         return int(self._pipe.scard(self._out_key))
 
-    def read_out(self) -> list[str]:
+    def read_open_deletes(self) -> list[str]:
         return [_text(each) for each in self._pipe.smembers(self._out_key)]
 
     def count_queued_deletes(self) -> int:

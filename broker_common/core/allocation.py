@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
 from broker_common.core.deadline import Backoff
-from broker_common.core.ending import expire
 from broker_common.core.errors import (
     BrokerError,
     ClockWrong,
@@ -24,6 +23,7 @@ from broker_common.core.errors import (
 )
 from broker_common.core.ids import new_id
 from broker_common.core.lease import candidate_of, claim_on
+from broker_common.core.leases import expire
 from broker_common.core.sandbox import Candidate, Claim, Lease, Status
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
@@ -31,12 +31,12 @@ from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 if TYPE_CHECKING:
     from random import Random
 
+    from broker_common.core.candidate_cache import CandidateCache, CandidateSearch
     from broker_common.core.guard import Guard
-    from broker_common.core.pauses import PauseBoard
+    from broker_common.core.pauses import PauseCache
     from broker_common.core.policy import Policy
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.principals import Actor
-    from broker_common.core.reservoir import Reservoir, Search
     from broker_common.core.sandbox import Sandbox
     from broker_common.core.store import Commits
 
@@ -77,8 +77,8 @@ class Allocator:
         *,
         store: Commits,
         guard: Guard,
-        reservoir: Reservoir,
-        pauses: PauseBoard,
+        candidate_cache: CandidateCache,
+        pauses: PauseCache,
         recorder: Recorder,
         clock: Clock,
         rng: Random,
@@ -86,7 +86,7 @@ class Allocator:
     ) -> None:
         self._store = store
         self._guard = guard
-        self._reservoir = reservoir
+        self._candidates = candidate_cache
         self._pauses = pauses
         self._recorder = recorder
         self._clock = clock
@@ -144,7 +144,7 @@ class Allocator:
             if held is None:
                 raise Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC)
             return Allocation(held, replayed=True)
-        search = self._reservoir.search(request.prefix)
+        search = self._candidates.search(request.prefix)
         while (candidate := search.next()) is not None:
             allocation = self._try(request, by, search, candidate, tally)
             if allocation is not None:
@@ -156,7 +156,7 @@ class Allocator:
         raise NoSandboxesAvailable(f"no sandbox {which}is available", retry_after=RETRY_AFTER_EMPTY_SEC)
 
     def _try(
-        self, request: AllocateRequest, by: Actor, search: Search, candidate: Candidate, tally: _Tally
+        self, request: AllocateRequest, by: Actor, search: CandidateSearch, candidate: Candidate, tally: _Tally
     ) -> Allocation | None:
         """Try one candidate to a certain end; None means that the next one is to be tried."""
         while True:
@@ -168,15 +168,15 @@ class Allocator:
                 search.give_back(candidate)
                 raise
             except BaseException:
-                search.drop(candidate)
+                search.discard(candidate)
                 raise
             match answer:
                 case Allocated():
-                    search.used_up(candidate)
+                    search.mark_used(candidate)
                     return Allocation(claim, replayed=False)
                 case ClaimHeld(held) if held.lease.lease_id == claim.lease.lease_id:
                     # An earlier try of this very request was applied, and only its answer was lost.
-                    search.used_up(candidate)
+                    search.mark_used(candidate)
                     return Allocation(claim, replayed=False)
                 case ClaimHeld(held):
                     search.give_back(candidate)
@@ -190,7 +190,7 @@ class Allocator:
                         candidate = candidate_of(current)
                         continue
                     tally.conflicts += 1
-                    search.lost_to_another(candidate)
+                    search.mark_lost(candidate)
                     return None
                 case _:
                     assert_never(answer)

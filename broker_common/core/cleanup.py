@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.facts import Change
     from broker_common.core.guard import Guard
-    from broker_common.core.pauses import PauseBoard
+    from broker_common.core.pauses import PauseCache
     from broker_common.core.policy import Policy
     from broker_common.core.ports import Clock, Provider, Recorder
     from broker_common.core.principals import Actor
@@ -54,7 +54,7 @@ class Cleaner:
         store: SandboxStore,
         provider: Provider,
         guard: Guard,
-        pauses: PauseBoard,
+        pauses: PauseCache,
         recorder: Recorder,
         clock: Clock,
         rng: Random,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from broker_common.core.ending import expire
 from broker_common.core.errors import BrokerError, UnsafeToAct
 from broker_common.core.job_names import Job
+from broker_common.core.leases import expire
 from broker_common.core.parallel import for_each
 from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import ItemFailed

@@ -79,7 +79,7 @@ class Guard:
         return self._is_upgraded
 
     @property
-    def knows_the_time(self) -> bool:
+    def has_clock_reading(self) -> bool:
         """Whether the store told its time at the last look."""
         return self._times.is_known
 

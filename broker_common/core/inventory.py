@@ -14,16 +14,16 @@ from broker_common.core.store import SandboxPage, Unreadable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from broker_common.core.ending import Custody
+    from broker_common.core.leases import Leases
     from broker_common.core.store import SandboxStore
 
 
 class Inventory:
     """The pool as an operator reads it."""
 
-    def __init__(self, *, store: SandboxStore, custody: Custody) -> None:
+    def __init__(self, *, store: SandboxStore, leases: Leases) -> None:
         self._store = store
-        self._custody = custody
+        self._custody = leases
 
     def read(self, sandbox_id: str) -> Sandbox:
         """Return a sandbox, tombstones included; raises `SandboxNotFound` or `UnreadableRecord`."""

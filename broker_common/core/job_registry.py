@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.expiry import ExpiryResult
 from broker_common.core.job_names import Job
-from broker_common.core.jobs import Daily, Every, Flag, HandOut, JobSpec, declare
+from broker_common.core.jobs import Daily, Dispatch, Every, Flag, JobSpec, declare
 from broker_common.core.purge import PurgeResult
 from broker_common.core.runs import CleanupTally
 from broker_common.core.sync import SyncResult
@@ -27,8 +27,8 @@ def _sync(work: Work, by: Actor, flags: Mapping[str, bool]) -> SyncResult:
     return work.syncer.run(by=by, force=flags.get("force", False))
 
 
-def _clean_up(work: Work, by: Actor, flags: Mapping[str, bool]) -> HandOut:  # noqa: ARG001 - all are called alike
-    return HandOut(work.cleaner.find_due)
+def _clean_up(work: Work, by: Actor, flags: Mapping[str, bool]) -> Dispatch:  # noqa: ARG001 - all are called alike
+    return Dispatch(work.cleaner.find_due)
 
 
 def _expire(work: Work, by: Actor, flags: Mapping[str, bool]) -> ExpiryResult:  # noqa: ARG001 - the same

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from broker_common.core.cleanup import Cleaner
     from broker_common.core.expiry import Expirer
     from broker_common.core.guard import Guard
-    from broker_common.core.pauses import PauseBoard
+    from broker_common.core.pauses import PauseCache
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.principals import Actor
     from broker_common.core.purge import Purger
@@ -77,7 +77,7 @@ class JobResult(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class HandOut:
+class Dispatch:
     """The run goes on as one delete for each sandbox that `find` returns; the last of them ends it."""
 
     find: Callable[[], Iterable[str]]
@@ -91,7 +91,7 @@ class Work:
     recorder: Recorder
     store: SandboxStore
     guard: Guard
-    pauses: PauseBoard
+    pauses: PauseCache
     syncer: Syncer
     cleaner: Cleaner
     expirer: Expirer
@@ -110,7 +110,7 @@ class JobSpec:
     """One sentence: what its API call does. `description` says more."""
     description: str
     schedule: Every | Daily
-    work: Callable[[Work, Actor, Mapping[str, bool]], JobResult | HandOut]
+    work: Callable[[Work, Actor, Mapping[str, bool]], JobResult | Dispatch]
     """Does one run, for this actor, with these flags on."""
     example: Mapping[str, Any]
     """A run's result, as the API's description shows it."""

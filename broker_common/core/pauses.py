@@ -24,7 +24,7 @@ MAX_AGE_SEC = 3.0
 """Callers rely on five seconds; a read of the store may take up the rest."""
 
 
-class PauseBoard:
+class PauseCache:
     """The pauses as the store has them, read at most every few seconds by one thread at a time."""
 
     def __init__(self, store: PoolState, clock: Clock, rng: Random) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from broker_common.core.errors import BrokerError, ProviderBusy
-from broker_common.core.jobs import HandOut, JobState
+from broker_common.core.jobs import Dispatch, JobState
 from broker_common.core.runs import CleanupTally, Conclusion
 from broker_common.core.telemetry import DeleteOutcome
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.jobs import Jobs, JobSpec, Work
     from broker_common.core.principals import Actor
-    from broker_common.core.runs import Ended, JobLocks, JobRun, Runs
+    from broker_common.core.runs import EndedRun, JobLocks, JobRun, Runs
     from broker_common.core.telemetry import DeleteEnded
 
 _INTERNAL_ERROR = "an internal error, which the worker has logged"
@@ -115,18 +115,18 @@ class JobRunner:
             if not is_held:
                 return _skipped("the same job is running already")
             done = job.work(self._work, run.actor, flags)
-            if isinstance(done, HandOut):
+            if isinstance(done, Dispatch):
                 return self._hand_out(run, done, send)
             return Conclusion(state=JobState.SUCCEEDED, message=done.message, result=asdict(done))
 
-    def _hand_out(self, run: JobRun, due: HandOut, send: Callable[[JobRun, list[str]], None]) -> Conclusion | int:
+    def _hand_out(self, run: JobRun, due: Dispatch, send: Callable[[JobRun, list[str]], None]) -> Conclusion | int:
         before = self._runs.find_open_cleanup()
         if before is not None and before != run.job_id:
             ended = self._runs.end_stalled_cleanup(before)
             if ended is None:
                 return _skipped(f"deletes of run {before} are still under way")
             self._record(ended)
-        sandbox_ids = self._runs.hand_out(run.job_id, due.find())
+        sandbox_ids = self._runs.dispatch(run.job_id, due.find())
         if not sandbox_ids:
             return CleanupTally().conclude()
         send(run, sandbox_ids)
@@ -142,7 +142,7 @@ class JobRunner:
         if ended is not None:
             self._record(ended)
 
-    def _record(self, ended: Ended) -> None:
+    def _record(self, ended: EndedRun) -> None:
         with self._log.of_run(ended.run):
             self._work.recorder.record(ended.event)
 

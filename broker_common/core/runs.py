@@ -135,13 +135,13 @@ class RunView(Protocol):
     def now(self) -> float:
         """The time that all processes share."""
 
-    def is_out(self, sandbox_id: str) -> bool:
+    def is_open_delete(self, sandbox_id: str) -> bool:
         """Tell whether the run waits for a sandbox's delete."""
 
-    def count_out(self) -> int:
+    def count_open_deletes(self) -> int:
         """Count the deletes that the run waits for."""
 
-    def read_out(self) -> list[str]:
+    def read_open_deletes(self) -> list[str]:
         """Return the sandboxes whose deletes the run waits for."""
 
     def count_queued_deletes(self) -> int:
@@ -149,11 +149,11 @@ class RunView(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class RunChange:
     """What is to be kept of a run from now on. One that has ended waits for no delete any more."""
 
     run: JobRun
-    hand_out: tuple[str, ...] = ()
+    dispatch: tuple[str, ...] = ()
     """The sandboxes whose deletes it waits for from now on; it is then the run that has handed out last."""
     settle: str | None = None
     """The sandbox whose delete it waits for no longer."""
@@ -166,7 +166,7 @@ class JobRuns(Protocol):
     `QueueUnavailable` if the records are out of reach.
     """
 
-    def change(self, job_id: str, decide: Callable[[RunView], tuple[Change | None, Value]]) -> Value:
+    def change(self, job_id: str, decide: Callable[[RunView], tuple[RunChange | None, Value]]) -> Value:
         """Make the change that `decide` returns with a value, and return the value.
 
         The change is made only if nothing that `decide` saw has changed meanwhile; else `decide` is called again.
@@ -178,7 +178,7 @@ class JobRuns(Protocol):
     def read_last(self, jobs: Sequence[str], *, limit: int) -> list[JobRun]:
         """Return the last runs of these jobs, those first that became known last; `limit` at most."""
 
-    def read_last_hand_out(self) -> str | None:
+    def read_last_dispatch(self) -> str | None:
         """Return the id of the run that has handed out deletes last."""
 
     def forget(self, job_id: str, job: str) -> None:
@@ -218,7 +218,7 @@ class JobQueue(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class EndedRun:
     """A run that has just ended, and the event that says so."""
 
     run: JobRun
@@ -242,7 +242,7 @@ class Runs:
     def create(self, job_id: str, job: str, *, by: Actor) -> None:
         """Record a run that is about to be queued."""
 
-        def decide(view: RunView) -> tuple[Change, None]:
+        def decide(view: RunView) -> tuple[RunChange, None]:
             run = JobRun(
                 job_id=job_id,
                 job=job,
@@ -251,7 +251,7 @@ class Runs:
                 requested_by=by.request_id,
                 queued_at=view.now,
             )
-            return Change(run=run), None
+            return RunChange(run=run), None
 
         self._kept.change(job_id, decide)
 
@@ -270,7 +270,7 @@ class Runs:
     def start(self, job_id: str, job: str, *, request_id: str) -> JobRun:
         """Record that a run starts, and return it; one that was started or even ended before is returned as it is."""
 
-        def decide(view: RunView) -> tuple[Change | None, JobRun]:
+        def decide(view: RunView) -> tuple[RunChange | None, JobRun]:
             known = view.run
             if known is not None and known.state is not JobState.QUEUED:
                 return None, known
@@ -283,14 +283,14 @@ class Runs:
                 started_at=started_at,
                 progressed_at=started_at,
             )
-            return Change(run=run), run
+            return RunChange(run=run), run
 
         return self._kept.change(job_id, decide)
 
-    def finish(self, job_id: str, conclusion: Conclusion) -> Ended | None:
+    def finish(self, job_id: str, conclusion: Conclusion) -> EndedRun | None:
         """Record how a run ended; None if it has ended before, or is not known any more."""
 
-        def decide(view: RunView) -> tuple[Change | None, Ended | None]:
+        def decide(view: RunView) -> tuple[RunChange | None, EndedRun | None]:
             run = view.run
             if run is None or run.state.is_final:
                 return None, None
@@ -298,51 +298,51 @@ class Runs:
 
         return self._kept.change(job_id, decide)
 
-    def hand_out(self, job_id: str, sandbox_ids: Iterable[str]) -> list[str]:
+    def dispatch(self, job_id: str, sandbox_ids: Iterable[str]) -> list[str]:
         """Record whose deletes a cleanup waits for, and return those that have not reported.
 
         For a run that has handed out before (its task is delivered again) that is what is still out of the first time.
         """
         ids = list(dict.fromkeys(sandbox_ids))
 
-        def decide(view: RunView) -> tuple[Change | None, list[str]]:
-            out = sorted(view.read_out())
+        def decide(view: RunView) -> tuple[RunChange | None, list[str]]:
+            out = sorted(view.read_open_deletes())
             if out:
                 return None, out
             run = view.run
             if run is None or run.state.is_final or not ids:
                 return None, []
-            return Change(run=replace(run, progressed_at=view.now), hand_out=tuple(ids)), ids
+            return RunChange(run=replace(run, progressed_at=view.now), dispatch=tuple(ids)), ids
 
         return self._kept.change(job_id, decide)
 
-    def settle(self, job_id: str, sandbox_id: str, outcome: DeleteOutcome, error: str | None) -> Ended | None:
+    def settle(self, job_id: str, sandbox_id: str, outcome: DeleteOutcome, error: str | None) -> EndedRun | None:
         """Add one delete's outcome to its cleanup; the last one ends the run, and only that call returns it.
 
         A delete that reports twice counts once, and one that reports after its run was ended counts no more.
         """
 
-        def decide(view: RunView) -> tuple[Change | None, Ended | None]:
+        def decide(view: RunView) -> tuple[RunChange | None, EndedRun | None]:
             run = view.run
-            if run is None or run.state.is_final or not view.is_out(sandbox_id):
+            if run is None or run.state.is_final or not view.is_open_delete(sandbox_id):
                 return None, None
             run = replace(run, progressed_at=view.now, tally=run.tally.add(outcome, error))
-            if view.count_out() == 1:
+            if view.count_open_deletes() == 1:
                 return _end(view, run, run.tally.conclude())
-            return Change(run=run, settle=sandbox_id), None
+            return RunChange(run=run, settle=sandbox_id), None
 
         return self._kept.change(job_id, decide)
 
     def find_open_cleanup(self) -> str | None:
         """Return the id of the cleanup whose deletes have not all reported."""
-        job_id = self._kept.read_last_hand_out()
+        job_id = self._kept.read_last_dispatch()
         run = None if job_id is None else self._kept.read(job_id)
         return None if run is None or run.state.is_final else run.job_id
 
-    def end_stalled_cleanup(self, job_id: str) -> Ended | None:
+    def end_stalled_cleanup(self, job_id: str) -> EndedRun | None:
         """End a cleanup, as partial, if deletes of it were lost; None if it goes on, or has ended."""
 
-        def decide(view: RunView) -> tuple[Change | None, Ended | None]:
+        def decide(view: RunView) -> tuple[RunChange | None, EndedRun | None]:
             run = view.run
             if run is None or run.state.is_final or view.count_queued_deletes():
                 return None, None
@@ -353,7 +353,7 @@ class Runs:
         return self._kept.change(job_id, decide)
 
 
-def _end(view: RunView, run: JobRun, conclusion: Conclusion) -> tuple[Change, Ended]:
+def _end(view: RunView, run: JobRun, conclusion: Conclusion) -> tuple[RunChange, EndedRun]:
     now = view.now
     run = replace(run, state=conclusion.state, result=conclusion.result, error=conclusion.error, progressed_at=now)
     event = JobEnded(
@@ -363,4 +363,4 @@ def _end(view: RunView, run: JobRun, conclusion: Conclusion) -> tuple[Change, En
         message=conclusion.message,
         error=conclusion.error,
     )
-    return Change(run=run), Ended(run=run, event=event)
+    return RunChange(run=run), EndedRun(run=run, event=event)

@@ -14,18 +14,18 @@ from broker_api.app import create_app
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import Allocator
-from broker_common.core.ending import Custody
+from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
+from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
-from broker_common.core.pauses import PauseBoard
+from broker_common.core.pauses import PauseCache
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
-from broker_common.core.reservoir import Reservoir
 from broker_common.core.runs import JobRun
 from broker_common.core.search import Search
 from broker_common.services import ApiServices
@@ -194,9 +194,9 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     rate_limit: FakeRateLimit,
 ) -> ApiServices:
     """Put together what the routes call, with every id and order fixed."""
-    rng, pauses = Random(1), PauseBoard(store, clock, Random(1))
+    rng, pauses = Random(1), PauseCache(store, clock, Random(1))
     guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
-    custody = Custody(store=store, recorder=recorder, clock=clock)
+    leases = Leases(store=store, recorder=recorder, clock=clock)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -206,16 +206,16 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         allocator=Allocator(
             store=store,
             guard=guard,
-            reservoir=Reservoir(store, clock, rng, size=settings.k_candidates),
+            candidate_cache=CandidateCache(store, clock, rng, size=settings.k_candidates),
             pauses=pauses,
             recorder=recorder,
             clock=clock,
             rng=rng,
             policy=settings.policy,
         ),
-        custody=custody,
-        inventory=Inventory(store=store, custody=custody),
-        search=Search(reports=store, inventory=Inventory(store=store, custody=custody), clock=clock),
+        leases=leases,
+        inventory=Inventory(store=store, leases=leases),
+        search=Search(reports=store, inventory=Inventory(store=store, leases=leases), clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),

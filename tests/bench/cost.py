@@ -55,7 +55,7 @@ _API_PROCESSES = 4
 _K_CANDIDATES = 15
 _READS = frozenset({"GetItem", "BatchGetItem", "Query", "Scan"})
 _SAMPLE = 60
-"""Allocations that a row is the mean of: a whole number of the reservoir's fillings."""
+"""Allocations that a row is the mean of: a whole number of the candidate_cache's fillings."""
 GAUGES = "metrics: read the pool's gauges"
 GAUGES_OF_NONE = "the same, of an empty pool"
 _OF_A_LIFE = (
@@ -222,21 +222,21 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
     tracks = new_tracks(_SAMPLE)
     units = {"allocate, new": meter.measure(lambda: [_allocate(full, each) for each in tracks]) * (1 / _SAMPLE)}
     track = tracks[0]
-    held = _allocate(full, track).claim.sandbox_id  # fills the reservoir
+    held = _allocate(full, track).claim.sandbox_id  # fills the candidate_cache
 
     def refuse() -> None:
         with suppress(NoSandboxesAvailable):
             _allocate(empty, track)
 
     def mark() -> None:
-        full.custody.mark_for_deletion(by=BY, track_id=track, sandbox_id=held)
+        full.leases.mark_for_deletion(by=BY, track_id=track, sandbox_id=held)
 
     steps: dict[str, Callable[[], object]] = {
         "allocate, repeated": lambda: _allocate(full, track),
         "allocate, refused, empty pool": refuse,
         "allocate, refused, within a second of that": refuse,
-        "read a sandbox": lambda: full.custody.read(track_id=track, sandbox_id=held),
-        "list what a track holds": lambda: full.custody.list_held(track_id=track),
+        "read a sandbox": lambda: full.leases.read(track_id=track, sandbox_id=held),
+        "list what a track holds": lambda: full.leases.list_held(track_id=track),
         "mark for deletion": mark,
         "mark for deletion, repeated": mark,
         "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held, by=BY),

@@ -328,14 +328,14 @@ def _serve(world: World, request: Request) -> Answer:
                 replayed=allocation.replayed,
             )
         case "GET", ["sandboxes"]:
-            held = world.custody.list_held(track_id=track_id)
+            held = world.leases.list_held(track_id=track_id)
             return Answer(status=200, body=HeldSandboxesSchema().dump({"sandboxes": held, "count": len(held)}))
         case "GET", ["sandboxes", sandbox_id]:
-            sandbox = world.custody.read(track_id=track_id, sandbox_id=sandbox_id)
+            sandbox = world.leases.read(track_id=track_id, sandbox_id=sandbox_id)
             return Answer(status=200, body=HeldSandboxSchema().dump(sandbox))
         case "POST", ["sandboxes", sandbox_id, _]:
             lease_id = request.body["lease_id"] if request.body else None
-            ending = world.custody.mark_for_deletion(by=BY, track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
+            ending = world.leases.mark_for_deletion(by=BY, track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
             return Answer(status=200, body=MarkedSchema().dump(ending.sandbox))
         case _:
             raise AssertionError(f"no call of a track: {request}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core import pauses, reservoir
+from broker_common.core import candidate_cache, pauses
 from tests.interleavings.calls import commute
 from tests.scheduler.locks import Lock
 from tests.scheduler.strategies import explore
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what a process keeps in memory guarded by locks that the scheduler knows."""
     known = SimpleNamespace(Lock=Lock, TIMEOUT_MAX=threading.TIMEOUT_MAX)
-    monkeypatch.setattr(reservoir, "threading", known)
+    monkeypatch.setattr(candidate_cache, "threading", known)
     monkeypatch.setattr(pauses, "threading", known)
 
 

@@ -133,11 +133,11 @@ class Stage:
     def pending(self) -> None:
         """Put a sandbox in the store that ann has just given back."""
         claim = self.held("ann")
-        self.worlds[0].custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id=claim.sandbox_id)
+        self.worlds[0].leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id=claim.sandbox_id)
 
     def look_ahead(self, world: World) -> None:
         """Have a process keep candidates at hand, as after earlier requests."""
-        search = world.allocator._reservoir.search("")
+        search = world.allocator._candidates.search("")
         candidate = search.next()
         assert candidate is not None
         search.give_back(candidate)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.allocation import Allocation
+from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.errors import NoSandboxesAvailable
 from broker_common.core.lease import begin
-from broker_common.core.reservoir import Reservoir
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld
 from tests.fakes import BY, Crashed, Fault, MemoryStore, changed, make_sandbox
@@ -211,7 +211,7 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
         stage.allocate("copy", first, "ann")
         stage.play(
             "mark",
-            lambda: second.custody.mark_for_deletion(
+            lambda: second.leases.mark_for_deletion(
                 by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=old.lease.lease_id
             ),
         )
@@ -268,7 +268,7 @@ def test_the_search_finds_an_allocate_that_does_not_check_the_claim(
 def test_the_search_finds_a_refusal_while_another_request_of_the_process_only_tries_the_last_sandbox(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Reservoir, "share", lambda _reservoir, _candidate: False)
+    monkeypatch.setattr(CandidateCache, "share", lambda _candidates, _candidate: False)
     with pytest.raises(Violation, match="was refused, and throughout there was"):
         explore(lambda schedule: several_tracks(schedule, tracks=2, free=1, processes=1))
 

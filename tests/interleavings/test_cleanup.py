@@ -12,7 +12,6 @@ import pytest
 
 from broker_common.core import cleanup
 from broker_common.core.allocation import Allocation
-from broker_common.core.ending import Ending
 from broker_common.core.errors import (
     InvalidTransition,
     NoSandboxesAvailable,
@@ -21,6 +20,7 @@ from broker_common.core.errors import (
     ProviderMisconfigured,
     ProviderRejected,
 )
+from broker_common.core.leases import LeaseEnd
 from broker_common.core.policy import RecyclePolicy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import Status
@@ -198,11 +198,11 @@ def test_a_mark_that_is_repeated_while_its_sandbox_is_wiped_and_given_to_another
         stage.pending()
         worker, api, other = stage.worlds
         stage.play("delete", answered(answer)(worker))
-        stage.play("mark", lambda: api.custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
+        stage.play("mark", lambda: api.leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
         stage.allocate("bob", other)
         results = stage.run()
         given = isinstance(results["bob"], Allocation)
-        assert isinstance(results["mark"], (Ending, NotSandboxOwner) if given else Ending)
+        assert isinstance(results["mark"], (LeaseEnd, NotSandboxOwner) if given else LeaseEnd)
         assert given or isinstance(results["bob"], NoSandboxesAvailable)
         assert len(stage.deletes) == 1
 

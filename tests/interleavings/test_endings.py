@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.allocation import Allocation
-from broker_common.core.ending import Ending
+from broker_common.core.candidate_cache import CandidateSearch
 from broker_common.core.errors import LeaseMismatch, NoSandboxesAvailable, NotSandboxOwner, StoreUnavailable
-from broker_common.core.reservoir import Search
+from broker_common.core.leases import LeaseEnd
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import AllocationExpired
@@ -38,12 +38,12 @@ def ending(name: str, world: World, claim: Claim) -> Callable[[], object]:
     """Make the operation of this name end an allocation; it returns whether it was it that did."""
 
     def mark() -> bool:
-        return not world.custody.mark_for_deletion(
+        return not world.leases.mark_for_deletion(
             by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id
         ).repeated
 
     def release() -> bool:
-        return not world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id).repeated
+        return not world.leases.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id).repeated
 
     def expire() -> bool:
         return world.expirer.run(by=BY).expired == 1
@@ -134,7 +134,7 @@ def next_life(stage: Stage, world: World, claim: Claim, track_id: str) -> Callab
     """Make an operation that gives a sandbox back for its track, has it wiped, and allocates it anew."""
 
     def operation() -> object:
-        world.custody.mark_for_deletion(
+        world.leases.mark_for_deletion(
             by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
         )
         world.cleaner.delete_sandbox(claim.sandbox_id, by=BY)
@@ -161,17 +161,17 @@ def late_against_the_next_life(
 
 
 def mark_the_old_lease(world: World, claim: Claim) -> object:
-    return world.custody.mark_for_deletion(
+    return world.leases.mark_for_deletion(
         by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
     )
 
 
 def mark_the_lease_at_hand(world: World, claim: Claim) -> object:
-    return world.custody.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
+    return world.leases.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
 
 
 def release_the_old_lease(world: World, claim: Claim) -> object:
-    return world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id)
+    return world.leases.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id)
 
 
 def expire(world: World, _: Claim) -> object:
@@ -183,7 +183,7 @@ def test_a_late_mark_never_ends_the_allocation_of_another_track(every_order: Cal
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, mark, track_id="bob")
         # Not its owner any more, or, if it had read the sandbox before, not under the lease it read.
-        assert isinstance(answer, (Ending, NotSandboxOwner, LeaseMismatch))
+        assert isinstance(answer, (LeaseEnd, NotSandboxOwner, LeaseMismatch))
 
     every_order(case)
 
@@ -193,7 +193,7 @@ def test_a_late_mark_of_the_old_lease_never_ends_the_same_track_s_next_allocatio
 ) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, mark_the_old_lease, track_id="ann")
-        assert isinstance(answer, (Ending, LeaseMismatch))
+        assert isinstance(answer, (LeaseEnd, LeaseMismatch))
 
     every_order(case)
 
@@ -214,7 +214,7 @@ def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_o
             place for place, step in enumerate(steps) if step == ("next", "allocate")
         )
         ended_the_new = (
-            isinstance(results["late"], Ending) and flat(results["late"].sandbox).last_lease_id == new.lease.lease_id
+            isinstance(results["late"], LeaseEnd) and flat(results["late"].sandbox).last_lease_id == new.lease.lease_id
         )
         assert ended_the_new == read_the_new
         assert (list(stage.claims().values()) == [new]) != ended_the_new
@@ -226,7 +226,7 @@ def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_o
 def test_a_late_release_ends_only_the_allocation_that_it_names(every_order: Callable[..., None], track_id: str) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, release_the_old_lease, track_id=track_id)
-        assert isinstance(answer, (Ending, LeaseMismatch))
+        assert isinstance(answer, (LeaseEnd, LeaseMismatch))
 
     every_order(case)
 
@@ -318,10 +318,10 @@ def test_a_track_whose_allocation_is_overdue_and_another_one_are_both_served_whi
 def test_the_search_finds_a_request_that_does_not_try_again_what_it_gave_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug that this search found in the broker: a copy was refused the one sandbox that was left."""
 
-    def forget_nothing(search: Search, candidate: Candidate) -> None:
-        search._reservoir.give_back(search._prefix, candidate)
+    def forget_nothing(search: CandidateSearch, candidate: Candidate) -> None:
+        search._candidates.give_back(search._prefix, candidate)
 
-    monkeypatch.setattr(Search, "give_back", forget_nothing)
+    monkeypatch.setattr(CandidateSearch, "give_back", forget_nothing)
     with pytest.raises(Violation, match="was refused, and throughout there was"):
         explore(lambda schedule: overdue_copies(schedule, processes=1, free=1))
 

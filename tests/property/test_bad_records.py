@@ -143,8 +143,8 @@ def use_everything(world: World, sandbox_ids: list[str]) -> None:
     for sandbox_id in sandbox_ids:
         for track in ("victim", "t", "stranger"):
             try_to(
-                lambda s=sandbox_id, t=track: world.custody.read(track_id=t, sandbox_id=s),  # type: ignore[misc]
-                lambda s=sandbox_id, t=track: world.custody.mark_for_deletion(by=BY, track_id=t, sandbox_id=s),  # type: ignore[misc]
+                lambda s=sandbox_id, t=track: world.leases.read(track_id=t, sandbox_id=s),  # type: ignore[misc]
+                lambda s=sandbox_id, t=track: world.leases.mark_for_deletion(by=BY, track_id=t, sandbox_id=s),  # type: ignore[misc]
             )
         try_to(
             lambda s=sandbox_id: world.inventory.read(s),  # type: ignore[misc]
@@ -155,7 +155,7 @@ def use_everything(world: World, sandbox_ids: list[str]) -> None:
         )
     try_to(
         lambda: world.allocate("victim"),
-        lambda: world.custody.list_held(track_id="victim"),
+        lambda: world.leases.list_held(track_id="victim"),
         lambda: world.inventory.list_of_track("victim", None, limit=5, cursor=None),
         store.count,
         store.oldest_pending_deletion,

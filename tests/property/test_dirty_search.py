@@ -225,7 +225,7 @@ def attempt(operation: Callable[[Play], object], play: Play) -> None:
 
 def release(play: Play) -> None:
     lease_id = play.world.inventory.read(SANDBOX).latest_lease_id
-    play.world.custody.release(by=BY, sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
+    play.world.leases.release(by=BY, sandbox_id=SANDBOX, lease_id=lease_id or "no lease")
 
 
 FAILING = ProviderFailing("500", outcome_unknown=False)
@@ -241,7 +241,7 @@ ANSWERS = [
 SINGLE: dict[str, Callable[[Play], object]] = {
     "allocate by a": lambda play: play.world.allocate("a"),
     "allocate by b": lambda play: play.world.allocate("b"),
-    "mark by a": lambda play: play.world.custody.mark_for_deletion(by=BY, track_id="a", sandbox_id=SANDBOX),
+    "mark by a": lambda play: play.world.leases.mark_for_deletion(by=BY, track_id="a", sandbox_id=SANDBOX),
     "release": release,
     "expire": lambda play: play.world.expirer.run(by=BY),
     "quarantine": lambda play: play.world.operations.quarantine(SANDBOX, by=BY, reason="odd"),

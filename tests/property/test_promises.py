@@ -284,9 +284,7 @@ class Promises(RuleBasedStateMachine):
         accepted = False
         with self._process(index, failing) as world:
             try:
-                ending = world.custody.mark_for_deletion(
-                    by=BY, track_id=track, sandbox_id=sandbox_id, lease_id=lease_id
-                )
+                ending = world.leases.mark_for_deletion(by=BY, track_id=track, sandbox_id=sandbox_id, lease_id=lease_id)
             except SandboxNotFound:
                 assert record is None or record.status is Status.DELETED
             except NotSandboxOwner:
@@ -315,7 +313,7 @@ class Promises(RuleBasedStateMachine):
         lease_id = (record and right and record.latest_lease_id) or "another-lease"
         with self._process(index, failing) as world:
             try:
-                world.custody.release(by=BY, sandbox_id=sandbox_id, lease_id=lease_id)
+                world.leases.release(by=BY, sandbox_id=sandbox_id, lease_id=lease_id)
             except (SandboxNotFound, LeaseMismatch):
                 assert record is None or record.latest_lease_id != lease_id
             except StoreUnavailable:
@@ -461,7 +459,7 @@ class Promises(RuleBasedStateMachine):
             elif what == "mark":
                 for lease, claim in list(self.answered.items()):
                     ended_by.append(lease)
-                    world.custody.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
+                    world.leases.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
             elif what == "quarantine":
                 world.operations.quarantine("s0", by=BY, reason="odd")
             elif what == "retry":
@@ -579,7 +577,7 @@ class Promises(RuleBasedStateMachine):
     @rule(index=processes, track=tracks)
     @precondition(lambda self: self.answered)
     def list_held(self, index: int, track: str) -> None:
-        held = {flat(each).lease_id for each in self.worlds[index].custody.list_held(track_id=track)}
+        held = {flat(each).lease_id for each in self.worlds[index].leases.list_held(track_id=track)}
         assert held == {claim.lease.lease_id for claim in self._claims().values() if claim.lease.track_id == track}
 
     # -- promises
@@ -754,7 +752,7 @@ def test_the_model_objects_to_an_allocation_that_somebody_else_ended() -> None:
     machine = Promises()
     machine.fill(free=1)
     machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
-    machine.worlds[1].custody.mark_for_deletion(by=BY, track_id="ann", sandbox_id="s0")
+    machine.worlds[1].leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="s0")
     with pytest.raises(AssertionError, match="nobody who may"):
         machine.expire(index=0, failing=[])
 

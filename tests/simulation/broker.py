@@ -9,15 +9,15 @@ from random import Random
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from broker_common.core import reservoir
+from broker_common.core import candidate_cache
 from broker_common.core.allocation import AllocateRequest, Allocator
+from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
 from broker_common.core.guard import Guard
 from broker_common.core.lease import end
-from broker_common.core.pauses import PauseBoard
+from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
-from broker_common.core.reservoir import Reservoir
 from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
 from broker_common.core.telemetry import AllocateEnded
 from broker_common.core.wipe import begin_attempt, confirm_wipe
@@ -55,7 +55,7 @@ class Scenario:
     """Sandboxes that are available at the start."""
     table: TableConditions = field(default_factory=TableConditions)
     reservoir_size: int = 15
-    candidate_age: float = reservoir.CANDIDATE_AGE_SEC
+    candidate_age: float = candidate_cache.CANDIDATE_AGE_SEC
     seed: int = 1
 
 
@@ -116,7 +116,7 @@ def simulate(scenario: Scenario) -> Result:
     Fails if a sandbox is given to two tracks at once.
     """
     schedule = Schedule(ByTime())
-    with known_locks(), patch.object(reservoir, "CANDIDATE_AGE_SEC", scenario.candidate_age):
+    with known_locks(), patch.object(candidate_cache, "CANDIDATE_AGE_SEC", scenario.candidate_age):
         try:
             return _Run(scenario, schedule).result()
         finally:
@@ -134,8 +134,8 @@ class _Process:
         self.allocator = Allocator(
             store=run.store,
             guard=Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng),
-            reservoir=Reservoir(run.store, run.time, rng, size=run.scenario.reservoir_size),
-            pauses=PauseBoard(run.store, run.time, rng),
+            candidate_cache=CandidateCache(run.store, run.time, rng, size=run.scenario.reservoir_size),
+            pauses=PauseCache(run.store, run.time, rng),
             recorder=run,
             clock=run.time,
             rng=rng,

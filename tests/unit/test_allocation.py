@@ -351,7 +351,7 @@ def test_an_overdue_claim_in_an_empty_pool_is_expired_and_refused(plain: World) 
 def test_a_track_is_free_to_allocate_again_after_it_gave_back(world: World) -> None:
     world.pool(10)
     first = world.allocate().claim
-    world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=first.sandbox_id)
+    world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=first.sandbox_id)
     second = world.allocate()
     assert not second.replayed
     assert second.claim.sandbox_id != first.sandbox_id

@@ -127,7 +127,7 @@ def test_the_doubt_of_one_lease_does_not_reach_the_next(plain: World) -> None:
     plain.syncer.run(by=BY)
     plain.clock.advance(2)
     plain.allocate()
-    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     delete(plain)
     assert plain.record("sbx-0").status is Status.AVAILABLE
 

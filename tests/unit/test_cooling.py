@@ -141,7 +141,7 @@ def test_a_sync_leaves_what_rests_alone(cool: World) -> None:
 
 def test_a_track_may_repeat_its_mark_while_its_sandbox_rests(cool: World) -> None:
     clean(cool)
-    ending = cool.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
+    ending = cool.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
     assert (ending.repeated, ending.sandbox) == (True, cool.record("sbx-0"))
 
 

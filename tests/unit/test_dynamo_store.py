@@ -26,7 +26,7 @@ from broker_common.core.errors import (
 )
 from broker_common.core.facts import Change, PoolFact, PoolFactKind
 from broker_common.core.lease import end
-from broker_common.core.pauses import PauseBoard
+from broker_common.core.pauses import PauseCache
 from broker_common.core.sandbox import Candidate, DeletionReason, Status
 from broker_common.core.store import CandidateGone, Conflict, Contended, Pause, Pauses, SandboxPage, Watermark
 from broker_common.core.telemetry import RecordUnreadable
@@ -318,7 +318,7 @@ def test_pauses_that_cannot_be_read_are_said_and_can_be_set_again(table: DynamoD
     table.put_item(TableName="pool", Item={**PAUSE_KEY, "sync": {"S": "yes"}, "allocate": {"BOOL": True}})
     with pytest.raises(UnreadableRecord, match="what is paused"):
         store.read_pauses()
-    board = PauseBoard(store, FakeClock(), Random(1))
+    board = PauseCache(store, FakeClock(), Random(1))
     with pytest.raises(UnreadableRecord, match="sync is not true or false"):
         board.set({"sync": True, "allocate": True}, by=BY)
     sync = Pause(by=BY.principal, since=START)
@@ -390,7 +390,7 @@ def test_pauses_that_a_hand_spoiled_are_told_by_their_field_and_set_right_by_set
     store = store_on(table)
     with pytest.raises(UnreadableRecord, match="what is paused cannot be read: sync is not true or false"):
         store.read_pauses()
-    assert PauseBoard(store, FakeClock(), Random(1)).set({"sync": False}, by=BY) == Pauses()
+    assert PauseCache(store, FakeClock(), Random(1)).set({"sync": False}, by=BY) == Pauses()
     assert store.read_pauses() == Pauses()
 
 

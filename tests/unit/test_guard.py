@@ -88,7 +88,7 @@ class TestClock:
     def test_a_store_that_tells_no_time_leaves_a_clock_right(self) -> None:
         world = World(memory=MemoryStore())
         world.guard.check()
-        assert not world.guard.knows_the_time
+        assert not world.guard.has_clock_reading
 
     @pytest.mark.parametrize("seconds", [5, 500])
     def test_an_answer_that_comes_late_makes_no_right_clock_wrong(self, seconds: int) -> None:

@@ -24,7 +24,7 @@ def use_and_wipe(world: World, track_id: str = "track-1") -> str:
     """Have a track take a sandbox and give it back, and have it wiped; returns its id."""
     world.clock.advance(1)
     sandbox_id = world.allocate(track_id).claim.sandbox_id
-    world.custody.mark_for_deletion(track_id=track_id, sandbox_id=sandbox_id, by=BY)
+    world.leases.mark_for_deletion(track_id=track_id, sandbox_id=sandbox_id, by=BY)
     world.cleaner.delete_sandbox(sandbox_id, by=BY)
     return sandbox_id
 

@@ -61,7 +61,7 @@ def test_a_listing_without_an_available_sandbox_needs_no_watermark(plain: World)
 
 
 def test_what_a_track_holds_is_listed_page_by_page_in_the_order_of_the_ids(held: World) -> None:
-    expected = sorted(each.sandbox_id for each in held.custody.list_held(track_id="track-1"))
+    expected = sorted(each.sandbox_id for each in held.leases.list_held(track_id="track-1"))
 
     first = held.inventory.list_of_track("track-1", None, limit=2, cursor=None)
     last = held.inventory.list_of_track("track-1", None, limit=2, cursor=first.cursor)

@@ -10,7 +10,7 @@ import pytest
 from broker_common.core.errors import SyncBraked
 from broker_common.core.job_names import Job
 from broker_common.core.job_registry import JOBS
-from broker_common.core.jobs import Daily, Every, HandOut, JobSpec, Work, declare
+from broker_common.core.jobs import Daily, Dispatch, Every, JobSpec, Work, declare
 from broker_common.core.principals import Actor
 from broker_common.core.runs import CleanupTally
 from broker_common.core.sandbox import Status
@@ -100,7 +100,7 @@ def test_a_job_runs_its_use_case_and_its_example_is_of_that_result_s_shape(job: 
     world.pending("sbx-9")
     did = job.work(work_of(world), BY, {})
 
-    if isinstance(did, HandOut):
+    if isinstance(did, Dispatch):
         assert list(did.find()) == ["sbx-9"]
         assert (
             dict(job.example)

@@ -11,7 +11,7 @@ import pytest
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import StoreUnavailable
 from broker_common.core.facts import PoolFact, PoolFactKind
-from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
+from broker_common.core.pauses import MAX_AGE_SEC, PauseCache
 from broker_common.core.principals import Actor
 from broker_common.core.store import Pause, Pauses
 from tests.fakes import BY, START, FakeClock, Fault, FlakyStore, MemoryStore
@@ -27,7 +27,7 @@ class Bench:
         self.clock = FakeClock()
         self.memory = MemoryStore(self.clock)
         self.store = FlakyStore(self.memory)
-        self.board = PauseBoard(self.store, self.clock, Random(1))
+        self.board = PauseCache(self.store, self.clock, Random(1))
 
 
 def test_nothing_is_paused_at_first() -> None:
@@ -47,7 +47,7 @@ def test_the_store_is_asked_once_an_age() -> None:
 def test_a_pause_set_by_another_process_is_known_within_five_seconds() -> None:
     bench = Bench()
     bench.board.current()
-    PauseBoard(bench.memory, bench.clock, Random(2)).set({"sync": True}, by=BY)
+    PauseCache(bench.memory, bench.clock, Random(2)).set({"sync": True}, by=BY)
     bench.clock.advance(MAX_AGE_SEC)
     assert bench.board.current() == Pauses(sync=PAUSED)
     assert MAX_AGE_SEC < 5
@@ -142,7 +142,7 @@ def test_an_operator_who_resumes_what_another_has_just_resumed_succeeds_without_
 
 def _meanwhile(bench: Bench, wanted: dict[str, bool]) -> None:
     """Have another operator set pauses just before the next write of this process."""
-    other, waiting = PauseBoard(bench.memory, bench.clock, Random(2)), [wanted]
+    other, waiting = PauseCache(bench.memory, bench.clock, Random(2)), [wanted]
 
     def before(method: str) -> None:
         if method == "set_pauses" and waiting:
@@ -213,7 +213,7 @@ def test_a_request_that_cannot_wait_for_the_first_read_is_told_so() -> None:
 def test_many_requests_at_the_start_cost_one_read() -> None:
     clock = FakeClock()
     store = MemoryStore(clock)
-    board = PauseBoard(store, clock, Random(1))
+    board = PauseCache(store, clock, Random(1))
     begun = threading.Barrier(10)
 
     def ask() -> None:

@@ -43,7 +43,7 @@ def held(**policy: object) -> World:
 
 def give_back_and_wipe(world: World, *answers: WipeAnswer | Exception) -> Sandbox:
     """Give the sandbox back, and have it wiped with these answers, one by one; returns its record."""
-    world.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
+    world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
     for answer in answers:
         world.provider.answers.append(answer)
         world.cleaner.delete_sandbox("sbx-0", by=BY)
@@ -61,18 +61,18 @@ def test_its_track_keeps_it_and_gives_it_back_as_ever() -> None:
     record = world.record("sbx-0")
     assert (record.status, record.quarantine) == (Status.ALLOCATED, "smells")
     assert world.allocate().replayed
-    assert world.custody.read(track_id="track-1", sandbox_id="sbx-0") == record
-    assert world.custody.list_held(track_id="track-1") == [record]
-    ended = world.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY).sandbox
+    assert world.leases.read(track_id="track-1", sandbox_id="sbx-0") == record
+    assert world.leases.list_held(track_id="track-1") == [record]
+    ended = world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY).sandbox
     assert (ended.status, ended.quarantine) == (Status.PENDING_DELETION, "smells")
 
 
 def mark(world: World) -> None:
-    world.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
+    world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
 
 
 def release(world: World) -> None:
-    world.custody.release(sandbox_id="sbx-0", lease_id=world.allocate().claim.lease.lease_id, by=BY)
+    world.leases.release(sandbox_id="sbx-0", lease_id=world.allocate().claim.lease.lease_id, by=BY)
 
 
 def expire(world: World) -> None:

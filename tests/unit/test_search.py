@@ -108,7 +108,7 @@ def test_pages_show_each_sandbox_once(world: World, sort: SortField, descending:
 
 def test_a_page_goes_on_behind_a_sandbox_that_is_gone(world: World) -> None:
     page = find(world, Query(name="fox"), limit=1)
-    world.custody.release(sandbox_id="held-0", lease_id="lease-0", by=BY)
+    world.leases.release(sandbox_id="held-0", lease_id="lease-0", by=BY)
     world.clock.advance(MAX_AGE_SEC)
     assert ids(find(world, Query(name="fox"), limit=1, cursor=page.cursor)) == ["held-1"]
 

@@ -370,7 +370,7 @@ def test_a_sandbox_that_was_used_and_wiped_meanwhile_is_left_for_the_next_sync(p
 
     def meanwhile() -> None:
         plain.allocate()
-        plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
         plain.cleaner.delete_sandbox("sbx-0", by=BY)
 
     plain.provider.during_list = meanwhile
@@ -568,7 +568,7 @@ def test_a_used_sandbox_that_was_renumbered_is_wiped_before_its_account_is_given
     plain.provider.accounts = [make_account("new", external_id="uuid-sbx-0"), make_account("other")]
     plain.allocate()
     plain.syncer.run(by=BY)
-    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     plain.syncer.run(by=BY)
     plain.provider.answers.append(WipeAnswer.GONE)
     plain.cleaner.delete_sandbox("sbx-0", by=BY)

@@ -80,20 +80,20 @@ def test_a_replay_and_a_refusal_tell_nothing(plain: World) -> None:
     with pytest.raises(NoSandboxesAvailable):
         plain.allocate("other")
     with pytest.raises(NotSandboxOwner):
-        plain.custody.mark_for_deletion(track_id="other", sandbox_id="sbx-0", by=BY)
+        plain.leases.mark_for_deletion(track_id="other", sandbox_id="sbx-0", by=BY)
     assert len(told(plain)) == 1
 
 
 def end_by_mark(world: World, by: Actor) -> None:
     for _ in range(2):
-        world.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=by)
+        world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=by)
 
 
 def end_by_release(world: World, by: Actor) -> None:
     lease_id = world.record("sbx-0").latest_lease_id
     assert lease_id
     for _ in range(2):
-        world.custody.release(sandbox_id="sbx-0", lease_id=lease_id, by=by)
+        world.leases.release(sandbox_id="sbx-0", lease_id=lease_id, by=by)
 
 
 def end_by_expiry(world: World, by: Actor) -> None:
@@ -273,8 +273,8 @@ def test_a_change_whose_answer_was_lost_is_told_once(fault: Fault) -> None:
     world.allocate()
     stores[0].fail("end_allocation", fault)
     with pytest.raises(Crashed if fault is Fault.CRASH_AFTER else Exception):
-        world.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
-    world.custody.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
+        world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
+    world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
     assert [each.kind for each in told(world)] == [FactKind.ALLOCATED, FactKind.MARKED]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.errors import NoSandboxesAvailable, UnreadableRecord
-from broker_common.core.pauses import MAX_AGE_SEC, PauseBoard
+from broker_common.core.pauses import MAX_AGE_SEC, PauseCache
 from broker_common.core.sandbox import Status
 from broker_common.core.store import CandidateGone, Pause, Pauses, Unreadable
 from broker_common.core.telemetry import DeleteOutcome, ItemFailed
@@ -122,7 +122,7 @@ class UnreadablePauses(MemoryStore):
 def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
     clock = FakeClock()
     store = UnreadablePauses(clock)
-    board = PauseBoard(store, clock, Random(1))
+    board = PauseCache(store, clock, Random(1))
     with pytest.raises(UnreadableRecord):
         board.current()
     store.is_damaged = False
@@ -138,7 +138,7 @@ def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
 def test_a_damaged_pause_is_set_right_by_setting_it_and_what_stays_damaged_is_told() -> None:
     clock = FakeClock()
     store = UnreadablePauses(clock)
-    board = PauseBoard(store, clock, Random(1))
+    board = PauseCache(store, clock, Random(1))
     assert board.set({"sync": True}, by=BY).sync == Pause(by=BY.principal, since=clock.now())
     clock.advance(1)
     with pytest.raises(UnreadableRecord):

@@ -26,7 +26,7 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import ProviderBusy, SyncBraked
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
-from broker_common.core.pauses import PauseBoard
+from broker_common.core.pauses import PauseCache
 from broker_common.core.purge import Purger
 from broker_common.core.runs import Runs
 from broker_common.core.store import Pause, Pauses
@@ -110,7 +110,7 @@ def _services() -> WorkerServices:
         recorder=recorder,
         store=store,
         guard=guard,
-        pauses=PauseBoard(store, clock, Random(1)),
+        pauses=PauseCache(store, clock, Random(1)),
         syncer=cast("Syncer", script),
         cleaner=cast("Cleaner", script),
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),

@@ -17,7 +17,7 @@ from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
 from broker_common.core.runs import KEPT_SEC, Conclusion, Runs
 from broker_common.core.telemetry import DeleteOutcome
-from tests.runs_suite import ALICE, SUCCEEDED, RunsContract, found, hand_out
+from tests.runs_suite import ALICE, SUCCEEDED, RunsContract, dispatch, found
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def runs(redis: RedisClient) -> Runs:
 
 
 def test_what_is_kept_is_kept_for_a_day(runs: Runs, redis: RedisClient) -> None:
-    hand_out(runs, "1")
+    dispatch(runs, "1")
     runs.create("other", Job.SYNC, by=ALICE)
 
     ages = [redis.ttl(key) for key in redis.scan_iter()]
@@ -129,7 +129,7 @@ def test_at_each_step_the_earlier_release_finds_the_record_that_it_would_have_wr
 
     runs.create("run", Job.CLEANUP, by=ALICE)
     queued = record()
-    hand_out(runs, "1", "2")
+    dispatch(runs, "1", "2")
     running = record()
     runs.settle("run", "1", DeleteOutcome.GONE, "unknown")
     settled = record()

@@ -158,7 +158,7 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
 
 def test_a_delete_that_the_earlier_release_sent_is_done_in_the_name_of_its_job(worker: Celery, desk: Desk) -> None:
     desk.runs.start("run", Job.CLEANUP, request_id="job-cleanup-1")
-    desk.runs.hand_out("run", ["1"])
+    desk.runs.dispatch("run", ["1"])
     producer = CeleryApp(broker=desk.url, set_as_current=False)
     message = {"sandbox_id": "1", "run_id": "run"}
     headers = {"run_request_id": "job-cleanup-1"}
@@ -191,7 +191,7 @@ def test_a_cleanup_is_skipped_while_deletes_of_the_one_before_wait(worker: Celer
 
 def test_a_cleanup_that_lost_deletes_is_closed_as_partial_by_the_next(worker: Celery, desk: Desk) -> None:
     desk.runs.start("lost", Job.CLEANUP, request_id="job-cleanup-1")
-    desk.runs.hand_out("lost", ["1", "2"])
+    desk.runs.dispatch("lost", ["1", "2"])
 
     def next_goes_on() -> bool:
         return desk.run(Job.CLEANUP).state is JobState.SUCCEEDED

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from broker_common.core.candidate_cache import CANDIDATE_AGE_SEC, LOOK_AHEAD, PREFIXES, USED_KEPT, CandidateCache
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import StoreUnavailable
-from broker_common.core.reservoir import CANDIDATE_AGE_SEC, LOOK_AHEAD, PREFIXES, SPENT, Reservoir
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Status
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class Bench:
-    """A reservoir over a store, and the clock of both."""
+    """A candidate_cache over a store, and the clock of both."""
 
     def __init__(self, free: int, *, size: int = 5, seed: int = 1) -> None:
         self.clock = FakeClock()
         self.memory = MemoryStore(self.clock)
         self.store = FlakyStore(self.memory)
         self.memory.seed(*[make_sandbox(f"sbx-{number}") for number in range(free)])
-        self.reservoir = Reservoir(self.store, self.clock, Random(seed), size=size)
+        self.candidate_cache = CandidateCache(self.store, self.clock, Random(seed), size=size)
 
     def next(self, prefix: str = "") -> Candidate | None:
-        return self.reservoir.search(prefix).next()
+        return self.candidate_cache.search(prefix).next()
 
     def reads(self) -> int:
         return self.memory.calls["read_candidates"]
@@ -64,7 +64,7 @@ def test_processes_begin_at_different_places_of_the_ring() -> None:
 
 def test_a_candidate_that_was_handed_back_is_handed_out_next_without_a_read() -> None:
     bench = Bench(20)
-    search = bench.reservoir.search("")
+    search = bench.candidate_cache.search("")
     candidate = search.next()
     assert candidate
     search.give_back(candidate)
@@ -75,10 +75,10 @@ def test_a_candidate_that_was_handed_back_is_handed_out_next_without_a_read() ->
 
 def test_a_candidate_that_was_used_up_is_not_handed_out_again_while_the_index_still_shows_it() -> None:
     bench = Bench(1)
-    search = bench.reservoir.search("")
+    search = bench.candidate_cache.search("")
     candidate = search.next()
     assert candidate
-    search.used_up(candidate)
+    search.mark_used(candidate)
     assert search.next() is None
     bench.clock.advance(2)
     assert bench.next() is None
@@ -101,8 +101,8 @@ def test_a_loss_sends_the_next_query_to_another_part_of_the_ring() -> None:
 
     store = Following()
     store.seed(*[make_sandbox(f"sbx-{number}") for number in range(100)])
-    search = Reservoir(store, FakeClock(), Random(1), size=1).search("")
-    for end in (search.used_up, search.lost_to_another, search.used_up):
+    search = CandidateCache(store, FakeClock(), Random(1), size=1).search("")
+    for end in (search.mark_used, search.mark_lost, search.mark_used):
         candidate = search.next()
         assert candidate
         end(candidate)
@@ -132,21 +132,21 @@ class EvenRing(MemoryStore):
         self.seed(*[replace(self.dump()[0][each], status=Status.STALE, version=2) for each in gone])
 
 
-def use_up(reservoir: Reservoir, count: int) -> list[int]:
+def forget(candidate_cache: CandidateCache, count: int) -> list[int]:
     """Take `count` candidates, and return their numbers."""
-    search = reservoir.search("")
+    search = candidate_cache.search("")
     taken = []
     for _ in range(count):
         candidate = search.next()
         assert candidate
-        search.used_up(candidate)
+        search.mark_used(candidate)
         taken.append(int(candidate.sandbox_id.removeprefix("sbx-")))
     return taken
 
 
 def test_the_start_of_a_new_place_is_left_to_whoever_may_hold_it() -> None:
     store = EvenRing(2000)
-    taken = use_up(Reservoir(store, FakeClock(), Random(1), size=15), 15)
+    taken = forget(CandidateCache(store, FakeClock(), Random(1), size=15), 15)
     (page,) = store.pages
     assert len(page.candidates) == 15 * LOOK_AHEAD
     assert sorted(taken) == [int(each.sandbox_id.removeprefix("sbx-")) for each in page.candidates[-15:]]
@@ -155,38 +155,38 @@ def test_the_start_of_a_new_place_is_left_to_whoever_may_hold_it() -> None:
 def test_what_lies_beyond_an_eaten_stretch_is_left_to_whoever_ate_it() -> None:
     for seed in range(10):
         store = EvenRing(2000)
-        reservoir = Reservoir(store, FakeClock(), Random(seed), size=15)
-        end = max(use_up(reservoir, 15)) + 1
+        candidate_cache = CandidateCache(store, FakeClock(), Random(seed), size=15)
+        end = max(forget(candidate_cache, 15)) + 1
         store.take_away(end, 60)
         beyond = {(end + 60 + n) % 2000 for n in range(15)}
-        assert not beyond & set(use_up(reservoir, 15))
+        assert not beyond & set(forget(candidate_cache, 15))
 
 
 def test_a_pool_that_has_become_thin_everywhere_is_walked_on_after_a_while() -> None:
     store = EvenRing(3000)
-    reservoir = Reservoir(store, FakeClock(), Random(1), size=15)
-    use_up(reservoir, 60)
+    candidate_cache = CandidateCache(store, FakeClock(), Random(1), size=15)
+    forget(candidate_cache, 60)
     for number in range(0, 3000, 10):
         store.take_away(number, 9)
-    use_up(reservoir, 60)
+    forget(candidate_cache, 60)
     reads = len(store.pages)
-    use_up(reservoir, 60)
+    forget(candidate_cache, 60)
     assert len(store.pages) - reads <= 5
 
 
 def test_a_page_that_was_on_its_way_when_a_loss_was_told_is_left_to_the_winner() -> None:
     store = EvenRing(2000)
-    reservoir = Reservoir(store, FakeClock(), Random(1), size=15)
-    search = reservoir.search("")
+    candidate_cache = CandidateCache(store, FakeClock(), Random(1), size=15)
+    search = candidate_cache.search("")
     first, *_ = [search.next() for _ in range(15)]
 
     def lose() -> None:
         store.on_read = lambda: None
         assert first
-        search.lost_to_another(first)
+        search.mark_lost(first)
 
     store.on_read = lose
-    taken = use_up(reservoir, 15)
+    taken = forget(candidate_cache, 15)
     on_its_way = {int(each.sandbox_id.removeprefix("sbx-")) for each in store.pages[1].candidates}
     assert not on_its_way & set(taken)
 
@@ -194,24 +194,24 @@ def test_a_page_that_was_on_its_way_when_a_loss_was_told_is_left_to_the_winner()
 def test_the_last_sandbox_is_found_by_whoever_has_seen_the_pool_full() -> None:
     for seed in range(10):
         store = EvenRing(1000)
-        reservoir = Reservoir(store, FakeClock(), Random(seed), size=15)
-        end = max(use_up(reservoir, 15)) + 1
+        candidate_cache = CandidateCache(store, FakeClock(), Random(seed), size=15)
+        end = max(forget(candidate_cache, 15)) + 1
         store.take_away(end, 500)
         store.take_away(end + 501, 499)
-        assert use_up(reservoir, 1) == [(end + 500) % 1000]
+        assert forget(candidate_cache, 1) == [(end + 500) % 1000]
 
 
 @pytest.mark.parametrize("lost", [0, 1, 7])
 def test_what_was_left_to_others_is_found_before_the_pool_is_called_empty(lost: int) -> None:
     store = EvenRing(150)
-    search = Reservoir(store, FakeClock(), Random(1), size=15).search("")
+    search = CandidateCache(store, FakeClock(), Random(1), size=15).search("")
     found = []
     while candidate := search.next():
         found.append(candidate.sandbox_id)
         if lost and len(found) % lost == 0:
-            search.lost_to_another(candidate)
+            search.mark_lost(candidate)
         else:
-            search.used_up(candidate)
+            search.mark_used(candidate)
     assert len(found) == len(set(found)) == 150
 
 
@@ -226,10 +226,10 @@ def test_a_walk_past_what_others_hold_takes_large_steps() -> None:
 
 def test_a_used_up_sandbox_is_a_candidate_again_at_a_later_version() -> None:
     bench = Bench(1)
-    search = bench.reservoir.search("")
+    search = bench.candidate_cache.search("")
     candidate = search.next()
     assert candidate
-    search.lost_to_another(candidate)
+    search.mark_lost(candidate)
     bench.memory.seed(make_sandbox("sbx-0", version=9))
     bench.clock.advance(2)
     again = bench.next()
@@ -238,21 +238,21 @@ def test_a_used_up_sandbox_is_a_candidate_again_at_a_later_version() -> None:
 
 def test_what_was_used_up_is_forgotten_after_thousands_more() -> None:
     bench = Bench(1)
-    search = bench.reservoir.search("")
+    search = bench.candidate_cache.search("")
     candidate = search.next()
     assert candidate
-    search.used_up(candidate)
-    for number in range(SPENT):
-        search.used_up(replace(candidate, sandbox_id=f"another-{number}"))
+    search.mark_used(candidate)
+    for number in range(USED_KEPT):
+        search.mark_used(replace(candidate, sandbox_id=f"another-{number}"))
     assert search.next() == candidate
 
 
 def test_a_candidate_of_which_nothing_is_known_comes_back_from_the_index_only() -> None:
     bench = Bench(1)
-    search = bench.reservoir.search("")
+    search = bench.candidate_cache.search("")
     candidate = search.next()
     assert candidate
-    search.drop(candidate)
+    search.discard(candidate)
     reads = bench.reads()
     assert bench.next() == candidate
     assert bench.reads() > reads
@@ -284,7 +284,7 @@ def test_a_walk_that_finds_nothing_is_remembered_for_a_second() -> None:
 
 def test_a_request_that_came_long_before_the_walk_may_use_its_finding() -> None:
     bench = Bench(0)
-    early = bench.reservoir.search("")
+    early = bench.candidate_cache.search("")
     bench.clock.advance(10)
     assert bench.next() is None
     reads = bench.reads()
@@ -303,7 +303,7 @@ def test_a_walk_that_fails_is_no_finding() -> None:
 
 def test_a_candidate_handed_back_clears_every_memory_of_emptiness() -> None:
     bench = Bench(1)
-    search = bench.reservoir.search("")
+    search = bench.candidate_cache.search("")
     candidate = search.next()
     assert candidate
     bench.take_away("sbx-0")
@@ -316,25 +316,25 @@ def test_a_candidate_handed_back_clears_every_memory_of_emptiness() -> None:
 
 def test_what_others_hold_is_shared_before_the_pool_is_called_empty() -> None:
     bench = Bench(2)
-    holder = bench.reservoir.search("")
+    holder = bench.candidate_cache.search("")
     held = [holder.next(), holder.next()]
-    late = bench.reservoir.search("")
+    late = bench.candidate_cache.search("")
     shared = [late.next(), late.next()]
     assert sorted(str(each) for each in shared) == sorted(str(each) for each in held)
     for each in shared:
         assert each
-        late.drop(each)
+        late.discard(each)
     assert late.next() is None
 
 
 def test_what_others_hold_is_no_finding_of_emptiness() -> None:
     bench = Bench(1)
-    holder = bench.reservoir.search("")
+    holder = bench.candidate_cache.search("")
     candidate = holder.next()
-    first = bench.reservoir.search("")
+    first = bench.candidate_cache.search("")
     assert first.next() == candidate
     assert candidate
-    first.drop(candidate)
+    first.discard(candidate)
     assert first.next() is None
     assert bench.next() == candidate
 
@@ -343,7 +343,7 @@ def test_what_a_request_gave_back_is_shared_with_it_once_more_while_another_stil
     """Its own overdue allocation came first: the candidate was not at fault, and may be the last one there is."""
     bench = Bench(1)
     candidate = bench.next()
-    late = bench.reservoir.search("")
+    late = bench.candidate_cache.search("")
     assert late.next() == candidate
     assert candidate
     late.give_back(candidate)
@@ -352,14 +352,14 @@ def test_what_a_request_gave_back_is_shared_with_it_once_more_while_another_stil
 
 def test_what_another_request_has_used_up_meanwhile_is_not_shared() -> None:
     bench = Bench(2)
-    holder = bench.reservoir.search("")
+    holder = bench.candidate_cache.search("")
     held = [holder.next(), holder.next()]
-    late = bench.reservoir.search("")
+    late = bench.candidate_cache.search("")
     first = late.next()
     (other,) = [each for each in held if each and first and each.sandbox_id != first.sandbox_id]
-    holder.used_up(other)
+    holder.mark_used(other)
     assert first
-    late.drop(first)
+    late.discard(first)
     bench.take_away(other.sandbox_id)
     assert late.next() is None
 
@@ -374,7 +374,7 @@ def test_a_prefix_walks_past_pages_without_a_match() -> None:
 
 def test_prefixes_beyond_the_limit_are_forgotten_and_work_again() -> None:
     bench = Bench(3)
-    first = bench.reservoir.search("lab-")
+    first = bench.candidate_cache.search("lab-")
     candidate = first.next()
     for number in range(PREFIXES + 5):
         assert bench.next(f"nothing-{number}") is None
@@ -396,7 +396,7 @@ def test_a_storm_of_requests_on_an_empty_pool_walks_once() -> None:
     barrier = threading.Barrier(16)
 
     def ask(_: int) -> Candidate | None:
-        search = bench.reservoir.search("")
+        search = bench.candidate_cache.search("")
         barrier.wait(30)
         return search.next()
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.ending import expire
 from broker_common.core.errors import LeaseMismatch, NotSandboxOwner, SandboxNotFound, StoreUnavailable
+from broker_common.core.leases import expire
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
@@ -23,7 +23,7 @@ HOUR = 3600
 def test_a_holder_reads_its_sandbox(world: World) -> None:
     world.pool(3)
     claim = world.allocate().claim
-    sandbox = world.custody.read(track_id="track-1", sandbox_id=claim.sandbox_id)
+    sandbox = world.leases.read(track_id="track-1", sandbox_id=claim.sandbox_id)
     assert (sandbox.status, flat(sandbox).lease_id) == (Status.ALLOCATED, claim.lease.lease_id)
 
 
@@ -31,52 +31,52 @@ def test_another_track_may_not_read_it(world: World) -> None:
     world.pool(3)
     claim = world.allocate().claim
     with pytest.raises(NotSandboxOwner):
-        world.custody.read(track_id="track-2", sandbox_id=claim.sandbox_id)
+        world.leases.read(track_id="track-2", sandbox_id=claim.sandbox_id)
 
 
 def test_nobody_reads_a_sandbox_that_was_never_held(world: World) -> None:
     world.pool(1)
     with pytest.raises(NotSandboxOwner):
-        world.custody.read(track_id="track-1", sandbox_id="sbx-0")
+        world.leases.read(track_id="track-1", sandbox_id="sbx-0")
 
 
 def test_an_unknown_sandbox_is_not_found(world: World) -> None:
     with pytest.raises(SandboxNotFound):
-        world.custody.read(track_id="track-1", sandbox_id="nobody")
+        world.leases.read(track_id="track-1", sandbox_id="nobody")
     with pytest.raises(SandboxNotFound):
-        world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="nobody")
+        world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="nobody")
     with pytest.raises(SandboxNotFound):
-        world.custody.release(by=BY, sandbox_id="nobody", lease_id="lease")
+        world.leases.release(by=BY, sandbox_id="nobody", lease_id="lease")
 
 
 def test_the_last_holder_reads_until_the_sandbox_is_allocated_anew(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
-    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-    assert plain.custody.read(track_id="track-1", sandbox_id="sbx-0").status is Status.PENDING_DELETION
+    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    assert plain.leases.read(track_id="track-1", sandbox_id="sbx-0").status is Status.PENDING_DELETION
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
-    assert plain.custody.read(track_id="track-1", sandbox_id="sbx-0").status is Status.AVAILABLE
+    assert plain.leases.read(track_id="track-1", sandbox_id="sbx-0").status is Status.AVAILABLE
     plain.clock.advance(2)
     plain.allocate("track-2")
     with pytest.raises(NotSandboxOwner):
-        plain.custody.read(track_id="track-1", sandbox_id="sbx-0")
+        plain.leases.read(track_id="track-1", sandbox_id="sbx-0")
 
 
 def test_an_allocation_past_its_expiry_is_still_read_by_its_holder(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
     plain.clock.advance(4 * HOUR + 60)
-    assert plain.custody.read(track_id="track-1", sandbox_id="sbx-0").status is Status.ALLOCATED
+    assert plain.leases.read(track_id="track-1", sandbox_id="sbx-0").status is Status.ALLOCATED
 
 
 def test_a_tombstone_is_not_found_except_that_its_last_holder_may_repeat_the_mark(plain: World) -> None:
     tombstone = make_sandbox(status=Status.DELETED, last_track_id="track-1", last_lease_id="lease-1")
     plain.memory.seed(tombstone)
     with pytest.raises(SandboxNotFound):
-        plain.custody.read(track_id="track-1", sandbox_id=tombstone.sandbox_id)
+        plain.leases.read(track_id="track-1", sandbox_id=tombstone.sandbox_id)
     with pytest.raises(SandboxNotFound):
-        plain.custody.mark_for_deletion(by=BY, track_id="track-2", sandbox_id=tombstone.sandbox_id)
-    ending = plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=tombstone.sandbox_id)
+        plain.leases.mark_for_deletion(by=BY, track_id="track-2", sandbox_id=tombstone.sandbox_id)
+    ending = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=tombstone.sandbox_id)
     assert (ending.sandbox, ending.repeated) == (tombstone, True)
 
 
@@ -85,9 +85,9 @@ def test_a_track_lists_all_that_it_holds_and_nothing_else(world: World) -> None:
     held = {world.allocate("a", key).claim.sandbox_id for key in ("x", "y", "z")}
     world.allocate("b")
     gone = min(held)
-    world.custody.mark_for_deletion(by=BY, track_id="a", sandbox_id=gone)
-    assert {each.sandbox_id for each in world.custody.list_held(track_id="a")} == held - {gone}
-    assert world.custody.list_held(track_id="nobody") == []
+    world.leases.mark_for_deletion(by=BY, track_id="a", sandbox_id=gone)
+    assert {each.sandbox_id for each in world.leases.list_held(track_id="a")} == held - {gone}
+    assert world.leases.list_held(track_id="nobody") == []
 
 
 def test_a_sandbox_that_is_given_back_while_its_track_lists_is_left_out() -> None:
@@ -104,17 +104,17 @@ def test_a_sandbox_that_is_given_back_while_its_track_lists_is_left_out() -> Non
 
     def given_back(method: str) -> None:
         if method == "get":
-            other.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+            other.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
 
     stores[0].before_call = given_back
-    assert world.custody.list_held(track_id="track-1") == []
+    assert world.leases.list_held(track_id="track-1") == []
 
 
 def test_a_mark_takes_the_sandbox_back_and_frees_the_claim(world: World) -> None:
     world.pool(3)
     claim = world.allocate().claim
     world.clock.advance(60)
-    ending = world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=claim.sandbox_id)
+    ending = world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=claim.sandbox_id)
     assert ending.sandbox == world.record(claim.sandbox_id)
     assert ending.sandbox.status is Status.PENDING_DELETION
     assert ending.sandbox.dirty
@@ -126,7 +126,7 @@ def test_a_mark_says_when_and_why(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
     plain.clock.advance(60)
-    sandbox = plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0").sandbox
+    sandbox = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0").sandbox
     assert (flat(sandbox).deletion_requested_at, flat(sandbox).deletion_reason) == (
         plain.clock.now(),
         DeletionReason.MARKED,
@@ -136,13 +136,13 @@ def test_a_mark_says_when_and_why(plain: World) -> None:
 def test_a_repeated_mark_is_answered_with_the_present_status(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
-    first = plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    first = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     plain.clock.advance(60)
-    second = plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    second = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     assert (first.repeated, second.repeated) == (False, True)
     assert second.sandbox == first.sandbox
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
-    third = plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    third = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     assert (third.sandbox.status, third.repeated) == (Status.AVAILABLE, True)
 
 
@@ -152,7 +152,7 @@ def test_a_mark_after_expiry_came_first_is_a_repetition(plain: World) -> None:
     plain.clock.advance(5 * HOUR)
     plain.expirer.run(by=BY)
     for named in (None, lease_id):
-        ending = plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=named)
+        ending = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=named)
         assert ending.repeated
         assert flat(ending.sandbox).deletion_reason is DeletionReason.EXPIRED
 
@@ -161,7 +161,7 @@ def test_a_mark_past_the_expiry_is_accepted(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
     plain.clock.advance(5 * HOUR)
-    assert not plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0").repeated
+    assert not plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0").repeated
 
 
 def test_a_mark_by_another_track_changes_nothing_and_says_nothing_of_the_lease(world: World) -> None:
@@ -169,7 +169,7 @@ def test_a_mark_by_another_track_changes_nothing_and_says_nothing_of_the_lease(w
     plain_record = world.memory.dump()
     for lease_id in (None, "any"):
         with pytest.raises(NotSandboxOwner):
-            world.custody.mark_for_deletion(by=BY, track_id="track-2", sandbox_id="sbx-0", lease_id=lease_id)
+            world.leases.mark_for_deletion(by=BY, track_id="track-2", sandbox_id="sbx-0", lease_id=lease_id)
     assert world.memory.dump() == plain_record
 
 
@@ -179,19 +179,19 @@ def test_a_mark_under_another_lease_changes_nothing(world: World) -> None:
     claim = world.allocate().claim
     before = world.memory.dump()
     with pytest.raises(LeaseMismatch):
-        world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=claim.sandbox_id, lease_id="earlier")
+        world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=claim.sandbox_id, lease_id="earlier")
     assert world.memory.dump() == before
 
 
 def test_a_late_mark_never_ends_the_same_tracks_next_lease(plain: World) -> None:
     plain.pool(1)
     old = plain.allocate().claim
-    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
     plain.clock.advance(2)
     new = plain.allocate().claim
     with pytest.raises(LeaseMismatch):
-        plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=old.lease.lease_id)
+        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=old.lease.lease_id)
     assert flat(plain.record("sbx-0")).lease_id == new.lease.lease_id
 
 
@@ -207,7 +207,7 @@ def test_a_mark_is_bound_to_the_lease_that_it_read_first() -> None:
         def commit(self, *changes: Change) -> None:
             if not self.done:
                 self.done = True
-                world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+                world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
                 world.cleaner.delete_sandbox("sbx-0", by=BY)
                 world.clock.advance(2)
                 world.allocate()
@@ -216,7 +216,7 @@ def test_a_mark_is_bound_to_the_lease_that_it_read_first() -> None:
     late = World(clock=world.clock, memory=world.memory, wrap=Overtaken)
     first = world.allocate().claim
     with pytest.raises(LeaseMismatch):
-        late.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+        late.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     record = world.record("sbx-0")
     assert record.status is Status.ALLOCATED
     assert flat(record).lease_id != first.lease.lease_id
@@ -231,7 +231,7 @@ def test_a_mark_whose_sandbox_vanishes_meanwhile_is_not_found() -> None:
     world.pool(1)
     world.allocate()
     with pytest.raises(SandboxNotFound):
-        world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+        world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
 
 
 @pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER])
@@ -247,8 +247,8 @@ def test_a_mark_whose_answer_was_lost_is_carried_out_by_repeating_it(fault: Faul
     world.allocate()
     stores[0].fail("end_allocation", fault)
     with pytest.raises(StoreUnavailable):
-        world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-    ending = world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+        world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    ending = world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     assert ending.sandbox.status is Status.PENDING_DELETION
     outcomes = [event.outcome for event in world.recorder.of(MarkEnded)]
     again = MarkOutcome.REPEATED if fault is Fault.LOST_AFTER else MarkOutcome.SUCCESS
@@ -258,14 +258,14 @@ def test_a_mark_whose_answer_was_lost_is_carried_out_by_repeating_it(fault: Faul
 def test_each_mark_is_recorded_with_its_outcome(plain: World) -> None:
     plain.pool(1)
     lease_id = plain.allocate().claim.lease.lease_id
-    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     with pytest.raises(NotSandboxOwner):
-        plain.custody.mark_for_deletion(by=BY, track_id="track-2", sandbox_id="sbx-0")
+        plain.leases.mark_for_deletion(by=BY, track_id="track-2", sandbox_id="sbx-0")
     with pytest.raises(SandboxNotFound):
-        plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="nobody")
+        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="nobody")
     with pytest.raises(LeaseMismatch):
-        plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id="x")
+        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id="x")
     events = plain.recorder.of(MarkEnded)
     assert [event.outcome for event in events] == [
         MarkOutcome.SUCCESS,
@@ -282,7 +282,7 @@ def test_each_mark_is_recorded_with_its_outcome(plain: World) -> None:
 def test_an_operator_releases_an_allocation_for_its_track(world: World) -> None:
     world.pool(3)
     claim = world.allocate().claim
-    ending = world.custody.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id)
+    ending = world.leases.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id)
     assert ending.sandbox.status is Status.PENDING_DELETION
     assert flat(ending.sandbox).deletion_reason is DeletionReason.RELEASED
     assert world.memory.read_claims("track-1") == []
@@ -292,7 +292,7 @@ def test_a_release_is_recorded_once_however_often_it_is_repeated(plain: World) -
     plain.pool(1)
     lease_id = plain.allocate().claim.lease.lease_id
     for repeated in (False, True, True):
-        assert plain.custody.release(by=BY, sandbox_id="sbx-0", lease_id=lease_id).repeated == repeated
+        assert plain.leases.release(by=BY, sandbox_id="sbx-0", lease_id=lease_id).repeated == repeated
     assert plain.recorder.of(AllocationReleased) == [
         AllocationReleased(sandbox_id="sbx-0", lease_id=lease_id, track_id="track-1")
     ]
@@ -301,20 +301,20 @@ def test_a_release_is_recorded_once_however_often_it_is_repeated(plain: World) -
 def test_a_release_of_an_earlier_lease_changes_nothing(plain: World) -> None:
     plain.pool(1)
     old = plain.allocate().claim
-    plain.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
     plain.clock.advance(2)
     plain.allocate("track-2")
     before = plain.memory.dump()
     with pytest.raises(LeaseMismatch):
-        plain.custody.release(by=BY, sandbox_id="sbx-0", lease_id=old.lease.lease_id)
+        plain.leases.release(by=BY, sandbox_id="sbx-0", lease_id=old.lease.lease_id)
     assert plain.memory.dump() == before
 
 
 def test_a_release_of_what_nobody_holds_is_refused(plain: World) -> None:
     plain.pool(1)
     with pytest.raises(LeaseMismatch):
-        plain.custody.release(by=BY, sandbox_id="sbx-0", lease_id="any")
+        plain.leases.release(by=BY, sandbox_id="sbx-0", lease_id="any")
 
 
 def test_expiring_what_is_not_overdue_does_nothing(plain: World) -> None:
@@ -341,7 +341,7 @@ def test_expiring_loses_to_a_mark_that_came_first() -> None:
 
     class Marked(StoreWrapper):
         def commit(self, *changes: Change) -> None:
-            world.custody.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+            world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
             super().commit(*changes)
 
     late = World(clock=world.clock, memory=world.memory, wrap=Marked)

@@ -26,14 +26,14 @@ _REFUSED = {NotSandboxOwner: MarkOutcome.NOT_OWNER, SandboxNotFound: MarkOutcome
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class LeaseEnd:
     """The sandbox as it is now, and whether its allocation had ended before."""
 
     sandbox: Sandbox
     repeated: bool
 
 
-class Custody:
+class Leases:
     """What a track, or an operator on its behalf, does with a sandbox that it holds."""
 
     def __init__(self, *, store: Commits, recorder: Recorder, clock: Clock) -> None:
@@ -69,7 +69,7 @@ class Custody:
             return Unreadable(claim.sandbox_id, error.reason)
         return sandbox if sandbox and _is_held_by(sandbox, claim) else None
 
-    def mark_for_deletion(self, *, track_id: str, sandbox_id: str, by: Actor, lease_id: str | None = None) -> Ending:
+    def mark_for_deletion(self, *, track_id: str, sandbox_id: str, by: Actor, lease_id: str | None = None) -> LeaseEnd:
         """Give a sandbox back: it is wiped, and never reaches another track before that.
 
         Bound to the lease that is read first, or to `lease_id`. Its last holder may repeat it until the sandbox is
@@ -99,7 +99,7 @@ class Custody:
             )
         return ending
 
-    def release(self, *, sandbox_id: str, lease_id: str, by: Actor) -> Ending:
+    def release(self, *, sandbox_id: str, lease_id: str, by: Actor) -> LeaseEnd:
         """End an allocation for its track, on an operator's word; may be repeated.
 
         Raises `SandboxNotFound`, and `LeaseMismatch` if the sandbox is not held under `lease_id`.
@@ -114,7 +114,7 @@ class Custody:
             )
         return ending
 
-    def _mark(self, track_id: str, sandbox_id: str, lease_id: str | None, by: Actor) -> Ending:
+    def _mark(self, track_id: str, sandbox_id: str, lease_id: str | None, by: Actor) -> LeaseEnd:
         sandbox = self._store.get(sandbox_id)
         if sandbox is None or (sandbox.status is Status.DELETED and sandbox.answers_to != track_id):
             raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
@@ -122,12 +122,12 @@ class Custody:
             raise NotSandboxOwner(f"sandbox {sandbox_id!r} is not held by this track")
         return self._end(sandbox, lease_id or sandbox.latest_lease_id, DeletionReason.MARKED, by)
 
-    def _end(self, sandbox: Sandbox, lease_id: str | None, reason: DeletionReason, by: Actor) -> Ending:
+    def _end(self, sandbox: Sandbox, lease_id: str | None, reason: DeletionReason, by: Actor) -> LeaseEnd:
         while True:
             if lease_id is None or sandbox.latest_lease_id != lease_id:
                 raise LeaseMismatch(f"sandbox {sandbox.sandbox_id!r} is not held under this lease_id")
             if sandbox.status is not Status.ALLOCATED:
-                return Ending(sandbox, repeated=True)
+                return LeaseEnd(sandbox, repeated=True)
             change = end(sandbox, reason=reason, by=by, now=self._clock.now())
             try:
                 self._store.commit(change)
@@ -136,7 +136,7 @@ class Custody:
                     raise SandboxNotFound(f"there is no sandbox {sandbox.sandbox_id!r}") from conflict
                 sandbox = conflict.current
             else:
-                return Ending(change.result, repeated=False)
+                return LeaseEnd(change.result, repeated=False)
 
 
 def expire(

@@ -36,19 +36,19 @@ Simulated for 20 processes with a request every two seconds each and 500 free sa
 and 0.43 with 30 seconds. Where more is asked for, no candidate grows old.
 """
 LOOK_AHEAD = 4
-"""How many times its size the reservoir reads at a new place, to keep only the end: its start may be held by others."""
+"""How many times its size the cache reads at a new place, to keep only the end: its start may be held by others."""
 JUMPS = 3
 """New places tried in a row before what is there is taken, however thin the ring is."""
 WALK_PAGE = 1000
 """Sandboxes looked at by one query once a first, small one has found none."""
 PREFIXES = 64
 """Name prefixes with candidates of their own; the least recently used one is forgotten."""
-SPENT = 8192
+USED_KEPT = 8192
 """Candidates remembered as used up, because a lagging index may go on showing them."""
 
 
 @dataclass(slots=True)
-class _Pool:
+class _PrefixCandidates:
     """The candidates of one name prefix."""
 
     walking: threading.Lock
@@ -71,7 +71,7 @@ class _Pool:
         return expected > found + 3 * math.sqrt(found) + 1
 
 
-class Reservoir:
+class CandidateCache:
     """The candidates that this process has at hand; safe to use from many threads."""
 
     def __init__(self, store: Candidates, clock: Clock, rng: Random, *, size: int) -> None:
@@ -81,13 +81,13 @@ class Reservoir:
         self._rng = rng
         self._size = size
         self._lock = threading.Lock()
-        self._pools: OrderedDict[str, _Pool] = OrderedDict()
+        self._pools: OrderedDict[str, _PrefixCandidates] = OrderedDict()
         self._held: dict[str, int] = {}
-        self._spent: OrderedDict[str, int] = OrderedDict()
+        self._used: OrderedDict[str, int] = OrderedDict()
 
-    def search(self, prefix: str) -> Search:
+    def search(self, prefix: str) -> CandidateSearch:
         """Begin to look for a sandbox whose name starts with `prefix`, for one request."""
-        return Search(self, prefix, arrived_at=self._clock.monotonic())
+        return CandidateSearch(self, prefix, arrived_at=self._clock.monotonic())
 
     def take(self, prefix: str, *, arrived_at: float) -> tuple[Candidate | None, list[Candidate]]:
         """Hand out a candidate, or else all that other requests of this process are trying at this moment.
@@ -116,7 +116,7 @@ class Reservoir:
     def share(self, candidate: Candidate) -> bool:
         """Hand out a candidate that another request may be trying; False if it is known to be used up."""
         with self._lock:
-            if self._is_spent(candidate):
+            if self._is_used(candidate):
                 return False
             self._hold(candidate)
             return True
@@ -135,30 +135,30 @@ class Reservoir:
             for each in self._pools.values():
                 each.empty_at = float("-inf")
 
-    def use_up(self, candidate: Candidate, *, lost: bool, prefix: str) -> None:
+    def forget(self, candidate: Candidate, *, lost: bool, prefix: str) -> None:
         """Remember that a candidate is no longer available at its version.
 
         `lost`: another process was faster. Then its cursor is probably near ours, and we read on elsewhere.
         """
         with self._lock:
             self._let_go(candidate)
-            self._spent[candidate.sandbox_id] = max(
-                candidate.version, self._spent.pop(candidate.sandbox_id, candidate.version)
+            self._used[candidate.sandbox_id] = max(
+                candidate.version, self._used.pop(candidate.sandbox_id, candidate.version)
             )
-            if len(self._spent) > SPENT:
-                self._spent.popitem(last=False)
+            if len(self._used) > USED_KEPT:
+                self._used.popitem(last=False)
             if lost and prefix in self._pools:
                 self._pools[prefix].cursor = None
 
-    def _pool(self, prefix: str) -> _Pool:
+    def _pool(self, prefix: str) -> _PrefixCandidates:
         with self._lock:
-            pool = self._pools.pop(prefix, None) or _Pool(threading.Lock())
+            pool = self._pools.pop(prefix, None) or _PrefixCandidates(threading.Lock())
             self._pools[prefix] = pool
             if len(self._pools) > PREFIXES:
                 self._pools.popitem(last=False)
             return pool
 
-    def _pop(self, pool: _Pool) -> Candidate | None:
+    def _pop(self, pool: _PrefixCandidates) -> Candidate | None:
         oldest = self._clock.monotonic() - CANDIDATE_AGE_SEC
         with self._lock:
             while pool.ready:
@@ -168,7 +168,7 @@ class Reservoir:
                     return candidate
         return None
 
-    def _walk(self, pool: _Pool, prefix: str) -> tuple[bool, list[Candidate]]:
+    def _walk(self, pool: _PrefixCandidates, prefix: str) -> tuple[bool, list[Candidate]]:
         """Read on along the ring until something fresh is found or all of it was seen.
 
         Returns whether something was found, and otherwise what other requests hold. Only at first, and a few times,
@@ -189,7 +189,7 @@ class Reservoir:
                 contested |= {
                     each.sandbox_id: each
                     for each in page.candidates
-                    if each.sandbox_id in self._held and not self._is_spent(each)
+                    if each.sandbox_id in self._held and not self._is_used(each)
                 }
                 # A loss that was told while we read took the cursor away.
                 if jumps_left and (pool.is_thin(page) or pool.cursor is None):
@@ -209,10 +209,10 @@ class Reservoir:
         return False, list(contested.values())
 
     def _is_fresh(self, candidate: Candidate) -> bool:
-        return candidate.sandbox_id not in self._held and not self._is_spent(candidate)
+        return candidate.sandbox_id not in self._held and not self._is_used(candidate)
 
-    def _is_spent(self, candidate: Candidate) -> bool:
-        return candidate.version <= self._spent.get(candidate.sandbox_id, -1)
+    def _is_used(self, candidate: Candidate) -> bool:
+        return candidate.version <= self._used.get(candidate.sandbox_id, -1)
 
     def _hold(self, candidate: Candidate) -> None:
         self._held[candidate.sandbox_id] = self._held.get(candidate.sandbox_id, 0) + 1
@@ -228,11 +228,11 @@ class Reservoir:
         return Position(self._rng.randrange(self._store.positions))
 
 
-class Search:
+class CandidateSearch:
     """One request's way through the candidates of a prefix."""
 
-    def __init__(self, reservoir: Reservoir, prefix: str, *, arrived_at: float) -> None:
-        self._reservoir = reservoir
+    def __init__(self, candidate_cache: CandidateCache, prefix: str, *, arrived_at: float) -> None:
+        self._candidates = candidate_cache
         self._prefix = prefix
         self._arrived_at = arrived_at
         self._contested: list[Candidate] = []
@@ -241,16 +241,16 @@ class Search:
     def next(self) -> Candidate | None:
         """Return the next candidate to try, or None when no matching sandbox is available.
 
-        The caller ends with each candidate by exactly one of `give_back`, `used_up`, `lost_to_another` and `drop`.
+        The caller ends with each candidate by exactly one of `give_back`, `mark_used`, `mark_lost` and `discard`.
         Raises `StoreUnavailable`, also when the deadline passes first.
         """
         while True:
             while self._contested:
                 candidate = self._contested.pop()
                 self._shared.add((candidate.sandbox_id, candidate.version))
-                if self._reservoir.share(candidate):
+                if self._candidates.share(candidate):
                     return candidate
-            taken, contested = self._reservoir.take(self._prefix, arrived_at=self._arrived_at)
+            taken, contested = self._candidates.take(self._prefix, arrived_at=self._arrived_at)
             if taken:
                 return taken
             self._contested = [each for each in contested if (each.sandbox_id, each.version) not in self._shared]
@@ -260,16 +260,16 @@ class Search:
     def give_back(self, candidate: Candidate) -> None:
         """Say that the candidate was not used, and may be tried by the next request, or by this one again."""
         self._shared.discard((candidate.sandbox_id, candidate.version))
-        self._reservoir.give_back(self._prefix, candidate)
+        self._candidates.give_back(self._prefix, candidate)
 
-    def used_up(self, candidate: Candidate) -> None:
+    def mark_used(self, candidate: Candidate) -> None:
         """Say that this request got the candidate."""
-        self._reservoir.use_up(candidate, prefix=self._prefix, lost=False)
+        self._candidates.forget(candidate, prefix=self._prefix, lost=False)
 
-    def lost_to_another(self, candidate: Candidate) -> None:
+    def mark_lost(self, candidate: Candidate) -> None:
         """Say that the candidate was no longer available."""
-        self._reservoir.use_up(candidate, prefix=self._prefix, lost=True)
+        self._candidates.forget(candidate, prefix=self._prefix, lost=True)
 
-    def drop(self, candidate: Candidate) -> None:
+    def discard(self, candidate: Candidate) -> None:
         """Say that nothing certain is known about the candidate: it is not handed out again from memory."""
-        self._reservoir.release(candidate)
+        self._candidates.release(candidate)
