@@ -15,6 +15,7 @@ from broker_common.adapters.dynamo_items import (
     encode_account,
     encode_claim,
     encode_sandbox,
+    expression_name,
     only_if_allocatable,
     place_of,
     sandbox_key,
@@ -308,11 +309,13 @@ class DynamoCommits(DynamoBase):
         values = _as_read(place, version)
         names, to_set, to_remove = {"#schema": "schema"}, [], []
         for name, value in changes.items():
-            names[f"#{name}"] = name
+            expression = expression_name(name)
+            if expression != name:
+                names[expression] = name
             if value is None:
-                to_remove.append(f"#{name}")
+                to_remove.append(expression)
             else:
-                to_set.append(f"#{name} = :{name}")
+                to_set.append(f"{expression} = :{name}")
                 values[f":{name}"] = encode(value)
         return {
             "TableName": self._table,

@@ -356,6 +356,18 @@ def _floor(content: str) -> int:
         return -1
 
 
+_RESERVED = {"#status": "status", "#name": "name", "#schema": "schema"}
+"""Our attributes that are reserved words of DynamoDB, by their names in an expression.
+
+Source: "Reserved words in DynamoDB" in its guide.
+"""
+
+
+def expression_name(name: str) -> str:
+    """Return what an expression calls the attribute `name`: a placeholder if it is a reserved word."""
+    return f"#{name}" if f"#{name}" in _RESERVED else name
+
+
 def _allocatable() -> str:
     """Return the condition that a record is available and clean, and that `decode_sandbox` can read all of it."""
     reasons = ", ".join(f":{reason.name}" for reason in DeletionReason)
@@ -364,7 +376,6 @@ def _allocatable() -> str:
         "sandbox_id": "sandbox_id = :sandbox_id",
         "dirty": "dirty = :clean",
         "deletion_reason": f"deletion_reason IN ({reasons})",
-        "schema": "#schema BETWEEN :zero AND :schema",
     }
     usual = {
         "N": "{0} BETWEEN :zero AND :highest",
@@ -376,18 +387,17 @@ def _allocatable() -> str:
     neither = "attribute_not_exists(last_lease_id) AND attribute_not_exists(last_track_id)"
     terms = [f"({both} OR {neither})"]
     for each in _SANDBOX_FIELDS:
-        name = f"#{each.name}" if f"#{each.name}" in _ALLOCATABLE_NAMES else each.name
+        if each.name == "schema":
+            continue  # every update has this condition
+        name = expression_name(each.name)
         term = special.get(each.name) or usual[each.tag].format(name)
         terms.append(term if each.is_required else f"(attribute_not_exists({name}) OR {term})")
     return " AND ".join(terms)
 
 
-_ALLOCATABLE_NAMES = {"#status": "status", "#name": "name", "#schema": "schema"}
-"""Those of our attributes that are reserved words of DynamoDB's."""
 _ALLOCATABLE = _allocatable()
 _ALLOCATABLE_VALUES = {
     ":available": encode(Status.AVAILABLE),
-    ":schema": encode(schema.KNOWN),
     ":clean": encode(False),  # noqa: FBT003 - the value itself
     ":zero": encode(0),
     ":highest": encode(ORDER_LIMIT - 1),
@@ -415,7 +425,7 @@ def only_if_allocatable(update: Item, sandbox_id: str) -> Item:
     """
     return update | {
         "ConditionExpression": f"{update['ConditionExpression']} AND {_ALLOCATABLE}",
-        "ExpressionAttributeNames": _ALLOCATABLE_NAMES | update["ExpressionAttributeNames"],
+        "ExpressionAttributeNames": _RESERVED | update["ExpressionAttributeNames"],
         "ExpressionAttributeValues": update["ExpressionAttributeValues"]
         | _ALLOCATABLE_VALUES
         | {":sandbox_id": encode(sandbox_id)},

@@ -5,6 +5,7 @@ What is asked for, and what an answer means for the pool, stands in the parts of
 
 from __future__ import annotations
 
+import json
 import logging
 from enum import Enum
 from http import HTTPStatus
@@ -140,7 +141,26 @@ def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, co
     # botocore has no public way to choose the classes of its connections, other than to send each request ourselves.
     client._endpoint.http_session._pool_classes_by_scheme.update(http=_Pool, https=_TlsPool)  # type: ignore[attr-defined] # noqa: SLF001
     refuse_what_is_no_answer(client, _OPERATIONS.values())
+    _send_as_it_is(client)
     return client
+
+
+def _send_as_it_is(client: DynamoDBClient) -> None:
+    """Encode each request by `json`: the store builds them as DynamoDB's JSON already.
+
+    botocore compares every value with the model of the operation: a fifth of a transaction's processor time.
+    """
+
+    def set_aside(params: Item, context: Item, **_: object) -> Item:
+        context["request"] = params
+        return {}
+
+    def encode(params: Item, context: Item, **_: object) -> None:
+        params["body"] = json.dumps(context["request"]).encode()
+
+    for operation in _OPERATIONS.values():
+        client.meta.events.register(f"provide-client-params.dynamodb.{operation}", set_aside)  # type: ignore[arg-type] # this event takes an answer
+        client.meta.events.register(f"before-call.dynamodb.{operation}", encode)
 
 
 class _Connection(AWSHTTPConnection):
