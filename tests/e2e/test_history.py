@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.history.checker import check
-from tests.history.report import describe, summarize
-from tests.history.run import Order, Unfinished, run
+from tests.long.history.checker import check
+from tests.long.history.report import describe, summarize
+from tests.long.history.run import Order, Unfinished, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ def test_no_promise_is_broken_under_faults(dynamodb_local_url: str, tmp_path: Pa
     history = run(ORDER, tmp_path, dynamodb_local_url, log.append)
     verdict = check(history)
     told = "\n".join([*log, summarize(history), describe(verdict)])
-    again = f"python -m tests.history --seed {ORDER.seed} --operations {ORDER.calls} --faults {ORDER.faults}"
+    again = f"python -m tests.long.history --seed {ORDER.seed} --operations {ORDER.calls} --faults {ORDER.faults}"
     assert not verdict.violations, f"{told}\nto run this again: {again}"
     assert len(history.calls) >= ORDER.calls
     assert len({fault.name for fault in history.faults if fault.hits}) >= 12, f"the faults struck\n{told}"

@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from deploy.dev.processes import free_ports, wait_until
-from tests.bench.load import Generator, allocations, new_tracks
 from tests.e2e.stack import TRACK_TOKEN, Stack, with_workers
+from tests.long.bench.load import Generator, allocations, new_tracks
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,105 @@
+"""`python -m tests.long.bench` (`make bench`): measure the broker against its limit, a textbook broker, and its goals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploy.dev.dynamodb_local import NotInstalled
+from deploy.dev.processes import ROOT
+from tests.backends import AWS_ENVIRONMENT
+from tests.long.bench.load import Generator
+from tests.long.bench.report import Findings, describe, write_json, write_plot
+from tests.long.bench.scenarios import SCENARIOS, Bench, Length
+from tests.long.bench.servers import API_PROCESSES, Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--quick",
+    "length",
+    flag_value=Length.QUICK,
+    type=Length,
+    default=Length.FULL,
+    help="Send few requests: a minute or two, and rough figures.",
+)
+@click.option(
+    "--shortest",
+    "length",
+    flag_value=Length.SHORTEST,
+    type=Length,
+    help="Only see that each scenario works: its figures say nothing.",
+)
+@click.option("--only", type=click.Choice(list(SCENARIOS)), multiple=True, help="Run this scenario alone; repeatable.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=ROOT / ".cache" / "bench",
+    help="Where bench.json and bench.png go (.cache/bench).",
+)
+def main(*, length: Length, only: tuple[str, ...], out: Path) -> None:
+    """Measure, print one table, and write JSON and a plot.
+
+    Exits with 1 if a scenario fails; the others run all the same. A goal that is missed is no failure: machines are
+    noisy. What was measured is printed also when the run is stopped (Ctrl-C, SIGTERM).
+    """
+    _hide_aws()
+    for each in (signal.SIGINT, signal.SIGTERM):  # a shell has what it starts in the background ignore SIGINT
+        signal.signal(each, signal.default_int_handler)
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    findings = Findings()
+    processes = 1 if length is Length.SHORTEST else API_PROCESSES
+    try:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            Servers(Path(scratch), processes=processes) as servers,
+            Generator() as generator,
+        ):
+            _run(only or SCENARIOS, Bench(servers, generator, length, findings), out / "bench.json")
+    except NotInstalled as reason:
+        raise click.ClickException(f"DynamoDB Local is missing: {reason}") from reason
+    finally:
+        if findings.figures or findings.failures:
+            click.echo(describe(findings))
+            click.echo(f"\n{time.monotonic() - began:.0f} s; {out / 'bench.json'}, {out / 'bench.png'}")
+            write_plot(findings, out / "bench.png")
+    if findings.failures:
+        sys.exit(1)
+
+
+def _run(names: Iterable[str], bench: Bench, path: Path) -> None:
+    """Run scenarios, each whether or not one before it failed; write what was found down after each."""
+    for name in names:
+        started, ending = time.monotonic(), ""
+        try:
+            SCENARIOS[name](bench)
+        except Exception as reason:  # noqa: BLE001 - whatever it is, the others are measured
+            traceback.print_exc()
+            bench.findings.fail(name, reason)
+            ending = ", FAILED"
+        finally:
+            write_json(bench.findings, path)
+        click.echo(f"{name}: {time.monotonic() - started:.0f} s{ending}", err=True)
+
+
+def _hide_aws() -> None:
+    """Keep this machine's credentials from boto3, here and in what is started."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(AWS_ENVIRONMENT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,526 @@
+"""The scenarios of the bench: what is sent to which servers, and which figures come of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING
+
+from broker_common.core.telemetry import StoreOutcome
+from tests.bulk_load import load_records
+from tests.long.bench import cost, workers
+from tests.long.bench.bare import Bare
+from tests.long.bench.load import Load, allocations, marks, new_tracks, percentile, request
+from tests.long.bench.pool import make_pool
+from tests.long.bench.report import Findings, Goal, columns
+from tests.long.bench.servers import TRACK_TOKEN
+from tests.long.bench.textbook import make_textbook_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.long.bench.load import Answer, Generator
+    from tests.long.bench.servers import Api, Servers
+
+CREATED, OK, NONE_LEFT, BUSY = 201, 200, 409, 503
+CALLS = "broker_dynamodb_request_seconds_count"
+SERVED = "broker_allocate_total"
+CONFLICTS = "broker_allocate_conflicts_total"
+_TRIES = 20
+_FEWEST_ROUNDS, _LONGEST_SEC = 2, 25
+PERCENTS = (50, 90, 99)
+SHARE_OF_BARE = dict.fromkeys((16, 64, 256), Goal(0.67, at_least=True))
+P50_TO_BARE = {1: Goal(1.8)}
+P99_TO_P50 = {64: Goal(3)}
+
+
+class Length(StrEnum):
+    """How long a run is."""
+
+    FULL = "full"
+    QUICK = "quick"
+    """The figures are rough."""
+    SHORTEST = "shortest"
+    """The figures say nothing; it shows that every scenario works."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What scenarios work with; `length` makes every one of them as long as the run."""
+
+    servers: Servers
+    generator: Generator
+    length: Length
+    findings: Findings = field(default_factory=Findings)
+
+    def size(self, usual: int) -> int:
+        """Return how many requests to send where a full run sends `usual`."""
+        return usual // {Length.FULL: 1, Length.QUICK: 5, Length.SHORTEST: 50}[self.length]
+
+    def rounds(self, usual: int) -> int:
+        """Return how many rounds to make where a full run makes `usual`."""
+        return {Length.FULL: usual, Length.QUICK: 2, Length.SHORTEST: 1}[self.length]
+
+    def at_least(self, needed: int) -> int:
+        """Return a size without which figures say nothing, so that only the shortest run makes it smaller."""
+        return needed // 10 if self.length is Length.SHORTEST else needed
+
+    def table(self, name: str, sandboxes: int) -> str:
+        """Make a table with a pool; returns its name."""
+        self.servers.make_table(name)
+        self.fill(name, sandboxes)
+        return name
+
+    def fill(self, table: str, sandboxes: int, *, first: int = 0) -> None:
+        """Put sandboxes into a table, numbered from `first`."""
+        load_records(self.servers.client(), table, make_pool(sandboxes, first=first))
+
+    def allocate(self, api: Api, requests: int, *, clients: int) -> Load:
+        """Have new tracks allocate."""
+        requested = allocations(TRACK_TOKEN, new_tracks(requests))
+        return self.with_servers_cpu(lambda: self.generator.send(api.port, requested, clients=clients))
+
+    def with_servers_cpu(self, run: Callable[[], Load]) -> Load:
+        """Make a run, and note what it costs the servers."""
+        before = self.servers.cpu_seconds()
+        load = run()
+        after = self.servers.cpu_seconds()
+        return replace(load, servers_cpu_seconds={kind: after[kind] - before[kind] for kind in after})
+
+    def allocate_at_last(self, api: Api, tracks: int, *, clients: int) -> Load:
+        """Have new tracks allocate, each of which asks again after a 503, as the contract says that it may."""
+        names = new_tracks(tracks)
+        answers: list[Answer] = []
+        cpu_seconds, left = 0.0, list(range(tracks))
+        for _ in range(_TRIES):
+            load = self.generator.send(
+                api.port, allocations(TRACK_TOKEN, [names[number] for number in left]), clients=clients
+            )
+            cpu_seconds += load.cpu_seconds
+            latest = [each._replace(number=left[each.number]) for each in load.answers]
+            answers += latest
+            left = [each.number for each in latest if each.status == BUSY]
+            if not left:
+                break
+        return Load(answers, cpu_seconds)
+
+    def in_turn(self, rounds: int, runs: Mapping[str, Callable[[], Load]]) -> dict[str, list[Load]]:
+        """Make each run once a round, in changing order: what else the machine does meets all of them alike.
+
+        After two rounds there are no more than a slow machine has time for.
+        """
+        loads: dict[str, list[Load]] = {name: [] for name in runs}
+        began = time.monotonic()
+        for number in range(rounds):
+            if number >= _FEWEST_ROUNDS and time.monotonic() - began > _LONGEST_SEC:
+                break
+            for name in runs if number % 2 == 0 else reversed(list(runs)):
+                loads[name].append(runs[name]())
+        return loads
+
+
+def _clients(count: int) -> str:
+    return f"{count} client{'s' if count > 1 else ''}"
+
+
+def _milliseconds(loads: list[Load], percent: int) -> list[float]:
+    return [percentile(load.latencies, percent) * 1000 for load in loads]
+
+
+def _ratios(above: list[float], below: list[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def _rates(loads: list[Load]) -> list[float]:
+    return [load.rate for load in loads]
+
+
+def _other_than(status: int, loads: list[Load]) -> int:
+    return sum(count for load in loads for each, count in load.statuses.items() if each != status)
+
+
+def measure_clients(bench: Bench) -> None:
+    """Measure rates and latencies at 1, 16, 64 and 256 clients, against bare transactions of as many threads."""
+    usual = {1: (200, 7), 16: (600, 7), 64: (640, 7), 256: (1024, 5)}
+    levels = {clients: (bench.size(requests), bench.rounds(rounds)) for clients, (requests, rounds) in usual.items()}
+    needed = sum(requests * (rounds + 1) for requests, rounds in levels.values())
+    tables = [bench.table(name, needed) for name in ("clients-broker", "clients-bare")]
+    pool = iter(make_pool(needed))
+    url = bench.servers.dynamodb_url
+    sent: list[Load] = []
+    with (
+        bench.servers.api(tables[0]) as api,
+        Bare(url, processes=1) as alone,
+        Bare(url, processes=bench.servers.processes) as together,
+    ):
+
+        def run_broker(requests: int, clients: int) -> Load:
+            return bench.allocate(api, requests, clients=clients)
+
+        def run_bare(requests: int, clients: int) -> Load:
+            sandboxes = [next(pool) for _ in range(requests)]
+            bare = alone if clients == 1 else together
+            return bench.with_servers_cpu(lambda: bare.allocate(tables[1], sandboxes, clients=clients))
+
+        for clients, (requests, rounds) in levels.items():
+            runs = {
+                "broker": partial(run_broker, requests, clients),
+                "bare": partial(run_bare, requests, clients),
+            }
+            bench.in_turn(1, runs)  # warms up
+            before = api.by_process()
+            loads = bench.in_turn(rounds, runs)
+            served = [counts[SERVED] - before[pid][SERVED] for pid, counts in api.by_process().items()]
+            add_level(bench.findings, clients, loads["broker"], loads["bare"])
+            if clients > 1:
+                bench.findings.add(
+                    _clients(clients), "the busiest process served", 100 * max(served) / sum(served), "%"
+                )
+            sent += loads["broker"]
+    add_processor_time(bench.findings, sent)
+
+
+def add_level(findings: Findings, clients: int, broker: list[Load], bare: list[Load]) -> None:
+    """Add what pairs of runs at one number of clients say, and which goals there are for that number."""
+    scenario, add = _clients(clients), findings.add
+    add(scenario, "allocations a second", _rates(broker))
+    add(scenario, "bare transactions a second", _rates(bare))
+    add(scenario, "share of the bare rate", _ratios(_rates(broker), _rates(bare)), goal=SHARE_OF_BARE.get(clients))
+    by_cpu = _ratios([load.cpu_milliseconds for load in bare], [load.cpu_milliseconds for load in broker])
+    add(scenario, "the same by processor time", by_cpu)
+    for percent in PERCENTS:
+        add(scenario, f"p{percent}", _milliseconds(broker, percent), "ms")
+    add(scenario, "p50 of bare transactions", _milliseconds(bare, 50), "ms")
+    to_bare = _ratios(_milliseconds(broker, 50), _milliseconds(bare, 50))
+    add(scenario, "p50 to p50 of bare transactions", to_bare, goal=P50_TO_BARE.get(clients))
+    tail = _ratios(_milliseconds(broker, 99), _milliseconds(broker, 50))
+    add(scenario, "p99 to p50", tail, goal=P99_TO_P50.get(clients))
+    add(scenario, "answers other than 201", _other_than(CREATED, broker))
+    findings.series["rates"][clients] |= {"broker": _rates(broker), "bare": _rates(bare)}
+    findings.series["latencies"][clients] = {f"p{percent}": _milliseconds(broker, percent) for percent in PERCENTS}
+
+
+def add_processor_time(findings: Findings, loads: list[Load]) -> None:
+    """Add what an allocation takes of the machine, by who takes it: unlike a rate, no other work on it changes that."""
+    allocations_made = sum(len(load.answers) for load in loads)
+    spent = {"the load generator": sum(load.cpu_seconds for load in loads)} | {
+        kind: sum(load.servers_cpu_seconds[kind] for load in loads) for kind in loads[0].servers_cpu_seconds
+    }
+    for who, seconds in spent.items():
+        findings.add("processor time an allocation", who, 1000 * seconds / allocations_made, "ms")
+
+
+def measure_textbook(bench: Bench) -> None:
+    """Measure the textbook broker and the broker at 16 clients, and what copies of one request get of each."""
+    requests, rounds, clients, copies = bench.size(160), bench.rounds(3), 16, 4
+    tracks = bench.size(100)
+    needed = requests * (rounds + 1) + copies * tracks
+    spare = 2 * needed  # so that whoever is told "none left" is told wrong
+    broker_table = bench.table("textbook-broker", needed + spare)
+    textbook_table = make_textbook_table(bench.servers.client(), "textbook")
+    bench.fill(textbook_table, needed + spare)
+    add = bench.findings.add
+    with (
+        bench.servers.api(broker_table) as broker,
+        bench.servers.api(textbook_table, application="tests.long.bench.textbook_wsgi:app") as textbook,
+    ):
+        apis = {"broker": broker, "textbook": textbook}
+        runs = {name: lambda api=api: bench.allocate(api, requests, clients=clients) for name, api in apis.items()}
+        bench.in_turn(1, runs)
+        before = textbook.counts()
+        loads = bench.in_turn(rounds, runs)
+        counted = textbook.counts() - before
+        scenario = f"the textbook broker, {clients} clients"
+        found = loads["textbook"]
+        add(scenario, "allocations a second", _rates(found))
+        add(scenario, "the broker's rate to its", _ratios(_rates(loads["broker"]), _rates(found)))
+        for percent in (50, 99):
+            add(scenario, f"p{percent}", _milliseconds(found, percent), "ms")
+        given = sum(load.statuses[CREATED] for load in found)
+        add(scenario, "DynamoDB calls an allocation", counted[CALLS] / given)
+        add(scenario, "conflicts an allocation", counted[CONFLICTS] / given)
+        add(scenario, "refused (409) while most of the pool is free", _share(NONE_LEFT, found), "%")
+        for name, api in apis.items():
+            split = _split_tracks(bench, api, tracks, copies)
+            who = "the broker's" if name == "broker" else "its"
+            add(scenario, f"{who} tracks with two sandboxes after {copies} copies at once", split / tracks * 100, "%")
+        bench.findings.series["rates"][clients]["textbook"] = _rates(found)
+
+
+def _share(status: int, loads: list[Load]) -> float:
+    return 100 * sum(load.statuses[status] for load in loads) / sum(len(load.answers) for load in loads)
+
+
+def _split_tracks(bench: Bench, api: Api, tracks: int, copies: int) -> int:
+    """Count the tracks that got more than one sandbox when each sent several copies of its request at once."""
+    names = [track for track in new_tracks(tracks) for _ in range(copies)]
+    load = bench.generator.send(api.port, allocations(TRACK_TOKEN, names), clients=4 * copies)
+    got: dict[str, set[str]] = {}
+    for answer in load.answers:
+        if answer.status in {CREATED, OK}:
+            got.setdefault(names[answer.number], set()).add(json.loads(answer.body)["sandbox_id"])
+    return sum(len(sandboxes) > 1 for sandboxes in got.values())
+
+
+def measure_replays(bench: Bench) -> None:
+    """Have tracks that hold a sandbox ask again."""
+    count, rounds, clients = bench.size(600), bench.rounds(5), 16
+    table = bench.table("replays", count + 64)
+    requests = allocations(TRACK_TOKEN, new_tracks(count))
+    with bench.servers.api(table) as api:
+        bench.generator.send(api.port, requests, clients=clients)
+        loads = [bench.generator.send(api.port, requests, clients=clients) for _ in range(rounds)]
+    scenario = f"replays, {clients} clients"
+    bench.findings.add(scenario, "answers a second", _rates(loads))
+    for percent in PERCENTS:
+        bench.findings.add(scenario, f"p{percent}", _milliseconds(loads, percent), "ms")
+    bench.findings.add(scenario, "answers other than 200", _other_than(OK, loads))
+
+
+def measure_burst(bench: Bench) -> None:
+    """Have a whole class ask at once, each track on a connection of its own; the pool holds just enough."""
+    tracks, warm_up = bench.size(1000), bench.at_least(200)
+    table = bench.table("burst", tracks + warm_up)
+    with bench.servers.api(table) as api:
+        bench.allocate(api, warm_up, clients=16)
+        load = bench.allocate_at_last(api, tracks, clients=tracks)
+    began = min(each.began for each in load.answers)
+    served = [each.ended - began for each in load.answers if each.status in {CREATED, OK}]
+    scenario = f"{tracks} tracks at once"
+    add = bench.findings.add
+    add(scenario, "the first has its sandbox after", min(served), "s")
+    add(scenario, "half of them have theirs after", percentile(served, 50), "s")
+    add(scenario, "the last has its sandbox after", max(served), "s")
+    _add_statuses(bench.findings, scenario, load)
+    bench.findings.series["burst"]["served_after"] = served
+
+
+def measure_drain(bench: Bench) -> None:
+    """Have more tracks ask than there are sandboxes: 16 at a time, and 64 at a time.
+
+    Each has an API of its own: one that has just found its pool empty may say so for a second (contract, promise 3).
+    """
+    pool = bench.size(1000)
+    tracks = pool + pool // 10
+    for clients in (16, 64):
+        with bench.servers.api(bench.table(f"drain-{clients}", pool)) as api:
+            before = api.counts()
+            load = bench.allocate_at_last(api, tracks, clients=clients)
+            scenario = f"draining {pool} sandboxes, {clients} clients"
+            add_drain(bench.findings, scenario, pool, load, api.counts()[CALLS] - before[CALLS])
+
+
+def add_drain(findings: Findings, scenario: str, pool: int, load: Load, calls: int) -> None:
+    """Add what the answers to a drain say: which sandboxes were given, and whether any refusal was false."""
+    holders: defaultdict[str, set[int]] = defaultdict(set)
+    for each in load.answers:
+        if each.status in {CREATED, OK}:
+            holders[json.loads(each.body)["sandbox_id"]].add(each.number)
+    last_given_began = max(each.began for each in load.answers if each.status == CREATED)
+    # A sandbox that was given to a request sent later was free all the while.
+    false = sum(each.status == NONE_LEFT and each.ended < last_given_began for each in load.answers)
+    findings.add(scenario, "sandboxes given", 100 * len(holders) / pool, "%", Goal(100, at_least=True))
+    findings.add(scenario, "sandboxes given twice", sum(len(tracks) > 1 for tracks in holders.values()), goal=Goal(0))
+    findings.add(scenario, "409 while a sandbox was free", false, goal=Goal(0))
+    findings.add(scenario, "DynamoDB calls an allocation", calls / len(holders), goal=Goal(2))
+    _add_statuses(findings, scenario, load)
+
+
+def _add_statuses(findings: Findings, scenario: str, load: Load) -> None:
+    for status, count in sorted(load.statuses.items()):
+        findings.add(scenario, f"answers {status}", count)
+
+
+def measure_calls(bench: Bench) -> None:
+    """Count DynamoDB calls and conflicts while a pool of 1,000 shrinks to its last tenth."""
+    pool, clients = bench.at_least(1000), 16
+    table = bench.table("calls", pool)
+    with bench.servers.api(table) as api:
+        before = api.counts()
+        load = bench.allocate(api, pool * 9 // 10, clients=clients)
+        counted = api.counts() - before
+    given = load.statuses[CREATED]
+    scenario = f"a pool of {pool} down to its last tenth, {clients} clients"
+    add = bench.findings.add
+    add(scenario, "DynamoDB calls an allocation", counted[CALLS] / given, goal=Goal(1.15))
+    add(scenario, "conflicts an allocation", counted[CONFLICTS] / given, goal=Goal(0.05))
+    for name, count in sorted(counted.items()):
+        if name.startswith("calls:"):
+            add(scenario, f"{name.removeprefix('calls:')} an allocation", count / given)
+    add(scenario, "calls not answered in time, and sent again", counted[f"outcome:{StoreOutcome.UNANSWERED}"])
+
+
+def measure_pools(bench: Bench) -> None:
+    """Compare pools of 1k, 10k and 100k, each on an API of its own; the smallest is filled up after each round."""
+    requests, rounds, clients = bench.size(400), bench.rounds(5), 16
+    full = bench.length is Length.FULL
+    sizes = [1000, 10_000, 100_000] if full else [bench.at_least(1000), bench.at_least(3000)]
+    filled = dict.fromkeys(sizes, 0)
+
+    def fill(size: int, count: int) -> None:
+        bench.fill(f"pool-{size}", count, first=filled[size])
+        filled[size] += count
+
+    def run(size: int, api: Api) -> Load:
+        load = bench.allocate(api, requests, clients=clients)
+        fill(size, load.statuses[CREATED])
+        return load
+
+    for size in sizes:
+        bench.servers.make_table(f"pool-{size}")
+        fill(size, size)
+    with (
+        bench.servers.api(f"pool-{sizes[0]}") as small,
+        bench.servers.api(f"pool-{sizes[1]}") as middle,
+        bench.servers.api(f"pool-{sizes[-1]}") as large,
+    ):
+        apis = dict(zip(sizes, (small, middle, large), strict=False))
+        runs = {str(size): lambda size=size, api=api: run(size, api) for size, api in apis.items()}
+        bench.in_turn(1, runs)
+        loads = bench.in_turn(rounds, runs)
+    scenario = f"pools by size, {clients} clients"
+    for size in sizes:
+        bench.findings.add(scenario, f"{size}: allocations a second", _rates(loads[str(size)]))
+    smallest = _rates(loads[str(sizes[0])])
+    for size in sizes[1:]:
+        ratios = _ratios(smallest, _rates(loads[str(size)]))
+        bench.findings.add(scenario, f"rate at {sizes[0]} to rate at {size}", ratios, goal=Goal(1.2))
+
+
+def measure_observability(bench: Bench) -> None:
+    """Compare the API with one without metrics and log lines, on one table."""
+    requests, rounds, clients = bench.size(600), bench.rounds(5), 16
+    table = bench.table("observability", 2 * (rounds + 1) * requests)
+    with (
+        bench.servers.api(table) as api,
+        bench.servers.api(table, application="tests.long.bench.quiet_wsgi:app") as quiet,
+    ):
+        runs = {
+            "on": lambda: bench.allocate(api, requests, clients=clients),
+            "off": lambda: bench.allocate(quiet, requests, clients=clients),
+        }
+        bench.in_turn(1, runs)
+        loads = bench.in_turn(rounds, runs)
+    scenario = f"metrics and logs, {clients} clients"
+    bench.findings.add(scenario, "allocations a second with them", _rates(loads["on"]))
+    bench.findings.add(scenario, "allocations a second without", _rates(loads["off"]))
+    bench.findings.add(scenario, "rate with them to rate without", _ratios(_rates(loads["on"]), _rates(loads["off"])))
+
+
+def price_calls(bench: Bench) -> None:
+    """Price each call and job on AWS."""
+    pool = max(500, bench.size(5000))  # a fifth of it is what the sample allocates
+    costs = cost.measure_costs(bench.servers, pool=pool)
+    scenario, add = "cost on AWS", bench.findings.add
+    new = costs.units["allocate, new"]
+    add(scenario, "read units an allocation", new.reads)
+    add(scenario, "write units an allocation", new.table_writes + new.index_writes)
+    add(scenario, f"a month of {cost.ALLOCATIONS_A_MONTH:,} allocations", sum(costs.month.values()), "$")
+    bench.findings.series["cost"] |= asdict(costs)
+    bench.findings.tables.append(
+        f"a pool of {pool}, four fifths allocated; read and write are request units\n\n{cost.cost_table(costs)}"
+    )
+    bench.findings.tables.append(f"dollars a month\n\n{cost.months_table(costs)}")
+
+
+def measure_sizing(bench: Bench) -> None:
+    """Measure what one process of the API carries, by call, and one process of a worker, by job."""
+    requests, rounds = bench.size(400), bench.rounds(5)
+    levels = (1, 4, 16, 32)
+    table = bench.table("sizing-api", requests * ((rounds + 1) * len(levels) + 1))
+    scenario, add = "one process of the API", bench.findings.add
+
+    def show(what: str, loads: list[Load]) -> None:
+        add(scenario, f"{what}: a second", _rates(loads))
+        for percent in (50, 99):
+            add(scenario, f"{what}: p{percent}", _milliseconds(loads, percent), "ms")
+        add(scenario, f"{what}: its processor time", [_api_milliseconds(load) for load in loads], "ms")
+        add(scenario, f"{what}: 503", sum(load.statuses[BUSY] for load in loads))
+
+    with bench.servers.api(table, processes=1) as api:
+
+        def send(messages: list[bytes], clients: int) -> Load:
+            return bench.with_servers_cpu(lambda: bench.generator.send(api.port, messages, clients=clients))
+
+        for clients in levels:
+            bench.allocate(api, requests, clients=clients)  # warms up
+            show(
+                f"allocate, {_clients(clients)}",
+                [bench.allocate(api, requests, clients=clients) for _ in range(rounds)],
+            )
+        tracks = new_tracks(requests)
+        asked = allocations(TRACK_TOKEN, tracks)
+        given = send(asked, 4)
+        held = {tracks[each.number]: json.loads(each.body)["sandbox_id"] for each in given.answers}
+        reads = [request("GET", f"/v1/sandboxes/{held[track]}", track, token=TRACK_TOKEN) for track in tracks]
+        show("allocate again, 4 clients", [send(asked, 4) for _ in range(rounds)])
+        show("read a sandbox, 4 clients", [send(reads, 4) for _ in range(rounds)])
+        show("mark for deletion, 4 clients", [send(marks(TRACK_TOKEN, held), 4)])
+    items = bench.size(1000)
+    for job, work in workers.size(bench.servers, items=items, lab_sec=bench.at_least(60)).items():
+        add("one process of a worker", f"{job}: a second", work.rate)
+        add("one process of a worker", f"{job}: its processor time for each", work.cpu_milliseconds, "ms")
+
+
+def _api_milliseconds(load: Load) -> float:
+    return 1000 * load.servers_cpu_seconds["API"] / len(load.answers)
+
+
+def measure_scaling(bench: Bench) -> None:
+    """Give 1, 2 and 4 workers a flood of deletions, and see what tracks at two APIs notice."""
+    steps = workers.scale(bench.servers, rounds=bench.rounds(6), round_size=bench.at_least(150))
+    alone = median(load.rate for step in steps if step.deletions is None for load in step.served.loads)
+    rows = [
+        (
+            "workers",
+            "calls at once",
+            "deletions a minute",
+            "allocations a second",
+            "p50",
+            "p99",
+            "other than 201",
+            "the APIs' processor time each",
+        )
+    ]
+    for step in steps:
+        loads, deletions = list(step.served.loads), step.deletions
+        if deletions is not None:
+            scenario = f"{step.workers} workers of {workers.CHILDREN}, {workers.DELETE_SEC:g} s a delete"
+            bench.findings.add(scenario, "deletions a minute", 60 * deletions.rate)
+            bench.findings.add(scenario, "rate of allocations to that without deletions", median(_rates(loads)) / alone)
+        rows.append(
+            (
+                str(step.workers),
+                f"{deletions.at_once:.1f}" if deletions else "",
+                f"{60 * deletions.rate:.0f}" if deletions else "",
+                f"{2 * median(_rates(loads)):.0f} ({2 * min(_rates(loads)):.0f} to {2 * max(_rates(loads)):.0f})",
+                f"{median(_milliseconds(loads, 50)):.1f} ms",
+                f"{median(_milliseconds(loads, 99)):.1f} ms",
+                str(_other_than(CREATED, loads)),
+                f"{step.served.api_milliseconds:.2f} ms",
+            )
+        )
+    bench.findings.tables.append(
+        f"workers of {workers.CHILDREN} processes, a delete takes {workers.DELETE_SEC:g} s, CSP_MAX_CONCURRENCY "
+        f"{workers.LIMIT}; two APIs of one process, one client each\n\n{columns(rows)}"
+    )
+
+
+SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
+    "clients": measure_clients,
+    "textbook": measure_textbook,
+    "replays": measure_replays,
+    "burst": measure_burst,
+    "drain": measure_drain,
+    "calls": measure_calls,
+    "pools": measure_pools,
+    "observability": measure_observability,
+    "cost": price_calls,
+    "sizing": measure_sizing,
+    "scaling": measure_scaling,
+}

@@ -1,0 +1,235 @@
+"""Real workers on DynamoDB Local: what one process carries, and what further workers add while tracks are served.
+
+The provider is the mock, which takes a given time for each delete. The API is there because the deletions come from
+tracks that give back, and to be watched meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from deploy.dev.processes import free_ports, wait_until
+from tests.bulk_load import load_records
+from tests.e2e.stack import TRACK_TOKEN, Stack, with_workers
+from tests.long.bench.load import Generator, Load, allocations, new_tracks
+from tests.long.bench.pool import make_pool
+from tests.long.bench.servers import cpu_seconds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tests.long.bench.servers import Servers
+
+_PATIENCE_SEC = 60
+_SELDOM = "86400"
+_SETTINGS = {
+    "API_WORKERS": "1",
+    "MOCK_CSP_OTHERS": "0",
+    "RATE_LIMIT_RPS": "1000000",
+    "RATE_LIMIT_BURST": "1000000",
+    "SYNC_INTERVAL_SEC": _SELDOM,
+    "CLEANUP_INTERVAL_SEC": _SELDOM,
+    "AUTO_EXPIRY_INTERVAL_SEC": _SELDOM,
+}
+CHILDREN, LIMIT = 4, 10
+"""Processes of each worker, and `CSP_MAX_CONCURRENCY`, both as shipped."""
+DELETE_SEC = 1.0
+_OTHER_IDS = 1_000_000
+"""So far from the provider's accounts are the sandboxes that tracks are given meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What workers did in a stretch of time."""
+
+    items: int
+    seconds: float
+    cpu_seconds: float
+    """Of all their processes."""
+    at_once: float = 1
+    """Calls of the provider that were under way, on average."""
+
+    @property
+    def rate(self) -> float:
+        """Items a second."""
+        return self.items / self.seconds
+
+    @property
+    def cpu_milliseconds(self) -> float:
+        """Processor time of the workers for each item."""
+        return 1000 * self.cpu_seconds / self.items
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What tracks had of two APIs: rounds, of each API in turn, and the processor time of both."""
+
+    loads: Sequence[Load]
+    api_cpu_seconds: float
+
+    @property
+    def api_milliseconds(self) -> float:
+        """The APIs' processor time for each allocation."""
+        return 1000 * self.api_cpu_seconds / sum(len(load.answers) for load in self.loads)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a number of workers did, and what tracks had meanwhile; without workers nothing is deleted."""
+
+    workers: int
+    deletions: Work | None
+    served: Served
+
+
+class _Site:
+    """A broker that starts with one worker."""
+
+    def __init__(self, stack: Stack, workers: Sequence[str], apis: Sequence[str]) -> None:
+        self.stack = stack
+        self._workers = workers
+        self._apis = apis
+        self._running = 1
+
+    def add_workers(self, running: int) -> None:
+        """Have so many workers run."""
+        self.stack.start(*self._workers[self._running : running])
+        self._running = running
+
+    def kill_workers(self) -> None:
+        """End all workers at once."""
+        for name in self._workers[: self._running]:
+            self.stack.kill(name)
+
+    def run(self, job: str, counted: str) -> Work:
+        """Have a job run, and measure it; its items are what its result has of what is counted."""
+        cpu, began = self._cpu_seconds(), time.monotonic()
+        run = self.stack.run_job(job)
+        seconds, cpu = time.monotonic() - began, self._cpu_seconds() - cpu
+        assert run["state"] == "succeeded", run
+        return Work(run["result"][counted], seconds, cpu)
+
+    @property
+    def port(self) -> int:
+        """Where the first API listens."""
+        return self.stack.plan.number("API_PORT")
+
+    @contextmanager
+    def watch_deletions(self) -> Iterator[list[Work]]:
+        """Measure the deletions that end during the context; the one element is there at its end."""
+        found: list[Work] = []
+        cpu, began = self._cpu_seconds(), time.time()
+        yield found
+        ended, cpu = time.time(), self._cpu_seconds() - cpu
+        spans = [(each["started_at"], each["ended_at"] or ended) for each in self.deletes()]
+        under_way = sum(max(0.0, min(until, ended) - max(since, began)) for since, until in spans)
+        items = sum(began <= until < ended for _, until in spans)
+        found.append(Work(items, ended - began, cpu, under_way / (ended - began)))
+
+    def deletes(self) -> list[dict[str, Any]]:
+        """Return the provider's log of deletes."""
+        found: list[dict[str, Any]] = requests.get(f"{self.stack.csp_url}/_mock/deletes", timeout=30).json()["deletes"]
+        return found
+
+    def api_cpu_seconds(self) -> float:
+        """Return the processor time that all APIs have used so far."""
+        return sum(cpu_seconds_of(self.stack.pid(name)) for name in self._apis)
+
+    def _cpu_seconds(self) -> float:
+        return sum(cpu_seconds_of(self.stack.pid(name)) for name in self._workers[: self._running])
+
+
+@contextmanager
+def _site(
+    servers: Servers, table: str, settings: Mapping[str, str], *, workers: int, children: int, apis: Sequence[int] = ()
+) -> Iterator[_Site]:
+    """Run a broker on a table of its own; `apis` are the ports of further APIs."""
+    names = [f"worker-{number}" for number in range(1, workers + 1)]
+    on_table = {"DDB_ENDPOINT_URL": servers.dynamodb_url, "DDB_TABLE_NAME": table}
+    further = {f"api-{number}": port for number, port in enumerate(apis, start=2)}
+    services = with_workers(names, children=children, further_apis=further)
+    with Stack(
+        servers.directory(table), _SETTINGS | on_table | dict(settings), services=services, later=names[1:]
+    ) as stack:
+        yield _Site(stack, names, ["api", *further])
+
+
+def scale(servers: Servers, *, rounds: int, round_size: int) -> list[Step]:
+    """Watch two APIs without deletions, then beside 1, 2 and 4 workers in a flood of them, then without again.
+
+    At each step each API gets `rounds` times `round_size` allocations, from one client, without a pause.
+    """
+    waiting = 50 * rounds + 300
+    settings = {
+        "POOL": str(waiting),
+        "MOCK_CSP_DELETE_SECONDS": str(DELETE_SEC),
+        "CSP_MAX_CONCURRENCY": str(LIMIT),
+    }
+    further = free_ports(1)
+    with ExitStack() as opened:
+        generators = [opened.enter_context(Generator()) for _ in range(2)]
+        threads = opened.enter_context(ThreadPoolExecutor(2))
+        site = opened.enter_context(_site(servers, "scaling", settings, workers=4, children=CHILDREN, apis=further))
+        site.run("sync", "synced")
+        held = generators[0].allocate(site.port, TRACK_TOKEN, waiting, clients=4)
+        generators[0].give_back(site.port, TRACK_TOKEN, held, clients=4)
+        load_records(servers.client(), "scaling", make_pool(6 * 2 * rounds * round_size, first=_OTHER_IDS))
+
+        def allocate(generator: Generator, port: int) -> Load:
+            return generator.send(port, allocations(TRACK_TOKEN, new_tracks(round_size)), clients=1)
+
+        def serve_tracks() -> Served:
+            before = site.api_cpu_seconds()
+            loads = [load for _ in range(rounds) for load in threads.map(allocate, generators, (site.port, *further))]
+            return Served(loads, site.api_cpu_seconds() - before)
+
+        serve_tracks()  # warms up
+        steps = [Step(0, None, serve_tracks())]
+        assert site.stack.as_admin("POST", "/cleanup").ok
+        for workers in (1, 2, 4):
+            site.add_workers(workers)
+            _wait_until_under_way(site, min(workers * CHILDREN, LIMIT))
+            with site.watch_deletions() as deletions:
+                served = serve_tracks()
+            steps.append(Step(workers, deletions[0], served))
+        # Waited for: between the end of a call and the next one there is one less.
+        _wait_until_under_way(site, LIMIT)
+        site.kill_workers()
+        return [*steps, Step(0, None, serve_tracks())]
+
+
+def _wait_until_under_way(site: _Site, calls: int) -> None:
+    """Wait until so many deletes are under way; fail if the flood is over before."""
+    found = wait_until(lambda: sum(each["ended_at"] is None for each in site.deletes()) >= calls, _PATIENCE_SEC)
+    assert found, f"{calls} deletes were not under way at once: the flood was over before"
+
+
+def size(servers: Servers, *, items: int, lab_sec: int) -> dict[str, Work]:
+    """Measure each job on so many sandboxes, by one process of a worker, beside a provider that answers at once.
+
+    `lab_sec` is long enough to give back what shall not expire.
+    """
+    settings = {
+        "POOL": str(items),
+        "MOCK_CSP_DELETE_SECONDS": "0",
+        "LAB_DURATION_HOURS": str(lab_sec / 3600),
+        "EXPIRY_BUFFER_HOURS": "0",
+    }
+    with _site(servers, "sizing", settings, workers=1, children=1) as site, Generator() as generator:
+        works = {
+            "sync: new sandboxes": site.run("sync", "synced"),
+            "sync: unchanged sandboxes": site.run("sync", "synced"),
+        }
+        held = generator.allocate(site.port, TRACK_TOKEN, items, clients=4)
+        generator.give_back(site.port, TRACK_TOKEN, held, clients=4)
+        works["cleanup: deletions"] = site.run("cleanup", "deleted")
+        generator.allocate(site.port, TRACK_TOKEN, items, clients=4)
+        due = time.monotonic() + lab_sec
+        assert wait_until(lambda: time.monotonic() > due, 2 * lab_sec)
+        return works | {"expire: allocations that are due": site.run("expire", "expired")}

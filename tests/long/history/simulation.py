@@ -1,0 +1,341 @@
+"""A whole run inside this process: the same clients and the real use cases over a store in memory, in simulated time.
+
+Each process of the broker is a `World`; tasks take the part of its threads, and any of them may come between at each
+call of the store or the provider. The seed decides about everything, so a run is the same each time.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from broker_api.errors import ERROR_OF
+from broker_api.schemas import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
+from broker_common.core.deadline import deadline_in, time_left
+from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
+from broker_common.core.facts import Fact
+from broker_common.core.policy import Policy
+from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
+from broker_common.core.sandbox import Account, Status
+from tests.fakes import BY, Crashed, FakeProvider, MemoryStore, StoreWrapper, flat
+from tests.long.history.load import Answer, Budget, Client, Pace
+from tests.long.history.planted import Bug, MemoryTable, Place, break_store
+from tests.long.history.record import Account as ListedAccount
+from tests.long.history.record import ClaimRow, Delete, History, Row, Scan, Terms
+from tests.scheduler.schedule import Schedule, stop
+from tests.scheduler.strategies import AtRandom
+from tests.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from broker_common.core.facts import PoolFact
+    from broker_common.core.ports import Clock
+    from broker_common.core.store import SandboxStore
+    from tests.long.history.load import Request
+    from tests.long.history.record import Call
+    from tests.scheduler.schedule import VirtualTime
+
+POLICY = Policy(lab_duration_sec=6, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3)
+POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
+DEADLINE_SEC = 3
+_KILLED_IN_GAP = 0.1
+
+
+def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
+    """Run `calls` calls of clients against jobs that run again and again, with one bug planted or none."""
+    return _Simulation(seed, calls, bug).run()
+
+
+class _SlowStore(StoreWrapper):
+    """Takes a while for each call, before and after it, in which others act; keeps to the request's deadline."""
+
+    def __init__(self, inner: SandboxStore, clock: Clock) -> None:
+        super().__init__(inner)
+        self._clock = clock
+
+    def _call(self, method: str, call: Callable[[], Any]) -> Any:
+        if time_left(self._clock) <= 0:
+            raise DeadlineExceeded("the store did not answer in time")
+        stop(method)
+        try:
+            return call()
+        finally:
+            stop(f"answer of {method}")
+
+
+class _Provider(FakeProvider):
+    """A provider whose calls take a while, and which keeps a log."""
+
+    def __init__(self, time: VirtualTime, rng: Random) -> None:
+        super().__init__()
+        self.listed: dict[str, Account] = {}
+        self.switched_off: set[str] = set()
+        self.log: list[Delete] = []
+        self._time = time
+        self._rng = rng
+
+    def list_accounts(self) -> AccountListing:
+        """List what is there; some lists have shifted while they were read, and have one account in another's place."""
+        accounts = [account for account in self.listed.values() if account.sandbox_id not in self.switched_off]
+        inactive = tuple(InactiveAccount(each, self.listed[each].key) for each in self.switched_off)
+        doubt = None
+        if self._rng.random() < 0.2:
+            accounts.remove(self._rng.choice(accounts))
+            doubt = "an entry stands twice"
+        self._time.sleep(self._rng.uniform(0.1, 1.0))
+        return AccountListing(tuple(accounts), inactive=inactive, doubt=doubt)
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        yield
+
+    def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
+        began = self._time.unix()
+        self._time.sleep(self._rng.uniform(0.1, 0.5))
+        known = any(account.external_id == external_id for account in self.listed.values())
+        known = known and self._rng.random() < 0.9  # some deletes are answered with 404 though the account is listed
+        self.log.append(
+            Delete(
+                external_id=external_id,
+                began=began,
+                ended=self._time.unix(),
+                answer=200 if known else 404,
+                applied=known,
+            )
+        )
+        return WipeAnswer.WIPED if known else WipeAnswer.GONE
+
+
+class _Simulation:
+    """One run; it is the clients' `Surroundings`, too."""
+
+    def __init__(self, seed: int, calls: int, bug: Bug | None) -> None:
+        self._seed, self._bug = seed, bug
+        self._rng = Random(seed)
+        self._schedule = Schedule(AtRandom(self._rng, least=0.001, most=0.02))
+        self._time = self._schedule.time
+        self._memory = MemoryStore(self._time)
+        self._provider = _Provider(self._time, self._rng)
+        self._idle = [self._process(Place.API) for _ in range(API_PROCESSES)]
+        self._budget = Budget(calls)
+        self._clients_left = CLIENTS
+        self._calls: list[Call] = []
+        self._scans: list[Scan] = []
+
+    def run(self) -> History:
+        names = (f"lab-{'expedition' if number % 4 == 0 else 'adventure'}-{number}" for number in range(POOL))
+        for number, name in enumerate(names):
+            account = Account(sandbox_id=str(number), external_id=f"identity/accounts/{number}", name=name)
+            self._provider.listed[account.sandbox_id] = account
+        self._schedule.start(self._operate)
+        self._schedule.run()
+        accounts = [
+            ListedAccount(sandbox_id=each.sandbox_id, external_id=each.external_id)
+            for each in self._provider.listed.values()
+        ]
+        told = self._memory.facts
+        ids = sorted({*self._memory.dump()[0], *(fact.sandbox_id for fact in _of_sandboxes(told))})
+        return History(
+            terms=Terms(
+                lab_sec=POLICY.lab_duration_sec,
+                buffer_sec=POLICY.expiry_buffer_sec,
+                seed=self._seed,
+                drained=True,
+                is_told=True,
+            ),
+            calls=tuple(self._calls),
+            scans=tuple(self._scans),
+            deletes=tuple(self._provider.log),
+            accounts=tuple(accounts),
+            feed=tuple(_of_sandboxes(self._memory.read_feed(since=0, cursor=None, limit=len(told)).facts)),
+            pasts=tuple(
+                fact for each in ids for fact in self._memory.read_history(each, limit=len(told), cursor=None).facts
+            ),
+        )
+
+    # -- the clients' surroundings
+
+    def now(self) -> float:
+        return self._time.unix()
+
+    def sleep(self, seconds: float) -> None:
+        self._time.sleep(seconds)
+
+    def together(self, *acts: Callable[[], Any]) -> list[Any]:
+        return self._schedule.together(acts)
+
+    def record(self, call: Call) -> None:
+        self._calls.append(call)
+
+    def send(self, request: Request, *, patience: float) -> Answer | None:
+        stop("send")
+        while not self._idle:
+            stop("wait for a process")
+        world = self._idle.pop(self._rng.randrange(len(self._idle)))
+        try:
+            with deadline_in(DEADLINE_SEC, self._time):
+                answer = _serve(world, request)
+        except BrokerError as error:
+            answer = Answer(status=ERROR_OF[type(error)].status, body={"error": {"code": error.code}})
+        self._idle.append(world)
+        stop("receive")
+        return answer
+
+    # -- everything else that happens
+
+    def _operate(self) -> None:
+        """Fill the pool, have clients and jobs run, and afterwards the jobs alone until nothing is left to do."""
+        with suppress(ListNotWhole):
+            self._process(Place.SYNC).syncer.run(by=BY)
+        pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
+        for number in range(CLIENTS):
+            client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
+            self._schedule.start(partial(self._follow, client))
+        for place, number in ((Place.SYNC, SYNCERS), (Place.EXPIRY, EXPIRERS), (Place.CLEANUP, CLEANERS)):
+            for _ in range(number):
+                self._schedule.start(partial(self._repeat, partial(_work, place, self._process(place)), 1.0))
+        self._schedule.start(partial(self._repeat, self._scan, 0.1))
+        self._schedule.start(partial(self._repeat, self._change_accounts, 1.0))
+
+    def _follow(self, client: Client) -> None:
+        client.run()
+        self._clients_left -= 1
+        if not self._clients_left:
+            self._time.sleep(POLICY.lab_duration_sec + POLICY.expiry_buffer_sec + 1)
+            while any(row.status is not Status.AVAILABLE for row in self._memory.dump()[0].values()):
+                for place in (Place.EXPIRY, Place.CLEANUP, Place.SYNC):
+                    _work(place, self._process(place))
+                if self._bug is not None:
+                    break  # what is broken need never come to rest
+            self._scan()
+
+    def _repeat(self, act: Callable[[], None], mean_seconds: float) -> None:
+        while self._clients_left:
+            act()
+            self._time.sleep(self._rng.expovariate(1 / mean_seconds))
+
+    def _change_accounts(self) -> None:
+        """Rename an account, or have the list miss one for a while."""
+        listed = self._provider.listed
+        account = self._rng.choice(list(listed.values()))
+        chance = self._rng.random()
+        if chance < 0.2:
+            self._provider.switched_off.add(account.sandbox_id)
+            self._time.sleep(self._rng.uniform(0.5, 3.0))
+            self._provider.switched_off.discard(account.sandbox_id)
+        elif chance < 0.75:
+            listed[account.sandbox_id] = replace(account, name=f"{account.name.partition('~')[0]}~{self._time.now()}")
+        else:
+            del listed[account.sandbox_id]
+            self._time.sleep(self._rng.uniform(0.5, 3.0))
+            listed[account.sandbox_id] = account
+
+    def _scan(self) -> None:
+        sandboxes, claims = self._memory.dump()
+        self._scans.append(
+            Scan(
+                began=self._time.unix(),
+                ended=self._time.unix(),
+                rows=tuple(
+                    Row(
+                        sandbox_id=each.sandbox_id,
+                        external_id=each.external_id,
+                        name=each.name,
+                        status=each.status.value,
+                        version=each.version,
+                        dirty=each.dirty,
+                        lease_id=flat(each).lease_id,
+                        track_id=flat(each).allocated_to_track,
+                        key=flat(each).idempotency_key,
+                        allocated_at=flat(each).allocated_at,
+                        expires_at=flat(each).expires_at,
+                        last_lease_id=flat(each).last_lease_id,
+                    )
+                    for each in sandboxes.values()
+                ),
+                claims=tuple(
+                    ClaimRow(
+                        track_id=each.lease.track_id,
+                        key=each.lease.idempotency_key,
+                        lease_id=each.lease.lease_id,
+                        sandbox_id=each.sandbox_id,
+                    )
+                    for each in claims.values()
+                ),
+            )
+        )
+
+    def _risk(self, seconds: float) -> None:
+        """Sleep, and perhaps be killed meanwhile."""
+        self._time.sleep(seconds)
+        if self._rng.random() < _KILLED_IN_GAP:
+            raise Crashed
+
+    def _process(self, place: Place) -> World:
+        """Make a process of the broker, which has the planted bug if that belongs there."""
+
+        def wrap(memory: MemoryStore) -> SandboxStore:
+            store = _SlowStore(memory, self._time)
+            bug = self._bug
+            if bug is None or bug.place is not place:
+                return store
+            sleep = self._risk if bug is Bug.LATE_FACT else self._time.sleep
+            return break_store(bug, store, MemoryTable(memory), rng=self._rng, sleep=sleep)
+
+        return World(
+            clock=self._time,
+            memory=self._memory,
+            provider=self._provider,
+            wrap=wrap,
+            policy=POLICY,
+            seed=self._rng.getrandbits(64),
+            k_candidates=POLICY.k_candidates,
+        )
+
+
+def _work(job: Place, world: World) -> None:
+    """Run a job once; if it is killed, the next run goes on."""
+    if job is Place.EXPIRY:
+        world.expirer.run(by=BY)
+    elif job is Place.CLEANUP:
+        with suppress(Crashed):
+            for sandbox_id in world.cleaner.find_due():
+                world.cleaner.delete_sandbox(sandbox_id, by=BY)
+    else:
+        try:
+            world.syncer.run(by=BY)
+        except (SyncBraked, ListNotWhole):
+            return
+
+
+def _of_sandboxes(facts: Iterable[Fact | PoolFact]) -> Iterator[Fact]:
+    return (fact for fact in facts if isinstance(fact, Fact))
+
+
+def _serve(world: World, request: Request) -> Answer:
+    track_id = request.track_id
+    match request.method, request.path.split("/")[1:]:
+        case "POST", ["allocate"]:
+            given = request.headers
+            allocation = world.allocate(track_id, given.get("Idempotency-Key"), given.get("X-Sandbox-Name-Prefix", ""))
+            return Answer(
+                status=200 if allocation.replayed else 201,
+                body=AllocationSchema().dump(allocation.claim),
+                replayed=allocation.replayed,
+            )
+        case "GET", ["sandboxes"]:
+            held = world.leases.list_held(track_id=track_id)
+            return Answer(status=200, body=HeldSandboxesSchema().dump({"sandboxes": held, "count": len(held)}))
+        case "GET", ["sandboxes", sandbox_id]:
+            sandbox = world.leases.read(track_id=track_id, sandbox_id=sandbox_id)
+            return Answer(status=200, body=HeldSandboxSchema().dump(sandbox))
+        case "POST", ["sandboxes", sandbox_id, _]:
+            lease_id = request.body["lease_id"] if request.body else None
+            ending = world.leases.mark_for_deletion(by=BY, track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
+            return Answer(status=200, body=MarkedSchema().dump(ending.sandbox))
+        case _:
+            raise AssertionError(f"no call of a track: {request}")

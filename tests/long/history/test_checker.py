@@ -1,0 +1,511 @@
+"""The checker on small histories written by hand: each broken promise is seen, and honest ones are left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker_common.core.facts import Fact, FactKind
+from broker_common.core.sandbox import Status
+from tests.long.history.checker import Promise, check
+from tests.long.history.record import Account, Call, ClaimRow, Delete, Fault, History, Kind, Row, Scan, Terms
+from tests.long.history.report import describe, summarize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+T = 1_750_000_000
+LAB, BUFFER = 3600, 60
+
+
+def external_id(sandbox_id: str) -> str:
+    return f"identity/accounts/{sandbox_id}"
+
+
+def allocated(track_id: str, sandbox_id: str, lease_id: str, at: float, **changes: Any) -> Call:
+    """Show an allocate that took from `at` to `at + 0.1`."""
+    body = {
+        "sandbox_id": sandbox_id,
+        "external_id": external_id(sandbox_id),
+        "lease_id": lease_id,
+        "allocated_at": T + int(at),
+        "expires_at": T + int(at) + LAB,
+    }
+    call = Call(
+        kind=Kind.ALLOCATE,
+        track_id=track_id,
+        key=track_id,
+        began=T + at,
+        ended=T + at + 0.1,
+        status=201,
+        body=body,
+        patience=20,
+    )
+    return replace(call, **changes)
+
+
+def refused(track_id: str, at: float, **changes: Any) -> Call:
+    return allocated(track_id, "", "", at, **{"status": 409, "body": {"error": {}}} | changes)
+
+
+def marked(track_id: str, sandbox_id: str, lease: str, at: float, **changes: Any) -> Call:
+    call = Call(
+        kind=Kind.MARK,
+        track_id=track_id,
+        sandbox_id=sandbox_id,
+        began=T + at,
+        ended=T + at + 0.1,
+        status=200,
+        body={"lease_id": lease, "status": "pending_deletion"},
+        patience=20,
+    )
+    return replace(call, **changes)
+
+
+def read(
+    track_id: str, sandbox_id: str, lease_id: str, at: float, *, holder: str | None = None, **changes: Any
+) -> Call:
+    call = allocated(track_id, sandbox_id, lease_id, 0)
+    body = {**call.body, "status": "allocated", "allocated_to_track": holder or track_id}
+    of_read = replace(call, kind=Kind.READ, key="", sandbox_id=sandbox_id, body=body, status=200)
+    return replace(of_read, **{"began": T + at, "ended": T + at + 0.1} | changes)
+
+
+def wiped(sandbox_id: str, at: float, **changes: Any) -> Delete:
+    delete = Delete(external_id=external_id(sandbox_id), began=T + at, ended=T + at + 0.2, answer=200, applied=True)
+    return replace(delete, **changes)
+
+
+def account_of(sandbox_id: str) -> Account:
+    return Account(sandbox_id=sandbox_id, external_id=external_id(sandbox_id))
+
+
+def free(sandbox_id: str, version: int = 1, **changes: Any) -> Row:
+    row = Row(
+        sandbox_id=sandbox_id,
+        external_id=external_id(sandbox_id),
+        name=f"lab-{sandbox_id}",
+        status="available",
+        version=version,
+    )
+    return replace(row, **changes)
+
+
+def held(track_id: str, sandbox_id: str, lease_id: str, at: float, version: int = 2) -> tuple[Row, ClaimRow]:
+    """Show a record and its claim as they are after `allocated` with the same arguments."""
+    row = free(
+        sandbox_id,
+        version,
+        status="allocated",
+        dirty=True,
+        lease_id=lease_id,
+        track_id=track_id,
+        key=track_id,
+        allocated_at=T + int(at),
+        expires_at=T + int(at) + LAB,
+    )
+    return row, ClaimRow(track_id=track_id, key=track_id, lease_id=lease_id, sandbox_id=sandbox_id)
+
+
+def scan(at: float, *records: Row | ClaimRow) -> Scan:
+    return Scan(
+        began=T + at,
+        ended=T + at + 0.01,
+        rows=tuple(each for each in records if isinstance(each, Row)),
+        claims=tuple(each for each in records if isinstance(each, ClaimRow)),
+    )
+
+
+def history(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool = False) -> History:
+    """Show a history; with facts, all of them were read at its end."""
+    feed = tuple(each for each in seen if isinstance(each, Fact))
+    return History(
+        terms=Terms(lab_sec=LAB, buffer_sec=BUFFER, seed=0, drained=drained, is_told=bool(feed)),
+        calls=tuple(each for each in seen if isinstance(each, Call)),
+        scans=tuple(each for each in seen if isinstance(each, Scan)),
+        deletes=tuple(each for each in seen if isinstance(each, Delete)),
+        faults=tuple(each for each in seen if isinstance(each, Fault)),
+        accounts=tuple(each for each in seen if isinstance(each, Account)),
+        feed=feed,
+        pasts=tuple(each for number, each in reversed([*enumerate(feed)]) if each not in feed[:number]),
+    )
+
+
+def broken(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool = False) -> set[Promise]:
+    return check(history(*seen, drained=drained)).broken
+
+
+# -- 1: one holder
+
+
+def test_two_tracks_that_hold_one_sandbox_at_once_are_seen() -> None:
+    assert Promise.ONE_HOLDER in broken(allocated("ann", "s1", "l1", 0), allocated("bob", "s1", "l2", 5))
+
+
+def test_a_track_may_follow_another_once_that_gave_back_and_a_wipe_was_confirmed() -> None:
+    assert not broken(
+        allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2), wiped("s1", 3), allocated("bob", "s1", "l2", 5)
+    )
+
+
+def test_a_mark_without_an_answer_may_have_ended_a_lease_at_any_time_later() -> None:
+    lost = marked("ann", "s1", "l1", 2, status=None, body={})
+    assert not broken(
+        allocated("ann", "s1", "l1", 0),
+        lost,
+        Fault(name="kill", began=T, ended=T + 9, refuses_calls=True),
+        wiped("s1", 3),
+        allocated("bob", "s1", "l2", 5),
+    )
+
+
+def test_a_mark_that_was_refused_has_not_ended_a_lease() -> None:
+    wrong = marked("ann", "s1", "l1", 2, status=409, body={"error": {}}, lease_id="another")
+    assert Promise.ONE_HOLDER in broken(
+        allocated("ann", "s1", "l1", 0), wrong, wiped("s1", 3), allocated("bob", "s1", "l2", 5)
+    )
+
+
+def test_a_lease_seen_again_after_a_mark_was_sent_had_not_ended_before() -> None:
+    lost = marked("ann", "s1", "l1", 2, status=503, body={"error": {}})
+    fault = Fault(name="store", began=T, ended=T + 9, refuses_calls=True)
+    again = allocated("ann", "s1", "l1", 8, status=200, replayed=True, body=allocated("ann", "s1", "l1", 0).body)
+    seen = (allocated("ann", "s1", "l1", 0), lost, fault, wiped("s1", 3), allocated("bob", "s1", "l2", 5))
+    assert not broken(*seen)
+    assert Promise.ONE_HOLDER in broken(*seen, again)
+
+
+def test_a_lease_lasts_until_its_expiry_and_buffer_and_may_end_then() -> None:
+    first = allocated("ann", "s1", "l1", 0)
+    over = float(LAB + BUFFER)
+    assert Promise.ONE_HOLDER in broken(first, wiped("s1", over - 9), allocated("bob", "s1", "l2", over - 5))
+    assert not broken(first, wiped("s1", over), allocated("bob", "s1", "l2", over + 1))
+
+
+def test_a_sandbox_shown_as_held_to_another_track_is_seen() -> None:
+    assert Promise.ONE_HOLDER in broken(read("bob", "s1", "l1", 5, holder="ann"))
+
+
+def test_a_lease_that_two_tracks_were_given_is_seen() -> None:
+    assert Promise.ONE_HOLDER in broken(allocated("ann", "s1", "l1", 0), allocated("bob", "s1", "l1", 0))
+
+
+# -- 2: one sandbox for each (track, key)
+
+
+def test_two_sandboxes_under_one_key_are_seen() -> None:
+    first, second = allocated("ann", "s1", "l1", 0), allocated("ann", "s2", "l2", 1)
+    assert Promise.ONE_SANDBOX in broken(first, second)
+    assert Promise.ONE_SANDBOX not in broken(first, replace(second, key="other"))
+
+
+def test_a_key_is_free_again_once_its_allocation_ended() -> None:
+    assert not broken(allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2), allocated("ann", "s2", "l2", 2.05))
+
+
+# -- 3: honest refusals
+
+
+def test_a_refusal_while_a_matching_sandbox_was_available_all_the_time_is_seen() -> None:
+    scans = (scan(0, free("s1")), scan(9, free("s1")))
+    assert Promise.HONEST_REFUSAL in broken(*scans, refused("ann", 5))
+    assert Promise.HONEST_REFUSAL in broken(*scans, refused("ann", 5, prefix="lab-"))
+    assert not broken(*scans, refused("ann", 5, prefix="gpu-"))
+
+
+def test_a_refusal_is_honest_if_the_sandbox_was_free_for_less_than_a_second_before_or_changed() -> None:
+    assert not broken(scan(4.5, free("s1")), scan(9, free("s1")), refused("ann", 5))
+    assert not broken(scan(0, free("s1")), scan(9, free("s1", version=3)), refused("ann", 5))
+    assert not broken(scan(0, free("s1")), scan(5.05, free("s1")), refused("ann", 5))
+
+
+def test_a_refusal_of_a_track_that_holds_one_is_seen() -> None:
+    first, refusal = allocated("ann", "s1", "l1", 0), refused("ann", 5)
+    assert Promise.HONEST_REFUSAL in broken(first, refusal)
+    assert not broken(first, replace(refusal, key="other"))
+    assert not broken(first, refusal, marked("ann", "s1", "l1", 5.05))
+
+
+# -- 4: claims and sandboxes agree
+
+
+def test_a_lease_that_was_ended_by_nobody_who_may_is_seen() -> None:
+    pending = free("s1", 3, status="pending_deletion", dirty=True)
+    assert Promise.CLAIMS_AGREE in broken(allocated("ann", "s1", "l1", 0), scan(5, pending))
+    assert not broken(allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 4.9), scan(5, pending))
+
+
+def test_a_lease_without_its_claim_is_seen() -> None:
+    row, claim = held("ann", "s1", "l1", 0)
+    assert not broken(allocated("ann", "s1", "l1", 0), scan(5, row, claim))
+    assert Promise.CLAIMS_AGREE in broken(allocated("ann", "s1", "l1", 0), scan(5, row), scan(6, row, claim))
+
+
+def test_a_claim_that_outlives_its_allocation_is_seen_in_the_midst_of_a_run() -> None:
+    row, claim = held("ann", "s1", "l1", 0)
+    pending = free("s1", 3, status="pending_deletion", dirty=True)
+    seen = (marked("ann", "s1", "l1", 4), scan(3, row, claim), scan(5, pending, claim))
+    assert Promise.CLAIMS_AGREE in broken(*seen, scan(6, pending, claim), scan(7, pending))
+    # Within one scan the claim may have been read before the end, and the record after it.
+    assert not broken(*seen, scan(6, pending))
+
+
+def test_an_allocation_without_a_claim_is_seen_in_the_midst_of_a_run() -> None:
+    row, claim = held("ann", "s1", "l1", 0)
+    assert Promise.CLAIMS_AGREE in broken(scan(3, row), scan(5, row), scan(7, row, claim))
+    assert not broken(scan(3, row), scan(7, row, claim))
+
+
+def test_a_holder_that_is_answered_as_if_it_were_none_is_seen() -> None:
+    first = allocated("ann", "s1", "l1", 0)
+    forbidden: dict[str, Any] = {"status": 403, "body": {"error": {}}}
+    assert Promise.CLAIMS_AGREE in broken(first, read("ann", "s1", "l1", 5, **forbidden))
+    assert Promise.CLAIMS_AGREE in broken(first, marked("ann", "s1", "l1", 5, **forbidden))
+    empty = Call(kind=Kind.LIST, track_id="ann", began=T + 5, ended=T + 5.1, status=200, body={"sandboxes": []})
+    assert Promise.CLAIMS_AGREE in broken(first, empty)
+    assert not broken(first, read("ann", "s1", "l1", 5), read("bob", "s1", "l1", 5, **forbidden))
+
+
+def test_a_lease_shown_as_held_after_its_mark_was_answered_is_seen() -> None:
+    first = allocated("ann", "s1", "l1", 0)
+    replay = allocated("ann", "s1", "l1", 5, status=200, replayed=True, body=first.body)
+    assert Promise.CLAIMS_AGREE in broken(first, marked("ann", "s1", "l1", 2), replay)
+    assert not broken(first, marked("ann", "s1", "l1", 5.05), replay)
+
+
+def test_a_claim_that_is_left_over_at_rest_is_seen() -> None:
+    row, claim = held("ann", "s1", "l1", 0)
+    assert Promise.CLAIMS_AGREE in broken(scan(9, free("s1"), claim))
+    assert Promise.CLAIMS_AGREE in broken(scan(9, row))
+    assert not broken(scan(9, row, claim))
+    assert Promise.CLAIMS_AGREE in broken(scan(9, row, claim), drained=True)
+
+
+# -- 5: wiped in the end
+
+
+def test_a_sandbox_given_out_again_without_a_confirmed_wipe_is_seen() -> None:
+    first, mark, second = allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2), allocated("bob", "s1", "l2", 5)
+    assert Promise.WIPED_IN_THE_END in broken(first, mark, second)
+    assert Promise.WIPED_IN_THE_END in broken(first, mark, second, wiped("s1", 3, answer=None))
+    assert Promise.WIPED_IN_THE_END in broken(first, mark, second, wiped("s1", 3, answer=500, applied=False))
+    assert Promise.WIPED_IN_THE_END in broken(first, mark, second, wiped("s1", 6))
+    assert Promise.WIPED_IN_THE_END in broken(first, mark, second, wiped("s2", 3))
+
+
+def test_a_dirty_sandbox_that_is_available_is_seen() -> None:
+    first, mark = allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2)
+    assert Promise.WIPED_IN_THE_END in broken(scan(5, free("s1", dirty=True)))
+    assert Promise.WIPED_IN_THE_END in broken(first, mark, scan(5, free("s1", 4)))
+    assert not broken(first, mark, wiped("s1", 3), scan(5, free("s1", 4)))
+
+
+def test_an_accepted_mark_that_is_not_carried_out_is_seen() -> None:
+    first, mark, account = allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2), account_of("s1")
+    waiting = free("s1", 3, status="pending_deletion", dirty=True)
+    given_up = free("s1", 3, status="deletion_failed", dirty=True)
+    assert Promise.WIPED_IN_THE_END in broken(first, mark, account, scan(99, waiting), drained=True)
+    assert not broken(first, mark, account, scan(99, given_up), drained=True)
+    assert not broken(first, mark, account, wiped("s1", 3), scan(99, free("s1", 4)), drained=True)
+
+
+def test_a_lost_sandbox_is_seen() -> None:
+    account = account_of("s1")
+    assert Promise.WIPED_IN_THE_END in broken(account, scan(9), drained=True)
+    assert Promise.WIPED_IN_THE_END in broken(scan(9, free("s1")), drained=True)
+    assert Promise.WIPED_IN_THE_END in broken(account, scan(9, free("s1", status="stale")), drained=True)
+    assert not broken(account, scan(9, free("s1")), drained=True)
+
+
+# -- 6: no delete in use
+
+
+def test_a_delete_that_begins_while_its_sandbox_is_held_is_seen() -> None:
+    first = allocated("ann", "s1", "l1", 0)
+    assert Promise.NO_DELETE_IN_USE in broken(first, wiped("s1", 5))
+    assert not broken(first, wiped("s1", 5), marked("ann", "s1", "l1", 4.9))
+    assert not broken(first, wiped("s2", 5))
+
+
+def test_a_delete_that_begins_while_its_sandbox_is_available_is_seen() -> None:
+    assert Promise.NO_DELETE_IN_USE in broken(scan(0, free("s1")), scan(9, free("s1")), wiped("s1", 5))
+    assert not broken(scan(0, free("s1")), scan(9, free("s1", version=5)), wiped("s1", 5))
+
+
+# -- 7: the store alone
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 502])
+def test_an_answer_that_no_track_should_get_is_seen(status: int) -> None:
+    assert broken(refused("ann", 5, status=status)) == {Promise.STORE_ALONE}
+
+
+@pytest.mark.parametrize("status", [503, None])
+def test_only_a_fault_of_store_or_api_at_that_time_explains_a_call_that_was_not_served(status: int | None) -> None:
+    unserved = refused("ann", 5, status=status)
+    of_store = Fault(name="store", began=T + 3, ended=T + 4, refuses_calls=True)
+    assert broken(unserved) == {Promise.STORE_ALONE}
+    assert broken(unserved, replace(of_store, refuses_calls=False)) == {Promise.STORE_ALONE}
+    assert broken(unserved, replace(of_store, began=T - 90, ended=T - 80)) == {Promise.STORE_ALONE}
+    assert not broken(unserved, of_store)
+
+
+def test_a_caller_that_did_not_wait_is_no_witness() -> None:
+    assert not broken(refused("ann", 5, status=None, patience=0.03))
+
+
+def test_a_replay_says_so_and_nothing_else_does() -> None:
+    assert broken(allocated("ann", "s1", "l1", 0, status=200)) == {Promise.STORE_ALONE}
+    assert broken(allocated("ann", "s1", "l1", 0, replayed=True)) == {Promise.STORE_ALONE}
+
+
+# -- 10: facts
+
+
+def fact(kind: FactKind, version: int, at: int, before: Status | None, after: Status | None, **changes: Any) -> Fact:
+    told = Fact(
+        kind=kind, sandbox_id="s1", version=version, at=T + at, principal="p", status_before=before, status=after
+    )
+    return replace(told, **changes)
+
+
+OF_LEASE: dict[str, Any] = {"lease_id": "l1", "track_id": "ann"}
+ADDED = fact(FactKind.ADDED, 1, 0, None, Status.AVAILABLE)
+ALLOCATED = fact(
+    FactKind.ALLOCATED,
+    2,
+    2,
+    Status.AVAILABLE,
+    Status.ALLOCATED,
+    **OF_LEASE,
+    details={"expires_at": T + 2 + LAB},
+)
+MARKED = fact(FactKind.MARKED, 3, 4, Status.ALLOCATED, Status.PENDING_DELETION, **OF_LEASE)
+WIPED = fact(FactKind.WIPED, 4, 5, Status.PENDING_DELETION, Status.AVAILABLE, **OF_LEASE)
+LIFE = (ADDED, ALLOCATED, MARKED, WIPED)
+ASKED = (refused("bob", 0), allocated("ann", "s1", "l1", 2.5))
+GIVEN_BACK = marked("ann", "s1", "l1", 4.5)
+AFTERWARDS = (wiped("s1", 5.5), scan(9, free("s1", 4, last_lease_id="l1")))
+LIVED = (*ASKED, GIVEN_BACK, *AFTERWARDS)
+
+
+def test_a_life_that_is_told_in_full_keeps_the_promise_also_if_the_feed_repeats_itself() -> None:
+    assert not broken(*LIVED, *LIFE)
+    assert not broken(*LIVED, *LIFE, *LIFE[2:])
+    assert check(history(*LIVED, *LIFE)).examined[Promise.FACTS]["facts"] == len(LIFE)
+
+
+@pytest.mark.parametrize("lost", LIFE, ids=lambda each: each.kind)
+def test_a_lost_fact_is_seen(lost: Fact) -> None:
+    assert broken(*LIVED, *(each for each in LIFE if each is not lost)) == {Promise.FACTS}
+
+
+def test_facts_of_one_sandbox_in_another_order_are_seen() -> None:
+    assert broken(*LIVED, ADDED, MARKED, ALLOCATED, WIPED) == {Promise.FACTS}
+
+
+def test_a_fact_of_a_change_that_did_not_hold_is_seen() -> None:
+    again = fact(FactKind.EXPIRED, 4, 5, Status.ALLOCATED, Status.PENDING_DELETION, **OF_LEASE)
+    assert broken(*LIVED, *LIFE[:3], again, replace(WIPED, version=5)) == {Promise.FACTS}
+
+
+def test_a_fact_that_is_told_in_two_ways_is_seen() -> None:
+    assert broken(*LIVED, *LIFE, replace(WIPED, principal="q")) == {Promise.FACTS}
+
+
+def test_a_record_that_a_scan_shows_elsewhere_than_its_facts_say_is_seen() -> None:
+    row, claim = held("ann", "s1", "l1", 2.5)
+    assert not broken(*ASKED, scan(3, row, claim), GIVEN_BACK, *AFTERWARDS, *LIFE)
+    stale = scan(1, free("s1", 1, status="stale"))
+    assert broken(*ASKED, stale, GIVEN_BACK, *AFTERWARDS, *LIFE) == {Promise.FACTS}
+
+
+def test_a_record_without_facts_and_facts_without_a_record_are_seen() -> None:
+    alone = scan(9, free("s1", 4, last_lease_id="l1"), free("s2"))
+    assert broken(*LIVED, alone, *LIFE) == {Promise.FACTS}
+    assert broken(*LIVED, scan(9.5), *LIFE) == {Promise.FACTS}
+    removed = fact(FactKind.STALE, 5, 6, Status.AVAILABLE, Status.STALE, **OF_LEASE)
+    gone = replace(removed, kind=FactKind.REMOVED, version=6, status_before=Status.STALE, status=None)
+    assert not broken(*LIVED, scan(9.5), *LIFE, removed, gone)
+
+
+@pytest.mark.parametrize("changes", [{"track_id": "eve"}, {"details": {"expires_at": T}}, {"lease_id": "l2"}])
+def test_an_allocation_that_is_told_as_another_one_is_seen(changes: dict[str, Any]) -> None:
+    assert broken(*LIVED, ADDED, replace(ALLOCATED, **changes), MARKED, WIPED) == {Promise.FACTS}
+
+
+def test_an_allocation_that_nobody_asked_for_is_seen() -> None:
+    assert broken(ASKED[0], GIVEN_BACK, *AFTERWARDS, *LIFE) == {Promise.FACTS}
+    unanswered = replace(ASKED[1], status=None, body={}, patience=0)
+    assert not broken(ASKED[0], unanswered, GIVEN_BACK, *AFTERWARDS, *LIFE)
+    of_another = replace(ASKED[1], body={**ASKED[1].body, "lease_id": "l2", "sandbox_id": "s2"})
+    assert Promise.FACTS in broken(ASKED[0], of_another, GIVEN_BACK, *AFTERWARDS, *LIFE)
+    later = replace(unanswered, began=T + 20, ended=T + 21)
+    assert broken(ASKED[0], later, GIVEN_BACK, *AFTERWARDS, *LIFE) == {Promise.FACTS}
+
+
+def test_an_ending_that_nobody_asked_for_is_seen() -> None:
+    assert Promise.FACTS in broken(*ASKED, *AFTERWARDS, *LIFE)
+    released = replace(MARKED, kind=FactKind.RELEASED)
+    assert broken(*LIVED, ADDED, ALLOCATED, released, WIPED) == {Promise.FACTS}
+
+
+def test_an_expiry_before_its_time_is_seen() -> None:
+    expired = replace(MARKED, kind=FactKind.EXPIRED)
+    unanswered = replace(GIVEN_BACK, status=None, body={}, patience=0)
+    assert broken(*ASKED, unanswered, *AFTERWARDS, ADDED, ALLOCATED, expired, WIPED) == {Promise.FACTS}
+
+
+def test_a_mark_that_was_answered_first_is_told_as_a_mark_unless_another_end_may_have_come_before() -> None:
+    released = replace(MARKED, kind=FactKind.RELEASED)
+    release = Call(kind=Kind.RELEASE, sandbox_id="s1", lease_id="l1", began=T + 4, ended=T + 4.1, status=None)
+    told = (ADDED, ALLOCATED, released, WIPED)
+    assert not broken(*LIVED, release, *told)
+    too_late = replace(release, began=T + 4.7, ended=T + 4.8)
+    assert broken(*LIVED, too_late, *told) == {Promise.FACTS}
+
+
+def test_a_history_that_differs_from_the_feed_is_seen() -> None:
+    told = history(*LIVED, *LIFE)
+    assert check(replace(told, pasts=told.pasts[1:])).broken == {Promise.FACTS}
+    assert check(replace(told, pasts=told.pasts[::-1])).broken == {Promise.FACTS}
+
+
+def test_of_a_run_whose_facts_were_not_read_the_promise_says_nothing() -> None:
+    verdict = check(history(*LIVED))
+    assert not verdict.violations
+    assert not sum(verdict.examined[Promise.FACTS].values())
+    assert (
+        "10. each change has exactly one fact, and none is lost or made up: kept\n     looked at nothing"
+        in describe(verdict)
+    )
+
+
+# -- and what is made of it
+
+
+def test_a_verdict_shows_what_breaks_a_promise_and_what_was_looked_at() -> None:
+    verdict = check(history(allocated("ann", "s1", "l1", 0), allocated("bob", "s1", "l2", 5)))
+    text = describe(verdict)
+    assert "1. a sandbox has at most one holder: BROKEN once" in text
+    assert "sandbox s1 had two holders at once" in text
+    assert "lease_id='l2'" in text
+    assert "6. the provider is never asked to delete what is available or allocated: kept" in text
+
+
+def test_a_history_is_read_from_its_file_as_it_was_written(tmp_path: Path) -> None:
+    row, claim = held("ann", "s1", "l1", 0)
+    kept = history(
+        allocated("ann", "s1", "l1", 0),
+        marked("ann", "s1", "l1", 2, status=None, body={}),
+        scan(1, row, claim),
+        wiped("s1", 3),
+        Fault(name="kill", began=T, ended=T + 1, refuses_calls=True),
+        account_of("s1"),
+        *LIFE,
+    )
+    kept.save(tmp_path / "history.jsonl")
+    assert History.load(tmp_path / "history.jsonl") == kept
+    assert "calls 2, leases 1" in summarize(kept)

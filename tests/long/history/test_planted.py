@@ -1,0 +1,42 @@
+"""The checker finds each planted bug by the promise that it breaks, and nothing in the same run without it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.long.history.checker import Promise, check
+from tests.long.history.planted import Bug
+from tests.long.history.report import describe
+from tests.long.history.simulation import simulate
+
+CALLS = 600
+SEEDS = (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("bug", "promises"),
+    [
+        (Bug.SYNC, {Promise.ONE_HOLDER, Promise.CLAIMS_AGREE, Promise.NO_DELETE_IN_USE}),
+        (Bug.CLAIM, {Promise.ONE_SANDBOX, Promise.CLAIMS_AGREE}),
+        (Bug.EXPIRY, {Promise.ONE_HOLDER, Promise.CLAIMS_AGREE, Promise.NO_DELETE_IN_USE}),
+        (Bug.CLEANUP, {Promise.NO_DELETE_IN_USE}),
+        (Bug.LATE_FACT, {Promise.FACTS}),
+        (Bug.FALSE_FACT, {Promise.FACTS}),
+    ],
+)
+def test_a_planted_bug_is_found_by_the_promises_that_it_breaks(bug: Bug, promises: set[Promise]) -> None:
+    verdicts = [check(simulate(seed, calls=CALLS, bug=bug)) for seed in SEEDS]
+    broken = set[Promise]().union(*(verdict.broken for verdict in verdicts))
+    assert promises <= broken, "\n".join(map(describe, verdicts))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_same_run_without_a_bug_breaks_nothing(seed: int) -> None:
+    verdict = check(simulate(seed, calls=CALLS))
+    assert not verdict.violations, describe(verdict)
+    idle = {promise for promise, examined in verdict.examined.items() if not sum(examined.values())}
+    assert not idle, "every promise was looked at"
+
+
+def test_a_run_is_the_same_each_time() -> None:
+    assert simulate(4, calls=100) == simulate(4, calls=100)

@@ -1,0 +1,180 @@
+"""Real processes under requests and tasks, whose memory is read before and after.
+
+A round is a life of every sandbox of the pool: allocated, asked for again and again, given back, wiped by a task of its
+own. Each round has new tracks, so that what is kept for each track, request or task shows.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.dev import programs
+from tests.e2e.stack import TRACK_TOKEN, Stack, worker_program
+from tests.long.bench.load import Generator, allocations, marks, new_tracks, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from deploy.dev.plan import Plan
+    from deploy.dev.processes import Program
+    from tests.long.bench.load import Load
+
+POOL = 100
+"""Lives, and so tasks, of a round."""
+REQUESTS_OF_A_LIFE = 20
+_WARM_UP_ROUNDS = 4
+_CLIENTS = 8
+"""Should all meet one process, it has a thread for each that may call the store: none is sent away."""
+_CHILDREN = 2
+"""Of the API and of the worker: few, so that each gets much to do."""
+_NOISE_BYTES = 3 * 2**20
+_NOISE_BYTES_EACH = 128
+"""A process still settles after its warm-up: by less than these, and so many for each request or task."""
+_SELDOM = "86400"
+_SETTINGS = {
+    "POOL": str(POOL),
+    "API_WORKERS": str(_CHILDREN),
+    "MOCK_CSP_DELETE_SECONDS": "0",
+    "RATE_LIMIT_RPS": "1000000",
+    "RATE_LIMIT_BURST": "1000000",
+    "REQUEST_DEADLINE_SEC": "10",
+    "SYNC_INTERVAL_SEC": _SELDOM,
+    "CLEANUP_INTERVAL_SEC": _SELDOM,
+    "AUTO_EXPIRY_INTERVAL_SEC": _SELDOM,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """How one process's memory grew, in bytes, and its share of what was done meanwhile, were that dealt evenly."""
+
+    process: str
+    before: int
+    after: int
+    share: int
+    """Requests of a process of the API, tasks of one of the worker."""
+
+    @property
+    def bytes(self) -> int:
+        """By how much it grew."""
+        return self.after - self.before
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it grew by no more than a process that only settles; a leak of 1 KiB a request is far more."""
+        return self.bytes < _NOISE_BYTES + self.share * _NOISE_BYTES_EACH
+
+    def __str__(self) -> str:
+        megabytes = f"{self.before / 2**20:7.1f} -> {self.after / 2**20:7.1f} MiB"
+        return f"{self.process:12} {megabytes}, {self.bytes / self.share:8.1f} bytes for each of {self.share}"
+
+
+def measure(rounds: int, scratch: Path, say: Callable[[str], None]) -> list[Growth]:
+    """Run a broker for some rounds, and return how each of its processes grew after the first few, its warm-up.
+
+    `say` is told how it goes and, also if a round fails, how each process has grown.
+    """
+    seen: list[dict[str, int]] = []
+    with Stack(scratch, _SETTINGS, services=_services) as stack, Generator() as generator:
+        assert stack.run_job("sync")["state"] == "succeeded"
+        lives = _Lives(stack, generator)
+        try:
+            for number in range(1, rounds + 1):
+                lives.run_round()
+                seen.append(_memory_of(stack))
+                say(f"round {number}: " + ", ".join(f"{name} {size / 2**20:.1f}" for name, size in seen[-1].items()))
+        finally:
+            say(f"answers by status: {dict(lives.statuses)}")
+            growths = _growths(seen) if len(seen) > _WARM_UP_ROUNDS else []
+            for growth in growths:
+                say(str(growth))
+    return growths
+
+
+def _growths(seen: Sequence[Mapping[str, int]]) -> list[Growth]:
+    """Compare the last round with the end of the warm-up."""
+    before, after = seen[_WARM_UP_ROUNDS - 1], seen[-1]
+    assert after.keys() == before.keys(), "a process was replaced"
+    tasks = (len(seen) - _WARM_UP_ROUNDS) * POOL
+    done = {"api": tasks * REQUESTS_OF_A_LIFE, "worker": tasks}
+    return [
+        Growth(process=name, before=before[name], after=after[name], share=done[name.split()[0]] // _CHILDREN)
+        for name in before
+    ]
+
+
+class _Lives:
+    """Rounds of requests and tasks."""
+
+    def __init__(self, stack: Stack, generator: Generator) -> None:
+        self.statuses: Counter[int] = Counter()
+        self._stack = stack
+        self._generator = generator
+
+    def run_round(self) -> None:
+        tracks = new_tracks(POOL)
+        allocated = self._send(allocations(TRACK_TOKEN, tracks))
+        assert set(allocated.statuses) == {201}, allocated.statuses
+        held = {tracks[answer.number]: json.loads(answer.body)["sandbox_id"] for answer in allocated.answers}
+        between = [call for track, sandbox_id in held.items() for call in _calls_between(track, sandbox_id)]
+        random.shuffle(between)
+        statuses = self._send(between).statuses
+        assert set(statuses) == {200, 400, 401, 404}, statuses
+        marked = self._send(marks(TRACK_TOKEN, held))
+        assert set(marked.statuses) == {200}, marked.statuses
+        cleanup = self._stack.run_job("cleanup")
+        assert cleanup["result"]["deleted"] == POOL, cleanup
+
+    def _send(self, requests: Sequence[bytes]) -> Load:
+        load = self._generator.send(self._stack.plan.number("API_PORT"), requests, clients=_CLIENTS)
+        self.statuses += load.statuses
+        return load
+
+
+def _calls_between(track: str, sandbox_id: str) -> list[bytes]:
+    """Return what a track calls while it holds a sandbox, and what goes wrong meanwhile."""
+    calls = [
+        *[_request("POST", "/v1/allocate", track)] * 2,
+        *[_request("GET", _path(sandbox_id), track)] * 2,
+        _request("GET", "/v1/sandboxes", track),
+        _request("GET", _path(f"no-{track}"), track),
+        *[_request("GET", f"/v1/nothing/{track}", track)] * 4,
+        *[_request("POST", "/v1/allocate", track, token=track)] * 4,
+        *[_request("POST", "/v1/allocate", track * 4)] * 4,  # too long
+    ]
+    assert len(calls) == REQUESTS_OF_A_LIFE - 2  # and one to allocate, one to mark
+    return calls
+
+
+def _path(sandbox_id: str) -> str:
+    return f"/v1/sandboxes/{sandbox_id}"
+
+
+def _request(method: str, path: str, track: str, *, token: str = TRACK_TOKEN) -> bytes:
+    return request(method, path, track, token=token)
+
+
+def _services(plan: Plan, scratch: Path) -> list[Program]:
+    worker = worker_program(plan, scratch, name="worker", metrics_port=plan.number("METRICS_PORT"), children=_CHILDREN)
+    return [worker, programs.api(plan, scratch)]
+
+
+def _memory_of(stack: Stack) -> dict[str, int]:
+    """Return the resident memory of the API's and the worker's processes, in bytes.
+
+    All that a process has ever touched counts, shared or not: what children share with their parent does not leak.
+    """
+    found = {}
+    for name in ("api", "worker"):
+        parent = stack.pid(name)
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        for pid in (str(parent), *children):
+            (line,) = re.findall(r"^Rss: +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+            found[f"{name} {pid}"] = int(line) * 1024
+    return found

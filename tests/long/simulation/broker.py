@@ -1,0 +1,266 @@
+"""One simulated run: API processes with the real allocation code, their tracks, and sandboxes that come back."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+from broker_common.core import candidate_cache
+from broker_common.core.allocation import AllocateRequest, Allocator
+from broker_common.core.candidate_cache import CandidateCache
+from broker_common.core.deadline import deadline_in
+from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
+from broker_common.core.guard import Guard
+from broker_common.core.lease import end
+from broker_common.core.pauses import PauseCache
+from broker_common.core.policy import Policy
+from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
+from broker_common.core.telemetry import AllocateEnded
+from broker_common.core.wipe import begin_attempt, confirm_wipe
+from tests.fakes import BY, FakeTableMemory, make_sandbox
+from tests.long.simulation.table import SimulatedStore, TableConditions
+from tests.scheduler.locks import known_locks
+from tests.scheduler.schedule import Schedule
+from tests.scheduler.strategies import ByTime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker_common.core.telemetry import Event
+
+DEADLINE_SEC = 3
+"""`REQUEST_DEADLINE_SEC`."""
+ALLOCATE_CALLS = ("allocate", "read_candidates", "get_claim")
+"""What a request asks of the store. A process also reads the pauses, every three seconds however many it serves."""
+RETURNS_AHEAD = 1.1
+"""Allocated sandboxes put in place at the start, as a multiple of those that come back in the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """What is simulated. Without a `rate`, all requests come at once."""
+
+    processes: int = 4
+    threads: int = 16
+    requests: int = 1000
+    rate: float | None = None
+    """Requests a second, as a Poisson process; each goes to a process at random."""
+    returns: float = 0.0
+    """Sandboxes a second that come back, go through a wipe and are available again at a new place."""
+    free: int = 1000
+    """Sandboxes that are available at the start."""
+    table: TableConditions = field(default_factory=TableConditions)
+    reservoir_size: int = 15
+    candidate_age: float = candidate_cache.CANDIDATE_AGE_SEC
+    seed: int = 1
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of a run; latencies in seconds from a request's arrival, its wait for a thread included."""
+
+    allocated: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    unavailable: list[float] = field(default_factory=list)
+    false_refusals: int = 0
+    conflicts: int = 0
+    calls: int = 0
+    throttled: int = 0
+    seconds: float = 0.0
+    hottest: str = ""
+    """The partition of the index that was written to most."""
+    heat: float = 0.0
+    """Its write units a second."""
+
+    @property
+    def conflicts_per_allocation(self) -> float:
+        return self.conflicts / len(self.allocated)
+
+    @property
+    def calls_per_request(self) -> float:
+        return self.calls / (len(self.allocated) + len(self.refused) + len(self.unavailable))
+
+    def summary(self) -> dict[str, float | int | str]:
+        """Return the figures of the run, latencies in milliseconds."""
+        return {
+            "allocated": len(self.allocated),
+            "refused": len(self.refused),
+            "unavailable": len(self.unavailable),
+            "false_refusals": self.false_refusals,
+            "conflicts": round(self.conflicts_per_allocation, 4) if self.allocated else 0,
+            "calls": round(self.calls_per_request, 3),
+            "p50_ms": milliseconds(self.allocated, 50),
+            "p99_ms": milliseconds(self.allocated, 99),
+            "refused_p99_ms": milliseconds(self.refused, 99),
+            "throttled": self.throttled,
+            "seconds": round(self.seconds, 2),
+            "hottest": self.hottest,
+            "heat": round(self.heat),
+        }
+
+
+def milliseconds(latencies: list[float], percent: int) -> float:
+    """Return a percentile; 0 of nothing."""
+    if len(latencies) < 2:
+        return round(1000 * sum(latencies), 1)
+    return round(1000 * statistics.quantiles(latencies, n=100, method="inclusive")[percent - 1], 1)
+
+
+def simulate(scenario: Scenario) -> Result:
+    """Run a scenario: the same one gives the same result.
+
+    Fails if a sandbox is given to two tracks at once.
+    """
+    schedule = Schedule(ByTime())
+    with known_locks(), patch.object(candidate_cache, "CANDIDATE_AGE_SEC", scenario.candidate_age):
+        try:
+            return _Run(scenario, schedule).result()
+        finally:
+            schedule.close()
+
+
+class _Process:
+    """An API process: threads that serve requests, and a queue of those that found none free."""
+
+    def __init__(self, run: _Run, seed: int) -> None:
+        rng = Random(seed)
+        self._run = run
+        self._idle = run.scenario.threads
+        self._queue: deque[Callable[[], None]] = deque()
+        self.allocator = Allocator(
+            store=run.store,
+            guard=Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng),
+            candidate_cache=CandidateCache(run.store, run.time, rng, size=run.scenario.reservoir_size),
+            pauses=PauseCache(run.store, run.time, rng),
+            recorder=run,
+            clock=run.time,
+            rng=rng,
+            policy=Policy(),
+        )
+
+    def accept(self, request: Callable[[], None]) -> None:
+        """Serve a request on a thread that is idle, or as soon as one is."""
+        self._queue.append(request)
+        if self._idle:
+            self._idle -= 1
+            self._run.schedule.start(self._serve)
+
+    def _serve(self) -> None:
+        while self._queue:
+            self._queue.popleft()()
+        self._idle += 1
+
+
+class _Run:
+    """The state of a run; it is the recorder of all its processes, too."""
+
+    def __init__(self, scenario: Scenario, schedule: Schedule) -> None:
+        self.scenario = scenario
+        self.schedule = schedule
+        self.time = schedule.time
+        self._rng = Random(scenario.seed)
+        self.store = SimulatedStore(schedule, self._rng, scenario.table)
+        self._result = Result()
+        self._holders: dict[str, str] = {}
+        self._allocated: deque[str] = deque()
+        self._unanswered = scenario.requests
+        self._fill()
+
+    def record(self, event: Event) -> None:
+        assert isinstance(event, AllocateEnded)
+        self._result.conflicts += event.conflicts
+
+    def result(self) -> Result:
+        """Let everything happen, and return what came of it."""
+        processes = [_Process(self, 1000 * self.scenario.seed + number) for number in range(self.scenario.processes)]
+        self.schedule.start(lambda: self._arrive(processes))
+        if self.scenario.returns:
+            self.schedule.start(self._give_back_some)
+        self.schedule.run(lambda: not self._unanswered)
+        result, store = self._result, self.store
+        heat = store.heat()
+        result.seconds = self.time.monotonic()
+        result.calls = sum(store.sent[method] for method in ALLOCATE_CALLS)
+        result.throttled = store.throttled.total() - store.throttled["conflict"]
+        result.hottest = max(heat, key=lambda name: heat[name], default="")
+        result.heat = heat.get(result.hottest, 0) / result.seconds
+        return result
+
+    def _fill(self) -> None:
+        scenario, rng = self.scenario, self._rng
+        self.store.seed(
+            *[
+                make_sandbox(f"free-{number}", status_order=rng.randrange(ORDER_LIMIT))
+                for number in range(scenario.free)
+            ]
+        )
+        if scenario.returns and scenario.rate:
+            count = int(RETURNS_AHEAD * scenario.returns * scenario.requests / scenario.rate)
+            self._allocated.extend(f"used-{number}" for number in range(count))
+            self.store.seed(
+                *[
+                    make_sandbox(
+                        name,
+                        status=Status.ALLOCATED,
+                        dirty=True,
+                        lease_id=name,
+                        allocated_to_track=name,
+                        idempotency_key=name,
+                    )
+                    for name in self._allocated
+                ]
+            )
+
+    def _arrive(self, processes: list[_Process]) -> None:
+        for number in range(self.scenario.requests):
+            if self.scenario.rate:
+                self.time.sleep(self._rng.expovariate(self.scenario.rate))
+            request = AllocateRequest(track_id=f"track-{number}", idempotency_key="lab")
+            process = self._rng.choice(processes)
+            process.accept(self._answer(process, request, self.time.monotonic()))
+
+    def _answer(self, process: _Process, request: AllocateRequest, arrived_at: float) -> Callable[[], None]:
+        def answer() -> None:
+            result = self._result
+            began_at = self.time.monotonic()
+            outcome = result.allocated
+            try:
+                with deadline_in(DEADLINE_SEC, self.time):
+                    claim = process.allocator.allocate(request, by=BY).claim
+            except NoSandboxesAvailable:
+                outcome = result.refused
+                result.false_refusals += self.store.shows_since(began_at - 1)
+            except StoreUnavailable:
+                outcome = result.unavailable
+            else:
+                assert claim.sandbox_id not in self._holders, "a sandbox has one holder"
+                self._holders[claim.sandbox_id] = claim.lease.track_id
+                self._allocated.append(claim.sandbox_id)
+            outcome.append(self.time.monotonic() - arrived_at)
+            self._unanswered -= 1
+
+        return answer
+
+    def _give_back_some(self) -> None:
+        while self._unanswered:
+            self.time.sleep(self._rng.expovariate(self.scenario.returns))
+            if self._allocated:
+                sandbox_id = self._allocated.popleft()
+                self.schedule.start(lambda sandbox_id=sandbox_id: self._give_back(sandbox_id))  # type: ignore[misc] # bound in the loop
+
+    def _give_back(self, sandbox_id: str) -> None:
+        """End an allocation and wipe its sandbox, with the writes that the broker makes."""
+        now, policy, store = self.time.now(), Policy(), self.store
+        allocated = store.get(sandbox_id)
+        assert allocated
+        marking = end(allocated, reason=DeletionReason.MARKED, by=BY, now=now)
+        self._holders.pop(sandbox_id, None)
+        store.commit(marking)
+        taking = begin_attempt(marking.result, attempt_id="attempt", by=BY, now=now, policy=policy)
+        store.commit(taking)
+        order = self._rng.randrange(ORDER_LIMIT)
+        store.commit(confirm_wipe(taking.result, accepted_only=False, order=order, by=BY, now=now, policy=policy))

@@ -1,0 +1,167 @@
+"""The simulator itself: it repeats itself, keeps the store's promises, and limits what DynamoDB limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker_common.core.facts import Change
+from broker_common.core.lease import candidate_of, end
+from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Sandbox, Status
+from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
+from tests.fakes import BY, flat, make_claim, make_sandbox, walk_ring
+from tests.long.simulation.broker import Scenario, simulate
+from tests.long.simulation.scale import SWEEPS, plot, run
+from tests.long.simulation.table import WRITE_UNITS, SimulatedStore, TableConditions
+from tests.scheduler.schedule import Schedule
+from tests.scheduler.strategies import ByTime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker_common.core.sandbox import Candidate
+
+FREE = make_sandbox("free")
+
+
+def make_store(*sandboxes: Sandbox, **conditions: Any) -> tuple[Schedule, SimulatedStore]:
+    schedule = Schedule(ByTime())
+    store = SimulatedStore(schedule, Random(1), TableConditions(**conditions))
+    store.seed(*sandboxes)
+    return schedule, store
+
+
+def answers_to(schedule: Schedule, *calls: Callable[[], Any]) -> list[Any]:
+    """Make all calls at once, and return their answers in order."""
+    answers: dict[int, Any] = {}
+
+    def ask(number: int, call: Callable[[], Any]) -> None:
+        answers[number] = call()
+
+    for number, call in enumerate(calls):
+        schedule.start(lambda number=number, call=call: ask(number, call))  # type: ignore[misc] # bound in the loop
+    schedule.run()
+    return [answers[number] for number in range(len(calls))]
+
+
+def allocate(store: SimulatedStore, sandbox: Sandbox | Candidate, track: str) -> Callable[[], AllocateAnswer]:
+    candidate = candidate_of(sandbox) if isinstance(sandbox, Sandbox) else sandbox
+    return lambda: store.allocate(
+        candidate, make_claim(candidate, track), by=BY, token=f"{track}-{candidate.sandbox_id}"
+    )
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
+    scenario = Scenario(requests=300, free=300, rate=500, returns=200)
+    assert simulate(scenario) == simulate(scenario)
+    assert simulate(scenario) != simulate(replace(scenario, seed=2))
+
+
+def test_allocating_keeps_the_contract_of_the_store() -> None:
+    schedule, store = make_store(FREE, make_sandbox("other"))
+    assert answers_to(schedule, allocate(store, FREE, "a")) == [Allocated()]
+    held, gone = answers_to(schedule, allocate(store, make_sandbox("other"), "a"), allocate(store, FREE, "b"))
+    assert isinstance(held, ClaimHeld)
+    assert held.claim.sandbox_id == "free"
+    assert isinstance(gone, CandidateGone)
+    assert gone.current
+    assert flat(gone.current).allocated_to_track == "a"
+
+
+def test_of_two_transactions_on_one_sandbox_at_once_one_is_told_of_the_other() -> None:
+    tracks = [f"track-{number}" for number in range(20)]
+    schedule, store = make_store(FREE)
+    answers = answers_to(schedule, *[allocate(store, FREE, track) for track in tracks])
+    kinds = [type(answer) for answer in answers]
+    assert kinds.count(Allocated) == 1
+    assert Contended in kinds
+    assert CandidateGone in kinds
+
+
+def test_a_ring_is_walked_as_in_the_store_in_memory() -> None:
+    rng = Random(3)
+    free = [make_sandbox(f"sbx-{number}", status_order=rng.randrange(ORDER_LIMIT)) for number in range(200)]
+    schedule, store = make_store(*free)
+    ((found),) = answers_to(schedule, lambda: walk_ring(store, limit=7))
+    assert sorted(each.sandbox_id for each in found) == sorted(each.sandbox_id for each in free)
+
+
+def test_the_index_follows_a_write_after_its_lag() -> None:
+    schedule, store = make_store(FREE, lag=(1.0, 1.0), long_lag_share=0)
+
+    def look() -> tuple[int, int]:
+        allocate(store, FREE, "a")()
+        at_once = len(walk_ring(store, limit=100))
+        schedule.time.sleep(1)
+        return at_once, len(walk_ring(store, limit=100))
+
+    assert answers_to(schedule, look) == [(1, 0)]
+
+
+def test_a_partition_takes_its_units_a_second_and_throttles_the_rest() -> None:
+    free = [make_sandbox(f"sbx-{number}") for number in range(2 * WRITE_UNITS)]
+    schedule, store = make_store(*free, shards=1, partitions=100, saved_seconds=1.0)
+    answers = answers_to(schedule, *[allocate(store, each, each.sandbox_id) for each in free])
+    taken = answers.count(Allocated())
+    assert WRITE_UNITS <= taken <= 1.05 * WRITE_UNITS
+    assert answers.count(Contended()) == len(free) - taken
+    assert store.throttled.keys() <= {"available#0", "allocated#0", "fact#0"}
+    assert {record.status for record in store.dump()[0].values()} == {Status.AVAILABLE, Status.ALLOCATED}
+    assert len(store.dump()[1]) == taken
+
+
+@pytest.mark.parametrize(("splits", "hottest"), [(1, 40), (4, 20)])
+def test_a_shard_that_was_split_spreads_its_heat(splits: int, hottest: int) -> None:
+    free = [make_sandbox(f"sbx-{number}") for number in range(40)]
+    schedule, store = make_store(*free, shards=1, available_splits=splits)
+    answers_to(schedule, *[allocate(store, each, each.sandbox_id) for each in free])
+    heat = store.heat()
+    assert heat.pop("allocated#0") == heat.pop("fact#0") == 40
+    assert sum(heat.values()) == 40
+    assert max(heat.values()) <= hottest
+
+
+def test_a_sandbox_that_comes_back_costs_the_index_a_deleted_and_a_new_entry_each_time_its_key_changes() -> None:
+    schedule, store = make_store(FREE)
+
+    def live() -> None:
+        allocate(store, FREE, "a")()
+        record = store.get("free")
+        assert record
+        store.commit(end(record, reason=DeletionReason.MARKED, by=BY, now=schedule.time.now()))
+
+    answers_to(schedule, live)
+    names = {name.partition("#")[0]: units for name, units in store.heat().items()}
+    assert names == {"available": 1, "allocated": 2, "pending_deletion": 1, "fact": 2}
+
+
+def test_a_change_that_leaves_its_key_alone_costs_the_index_one_unit() -> None:
+    schedule, store = make_store(FREE)
+    answers_to(schedule, lambda: store.commit(Change(FREE, replace(FREE, name="renamed", version=2), None)))
+    assert list(store.heat().values()) == [1]
+
+
+def test_four_processes_drain_a_pool_to_a_tenth_with_few_conflicts_and_calls() -> None:
+    runs = [
+        simulate(Scenario(requests=900, free=1000, table=TableConditions(lag=(0, 0), long_lag_share=0), seed=seed))
+        for seed in range(1, 5)
+    ]
+    assert sum(each.conflicts for each in runs) <= 0.05 * 3600
+    assert sum(each.calls for each in runs) <= 1.15 * 3600
+
+
+def test_a_pool_is_drained_to_the_last_sandbox_and_no_track_is_refused_before() -> None:
+    result = simulate(Scenario(requests=330, free=300, rate=400))
+    assert (len(result.allocated), len(result.refused), result.false_refusals) == (300, 30, 0)
+
+
+def test_a_quick_sweep_of_each_kind_can_be_plotted() -> None:
+    rows = {sweep.name: list(run(replace(sweep, scenarios=tiny(sweep.scenarios)), quick=True)) for sweep in SWEEPS}
+    assert len(plot(rows).axes) == 4
+
+
+def tiny(scenarios: Callable[[bool], Any]) -> Callable[[bool], Any]:
+    return lambda quick: ((varied, replace(scenario, requests=20)) for varied, scenario in scenarios(quick))
