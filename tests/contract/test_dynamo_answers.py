@@ -253,11 +253,12 @@ def test_a_whole_answer_is_one_however_it_is_framed(
     assert store.get("1") == FREE
 
 
-def test_connections_are_kept_from_one_good_answer_to_the_next(engine: RawDynamoDB, store: DynamoStore) -> None:
+def test_connections_are_kept_from_one_good_answer_to_the_next(engine: RawDynamoDB) -> None:
     engine.behave = keeping(whole(b"{}"))
     before = engine.connections
-    for _ in range(5):
-        assert store.get("1") is None
+    with connected(engine) as store:
+        for _ in range(5):
+            assert store.get("1") is None
     assert engine.connections == before + 1
 
 

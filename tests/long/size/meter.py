@@ -16,9 +16,8 @@ class Meter:
     def __init__(self, client: DynamoDBClient) -> None:
         self._lock = threading.Lock()
         self.clear()
-        events: Any = client.meta.events  # the stubs take handlers for mute, while this one's answer counts
-        events.register("provide-client-params.dynamodb", self._ask)
-        events.register("after-call.dynamodb", self._count)
+        client.meta.events.register("provide-client-params.dynamodb", self._ask)
+        client.meta.events.register("after-call.dynamodb", self._count)
 
     def clear(self) -> None:
         """Start from nothing."""
@@ -29,8 +28,8 @@ class Meter:
         """Capacity units, times two: an eventually consistent read of up to 4 KB takes half a unit."""
 
     @staticmethod
-    def _ask(params: dict[str, Any], **_: Any) -> dict[str, Any]:
-        return {**params, "ReturnConsumedCapacity": "TOTAL"}
+    def _ask(params: dict[str, Any], **_: Any) -> None:
+        params["ReturnConsumedCapacity"] = "TOTAL"
 
     def _count(self, model: Any, parsed: dict[str, Any], **_: Any) -> None:
         consumed = parsed.get("ConsumedCapacity", [])
