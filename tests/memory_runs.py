@@ -22,7 +22,7 @@ class MemoryJobRuns:
         self.queued_deletes = 0
         self._runs: dict[str, JobRun] = {}
         self._out: dict[str, set[str]] = {}
-        self._last_hand_out: str | None = None
+        self._last_dispatch: str | None = None
         self._lock = threading.Lock()
 
     def change(self, job_id: str, decide: Callable[[RunView], tuple[RunChange | None, Value]]) -> Value:
@@ -39,7 +39,7 @@ class MemoryJobRuns:
         return [run for run in reversed(self._runs.values()) if run.job in jobs][:limit]
 
     def read_last_dispatch(self) -> str | None:
-        return self._last_hand_out
+        return self._last_dispatch
 
     def forget(self, job_id: str, job: str) -> None:
         self._runs.pop(job_id, None)
@@ -60,7 +60,7 @@ class MemoryJobRuns:
             self._out[job_id].discard(change.settle)
         elif change.dispatch:
             self._out[job_id] = set(change.dispatch)
-            self._last_hand_out = job_id
+            self._last_dispatch = job_id
 
 
 class _View:

@@ -151,7 +151,7 @@ def _send_as_it_is(client: DynamoDBClient) -> None:
     botocore compares every value with the model of the operation: a fifth of a transaction's processor time.
     """
 
-    def set_aside(params: Item, context: Item, **_: object) -> Item:
+    def keep(params: Item, context: Item, **_: object) -> Item:
         context["request"] = params
         return {}
 
@@ -159,7 +159,7 @@ def _send_as_it_is(client: DynamoDBClient) -> None:
         params["body"] = json.dumps(context["request"]).encode()
 
     events, operation = client.meta.events, "dynamodb.TransactWriteItems"
-    events.register(f"provide-client-params.{operation}", set_aside)  # type: ignore[arg-type] # it takes an answer
+    events.register(f"provide-client-params.{operation}", keep)  # type: ignore[arg-type] # it takes an answer
     events.register(f"before-call.{operation}", encode)
 
 

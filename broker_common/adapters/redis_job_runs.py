@@ -103,7 +103,7 @@ class RedisJobRuns:
         return _call(read)
 
     def read_last_dispatch(self) -> str | None:
-        """Return the id of the run that has handed out deletes last."""
+        """Return the id of the run that dispatched deletes last."""
         job_id = _call(lambda: self._redis.get(self._open_key))
         return None if job_id is None else _text(job_id)
 

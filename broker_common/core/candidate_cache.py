@@ -135,7 +135,7 @@ class CandidateCache:
             for each in self._pools.values():
                 each.empty_at = float("-inf")
 
-    def forget(self, candidate: Candidate, *, lost: bool, prefix: str) -> None:
+    def mark_used(self, candidate: Candidate, *, lost: bool, prefix: str) -> None:
         """Remember that a candidate is no longer available at its version.
 
         `lost`: another process was faster. Then its cursor is probably near ours, and we read on elsewhere.
@@ -264,11 +264,11 @@ class CandidateSearch:
 
     def mark_used(self, candidate: Candidate) -> None:
         """Say that this request got the candidate."""
-        self._candidates.forget(candidate, prefix=self._prefix, lost=False)
+        self._candidates.mark_used(candidate, prefix=self._prefix, lost=False)
 
     def mark_lost(self, candidate: Candidate) -> None:
         """Say that the candidate was no longer available."""
-        self._candidates.forget(candidate, prefix=self._prefix, lost=True)
+        self._candidates.mark_used(candidate, prefix=self._prefix, lost=True)
 
     def discard(self, candidate: Candidate) -> None:
         """Say that nothing certain is known about the candidate: it is not handed out again from memory."""

@@ -23,7 +23,7 @@ class Inventory:
 
     def __init__(self, *, store: SandboxStore, leases: Leases) -> None:
         self._store = store
-        self._custody = leases
+        self._leases = leases
 
     def read(self, sandbox_id: str) -> Sandbox:
         """Return a sandbox, tombstones included; raises `SandboxNotFound` or `UnreadableRecord`."""
@@ -44,7 +44,7 @@ class Inventory:
         The cursor names the track and the last id that was shown. Raises `InvalidInput` for any other.
         """
         after = _read_cursor(track_id, cursor) if cursor is not None else ""
-        held = sorted(self._custody.find_held(track_id=track_id), key=lambda each: each.sandbox_id)
+        held = sorted(self._leases.find_held(track_id=track_id), key=lambda each: each.sandbox_id)
         left = [
             each
             for each in held

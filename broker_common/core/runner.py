@@ -31,7 +31,7 @@ class JobFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How a run stands when its task is done: at its end, or handed out to that many deletes."""
+    """How a run stands when its task is done: at its end, or how many deletes it dispatched."""
 
     state: JobState
     result: Mapping[str, Any] | None = None
@@ -62,7 +62,7 @@ class JobRunner:
     def run(
         self, name: str, job_id: str, flags: Mapping[str, bool], *, send: Callable[[JobRun, list[str]], None]
     ) -> Report:
-        """Do one run from its start to its end, or hand out its deletes by `send`.
+        """Do one run from its start to its end, or dispatch its deletes by `send`.
 
         A run that has ended before is not done again. Raises `JobFailed` once its failure is recorded, whatever an
         unforeseen error raised, and `QueueUnavailable`.
@@ -107,7 +107,7 @@ class JobRunner:
     def _attempt(
         self, job: JobSpec, run: JobRun, flags: Mapping[str, bool], send: Callable[[JobRun, list[str]], None]
     ) -> Conclusion | int:
-        """Do what the job does, if it may; returns its end, or how many deletes were handed out."""
+        """Do what the job does, if it may; returns its end, or how many deletes were dispatched."""
         self._work.guard.check()
         if job.is_paused(self._work.store.read_pauses()):
             return _skipped("paused by an operator")
@@ -116,10 +116,10 @@ class JobRunner:
                 return _skipped("the same job is running already")
             done = job.work(self._work, run.actor, flags)
             if isinstance(done, Dispatch):
-                return self._hand_out(run, done, send)
+                return self._dispatch(run, done, send)
             return Conclusion(state=JobState.SUCCEEDED, message=done.message, result=asdict(done))
 
-    def _hand_out(self, run: JobRun, due: Dispatch, send: Callable[[JobRun, list[str]], None]) -> Conclusion | int:
+    def _dispatch(self, run: JobRun, due: Dispatch, send: Callable[[JobRun, list[str]], None]) -> Conclusion | int:
         before = self._runs.find_open_cleanup()
         if before is not None and before != run.job_id:
             ended = self._runs.end_stalled_cleanup(before)

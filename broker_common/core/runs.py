@@ -154,7 +154,7 @@ class RunChange:
 
     run: JobRun
     dispatch: tuple[str, ...] = ()
-    """The sandboxes whose deletes it waits for from now on; it is then the run that has handed out last."""
+    """The sandboxes whose deletes it waits for from now on; it is then the run that dispatched last."""
     settle: str | None = None
     """The sandbox whose delete it waits for no longer."""
 
@@ -179,7 +179,7 @@ class JobRuns(Protocol):
         """Return the last runs of these jobs, those first that became known last; `limit` at most."""
 
     def read_last_dispatch(self) -> str | None:
-        """Return the id of the run that has handed out deletes last."""
+        """Return the id of the run that dispatched deletes last."""
 
     def forget(self, job_id: str, job: str) -> None:
         """Forget a run."""
@@ -301,7 +301,7 @@ class Runs:
     def dispatch(self, job_id: str, sandbox_ids: Iterable[str]) -> list[str]:
         """Record whose deletes a cleanup waits for, and return those that have not reported.
 
-        For a run that has handed out before (its task is delivered again) that is what is still out of the first time.
+        For a run that has dispatched before (its task is delivered again) that is what is still out of the first time.
         """
         ids = list(dict.fromkeys(sandbox_ids))
 

@@ -167,7 +167,7 @@ class World:
         self.accounts[str(account["id"]).rpartition("/")[2]] = account
         return account
 
-    def forget(self, name: str) -> bool:
+    def use_up(self, name: str) -> bool:
         """Tell whether a switch that counts down still applies, and count."""
         left = int(getattr(self.switches, name))
         if left:
@@ -239,7 +239,7 @@ class ProviderApi:
                 switches, accounts = world.switches, list(world.accounts.values())
                 if switches.shuffled_list:
                     world.rng.shuffle(accounts)
-                failing, dropped = world.forget("fail_next_lists"), world.forget("drop_next_lists")
+                failing, dropped = world.use_up("fail_next_lists"), world.use_up("drop_next_lists")
             if dropped:
                 return drop_connection()
             if failing:
@@ -277,8 +277,8 @@ class ProviderApi:
                 started_at=time.time(),
             )
             world.deletes.append(entry)
-            dropped = world.forget("drop_next_deletes")
-            failing = not dropped and (time.monotonic() < world.fail_until or world.forget("fail_next_deletes"))
+            dropped = world.use_up("drop_next_deletes")
+            failing = not dropped and (time.monotonic() < world.fail_until or world.use_up("fail_next_deletes"))
         missing = found is None or switches.delete_answer == HTTPStatus.NOT_FOUND
         if not failing and not missing and not (dropped and switches.drop_when == "before"):
             time.sleep(switches.delete_seconds)

@@ -132,7 +132,7 @@ class EvenRing(MemoryStore):
         self.seed(*[replace(self.dump()[0][each], status=Status.STALE, version=2) for each in gone])
 
 
-def forget(candidate_cache: CandidateCache, count: int) -> list[int]:
+def take_and_use(candidate_cache: CandidateCache, count: int) -> list[int]:
     """Take `count` candidates, and return their numbers."""
     search = candidate_cache.search("")
     taken = []
@@ -146,7 +146,7 @@ def forget(candidate_cache: CandidateCache, count: int) -> list[int]:
 
 def test_the_start_of_a_new_place_is_left_to_whoever_may_hold_it() -> None:
     store = EvenRing(2000)
-    taken = forget(CandidateCache(store, FakeClock(), Random(1), size=15), 15)
+    taken = take_and_use(CandidateCache(store, FakeClock(), Random(1), size=15), 15)
     (page,) = store.pages
     assert len(page.candidates) == 15 * LOOK_AHEAD
     assert sorted(taken) == [int(each.sandbox_id.removeprefix("sbx-")) for each in page.candidates[-15:]]
@@ -156,21 +156,21 @@ def test_what_lies_beyond_an_eaten_stretch_is_left_to_whoever_ate_it() -> None:
     for seed in range(10):
         store = EvenRing(2000)
         candidate_cache = CandidateCache(store, FakeClock(), Random(seed), size=15)
-        end = max(forget(candidate_cache, 15)) + 1
+        end = max(take_and_use(candidate_cache, 15)) + 1
         store.take_away(end, 60)
         beyond = {(end + 60 + n) % 2000 for n in range(15)}
-        assert not beyond & set(forget(candidate_cache, 15))
+        assert not beyond & set(take_and_use(candidate_cache, 15))
 
 
 def test_a_pool_that_has_become_thin_everywhere_is_walked_on_after_a_while() -> None:
     store = EvenRing(3000)
     candidate_cache = CandidateCache(store, FakeClock(), Random(1), size=15)
-    forget(candidate_cache, 60)
+    take_and_use(candidate_cache, 60)
     for number in range(0, 3000, 10):
         store.take_away(number, 9)
-    forget(candidate_cache, 60)
+    take_and_use(candidate_cache, 60)
     reads = len(store.pages)
-    forget(candidate_cache, 60)
+    take_and_use(candidate_cache, 60)
     assert len(store.pages) - reads <= 5
 
 
@@ -186,7 +186,7 @@ def test_a_page_that_was_on_its_way_when_a_loss_was_told_is_left_to_the_winner()
         search.mark_lost(first)
 
     store.on_read = lose
-    taken = forget(candidate_cache, 15)
+    taken = take_and_use(candidate_cache, 15)
     on_its_way = {int(each.sandbox_id.removeprefix("sbx-")) for each in store.pages[1].candidates}
     assert not on_its_way & set(taken)
 
@@ -195,10 +195,10 @@ def test_the_last_sandbox_is_found_by_whoever_has_seen_the_pool_full() -> None:
     for seed in range(10):
         store = EvenRing(1000)
         candidate_cache = CandidateCache(store, FakeClock(), Random(seed), size=15)
-        end = max(forget(candidate_cache, 15)) + 1
+        end = max(take_and_use(candidate_cache, 15)) + 1
         store.take_away(end, 500)
         store.take_away(end + 501, 499)
-        assert forget(candidate_cache, 1) == [(end + 500) % 1000]
+        assert take_and_use(candidate_cache, 1) == [(end + 500) % 1000]
 
 
 @pytest.mark.parametrize("lost", [0, 1, 7])

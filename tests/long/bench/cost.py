@@ -55,7 +55,7 @@ _API_PROCESSES = 4
 _K_CANDIDATES = 15
 _READS = frozenset({"GetItem", "BatchGetItem", "Query", "Scan"})
 _SAMPLE = 60
-"""Allocations that a row is the mean of: a whole number of the candidate_cache's fillings."""
+"""Allocations that a row is the mean of: a whole number of the candidate cache's fillings."""
 GAUGES = "metrics: read the pool's gauges"
 GAUGES_OF_NONE = "the same, of an empty pool"
 _OF_A_LIFE = (
@@ -222,7 +222,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
     tracks = new_tracks(_SAMPLE)
     units = {"allocate, new": meter.measure(lambda: [_allocate(full, each) for each in tracks]) * (1 / _SAMPLE)}
     track = tracks[0]
-    held = _allocate(full, track).claim.sandbox_id  # fills the candidate_cache
+    held = _allocate(full, track).claim.sandbox_id  # fills the candidate cache
 
     def refuse() -> None:
         with suppress(NoSandboxesAvailable):

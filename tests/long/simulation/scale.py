@@ -133,7 +133,7 @@ SWEEPS = (
     ),
     Sweep(
         "reservoirs",
-        "Size of the candidate_cache, and age of a candidate",
+        "Size of the candidate cache, and age of a candidate",
         reservoirs,
         ("conflicts", "calls", "p99_ms"),
     ),
@@ -181,10 +181,10 @@ def run(sweep: Sweep, *, quick: bool) -> Iterator[Row]:
 
 
 def plot(rows: dict[str, list[Row]]) -> Figure:
-    """Draw four panels: conflicts, partition heat, latency, and the candidate_cache's settings."""
+    """Draw four panels: conflicts, partition heat, latency, and the candidate cache's settings."""
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "scale", "font.size": 9})
     figure = Figure(figsize=(11, 8), layout="constrained")
-    conflicts, heat, latency, candidate_cache = figure.subplots(2, 2).flat
+    conflicts, heat, latency, cache = figure.subplots(2, 2).flat
     for free in distinct(rows["processes"], "free"):
         line(conflicts, select(rows["processes"], free=free), "processes", "conflicts", f"{free:,} free")
     conflicts.axhline(0.05, color="grey", linestyle=":")
@@ -206,16 +206,16 @@ def plot(rows: dict[str, list[Row]]) -> Figure:
     line(latency, refused, "shards", "refused_p99_ms", "refused by an empty pool")
     latency.set(title="p99 in milliseconds", xlabel="shards", yscale="log")
     for age in distinct(rows["reservoirs"], "age"):
-        line(candidate_cache, select(rows["reservoirs"], age=age), "size", "conflicts", f"candidates up to {age} s old")
-    candidate_cache.set(
+        line(cache, select(rows["reservoirs"], age=age), "size", "conflicts", f"candidates up to {age} s old")
+    cache.set(
         title="Conflicts an allocation (20 quiet processes, 500 free)",
-        xlabel="size of the candidate_cache (K_CANDIDATES)",
+        xlabel="size of the candidate cache (K_CANDIDATES)",
         ylim=(0, None),
     )
     for axes in (heat, latency):
         axes.set_xscale("log", base=2)
         axes.set_xticks(SHARDS, [str(each) for each in SHARDS])
-    for axes in (conflicts, heat, latency, candidate_cache):
+    for axes in (conflicts, heat, latency, cache):
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
