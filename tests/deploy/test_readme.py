@@ -1,4 +1,4 @@
-"""The README's tables of what can be set, and of what runs by itself, leave nothing out."""
+"""The README's table of what can be set leaves nothing out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import fields
 
 import pytest
 
-from broker_common.core.job_registry import JOBS
 from broker_common.settings import Settings
 from deploy.dev.processes import ROOT
 
@@ -23,8 +22,3 @@ def table_under(heading: str) -> str:
 @pytest.mark.parametrize("variable", sorted(field.name.upper() for field in fields(Settings)))
 def test_every_setting_has_its_line(variable: str) -> None:
     assert f"`{variable}`" in table_under("Settings")
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_every_job_has_its_line(job: str) -> None:
-    assert re.search(rf"^ {job} $", table_under("How it works"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The recipe "a job" of the README, followed: a use case with its result, and its line in the registry. No more.
+"""The recipe "A job" of CONTRIBUTING.md, followed: a use case with its result, and its line in the registry. No more.
 
 The job is then a task, in the schedule, a call of the API, a name of the command line, a metric and a log line.
 """
