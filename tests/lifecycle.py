@@ -1,4 +1,4 @@
-"""What may happen to one sandbox: the contract's table of states, written out apart from the code that it judges.
+"""What may happen to one sandbox: the table of states in docs/contract.md, written out apart from the code that it judges.
 
 The oracle of every suite that watches changes. `check_change` judges one change with its fact, `check_history` the facts
 of one sandbox, `check_end` a record beside its last fact, `check_histories` all facts beside all records; each raises

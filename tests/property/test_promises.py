@@ -1,6 +1,6 @@
 """Random operations of two processes on one pool, with faults and crashes, against a small model of the promises.
 
-After every step the contract's promises 1, 2, 4, 5, 6 and 10 are checked, and 3 for every refusal.
+After every step the promises 1, 2, 4, 5, 6 and 10 are checked, and 3 for every refusal (docs/contract.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every transition of a sandbox, allowed and refused, beside the contract's table of states."""
+"""Every transition of a sandbox, allowed and refused, beside the table of states in docs/contract.md."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def test_a_run_that_was_asked_for_ends_with_its_result_and_one_line_that_names_t
     assert (run.state, run.error) == (JobState.SUCCEEDED, None)
     assert run.result is not None
     assert run.result["synced"] == 3
-    until(lambda: worker.has_said("Synced 3 sandboxes, marked 0 as stale"), "the seed's sentence")
+    until(lambda: worker.has_said("Synced 3 sandboxes, marked 0 as stale"), "the run's sentence")
     (line,) = [line for line in worker.lines if line["message"].startswith("Synced")]
     assert (line["action"], line["outcome"], line["requested_by"]) == ("background_sync", "success", "req-1")
     assert line["principal"] == "alice"
@@ -146,7 +146,7 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
         "rested": 0,
         "failed": 1,
     }
-    until(lambda: worker.has_said("Deleted 2 sandboxes, 1 failed"), "the seed's sentence")
+    until(lambda: worker.has_said("Deleted 2 sandboxes, 1 failed"), "the run's sentence")
     (line,) = [line for line in worker.lines if line["message"].startswith("Deleted ")]
     assert (line["action"], line["outcome"]) == ("background_cleanup", "success")
     assert line["request_id"].startswith("job-cleanup-")
@@ -172,7 +172,7 @@ def test_a_delete_that_the_earlier_release_sent_is_done_in_the_name_of_its_job(w
 
 def test_a_cleanup_that_finds_nothing_ends_at_once(worker: Celery, desk: Desk) -> None:
     assert desk.run(Job.CLEANUP).state is JobState.SUCCEEDED
-    until(lambda: worker.has_said("Deleted 0 sandboxes, 0 failed"), "the seed's sentence")
+    until(lambda: worker.has_said("Deleted 0 sandboxes, 0 failed"), "the run's sentence")
 
 
 def test_a_cleanup_is_skipped_while_deletes_of_the_one_before_wait(worker: Celery, desk: Desk) -> None:

@@ -303,7 +303,7 @@ def measure_burst(bench: Bench) -> None:
 def measure_drain(bench: Bench) -> None:
     """Have more tracks ask than there are sandboxes: 16 at a time, and 64 at a time.
 
-    Each has an API of its own: one that has just found its pool empty may say so for a second (contract, promise 3).
+    Each has an API of its own: one that has just found its pool empty may say so for a second (docs/contract.md, promise 3).
     """
     pool = bench.size(1000)
     tracks = pool + pool // 10

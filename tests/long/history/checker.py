@@ -1,4 +1,4 @@
-"""Holds a history against the promises of the contract: pure functions, from what was seen to what it breaks.
+"""Holds a history against the promises of docs/contract.md: pure functions, from what was seen to what it breaks.
 
 No honest broker is ever blamed: what is not certain counts for the broker (`certainty` says what is).
 """
@@ -48,7 +48,7 @@ _ALLOWED: Mapping[Kind, frozenset[int | None]] = {
 
 
 class Promise(IntEnum):
-    """The promises of the contract's section 3, by their numbers."""
+    """The promises of docs/contract.md, by their numbers."""
 
     ONE_HOLDER = 1
     ONE_SANDBOX = 2

@@ -1,4 +1,4 @@
-"""Holds the facts of a run against the lifecycle, the table and what clients saw: promise 10.
+"""Holds the facts of a run against the lifecycle, the table and what clients saw: promise 10 of docs/contract.md.
 
 All of them were read when nothing changed any more, from an empty table on.
 """
