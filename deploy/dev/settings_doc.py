@@ -116,7 +116,9 @@ Libraries and single commands read these variables. Only `FLOWER_BASIC_AUTH` and
 _MAKE_RUN_TEXT = """\
 ## Read by make run
 
-`make run` passes all settings on to the processes that it starts. It also reads these variables.
+`make run` passes all settings on to the processes that it starts. If `REDIS_URL`, `DDB_ENDPOINT_URL`, or `CSP_BASE_URL`
+with `CSP_API_TOKEN` is set, it uses that part and does not start one. AWS itself needs `DYNAMODB=aws`. Credentials in the
+environment are not enough, and `make run` hides them from everything that it starts otherwise.
 """
 OTHERS = {
     "FLOWER_BASIC_AUTH": (

@@ -64,19 +64,18 @@ def started_by(*command: str, path: Path) -> list[str]:
     return shlex.split(line)
 
 
-def in_readme(command: str) -> list[str]:
-    """Return how the README starts a process."""
-    (line,) = re.findall(
-        rf"^((?:gunicorn|celery) .*\b{command}\b[^#\n]*)", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
+def documented(command: str) -> list[str]:
+    """Return how docs/deployment.md starts a process."""
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    (line,) = re.findall(rf"^((?:gunicorn|celery) .*\b{command}\b[^#\n]*)", text, re.MULTILINE)
     return shlex.split(line)
 
 
 @pytest.mark.parametrize(
     ("command", "word"), [("api", "wsgi"), ("worker", "worker"), ("beat", "beat"), ("flower", "flower")]
 )
-def test_a_command_becomes_the_process_that_the_readme_starts(stubs: Path, command: str, word: str) -> None:
-    assert started_by(command, path=stubs) == in_readme(word)
+def test_a_command_becomes_the_process_that_the_documentation_starts(stubs: Path, command: str, word: str) -> None:
+    assert started_by(command, path=stubs) == documented(word)
 
 
 def test_a_worker_takes_the_queues_that_are_named(stubs: Path) -> None:
