@@ -91,7 +91,7 @@ SECTIONS = {
         "STALE_BRAKE_MIN": "The least number of missing sandboxes for which a sync brakes.",
     },
     "Provider": {
-        "CSP_BASE_URL": "The provider's address. It must be https, except on loopback.",
+        "CSP_BASE_URL": "The provider's address. In production it must be https, except on loopback.",
         "CSP_API_TOKEN": "The provider's token.",
         "CSP_TIMEOUT_CONNECT_SEC": "How long connecting to the provider may take.",
         "CSP_TIMEOUT_READ_SEC": "How long the provider may take to answer after that.",

@@ -65,7 +65,7 @@ def started_by(*command: str, path: Path) -> list[str]:
 
 
 def documented(command: str) -> list[str]:
-    """Return how docs/deployment.md starts a process."""
+    """Return how the documents start a process."""
     text = (ROOT / "docs" / "deployment.md").read_text()
     (line,) = re.findall(rf"^((?:gunicorn|celery) .*\b{command}\b[^#\n]*)", text, re.MULTILINE)
     return shlex.split(line)
@@ -74,7 +74,7 @@ def documented(command: str) -> list[str]:
 @pytest.mark.parametrize(
     ("command", "word"), [("api", "wsgi"), ("worker", "worker"), ("beat", "beat"), ("flower", "flower")]
 )
-def test_a_command_becomes_the_process_that_the_documentation_starts(stubs: Path, command: str, word: str) -> None:
+def test_a_command_becomes_the_process_that_the_documents_start(stubs: Path, command: str, word: str) -> None:
     assert started_by(command, path=stubs) == documented(word)
 
 
