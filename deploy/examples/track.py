@@ -112,7 +112,7 @@ def refuse(answer: requests.Response) -> NoReturn:
     if code_of(answer):
         say(f"{answer.status_code} {answer.text.strip()}")
     else:
-        say(f"{answer.status_code}, and this is not an answer of the broker. Check BROKER_API_URL")
+        say(f"{answer.status_code}, and this is not an answer of the broker: is BROKER_API_URL right?")
     sys.exit(EX_NOPERM if answer.status_code == requests.codes.unauthorized else EX_UNAVAILABLE)
 
 

@@ -80,7 +80,7 @@ refused() {
     if [[ -n $code ]]; then
         say "$status $code: $(field message "$scratch/body")"
     else
-        say "$status, and this is not an answer of the broker. Check BROKER_API_URL"
+        say "$status, and this is not an answer of the broker: is BROKER_API_URL right?"
     fi
     if [[ $status == 401 ]]; then exit 77; fi
     exit 69
