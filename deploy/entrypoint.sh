@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the image can run: one command a process. Each is run by exec, so that it is process 1 and gets SIGTERM itself.
+# The commands of the image, one for each process. They run by exec, so that the process is number 1 and gets SIGTERM.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -8,15 +8,15 @@ usage() {
 Commands:
   api                          serve the HTTP API
   worker [QUEUES] [OPTIONS]    run jobs; QUEUES is jobs, deletions or jobs,deletions (the default); OPTIONS are Celery's
-  beat                         send the jobs that are due; two may run, one sends
+  beat                         send due jobs; two may run, one sends
   flower                       show jobs
   broker ...                   the operator's command; broker -h shows more
-  healthcheck                  exit 0 if the process of this container is well
+  healthcheck                  exit 0 if the process of this container is healthy
 END
     exit 2
 }
 
-# The health check is a process of its own, which does not know what its container runs: it is told here whom to ask.
+# The health check is a separate process. This file tells it the address of the process that its container runs.
 health_url_file=${TMPDIR:-/tmp}/broker-health-url
 answers_at() {
     echo "http://127.0.0.1:$1" >"$health_url_file"
@@ -40,7 +40,7 @@ worker)
         ;;
     esac
     answers_at "${METRICS_PORT:-9101}/healthz"
-    # Of two options -c the last one holds.
+    # If -c is given twice, Celery uses the last one.
     exec celery -A broker_worker.celery_app worker -Q "$queues" -c 4 -E "$@"
     ;;
 beat)
@@ -55,7 +55,7 @@ broker)
     exec broker "$@"
     ;;
 healthcheck)
-    # Not through a proxy that may be set for calls to the provider.
+    # Not through a proxy: one may be set in the environment.
     exec python -c '
 import sys
 from urllib.request import ProxyHandler, build_opener

@@ -1,8 +1,8 @@
 # ruff: noqa: INP001 - gunicorn reads this file by its path; it is no module
-"""How gunicorn serves the API: `gunicorn -c deploy/gunicorn.conf.py broker_api.wsgi:app`.
+"""Gunicorn's configuration for the API: `gunicorn -c deploy/gunicorn.conf.py broker_api.wsgi:app`.
 
-Settings come from the environment (`broker_common/settings.py`); none of gunicorn's own variables is needed.
-What makes a start impossible is found here, before any worker is forked, and ends gunicorn with exit code 2.
+Settings come from the environment (`broker_common/settings.py`). Gunicorn's own variables are not needed.
+This file checks the settings and the table before gunicorn forks a worker. A fault ends gunicorn with exit code 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# prometheus_client looks whether this is set when it is imported, which the imports below do.
+# prometheus_client reads this variable when it is imported, and the imports below import it.
 _makes_metrics_dir = not os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "")
 
 from gunicorn import glogging  # type: ignore[import-untyped] # noqa: E402 - after the variable is set; it ships no types
@@ -32,10 +32,10 @@ _settings = read_settings(os.environ, process=Process.API)
 
 
 class Logger(glogging.Logger):  # type: ignore[misc] # gunicorn ships no types
-    """gunicorn's logger, writing like everything else in the process."""
+    """gunicorn's logger, in the log format of the broker."""
 
     def setup(self, cfg: Any) -> None:  # noqa: ANN401 - gunicorn's configuration
-        """Hand gunicorn's lines to the process's own handler."""
+        """Send gunicorn's lines to the log handler of the process."""
         super().setup(cfg)
         configure_logging(level=_settings.log_level, fmt=_settings.log_format)
 
@@ -44,32 +44,35 @@ bind = f"{_settings.api_bind}:{_settings.api_port}"
 workers = _settings.api_workers
 worker_class = Worker
 threads = _settings.api_threads
-# Longer than load balancers keep an idle connection (60 s is common): they must be the ones to close it.
+# Longer than load balancers keep an idle connection (60 s is common), so that they close it, not the API.
 keepalive = 75
-# From SIGTERM to SIGKILL: the drain, then the longest call that may be in flight.
+# From SIGTERM to SIGKILL: the drain, then the longest call that may be running.
 graceful_timeout = math.ceil(_settings.shutdown_drain_sec + max(_settings.request_deadline_sec, BULK_DEADLINE_SEC) + 5)
-# Of each process; it is less where the limit of descriptors does not allow so many.
+# For each process. It is less if the limit of file descriptors does not allow so many.
 worker_connections = 1000
-# Answers are made in memory and sent by the event loop.
+# Answers are built in memory, and the event loop sends them.
 sendfile = False
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
-# No header of a request says where it came from or which path it names, whatever address it comes from: a proxy's rules
-# would be passed by `SCRIPT_NAME`. What a trusted proxy adds is for the application to read (TRUSTED_PROXIES).
+# Gunicorn does not take the caller's address or the path from headers of any sender. With a header `SCRIPT_NAME` a
+# caller could get around a proxy's rules. The application itself reads what trusted proxies add (TRUSTED_PROXIES).
 forwarded_allow_ips = ""
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
-# A header with an underscore would become the same WSGI variable as its twin with a hyphen.
+# In WSGI a header with an underscore has the same name as one with a hyphen.
 header_map = "drop"
 logger_class = Logger
 loglevel = _settings.log_level.lower()
-# It would be a socket in the home directory that nobody asked for.
+# Otherwise gunicorn makes a socket in the home directory.
 control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter
-    """Look at the table once, from a process of its own (clients are made after a fork); empty the metrics."""
+    """Check the table once, and empty the directory of metrics.
+
+    The check runs in a process of its own, because clients must be made after a fork.
+    """
     trial = multiprocessing.get_context("fork").Process(target=check_table, args=(_settings,))
     trial.start()
     trial.join()
@@ -84,14 +87,14 @@ def on_starting(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbit
 
 
 def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401 - gunicorn's arbiter and worker
-    """Keep what a worker that is gone has counted, in few files, and forget its gauges."""
+    """Add the counts of an ended worker to few files, and remove its gauges."""
     try:
         forget_process(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), worker.pid)
-    except OSError:  # a full disk must not end the service
+    except OSError:  # a full disk must not stop the API
         server.log.exception("the metrics of worker %d could not be compacted", worker.pid)
 
 
 def on_exit(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter
-    """Remove the metrics directory that was made here."""
+    """Remove the directory of metrics, if this file made it."""
     if _makes_metrics_dir:
         shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)

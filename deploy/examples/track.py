@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives back all that it holds.
+"""A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives all of the track's back.
 
 Both may be repeated. The environment and the exit codes are those of track.sh.
 """
@@ -24,9 +24,9 @@ _TAKEN_BACK = {"NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH"}
 
 
 class Broker:
-    """Sends each request until it is answered for good, for `patience_sec` in all.
+    """Sends each request until it has a final answer, for at most `patience_sec` in all.
 
-    An unanswered request is sent again as it is: the broker answers a repetition with what the first one got.
+    If there is no answer, it sends the same request again: the broker gives a repetition the answer of the first one.
     """
 
     def __init__(self, url: str, token: str, track_id: str, *, patience_sec: float) -> None:
@@ -38,7 +38,7 @@ class Broker:
         self._session.auth = self._authorize
 
     def allocate(self, prefix: str | None) -> dict[str, Any]:
-        """Return the track's sandbox; exits if there is none to be had."""
+        """Return the track's sandbox. Exits if no sandbox can be had."""
         answer = self._call("POST", "/allocate", headers={"X-Sandbox-Name-Prefix": prefix})
         held = body_of(answer)
         if answer.status_code not in {200, 201} or "lease_id" not in held:
@@ -46,7 +46,7 @@ class Broker:
         return held
 
     def held(self) -> list[dict[str, Any]]:
-        """Return what the track holds."""
+        """Return the sandboxes that the track holds."""
         answer = self._call("GET", "/sandboxes")
         sandboxes = body_of(answer).get("sandboxes")
         if answer.status_code != requests.codes.ok or code_of(answer) or not isinstance(sandboxes, list):
@@ -56,16 +56,16 @@ class Broker:
         return sandboxes
 
     def give_back(self, held: dict[str, Any]) -> None:
-        """End the allocation, if the broker has not ended it before."""
+        """End the lease, unless the broker has already ended it."""
         path = f"/sandboxes/{held['sandbox_id']}/mark-for-deletion"
         answer = self._call("POST", path, json={"lease_id": held["lease_id"]})
         if code_of(answer) in _TAKEN_BACK:
-            say(f"the broker had taken it back before ({code_of(answer)})")
+            say(f"the broker had already taken it back ({code_of(answer)})")
         elif answer.status_code != requests.codes.ok or body_of(answer).get("lease_id") != held["lease_id"]:
             refuse(answer)
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Set the token; were it a header of the session, an entry of ~/.netrc would take its place."""
+        """Set the token. In a header of the session, an entry of ~/.netrc would replace it."""
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
@@ -80,7 +80,7 @@ class Broker:
                 what = f"{answer.status_code} {code_of(answer)}"
                 if answer.status_code not in _LATER and code_of(answer) != "NO_SANDBOXES_AVAILABLE":
                     return answer
-                # Seconds; of a date, which a proxy may send, nothing is taken.
+                # In seconds. A date, which a proxy may send, is ignored.
                 retry_after = answer.headers.get("Retry-After", "")
                 wait = float(retry_after) if retry_after.isdecimal() else pause
             except (ConnectionError, Timeout, ChunkedEncodingError) as error:
@@ -93,7 +93,7 @@ class Broker:
 
 
 def body_of(answer: requests.Response) -> dict[str, Any]:
-    """Return the JSON object of an answer, an empty one where somebody else than the broker answered."""
+    """Return the JSON object of an answer. It is empty if the answer is not the broker's."""
     try:
         body = answer.json()
     except ValueError:
@@ -102,34 +102,34 @@ def body_of(answer: requests.Response) -> dict[str, Any]:
 
 
 def code_of(answer: requests.Response) -> str:
-    """Return the broker's error code, or nothing where there is none."""
+    """Return the broker's error code, or an empty text if there is no error."""
     error = body_of(answer).get("error")
     return str(error.get("code", "")) if isinstance(error, dict) else ""
 
 
 def refuse(answer: requests.Response) -> NoReturn:
-    """Say what the broker said, and exit."""
+    """Print the broker's answer, and exit."""
     if code_of(answer):
         say(f"{answer.status_code} {answer.text.strip()}")
     else:
-        say(f"{answer.status_code}, and not as the broker answers: is BROKER_API_URL right?")
+        say(f"{answer.status_code}, and this is not an answer of the broker: is BROKER_API_URL right?")
     sys.exit(EX_NOPERM if answer.status_code == requests.codes.unauthorized else EX_UNAVAILABLE)
 
 
 def say(text: str) -> None:
-    """Write to stderr: stdout is for what the lab reads."""
+    """Write to stderr, because the lab reads stdout."""
     sys.stderr.write(f"track.py: {text}\n")
 
 
 def expect(text: str, pattern: str, fault: str) -> None:
-    """Exit unless a variable is as it has to be."""
+    """Print `fault` and exit, unless the whole of `text` matches `pattern`."""
     if not re.fullmatch(pattern, text):
         say(fault)
         sys.exit(EX_USAGE)
 
 
 def main(words: list[str]) -> None:
-    """Do what is asked for."""
+    """Run `setup` or `cleanup`."""
     for name in _REQUIRED:
         expect(os.environ.get(name, ""), "[ -~]+", f"{name} is not set, or is not printable ASCII")
     url, token, track_id = (os.environ[name] for name in _REQUIRED)
@@ -143,8 +143,8 @@ def main(words: list[str]) -> None:
     match words:
         case ["setup"]:
             try:
-                # Before there is something to keep, and emptied: if no answer comes, that of an earlier setup must not
-                # pass for it.
+                # Empty the file before the call: if no answer comes, the file must not hold the answer of an earlier
+                # setup.
                 state.touch(mode=0o600)
                 state.write_text("")
             except OSError as error:
@@ -154,12 +154,12 @@ def main(words: list[str]) -> None:
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
         case ["cleanup"]:
-            # The broker knows what is held: the state file may be missing, or be older than a setup that got no answer.
+            # Ask the broker what the track holds. The state file may be missing, or older than a setup without answer.
             given_back = None
             while mine := broker.held():
                 held = mine[-1]
                 if held["lease_id"] == given_back:
-                    say(f"gave up: the broker still lists {held['sandbox_id']} as held, after it was given back")
+                    say(f"gave up: {held['sandbox_id']} was given back, but the broker still lists it as held")
                     sys.exit(EX_TEMPFAIL)
                 broker.give_back(held)
                 given_back = held["lease_id"]
@@ -175,4 +175,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell has it
+        sys.exit(130)  # as in a shell

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives back all that the track holds.
+# A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives back all sandboxes of the track.
 # Both may be repeated.
 #
 #   BROKER_API_URL  https://broker.example.com/v1
 #   BROKER_TOKEN    the track's token
-#   TRACK_ID        who holds the sandbox: one id for one student's lab
-#   NAME_PREFIX     only sandboxes whose name starts so (optional)
-#   STATE_FILE      where setup keeps its answer for the lab (sandbox.json); cleanup asks the broker, and removes it
-#   PATIENCE_SEC    how long to go on trying (120)
+#   TRACK_ID        the holder of the sandbox: one id for one student's lab
+#   NAME_PREFIX     only sandboxes whose name starts with this (optional)
+#   STATE_FILE      setup writes its answer there for the lab (sandbox.json); cleanup does not read it, but removes it
+#   PATIENCE_SEC    how long to try again (120)
 #
-# Exit codes (sysexits.h): 0 done · 64 wrong use · 69 the broker refused, or it is no broker that answers ·
+# Exit codes (sysexits.h): 0 done · 64 wrong use · 69 the broker refused, or the answer is not a broker's ·
 # 73 STATE_FILE cannot be written · 75 try again later · 77 the token is wrong
 set -euo pipefail
-export LC_ALL=C # in which only ASCII is printable
+export LC_ALL=C # here only ASCII is printable
 
 say() { printf 'track.sh: %s\n' "$*" >&2; }
 
@@ -37,7 +37,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 umask 077 # the state file names a lease
 
-# Tokens go to curl by a file: arguments can be read by everybody on the machine.
+# curl reads the token from a file, because everybody on the machine can read arguments.
 header() { # name value
     local value=${2//\\/\\\\}
     printf 'header = "%s: %s"\n' "$1" "${value//\"/\\\"}" >>"$scratch/curlrc"
@@ -48,13 +48,13 @@ if [[ -n ${NAME_PREFIX:-} ]]; then header X-Sandbox-Name-Prefix "$NAME_PREFIX"; 
 
 field() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" "$2" 2>/dev/null || true; }
 
-# Send one request until it is answered for good. An unanswered one is sent again as it is: the broker answers a
-# repetition with what the first one got.
+# Send one request until it has a final answer. If there is no answer, send the same request again: the broker gives a
+# repetition the answer of the first one.
 call() { # method path [curl's arguments]
     local method=$1 path=$2 pause=1 wait
     shift 2
     while true; do
-        : >"$scratch/body" # or that of the answer before would stay
+        : >"$scratch/body" # so that the body of an earlier answer does not stay
         : >"$scratch/headers"
         status=$(curl --silent --config "$scratch/curlrc" --request "$method" --max-time 10 \
             --dump-header "$scratch/headers" --output "$scratch/body" --write-out '%{http_code}' \
@@ -64,7 +64,7 @@ call() { # method path [curl's arguments]
         000/* | 409/NO_SANDBOXES_AVAILABLE | 429/* | 500/* | 502/* | 503/* | 504/*) ;;
         *) return ;;
         esac
-        # Seconds; of a date, which a proxy may send, nothing is taken.
+        # In seconds. A date, which a proxy may send, is ignored.
         wait=$(sed -n 's/^[Rr]etry-[Aa]fter: *\([0-9]*\).*/\1/p' "$scratch/headers")
         wait=${wait:-$pause}
         if ((SECONDS + wait > give_up_at)); then
@@ -80,7 +80,7 @@ refused() {
     if [[ -n $code ]]; then
         say "$status $code: $(field message "$scratch/body")"
     else
-        say "$status, and not as the broker answers: is BROKER_API_URL right?"
+        say "$status, and this is not an answer of the broker: is BROKER_API_URL right?"
     fi
     if [[ $status == 401 ]]; then exit 77; fi
     exit 69
@@ -88,7 +88,7 @@ refused() {
 
 case $* in
 setup)
-    # Before there is something to keep, and emptied: if no answer comes, that of an earlier setup must not pass for it.
+    # Empty the file before the call: if no answer comes, the file must not hold the answer of an earlier setup.
     if ! { : >"$state"; } 2>/dev/null; then
         say "$state cannot be written"
         exit 73
@@ -99,7 +99,7 @@ setup)
     cat "$state"
     ;;
 cleanup)
-    # The broker knows what is held: the state file may be missing, or be older than a setup that got no answer.
+    # Ask the broker what the track holds. The state file may be missing, or older than a setup that got no answer.
     given_back=
     while true; do
         call GET /sandboxes
@@ -107,14 +107,14 @@ cleanup)
         sandbox_id=$(field sandbox_id "$scratch/body") lease_id=$(field lease_id "$scratch/body")
         if [[ -z $lease_id ]]; then break; fi
         if [[ $lease_id == "$given_back" ]]; then
-            say "gave up: the broker still lists $sandbox_id as held, after it was given back"
+            say "gave up: $sandbox_id was given back, but the broker still lists it as held"
             exit 75
         fi
         call POST "/sandboxes/$sandbox_id/mark-for-deletion" \
             --header 'Content-Type: application/json' --data "{\"lease_id\": \"$lease_id\"}"
         case $status/$code in
         403/NOT_SANDBOX_OWNER | 404/SANDBOX_NOT_FOUND | 409/LEASE_MISMATCH)
-            say "the broker had taken it back before ($code)"
+            say "the broker had already taken it back ($code)"
             ;;
         *)
             if [[ $status != 200 || $(field lease_id "$scratch/body") != "$lease_id" ]]; then refused; fi

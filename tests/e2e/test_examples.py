@@ -107,12 +107,12 @@ NONE_HELD = b'{"count":0,"sandboxes":[]}'
 @pytest.mark.parametrize(
     ("listed", "marked", "ending"),
     [
-        ([HELD, NONE_HELD], (409, b'{"error":{"code":"LEASE_MISMATCH","message":"m"}}'), (0, "taken it back before")),
-        ([HELD, HELD], (200, b'{"lease_id":"a","sandbox_id":"1"}'), (75, "still lists 1 as held")),
-        ([HELD, HELD], (404, b'{"error":{"code":"SANDBOX_NOT_FOUND","message":"m"}}'), (75, "still lists 1 as held")),
-        ([HELD], (200, b"{}"), (69, "not as the broker answers")),
+        ([HELD, NONE_HELD], (409, b'{"error":{"code":"LEASE_MISMATCH","message":"m"}}'), (0, "already taken it back")),
+        ([HELD, HELD], (200, b'{"lease_id":"a","sandbox_id":"1"}'), (75, "still lists it as held")),
+        ([HELD, HELD], (404, b'{"error":{"code":"SANDBOX_NOT_FOUND","message":"m"}}'), (75, "still lists it as held")),
+        ([HELD], (200, b"{}"), (69, "not an answer of the broker")),
         ([HELD], (403, b'{"error":{"code":"FORBIDDEN","message":"m"}}'), (69, "FORBIDDEN")),
-        ([b'{"count":1,"sandboxes":[{}]}'], (200, b""), (69, "not as the broker answers")),
+        ([b'{"count":1,"sandboxes":[{}]}'], (200, b""), (69, "not an answer of the broker")),
         ([b'{"error":{"code":"INTERNAL","message":"m"},"sandboxes":[]}'], (200, b""), (69, "INTERNAL")),
     ],
 )
