@@ -403,5 +403,8 @@ def test_a_body_that_ends_before_its_length_is_not_taken_for_whole(api: Api) -> 
     answer = api.app.test_client().post(
         "/v1/admin/pause", headers=headers, content_type="application/json", environ_overrides=cut
     )
-    assert (answer.status_code, error_of(answer)["details"]) == (400, {"body": ["Must be sent whole."]})
+    assert (answer.status_code, error_of(answer)["details"]) == (
+        400,
+        {"body": ["Must be as long as Content-Length says."]},
+    )
     assert not api.store.read_pauses().sync

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from openapi_spec_validator import validate
 
 from broker_api.caller import CALLER_HEADERS
+from broker_api.description_files import SCENARIOS, read_calls
 from broker_api.errors import ANSWERED, ERROR_CODES, ERRORS
 from broker_common.core.job_registry import JOBS
+from deploy.dev.processes import ROOT
 from tests.api.description import COPY, describe, faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of, make_api
+from tests.e2e.schemathesis_links import LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FILES = ROOT / "broker_api" / "description"
 CALLS = {
     ("post", "/v1/allocate"),
     ("get", "/v1/sandboxes"),
@@ -266,48 +271,63 @@ def test_an_answer_without_a_valid_token_is_described_with_the_scheme_to_use(doc
     assert all("WWW-Authenticate" in each["responses"]["401"]["headers"] for each in with_token)
 
 
-LINKS = {
-    ("post", "/v1/allocate", "201"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
-    ("post", "/v1/allocate", "200"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
-    ("get", "/v1/sandboxes", "200"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
-    ("get", "/v1/admin/sandboxes", "200"): {
-        "adminListSandboxes",
-        "adminReadSandbox",
-        "adminQuarantine",
-        "adminRelease",
-        "adminRetryDeletion",
-    },
-    ("get", "/v1/admin/jobs", "200"): {"adminReadJob"},
-    ("post", "/v1/admin/sandboxes/{sandbox_id}/release", "200"): {"adminReadSandbox"},
-    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminRetryDeletion", "adminLiftQuarantine"},
-    ("delete", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminReadSandbox"},
-    ("get", "/v1/admin/events", "200"): {"adminReadEvents"},
-    ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion", "200"): {"adminReadSandbox"},
-} | {("post", f"/v1/admin/{job.path}", status): {"adminReadJob"} for job in JOBS.values() for status in ("200", "202")}
-
-
-def test_the_answers_that_lead_to_other_calls_say_so(document: dict[str, Any]) -> None:
-    found = {
-        (verb, path, status): set(response["links"])
-        for (verb, path), operation in operations(document).items()
-        for status, response in operation["responses"].items()
-        if "links" in response
-    }
-    assert found == LINKS
-
-
-def test_every_link_leads_to_a_call_and_gives_it_parameters_that_it_has(document: dict[str, Any]) -> None:
+def test_the_description_has_no_links_and_those_of_the_fuzzer_lead_to_calls_that_take_their_parameters(
+    document: dict[str, Any],
+) -> None:
+    found = operations(document)
+    assert [status for status, answer in answers(document) if "links" in answer] == []
     taken = {
-        operation["operationId"]: {each["name"] for each in operation["parameters"]}
-        for operation in operations(document).values()
+        operation["operationId"]: {each["name"] for each in operation["parameters"]} for operation in found.values()
     }
-    links = [
-        link
-        for operation in operations(document).values()
-        for response in operation["responses"].values()
-        for link in response.get("links", {}).values()
-    ]
-    assert all(set(link["parameters"]) <= taken[link["operationId"]] for link in links)
+    for (verb, path, status), links in LINKS.items():
+        assert status in found[verb, path]["responses"]
+        for link in links.values():
+            assert set(link["parameters"]) <= taken[link["operationId"]]
+
+
+SCENARIO_CALL = re.compile(r"`(GET|POST|DELETE) (/[^`\s]*)`")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_call_of_a_scenario_is_described_and_the_document_tells_the_scenario(
+    scenario: str, document: dict[str, Any]
+) -> None:
+    text = (FILES / f"{scenario}.md").read_text()
+    calls = {(verb.lower(), path) for verb, path in SCENARIO_CALL.findall(text)}
+    assert len(calls) > 2
+    for verb, target in calls:
+        path, _, query = target.partition("?")
+        taken = {each["name"] for each in operations(document)[verb, path]["parameters"]}
+        assert {each.partition("=")[0] for each in query.split("&") if each} <= taken
+    assert text.strip() in document["info"]["description"]
+
+
+def test_every_text_is_of_a_call_and_every_call_but_those_that_start_jobs_has_one(document: dict[str, Any]) -> None:
+    texts = read_calls("/v1")
+    described = {each["operationId"]: each["description"] for each in operations(document).values()}
+    assert texts.keys() <= described.keys()
+    starts = {f"admin{job.name.title().replace('_', '')}" for job in JOBS.values()}
+    assert described.keys() - texts.keys() == starts
+    assert all(described[call].startswith(text) for call, text in texts.items())
+
+
+def test_the_texts_name_the_paths_of_the_base_path_that_is_set() -> None:
+    described = body_of(make_api(API_BASE_PATH="/broker").call("GET", "/broker/openapi.json"))
+    texts = [described["info"]["description"], *(tag["description"] for tag in described["tags"])]
+    texts += [operation["description"] for operation in operations(described).values()]
+    assert "`POST /broker/allocate`" in texts[0]
+    assert [text for text in texts if "/v1" in text or "$" in text] == []
+
+
+def test_the_package_has_every_file_of_the_description_and_every_module() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "broker_api"
+    packed = {path for pattern in setuptools["package-data"]["broker_api"] for path in package.glob(pattern)}
+    assert packed == set(package.rglob("*.md")) != set()
+    modules = {
+        path.parent for each in ("broker_api", "broker_common", "broker_worker") for path in (ROOT / each).rglob("*.py")
+    }
+    assert {".".join(path.relative_to(ROOT).parts) for path in modules} == set(setuptools["packages"])
 
 
 def test_the_description_introduces_itself(document: dict[str, Any]) -> None:
