@@ -79,7 +79,7 @@ def test_the_description_is_valid_openapi(document: dict[str, Any]) -> None:
 
 
 def test_the_committed_copy_is_the_description() -> None:
-    assert COPY.read_text() == describe(), "`make openapi` renews it"
+    assert COPY.read_text() == describe(), "run `make openapi`"
 
 
 def test_every_call_has_a_name_of_its_own_a_summary_a_description_and_a_tag_that_is_described(
@@ -89,7 +89,7 @@ def test_every_call_has_a_name_of_its_own_a_summary_a_description_and_a_tag_that
     assert len({operation["operationId"] for operation in found}) == len(CALLS)
     tags = {tag["name"]: tag["description"] for tag in document["tags"]}
     for operation in found:
-        assert re.fullmatch(r"[A-Z][^`\n]+\.", operation["summary"]), "one sentence; the page shows it as it is"
+        assert re.fullmatch(r"[A-Z][^`\n]+\.", operation["summary"]), "one sentence without Markdown"
         assert operation.get("description"), operation["operationId"]
         assert [tags[tag] for tag in operation["tags"]] != []
         assert all(tags[tag] for tag in operation["tags"])
@@ -140,7 +140,7 @@ def test_every_example_is_as_its_schema_says(document: dict[str, Any]) -> None:
 
 
 def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
-    """With which role: see test_roles."""
+    """`test_roles.py` checks the roles."""
     schemes = document["components"]["securitySchemes"]
     assert {name: scheme["scheme"] for name, scheme in schemes.items()} == {
         "trackToken": "bearer",
@@ -164,7 +164,7 @@ def test_every_error_has_the_shape_that_is_described(document: dict[str, Any]) -
 
 
 def test_no_call_is_described_with_an_answer_for_every_other_status(document: dict[str, Any]) -> None:
-    """Else nothing that the API answers could ever be outside its description."""
+    """With such an answer, every status would fit the description."""
     assert {
         status for each in operations(document).values() for status in each["responses"] if not status.isdigit()
     } == set()
@@ -355,7 +355,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_a_tracks_headers_are_described(document: dict[str, Any]) -> None:
     parameters = {each["name"]: each for each in operations(document)["post", "/v1/allocate"]["parameters"]}
     assert set(parameters) == {*CALLER_HEADERS, "X-Request-ID"}
-    # Another header may stand for it, which is said in words alone.
+    # Another header may be sent in its place, which only the words can say.
     assert {name for name, each in parameters.items() if each.get("required")} == {"X-Track-ID"}
     assert "X-Instruqt-Sandbox-ID" in parameters["X-Track-ID"]["description"]
 
