@@ -75,10 +75,10 @@ def register_error_handlers(app: Flask) -> None:
 
 
 def prefers_problem(accept: MIMEAccept) -> bool:
-    """Tell whether the caller wants errors in the shape of RFC 9457.
+    """Tell whether the caller prefers errors in the shape of RFC 9457.
 
-    It does if `accept` names that type, and does not prefer plain JSON. A wildcard does not ask for it. A caller that
-    names both types wants plain JSON for answers that are no errors.
+    It does if `accept` names that type and does not prefer plain JSON. A wildcard does not ask for it. A caller that
+    names both types takes plain JSON for answers that are no errors.
     """
     is_named = PROBLEM in (media_type.lower() for media_type in accept.values())
     return is_named and accept.best_match((PROBLEM, JSON)) == PROBLEM

@@ -28,7 +28,7 @@ EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})
 HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 """The first two come from draft-ietf-httpapi-ratelimit-headers-10, and are structured fields (RFC 9651)."""
 _IPV6_NETWORK_BITS = 64
-"""One subscriber commonly has such a network, so all addresses in it count as one caller."""
+"""One subscriber commonly has a network of this size, so all its addresses count as one caller."""
 
 
 def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
@@ -63,7 +63,7 @@ def _key() -> str:
     if track_id and may_act_for(track_id):
         return f"track:{track_id}"
     found = principal()
-    # Many tracks may share a token of the role `track`, so such a token does not identify the caller.
+    # Many tracks may share a token of the role `track`, so it does not identify the caller.
     if found is not None and found.may(Role.VIEWER):
         return f"principal:{found.name}"
     return f"address:{_address()}"

@@ -29,7 +29,7 @@ _MAX_CHUNK_LINE = 8190
 _ENOUGH_TO_REFUSE = MAX_BODY_BYTES + 16 * 1024
 """How much of a too large body in chunks the application gets: it reads a little more than the limit."""
 _MAX_CHUNKED = 8 * MAX_BODY_BYTES
-"""The size of such a body, with the lines around its chunks."""
+"""How large a body in chunks may be with the lines around its chunks."""
 
 
 class State(Enum):

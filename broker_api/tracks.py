@@ -37,7 +37,7 @@ _TRACK = ["track_id", "track_id_alias"]
 
 
 def _refuse_others_first(view: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Answer a track that does not hold the sandbox as such, before its malformed body is answered."""
+    """Check that the calling track may read the sandbox before its malformed body is refused."""
 
     @wraps(view)
     def checked(sandbox_id: str) -> Answer:
