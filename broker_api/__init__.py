@@ -1,1 +1,1 @@
-"""The HTTP API: parses requests, calls the core, and shapes answers. Nothing is decided here."""
+"""The HTTP API: it parses requests, calls the core, and shapes answers. The core decides."""

@@ -1,4 +1,4 @@
-"""The calls of an operator on sandboxes, on the pool, and on what is paused."""
+"""The calls of an operator on sandboxes, on the pool, and on paused operations."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ from broker_api.auth import actor, known_principal
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import bulk_store_call, store_call
-from broker_api.openapi import SANDBOX_ID, link_to
+from broker_api.openapi import SANDBOX_ID
 from broker_api.runtime import services
-from broker_api.schemas import (
+from broker_api.schemas.parts import example_of
+from broker_api.schemas.pool import PausesInputSchema, PausesSchema, StatsSchema, WhoAmISchema
+from broker_api.schemas.sandboxes import (
     SEARCHES,
     BulkDeletedSchema,
     BulkDeleteQuerySchema,
     BulkRetriedSchema,
-    PausesInputSchema,
-    PausesSchema,
     QuarantineInputSchema,
     ReleaseInputSchema,
     SandboxPageSchema,
     SandboxQuerySchema,
     SandboxSchema,
-    StatsSchema,
-    WhoAmISchema,
-    example_of,
 )
 from broker_common.core.errors import InvalidInput
 from broker_common.core.principals import Role
@@ -34,11 +31,9 @@ from broker_common.core.search import Query, SortField
 if TYPE_CHECKING:
     from broker_common.core.store import Pauses
 
-blueprint = Blueprint("admin", __name__, description="What an operator may do")
+blueprint = Blueprint("admin", __name__)
 blueprint.before_request(refuse_surplus)
 
-_FIRST = {"sandbox_id": "$response.body#/sandboxes/0/sandbox_id"}
-_SAME = {"sandbox_id": "$response.body#/sandbox_id"}
 _UNUSED = {"dirty": False, "allocated_at": None, "expires_at": None, "track_name": None} | dict.fromkeys(
     ("lease_id", "idempotency_key", "allocated_to_track")
 )
@@ -53,32 +48,17 @@ _ENDED = {
     "next_attempt_at": 1759580000,
     "updated_at": 1759580000,
 }
-_READ_AGAIN = {200: {"links": link_to("adminReadSandbox", _SAME)}}
 
 
 @blueprint.route("/sandboxes", methods=["GET"], role=Role.VIEWER)
 @blueprint.doc(
     operationId="adminListSandboxes",
     errors=("SERVICE_UNAVAILABLE",),
-    responses={
-        200: {
-            "links": link_to("adminReadSandbox", _FIRST)
-            | link_to("adminQuarantine", _FIRST)
-            | link_to("adminRetryDeletion", _FIRST)
-            | link_to("adminRelease", _FIRST, {"lease_id": "$response.body#/sandboxes/0/lease_id"})
-            | link_to("adminListSandboxes", {"cursor": "$response.body#/cursor", "status": "$request.query.status"})
-        }
-    },
 )
 @blueprint.arguments(SandboxQuerySchema(), location="query")
 @blueprint.response(200, SandboxPageSchema, description="A page of sandboxes")
 def list_sandboxes(query: dict[str, Any]) -> dict[str, Any]:
-    """List sandboxes, by status or by the track that holds them; or find them by name or lab, sorted.
-
-    A page may be shorter than `limit`; it is the last one only if its `cursor` is null. Sandboxes whose record cannot
-    be read are named in `unreadable`. With `name`, `track_name` or `sort` the answer comes from a copy of the pool that
-    is at most five seconds old.
-    """
+    """List sandboxes by status or track, or find them by name or lab, sorted."""
     return _find(query) if SEARCHES & query.keys() else _list(query)
 
 
@@ -96,7 +76,7 @@ def _find(query: dict[str, Any]) -> dict[str, Any]:
     try:
         found = services().search.find(wanted, limit=query["limit"], cursor=query.get("cursor"))
     except InvalidInput as error:
-        raise RequestInvalid({"cursor": ["Was not given by a listing with the same filters and order."]}) from error
+        raise RequestInvalid({"cursor": ["Is not from a listing with the same filters and order."]}) from error
     return {
         "sandboxes": found.sandboxes,
         "count": len(found.sandboxes),
@@ -118,7 +98,7 @@ def _list(query: dict[str, Any]) -> dict[str, Any]:
             page = inventory.list_sandboxes(status, limit=limit, cursor=cursor)
     except InvalidInput as error:
         same = "track" if by_track else "status"
-        raise RequestInvalid({"cursor": [f"Was not given by a listing of the same {same}."]}) from error
+        raise RequestInvalid({"cursor": [f"Is not from a listing of the same {same}."]}) from error
     return {
         "sandboxes": page.sandboxes,
         "count": len(page.sandboxes),
@@ -135,23 +115,16 @@ def _list(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.response(200, SandboxSchema, description="The sandbox as it is now")
 @store_call
 def read(sandbox_id: str) -> Sandbox:
-    """Read a sandbox with every field.
-
-    Also one that is `deleted`: its tombstone is kept until a sync has not seen the account again. One whose record
-    cannot be read answers 503, and says which field is wrong.
-    """
+    """Read a sandbox with every field."""
     require_plain("sandbox_id", sandbox_id)
     return services().inventory.read(sandbox_id)
 
 
 @blueprint.route("/whoami", methods=["GET"], role=Role.VIEWER)
 @blueprint.doc(operationId="adminWhoAmI")
-@blueprint.response(200, WhoAmISchema, description="Who you are to the broker")
+@blueprint.response(200, WhoAmISchema, description="The principal of the token")
 def whoami() -> dict[str, Any]:
-    """Tell whose token this is, and what it may do.
-
-    It touches nothing: it answers also while the store is away.
-    """
+    """Read whose token this is, and what it may do."""
     found = known_principal()
     return {"principal": found.name, "roles": sorted(found.roles), "customer": found.customer}
 
@@ -161,10 +134,7 @@ def whoami() -> dict[str, Any]:
 @blueprint.response(200, StatsSchema, description="The counts")
 @store_call
 def stats() -> dict[str, int]:
-    """Count the pool's sandboxes by status.
-
-    It counts the whole index; for every few seconds there are the gauges of `/metrics`.
-    """
+    """Count the pool's sandboxes by status."""
     counts = {status.value: count for status, count in services().store.count().items() if status is not Status.DELETED}
     return counts | {"total": sum(counts.values())}
 
@@ -173,21 +143,17 @@ def stats() -> dict[str, int]:
 @blueprint.doc(
     operationId="adminRelease",
     errors=("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "SERVICE_UNAVAILABLE"),
-    responses=_READ_AGAIN,
 )
 @blueprint.arguments(ReleaseInputSchema())
 @blueprint.response(
     200,
     SandboxSchema,
-    description="Waits to be wiped",
+    description="The sandbox, which waits to be wiped",
     example=example_of(SandboxSchema(), **_ENDED, deletion_reason=DeletionReason.RELEASED.value),
 )
 @store_call
 def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
-    """End an allocation for its track.
-
-    The sandbox goes to be wiped, as if its track had given it back. May be repeated.
-    """
+    """End an allocation on behalf of its track."""
     require_plain("sandbox_id", sandbox_id)
     return _answer(services().leases.release(sandbox_id=sandbox_id, lease_id=body["lease_id"], by=actor()).sandbox)
 
@@ -196,13 +162,12 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminQuarantine",
     errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"),
-    responses={200: {"links": link_to("adminRetryDeletion", _SAME) | link_to("adminLiftQuarantine", _SAME)}},
 )
 @blueprint.arguments(QuarantineInputSchema())
 @blueprint.response(
     200,
     SandboxSchema,
-    description="Set aside, or to be set aside once it is wiped",
+    description="Set aside, or marked to be set aside after its wipe",
     example=example_of(
         SandboxSchema(),
         **_UNUSED,
@@ -213,12 +178,7 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
 )
 @store_call
 def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
-    """Set a sandbox aside for a person.
-
-    One that nobody uses is `deletion_failed` at once, until an operator has it wiped (`retry-deletion`) or removes it
-    (`bulk-delete`). One that is held, or waits to be wiped, gets a flag: its track keeps it, it is wiped, and only then
-    it is `deletion_failed`.
-    """
+    """Set a sandbox aside, so that a person can look at it."""
     require_plain("sandbox_id", sandbox_id)
     return _answer(services().operations.quarantine(sandbox_id, reason=body["reason"], by=actor()))
 
@@ -227,16 +187,11 @@ def quarantine(body: dict[str, str], sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminLiftQuarantine",
     errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
-    responses=_READ_AGAIN,
 )
-@blueprint.response(200, SandboxSchema, description="Goes the usual way once it is wiped")
+@blueprint.response(200, SandboxSchema, description="The sandbox, which goes the usual way after its wipe")
 @store_call
 def lift_quarantine(sandbox_id: str) -> Sandbox:
-    """Let a sandbox that was to be set aside go the usual way.
-
-    For one that is held or waits to be wiped. One that is `deletion_failed` already leaves that by `retry-deletion`.
-    May be repeated.
-    """
+    """Lift the quarantine of a sandbox that is not set aside yet."""
     require_plain("sandbox_id", sandbox_id)
     return _answer(services().operations.lift_quarantine(sandbox_id, by=actor()))
 
@@ -247,20 +202,16 @@ def lift_quarantine(sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="adminRetryDeletion",
     errors=("SANDBOX_NOT_FOUND", "INVALID_TRANSITION", "SERVICE_UNAVAILABLE"),
-    responses=_READ_AGAIN,
 )
 @blueprint.response(
     200,
     SandboxSchema,
-    description="Waits to be wiped",
+    description="The sandbox, which waits to be wiped",
     example=example_of(SandboxSchema(), **_ENDED, deletion_reason=DeletionReason.RETRIED.value),
 )
 @store_call
 def retry_deletion(sandbox_id: str) -> Sandbox:
-    """Send a sandbox whose deletion failed back to be wiped.
-
-    Its attempts are counted from zero again, and the next cleanup takes it.
-    """
+    """Send a sandbox whose deletion failed back to be wiped."""
     require_plain("sandbox_id", sandbox_id)
     return _answer(services().operations.retry_deletion(sandbox_id, by=actor()))
 
@@ -273,10 +224,7 @@ def retry_deletion(sandbox_id: str) -> Sandbox:
 @blueprint.response(200, BulkRetriedSchema, description="How many were sent")
 @bulk_store_call
 def bulk_retry() -> dict[str, int]:
-    """Send every sandbox whose deletion failed back to be wiped.
-
-    Those that were put aside by an operator, too. May take up to 30 seconds; repeated, it goes on.
-    """
+    """Send every sandbox whose deletion failed back to be wiped."""
     started = services().clock.monotonic()
     return {"retried": services().operations.bulk_retry(by=actor()), "duration_ms": _milliseconds_since(started)}
 
@@ -287,11 +235,7 @@ def bulk_retry() -> dict[str, int]:
 @blueprint.response(200, BulkDeletedSchema, description="How many were removed")
 @bulk_store_call
 def bulk_delete(query: dict[str, str]) -> dict[str, int]:
-    """Remove all records of one status.
-
-    Only records: the provider is not asked to delete anything. Of a dirty sandbox a tombstone is left, so that no sync
-    takes it for a new one. May take up to 30 seconds; repeated, it goes on.
-    """
+    """Remove all records of one status."""
     started = services().clock.monotonic()
     result = services().purger.bulk_delete(Status(query["status"]), by=actor())
     return {"deleted": result.removed, "duration_ms": _milliseconds_since(started)}
@@ -302,13 +246,10 @@ def bulk_delete(query: dict[str, str]) -> dict[str, int]:
     operationId="adminReadPauses",
     errors=("SERVICE_UNAVAILABLE",),
 )
-@blueprint.response(200, PausesSchema, description="What is paused")
+@blueprint.response(200, PausesSchema, description="The pauses")
 @store_call
 def read_pauses() -> Pauses:
-    """Tell what is paused.
-
-    What is paused stays so until an operator resumes it, whatever is restarted meanwhile.
-    """
+    """Read which operations are paused."""
     return services().store.read_pauses()
 
 
@@ -318,14 +259,10 @@ def read_pauses() -> Pauses:
     errors=("SERVICE_UNAVAILABLE",),
 )
 @blueprint.arguments(PausesInputSchema(), required=False)
-@blueprint.response(200, PausesSchema, description="What is paused now")
+@blueprint.response(200, PausesSchema, description="The pauses after the change")
 @store_call
 def set_pauses(body: dict[str, bool]) -> Pauses:
-    """Pause or resume operations.
-
-    Every process obeys within five seconds; what is under way is finished. A paused allocate answers 503 `PAUSED`, but
-    to tracks that hold a sandbox; a paused job is skipped.
-    """
+    """Pause or resume operations."""
     return services().pauses.set(body, by=actor())
 
 

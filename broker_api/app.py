@@ -1,4 +1,4 @@
-"""The Flask application: puts the routes, what guards them, and their description together."""
+"""Puts the Flask application together: the routes, their guards, and their description."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 def create_app(
     settings: Settings, services: ApiServices, *, registry: CollectorRegistry | None = None, jobs: Jobs = JOBS
 ) -> Flask:
-    """Make the application; nothing is connected to and no environment variable of ours is read.
+    """Return the application. It opens no connection, and reads no environment variable of the broker.
 
-    `registry` holds the services' metrics, and gets the application's; without one they have none. `jobs` can be
-    started by its calls.
+    `registry` holds the metrics of `services`, and gets those of the application; without one, there are only the
+    application's. The application can start `jobs`.
     """
     app = Flask("broker_api", static_folder=None)
-    # One more than is allowed, so that whoever reads a body sees that there is too much of it.
+    # One byte more than is allowed, so that the reader of a body sees that it is too large.
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PROVIDE_AUTOMATIC_OPTIONS=False)
-    # A redirect to a path's tidier form would be an answer that no call has.
+    # A redirect to the tidy form of a path would be an answer that no call is described with.
     app.url_map.merge_slashes = False
     attach(
         app,

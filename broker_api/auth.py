@@ -1,4 +1,7 @@
-"""Who is calling, and whether it may: bearer tokens, compared by their SHA-256 digests in constant time, and roles."""
+"""Finds the principal of a request by its bearer token, and checks the role.
+
+Tokens are compared by their SHA-256 digests in constant time.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def token_sources(settings: Settings) -> tuple[TokenSource, ...]:
-    """Return where tokens come from: the environment, or files that are read again when they change."""
+    """Return the sources of tokens: the environment, or files that are read again when they change."""
     production = settings.in_production
 
     def source(role: Role, tokens: Sequence[Token], file: str | None) -> TokenSource:
@@ -46,7 +49,7 @@ def token_sources(settings: Settings) -> tuple[TokenSource, ...]:
 
 
 def principal() -> Principal | None:
-    """Return who makes the present request; None if its token is missing, unknown or expired."""
+    """Return the principal of the current request; None if its token is missing, unknown or expired."""
     if "principal" not in g:
         token = _token()
         g.principal = None if token is None or token.is_expired(services().clock.now()) else token.principal
@@ -56,27 +59,27 @@ def principal() -> Principal | None:
 
 
 def actor() -> Actor:
-    """Return by whom the present request changes something; only for views that need a role."""
+    """Return the principal and the id of the current request, for facts; only for views that need a role."""
     return Actor(principal=known_principal().name, request_id=request_id())
 
 
 def known_principal() -> Principal:
-    """Return who makes the present request; only for views that need a role."""
+    """Return the principal of the current request; only for views that need a role."""
     return cast("Principal", principal())
 
 
 def may_act_for(track_id: str) -> bool:
-    """Tell whether the present request may make this track's calls."""
+    """Tell whether the current request may make the calls of this track."""
     found = principal()
     return found is not None and found.may_act_for(track_id)
 
 
 def require_role() -> None:
-    """Let only a principal pass that has the role which the present view needs, as its route declares it.
+    """Check that the principal of the current request has the role that the route declares.
 
-    Raises `Unauthorized`, `Forbidden` without the role, `RequestInvalid` for two tokens.
+    Raises `Unauthorized` without a valid token, `Forbidden` without the role, `RequestInvalid` for two tokens.
     """
-    # `Blueprint.route` notes it. What another way brought in needs the strictest.
+    # `Blueprint.route` notes the role. A view that was added in another way needs the strictest one.
     needed: Role | None = getattr(current_app.view_functions[request.endpoint or ""], "role", Role.ADMIN)
     if needed is None:
         return
@@ -88,9 +91,9 @@ def require_role() -> None:
 
 
 def _refuse() -> NoReturn:
-    # What `gunicorn_worker` makes of a header that was sent several times.
+    # `gunicorn_worker` joins the values of a repeated header by a line feed.
     if "\n" in request.environ.get("HTTP_AUTHORIZATION", ""):
-        raise RequestInvalid({"Authorization": ["Was sent several times, with different values."]})
+        raise RequestInvalid({"Authorization": ["Was sent several times with different values. Send it once."]})
     if _presented_token() is None:
         raise Unauthorized("the header 'Authorization: Bearer <token>' is missing")
     raise Unauthorized("the token is unknown" if _token() is None else "the token has expired")
@@ -107,12 +110,12 @@ def _presented_token() -> bytes | None:
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         return None
-    # WSGI hands a header's bytes over as Latin-1 text (PEP 3333); the settings hashed the token's own bytes.
+    # WSGI gives the bytes of a header as Latin-1 text (PEP 3333). The settings hashed the bytes of the token.
     return str(token).encode("latin-1", "replace")
 
 
 def _recognize(presented: bytes | None) -> Token | None:
-    """Compare with every token of every source, so that the time taken tells nothing about which fits."""
+    """Return the presented token. Compares it with all tokens, so that the time taken does not show which fits."""
     if presented is None:
         return None
     digest = hashlib.sha256(presented).digest()

@@ -1,6 +1,6 @@
-"""A blueprint that takes nothing it did not ask for: strict JSON bodies, strict query strings, 400 for the rest.
+"""A blueprint whose views read only what they declare: anything else in a query or JSON body is answered 400.
 
-Each of its routes says which role a call needs. What its views read and answer is described with an example each.
+Each route declares the role that its calls need. Each body that a view reads or answers is described with an example.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from broker_api.auth import require_role
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.caller import find_fault
+from broker_api.description_files import read_tag
 from broker_api.errors import RequestInvalid
-from broker_api.schemas import example_of
+from broker_api.schemas.parts import example_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,37 +36,40 @@ _REPEATED = "Must be given once."
 
 
 class StrictParser(FlaskParser):
-    """Parses bodies and query strings so that nothing is silently dropped or overridden."""
+    """Parses bodies and query strings. It never drops or overrides anything silently."""
 
     DEFAULT_VALIDATION_STATUS = 400
     DEFAULT_UNKNOWN_BY_LOCATION = {"json": RAISE, "query": RAISE}  # noqa: RUF012 - as the parent class declares it
 
     def load_json(self, req: Request, schema: Schema) -> dict[str, Any]:  # noqa: ARG002 - webargs' signature
-        """Return the body, an empty one as {}."""
+        """Return the body; {} if it is empty."""
         return _read_body(req)
 
     def load_querystring(self, req: Request, schema: Schema) -> dict[str, str]:  # noqa: ARG002 - webargs' signature
-        """Return the query's parameters, each given once."""
+        """Return the query's parameters. Raises `RequestInvalid` if one is given twice."""
         return _read_query(req)
 
     def handle_error(self, error: ValidationError, *_args: object, **_options: object) -> NoReturn:
         """Raise `RequestInvalid` with the messages by field."""
-        # webargs files the messages under their location, which tells a caller nothing.
+        # webargs groups the messages by their location, which does not help a caller.
         (messages,) = error.normalized_messages().values()  # type: ignore[no-untyped-call] # marshmallow leaves it untyped
         raise RequestInvalid({str(name): [str(text) for text in texts] for name, texts in messages.items()}) from error
 
 
 class Blueprint(flask_smorest.Blueprint):
-    """A blueprint whose views declare, by `arguments`, all that they read of a query or body."""
+    """A blueprint whose views declare, by `arguments`, everything that they read of a query or body.
+
+    Its name is also its tag in the API's description.
+    """
 
     ARGUMENTS_PARSER = StrictParser()
 
-    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - flask-smorest's
-        super().__init__(*args, **options)
+    def __init__(self, name: str, import_name: str) -> None:
+        super().__init__(name, import_name, description=read_tag(name))
         self.before_request(require_role)
 
     def route(self, rule: str, *, role: Role | None, **options: Any) -> Callable[[Any], Any]:  # type: ignore[override] # noqa: ANN401 - flask-smorest's; no route of ours may be without a role
-        """Declare a route, and the role that its calls need; None: they need no token. See flask-smorest."""
+        """Declare a route and the role that its calls need; with None they need no token. See flask-smorest."""
         register = super().route(rule, **options)
 
         def declare(view: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
@@ -99,7 +103,10 @@ class Blueprint(flask_smorest.Blueprint):
 
 
 def refuse_surplus() -> None:
-    """Refuse a query or body that the view does not read; an empty body, and an empty object, are nothing."""
+    """Refuse a query or body that the view does not read. An empty body and an empty object are accepted.
+
+    Raises `RequestInvalid`.
+    """
     reads = getattr(current_app.view_functions[request.endpoint or ""], "reads", ())
     if "query" not in reads and request.environ.get("QUERY_STRING"):
         _refuse(_read_query(request))
@@ -108,7 +115,7 @@ def refuse_surplus() -> None:
 
 
 def require_plain(name: str, value: str) -> None:
-    """Raise `RequestInvalid` unless a part of the path is 1 to 128 printable ASCII characters."""
+    """Raise `RequestInvalid` unless `value`, a part of the path, is 1 to 128 printable ASCII characters."""
     fault = find_fault(value)
     if fault is not None:
         raise RequestInvalid({name: [fault]})
@@ -129,18 +136,18 @@ def _read_query(req: Request) -> dict[str, str]:
 
 def _read_body(req: Request) -> dict[str, Any]:
     data = req.get_data()
-    # Of a body that comes in chunks, werkzeug reads up to its limit and says nothing of the rest.
+    # If a body comes in chunks, werkzeug reads up to its limit and does not report the rest.
     if len(data) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
-    # RFC 9112, section 8: a request whose body ends before its Content-Length says is not to be taken for whole.
+    # RFC 9112, section 8: a request is incomplete if its body is shorter than its Content-Length.
     if len(data) < (req.content_length or 0):
-        raise RequestInvalid({"body": ["Must be sent whole."]})
+        raise RequestInvalid({"body": ["Must be as long as Content-Length says."]})
     if not data:
         return {}
     if not is_json(req.mimetype):
         raise RequestInvalid({"Content-Type": ["Must be application/json."]})
     try:
-        # RFC 8259, section 8.1: JSON is UTF-8, without a mark; `loads` would guess from the bytes.
+        # RFC 8259, section 8.1: JSON is UTF-8 without a byte order mark. From bytes, `loads` would guess the encoding.
         body = json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_make_object)
     except (ValueError, RecursionError) as error:
         raise RequestInvalid({"body": ["Must be JSON."]}) from error
@@ -150,7 +157,7 @@ def _read_body(req: Request) -> dict[str, Any]:
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Of two equal names Python would take the last, and another reader perhaps the first (RFC 8259, section 4).
+    # If a name stands twice, Python takes the last value. Another reader may take the first (RFC 8259, section 4).
     made = dict(pairs)
     if len(made) < len(pairs):
         raise RequestInvalid(
@@ -160,5 +167,5 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    # NaN and Infinity are Python's, not JSON's (RFC 8259, section 6).
+    # Python reads NaN and Infinity, which are not JSON (RFC 8259, section 6).
     raise ValueError(f"{name} is not JSON")

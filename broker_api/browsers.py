@@ -1,4 +1,4 @@
-"""What browsers are told with every answer: what they must not do with it, and which other sites may ask for it."""
+"""Headers for browsers: what a browser must not do with an answer, and which other sites may read it (CORS)."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ HEADERS = {
 }
 """Source: OWASP, REST Security Cheat Sheet, "Security Headers"."""
 DOCS_PAGE = "api-docs.openapi_swagger_ui"
-"""The endpoint of the page that has a policy of its own, as flask-smorest names it."""
+"""The endpoint of the page of the description, as flask-smorest names it. This page has its own policy."""
 _HTTPS_ONLY = "max-age=63072000; includeSubDomains"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Swagger UI styles its elements inline; of scripts, only its own files run, and the page's own by its hash."""
+"""Swagger UI styles its elements inline. Only its script files run, and the inline script of the page by its hash."""
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 _PREFLIGHT_SEC = 600
-"""How long a browser may remember what it was allowed; Chromium keeps it for two hours at most."""
+"""How long a browser may cache the answer to a preflight. Chromium caches it for at most two hours."""
 
 
 def register_browser_policy(app: Flask, *, origins: Iterable[str]) -> None:
-    """Send the headers of every answer, and let scripts of these origins read answers; without any, there is no CORS.
+    """Add the headers to every answer, and let scripts of `origins` read answers. Without origins there is no CORS.
 
-    A preflight is answered before anything else of the application looks at it: it carries no token.
+    A preflight has no token, so it is answered before the rest of the application handles it.
     """
     app.after_request(_protect)
-    # flask-cors would guess from an origin's characters whether it is a pattern.
+    # flask-cors guesses from the characters of a string whether it is a pattern.
     exact = [re.compile(rf"{re.escape(origin)}\Z") for origin in origins]
     if not exact:
         return

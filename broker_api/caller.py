@@ -1,4 +1,4 @@
-"""The headers by which a track says who it is and what it wants."""
+"""The headers that name the calling track and say what it asks for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_LENGTH = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The calling track, and what it asked for."""
+    """The calling track, with the other headers of its request."""
 
     track_id: str
     idempotency_key: str
@@ -37,7 +37,7 @@ class Caller:
 
 
 def find_fault(text: str) -> str | None:
-    """Say why a text is not 1 to 128 printable ASCII characters, as all that names something must be; None if it is."""
+    """Return why `text` cannot be a name, which is 1 to 128 printable ASCII characters; None if it can."""
     if not text:
         return "Must not be empty."
     if len(text) > MAX_LENGTH:
@@ -48,24 +48,24 @@ def find_fault(text: str) -> str | None:
 
 
 def require_caller() -> None:
-    """Read the headers of a track's request.
+    """Read the headers of a track's request, for `caller`.
 
-    Raises `RequestInvalid`, which names the header, and `Forbidden` for a token that is bound to other tracks.
+    Raises `RequestInvalid`, which names the header, and `Forbidden` if the token is only for other tracks.
     """
     environ = request.environ
     track_id = _read(environ, _TRACK_ID)
     alias = _read(environ, _TRACK_ID_ALIAS)
     if track_id is not None and alias is not None and track_id != alias:
-        message = f"{_TRACK_ID} and its alias {_TRACK_ID_ALIAS} differ: send one of them, or both with one value."
+        message = f"{_TRACK_ID} and its alias {_TRACK_ID_ALIAS} differ. Send one of them, or both with the same value."
         raise RequestInvalid(
             {_TRACK_ID: [f"Differs from {_TRACK_ID_ALIAS}."], _TRACK_ID_ALIAS: [f"Differs from {_TRACK_ID}."]},
             message=message,
         )
     track_id = track_id if track_id is not None else alias
     if track_id is None:
-        raise RequestInvalid({_TRACK_ID: ["Missing: the calling track's id."]})
+        raise RequestInvalid({_TRACK_ID: ["Missing: send the calling track's id."]})
     if not may_act_for(track_id):
-        raise Forbidden("this token cannot act for this track")
+        raise Forbidden("this token is not for this track. Use a token that is")
     bind_contextvars(track_id=track_id)
     g.caller = Caller(
         track_id=track_id,
@@ -76,7 +76,7 @@ def require_caller() -> None:
 
 
 def presented_track_id() -> str | None:
-    """Return the track id that a request names, before it is checked; None if it names none that could be one."""
+    """Return the track id that the current request names, before it is checked; None without a well-formed one."""
     environ = request.environ
     for header in (_TRACK_ID, _TRACK_ID_ALIAS):
         value = environ.get("HTTP_" + header.upper().replace("-", "_"), "").strip(" \t")
@@ -86,7 +86,7 @@ def presented_track_id() -> str | None:
 
 
 def caller() -> Caller:
-    """Return the track that makes the present request."""
+    """Return the track that makes the current request."""
     return cast("Caller", g.caller)
 
 
@@ -95,8 +95,8 @@ def _read(environ: Mapping[str, str], header: str) -> str | None:
     if value is None:
         return None
     value = value.strip(" \t")
-    # What `gunicorn_worker` makes of a header that was sent several times.
-    fault = "Was sent several times, with different values." if "\n" in value else find_fault(value)
+    # `gunicorn_worker` joins the values of a repeated header by a line feed.
+    fault = "Was sent several times with different values. Send it once." if "\n" in value else find_fault(value)
     if fault is not None:
         raise RequestInvalid({header: [fault]})
     return value

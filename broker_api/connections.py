@@ -1,4 +1,4 @@
-"""One client's connection: never waited for by a thread, whatever the client does or leaves undone."""
+"""One client's connection. No thread ever waits for the client, even if it is slow or silent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Refused(ParseException):  # type: ignore[misc] # gunicorn ships no types
-    """A request that is not given to the parser at all."""
+    """A request that is refused before it is parsed."""
 
     def __init__(self, status: HTTPStatus) -> None:
         """Refuse it with `status`."""
@@ -31,7 +31,7 @@ class Refused(ParseException):  # type: ignore[misc] # gunicorn ships no types
 
 
 class Exchange:
-    """One request and its answer in memory; gunicorn takes it for the client's socket."""
+    """One request and its answer in memory. gunicorn uses it as if it were the client's socket."""
 
     def __init__(self) -> None:
         self._request = b""
@@ -40,32 +40,32 @@ class Exchange:
         self._was_short = False
 
     def begin(self, request: bytes) -> None:
-        """Have the next request read."""
+        """Let gunicorn read `request` next."""
         self._request, self._begun, self._was_short = request, request, False
 
     def is_used_up(self) -> bool:
-        """Tell whether just the request was read: no byte less was wanted, and no byte more."""
+        """Tell whether exactly the request was read, not fewer bytes and not more."""
         return not self._request and not self._was_short
 
     def read_header(self, name: str) -> str:
-        """Return a header of the request, also of one that does not parse; several are joined by commas."""
+        """Return a header of the request, even if the request does not parse. Repeated headers are joined by commas."""
         head = self._begun.partition(b"\r\n\r\n")[0]
         found = re.findall(rb"\r\n%b:[ \t]*([^\r\n]*)" % re.escape(name.encode()), head, re.IGNORECASE)
         return b",".join(found).decode("latin-1").strip(" \t")
 
     def take_answer(self) -> bytes:
-        """Return what was answered, and forget the request."""
+        """Return the answer, and forget the request."""
         answer = b"".join(self._answer)
         self._answer.clear()
         self._begun = b""
         return answer
 
     def answer_instead(self, answer: bytes) -> None:
-        """Answer this and nothing that was answered before; none of that has been sent."""
+        """Replace the answer, of which nothing has been sent yet."""
         self._answer = [answer]
 
     def recv(self, size: int) -> bytes:
-        """Return the next bytes of the request; after the last one it looks as if the client had hung up."""
+        """Return the next bytes of the request. After the last one, return nothing, as if the client had hung up."""
         data, self._request = self._request[:size], self._request[size:]
         self._was_short |= not data
         return data
@@ -75,11 +75,11 @@ class Exchange:
         self._answer.append(data)
 
     def send(self, data: bytes) -> int:
-        """Leave it out: gunicorn sends its `100 Continue` by this, and the body has come already."""
+        """Drop `data`: gunicorn sends only `100 Continue` by this, and the body has arrived already."""
         return len(data)
 
     def setblocking(self, _: bool) -> None:
-        """Do nothing, as nothing blocks."""
+        """Do nothing: nothing here blocks."""
 
     def shutdown(self, _: int) -> None:
         """Refuse, so that gunicorn does not wait here for the client to hang up."""
@@ -90,7 +90,7 @@ class Exchange:
 
 
 class Phase(Enum):
-    """What a connection waits for, or that it is being served."""
+    """What a connection waits for; `SERVED` if a thread serves it."""
 
     SERVED = auto()
     IDLE = auto()
@@ -101,13 +101,13 @@ class Phase(Enum):
 
 
 class Connection:
-    """A client's connection. One thread has it at a time: the event loop, or the one that serves its request."""
+    """A client's connection. One thread uses it at a time: the event loop, or the thread that serves its request."""
 
     initialized = True
     is_http2 = False
 
     def __init__(self, cfg: Any, stream: socket.socket, client: Any, server: Any, *, max_head_bytes: int) -> None:  # noqa: ANN401 - gunicorn's configuration and its addresses
-        """Take over a `stream` that was accepted."""
+        """Take over the accepted `stream`."""
         stream.setblocking(False)  # noqa: FBT003 - the socket's signature
         self.stream = stream
         self.client = client
@@ -121,25 +121,25 @@ class Connection:
         """When the phase must be over, on the monotonic clock."""
         self.counted_bytes = 0
         self.events = 0
-        """What the event loop watches it for."""
+        """The events that the event loop watches it for."""
         self.discarded_bytes = 0
         self.was_served = False
         self.is_kept = True
         """Whether another request may follow."""
         self.has_ended = False
-        """The client sends nothing more."""
+        """Whether the client has ended its side of the connection."""
         self.is_broken = False
 
     @property
     def held_bytes(self) -> int:
-        """What it holds in memory."""
+        """How many bytes it holds in memory."""
         return len(self.reader) + len(self.unsent)
 
     def init(self) -> None:
-        """Do nothing; gunicorn asks for it before each request."""
+        """Do nothing: gunicorn calls this before each request."""
 
     def receive(self) -> None:
-        """Take in what has arrived."""
+        """Give the bytes that have arrived to the reader."""
         try:
             data = self.stream.recv(_RECEIVE_BYTES)
         except BlockingIOError:
@@ -153,7 +153,7 @@ class Connection:
             self.has_ended = True
 
     def discard(self) -> None:
-        """Drop what has arrived."""
+        """Drop the bytes that have arrived."""
         try:
             data = self.stream.recv(_RECEIVE_BYTES)
         except BlockingIOError:
@@ -164,19 +164,19 @@ class Connection:
         self.has_ended |= not data
 
     def send(self, data: bytes) -> None:
-        """Send this after what has not been sent yet, as far as it goes at once."""
+        """Queue `data` behind the unsent bytes, and send as many as the socket takes at once."""
         self.unsent = memoryview(bytes(self.unsent) + data if self.unsent else data)
         self.go_on_sending()
 
     def close(self) -> None:
-        """Close it; what has not been taken by the client is discarded, or the kernel would keep it for minutes."""
+        """Close the connection. Unsent bytes are discarded, because the kernel would keep them for minutes."""
         if self.unsent:
             with suppress(OSError):
                 self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.stream.close()
 
     def go_on_sending(self) -> None:
-        """Send what has not been sent yet, as far as it goes at once."""
+        """Send as many of the unsent bytes as the socket takes at once."""
         try:
             sent = self.stream.send(self.unsent)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""From errors to HTTP answers: what each error's body says, in the shape that the caller prefers."""
+"""Turns errors into HTTP answers, in the shape that the caller prefers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What a caller is told of one error."""
+    """What an answer says of one error."""
 
     status: int
     code: str
@@ -42,18 +42,18 @@ class Fault:
     details: Mapping[str, list[str]] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the body of an error that is plain JSON."""
+        """Return the body in plain JSON."""
         return {"error": {"code": self.code, "message": self.message} | self._others()}
 
     def as_problem(self, base_path: str) -> dict[str, Any]:
-        """Return the same as RFC 9457 has it; `type` leads to the page of the API's description."""
+        """Return the body in the shape of RFC 9457. `type` leads to the page of the API's description."""
         known = ERROR_CODES.get(self.code)
         return {
             "type": f"{base_path}/docs#{self.code}" if known else "about:blank",
             "title": known.meaning if known else HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": self.message,
-            # Nothing can be read there: it tells this error from all others.
+            # It only names this error. There is nothing to read at this address.
             "instance": f"#{self.request_id}",
             "code": self.code,
         } | self._others()
@@ -64,10 +64,10 @@ class Fault:
 
 
 def register_error_handlers(app: Flask) -> None:
-    """Answer every error of an application in the contract's shape."""
+    """Answer every error of `app` in the API's shape."""
     app.register_error_handler(core.BrokerError, _answer_broker_error)
     app.register_error_handler(HTTPException, _answer_http_exception)
-    # What gunicorn and werkzeug raise where a body is read whose chunks are malformed, or that ends early.
+    # gunicorn and werkzeug raise these for a body that ends early, or whose chunks are malformed.
     app.register_error_handler(ClientDisconnected, _answer_unreadable_body)
     app.register_error_handler(ParseException, _answer_unreadable_body)
     app.register_error_handler(NoMoreData, _answer_unreadable_body)
@@ -75,16 +75,17 @@ def register_error_handlers(app: Flask) -> None:
 
 
 def prefers_problem(accept: MIMEAccept) -> bool:
-    """Tell whether errors are to be RFC 9457's: the caller names that type, and likes plain JSON no better.
+    """Tell whether the caller prefers errors in the shape of RFC 9457.
 
-    Wildcards do not ask for it, and naming both does: such a caller takes JSON where there is no error.
+    It does if `accept` names that type and does not prefer plain JSON. A wildcard does not ask for it. A caller that
+    names both types takes plain JSON for answers that are no errors.
     """
     is_named = PROBLEM in (media_type.lower() for media_type in accept.values())
     return is_named and accept.best_match((PROBLEM, JSON)) == PROBLEM
 
 
 def describe(status: int) -> tuple[str, str]:
-    """Return code and message of an error that is known by its status alone."""
+    """Return the code and the message of an error of which only the status is known."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _INTERNAL.code, _INTERNAL.message
     name = HTTPStatus(status)
@@ -124,7 +125,7 @@ def _answer_http_exception(error: HTTPException) -> Response:
 
 
 def _answer_unreadable_body(_error: Exception) -> Response:
-    return _answer_broker_error(RequestInvalid({"body": ["Must be sent whole, and its chunks well-formed."]}))
+    return _answer_broker_error(RequestInvalid({"body": ["Must be complete, and its chunks well-formed."]}))
 
 
 def _answer_unexpected(error: Exception) -> Response:

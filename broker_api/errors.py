@@ -1,6 +1,6 @@
-"""The one table of errors: for each code, its status, what it means, what the caller does then, and who raises it.
+"""The one table of errors: for each code its status, its meaning, what the caller does next, and its classes.
 
-The handlers answer by it, and the API's description is made from it.
+The error handlers answer by this table, and the API's description is made from it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from broker_api.bounds import BODY_SEC, HEAD_SEC, MAX_BODY_BYTES
 from broker_common.core import errors as core
+from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, RETRY_AFTER_PAUSE_SEC
 from broker_common.core.store import Conflict
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RequestInvalid(core.InvalidInput):
-    """What the caller sent is malformed; `details` has the messages by header, parameter or field."""
+    """The request is malformed. `details` has the messages by header, parameter or field."""
 
     def __init__(self, details: Mapping[str, list[str]], *, message: str | None = None) -> None:
         super().__init__(message or " ".join(f"{name}: {' '.join(texts)}" for name, texts in details.items()))
@@ -29,9 +30,10 @@ class RequestInvalid(core.InvalidInput):
 class ErrorCode:
     """One line of the table.
 
-    `kinds` are the classes that have this code; none where HTTP itself refuses. `message`, `retry_after` (seconds) and
-    `details` are those of an example; where there are no `kinds`, every answer has this message. It is empty where no
-    call of the API answers with this code: only jobs, the CLI and processes at their start meet it.
+    `kinds` are the classes that have this code. It is empty for the codes that come from HTTP alone: every answer with
+    such a code has this `message`. Otherwise `message`, `retry_after` (seconds) and `details` are those of an example.
+    `message` is empty for a code that no call of the API answers. Only jobs, the command line and starting processes
+    meet such a code.
     """
 
     code: str
@@ -44,211 +46,198 @@ class ErrorCode:
     details: Mapping[str, list[str]] | None = None
 
 
+def _answered(
+    example: core.BrokerError,
+    status: HTTPStatus,
+    meaning: str,
+    remedy: str,
+    *,
+    more_kinds: tuple[type[core.BrokerError], ...] = (),
+) -> ErrorCode:
+    """Return the line of a code that calls answer; `example` is an error that may be raised."""
+    return ErrorCode(
+        example.code,
+        status,
+        meaning,
+        remedy,
+        kinds=(type(example), *more_kinds),
+        message=example.message,
+        retry_after=example.retry_after,
+        details=example.details if isinstance(example, RequestInvalid) else None,
+    )
+
+
+def _of_http(status: HTTPStatus, meaning: str, remedy: str, *, code: str = "", message: str = "") -> ErrorCode:
+    """Return the line of a status that HTTP itself has; by default it has HTTP's name and words."""
+    return ErrorCode(code or status.name, status, meaning, remedy, message=message or status.description)
+
+
+def _in_jobs(kind: type[core.BrokerError], status: HTTPStatus, meaning: str, remedy: str) -> ErrorCode:
+    """Return the line of a code that no call answers."""
+    return ErrorCode(kind.code, status, meaning, remedy, kinds=(kind,))
+
+
 ERRORS = (
-    ErrorCode(
-        "VALIDATION_ERROR",
+    _answered(
+        RequestInvalid({"colour": ["Unknown field."]}),
         HTTPStatus.BAD_REQUEST,
-        "A header, parameter or field is missing, malformed, repeated or unknown (see `details`); or it is not HTTP.",
+        "A header, parameter or field is missing, malformed, repeated or unknown (see `details`), or the request is"
+        " not HTTP.",
         "Correct the request.",
-        kinds=(core.InvalidInput, RequestInvalid),
-        message="colour: Unknown field.",
-        details={"colour": ["Unknown field."]},
+        more_kinds=(core.InvalidInput,),
     ),
-    ErrorCode(
-        "UNAUTHORIZED",
+    _answered(
+        core.Unauthorized("the token is unknown"),
         HTTPStatus.UNAUTHORIZED,
         "The token is missing, unknown or expired.",
-        "Send a valid one.",
-        kinds=(core.Unauthorized,),
-        message="the token is unknown",
+        "Send a valid token.",
     ),
-    ErrorCode(
-        "FORBIDDEN",
+    _answered(
+        core.Forbidden("this call needs the role operator, and the token has only viewer"),
         HTTPStatus.FORBIDDEN,
-        "The token is valid, but lacks the role that this call needs, or is not for this track.",
-        "Use a token that has the role, and is for the track.",
-        kinds=(core.Forbidden,),
-        message="this call needs the role operator, and the token has only viewer",
+        "The token is valid, but it lacks the role that this call needs, or it is not for this track.",
+        "Use a token that has the role and is for the track.",
     ),
-    ErrorCode(
-        "NOT_SANDBOX_OWNER",
+    _answered(
+        core.NotSandboxOwner("sandbox '2009521' is not held by this track"),
         HTTPStatus.FORBIDDEN,
-        "The calling track is neither the sandbox's holder nor its last one.",
-        "Leave the sandbox alone: it belongs to another track, or to none.",
-        kinds=(core.NotSandboxOwner,),
-        message="sandbox '2009521' is not held by this track",
+        "The calling track does not hold the sandbox, and did not hold it last.",
+        "Leave the sandbox alone. It is not this track's.",
     ),
-    ErrorCode(
-        "NOT_FOUND",
-        HTTPStatus.NOT_FOUND,
-        "There is no such path.",
-        "Correct the path.",
-        message=HTTPStatus.NOT_FOUND.description,
-    ),
-    ErrorCode(
-        "SANDBOX_NOT_FOUND",
+    _of_http(HTTPStatus.NOT_FOUND, "There is no such path.", "Correct the path."),
+    _answered(
+        core.SandboxNotFound("there is no sandbox '2009521'"),
         HTTPStatus.NOT_FOUND,
         "No sandbox has this id, or it was removed from the pool.",
         "Check the id.",
-        kinds=(core.SandboxNotFound,),
-        message="there is no sandbox '2009521'",
     ),
-    ErrorCode(
-        "JOB_NOT_FOUND",
+    _answered(
+        core.JobNotFound("there is no job '3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11'"),
         HTTPStatus.NOT_FOUND,
-        "No run has this id, or it ended more than 24 hours ago.",
+        "No run has this id, or the run ended more than 24 hours ago.",
         "Check the id, or start the job again.",
-        kinds=(core.JobNotFound,),
-        message="there is no job '3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11'",
     ),
-    ErrorCode(
-        "METHOD_NOT_ALLOWED",
+    _of_http(
         HTTPStatus.METHOD_NOT_ALLOWED,
         "The path exists, but not for this method.",
         "Use a method that the header `Allow` names.",
-        message=HTTPStatus.METHOD_NOT_ALLOWED.description,
     ),
-    ErrorCode(
-        "REQUEST_TIMEOUT",
+    _of_http(
         HTTPStatus.REQUEST_TIMEOUT,
-        f"The request was not sent in time: its head must come within {HEAD_SEC} s, its body within {BODY_SEC} s more.",
-        "Send the same request again, as a whole.",
-        message=HTTPStatus.REQUEST_TIMEOUT.description,
+        f"The request was not sent in time. Its head must arrive within {HEAD_SEC} s, and its body within {BODY_SEC} s"
+        " after that.",
+        "Send the whole request again.",
     ),
-    ErrorCode(
-        "NO_SANDBOXES_AVAILABLE",
+    _answered(
+        core.NoSandboxesAvailable("no sandbox is available", retry_after=RETRY_AFTER_EMPTY_SEC),
         HTTPStatus.CONFLICT,
         "No sandbox that matches was free.",
         "Send the same request again after `Retry-After`, until you give up.",
-        kinds=(core.NoSandboxesAvailable,),
-        message="no sandbox is available",
-        retry_after=30,
     ),
-    ErrorCode(
-        "LEASE_MISMATCH",
+    _answered(
+        core.LeaseMismatch("sandbox '2009521' is not held under this lease_id"),
         HTTPStatus.CONFLICT,
-        "The sandbox is not, or no longer, held under this `lease_id`.",
-        "Do nothing: the allocation that it names has ended.",
-        kinds=(core.LeaseMismatch,),
-        message="sandbox '2009521' is not held under this lease_id",
+        "The sandbox is not held under this `lease_id`, or is no longer.",
+        "Do nothing. The lease that you named has ended.",
     ),
-    ErrorCode(
-        "INVALID_TRANSITION",
+    _answered(
+        core.InvalidTransition("sandbox 2009521 is allocated and cannot become deletion_failed"),
         HTTPStatus.CONFLICT,
         "The sandbox's status does not allow this.",
-        "Read the sandbox.",
-        kinds=(core.InvalidTransition,),
-        message="sandbox 2009521 is allocated and cannot become deletion_failed",
+        "Read the sandbox, and decide again.",
     ),
-    ErrorCode(
-        "CONFLICT",
+    _in_jobs(
+        Conflict,
         HTTPStatus.CONFLICT,
         "Another process changed the record first.",
-        "Read it again, and decide again.",
-        kinds=(Conflict,),
+        "Read the record again, and decide again.",
     ),
-    ErrorCode(
-        "SYNC_BRAKED",
+    _in_jobs(
+        core.SyncBraked,
         HTTPStatus.CONFLICT,
-        "Too many sandboxes are missing from the provider's list to believe it.",
-        "Look at the provider; if the list is right, start the sync with `force`.",
-        kinds=(core.SyncBraked,),
+        "Too many sandboxes are missing from the provider's list. The broker does not trust such a list.",
+        "Look at the provider. If the list is right, start the sync with `force`.",
     ),
-    ErrorCode(
-        "LIST_NOT_WHOLE",
+    _in_jobs(
+        core.ListNotWhole,
         HTTPStatus.CONFLICT,
         "The provider's list may lack accounts, so the sync took no sandbox out of service.",
-        "Wait for the next sync; if it fails, too, look at the provider.",
-        kinds=(core.ListNotWhole,),
+        "Wait for the next sync. If that fails too, look at the provider.",
     ),
-    ErrorCode(
-        "PAYLOAD_TOO_LARGE",
+    _of_http(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"The body is larger than {MAX_BODY_BYTES} bytes.",
-        "Send a smaller one.",
+        "Send a smaller body.",
+        code="PAYLOAD_TOO_LARGE",
         message=f"the body must not be larger than {MAX_BODY_BYTES} bytes",
     ),
-    ErrorCode(
-        "URI_TOO_LONG",
+    _of_http(
         HTTPStatus.REQUEST_URI_TOO_LONG,
-        "Path and query are too long: 4,000 bytes fit.",
+        "Path and query together are longer than 4,000 bytes.",
         "Shorten them.",
-        message=HTTPStatus.REQUEST_URI_TOO_LONG.description,
+        code="URI_TOO_LONG",
     ),
-    ErrorCode(
-        "EXPECTATION_FAILED",
+    _of_http(
         HTTPStatus.EXPECTATION_FAILED,
         "The header `Expect` asks for something other than `100-continue`.",
-        "Leave it out.",
-        message=HTTPStatus.EXPECTATION_FAILED.description,
+        "Leave out the header.",
     ),
-    ErrorCode(
-        "RATE_LIMIT_EXCEEDED",
+    _answered(
+        core.RateLimitExceeded("too many requests", retry_after=1),
         HTTPStatus.TOO_MANY_REQUESTS,
         "The caller makes more requests than it may.",
         "Send the same request again after `Retry-After`.",
-        kinds=(core.RateLimitExceeded,),
-        message="too many requests",
-        retry_after=1,
     ),
-    ErrorCode(
-        "REQUEST_HEADER_FIELDS_TOO_LARGE",
+    _of_http(
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        "The headers are too many or too long: 60 of 8,000 bytes each fit.",
-        "Send fewer or shorter ones.",
-        message=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE.description,
+        "There are more than 60 headers, or one is longer than 8,000 bytes.",
+        "Send fewer or shorter headers.",
     ),
     ErrorCode(
         "INTERNAL_ERROR",
         HTTPStatus.INTERNAL_SERVER_ERROR,
-        "A fault of the broker.",
-        "Send the same request once more; then give the operator the `request_id`.",
+        "The broker has a fault.",
+        "Send the same request once more. If it fails again, give the operator the `request_id`.",
         kinds=(core.StoreRejected,),
-        message="an unexpected error occurred; the request_id leads to it in the log",
+        message="an unexpected error occurred. The operator finds it in the log by the request_id",
     ),
-    ErrorCode(
-        "PROVIDER_ERROR",
+    _in_jobs(
+        core.ProviderError,
         HTTPStatus.BAD_GATEWAY,
         "The provider could not be asked, or did not do what it was asked.",
         "Look at the log of the run.",
-        kinds=(core.ProviderError,),
     ),
-    ErrorCode(
-        "PROVIDER_MISCONFIGURED",
+    _in_jobs(
+        core.ProviderMisconfigured,
         HTTPStatus.BAD_GATEWAY,
         "The provider does not accept the broker as its client.",
         "Check `CSP_BASE_URL` and `CSP_API_TOKEN`.",
-        kinds=(core.ProviderMisconfigured,),
     ),
-    ErrorCode(
-        "PROVIDER_REJECTED",
+    _in_jobs(
+        core.ProviderRejected,
         HTTPStatus.BAD_GATEWAY,
-        "The provider refused this request for good.",
+        "The provider refused this request, and will refuse it again.",
         "Find out why at the provider, then retry the deletion.",
-        kinds=(core.ProviderRejected,),
     ),
-    ErrorCode(
-        "PROVIDER_FAILING",
+    _in_jobs(
+        core.ProviderFailing,
         HTTPStatus.BAD_GATEWAY,
         "The provider failed in a way that may pass.",
-        "Wait: a later run asks it again.",
-        kinds=(core.ProviderFailing,),
+        "Wait. A later run asks it again.",
     ),
-    ErrorCode(
-        "PROVIDER_LISTING_UNUSABLE",
+    _in_jobs(
+        core.ListingUnusable,
         HTTPStatus.BAD_GATEWAY,
         "The provider's list of accounts is empty or cannot be read, so the sync changed nothing.",
-        "Look at the provider; a later sync reads the list again.",
-        kinds=(core.ListingUnusable,),
+        "Look at the provider. A later sync reads the list again.",
     ),
-    ErrorCode(
-        "SERVICE_UNAVAILABLE",
+    _answered(
+        core.StoreUnavailable("DynamoDB does not answer"),
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "DynamoDB is slow, throttled or away, its answer was lost, or a record in it cannot be read; or this process's"
-        " clock is wrong.",
+        "DynamoDB is slow, throttled or away, its answer was lost, or a record in it cannot be read. Or the clock of"
+        " this process is wrong.",
         "Send the same request again after `Retry-After`.",
-        kinds=(
-            core.StoreUnavailable,
+        more_kinds=(
             core.OutcomeUnknown,
             core.StoreMisconfigured,
             core.DeadlineExceeded,
@@ -256,81 +245,60 @@ ERRORS = (
             core.UnsafeToAct,
             core.ClockWrong,
         ),
-        message="DynamoDB does not answer",
-        retry_after=1,
     ),
-    ErrorCode(
-        "PAUSED",
+    _answered(
+        core.Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC),
         HTTPStatus.SERVICE_UNAVAILABLE,
         "An operator has paused allocation.",
         "Send the same request again after `Retry-After`.",
-        kinds=(core.Paused,),
-        message="allocation is paused by an operator",
-        retry_after=30,
     ),
-    ErrorCode(
-        "TABLE_CHANGED",
+    _answered(
+        core.TableChanged("the table has no record of a sandbox, although a sync had succeeded"),
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The DynamoDB table is not the one that the broker knew, was restored, or lacks its layout record or index.",
-        "Tell an operator, and send the same request again after `Retry-After`.",
-        kinds=(core.TableChanged,),
-        message="the table has no record of a sandbox, although a sync had succeeded",
-        retry_after=30,
+        "Inform an operator, and send the same request again after `Retry-After`.",
     ),
-    ErrorCode(
-        "UPGRADE_UNFINISHED",
+    _answered(
+        core.UpgradeUnfinished("to set aside a sandbox that is held"),
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Processes of an older release may still run, and could not keep what this call would write.",
-        "Have an operator run `broker upgrade finish` once no old process runs; then send the same request again.",
-        kinds=(core.UpgradeUnfinished,),
-        message=(
-            "quarantine of a held sandbox is refused until the upgrade is finished: once no process of the release"
-            " before runs, run `broker upgrade finish`"
-        ),
-        retry_after=30,
+        "Processes of an older release may still run. They could not keep what this call would write.",
+        "Ask an operator to stop all old processes and run `broker upgrade finish`. Then send the same request again.",
     ),
-    ErrorCode(
-        "QUEUE_UNAVAILABLE",
+    _answered(
+        core.QueueUnavailable("the job queue cannot be reached; nothing was started"),
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Redis is away; nothing was started.",
+        "Redis is away, so nothing was started.",
         "Send the same request again after `Retry-After`.",
-        kinds=(core.QueueUnavailable,),
-        message="the job queue cannot be reached; nothing was started",
-        retry_after=5,
     ),
-    ErrorCode(
-        "LAYOUT_MISMATCH",
+    _in_jobs(
+        core.LayoutMismatch,
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "The table has no layout record or index, or is laid out for another number of shards than this process.",
+        "The table has no layout record or no index, or it has another number of shards than this process expects.",
         "Compare the settings with the table (`broker check`).",
-        kinds=(core.LayoutMismatch,),
     ),
-    ErrorCode(
-        "PROVIDER_BUSY",
+    _in_jobs(
+        core.ProviderBusy,
         HTTPStatus.SERVICE_UNAVAILABLE,
         "No call slot came free in time, so nothing was sent to the provider.",
-        "Wait: a later run tries again.",
-        kinds=(core.ProviderBusy,),
+        "Wait. A later run tries again.",
     ),
-    ErrorCode(
-        "PROVIDER_CIRCUIT_OPEN",
+    _in_jobs(
+        core.ProviderCircuitOpen,
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The circuit breaker is open, so nothing was sent to the provider.",
-        "Wait: the breaker tries again by itself.",
-        kinds=(core.ProviderCircuitOpen,),
+        "Wait. The breaker tries again by itself.",
     ),
-    ErrorCode(
-        "PROVIDER_SLOTS_UNAVAILABLE",
+    _in_jobs(
+        core.ProviderSlotsUnavailable,
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Redis is away, so no call to the provider may start; nothing was sent.",
-        "Repair Redis; a later run tries again.",
-        kinds=(core.ProviderSlotsUnavailable,),
+        "Redis is away, so no call to the provider may start. Nothing was sent.",
+        "Repair Redis. A later run tries again.",
     ),
 )
 """In the order of the statuses."""
 
 ERROR_CODES: Mapping[str, ErrorCode] = {error.code: error for error in ERRORS}
 ERROR_OF: Mapping[type[core.BrokerError], ErrorCode] = {kind: error for error in ERRORS for kind in error.kinds}
-"""By class; a test finds a class that has no line, and one that has two."""
+"""By class. A test fails for a class that has no line, or two."""
 ANSWERED = tuple(error.code for error in ERRORS if error.message)
-"""The codes that calls of the API answer with."""
+"""The codes that calls of the API answer."""

@@ -1,10 +1,10 @@
-"""gunicorn's threaded worker, whose threads only ever work: its event loop receives requests and sends answers.
+"""gunicorn's threaded worker, changed so that no thread waits for a client: the event loop receives and sends.
 
-By itself, gunicorn gives a connection to a thread before its request is there, and the thread waits for the client. So
-a handful of clients that send half a request, or do not read their answers, would hold all threads. Here a request
-goes to a thread once it is whole, and an answer that its client does not take goes back to the event loop. What a
-client may leave undone has its time as a whole, which bytes that drip do not renew. Connections and the memory that
-they hold are bounded, and those that have waited longest make room for new ones.
+gunicorn itself gives a connection to a thread before the request has arrived, and the thread waits for the client. So a
+few clients that send half a request, or do not read their answers, would hold all threads. Here a thread gets a request
+once it is complete. An answer that its client does not take goes back to the event loop. Each step of a client has one
+deadline, which single bytes do not extend. The number of connections and the memory that they hold are limited. The
+connections that have waited longest make room for new ones.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 _HANG_UP_SEC = 2
-"""For the client to hang up first, so that it gets the whole of the last answer (RFC 9112, section 9.6)."""
+"""Time for the client to hang up first, so that it gets the complete last answer (RFC 9112, section 9.6)."""
 _DISCARD_BYTES = 64 * 1024
-"""What is read of a client that goes on sending meanwhile."""
+"""How much is read from a client that continues to send in this time."""
 _STOP_IDLE_SEC = gthread.STOP_KEEPALIVE_LINGER
 _TURN_SEC = 0.5
-"""How often it is seen whose time is over."""
+"""How often the deadlines of connections are checked."""
 MAX_HELD_BYTES = 32 * 1024 * 1024
-"""Unfinished requests and answers that are not taken, of all connections of a process."""
+"""For incomplete requests and untaken answers, over all connections of a process."""
 _OTHER_DESCRIPTORS = 256
-"""What a process has open beside its connections: those to DynamoDB and Redis, files, pipes."""
+"""Descriptors for other things than client connections: DynamoDB, Redis, files, pipes."""
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOTHING_TO_ACCEPT = (errno.EAGAIN, errno.ECONNABORTED)
 _PAUSE_SEC = 1
 _LINGER_MS = 2
-"""How long a thread with nothing else to do waits for the next request of the connection that it has just served."""
+"""How long an idle thread waits for the next request of the connection that it has just served."""
 _GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEALTH = b"GET /healthz "
 
 
 def make_room_for(connections: int) -> int:
-    """Raise the process's limit of descriptors if need be; returns how many of these connections it has room for."""
+    """Raise the process's limit of descriptors if necessary, and return for how many of `connections` there is room."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _OTHER_DESCRIPTORS
     if soft < wanted and soft != resource.RLIM_INFINITY:
@@ -63,29 +63,29 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
     """A threaded worker whose threads never wait for a client."""
 
     def init_process(self) -> None:
-        """Make what lives after the fork."""
+        """Prepare the worker after the fork."""
         self._waiting: dict[Connection, None] = {}
-        """Connections that no thread has, in the order in which they began to wait."""
+        """Connections that no thread serves, in the order in which they began to wait."""
         self._held_bytes = 0
         self._next_turn = 0.0
         self._accepts_from = 0.0
         self._max_head_bytes = (
             self.cfg.limit_request_line + self.cfg.limit_request_fields * (self.cfg.limit_request_field_size + 2) + 4
         )
-        # At least so many that each thread can have one and another one can come in.
+        # At least so many that each thread can serve one and another one can be accepted.
         self.worker_connections = max(make_room_for(self.cfg.worker_connections), self.cfg.threads + 2)
-        # A health check finds a thread, whatever all the others do.
+        # A health check always finds a thread, even if all others are busy.
         self._health = ThreadPoolExecutor(max_workers=1, thread_name_prefix="health")
         super().init_process()
 
-    # -- what gunicorn's own loop calls
+    # -- called by gunicorn's own loop
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Accept connections or not; not for a moment after descriptors were short."""
+        """Accept connections or stop to. After descriptors ran out, wait a moment before accepting again."""
         super().set_accept_enabled(enabled and time.monotonic() >= self._accepts_from)
 
     def accept(self, listener: Any) -> bool:  # noqa: ANN401 - gunicorn's socket
-        """Take in a connection and tell whether there was one; the one that has waited longest makes room for it."""
+        """Accept a connection, and tell whether there was one. At the limit, drop the one that has waited longest."""
         if self.nr_conns >= self.worker_connections - 1:
             self._drop_longest_waiting()
         try:
@@ -104,7 +104,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         return True
 
     def enqueue_req(self, conn: Connection) -> None:
-        """Give a connection whose request is there to a thread."""
+        """Give a connection whose request is complete to a thread."""
         self._leave(conn)
         is_health_check = conn.reader.is_for(_HEALTH)
         served = self._health.submit(self._serve, conn) if is_health_check else self.tpool.submit(self.handle, conn)
@@ -118,13 +118,13 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         self._go_on(conn)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """End what has taken its time; gunicorn calls this on each turn of its loop, and by `force` at the end."""
+        """End connections whose deadline is over, or all with `force`. gunicorn calls this on each turn of its loop."""
         now = time.monotonic()
         if now < self._next_turn and not force:
             return
         self._next_turn = now + _TURN_SEC
         for conn in list(self._waiting):
-            # One may have made room for another meanwhile.
+            # An earlier turn of this loop may have dropped it, to make room.
             if conn not in self._waiting or (conn.deadline > now and not force):
                 continue
             if conn.phase in {Phase.HEAD, Phase.BODY} and len(conn.reader) and not force:
@@ -133,7 +133,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
                 self._drop(conn)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Have connections that wait for a request closed by then, as the worker is about to stop."""
+        """Limit the wait of idle connections to `deadline`, as the worker is about to stop."""
         for conn in self._waiting:
             if conn.phase in {Phase.IDLE, Phase.HEAD} and not len(conn.reader):
                 conn.deadline = min(conn.deadline, deadline)
@@ -141,9 +141,9 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
     # -- in a thread
 
     def handle(self, conn: Connection) -> None:
-        """Serve the request of a connection, and those that follow it at once.
+        """Serve the request of a connection, and the requests that follow it at once.
 
-        Handing a connection to the event loop and back costs about a tenth of a whole allocation's time.
+        Giving a connection to the event loop and back costs about a tenth of the time of an allocation.
         """
         self._serve(conn)
         while self._is_followed(conn):
@@ -152,14 +152,14 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
     def _serve(self, conn: Connection) -> None:
         conn.sock.begin(conn.reader.take())
         kept = super().handle(conn)
-        # Where the parser and the reader differ about where the request ends, nobody knows where the next one begins.
+        # If the parser and the reader disagree about the end of the request, the begin of the next one is unknown.
         conn.is_kept = kept and conn.sock.is_used_up() and not conn.parser.unreader.take_buffered()
         conn.was_served = True
         conn.send(conn.sock.take_answer())
 
     def _is_followed(self, conn: Connection) -> bool:
-        """Wait for the next request, unless this thread is wanted elsewhere."""
-        is_free = self.alive and self.tpool._work_queue.empty()  # noqa: SLF001 - the only place that knows
+        """Tell whether the next request is complete. Waits a moment for it, unless other requests need this thread."""
+        is_free = self.alive and self.tpool._work_queue.empty()  # noqa: SLF001 - nothing public says it
         if not is_free or not conn.is_kept or conn.is_broken or conn.unsent:
             return False
         if conn.reader.state is State.NOTHING:
@@ -173,7 +173,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
     # -- in the event loop
 
     def _go_on(self, conn: Connection) -> None:
-        """Do what comes next for a connection that no thread has."""
+        """Do the next step for a connection that no thread serves."""
         if conn.is_broken:
             self._drop(conn)
         elif conn.unsent:
@@ -185,7 +185,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         elif conn.reader.state is State.REFUSED:
             self._refuse(conn, conn.reader.refusal)
         elif conn.has_ended:
-            # What the parser or the application make of half a request is the answer.
+            # The parser or the application decides how half a request is answered.
             self.enqueue_req(conn) if len(conn.reader) else self._drop(conn)
         elif conn.reader.state is State.PART_OF_BODY:
             if conn.phase is not Phase.BODY and conn.reader.asks_to_go_on:
@@ -196,9 +196,9 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         else:
             self._wait(conn, Phase.IDLE, self.cfg.keepalive if self.alive else _STOP_IDLE_SEC)
 
-    def _on_ready(self, conn: Connection, _: Any) -> None:  # noqa: ANN401 - what the poller knows it by
+    def _on_ready(self, conn: Connection, _: Any) -> None:  # noqa: ANN401 - the key by which the poller knows it
         if not conn.events:
-            return  # it made room for another one after the poller had seen it
+            return  # it was dropped, to make room, after the poller had reported it
         if conn.phase is Phase.ANSWER_TAKEN:
             conn.go_on_sending()
         elif conn.phase is Phase.HUNG_UP:
@@ -224,7 +224,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
             self._drop(next(each for each in self._waiting if each.counted_bytes))
 
     def _leave(self, conn: Connection) -> None:
-        """End the waiting of a connection."""
+        """Take a connection out of the waiting ones."""
         if conn.events:
             self.poller.unregister(conn.stream)
             conn.events = 0
@@ -244,7 +244,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         self._go_on(conn)
 
     def _hang_up(self, conn: Connection) -> None:
-        """Say that nothing more comes, and wait for the client to do the same."""
+        """End our side of the connection, and wait for the client to end its side."""
         if conn.phase is not Phase.HUNG_UP:
             try:
                 conn.stream.shutdown(socket.SHUT_WR)
@@ -267,6 +267,8 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         return conn is not None
 
     def _pause_accepting(self) -> None:
-        self.log.warning("no descriptors are left for connections")
+        self.log.warning(
+            "no file descriptors are left, so no connection is accepted for a moment. Raise the limit of open files"
+        )
         self._accepts_from = time.monotonic() + _PAUSE_SEC
         super().set_accept_enabled(False)

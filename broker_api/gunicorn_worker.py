@@ -1,10 +1,10 @@
-"""gunicorn's threaded worker, made to drain when it stops, to tell repeated headers apart, and to refuse like the API.
+"""gunicorn's threaded worker, changed so that it drains when it stops and answers malformed requests as the API does.
 
-Asked to stop, it first turns readiness red and serves on for `SHUTDOWN_DRAIN_SEC`, so that load balancers look away;
-each answer then closes its connection, so that clients who keep theirs do not meet the end of it. Then it takes in what
-is queued, closes its listeners (gunicorn keeps them open without accepting: new connections would hang and then be
-reset) and finishes the requests in flight. What gunicorn itself refuses, because it does not parse, is answered in the
-shape of every other error.
+When it must stop, it is not ready any more, and serves for `SHUTDOWN_DRAIN_SEC` longer, so that load balancers stop
+sending. In this time each answer closes its connection, so that no client sends its next request to a closed one. Then
+the worker accepts the queued connections, closes its listeners, and finishes the requests in flight. (gunicorn keeps
+the listeners open without accepting, so new connections would hang and then be reset.) A request that gunicorn cannot
+parse is answered in the shape of every other error. Repeated headers stay distinguishable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from broker_api.tracing import HEADER, choose_request_id
 if TYPE_CHECKING:
     from broker_api.connections import Connection, Exchange
 
-# What would be "gunicorn": who runs the server is nobody's business.
+# gunicorn would name itself here. The software of the server is not public.
 wsgi.SERVER = "broker"
 
 _STATUS_OF_REFUSAL = {
@@ -40,17 +40,17 @@ _STATUS_OF_REFUSAL = {
     errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
     errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
 }
-"""The other requests that do not parse are answered 400."""
+"""All other requests that do not parse are answered 400."""
 _OUR_FAULT = (errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
 
 _ONCE_ONLY = frozenset(name.upper() for name in ("Authorization", *CALLER_HEADERS))
 
 
 def fold_repeated(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Make one of each header that says who calls and was sent several times; `headers` has upper-case names.
+    """Return `headers` with each header that names the caller once. The names in `headers` are in upper case.
 
-    gunicorn joins repeated headers with commas, which a single header may hold too. Here equal values become one, and
-    different ones are joined by a line feed: no header can hold that by itself, so the application refuses it.
+    gunicorn joins repeated headers by commas, which a single header may also hold. Here equal values become one value.
+    Different values are joined by a line feed. No single header can hold a line feed, so the application refuses it.
     """
     values: dict[str, list[str]] = {}
     for name, value in headers:
@@ -63,10 +63,10 @@ def fold_repeated(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def keep_slashes_apart(target: str, path: str) -> str:
-    """Return a request's path so that only `/` is one; `path` is what gunicorn read from the `target`.
+    """Return `path`, which gunicorn read from `target`, so that only a real slash is one to the application.
 
-    Of several slashes in front, gunicorn and werkzeug keep one, and WSGI decodes `%2F` (RFC 3986, section 2.2: it is
-    not `/`). Either would let a path through that a proxy in front had taken for another one.
+    gunicorn and werkzeug keep one of several slashes in front, and WSGI decodes `%2F`, which is not a slash (RFC 3986,
+    section 2.2). Either could pass a path that a proxy in front has taken for another path.
     """
     path = re.sub("%2f", "%252F", path, flags=re.IGNORECASE)
     return f"/%252F{path.lstrip('/')}" if target.startswith("//") or path.startswith("//") else path
@@ -76,13 +76,13 @@ class Worker(EventLoop):
     """A threaded worker that drains."""
 
     def init_signals(self) -> None:
-        """Have the alarm that ends the drain handled."""
+        """Handle also the alarm that ends the drain."""
         super().init_signals()
         signal.signal(signal.SIGALRM, self._stop)
         signal.siginterrupt(signal.SIGALRM, False)  # noqa: FBT003 - its only argument
 
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ANN401 - gunicorn's signature
-        """Begin to drain; a worker that has not begun to serve just stops."""
+        """Begin to drain. A worker that has not begun to serve stops at once."""
         seconds = 0.0
         if self.booted:
             runtime = runtime_of(self.wsgi)
@@ -91,31 +91,31 @@ class Worker(EventLoop):
         if seconds <= 0:
             super().handle_exit(sig, frame)
         elif signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0):
-            # An alarm, not a thread: a signal handler must not take locks that the interrupted code may hold.
+            # An alarm, not a thread: a signal handler must not take a lock that the interrupted code may hold.
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Close the listeners when stopping, once what is queued on them has been taken in."""
+        """Accept connections or not. When stopping, accept the queued ones, then close the listeners."""
         if enabled or self.alive:
             super().set_accept_enabled(enabled)
             return
         for listener in self.sockets:
-            all(self.accept(listener) for _ in range(self.cfg.backlog))  # it ends with the first that there is not
+            all(self.accept(listener) for _ in range(self.cfg.backlog))  # ends when none is queued
         super().set_accept_enabled(False)
         for listener in self.sockets:
             listener.close()
 
     def handle_request(self, req: Any, conn: Connection) -> bool:  # noqa: ANN401 - gunicorn's request
-        """Serve a request whose caller headers each stand once, under the path that it names and no other."""
+        """Serve a request under exactly the path that it names, with each caller header once."""
         req.path = keep_slashes_apart(req.uri, req.path)
         req.headers = fold_repeated(req.headers)
         if runtime_of(self.wsgi).draining.is_set() or conn.reader.took_part:
-            # While the connection is kept, the client may send its next request just as we close it.
+            # On a kept connection, the client may send its next request while the worker closes it.
             req.force_close()
         return bool(super().handle_request(req, conn))
 
     def handle_error(self, _req: Any, client: Exchange, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
-        """Answer a request that never reaches the application, or that nothing else could answer."""
+        """Answer a request that does not reach the application, or that the application failed to answer."""
         request_id = choose_request_id(client.read_header(HEADER))
         with bound_contextvars(request_id=request_id):
             if isinstance(exc, errors.ParseException) and not isinstance(exc, _OUR_FAULT):
@@ -151,7 +151,7 @@ class Worker(EventLoop):
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:  # noqa: ANN401 - gunicorn's signature
         try:
             return bool(super()._keepalive_after(conn, keepalive))
-        except errors.ParseException:  # what is left of the body does not parse, and its request has its answer already
+        except errors.ParseException:  # the rest of the body is malformed, and the request is answered already
             return False
 
     def _stop(self, sig: int, frame: Any) -> None:  # noqa: ANN401 - a signal handler's signature

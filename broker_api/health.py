@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it should be sent requests."""
+"""The health checks: whether the process runs, and whether it can serve requests."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from broker_api.blueprint import Blueprint
 from broker_api.runtime import runtime, services
-from broker_api.schemas import HealthSchema, ReadinessSchema, example_of
+from broker_api.schemas.health import HealthSchema, ReadinessSchema
+from broker_api.schemas.parts import example_of
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-blueprint = Blueprint(
-    "health", __name__, description="For load balancers, orchestrators and Prometheus; without a token"
-)
+blueprint = Blueprint("health", __name__)
 
 _CHECK_SEC = 1.5
 _OK = "ok"
@@ -26,33 +25,25 @@ _log = logging.getLogger(__name__)
 
 @blueprint.route("/healthz", methods=["GET"], role=None)
 @blueprint.doc(operationId="healthz")
-@blueprint.response(200, HealthSchema, description="It runs")
+@blueprint.response(200, HealthSchema, description="The process runs")
 def healthz() -> dict[str, Any]:
-    """Tell that the process runs.
-
-    It touches nothing else: a process that does not answer should be started anew.
-    """
+    """Check that the process runs."""
     return {"status": "healthy", "timestamp": services().clock.now()}
 
 
 @blueprint.route("/readyz", methods=["GET"], role=None)
 @blueprint.doc(operationId="readyz")
-@blueprint.response(200, ReadinessSchema, description="To be sent requests")
+@blueprint.response(200, ReadinessSchema, description="Ready: send requests")
 @blueprint.alt_response(
     503,
     schema=ReadinessSchema,
-    description="Not to be sent requests now",
+    description="Not ready: send no requests now",
     example=example_of(
         ReadinessSchema(), status="not_ready", checks={"dynamodb": "error: DynamoDB does not answer", "redis": "ok"}
     ),
 )
 def readyz() -> tuple[dict[str, Any], int]:
-    """Tell whether tracks can be served.
-
-    It asks DynamoDB, compares its clock with this process's, and sees whether the table is the one that was known
-    before. Redis is reported, by whether it takes a write, and does not count: no call of a track needs it. A process
-    that is about to stop is not ready.
-    """
+    """Check whether the process can serve tracks."""
     checks: dict[str, str] = {}
     if runtime().draining.is_set():
         checks["process"] = "error: it is about to stop"
@@ -67,15 +58,15 @@ def _check_store() -> dict[str, str]:
     guard = services().guard
     with deadline_in(_CHECK_SEC, services().clock):
         checks = {"dynamodb": _check(guard.look)}
-    # What was found wrong before stands while DynamoDB does not answer.
+    # A problem that was found before stays while DynamoDB does not answer.
     if guard.has_clock_reading:
-        checks["clock"] = _told(guard.clock_problem())
+        checks["clock"] = _outcome(guard.clock_problem())
     if checks["dynamodb"] == _OK or guard.table_problem():
-        checks["table"] = _told(guard.table_problem())
+        checks["table"] = _outcome(guard.table_problem())
     return checks
 
 
-def _told(problem: str | None) -> str:
+def _outcome(problem: str | None) -> str:
     return _OK if problem is None else f"error: {problem}"
 
 
@@ -84,7 +75,7 @@ def _check(ping: Callable[[], object]) -> str:
         ping()
     except BrokerError as error:
         return f"error: {error.message}"
-    except Exception:  # noqa: BLE001 - a check reports; what it met is for the log, not for whoever asks
+    except Exception:  # noqa: BLE001 - the caller learns that the check failed, and the log says why
         _log.exception("readiness check failed")
         return "error: unexpected"
     return _OK

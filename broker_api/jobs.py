@@ -1,4 +1,4 @@
-"""The calls by which an operator starts a job and follows its run. They need Redis, and no store."""
+"""The calls that start a job and follow its run. They need Redis, and do not need the store."""
 
 from __future__ import annotations
 
@@ -9,16 +9,10 @@ from werkzeug.http import parse_list_header, unquote_header_value
 
 from broker_api.auth import actor
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
-from broker_api.openapi import JOB_ID, answered_with, link_to
+from broker_api.openapi import JOB_ID, answered_with
 from broker_api.runtime import runtime, services
-from broker_api.schemas import (
-    JobAcceptedSchema,
-    JobRunSchema,
-    JobRunsSchema,
-    example_of,
-    flags_schema,
-    job_runs_query_schema,
-)
+from broker_api.schemas.jobs import JobAcceptedSchema, JobRunSchema, JobRunsSchema, flags_schema, job_runs_query_schema
+from broker_api.schemas.parts import example_of
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.principals import Role
 
@@ -32,44 +26,29 @@ MAX_WAIT_SEC = 30
 _POLL_SEC = 0.2
 
 _RUN = JobRunSchema()
-_STARTED = {"links": link_to("adminReadJob", {"job_id": "$response.body#/job_id"})}
 
 
 def make_blueprint(jobs: Jobs) -> Blueprint:
-    """Return the calls that start each of these jobs, and those that follow their runs."""
-    blueprint = Blueprint("jobs", __name__, description="Starting jobs and following their runs")
+    """Return the calls that start each of these `jobs`, and the calls that follow their runs."""
+    blueprint = Blueprint("jobs", __name__)
     blueprint.before_request(refuse_surplus)
     for job in jobs.values():
         _add_start(blueprint, job)
 
     @blueprint.route("/jobs", methods=["GET"], role=Role.VIEWER)
-    @blueprint.doc(
-        operationId="adminListJobs",
-        errors=("QUEUE_UNAVAILABLE",),
-        responses={200: {"links": link_to("adminReadJob", {"job_id": "$response.body#/runs/0/job_id"})}},
-    )
+    @blueprint.doc(operationId="adminListJobs", errors=("QUEUE_UNAVAILABLE",))
     @blueprint.arguments(job_runs_query_schema(jobs)(), location="query")
     @blueprint.response(200, JobRunsSchema, description="The last runs, newest first")
     def read_last(query: dict[str, Any]) -> dict[str, Any]:
-        """List the last runs of one job, or of all.
-
-        The newest comes first, by when it was asked for or the schedule started it. A run is kept for 24 hours after
-        its end.
-        """
+        """List the last runs of one job, or of all jobs, newest first."""
         runs = services().queue.read_last(query.get("job"), limit=query["limit"])
         return {"runs": [_shown(run) for run in runs], "count": len(runs)}
 
     @blueprint.route("/jobs/<job_id>", methods=["GET"], role=Role.VIEWER, parameters=[JOB_ID])
-    @blueprint.doc(
-        operationId="adminReadJob",
-        errors=("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"),
-    )
-    @blueprint.response(200, JobRunSchema, description="The run as it stands", example=_example(jobs))
+    @blueprint.doc(operationId="adminReadJob", errors=("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"))
+    @blueprint.response(200, JobRunSchema, description="The run as it is now", example=_example(jobs))
     def read(job_id: str) -> dict[str, Any]:
-        """Tell how a run of a job goes, or went.
-
-        A run is kept for 24 hours after its end; those that the schedule started are found here, too.
-        """
+        """Read the state and the result of a run."""
         require_plain("job_id", job_id)
         return _shown(services().queue.find(job_id))
 
@@ -77,7 +56,7 @@ def make_blueprint(jobs: Jobs) -> Blueprint:
 
 
 def _add_start(blueprint: Blueprint, job: JobSpec) -> None:
-    """Add the call that starts a job and may wait for its end."""
+    """Add the call that starts `job` and may wait for its end."""
 
     def start(flags: Mapping[str, bool] | None = None) -> Any:  # noqa: ANN401 - a JSON body, its status and headers
         return _start(job, flags or {})
@@ -95,13 +74,12 @@ def _add_start(blueprint: Blueprint, job: JobSpec) -> None:
             success=True,
         ),
         blueprint.response(
-            202, JobAcceptedSchema, description="Asked for; `status_url` tells how it goes", headers=applied
+            202, JobAcceptedSchema, description="The run was asked for. Read its state at `status_url`", headers=applied
         ),
         blueprint.doc(
             operationId=f"admin{job.name.title().replace('_', '')}",
             parameters=["prefer"],
             errors=("QUEUE_UNAVAILABLE",),
-            responses={200: _STARTED, 202: _STARTED},
         ),
         *([blueprint.arguments(flags_schema(job)(), required=False)] if job.flags else []),
         blueprint.route(f"/{job.path}", methods=["POST"], role=Role.OPERATOR),
@@ -131,14 +109,17 @@ def _start(job: JobSpec, flags: Mapping[str, bool]) -> tuple[Any, int, dict[str,
 
 
 def _await_end(job_id: str, seconds: int) -> JobRun | None:
-    """Return the run once it has ended; None if it has not in time, cannot be seen, or this process must stop."""
+    """Return the run once it has ended.
+
+    Returns None after `seconds`, when Redis does not answer, or when this process must stop.
+    """
     clock, queue, draining = services().clock, services().queue, runtime().draining
     until = clock.monotonic() + seconds
     while True:
         try:
             run = queue.find(job_id)
         except JobNotFound:
-            # Not written down yet: the queue took it in before.
+            # The queue has the run already, and its record is written a little later.
             pass
         except QueueUnavailable:
             return None
@@ -152,10 +133,9 @@ def _await_end(job_id: str, seconds: int) -> JobRun | None:
 
 
 def preferred_wait(header: str) -> int | None:
-    """Return the seconds that a caller prefers to wait for, at most 30; None if it does not say so intelligibly.
+    """Return the seconds that the caller prefers to wait, at most 30; None without a well-formed `wait=N`.
 
-    Source: RFC 7240, sections 2 and 4.3. The first of several preferences of one name counts; malformed ones are
-    ignored.
+    Source: RFC 7240, sections 2 and 4.3. If `wait` stands several times, the first one counts.
     """
     for preference in parse_list_header(header):
         name, _, value = preference.partition(";")[0].partition("=")

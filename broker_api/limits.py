@@ -1,4 +1,4 @@
-"""Gives the views that call the store their time, and one of the threads that may be held."""
+"""Decorators for views that call the store: they set the deadline, and take one of the limited threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Answer = TypeVar("Answer")
 
 
 def store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Run a view within the request's deadline, and only while threads are left for health checks."""
+    """Run `view` within the deadline of a request, and only while threads stay free for health checks."""
 
     @wraps(view)
     def bounded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
@@ -28,7 +28,7 @@ def store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]
 
 
 def bulk_store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Do the same for a view that goes through many records."""
+    """Do the same with the longer deadline of a view that goes through many records."""
 
     @wraps(view)
     def bounded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:

@@ -1,4 +1,4 @@
-"""What is counted and timed about every HTTP request, and where all that the API's processes count is read."""
+"""Counts and times every HTTP request, and serves the metrics of all processes of the API."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ _OTHER = "other"
 
 
 class _Exporter(PrometheusMetrics):  # type: ignore[misc] # it ships no types
-    """The exporter, serving a registry that is made once and may hold collectors.
+    """The exporter, changed so that it serves one registry, which may hold collectors.
 
-    By itself, where several processes are added up, it makes an empty registry at each scrape, and answers 500 to
-    `name[]`.
+    With several processes, the original makes an empty registry at each scrape, and answers 500 to `name[]`.
     """
 
     def __init__(self, registry: CollectorRegistry, served: CollectorRegistry) -> None:
-        # Its default metrics have other names than the contract's.
+        # Its default metrics do not have this API's names.
         super().__init__(app=None, export_defaults=False, registry=registry)
         self._served = served
 
     def generate_metrics(self, accept_header: str | None = None, names: list[str] | None = None) -> tuple[str, str]:
-        """Return the text of a scrape, of the series in `names` if there are any, and its content type."""
+        """Return the text of a scrape and its content type. With `names`, only these series are in it."""
         named = [name for name in names or () if name]
         encode, content_type = choose_encoder(accept_header or "")
-        # The restricted registry has all of a registry that an encoder uses.
+        # The restricted registry has everything of a registry that an encoder uses.
         chosen = self._served.restricted_registry(named) if named else self._served
         return encode(chosen).decode(), content_type
 
 
 def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
-    """Count and time every request of an application, refused and unknown ones too, and serve /metrics.
+    """Count and time every request of `app`, including refused and unknown ones, and serve /metrics.
 
-    With `PROMETHEUS_MULTIPROC_DIR` set, /metrics adds up what all worker processes have counted, also those that are
-    gone; without it, it shows `registry`. Beside that stand the pool's gauges. There is no process_*: it would be that
-    of whichever process answers, and a counter that jumps from one process's value to another's has no rate.
+    With `PROMETHEUS_MULTIPROC_DIR` set, /metrics adds up the counts of all worker processes, including ended ones.
+    Without it, /metrics shows `registry`. Both show the pool's gauges. There are no `process_*` series: each scrape
+    would show another process, and a counter that jumps between processes has no rate.
     """
     served = CollectorRegistry(support_collectors_without_names=True)
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -75,7 +74,7 @@ def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
 
     @app.after_request
     def count(response: Response) -> Response:
-        # Labels come from closed sets: neither a path nor a method that a caller makes up becomes one.
+        # Labels come from closed sets: a path or method that a caller invents does not become a label.
         endpoint = request.url_rule.rule if request.url_rule is not None else _OTHER
         method = request.method if request.method in _METHODS else _OTHER
         requests.labels(method, endpoint, str(response.status_code)).inc()

@@ -1,4 +1,4 @@
-"""What OpenAPI says that the API's calls share: tokens, headers, links, and the answers that are errors."""
+"""The parts of the OpenAPI document that calls share: tokens, headers, and the answers that are errors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from apispec import BasePlugin
 
 from broker_api import rate_limit, tracing
+from broker_api.description_files import read_calls
 from broker_api.error_answers import JSON, PROBLEM, Fault
 from broker_api.errors import ERROR_CODES
-from broker_api.schemas import EXAMPLE_REQUEST_ID, PLAIN, ErrorSchema, ProblemSchema
+from broker_api.schemas.errors import ErrorSchema, ProblemSchema
+from broker_api.schemas.parts import JOB_ID as EXAMPLE_JOB_ID
+from broker_api.schemas.parts import PLAIN, REQUEST_ID
 from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from apispec import APISpec
 
@@ -30,37 +33,37 @@ JOB_ID = {
     "name": "job_id",
     "in": "path",
     "required": True,
-    "description": "The run's id, as the call that started it answered",
+    "description": "The run's id, from the answer of the call that started it",
     "schema": PLAIN | {"type": "string"},
-    "example": "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11",
+    "example": EXAMPLE_JOB_ID,
 }
 
 _CALLER_HEADERS: dict[str, dict[str, Any]] = {
     "track_id": {
         "name": "X-Track-ID",
         "required": True,
-        "description": "The calling track. `X-Instruqt-Sandbox-ID` may stand for it",
+        "description": "The calling track. `X-Instruqt-Sandbox-ID` may be sent in its place",
         "example": "track-4711",
     },
     "track_id_alias": {
         "name": "X-Instruqt-Sandbox-ID",
-        "description": "Another name of `X-Track-ID`, which is then not needed; sent beside it, it must say the same",
+        "description": "Another name of `X-Track-ID`. Send one of the two, or both with the same value",
     },
     "track_name": {"name": "X-Instruqt-Track-ID", "description": "The lab's name, kept as `track_name`"},
     "name_prefix": {"name": "X-Sandbox-Name-Prefix", "description": "Only sandboxes whose name starts with this"},
     "idempotency_key": {
         "name": "Idempotency-Key",
-        "description": "A track gets one sandbox for each; the track's id if left out",
+        "description": "A track gets one sandbox for each key. Without this header, the key is the track's id",
     },
 }
 _OTHER_HEADERS: dict[str, dict[str, Any]] = {
     "request_id": {
         "name": tracing.HEADER,
-        "description": f"Comes back with the answer if it matches `{tracing.PATTERN}`; else the answer has a new one",
+        "description": f"The answer has the same id if it matches `{tracing.PATTERN}`, else a new one",
     },
     "prefer": {
         "name": "Prefer",
-        "description": "`wait=N`: wait for the run's end, for N seconds at most; more than 30 count as 30",
+        "description": "`wait=N`: wait at most N seconds for the end of the run. More than 30 counts as 30",
     },
 }
 _TEXT = {"type": "string"}
@@ -75,14 +78,14 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
     },
     "Idempotent-Replayed": {
         "required": True,
-        "description": "The answer is what an earlier request was given",
+        "description": "The answer is that of an earlier request",
         "schema": _TEXT | {"enum": ["true"]},
     },
     "Preference-Applied": {
-        "description": "`wait=N`, with the seconds that the call would wait, if it waited",
+        "description": "`wait=N`, if the call waited: N is how long it was ready to wait",
         "schema": _TEXT,
     },
-    "Vary": {"required": True, "description": "`Accept`: it says in which shape errors come", "schema": _TEXT},
+    "Vary": {"required": True, "description": "`Accept`: it chooses the shape of errors", "schema": _TEXT},
     "RateLimit-Policy": {
         "description": "How many requests (`q`) the caller may make in how many seconds (`w`), as"
         " draft-ietf-httpapi-ratelimit-headers-10 has it",
@@ -101,42 +104,32 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
 }
 
 _REFUSED_UNREAD = ("REQUEST_TIMEOUT", "URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE")
-"""Before the request is counted."""
+"""The broker refuses such a request before it counts it."""
 _OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
 _HEADERS_OF_ERRORS = {401: ["WWW-Authenticate"]}
 _AS_PROBLEM = "_AS_PROBLEM"
-"""Ends the name of an example in RFC 9457's shape."""
+"""The end of the name of an example in RFC 9457's shape."""
 
 
 def answered_with(*headers: str) -> dict[str, dict[str, str]]:
-    """Return references to the descriptions of these headers of an answer."""
+    """Return what an answer with these headers is described with: references to the shared descriptions."""
     return {header: {"$ref": f"#/components/headers/{header}"} for header in headers}
 
 
-def link_to(
-    operation: str, parameters: Mapping[str, str], body: Mapping[str, str] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Return the link from an answer to the call that takes these parts of it, or of its request.
-
-    Source: OpenAPI 3.1, "Link Object" and "Runtime Expressions".
-    """
-    link: dict[str, Any] = {"operationId": operation, "parameters": dict(parameters)}
-    return {operation: link | ({"requestBody": dict(body)} if body else {})}
-
-
 class SharedDescription(BasePlugin):
-    """Describes what no call has for itself: the header that all read, those that all answer, and their errors.
+    """Completes each call with what calls share: its text from the files, common headers, its role, and its errors.
 
-    A call names, as `errors`, the codes that only some calls answer, and as `role` the one that it needs.
+    A call declares as `errors` the codes that not all calls answer, and as `role` the role that it needs.
     """
 
     def __init__(self, base_path: str) -> None:
         """Describe the API under `base_path`."""
         super().__init__()
         self._base_path = base_path
+        self._texts = read_calls(base_path)
 
     def init_spec(self, spec: APISpec) -> None:
-        """Keep the description that answers are added to."""
+        """Keep the document's components, to which answers and examples are added."""
         super().init_spec(spec)
         self._components = spec.components
 
@@ -150,6 +143,8 @@ class SharedDescription(BasePlugin):
         is_counted = path not in rate_limit.EXEMPT
         headers = answered_with(tracing.HEADER, *(rate_limit.HEADERS if is_counted else ()))
         for method, operation in (operations or {}).items():
+            if not operation.get("description"):
+                operation["description"] = self._texts[operation["operationId"]]
             _describe_role(operation, operation.pop("role"))
             operation["parameters"] = [*operation.get("parameters", ()), "request_id"]
             codes = {
@@ -167,10 +162,10 @@ class SharedDescription(BasePlugin):
             operation["responses"] = dict(sorted((self._describe_errors(codes) | answers).items()))
 
     def _describe_errors(self, codes: Iterable[str]) -> dict[int, str]:
-        """Return the answers that have these codes, by status, each by the name of the component that describes it."""
-        # In the order of the table, so that a component has the same name wherever it is wanted.
+        """Return by status the name of the component that describes the answer with these codes."""
+        # In the order of the table, so that the same codes always give a component of the same name.
         by_status = groupby(sorted(codes, key=list(ERROR_CODES).index), _status_of)
-        return {status: self._describe_answer(status, list(its)) for status, its in by_status}
+        return {status: self._describe_answer(status, list(group)) for status, group in by_status}
 
     def _describe_answer(self, status: int, codes: list[str]) -> str:
         name = "_or_".join(codes)
@@ -198,7 +193,7 @@ class SharedDescription(BasePlugin):
         return name
 
     def _show(self, code: str) -> None:
-        """Add what an answer with this code looks like, in both shapes."""
+        """Add an example of an answer with this code, in both shapes."""
         if code in self._components.examples:
             return
         error = ERROR_CODES[code]
@@ -206,7 +201,7 @@ class SharedDescription(BasePlugin):
             status=error.status,
             code=code,
             message=error.message,
-            request_id=EXAMPLE_REQUEST_ID,
+            request_id=REQUEST_ID,
             retry_after=error.retry_after,
             details=error.details,
         )
@@ -219,7 +214,7 @@ def _example(name: str) -> dict[str, str]:
 
 
 def _describe_role(operation: dict[str, Any], role: Role | None) -> None:
-    """Say which token a call needs, and with which role. Source: OpenAPI 3.1, "Security Requirement Object"."""
+    """Add the token and the role that a call needs. Source: OpenAPI 3.1, "Security Requirement Object"."""
     if role is None:
         operation["security"] = []
         return
@@ -234,7 +229,7 @@ def _status_of(code: str) -> int:
 def describe_shared_parts(spec: APISpec) -> None:
     """Add the tokens and headers that calls refer to."""
     for scheme, whose in (
-        ("trackToken", "A token with the role `track`; it may be bound to some tracks by patterns of their ids"),
+        ("trackToken", "A token with the role `track`. It may be limited to tracks whose ids fit its patterns"),
         ("adminToken", "A token with the role `viewer`, `operator` or `admin`"),
     ):
         spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})

@@ -1,6 +1,6 @@
-"""How many requests a caller may make: counted by track, by an operator's name, and by address without a valid token.
+"""Limits the requests of each caller. They are counted by track, by operator, or by address without a valid token.
 
-Health checks and metrics are exempt: whoever watches the broker must see it in its worst moment.
+Health checks and metrics are exempt, so that monitoring works in the worst moment.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})
 HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
-"""The first two are those of draft-ietf-httpapi-ratelimit-headers-10, written as structured fields (RFC 9651)."""
+"""The first two come from draft-ietf-httpapi-ratelimit-headers-10, and are structured fields (RFC 9651)."""
 _IPV6_NETWORK_BITS = 64
-"""What one subscriber commonly has: any number of addresses in it is one caller."""
+"""One subscriber commonly has a network of this size, so all its addresses count as one caller."""
 
 
 def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
-    """Limit the requests of an application; register it before what may refuse a request, after what traces it.
+    """Limit the requests of `app`. Register this after tracing, and before anything that may refuse a request.
 
-    The caller's address is taken from `X-Forwarded-For`, and whether it used HTTPS from `X-Forwarded-Proto`, for
-    `trusted_proxies` proxies, each of which adds one.
+    Behind `trusted_proxies` proxies, of which each adds one value, the caller's address is taken from
+    `X-Forwarded-For`, and whether it used HTTPS from `X-Forwarded-Proto`.
     """
     if trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign] # as Flask's documentation does it
@@ -63,7 +63,7 @@ def _key() -> str:
     if track_id and may_act_for(track_id):
         return f"track:{track_id}"
     found = principal()
-    # A token that is for tracks alone says nothing of who calls: many tracks have the same.
+    # Many tracks may share a token of the role `track`, so it does not identify the caller.
     if found is not None and found.may(Role.VIEWER):
         return f"principal:{found.name}"
     return f"address:{_address()}"
@@ -83,7 +83,7 @@ def _show(response: Response) -> Response:
     allowance: Allowance | None = g.get("allowance")
     if allowance is not None:
         settings = runtime().settings
-        # The bucket fills in this time. The draft's reset is when there is more, the other one when there is all.
+        # The bucket fills in this time. The reset of the draft is when there is more, the other reset when it is full.
         window = math.ceil(settings.rate_limit_burst / settings.rate_limit_rps)
         more_after = allowance.retry_after if allowance.is_exceeded else min(1, allowance.reset_after)
         values = (

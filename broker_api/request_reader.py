@@ -1,8 +1,8 @@
-"""Collects what a connection sends, and says when a request is whole; it only looks for where a request ends.
+"""Collects the bytes of a connection, and says when a request is complete. It looks only for the end of a request.
 
-What a request means, and whether it is one at all, is for gunicorn's parser. So nothing depends on what is decided
-here but how long is waited: the parser gets the bytes of one request and no others, and where it wants more of them or
-leaves some over, the connection is closed.
+gunicorn's parser decides what a request means and whether it is valid. The decisions made here change only how long the
+worker waits. The parser gets exactly the bytes of one request. If it needs more bytes or leaves some, the connection is
+closed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from http import HTTPStatus
 from broker_api.bounds import MAX_BODY_BYTES
 
 _NOTHING = (b"", b"\r", b"\r\n")
-"""An empty line before a request counts as nothing (RFC 9112, section 2.2)."""
+"""An empty line before a request is ignored (RFC 9112, section 2.2)."""
 _BEGIN = re.compile(rb"(?:\r\n)?[!#$%&'*+\-.^_`|~0-9A-Za-z]|(?:\r\n?)?\Z")
-"""A method, or nothing yet. The first byte of TLS is 0x16."""
+"""The begin of a method, or nothing yet. TLS is no match: its first byte is 0x16."""
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _END_OF_HEAD = b"\r\n\r\n"
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r\n]*)", re.IGNORECASE)
@@ -27,21 +27,21 @@ _LENGTH = re.compile(rb"([0-9]{1,18})[ \t]*")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _MAX_CHUNK_LINE = 8190
 _ENOUGH_TO_REFUSE = MAX_BODY_BYTES + 16 * 1024
-"""Of a body in chunks that is too large, the application gets so much: it reads a little further than is allowed."""
+"""How much of a too large body in chunks the application gets: it reads a little more than the limit."""
 _MAX_CHUNKED = 8 * MAX_BODY_BYTES
-"""What such a body may take with all that is around its chunks."""
+"""How large a body in chunks may be with the lines around its chunks."""
 
 
 class State(Enum):
-    """What is there of the next request."""
+    """How much of the next request has arrived."""
 
     NOTHING = auto()
     PART_OF_HEAD = auto()
     PART_OF_BODY = auto()
     WHOLE = auto()
-    """It is there, or as much of it as is needed to refuse it."""
+    """Everything has arrived, or enough to refuse it."""
     REFUSED = auto()
-    """It will never be one; `refusal` says which status is the answer."""
+    """It cannot become a request. `refusal` is the status of the answer."""
 
 
 class RequestReader:
@@ -52,7 +52,7 @@ class RequestReader:
         self.state = State.NOTHING
         self.refusal = HTTPStatus.BAD_REQUEST
         self.took_part = False
-        """The request that was taken last lacks some of its bytes, so none can follow it."""
+        """Whether the last taken request lacks some of its bytes, so that no other can follow it."""
         self._max_head_bytes = max_head_bytes
         self._received = bytearray()
         self._begin_again()
@@ -67,17 +67,17 @@ class RequestReader:
         return self.state is State.PART_OF_BODY and _EXPECTS.match(self._received, 0, self._body) is not None
 
     def is_for(self, beginning: bytes) -> bool:
-        """Tell whether the request begins with these bytes."""
+        """Tell whether the request begins with the bytes of `beginning`."""
         return self._received.startswith(beginning)
 
     def feed(self, data: bytes) -> State:
-        """Take in what was received; returns, and sets, the state."""
+        """Add the received `data`; set and return the state."""
         self._received += data
         self.state = self._look()
         return self.state
 
     def take(self) -> bytes:
-        """Return the bytes of the request, or what there is of one that is not whole, and go on with what follows."""
+        """Return the bytes of the request, complete or not, and continue with the bytes that follow."""
         end = self._end if self.state is State.WHOLE else len(self._received)
         self.took_part = self._is_cut or self.state is not State.WHOLE
         request = bytes(self._received[:end])
@@ -89,15 +89,15 @@ class RequestReader:
     def _begin_again(self) -> None:
         self._searched = 0
         self._body = 0
-        """Where the body begins, once the head is whole."""
+        """Where the body begins; 0 until the head is complete."""
         self._end = 0
-        """Where the request ends, once that is known."""
+        """Where the request ends; 0 until that is known."""
         self._is_cut = False
-        """The request ends later than that."""
+        """Whether the request continues after `_end`."""
         self._chunk = 0
-        """Where the next chunk begins; it may not have been received yet."""
+        """Where the next chunk begins, which may not have arrived yet."""
         self._content = 0
-        """How much the chunks before it hold."""
+        """How many bytes the chunks before it hold."""
 
     def _look(self) -> State:
         if not self._body:
@@ -133,7 +133,7 @@ class RequestReader:
         return State.REFUSED
 
     def _look_at_framing(self) -> None:
-        """Find out where the body ends."""
+        """Find the end of the body in the headers."""
         fields = _FRAMING.findall(self._received, 0, self._body)
         if not fields:
             self._end = self._body
@@ -145,7 +145,7 @@ class RequestReader:
         elif name.lower() == b"content-length" and length:
             size = int(length[1])
             self._is_cut = size > MAX_BODY_BYTES + 1
-            # Of a body that is too large nothing is needed: its head says so.
+            # A body that is too large is not needed: the head shows its size.
             self._end = self._body if self._is_cut else self._body + size
         elif name.lower() == b"transfer-encoding" and value.strip().lower() == b"chunked":
             self._chunk = self._body
@@ -153,7 +153,7 @@ class RequestReader:
             self._cut()
 
     def _has_all_chunks(self) -> bool:
-        """Go through the chunks that have been received."""
+        """Go through the chunks that have arrived, and tell whether the body is complete."""
         received = self._received
         while self._chunk < len(received):
             line_end = received.find(b"\r\n", self._chunk)
@@ -171,7 +171,7 @@ class RequestReader:
         return (content > _ENOUGH_TO_REFUSE or len(received) - self._body > _MAX_CHUNKED) and self._cut()
 
     def _has_trailers(self, last_line_end: int) -> bool:
-        """Look for the empty line that ends the body, behind its trailers if it has any."""
+        """Look for the empty line that ends the body, after any trailers."""
         found = self._received.find(_END_OF_HEAD, last_line_end)
         if found < 0:
             return len(self._received) - last_line_end > self._max_head_bytes and self._cut()
@@ -179,7 +179,7 @@ class RequestReader:
         return True
 
     def _cut(self) -> bool:
-        """Take the request to end with what is there: it is malformed or too large, which the parser will find."""
+        """End the request with the bytes that have arrived: it is malformed or too large, as the parser will find."""
         self._end = len(self._received)
         self._is_cut = True
         return True

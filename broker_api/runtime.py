@@ -1,4 +1,4 @@
-"""What a request finds in its process: settings, services, tokens, the threads' budget, and whether it must stop."""
+"""The objects that all requests of an application share."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ _EXTENSION = "sandbox_broker"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """One application's surroundings; made once, never changed, but for `draining`."""
+    """The shared objects of one application. Only `draining` ever changes."""
 
     settings: Settings
     services: ApiServices
     threads: ThreadBudget
     tokens: Sequence[TokenSource]
     draining: threading.Event = field(default_factory=threading.Event)
-    """Set once the process has been told to stop."""
+    """Set once the process must stop."""
 
 
 def attach(app: Flask, runtime: Runtime) -> None:
-    """Give an application its surroundings."""
+    """Store the runtime of an application."""
     app.extensions[_EXTENSION] = runtime
 
 
 def runtime_of(app: Flask) -> Runtime:
-    """Return an application's surroundings."""
+    """Return the runtime of an application."""
     return cast("Runtime", app.extensions[_EXTENSION])
 
 
 def runtime() -> Runtime:
-    """Return the surroundings of the present request."""
+    """Return the runtime of the current request."""
     return cast("Runtime", current_app.extensions[_EXTENSION])
 
 
 def services() -> ApiServices:
-    """Return the services that the present request calls."""
+    """Return the services of the current request."""
     return runtime().services

@@ -1,4 +1,4 @@
-"""Starting one process of the API, after the fork."""
+"""Starts one process of the API, after the fork."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def build_app(settings: Settings) -> Flask:
-    """Make the application and its clients. Called after a fork."""
+    """Configure logging, and return the application with its clients. Call it after the fork."""
     configure_logging(level=settings.log_level, fmt=settings.log_format)
     registry = CollectorRegistry()
     return create_app(settings, build_api_services(settings, registry=registry), registry=registry)

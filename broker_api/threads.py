@@ -1,4 +1,4 @@
-"""How many of a process's threads may be held at once."""
+"""Limits how many threads of a process may be busy for long."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _LONGEST_QUEUE_SEC = 0.25
 
 
 class ThreadBudget:
-    """Keeps two threads of a process free of anything that takes long, so that a health check always finds one.
+    """Keeps two threads of a process free, so that a short call such as a health check finds one.
 
-    A request to the store, and a caller who waits for a job, hold one permit each; there are two fewer than threads.
+    A request that calls the store holds one permit. So does a caller that waits for a job. There are two permits fewer
+    than threads.
     """
 
     def __init__(self, threads: int, clock: Clock) -> None:
@@ -32,10 +33,10 @@ class ThreadBudget:
 
     @contextmanager
     def store_call(self, seconds: float) -> Iterator[None]:
-        """Run what is inside with a permit and a deadline.
+        """Run the block with a permit, and with a deadline of `seconds`.
 
-        Raises `StoreUnavailable` when no permit comes free soon. Waiting for one takes up a spare thread, so it is
-        short, and once it was in vain nobody waits until some request has ended.
+        Raises `StoreUnavailable` if no permit comes free soon. A request that waits for a permit uses a spare thread,
+        so the wait is short. After a wait without success, no request waits until another request has ended.
         """
         with deadline_in(seconds, self._clock):
             if not self._permits.acquire(blocking=False) and not self._queue():
@@ -48,7 +49,7 @@ class ThreadBudget:
 
     @contextmanager
     def waiting(self) -> Iterator[bool]:
-        """Tell whether the caller may hold its thread for seconds; at most half of the permits go to such callers."""
+        """Tell whether the caller may block its thread for seconds. Such callers get at most half of the permits."""
         may_wait = self._waiters.acquire(blocking=False)
         if may_wait and not self._permits.acquire(blocking=False):
             self._waiters.release()

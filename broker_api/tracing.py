@@ -1,4 +1,4 @@
-"""The id of each request, on its answer and its log lines, and the line that says how it was answered."""
+"""Gives each request an id, for its answer and its log lines, and logs how it was answered."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 HEADER = "X-Request-ID"
 PATTERN = "[A-Za-z0-9._-]{1,128}"
 _VALID = re.compile(PATTERN)
-# What probes and scrapers ask every few seconds, and nobody reads while the answer is yes.
+# Probes and scrapers call these every few seconds. Nobody reads their log lines while the answer is 200.
 _PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
 
 def register_tracing(app: Flask) -> None:
-    """Give every request of an application its id."""
+    """Give every request of `app` an id, and log its answer."""
     app.before_request(_begin)
     app.after_request(_show)
     app.teardown_request(_end)
 
 
 def choose_request_id(given: str) -> str:
-    """Return the caller's id if it is a valid one, else a new one."""
+    """Return `given` if it is a valid id, else a new id."""
     return given if _VALID.fullmatch(given) else str(uuid.uuid4())
 
 
 def request_id() -> str:
-    """Return the id of the present request."""
+    """Return the id of the current request."""
     return cast("str", g.request_id)
 
 
 def _begin() -> None:
     g.began_at = time.monotonic()
     g.request_id = choose_request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
-    # A thread serves one request after the other: nothing may be left from the one before.
+    # A thread serves many requests, so values of the previous one must not stay.
     clear_contextvars()
     bind_contextvars(request_id=g.request_id)
 
@@ -57,7 +57,7 @@ def _show(response: Response) -> Response:
 
 
 def _write_line(status: int) -> None:
-    """Say what was asked for and how it was answered: the route's template, never the path, which may be anything."""
+    """Log the answer, with the route's template. The path is not logged, because callers can put anything into it."""
     route = request.url_rule.rule if request.url_rule else None
     details = {"route": route, **(request.view_args or {})}
     _log.log(

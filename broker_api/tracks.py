@@ -10,9 +10,9 @@ from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
-from broker_api.openapi import SANDBOX_ID, answered_with, link_to
+from broker_api.openapi import SANDBOX_ID, answered_with
 from broker_api.runtime import services
-from broker_api.schemas import (
+from broker_api.schemas.tracks import (
     AllocationSchema,
     HeldSandboxesSchema,
     HeldSandboxSchema,
@@ -27,30 +27,17 @@ if TYPE_CHECKING:
 
     from broker_common.core.sandbox import Claim, Sandbox
 
-blueprint = Blueprint("tracks", __name__, description="What a lab session may do")
+blueprint = Blueprint("tracks", __name__)
 blueprint.before_request(require_caller)
 blueprint.before_request(refuse_surplus)
 
 Answer = TypeVar("Answer")
 
 _TRACK = ["track_id", "track_id_alias"]
-_SAME_TRACK = {"X-Track-ID": "$request.header.X-Track-ID"}
-
-
-def _links_on(sandbox: str) -> dict[str, Any]:
-    """Return the links of an answer whose body holds a sandbox of the calling track at this JSON pointer."""
-    lease = {"lease_id": f"$response.body#{sandbox}/lease_id"}
-    own = {"sandbox_id": f"$response.body#{sandbox}/sandbox_id"}
-    return {
-        "links": link_to("readSandbox", own | _SAME_TRACK)
-        | link_to("markForDeletion", own | _SAME_TRACK, lease)
-        | link_to("adminReadSandbox", own)
-        | link_to("adminRelease", own, lease)
-    }
 
 
 def _refuse_others_first(view: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Tell whoever does not hold the sandbox so, and nothing about a malformed body."""
+    """Check that the calling track may read the sandbox before its malformed body is refused."""
 
     @wraps(view)
     def checked(sandbox_id: str) -> Answer:
@@ -74,23 +61,18 @@ def _read(sandbox_id: str) -> Sandbox:
     operationId="allocate",
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
     errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
-    responses={200: _links_on(""), 201: _links_on("")},
 )
-@blueprint.response(201, AllocationSchema, description="A sandbox, newly allocated")
+@blueprint.response(201, AllocationSchema, description="A newly allocated sandbox")
 @blueprint.alt_response(
     200,
     schema=AllocationSchema,
-    description="What this track holds already under this idempotency key",
+    description="The sandbox that this track holds already under this idempotency key",
     headers=answered_with("Idempotent-Replayed"),
     success=True,
 )
 @store_call
 def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
-    """Allocate a sandbox to the calling track.
-
-    However often it is repeated, a track gets one sandbox for each idempotency key until that allocation has ended; a
-    repeated call ignores the name's prefix.
-    """
+    """Allocate a sandbox to the calling track."""
     track = caller()
     allocation = services().allocator.allocate(
         AllocateRequest(
@@ -111,15 +93,11 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
     operationId="listHeldSandboxes",
     parameters=_TRACK,
     errors=("SERVICE_UNAVAILABLE",),
-    responses={200: _links_on("/sandboxes/0")},
 )
-@blueprint.response(200, HeldSandboxesSchema, description="What the calling track holds; empty if that is nothing")
+@blueprint.response(200, HeldSandboxesSchema, description="The held sandboxes; an empty list if there are none")
 @store_call
 def list_held() -> dict[str, Any]:
-    """List the sandboxes that the calling track holds.
-
-    One for each idempotency key that it allocated with, and has not given back since.
-    """
+    """List the sandboxes that the calling track holds."""
     held = services().leases.list_held(track_id=caller().track_id)
     return {"sandboxes": held, "count": len(held)}
 
@@ -132,10 +110,7 @@ def list_held() -> dict[str, Any]:
 )
 @blueprint.response(200, HeldSandboxSchema, description="The sandbox as it is now")
 def read(sandbox_id: str) -> Sandbox:
-    """Read a sandbox that the calling track holds, or held last.
-
-    Its last holder may read it until it is allocated anew.
-    """
+    """Read a sandbox that the calling track holds, or held last."""
     return _read(sandbox_id)
 
 
@@ -149,13 +124,10 @@ def read(sandbox_id: str) -> Sandbox:
 )
 @_refuse_others_first
 @blueprint.arguments(MarkInputSchema(), required=False)
-@blueprint.response(200, MarkedSchema, description="Taken back; `status` is the present one when this is repeated late")
+@blueprint.response(200, MarkedSchema, description="Taken back. A late repetition shows the status of that moment")
 @store_call
 def mark_for_deletion(body: dict[str, str], sandbox_id: str) -> Sandbox:
-    """Give a sandbox back, to be wiped.
-
-    May be repeated by its last holder until the sandbox is allocated anew; who may repeat it late sends `lease_id`.
-    """
+    """Give a sandbox back, to be wiped."""
     require_plain("sandbox_id", sandbox_id)
     ending = services().leases.mark_for_deletion(
         track_id=caller().track_id, sandbox_id=sandbox_id, by=actor(), lease_id=body.get("lease_id")

@@ -1,4 +1,4 @@
-"""What a WSGI server loads, after it has forked: the only module here that asks the environment for settings."""
+"""The entry point of the WSGI server, loaded after the fork. Only this module reads settings from the environment."""
 
 from __future__ import annotations
 

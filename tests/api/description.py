@@ -1,4 +1,4 @@
-"""The API's OpenAPI document, as tests read it; `python -m tests.api.description` renews its copy."""
+"""The API's OpenAPI document, as tests read it. `python -m tests.api.description` writes its copy again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def read_document() -> dict[str, Any]:
 
 
 def describe() -> str:
-    """Return the document as the copy has it: sorted, so that a change is read as one."""
+    """Return the text of the copy. It is sorted, so that a diff shows only what changed."""
     return json.dumps(read_document(), indent=1, sort_keys=True) + "\n"
 
 
 def look_up(document: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
-    """Return what is described here, or where this refers to."""
+    """Return `described`, or the part of the document that its `$ref` names."""
     place: Any = document
     for step in described.get("$ref", "#").split("/")[1:]:
         place = place[step]
@@ -33,7 +33,7 @@ def look_up(document: dict[str, Any], described: dict[str, Any]) -> dict[str, An
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return every call by verb and path, with its path's parameters among its own, and its answers looked up."""
+    """Return every call by verb and path. Parameters of its path are added to its own, and references are resolved."""
     return {
         (verb, path): item[verb]
         | {
@@ -49,7 +49,7 @@ def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]
 
 
 def faults_of(document: dict[str, Any], schema: dict[str, Any], example: Any) -> list[str]:
-    """Return what a schema has against a value."""
+    """Return why `example` does not fit `schema`; empty if it fits."""
     validator = Draft202012Validator(schema | {"components": document["components"]})
     return [error.message for error in validator.iter_errors(example)]
 

@@ -1,4 +1,4 @@
-"""A whole API in this process, whose store, queue and clock a test holds in its hands."""
+"""A whole API in this process, whose store, queue and clock a test controls."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ENVIRONMENT = {"BROKER_ENV": "development", "BROKER_API_TOKEN": TRACK_TOKEN, "BR
 
 
 class FakeQueue:
-    """A job queue that runs nothing: each `find` shows the next scripted state, the last one again and again."""
+    """A job queue that runs nothing: each `find` shows the next scripted state, and repeats the last one."""
 
     def __init__(self) -> None:
         self.down = False
@@ -99,7 +99,7 @@ class FakeQueue:
 
 @dataclass
 class Api:
-    """An application, and what it stands on."""
+    """An application, with its store, queue and clock."""
 
     app: Flask
     store: MemoryStore
@@ -111,7 +111,7 @@ class Api:
     track_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {TRACK_TOKEN}"})
     admin_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ADMIN_TOKEN}"})
     accept: str | None = None
-    """Sent with each call that says nothing else."""
+    """The header `Accept` of each call; None: no such header."""
 
     def call(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any) -> TestResponse:
         """Make a call without a token."""
@@ -172,7 +172,7 @@ def named_token(name: str, token: str, *roles: str, more: str = "") -> str:
 
 
 class FakeRateLimit:
-    """Gives the answer that a test wants, and remembers who was counted."""
+    """Gives the answer that a test sets, and remembers which callers were counted."""
 
     def __init__(self) -> None:
         self.answer: Allowance | None = Allowance(
@@ -193,7 +193,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     settings: Settings,
     rate_limit: FakeRateLimit,
 ) -> ApiServices:
-    """Put together what the routes call, with every id and order fixed."""
+    """Return the services that the routes call, with every id and order fixed."""
     rng, pauses = Random(1), PauseCache(store, clock, Random(1))
     guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
     leases = Leases(store=store, recorder=recorder, clock=clock)
@@ -225,7 +225,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
 
 
 def refusing(method: str) -> Any:
-    """Return what wraps a store so that its next call of `method` is refused."""
+    """Return a wrapper of a store that refuses the next call of `method`."""
 
     def wrap(store: SandboxStore) -> FlakyStore:
         flaky = FlakyStore(store)
@@ -236,7 +236,7 @@ def refusing(method: str) -> Any:
 
 
 def make_api(*, around: Any = None, jobs: Any = JOBS, **environment: str) -> Api:
-    """Make an API that starts these jobs; `around` may wrap its store, `environment` adds settings."""
+    """Return an API that starts these `jobs`. `around` may wrap its store, and `environment` adds settings."""
     settings = Settings.from_env(ENVIRONMENT | environment, process=Process.API)
     clock, queue, recorder, rate_limit = FakeClock(), FakeQueue(), RecordingRecorder(), FakeRateLimit()
     store = MemoryStore(clock)

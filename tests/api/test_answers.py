@@ -1,4 +1,4 @@
-"""Every answer that the application gives, beside what the description says of it."""
+"""Compares every answer of the application with its description."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NO_PLACE_IN_OPENAPI = {"Content-Type", "Content-Length"}
 REFUSED_BY_GUNICORN = {"URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE", "REQUEST_TIMEOUT"}
-"""Before the application sees the request: `test_gunicorn_worker.py`, `test_hostile_requests.py`."""
+"""Tested in `test_gunicorn_worker.py` and `test_hostile_requests.py`: the application does not see these requests."""
 ERROR = {"$ref": "#/components/schemas/Error"}
 PROBLEM = "application/problem+json"
 AS_PROBLEM = "_AS_PROBLEM"
@@ -32,14 +32,14 @@ STARTS = [f"/v1/admin/{job.path}" for job in JOBS.values()]
 
 
 class Broken(StoreWrapper):
-    """A store with a fault that nobody foresaw."""
+    """A store with an unexpected fault."""
 
     def get(self, sandbox_id: str) -> Any:
         raise KeyError(sandbox_id)
 
 
 def like(api: Api, *, around: Any = None) -> Api:
-    """Make another API that is asked for the same shape of errors."""
+    """Return another API, whose calls ask for the same shape of errors."""
     made = make_api(around=around)
     made.accept = api.accept
     return made
@@ -48,7 +48,7 @@ def like(api: Api, *, around: Any = None) -> Api:
 def to_a_track(api: Api) -> Iterator[TestResponse]:
     yield api.track("POST", "/v1/allocate")
     api.store.seed(make_sandbox("1"))
-    api.clock.advance(2)  # that there was none is remembered for a second
+    api.clock.advance(2)  # the API remembers for a second that none was free
     yield api.track("POST", "/v1/allocate", headers={"X-Instruqt-Track-ID": "intro"})
     yield api.track("POST", "/v1/allocate")
     yield api.track("GET", "/v1/sandboxes")
@@ -142,7 +142,7 @@ def document() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, with the call that gave it and what is said of it there."""
+    """An answer, with its call and its description."""
 
     call: tuple[str, str]
     response: TestResponse
@@ -186,13 +186,13 @@ def test_every_body_is_as_its_schema_says(document: dict[str, Any], answers: lis
 def test_every_header_is_described_with_its_answer_or_in_the_introduction(
     document: dict[str, Any], answers: list[Answer]
 ) -> None:
-    introduction = document["info"]["description"].partition("**Every answer** carries")[2]
+    introduction = document["info"]["description"].partition("## Every answer")[2].partition("\n## ")[0]
     for answer in answers:
         described = answer.described["headers"]
         sent = answer.response.headers
         for name, value in sent.items():
             if name not in described and name not in NO_PLACE_IN_OPENAPI:
-                # The page has a policy of its own.
+                # The page has its own policy.
                 shown = f"`{name}: " if answer.call == ("get", "/v1/docs") else f"`{name}: {value}`"
                 assert shown in introduction, f"{answer}: {name}"
         promised = {name for name, header in described.items() if look_up(document, header).get("required")}

@@ -1,4 +1,4 @@
-"""What browsers are told: headers of every answer, the page's own policy, and other sites."""
+"""The headers for browsers: of every answer, of the page of the description, and for other sites."""
 
 from __future__ import annotations
 

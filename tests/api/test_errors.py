@@ -1,4 +1,4 @@
-"""From errors to answers."""
+"""How errors are answered."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_status_that_has_no_line_is_told_in_the_words_of_http() -> None:
 
 
 class Broken(StoreWrapper):
-    """A store with a fault that nobody foresaw."""
+    """A store with an unexpected fault."""
 
     fault: Exception = KeyError("a-secret-value")
 
@@ -119,7 +119,7 @@ PROBLEM = "application/problem+json"
         ("Application/Problem+JSON", PROBLEM),
         (f"{PROBLEM}, */*", PROBLEM),
         (f"{PROBLEM};q=0.5, */*;q=0.5", PROBLEM),
-        # Who takes JSON where there is no error names both.
+        # Such a caller takes plain JSON for answers that are no errors.
         (f"application/json, {PROBLEM}", PROBLEM),
         (f"application/json;q=0.5, {PROBLEM};q=0.9", PROBLEM),
         (f"application/json, {PROBLEM};q=0.9", "application/json"),

@@ -1,4 +1,4 @@
-"""What our gunicorn worker does to a request before, and instead of, the application."""
+"""What the gunicorn worker does with a request before the application sees it, or instead of the application."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """An answer, as it was received."""
 
     status: int
     headers: HTTPMessage
@@ -56,7 +56,7 @@ THREADS = 4
 
 
 def read_status(answers: IO[bytes]) -> int:
-    """Read one whole answer off a connection that is kept, and return its status."""
+    """Read one whole answer from a kept connection, and return its status."""
     status = int(answers.readline().split()[1])
     length = int(parse_headers(answers)["Content-Length"])
     assert len(answers.read(length)) == length
@@ -64,7 +64,7 @@ def read_status(answers: IO[bytes]) -> int:
 
 
 class Server:
-    """gunicorn as it is deployed, whose store and queue are out of reach."""
+    """gunicorn as it is deployed. Its store and its queue do not answer."""
 
     def __init__(self, scratch: str, **environment: str) -> None:
         self.lines: list[str] = []
@@ -95,7 +95,7 @@ class Server:
         return socket.create_connection(("127.0.0.1", self._port), 10)
 
     def connect_slowly(self) -> socket.socket:
-        """Open a connection that takes little at a time."""
+        """Open a connection that receives little at a time."""
         connection = socket.socket()
         connection.settimeout(10)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -225,7 +225,7 @@ def test_a_header_that_is_sent_with_several_values_is_refused_as_such(server: Se
     headers = (b"Authorization: Bearer track-token", b"X-Instruqt-Sandbox-ID: t", header + b": t", header + b": u")
     answer = server.send(call(*headers, b"Connection: close", line=b"GET /v1/sandboxes HTTP/1.1"))
     assert answer.status == 400
-    assert answer.error["details"] == {header.decode(): ["Was sent several times, with different values."]}
+    assert answer.error["details"] == {header.decode(): ["Was sent several times with different values. Send it once."]}
 
 
 def test_a_body_in_chunks_that_is_too_large_answers_413(server: Server) -> None:
@@ -286,7 +286,7 @@ def test_what_killed_workers_counted_is_kept_in_few_files(tmp_path: Path) -> Non
             kill_the_worker(server)
         assert count_of_calls(server) == before + 3
         assert len(list(tmp_path.glob("counter_*.db"))) == 2
-        # Where it cannot be done, that is said, and the service goes on.
+        # If that is not possible, the worker logs it and continues to serve.
         (tmp_path / "counter_gone.new").mkdir()
         (killed,) = server.workers()
         os.kill(killed, signal.SIGKILL)
@@ -311,7 +311,7 @@ def test_what_nothing_else_could_answer_is_answered_500_and_logged(
 
 @pytest.fixture
 def loop(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    """Return a worker with all that its event loop has, which does not run."""
+    """Return a worker whose event loop is prepared and does not run."""
     monkeypatch.setattr(gthread.ThreadWorker, "init_process", lambda _: None)
     bare.worker.cfg = Config()
     bare.worker.init_process()
@@ -333,7 +333,7 @@ def listener() -> Iterator[socket.socket]:
 def test_a_connection_that_made_room_for_another_one_is_not_looked_at_again(
     loop: Worker, listener: socket.socket
 ) -> None:
-    """The poller may have reported it in the same turn."""
+    """The poller may have reported the connection in the same turn."""
     assert loop.accept(listener)
     (conn,) = loop._waiting
     loop.worker_connections = 2
@@ -424,7 +424,7 @@ def test_different_caller_headers_become_one_that_no_client_can_send(name: str) 
 
 
 def test_more_busy_connections_than_threads_are_all_served(server: Server) -> None:
-    """A thread that stays with its connection for the next request must not keep others waiting for ever."""
+    """A thread that waits for the next request of its connection must not let others wait for ever."""
     with ExitStack() as opened:
         connections = [opened.enter_context(server.connect()) for _ in range(THREADS + 4)]
         files = [opened.enter_context(each.makefile("rb")) for each in connections]
@@ -439,7 +439,7 @@ def test_a_request_that_comes_late_on_a_kept_connection_is_served(server: Server
     with server.connect() as connection, connection.makefile("rb") as answers:
         connection.sendall(call())
         assert read_status(answers) == 200
-        # Whatever thread was with it is taken up by others meanwhile.
+        # These calls use every thread, also the one that served the first request.
         for _ in range(THREADS):
             assert server.send(call(b"Connection: close")).status == 200
         connection.sendall(call())
@@ -449,7 +449,7 @@ def test_a_request_that_comes_late_on_a_kept_connection_is_served(server: Server
 def test_connections_that_never_send_a_request_do_not_hold_up_the_end(tmp_path: Path) -> None:
     with running(tmp_path) as server, ExitStack() as opened:
         silent = [opened.enter_context(server.connect()) for _ in range(THREADS)]
-        # This one finds a thread once they have been taken for silent, and wait elsewhere.
+        # It gets a thread once the silent connections wait in the event loop.
         assert server.send(call(b"Connection: close")).status == 200
         server.process.kill(signal.SIGTERM)
         assert wait_until(server.process.has_ended, 20), "it would wait for them until gunicorn's limit, 35 s"
@@ -457,7 +457,7 @@ def test_connections_that_never_send_a_request_do_not_hold_up_the_end(tmp_path: 
         assert [each.recv(1) for each in silent] == [b""] * THREADS
 
 
-# -- clients that take their time, or go
+# -- slow clients, and clients that leave
 
 
 def test_bytes_of_tls_are_told_that_this_is_plain_http(server: Server) -> None:
@@ -484,7 +484,7 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_once(server: Server)
         assert answers.readline() == b"\r\n"
         connection.sendall(b"{}")
         assert read_status(answers) == 503
-        # Where the body is there already, nobody waits.
+        # If the body has arrived already, nobody waits.
         connection.sendall(MARK + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}" + call())
         assert [read_status(answers), read_status(answers)] == [503, 200]
 
@@ -507,7 +507,7 @@ def test_large_answers_reach_a_client_that_reads_slowly(server: Server) -> None:
     requests = 12
     with server.connect_slowly() as connection, connection.makefile("rb") as answers:
         connection.sendall(call(line=b"GET /v1/docs/swagger-ui-bundle.js HTTP/1.1") * requests)
-        # It begins to read when the server has stopped: the kernel takes no more of its answers.
+        # It begins to read after the server has stopped: until then the kernel takes no more of its answers.
         assert server.send(call(b"Connection: close")).status == 200
         assert [read_status(answers) for _ in range(requests)] == [200] * requests
         connection.sendall(call())
@@ -536,7 +536,7 @@ def test_a_client_that_goes_on_sending_after_its_answer_is_cut_off(server: Serve
 
 
 def test_a_health_check_is_answered_while_every_thread_waits_for_the_store(tmp_path: Path) -> None:
-    """/readyz asks the store, and each call of it may take a thread for more than a second."""
+    """/readyz asks the store, so each call of it may hold a thread for more than a second."""
     with socket.create_server(("127.0.0.1", 0)) as silent_store, ExitStack() as opened:
         url = f"http://127.0.0.1:{silent_store.getsockname()[1]}"
         server = opened.enter_context(running(tmp_path, DDB_ENDPOINT_URL=url))
@@ -546,7 +546,7 @@ def test_a_health_check_is_answered_while_every_thread_waits_for_the_store(tmp_p
         assert server.send(call(b"Connection: close")).status == 200
         answered, _, _ = select.select(waiting, [], [], 0)
         assert len(answered) < len(waiting)
-        server.process.kill(signal.SIGKILL)  # its end need not wait for the rest
+        server.process.kill(signal.SIGKILL)  # the test need not wait for a clean end
 
 
 def test_a_process_that_runs_out_of_descriptors_closes_what_has_waited_longest(tmp_path: Path) -> None:
@@ -557,14 +557,14 @@ def test_a_process_that_runs_out_of_descriptors_closes_what_has_waited_longest(t
         silent = [opened.enter_context(server.connect()) for _ in range(60)]
         assert server.send(call(b"Connection: close")).status == 200
         assert silent[0].recv(1) == b""
-        # Nor does it turn in circles when closing others does not help.
+        # It also does not loop when closing others does not help.
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (3, open_now + 30))
         late = opened.enter_context(server.connect())
         late.sendall(call(b"Connection: close"))
-        assert wait_until(lambda: any("no descriptors are left" in line for line in server.lines), 10)
+        assert wait_until(lambda: any("no file descriptors are left" in line for line in server.lines), 10)
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (open_now + 30, open_now + 30))
         assert late.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
-    assert sum("no descriptors are left" in line for line in server.lines) < 10
+    assert sum("no file descriptors are left" in line for line in server.lines) < 10
 
 
 def test_requests_that_are_never_finished_do_not_fill_the_memory(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""What load balancers and orchestrators are told."""
+"""The health checks for load balancers and orchestrators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator reads of what happened: the history of a sandbox, and the feed of all facts."""
+"""The calls that read facts: the history of a sandbox, and the feed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def kinds(facts: list[dict[str, Any]]) -> list[str]:
 
 @pytest.fixture
 def used(api: Api) -> Api:
-    """Return an API where track-1 has given sandbox 7 back, and an operator paused the sync."""
+    """Return an API where track-1 has given sandbox 7 back and an operator has paused the sync."""
     api.store.seed(make_sandbox("7"))
     api.allocate(X_Request_ID="r-1", X_Instruqt_Track_ID="intro")
     api.clock.advance(60)
@@ -249,7 +249,7 @@ def test_no_fact_has_a_token_in_it(used: Api) -> None:
     assert "admin-token" not in told
 
 
-# -- when it cannot be told
+# -- when facts cannot be read
 
 
 @pytest.mark.parametrize("path", ["/v1/admin/events", "/v1/admin/sandboxes/7/history"])

@@ -1,6 +1,6 @@
-"""Requests that no client library would send, byte by byte, to the API under gunicorn. Its store is out of reach.
+"""Requests that no client library sends, byte by byte, to the API under gunicorn.
 
-So whatever is let through answers 503: each refusal here was made before anything was looked up.
+Its store does not answer, so a request that is accepted answers 503. Every refusal here comes before any look-up.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LONGEST_FIELD = 8190
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Yield the API, and see at the end that its one worker has lived through it all, and what it wrote."""
+    """Yield the API. At the end, check that its one worker still runs, and check what it logged."""
     server = Server(str(tmp_path_factory.mktemp("gunicorn")))
     server.process.start()
     try:
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def send(server: Server, line: bytes, *headers: bytes, body: bytes = b"") -> Answer:
-    """Send a request and nothing after it; returns the first answer, once the server has closed the connection."""
+    """Send a request and nothing after it. Return the first answer, once the server has closed the connection."""
     with server.connect() as connection:
         connection.sendall(b"\r\n".join([line, b"Host: broker", b"Connection: close", *headers, b"", body]))
         connection.shutdown(socket.SHUT_WR)
@@ -54,7 +54,7 @@ def send(server: Server, line: bytes, *headers: bytes, body: bytes = b"") -> Ans
 
 
 def assert_refused(answer: Answer, status: int, code: str, *named: str) -> None:
-    """Check the contract's shape, and what it is about."""
+    """Check the shape of an error, and the header or field that it names."""
     error = answer.error
     assert (answer.status, error["code"]) == (status, code), answer
     assert error["request_id"] == answer.headers["X-Request-ID"]
@@ -301,7 +301,7 @@ def test_another_spelling_of_a_path_that_means_the_same_is_served(server: Server
 @pytest.mark.parametrize("name", [b"SCRIPT_NAME", b"script_name", b"PATH_INFO", b"REMOTE_USER", b"X-Forwarded-Prefix"])
 @pytest.mark.parametrize("value", [b"/x", b"/v1", b"/healthz", b"/"])
 def test_no_header_changes_the_path_that_a_request_names(server: Server, name: bytes, value: bytes) -> None:
-    """A proxy in front judges by the path; gunicorn believes some headers of any caller on the same machine."""
+    """A proxy in front decides by the path. gunicorn believes some headers of every caller on the same machine."""
     header = name + b": " + value
     assert_refused(send(server, b"GET " + value + b"/metrics HTTP/1.1", header), 404, "NOT_FOUND")
     assert send(server, b"GET /healthz HTTP/1.1", header).status == 200

@@ -1,4 +1,4 @@
-"""What is refused before anything is done: headers, tokens, bodies, queries, paths."""
+"""Input that is refused at once: headers, tokens, bodies, queries, paths."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_track_id_and_an_alias_that_differ_are_refused(api: Api) -> None:
         "X-Instruqt-Sandbox-ID": ["Differs from X-Track-ID."],
     }
     assert error["message"] == (
-        "X-Track-ID and its alias X-Instruqt-Sandbox-ID differ: send one of them, or both with one value."
+        "X-Track-ID and its alias X-Instruqt-Sandbox-ID differ. Send one of them, or both with the same value."
     )
 
 
@@ -396,12 +396,15 @@ def test_the_base_path_can_be_another() -> None:
 
 
 def test_a_body_that_ends_before_its_length_is_not_taken_for_whole(api: Api) -> None:
-    """Gunicorn hands on what came, and tells werkzeug that there is no more."""
+    """Gunicorn gives werkzeug the bytes that came, and then an end."""
     body = b'{"sync": true}'
     cut = {"wsgi.input": BytesIO(body), "wsgi.input_terminated": True, "CONTENT_LENGTH": str(len(body) + 1)}
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     answer = api.app.test_client().post(
         "/v1/admin/pause", headers=headers, content_type="application/json", environ_overrides=cut
     )
-    assert (answer.status_code, error_of(answer)["details"]) == (400, {"body": ["Must be sent whole."]})
+    assert (answer.status_code, error_of(answer)["details"]) == (
+        400,
+        {"body": ["Must be as long as Content-Length says."]},
+    )
     assert not api.store.read_pauses().sync

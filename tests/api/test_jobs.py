@@ -1,4 +1,4 @@
-"""Starting jobs, waiting for them, and looking them up."""
+"""Starting jobs, waiting for them, and reading their runs."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_run_cannot_be_looked_up_while_the_queue_is_down(api: Api) -> None:
 
 @pytest.fixture
 def asked(api: Api) -> Api:
-    """Give an API that was asked for a sync, a cleanup and a sync again."""
+    """Return an API that was asked for a sync, a cleanup, and another sync."""
     for path in ("sync", "cleanup", "sync"):
         assert api.admin("POST", f"/v1/admin/{path}").status_code == 202
     return api

@@ -1,4 +1,4 @@
-"""Deadlines, and threads that are kept free."""
+"""Deadlines, and the threads that stay free."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_request_waits_for_one_that_is_about_to_end() -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     assert entered.wait(30)
-    # Ends it from the outside while this thread waits for the permit; the wait itself is bounded.
+    # Ends the other request while this thread waits for the permit. The wait itself has a limit.
     threading.Timer(0.01, ended.set).start()
     with budget.store_call(3):
         assert ended.is_set()
@@ -104,7 +104,7 @@ def test_after_a_wait_in_vain_nobody_waits_until_a_request_has_ended() -> None:
         looks = clock.count_looks()
         with pytest.raises(StoreUnavailable), budget.store_call(3):
             pass
-        assert looks.acquire(blocking=False)  # for its deadline
+        assert looks.acquire(blocking=False)  # the look that sets the deadline
         assert not looks.acquire(blocking=False), "it asked how long it may wait"
     with budget.store_call(3):
         pass

@@ -1,4 +1,4 @@
-"""What is counted and timed about HTTP requests."""
+"""Counts and times of HTTP requests."""
 
 from __future__ import annotations
 

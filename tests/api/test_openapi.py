@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from openapi_spec_validator import validate
 
 from broker_api.caller import CALLER_HEADERS
+from broker_api.description_files import SCENARIOS, read_calls
 from broker_api.errors import ANSWERED, ERROR_CODES, ERRORS
 from broker_common.core.job_registry import JOBS
+from deploy.dev.processes import ROOT
 from tests.api.description import COPY, describe, faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of, make_api
+from tests.e2e.schemathesis_links import LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FILES = ROOT / "broker_api" / "description"
 CALLS = {
     ("post", "/v1/allocate"),
     ("get", "/v1/sandboxes"),
@@ -74,7 +79,7 @@ def test_the_description_is_valid_openapi(document: dict[str, Any]) -> None:
 
 
 def test_the_committed_copy_is_the_description() -> None:
-    assert COPY.read_text() == describe(), "`make openapi` renews it"
+    assert COPY.read_text() == describe(), "run `make openapi`"
 
 
 def test_every_call_has_a_name_of_its_own_a_summary_a_description_and_a_tag_that_is_described(
@@ -84,7 +89,7 @@ def test_every_call_has_a_name_of_its_own_a_summary_a_description_and_a_tag_that
     assert len({operation["operationId"] for operation in found}) == len(CALLS)
     tags = {tag["name"]: tag["description"] for tag in document["tags"]}
     for operation in found:
-        assert re.fullmatch(r"[A-Z][^`\n]+\.", operation["summary"]), "one sentence; the page shows it as it is"
+        assert re.fullmatch(r"[A-Z][^`\n]+\.", operation["summary"]), "one sentence without Markdown"
         assert operation.get("description"), operation["operationId"]
         assert [tags[tag] for tag in operation["tags"]] != []
         assert all(tags[tag] for tag in operation["tags"])
@@ -135,7 +140,7 @@ def test_every_example_is_as_its_schema_says(document: dict[str, Any]) -> None:
 
 
 def test_every_call_says_which_token_it_needs(document: dict[str, Any]) -> None:
-    """With which role: see test_roles."""
+    """`test_roles.py` checks the roles."""
     schemes = document["components"]["securitySchemes"]
     assert {name: scheme["scheme"] for name, scheme in schemes.items()} == {
         "trackToken": "bearer",
@@ -159,7 +164,7 @@ def test_every_error_has_the_shape_that_is_described(document: dict[str, Any]) -
 
 
 def test_no_call_is_described_with_an_answer_for_every_other_status(document: dict[str, Any]) -> None:
-    """Else nothing that the API answers could ever be outside its description."""
+    """With such an answer, every status would fit the description."""
     assert {
         status for each in operations(document).values() for status in each["responses"] if not status.isdigit()
     } == set()
@@ -266,48 +271,63 @@ def test_an_answer_without_a_valid_token_is_described_with_the_scheme_to_use(doc
     assert all("WWW-Authenticate" in each["responses"]["401"]["headers"] for each in with_token)
 
 
-LINKS = {
-    ("post", "/v1/allocate", "201"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
-    ("post", "/v1/allocate", "200"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
-    ("get", "/v1/sandboxes", "200"): {"readSandbox", "markForDeletion", "adminReadSandbox", "adminRelease"},
-    ("get", "/v1/admin/sandboxes", "200"): {
-        "adminListSandboxes",
-        "adminReadSandbox",
-        "adminQuarantine",
-        "adminRelease",
-        "adminRetryDeletion",
-    },
-    ("get", "/v1/admin/jobs", "200"): {"adminReadJob"},
-    ("post", "/v1/admin/sandboxes/{sandbox_id}/release", "200"): {"adminReadSandbox"},
-    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminRetryDeletion", "adminLiftQuarantine"},
-    ("delete", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): {"adminReadSandbox"},
-    ("get", "/v1/admin/events", "200"): {"adminReadEvents"},
-    ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion", "200"): {"adminReadSandbox"},
-} | {("post", f"/v1/admin/{job.path}", status): {"adminReadJob"} for job in JOBS.values() for status in ("200", "202")}
-
-
-def test_the_answers_that_lead_to_other_calls_say_so(document: dict[str, Any]) -> None:
-    found = {
-        (verb, path, status): set(response["links"])
-        for (verb, path), operation in operations(document).items()
-        for status, response in operation["responses"].items()
-        if "links" in response
-    }
-    assert found == LINKS
-
-
-def test_every_link_leads_to_a_call_and_gives_it_parameters_that_it_has(document: dict[str, Any]) -> None:
+def test_the_description_has_no_links_and_those_of_the_fuzzer_lead_to_calls_that_take_their_parameters(
+    document: dict[str, Any],
+) -> None:
+    found = operations(document)
+    assert [status for status, answer in answers(document) if "links" in answer] == []
     taken = {
-        operation["operationId"]: {each["name"] for each in operation["parameters"]}
-        for operation in operations(document).values()
+        operation["operationId"]: {each["name"] for each in operation["parameters"]} for operation in found.values()
     }
-    links = [
-        link
-        for operation in operations(document).values()
-        for response in operation["responses"].values()
-        for link in response.get("links", {}).values()
-    ]
-    assert all(set(link["parameters"]) <= taken[link["operationId"]] for link in links)
+    for (verb, path, status), links in LINKS.items():
+        assert status in found[verb, path]["responses"]
+        for link in links.values():
+            assert set(link["parameters"]) <= taken[link["operationId"]]
+
+
+SCENARIO_CALL = re.compile(r"`(GET|POST|DELETE) (/[^`\s]*)`")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_call_of_a_scenario_is_described_and_the_document_tells_the_scenario(
+    scenario: str, document: dict[str, Any]
+) -> None:
+    text = (FILES / f"{scenario}.md").read_text()
+    calls = {(verb.lower(), path) for verb, path in SCENARIO_CALL.findall(text)}
+    assert len(calls) > 2
+    for verb, target in calls:
+        path, _, query = target.partition("?")
+        taken = {each["name"] for each in operations(document)[verb, path]["parameters"]}
+        assert {each.partition("=")[0] for each in query.split("&") if each} <= taken
+    assert text.strip() in document["info"]["description"]
+
+
+def test_every_text_is_of_a_call_and_every_call_but_those_that_start_jobs_has_one(document: dict[str, Any]) -> None:
+    texts = read_calls("/v1")
+    described = {each["operationId"]: each["description"] for each in operations(document).values()}
+    assert texts.keys() <= described.keys()
+    starts = {f"admin{job.name.title().replace('_', '')}" for job in JOBS.values()}
+    assert described.keys() - texts.keys() == starts
+    assert all(described[call].startswith(text) for call, text in texts.items())
+
+
+def test_the_texts_name_the_paths_of_the_base_path_that_is_set() -> None:
+    described = body_of(make_api(API_BASE_PATH="/broker").call("GET", "/broker/openapi.json"))
+    texts = [described["info"]["description"], *(tag["description"] for tag in described["tags"])]
+    texts += [operation["description"] for operation in operations(described).values()]
+    assert "`POST /broker/allocate`" in texts[0]
+    assert [text for text in texts if "/v1" in text or "$" in text] == []
+
+
+def test_the_package_has_every_file_of_the_description_and_every_module() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "broker_api"
+    packed = {path for pattern in setuptools["package-data"]["broker_api"] for path in package.glob(pattern)}
+    assert packed == set(package.rglob("*.md")) != set()
+    modules = {
+        path.parent for each in ("broker_api", "broker_common", "broker_worker") for path in (ROOT / each).rglob("*.py")
+    }
+    assert {".".join(path.relative_to(ROOT).parts) for path in modules} == set(setuptools["packages"])
 
 
 def test_the_description_introduces_itself(document: dict[str, Any]) -> None:
@@ -335,7 +355,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_a_tracks_headers_are_described(document: dict[str, Any]) -> None:
     parameters = {each["name"]: each for each in operations(document)["post", "/v1/allocate"]["parameters"]}
     assert set(parameters) == {*CALLER_HEADERS, "X-Request-ID"}
-    # Another header may stand for it, which is said in words alone.
+    # Another header may be sent in its place, which only the words can say.
     assert {name for name, each in parameters.items() if each.get("required")} == {"X-Track-ID"}
     assert "X-Instruqt-Sandbox-ID" in parameters["X-Track-ID"]["description"]
 

@@ -1,4 +1,4 @@
-"""Who is counted as whom by the rate limit, and what a limited caller is told."""
+"""Which requests the rate limit counts as one caller, and the answer to a limited caller."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_an_operator_is_counted_apart_from_tracks() -> None:
         ("192.0.2.7", "address:192.0.2.7"),
         ("2001:db8:1:2:3:4:5:6", "address:2001:db8:1:2::/64"),
         ("2001:db8:1:2:ffff::1", "address:2001:db8:1:2::/64"),
-        ("", "address:unknown"),  # behind a socket that has none
+        ("", "address:unknown"),  # a Unix socket has no address
     ],
 )
 def test_who_has_no_valid_token_is_counted_by_address(address: str, key: str) -> None:

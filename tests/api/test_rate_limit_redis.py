@@ -1,4 +1,4 @@
-"""The shared rate limit on a real Redis: exact per key, shared by processes, and no obstacle when Redis is away."""
+"""The shared rate limit on a real Redis: exact for each key, shared by processes, and off while Redis is away."""
 
 from __future__ import annotations
 

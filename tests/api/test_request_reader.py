@@ -1,4 +1,4 @@
-"""Where a request ends, however its bytes arrive; held against gunicorn's parser, whose word counts."""
+"""Where a request ends, in any split of its bytes. The results are compared with gunicorn's parser, which decides."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def chunked(body: bytes) -> bytes:
 
 
 def parse(request: bytes) -> tuple[bytes, bool]:
-    """Return the body that gunicorn reads, and whether the request was just that long."""
+    """Return the body that gunicorn reads, and whether the request had exactly that length."""
     exchange = Exchange()
     exchange.begin(request)
     parser = get_parser(Config(), exchange, ("127.0.0.1", 1))
@@ -46,7 +46,7 @@ def parse(request: bytes) -> tuple[bytes, bool]:
 
 
 def read_all(pieces: Iterable[bytes]) -> tuple[list[bytes], State]:
-    """Return the whole requests that these pieces hold, and what is there after them."""
+    """Return the complete requests in `pieces`, and the state after them."""
     reader = make_reader()
     requests: list[bytes] = []
     for piece in pieces:
@@ -92,7 +92,7 @@ def test_requests_are_told_apart_however_their_bytes_arrive(requests: list[bytes
 def test_where_bytes_are_wrong_gunicorn_and_the_reader_do_not_differ_unnoticed(
     requests: list[bytes], place: int, wrong: bytes, places: list[int]
 ) -> None:
-    """What the reader gives out as whole is read to its very end, refused, or seen to have another length."""
+    """The parser reads a complete request to its end, refuses it, or shows that its length is another one."""
     stream = bytearray(b"".join(requests))
     place %= len(stream)
     stream[place : place + len(wrong)] = wrong

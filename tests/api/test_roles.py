@@ -1,4 +1,4 @@
-"""Who may make which call: every call of the API, with every role, held against one table."""
+"""Every call of the API with every role, compared with one table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ALL = {None, *Role}
-"""The roles that make each call, and None for a caller without a token."""
+"""The roles that may make each call; None is a caller without a token."""
 TRACKS = {Role.TRACK}
 READERS = {Role.VIEWER, Role.OPERATOR, Role.ADMIN}
 OPERATORS = {Role.OPERATOR, Role.ADMIN}
@@ -56,7 +56,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("GET", "/v1/docs"): ALL,
     ("GET", "/v1/docs/<path:filename>"): ALL,
 }
-"""Whose calls are answered; without a token it is 401 for the others, with one 403."""
+"""Other callers get 401 without a token, and 403 with one."""
 
 SENT: dict[tuple[str, str], Any] = {
     ("POST", "/v1/admin/pause"): {"json": {"allocate": True}},
@@ -64,7 +64,7 @@ SENT: dict[tuple[str, str], Any] = {
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): {"json": {"reason": "it looks odd"}},
     ("POST", "/v1/admin/bulk-delete"): {"query_string": {"status": "stale"}},
 }
-"""What makes a call do what it is for."""
+"""The body or query that a call needs to have an effect."""
 CHANGED = {
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): "allocated",
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "available",
@@ -95,7 +95,7 @@ def served(api: Api) -> Iterator[tuple[str, str]]:
 
 
 def make_call(api: Api, method: str, rule: str, role: Role | None) -> tuple[int, str | None]:
-    """Make a call that could do something, and return its status, and the code of an error."""
+    """Make a call that could have an effect. Return its status and the code of an error."""
     path = rule.replace("<path:filename>", "index.css").replace("<job_id>", "job-1")
     path = path.replace("<sandbox_id>", CHANGED.get((method, rule), "allocated"))
     headers = {"X-Track-ID": "track-1"} | ({"Authorization": f"Bearer token-of-{role}"} if role else {})
@@ -139,7 +139,7 @@ def test_a_viewer_reads_everything_and_changes_nothing(api: Api) -> None:
 
 
 def test_each_of_these_calls_would_change_something_for_who_may_make_it(api: Api) -> None:
-    """Else that nothing changed would show nothing."""
+    """Without this check, the test above could pass with calls that change nothing."""
     for method, rule in ALLOWED:
         if method != "GET" and "/admin/" in rule:
             before = state_of(api)
@@ -159,7 +159,7 @@ def test_the_description_says_of_each_call_which_role_it_needs(api: Api) -> None
             assert operation["security"] == []
             assert "Needs the role" not in operation["description"]
             continue
-        # In the order of the roles, the first one that may is the one that is needed.
+        # The needed role is the first one, in the order of the roles, that may make the call.
         needed = next(role for role in Role if role in allowed)
         scheme = "trackToken" if needed is Role.TRACK else "adminToken"
         assert operation["security"] == [{scheme: [needed.value]}]

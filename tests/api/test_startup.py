@@ -1,4 +1,4 @@
-"""What every process does with settings that it cannot start with."""
+"""How every process ends when its settings are wrong."""
 
 from __future__ import annotations
 

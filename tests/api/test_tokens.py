@@ -1,4 +1,4 @@
-"""Tokens that are bound to tracks, that come from files, and that have names."""
+"""Tokens for some tracks only, tokens from files, and named tokens."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def with_file(file: Path) -> Api:
 
 
 def replace(file: Path, text: str) -> None:
-    """Change a file as mounted secrets change: another one takes its place."""
+    """Replace a file, as mounted secrets are replaced."""
     successor = file.with_suffix(".next")
     successor.write_text(text)
     successor.replace(file)
 
 
 def test_authorizations_that_differ_are_refused_as_such(api: Api) -> None:
-    """They come joined by a line feed, which no header can hold by itself (see `gunicorn_worker`)."""
+    """`gunicorn_worker` joins them by a line feed, which no single header can hold."""
     sent = {"HTTP_AUTHORIZATION": "Bearer one\nBearer another"}
     answer = api.app.test_client().get("/v1/sandboxes", environ_overrides=sent)
     assert (answer.status_code, error_of(answer)["details"].keys()) == (400, {"Authorization"})
@@ -110,7 +110,7 @@ def test_a_change_that_cannot_be_used_leaves_the_tokens_before_it_valid(
 
 
 def named(file: Path, *tables: str, around: Any = None, **environment: str) -> Api:
-    """Make an API with named tokens alone, one for tracks and one for an admin among them."""
+    """Return an API that has only named tokens, including one for tracks and one for an admin."""
     needed = named_token("labs", "token-of-labs", "track") + named_token("chief", "token-of-chief", "admin")
     file.write_text(needed + "".join(tables))
     named_alone = {"BROKER_API_TOKEN": "", "BROKER_ADMIN_TOKEN": "", "BROKER_TOKENS_FILE": str(file)}

@@ -1,4 +1,4 @@
-"""What a track may do, and what it is answered."""
+"""The calls of a track."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What schemathesis must not do to the broker that it tests, or nothing would be left to test."""
+"""What schemathesis gets beside the API's description: links between calls, and limits to what it may do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import schemathesis
 
+from tests.e2e.schemathesis_links import add_links
+
 if TYPE_CHECKING:
     from schemathesis import Case, HookContext
 
@@ -14,11 +16,17 @@ _VALID = re.compile(r"[ -~]{1,128}")
 
 
 @schemathesis.hook
+def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
+    """Add links, so that calls follow each other with ids that exist."""
+    add_links(raw_schema)
+
+
+@schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Resume what would be paused, and send no second name of a track.
+    """Resume what the call would pause, and send no second name of a track.
 
     A paused allocate answers the same 503 to everything. The alias of `X-Track-ID` is refused beside another track's
-    id, and stands for one that is missing, which no schema can say.
+    id, and is accepted in place of a missing one. No schema can say that.
     """
     if case.operation.path.endswith("/admin/pause") and isinstance(case.body, dict):
         case.body = {name: False if value is True else value for name, value in case.body.items()}

@@ -1,4 +1,4 @@
-"""The live API against its own description: schemathesis calls it with what the description allows, and what not."""
+"""The live API against its own description. Schemathesis sends what the description allows, and what it forbids."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = {
     "RATE_LIMIT_RPS": "100000",
     "RATE_LIMIT_BURST": "100000",
     "MOCK_CSP_DELETE_SECONDS": "0",
-    # What is late on a machine that does much else is no fault here.
+    # A late answer of a busy machine is no fault here.
     "REQUEST_DEADLINE_SEC": "30",
 }
 CASES_OF_A_CALL = 100

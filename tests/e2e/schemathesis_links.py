@@ -1,0 +1,62 @@
+"""Links from answers to the calls that take parts of them, so that schemathesis calls with ids that exist.
+
+Source: OpenAPI 3.1, "Link Object" and "Runtime Expressions".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker_common.core.job_registry import JOBS
+
+
+def _link(operation: str, parameters: dict[str, str], body: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    link: dict[str, Any] = {"operationId": operation, "parameters": parameters}
+    return {operation: link | ({"requestBody": body} if body else {})}
+
+
+def _to_calls_of_the_track(sandbox: str) -> dict[str, Any]:
+    """Return the links of an answer whose body has, at the JSON pointer `sandbox`, a sandbox of the calling track."""
+    lease = {"lease_id": f"$response.body#{sandbox}/lease_id"}
+    own = {"sandbox_id": f"$response.body#{sandbox}/sandbox_id"}
+    as_track = own | {"X-Track-ID": "$request.header.X-Track-ID"}
+    return (
+        _link("readSandbox", as_track)
+        | _link("markForDeletion", as_track, lease)
+        | _link("adminReadSandbox", own)
+        | _link("adminRelease", own, lease)
+    )
+
+
+_FIRST = {"sandbox_id": "$response.body#/sandboxes/0/sandbox_id"}
+_SAME = {"sandbox_id": "$response.body#/sandbox_id"}
+_TO_SAME = _link("adminReadSandbox", _SAME)
+
+LINKS: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("post", "/v1/allocate", "201"): _to_calls_of_the_track(""),
+    ("post", "/v1/allocate", "200"): _to_calls_of_the_track(""),
+    ("get", "/v1/sandboxes", "200"): _to_calls_of_the_track("/sandboxes/0"),
+    ("get", "/v1/admin/sandboxes", "200"): _link("adminReadSandbox", _FIRST)
+    | _link("adminQuarantine", _FIRST)
+    | _link("adminRetryDeletion", _FIRST)
+    | _link("adminRelease", _FIRST, {"lease_id": "$response.body#/sandboxes/0/lease_id"})
+    | _link("adminListSandboxes", {"cursor": "$response.body#/cursor", "status": "$request.query.status"}),
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/release", "200"): _TO_SAME,
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/retry-deletion", "200"): _TO_SAME,
+    ("delete", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): _TO_SAME,
+    ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): _link("adminRetryDeletion", _SAME)
+    | _link("adminLiftQuarantine", _SAME),
+    ("get", "/v1/admin/events", "200"): _link("adminReadEvents", {"after": "$response.body#/cursor"}),
+    ("get", "/v1/admin/jobs", "200"): _link("adminReadJob", {"job_id": "$response.body#/runs/0/job_id"}),
+} | {
+    ("post", f"/v1/admin/{job.path}", status): _link("adminReadJob", {"job_id": "$response.body#/job_id"})
+    for job in JOBS.values()
+    for status in ("200", "202")
+}
+"""By verb, path and status of the answer."""
+
+
+def add_links(document: dict[str, Any]) -> None:
+    """Add `LINKS` to the answers of an OpenAPI document."""
+    for (verb, path, status), links in LINKS.items():
+        document["paths"][path][verb]["responses"][status]["links"] = links
