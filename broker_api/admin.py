@@ -160,13 +160,18 @@ def whoami() -> dict[str, Any]:
 @blueprint.doc(operationId="adminStats", errors=("SERVICE_UNAVAILABLE",))
 @blueprint.response(200, StatsSchema, description="The counts")
 @store_call
-def stats() -> dict[str, int]:
+def stats() -> dict[str, int | None]:
     """Count the pool's sandboxes by status.
 
-    It counts the whole index; for every few seconds there are the gauges of `/metrics`.
+    It counts the whole index. To ask every few seconds, read the gauges of `/metrics`.
     """
-    counts = {status.value: count for status, count in services().store.count().items() if status is not Status.DELETED}
-    return counts | {"total": sum(counts.values())}
+    store = services().store
+    counts = {status.value: count for status, count in store.count().items() if status is not Status.DELETED}
+    times = {
+        "oldest_pending_deletion_at": store.oldest_pending_deletion(),
+        "last_sync_at": services().inventory.last_sync(),
+    }
+    return counts | {"total": sum(counts.values())} | times
 
 
 @blueprint.route("/sandboxes/<sandbox_id>/release", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])

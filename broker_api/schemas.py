@@ -339,6 +339,10 @@ class StatsSchema(Schema):
     stale = _whole("Out of service until a sync sees them")
     deletion_failed = _whole("Need a person")
     total = _whole("All of these", 50)
+    oldest_pending_deletion_at = _optional_time(
+        "Since when the sandbox waits that has waited longest to be wiped", 1759580000
+    )
+    last_sync_at = _optional_time("When a sync last succeeded", 1759574955)
 
 
 class MarkInputSchema(Schema):

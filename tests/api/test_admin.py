@@ -285,7 +285,22 @@ def test_stats_count_the_pool_by_status_without_tombstones(api: Api) -> None:
         "stale": 0,
         "deletion_failed": 1,
         "total": 3,
+        "oldest_pending_deletion_at": None,
+        "last_sync_at": None,
     }
+
+
+def test_stats_say_which_deletion_waits_longest_and_when_a_sync_last_succeeded(api: Api) -> None:
+    api.store.seed(*(make_sandbox(str(number)) for number in range(3)))
+    asked = [api.clock.now()]
+    for _ in range(2):
+        held = api.allocate()
+        api.admin("POST", f"/v1/admin/sandboxes/{held['sandbox_id']}/release", json={"lease_id": held["lease_id"]})
+        api.clock.advance(60)
+    api.store.write_watermark(Watermark(synced_at=asked[0] + 30, accounts=3))
+    stats = body_of(api.admin("GET", "/v1/admin/stats"))
+    assert (stats["pending_deletion"], stats["oldest_pending_deletion_at"]) == (2, asked[0])
+    assert stats["last_sync_at"] == asked[0] + 30
 
 
 def test_a_release_ends_the_allocation_under_the_lease(api: Api) -> None:
