@@ -36,7 +36,7 @@ _SIGNS = {
     Process.WORKER: ("CSP_BASE_URL", "CSP_API_TOKEN"),
     Process.BEAT: ("REDIS_URL",),
 }
-"""If one of these is set, the settings of its process should be there. An admin token is no sign: operators have one."""
+"""If one of these is set, the settings of its process should be there. Operators have an admin token, too: no sign."""
 _FIRST = {"index": "table", "history": "table", "provider": "redis"}
 """Which part must be right before another one is looked at. Calls to the provider take slots in Redis."""
 

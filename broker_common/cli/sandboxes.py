@@ -16,7 +16,7 @@ from broker_common.core.search import SortField
 from broker_common.csv_export import write_csv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from broker_common.cli.api import BrokerApi
 
@@ -53,7 +53,7 @@ def sandboxes(form: str | None, sort: str | None, *, unreadable: bool, **filters
     if unreadable and (sort or any(filters.values())):
         raise click.UsageError("--unreadable goes with --json and --csv alone.")
     found = operators_api().sandboxes(sort=sort, from_table=unreadable, **filters)
-    columns = _COLUMNS
+    columns: Sequence[str] = _COLUMNS
     if unreadable:
         found, columns = (each for each in found if each["status"] == UNREADABLE), _UNREADABLE_COLUMNS
     if form == "json":
