@@ -108,7 +108,7 @@ def test_a_follower_shows_once_what_the_feed_repeats_and_reads_on_where_it_ended
 
 @responses.activate
 @pytest.mark.parametrize("pending", [0, 700])
-def test_pool_is_one_call_whatever_is_pending(pending: int) -> None:
+def test_pool_is_one_call_however_much_is_pending(pending: int) -> None:
     stats = {"available": 3, "pending_deletion": pending, "total": 3 + pending}
     times = {"oldest_pending_deletion_at": 1_750_000_100 if pending else None, "last_sync_at": 1_750_000_000}
     responses.get(f"{URL}/stats", json=stats | times)
@@ -518,7 +518,7 @@ def test_the_last_runs_are_a_table_that_says_who_asked_for_each() -> None:
 
 
 @responses.activate
-def test_the_last_runs_of_all_jobs_are_listed_if_none_is_named() -> None:
+def test_the_last_runs_of_all_jobs_are_listed_if_no_job_is_named() -> None:
     match = [responses.matchers.query_param_matcher({"limit": "20"})]
     responses.get(f"{URL}/jobs", json={"runs": [], "count": 0}, match=match)
     assert broker("jobs").exit_code == 0
