@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -14,6 +13,7 @@ from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import ApiError, operators_api
+from broker_common.cli.findings import Finding
 from broker_common.core.clock_check import ClockCheck
 from broker_common.core.errors import BrokerError, ClockWrong, QueueUnavailable, StoreMisconfigured, TableChanged
 from broker_common.core.table_identity import find_change
@@ -39,16 +39,6 @@ _SIGNS = {
 """If one of these is set, the settings of its process should be there. Operators have an admin token, too: no sign."""
 _FIRST = {"index": "table", "history": "table", "provider": "redis"}
 """Which part must be right before another one is looked at. Calls to the provider take slots in Redis."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was found about one part: what is right, or what to do."""
-
-    part: str
-    ok: bool | None
-    """None if it was left out, because nobody asked for it."""
-    text: str
 
 
 def check(environ: Mapping[str, str], process: Process | None = None) -> Iterator[Finding]:

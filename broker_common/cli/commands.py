@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
 
 from broker_common.cli.api import ApiError
+from broker_common.cli.health import health
 from broker_common.cli.jobs import job_commands
 from broker_common.cli.pauses import pause, resume
 from broker_common.cli.pool import events, pool
 from broker_common.cli.sandboxes import bulk, sandbox, sandboxes
-from broker_common.cli.setup import check_command, health_command, table, upgrade
 from broker_common.cli.tokens import token, whoami
 from broker_common.core.job_registry import JOBS
+
+_LATE = {"check": "check_command", "table": "table", "upgrade": "upgrade"}
+"""The commands of `setup.py`, which need the clients of AWS, Redis and Celery: importing these takes a second."""
 
 
 class _Commands(click.Group):
     """Commands that end with one line and exit code 1 when the API is away or refuses."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LATE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _LATE:
+            found: click.Command = getattr(import_module("broker_common.cli.setup"), _LATE[cmd_name])
+            return found
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         try:
@@ -61,8 +74,7 @@ def main() -> None:
 
 
 for _command in (
-    *(check_command, health_command, table, upgrade),
-    *(pool, events, pause, resume),
+    *(health, pool, events, pause, resume),
     *(sandboxes, sandbox, bulk),
     *job_commands(JOBS),
     *(whoami, token),

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import click
 import requests
 
-from broker_common.cli.check import Finding
+from broker_common.cli.api import api_url
+from broker_common.cli.findings import Finding, print_findings
+from broker_common.cli.output import json_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,17 +18,33 @@ if TYPE_CHECKING:
 _TIMEOUT_SEC = (5, 10)
 
 
-def look(api_url: str, workers: Sequence[str], beats: Sequence[str]) -> Iterator[Finding]:
+@click.command()
+@click.option("--worker", "workers", multiple=True, envvar="BROKER_WORKER_URL", help="A worker's metrics URL.")
+@click.option("--beat", "beats", multiple=True, envvar="BROKER_BEAT_URL", help="Beat's metrics URL.")
+@json_option
+def health(workers: tuple[str, ...], beats: tuple[str, ...], *, as_json: bool) -> None:
+    """Ask API, workers and beat whether they are well.
+
+    Asks the API of BROKER_API_URL for /healthz (does it run?) and /readyz (does it reach DynamoDB and Redis?). Asks
+    workers and beat for /healthz if their URLs are given; several in BROKER_WORKER_URL are separated by blanks. Needs
+    no token. Exits 1 when one is not well.
+
+    Example: broker health --worker http://127.0.0.1:9101 --beat http://127.0.0.1:9102
+    """
+    print_findings(_look(api_url(), workers, beats), as_json=as_json)
+
+
+def _look(url: str, workers: Sequence[str], beats: Sequence[str]) -> Iterator[Finding]:
     """Yield a finding for the API's /healthz and /readyz, and for each worker's and beat's /healthz.
 
-    Needs no token. The API answers /healthz and /readyz outside of its base path, so only scheme and host of `api_url`
-    count. Of workers and beats the URL of the metrics' port is given.
+    The API answers /healthz and /readyz outside of its base path, so only scheme and host of its `url` count. `workers`
+    and `beats` are the URLs of their metrics' ports.
     """
-    parts = urlsplit(api_url)
+    parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
     yield from (_ask("api", f"{origin}{path}") for path in ("/healthz", "/readyz"))
-    yield from (_ask("worker", f"{url.rstrip('/')}/healthz") for url in workers)
-    yield from (_ask("beat", f"{url.rstrip('/')}/healthz") for url in beats)
+    yield from (_ask("worker", f"{each.rstrip('/')}/healthz") for each in workers)
+    yield from (_ask("beat", f"{each.rstrip('/')}/healthz") for each in beats)
 
 
 def _ask(part: str, url: str) -> Finding:

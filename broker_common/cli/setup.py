@@ -1,11 +1,10 @@
-"""`broker check`, `health`, `table` and `upgrade`: whether a broker is set up right, and how to set up its table."""
+"""`broker check`, `broker table` and `broker upgrade`: what reads the settings of the broker's processes."""
 
 from __future__ import annotations
 
 import os
 import sys
 import uuid
-from typing import TYPE_CHECKING
 
 import click
 from botocore.exceptions import BotoCoreError, ClientError
@@ -14,24 +13,17 @@ from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.cli.api import api_url
 from broker_common.cli.check import PARTS, check
-from broker_common.cli.health import look
-from broker_common.cli.output import json_option, print_json
+from broker_common.cli.findings import print_findings
+from broker_common.cli.output import json_option
 from broker_common.core.errors import BrokerError
 from broker_common.core.table_identity import accept_table
 from broker_common.services import build_store, connect_redis
 from broker_common.settings import Process
 from broker_common.startup import read_settings
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from broker_common.cli.check import Finding
-
 ADMIN_TIMEOUT_SEC = 10.0
 """Table operations are slower than reads and writes."""
-_VERDICTS = {True: "OK", False: "FAIL", None: "--"}
 
 
 @click.command(name="check")
@@ -52,35 +44,7 @@ def check_command(process: str | None, *, as_json: bool) -> None:
 
     In a pod: kubectl exec deploy/broker-api -- broker check --process api
     """
-    _print_findings(check(os.environ, Process(process) if process else None), as_json=as_json)
-
-
-@click.command(name="health")
-@click.option("--worker", "workers", multiple=True, envvar="BROKER_WORKER_URL", help="A worker's metrics URL.")
-@click.option("--beat", "beats", multiple=True, envvar="BROKER_BEAT_URL", help="Beat's metrics URL.")
-@json_option
-def health_command(workers: tuple[str, ...], beats: tuple[str, ...], *, as_json: bool) -> None:
-    """Ask API, workers and beat whether they are well.
-
-    Asks the API of BROKER_API_URL for /healthz (does it run?) and /readyz (does it reach DynamoDB and Redis?). Asks
-    workers and beat for /healthz if their URLs are given; several in BROKER_WORKER_URL are separated by blanks. Needs
-    no token. Exits 1 when one is not well.
-
-    Example: broker health --worker http://127.0.0.1:9101 --beat http://127.0.0.1:9102
-    """
-    _print_findings(look(api_url(), workers, beats), as_json=as_json)
-
-
-def _print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
-    """Print findings as they come, and exit 1 if one is bad."""
-    is_all_right = True
-    for finding in findings:
-        if as_json:
-            print_json([{"part": finding.part, "ok": finding.ok, "text": finding.text}])
-        else:
-            click.echo(f"{finding.part:<9} {_VERDICTS[finding.ok]:<4} {finding.text}")
-        is_all_right = is_all_right and finding.ok is not False
-    sys.exit(0 if is_all_right else 1)
+    print_findings(check(os.environ, Process(process) if process else None), as_json=as_json)
 
 
 @click.group()

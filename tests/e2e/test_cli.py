@@ -532,7 +532,10 @@ def every_command(command: click.Command = main, *words: str) -> Iterator[tuple[
     """Yield the words of every command and group."""
     yield words
     if isinstance(command, click.Group):
-        for name, each in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            each = command.get_command(context, name)
+            assert each is not None
             yield from every_command(each, *words, name)
 
 
@@ -547,7 +550,10 @@ def test_every_help_has_an_example_that_can_be_called(words: tuple[str, ...]) ->
         command, *rest = shlex.split(example.partition(" > ")[0])[1:]
         assert [command, *rest][: len(words)] == list(words)
         # Within its group's context: a command keeps the help options that it was first given.
-        main.commands[command].make_context(command, rest, parent=click.Context(main, **main.context_settings))
+        parent = click.Context(main, **main.context_settings)
+        called = main.get_command(parent, command)
+        assert called is not None
+        called.make_context(command, rest, parent=parent)
 
 
 def test_bash_completes_commands_options_and_their_values() -> None:

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -527,6 +529,12 @@ def test_the_last_runs_of_all_jobs_are_listed_if_no_job_is_named() -> None:
 @pytest.mark.parametrize("words", [("--job", "nonsense"), ("--limit", "0"), ("--limit", "101")])
 def test_a_listing_of_runs_that_cannot_be_is_wrong_use(words: tuple[str, str]) -> None:
     assert broker("jobs", *words).exit_code == 2
+
+
+def test_a_command_that_asks_the_api_starts_without_the_clients_of_aws_redis_and_celery() -> None:
+    code = "import broker_common.cli.commands, sys; print({'boto3', 'redis', 'celery'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "set()\n"
 
 
 def test_a_table_is_not_created_with_bad_settings() -> None:
