@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def broker(stack: Stack, aws_environment: dict[str, str]) -> Callable[..., Result]:
-    """Return what runs `broker` with an operator's environment; keyword arguments go over it."""
+    """Return a function that runs `broker` with an operator's environment; keyword arguments replace parts of it."""
     operator = dict(stack.plan.env) | {"BROKER_API_URL": f"{stack.api_url}/v1", "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
 
     def run(*words: str, **env: str) -> Result:
@@ -45,7 +45,7 @@ def broker(stack: Stack, aws_environment: dict[str, str]) -> Callable[..., Resul
 
 @pytest.fixture
 def dynamodb(stack: Stack) -> DynamoDBClient:
-    """Return what changes the broker's table behind its back."""
+    """Return a client that changes the table without the broker."""
     return boto3.client(
         "dynamodb",
         region_name="us-east-1",

@@ -1,4 +1,4 @@
-"""Every command of the runbook that needs no AWS is run, on a broker of real processes, and does what its text says."""
+"""Every command of the runbook that needs no AWS runs on a broker of real processes, and does what its text says."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def inline(text: str) -> list[str]:
 
 
 class Shell:
-    """An operator's shell: what the runbook's first lines set is set."""
+    """An operator's shell, with the variables that the runbook's first lines set."""
 
     def __init__(self, stack: Stack, directory: Path) -> None:
         self._directory = directory
@@ -264,6 +264,7 @@ def table(ministack_url: str) -> Any:
     )
 
 
+@pytest.mark.timeout(300)  # two brokers start, and some twenty commands
 def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
     tmp_path: Path, ministack_url: str, table: Any
 ) -> None:
@@ -289,7 +290,7 @@ def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
         for name in ("api", "worker", "beat"):
             stack.stop(name)
         with restored as again:
-            assert status_of(again, held) == "available", "it lies, as the text says"
+            assert status_of(again, held) == "available", "the record is wrong, as the text says"
             shell = Shell(again, tmp_path)
             assert again.as_track("another", "POST", "/allocate").json()["error"]["code"] == "TABLE_CHANGED"
             assert requests.get(f"{again.api_url}/readyz", timeout=10).status_code == 503
