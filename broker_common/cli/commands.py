@@ -17,7 +17,7 @@ from broker_common.cli.tokens import token, whoami
 from broker_common.core.job_registry import JOBS
 
 _LATE = {"check": "check_command", "table": "table", "upgrade": "upgrade"}
-"""The commands of `setup.py`, which need the clients of AWS, Redis and Celery: importing these takes a second."""
+"""The commands of `deployment.py`, which need the clients of AWS, Redis and Celery: importing these takes a second."""
 
 
 class _Commands(click.Group):
@@ -28,7 +28,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _LATE:
-            found: click.Command = getattr(import_module("broker_common.cli.setup"), _LATE[cmd_name])
+            found: click.Command = getattr(import_module("broker_common.cli.deployment"), _LATE[cmd_name])
             return found
         return super().get_command(ctx, cmd_name)
 

@@ -1,8 +1,9 @@
-"""How the commands of `broker` print: tables, times, JSON lines."""
+"""What the commands of `broker` share to talk to a person or a program: tables, times, JSON lines."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every field.")
+
+
+def is_terminal() -> bool:
+    """Tell whether a person can be asked."""
+    return sys.stdin.isatty()
 
 
 def print_rows(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> None:

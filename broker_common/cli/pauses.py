@@ -17,10 +17,11 @@ _COLUMNS = ("operation", "state", "by", "since")
 @click.argument("operations", nargs=-1, type=click.Choice(PAUSABLE))
 @json_option
 def pause(operations: tuple[str, ...], *, as_json: bool) -> None:
-    """Pause operations, or show what is paused, by whom and since when.
+    """Pause operations, or show who paused what.
 
-    Every process obeys within 5 seconds. Work that has begun is finished. While allocate is paused, tracks keep what
-    they hold and can give it back. A job that is paused is skipped.
+    Without an operation it shows what is paused, by whom and since when. Every process obeys within 5 seconds. Work
+    that has begun is finished. While allocate is paused, tracks keep what they hold and can give it back. A job that is
+    paused is skipped.
 
     Example: broker pause
 

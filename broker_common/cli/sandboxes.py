@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker_common.cli.api import UNREADABLE, ApiError, operators_api, sandbox_path
-from broker_common.cli.output import json_option, print_json, print_rows, show_fact, show_time
+from broker_common.cli.output import is_terminal, json_option, print_json, print_rows, show_fact, show_time
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.core.sandbox import Status
 from broker_common.core.search import SortField
@@ -217,16 +217,12 @@ def delete_all(status: str, *, yes: bool) -> None:
     """
     api = operators_api()
     if not yes:
-        if not _is_terminal():
+        if not is_terminal():
             raise click.UsageError("nobody can be asked here: give --yes to remove the records.")
         count = api.get("/stats")[status]
         click.confirm(f"Remove the records of all {count} sandboxes that are {status}?", abort=True, err=True)
     done = api.post("/bulk-delete", status=status)
     click.echo(f"{done['deleted']} records are removed ({done['duration_ms']} ms)")
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty()
 
 
 def _for_each(sandbox_ids: Iterable[str], act: Callable[[BrokerApi, str], str]) -> None:

@@ -9,6 +9,7 @@ import sys
 import click
 
 from broker_common.cli.api import ApiError, BrokerApi, api_url, checked_token, operators_api
+from broker_common.cli.output import is_terminal
 
 _VARIABLE = "BROKER_ADMIN_TOKEN"
 
@@ -48,7 +49,7 @@ _stdin = click.option("--stdin", "from_stdin", is_flag=True, help="Read the toke
 def _read(variable: str, *, from_stdin: bool) -> str:
     if not from_stdin:
         return checked_token(os.environ.get(variable, "").strip(), variable)
-    if sys.stdin.isatty():
+    if is_terminal():
         return checked_token(click.prompt("token", hide_input=True, err=True).strip(), "standard input")
     return checked_token(sys.stdin.readline().strip(), "standard input")
 

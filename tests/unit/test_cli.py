@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_common.cli import jobs, pool, sandboxes
+from broker_common.cli import jobs, pool, sandboxes, tokens
 from broker_common.cli.commands import main
 
 SIGNS = (
@@ -220,6 +220,13 @@ def test_a_token_is_checked_and_hashed_and_not_shown(source: str) -> None:
     assert "the-new-token" not in run("check").output + run("hash").output
 
 
+def test_a_token_is_asked_for_at_a_terminal_and_not_echoed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "is_terminal", lambda: True)
+    result = CliRunner().invoke(main, ["token", "hash", "--stdin"], input="the-new-token\n")
+    assert result.stdout.strip() == hashlib.sha256(b"the-new-token").hexdigest()
+    assert "the-new-token" not in result.output
+
+
 @responses.activate
 def test_a_token_for_tracks_alone_is_good_and_its_track_can_be_checked() -> None:
     only_track = refusal("FORBIDDEN", "this call needs the role viewer, and the token has only track")
@@ -349,7 +356,7 @@ def test_all_that_failed_are_sent_back_to_be_wiped() -> None:
 def test_records_are_removed_only_if_somebody_says_yes(
     monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], is_terminal: bool, answer: str, exit_code: int
 ) -> None:
-    monkeypatch.setattr(sandboxes, "_is_terminal", lambda: is_terminal)
+    monkeypatch.setattr(sandboxes, "is_terminal", lambda: is_terminal)
     responses.get(f"{URL}/stats", json={"stale": 3, "total": 9})
     match = [responses.matchers.query_param_matcher({"status": "stale"})]
     removal = responses.post(f"{URL}/bulk-delete", json={"deleted": 3, "duration_ms": 5}, match=match)
