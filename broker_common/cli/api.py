@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -13,64 +14,102 @@ if TYPE_CHECKING:
 
 UNREADABLE = "unreadable"
 """What stands for a status where a record cannot be read."""
+DEFAULT_URL = "http://127.0.0.1:8080/v1"
 _LISTED_BY = {"status", "track_id"}
 """The filters that the API answers from the table, not from its copy of the pool."""
 _LISTED, _FOUND = 100, 1000
 """How many sandboxes a page has at most: from the table, and from the copy."""
 _REMEMBERED = 100_000
-"""Facts that a follower knows again; the feed repeats those of its last two minutes."""
+"""How many facts a follower remembers; the feed repeats those of its last two minutes."""
 _TIMEOUT_SEC = (5, 65)
 """To connect, and to answer: bulk calls take up to 30 s, and a proxy may wait for a drained instance."""
+_ADVICE = {
+    "UNAUTHORIZED": "is BROKER_ADMIN_TOKEN right?",
+    "FORBIDDEN": "use a token that has the role",
+    "NOT_FOUND": "is BROKER_API_URL right? It has the base path, as in …/v1",
+    "SANDBOX_NOT_FOUND": "`broker sandboxes` lists the ids",
+    "LEASE_MISMATCH": "the lease has changed or ended. `broker sandbox show` names the current one",
+    "INVALID_TRANSITION": "`broker sandbox show` says more",
+    "RATE_LIMIT_EXCEEDED": "wait a few seconds, then try again",
+    "SERVICE_UNAVAILABLE": "try again; `broker health` says more",
+    "QUEUE_UNAVAILABLE": "`broker health` says what is wrong with Redis",
+    "TABLE_CHANGED": "the runbook says what to do, under BrokerTableChanged",
+    "INTERNAL_ERROR": "look for the request in the API's log",
+}
+"""What to do about an error, by its code; some messages say it themselves."""
 
 
 class ApiError(Exception):
     """The API did not do what was asked; the message is for a person.
 
-    `may_pass`: it is away, busy or failing, and the same call may be answered later.
+    `code` is that of the broker's refusal, None if the broker did not answer. `may_pass`: the API is away, busy or
+    failing, so the same call may succeed later.
     """
 
-    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+    def __init__(self, message: str, *, code: str | None = None, may_pass: bool = False) -> None:
         super().__init__(message)
+        self.code = code
         self.may_pass = may_pass
 
 
-def operators_api(environ: Mapping[str, str]) -> BrokerApi:
+def api_url(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the API's address with its base path, as the environment names it."""
+    return environ.get("BROKER_API_URL") or DEFAULT_URL
+
+
+def operators_api(environ: Mapping[str, str] = os.environ) -> BrokerApi:
     """Return the API that an operator's environment names. Raises `ApiError` without a token that can be sent."""
     token = environ.get("BROKER_ADMIN_TOKEN", "").split(",")[0].strip()
+    return BrokerApi(api_url(environ), checked_token(token, "BROKER_ADMIN_TOKEN"))
+
+
+def checked_token(token: str, source: str) -> str:
+    """Return a plain token that can be sent. Raises `ApiError` for any other, which names the `source`."""
     if not token or token.startswith("sha256:"):
-        raise ApiError("BROKER_ADMIN_TOKEN: Missing: an operator's token, plain.")
+        raise ApiError(f"{source}: Missing: give a token here, plain and not hashed.")
     if not (token.isascii() and token.isprintable()):
-        raise ApiError("BROKER_ADMIN_TOKEN: Must be printable ASCII.")
-    return BrokerApi(environ.get("BROKER_API_URL") or "http://127.0.0.1:8080/v1", token)
+        raise ApiError(f"{source}: Must be printable ASCII.")
+    return token
 
 
 class BrokerApi:
-    """Calls the API with an admin token. `url` has the base path: `https://broker.example.com/v1`."""
+    """Calls the API with a token. `url` has the base path: `https://broker.example.com/v1`."""
 
     def __init__(self, url: str, token: str) -> None:
-        self._url = f"{url.rstrip('/')}/admin"
+        self._url = url.rstrip("/")
         self._token = token
         self._session = requests.Session()
         self._session.auth = self._authorize
 
     def get(self, path: str, **parameters: str | int | None) -> dict[str, Any]:
-        """Return what a call reads; parameters that are None are left out. Raises `ApiError`."""
-        return self._call("GET", path, params=parameters)
+        """Return what a call of operators reads; parameters that are None are left out. Raises `ApiError`."""
+        return self._call("GET", f"/admin{path}", params=parameters)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Have something done, and return the answer. Raises `ApiError`."""
-        return self._call("POST", path, json=body)
+    def post(self, path: str, body: Mapping[str, Any] | None = None, **parameters: str) -> dict[str, Any]:
+        """Make a call of operators that changes something, and return the answer. Raises `ApiError`."""
+        return self._call("POST", f"/admin{path}", json=body, params=parameters)
 
-    def sandboxes(self, *, sort: str | None = None, **filters: str | None) -> Iterator[dict[str, Any]]:
+    def delete(self, path: str) -> dict[str, Any]:
+        """Make a call of operators that takes something back, and return the answer. Raises `ApiError`."""
+        return self._call("DELETE", f"/admin{path}")
+
+    def held_by(self, track_id: str) -> dict[str, Any]:
+        """Return what a track holds, by the call of that track. Raises `ApiError`."""
+        return self._call("GET", "/sandboxes", headers={"X-Track-ID": track_id})
+
+    def sandboxes(
+        self, *, sort: str | None = None, from_table: bool = False, **filters: str | None
+    ) -> Iterator[dict[str, Any]]:
         """Yield every sandbox that fits, page after page. Raises `ApiError`.
 
-        `filters` are those of the API's listing; None is no filter. By `status` and `track_id` alone, each sandbox is
-        as it is now; else as it was at most five seconds ago. One whose record cannot be read has the status
-        `unreadable`, a `reason`, and nothing else but its id.
+        `filters` are those of the API's listing; None is no filter. With `from_table`, or with the filters `status` and
+        `track_id` alone, each sandbox is as it is now; else as it was at most five seconds ago. A sandbox whose record
+        cannot be read has the status `unreadable`, a `reason`, and its id. One whose status is unknown is only found
+        with `from_table` and no filter, which reads the whole table with all its facts.
         """
         given = {name for name, value in filters.items() if value is not None}
-        if sort is None and not (given and given <= _LISTED_BY):
-            sort = "sandbox_id"  # from the API's copy: without it, a listing of all walks over every fact in the table
+        if sort is None and not from_table and not (given and given <= _LISTED_BY):
+            sort = "sandbox_id"  # from the API's copy of the pool
         cursor = None
         while True:
             limit = _LISTED if sort is None else _FOUND
@@ -87,7 +126,7 @@ class BrokerApi:
         """Yield every fact of a sandbox, newest first. Raises `ApiError`."""
         cursor = None
         while True:
-            page = self.get(f"/sandboxes/{quote(sandbox_id, safe='')}/history", limit=100, cursor=cursor)
+            page = self.get(f"{sandbox_path(sandbox_id)}/history", limit=100, cursor=cursor)
             yield from page["facts"]
             cursor = page["cursor"]
             if cursor is None:
@@ -96,8 +135,8 @@ class BrokerApi:
     def events(self, *, since: int, follow: bool, **filters: str | None) -> Iterator[dict[str, Any] | None]:
         """Yield every fact from `since` (Unix seconds) on, each once; with `follow`, go on for ever.
 
-        Yields None where nothing more is there at this moment, so that the caller may wait. Raises `ApiError`; one that
-        has begun to follow waits for an API that is away instead.
+        Yields None when nothing more is there for now, so that the caller can wait. Raises `ApiError`. With `follow`,
+        once a page was read, an API that is away yields None instead.
         """
         after, known = None, dict[tuple[object, ...], None]()
         while True:
@@ -121,12 +160,8 @@ class BrokerApi:
                     del known[name]
                 yield None
 
-    def delete(self, path: str) -> dict[str, Any]:
-        """Take something back, and return the answer. Raises `ApiError`."""
-        return self._call("DELETE", path)
-
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Set the token; were it a header of the session, an entry of ~/.netrc would take its place."""
+        """Set the token. As a header of the session it would be replaced by an entry of ~/.netrc."""
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
@@ -144,17 +179,22 @@ class BrokerApi:
             raise ApiError(
                 f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?", may_pass=True
             ) from error
-        # A job's error is a text; an object is a refusal, whatever status a proxy made of it.
+        # A job's error is a text. An object is a refusal, even if a proxy changed the status to a success.
         if answer.ok and isinstance(body, dict) and not isinstance(body.get("error"), dict):
             return body
         try:
             fault = body["error"]
-            told = f"{fault['message']} ({answer.status_code} {fault['code']}, request {fault['request_id']})"
-            if fault["code"] == "NOT_FOUND":
-                told += ": is BROKER_API_URL right? It has the base path, as in …/v1"
-            raise ApiError(told, may_pass=_may_pass(answer))
+            code, about = fault["code"], f"{answer.status_code} {fault['code']}, request {fault['request_id']}"
+            told = f"{fault['message']} ({about})"
         except (KeyError, TypeError):
             raise ApiError(f"{url} answered {answer.status_code}: is this the broker's API?") from None
+        advice = f": {_ADVICE[code]}" if code in _ADVICE else ""
+        raise ApiError(f"{told}{advice}", code=code, may_pass=_may_pass(answer))
+
+
+def sandbox_path(sandbox_id: str) -> str:
+    """Return the path of a sandbox for the methods of `BrokerApi`; any text is a safe id."""
+    return f"/sandboxes/{quote(sandbox_id, safe='')}"
 
 
 def _may_pass(answer: requests.Response) -> bool:

@@ -1,10 +1,9 @@
-"""`broker check`: whether the parts that a broker needs are there, and what to do about those that are not."""
+"""What `broker check` finds: whether the parts that a broker needs are right, and what to do if not."""
 
 from __future__ import annotations
 
 import functools
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -14,6 +13,7 @@ from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import ApiError, operators_api
+from broker_common.cli.findings import Finding
 from broker_common.core.clock_check import ClockCheck
 from broker_common.core.errors import BrokerError, ClockWrong, QueueUnavailable, StoreMisconfigured, TableChanged
 from broker_common.core.table_identity import find_change
@@ -36,27 +36,17 @@ _SIGNS = {
     Process.WORKER: ("CSP_BASE_URL", "CSP_API_TOKEN"),
     Process.BEAT: ("REDIS_URL",),
 }
-"""If one of these is set, the settings of its process are meant to be there. An operator, too, has an admin token."""
+"""If one of these is set, the settings of its process should be there. Operators have an admin token, too: no sign."""
 _FIRST = {"index": "table", "history": "table", "provider": "redis"}
-"""What a part is reached by; the slots of calls to the provider are in Redis."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One part: what is right about it, or what to do."""
-
-    part: str
-    ok: bool | None
-    """None if it was left out, because nobody asked for it."""
-    text: str
+"""Which part must be right before another one is looked at. Calls to the provider take slots in Redis."""
 
 
 def check(environ: Mapping[str, str], process: Process | None = None) -> Iterator[Finding]:
-    """Yield a finding a part that a process needs, as soon as it is known.
+    """Yield a finding for each part that `process` needs, as soon as it is known.
 
-    Without `process`: for those processes whose settings are there, and for the API that an operator calls. Those that
-    are left out have a finding, too. Changes nothing, but for a key in Redis that is gone a minute later. Never raises
-    for what it finds.
+    Without `process`, the parts are those of every process whose settings are there, and the API that an operator
+    calls. A process that is left out has a finding, too. Changes nothing, except for a key in Redis that is gone a
+    minute later. A part that is wrong is a finding, never an error.
     """
     if process is None:
         processes = [each for each in PARTS if any(environ.get(sign, "").strip() for sign in _SIGNS[each])]
@@ -90,7 +80,7 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
 def _leave_out(process: Process) -> Finding:
     *signs, last = _SIGNS[process]
     named = f"{', '.join(signs)} or {last}" if signs else last
-    text = f"{_NAMES[process]} is left out without {named}; to look: --process {process}"
+    text = f"{_NAMES[process]} is left out without {named}; to check it: --process {process}"
     return Finding("settings", ok=None, text=text)
 
 
@@ -115,8 +105,8 @@ def _problems(processes: Iterable[Process], environ: Mapping[str, str]) -> list[
 
 
 def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
-    """Return for each part what looks at it, and what to do if that fails."""
-    # Only when a part is looked at: making a client fails, too, without the AWS profile that is named.
+    """Return for each part the function that looks at it, and what to do if that fails."""
+    # Made late, because making a client fails, too, if its AWS profile is missing. Then that is the part's finding.
     store = functools.cache(lambda: build_store(settings))
 
     def table() -> str:
@@ -127,7 +117,7 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
         if difference := times.difference():
             raise ClockWrong(f"this machine's clock is {difference:+d} s from the table's")
         known = None
-        with suppress(QueueUnavailable):  # that is for the part Redis to tell
+        with suppress(QueueUnavailable):  # the part `redis` reports this
             known = RedisTableMemory(connect_redis(settings), clock).recall()
         if change := find_change(state, known, store()):
             raise TableChanged(change)

@@ -33,6 +33,11 @@ class Inventory:
         (shown,) = self.show([sandbox])
         return shown
 
+    def last_sync(self) -> int | None:
+        """Return when a sync last succeeded; None before the first, or if that cannot be read."""
+        watermark = self._store.read_watermark()
+        return None if watermark is None else watermark.synced_at
+
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
         """List sandboxes of one status, or all of them, as the store's port says. Raises `InvalidInput`."""
         page = self._store.list_sandboxes(status, limit=limit, cursor=cursor)

@@ -288,6 +288,28 @@ def test_stats_count_the_pool_by_status_without_tombstones(api: Api) -> None:
     }
 
 
+def test_the_overview_of_a_new_pool_knows_no_times_and_no_pauses(api: Api) -> None:
+    overview = body_of(api.admin("GET", "/v1/admin/overview"))
+    assert overview["counts"] == body_of(api.admin("GET", "/v1/admin/stats"))
+    assert (overview["oldest_pending_deletion_at"], overview["last_sync_at"]) == (None, None)
+    assert overview["pauses"] == body_of(api.admin("GET", "/v1/admin/pause"))
+
+
+def test_the_overview_says_which_deletion_waits_longest_when_a_sync_last_succeeded_and_what_is_paused(api: Api) -> None:
+    api.store.seed(*(make_sandbox(str(number)) for number in range(3)))
+    asked = [api.clock.now()]
+    for _ in range(2):
+        held = api.allocate()
+        api.admin("POST", f"/v1/admin/sandboxes/{held['sandbox_id']}/release", json={"lease_id": held["lease_id"]})
+        api.clock.advance(60)
+    api.store.write_watermark(Watermark(synced_at=asked[0] + 30, accounts=3))
+    api.admin("POST", "/v1/admin/pause", json={"sync": True})
+    overview = body_of(api.admin("GET", "/v1/admin/overview"))
+    assert overview["counts"]["pending_deletion"] == 2
+    assert (overview["oldest_pending_deletion_at"], overview["last_sync_at"]) == (asked[0], asked[0] + 30)
+    assert [each["operation"] for each in overview["pauses"]["paused"]] == ["sync"]
+
+
 def test_a_release_ends_the_allocation_under_the_lease(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
     lease_id = api.allocate()["lease_id"]
@@ -464,6 +486,7 @@ def test_pauses_are_read_from_the_store_each_time(api: Api) -> None:
         ("GET", "/v1/admin/sandboxes", "list_sandboxes"),
         ("GET", "/v1/admin/sandboxes/7", "get"),
         ("GET", "/v1/admin/stats", "count"),
+        ("GET", "/v1/admin/overview", "oldest_pending_deletion"),
         ("GET", "/v1/admin/pause", "read_pauses"),
         ("POST", "/v1/admin/bulk-retry", "read_due"),
         ("POST", "/v1/admin/bulk-delete?status=stale", "read_due"),

@@ -20,6 +20,7 @@ ADMIN_CALLS = [
     ("GET", "/v1/admin/sandboxes"),
     ("GET", "/v1/admin/sandboxes/7"),
     ("GET", "/v1/admin/stats"),
+    ("GET", "/v1/admin/overview"),
     ("POST", "/v1/admin/sync"),
     ("POST", "/v1/admin/cleanup"),
     ("POST", "/v1/admin/expire"),

@@ -30,6 +30,7 @@ CALLS = {
     ("get", "/v1/admin/sandboxes"),
     ("get", "/v1/admin/sandboxes/{sandbox_id}"),
     ("get", "/v1/admin/stats"),
+    ("get", "/v1/admin/overview"),
     ("get", "/v1/admin/whoami"),
     *(("post", f"/v1/admin/{job.path}") for job in JOBS.values()),
     ("get", "/v1/admin/jobs"),
@@ -370,7 +371,8 @@ def test_answers_have_the_fields_that_are_described(api: Api, document: dict[str
     schemas = document["components"]["schemas"]
     for name in ("Allocation", "HeldSandbox", "Sandbox", "Stats", "Marked"):
         assert set(schemas[name]["required"]) == set(schemas[name]["properties"])
-    assert set(body_of(api.admin("GET", "/v1/admin/stats"))) == set(schemas["Stats"]["properties"])
+    for name, call in (("Stats", "stats"), ("Overview", "overview")):
+        assert set(body_of(api.admin("GET", f"/v1/admin/{call}"))) == set(schemas[name]["properties"])
 
 
 def test_nothing_but_what_is_described_is_accepted_in_a_body(document: dict[str, Any]) -> None:

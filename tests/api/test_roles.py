@@ -30,6 +30,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("POST", "/v1/sandboxes/<sandbox_id>/mark-for-deletion"): TRACKS,
     ("GET", "/v1/admin/whoami"): READERS,
     ("GET", "/v1/admin/stats"): READERS,
+    ("GET", "/v1/admin/overview"): READERS,
     ("GET", "/v1/admin/sandboxes"): READERS,
     ("GET", "/v1/admin/sandboxes/<sandbox_id>"): READERS,
     ("GET", "/v1/admin/jobs/<job_id>"): READERS,

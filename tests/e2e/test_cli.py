@@ -11,7 +11,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import click
@@ -19,7 +19,7 @@ import pytest
 import requests
 from click.testing import CliRunner, Result
 
-from broker_common.cli import commands
+from broker_common.cli import jobs
 from broker_common.cli.commands import main
 from deploy.dev.processes import free_ports, wait_until
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def broker(stack: Stack, aws_environment: dict[str, str]) -> Callable[..., Result]:
-    """Return what runs `broker` with an operator's environment; keyword arguments go over it."""
+    """Return a function that runs `broker` with an operator's environment; keyword arguments replace parts of it."""
     operator = dict(stack.plan.env) | {"BROKER_API_URL": f"{stack.api_url}/v1", "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
 
     def run(*words: str, **env: str) -> Result:
@@ -45,7 +45,7 @@ def broker(stack: Stack, aws_environment: dict[str, str]) -> Callable[..., Resul
 
 @pytest.fixture
 def dynamodb(stack: Stack) -> DynamoDBClient:
-    """Return what changes the broker's table behind its back."""
+    """Return a client that changes the table without the broker."""
     return boto3.client(
         "dynamodb",
         region_name="us-east-1",
@@ -223,29 +223,26 @@ def test_check_names_every_bad_setting_and_no_secret(broker: Callable[..., Resul
 
 
 def test_pool_shows_the_counts_the_oldest_deletion_and_the_last_sync(
-    stack: Stack, broker: Callable[..., Result]
+    stack: Stack, broker: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack.as_admin("POST", "/pause", json={"cleanup": True})
+    assert "cleanup    paused" in broker("pause", "cleanup").stdout
     held = stack.as_track("shown", "POST", "/allocate").json()
     stack.as_track("shown", "POST", f"/sandboxes/{held['sandbox_id']}/mark-for-deletion")
+    sent: list[str] = []
+    send = requests.Session.send
+
+    def note(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        sent.append(str(request.path_url))
+        return send(session, request, **options)
+
+    monkeypatch.setattr(requests.Session, "send", note)
     shown = {words[0]: words[1:] for words in lines(broker("pool"))}
-    stats = stack.as_admin("GET", "/stats").json()
-    assert {name: int(shown[name][0]) for name in stats} == stats
+    assert sent == ["/v1/admin/overview"]
+    monkeypatch.undo()
+    counts = stack.as_admin("GET", "/stats").json()
+    assert {name: int(shown[name][0]) for name in counts} == counts
     assert (shown["oldest"][-2:], shown["last"][-2:]) == (["s", "ago"], ["s", "ago"])
-    stack.as_admin("POST", "/pause", json={"cleanup": False})
-
-
-def test_a_last_sync_that_the_api_does_not_tell_of_is_not_made_up(broker: Callable[..., Result]) -> None:
-    class Exhausted(Handler):
-        def reply(self) -> None:
-            held = {"deletion_requested_at": None, "last_synced": 1}
-            listed = [] if "status=" in self.path else [held]
-            stats, page = {"available": 0, "total": 1}, {"sandboxes": listed, "count": len(listed), "cursor": None}
-            self.answer(200, json.dumps(stats if self.path.endswith("/stats") else page).encode())
-
-    with serving(Exhausted) as server:
-        result = broker("pool", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
-    assert lines(result)[-1][2:] == ["not", "known", "while", "none", "is", "available"]
+    assert "cleanup    runs" in broker("resume", "cleanup").stdout
 
 
 def test_sandboxes_are_listed_as_table_json_and_csv(stack: Stack, broker: Callable[..., Result]) -> None:
@@ -388,7 +385,9 @@ def test_a_sandbox_that_is_held_is_set_aside_once_it_is_wiped_unless_that_is_tak
     assert wait_until(lambda: status_of(usual) == "available", 30)
     assert "reason=it is slow" in broker("sandbox", "history", aside).stdout
     assert "409 INVALID_TRANSITION" in broker("sandbox", "unquarantine", aside).stderr
-    assert stack.as_admin("POST", f"/sandboxes/{aside}/retry-deletion").status_code == 200
+    assert (
+        broker("sandbox", "retry", aside).stdout == f"{aside} is pending_deletion, and the next cleanup has it wiped\n"
+    )
     stack.run_job("cleanup")
 
 
@@ -396,8 +395,50 @@ def test_a_free_sandbox_is_set_aside_at_once(stack: Stack, broker: Callable[...,
     free = lines(broker("sandboxes", "--status", "available"))[1][0]
     told = broker("sandbox", "quarantine", free, "--reason", "it is slow")
     assert told.stdout == f"{free} is deletion_failed\n"
-    assert stack.as_admin("POST", f"/sandboxes/{free}/retry-deletion").status_code == 200
+    assert broker("bulk", "retry").stdout.startswith("1 sandboxes wait to be wiped again")
     stack.run_job("cleanup")
+
+
+def test_a_lease_is_released_once_and_not_in_place_of_the_next_one(stack: Stack, broker: Callable[..., Result]) -> None:
+    held = stack.as_track("forgetful", "POST", "/allocate").json()
+    sandbox_id, lease_id = held["sandbox_id"], held["lease_id"]
+    refused = broker("sandbox", "release", sandbox_id, "--lease", "another")
+    assert (refused.exit_code, "409 LEASE_MISMATCH" in refused.stderr) == (1, True)
+    released = broker("sandbox", "release", sandbox_id).stdout
+    assert released == f"{sandbox_id} is pending_deletion: the lease {lease_id} has ended\n"
+    assert "no track holds it" in broker("sandbox", "release", sandbox_id).stderr
+
+
+def test_records_are_removed_in_bulk(stack: Stack, broker: Callable[..., Result]) -> None:
+    free = lines(broker("sandboxes", "--status", "available"))[1][0]
+    broker("sandbox", "quarantine", free, "--reason", "the provider lost it")
+    assert broker("bulk", "delete", "--status", "deletion_failed").exit_code == 2
+    assert broker("bulk", "delete", "--status", "deletion_failed", "--yes").stdout.startswith("1 records are removed")
+    assert stack.run_job("sync")["state"] == "succeeded"
+    assert broker("sandbox", "show", free).exit_code == 0, "the account is still there"
+
+
+def test_tokens_of_operators_and_of_tracks_are_checked(broker: Callable[..., Result]) -> None:
+    assert lines(broker("token", "check")) == lines(broker("whoami"))
+    good = broker("token", "check", "--env", "NEW", "--track", "a-look", NEW=TRACK_TOKEN)
+    assert good.stdout.splitlines() == ["the token is good, and for tracks alone", "the token may act for a-look"]
+    bad = broker("token", "check", "--env", "NEW", NEW="not-taken-in")
+    assert (bad.exit_code, "the token is unknown (401 UNAUTHORIZED" in bad.stderr) == (1, True)
+
+
+def test_health_is_told_by_every_process_itself(stack: Stack, broker: Callable[..., Result]) -> None:
+    urls = {
+        "BROKER_WORKER_URL": stack.plan.url("METRICS_PORT"),
+        "BROKER_BEAT_URL": stack.plan.url("BEAT_METRICS_PORT"),
+    }
+    result = broker("health", **urls)
+    assert result.exit_code == 0, result.output
+    assert [words[:2] for words in lines(result)] == [[part, "OK"] for part in ("api", "api", "worker", "beat")]
+    assert "dynamodb ok" in result.stdout
+
+
+def test_no_record_is_unreadable(broker: Callable[..., Result]) -> None:
+    assert broker("sandboxes", "--unreadable", "--json").stdout == ""
 
 
 def test_a_job_that_is_waited_for_prints_its_result(broker: Callable[..., Result]) -> None:
@@ -417,8 +458,8 @@ def test_a_job_that_is_waited_for_tells_how_it_goes(
             run = {"job_id": "1", "job": "sync"}
             self.answer(200, json.dumps(run if self.command == "POST" else run | {"state": next(states)}).encode())
 
-    monkeypatch.setattr(commands, "_LOOK_AGAIN_SEC", 0)
-    monkeypatch.setattr(commands, "_SAY_AGAIN_SEC", 0)
+    monkeypatch.setattr(jobs, "_LOOK_AGAIN_SEC", 0)
+    monkeypatch.setattr(jobs, "_SAY_AGAIN_SEC", 0)
     with serving(Slow) as server:
         result = broker("job", "run", "sync", "--wait", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1")
     told = [line.split()[0] for line in result.stderr.splitlines()]
@@ -457,6 +498,9 @@ def test_whoami_shows_what_the_api_makes_of_the_token(broker: Callable[..., Resu
         (("sandbox", "history", "nobody"), {}, "404 SANDBOX_NOT_FOUND"),
         (("sandbox", "quarantine", "nobody", "--reason", "none"), {}, "404 SANDBOX_NOT_FOUND"),
         (("sandbox", "unquarantine", "a/../b"), {}, "404 SANDBOX_NOT_FOUND"),
+        (("sandbox", "retry", "nobody"), {}, "404 SANDBOX_NOT_FOUND"),
+        (("sandbox", "release", "nobody"), {}, "404 SANDBOX_NOT_FOUND"),
+        (("bulk", "retry"), {"BROKER_ADMIN_TOKEN": TRACK_TOKEN}, "403 FORBIDDEN"),
         (("events", "--since", "yesterday"), {}, "must be a length of time, such as 90s, 10m, 24h or 7d"),
         (("events", "--kind", "sandbox.lost"), {}, "'sandbox.lost' is not one of 'sandbox.added', "),
         (("sandboxes", "--sort", "colour"), {}, "'colour' is not one of 'sandbox_id', '-sandbox_id', "),
@@ -487,7 +531,10 @@ def every_command(command: click.Command = main, *words: str) -> Iterator[tuple[
     """Yield the words of every command and group."""
     yield words
     if isinstance(command, click.Group):
-        for name, each in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            each = command.get_command(context, name)
+            assert each is not None
             yield from every_command(each, *words, name)
 
 
@@ -502,7 +549,10 @@ def test_every_help_has_an_example_that_can_be_called(words: tuple[str, ...]) ->
         command, *rest = shlex.split(example.partition(" > ")[0])[1:]
         assert [command, *rest][: len(words)] == list(words)
         # Within its group's context: a command keeps the help options that it was first given.
-        main.commands[command].make_context(command, rest, parent=click.Context(main, **main.context_settings))
+        parent = click.Context(main, **main.context_settings)
+        called = main.get_command(parent, command)
+        assert called is not None
+        called.make_context(command, rest, parent=parent)
 
 
 def test_bash_completes_commands_options_and_their_values() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -15,7 +18,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_common.cli import commands
+from broker_common.cli import jobs, pool, sandboxes, tokens
+from broker_common.cli.commands import main
 
 SIGNS = (
     "BROKER_API_TOKEN",
@@ -25,12 +29,18 @@ SIGNS = (
     "CSP_API_TOKEN",
     "REDIS_URL",
 )
-URL = "http://127.0.0.1:8080/v1/admin"
+ROOT_URL = "http://127.0.0.1:8080"
+URL = f"{ROOT_URL}/v1/admin"
 QUICK = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 
 
 def broker(*words: str, **env: str) -> Result:
-    return CliRunner().invoke(commands.main, words, env={"BROKER_ADMIN_TOKEN": "a-token"} | env, prog_name="broker")
+    return CliRunner().invoke(main, words, env={"BROKER_ADMIN_TOKEN": "a-token"} | env, prog_name="broker")
+
+
+def refusal(code: str, message: str) -> dict[str, Any]:
+    """Return the body of an error."""
+    return {"error": {"code": code, "message": message, "request_id": "r"}}
 
 
 @responses.activate
@@ -76,7 +86,7 @@ def fact(number: int, **values: Any) -> dict[str, Any]:
 def test_a_follower_shows_once_what_the_feed_repeats_and_reads_on_where_it_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(commands, "_FOLLOW_SEC", 0)
+    monkeypatch.setattr(pool, "_FOLLOW_SEC", 0)
     pages: tuple[tuple[dict[str, str], list[dict[str, Any]], str, bool], ...] = (
         ({}, [fact(1), fact(2)], "b", False),
         ({"after": "b"}, [fact(3)], "c", True),
@@ -87,34 +97,35 @@ def test_a_follower_shows_once_what_the_feed_repeats_and_reads_on_where_it_ended
         feed = {"events": shown, "cursor": cursor, "is_last": is_last}
         match = [responses.matchers.query_param_matcher({"limit": "1000", **query}, strict_match=False)]
         responses.get(f"{URL}/events", json=feed, match=match)
-    refusal = {"error": {"code": "UNAUTHORIZED", "message": "no such token", "request_id": "r"}}
     at_the_end = [responses.matchers.query_param_matcher({"after": "e"}, strict_match=False)]
     # What may pass is waited for.
     responses.get(f"{URL}/events", body=requests.ConnectionError("away"), match=at_the_end)
     responses.get(f"{URL}/events", status=503, body="<html>", match=at_the_end)
-    responses.get(
-        f"{URL}/events",
-        json=refusal,
-        status=401,
-        match=at_the_end,
-    )
+    unknown = refusal("UNAUTHORIZED", "no such token")
+    responses.get(f"{URL}/events", json=unknown, status=401, match=at_the_end)
     result = broker("events", "--follow", "--json")
     assert [json.loads(line)["version"] for line in result.stdout.splitlines()] == [1, 2, 3, 3, 4]
     assert (result.exit_code, "no such token" in result.stderr) == (1, True)
 
 
 @responses.activate
-def test_a_sandbox_that_rests_after_its_wipe_does_not_wait_for_deletion() -> None:
-    listed = [
-        {"sandbox_id": "1", "deletion_requested_at": 1_750_000_000, "ready_at": 1_750_009_000},
-        {"sandbox_id": "2", "deletion_requested_at": 1_750_000_100, "ready_at": None},
-    ]
-    responses.get(f"{URL}/stats", json={"pending_deletion": 2, "total": 2})
-    for status, found in (("pending_deletion", listed), ("available", [])):
-        match = [responses.matchers.query_param_matcher({"status": status}, strict_match=False)]
-        responses.get(f"{URL}/sandboxes", json={"sandboxes": found, "unreadable": [], "cursor": None}, match=match)
-    (oldest,) = [line for line in broker("pool").stdout.splitlines() if line.startswith("oldest deletion")]
-    assert "2025-06-15 15:08:20Z" in oldest
+@pytest.mark.parametrize("pending", [0, 700])
+def test_pool_is_one_call_however_much_is_pending(pending: int) -> None:
+    overview = {
+        "counts": {"available": 3, "pending_deletion": pending, "total": 3 + pending},
+        "oldest_pending_deletion_at": 1_750_000_100 if pending else None,
+        "last_sync_at": 1_750_000_000,
+        "pauses": {"paused": [{"operation": "sync"}, {"operation": "cleanup"}] if pending else []},
+    }
+    responses.get(f"{URL}/overview", json=overview)
+    shown = [re.split("  +", line) for line in broker("pool").stdout.splitlines()]
+    assert len(responses.calls) == 1
+    assert shown[:3] == [["available", "3"], ["pending_deletion", str(pending)], ["total", str(3 + pending)]]
+    (oldest, since), (synced, at), paused = shown[3:]
+    assert (oldest, since.partition(",")[0]) == ("oldest deletion", "2025-06-15 15:08:20Z" if pending else "-")
+    assert (synced, at.partition(",")[0]) == ("last sync", "2025-06-15 15:06:40Z")
+    assert paused == ["paused", "sync, cleanup" if pending else "-"]
+    assert json.loads(broker("pool", "--json").stdout) == overview
 
 
 @responses.activate
@@ -140,9 +151,9 @@ def test_check_in_an_operator_s_shell_asks_the_api_and_leaves_out_each_process_w
     result = broker("check", **dict.fromkeys(SIGNS, " "), BROKER_API_URL=URL.removesuffix("/admin"))
     signs_of_api = "BROKER_API_TOKEN, BROKER_API_TOKEN_FILE or BROKER_TOKENS_FILE"
     assert result.stdout.splitlines() == [
-        f"settings  --   the API is left out without {signs_of_api}; to look: --process api",
-        "settings  --   a worker is left out without CSP_BASE_URL or CSP_API_TOKEN; to look: --process worker",
-        "settings  --   beat is left out without REDIS_URL; to look: --process beat",
+        f"settings  --   the API is left out without {signs_of_api}; to check it: --process api",
+        "settings  --   a worker is left out without CSP_BASE_URL or CSP_API_TOKEN; to check it: --process worker",
+        "settings  --   beat is left out without REDIS_URL; to check it: --process beat",
         "api       OK   answers, and counts 9 sandboxes",
     ]
     assert result.exit_code == 0
@@ -159,7 +170,9 @@ def test_check_tells_an_api_apart_that_is_not_the_broker_s() -> None:
 def test_check_without_any_setting_is_not_all_right() -> None:
     result = broker("check", **dict.fromkeys(SIGNS, ""), BROKER_ADMIN_TOKEN="")
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[3:] == ["api       FAIL BROKER_ADMIN_TOKEN: Missing: an operator's token, plain."]
+    assert result.stdout.splitlines()[3:] == [
+        "api       FAIL BROKER_ADMIN_TOKEN: Missing: give a token here, plain and not hashed."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +204,245 @@ def test_whoami_shows_whose_token_it_is_and_its_roles() -> None:
 
 
 @responses.activate
+@pytest.mark.parametrize("source", ["variable", "stdin"])
+def test_a_token_is_checked_and_hashed_and_not_shown(source: str) -> None:
+    def run(*words: str) -> Result:
+        given = ("--stdin",) if source == "stdin" else ("--env", "NEW_TOKEN")
+        text = "the-new-token\n" if source == "stdin" else None
+        env = {"BROKER_ADMIN_TOKEN": "", "NEW_TOKEN": "the-new-token"}
+        return CliRunner().invoke(main, ["token", *words, *given], env=env, input=text, prog_name="broker")
+
+    match = [responses.matchers.header_matcher({"Authorization": "Bearer the-new-token"})]
+    responses.get(f"{URL}/whoami", json={"principal": "anna", "roles": ["viewer"], "customer": None}, match=match)
+    assert run("check").stdout.splitlines()[:2] == ["principal  anna", "roles      viewer"]
+    assert run("hash").stdout == f"{hashlib.sha256(b'the-new-token').hexdigest()}\n"
+    assert "the-new-token" not in run("check").output + run("hash").output
+
+
+def test_a_token_is_asked_for_at_a_terminal_and_not_echoed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "is_terminal", lambda: True)
+    result = CliRunner().invoke(main, ["token", "hash", "--stdin"], input="the-new-token\n")
+    assert result.stdout.strip() == hashlib.sha256(b"the-new-token").hexdigest()
+    assert "the-new-token" not in result.output
+
+
+@responses.activate
+def test_a_token_for_tracks_alone_is_good_and_its_track_can_be_checked() -> None:
+    only_track = refusal("FORBIDDEN", "this call needs the role viewer, and the token has only track")
+    responses.get(f"{URL}/whoami", json=only_track, status=403)
+    of_track = [responses.matchers.header_matcher({"X-Track-ID": "acme-7"})]
+    of_other = [responses.matchers.header_matcher({"X-Track-ID": "other"})]
+    responses.get(f"{ROOT_URL}/v1/sandboxes", json={"sandboxes": [], "count": 0}, match=of_track)
+    responses.get(f"{ROOT_URL}/v1/sandboxes", json=refusal("FORBIDDEN", "not its track"), status=403, match=of_other)
+    good = broker("token", "check", "--track", "acme-7")
+    assert good.stdout.splitlines() == ["the token is good, and for tracks alone", "the token may act for acme-7"]
+    bad = broker("token", "check", "--track", "other")
+    assert (bad.exit_code, "not its track" in bad.stderr) == (1, True)
+
+
+@responses.activate
+def test_an_unknown_token_is_told_and_exits_1() -> None:
+    responses.get(f"{URL}/whoami", json=refusal("UNAUTHORIZED", "the token is unknown"), status=401)
+    result = broker("token", "check")
+    assert (result.exit_code, "the token is unknown" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("words", [("check",), ("hash",), ("check", "--env", "NOT_SET"), ("hash", "--stdin")])
+def test_a_token_that_is_missing_or_hashed_is_told_where(words: tuple[str, ...]) -> None:
+    result = broker("token", *words, BROKER_ADMIN_TOKEN=f"sha256:{64 * 'a'}")
+    where = {"--env": "NOT_SET", "--stdin": "standard input"}.get(words[1] if words[1:] else "", "BROKER_ADMIN_TOKEN")
+    assert (result.exit_code, where in result.stderr) == (1, True)
+
+
+PAUSES = {
+    "allocate": False,
+    "sync": False,
+    "cleanup": True,
+    "expire": False,
+    "paused": [{"operation": "cleanup", "by": "anna", "since": 1_750_000_000}],
+}
+
+
+@responses.activate
+def test_what_is_paused_is_shown_with_who_paused_it_and_since_when() -> None:
+    responses.get(f"{URL}/pause", json=PAUSES)
+    shown = [re.split("  +", line) for line in broker("pause").stdout.splitlines()]
+    assert shown[0] == ["operation", "state", "by", "since"]
+    assert [row[:3] for row in shown[1:]] == [
+        ["allocate", "runs", "-"], ["sync", "runs", "-"], ["cleanup", "paused", "anna"], ["expire", "runs", "-"]
+    ]  # fmt: skip
+    assert shown[3][3].startswith("2025-06-15 15:06:40Z, ")
+    listed = [json.loads(line) for line in broker("pause", "--json").stdout.splitlines()]
+    assert listed[2] == {"operation": "cleanup", "paused": True, "by": "anna", "since": 1_750_000_000}
+    assert listed[0] == {"operation": "allocate", "paused": False, "by": None, "since": None}
+
+
+@responses.activate
+@pytest.mark.parametrize(("command", "wanted"), [("pause", True), ("resume", False)])
+def test_operations_are_paused_and_resumed_by_name_alone(command: str, wanted: bool) -> None:
+    match = [responses.matchers.json_params_matcher({"cleanup": wanted, "sync": wanted})]
+    responses.post(f"{URL}/pause", json=PAUSES, match=match)
+    result = broker(command, "cleanup", "sync")
+    assert (result.exit_code, result.stderr) == (0, "every process obeys within 5 s\n")
+
+
+@pytest.mark.parametrize("words", [("resume",), ("pause", "everything"), ("resume", "purge")])
+def test_an_operation_that_there_is_not_is_wrong_use(words: tuple[str, ...]) -> None:
+    assert broker(*words).exit_code == 2
+
+
+@responses.activate
+@pytest.mark.parametrize("words", [(), ("--lease", "lease-1")])
+def test_a_release_names_the_lease_so_that_another_one_is_refused(words: tuple[str, ...]) -> None:
+    responses.get(f"{URL}/sandboxes/7", json={"status": "allocated", "lease_id": "lease-1"})
+    match = [responses.matchers.json_params_matcher({"lease_id": "lease-1"})]
+    responses.post(f"{URL}/sandboxes/7/release", json={"status": "pending_deletion"}, match=match)
+    responses.post(f"{URL}/sandboxes/7/release", json=refusal("LEASE_MISMATCH", "not held"), status=409, match=match)
+    assert broker("sandbox", "release", "7", *words).stdout == "7 is pending_deletion: the lease lease-1 has ended\n"
+    result = broker("sandbox", "release", "7", *words)
+    assert result.exit_code == 1
+    assert "409 LEASE_MISMATCH" in result.stderr
+    assert "`broker sandbox show` names the current one" in result.stderr
+    assert len(responses.calls) == (2 if words else 4)
+
+
+@responses.activate
+def test_a_sandbox_without_a_lease_is_not_released() -> None:
+    responses.get(f"{URL}/sandboxes/7", json={"status": "stale", "lease_id": None})
+    result = broker("sandbox", "release", "7")
+    assert (result.exit_code, "7 is stale: no track holds it" in result.stderr) == (1, True)
+
+
+@responses.activate
+def test_one_sandbox_that_is_refused_does_not_keep_the_others_from_being_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandboxes, "_WAIT_SEC", 0)
+    responses.post(f"{URL}/sandboxes/1/quarantine", json=refusal("INVALID_TRANSITION", "it is deleted"), status=409)
+    responses.post(f"{URL}/sandboxes/2/quarantine", json=refusal("RATE_LIMIT_EXCEEDED", "too many"), status=429)
+    responses.post(f"{URL}/sandboxes/2/quarantine", json={"status": "deletion_failed"})
+    result = broker("sandbox", "quarantine", "1", "2", "--reason", "restored")
+    assert (result.exit_code, result.stdout) == (1, "2 is deletion_failed\n")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: 1: it is deleted (409 INVALID_TRANSITION, request r)")
+
+
+@responses.activate
+@pytest.mark.parametrize(("code", "status"), [("UNAUTHORIZED", 401), ("FORBIDDEN", 403), (None, 502)])
+def test_what_no_sandbox_could_pass_ends_a_change_of_many_at_the_first(code: str | None, status: int) -> None:
+    responses.post(re.compile(".*/retry-deletion"), json=refusal(code, "no") if code else {}, status=status)
+    result = broker("sandbox", "retry", "1", "2", "3")
+    assert (result.exit_code, len(responses.calls)) == (1, 1)
+
+
+@responses.activate
+def test_all_that_failed_are_sent_back_to_be_wiped() -> None:
+    responses.post(f"{URL}/bulk-retry", json={"retried": 12, "duration_ms": 34})
+    assert broker("bulk", "retry").stdout == "12 sandboxes wait to be wiped again (34 ms)\n"
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    ("words", "is_terminal", "answer", "exit_code"),
+    [
+        (("--yes",), False, "", 0),
+        ((), True, "y\n", 0),
+        ((), True, "n\n", 1),
+        ((), True, "\n", 1),
+        ((), False, "y\n", 2),
+    ],
+)
+def test_records_are_removed_only_if_somebody_says_yes(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], is_terminal: bool, answer: str, exit_code: int
+) -> None:
+    monkeypatch.setattr(sandboxes, "is_terminal", lambda: is_terminal)
+    responses.get(f"{URL}/stats", json={"stale": 3, "total": 9})
+    match = [responses.matchers.query_param_matcher({"status": "stale"})]
+    removal = responses.post(f"{URL}/bulk-delete", json={"deleted": 3, "duration_ms": 5}, match=match)
+    result = CliRunner().invoke(
+        main, ["bulk", "delete", "--status", "stale", *words], env={"BROKER_ADMIN_TOKEN": "a-token"}, input=answer
+    )
+    assert (result.exit_code, removal.call_count) == (exit_code, 0 if exit_code else 1)
+    assert ("3 records are removed" in result.stdout) is (exit_code == 0)
+    assert ("all 3 sandboxes that are stale?" in result.stderr) is is_terminal
+
+
+def test_records_of_sandboxes_in_service_are_not_removed_in_bulk() -> None:
+    assert broker("bulk", "delete", "--status", "available", "--yes").exit_code == 2
+
+
+@responses.activate
+def test_health_asks_every_part_that_is_named_and_needs_no_token() -> None:
+    at = 1_750_000_000
+    responses.get(f"{ROOT_URL}/healthz", json={"status": "healthy", "timestamp": at})
+    checks = {"dynamodb": "ok", "redis": "error: it is away"}
+    responses.get(f"{ROOT_URL}/readyz", json={"status": "ready", "timestamp": at, "checks": checks})
+    responses.get("http://worker-1:9101/healthz", json={"status": "healthy", "timestamp": at})
+    responses.get("http://worker-2:9101/healthz", json={"status": "unhealthy", "error": "it stands still"}, status=503)
+    responses.get("http://beat:9102/healthz", body="<html>", status=502)
+    result = broker(
+        "health",
+        BROKER_ADMIN_TOKEN="",
+        BROKER_WORKER_URL="http://worker-1:9101 http://worker-2:9101/",
+        BROKER_BEAT_URL="http://beat:9102",
+    )
+    assert result.exit_code == 1
+    assert [re.split(" +", line, maxsplit=2) for line in result.stdout.splitlines()] == [
+        ["api", "OK", f"{ROOT_URL}/healthz healthy"],
+        ["api", "OK", f"{ROOT_URL}/readyz ready: dynamodb ok, redis error: it is away"],
+        ["worker", "OK", "http://worker-1:9101/healthz healthy"],
+        ["worker", "FAIL", "http://worker-2:9101/healthz unhealthy: it stands still"],
+        ["beat", "FAIL", "http://beat:9102/healthz answered 502: is this a broker's address?"],
+    ]
+
+
+@responses.activate
+def test_health_of_an_api_that_is_away_or_not_ready_is_a_failure() -> None:
+    responses.get(f"{ROOT_URL}/healthz", body=requests.ConnectionError("away"))
+    checks = {"dynamodb": "error: DynamoDB does not answer"}
+    responses.get(f"{ROOT_URL}/readyz", json={"status": "not_ready", "checks": checks}, status=503)
+    result = broker("health", "--json")
+    away, not_ready = (json.loads(line) for line in result.stdout.splitlines())
+    assert (away["ok"], not_ready["ok"], result.exit_code) == (False, False, 1)
+    assert "cannot be reached (ConnectionError)" in away["text"]
+    assert "not_ready: dynamodb error: DynamoDB does not answer" in not_ready["text"]
+
+
+@responses.activate
+def test_a_health_that_is_another_service_s_json_is_a_failure() -> None:
+    responses.get(f"{ROOT_URL}/healthz", json=["hello"])
+    responses.get(f"{ROOT_URL}/readyz", json={"hello": "world"})
+    assert [line.split()[1] for line in broker("health").stdout.splitlines()] == ["FAIL", "FAIL"]
+
+
+@responses.activate
+def test_a_sandbox_is_shown_as_json_with_every_field() -> None:
+    record = {"sandbox_id": "7", "status": "stale", "stale_since": 1_750_000_000, "name": None}
+    responses.get(f"{URL}/sandboxes/7", json=record)
+    assert json.loads(broker("sandbox", "show", "7", "--json").stdout) == record
+    assert re.search(
+        r"^stale_since +1750000000  \(2025-06-15 15:06:40Z, ", broker("sandbox", "show", "7").stdout, re.MULTILINE
+    )
+
+
+@responses.activate
+def test_records_that_cannot_be_read_are_looked_for_in_the_whole_table() -> None:
+    bad = {"sandbox_id": "8", "reason": "status is unknown"}
+    for cursor, following, unreadable in ((None, "next", []), ("next", None, [bad])):
+        asked: dict[str, Any] = {"limit": "100"} | ({"cursor": cursor} if cursor else {})
+        page = {"sandboxes": [{"sandbox_id": "7", "status": "stale"}], "unreadable": unreadable, "cursor": following}
+        responses.get(f"{URL}/sandboxes", json=page, match=[responses.matchers.query_param_matcher(asked)])
+    assert [re.split("  +", line) for line in broker("sandboxes", "--unreadable").stdout.splitlines()] == [
+        ["sandbox_id", "reason"],
+        ["8", "status is unknown"],
+    ]
+
+
+def test_a_filter_beside_unreadable_is_wrong_use() -> None:
+    assert broker("sandboxes", "--unreadable", "--status", "stale").exit_code == 2
+
+
+@responses.activate
 def test_a_sandbox_whose_record_cannot_be_read_is_listed_with_the_reason() -> None:
     page = {
         "sandboxes": [{"sandbox_id": "7", "status": "stale", "dirty": True}],
@@ -218,9 +470,8 @@ def test_an_error_that_is_not_the_broker_s_is_told_apart() -> None:
 
 
 @responses.activate
-def test_a_refusal_is_none_the_less_one_with_the_status_of_a_success() -> None:
-    refusal = {"error": {"code": "UNAUTHORIZED", "message": "no such token", "request_id": "r"}}
-    responses.post(f"{URL}/sync", json=refusal, status=200)
+def test_a_refusal_with_the_status_of_a_success_is_still_a_refusal() -> None:
+    responses.post(f"{URL}/sync", json=refusal("UNAUTHORIZED", "no such token"), status=200)
     result = broker("job", "run", "sync")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no such token (200 UNAUTHORIZED, request r)" in result.stderr
@@ -228,8 +479,8 @@ def test_a_refusal_is_none_the_less_one_with_the_status_of_a_success() -> None:
 
 @responses.activate
 def test_a_job_s_state_is_said_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_FOLLOW_SEC", 0)
-    monkeypatch.setattr(commands, "_SAY_AGAIN_SEC", 3600)
+    monkeypatch.setattr(jobs, "_LOOK_AGAIN_SEC", 0)
+    monkeypatch.setattr(jobs, "_SAY_AGAIN_SEC", 3600)
     responses.post(f"{URL}/sync", json={"job_id": "7"}, status=202)
     for state in ("queued", "running", "running", "succeeded"):
         responses.get(f"{URL}/jobs/7", json={"state": state})
@@ -270,10 +521,12 @@ def test_the_last_runs_are_a_table_that_says_who_asked_for_each() -> None:
     assert skipped[5] == "paused by an operator"
     assert queued[3:] == ["alice", "-", "-"]
     assert succeeded[5] == "removed=4 kept=2"
+    listed = broker("jobs", "--job", "purge-stale", "--limit", "2", "--json").stdout.splitlines()
+    assert [json.loads(line) for line in listed] == runs
 
 
 @responses.activate
-def test_the_last_runs_of_all_jobs_are_listed_if_none_is_named() -> None:
+def test_the_last_runs_of_all_jobs_are_listed_if_no_job_is_named() -> None:
     match = [responses.matchers.query_param_matcher({"limit": "20"})]
     responses.get(f"{URL}/jobs", json={"runs": [], "count": 0}, match=match)
     assert broker("jobs").exit_code == 0
@@ -282,6 +535,12 @@ def test_the_last_runs_of_all_jobs_are_listed_if_none_is_named() -> None:
 @pytest.mark.parametrize("words", [("--job", "nonsense"), ("--limit", "0"), ("--limit", "101")])
 def test_a_listing_of_runs_that_cannot_be_is_wrong_use(words: tuple[str, str]) -> None:
     assert broker("jobs", *words).exit_code == 2
+
+
+def test_a_command_that_asks_the_api_starts_without_the_clients_of_aws_redis_and_celery() -> None:
+    code = "import broker_common.cli.commands, sys; print({'boto3', 'redis', 'celery'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "set()\n"
 
 
 def test_a_table_is_not_created_with_bad_settings() -> None:

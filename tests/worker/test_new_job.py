@@ -24,7 +24,7 @@ from broker_common.adapters.prometheus_recorder import PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
-from broker_common.cli.commands import job_commands
+from broker_common.cli.jobs import job_commands
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Every, Flag, JobSpec, JobState, Work, declare
 from broker_common.core.runs import Runs

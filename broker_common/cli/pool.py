@@ -1,0 +1,72 @@
+"""`broker pool` and `broker events`: the pool as a whole."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import click
+
+from broker_common.cli.api import operators_api
+from broker_common.cli.output import json_option, print_json, show_fact, show_time
+from broker_common.core.facts import FactKind, PoolFactKind
+
+_FOLLOW_SEC = 2.0
+_KINDS = [kind.value for kind in (*FactKind, *PoolFactKind)]
+_TIMES = {"oldest deletion": "oldest_pending_deletion_at", "last sync": "last_sync_at"}
+
+
+@click.command()
+@json_option
+def pool(*, as_json: bool) -> None:
+    """Show counts, the longest waiting deletion, the last sync, the pauses.
+
+    The last sync is the last one that succeeded.
+
+    Example: broker pool
+    """
+    overview = operators_api().get("/overview")
+    if as_json:
+        print_json([overview])
+        return
+    for status, count in sorted(overview["counts"].items(), key=lambda counted: counted[0] == "total"):
+        click.echo(f"{status:<17} {count:>7,}")
+    for title, name in _TIMES.items():
+        click.echo(f"{title:<17} {show_time(overview[name])}")
+    paused = ", ".join(each["operation"] for each in overview["pauses"]["paused"])
+    click.echo(f"{'paused':<17} {paused or '-'}")
+
+
+def _seconds(text: str) -> int:
+    """Return the seconds of a length of time such as 90s, 10m, 24h or 7d."""
+    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if found is None:
+        raise click.BadParameter("must be a length of time, such as 90s, 10m, 24h or 7d")
+    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+@click.command()
+@click.option("--follow", is_flag=True, help="Show new facts as they come, until Ctrl-C.")
+@click.option(
+    "--since",
+    default="10m",
+    callback=lambda _ctx, _name, value: _seconds(value),
+    help="How far back: 90s, 10m (the default), 24h, 7d.",
+)
+@click.option("--kind", type=click.Choice(_KINDS), metavar="KIND", help="Only this kind, such as sandbox.allocated.")
+@click.option("--track", "track_id", help="Only facts of this track's leases.")
+@json_option
+def events(since: int, *, follow: bool, as_json: bool, **filters: str | None) -> None:
+    """Show what happened in the pool, oldest first.
+
+    Example: broker events --follow
+
+    What a track did today: broker events --since 24h --track track-4711
+    """
+    for fact in operators_api().events(since=int(time.time()) - since, follow=follow, **filters):
+        if fact is None:
+            time.sleep(_FOLLOW_SEC)
+        elif as_json:
+            print_json([fact])
+        else:
+            click.echo(show_fact(fact))
