@@ -284,8 +284,8 @@ ERRORS = (
         "Have an operator run `broker upgrade finish` once no old process runs; then send the same request again.",
         kinds=(core.UpgradeUnfinished,),
         message=(
-            "quarantine of a held sandbox is refused until the upgrade is finished: once no process of the release"
-            " before runs, run `broker upgrade finish`"
+            "cannot set aside a sandbox that is held: the upgrade is not finished. Stop all processes of the previous"
+            " release, then run `broker upgrade finish`"
         ),
         retry_after=30,
     ),
