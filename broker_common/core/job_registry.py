@@ -99,7 +99,7 @@ JOBS = declare(
         name=Job.EXPIRE,
         title="Auto-expiry",
         summary="End the leases whose time is over.",
-        description="The time is over after `expires_at` and a buffer. The sandbox is then wiped.",
+        description="A lease's time is over when `expires_at` and the buffer have passed. Its sandbox is then wiped.",
         schedule=Every(seconds=300, setting="auto_expiry_interval_sec"),
         pause="expire",
         work=_expire,
