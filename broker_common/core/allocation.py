@@ -96,9 +96,10 @@ class Allocator:
     def allocate(self, request: AllocateRequest, *, by: Actor) -> Allocation:
         """Allocate a sandbox, or return the one that the (track, key) holds already.
 
-        Raises `NoSandboxesAvailable`, `TableChanged`, `Paused` and `ClockWrong` (the last two only if the (track, key)
-        holds no sandbox), and `StoreUnavailable` if the store gives no certain answer before the deadline. After an
-        error or a crash the caller may send the same request again: it returns the sandbox that an earlier one got.
+        Raises `NoSandboxesAvailable`, `TableChanged`, `UnreadableRecord`, `Paused` and `ClockWrong` (the last two only
+        if the (track, key) holds no sandbox), and `StoreUnavailable` if the store gives no certain answer before the
+        deadline. After an error or a crash the caller may send the same request again: it returns the sandbox that an
+        earlier one got.
         """
         started = self._clock.monotonic()
         tally = _Tally()
@@ -198,8 +199,8 @@ class Allocator:
     def _write(self, candidate: Candidate, claim: Claim, by: Actor) -> Allocated | ClaimHeld | CandidateGone:
         """Send the same write until its answer is certain.
 
-        While an outcome is unknown, the token stays the same, so that the store recognizes the repetition. With another
-        token, too, the answer would show what happened: `ClaimHeld` with the lease of this request.
+        While an outcome is unknown, the token stays the same, so that the store recognizes the repetition. If a write
+        with an earlier token was applied all the same, the answer is `ClaimHeld` with the lease of this request.
         """
         backoff = Backoff(self._clock, self._rng)
         token = new_id(self._rng)

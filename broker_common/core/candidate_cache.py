@@ -1,4 +1,4 @@
-"""Candidates for allocation: which available sandbox a request tries next, and when none is left.
+"""Candidates for allocation: which available sandbox a request tries next, and when no sandbox is left.
 
 The index holds all available sandboxes in random order, as a ring. Each process reads along the ring from a random
 place and keeps a few candidates, so that processes try different sandboxes. It gives a candidate to one request at a
@@ -39,7 +39,7 @@ and 0.43 with 30 seconds. With more requests no candidate gets this old.
 LOOK_AHEAD = 4
 """At a new place the cache reads so many times its size and keeps only the end. Others may hold the start."""
 MAX_NEW_PLACES = 3
-"""After so many new places in a row, the cache takes the candidates that it finds, however few they are."""
+"""After so many new places in a row, the cache takes the candidates that it finds, even if they are few."""
 LONG_PAGE = 1000
 """How many sandboxes each query reads after a first, short one has found no candidate."""
 PREFIXES = 64

@@ -113,14 +113,14 @@ class Cleaner:
             # By a wrong clock, an attempt that another worker makes at this moment would look as if it had ended.
             self._guard.check()
             taken_at = self._clock.monotonic()
-            taking = begin_attempt(
+            attempt = begin_attempt(
                 sandbox, attempt_id=new_id(self._rng), by=by, now=self._clock.now(), policy=self._policy
             )
             try:
-                self._store.commit(taking)
+                self._store.commit(attempt)
             except Conflict:
                 return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
-            taken = taking.result
+            taken = attempt.result
             if taken.status is Status.DELETION_FAILED:
                 return _ended(taken, DeleteOutcome.GAVE_UP, _last_error(taken))
             time_left = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)

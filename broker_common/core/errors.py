@@ -110,7 +110,7 @@ class TableChanged(UnsafeToAct):
 
 
 class UpgradeUnfinished(UnsafeToAct):
-    """Processes of the previous release may still run. They would ignore or overwrite what this call writes."""
+    """Processes of the previous release may still run. They write no facts, and ignore what is new in records."""
 
     code = "UPGRADE_UNFINISHED"
 

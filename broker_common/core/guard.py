@@ -54,7 +54,7 @@ class Guard:
         self._was_off = False
 
     def check(self, *, look_now: bool = False) -> None:
-        """Return if this process may act. This uses a look of the last seconds, or with `look_now` a look now.
+        """Return if this process may act. The last look at the store decides, or with `look_now` a look now.
 
         Raises `TableChanged` or `ClockWrong`.
         """

@@ -46,15 +46,15 @@ JOBS = declare(
         summary="Update the pool from the provider's list of accounts.",
         description=(
             "A new account becomes an available sandbox. An available sandbox that the list lacks becomes stale. If "
-            "too many are missing, the run marks none of them as stale and fails, unless it is forced."
+            "too many are missing, the run marks nothing as stale and fails, unless it is forced."
         ),
         schedule=Every(seconds=600, setting="sync_interval_sec"),
         pause="sync",
         flags=(
             Flag(
                 name="force",
-                help="mark missing sandboxes as stale, however many they are",
-                description="Mark missing sandboxes as stale, however many they are",
+                help="mark missing sandboxes as stale, even if they are too many",
+                description="Mark missing sandboxes as stale, even if they are too many",
             ),
         ),
         work=_sync,

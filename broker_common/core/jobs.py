@@ -41,7 +41,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Every:
-    """One run every `seconds`. If the setting named `setting` has a value, that is used instead."""
+    """One run every `seconds`, or every so many seconds as the setting named `setting` says."""
 
     seconds: int
     setting: str | None = None
