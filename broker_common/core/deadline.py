@@ -1,6 +1,6 @@
 """The deadline of the current request, which all code that the request runs can read.
 
-A context variable holds the deadline. As an argument, every call of the store would have to pass it on.
+A context variable holds the deadline, so that it need not be a parameter of every call of the store.
 """
 
 from __future__ import annotations
