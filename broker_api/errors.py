@@ -259,7 +259,7 @@ ERRORS = (
         "Inform an operator, and send the same request again after `Retry-After`.",
     ),
     _answered(
-        core.UpgradeUnfinished("to set aside a sandbox that is held"),
+        core.UpgradeUnfinished("set aside a sandbox that is held"),
         HTTPStatus.SERVICE_UNAVAILABLE,
         "Processes of an older release may still run. They could not keep what this call would write.",
         "Ask an operator to stop all old processes and run `broker upgrade finish`. Then send the same request again.",

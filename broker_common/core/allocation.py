@@ -1,7 +1,7 @@
-"""Allocate: give a track a sandbox, the same one however often it asks.
+"""Allocate: give a sandbox to a track. A track that repeats its request gets the same sandbox.
 
-One transaction writes the claim and takes the sandbox; whatever goes wrong on the way, a track is told "none left" only
-after a whole look at the index, and never when it holds a sandbox.
+One transaction writes the claim and the lease. A track is answered "no sandbox is available" only after a read of the
+whole index, and never while it holds a sandbox.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RETRY_AFTER_PAUSE_SEC = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocateRequest:
-    """What a track asks for; `prefix` is empty when any name will do."""
+    """A track's request for a sandbox whose name starts with `prefix`; an empty `prefix` allows every name."""
 
     track_id: str
     idempotency_key: str
@@ -56,7 +56,7 @@ class AllocateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """A track's claim; `replayed` if it held that before this request."""
+    """A track's claim. `replayed`: the track held the sandbox before this request."""
 
     claim: Claim
     replayed: bool
@@ -64,13 +64,13 @@ class Allocation:
 
 @dataclass(slots=True)
 class _Tally:
-    """What one allocate met on its way."""
+    """How many candidates of one request had been taken by others."""
 
     conflicts: int = 0
 
 
 class Allocator:
-    """Allocates sandboxes to tracks; one a process, safe to use from many threads."""
+    """Allocates sandboxes to tracks. A process has one; it is safe to use from many threads."""
 
     def __init__(
         self,
@@ -94,11 +94,12 @@ class Allocator:
         self._policy = policy
 
     def allocate(self, request: AllocateRequest, *, by: Actor) -> Allocation:
-        """Allocate a sandbox, or return what the (track, key) holds already.
+        """Allocate a sandbox, or return the one that the (track, key) holds already.
 
-        Raises `NoSandboxesAvailable`; `Paused` and `ClockWrong` (what is held is still returned); `TableChanged`;
-        `StoreUnavailable` when the store does not give a certain answer before the deadline. After any of these, and
-        after a crash, the same request may be sent again and finds what an earlier one got.
+        Raises `NoSandboxesAvailable`, `TableChanged`, `UnreadableRecord`, `Paused` and `ClockWrong` (the last two only
+        if the (track, key) holds no sandbox), and `StoreUnavailable` if the store gives no certain answer before the
+        deadline. After an error or a crash the caller may send the same request again: it returns the sandbox that an
+        earlier one got.
         """
         started = self._clock.monotonic()
         tally = _Tally()
@@ -134,7 +135,7 @@ class Allocator:
         try:
             self._guard.check()
         except ClockWrong:
-            # Whether it is overdue cannot be told; it is this track's until it is ended.
+            # By a wrong clock nobody can say whether the lease is overdue. It is the track's until it is ended.
             claim = self._store.get_claim(request.track_id, request.idempotency_key)
             if claim is None:
                 raise
@@ -152,19 +153,19 @@ class Allocator:
         held = self._held(request, by)
         if held is not None:
             return Allocation(held, replayed=True)
-        which = f"whose name starts with {request.prefix!r} " if request.prefix else ""
-        raise NoSandboxesAvailable(f"no sandbox {which}is available", retry_after=RETRY_AFTER_EMPTY_SEC)
+        described = f"whose name starts with {request.prefix!r} " if request.prefix else ""
+        raise NoSandboxesAvailable(f"no sandbox {described}is available", retry_after=RETRY_AFTER_EMPTY_SEC)
 
     def _try(
         self, request: AllocateRequest, by: Actor, search: CandidateSearch, candidate: Candidate, tally: _Tally
     ) -> Allocation | None:
-        """Try one candidate to a certain end; None means that the next one is to be tried."""
+        """Try one candidate until the outcome is certain. Returns None if the caller must try the next candidate."""
         while True:
-            claim = self._claim(request, candidate)
+            claim = self._new_claim(request, candidate)
             try:
                 answer = self._write(candidate, claim, by)
             except UnreadableRecord:
-                # What this track holds cannot be read: the candidate is another's to try.
+                # The record that this track holds cannot be read. The candidate is free for another track.
                 search.give_back(candidate)
                 raise
             except BaseException:
@@ -175,7 +176,7 @@ class Allocator:
                     search.mark_used(candidate)
                     return Allocation(claim, replayed=False)
                 case ClaimHeld(held) if held.lease.lease_id == claim.lease.lease_id:
-                    # An earlier try of this very request was applied, and only its answer was lost.
+                    # An earlier try of this request was applied; only its answer was lost.
                     search.mark_used(candidate)
                     return Allocation(claim, replayed=False)
                 case ClaimHeld(held):
@@ -186,7 +187,7 @@ class Allocator:
                     return None
                 case CandidateGone(current):
                     if current and current.version != candidate.version and _matches(current, request.prefix):
-                        # Only described again by a sync: it is still there for us.
+                        # A sync has updated its description: it is still available.
                         candidate = candidate_of(current)
                         continue
                     tally.conflicts += 1
@@ -196,10 +197,10 @@ class Allocator:
                     assert_never(answer)
 
     def _write(self, candidate: Candidate, claim: Claim, by: Actor) -> Allocated | ClaimHeld | CandidateGone:
-        """Send one frozen request until its answer is certain.
+        """Send the same write until its answer is certain.
 
-        The token stays the same only while an outcome is unknown: then the store tells a repetition from a second
-        request. Even with another token the claim's lease would tell (`ClaimHeld` with the lease of this request).
+        While an outcome is unknown, the token stays the same, so that the store recognizes the repetition. If a write
+        with an earlier token was applied all the same, the answer is `ClaimHeld` with the lease of this request.
         """
         backoff = Backoff(self._clock, self._rng)
         token = new_id(self._rng)
@@ -216,13 +217,13 @@ class Allocator:
             else:
                 if not isinstance(answer, Contended):
                     return answer
-                backoff.pause(StoreUnavailable("the records of this request are in use by others"))
+                backoff.pause(StoreUnavailable("the records of this request are in use by other requests"))
             token = new_id(self._rng)
 
     def _held(self, request: AllocateRequest, by: Actor) -> Claim | None:
-        """Return what the (track, key) holds, after ending what is overdue.
+        """Return the claim of the (track, key). If its lease is overdue, end that first.
 
-        Read once more after that: a copy of this request may have ended it first, and hold a new one by now.
+        Then read again: a copy of this request may have ended the lease first, and may hold a new one now.
         """
         claim = self._store.get_claim(request.track_id, request.idempotency_key)
         if claim is None or not claim.lease.is_overdue(self._clock.now(), self._policy):
@@ -241,7 +242,7 @@ class Allocator:
             policy=self._policy,
         )
 
-    def _claim(self, request: AllocateRequest, candidate: Candidate) -> Claim:
+    def _new_claim(self, request: AllocateRequest, candidate: Candidate) -> Claim:
         now = self._clock.now()
         lease = Lease(
             lease_id=new_id(self._rng),

@@ -1,11 +1,12 @@
-"""Candidates for allocation: which available sandbox a request tries next, and when the pool is empty.
+"""Candidates for allocation: which available sandbox a request tries next, and when no sandbox is left.
 
-All available sandboxes lie in a ring, in a random order. Each process walks it from a random place and keeps a few
-candidates ahead, so that processes try different sandboxes; a candidate is handed to one request at a time. It is only
-a hint: the transaction that claims it decides.
+The index holds all available sandboxes in random order, as a ring. Each process reads along the ring from a random
+place and keeps a few candidates, so that processes try different sandboxes. It gives a candidate to one request at a
+time. A candidate is only a hint: the transaction that allocates it decides.
 
-A walker leaves an empty stretch behind. Whoever comes upon one is about to try what its walker holds, right beyond it;
-so a walker that finds the ring thinner than it was, or loses a candidate, goes on elsewhere.
+A process that reads along the ring leaves an empty stretch behind it. A second process that meets this stretch would
+next try the candidates that the first one keeps. So a process goes to a new place when it finds fewer candidates than
+before, or loses one to another process.
 """
 
 from __future__ import annotations
@@ -28,42 +29,44 @@ if TYPE_CHECKING:
     from broker_common.core.store import CandidatePage, Candidates
 
 EMPTY_MEMORY_SEC = 1.0
-"""How long a finding that nothing is available may be used."""
+"""How long the result that no sandbox is available may be used."""
 CANDIDATE_AGE_SEC = 5.0
-"""After this long a candidate that nobody needed may well have been taken by another process.
+"""An unused candidate is dropped at this age, because another process may well have taken it.
 
 Simulated for 20 processes with a request every two seconds each and 500 free sandboxes: 0.03 conflicts an allocation,
-and 0.43 with 30 seconds. Where more is asked for, no candidate grows old.
+and 0.43 with 30 seconds. With more requests no candidate gets this old.
 """
 LOOK_AHEAD = 4
-"""How many times its size the cache reads at a new place, to keep only the end: its start may be held by others."""
-JUMPS = 3
-"""New places tried in a row before what is there is taken, however thin the ring is."""
-WALK_PAGE = 1000
-"""Sandboxes looked at by one query once a first, small one has found none."""
+"""At a new place the cache reads so many times its size and keeps only the end. Others may hold the start."""
+MAX_NEW_PLACES = 3
+"""After so many new places in a row, the cache takes the candidates that it finds, even if they are few."""
+LONG_PAGE = 1000
+"""How many sandboxes each query reads after a first, short one has found no candidate."""
 PREFIXES = 64
-"""Name prefixes with candidates of their own; the least recently used one is forgotten."""
+"""The cache keeps candidates for so many name prefixes. It drops the least recently used prefix."""
 USED_KEPT = 8192
-"""Candidates remembered as used up, because a lagging index may go on showing them."""
+"""The cache remembers so many used candidates, because the index lags and may still show them."""
 
 
 @dataclass(slots=True)
 class _PrefixCandidates:
     """The candidates of one name prefix."""
 
-    walking: threading.Lock
+    reading: threading.Lock
+    """Held by the thread that reads along the ring."""
     cursor: Position | None = None
-    """Where to read on; None where that is known to be a bad place, or not known yet."""
+    """Where to read on; None to begin at a new place."""
     density: float = 0.0
-    """Candidates per unit of the ring, in the pages read lately."""
+    """Candidates per unit of the ring, in the last pages."""
     ready: deque[tuple[float, Candidate]] = field(default_factory=deque)
+    """Candidates to try, with the time at which each was found."""
     empty_at: float = float("-inf")
-    """When the last walk that found nothing began."""
+    """When the last read of the whole ring that found nothing began."""
 
     def is_thin(self, page: CandidatePage) -> bool:
-        """Tell whether a page has fewer candidates than chance explains, and let it count for the next ones.
+        """Tell whether a page has fewer candidates than chance explains, and update the density by this page.
 
-        Chance: the places are drawn at random, so counts follow Poisson's law, whose standard deviation is √n.
+        The places are random, so the counts follow a Poisson distribution, whose standard deviation is √n.
         """
         found = len(page.candidates)
         expected = self.density * page.distance
@@ -72,7 +75,7 @@ class _PrefixCandidates:
 
 
 class CandidateCache:
-    """The candidates that this process has at hand; safe to use from many threads."""
+    """The candidates that this process keeps ready; safe to use from many threads."""
 
     def __init__(self, store: Candidates, clock: Clock, rng: Random, *, size: int) -> None:
         """Keep about `size` candidates per prefix."""
@@ -81,64 +84,64 @@ class CandidateCache:
         self._rng = rng
         self._size = size
         self._lock = threading.Lock()
-        self._pools: OrderedDict[str, _PrefixCandidates] = OrderedDict()
+        self._by_prefix: OrderedDict[str, _PrefixCandidates] = OrderedDict()
         self._held: dict[str, int] = {}
         self._used: OrderedDict[str, int] = OrderedDict()
 
     def search(self, prefix: str) -> CandidateSearch:
-        """Begin to look for a sandbox whose name starts with `prefix`, for one request."""
+        """Begin one request's search for a sandbox whose name starts with `prefix`."""
         return CandidateSearch(self, prefix, arrived_at=self._clock.monotonic())
 
     def take(self, prefix: str, *, arrived_at: float) -> tuple[Candidate | None, list[Candidate]]:
-        """Hand out a candidate, or else all that other requests of this process are trying at this moment.
+        """Return a candidate for one request alone, or else those that other requests of this process try now.
 
-        Neither means that no matching sandbox was available in the index throughout the second before `arrived_at` and
-        since. What others are trying was found by a whole walk and is not handed out yet: `share` does that.
+        If there is neither, the index showed no matching sandbox as available from a second before `arrived_at` until
+        now. To try a candidate of another request, call `share` first.
         """
-        pool = self._pool(prefix)
+        known = self._of_prefix(prefix)
         while True:
-            candidate = self._pop(pool)
+            candidate = self._pop(known)
             if candidate:
                 return candidate, []
-            if not pool.walking.acquire(timeout=max(0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
+            if not known.reading.acquire(timeout=max(0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
                 raise StoreUnavailable("looking for a free sandbox took too long")
             try:
-                if pool.ready:
+                if known.ready:
                     continue
-                if pool.empty_at >= arrived_at - EMPTY_MEMORY_SEC:
+                if known.empty_at >= arrived_at - EMPTY_MEMORY_SEC:
                     return None, []
-                found, contested = self._walk(pool, prefix)
+                found, in_use = self._read_on(known, prefix)
             finally:
-                pool.walking.release()
+                known.reading.release()
             if not found:
-                return None, contested
+                return None, in_use
 
     def share(self, candidate: Candidate) -> bool:
-        """Hand out a candidate that another request may be trying; False if it is known to be used up."""
+        """Let a request try a candidate that another request may be trying; False if it is known to be used."""
         with self._lock:
             if self._is_used(candidate):
                 return False
             self._hold(candidate)
             return True
 
-    def release(self, candidate: Candidate) -> None:
-        """Stop holding a candidate, without a word about what became of it."""
+    def discard(self, candidate: Candidate) -> None:
+        """Stop holding a candidate about which nothing is certain."""
         with self._lock:
             self._let_go(candidate)
 
     def give_back(self, prefix: str, candidate: Candidate) -> None:
-        """Return a candidate that was not used."""
-        pool = self._pool(prefix)
+        """Keep a candidate for the next request, because this one did not use it."""
+        known = self._of_prefix(prefix)
         with self._lock:
             self._let_go(candidate)
-            pool.ready.appendleft((self._clock.monotonic(), candidate))
-            for each in self._pools.values():
+            known.ready.appendleft((self._clock.monotonic(), candidate))
+            for each in self._by_prefix.values():
                 each.empty_at = float("-inf")
 
     def mark_used(self, candidate: Candidate, *, lost: bool, prefix: str) -> None:
         """Remember that a candidate is no longer available at its version.
 
-        `lost`: another process was faster. Then its cursor is probably near ours, and we read on elsewhere.
+        `lost`: another process was faster. That process probably reads near our cursor, so we read on elsewhere.
         """
         with self._lock:
             self._let_go(candidate)
@@ -147,66 +150,66 @@ class CandidateCache:
             )
             if len(self._used) > USED_KEPT:
                 self._used.popitem(last=False)
-            if lost and prefix in self._pools:
-                self._pools[prefix].cursor = None
+            if lost and prefix in self._by_prefix:
+                self._by_prefix[prefix].cursor = None
 
-    def _pool(self, prefix: str) -> _PrefixCandidates:
+    def _of_prefix(self, prefix: str) -> _PrefixCandidates:
         with self._lock:
-            pool = self._pools.pop(prefix, None) or _PrefixCandidates(threading.Lock())
-            self._pools[prefix] = pool
-            if len(self._pools) > PREFIXES:
-                self._pools.popitem(last=False)
-            return pool
+            known = self._by_prefix.pop(prefix, None) or _PrefixCandidates(threading.Lock())
+            self._by_prefix[prefix] = known
+            if len(self._by_prefix) > PREFIXES:
+                self._by_prefix.popitem(last=False)
+            return known
 
-    def _pop(self, pool: _PrefixCandidates) -> Candidate | None:
+    def _pop(self, known: _PrefixCandidates) -> Candidate | None:
         oldest = self._clock.monotonic() - CANDIDATE_AGE_SEC
         with self._lock:
-            while pool.ready:
-                found_at, candidate = pool.ready.popleft()
+            while known.ready:
+                found_at, candidate = known.ready.popleft()
                 if found_at >= oldest and self._is_fresh(candidate):
                     self._hold(candidate)
                     return candidate
         return None
 
-    def _walk(self, pool: _PrefixCandidates, prefix: str) -> tuple[bool, list[Candidate]]:
-        """Read on along the ring until something fresh is found or all of it was seen.
+    def _read_on(self, known: _PrefixCandidates, prefix: str) -> tuple[bool, list[Candidate]]:
+        """Read along the ring until a page has fresh candidates, or until the whole ring was read.
 
-        Returns whether something was found, and otherwise what other requests hold. Only at first, and a few times,
-        it turns away from where another process seems to be: what it left there a whole walk still finds.
+        Returns whether it found fresh candidates, and if not, those that other requests of this process hold. It goes
+        to a new place only at first and only a few times. A read of the whole ring finds what it left out.
         """
         began_at = self._clock.monotonic()
-        contested: dict[str, Candidate] = {}
-        position, travelled, limit, jumps_left = pool.cursor, 0, self._size, JUMPS
+        in_use: dict[str, Candidate] = {}
+        position, travelled, limit, new_places_left = known.cursor, 0, self._size, MAX_NEW_PLACES
         while travelled < self._store.positions:
             if time_left(self._clock) <= 0:
                 raise StoreUnavailable("looking for a free sandbox took too long")
             is_new_place = position is None
             if position is None:
-                position, limit = self._anywhere(), self._size * LOOK_AHEAD
-            pool.cursor = position
+                position, limit = self._random_position(), self._size * LOOK_AHEAD
+            known.cursor = position
             page = self._store.read_candidates(position, limit=limit, prefix=prefix)
             with self._lock:
-                contested |= {
+                in_use |= {
                     each.sandbox_id: each
                     for each in page.candidates
                     if each.sandbox_id in self._held and not self._is_used(each)
                 }
-                # A loss that was told while we read took the cursor away.
-                if jumps_left and (pool.is_thin(page) or pool.cursor is None):
-                    position, jumps_left = None, jumps_left - 1
+                # `mark_used` clears the cursor if a request loses a candidate during the read.
+                if new_places_left and (known.is_thin(page) or known.cursor is None):
+                    position, new_places_left = None, new_places_left - 1
                     continue
                 fresh = [each for each in page.candidates if self._is_fresh(each)]
                 if is_new_place and len(page.candidates) == limit:
                     fresh = fresh[-self._size :]
                 self._rng.shuffle(fresh)
-                # What a long page has beyond our need is left to others: two processes with the same would collide.
-                pool.ready.extend((began_at, each) for each in fresh[: self._size])
-                pool.cursor = position = page.next
+                # Leave the rest of a long page to others: two processes with the same candidates would collide.
+                known.ready.extend((began_at, each) for each in fresh[: self._size])
+                known.cursor = position = page.next
             if fresh:
                 return True, []
-            travelled, limit, jumps_left = travelled + page.distance, WALK_PAGE, 0
-        pool.empty_at = began_at if not contested else float("-inf")
-        return False, list(contested.values())
+            travelled, limit, new_places_left = travelled + page.distance, LONG_PAGE, 0
+        known.empty_at = began_at if not in_use else float("-inf")
+        return False, list(in_use.values())
 
     def _is_fresh(self, candidate: Candidate) -> bool:
         return candidate.sandbox_id not in self._held and not self._is_used(candidate)
@@ -224,52 +227,52 @@ class CandidateCache:
         else:
             self._held.pop(candidate.sandbox_id, None)
 
-    def _anywhere(self) -> Position:
+    def _random_position(self) -> Position:
         return Position(self._rng.randrange(self._store.positions))
 
 
 class CandidateSearch:
-    """One request's way through the candidates of a prefix."""
+    """One request's search among the candidates of a prefix."""
 
     def __init__(self, candidate_cache: CandidateCache, prefix: str, *, arrived_at: float) -> None:
         self._candidates = candidate_cache
         self._prefix = prefix
         self._arrived_at = arrived_at
-        self._contested: list[Candidate] = []
+        self._in_use: list[Candidate] = []
         self._shared: set[tuple[str, int]] = set()
 
     def next(self) -> Candidate | None:
-        """Return the next candidate to try, or None when no matching sandbox is available.
+        """Return the next candidate to try, or None if no matching sandbox is available.
 
-        The caller ends with each candidate by exactly one of `give_back`, `mark_used`, `mark_lost` and `discard`.
-        Raises `StoreUnavailable`, also when the deadline passes first.
+        For each candidate, the caller must call exactly one of `give_back`, `mark_used`, `mark_lost` and `discard`.
+        Raises `StoreUnavailable`, also if the deadline passes first.
         """
         while True:
-            while self._contested:
-                candidate = self._contested.pop()
+            while self._in_use:
+                candidate = self._in_use.pop()
                 self._shared.add((candidate.sandbox_id, candidate.version))
                 if self._candidates.share(candidate):
                     return candidate
-            taken, contested = self._candidates.take(self._prefix, arrived_at=self._arrived_at)
+            taken, in_use = self._candidates.take(self._prefix, arrived_at=self._arrived_at)
             if taken:
                 return taken
-            self._contested = [each for each in contested if (each.sandbox_id, each.version) not in self._shared]
-            if not self._contested:
+            self._in_use = [each for each in in_use if (each.sandbox_id, each.version) not in self._shared]
+            if not self._in_use:
                 return None
 
     def give_back(self, candidate: Candidate) -> None:
-        """Say that the candidate was not used, and may be tried by the next request, or by this one again."""
+        """Report that the candidate was not used. The next request may try it, or this one again."""
         self._shared.discard((candidate.sandbox_id, candidate.version))
         self._candidates.give_back(self._prefix, candidate)
 
     def mark_used(self, candidate: Candidate) -> None:
-        """Say that this request got the candidate."""
+        """Report that this request got the candidate."""
         self._candidates.mark_used(candidate, prefix=self._prefix, lost=False)
 
     def mark_lost(self, candidate: Candidate) -> None:
-        """Say that the candidate was no longer available."""
+        """Report that the candidate was no longer available."""
         self._candidates.mark_used(candidate, prefix=self._prefix, lost=True)
 
     def discard(self, candidate: Candidate) -> None:
-        """Say that nothing certain is known about the candidate: it is not handed out again from memory."""
-        self._candidates.release(candidate)
+        """Report that nothing certain is known about the candidate. Only the index can bring it back."""
+        self._candidates.discard(candidate)

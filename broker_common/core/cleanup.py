@@ -1,4 +1,4 @@
-"""Cleanup: find the sandboxes that are due to be wiped, and have the provider wipe them, one attempt each."""
+"""Cleanup: find the sandboxes that are due, and have the provider wipe each, by one attempt."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from broker_common.core.store import SandboxStore
 
 SEND_WITHIN_SEC = 5.0
-"""A call goes out this soon after its sandbox was taken, or not at all."""
+"""How many seconds after an attempt was recorded its call may begin; later it is not made."""
 
 
 class Cleaner:
-    """Has the provider wipe sandboxes that tracks gave back."""
+    """Has the provider wipe the sandboxes whose leases ended."""
 
     def __init__(
         self,
@@ -70,23 +70,23 @@ class Cleaner:
         self._policy = policy
 
     def find_due(self) -> Iterator[str]:
-        """Read the ids of the sandboxes for which an attempt may start now; reads only those."""
+        """Read the ids of the sandboxes for which an attempt may start now. Reads no other sandboxes."""
         return self._store.read_due(Status.PENDING_DELETION, until=self._clock.now())
 
     def delete_sandbox(self, sandbox_id: str, *, by: Actor) -> DeleteEnded:
-        """Make one attempt to have a sandbox wiped, and write down its outcome.
+        """Make one attempt to have the provider wipe a sandbox, and store the outcome.
 
-        Holds a call slot, takes the sandbox, then calls. A sandbox that is not due, because somebody else has it or
-        had it, is left alone; so this may be called any number of times. One that is wiped, and has rested, becomes
-        available without a call. Raises `ProviderBusy` when no call slot came free: call again later. Every other
-        failure is an outcome.
+        Gets a call slot, records the attempt, then calls the provider. May be called any number of times: it leaves a
+        sandbox alone that is not due, because another worker makes or made the attempt. A sandbox that is wiped and has
+        rested becomes available without a call. Raises `ProviderBusy` if no call slot became free: call again later.
+        Every other failure is an outcome.
         """
         try:
             ended = self._delete(sandbox_id, by)
         except ProviderBusy:
             raise
         except BrokerError as error:
-            # The store is away, the breaker open, the slots out of reach: nothing is lost, the next run tries again.
+            # The store, the breaker or the slots refuse the call. Nothing is lost: the next run tries again.
             ended = DeleteEnded(outcome=DeleteOutcome.POSTPONED, sandbox_id=sandbox_id, error=error.message)
         self._recorder.record(ended)
         return ended
@@ -110,22 +110,22 @@ class Cleaner:
     def _attempt(self, sandbox: Sandbox, by: Actor) -> DeleteEnded:
         sandbox_id = sandbox.sandbox_id
         with self._provider.admit():
-            # By a wrong clock, an attempt that another worker makes at this moment would look as if it were over.
+            # By a wrong clock, an attempt that another worker makes at this moment would look as if it had ended.
             self._guard.check()
             taken_at = self._clock.monotonic()
-            taking = begin_attempt(
+            attempt = begin_attempt(
                 sandbox, attempt_id=new_id(self._rng), by=by, now=self._clock.now(), policy=self._policy
             )
             try:
-                self._store.commit(taking)
+                self._store.commit(attempt)
             except Conflict:
                 return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
-            taken = taking.result
+            taken = attempt.result
             if taken.status is Status.DELETION_FAILED:
                 return _ended(taken, DeleteOutcome.GAVE_UP, _last_error(taken))
             time_left = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)
             if time_left < 0:
-                late = "taking the sandbox took too long to call the provider safely"
+                late = "recording the attempt took too long, so the provider was not called"
                 given_up = partial(cancel_attempt, error=late, now=self._clock.now())
                 return self._write(taken, given_up, DeleteOutcome.POSTPONED, late)
             return self._call(taken, by, send_within=time_left)
@@ -172,9 +172,9 @@ class Cleaner:
     def _write(
         self, sandbox: Sandbox, make: Callable[[Sandbox], Change], outcome: DeleteOutcome, error: str | None
     ) -> DeleteEnded:
-        """Write an outcome on the attempt that it belongs to; an attempt that was overtaken changes nothing.
+        """Store an outcome, unless another attempt has begun meanwhile: then nothing changes.
 
-        An operator may ask for a quarantine, or lift it, while the call is under way: the attempt is the same then.
+        If an operator sets or lifts a quarantine while the call runs, the attempt is still the same: write again.
         """
         while True:
             change = make(sandbox)
@@ -183,7 +183,7 @@ class Cleaner:
             except Conflict as conflict:
                 current = conflict.current
                 if current is None or _attempt_of(current) is None or _attempt_of(current) != _attempt_of(sandbox):
-                    return _ended(sandbox, DeleteOutcome.NOT_DUE, "the attempt was overtaken by another")
+                    return _ended(sandbox, DeleteOutcome.NOT_DUE, "the attempt has ended, or another one has begun")
                 sandbox = current
             else:
                 return _ended(change.result, outcome, error)

@@ -1,4 +1,4 @@
-"""Whether this process's clock agrees with the store's, told between two reads of the store, too."""
+"""Compare this process's clock with the store's, also in the time between two reads of the store."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ MAX_DIFFERENCE_SEC = 60
 
 
 class ClockCheck:
-    """Compares a clock with the time that the store told last; safe to use from many threads.
+    """Compares a clock with the last time that the store told; safe to use from many threads.
 
-    The store told its time at some moment between question and answer. So a clock counts as wrong only if it is wrong
-    for each of these moments: an answer that came late accuses no clock. Between two answers the monotonic clock, which
-    nobody sets, tells how far the store's time went on: a clock that is set wrong is noticed at once.
+    The store reads its time at some moment between our question and its answer. So a clock counts as wrong only if it
+    is wrong for each of these moments: a late answer never makes a right clock wrong. After an answer, the monotonic
+    clock shows how much time has passed. Nobody sets the monotonic clock, so a clock that is set wrong is noticed at
+    once.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -23,24 +24,24 @@ class ClockCheck:
         self._compared: tuple[int, int, int, float] | None = None
 
     def note(self, *, asked_at: int, told: int | None) -> None:
-        """Compare with the time that the store has just `told`, and that it was asked for at `asked_at` (our clock).
+        """Compare the clock with the time that the store `told`; `asked_at` is our clock's time before the question.
 
-        A store that told no time leaves nothing to compare with: then the clock counts as right.
+        If the store told no time, the clock counts as right.
         """
         now = self._clock.now()
         self._compared = None if told is None else (asked_at - told, now - told, now, self._clock.monotonic())
 
     @property
     def is_known(self) -> bool:
-        """Whether the store has told its time."""
+        """Whether the store told its time when it was last asked."""
         return self._compared is not None
 
     def difference(self) -> int:
-        """Return by how many seconds the clock is ahead (or, negative, behind); 0 within `MAX_DIFFERENCE_SEC`."""
+        """Return how many seconds the clock is ahead (negative: behind); 0 if within `MAX_DIFFERENCE_SEC`."""
         if self._compared is None:
             return 0
-        least, most, then, at = self._compared
-        was_set_by = int(self._clock.now() - then - (self._clock.monotonic() - at))
+        least, most, compared_at, compared_monotonic = self._compared
+        was_set_by = int(self._clock.now() - compared_at - (self._clock.monotonic() - compared_monotonic))
         if least + was_set_by > MAX_DIFFERENCE_SEC:
             return least + was_set_by
         if most + was_set_by < -MAX_DIFFERENCE_SEC:

@@ -1,6 +1,6 @@
-"""The time by which the present request must be answered, known to everything that it calls.
+"""The deadline of the current request, which all code that the request runs can read.
 
-It travels in a context variable and not as an argument, because every call to the store would have to carry it on.
+A context variable holds the deadline, so that it need not be a parameter of every call of the store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 @contextmanager
 def deadline_in(seconds: float, clock: Clock) -> Iterator[None]:
-    """Give what runs inside at most `seconds`; a deadline that is already nearer holds."""
+    """Limit the block to `seconds`. An earlier deadline still applies."""
     token = _deadline.set(min(_deadline.get(), clock.monotonic() + seconds))
     try:
         yield
@@ -30,13 +30,14 @@ def deadline_in(seconds: float, clock: Clock) -> Iterator[None]:
 
 
 def time_left(clock: Clock) -> float:
-    """Return the seconds until the present deadline; infinite without one."""
+    """Return the seconds until the current deadline; infinite if there is no deadline."""
     return _deadline.get() - clock.monotonic()
 
 
 class Backoff:
-    """Growing pauses with full jitter between tries, within the deadline and a bounded number of tries.
+    """Pauses between tries: they grow, have full jitter, and end at the deadline or after `tries` tries.
 
+    `base` and `limit` are the longest first pause and the longest pause of all, in seconds.
     Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
@@ -48,7 +49,10 @@ class Backoff:
         self._left = tries - 1
 
     def pause(self, error: Exception, *, need: float = 0.0) -> None:
-        """Wait before the next try; raises `error` if no try is left, or less than `need` seconds would be."""
+        """Wait before the next try.
+
+        Raises `error` if no try is left, or if fewer than `need` seconds would be left after the wait.
+        """
         wait = self._rng.uniform(0, self._step)
         if self._left <= 0 or time_left(self._clock) < wait + need:
             raise error

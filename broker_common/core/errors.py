@@ -1,6 +1,6 @@
-"""Everything that can go wrong, as one tree: each class has a stable code, and its message may be shown.
+"""All errors of the broker, as one tree. Each class has a stable code, and a message that a caller may see.
 
-No class here knows HTTP; the API holds the one table from these classes to status codes.
+No class here knows HTTP: a table in the API maps these classes to status codes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 class BrokerError(Exception):
     """Base of all errors that the broker raises on purpose.
 
-    `code` is stable and public. The message is written for the caller and holds no secret.
-    `retry_after` is in whole seconds, or None where repeating the call is no remedy.
+    `code` is stable and public. The message is written for the caller and holds no secret. `retry_after` is in whole
+    seconds, or None if repeating the call does not help.
     """
 
     code = "INTERNAL_ERROR"
@@ -34,25 +34,25 @@ class Unauthorized(BrokerError):
 
 
 class Forbidden(BrokerError):
-    """The token is known, and may not make this call."""
+    """The token is known, but may not make this call."""
 
     code = "FORBIDDEN"
 
 
 class NotSandboxOwner(BrokerError):
-    """The sandbox exists, and the calling track is neither its holder nor its last one."""
+    """The sandbox exists, but the calling track is neither its holder nor its last holder."""
 
     code = "NOT_SANDBOX_OWNER"
 
 
 class RateLimitExceeded(BrokerError):
-    """The caller makes more requests than it may."""
+    """The caller sends more requests than it may."""
 
     code = "RATE_LIMIT_EXCEEDED"
 
 
 class SandboxNotFound(BrokerError):
-    """No sandbox has this id (or only a tombstone has)."""
+    """No sandbox has this id, or only a tombstone has it."""
 
     code = "SANDBOX_NOT_FOUND"
 
@@ -64,19 +64,19 @@ class JobNotFound(BrokerError):
 
 
 class NoSandboxesAvailable(BrokerError):
-    """No matching sandbox was free: an ordinary answer of a busy pool, not a fault."""
+    """No matching sandbox was available. For a busy pool this is a normal answer, not a fault."""
 
     code = "NO_SANDBOXES_AVAILABLE"
 
 
 class LeaseMismatch(BrokerError):
-    """The lease that the caller named is not the one at hand."""
+    """The caller named another lease than the sandbox's latest one."""
 
     code = "LEASE_MISMATCH"
 
 
 class InvalidTransition(BrokerError):
-    """The sandbox's present status does not allow this change."""
+    """The sandbox's current status does not allow this change."""
 
     code = "INVALID_TRANSITION"
 
@@ -88,7 +88,7 @@ class Paused(BrokerError):
 
 
 class UnsafeToAct(BrokerError):
-    """Base of what keeps a process from acting although the store answers: it could harm those who hold sandboxes."""
+    """Base of the errors of a process that must not act, because it could harm tracks that hold sandboxes."""
 
     code = "SERVICE_UNAVAILABLE"
 
@@ -101,7 +101,7 @@ class ClockWrong(UnsafeToAct):
 
 
 class TableChanged(UnsafeToAct):
-    """The table is not the one that the broker knew, or cannot be used as it is: an operator must look at it."""
+    """The table is not the one that the broker knew, or cannot be used as it is. An operator must look at it."""
 
     code = "TABLE_CHANGED"
 
@@ -110,24 +110,24 @@ class TableChanged(UnsafeToAct):
 
 
 class UpgradeUnfinished(UnsafeToAct):
-    """Processes of the release before may still run, and could not keep what this would write."""
+    """Processes of the previous release may still run. They write no facts, and ignore what is new in records."""
 
     code = "UPGRADE_UNFINISHED"
 
     def __init__(self, refused: str, *, retry_after: int | None = 30) -> None:
-        """Say what is `refused` until an operator finishes the upgrade."""
+        """`refused` completes "cannot …"."""
         super().__init__(
-            f"{refused} is refused until the upgrade is finished: once no process of the release before runs, run"
+            f"cannot {refused}: the upgrade is not finished. Stop all processes of the previous release, then run"
             " `broker upgrade finish`",
             retry_after=retry_after,
         )
 
 
 class UnreadableRecord(BrokerError):
-    """A stored record is not what this release can read: it stays as it is, for a person or a later release.
+    """This release cannot read a stored record. The record stays as it is, for an operator or a later release.
 
-    `reason` names the field and holds nothing of its content. `sandbox_id` or `track_id` say whose record it is; the
-    pool's own records have neither.
+    `reason` names the field, without its content. `sandbox_id` or `track_id` says whose record it is; both are None for
+    a record of the whole pool.
     """
 
     code = "SERVICE_UNAVAILABLE"
@@ -140,7 +140,7 @@ class UnreadableRecord(BrokerError):
 
 
 class StoreUnavailable(BrokerError):
-    """The store refused, throttled or could not be reached."""
+    """The store refused or throttled a request, or cannot be reached."""
 
     code = "SERVICE_UNAVAILABLE"
 
@@ -149,26 +149,26 @@ class StoreUnavailable(BrokerError):
 
 
 class OutcomeUnknown(StoreUnavailable):
-    """The store's answer was lost: the write may or may not have been applied."""
+    """The store's answer was lost. The write may have been applied, or not."""
 
 
 class StoreMisconfigured(StoreUnavailable):
-    """The store cannot be used as we are set up (no table, no credentials): a person must mend that."""
+    """The store cannot be used with this configuration (no table, no credentials). An operator must repair it."""
 
     def __init__(self, message: str, *, retry_after: int | None = 30) -> None:
         super().__init__(message, retry_after=retry_after)
 
 
 class StoreRejected(BrokerError):
-    """The store calls a request malformed: a fault of the broker, or of one record. Nothing was written."""
+    """The store says that a request is malformed: a fault of the broker, or of one record. Nothing was written."""
 
 
 class DeadlineExceeded(StoreUnavailable):
-    """Too little of the request's time is left to ask the store once more."""
+    """The request's deadline is too near for another call of the store."""
 
 
 class QueueUnavailable(BrokerError):
-    """The job queue cannot be reached, so nothing was started."""
+    """The job queue cannot be reached. Nothing was started."""
 
     code = "QUEUE_UNAVAILABLE"
 
@@ -177,39 +177,39 @@ class QueueUnavailable(BrokerError):
 
 
 class LayoutMismatch(BrokerError):
-    """The table lacks its layout record or its index, or is laid out for another number of shards than this process."""
+    """The table has no layout record or no index, or its number of shards differs from this process's."""
 
     code = "LAYOUT_MISMATCH"
 
 
 class ProviderError(BrokerError):
-    """Base of what can go wrong between the broker and the provider."""
+    """Base of the errors between the broker and the provider."""
 
     code = "PROVIDER_ERROR"
 
 
 class ProviderBusy(ProviderError):
-    """No call slot came free in time; nothing was sent."""
+    """No call slot became free in time. Nothing was sent."""
 
     code = "PROVIDER_BUSY"
 
 
 class ProviderCircuitOpen(ProviderError):
-    """The circuit breaker is open; nothing was sent."""
+    """The circuit breaker is open. Nothing was sent."""
 
     code = "PROVIDER_CIRCUIT_OPEN"
 
 
 class ProviderSlotsUnavailable(ProviderError):
-    """The shared call slots cannot be reached, so no new call may start; nothing was sent."""
+    """The shared call slots cannot be reached, so no new call may start. Nothing was sent."""
 
     code = "PROVIDER_SLOTS_UNAVAILABLE"
 
 
 class ProviderMisconfigured(ProviderError):
-    """The provider did not take us for its client (3xx, 401, 403, a login page): mend the configuration.
+    """The provider did not accept us as its client (3xx, 401, 403, a login page). Repair the configuration.
 
-    `outcome_unknown` is true where it may have acted all the same (a page where a success should have been).
+    `outcome_unknown` is true if the provider may have acted all the same: it answered a page instead of a success.
     """
 
     code = "PROVIDER_MISCONFIGURED"
@@ -220,15 +220,15 @@ class ProviderMisconfigured(ProviderError):
 
 
 class ProviderRejected(ProviderError):
-    """The provider refused this request for good; repeating it is no remedy."""
+    """The provider refused this request for good. Repeating it does not help."""
 
     code = "PROVIDER_REJECTED"
 
 
 class ProviderFailing(ProviderError):
-    """The provider failed in a way that may pass: busy, an error of its own, or out of reach.
+    """The provider failed, and may answer later: it is busy, has an internal error, or cannot be reached.
 
-    `outcome_unknown` is true where the provider may have acted all the same (an answer that is lost, late or unclear).
+    `outcome_unknown` is true if the provider may have acted all the same: its answer was lost, late or unclear.
     """
 
     code = "PROVIDER_FAILING"
@@ -239,18 +239,18 @@ class ProviderFailing(ProviderError):
 
 
 class ListingUnusable(ProviderError):
-    """The provider's account list is empty or does not parse: it must change nothing."""
+    """The provider's list of accounts is empty or does not parse, so it must not change anything."""
 
     code = "PROVIDER_LISTING_UNUSABLE"
 
 
 class SyncBraked(BrokerError):
-    """Too many records are missing from the provider's list to believe it."""
+    """The provider's list lacks so many sandboxes that the broker does not trust it."""
 
     code = "SYNC_BRAKED"
 
 
 class ListNotWhole(BrokerError):
-    """The provider's list may lack accounts, so nothing could be concluded from what is missing in it."""
+    """The provider's list may be incomplete, so an account that it lacks may still exist."""
 
     code = "LIST_NOT_WHOLE"

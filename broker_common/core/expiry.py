@@ -1,4 +1,4 @@
-"""Expire: take back the sandboxes that tracks forgot."""
+"""Expire: end the leases whose time is over, because their tracks did not give the sandboxes back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpiryResult:
-    """What one run did."""
+    """How many leases one run ended, and for how many sandboxes it failed."""
 
     expired: int
     failed: int
@@ -35,7 +35,7 @@ class ExpiryResult:
 
 
 class Expirer:
-    """Ends the allocations that are past their expiry and buffer; reads only what is due."""
+    """Ends the leases that are past their expiry and buffer. It reads no other sandboxes."""
 
     def __init__(
         self, *, store: SandboxStore, guard: Guard, recorder: Recorder, clock: Clock, policy: Policy, threads: int
@@ -48,7 +48,7 @@ class Expirer:
         self._threads = threads
 
     def run(self, *, by: Actor) -> ExpiryResult:
-        """Expire all that is due; one that fails is left to the next run. Raises `UnsafeToAct`."""
+        """End all leases that are overdue. If one fails, the next run tries it again. Raises `UnsafeToAct`."""
         self._guard.check()
         until = self._clock.now() - self._policy.expiry_buffer_sec
         due = list(self._store.read_due(Status.ALLOCATED, until=until))

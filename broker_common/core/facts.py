@@ -1,7 +1,7 @@
-"""What happened: facts about sandboxes and the pool, and the change that each is committed with.
+"""Facts: what happened to a sandbox or to the pool, and the change that each fact is stored with.
 
-A fact is stored in the transaction of its change, so that it exists exactly if the change does. What is only counted
-or timed is telemetry, and stands in `telemetry`.
+A fact is stored in the same transaction as its change, so that one never exists without the other. What is only counted
+or logged is telemetry: see `telemetry`.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ class PoolFactKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """What happened to a sandbox: named by its id, its version after the change, and the kind.
+    """What happened to a sandbox. `sandbox_id`, `version` and `kind` together name the fact.
 
-    `status` is None where the record was removed, `status_before` where there was none.
+    `version` is the sandbox's version after the change. `status` is None if the record was removed. `status_before` is
+    None if there was no record before. `at` is in Unix seconds.
     """
 
     kind: FactKind
@@ -70,7 +71,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolFact:
-    """What happened to the pool; `fact_id` tells it from others of the same moment."""
+    """What happened to the pool. `fact_id` distinguishes facts of the same second."""
 
     kind: PoolFactKind
     fact_id: str
@@ -82,10 +83,10 @@ class PoolFact:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A record as it was read, as it shall be, and the fact that says so.
+    """A sandbox's record before and after a change, and the fact about the change.
 
-    `before` is None where a record is added, `after` where it is removed. `fact` is None for a change that says nothing
-    about the sandbox itself: an attempt is taken, or given back.
+    `before` is None if the record is added, `after` is None if it is removed. `fact` is None if nothing happened to the
+    sandbox itself: a wipe attempt begins, or is cancelled.
     """
 
     before: Sandbox | None
@@ -94,14 +95,14 @@ class Change:
 
     @property
     def sandbox_id(self) -> str:
-        """The sandbox that changes."""
-        return _either(self.after, self.before).sandbox_id
+        """The id of the sandbox that changes."""
+        return _existing(self.after, self.before).sandbox_id
 
     @property
     def result(self) -> Sandbox:
-        """The record after the change; raises `ValueError` where none is left."""
+        """The record after the change; raises `ValueError` if the change removes it."""
         if self.after is None:
-            raise ValueError(f"sandbox {self.sandbox_id} is removed")
+            raise ValueError(f"sandbox {self.sandbox_id} has no record after this change: it is removed")
         return self.after
 
 
@@ -114,13 +115,13 @@ def change(
     now: int,
     details: Mapping[str, Detail | None] | None = None,
 ) -> Change:
-    """Return a change with its fact; what is None among `details` is left out."""
-    shown = _either(after, before)
-    lease = shown.latest_lease
+    """Return a change with its fact. Leaves out the `details` that are None."""
+    record = _existing(after, before)
+    lease = record.latest_lease
     fact = Fact(
         kind=kind,
-        sandbox_id=shown.sandbox_id,
-        version=after.version if after else next_version(shown.version, now),
+        sandbox_id=record.sandbox_id,
+        version=after.version if after else next_version(record.version, now),
         at=now,
         principal=by.principal,
         request_id=by.request_id,
@@ -134,7 +135,7 @@ def change(
 
 
 def allocated(candidate: Candidate, claim: Claim, *, by: Actor) -> Fact:
-    """Return the fact that a candidate is allocated under a claim."""
+    """Return the fact that `candidate` is allocated under `claim`."""
     lease = claim.lease
     details = {"expires_at": lease.expires_at, "track_name": lease.track_name}
     return Fact(
@@ -152,8 +153,8 @@ def allocated(candidate: Candidate, claim: Claim, *, by: Actor) -> Fact:
     )
 
 
-def _either(after: Sandbox | None, before: Sandbox | None) -> Sandbox:
-    either = after or before
-    if either is None:
-        raise ValueError("a change has a record before it, or after it")
-    return either
+def _existing(after: Sandbox | None, before: Sandbox | None) -> Sandbox:
+    record = after or before
+    if record is None:
+        raise ValueError("a change needs a record before it, or after it")
+    return record

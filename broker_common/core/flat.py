@@ -1,6 +1,6 @@
-"""The flat form of sandboxes and claims: the names that the table, the API and its files have for their fields.
+"""The flat form of sandboxes and claims: one field for each value, as the table, the API and exported files have it.
 
-A value is None where there is none. What follows from a lease or a wipe stands under names of its own.
+A field without a value is None. The values of a lease and of a wipe are fields of the sandbox, with their own names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SANDBOX_FIELDS: Mapping[str, type] = {
     "created_at": int,
     "updated_at": int,
 }
-"""What each record of a sandbox has."""
+"""The fields that every record of a sandbox has."""
 OPTIONAL_SANDBOX_FIELDS: Mapping[str, type] = {
     "dirty": bool,
     "sfdc_account_id": str,
@@ -50,7 +50,7 @@ OPTIONAL_SANDBOX_FIELDS: Mapping[str, type] = {
     "stale_since": int,
     "last_synced": int,
 }
-"""What it may have."""
+"""The fields that a record of a sandbox may lack."""
 CLAIM_FIELDS: Mapping[str, type] = {
     "track_id": str,
     "idempotency_key": str,
@@ -61,14 +61,14 @@ CLAIM_FIELDS: Mapping[str, type] = {
     "name": str,
     "external_id": str,
 }
-"""What each record of a claim has."""
+"""The fields that every record of a claim has."""
 OPTIONAL_CLAIM_FIELDS: Mapping[str, type] = {"track_name": str, "sfdc_account_id": str}
-"""What it may have."""
+"""The fields that a record of a claim may lack."""
 _LEASE_FIELDS = ("lease_id", "allocated_to_track", "idempotency_key", "allocated_at", "expires_at")
 
 
 def flatten(sandbox: Sandbox) -> Flat:
-    """Return every field of a sandbox."""
+    """Return every field of `sandbox`."""
     return {
         "sandbox_id": sandbox.sandbox_id,
         "name": sandbox.name,
@@ -89,7 +89,7 @@ def flatten(sandbox: Sandbox) -> Flat:
 
 
 def of_lease(lease: Lease | None) -> Flat:
-    """Return the fields of a sandbox that a present lease sets."""
+    """Return the fields of a sandbox that describe its current lease; all None if it has no lease."""
     return {
         "lease_id": lease.lease_id if lease else None,
         "allocated_to_track": lease.track_id if lease else None,
@@ -101,7 +101,7 @@ def of_lease(lease: Lease | None) -> Flat:
 
 
 def of_wipe(wipe: Wipe | None) -> Flat:
-    """Return the fields of a sandbox that its wipe sets."""
+    """Return the fields of a sandbox that describe its wipe; without a wipe, those that clear one."""
     wipe = wipe or Wipe()
     return {
         "deletion_requested_at": wipe.requested_at,
@@ -117,7 +117,7 @@ def of_wipe(wipe: Wipe | None) -> Flat:
 
 
 def of_allocation(lease: Lease, *, version: int) -> Flat:
-    """Return every field of a sandbox that an allocation sets, so that it need not have been read."""
+    """Return every field of a sandbox that an allocation changes, so that allocate need not read the record first."""
     return {
         "status": Status.ALLOCATED,
         "status_order": lease.expires_at,
@@ -131,7 +131,7 @@ def of_allocation(lease: Lease, *, version: int) -> Flat:
 
 
 def flatten_claim(claim: Claim) -> Flat:
-    """Return every field of a claim."""
+    """Return every field of `claim`."""
     lease = claim.lease
     return {
         "track_id": lease.track_id,
@@ -148,9 +148,10 @@ def flatten_claim(claim: Claim) -> Flat:
 
 
 def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
-    """Return the sandbox of these fields, each of which has its type; those that may be missing may be left out.
+    """Return the sandbox that these fields describe. Optional fields may be left out; the types must be right.
 
-    Raises `ValueError` that names a field that its status needs, and `InvalidTransition` for a record that cannot be.
+    Raises `ValueError` if a field is missing that the status needs, and names it. Raises `InvalidTransition` if the
+    fields contradict each other.
     """
     status = flat["status"]
     lease = None
@@ -189,7 +190,7 @@ def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
         updated_at=flat["updated_at"],
         dirty=flat.get("dirty") or False,
         lease=lease,
-        last_lease=_ended_lease_of(flat, is_held=lease is not None),
+        last_lease=_ended_lease_of(flat, has_lease=lease is not None),
         wipe=None if lease or wipe == Wipe() else wipe,
         quarantine=flat.get("quarantine_reason"),
         stale_since=flat.get("stale_since"),
@@ -198,7 +199,7 @@ def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
 
 
 def claim_of(flat: Mapping[str, Any]) -> Claim:
-    """Return the claim of these fields, each of which has its type; those that may be missing may be left out."""
+    """Return the claim that these fields describe. Optional fields may be left out; the types must be right."""
     return Claim(
         sandbox_id=flat["sandbox_id"],
         name=flat["name"],
@@ -216,7 +217,7 @@ def claim_of(flat: Mapping[str, Any]) -> Claim:
 
 
 def _of_leases(lease: Lease | None, last: EndedLease | None) -> Flat:
-    """Return the fields of both leases; the times are those of the present one, or else of the last one."""
+    """Return the fields of both leases; times and `track_name` are the current lease's, or else the last one's."""
     flat = of_lease(lease)
     if lease is None and last is not None:
         flat |= {"track_name": last.track_name, "allocated_at": last.allocated_at, "expires_at": last.expires_at}
@@ -224,13 +225,13 @@ def _of_leases(lease: Lease | None, last: EndedLease | None) -> Flat:
     return flat
 
 
-def _ended_lease_of(flat: Mapping[str, Any], *, is_held: bool) -> EndedLease | None:
+def _ended_lease_of(flat: Mapping[str, Any], *, has_lease: bool) -> EndedLease | None:
     lease_id, track_id = flat.get("last_lease_id"), flat.get("last_track_id")
     if lease_id is None and track_id is None:
         return None
     if lease_id is None or track_id is None:
         raise ValueError(f"{'last_track_id' if lease_id else 'last_lease_id'} is missing")
-    if is_held:
+    if has_lease:
         return EndedLease(lease_id=lease_id, track_id=track_id)
     return EndedLease(
         lease_id=lease_id,

@@ -1,6 +1,6 @@
-"""Whether this process may act: its clock agrees with the store's, and the table is the one that it knew.
+"""Decide whether this process may act: its clock agrees with the store's, and the table is the one that it knew.
 
-One look at the store every few seconds answers both. What begins or ends an allocation, or destroys, asks here first.
+One look at the store every few seconds answers both. Allocate and the jobs ask here before they act.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from broker_common.core.store import PoolState, TableState
 
 MAX_AGE_SEC = 3.0
-"""Callers rely on five seconds; a look at the store may take up the rest."""
+"""How old the last look may be before the next one. Callers rely on five seconds: the look itself takes the rest."""
 _PROMISED_SEC = 5.0
-_PATIENCE_SEC = 1.0
-"""How long a thread waits for the look of another one, where what is known is older than promised."""
+_WAIT_SEC = 1.0
+"""How long a thread waits for another thread's look, if the last answer is older than promised."""
 
 
 class Guard:
-    """Looks at the store at most every few seconds, by one thread at a time; safe to use from many threads.
+    """Looks at the store every few seconds, by one thread at a time; safe to use from many threads.
 
-    What was wrong stays wrong while the store cannot be asked. What is not known yet counts as right: a store that does
-    not answer refuses everything by itself.
+    While the store does not answer, the last findings stay. Before its first answer everything counts as right: a store
+    that does not answer refuses every write itself.
     """
 
     def __init__(self, *, store: PoolState, memory: TableMemory, recorder: Recorder, clock: Clock, rng: Random) -> None:
@@ -53,38 +53,40 @@ class Guard:
         self._answered_at = float("-inf")
         self._was_off = False
 
-    def check(self, *, afresh: bool = False) -> None:
-        """Return if this process may act, by what it learnt within the last seconds, or `afresh` by a look now.
+    def check(self, *, look_now: bool = False) -> None:
+        """Return if this process may act. The last look at the store decides, or with `look_now` a look now.
 
-        Raises `TableChanged`, or else `ClockWrong`.
+        Raises `TableChanged` or `ClockWrong`.
         """
-        self._renew(afresh=afresh)
+        self._renew(look_now=look_now)
         if problem := self.table_problem():
             raise TableChanged(problem)
         if problem := self.clock_problem():
             raise ClockWrong(problem)
 
     def clock_problem(self) -> str | None:
-        """Say by how much the clock is wrong; None if it is right, or if the store told no time."""
+        """Return a message about how wrong the clock is; None if it is right, or if the store told no time."""
         difference = self._times.difference()
-        return f"this process's clock is {difference:+d} s from the store's" if difference else None
+        if not difference:
+            return None
+        return f"this process's clock is {difference:+d} s from the store's: correct the clock of its machine"
 
     def table_problem(self) -> str | None:
-        """Say why nothing may be done on the table; None if it is the right one."""
+        """Return a message about why this process must not use the table; None if it is the right one."""
         return self._change
 
     def is_upgraded(self) -> bool:
-        """Tell whether no process of a release before this one runs, so that facts are complete and flags heeded."""
-        self._renew(afresh=False)
+        """Tell whether no process of an earlier release runs: then facts are complete, and all processes obey flags."""
+        self._renew(look_now=False)
         return self._is_upgraded
 
     @property
     def has_clock_reading(self) -> bool:
-        """Whether the store told its time at the last look."""
+        """Whether the store told its time when it last answered."""
         return self._times.is_known
 
     def look(self) -> None:
-        """Look at the store now. Raises what the store's `ping` raises."""
+        """Look at the store now. Raises the errors of the store's `ping`."""
         self._asked_at = self._clock.monotonic()
         asked_at = self._clock.now()
         try:
@@ -100,30 +102,30 @@ class Guard:
             self._was_off = self.clock_problem() is not None
             self._report()
 
-    def _renew(self, *, afresh: bool) -> None:
-        """Look again if the last look is too long ago, or if the clock was set since then."""
-        if not afresh and not self._is_due() and not self._looking.locked():
+    def _renew(self, *, look_now: bool) -> None:
+        """Look again if the last look is too old, if the clock was set since then, or if `look_now`."""
+        if not look_now and not self._is_due() and not self._looking.locked():
             return
-        is_young = self._clock.monotonic() - self._answered_at < _PROMISED_SEC
-        patience = 0.0 if is_young and not afresh else min(_PATIENCE_SEC, time_left(self._clock))
-        if not self._looking.acquire(timeout=max(0.0, patience)):
+        is_recent = self._clock.monotonic() - self._answered_at < _PROMISED_SEC
+        wait = 0.0 if is_recent and not look_now else min(_WAIT_SEC, time_left(self._clock))
+        if not self._looking.acquire(timeout=max(0.0, wait)):
             return
         try:
-            if afresh or self._is_due():
+            if look_now or self._is_due():
                 self.look()
         except BrokerError:
-            return  # what was known before holds
+            return  # the last findings stay
         finally:
             self._looking.release()
 
     def _is_due(self) -> bool:
         if self._clock.monotonic() - self._asked_at >= MAX_AGE_SEC:
             return True
-        # On a machine that slept the clock went on and the monotonic one did not: only the store can tell.
+        # While a machine sleeps, its clock may go on and its monotonic clock stop. Then only the store can tell.
         return self.clock_problem() is not None and not self._was_off
 
     def _judge(self, state: TableState) -> str | None:
-        """Compare the table with what this process and Redis remember; have both remember one that is right."""
+        """Compare the table with the one that this process and Redis remember. If it is right, both remember it."""
         try:
             remembered = self._memory.recall()
             can_remember = True
@@ -146,7 +148,7 @@ class Guard:
         return change
 
     def _identify(self, state: TableState) -> TableState:
-        """Give a table of an older release an identity; if another process does it first, the next look sees it."""
+        """Give an identity to a table of an older release. If another process does so first, the next look sees it."""
         identity = new_id(self._rng)
         try:
             self._store.identify(identity, instead_of=None)

@@ -1,4 +1,4 @@
-"""What happened, as operators read it: the facts of one sandbox, and the feed of all facts."""
+"""The facts as operators read them: those of one sandbox, and the feed of all facts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from broker_common.core.store import Commits, FactPage, Reports
 
 READ_AGAIN_SEC = 120 + MAX_DIFFERENCE_SEC
-"""How far back a feed that has reached its end reads again.
+"""How many seconds of facts a feed reads again after it has reached its end.
 
-Readers rely on 120 seconds. The reader's clock may be ahead of the store's, and the writer's behind it, each by as much
-as is borne; beyond both, the index lags.
+Readers rely on 120 seconds. A fact may show up late because the index lags and because clocks differ: the reader's may
+be ahead of the store's and the writer's behind it, each by `MAX_DIFFERENCE_SEC`.
 """
-_FROM, _ON = "f", "c"
+_FROM_TIME, _IN_ROUND = "f", "c"
+"""How a cursor begins: read from a time on, or read on within a round (the pages from one start to the feed's end)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """A page of the feed; `cursor` reads on. `is_last`: nothing came after it when it was read."""
+    """A page of the feed; `cursor` reads the next one. `is_last`: no later fact was there when it was read."""
 
     facts: tuple[Fact | PoolFact, ...]
     cursor: str
@@ -34,7 +35,7 @@ class Feed:
 
 
 class History:
-    """Facts as operators read them."""
+    """Reads the facts of one sandbox, or of all of them, for operators."""
 
     def __init__(self, *, records: Commits, reports: Reports, guard: Guard, clock: Clock) -> None:
         self._records = records
@@ -43,9 +44,10 @@ class History:
         self._clock = clock
 
     def of_sandbox(self, sandbox_id: str, *, limit: int, cursor: str | None) -> FactPage:
-        """Return a sandbox's facts, newest first; also those of one that was removed, as long as they are kept.
+        """Return a sandbox's facts, newest first. Those of a removed sandbox are returned as long as they are kept.
 
-        Raises `SandboxNotFound`, `UpgradeUnfinished`, and `InvalidInput` for a cursor that was not given by it.
+        Raises `SandboxNotFound`, `UpgradeUnfinished`, `ClockWrong`, and `InvalidInput` if `cursor` is not one that this
+        method returned for the same sandbox.
         """
         self._check()
         page = self._reports.read_history(sandbox_id, limit=limit, cursor=cursor)
@@ -62,12 +64,12 @@ class History:
         kind: FactKind | PoolFactKind | None = None,
         track_id: str | None = None,
     ) -> Feed:
-        """Return the next facts in the order of time, those of each sandbox in the order in which they happened.
+        """Return the next facts in about the order of time; those of one sandbox in the order in which they happened.
 
-        Reads on after the cursor `after`, or from `since` (Unix seconds) on, or from the oldest that is kept. It is at
-        least once: the cursor of a feed's end reads the last `READ_AGAIN_SEC` again, and a reader drops what it knows.
-        `kind` and `track_id` leave out other facts, so that an empty page is not the end. Raises `UpgradeUnfinished`,
-        `ClockWrong`, and `InvalidInput` for a cursor that was not given by a feed.
+        Begins after the cursor `after`, or at `since` (Unix seconds), or at the oldest fact that is kept. Each fact is
+        returned at least once: the cursor at the feed's end reads the last `READ_AGAIN_SEC` again, and a reader drops
+        the facts that it knows. `kind` and `track_id` leave out other facts, so a page may be empty before the end.
+        Raises `UpgradeUnfinished`, `ClockWrong`, and `InvalidInput` if `after` is not a cursor of this feed.
         """
         self._check()
         now = self._clock.now()
@@ -75,33 +77,36 @@ class History:
         page = self._reports.read_feed(since=place.floor, cursor=place.cursor, limit=limit)
         facts = tuple(fact for fact in page.facts if _is_wanted(fact, kind, track_id))
         if page.is_last:
-            # What shows up late is not before what this round could have met at its start.
-            read_on = f"{_FROM}{max(min(place.floor, place.began), place.began - READ_AGAIN_SEC, 0)}"
+            # A fact that this round missed shows up after its start, so it is at most `READ_AGAIN_SEC` older than that.
+            read_on = f"{_FROM_TIME}{max(min(place.floor, place.began), place.began - READ_AGAIN_SEC, 0)}"
         else:
-            read_on = f"{_ON}{place.began}.{place.floor}.{page.cursor}"
+            read_on = f"{_IN_ROUND}{place.began}.{place.floor}.{page.cursor}"
         return Feed(facts, read_on, page.is_last)
 
     @staticmethod
     def _place(after: str | None, since: int | None, now: int) -> _Place:
-        """Return where to read on; raises `InvalidInput`."""
+        """Return the place from which to read on; raises `InvalidInput`."""
         if after is None:
             return _Place(now, since or 0)
-        if found := re.fullmatch(rf"{_FROM}(\d{{1,15}})", after, re.ASCII):
+        if found := re.fullmatch(rf"{_FROM_TIME}(\d{{1,15}})", after, re.ASCII):
             return _Place(now, int(found[1]))
-        if found := re.fullmatch(rf"{_ON}(\d{{1,15}})\.(\d{{1,15}})\.(.+)", after, re.ASCII | re.DOTALL):
+        if found := re.fullmatch(rf"{_IN_ROUND}(\d{{1,15}})\.(\d{{1,15}})\.(.+)", after, re.ASCII | re.DOTALL):
             return _Place(min(now, int(found[1])), int(found[2]), found[3])
-        raise InvalidInput("after: was not given by this feed")
+        raise InvalidInput("after: is not a cursor of this feed; use one that the feed returned, or leave `after` out")
 
     def _check(self) -> None:
         if not self._guard.is_upgraded():
-            raise UpgradeUnfinished("to read facts, which are not complete yet,")
+            raise UpgradeUnfinished("read facts, which are not complete yet")
         if problem := self._guard.clock_problem():
             raise ClockWrong(problem)
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a feed is read on: when the round began, the earliest fact that is wanted, and the store's cursor in it."""
+    """Where a feed reads on.
+
+    `began` is when the round began, `floor` the earliest time of its facts; `cursor` is the store's.
+    """
 
     began: int
     floor: int

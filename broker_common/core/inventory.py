@@ -1,4 +1,4 @@
-"""What an operator is shown of the pool: a record, or a page of them. Nothing here changes anything."""
+"""Show operators the pool: one sandbox, or a page of them. Nothing here changes a record."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Inventory:
-    """The pool as an operator reads it."""
+    """Reads sandboxes for operators."""
 
     def __init__(self, *, store: SandboxStore, leases: Leases) -> None:
         self._store = store
         self._leases = leases
 
     def read(self, sandbox_id: str) -> Sandbox:
-        """Return a sandbox, tombstones included; raises `SandboxNotFound` or `UnreadableRecord`."""
+        """Return a sandbox or its tombstone; raises `SandboxNotFound` or `UnreadableRecord`."""
         sandbox = self._store.get(sandbox_id)
         if sandbox is None:
             raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
@@ -39,31 +39,34 @@ class Inventory:
         return None if watermark is None else watermark.synced_at
 
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-        """List sandboxes of one status, or all of them, as the store's port says. Raises `InvalidInput`."""
+        """List sandboxes of one status, or all if `status` is None, as `Reports.list_sandboxes` does."""
         page = self._store.list_sandboxes(status, limit=limit, cursor=cursor)
         return replace(page, sandboxes=self.show(page.sandboxes))
 
     def list_of_track(self, track_id: str, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-        """List what a track holds, of one status or all of it, in the order of the ids.
+        """List the sandboxes that a track holds, of one status or of all, in the order of their ids.
 
-        The cursor names the track and the last id that was shown. Raises `InvalidInput` for any other.
+        Raises `InvalidInput` if `cursor` is not one that this method returned for the same track.
         """
         after = _read_cursor(track_id, cursor) if cursor is not None else ""
         held = sorted(self._leases.find_held(track_id=track_id), key=lambda each: each.sandbox_id)
-        left = [
+        remaining = [
             each
             for each in held
             if each.sandbox_id > after and (isinstance(each, Unreadable) or status in {None, each.status})
         ]
-        page = left[:limit]
+        page = remaining[:limit]
         return SandboxPage(
             self.show(each for each in page if isinstance(each, Sandbox)),
-            _write_cursor(track_id, page[-1].sandbox_id) if len(left) > limit else None,
+            _write_cursor(track_id, page[-1].sandbox_id) if len(remaining) > limit else None,
             tuple(each for each in page if isinstance(each, Unreadable)),
         )
 
     def show(self, sandboxes: Iterable[Sandbox]) -> tuple[Sandbox, ...]:
-        """Tell of available sandboxes when sync saw them last: one that is unchanged costs sync no write."""
+        """Return the sandboxes; available ones get the time of the last sync as `last_synced`.
+
+        Sync does not write a record that has not changed, so the record's own `last_synced` may be older.
+        """
         shown = tuple(sandboxes)
         if not any(sandbox.status is Status.AVAILABLE for sandbox in shown):
             return shown
@@ -86,9 +89,9 @@ def _write_cursor(track_id: str, after: str) -> str:
 def _read_cursor(track_id: str, cursor: str) -> str:
     try:
         match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
-            # Written anew, a cursor that was written here is the same again.
+            # Only a cursor that `_write_cursor` made is accepted, not another spelling of the same content.
             case ["track", str(), str(after)] if cursor == _write_cursor(track_id, after):
                 return after
     except (ValueError, RecursionError):
         pass
-    raise InvalidInput("cursor: was not given by a listing of the same track")
+    raise InvalidInput("cursor: is not one of this track's list; use one that the list returned, or leave it out")

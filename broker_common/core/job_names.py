@@ -1,4 +1,4 @@
-"""The names of the jobs that other code speaks of. What is declared of a job stands in `jobs`."""
+"""The names of the jobs that other code refers to. `job_registry.py` declares each job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Job(StrEnum):
-    """The names of the jobs that other code speaks of. A job that only the registry names needs none here."""
+    """A job that only the registry refers to needs no name here."""
 
     SYNC = "sync"
     CLEANUP = "cleanup"

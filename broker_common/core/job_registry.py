@@ -1,4 +1,4 @@
-"""The jobs that there are: each is declared here, once. What is declared of a job is in `jobs.py`."""
+"""All jobs of the broker. Each is declared here, once; `jobs.py` defines what a declaration holds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from broker_common.core.principals import Actor
 
 
-# Each use case is called here, and nowhere else; the deletes of a cleanup are called in `runner.py`.
+# Jobs call their use cases here and nowhere else, except the deletes of a cleanup: `runner.py` calls those.
 
 
 def _sync(work: Work, by: Actor, flags: Mapping[str, bool]) -> SyncResult:
     return work.syncer.run(by=by, force=flags.get("force", False))
 
 
-def _clean_up(work: Work, by: Actor, flags: Mapping[str, bool]) -> Dispatch:  # noqa: ARG001 - all are called alike
+def _clean_up(work: Work, by: Actor, flags: Mapping[str, bool]) -> Dispatch:  # noqa: ARG001 - all jobs are called alike
     return Dispatch(work.cleaner.find_due)
 
 
@@ -43,18 +43,18 @@ JOBS = declare(
     JobSpec(
         name=Job.SYNC,
         title="Sync",
-        summary="Read the provider's accounts into the pool.",
+        summary="Update the pool from the provider's list of accounts.",
         description=(
-            "New accounts become available, available sandboxes that are missing become stale. Where more are missing "
-            "than seems likely, none becomes stale and the run fails, unless it is forced."
+            "A new account becomes an available sandbox. An available sandbox that the list lacks becomes stale. If "
+            "too many are missing, the run marks nothing as stale and fails, unless it is forced."
         ),
         schedule=Every(seconds=600, setting="sync_interval_sec"),
         pause="sync",
         flags=(
             Flag(
                 name="force",
-                help="past the brake on missing accounts",
-                description="Mark as stale what is missing, however much that is",
+                help="mark missing sandboxes as stale, even if they are too many",
+                description="Mark missing sandboxes as stale, even if they are too many",
             ),
         ),
         work=_sync,
@@ -83,8 +83,8 @@ JOBS = declare(
     JobSpec(
         name=Job.CLEANUP,
         title="Cleanup",
-        summary="Have the sandboxes that are due wiped by the provider.",
-        description="Each is handed to a worker; the run ends with the last of them.",
+        summary="Have the provider wipe the sandboxes that are due.",
+        description="Each sandbox is a task of its own for the workers. The run ends when its last task ends.",
         schedule=Every(seconds=300, setting="cleanup_interval_sec"),
         pause="cleanup",
         work=_clean_up,
@@ -92,14 +92,14 @@ JOBS = declare(
         log_action="background_cleanup",
         log_word="cleanup",
         counter="broker_cleanup_total",
-        # A run ends with its last delete, and the next one waits for that.
+        # A run ends with its last delete, and the next run cannot start before that.
         overdue_intervals=6,
     ),
     JobSpec(
         name=Job.EXPIRE,
         title="Auto-expiry",
-        summary="End the allocations that are past their time.",
-        description="That is `expires_at` and the buffer after it; their sandboxes go to be wiped.",
+        summary="End the leases whose time is over.",
+        description="A lease's time is over when `expires_at` and the buffer have passed. Its sandbox is then wiped.",
         schedule=Every(seconds=300, setting="auto_expiry_interval_sec"),
         pause="expire",
         work=_expire,
@@ -112,7 +112,7 @@ JOBS = declare(
         name=Job.PURGE_STALE,
         title="Purge",
         summary="Remove the records that have been stale for too long.",
-        description="Of a dirty sandbox a tombstone is left, so that no sync takes it for a new one.",
+        description="A dirty sandbox leaves a tombstone, so that no sync adds it again as a new sandbox.",
         schedule=Daily(hour=2),
         work=_purge_stale,
         example=asdict(PurgeResult(removed=4, failed=0)),
@@ -120,4 +120,4 @@ JOBS = declare(
         log_word="purge-stale",
     ),
 )
-"""Every job by its name."""
+"""All jobs by name."""

@@ -1,4 +1,4 @@
-"""What is declared of a job. Which jobs there are is said in `job_registry.py`, and nowhere else."""
+"""What the declaration of a job holds. `job_registry.py` declares the jobs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from broker_common.core.sync import Syncer
 
 _DAILY_OVERDUE_SEC = 26 * 3600
-"""A day, and two hours for a run that starts late or is repeated."""
+"""One day, and two hours more for a run that starts late or is repeated."""
 
 
 class JobState(StrEnum):
-    """How far a run is."""
+    """The state of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -41,7 +41,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Every:
-    """A run each `seconds`, unless the setting of the name `setting` says another time."""
+    """One run every `seconds`, or every so many seconds as the setting named `setting` says."""
 
     seconds: int
     setting: str | None = None
@@ -49,16 +49,16 @@ class Every:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daily:
-    """A run a day, at this full hour in UTC."""
+    """One run a day, at this full hour in UTC."""
 
     hour: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """What an operator may ask of a run; off, if it is not asked for.
+    """An option of a run, which is off unless an operator turns it on.
 
-    `help` is what the command line says of it, `description` what the API does.
+    `help` describes it on the command line, `description` in the API.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Flag:
 
 
 class JobResult(Protocol):
-    """What a run did: a frozen dataclass of counts, and the run in one sentence."""
+    """The result of a run: a frozen dataclass of counts, and a sentence."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -78,14 +78,14 @@ class JobResult(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """The run goes on as one delete for each sandbox that `find` returns; the last of them ends it."""
+    """The run continues as one delete for each sandbox id that `find` returns. The last delete ends it."""
 
     find: Callable[[], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """The use cases that jobs run, and the parts to make others of."""
+    """The use cases that jobs call, and the parts from which a new job can be built."""
 
     clock: Clock
     recorder: Recorder
@@ -100,41 +100,41 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """All that is declared of one job. Its task, schedule, calls, log lines, metrics and alert are made of it."""
+    """The declaration of one job. Its task, schedule, API calls, log lines, metrics and alert are made from it."""
 
     name: str
-    """In calls, metrics and the name of its task: letters, digits and underscores."""
+    """Its name in API calls, metrics and the name of its task: letters, digits and underscores."""
     title: str
-    """How sentences begin that speak of it: `Sync failed`."""
+    """Its name at the start of a sentence, as in `Sync failed`."""
     summary: str
-    """One sentence: what its API call does. `description` says more."""
+    """One sentence about what its API call does. `description` says more."""
     description: str
     schedule: Every | Daily
     work: Callable[[Work, Actor, Mapping[str, bool]], JobResult | Dispatch]
-    """Does one run, for this actor, with these flags on."""
+    """Does one run, for this actor, with these flags."""
     example: Mapping[str, Any]
-    """A run's result, as the API's description shows it."""
+    """The result of a run that the API's description shows as an example."""
     log_action: str
-    """What its log lines have as `action`."""
+    """The `action` of its log lines."""
     log_word: str
-    """What its runs' own request ids have: `job-<word>-<time>`."""
+    """The word in the request ids of its runs: `job-<word>-<time>`."""
     pause: str | None = None
-    """The field of `Pauses` that keeps it from running, if one does."""
+    """The field of `Pauses` that stops it, if it can be paused."""
     flags: tuple[Flag, ...] = ()
     counter: str | None = None
-    """The metric that counts its runs by outcome, beside the metrics that all jobs have."""
+    """A metric of its own that counts its runs by outcome, besides the metrics that all jobs have."""
     time_limit_sec: int = 600
     overdue_intervals: int = 3
-    """For how many intervals it may go without success before somebody is told."""
+    """The number of intervals without a successful run after which an alert fires."""
 
     @property
     def path(self) -> str:
-        """The name as paths and the command line spell it."""
+        """The name in the API's paths and on the command line, with hyphens."""
         return self.name.replace("_", "-")
 
     @property
     def overdue_sec(self) -> int:
-        """After how long without success it is overdue, at the default interval."""
+        """The time without a successful run after which it is overdue, at the default interval."""
         if isinstance(self.schedule, Daily):
             return _DAILY_OVERDUE_SEC
         return self.schedule.seconds * self.overdue_intervals
@@ -144,7 +144,7 @@ class JobSpec:
         return f"job-{self.log_word}-{now}"
 
     def is_paused(self, pauses: Pauses) -> bool:
-        """Tell whether an operator keeps it from running."""
+        """Tell whether an operator has paused it."""
         return self.pause is not None and bool(getattr(pauses, self.pause))
 
 
@@ -153,7 +153,7 @@ Jobs = MappingProxyType[str, JobSpec]
 
 
 def declare(*specs: JobSpec) -> Jobs:
-    """Return these jobs by name; raises `ValueError` if two have the same name."""
+    """Return `specs` by name; raises `ValueError` if two have the same name."""
     jobs = {spec.name: spec for spec in specs}
     if len(jobs) < len(specs):
         raise ValueError("two jobs have the same name")

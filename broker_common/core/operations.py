@@ -41,7 +41,7 @@ class Operations:
         def transition(sandbox: Sandbox) -> Change:
             change = quarantine(sandbox, reason=reason, by=by, now=self._clock.now())
             if change.result.status is sandbox.status and not self._guard.is_upgraded():
-                raise UpgradeUnfinished("to set aside a sandbox that is held")
+                raise UpgradeUnfinished("set aside a sandbox that is held")
             return change
 
         return self._change(sandbox_id, transition)

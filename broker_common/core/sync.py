@@ -244,7 +244,7 @@ class Syncer:
         for skipped in listing.skipped:
             self._recorder.record(AccountSkipped(reason=skipped.reason, sandbox_id=skipped.sandbox_id))
         # The list may have taken minutes: the table may be another one by now.
-        self._guard.check(afresh=True)
+        self._guard.check(look_now=True)
         now = self._clock.now()
         survey = _Survey(pool, listing)
         for refused in survey.refused:

@@ -30,8 +30,8 @@ def test_where_repeating_is_no_remedy_no_time_is_named(kind: type[BrokerError]) 
 
 
 def test_what_an_upgrade_refuses_is_named_with_the_command_that_ends_it() -> None:
-    error = UpgradeUnfinished("a reservation")
-    assert error.message.startswith("a reservation is refused until the upgrade is finished")
+    error = UpgradeUnfinished("reserve sandboxes")
+    assert error.message.startswith("cannot reserve sandboxes: the upgrade is not finished")
     assert "`broker upgrade finish`" in error.message
     assert (error.code, error.retry_after) == ("UPGRADE_UNFINISHED", 30)
-    assert UpgradeUnfinished("a reservation", retry_after=5).retry_after == 5
+    assert UpgradeUnfinished("reserve sandboxes", retry_after=5).retry_after == 5

@@ -491,7 +491,7 @@ class TestIdentity:
         world.provider.accounts = world.accounts(4)
         world.syncer.run(by=BY)
         for _ in range(40):
-            world.guard.check(afresh=True)
+            world.guard.check(look_now=True)
             clock.advance(0.25)
 
     def test_accepting_without_the_memory_changes_nothing(self) -> None:
