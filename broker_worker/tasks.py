@@ -68,8 +68,8 @@ def _add_job(
     @app.task(name=task_name(job.name), **_options(job.time_limit_sec))
     def run(task: Task[Any, Any], **flags: bool) -> dict[str, Any]:
         report = runner().run(job.name, str(task.request.id), flags, send=send)
-        if report.handed_out is not None:
-            return {"handed_out": report.handed_out}
+        if report.dispatched is not None:
+            return {"dispatched": report.dispatched}
         return _shown(report.state, report.result, report.error)
 
 
