@@ -101,7 +101,6 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
         return float(super().tick(**kwargs))
 
     def apply_async(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Celery's signature
-        """Send a job."""
         sent = super().apply_async(*args, **kwargs)
         self._health.send()
         return sent

@@ -108,11 +108,9 @@ class _LogContext:
     """Implements the `LogContext` port by structlog's context variables."""
 
     def of_run(self, run: JobRun) -> AbstractContextManager[Any]:
-        """Add a run, and who asked for it, to the log lines inside."""
         return _bound(run.actor, **({} if run.requested_by is None else {"requested_by": run.requested_by}))
 
     def of_sandbox(self, sandbox_id: str) -> AbstractContextManager[Any]:
-        """Add a sandbox to the log lines inside."""
         return bound_contextvars(sandbox_id=sandbox_id)
 
 

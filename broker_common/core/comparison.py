@@ -49,7 +49,7 @@ class Comparison:
         ]
 
     def entry_of(self, record: Sandbox) -> Account | None:
-        """Return the active entry that a record may follow."""
+        """Return the active entry that a record may follow; None if there is none."""
         return self._entries.get(record.sandbox_id)
 
     def has_active_account(self, record: Sandbox) -> bool:
@@ -105,7 +105,7 @@ def counts_for_brake(record: Sandbox) -> bool:
     """Tell whether the brake counts a record: a sync takes it out of service or removes it when it is missing.
 
     A dirty tombstone counts: if a list that was cut short removed it, its sandbox would come back as new and clean. A
-    clean tombstone does not count: its account is expected to go, and under `retire` most of the brake would be these.
+    clean tombstone does not count: its account is expected to go. Else normal work under `retire` would pull the brake.
     """
     in_service = record.status in {Status.AVAILABLE, Status.DELETION_FAILED}
     return in_service or (record.status is Status.DELETED and record.dirty)

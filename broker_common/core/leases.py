@@ -1,6 +1,6 @@
 """Read the sandboxes of a track, and end leases in three ways: marked for deletion, released, expired.
 
-A lease ends in one transaction. It holds only for the lease that was read first, so it never touches the next lease.
+A lease ends in one transaction, which ends only the lease that was read first. So it never ends the next lease.
 """
 
 from __future__ import annotations

@@ -301,8 +301,8 @@ class Runs:
     def dispatch(self, job_id: str, sandbox_ids: Iterable[str]) -> list[str]:
         """Record the sandboxes whose wipes a cleanup waits for, and return them.
 
-        If its task is delivered again, the run has already dispatched wipes. Then those that have not reported are
-        returned.
+        A run whose task is delivered again may have dispatched wipes before. Then this records nothing, and returns
+        the sandboxes whose wipes have not reported.
         """
         ids = list(dict.fromkeys(sandbox_ids))
 

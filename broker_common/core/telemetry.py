@@ -43,7 +43,7 @@ class DeleteOutcome(StrEnum):
     RESTED = "rested"
     """It was wiped earlier, has rested, and is available again. Nothing was sent."""
     NOT_DUE = "not_due"
-    """Another process has taken it, or has already wiped it."""
+    """Another process has taken it, or has finished with it."""
 
     @property
     def is_failure(self) -> bool:

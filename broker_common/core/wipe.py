@@ -47,7 +47,7 @@ def cancel_attempt(sandbox: Sandbox, *, error: str, now: int, outcome_unknown: b
 def fail_attempt(
     sandbox: Sandbox, *, error: str, outcome_unknown: bool, retry_at: int, by: Actor, now: int, policy: Policy
 ) -> Change:
-    """Count a failed attempt. The next one is due at `retry_at`; after the last one, it becomes `deletion_failed`."""
+    """Count a failed attempt. The next is due at `retry_at`; after the last one, the sandbox is `deletion_failed`."""
     wipe = _open_attempt(sandbox, outcome_unknown=outcome_unknown)
     wipe = replace(wipe, tries=wipe.tries + 1)
     if wipe.tries >= policy.deletion_max_attempts:
@@ -58,7 +58,7 @@ def fail_attempt(
 
 
 def backoff_seconds(sandbox: Sandbox, *, jitter: float, policy: Policy) -> int:
-    """Return the wait before the next attempt: the base, doubled for each failed attempt, times `jitter`."""
+    """Return the seconds until the next attempt: the base, doubled for each failed attempt, times `jitter`."""
     tries = sandbox.wipe.tries if sandbox.wipe else 0
     doubled = policy.deletion_backoff_base_sec * float(2 ** min(tries, 30))
     return round(min(policy.deletion_backoff_max_sec, doubled * jitter))
