@@ -203,7 +203,7 @@ def test_a_sandbox_has_a_lease_exactly_while_it_is_allocated() -> None:
 
 
 def test_an_allocated_sandbox_is_not_being_wiped() -> None:
-    with pytest.raises(InvalidTransition, match="wiped"):
+    with pytest.raises(InvalidTransition, match="must not have a wipe"):
         replace(in_status(L), wipe=core.Wipe(requested_at=START))
 
 
