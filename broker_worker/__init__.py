@@ -1,1 +1,1 @@
-"""The Celery worker and beat: run the core's jobs on schedule and on request. Nothing is decided here."""
+"""The Celery worker and beat: they run the core's jobs on schedule and on request. The core makes all decisions."""

@@ -1,4 +1,4 @@
-"""The Celery application of worker, beat and Flower: its settings, its tasks, and what it says when it stops."""
+"""The Celery application of worker, beat and Flower: its settings, its tasks, and its log lines at shutdown."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
-# Around the call itself a delete waits for a slot, takes the sandbox, and writes the outcome.
+# Besides the call to the provider, a wipe waits for a slot, records the attempt, and writes the outcome.
 _DELETE_MARGIN_SEC = 60
 _VISIBILITY_MARGIN_SEC = 60
 
 
 def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]) -> Celery:
-    """Build the application that worker, beat and Flower share. Nothing connects.
+    """Build the application that worker, beat and Flower share. This makes no connection.
 
-    `get_services` is called in each process that runs tasks, after the fork, and returns the same services each time.
+    `get_services` is called in each process that runs tasks, after the fork. It must always return the same services.
     """
     check_what_is_received()
     app = Celery("sandbox-broker", broker=settings.redis_url, set_as_current=False)
@@ -48,21 +48,21 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         accept_content=["json"],
         task_serializer="json",
         timezone="UTC",
-        # What a run did is in its own record; Flower gets it from the worker's events.
+        # The result of a run is in its own record. Flower gets it from the worker's events.
         task_ignore_result=True,
         result_expires=None,
         task_track_started=True,
         task_send_sent_event=True,
         worker_send_task_events=True,
-        # A task is done when it has ended, not when it was fetched; a task whose process died is delivered again.
+        # A task is acknowledged when it ends, not when it is fetched. If its process dies, it is delivered again.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # for ever: a worker that gave up would wait for a person, too
+        broker_connection_max_retries=None,  # for ever: if a worker gave up, an operator would have to restart it
         broker_transport_options={
-            # Shorter than a task, and it would be delivered again while it runs.
+            # Longer than any task. Else a task would be delivered again while it runs.
             "visibility_timeout": longest + _VISIBILITY_MARGIN_SEC,
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
@@ -72,32 +72,32 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         },
         task_default_queue=JOBS_QUEUE,
         task_queues=[Queue(name) for name in QUEUES],
-        # For every sender, so that one sent again by hand finds its queue, too.
+        # For every sender, so that a task that is sent again by hand reaches its queue, too.
         task_routes={DELETE_SANDBOX: {"queue": DELETIONS_QUEUE}},
         task_create_missing_queues=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
     )
-    app.Worker = app.subclass_with_self(_Worker, name="Worker")  # type: ignore[misc] # the stubs do not know that it may be set
+    app.Worker = app.subclass_with_self(_Worker, name="Worker")  # type: ignore[misc] # the stubs do not allow setting it
     add_tasks(app, get_services, delete_limit_sec=delete_limit_sec)
     return app
 
 
 class _Worker(Worker):
-    """Celery's worker, which says in the log when it stops.
+    """Celery's worker, which logs that it stops.
 
-    Its own banner and farewell are left out: they would stand between the log's lines. Nothing is said in the signal's
-    handler, because that may cut into the writing of another line.
+    Its own messages at start and stop are left out, because they are not in the format of the log. The handler of the
+    signal logs nothing, because it may interrupt the writing of another line.
     """
 
     def on_before_init(self, quiet: bool = True, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 - Celery's signature
-        # Of root, in five lines, before there is a log. As whom a container runs is not for it to say.
+        # Celery warns of root, in five lines and before there is a log. The operator decides as whom a container runs.
         warnings.filterwarnings("ignore", category=SecurityWarning)
         super().on_before_init(quiet=True, **kwargs)
 
     def setup_logging(self, colorize: bool | None = None) -> Any:  # noqa: ANN401 - Celery's signature
         handled = super().setup_logging(colorize)
-        # Celery has just turned these on: of what its next release may do to settings that are set here.
+        # Celery has just turned on these warnings. They are about what its next release may do to these settings.
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         return handled
 
@@ -110,7 +110,7 @@ class _Worker(Worker):
         super().on_close()
 
     def on_stopped(self) -> None:
-        """Say that the jobs have stopped: by now what had begun has ended."""
+        """Log that the jobs have stopped: all tasks that had begun have ended."""
         for job in JOBS.values():
             if isinstance(job.schedule, Every):
                 _log.info(f"[Scheduler] {job.title} job stopped")

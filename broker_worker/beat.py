@@ -1,4 +1,4 @@
-"""Beat: redbeat's scheduler, made to tick while it waits for its turn, and to end without Redis in one line."""
+"""Beat: redbeat's scheduler, changed to tick while it waits for the lock, and to log one line if Redis is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
 
 class BeatHealth(Pulse):
-    """Whether beat ticks by a right clock, and has sent what was due."""
+    """Watches whether beat ticks, has a correct clock, and sends the due jobs."""
 
     def __init__(
         self,
@@ -43,16 +43,16 @@ class BeatHealth(Pulse):
         self._due_since: float | None = None
 
     def fall_due(self) -> None:
-        """Note that something is due; what was due before and has not been sent counts from then."""
+        """Note that a job is due. If an earlier due job was not sent, the time counts from that one."""
         if self._due_since is None:
             self._due_since = self._monotonic()
 
     def send(self) -> None:
-        """Note that something was sent."""
+        """Note that a job was sent."""
         self._due_since = None
 
     def problem(self) -> str | None:
-        """Say what is wrong; None while the process is well."""
+        """Say what is wrong; None while the process is healthy."""
         problem = super().problem()
         due_since = self._due_since
         if problem is not None or due_since is None:
@@ -60,40 +60,40 @@ class BeatHealth(Pulse):
         waiting_sec = self._monotonic() - due_since
         if waiting_sec <= self._limit_sec:
             return None
-        return f"a job has been due for {waiting_sec:.0f} s, and none was sent"
+        return f"a job has been due for {waiting_sec:.0f} s, but no job was sent"
 
 
 def set_up_beat(app: Celery, settings: Settings, health: BeatHealth, watch: ClockWatch) -> None:
-    """Make an application fit for beat, and for nothing else.
+    """Configure an application for beat. Never call this for a worker.
 
-    Its configuration holds the password of Redis, which Celery shows to anyone who inspects a worker.
+    The configuration has the password of Redis, and Celery shows a worker's configuration to anyone who inspects it.
     """
-    # redbeat would wait for its lock there, in silence, and keep the handlers after its own from running.
+    # This handler of redbeat waits silently for its lock, and keeps later handlers from running.
     signals.beat_init.disconnect(redbeat.acquire_distributed_beat_lock)
     scheduler = functools.partial(_Scheduler, health=health, watch=watch)
-    # Before its first job beat connects once more. It must not try that for ever, as workers do: it ends without Redis.
+    # Before its first job, beat connects again. It must not retry for ever, as workers do: without Redis it ends.
     app.conf.update(beat_config(settings), beat_scheduler=scheduler, broker_connection_max_retries=0)
-    app.Beat = app.subclass_with_self(_Beat, name="Beat")  # type: ignore[misc] # the stubs do not know that it may be set
+    app.Beat = app.subclass_with_self(_Beat, name="Beat")  # type: ignore[misc] # the stubs do not allow setting it
 
 
 class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ships no types
-    """redbeat's scheduler; of several one sends, and the others ask for its lock at each tick."""
+    """redbeat's scheduler. Of several beats, one has the lock and sends. The others try to get it at each tick."""
 
     lock: Any
 
     def __init__(self, *args: Any, health: BeatHealth, watch: ClockWatch, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's signature
         self._health = health
         self._watch = watch
-        self._said: str | None = None
+        self._logged_problem: str | None = None
         super().__init__(*args, **kwargs)
 
     def tick(self, **kwargs: Any) -> float:  # noqa: ANN401 - Celery's signature
-        """Send what is due if it is this one's turn; return after how many seconds to be called again.
+        """Send the due jobs if this beat has the lock. Return after how many seconds to call this again.
 
-        By a wrong clock nothing is sent, and another beat may take its turn.
+        With a wrong clock, this beat sends nothing and gives up the lock, so that another beat can send.
         """
         self._health.beat()
-        if self._clock_is_wrong() or (self.lock is None and not self._takes_its_turn()):
+        if self._clock_is_wrong() or (self.lock is None and not self._acquire_lock()):
             return float(self.max_interval)
         self._correct_last_runs()
         if redbeat.get_redis(self.app).zcount(self.app.redbeat_conf.schedule_key, 0, self._now()):
@@ -101,7 +101,6 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
         return float(super().tick(**kwargs))
 
     def apply_async(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Celery's signature
-        """Send a job."""
         sent = super().apply_async(*args, **kwargs)
         self._health.send()
         return sent
@@ -109,10 +108,10 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
     def _clock_is_wrong(self) -> bool:
         problem = self._watch.problem()
         if problem is None:
-            self._said = None
+            self._logged_problem = None
             return False
-        if self._said is None:
-            self._said = problem
+        if self._logged_problem is None:
+            self._logged_problem = problem
             _log.error("Beat sends nothing: its clock is wrong", action="beat", outcome="error", error=problem)
         if self.lock is not None:
             self.lock.release()
@@ -120,9 +119,9 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
         return True
 
     def _correct_last_runs(self) -> None:
-        """Take a last run in the future for one now, or its job would wait for as long as a clock was ahead.
+        """Set a last run that is in the future to now. Else its job would wait as long as the clock was ahead.
 
-        An entry that somebody has removed is put back.
+        If somebody has removed an entry from Redis, the whole schedule is written again.
         """
         now = self.app.now()
         for name in self.app.redbeat_conf.schedule:
@@ -132,16 +131,16 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
                 self.setup_schedule()
                 return
             if entry.last_run_at is not None and entry.last_run_at > now:
-                _log.warning("The last run of a job is in the future, and counts as now", action="beat", job=name)
+                _log.warning("The last run of a job is in the future; it is set to now", action="beat", job=name)
                 entry.reschedule(now)
 
     def _now(self) -> float:
         return float(redbeat.to_timestamp(self.app.now()))
 
-    def _takes_its_turn(self) -> bool:
+    def _acquire_lock(self) -> bool:
         redis = redbeat.get_redis(self.app)
         lock = redis.lock(self.lock_key, timeout=self.lock_timeout)
-        # As redbeat has it: redis-py's own script would add to the time that is left.
+        # The same as in redbeat. The script of redis-py would add to the remaining time.
         lock.lua_extend = redis.register_script(redbeat.LUA_EXTEND_TO_SCRIPT)
         if not lock.acquire(blocking=False):
             return False
@@ -154,7 +153,7 @@ class _Service(Service):
     """Celery's loop around the scheduler."""
 
     def start(self, embedded_process: bool = False) -> None:
-        """Run until told to stop; without Redis, or without its turn any more, end the process with 1."""
+        """Run until a signal. Without Redis, or if the lock is lost, end the process with status 1."""
         try:
             super().start(embedded_process=embedded_process)
         except (RedisError, OperationalError) as error:
@@ -163,7 +162,7 @@ class _Service(Service):
 
 
 class _Beat(Beat):
-    """Celery's beat without the banner."""
+    """Celery's beat without its message at start."""
 
     Service = _Service
 

@@ -1,6 +1,6 @@
-"""What `celery -A broker_worker.celery_app worker|beat|flower` loads; the only file here that reads the environment.
+"""The module that `celery -A broker_worker.celery_app worker|beat|flower` loads. Only this one reads the environment.
 
-Flower and the commands that inspect a worker need no more settings than beat does.
+Flower, and the commands that inspect a worker, need the same settings as beat.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _watch_clock(settings: Settings) -> ClockWatch:
 
 
 def _own_directory() -> str:
-    """Make a directory that lasts as long as this process."""
+    """Make a directory that is removed when this process ends."""
     directory = tempfile.mkdtemp(prefix="sandbox-broker-metrics-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory

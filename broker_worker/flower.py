@@ -1,4 +1,4 @@
-"""What Flower, which shows jobs and starts them, needs beyond Celery's application: a password and the common log."""
+"""Prepare Flower, which shows and starts jobs: require a password, and use the common log."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from broker_common.settings import Settings
 
 _REQUEST_SEC = 10
-"""For a client to send a head, and a body."""
+"""The time for a client to send the head of a request, and again for its body."""
 
 
 def set_up_flower(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Make this process fit for Flower; without a password in Flower's own variables it ends with 2 in production."""
+    """Prepare this process for Flower. In production, end it with status 2 if Flower's variables have no password."""
     _check_authentication(settings, environ)
-    options.logging = "none"  # or tornado would write in a format, to a place and from a level of its own
-    # By itself tornado gives a client an hour for a request.
+    options.logging = "none"  # else tornado would log in its own format, to its own place, from its own level
+    # The default of tornado is one hour for a request.
     HTTPServer.configure(None, idle_connection_timeout=_REQUEST_SEC, body_timeout=_REQUEST_SEC)
     configure_logging(level=settings.log_level, fmt=settings.log_format)
 
 
 def _check_authentication(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Refuse to open Flower to everybody in production: it starts and stops jobs."""
-    given = environ.get("FLOWER_BASIC_AUTH", "").strip()
-    pairs = given.split(",") if given else []
+    """In production, refuse a Flower without a password, because it can start and stop jobs."""
+    value = environ.get("FLOWER_BASIC_AUTH", "").strip()
+    pairs = value.split(",") if value else []
     if not all(re.fullmatch(r"[^:]+:.+", pair) for pair in pairs):
-        refuse("FLOWER_BASIC_AUTH: Must be user:password, or several, comma-separated.")
+        refuse("FLOWER_BASIC_AUTH: Must be user:password, or several of these, separated by commas.")
     is_open = not pairs and not environ.get("FLOWER_AUTH", "").strip()
     if is_open and settings.in_production:
-        refuse("FLOWER_BASIC_AUTH: Missing: user:password, unless FLOWER_AUTH and its provider are given.")
+        refuse("FLOWER_BASIC_AUTH: Missing. Set it to user:password, or set FLOWER_AUTH and its provider.")

@@ -1,11 +1,11 @@
-"""What a worker takes from a queue: messages as this broker sends them, and nothing else.
+"""Check the messages that a worker takes from a queue. Only messages as this broker sends them pass.
 
-A message is read here once, and written again with only the fields that the broker uses. So Celery never meets an
-option that somebody else put into a queue, such as a time limit, a callback or a compression. What cannot be read is
-dropped. The log line about it holds none of its content, which may be a secret.
+A message is read here once, and written again with only the fields that the broker uses. So Celery never gets an
+option that somebody else put into a queue, such as a time limit, a callback or a compression. A message that cannot be
+read is dropped. Its log line has no content of the message, which may be a secret.
 
-An acknowledgement that Redis refuses for a while is repeated. Kombu would forget it, and with it one of the messages
-that the worker may hold at a time.
+If Redis refuses an acknowledgement, it is sent again later. Kombu would forget it. Then the worker could hold one
+message less at a time.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _TEXTS = ("root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "run_reque
 """Headers that are only shown: in Flower, or in the log."""
 _OPTIONS = ("eta", "expires", "retries", "group", "chord", "compression")
 """Headers by which Celery would run a task in another way, which this broker never uses."""
-# Whatever kombu's reading of JSON and of an envelope raises for one that has another shape.
+# All errors that kombu raises when it reads JSON or an envelope of another shape.
 _SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
 
 class Unreadable(ValueError):
-    """A message that this broker did not send; the text names the field, and never its value."""
+    """This broker did not send the message. The text names the field, but never its value."""
 
 
-def read(message: Any, queue: str) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON a queue holds
-    """Return a queue's message with only what this broker uses of it; raises `Unreadable`."""
+def read(message: Any, queue: str) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """Return a queue's message with only the fields that this broker uses. Raises `Unreadable`."""
     if not isinstance(message, dict):
         raise Unreadable("it is not a JSON object")
     headers, properties = _of_type(message, "headers", dict), _of_type(message, "properties", dict)
@@ -63,10 +63,10 @@ def read(message: Any, queue: str) -> dict[str, Any]:  # noqa: ANN401 - whatever
     if not _ID.fullmatch(task_id):
         raise Unreadable("id must be 1 to 255 printable ASCII characters")
     _refuse_options(headers, _OPTIONS)
-    # A worker's own messages have these. The limits that hold are the task's.
+    # The messages of workers have these. Only the limits of the task count.
     limits = headers.get("timelimit") or []
     if not isinstance(limits, list) or not all(isinstance(limit, int | float | None) for limit in limits):
-        raise Unreadable("timelimit is not of numbers")
+        raise Unreadable("timelimit is not a list of numbers")
     kwargs = _read_body(_of_type(message, "body", str), ARGUMENTS[task])
     body = dumps([[], kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     texts = {name: headers[name] for name in _TEXTS if isinstance(headers.get(name), str)}
@@ -77,9 +77,9 @@ def read(message: Any, queue: str) -> dict[str, Any]:  # noqa: ANN401 - whatever
         "properties": {
             "body_encoding": _BODY_ENCODING,
             "correlation_id": task_id,
-            # A new one for each delivery, because kombu finds the message by it.
+            # Each delivery has a new tag, because kombu finds the message by it.
             "delivery_tag": str(uuid.uuid4()),
-            # A message that is not acknowledged returns to the queue that it came from.
+            # A message that is not acknowledged returns to its queue.
             "delivery_info": {"exchange": "", "routing_key": queue},
             "priority": 0,
         },
@@ -125,7 +125,7 @@ def _refuse_options(values: dict[str, Any], names: tuple[str, ...]) -> None:
 
 
 class CheckedQoS(SharedTimeQoS):
-    """Kombu's book of the messages that are not acknowledged; what Redis refuses to settle now is settled later."""
+    """Kombu's list of unacknowledged messages. If Redis refuses to settle one, it is settled later."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kombu's signature
         super().__init__(*args, **kwargs)
@@ -140,7 +140,7 @@ class CheckedQoS(SharedTimeQoS):
         self._settle(delivery_tag, functools.partial(super().reject, delivery_tag, requeue=requeue))
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kombu's signature
-        """Settle what Redis has refused, before kombu's own work of each second."""
+        """Settle the messages that Redis has refused, before kombu's own work of each second."""
         for tag, settle in list(self._unsettled.items()):
             settle()
             del self._unsettled[tag]
@@ -152,7 +152,7 @@ class CheckedQoS(SharedTimeQoS):
         except self.channel.connection_errors as error:  # type: ignore[attr-defined] # the stubs leave it out
             self._unsettled[tag] = settle
             _log.warning(
-                "Redis refuses an acknowledgement; it is repeated until Redis takes it",
+                "Redis refuses an acknowledgement; it is sent again until Redis takes it",
                 action="acknowledge",
                 outcome="error",
                 error=type(error).__name__,
@@ -160,7 +160,7 @@ class CheckedQoS(SharedTimeQoS):
 
 
 class CheckedChannel(redis.Channel):
-    """Kombu's channel, which drops what cannot be read."""
+    """Kombu's channel, which drops messages that cannot be read."""
 
     QoS = CheckedQoS
 
@@ -174,12 +174,12 @@ class CheckedChannel(redis.Channel):
 
 
 class CheckedTransport(redis.Transport):
-    """Kombu's transport with that channel; what comes from this broker's queues is read by `read`."""
+    """Kombu's transport with `CheckedChannel`. It checks the messages of this broker's queues by `read`."""
 
     Channel = CheckedChannel
 
-    def _deliver(self, message: Any, queue: str | None) -> None:  # noqa: ANN401 - whatever JSON a queue holds
-        # The others are Celery's own, for its commands to workers and their answers.
+    def _deliver(self, message: Any, queue: str | None) -> None:  # noqa: ANN401 - any JSON
+        # Other queues are Celery's own, for its commands to workers and their answers.
         super()._deliver(read(message, queue) if queue in QUEUES else message, queue)
 
 
@@ -197,6 +197,6 @@ def _dropping_unreadable(origin: str) -> Iterator[None]:
 
 
 def check_what_is_received() -> None:
-    """Have this process read its queues through `CheckedTransport`."""
+    """Make this process read its queues through `CheckedTransport`."""
     path = f"{__name__}:{CheckedTransport.__name__}"
     TRANSPORT_ALIASES.update({"redis": path, "rediss": path})

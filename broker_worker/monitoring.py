@@ -1,4 +1,4 @@
-"""What a worker and beat serve to those that watch them: /metrics (a pool's processes added up) and /healthz."""
+"""Serve /metrics and /healthz of a worker and of beat. The metrics of a pool's processes are added up."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 
 
 _MOST_CONNECTIONS = 32
-"""Probes and scrapes are a few a minute."""
+"""Enough, because there are only a few probes and scrapes a minute."""
 
 _log = logging.getLogger(__name__)
 
 
 def share_metrics_through(directory: str) -> None:
-    """Have the metrics of this process and of those that it forks kept in files of one directory, emptied first.
+    """Keep the metrics of this process and its forked processes in files of `directory`. Remove old files first.
 
-    To be called before any metric is made.
+    Call this before any metric is made.
     """
     for left_over in Path(directory).glob("*.db"):
         left_over.unlink()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    # The library looks at the variable when it is imported, and Celery's command line imports it (through Flower)
-    # before it loads this application.
+    # The library reads the variable only when it is imported. Celery's command line imports it, through Flower, before
+    # it loads this application.
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call] # the library leaves it untyped
 
 
 def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circuit: CircuitCollector) -> None:
-    """Serve from the worker's main process, from its start on, also while it waits for Redis."""
+    """Serve from the worker's main process, from its start on, even while it waits for Redis."""
     dropped = Counter("broker_messages_dropped_total", "Messages that could not be read and were dropped")
 
     def count(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
@@ -70,7 +70,7 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
 
 
 def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
-    """Serve from the start on, also while another beat is the one that sends."""
+    """Serve from the start on, even while another beat sends the jobs."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     sent = Counter("broker_beat_sent_total", "Jobs that this beat has sent", ["job"], registry=registry)
@@ -80,7 +80,7 @@ def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
         _serve(registry, pulse, address, port)
 
     def count(sender: str, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
-        if sender in names:  # pragma: no branch - others only where somebody puts them into Redis by hand
+        if sender in names:  # pragma: no branch - other names only if somebody adds them to Redis by hand
             names[sender].inc()
 
     signals.beat_init.connect(serve, weak=False)
@@ -88,66 +88,65 @@ def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
 
 
 def _serve(registry: CollectorRegistry, pulse: Pulse, address: str, port: int) -> None:
-    """Serve in a thread; a port that cannot be had ends the process with 2."""
-    # Not by start_http_server, which serves before it can be told of another path: /healthz would be green at once.
+    """Serve in a thread. If the port cannot be opened, end the process with status 2."""
+    # Not by start_http_server: it serves before another path can be added, so /healthz would answer 200 at once.
     application = _with_health(make_wsgi_app(registry), pulse)
     try:
         server = make_server(address, port, application, _Server, _Handler)
     except OSError as error:
-        refuse(f"METRICS_PORT: Nothing can listen on port {port} of {address}: {error.strerror}.")
+        refuse(f"METRICS_PORT: Cannot listen on port {port} of {address}: {error.strerror}.")
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    # A pool's processes must not hold the port when this one is gone.
+    # The processes of a pool must not keep the port open after this process has ended.
     os.register_at_fork(after_in_child=server.socket.close)
 
 
 class _Server(ThreadingWSGIServer):
-    """A server on an address of either family. Its connections, each of which has a thread, are bounded."""
+    """A server on an IPv4 or IPv6 address. It limits its connections, because each has a thread."""
 
     request_queue_size = 128
-    """By itself it is 5: a few clients at once would have the others' kernels wait and try again."""
+    """The default is 5. Then a few clients at the same time would make others wait and connect again."""
 
     def __init__(self, address: tuple[str, int], handler: type[BaseRequestHandler]) -> None:
         self.address_family = getaddrinfo(*address, type=SOCK_STREAM, flags=AI_PASSIVE)[0][0]
         super().__init__(address, handler)
         self._lock = threading.Lock()
         self._open: dict[Any, None] = {}
-        """The connections in the order in which they came."""
+        """The open connections, oldest first."""
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the library's signature
-        """Serve a connection; where there are too many, the oldest one makes room for it."""
+        """Serve a connection. If there are too many, close the oldest one first."""
         with self._lock:
             if len(self._open) >= _MOST_CONNECTIONS:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
-                # Its thread, which waits for the client, then finds that there is none.
+                # Its thread waits for the client, and then finds that the connection is closed.
                 with suppress(OSError):
                     oldest.shutdown(SHUT_RDWR)
             self._open[request] = None
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - the library's signature
-        """Close a connection."""
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - the library's signature
-        """Say nothing of a client that has gone; what goes wrong in the application is answered and logged there."""
+        """Do not log that a client has gone. The application answers and logs its own errors."""
         _log.debug("a connection for metrics has broken", exc_info=True)
 
 
 class _Handler(WSGIRequestHandler):
-    """Serves in silence: a line for each probe and scrape would drown the log."""
+    """Logs no requests, because probes and scrapes would fill the log."""
 
     timeout = 10
-    """Seconds to wait for a client that sends nothing, or takes nothing."""
+    """Seconds to wait for a client that neither sends nor reads."""
 
     def log_message(self, *_: object) -> None:
-        """Leave it out."""
+        """Log nothing."""
 
 
 def _with_health(metrics: WSGIApplication, pulse: Pulse) -> WSGIApplication:
-    """Answer /healthz from the pulse, and leave every other path to the metrics."""
+    """Answer /healthz from the pulse, and every other path with the metrics."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] != "/healthz":

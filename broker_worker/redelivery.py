@@ -1,4 +1,4 @@
-"""When a message that nobody has acknowledged is delivered again: by Redis' clock, which all workers share."""
+"""Deliver unacknowledged messages again by Redis' clock, which all workers share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kombu.transport import redis
 
 
 class SharedTimeQoS(redis.QoS):
-    """Kombu's book of messages under way, read by Redis' clock.
+    """Kombu's list of unacknowledged messages, which uses Redis' clock.
 
-    By its own clock, a worker that is hours ahead would take what others are doing for lost, and deliver it again.
+    By its own clock, a worker that is hours ahead would deliver the messages again that other workers still work on.
     """
 
     def restore_visible(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - kombu's signature
-        """Deliver again what has been under way for longer than the visibility time-out."""
-        channel: Any = self.channel  # the stubs know it as any transport's
+        """Deliver messages again that are unacknowledged for longer than the visibility timeout."""
+        channel: Any = self.channel  # the stubs only know a channel of any transport
         with channel.conn_or_acquire() as client:
             seconds, microseconds = client.time()
         ahead_sec = time.time() - (seconds + microseconds / 1e6)

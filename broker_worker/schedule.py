@@ -1,7 +1,7 @@
-"""When beat sends which job, and how several beats agree on one that does.
+"""The schedule of the jobs, and how several beats agree on one that sends them.
 
-The schedule is kept in Redis; at every start beat replaces what is there by this one, and keeps only when each job was
-sent last. So a changed interval holds from the next start, and a job that is gone from here is gone from there.
+The schedule is in Redis. Each start of beat replaces it, and keeps only the times at which the jobs were last sent. So
+a changed interval counts from the next start, and a job that is removed here is removed from Redis, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from broker_common.core.jobs import Every, Jobs
     from broker_common.settings import Settings
 
-# A second beat takes over within these, one after the other.
+# If a beat dies, another one takes over within the sum of these.
 _LOCK_SEC = 5
 _TICK_SEC = 1
 

@@ -1,4 +1,4 @@
-"""The Celery tasks: they carry messages to what the core does with runs, and its answers to Celery."""
+"""The Celery tasks. They pass messages to the core's `JobRunner`, and return its reports to Celery."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from broker_common.services import WorkerServices
 
 _MESSAGES_AT_ONCE = 100
-"""As many go to Redis in one round trip; the first deletes begin while the rest is still on its way."""
+"""So many messages go to Redis in one round trip. The first wipes begin while the other messages are still sent."""
 
 
 def time_limits(soft: float) -> dict[str, Any]:
-    """Return Celery's options: an exception first, and the end of the process if that does not help."""
+    """Return Celery's options: at `soft` seconds an exception, and 10 s later the end of the process."""
     return {"soft_time_limit": soft, "time_limit": soft + 10}
 
 
 def add_tasks(
     app: Celery, get_services: Callable[[], WorkerServices], *, delete_limit_sec: float, jobs: Jobs = JOBS
 ) -> None:
-    """Register a task for each job, and the one that deletes a sandbox.
+    """Register a task for each job, and the task that wipes a sandbox.
 
     `get_services` is called in the process that runs a task, never before the fork.
     """
@@ -68,8 +68,8 @@ def _add_job(
     @app.task(name=task_name(job.name), **_options(job.time_limit_sec))
     def run(task: Task[Any, Any], **flags: bool) -> dict[str, Any]:
         report = runner().run(job.name, str(task.request.id), flags, send=send)
-        if report.handed_out is not None:
-            return {"handed_out": report.handed_out}
+        if report.dispatched is not None:
+            return {"dispatched": report.dispatched}
         return _shown(report.state, report.result, report.error)
 
 
@@ -77,7 +77,7 @@ def _add_delete(app: Celery, runner: Callable[[], JobRunner], limit_sec: float) 
     @app.task(name=DELETE_SANDBOX, **_options(limit_sec))
     def delete_sandbox(task: Task[Any, Any], *, sandbox_id: str, run_id: str) -> dict[str, Any]:
         by = Actor(
-            # A message of an earlier release names nobody.
+            # A message of an earlier release has no principal.
             principal=task.request.get("run_principal") or job_actor(Job.CLEANUP).principal,
             request_id=task.request.get("run_request_id"),
         )
@@ -85,7 +85,7 @@ def _add_delete(app: Celery, runner: Callable[[], JobRunner], limit_sec: float) 
             try:
                 deleted = runner().delete(sandbox_id, run_id, by)
             except ProviderBusy as busy:
-                # Back to the queue. The wait for a call slot that has just ended keeps this from turning in circles.
+                # Back to the queue. This cannot loop fast, because the task has just waited for a call slot.
                 raise Reject(busy, requeue=True) from busy
         return _shown(deleted.outcome, None, deleted.error)
 
@@ -96,9 +96,9 @@ def _add_delete(app: Celery, runner: Callable[[], JobRunner], limit_sec: float) 
 def _options(limit_sec: float) -> dict[str, Any]:
     return {
         "bind": True,
-        # Of this application alone. By itself Celery adds a task to every application of the process.
+        # Only for this application. By default Celery adds a task to every application of the process.
         "shared": False,
-        # What is recorded and logged already is shown without a traceback.
+        # These errors are already recorded and logged, so Celery shows them without a traceback.
         "throws": (JobFailed, BrokerError),
         **time_limits(limit_sec),
     }
@@ -108,11 +108,9 @@ class _LogContext:
     """Implements the `LogContext` port by structlog's context variables."""
 
     def of_run(self, run: JobRun) -> AbstractContextManager[Any]:
-        """Have the lines inside name a run and who asked for it."""
         return _bound(run.actor, **({} if run.requested_by is None else {"requested_by": run.requested_by}))
 
     def of_sandbox(self, sandbox_id: str) -> AbstractContextManager[Any]:
-        """Have the lines inside name a sandbox."""
         return bound_contextvars(sandbox_id=sandbox_id)
 
 

@@ -1,4 +1,4 @@
-"""How a lease begins and ends: pure functions on the record of a sandbox."""
+"""Begin and end leases: pure functions on the record of a sandbox."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _KINDS: Mapping[DeletionReason, FactKind] = {
 
 
 def candidate_of(sandbox: Sandbox) -> Candidate:
-    """Return what an allocation has to know of an available sandbox."""
+    """Return the fields of an available sandbox that an allocation needs."""
     return Candidate(
         sandbox_id=sandbox.sandbox_id,
         version=sandbox.version,
@@ -45,7 +45,7 @@ def candidate_of(sandbox: Sandbox) -> Candidate:
 
 
 def claim_on(candidate: Candidate | Sandbox, lease: Lease) -> Claim:
-    """Return the claim by which a lease's track holds a sandbox."""
+    """Return the claim that says that the track of `lease` holds a sandbox."""
     return Claim(
         sandbox_id=candidate.sandbox_id,
         name=candidate.name,
@@ -56,7 +56,7 @@ def claim_on(candidate: Candidate | Sandbox, lease: Lease) -> Claim:
 
 
 def begin(sandbox: Sandbox, lease: Lease, *, by: Actor) -> Change:
-    """Give an available sandbox to a lease's track."""
+    """Allocate an available sandbox under `lease`. Raises `InvalidTransition` from any other status."""
     if sandbox.status is not Status.AVAILABLE:
         raise not_allowed(sandbox, Status.ALLOCATED)
     version = next_version(sandbox.version, lease.allocated_at)
@@ -66,7 +66,7 @@ def begin(sandbox: Sandbox, lease: Lease, *, by: Actor) -> Change:
 
 
 def end(sandbox: Sandbox, *, reason: DeletionReason, by: Actor, now: int) -> Change:
-    """Take an allocated sandbox back: it waits for the provider to wipe it."""
+    """End the lease of an allocated sandbox, which then waits to be wiped. `reason` says why it ends."""
     lease = sandbox.lease
     if lease is None:
         raise not_allowed(sandbox, Status.PENDING_DELETION)

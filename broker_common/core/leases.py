@@ -1,6 +1,6 @@
-"""Reading what a track holds, and the three ways in which an allocation ends: marked, released, expired.
+"""Read the sandboxes of a track, and end leases in three ways: marked for deletion, released, expired.
 
-Each ending is one transaction bound to the lease that was read first, so that it can never touch the next holder.
+A lease ends in one transaction, which ends only the lease that was read first. So it never ends the next lease.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _REFUSED = {NotSandboxOwner: MarkOutcome.NOT_OWNER, SandboxNotFound: MarkOutcome
 
 @dataclass(frozen=True, slots=True)
 class LeaseEnd:
-    """The sandbox as it is now, and whether its allocation had ended before."""
+    """The sandbox after its lease ended. `repeated`: the lease had ended before this call."""
 
     sandbox: Sandbox
     repeated: bool
 
 
 class Leases:
-    """What a track, or an operator on its behalf, does with a sandbox that it holds."""
+    """Reads and ends the leases of tracks."""
 
     def __init__(self, *, store: Commits, recorder: Recorder, clock: Clock) -> None:
         self._store = store
@@ -42,24 +42,24 @@ class Leases:
         self._clock = clock
 
     def read(self, *, track_id: str, sandbox_id: str) -> Sandbox:
-        """Return a sandbox to its holder, or to its last one until it is allocated anew.
+        """Return a sandbox to the track that holds it, or held it last, until it is leased again.
 
         Raises `NotSandboxOwner`, `SandboxNotFound` or `UnreadableRecord`.
         """
         sandbox = self._store.get(sandbox_id)
         if sandbox is None or sandbox.status is Status.DELETED:
             raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
-        if sandbox.answers_to != track_id:
+        if sandbox.latest_track_id != track_id:
             raise NotSandboxOwner(f"sandbox {sandbox_id!r} is not held by this track")
         return sandbox
 
     def list_held(self, *, track_id: str) -> list[Sandbox]:
-        """Return the sandboxes that a track holds; raises `UnreadableRecord` if one of the records is."""
+        """Return the sandboxes that a track holds. Raises `UnreadableRecord` if a record cannot be read."""
         found = [(claim, self._store.get(claim.sandbox_id)) for claim in self._store.read_claims(track_id)]
         return [sandbox for claim, sandbox in found if sandbox and _is_held_by(sandbox, claim)]
 
     def find_held(self, *, track_id: str) -> list[Sandbox | Unreadable]:
-        """Return the sandboxes that a track holds, those among them whose record cannot be read as such."""
+        """Return the sandboxes that a track holds. One whose record cannot be read is an `Unreadable`."""
         return [each for claim in self._store.read_claims(track_id) if (each := self._find(claim))]
 
     def _find(self, claim: Claim) -> Sandbox | Unreadable | None:
@@ -70,10 +70,10 @@ class Leases:
         return sandbox if sandbox and _is_held_by(sandbox, claim) else None
 
     def mark_for_deletion(self, *, track_id: str, sandbox_id: str, by: Actor, lease_id: str | None = None) -> LeaseEnd:
-        """Give a sandbox back: it is wiped, and never reaches another track before that.
+        """Give a sandbox back. It is wiped before another track can lease it.
 
-        Bound to the lease that is read first, or to `lease_id`. Its last holder may repeat it until the sandbox is
-        allocated again. Raises `NotSandboxOwner`, `SandboxNotFound`, `LeaseMismatch`, `UnreadableRecord`.
+        Ends the lease `lease_id`; without it, the lease that is read first. The track may repeat the call until the
+        sandbox is leased again. Raises `NotSandboxOwner`, `SandboxNotFound`, `LeaseMismatch`, `UnreadableRecord`.
         """
         outcome, ending = MarkOutcome.ERROR, None
         code: str | None = None
@@ -100,7 +100,7 @@ class Leases:
         return ending
 
     def release(self, *, sandbox_id: str, lease_id: str, by: Actor) -> LeaseEnd:
-        """End an allocation for its track, on an operator's word; may be repeated.
+        """End a lease for an operator. May be repeated.
 
         Raises `SandboxNotFound`, and `LeaseMismatch` if the sandbox is not held under `lease_id`.
         """
@@ -110,15 +110,15 @@ class Leases:
         ending = self._end(sandbox, lease_id, DeletionReason.RELEASED, by)
         if not ending.repeated:
             self._recorder.record(
-                AllocationReleased(sandbox_id=sandbox_id, lease_id=lease_id, track_id=ending.sandbox.answers_to)
+                AllocationReleased(sandbox_id=sandbox_id, lease_id=lease_id, track_id=ending.sandbox.latest_track_id)
             )
         return ending
 
     def _mark(self, track_id: str, sandbox_id: str, lease_id: str | None, by: Actor) -> LeaseEnd:
         sandbox = self._store.get(sandbox_id)
-        if sandbox is None or (sandbox.status is Status.DELETED and sandbox.answers_to != track_id):
+        if sandbox is None or (sandbox.status is Status.DELETED and sandbox.latest_track_id != track_id):
             raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}")
-        if sandbox.answers_to != track_id:
+        if sandbox.latest_track_id != track_id:
             raise NotSandboxOwner(f"sandbox {sandbox_id!r} is not held by this track")
         return self._end(sandbox, lease_id or sandbox.latest_lease_id, DeletionReason.MARKED, by)
 
@@ -142,9 +142,9 @@ class Leases:
 def expire(
     sandbox_id: str, *, by: Actor, store: Commits, guard: Guard, recorder: Recorder, clock: Clock, policy: Policy
 ) -> bool:
-    """End an allocation that is past its expiry and buffer; False if there is none.
+    """End the lease of a sandbox if its expiry and buffer are over. Return whether a lease was ended.
 
-    Called by the expiry job, and by allocate for its own track's claim. Raises `UnsafeToAct`.
+    The expiry job calls this, and so does allocate for a claim of its own track. Raises `UnsafeToAct`.
     """
     sandbox = store.get(sandbox_id)
     while sandbox is not None and (lease := sandbox.lease) is not None and lease.is_overdue(clock.now(), policy):

@@ -1,4 +1,4 @@
-"""What an operator does with single sandboxes: set aside, let go again, and send back to be wiped."""
+"""Set sandboxes aside for an operator, undo that, and send sandboxes to be wiped again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Operations:
-    """An operator's changes to the pool."""
+    """Makes an operator's changes to sandboxes."""
 
     def __init__(self, *, store: SandboxStore, guard: Guard, clock: Clock, threads: int) -> None:
         self._store = store
@@ -32,10 +32,10 @@ class Operations:
         self._threads = threads
 
     def quarantine(self, sandbox_id: str, *, reason: str, by: Actor) -> Sandbox:
-        """Set a sandbox aside, with the reason kept: at once, or once it is wiped if somebody holds it.
+        """Set a sandbox aside and store `reason`: at once, or after the wipe if it is held or waits to be wiped.
 
-        Raises `SandboxNotFound`, `InvalidTransition` if it is set aside or removed already, and `UpgradeUnfinished` for
-        one that is held or waits to be wiped while processes of an older release may run, which would not heed it.
+        Raises `SandboxNotFound`; `InvalidTransition` if it is set aside or removed already; `UpgradeUnfinished` if it
+        must wait for the wipe while processes of an earlier release may run, because they would ignore the order.
         """
 
         def transition(sandbox: Sandbox) -> Change:
@@ -47,25 +47,25 @@ class Operations:
         return self._change(sandbox_id, transition)
 
     def lift_quarantine(self, sandbox_id: str, *, by: Actor) -> Sandbox:
-        """Let a sandbox that was to be set aside go the usual way; may be repeated.
+        """Cancel a quarantine that waits for the wipe. The sandbox then goes the usual way. May be repeated.
 
         Raises `SandboxNotFound`, and `InvalidTransition` unless it is held or waits to be wiped.
         """
         return self._change(sandbox_id, lambda each: lift_quarantine(each, by=by, now=self._clock.now()))
 
     def retry_deletion(self, sandbox_id: str, *, by: Actor) -> Sandbox:
-        """Send a sandbox whose deletion failed back to be wiped, with a fresh count of attempts.
+        """Send a sandbox in `deletion_failed` to be wiped again, with a new count of attempts.
 
         Raises `SandboxNotFound`, and `InvalidTransition` from any other status.
         """
         return self._change(sandbox_id, lambda each: retry_deletion(each, by=by, now=self._clock.now()))
 
     def bulk_retry(self, *, by: Actor) -> int:
-        """Send all sandboxes whose deletion failed back to be wiped, and return how many."""
+        """Send all sandboxes in `deletion_failed` to be wiped again, and return how many were sent."""
         failed = list(self._store.read_due(Status.DELETION_FAILED, until=ORDER_LIMIT))
-        return for_each(partial(self._retried, by), failed, threads=self._threads).count(True)
+        return for_each(partial(self._retry_one, by), failed, threads=self._threads).count(True)
 
-    def _retried(self, by: Actor, sandbox_id: str) -> bool:
+    def _retry_one(self, by: Actor, sandbox_id: str) -> bool:
         try:
             self.retry_deletion(sandbox_id, by=by)
         except (InvalidTransition, SandboxNotFound, UnreadableRecord):

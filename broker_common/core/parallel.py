@@ -1,4 +1,4 @@
-"""Running the same small piece of work over many items."""
+"""Call one function for many items, in several threads."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Outcome = TypeVar("Outcome")
 
 
 def for_each(work: Callable[[Item], Outcome], items: Iterable[Item], *, threads: int) -> list[Outcome]:
-    """Call `work` on every item, `threads` at once, and return the outcomes in order.
+    """Call `work` on every item, in `threads` threads, and return the outcomes in the order of the items.
 
-    `work` sees the caller's context variables. The first error that `work` lets out is raised, after all others have
-    run; with one thread everything runs in the caller's. When the caller itself is interrupted, by a time limit say,
-    only what has begun is finished.
+    `work` sees the caller's context variables. If `work` raises, the first error is raised after all items have run.
+    With one thread, everything runs in the caller's thread, and the first error ends it. If the caller itself is
+    interrupted, for example by a time limit, only calls that have begun are finished.
     """
     if threads == 1:
         return [work(item) for item in items]

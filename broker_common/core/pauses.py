@@ -1,4 +1,4 @@
-"""Which operations an operator has paused, known to every process within seconds."""
+"""Pause and resume operations. Every process knows of a change within seconds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from broker_common.core.store import PoolState
 
 MAX_AGE_SEC = 3.0
-"""Callers rely on five seconds; a read of the store may take up the rest."""
+"""Callers rely on 5 seconds. The rest is for a read of the store."""
 
 
 class PauseCache:
-    """The pauses as the store has them, read at most every few seconds by one thread at a time."""
+    """The stored pauses, which one thread at a time reads at most every few seconds."""
 
     def __init__(self, store: PoolState, clock: Clock, rng: Random) -> None:
         self._store = store
@@ -36,9 +36,9 @@ class PauseCache:
         self._read_at = 0.0
 
     def current(self) -> Pauses:
-        """Return the pauses, at most a few seconds old; what was known last if they cannot be read now.
+        """Return the pauses, at most a few seconds old. If they cannot be read now, return the last known ones.
 
-        Raises `StoreUnavailable` or `UnreadableRecord` if nothing is known yet.
+        Raises `StoreUnavailable` or `UnreadableRecord` if no pauses are known yet.
         """
         known = self._known
         if known is not None:
@@ -46,11 +46,11 @@ class PauseCache:
             if fresh or not self._reading.acquire(blocking=False):
                 return known
         elif not self._reading.acquire(timeout=max(0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
-            raise StoreUnavailable("whether an operator has paused this is not known yet")
+            raise StoreUnavailable("the pauses are not known yet, because the store has not answered; try again")
         try:
             if known is None and self._known is not None:
                 return self._known
-            # Set before the read: while the store is away it is asked once per age, not once per request.
+            # Set before the read: while the store is away, it is asked once per `MAX_AGE_SEC`, not once per request.
             self._read_at = self._clock.monotonic()
             self._known = self._store.read_pauses()
         except (StoreUnavailable, UnreadableRecord):
@@ -63,7 +63,7 @@ class PauseCache:
             self._reading.release()
 
     def set(self, wanted: Mapping[str, bool], *, by: Actor) -> Pauses:
-        """Pause or resume the named operations, and return all pauses. What is paused already stays as it is."""
+        """Pause or resume the named operations, and return all pauses. An existing pause is left unchanged."""
         while True:
             before, unreadable = self._before(wanted)
             changed = {name: pause for name, pause in wanted.items() if pause != (getattr(before, name) is not None)}
@@ -77,9 +77,9 @@ class PauseCache:
             return self._known
 
     def _before(self, wanted: Mapping[str, bool]) -> tuple[Pauses, UnreadableRecord | None]:
-        """Return what is paused; where that cannot be read, and why, the opposite of what is wanted.
+        """Return the stored pauses. If they cannot be read, return the opposite of `wanted`, and the error.
 
-        So a pause that a hand has spoiled is set right by setting it alone.
+        So setting a single pause repairs its record, if somebody has damaged it by hand.
         """
         try:
             return self._store.read_pauses(), None

@@ -1,4 +1,4 @@
-"""The numbers that the rules depend on."""
+"""The settings of the core's rules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class RecyclePolicy(StrEnum):
-    """What becomes of a sandbox that the provider has wiped."""
+    """What happens to a sandbox after its wipe: it is leased again, waits for a sync to confirm it, or is removed."""
 
     REUSE = "reuse"
     CONFIRM = "confirm"
@@ -16,7 +16,7 @@ class RecyclePolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The numbers that the rules depend on; durations in seconds."""
+    """The settings of the rules. Durations are in seconds."""
 
     lab_duration_sec: int = 4 * 3600
     expiry_buffer_sec: int = 1800
@@ -28,7 +28,7 @@ class Policy:
     deletion_backoff_base_sec: float = 60
     deletion_backoff_max_sec: float = 3600
     attempt_window_sec: int = 60
-    """Longer than a delete call can last: until then no second attempt may start."""
+    """No second wipe attempt may start within this time. It is longer than any delete call."""
     cool_down_sec: int = 0
     """How long a wiped sandbox rests before it is available again."""
     k_candidates: int = 15

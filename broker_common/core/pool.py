@@ -1,4 +1,4 @@
-"""How a sandbox enters the pool, is out of service, is set aside, and leaves. Pure functions on its record."""
+"""Add, update, set aside and remove sandboxes of the pool: pure functions on the record of a sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from broker_common.core.sandbox import (
     not_allowed,
     touched,
 )
-from broker_common.core.wipe import asked_again
+from broker_common.core.wipe import sent_to_wipe
 
 if TYPE_CHECKING:
     from broker_common.core.policy import Policy
@@ -28,10 +28,10 @@ _REMOVABLE = frozenset({Status.STALE, Status.DELETION_FAILED})
 
 
 def add(account: Account, *, order: int, by: Actor, now: int, version: int) -> Change:
-    """Take in an account that is seen for the first time: available and clean.
+    """Add a sandbox for an account that has no record: available and clean.
 
-    `version` must be greater than any that an earlier record of the same id had, or a writer who still holds that
-    record could take this one for it.
+    `version` must be greater than any version of an earlier record of the same id. Else a writer that read the earlier
+    record could write over this one.
     """
     sandbox = Sandbox(
         sandbox_id=account.sandbox_id,
@@ -48,8 +48,8 @@ def add(account: Account, *, order: int, by: Actor, now: int, version: int) -> C
     return change(None, sandbox, FactKind.ADDED, by=by, now=now)
 
 
-def go_stale(sandbox: Sandbox, *, by: Actor, now: int, last_seen: int | None) -> Change:
-    """Take an available sandbox out of service: the provider does not list it as active, or its account is shared."""
+def mark_stale(sandbox: Sandbox, *, by: Actor, now: int, last_seen: int | None) -> Change:
+    """Take an available sandbox out of service: it is not listed as active, or another record has its account."""
     if sandbox.status is not Status.AVAILABLE:
         raise not_allowed(sandbox, Status.STALE)
     after = replace(
@@ -61,9 +61,9 @@ def go_stale(sandbox: Sandbox, *, by: Actor, now: int, last_seen: int | None) ->
 
 
 def restore(sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: int) -> Change:
-    """Bring a stale sandbox back that the provider lists again: to the pool, or to be wiped first if dirty.
+    """Bring back a stale sandbox that the provider lists again: available if clean, waiting to be wiped if dirty.
 
-    A dirty one is restored with another account, in place of its own that is gone; see `wipe.contradict` for its own.
+    A dirty one is restored with another account, because its own is gone. If its own is listed, see `wipe.contradict`.
     """
     if sandbox.status is not Status.STALE:
         raise not_allowed(sandbox, Status.AVAILABLE)
@@ -73,27 +73,27 @@ def restore(sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: i
         stale_since=None,
         wipe=replace(sandbox.wipe, gone_at=None) if sandbox.wipe else None,
     )
-    details = _described_before(sandbox, account)
+    details = _account_before(sandbox, account)
     if sandbox.dirty:
-        return change(sandbox, asked_again(seen, now=now), FactKind.RESTORED, by=by, now=now, details=details)
+        return change(sandbox, sent_to_wipe(seen, now=now), FactKind.RESTORED, by=by, now=now, details=details)
     seen = replace(seen, wipe=replace(seen.wipe, outcome_unknown=False) if seen.wipe else None)
     after = moved(seen, Status.AVAILABLE, now=now, order=order)
     return change(sandbox, after, FactKind.RESTORED, by=by, now=now, details=details)
 
 
 def differs(sandbox: Sandbox, account: Account) -> bool:
-    """Tell whether the provider has another name or other ids for a sandbox than its record."""
+    """Tell whether the record of a sandbox lacks the provider's current name or ids."""
     return _with_account(sandbox, account) != sandbox
 
 
-def describe(sandbox: Sandbox, account: Account, *, by: Actor, now: int) -> Change:
-    """Take over the provider's present name and ids of a sandbox."""
+def update_account(sandbox: Sandbox, account: Account, *, by: Actor, now: int) -> Change:
+    """Write the provider's current name and ids to the record of a sandbox."""
     after = replace(touched(_with_account(sandbox, account), now=now), last_synced=now)
-    return change(sandbox, after, FactKind.UPDATED, by=by, now=now, details=_described_before(sandbox, account))
+    return change(sandbox, after, FactKind.UPDATED, by=by, now=now, details=_account_before(sandbox, account))
 
 
 def quarantine(sandbox: Sandbox, *, reason: str, by: Actor, now: int) -> Change:
-    """Set a sandbox aside for a person: at once if nobody uses it, else once it is wiped."""
+    """Set a sandbox aside for an operator: at once, or after the wipe if it is held or waits to be wiped."""
     if sandbox.status in {Status.ALLOCATED, Status.PENDING_DELETION}:
         after = replace(touched(sandbox, now=now), quarantine=reason)
     elif sandbox.status in {Status.AVAILABLE, Status.STALE}:
@@ -105,11 +105,11 @@ def quarantine(sandbox: Sandbox, *, reason: str, by: Actor, now: int) -> Change:
 
 
 def lift_quarantine(sandbox: Sandbox, *, by: Actor, now: int) -> Change | None:
-    """Let a sandbox go the usual way once it is wiped; None if nothing else was asked for."""
+    """Cancel a quarantine that waits for the wipe. Return None if there is no quarantine."""
     if sandbox.status not in {Status.ALLOCATED, Status.PENDING_DELETION}:
         raise InvalidTransition(
             f"sandbox {sandbox.sandbox_id} is {sandbox.status}: quarantine can be lifted only while a sandbox is held"
-            " or waits to be wiped; retry-deletion brings back one that is set aside"
+            " or waits to be wiped. If it is set aside already, use retry-deletion"
         )
     if sandbox.quarantine is None:
         return None
@@ -118,10 +118,10 @@ def lift_quarantine(sandbox: Sandbox, *, by: Actor, now: int) -> Change | None:
 
 
 def remove(sandbox: Sandbox, *, by: Actor, now: int, policy: Policy) -> Change:
-    """Remove a stale or failed sandbox: a tombstone if it is dirty or under `retire`, else nothing is left of it.
+    """Remove a stale or failed sandbox. A dirty one, or any under `retire`, becomes a tombstone.
 
-    The tombstone keeps a sync that still sees the account from adding it again as new and clean; a tombstone that is
-    removed is gone for good.
+    A sync may still see the account. The tombstone keeps it from adding the sandbox again as new and clean. Removing a
+    tombstone leaves no record.
     """
     if sandbox.status is Status.DELETED:
         return change(sandbox, None, FactKind.REMOVED, by=by, now=now, details={"tombstone": True})
@@ -142,8 +142,8 @@ def _with_account(sandbox: Sandbox, account: Account) -> Sandbox:
     return replace(sandbox, name=account.name, external_id=account.external_id, sfdc_account_id=account.sfdc_account_id)
 
 
-def _described_before(sandbox: Sandbox, account: Account) -> dict[str, Detail | None]:
-    """Return what the provider said of a sandbox before, as far as that is another name or id."""
+def _account_before(sandbox: Sandbox, account: Account) -> dict[str, Detail | None]:
+    """Return the name and ids of the record that differ from the provider's current ones."""
     seen = _with_account(sandbox, account)
     names = ("name", "external_id", "sfdc_account_id")
     return {f"{name}_before": getattr(sandbox, name) for name in names if getattr(sandbox, name) != getattr(seen, name)}

@@ -1,6 +1,6 @@
-"""What the rules need from the outside but for the store, as protocols; adapters and test doubles implement them.
+"""The protocols through which the core uses the outside world. Adapters and test doubles implement them.
 
-The store's protocols stand in `store`.
+The protocols of the store are in `store`.
 """
 
 from __future__ import annotations
@@ -19,55 +19,55 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """Time, so that tests can hold it."""
+    """The time, which tests can replace."""
 
     def now(self) -> int:
         """Return the time in Unix seconds."""
 
     def monotonic(self) -> float:
-        """Return seconds from an arbitrary start, never running backwards."""
+        """Return seconds since an arbitrary start. They never decrease."""
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for `seconds`."""
 
 
 class Recorder(Protocol):
-    """Where the core says what happened; metrics and log lines hang on it."""
+    """Takes the core's telemetry, and makes metrics and log lines from it."""
 
     def record(self, event: Event) -> None:
-        """Take note of an event; never raises."""
+        """Count or log an event. Never raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownTable:
-    """What is remembered of the right table."""
+    """What is remembered of the table that the broker uses."""
 
     identity: str
     had_records: bool = False
-    """A sync had succeeded on it, so it has a record of a sandbox."""
+    """A sync has succeeded on the table, so it must have a record of a sandbox."""
     accepted_at: int = 0
-    """When an operator accepted it, in milliseconds by the memory's clock; 0 if nobody had to."""
+    """When an operator accepted the table, in milliseconds of the memory's clock; 0 if no operator had to."""
 
 
 class TableMemory(Protocol):
-    """Which table is the right one, remembered outside of the table, for all processes.
+    """Remembers for all processes, and outside of the table, which table they use.
 
     Every method raises `QueueUnavailable` if the memory does not answer.
     """
 
     def recall(self) -> KnownTable | None:
-        """Return what is remembered; None if that is nothing."""
+        """Return the remembered table; None if there is none."""
 
     def remember(self, table: KnownTable) -> None:
-        """Remember a table where none is remembered, and of the same one that it had records."""
+        """Remember `table` if no table is remembered. If it is remembered already, only add `had_records`."""
 
     def replace(self, identity: str) -> None:
-        """Remember an accepted table in the place of any other."""
+        """Remember an accepted table instead of any other."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedAccount:
-    """An entry of the provider's list that does not parse, and as much of its ids as could be read."""
+    """An entry of the provider's list that does not parse. Its ids are set if they could be read."""
 
     reason: str
     sandbox_id: str | None = None
@@ -76,7 +76,7 @@ class SkippedAccount:
 
 @dataclass(frozen=True, slots=True)
 class InactiveAccount:
-    """An entry of the provider's list that is no active sandbox, with those of its ids that it states."""
+    """An entry of the provider's list that is not an active sandbox. Its ids are set if it has them."""
 
     sandbox_id: str | None
     external_id: str | None = None
@@ -84,11 +84,11 @@ class InactiveAccount:
 
 @dataclass(frozen=True, slots=True)
 class AccountListing:
-    """What the provider lists, all pages.
+    """All pages of the provider's list.
 
-    `accounts` are the active sandbox accounts, each id and each account once. `ambiguous` are those that share one of
-    both with another entry, which says something else: nothing may be concluded from them. `doubt` says why the list
-    may lack accounts; it is None if the list is known to be whole, so that what is not in it is absent.
+    `accounts` are the active sandbox accounts. No two have the same sandbox id or the same account. `ambiguous` are
+    those that share a sandbox id or an account with a different entry, so that a sync must not rely on them. `doubt`
+    says why the list may lack accounts. If it is None, the list is whole: an account that is not in it does not exist.
     """
 
     accounts: tuple[Account, ...]
@@ -103,18 +103,18 @@ class AccountListing:
 
     @property
     def sandbox_ids(self) -> frozenset[str]:
-        """Every sandbox id that an entry states, of whatever state and type."""
+        """The sandbox ids of all entries, of any state and type."""
         return frozenset(entry.sandbox_id for entry in self._entries if entry.sandbox_id is not None)
 
     @property
     def account_keys(self) -> frozenset[str]:
-        """The `account_key` of every account that an entry states, of whatever state and type."""
+        """The `account_key` of the accounts of all entries, of any state and type."""
         return frozenset(account_key(entry.external_id) for entry in self._entries if entry.external_id is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What is left to a caller; durations in whole seconds, rounded up."""
+    """What the rate limit leaves to a caller. Durations are whole seconds, rounded up."""
 
     is_exceeded: bool
     limit: int
@@ -124,14 +124,17 @@ class Allowance:
 
 
 class RateLimit(Protocol):
-    """How many requests each key may make, shared by all processes."""
+    """Limits the requests of each key, over all processes."""
 
     def take(self, key: str) -> Allowance | None:
-        """Take one request off a key's allowance; None if it cannot be counted now. Never raises, hardly waits."""
+        """Count one request of `key`, and return what is left. Return None if it cannot be counted now.
+
+        Never raises, and hardly waits.
+        """
 
 
 class WipeAnswer(Enum):
-    """What the provider said to a delete call that it did not refuse."""
+    """The provider's answer to a delete call that did not fail."""
 
     WIPED = "wiped"
     ACCEPTED = "accepted"
@@ -139,25 +142,25 @@ class WipeAnswer(Enum):
 
 
 class Provider(Protocol):
-    """The provider's account API. Each call is made at most once; whoever calls decides about a retry."""
+    """The provider's account API. Each call is sent at most once; the caller decides about a retry."""
 
     def list_accounts(self) -> AccountListing:
         """List the accounts.
 
-        Raises `ListingUnusable` if an answer is cut short or does not parse, or no active sandbox account is listed;
-        `ProviderMisconfigured`,
-        `ProviderRejected`, `ProviderFailing`, `ProviderBusy`, `ProviderCircuitOpen`, `ProviderSlotsUnavailable`.
+        Raises `ListingUnusable` if an answer is cut short or does not parse, or if the list has no active sandbox
+        account. Raises also `ProviderMisconfigured`, `ProviderRejected`, `ProviderFailing`, `ProviderBusy`,
+        `ProviderCircuitOpen` and `ProviderSlotsUnavailable`.
         """
 
     def admit(self) -> AbstractContextManager[None]:
-        """Hold one of the call slots that all workers share, for one `delete_account` inside the context.
+        """Hold one of the call slots that all workers share, for one `delete_account` call inside the context.
 
-        Raises `ProviderBusy`, `ProviderCircuitOpen` or `ProviderSlotsUnavailable`; then nothing may be sent.
+        Raises `ProviderBusy`, `ProviderCircuitOpen` or `ProviderSlotsUnavailable`. Then the caller must not send.
         """
 
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
-        """Ask for an account to be wiped. Call it inside `admit`.
+        """Ask the provider to wipe an account. Call this inside `admit`.
 
-        The request goes out within `send_within` seconds, or not at all.
+        The request is sent within `send_within` seconds, or not at all.
         Raises `ProviderMisconfigured`, `ProviderRejected` or `ProviderFailing`.
         """

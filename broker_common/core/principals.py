@@ -1,4 +1,4 @@
-"""Who makes a call, and what that principal may do."""
+"""Principals and roles: who makes a call, and what the caller may do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Role(StrEnum):
     OPERATOR = "operator"
     """Also: jobs, pauses, release, quarantine, retry."""
     ADMIN = "admin"
-    """Also: bulk delete, and what configures the broker."""
+    """Also: bulk delete, and the configuration of the broker."""
 
 
 _ROLES_THAT_ALLOW = {
@@ -26,14 +26,14 @@ _ROLES_THAT_ALLOW = {
     Role.OPERATOR: frozenset({Role.OPERATOR, Role.ADMIN}),
     Role.ADMIN: frozenset({Role.ADMIN}),
 }
-"""Who has one of these may make a call that needs the role before it. No operator's role allows a track's call."""
+"""For each role that a call needs: the roles that allow it. A role for operators never allows the calls of tracks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """The name of a token, or of a person who signed in, with its roles.
+    """A token, or a person who signed in: its name and roles.
 
-    `tracks`: glob patterns of the track ids that it may act for; None: every track.
+    `tracks`: glob patterns of the track ids that it may act for; None means every track.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Principal:
         return not self.roles.isdisjoint(_ROLES_THAT_ALLOW[role])
 
     def may_act_for(self, track_id: str) -> bool:
-        """Tell whether this principal may make the calls of this track."""
+        """Tell whether this principal may make the calls of the track."""
         if not self.may(Role.TRACK):
             return False
         return self.tracks is None or any(fnmatchcase(track_id, pattern) for pattern in self.tracks)
@@ -54,12 +54,12 @@ class Principal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """By whom, and by which request or run of a job, a change is made: what every fact says of its origin."""
+    """Who makes a change, and by which request or run of a job. Every fact stores this."""
 
     principal: str
     request_id: str | None = None
 
 
 def job_actor(job: str, request_id: str | None = None) -> Actor:
-    """Return the actor of a job's run that nobody asked for."""
+    """Return the actor of a scheduled run of a job."""
     return Actor(principal=f"job:{job}", request_id=request_id)

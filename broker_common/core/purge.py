@@ -1,6 +1,6 @@
-"""Taking records out of the pool: what stayed stale for too long, or what an operator names.
+"""Remove records from the pool: sandboxes that are stale for too long, or all of a status that an operator names.
 
-Records only: nothing here asks the provider.
+Nothing here calls the provider.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BULK_DELETABLE = (Status.STALE, Status.DELETION_FAILED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeResult:
-    """What one run did."""
+    """How many records a run removed, and how many it failed to remove."""
 
     removed: int
     failed: int
@@ -41,7 +41,7 @@ class PurgeResult:
 
 
 class Purger:
-    """Removes records: a clean one is deleted, a dirty one (or any under `retire`) becomes a tombstone."""
+    """Removes records. A dirty sandbox, or any under `retire`, becomes a tombstone."""
 
     def __init__(
         self, *, store: SandboxStore, guard: Guard, recorder: Recorder, clock: Clock, policy: Policy, threads: int
@@ -54,16 +54,16 @@ class Purger:
         self._threads = threads
 
     def run(self, *, by: Actor) -> PurgeResult:
-        """Remove what has been stale for longer than the grace; one that fails is left to the next run.
+        """Remove sandboxes that are stale for longer than the grace. The next run tries failed ones again.
 
         Raises `UnsafeToAct`.
         """
         return self._remove(Status.STALE, by, until=self._clock.now() - self._policy.stale_grace_sec)
 
     def bulk_delete(self, status: Status, *, by: Actor) -> PurgeResult:
-        """Remove all records of one status; raises `InvalidInput` unless it is stale or deletion_failed.
+        """Remove all records of `status`.
 
-        Raises `UnsafeToAct`, too.
+        Raises `InvalidInput` unless `status` is stale or deletion_failed. Raises `UnsafeToAct`.
         """
         if status not in BULK_DELETABLE:
             raise InvalidInput(f"status: must be one of {', '.join(BULK_DELETABLE)}")

@@ -1,6 +1,6 @@
-"""What a run of a job may do, and doing it: paused, running already, stalled, delivered again, failed.
+"""Do runs of jobs: decide whether a run may go on, do its work, and record how it ended.
 
-The workers' tasks call this, and carry nothing but messages.
+The tasks of the workers call this. They only pass messages on.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
     from broker_common.core.runs import EndedRun, JobLocks, JobRun, Runs
     from broker_common.core.telemetry import DeleteEnded
 
-_INTERNAL_ERROR = "an internal error, which the worker has logged"
+_INTERNAL_ERROR = "an internal error; see the log of the worker"
 
 
 class JobFailed(Exception):
-    """A run failed for a reason that is recorded and logged already."""
+    """A run failed. The reason is already recorded and logged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How a run stands when its task is done: at its end, or how many deletes it dispatched."""
+    """The state of a run when its task is done. `dispatched`: how many wipes the run now waits for."""
 
     state: JobState
     result: Mapping[str, Any] | None = None
     error: str | None = None
-    handed_out: int | None = None
+    dispatched: int | None = None
 
 
 class LogContext(Protocol):
-    """Says in the log lines of a context whose they are."""
+    """Adds to the log lines of a context what they are about."""
 
     def of_run(self, run: JobRun) -> AbstractContextManager[Any]:
-        """Have the lines inside name a run and who asked for it."""
+        """Add a run, and who asked for it, to the log lines inside."""
 
     def of_sandbox(self, sandbox_id: str) -> AbstractContextManager[Any]:
-        """Have the lines inside name a sandbox."""
+        """Add a sandbox to the log lines inside."""
 
 
 class JobRunner:
-    """Does runs of jobs, each as far as it may go."""
+    """Does runs of jobs, and the wipes that they dispatch."""
 
     def __init__(self, jobs: Jobs, *, work: Work, runs: Runs, locks: JobLocks, log: LogContext) -> None:
         self._jobs = jobs
@@ -62,10 +62,10 @@ class JobRunner:
     def run(
         self, name: str, job_id: str, flags: Mapping[str, bool], *, send: Callable[[JobRun, list[str]], None]
     ) -> Report:
-        """Do one run from its start to its end, or dispatch its deletes by `send`.
+        """Do one run from start to end, or dispatch its wipes by `send`.
 
-        A run that has ended before is not done again. Raises `JobFailed` once its failure is recorded, whatever an
-        unforeseen error raised, and `QueueUnavailable`.
+        A run that has already ended is not done again. Raises `JobFailed` after the failure is recorded,
+        `QueueUnavailable`, and any unexpected error.
         """
         job = self._jobs[name]
         run = self._runs.start(job_id, name, request_id=job.request_id(self._work.clock.now()))
@@ -80,20 +80,20 @@ class JobRunner:
                 self._end(run, _failed(job, _INTERNAL_ERROR))
                 raise
             if isinstance(outcome, int):
-                return Report(state=run.state, handed_out=outcome)
+                return Report(state=run.state, dispatched=outcome)
             self._end(run, outcome)
         if outcome.state is JobState.FAILED:
             raise JobFailed(outcome.error)
         return Report(state=outcome.state, result=outcome.result, error=outcome.error)
 
     def delete(self, sandbox_id: str, run_id: str, by: Actor) -> DeleteEnded:
-        """Make one attempt to delete a sandbox, and report it to its run; the last one ends the run.
+        """Make one attempt to wipe a sandbox, and report the outcome to its run. The last report ends the run.
 
-        Raises `ProviderBusy` if it must be tried again later and has not been reported, whatever an unforeseen error
-        raised, and `QueueUnavailable`.
+        Raises `ProviderBusy` if nothing was reported and the call must be made again later. Raises `QueueUnavailable`,
+        and any unexpected error.
         """
         try:
-            # Not beyond: the line that ends the run is of no one sandbox.
+            # Only here: the log line that ends the run is not about one sandbox.
             with self._log.of_sandbox(sandbox_id):
                 deleted = self._work.cleaner.delete_sandbox(sandbox_id, by=by)
         except ProviderBusy:
@@ -107,7 +107,7 @@ class JobRunner:
     def _attempt(
         self, job: JobSpec, run: JobRun, flags: Mapping[str, bool], send: Callable[[JobRun, list[str]], None]
     ) -> Conclusion | int:
-        """Do what the job does, if it may; returns its end, or how many deletes were dispatched."""
+        """Do the job's work if it may run now. Return its conclusion, or how many wipes were dispatched."""
         self._work.guard.check()
         if job.is_paused(self._work.store.read_pauses()):
             return _skipped("paused by an operator")
@@ -124,7 +124,7 @@ class JobRunner:
         if before is not None and before != run.job_id:
             ended = self._runs.end_stalled_cleanup(before)
             if ended is None:
-                return _skipped(f"deletes of run {before} are still under way")
+                return _skipped(f"wipes of run {before} are still under way")
             self._record(ended)
         sandbox_ids = self._runs.dispatch(run.job_id, due.find())
         if not sandbox_ids:

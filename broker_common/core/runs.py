@@ -1,7 +1,7 @@
-"""Runs of jobs: what is recorded of one, and what may happen to it.
+"""The records of job runs, and the rules by which they change.
 
-A run ends once, however often its tasks are delivered; each rule is a decision over what is recorded now. `JobRuns`
-keeps the records and knows no rule.
+A run ends once, even if its tasks are delivered several times. Each rule decides from the current record. `JobRuns`
+only stores the records.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 KEPT_SEC = 24 * 3600
-"""For how long a run is kept after its last change."""
+"""How long the record of a run is kept after its last change."""
 _EARLIER_OPERATOR = "admin"
-"""Every operator's name in the release that recorded no principals."""
+"""The principal of all operators, for runs of the release that recorded no principals."""
 _OUTCOMES = {
     JobState.SUCCEEDED: JobOutcome.SUCCESS,
     JobState.FAILED: JobOutcome.ERROR,
@@ -32,7 +32,7 @@ _OUTCOMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conclusion:
-    """The end of a run: its final state, its sentence, and what operators are shown."""
+    """How a run ended: its final state, its message, and the result that operators see."""
 
     state: JobState
     message: str
@@ -47,36 +47,36 @@ class Conclusion:
 
 @dataclass(frozen=True, slots=True)
 class CleanupTally:
-    """How many deletes of one cleanup ended how, and the first error of each outcome."""
+    """Counts the wipes of one cleanup by outcome, and keeps the first error of each outcome."""
 
     counts: Mapping[DeleteOutcome, int] = field(default_factory=dict)
     errors: Mapping[DeleteOutcome, str] = field(default_factory=dict)
 
     def add(self, outcome: DeleteOutcome, error: str | None) -> CleanupTally:
-        """Return the tally with one more delete."""
+        """Return the tally with one more wipe."""
         counts = {**self.counts, outcome: self.counts.get(outcome, 0) + 1}
         errors = self.errors if error is None else {outcome: error, **self.errors}
         return replace(self, counts=counts, errors=errors)
 
     @property
     def result(self) -> dict[str, int]:
-        """The counts as operators are shown them."""
+        """The counts that operators see."""
         counts = {outcome: self.counts.get(outcome, 0) for outcome in DeleteOutcome}
         failed = sum(count for outcome, count in counts.items() if outcome.is_failure)
         return {outcome.value: count for outcome, count in counts.items()} | {"failed": failed}
 
     def conclude(self, *, partial: bool = False) -> Conclusion:
-        """End the cleanup.
+        """Return how the cleanup ended.
 
-        It failed if the provider's configuration is at fault, or if nothing at all was done because every delete was
-        postponed. `partial`: some deletes never reported, because their workers died.
+        It failed if the provider's configuration is wrong, or if every wipe was postponed, so that nothing was done.
+        `partial`: some wipes never reported, because their workers died.
         """
         result, postponed = self.result, self.counts.get(DeleteOutcome.POSTPONED, 0)
         error = None
         if self.counts.get(DeleteOutcome.MISCONFIGURED):
-            error = self.errors.get(DeleteOutcome.MISCONFIGURED, "the provider's configuration is at fault")
+            error = self.errors.get(DeleteOutcome.MISCONFIGURED, "the provider's configuration is wrong")
         elif 0 < postponed == sum(self.counts.values()):
-            error = self.errors.get(DeleteOutcome.POSTPONED, "every delete was postponed")
+            error = self.errors.get(DeleteOutcome.POSTPONED, "every wipe was postponed")
         return Conclusion(
             state=JobState.SUCCEEDED if error is None else JobState.FAILED,
             message=f"Deleted {result[DeleteOutcome.DELETED]} sandboxes, {result['failed']} failed"
@@ -88,7 +88,7 @@ class CleanupTally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRun:
-    """What is recorded of one run. Times are those of `JobRuns`, in Unix seconds."""
+    """The record of one run. Times are Unix seconds of the clock of `JobRuns`."""
 
     job_id: str
     job: str
@@ -98,12 +98,12 @@ class JobRun:
     requested_by: str | None = None
     """The request id of the call that asked for it; None if it was scheduled."""
     request_id: str | None = None
-    """The run's own, for its log lines; None until it starts."""
+    """The request id of the run itself, for its log lines; None until it starts."""
     queued_at: float | None = None
     """When it was asked for; None if it was scheduled."""
     started_at: float | None = None
     progressed_at: float | None = None
-    """When it started, when the last of its deletes reported, or when it ended."""
+    """When it started, when one of its wipes last reported, or when it ended."""
     result: Mapping[str, Any] | None = None
     error: str | None = None
     tally: CleanupTally = field(default_factory=CleanupTally)
@@ -115,103 +115,103 @@ class JobRun:
 
     @property
     def actor(self) -> Actor:
-        """By whom, and by which run, its changes are made."""
+        """Who makes the changes of this run."""
         return Actor(principal=self.principal, request_id=self.request_id)
 
 
 def principal_of_earlier_release(job: str, requested_by: str | None) -> str:
-    """Return who asked for a run whose record names nobody, because an earlier release made it."""
+    """Return the principal of a run whose record has none, because an earlier release wrote it."""
     return job_actor(job).principal if requested_by is None else _EARLIER_OPERATOR
 
 
 class RunView(Protocol):
-    """What is kept of one run, as one change of it sees it."""
+    """The stored state of one run, as one change reads it."""
 
     @property
     def run(self) -> JobRun | None:
-        """The run; None if it is not known, or its record cannot be read."""
+        """The run; None if it is unknown, or its record cannot be read."""
 
     @property
     def now(self) -> float:
-        """The time that all processes share."""
+        """The time by a clock that all processes share."""
 
     def is_open_delete(self, sandbox_id: str) -> bool:
-        """Tell whether the run waits for a sandbox's delete."""
+        """Tell whether the run waits for the wipe of a sandbox."""
 
     def count_open_deletes(self) -> int:
-        """Count the deletes that the run waits for."""
+        """Count the wipes that the run waits for."""
 
     def read_open_deletes(self) -> list[str]:
-        """Return the sandboxes whose deletes the run waits for."""
+        """Return the ids of the sandboxes whose wipes the run waits for."""
 
     def count_queued_deletes(self) -> int:
-        """Count the deletes, of any run, that no worker has taken yet."""
+        """Count the wipes, of any run, that no worker has taken yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunChange:
-    """What is to be kept of a run from now on. One that has ended waits for no delete any more."""
+    """The new state of a run. A run that has ended waits for no more wipes."""
 
     run: JobRun
     dispatch: tuple[str, ...] = ()
-    """The sandboxes whose deletes it waits for from now on; it is then the run that dispatched last."""
+    """The sandboxes whose wipes it now waits for. If there are any, it becomes the run that dispatched last."""
     settle: str | None = None
-    """The sandbox whose delete it waits for no longer."""
+    """The sandbox whose wipe it no longer waits for."""
 
 
 class JobRuns(Protocol):
-    """Keeps the records of runs, each for `KEPT_SEC` after its last change.
+    """Stores the records of runs, each for `KEPT_SEC` after its last change.
 
-    A record that cannot be read, such as one of another release, counts as unknown. Every method raises
-    `QueueUnavailable` if the records are out of reach.
+    A record that cannot be read, for example one of another release, counts as unknown. Every method raises
+    `QueueUnavailable` if the records cannot be reached.
     """
 
     def change(self, job_id: str, decide: Callable[[RunView], tuple[RunChange | None, Value]]) -> Value:
-        """Make the change that `decide` returns with a value, and return the value.
+        """Make the change that `decide` returns, and return the value that comes with it.
 
-        The change is made only if nothing that `decide` saw has changed meanwhile; else `decide` is called again.
+        The change is made only if nothing that `decide` read has changed meanwhile. Else `decide` is called again.
         """
 
     def read(self, job_id: str) -> JobRun | None:
-        """Return a run."""
+        """Return a run; None if it is unknown."""
 
     def read_last(self, jobs: Sequence[str], *, limit: int) -> list[JobRun]:
-        """Return the last runs of these jobs, those first that became known last; `limit` at most."""
+        """Return at most `limit` runs of these jobs. The run that became known last comes first."""
 
     def read_last_dispatch(self) -> str | None:
-        """Return the id of the run that dispatched deletes last."""
+        """Return the id of the run that dispatched wipes last."""
 
     def forget(self, job_id: str, job: str) -> None:
-        """Forget a run."""
+        """Remove the record of a run."""
 
     def ping(self) -> None:
         """Make sure that records can be written."""
 
 
 class JobLocks(Protocol):
-    """One run of a job at a time, over all workers. It saves work; nothing relies on it."""
+    """Lets only one run of a job work at a time, over all workers. This saves work; no rule relies on it."""
 
     def hold(self, job: str, *, owner: str) -> AbstractContextManager[bool]:
-        """Hold a job's lock inside the context; yields False if somebody else holds it.
+        """Hold a job's lock inside the context. Yields False if another owner holds it.
 
-        An owner that holds it already, in a run that was cut off, enters again. Raises `QueueUnavailable`.
+        An owner may enter again if it already holds the lock, because its run was cut off. Raises `QueueUnavailable`.
         """
 
 
 class JobQueue(Protocol):
-    """Where runs of jobs are asked for and looked up. Kept for 24 hours.
+    """Queues runs of jobs, and finds them for 24 hours.
 
-    Raises `QueueUnavailable` at once when the queue cannot be reached.
+    Every method raises `QueueUnavailable` at once if the queue cannot be reached.
     """
 
     def enqueue(self, job: str, *, by: Actor, flags: Mapping[str, bool]) -> str:
-        """Ask for a run now; returns its job id."""
+        """Queue a run, and return its job id."""
 
     def find(self, job_id: str) -> JobRun:
-        """Return a run; raises `JobNotFound`."""
+        """Return a run. Raises `JobNotFound`."""
 
     def read_last(self, job: str | None, *, limit: int) -> list[JobRun]:
-        """Return the last runs of one job, or of all if `job` is None, newest first."""
+        """Return the last runs of one job, or of all jobs if `job` is None, newest first."""
 
     def ping(self) -> None:
         """Make sure that the queue answers."""
@@ -219,16 +219,16 @@ class JobQueue(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedRun:
-    """A run that has just ended, and the event that says so."""
+    """A run that has just ended, and its telemetry."""
 
     run: JobRun
     event: JobEnded
 
 
 class Runs:
-    """Begins, follows and ends runs. Every method raises `QueueUnavailable` if the records are out of reach.
+    """Starts, follows and ends runs. Every method raises `QueueUnavailable` if the records cannot be reached.
 
-    A cleanup whose deletes have made no progress for `stall_limit_sec`, with none left in their queue, has lost some.
+    A cleanup has lost wipes if it made no progress for `stall_limit_sec` and no wipe is left in the queue.
     """
 
     def __init__(self, kept: JobRuns, *, stall_limit_sec: float) -> None:
@@ -240,7 +240,7 @@ class Runs:
         self._kept.ping()
 
     def create(self, job_id: str, job: str, *, by: Actor) -> None:
-        """Record a run that is about to be queued."""
+        """Record a run before it is queued."""
 
         def decide(view: RunView) -> tuple[RunChange, None]:
             run = JobRun(
@@ -256,19 +256,19 @@ class Runs:
         self._kept.change(job_id, decide)
 
     def discard(self, job_id: str, job: str) -> None:
-        """Forget a run that could not be queued."""
+        """Remove the record of a run that could not be queued."""
         self._kept.forget(job_id, job)
 
     def find(self, job_id: str) -> JobRun | None:
-        """Return a run."""
+        """Return a run; None if it is unknown."""
         return self._kept.read(job_id)
 
     def read_last(self, jobs: Sequence[str], *, limit: int) -> list[JobRun]:
-        """Return the last runs of these jobs, newest first, `limit` at most."""
+        """Return at most `limit` runs of these jobs, newest first."""
         return self._kept.read_last(jobs, limit=limit)
 
     def start(self, job_id: str, job: str, *, request_id: str) -> JobRun:
-        """Record that a run starts, and return it; one that was started or even ended before is returned as it is."""
+        """Record that a run starts, and return it. A run that has already started or ended is returned unchanged."""
 
         def decide(view: RunView) -> tuple[RunChange | None, JobRun]:
             known = view.run
@@ -288,7 +288,7 @@ class Runs:
         return self._kept.change(job_id, decide)
 
     def finish(self, job_id: str, conclusion: Conclusion) -> EndedRun | None:
-        """Record how a run ended; None if it has ended before, or is not known any more."""
+        """Record how a run ended. Return None if it has already ended, or is no longer known."""
 
         def decide(view: RunView) -> tuple[RunChange | None, EndedRun | None]:
             run = view.run
@@ -299,16 +299,17 @@ class Runs:
         return self._kept.change(job_id, decide)
 
     def dispatch(self, job_id: str, sandbox_ids: Iterable[str]) -> list[str]:
-        """Record whose deletes a cleanup waits for, and return those that have not reported.
+        """Record the sandboxes whose wipes a cleanup waits for, and return them.
 
-        For a run that has dispatched before (its task is delivered again) that is what is still out of the first time.
+        A run whose task is delivered again may have dispatched wipes before. Then this records nothing, and returns
+        the sandboxes whose wipes have not reported.
         """
         ids = list(dict.fromkeys(sandbox_ids))
 
         def decide(view: RunView) -> tuple[RunChange | None, list[str]]:
-            out = sorted(view.read_open_deletes())
-            if out:
-                return None, out
+            unreported = sorted(view.read_open_deletes())
+            if unreported:
+                return None, unreported
             run = view.run
             if run is None or run.state.is_final or not ids:
                 return None, []
@@ -317,9 +318,9 @@ class Runs:
         return self._kept.change(job_id, decide)
 
     def settle(self, job_id: str, sandbox_id: str, outcome: DeleteOutcome, error: str | None) -> EndedRun | None:
-        """Add one delete's outcome to its cleanup; the last one ends the run, and only that call returns it.
+        """Add the outcome of one wipe to its cleanup. The last wipe ends the run; only that call returns the run.
 
-        A delete that reports twice counts once, and one that reports after its run was ended counts no more.
+        A wipe that reports twice counts once. A wipe that reports after its run has ended does not count.
         """
 
         def decide(view: RunView) -> tuple[RunChange | None, EndedRun | None]:
@@ -334,13 +335,13 @@ class Runs:
         return self._kept.change(job_id, decide)
 
     def find_open_cleanup(self) -> str | None:
-        """Return the id of the cleanup whose deletes have not all reported."""
+        """Return the id of the cleanup whose wipes have not all reported; None if there is none."""
         job_id = self._kept.read_last_dispatch()
         run = None if job_id is None else self._kept.read(job_id)
         return None if run is None or run.state.is_final else run.job_id
 
     def end_stalled_cleanup(self, job_id: str) -> EndedRun | None:
-        """End a cleanup, as partial, if deletes of it were lost; None if it goes on, or has ended."""
+        """End a cleanup as partial if it has lost wipes. Return None if it goes on, or has already ended."""
 
         def decide(view: RunView) -> tuple[RunChange | None, EndedRun | None]:
             run = view.run

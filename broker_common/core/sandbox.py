@@ -1,7 +1,6 @@
-"""The record of one sandbox: its status, its lease, its wipe, and which changes of status exist.
+"""The record of one sandbox: its status, its lease, its wipe, and the allowed changes of status.
 
-Types alone. How a lease begins and ends stands in `lease`, how a sandbox is wiped in `wipe`, how it enters and leaves
-the pool in `pool`. Times are Unix seconds.
+Only types are here. The functions that change a record are in `lease`, `wipe` and `pool`. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
     from broker_common.core.policy import Policy
 
 ORDER_LIMIT = 2**53
-"""`status_order` and `version` lie below this: exact as a JSON number and as a DynamoDB number."""
+"""`status_order` and `version` are below this, so that they are exact as JSON and as DynamoDB numbers."""
 
 
 class Status(StrEnum):
-    """Where a sandbox stands in its life."""
+    """The stages of a sandbox's life."""
 
     AVAILABLE = "available"
     ALLOCATED = "allocated"
@@ -40,11 +39,11 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.DELETION_FAILED: frozenset({Status.PENDING_DELETION, Status.DELETED}),
     Status.DELETED: frozenset({Status.PENDING_DELETION, Status.DELETION_FAILED}),
 }
-"""Every change of status that exists. Removing a record is the only other way out of a status."""
+"""All allowed changes of status. The only other way out of a status is to remove the record."""
 
 
 class DeletionReason(StrEnum):
-    """Why a sandbox was sent to be wiped, or set aside for a person."""
+    """Why a sandbox was sent to be wiped, or set aside for an operator."""
 
     MARKED = "marked_by_track"
     RELEASED = "released_by_operator"
@@ -65,18 +64,18 @@ class Account:
 
     @property
     def key(self) -> str:
-        """What tells this account from all others."""
+        """The value that identifies this account."""
         return account_key(self.external_id)
 
 
 def account_key(external_id: str) -> str:
-    """Return what tells an account from all others: a uuid reads the same in capitals and in small letters."""
+    """Return the value that identifies an account: its id in lower case, because UUIDs ignore case."""
     return external_id.lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An available sandbox as the index shows it: enough to claim it, and possibly out of date."""
+    """An available sandbox as the index shows it, with all that an allocation needs. It may be out of date."""
 
     sandbox_id: str
     version: int
@@ -97,13 +96,13 @@ class Lease:
     track_name: str | None = None
 
     def is_overdue(self, now: int, policy: Policy) -> bool:
-        """Tell whether the lease is past its expiry and buffer, so that it may be ended."""
+        """Tell whether its expiry and buffer are over, so that the broker may end the lease."""
         return now >= self.expires_at + policy.expiry_buffer_sec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedLease:
-    """The latest lease of a sandbox that has ended. Its times are kept until the next lease begins."""
+    """The last lease of a sandbox that has ended. Its times are kept until the next lease begins."""
 
     lease_id: str
     track_id: str
@@ -114,7 +113,7 @@ class EndedLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Which sandbox a (track, idempotency key) holds, and all that a repeated allocate must answer."""
+    """The sandbox that a (track, idempotency key) holds, and all that a repeated allocate returns."""
 
     sandbox_id: str
     name: str
@@ -125,11 +124,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wipe:
-    """How the latest wipe of a sandbox goes, or went. It is kept until the next lease begins.
+    """The latest wipe of a sandbox. It is kept until the next lease begins.
 
-    `attempt_id` is set while a delete call may be under way; `outcome_unknown` says that some delete call since the
-    last lease may still be under way: never answered, or only accepted. `gone_at` says when the provider answered the
-    last delete call with 404, while nothing has contradicted that. `ready_at` says until when the wiped sandbox rests.
+    `attempt_id` is set while a delete call may be under way. `outcome_unknown`: a delete call since the last lease was
+    never answered, or only accepted, so it may still be under way. `gone_at`: when the provider answered the last
+    delete call with 404; cleared when that proves wrong. `ready_at`: until when the wiped sandbox rests.
     """
 
     requested_at: int | None = None
@@ -145,10 +144,10 @@ class Wipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """One sandbox.
+    """The record of one sandbox.
 
-    `lease` is that of its holder, and there exactly while it is allocated. `last_lease` is the latest that ended.
-    `quarantine` is why it goes to a person once it is wiped, where an operator asked for that.
+    `lease` is the current lease; only an allocated sandbox has one. `last_lease` is the last one that ended.
+    `quarantine`: why an operator wants it set aside after the wipe.
     """
 
     sandbox_id: str
@@ -172,24 +171,24 @@ class Sandbox:
         if self.dirty and self.status is Status.AVAILABLE:
             raise InvalidTransition(f"sandbox {self.sandbox_id} is dirty and must not be available")
         if (self.lease is not None) != (self.status is Status.ALLOCATED):
-            raise InvalidTransition(f"sandbox {self.sandbox_id} has a lease exactly while it is allocated")
+            raise InvalidTransition(f"sandbox {self.sandbox_id} must have a lease if it is allocated, and only then")
         if self.lease is not None and self.wipe is not None:
-            raise InvalidTransition(f"sandbox {self.sandbox_id} is allocated and cannot be being wiped")
+            raise InvalidTransition(f"sandbox {self.sandbox_id} is allocated, so it must not have a wipe")
 
     @property
     def account_key(self) -> str:
-        """What tells its account from all others."""
+        """The value that identifies its account."""
         return account_key(self.external_id)
 
     @property
-    def answers_to(self) -> str | None:
-        """The track that may read it: its holder, or its last one until it is allocated again."""
+    def latest_track_id(self) -> str | None:
+        """The track that holds it, or held it last, until it is leased again. This track may read it."""
         lease = self.latest_lease
         return lease.track_id if lease else None
 
     @property
     def latest_lease(self) -> Lease | EndedLease | None:
-        """The present lease, or the last one until it is allocated again."""
+        """The current lease, or the last one until the sandbox is leased again."""
         return self.lease or self.last_lease
 
     @property
@@ -215,21 +214,21 @@ class Sandbox:
 
 
 def not_allowed(sandbox: Sandbox, to: Status) -> InvalidTransition:
-    """Return the error that a sandbox cannot become `to` from where it stands."""
+    """Return the error for a sandbox that cannot become `to` from its current status."""
     return InvalidTransition(f"sandbox {sandbox.sandbox_id} is {sandbox.status} and cannot become {to}")
 
 
 def next_version(version: int, now: int) -> int:
-    """Return the version that follows `version`: later ones are greater, and it names about the time in milliseconds.
+    """Return the version after `version`. It is greater, and is about the time in milliseconds.
 
-    So facts, which are named by versions, can be read in the order of time, and those of one sandbox never in another
-    order than they happened. Source: Kulkarni et al., "Logical Physical Clocks" (2014).
+    Facts are named by versions. So they can be read in the order of time, and the facts of one sandbox are always read
+    in the order in which they happened. Source: Kulkarni et al., "Logical Physical Clocks" (2014).
     """
     return max(version + 1, now * 1000)
 
 
 def moved(sandbox: Sandbox, to: Status, *, now: int, order: int) -> Sandbox:
-    """Return a sandbox in another status, held by nobody; raises `InvalidTransition` if that cannot be."""
+    """Return a sandbox in another status, without a lease. Raises `InvalidTransition` if that is not allowed."""
     if to not in TRANSITIONS[sandbox.status]:
         raise not_allowed(sandbox, to)
     return replace(
@@ -243,5 +242,5 @@ def moved(sandbox: Sandbox, to: Status, *, now: int, order: int) -> Sandbox:
 
 
 def touched(sandbox: Sandbox, *, now: int) -> Sandbox:
-    """Return a sandbox whose record has changed, without a change of status."""
+    """Return a sandbox with its next version, in the same status."""
     return replace(sandbox, version=next_version(sandbox.version, now), updated_at=now)

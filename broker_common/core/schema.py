@@ -1,13 +1,13 @@
-"""Which records this release can read and write, and which release an upgrade has to be finished for.
+"""The schemas of records that this release reads and writes, and the number of its upgrade.
 
-A release reads the schema that the next one writes. So two that follow each other can run side by side.
+A release also reads the schema that the next release writes. So two consecutive releases can run side by side.
 """
 
 from __future__ import annotations
 
 WRITTEN = 1
-"""The schema of what this release writes; a record without a number has it, too."""
+"""The schema that this release writes. A record without a number has this one, too."""
 KNOWN = 2
-"""The newest schema that this release reads. It leaves newer records as they are."""
+"""The newest schema that this release reads. It never changes a record of a newer one."""
 UPGRADE = 1
-"""Counts the releases that keep what the one before could not; `broker upgrade finish` writes it to the table."""
+"""Grows with each release that stores what its predecessor cannot. `broker upgrade finish` writes it to the table."""

@@ -1,4 +1,4 @@
-"""Finding sandboxes by what the index does not know: in a copy of the pool that is a few seconds old."""
+"""Find sandboxes by fields that the index lacks, in a copy of the pool that is a few seconds old."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIELDS = {**SANDBOX_FIELDS, **OPTIONAL_SANDBOX_FIELDS}
 
 
 class SortField(StrEnum):
-    """By what found sandboxes can be sorted; what a sandbox does not have comes last."""
+    """The fields by which found sandboxes can be sorted. A sandbox without the field comes last."""
 
     SANDBOX_ID = "sandbox_id"
     NAME = "name"
@@ -45,8 +45,8 @@ class SortField(StrEnum):
 class Query:
     """Which sandboxes to find, and in which order.
 
-    `name` is part of the sandbox's name, in capitals or small letters; `track_name` is that of its latest lease,
-    `track_id` its holder.
+    `name` is a part of the sandbox's name, in any case of letters. `track_name` is the lab of its latest lease.
+    `track_id` is the track that holds it.
     """
 
     status: Status | None = None
@@ -57,7 +57,7 @@ class Query:
     descending: bool = False
 
     def fits(self, sandbox: Sandbox) -> bool:
-        """Tell whether a sandbox is wanted."""
+        """Tell whether a sandbox matches all conditions."""
         latest = sandbox.latest_lease
         return (
             self.status in {None, sandbox.status}
@@ -69,9 +69,9 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A page of found sandboxes; `cursor` reads on, and is None at the end.
+    """A page of found sandboxes. `cursor` reads the next page; it is None on the last one.
 
-    `age_sec`: how old the copy is that was searched. `total`: how many were found on all pages.
+    `total`: how many were found on all pages. `age_sec`: the age of the copy that was searched.
     """
 
     sandboxes: tuple[Sandbox, ...]
@@ -82,7 +82,7 @@ class Found:
 
 
 class Search:
-    """The pool, read at most every few seconds by one thread at a time; safe to use from many threads."""
+    """Searches a copy of the pool, which one thread at a time reads at most every few seconds. Thread-safe."""
 
     def __init__(self, *, reports: Reports, inventory: Inventory, clock: Clock) -> None:
         self._reports = reports
@@ -92,16 +92,16 @@ class Search:
         self._copy: tuple[float, Pool] | None = None
 
     def find(self, query: Query, *, limit: int, cursor: str | None) -> Found:
-        """Return a page of the sandboxes that fit.
+        """Return a page of the sandboxes that match `query`.
 
-        A sandbox that changes between two pages may be missed or met twice. One whose record cannot be read is named
-        on the first page, whatever is asked for. Raises `InvalidInput` for a cursor that was not given for this query.
+        A sandbox that changes between two pages may be missed or found twice. Sandboxes whose record cannot be read
+        are on the first page of every query. Raises `InvalidInput` for a cursor that was not given for this query.
         """
         after = _read_cursor(query, cursor) if cursor is not None else None
         read_at, pool = self._current()
         fitting = sorted((_key(query, each), each.sandbox_id) for each in pool.sandboxes if query.fits(each))
         if query.descending:
-            # What has no value stays at the end.
+            # Sandboxes without a value stay at the end.
             have, lack = [each for each in fitting if each[0][0] == 0], [each for each in fitting if each[0][0] == 1]
             fitting = have[::-1] + lack
         by_id = {each.sandbox_id: each for each in pool.sandboxes}
@@ -122,7 +122,7 @@ class Search:
         copy = self._copy
         if copy is None or self._is_old(copy):
             if not self._reading.acquire(timeout=max(0.0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
-                raise StoreUnavailable("reading the pool took too long")
+                raise StoreUnavailable("reading the pool took too long; try again")
             try:
                 copy = self._copy
                 if copy is None or self._is_old(copy):
@@ -137,7 +137,7 @@ class Search:
 
 
 _Key = tuple[int, str | int]
-_Place = tuple[_Key, str]
+_Position = tuple[_Key, str]
 
 
 def _key(query: Query, sandbox: Sandbox) -> _Key:
@@ -145,28 +145,28 @@ def _key(query: Query, sandbox: Sandbox) -> _Key:
     return (1, 0) if value is None else (0, value)
 
 
-def _is_after(query: Query, place: _Place, after: _Place) -> bool:
-    """Tell whether a place comes behind another one in the order of the query."""
-    if place[0][0] != after[0][0]:
-        return place[0][0] > after[0][0]
-    return place < after if query.descending and place[0][0] == 0 else place > after
+def _is_after(query: Query, position: _Position, other: _Position) -> bool:
+    """Tell whether a position comes after another one in the order of the query."""
+    if position[0][0] != other[0][0]:
+        return position[0][0] > other[0][0]
+    return position < other if query.descending and position[0][0] == 0 else position > other
 
 
-def _name(query: Query) -> str:
-    """Return what tells a query from others, in few characters."""
+def _id_of(query: Query) -> str:
+    """Return a short text that identifies a query."""
     return hashlib.sha256(json.dumps([str(each) for each in astuple(query)]).encode()).hexdigest()[:16]
 
 
-def _write_cursor(query: Query, place: _Place) -> str:
-    content = json.dumps([_name(query), place], separators=(",", ":"))
+def _write_cursor(query: Query, position: _Position) -> str:
+    content = json.dumps([_id_of(query), position], separators=(",", ":"))
     return base64.urlsafe_b64encode(content.encode()).decode()
 
 
-def _read_cursor(query: Query, cursor: str) -> _Place:
+def _read_cursor(query: Query, cursor: str) -> _Position:
     kind = int if _FIELDS[query.sort] is int else str
     try:
         match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
-            case [name, [[int(lacks), value], str(sandbox_id)]] if name == _name(query) and (
+            case [query_id, [[int(lacks), value], str(sandbox_id)]] if query_id == _id_of(query) and (
                 (lacks == 0 and type(value) is kind) or (lacks == 1 and value == 0)
             ):
                 return (lacks, value), sandbox_id

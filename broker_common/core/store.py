@@ -1,13 +1,13 @@
-"""The store's port, in four parts: commit, candidates, the pool's state, and reports.
+"""The port of the store, in four parts: commits, candidates, the pool's state, and reports.
 
-Single reads (those of `Commits` and `PoolState`) see every write that was answered before they began. What goes through
-the index (`Candidates` and `Reports`) may lag behind: a hint, which only a conditional write can turn into a fact.
+A single read (in `Commits` and `PoolState`) sees every write that was answered before the read began. A read of the
+index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional write decides.
 
-A record that this release cannot read, because it is damaged or of a newer schema, is never changed and no candidate:
-reading it alone, or writing where it is, raises `UnreadableRecord`; what reads many leaves it out.
+This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
+allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
 
-Every method may raise `StoreUnavailable`; every write may also raise `OutcomeUnknown`, and then it may have been
-applied. A write whose answer was lost and that is sent again by the same caller succeeds if the first one was applied.
+Every method may raise `StoreUnavailable`. Every write may also raise `OutcomeUnknown`; then it may have been applied.
+If the answer was lost, the caller may send the same write again: it succeeds if the first one was applied.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status
 
 COMMIT_AT_ONCE = 25
-"""How many changes one call of `Commits.commit` takes at most, and sandboxes one of `record_accounts`."""
+"""The most changes in one call of `Commits.commit`, and the most sandboxes in one of `record_accounts`."""
 
 
 class Conflict(BrokerError):
-    """Another writer came first: what was read is no longer what is stored.
+    """Another writer came first, so the stored record differs from the one that was read.
 
-    `current` is the record as it is now, or None if it is gone.
+    `current` is the stored record, or None if it is gone.
     """
 
     code = "CONFLICT"
@@ -46,12 +46,12 @@ class Conflict(BrokerError):
 
 @dataclass(frozen=True, slots=True)
 class Allocated:
-    """The claim was written and its sandbox is allocated under it."""
+    """The claim was written, and its sandbox is allocated."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimHeld:
-    """Nothing was written: the (track, key) holds `claim` already (it may be this very request's)."""
+    """Nothing was written: the (track, key) already holds `claim`. This same request may have written it."""
 
     claim: Claim
 
@@ -60,7 +60,7 @@ class ClaimHeld:
 class CandidateGone:
     """Nothing was written: the candidate is no longer available at its version, or its record cannot be read.
 
-    `current` is what it is now, if there is a record that can be read.
+    `current` is the stored record, if there is one that can be read.
     """
 
     current: Sandbox | None
@@ -68,52 +68,51 @@ class CandidateGone:
 
 @dataclass(frozen=True, slots=True)
 class Contended:
-    """Nothing was written: another transaction was at work on the same records, or the table throttled; try again."""
+    """Nothing was written: another transaction used the same records, or the table throttled. Try again."""
 
 
 AllocateAnswer = Allocated | ClaimHeld | CandidateGone | Contended
 
 
 class Commits(Protocol):
-    """The one door through which sandboxes, their claims, their accounts and their facts change.
+    """The only way to change sandboxes, their claims, their account records and their facts.
 
-    An account belongs to one sandbox: no change gives it to another one while a record has it (`account_key` tells
-    accounts apart). A record of an account that names a sandbox that is gone, or has another account now, keeps nobody
-    out.
+    An account, identified by `account_key`, belongs to one sandbox. While the sandbox's record has the account, no
+    change gives it to another sandbox. An account record has no effect if its sandbox is gone or has another account.
     """
 
     def get(self, sandbox_id: str) -> Sandbox | None:
-        """Return a sandbox, tombstones included."""
+        """Return a sandbox or a tombstone; None if there is no record."""
 
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
-        """Return the claim of a (track, idempotency key)."""
+        """Return the claim of a (track, idempotency key); None if there is no claim."""
 
     def read_claims(self, track_id: str) -> list[Claim]:
         """Return all claims of a track."""
 
     def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
-        """Write the claim, the sandbox as allocated under it, and the fact; or nothing.
+        """Write the claim, the allocated sandbox and the fact; or nothing.
 
-        Holds only if the (track, key) has no claim and the sandbox is available at the candidate's version. A claim
-        that exists is reported before anything that is wrong with the candidate. `token` names one frozen request
-        (candidate, claim and actor): sending it again after an `OutcomeUnknown` never applies it twice.
+        Writes only if the (track, key) has no claim and the sandbox is available at the candidate's version. An
+        existing claim is reported first, even if the candidate is gone, too. `token` names one unchanged request
+        (candidate, claim and actor). A request that is sent again after `OutcomeUnknown` is never applied twice.
         """
 
     def commit(self, *changes: Change) -> None:
-        """Make changes, each with its fact, its claim and its account: all or nothing.
+        """Make changes, each with its fact, its claim and its account record: all or nothing.
 
-        A change holds only if the record has the status and version of `before`, or if there is none where `before` is
-        None; the claim of a lease that ends is deleted if it is that lease's, and its absence does not matter. To
-        remove a record that is absent is success. Leases begin by `allocate` alone. Takes one change of any kind, or up
-        to `COMMIT_AT_ONCE` that add a record.
+        A change is made only if the record has the status and version of `before`; or, if `before` is None, if there is
+        no record. When a lease ends, its claim is removed; a claim that is absent or of another lease is left
+        unchanged. Removing an absent record succeeds. Only `allocate` begins a lease. Takes one change of any kind, or
+        up to `COMMIT_AT_ONCE` changes that add a record.
 
-        Raises `Conflict`, which shows the record where one change was to be made.
+        Raises `Conflict`. After a single change, it has the stored record.
         """
 
     def record_accounts(self, *sandboxes: Sandbox) -> None:
-        """Write the accounts' records of sandboxes that exist: all or nothing.
+        """Write the account records of existing sandboxes: all or nothing.
 
-        Takes up to `COMMIT_AT_ONCE`. Raises `Conflict` if another sandbox has one of the accounts.
+        Takes up to `COMMIT_AT_ONCE` sandboxes. Raises `Conflict` if another sandbox has one of the accounts.
         """
 
 
@@ -122,10 +121,10 @@ class Commits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A position among all available sandboxes, which lie in a random order.
+    """A position among all available sandboxes, which are in a random order.
 
-    `at` lies in [0, `Candidates.positions`). `after`, a sandbox id, tells apart sandboxes at the same position that
-    were already returned.
+    `at` is in [0, `Candidates.positions`). `after` is a sandbox id: of the sandboxes at the same position, those up to
+    this id were already returned.
     """
 
     at: int
@@ -134,26 +133,26 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class CandidatePage:
-    """Candidates, and the position from which to read on (which may have wrapped around)."""
+    """Candidates, and the position to read on from, which may have wrapped around."""
 
     candidates: tuple[Candidate, ...]
     next: Position
     distance: int
-    """How far `next` lies beyond the position that was asked for; a whole walk covers all `positions`."""
+    """How far `next` is beyond the requested position. A whole walk covers all `positions`."""
 
 
 class Candidates(Protocol):
-    """Which sandboxes might be allocated."""
+    """Reads sandboxes that may be available."""
 
     @property
     def positions(self) -> int:
-        """How many positions there are."""
+        """The number of positions."""
 
     def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
-        """Read available sandboxes onwards from a position, by one query.
+        """Read available sandboxes from a position on, by one query.
 
-        At most `limit` sandboxes are looked at; those whose name does not start with `prefix` are left out, so an
-        empty page is not the end.
+        The query reads at most `limit` sandboxes, and skips those whose name does not start with `prefix`. So an empty
+        page is not the end.
         """
 
 
@@ -169,12 +168,12 @@ class Watermark:
 
 
 PAUSABLE = ("allocate", "sync", "cleanup", "expire")
-"""What an operator can pause."""
+"""The operations that an operator can pause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """By whom something is paused, and since when; None where a release before this one paused it."""
+    """Who paused an operation, and since when. None if an earlier release paused it."""
 
     by: str | None = None
     since: int | None = None
@@ -192,59 +191,59 @@ class Pauses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableState:
-    """What the store tells of its table, and the store's own time."""
+    """What the store says about its table, and the store's own time."""
 
     identity: str | None
-    """Made once for each table; None for a table of an older release that has not got it yet."""
+    """Made once for each table. None if an earlier release made the table and it has no identity yet."""
     is_restored: bool = False
-    """The table is physically another one than the one that its identity was given to."""
+    """The identity was given to another physical table, so this one is a copy."""
     is_upgraded: bool = True
-    """An operator said that no process of a release before this one runs, or none ever did."""
+    """No process of an earlier release runs: an operator said so, or there never was one."""
     synced_at: int | None = None
-    """When a sync last succeeded on it; None if that was never, or before an operator accepted the table."""
+    """When a sync last succeeded on it; None if never, or not since an operator accepted the table."""
     time: int | None = None
-    """The store's own time in Unix seconds; None where it does not tell."""
+    """The store's own time in Unix seconds; None if it did not report the time."""
 
 
 class PoolState(Protocol):
-    """What is known of the pool as a whole, and of its table."""
+    """Reads and writes the state of the pool as a whole, and of its table."""
 
     def read_watermark(self) -> Watermark | None:
-        """Return what the last successful sync left; None before the first, or if that cannot be read."""
+        """Return the watermark of the last successful sync; None before the first, or if it cannot be read."""
 
     def write_watermark(self, watermark: Watermark) -> None:
-        """Leave word of a successful sync; an older one than what is there changes nothing."""
+        """Write the watermark of a successful sync. One that is older than the stored one changes nothing."""
 
     def read_pauses(self) -> Pauses:
-        """Return what is paused."""
+        """Return the stored pauses."""
 
     def set_pauses(self, before: Pauses, after: Pauses, *facts: PoolFact) -> Pauses:
-        """Write the pauses in which `before` and `after` differ, with their facts, and return all.
+        """Write the pauses in which `before` and `after` differ, with their facts, and return all pauses.
 
-        Raises `Conflict` if what differs is no longer paused, or not paused, as in `before`.
+        Raises `Conflict` if the stored state of one of these is not that in `before`.
         """
 
     def record(self, fact: PoolFact) -> None:
-        """Write a fact of the pool that comes with no change."""
+        """Write a fact of the pool without a change."""
 
     def ping(self) -> TableState:
-        """Make sure that the store answers and is laid out for this process, and return what it tells of itself.
+        """Make sure that the store answers and has the layout for this process, and return its table's state.
 
         Raises `LayoutMismatch`.
         """
 
     def has_sandboxes(self) -> bool:
-        """Tell whether the store has a record of a sandbox, tombstones included (an index read)."""
+        """Tell whether the store has a record of any sandbox or tombstone (an index read)."""
 
     def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
-        """Give the table an identity, and take it for the physical table that it is now.
+        """Give the table an identity, which belongs to the current physical table.
 
-        Raises `Conflict` unless its identity is `instead_of`. `accepted_at`: when an operator accepted it (Unix
-        seconds); syncs before that count no more.
+        Raises `Conflict` unless its identity is `instead_of`. `accepted_at`: when an operator accepted the table (Unix
+        seconds). Earlier syncs no longer count.
         """
 
     def finish_upgrade(self) -> None:
-        """Write down that no process of a release before this one runs. May be repeated."""
+        """Record that no process of an earlier release runs. May be repeated."""
 
 
 # -- reports
@@ -260,7 +259,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class SandboxPage:
-    """A page of sandboxes; `cursor` reads on, and is None at the end."""
+    """A page of sandboxes. `cursor` reads the next page; it is None on the last one."""
 
     sandboxes: tuple[Sandbox, ...]
     cursor: str | None
@@ -269,9 +268,9 @@ class SandboxPage:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Every sandbox, tombstones included, in no order; and the ids of the sandboxes that account records name.
+    """All sandboxes and tombstones, in no order, and their account records.
 
-    `accounts` has an entry for each account of these sandboxes that is recorded, under its `account_key`.
+    `accounts` maps an `account_key` to the sandbox id in its account record, for each recorded account of these.
     """
 
     sandboxes: tuple[Sandbox, ...]
@@ -281,7 +280,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class FactPage:
-    """A page of a sandbox's facts; `cursor` reads on, and is None at the end."""
+    """A page of a sandbox's facts. `cursor` reads the next page; it is None on the last one."""
 
     facts: tuple[Fact, ...]
     cursor: str | None
@@ -289,9 +288,9 @@ class FactPage:
 
 @dataclass(frozen=True, slots=True)
 class FeedPage:
-    """A page of the facts of all sandboxes and of the pool; `cursor` reads on.
+    """A page of the facts of all sandboxes and of the pool. `cursor` reads the next page.
 
-    `is_last`: when it was read, nothing came after it.
+    `is_last`: there were no later facts when the page was read.
     """
 
     facts: tuple[Fact | PoolFact, ...]
@@ -300,34 +299,33 @@ class FeedPage:
 
 
 class Reports(Protocol):
-    """What jobs and operators read of many records."""
+    """Reads many records, for jobs and operators."""
 
     def read_all(self, *, with_accounts: bool = True) -> Pool:
-        """Read every sandbox, and the records of their accounts unless these are not wanted."""
+        """Read all sandboxes and tombstones; also their account records, if `with_accounts`."""
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
-        """Return the version of the last fact of those sandboxes whose record was removed, as long as that is kept."""
+        """Return, for sandboxes whose record was removed, the version of their last fact if it is still kept."""
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
-        """Read the ids of sandboxes in a status whose `status_order` is at most `until`; reads only those."""
+        """Read the ids of sandboxes in a status whose `status_order` is at most `until`. Reads only these."""
 
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-        """List sandboxes of one status, or all of them, tombstones included, if `status` is None.
+        """List sandboxes of one status; if `status` is None, list all sandboxes and tombstones.
 
-        A record that cannot be read is listed under the status at which the index has it. Where it has none, because
-        the status is one of a later release for example, only a listing of all has it.
-        A page may be short; it is the last one only without a cursor. Raises `InvalidInput` for a cursor that was not
-        given by a listing of the same status.
+        A record that cannot be read is listed under its status in the index. It may have none there, for example if
+        its status is of a later release. Then only a listing of all has it. A page may be short; only the last one
+        has no cursor. Raises `InvalidInput` for a cursor that was not given by a listing of the same status.
         """
 
     def count(self) -> Mapping[Status, int]:
-        """Count sandboxes per status, every status present; by the index, so a record need not be readable."""
+        """Count the sandboxes of every status, by the index. So records that cannot be read count, too."""
 
     def oldest_pending_deletion(self) -> int | None:
-        """Return when the deletion was asked for that has waited longest (an index read); None if none waits."""
+        """Return when the sandbox that waits longest for its wipe was given back (an index read), or None."""
 
     def read_history(self, sandbox_id: str, *, limit: int, cursor: str | None) -> FactPage:
-        """Read the facts of a sandbox, newest first; also of one whose record was removed.
+        """Read the facts of a sandbox, newest first, even if its record was removed.
 
         Raises `InvalidInput` for a cursor that was not given by a history of the same sandbox.
         """
@@ -335,11 +333,11 @@ class Reports(Protocol):
     def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
         """Read the facts of all sandboxes and of the pool from `since` (Unix seconds) on, or after a cursor.
 
-        They come in about the order of time, and those of one sandbox in that of its versions. A fact of the last
-        moments may be missing: the index lags, and another process's clock may be behind. Raises `InvalidInput` for a
-        cursor that was not given by a feed.
+        They are roughly in the order of time. Those of one sandbox are in the order of its versions. A very new fact
+        may be missing, because the index lags and the clock of another process may be behind. Raises `InvalidInput`
+        for a cursor that was not given by a feed.
         """
 
 
 class SandboxStore(Commits, Candidates, PoolState, Reports, Protocol):
-    """All four parts, as one table has them."""
+    """All four parts of the store."""

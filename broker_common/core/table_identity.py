@@ -1,7 +1,7 @@
-"""Whether the table is the one that the broker knew, and what an operator does who means another one.
+"""Detect that the table is not the known one, and let an operator accept another table.
 
-Who holds a sandbox is written in the table alone. On a new table, or on an old state of it, every sandbox looks free.
-So the broker does not act on a table that is not the one it knew, until an operator says that it is the right one.
+Only the table says which track holds a sandbox. In a new table, or in an old state of it, every sandbox looks free. So
+the broker does not act on a table that is not the known one, until an operator says that it is the right one.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 INDEX_LAG_SEC = 2
 """How long the index may take to show the records of a first sync."""
-_REMEDY = "if it is right all the same, run `broker table accept`"
+_REMEDY = "if this table is the right one, run `broker table accept`"
 
 
 def find_change(state: TableState, known: KnownTable | None, store: PoolState) -> str | None:
-    """Say why the table is not the one that is known; None if it is, or if nothing is known of it yet.
+    """Say why the table is not the known one; None if it is, or if no table is known yet.
 
-    Asks the store for more only where a sync had succeeded: then the table must have a record of a sandbox.
+    If a sync has succeeded on it, the table must have a record of a sandbox. Only then this reads more of the store.
     """
     if state.is_restored:
-        return f"the table is not the one that its layout record was written for: it was restored; {_REMEDY}"
+        return f"the table was restored: its layout record was written for another table; {_REMEDY}"
     if known is not None and state.identity != known.identity:
-        return f"the table was replaced: its identity is {state.identity}, and {known.identity} was known; {_REMEDY}"
+        return f"the table was replaced: its identity is {state.identity}, but {known.identity} is known; {_REMEDY}"
     had_records = state.synced_at is not None or (known is not None and known.had_records)
     if had_records and not _is_just_filled(state) and not store.has_sandboxes():
         return f"the table has no record of a sandbox, although a sync had succeeded; {_REMEDY}"
@@ -33,14 +33,14 @@ def find_change(state: TableState, known: KnownTable | None, store: PoolState) -
 
 
 def accept_table(store: PoolState, memory: TableMemory, clock: Clock, *, identity: str) -> None:
-    """Have all processes take the table as it is now for the right one. May be repeated, also after any failure.
+    """Make all processes accept the current table. May be repeated, also after any failure.
 
-    A table that has changed gets `identity`, so that a process that still uses the one before it stops.
-    Raises `LayoutMismatch`, `StoreUnavailable`, `QueueUnavailable`, or `Conflict` if somebody else did the same.
+    A changed table gets `identity`, so that a process that still uses the previous table stops. Raises
+    `LayoutMismatch`, `StoreUnavailable`, `QueueUnavailable`, or `Conflict` if another operator did the same.
     """
     state, known = store.ping(), memory.recall()
     if known is not None and find_change(state, known, store) is None:
-        # Right by what is remembered for all; one process may remember another table.
+        # The shared memory knows this table, but a single process may remember another one.
         memory.replace(known.identity)
         return
     now = clock.now() if state.time is None else state.time

@@ -1,6 +1,6 @@
-"""What is only counted, timed or logged: the vocabulary of the `Recorder` port. What is stored are `facts`.
+"""Telemetry: what the core counts, times or logs through the `Recorder` port. What it stores is in `facts`.
 
-Outcomes come from closed sets, so that they can be labels of metrics.
+Outcomes are closed sets, so that they can be labels of metrics.
 """
 
 from __future__ import annotations
@@ -29,49 +29,49 @@ class MarkOutcome(StrEnum):
 
 
 class DeleteOutcome(StrEnum):
-    """How the attempt to delete one sandbox ended."""
+    """How one attempt to wipe a sandbox ended."""
 
     DELETED = "deleted"
     GONE = "gone"
     WILL_RETRY = "will_retry"
     GAVE_UP = "gave_up"
-    """The provider refused it for good, or its attempts are used up: a person must look."""
+    """The provider refused it for good, or no attempts are left. An operator must look at it."""
     MISCONFIGURED = "misconfigured"
-    """The provider does not take us for its client; not counted as an attempt."""
+    """The provider does not accept the broker as a client. This does not count as an attempt."""
     POSTPONED = "postponed"
-    """Nothing was sent: an open breaker, a pause, no slots or no store within reach."""
+    """Nothing was sent: the breaker is open, wipes are paused, or the call slots or the store cannot be reached."""
     RESTED = "rested"
-    """It was wiped before, has rested since, and is available again; nothing was sent."""
+    """It was wiped earlier, has rested, and is available again. Nothing was sent."""
     NOT_DUE = "not_due"
-    """Somebody else has it, or had it."""
+    """Another process has taken it, or has finished with it."""
 
     @property
     def is_failure(self) -> bool:
-        """Tell whether the provider was asked and did not wipe the sandbox: what the jobs' sentence calls failed."""
+        """Tell whether the provider was asked and did not wipe the sandbox. Job messages call this failed."""
         return self in {DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP, DeleteOutcome.MISCONFIGURED}
 
 
 class StoreOutcome(StrEnum):
-    """How one call of the store's engine ended."""
+    """How one call to the store's engine ended."""
 
     SUCCESS = "success"
     CONDITION_FAILED = "condition_failed"
     THROTTLED = "throttled"
-    """Refused for now, also because others are at work on the same records."""
+    """Refused for now: too many requests, or another transaction used the same records."""
     ERROR = "error"
     UNANSWERED = "unanswered"
 
 
 class RateOutcome(StrEnum):
-    """What the rate limit did with a request, where that is not simply to let it pass."""
+    """What the rate limit did with a request that it did not just count and let pass."""
 
     LIMITED = "limited"
     UNCHECKED = "unchecked"
-    """Let pass because nobody could count it."""
+    """Let pass, because it could not be counted."""
 
 
 class StopReason(StrEnum):
-    """What a process stops acting for."""
+    """Why a process stops acting."""
 
     CLOCK = "clock"
     TABLE = "table"
@@ -85,7 +85,7 @@ class ProviderOutcome(StrEnum):
     REJECTED = "rejected"
     MISCONFIGURED = "misconfigured"
     UNUSABLE = "unusable"
-    """Answered, but not by a list that can be used."""
+    """It answered, but without a usable list."""
 
 
 class JobOutcome(StrEnum):
@@ -97,7 +97,7 @@ class JobOutcome(StrEnum):
 
 
 class RefusalReason(StrEnum):
-    """Why a sync did not take in an account that is listed as active."""
+    """Why a sync refused an account that is listed as active."""
 
     ID_TAKEN = "id_taken"
     """Its `id` is the account of another sandbox's record."""
@@ -109,9 +109,9 @@ class RefusalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocateEnded:
-    """A track asked for a sandbox and was answered. `conflicts` counts the candidates that others had taken.
+    """A request to allocate ended. `conflicts` counts the candidates that others had taken.
 
-    `code` is that of the `BrokerError` it was answered with; none for a success, or an error nobody foresaw.
+    `code` is the code of the `BrokerError` in the answer; None after a success or an unexpected error.
     """
 
     outcome: AllocateOutcome
@@ -126,7 +126,7 @@ class AllocateEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkEnded:
-    """A track gave a sandbox back and was answered; `code` as in `AllocateEnded`."""
+    """A request to mark a sandbox for deletion ended. `code` is as in `AllocateEnded`."""
 
     outcome: MarkOutcome
     track_id: str
@@ -138,7 +138,7 @@ class MarkEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationReleased:
-    """An operator ended an allocation."""
+    """An operator ended a lease."""
 
     sandbox_id: str
     lease_id: str
@@ -147,7 +147,7 @@ class AllocationReleased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationExpired:
-    """An allocation past its time was ended, by the job or on the spot by its track's next allocate."""
+    """A lease whose time is over was ended, by the expiry job or by the next allocate of its track."""
 
     sandbox_id: str
     lease_id: str
@@ -156,7 +156,7 @@ class AllocationExpired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountSkipped:
-    """A sync did not take in an entry of the provider's list."""
+    """A sync skipped an entry of the provider's list, because it does not parse."""
 
     reason: str
     sandbox_id: str | None = None
@@ -164,9 +164,9 @@ class AccountSkipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRefused:
-    """A sync did not take in an account that the provider lists as active.
+    """A sync refused an account that the provider lists as active.
 
-    `sandbox_id` is what the list says, `held_by` the sandbox whose record stands in the way.
+    `sandbox_id` is the id in the list. `held_by` is the sandbox whose record is the reason.
     """
 
     reason: RefusalReason
@@ -176,9 +176,9 @@ class AccountRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteContradicted:
-    """The provider answered a delete with 404, and lists the account as active: it goes back to be wiped.
+    """The provider answered a delete call with 404, but lists the account as active. So it must be wiped again.
 
-    `attempts` counts this one; at the limit a person must look.
+    `attempts` includes this one. At the limit, an operator must look at the sandbox.
     """
 
     sandbox_id: str
@@ -189,7 +189,7 @@ class DeleteContradicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncProgressed:
-    """A sync that has much to write is so far with it."""
+    """How far a long sync is with its writes."""
 
     change: str
     done: int
@@ -198,7 +198,7 @@ class SyncProgressed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemFailed:
-    """One item of a job failed; the run went on, and the next one will try it again."""
+    """A job failed for one item. The run goes on, and the next run tries the item again."""
 
     job: str
     sandbox_id: str
@@ -207,9 +207,9 @@ class ItemFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSynced:
-    """A sync wrote these changes; `braked` if it left the missing ones alone because they are too many.
+    """A sync has made its writes. `braked`: too many sandboxes are missing, so it did not change the missing ones.
 
-    `tombstones_listed`: how many sandboxes are deleted here and still listed by the provider.
+    `tombstones_listed`: how many tombstones have an account that the provider still lists.
     """
 
     synced: int
@@ -220,7 +220,7 @@ class PoolSynced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteEnded:
-    """The attempt to delete one sandbox ended."""
+    """One attempt to wipe a sandbox ended."""
 
     outcome: DeleteOutcome
     sandbox_id: str
@@ -237,7 +237,7 @@ class RateChecked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionsStopped:
-    """A look at the store found that this process must not act; told again by each look that finds it."""
+    """A check of the store found that this process must not act. Every check that finds this records it."""
 
     reason: StopReason
     error: str
@@ -245,7 +245,7 @@ class ActionsStopped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordUnreadable:
-    """A stored record could not be read; said once a minute for each record by each process that meets it."""
+    """A stored record could not be read. Each process records this at most once a minute for each record."""
 
     error: str
     sandbox_id: str | None = None
@@ -254,7 +254,7 @@ class RecordUnreadable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCalled:
-    """The store's engine was called once; `operation` is the engine's name for it."""
+    """One call to the store's engine. `operation` is the engine's name for the call."""
 
     operation: str
     outcome: StoreOutcome
@@ -263,7 +263,7 @@ class StoreCalled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderCalled:
-    """The provider was called once: `operation` is list or delete."""
+    """One call to the provider. `operation` is list or delete."""
 
     operation: str
     outcome: ProviderOutcome

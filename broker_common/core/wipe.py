@@ -1,6 +1,6 @@
-"""How a sandbox is wiped: attempts, their outcomes, and what becomes of it. Pure functions on its record.
+"""Wipe a sandbox: attempts, their outcomes, and the status that follows. Pure functions on the record of a sandbox.
 
-An attempt is taken before the provider is called, and its outcome is written on that attempt alone.
+An attempt is recorded before the provider is called. Its outcome is written only while the record has that attempt.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def begin_attempt(sandbox: Sandbox, *, attempt_id: str, by: Actor, now: int, policy: Policy) -> Change:
-    """Take a sandbox for one delete attempt; nobody else may try before the attempt's window has passed.
+    """Begin an attempt to wipe a sandbox. No other attempt may begin before its window is over.
 
-    An earlier attempt that never wrote its outcome (its worker died) counts as failed with an unknown outcome; if it
-    was the last one allowed, the sandbox goes to `deletion_failed` instead.
+    An earlier attempt that never wrote its outcome, because its worker died, counts as failed with an unknown outcome.
+    If that was the last attempt allowed, the sandbox becomes `deletion_failed` instead.
     """
     if not sandbox.is_due_for_deletion(now):
         raise not_allowed(sandbox, Status.PENDING_DELETION)
@@ -37,7 +37,7 @@ def begin_attempt(sandbox: Sandbox, *, attempt_id: str, by: Actor, now: int, pol
 
 
 def cancel_attempt(sandbox: Sandbox, *, error: str, now: int, outcome_unknown: bool = False) -> Change:
-    """Give up an attempt that failed through no fault of the sandbox's: it is not counted, and due again."""
+    """Cancel an attempt that failed for a reason outside of the sandbox. It does not count; the wipe is due again."""
     wipe = replace(
         _open_attempt(sandbox, outcome_unknown=outcome_unknown), next_attempt_at=now, attempt_id=None, last_error=error
     )
@@ -47,7 +47,7 @@ def cancel_attempt(sandbox: Sandbox, *, error: str, now: int, outcome_unknown: b
 def fail_attempt(
     sandbox: Sandbox, *, error: str, outcome_unknown: bool, retry_at: int, by: Actor, now: int, policy: Policy
 ) -> Change:
-    """Count a failed attempt: tried again at `retry_at`, or set aside for a person when it was the last one."""
+    """Count a failed attempt. The next is due at `retry_at`; after the last one, the sandbox is `deletion_failed`."""
     wipe = _open_attempt(sandbox, outcome_unknown=outcome_unknown)
     wipe = replace(wipe, tries=wipe.tries + 1)
     if wipe.tries >= policy.deletion_max_attempts:
@@ -58,22 +58,23 @@ def fail_attempt(
 
 
 def backoff_seconds(sandbox: Sandbox, *, jitter: float, policy: Policy) -> int:
-    """Return the pause before the next attempt: the base doubled for each one that failed, times `jitter`."""
+    """Return the seconds until the next attempt: the base, doubled for each failed attempt, times `jitter`."""
     tries = sandbox.wipe.tries if sandbox.wipe else 0
     doubled = policy.deletion_backoff_base_sec * float(2 ** min(tries, 30))
     return round(min(policy.deletion_backoff_max_sec, doubled * jitter))
 
 
 def reject_deletion(sandbox: Sandbox, *, error: str, by: Actor, now: int) -> Change:
-    """Set a sandbox aside for a person: the provider will not delete it."""
+    """Move a sandbox to `deletion_failed`, because the provider refuses to wipe it."""
     return _give_up(sandbox, _open_attempt(sandbox), error, by=by, now=now)
 
 
 def confirm_wipe(sandbox: Sandbox, *, accepted_only: bool, order: int, by: Actor, now: int, policy: Policy) -> Change:
-    """Follow the recycle policy after the provider confirmed the wipe; a quarantined sandbox goes to a person.
+    """Follow the recycle policy after the provider confirmed the wipe. A quarantined sandbox is set aside instead.
 
-    `accepted_only`: the provider said that it will (202), not that it did. That, and an earlier attempt of the same
-    lease that may still be under way, leave a doubt: then only a later sync makes the sandbox available.
+    `accepted_only`: the provider said that it will wipe (202), not that it did. Then the wipe is in doubt, and also if
+    an earlier attempt since the last lease may still be under way. After a wipe in doubt, only a later sync makes the
+    sandbox available.
     """
     wipe = _open_attempt(sandbox)
     is_doubtful = accepted_only or wipe.outcome_unknown
@@ -97,7 +98,7 @@ def confirm_wipe(sandbox: Sandbox, *, accepted_only: bool, order: int, by: Actor
 
 
 def finish_cooling(sandbox: Sandbox, *, order: int, by: Actor, now: int) -> Change:
-    """Make a wiped sandbox available that has rested; a quarantined one goes to a person."""
+    """Make a wiped sandbox available after its rest. A quarantined one is set aside instead."""
     if not sandbox.is_rested(now) or sandbox.wipe is None:
         raise not_allowed(sandbox, Status.AVAILABLE)
     rested = replace(sandbox, wipe=replace(sandbox.wipe, ready_at=None))
@@ -109,7 +110,7 @@ def finish_cooling(sandbox: Sandbox, *, order: int, by: Actor, now: int) -> Chan
 
 
 def account_gone(sandbox: Sandbox, *, by: Actor, now: int, policy: Policy) -> Change:
-    """Take out of service a sandbox that the provider no longer knows (404): nobody wiped it, so it stays dirty."""
+    """Take a sandbox out of service that the provider does not know (404). It was not wiped, so it stays dirty."""
     error = "the provider answered 404: it does not know the account, so nobody has wiped it"
     wipe = replace(_open_attempt(sandbox), next_attempt_at=None, attempt_id=None, last_error=error, gone_at=now)
     gone = replace(sandbox, wipe=wipe)
@@ -124,9 +125,9 @@ def account_gone(sandbox: Sandbox, *, by: Actor, now: int, policy: Policy) -> Ch
 
 
 def is_thought_gone(sandbox: Sandbox) -> bool:
-    """Tell whether a sandbox is out of service because the provider answered its delete with 404.
+    """Tell whether a sandbox is out of service because the provider answered its delete call with 404.
 
-    What is stale and dirty always is. A tombstone may be an operator's or a purge's, and stays then.
+    This is so for every sandbox that is stale and dirty. A tombstone that an operator or a purge made is another case.
     """
     if sandbox.status is Status.DELETED:
         return sandbox.dirty and sandbox.wipe is not None and sandbox.wipe.gone_at is not None
@@ -134,10 +135,10 @@ def is_thought_gone(sandbox: Sandbox) -> bool:
 
 
 def contradict(sandbox: Sandbox, *, retry_at: int, by: Actor, now: int, policy: Policy) -> Change:
-    """Count a delete that was answered with 404 as failed: the provider still lists the account as active.
+    """Count a delete call that was answered with 404 as failed, because the provider still lists the account as active.
 
-    Wiped again from `retry_at` on, or set aside for a person when that was the last attempt allowed. A tombstone comes
-    back so, too, if that answer made it.
+    The next attempt is due at `retry_at`; after the last one allowed, the sandbox becomes `deletion_failed`. A
+    tombstone that was made by the 404 becomes a sandbox again.
     """
     if not is_thought_gone(sandbox):
         raise not_allowed(sandbox, Status.PENDING_DELETION)
@@ -147,36 +148,36 @@ def contradict(sandbox: Sandbox, *, retry_at: int, by: Actor, now: int, policy: 
     seen = replace(sandbox, stale_since=None, last_synced=now)
     if wipe.tries >= policy.deletion_max_attempts:
         return _give_up(sandbox, wipe, f"{error}; attempts: {wipe.tries}", seen=seen, by=by, now=now)
-    wipe = replace(_asked_again(wipe, now), next_attempt_at=retry_at, last_error=error)
+    wipe = replace(_requested(wipe, now), next_attempt_at=retry_at, last_error=error)
     after = replace(moved(seen, Status.PENDING_DELETION, now=now, order=retry_at), wipe=wipe)
     return change(sandbox, after, FactKind.WIPE_FAILED, by=by, now=now, details={"tries": wipe.tries, "error": error})
 
 
-def asked_again(sandbox: Sandbox, *, now: int) -> Sandbox:
-    """Return a sandbox that was out of service and waits to be wiped, with a fresh count of attempts."""
-    wipe = replace(_asked_again(sandbox.wipe or Wipe(), now), next_attempt_at=now, tries=0)
+def sent_to_wipe(sandbox: Sandbox, *, now: int) -> Sandbox:
+    """Return a sandbox that now waits to be wiped, with a new count of attempts."""
+    wipe = replace(_requested(sandbox.wipe or Wipe(), now), next_attempt_at=now, tries=0)
     return replace(moved(sandbox, Status.PENDING_DELETION, now=now, order=now), wipe=wipe)
 
 
 def retry_deletion(sandbox: Sandbox, *, by: Actor, now: int) -> Change:
-    """Send a sandbox that a person has looked at to be wiped, with a fresh count of attempts."""
+    """Send a sandbox to be wiped after an operator has looked at it, with a new count of attempts."""
     if sandbox.status is not Status.DELETION_FAILED:
         raise not_allowed(sandbox, Status.PENDING_DELETION)
     wipe = replace(sandbox.wipe or Wipe(), reason=DeletionReason.RETRIED)
-    after = asked_again(replace(sandbox, wipe=wipe, quarantine=None), now=now)
+    after = sent_to_wipe(replace(sandbox, wipe=wipe, quarantine=None), now=now)
     return change(sandbox, after, FactKind.RETRIED, by=by, now=now)
 
 
 def _open_attempt(sandbox: Sandbox, *, outcome_unknown: bool = False) -> Wipe:
-    """Return the wipe whose attempt is open; raises `InvalidTransition` if none is."""
+    """Return the wipe whose attempt is open. Raises `InvalidTransition` if no attempt is open."""
     wipe = sandbox.wipe
     if sandbox.status is not Status.PENDING_DELETION or wipe is None or wipe.attempt_id is None:
-        raise InvalidTransition(f"sandbox {sandbox.sandbox_id} is {sandbox.status} and no attempt to delete it is open")
+        raise InvalidTransition(f"sandbox {sandbox.sandbox_id} is {sandbox.status}, and no attempt to wipe it is open")
     return replace(wipe, outcome_unknown=wipe.outcome_unknown or outcome_unknown)
 
 
-def _asked_again(wipe: Wipe, now: int) -> Wipe:
-    """Return a wipe that is asked for: since when and why is kept where it is known."""
+def _requested(wipe: Wipe, now: int) -> Wipe:
+    """Return a requested wipe. If the time and the reason of the request are known, they are kept."""
     return replace(wipe, requested_at=wipe.requested_at or now, reason=wipe.reason or DeletionReason.FOUND_DIRTY)
 
 
@@ -188,6 +189,6 @@ def _give_up(sandbox: Sandbox, wipe: Wipe, error: str, *, by: Actor, now: int, s
 
 
 def _quarantined(sandbox: Sandbox, wipe: Wipe | None, reason: str, *, now: int) -> Sandbox:
-    """Set a sandbox aside for a person whom an operator asked for while it was held."""
+    """Set a sandbox aside, as an operator ordered while it was held or waited to be wiped."""
     wipe = replace(wipe or Wipe(), reason=DeletionReason.QUARANTINED, last_error=reason)
     return replace(moved(sandbox, Status.DELETION_FAILED, now=now, order=now), wipe=wipe, quarantine=None)

@@ -11,7 +11,7 @@ from broker_common.core.errors import InvalidInput
 from broker_common.core.facts import Change, Fact, FactKind, PoolFact, PoolFactKind, allocated
 from broker_common.core.lease import begin, candidate_of, end
 from broker_common.core.policy import Policy, RecyclePolicy
-from broker_common.core.pool import describe, go_stale, lift_quarantine, quarantine, remove, restore
+from broker_common.core.pool import lift_quarantine, mark_stale, quarantine, remove, restore, update_account
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status, next_version
 from broker_common.core.store import COMMIT_AT_ONCE, CandidateGone, ClaimHeld, Conflict, Pause, Pauses, SandboxPage
 from broker_common.core.wipe import (
@@ -58,8 +58,8 @@ def wiped(policy: RecyclePolicy) -> Change:
 
 
 CHANGES: Mapping[str, Change] = {
-    "updated": told(describe(STALE, make_account("7", name="other"), by=BY, now=NOW)),
-    "another account": told(describe(STALE, make_account("7", external_id="uuid-x"), by=BY, now=NOW)),
+    "updated": told(update_account(STALE, make_account("7", name="other"), by=BY, now=NOW)),
+    "another account": told(update_account(STALE, make_account("7", external_id="uuid-x"), by=BY, now=NOW)),
     "marked": end(HELD, reason=DeletionReason.MARKED, by=BY, now=NOW),
     "released": end(HELD, reason=DeletionReason.RELEASED, by=BY, now=NOW),
     "expired": end(HELD, reason=DeletionReason.EXPIRED, by=BY, now=NOW),
@@ -79,7 +79,7 @@ CHANGES: Mapping[str, Change] = {
     "gone": account_gone(TRIED, by=BY, now=NOW, policy=POLICY),
     "seen again": contradict(replace(STALE, dirty=True), retry_at=NOW, by=BY, now=NOW, policy=POLICY),
     "retried": retry_deletion(FAILED, by=BY, now=NOW),
-    "stale": go_stale(make_sandbox("7"), by=BY, now=NOW, last_seen=None),
+    "stale": mark_stale(make_sandbox("7"), by=BY, now=NOW, last_seen=None),
     "quarantined": quarantine(make_sandbox("7"), reason="smells", by=BY, now=NOW),
     "restored": restore(STALE, make_account("7"), order=5, by=BY, now=NOW),
     "restored dirty": restore(replace(STALE, dirty=True), make_account("7", name="x"), order=5, by=BY, now=NOW),

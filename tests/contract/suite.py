@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.flat import flatten, sandbox_of
 from broker_common.core.lease import begin, candidate_of, end
-from broker_common.core.pool import go_stale, quarantine
+from broker_common.core.pool import mark_stale, quarantine
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.store import (
     COMMIT_AT_ONCE,
@@ -461,7 +461,7 @@ class StoreContract:
     def test_a_sandbox_leaves_the_ring_and_returns_to_it_with_its_status(self, store: SandboxStore) -> None:
         sandbox = make_sandbox()
         store.commit(add_of(sandbox))
-        stale = go_stale(sandbox, by=BY, now=START, last_seen=None).result
+        stale = mark_stale(sandbox, by=BY, now=START, last_seen=None).result
         store.commit(change_of(sandbox, stale))
         assert walk_ring(store, limit=10) == []
         back = replace(stale, status=Status.AVAILABLE, status_order=77, version=stale.version + 1)

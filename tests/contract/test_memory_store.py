@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from broker_common.core.pool import go_stale
+from broker_common.core.pool import mark_stale
 from tests.contract.facts import FactContract
 from tests.contract.suite import ConcurrentStoreContract
 from tests.fakes import (
@@ -51,7 +51,7 @@ def test_a_lagging_index_may_miss_what_has_just_moved_and_never_shows_what_was()
     store = LaggingStore(clock, Random(1))
     moving = make_sandbox("moving")
     store.seed(moving, make_sandbox("at rest"))
-    stale = go_stale(moving, by=BY, now=START, last_seen=None)
+    stale = mark_stale(moving, by=BY, now=START, last_seen=None)
     store.commit(stale)
     seen = [{each.sandbox_id: each for each in store.read_all().sandboxes} for _ in range(100)]
     assert {len(each) for each in seen} == {1, 2}

@@ -53,7 +53,7 @@ def test_flower_shows_jobs_by_name_with_arguments_and_results(tmp_path: Path) ->
         assert "'force': True" in seen["broker.sync"]["kwargs"]
         assert sandbox["sandbox_id"] in seen["broker.delete_sandbox"]["kwargs"]
         assert cleanup["job_id"] in seen["broker.delete_sandbox"]["kwargs"]
-        assert seen["broker.cleanup"]["result"] == "{'handed_out': 1}"
+        assert seen["broker.cleanup"]["result"] == "{'dispatched': 1}"
         assert "'deleted'" in seen["broker.delete_sandbox"]["result"]
         with socket.create_connection(("127.0.0.1", stack.plan.number("FLOWER_PORT")), 30) as silent:
             assert silent.recv(1) == b"", "who sends no request is not waited for"

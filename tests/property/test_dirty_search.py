@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_common.core import cleanup, purge, sync
+from broker_common.core import cleanup, comparison, purge, sync
 from broker_common.core.errors import BrokerError, ProviderFailing, ProviderMisconfigured, ProviderRejected
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.pool import remove, restore
@@ -67,7 +67,7 @@ class State:
             record.dirty,
             flat(record).lease_id is not None,
             flat(record).allocated_to_track,
-            record.answers_to,
+            record.latest_track_id,
             flat(record).deletion_retry_count,
             flat(record).attempt_id is not None,
             flat(record).outcome_unknown,
@@ -343,18 +343,18 @@ def test_the_search_finds_a_purge_that_leaves_no_tombstone(monkeypatch: pytest.M
 def test_the_search_finds_a_sync_that_takes_inactive_for_absent(
     recycle: RecyclePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync._Survey, "is_listed", lambda survey, record: record.sandbox_id in survey._entries)
+    monkeypatch.setattr(comparison.Comparison, "is_listed", lambda survey, record: record.sandbox_id in survey._entries)
     with pytest.raises(Violation, match="sync sees"):
         search(recycle)
 
 
 @pytest.mark.usefixtures("unjudged")
 def test_the_search_finds_a_sync_that_looks_at_the_label_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def by_label(survey: sync._Survey, account: Account) -> None:
+    def by_label(survey: comparison.Comparison, account: Account) -> None:
         if account.sandbox_id not in survey._records:
             survey.new.append(account)
 
-    monkeypatch.setattr(sync._Survey, "_take", by_label)
+    monkeypatch.setattr(comparison.Comparison, "_take", by_label)
     monkeypatch.setattr("tests.fakes.MemoryStore._check_account", lambda *_: None)
     with pytest.raises(Violation, match="under another id"):
         search(RecyclePolicy.REUSE)

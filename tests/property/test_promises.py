@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from broker_common.core import purge, sync
+from broker_common.core import comparison, purge, sync
 from broker_common.core.errors import (
     BrokerError,
     InvalidTransition,
@@ -724,7 +724,7 @@ def test_the_model_objects_to_a_tombstone_that_is_forgotten_while_it_is_listed(m
     _use_and_lose(machine)
     machine.provider.accounts = [ACCOUNTS["s1"]]
     machine.provider.inactive = [InactiveAccount("s0", ACCOUNTS["s0"].key)]
-    monkeypatch.setattr(sync._Survey, "is_listed", lambda *_: False)
+    monkeypatch.setattr(comparison.Comparison, "is_listed", lambda *_: False)
     with pytest.raises(AssertionError, match="is listed"):
         machine.worlds[1].syncer.run(by=BY)
 

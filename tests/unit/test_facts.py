@@ -27,7 +27,7 @@ def test_a_fact_names_the_holder_or_else_the_last_one() -> None:
     for sandbox in (in_status(L), in_status(P), in_status(D)):
         fact = change(sandbox, sandbox, FactKind.UPDATED, by=BY, now=NOW).fact
         assert fact is not None
-        assert (fact.track_id, fact.lease_id) == (sandbox.answers_to, sandbox.latest_lease_id)
+        assert (fact.track_id, fact.lease_id) == (sandbox.latest_track_id, sandbox.latest_lease_id)
         assert fact.track_id == "track-1"
 
 

@@ -27,7 +27,7 @@ def test_a_lease_makes_dirty_and_forgets_the_last_wipe() -> None:
     assert after.lease == claim.lease
     assert after.status_order == claim.lease.expires_at
     assert after.wipe is None
-    assert (after.answers_to, after.latest_lease_id) == ("track-1", claim.lease.lease_id)
+    assert (after.latest_track_id, after.latest_lease_id) == ("track-1", claim.lease.lease_id)
 
 
 def test_of_the_lease_before_only_its_name_and_track_are_kept_once_the_next_one_has_begun() -> None:
@@ -52,7 +52,7 @@ def test_an_ended_lease_is_due_at_once_and_its_sandbox_still_answers_to_its_last
     after = end(before, reason=DeletionReason.RELEASED, by=BY, now=NOW).result
     assert after.dirty
     assert after.lease is None
-    assert (after.answers_to, after.latest_lease_id) == ("track-1", flat(before).lease_id)
+    assert (after.latest_track_id, after.latest_lease_id) == ("track-1", flat(before).lease_id)
     assert (flat(after).next_attempt_at, after.status_order, flat(after).deletion_requested_at) == (NOW, NOW, NOW)
     assert flat(after).deletion_reason is DeletionReason.RELEASED
     assert (flat(after).allocated_at, flat(after).expires_at, flat(after).track_name) == (
@@ -97,4 +97,4 @@ def test_a_claim_repeats_all_that_its_track_was_answered() -> None:
 
 
 def test_a_sandbox_that_nobody_ever_held_answers_to_nobody() -> None:
-    assert (make_sandbox().answers_to, make_sandbox().latest_lease_id) == (None, None)
+    assert (make_sandbox().latest_track_id, make_sandbox().latest_lease_id) == (None, None)

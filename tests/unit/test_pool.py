@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.errors import InvalidTransition
-from broker_common.core.pool import add, describe, differs, go_stale, lift_quarantine, quarantine, remove, restore
+from broker_common.core.pool import (
+    add,
+    differs,
+    lift_quarantine,
+    mark_stale,
+    quarantine,
+    remove,
+    restore,
+    update_account,
+)
 from broker_common.core.sandbox import DeletionReason, Status
 from tests.fakes import BY, changed, flat, make_account, make_sandbox
 from tests.lifecycle import A, D, F, L, P, S
@@ -27,9 +36,9 @@ def test_a_new_account_is_available_clean_and_seen_now() -> None:
 
 def test_going_stale_keeps_when_the_sandbox_was_last_seen() -> None:
     before = make_sandbox(last_synced=50)
-    assert go_stale(before, by=BY, now=NOW, last_seen=80).result.last_synced == 80
-    assert go_stale(before, by=BY, now=NOW, last_seen=None).result.last_synced == 50
-    assert go_stale(changed(before, last_synced=None), by=BY, now=NOW, last_seen=None).result.last_synced is None
+    assert mark_stale(before, by=BY, now=NOW, last_seen=80).result.last_synced == 80
+    assert mark_stale(before, by=BY, now=NOW, last_seen=None).result.last_synced == 50
+    assert mark_stale(changed(before, last_synced=None), by=BY, now=NOW, last_seen=None).result.last_synced is None
 
 
 def test_restoring_takes_over_the_present_name() -> None:
@@ -57,13 +66,13 @@ def test_describing_what_has_not_changed_changes_nothing() -> None:
 
 
 def test_a_description_tells_what_was_there_before_it() -> None:
-    change = describe(make_sandbox(), make_account(name="new", sfdc_account_id="001"), by=BY, now=NOW)
+    change = update_account(make_sandbox(), make_account(name="new", sfdc_account_id="001"), by=BY, now=NOW)
     assert change is not None
     assert (change.result.name, change.result.sfdc_account_id, change.result.status) == ("new", "001", A)
     assert change.result.last_synced == NOW
     assert change.fact is not None
     assert change.fact.details == {"name_before": "lab-2009521"}
-    back = describe(change.result, make_account(external_id="other"), by=BY, now=NOW)
+    back = update_account(change.result, make_account(external_id="other"), by=BY, now=NOW)
     assert back is not None
     assert back.fact is not None
     assert back.fact.details == {

@@ -204,7 +204,7 @@ def test_an_error_that_nobody_foresaw_fails_the_run_and_shows_nothing_of_itself(
 
     state, error = bench.state()
     assert state is JobState.FAILED
-    assert error == "an internal error, which the worker has logged"
+    assert error == "an internal error; see the log of the worker"
 
 
 def test_a_run_that_another_delivery_ends_meanwhile_ends_once(bench: Bench) -> None:
@@ -250,7 +250,7 @@ def test_a_cleanup_hands_out_what_is_due_and_is_closed_by_its_last_delete(bench:
     bench.delete("2")
     assert bench.deleted_by == [ALICE, ALICE]
 
-    assert report == Report(state=JobState.RUNNING, handed_out=2)
+    assert report == Report(state=JobState.RUNNING, dispatched=2)
     assert bench.sent == [("run", ["1", "2"])]
     assert (before, bench.state()) == ((JobState.RUNNING, None), (JobState.SUCCEEDED, None))
     assert [each.message for each in bench.ended] == ["Deleted 2 sandboxes, 0 failed"]
@@ -274,7 +274,7 @@ def test_a_cleanup_that_is_delivered_again_sends_what_has_not_reported(bench: Be
     bench.run(Job.CLEANUP)
     bench.delete("1")
 
-    assert bench.run(Job.CLEANUP) == Report(state=JobState.RUNNING, handed_out=1)
+    assert bench.run(Job.CLEANUP) == Report(state=JobState.RUNNING, dispatched=1)
     assert bench.sent[-1] == ("run", ["2"])
 
 
@@ -282,7 +282,7 @@ def test_a_cleanup_is_skipped_while_deletes_of_the_one_before_are_under_way(benc
     bench.due = ["1"]
     bench.run(Job.CLEANUP, "before")
 
-    assert bench.run(Job.CLEANUP) == Report(state=JobState.SKIPPED, error="deletes of run before are still under way")
+    assert bench.run(Job.CLEANUP) == Report(state=JobState.SKIPPED, error="wipes of run before are still under way")
 
 
 def test_a_stalled_cleanup_is_closed_as_partial_by_the_next(bench: Bench) -> None:
@@ -291,7 +291,7 @@ def test_a_stalled_cleanup_is_closed_as_partial_by_the_next(bench: Bench) -> Non
     bench.delete("1", "before")
     bench.kept.now += STALL_LIMIT_SEC + 1
 
-    assert bench.run(Job.CLEANUP).handed_out == 2
+    assert bench.run(Job.CLEANUP).dispatched == 2
     before = bench.runs.find("before")
     assert before is not None
     assert before.result is not None

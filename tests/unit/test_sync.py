@@ -11,7 +11,7 @@ import pytest
 from broker_common.core.errors import ListingUnusable, ListNotWhole, ProviderFailing, StoreUnavailable, SyncBraked
 from broker_common.core.lease import begin
 from broker_common.core.policy import Policy, RecyclePolicy
-from broker_common.core.pool import describe
+from broker_common.core.pool import update_account
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Watermark
@@ -415,7 +415,7 @@ def test_a_sandbox_that_comes_back_has_a_version_that_was_never_there(plain: Wor
     plain.syncer.run(by=BY)
     record = plain.record("sbx-0")
     for number in range(20):
-        renamed = describe(record, make_account("sbx-0", name=f"name-{number}"), by=BY, now=plain.clock.now())
+        renamed = update_account(record, make_account("sbx-0", name=f"name-{number}"), by=BY, now=plain.clock.now())
         assert renamed is not None
         plain.memory.commit(renamed)
         record = renamed.result

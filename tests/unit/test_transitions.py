@@ -13,7 +13,7 @@ from broker_common.core import sandbox as core
 from broker_common.core.errors import InvalidTransition
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, end
-from broker_common.core.pool import add, go_stale, lift_quarantine, quarantine, remove, restore
+from broker_common.core.pool import add, lift_quarantine, mark_stale, quarantine, remove, restore
 from broker_common.core.sandbox import TRANSITIONS, DeletionReason, Sandbox, Status
 from broker_common.core.wipe import (
     account_gone,
@@ -101,7 +101,7 @@ CHANGES: dict[str, tuple[Callable[[Sandbox], Change | None], Table, FactKind | N
         {P: F},
         FactKind.NEEDS_ATTENTION,
     ),
-    "go_stale": (partial(go_stale, by=BY, now=NOW, last_seen=None), {A: S}, FactKind.STALE),
+    "mark_stale": (partial(mark_stale, by=BY, now=NOW, last_seen=None), {A: S}, FactKind.STALE),
     "restore": (lambda each: restore(each, make_account(), order=9, by=BY, now=NOW), {S: A}, FactKind.RESTORED),
     "restore, dirty": (
         lambda each: restore(used(each), make_account(), order=9, by=BY, now=NOW),
@@ -203,7 +203,7 @@ def test_a_sandbox_has_a_lease_exactly_while_it_is_allocated() -> None:
 
 
 def test_an_allocated_sandbox_is_not_being_wiped() -> None:
-    with pytest.raises(InvalidTransition, match="wiped"):
+    with pytest.raises(InvalidTransition, match="must not have a wipe"):
         replace(in_status(L), wipe=core.Wipe(requested_at=START))
 
 

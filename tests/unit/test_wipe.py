@@ -13,7 +13,6 @@ from broker_common.core.pool import quarantine, restore
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status, Wipe
 from broker_common.core.wipe import (
     account_gone,
-    asked_again,
     backoff_seconds,
     begin_attempt,
     cancel_attempt,
@@ -24,6 +23,7 @@ from broker_common.core.wipe import (
     is_thought_gone,
     reject_deletion,
     retry_deletion,
+    sent_to_wipe,
 )
 from tests.fakes import BY, changed, flat, make_account
 from tests.lifecycle import A, D, F, P, S
@@ -136,7 +136,7 @@ def test_a_wipe_cleans_and_ends_the_attempt() -> None:
     assert after.status_order == 9
     assert (flat(after).attempt_id, flat(after).next_attempt_at, flat(after).deletion_last_error) == (None, None, None)
     assert flat(after).gone_at is None
-    assert after.answers_to == "track-1"
+    assert after.latest_track_id == "track-1"
     assert change.fact is not None
     assert change.fact.details == {}
 
@@ -194,7 +194,7 @@ def test_a_sandbox_does_not_stop_cooling_before_its_time() -> None:
 
 def test_a_sandbox_that_has_cooled_is_available_at_its_new_place() -> None:
     after = finish_cooling(rested(in_status(P)), order=9, by=BY, now=NOW).result
-    assert (after.status, after.status_order, flat(after).ready_at, after.answers_to) == (A, 9, None, "track-1")
+    assert (after.status, after.status_order, flat(after).ready_at, after.latest_track_id) == (A, 9, None, "track-1")
 
 
 # -- set aside once it is wiped
@@ -278,7 +278,7 @@ def test_a_record_without_a_word_of_its_wipe_can_be_contradicted_and_sent_again(
     assert bare.wipe is None
     after = contradict(bare, retry_at=NOW, by=BY, now=NOW, policy=REUSE).result
     assert (flat(after).deletion_retry_count, flat(after).deletion_reason) == (1, DeletionReason.FOUND_DIRTY)
-    sent = asked_again(bare, now=NOW)
+    sent = sent_to_wipe(bare, now=NOW)
     assert (flat(sent).deletion_requested_at, flat(sent).deletion_retry_count) == (NOW, 0)
 
 

@@ -243,7 +243,7 @@ def test_what_is_due_and_not_sent_for_too_long_is_told_until_something_is_sent()
     assert beat.problem() is None
     now += 21
     beat.beat()
-    assert beat.problem() == "a job has been due for 61 s, and none was sent"
+    assert beat.problem() == "a job has been due for 61 s, but no job was sent"
     beat.send()
     assert beat.problem() is None
 

@@ -156,7 +156,7 @@ def test_a_beat_whose_redis_hangs_or_goes_away_ends_and_its_successor_is_green(o
 def test_a_pulse_is_well_from_its_first_beat_until_the_limit_after_its_last() -> None:
     now = 100.0
     pulse = Pulse(60, monotonic=lambda: now)
-    assert pulse.problem() == "it has not begun to work yet"
+    assert pulse.problem() == "it has not started to work yet"
     pulse.beat()
     now += 60
     assert pulse.problem() is None

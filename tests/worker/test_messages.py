@@ -122,7 +122,7 @@ REFUSED: dict[str, dict[str, Any] | Any] = {
     "body_encoding is not base64": {**message(), "properties": {"body_encoding": "utf-8"}},
     "task is unknown": message(task="celery.map"),
     "id must be 1 to 255 printable ASCII characters": message(id="a\nb"),
-    "timelimit is not of numbers": message(timelimit=["a", "b"]),
+    "timelimit is not a list of numbers": message(timelimit=["a", "b"]),
     "eta is set, and this broker never sets it": message(eta="2999-01-01T00:00:00"),
     "compression is set, and this broker never sets it": message(compression="application/x-gzip"),
     "body is not base64": {**message(), "body": "not base64!"},
