@@ -1,32 +1,37 @@
-"""Fixtures for every test: the real servers (see `backends`), started only when a test asks for one.
+"""Fixtures for every test: the real servers (see `backends`). Each starts when the first test asks for it.
 
-And what the summary says beside pytest's own: it is written by the process that runs no test when others run them.
-And that coverage reaches the processes of the tests.
+Also here: `--quick`, the pytest summary's extra lines, and coverage of the processes that tests start.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from coverage import Coverage
 
 from tests.backends import aws_environment, dynamodb_local_url, ministack_url, redis_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import pytest
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["aws_environment", "dynamodb_local_url", "ministack_url", "redis_url"]
 
 _MEASURED = "COVERAGE_PROCESS_CONFIG"
-"""By this variable coverage.py has a process measured."""
+"""The variable by which coverage.py measures a process."""
+_SERVERS = frozenset({"redis_url", "dynamodb_local_url", "ministack_url"})
+"""A test that uses one of these fixtures is `slow`, without a mark of its own."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out what is marked slow, as `make check` does")
 
 
 def pytest_configure() -> None:
-    """Where coverage is measured, have every process that a test starts measured too: they are told no variable of ours."""
+    """Measure the processes that tests start, if coverage is measured. Their environments lack the variable for it."""
     if _MEASURED not in os.environ:
         return
     start: Any = subprocess.Popen.__init__
@@ -35,6 +40,28 @@ def pytest_configure() -> None:
         start(*args, env=env if env is None else {**env, _MEASURED: os.environ[_MEASURED]}, **options)
 
     subprocess.Popen.__init__ = start_measured  # type: ignore[assignment, method-assign] # in this session only
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as `slow` each test that needs a server. With `--quick`, leave out all slow tests."""
+    for item in items:
+        if _SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+    if config.getoption("quick"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.fixture(autouse=True)
+def _no_process_in_a_quick_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a quick test that starts a process, so that `make check` stays quick and needs nothing else."""
+    if not request.config.getoption("quick"):
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a test that starts a process needs the mark `slow`")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
 def pytest_sessionfinish() -> None:
