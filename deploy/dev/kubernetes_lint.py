@@ -1,7 +1,7 @@
 """`python -m deploy.dev.kubernetes_lint`: check every object under `deploy/kubernetes` against the schema of its kind.
 
-kubernetes-validate has the schemas of Kubernetes' own kinds; `custom-kinds.yaml` has those of all others. An object whose
-kind has no schema is a fault.
+kubernetes-validate has the schemas of Kubernetes' own kinds; `custom-kinds.yaml` has those of all others. An object
+whose kind has no schema is a fault.
 """
 
 from __future__ import annotations

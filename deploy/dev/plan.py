@@ -1,8 +1,8 @@
 """The plan of `make run`: the development defaults, which the caller's environment overrides.
 
 - With `REDIS_URL` or `CSP_BASE_URL` set, that part is not started: the given one is used.
-- DynamoDB is embedded, unless `DDB_ENDPOINT_URL` is set, or `DYNAMODB=aws` chooses real AWS. AWS credentials or a profile
-  in the environment do not choose AWS: they are hidden from all processes.
+- DynamoDB is embedded, unless `DDB_ENDPOINT_URL` is set, or `DYNAMODB=aws` chooses real AWS. AWS credentials or a
+  profile in the environment do not choose AWS: they are hidden from all processes.
 - `METRICS_PORT` is the worker's. Beat's is `BEAT_METRICS_PORT`, since both share one environment here.
 """
 

@@ -37,7 +37,7 @@ class Program:
     env: Mapping[str, str] = field(repr=False)
     """The whole environment of the process: nothing is inherited."""
     ready_url: str = ""
-    """Ready when this answers: `http://…` with 200, `tcp://host:port` by accepting. Empty for one that runs to its end."""
+    """Ready when this answers: `http://…` with 200, `tcp://host:port` by accepting. Empty if it runs to its end."""
     health_url: str = ""
     """Answers 503 when the program must be started again. Empty if it has no such address."""
     stop_limit_sec: float = 5
@@ -202,7 +202,7 @@ def answers(url: str) -> bool:
 
 
 def call(method: str, url: str, *, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
-    """Make one HTTP request to this machine, past any proxy; return the status and the JSON body (None for another body).
+    """Make one HTTP request to this machine, past any proxy; return the status, and the body if it is JSON, else None.
 
     Raises `OSError` or `http.client.HTTPException` if there is no answer within 5 s.
     """

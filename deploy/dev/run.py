@@ -297,7 +297,7 @@ def _shown_token(plan: Plan, name: str) -> str:
 
 
 def _operators_line(plan: Plan, url: str) -> str:
-    """Return the `export` line for `broker` in another shell, with what this run added. The caller's own may be secret."""
+    """Return the `export` line for `broker` in another shell, without the caller's own values: these may be secret."""
     names = (
         "BROKER_ENV",
         "BROKER_API_TOKEN",
