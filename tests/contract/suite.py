@@ -115,7 +115,7 @@ def sandboxes(draw: st.DrawFn, statuses: tuple[Status, ...] = tuple(Status)) -> 
 
 
 def bare(store: SandboxStore) -> Any:
-    """Return the store that has `spoil` and `spoil_claim`, under whatever is around it."""
+    """Return the store that has `spoil` and `spoil_claim`, below all wrappers."""
     return bare(store.inner) if isinstance(store, StoreWrapper) else store
 
 
@@ -831,7 +831,7 @@ class StoreContract:
         store.identify("new", instead_of=first)
         assert (store.ping().identity, store.ping().is_restored) == ("new", False)
 
-    def test_a_ping_tells_of_a_sync_that_succeeded_after_the_table_was_accepted(self, store: SandboxStore) -> None:
+    def test_a_ping_reports_a_sync_that_succeeded_after_the_table_was_accepted(self, store: SandboxStore) -> None:
         assert store.ping().synced_at is None
         store.write_watermark(Watermark(START, 5))
         assert store.ping().synced_at == START

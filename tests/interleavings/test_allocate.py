@@ -199,7 +199,7 @@ def test_a_sandbox_is_set_aside_at_once_or_its_track_keeps_it_until_it_is_wiped(
 
 
 @pytest.mark.parametrize("free", [0, 1])
-def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it_gets_anew(
+def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it_gets_again(
     every_order: Callable[..., None], free: int
 ) -> None:
     def case(schedule: Schedule) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 NEVER_SEC = 1e8
-"""No run lasts so long: a time-out beyond it is none."""
+"""No run lasts so long. A longer timeout means to wait for ever."""
 
 
 class Deadlock(AssertionError):

@@ -113,7 +113,7 @@ def test_a_lost_update_is_found_in_exactly_the_orders_in_which_both_read_before_
     assert wrong == {"abab", "abba", "baab", "baba"}
 
 
-def test_a_lock_mends_the_lost_update_and_leaves_only_the_orders_that_it_allows() -> None:
+def test_a_lock_repairs_the_lost_update_and_leaves_only_the_orders_that_it_allows() -> None:
     def play(schedule: Schedule) -> None:
         counter = {"value": 0}
         lock = Lock()

@@ -85,7 +85,7 @@ def _run(names: Iterable[str], bench: Bench, path: Path) -> None:
         started, ending = time.monotonic(), ""
         try:
             SCENARIOS[name](bench)
-        except Exception as reason:  # noqa: BLE001 - whatever it is, the others are measured
+        except Exception as reason:  # noqa: BLE001 - the others are measured after any error
             traceback.print_exc()
             bench.findings.fail(name, reason)
             ending = ", FAILED"

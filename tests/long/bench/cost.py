@@ -143,7 +143,7 @@ def _refused(operation: str, answer: dict[str, Any]) -> Units:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """The units of whatever is done, and what a month of it costs, in dollars, item by item."""
+    """The request units of each action, and the price of a month of it in dollars, item by item."""
 
     units: dict[str, Units]
     month: dict[str, float]

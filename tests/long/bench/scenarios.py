@@ -220,7 +220,7 @@ def measure_textbook(bench: Bench) -> None:
     requests, rounds, clients, copies = bench.size(160), bench.rounds(3), 16, 4
     tracks = bench.size(100)
     needed = requests * (rounds + 1) + copies * tracks
-    spare = 2 * needed  # so that whoever is told "none left" is told wrong
+    spare = 2 * needed  # so each answer "none left" is wrong
     broker_table = bench.table("textbook-broker", needed + spare)
     textbook_table = make_textbook_table(bench.servers.client(), "textbook")
     bench.fill(textbook_table, needed + spare)

@@ -213,7 +213,7 @@ def _wait_until_under_way(site: _Site, calls: int) -> None:
 def size(servers: Servers, *, items: int, lab_sec: int) -> dict[str, Work]:
     """Measure each job on so many sandboxes, by one process of a worker, beside a provider that answers at once.
 
-    `lab_sec` is long enough to give back what shall not expire.
+    `lab_sec` is long enough to give sandboxes back before they expire.
     """
     settings = {
         "POOL": str(items),

@@ -52,7 +52,7 @@ SETTINGS = {
     "API_WORKERS": "3",
     "RATE_LIMIT_RPS": "1000000",
     "RATE_LIMIT_BURST": "1000000",
-    # Long enough for a busy machine: a 503 shall tell of a fault, not of one that is slow.
+    # Long enough for a busy machine: a 503 must come from a fault, not from a slow machine.
     "REQUEST_DEADLINE_SEC": "6",
     "LAB_DURATION_HOURS": repr(LAB_SEC / 3600),
     "EXPIRY_BUFFER_HOURS": repr(BUFFER_SEC / 3600),
@@ -181,7 +181,7 @@ class Broker:
         return tuple(_fact(event) for event in events if event["sandbox_id"] is not None)
 
     def read_pasts(self, feed: Iterable[Fact]) -> tuple[Fact, ...]:
-        """Return the history of each sandbox in the table, and of each that the feed tells of, the newest fact first."""
+        """Return the history of each sandbox in the table, and of each that the feed names, the newest fact first."""
         ids = {row.sandbox_id for row in self.scans[-1].rows} | {fact.sandbox_id for fact in feed}
         return tuple(fact for sandbox_id in sorted(ids) for fact in self._read_past(sandbox_id))
 

@@ -269,7 +269,7 @@ def _find_dirty_ones(known: Certainties, examined: Counter[str]) -> Iterator[Fin
 
 
 def _find_what_was_not_carried_out(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find, once drained, a lease whose sandbox was neither wiped since it ended, nor left to a person."""
+    """Find, once drained, a lease whose sandbox was not wiped since it ended, and not left to a person."""
     if not known.history.terms.drained or not known.history.scans:
         return
     for lease in known.leases.values():

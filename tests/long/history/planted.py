@@ -49,13 +49,13 @@ class Bug(StrEnum):
     CLAIM = "claim"
     """A claim is looked up before, and not a part of the transaction."""
     EXPIRY = "expiry"
-    """Expiry ends whatever allocation the sandbox has by now, and not the lease that it read."""
+    """Expiry ends the allocation that the sandbox has now, and not the lease that it read."""
     CLEANUP = "cleanup"
     """Cleanup asks the provider without having taken the sandbox first."""
     LATE_FACT = "late-fact"
     """Cleanup writes what came of a wipe, and tells it afterwards: lost with the process, or with an answer."""
     FALSE_FACT = "false-fact"
-    """An allocation is told whatever came of it."""
+    """An allocation is reported even if it failed."""
 
     @property
     def place(self) -> Place:
@@ -77,7 +77,7 @@ class Table(Protocol):
     """The table below a store, for writes that no store offers."""
 
     def put(self, sandbox: Sandbox) -> None:
-        """Write a record, whatever is there."""
+        """Write a record without a condition."""
 
     def replace(self, before: Sandbox, after: Sandbox) -> None:
         """Write a record that is as it was read, without a fact; raises `Conflict` if it is not."""
@@ -89,7 +89,7 @@ class Table(Protocol):
         """Allocate a sandbox without a claim, if it is available at the candidate's version."""
 
     def put_claim(self, claim: Claim) -> None:
-        """Write a claim, whatever is there."""
+        """Write a claim without a condition."""
 
 
 class MemoryTable:
@@ -158,7 +158,7 @@ class DynamoTable:
 
 
 class SyncWithoutCondition(StoreWrapper):
-    """What sync read before it listed is written back, changed, over whatever happened meanwhile."""
+    """Writes back what sync read before it listed, over all changes since then."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
         super().__init__(inner)
@@ -193,7 +193,7 @@ class ClaimLookedUp(StoreWrapper):
         return Allocated()
 
 
-class ExpiryOfWhateverIsThere(StoreWrapper):
+class ExpiryOfAnyLease(StoreWrapper):
     """Ends the allocation that the sandbox has at the write, and not the one that was read."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
@@ -245,7 +245,7 @@ class ToldAfterwards(StoreWrapper):
 
 
 class ToldAnyway(StoreWrapper):
-    """Tells of an allocation also where it did not hold."""
+    """Reports an allocation also if it did not succeed."""
 
     def __init__(self, inner: SandboxStore, table: Table, _: Callable[[], None]) -> None:
         super().__init__(inner)
@@ -265,7 +265,7 @@ def _name(fact: Fact) -> object:
 _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxStore]] = {
     Bug.SYNC: SyncWithoutCondition,
     Bug.CLAIM: ClaimLookedUp,
-    Bug.EXPIRY: ExpiryOfWhateverIsThere,
+    Bug.EXPIRY: ExpiryOfAnyLease,
     Bug.CLEANUP: CleanupWithoutTaking,
     Bug.LATE_FACT: ToldAfterwards,
     Bug.FALSE_FACT: ToldAnyway,

@@ -32,7 +32,7 @@ _HIDDEN_AT_MOST = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a run shall do."""
+    """The orders for a run."""
 
     seed: int
     calls: int

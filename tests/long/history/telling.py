@@ -117,7 +117,7 @@ def find_made_up_facts(known: Certainties, examined: Counter[str]) -> Iterator[F
 
 
 def find_two_accounts(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a sandbox whose history, read by itself, is not what the feed told of it."""
+    """Find a sandbox whose history, read by itself, differs from what the feed said about it."""
     by_feed = _by_sandbox(known.history.feed)
     of_each = {
         sandbox_id: list(facts) for sandbox_id, facts in groupby(known.history.pasts, lambda fact: fact.sandbox_id)
@@ -168,7 +168,7 @@ def _came_before(call: Call, fact: Fact) -> bool:
 
 def _disagreement(last: Fact | None, row: Row) -> Iterator[Finding]:
     if last is None:
-        yield f"no fact tells of sandbox {row.sandbox_id}", row
+        yield f"no fact names sandbox {row.sandbox_id}", row
         return
     lease_id = row.lease_id or row.last_lease_id
     check = partial(check_end, last, status=Status(row.status), lease_id=lease_id, version=row.version)

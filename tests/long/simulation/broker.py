@@ -54,7 +54,7 @@ class Scenario:
     free: int = 1000
     """Sandboxes that are available at the start."""
     table: TableConditions = field(default_factory=TableConditions)
-    reservoir_size: int = 15
+    cache_size: int = 15
     candidate_age: float = candidate_cache.CANDIDATE_AGE_SEC
     seed: int = 1
 
@@ -134,7 +134,7 @@ class _Process:
         self.allocator = Allocator(
             store=run.store,
             guard=Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng),
-            candidate_cache=CandidateCache(run.store, run.time, rng, size=run.scenario.reservoir_size),
+            candidate_cache=CandidateCache(run.store, run.time, rng, size=run.scenario.cache_size),
             pauses=PauseCache(run.store, run.time, rng),
             recorder=run,
             clock=run.time,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Row = dict[str, float | int | str]
 SHARDS = (1, 2, 4, 8, 16, 32)
 PROCESSES = (1, 4, 16, 64, 200)
-RESERVOIRS, AGES = (5, 15, 30, 60), (5, 30, 120)
+CACHE_SIZES, AGES = (5, 15, 30, 60), (5, 30, 120)
 RATES = (1000, 2000, 10_000)
 MOST_PER_SHARD = 2500
 """Allocations a second; beyond it nearly everything is throttled, and that takes long to simulate."""
@@ -81,9 +81,9 @@ def shards(quick: bool) -> Iterator[tuple[Row, Scenario]]:
             )
 
 
-def reservoirs(quick: bool) -> Iterator[tuple[Row, Scenario]]:
+def candidate_caches(quick: bool) -> Iterator[tuple[Row, Scenario]]:
     """Give processes little to do, so that candidates grow old: a request every two seconds each."""
-    for size in (5, 15) if quick else RESERVOIRS:
+    for size in (5, 15) if quick else CACHE_SIZES:
         for age in (30,) if quick else AGES:
             yield (
                 {"size": size, "age": age},
@@ -93,7 +93,7 @@ def reservoirs(quick: bool) -> Iterator[tuple[Row, Scenario]]:
                     rate=10,
                     returns=10,
                     free=500,
-                    reservoir_size=size,
+                    cache_size=size,
                     candidate_age=age,
                 ),
             )
@@ -132,9 +132,9 @@ SWEEPS = (
         ("hottest", "heat", "throttled", "unavailable", "conflicts", "calls", "p50_ms", "p99_ms"),
     ),
     Sweep(
-        "reservoirs",
+        "caches",
         "Size of the candidate cache, and age of a candidate",
-        reservoirs,
+        candidate_caches,
         ("conflicts", "calls", "p99_ms"),
     ),
     Sweep(
@@ -205,8 +205,8 @@ def plot(rows: dict[str, list[Row]]) -> Figure:
     refused = select(rows["empty"], returns=min(distinct(rows["empty"], "returns")))
     line(latency, refused, "shards", "refused_p99_ms", "refused by an empty pool")
     latency.set(title="p99 in milliseconds", xlabel="shards", yscale="log")
-    for age in distinct(rows["reservoirs"], "age"):
-        line(cache, select(rows["reservoirs"], age=age), "size", "conflicts", f"candidates up to {age} s old")
+    for age in distinct(rows["caches"], "age"):
+        line(cache, select(rows["caches"], age=age), "size", "conflicts", f"candidates up to {age} s old")
     cache.set(
         title="Conflicts an allocation (20 quiet processes, 500 free)",
         xlabel="size of the candidate cache (K_CANDIDATES)",

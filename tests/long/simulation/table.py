@@ -253,7 +253,7 @@ class SimulatedStore(MemoryStore):
         self._spend(_units(map(self._table_partition, keys), units))
 
     def _charge_index(self, before: Sandbox | None, after: Sandbox | None) -> None:
-        """Charge a change of a sandbox to the index: its entry is deleted and put anew if its key changes."""
+        """Charge a change of a sandbox to the index: its entry is deleted and put again if its key changes."""
         places = [
             self._index_partition(each.status, self._segment(each.sandbox_id), each.status_order)
             for each in (before, after)

@@ -71,7 +71,7 @@ def test_allocating_keeps_the_contract_of_the_store() -> None:
     assert flat(gone.current).allocated_to_track == "a"
 
 
-def test_of_two_transactions_on_one_sandbox_at_once_one_is_told_of_the_other() -> None:
+def test_of_two_transactions_on_one_sandbox_at_once_one_learns_about_the_other() -> None:
     tracks = [f"track-{number}" for number in range(20)]
     schedule, store = make_store(FREE)
     answers = answers_to(schedule, *[allocate(store, FREE, track) for track in tracks])

@@ -107,13 +107,13 @@ def test_while_deletions_wait_the_provider_has_as_many_calls_as_it_may_have_spre
         before = round_trips(redis)
         job_id = CeleryJobQueue(environment["REDIS_URL"], runs).enqueue(Job.CLEANUP, by=ASKING, flags={})
         assert wait_until(lambda: redis.llen(DELETIONS_QUEUE) == PENDING, 60), planner.output
-        handing_out = round_trips(redis) - before
+        dispatching = round_trips(redis) - before
         workers = [running.enter_context(worker(environment, "deletions", processes=PROCESSES)) for _ in range(WORKERS)]
         ended = wait_until(lambda: (run := runs.find(job_id)) is not None and run.state.is_final, PATIENCE_SEC)
         assert ended, Counter(each["held_with"] for each in provider.deletes())
         run = runs.find(job_id)
 
-    assert handing_out < PENDING / 2, "messages go out by the hundred"
+    assert dispatching < PENDING / 2, "messages go out by the hundred"
     assert run is not None
     assert run.state is JobState.SUCCEEDED
     assert run.result is not None

@@ -114,7 +114,7 @@ def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_wa
     assert len(recorder.of(ProviderCalled)) == 1
 
 
-def test_an_allocation_and_its_end_are_one_call_each_whatever_is_told_of_them(
+def test_an_allocation_and_its_end_are_one_call_each_with_any_facts(
     client: DynamoDBClient, metered: DynamoDBClient, meter: Meter, accounts: list[Account]
 ) -> None:
     create_table(client, "size-units")
