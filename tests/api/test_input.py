@@ -58,9 +58,11 @@ CALLER_HEADERS = [
         "Bearer a,b",
     ],
 )
-def test_a_missing_or_unknown_token_answers_401(api: Api, method: str, path: str, authorization: str | None) -> None:
+def test_a_missing_or_unknown_token_answers_401(
+    shared_api: Api, method: str, path: str, authorization: str | None
+) -> None:
     headers = {"X-Track-ID": "track-1"} | ({} if authorization is None else {"Authorization": authorization})
-    answer = api.call(method, path, headers=headers)
+    answer = shared_api.call(method, path, headers=headers)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert error_of(answer)["code"] == "UNAUTHORIZED"
@@ -70,8 +72,8 @@ def test_a_missing_or_unknown_token_answers_401(api: Api, method: str, path: str
     ("method", "path", "token"),
     [(*call, ADMIN_TOKEN) for call in TRACK_CALLS] + [(*call, TRACK_TOKEN) for call in ADMIN_CALLS],
 )
-def test_a_token_of_the_other_kind_answers_403(api: Api, method: str, path: str, token: str) -> None:
-    answer = api.call(method, path, headers={"X-Track-ID": "track-1", "Authorization": f"Bearer {token}"})
+def test_a_token_of_the_other_kind_answers_403(shared_api: Api, method: str, path: str, token: str) -> None:
+    answer = shared_api.call(method, path, headers={"X-Track-ID": "track-1", "Authorization": f"Bearer {token}"})
     assert answer.status_code == 403
     assert error_of(answer)["code"] == "FORBIDDEN"
 
@@ -127,10 +129,10 @@ def test_a_track_id_and_an_alias_that_differ_are_refused(api: Api) -> None:
     ],
 )
 def test_a_malformed_header_is_refused_by_name_and_told_what_is_wrong(
-    api: Api, header: str, value: str, fault: str
+    shared_api: Api, header: str, value: str, fault: str
 ) -> None:
-    headers = api.track_headers | {"X-Track-ID": "track-1", header: value}
-    answer = api.call("GET", "/v1/sandboxes", headers=headers)
+    headers = shared_api.track_headers | {"X-Track-ID": "track-1", header: value}
+    answer = shared_api.call("GET", "/v1/sandboxes", headers=headers)
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
     assert error["details"] == {header: [fault]}
