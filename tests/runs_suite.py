@@ -38,7 +38,7 @@ def found(runs: Runs, job_id: str = "run") -> JobRun:
 
 
 class RunsContract:
-    """Needs the fixtures `kept`, and `queue_a_delete`, which puts a delete into the queue."""
+    """Needs the fixtures `kept` (the records) and `queue_a_delete` (puts a delete into the queue)."""
 
     @pytest.fixture
     def runs(self, kept: JobRuns) -> Runs:
@@ -46,7 +46,7 @@ class RunsContract:
 
     @pytest.fixture
     def hasty(self, kept: JobRuns) -> Runs:
-        """Take every cleanup for stalled at once."""
+        """Return runs for which every open cleanup is stalled at once."""
         return Runs(kept, stall_limit_sec=-1)
 
     def test_a_run_is_found_at_each_step(self, runs: Runs) -> None:
