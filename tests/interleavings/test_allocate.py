@@ -269,7 +269,7 @@ def test_the_search_finds_a_refusal_while_another_request_of_the_process_only_tr
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(CandidateCache, "share", lambda _candidates, _candidate: False)
-    with pytest.raises(Violation, match="was refused, and throughout there was"):
+    with pytest.raises(Violation, match="was refused, although there was always"):
         explore(lambda schedule: several_tracks(schedule, tracks=2, free=1, processes=1))
 
 

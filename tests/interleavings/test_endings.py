@@ -322,7 +322,7 @@ def test_the_search_finds_a_request_that_does_not_try_again_what_it_gave_back(mo
         search._candidates.give_back(search._prefix, candidate)
 
     monkeypatch.setattr(CandidateSearch, "give_back", forget_nothing)
-    with pytest.raises(Violation, match="was refused, and throughout there was"):
+    with pytest.raises(Violation, match="was refused, although there was always"):
         explore(lambda schedule: overdue_copies(schedule, processes=1, free=1))
 
 
