@@ -1,7 +1,7 @@
 """`python -m deploy.dev.audit`: look for known vulnerabilities in the locked dependencies.
 
-pip-audit asks the OSV database. The exit code is 0 if the database knows none or does not answer (the output says so), 1
-if it knows one, and 2 if the audit itself fails.
+pip-audit asks the OSV database. The exit code is 0 if the database knows none or does not answer (the output says so),
+1 if it knows one, and 2 if the audit itself fails.
 """
 
 from __future__ import annotations

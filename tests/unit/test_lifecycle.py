@@ -289,10 +289,10 @@ def test_facts_lead_to_the_records() -> None:
 @pytest.mark.parametrize(
     ("rule", "facts", "records"),
     [
-        ("where its last fact left it", LIFE, {}),
-        ("where its last fact left it", LIFE[:9], END),
-        ("where its last fact left it", LIFE[:2], END),
-        ("the lease that its last fact names", LIFE[:4], END),
+        ("the status of its last fact", LIFE, {}),
+        ("the status of its last fact", LIFE[:9], END),
+        ("the status of its last fact", LIFE[:2], END),
+        ("the lease of its last fact", LIFE[:4], END),
         ("versions grow", LIFE, {"1": in_status(A, sandbox_id="1", version=13)}),
         ("each fact begins", [LIFE[0], LIFE[2]], END),
     ],
