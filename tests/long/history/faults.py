@@ -1,4 +1,4 @@
-"""The disturbances: kills, a store that fails, a provider that fails, Redis gone.
+"""The faults: kills, a store that fails, a provider that fails, Redis gone.
 
 Each strikes, lasts a while and is over before the next one; a deck of all of them is dealt again and again.
 """
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disturbance:
-    """A way to disturb a broker."""
+    """One kind of fault for a broker."""
 
     name: str
     strike: Callable[[Broker, Random, Callable[[float], None]], int]
     """Strike, wait by the given function, repair it, and return how often it struck."""
     refuses_calls: bool
-    """Whether tracks may be told 503, or get no answer, because of it."""
+    """Whether tracks may get a 503 or no answer because of it."""
 
 
 def deal(rng: Random, number: int) -> list[Disturbance]:
-    """Return that many disturbances in a random order, each kind as often as every other."""
+    """Return `count` faults in a random order, each kind equally often."""
     dealt: list[Disturbance] = []
     while len(dealt) < number:
         dealt += rng.sample(DISTURBANCES, len(DISTURBANCES))
