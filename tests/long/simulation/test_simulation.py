@@ -1,4 +1,4 @@
-"""The simulator itself: it repeats itself, keeps the store's promises, and limits what DynamoDB limits."""
+"""The simulator itself: runs are repeatable, the store's promises hold, and DynamoDB's limits apply."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_store(*sandboxes: Sandbox, **conditions: Any) -> tuple[Schedule, Simula
 
 
 def answers_to(schedule: Schedule, *calls: Callable[[], Any]) -> list[Any]:
-    """Make all calls at once, and return their answers in order."""
+    """Make all calls at the same time; return their answers in order."""
     answers: dict[int, Any] = {}
 
     def ask(number: int, call: Callable[[], Any]) -> None:
