@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from broker_common.core.ports import Clock
 
+pytestmark = pytest.mark.slow
+
 FREE = make_sandbox("1")
 HELD = make_sandbox("1", status=Status.ALLOCATED)
 PAUSED = PoolFact(kind=PoolFactKind.PAUSED, fact_id="f", at=1, principal="op", details={"operation": "sync"})
