@@ -1,6 +1,6 @@
-"""The real servers that tests run against: started when a test first asks, once a session, on free loopback ports.
+"""The real servers of the tests. Each starts once a session, when the first test asks for it, on a free loopback port.
 
-A server that cannot be had on this machine skips the test with the line that installs it; where `CI=true` it fails it.
+If this machine lacks a server, the test is skipped with the line that installs it; with `CI=true` the test fails.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ AWS_ENVIRONMENT = {
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-"""All that boto3 shall know of AWS in a test: nobody's credentials, and no way to look for some."""
+"""All that boto3 gets to know about AWS in a test: dummy credentials, and no way to find others."""
 
 
 @contextmanager
 def running(program: Program) -> Iterator[str]:
-    """Run a server for the time of the context; yields `host:port`. Its output is shown if it does not start."""
+    """Run a server during the context; yield `host:port`. If it does not start, the test fails and shows its output."""
     lines: list[str] = []
     process = Process(program, lambda _, line: lines.append(line))
     process.start()
@@ -49,11 +49,11 @@ def running(program: Program) -> Iterator[str]:
 
 
 def installed(program: str, *, package: str) -> str:
-    """Return the path of a program of a Debian package; skip the test (in CI fail it) where it is missing."""
-    # Servers are often there, and not on a plain user's path.
+    """Return the path of a program of a Debian package. If it is missing, skip the test, or fail it in CI."""
+    # Servers are often in a directory that is not on the path of a plain user.
     path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
     if path is None:
-        missing = f"{program} is missing (Debian: apt-get install {package})"
+        missing = f"{program} is missing. Install it (Debian: apt-get install {package})"
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
@@ -82,13 +82,13 @@ def dynamodb_local_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """Yield the URL of a real valkey server, which all tests of the session share: use names of your own."""
+    """Yield the URL of a real valkey server. All tests of the session share it, so each uses its own names."""
     with running(valkey(free_ports(1)[0])) as address:
         yield f"redis://{address}/0"
 
 
 def empty_database(redis_url: str, number: int) -> str:
-    """Return the URL of a database of the session's Redis, emptied: each package that wants one has its own number."""
+    """Return the URL of database `number` of the session's Redis, after emptying it. Each package has its own number."""
     url = f"{redis_url.rsplit('/', 1)[0]}/{number}"
     with Redis.from_url(url) as redis:
         redis.flushdb()
@@ -97,7 +97,7 @@ def empty_database(redis_url: str, number: int) -> str:
 
 @pytest.fixture
 def aws_environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Hide this machine's AWS settings from boto3; returns what it is given instead."""
+    """Hide this machine's AWS settings from boto3; return the settings that it gets instead."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in AWS_ENVIRONMENT.items():

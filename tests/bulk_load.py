@@ -1,4 +1,4 @@
-"""Very many records, put into a table at once. Batch writes carry no conditions; they serve nothing but this."""
+"""Load many records into a table by batch writes, which have no conditions: for tests only."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from broker_common.adapters.dynamo_items import Item
 
 _BATCH = 25
-"""BatchWriteItem's limit."""
+"""The limit of BatchWriteItem."""
 _THREADS = 4
 
 
 def load_records(client: DynamoDBClient, table_name: str, records: Iterable[Sandbox | Claim]) -> None:
-    """Write records as they are, whatever was there, in no order."""
+    """Write records over existing ones, in no order."""
     with ThreadPoolExecutor(_THREADS) as threads:
         for unwritten in threads.map(lambda batch: _write(client, table_name, batch), _batches(records)):
-            assert not unwritten, "an engine of this machine throttles nothing"
+            assert not unwritten, "a local engine does not throttle"
 
 
 def _batches(records: Iterable[Sandbox | Claim]) -> Iterator[list[Item]]:

@@ -1,32 +1,35 @@
-"""Fixtures for every test: the real servers (see `backends`), started only when a test asks for one.
+"""Fixtures for every test: the real servers (see `backends`). Each starts when the first test asks for it.
 
-And what the summary says beside pytest's own: it is written by the process that runs no test when others run them.
-And that coverage reaches the processes of the tests.
+Also here: `--quick`, the number of orders run in pytest's summary, and coverage of the processes that tests start.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from coverage import Coverage
 
 from tests.backends import aws_environment, dynamodb_local_url, ministack_url, redis_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import pytest
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["aws_environment", "dynamodb_local_url", "ministack_url", "redis_url"]
 
 _MEASURED = "COVERAGE_PROCESS_CONFIG"
-"""By this variable coverage.py has a process measured."""
+"""The variable by which coverage.py measures a process."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip tests that start a process or are `slow`")
 
 
 def pytest_configure() -> None:
-    """Where coverage is measured, have every process that a test starts measured too: they are told no variable of ours."""
+    """Measure the processes that tests start, if coverage is measured. Their environments lack the variable for it."""
     if _MEASURED not in os.environ:
         return
     start: Any = subprocess.Popen.__init__
@@ -37,14 +40,35 @@ def pytest_configure() -> None:
     subprocess.Popen.__init__ = start_measured  # type: ignore[assignment, method-assign] # in this session only
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip slow tests in a quick run."""
+    for item in items:
+        if config.getoption("quick") and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip("slow"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_in_a_quick_run(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Skip each test that starts a process in a quick run, when it, or a fixture of it, does so."""
+
+    def skip(*_: object, **__: object) -> None:
+        pytest.skip("starts a process")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("quick"):
+            patch.setattr(subprocess.Popen, "__init__", skip)
+            patch.setattr(BaseProcess, "start", skip)
+        yield
+
+
 def pytest_sessionfinish() -> None:
-    """Write down what this process measured: xdist may kill it before its own end does."""
+    """Save the coverage of this process now: xdist may kill it before it does so itself."""
     if measured := Coverage.current():
         measured.save()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many orders were run, with `-v` of each case."""
+    """Add the number of orders run, with `-v` of each case. Under xdist its main process, which runs no test, does so."""
     counts = {
         report.nodeid: count
         for report in terminalreporter.getreports("passed")

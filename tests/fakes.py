@@ -1,7 +1,7 @@
-"""Test doubles of the core's ports: a clock, a recorder, a provider, and stores that behave well or badly on purpose.
+"""Test doubles of the core's ports: a clock, a recorder, a provider, and stores with and without faults.
 
-`MemoryStore` keeps the whole contract of `SandboxStore`. `LaggingStore` shows old states of the index, `LosingStore` has
-another writer come first, `FlakyStore` fails and loses answers. The wrappers may be put around each other.
+`MemoryStore` keeps the whole contract of `SandboxStore`. `LaggingStore` shows old states of the index. `LosingStore` lets
+another writer come first. `FlakyStore` fails calls and loses answers. One wrapper may contain another.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ Kind = TypeVar("Kind")
 START = 1_750_000_000
 """The Unix time at which a `FakeClock` starts."""
 SPOILED = "created_at is missing"
-"""Why a record cannot be read that `spoil` has struck."""
+"""The reason why a record cannot be read after `spoil`."""
 
 BY = Actor(principal="somebody", request_id="request-1")
-"""By whom a test changes something, where that does not matter."""
+"""The actor of a change in tests for which the actor does not matter."""
 
 LEASE: Mapping[str, Any] = {
     "lease_id": "lease-1",
@@ -72,11 +72,11 @@ LEASE: Mapping[str, Any] = {
     "allocated_at": START,
     "expires_at": START + 4 * 3600,
 }
-"""What an allocated record has at least."""
+"""The fields that every allocated record has."""
 
 
 class FakeClock:
-    """Time that passes only when told to, or slept through."""
+    """Time that passes only by `advance` and `sleep`."""
 
     def __init__(self, start: int = START) -> None:
         self._start = start
@@ -92,7 +92,7 @@ class FakeClock:
         return self._passed
 
     def count_looks(self) -> threading.Semaphore:
-        """Return what each later call of `monotonic` releases: who waits for another looks for its deadline first."""
+        """Return a semaphore that each later call of `monotonic` releases: a waiting thread checks its deadline first."""
         self._looks = threading.Semaphore(0)
         return self._looks
 
@@ -106,7 +106,7 @@ class FakeClock:
 
 
 class RecordingRecorder:
-    """Keeps every event."""
+    """Keeps all events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -120,15 +120,15 @@ class RecordingRecorder:
 
 
 def make_account(sandbox_id: str = "2009521", **changes: Any) -> Account:
-    """Make an account as the provider would list it."""
+    """Return an account as the provider lists it."""
     account = Account(sandbox_id=sandbox_id, external_id=f"uuid-{sandbox_id}", name=f"lab-{sandbox_id}")
     return replace(account, **changes)
 
 
 def make_sandbox(sandbox_id: str = "2009521", *, status: Status = Status.AVAILABLE, **changes: Any) -> Sandbox:
-    """Make a plausible record, given its fields by their flat names.
+    """Return a valid record; `changes` are fields by their flat names.
 
-    `status_order` of an available one spreads over the ring by its id.
+    The `status_order` of an available sandbox depends on its id, which spreads them over the ring.
     """
     spread = int.from_bytes(zlib.crc32(sandbox_id.encode()).to_bytes(4, "big") * 2, "big") % ORDER_LIMIT
     flat: dict[str, Any] = {
@@ -148,12 +148,12 @@ def make_sandbox(sandbox_id: str = "2009521", *, status: Status = Status.AVAILAB
 
 
 def changed(sandbox: Sandbox, **changes: Any) -> Sandbox:
-    """Return a record with other values of its fields, given by their flat names."""
+    """Return a copy of a record; `changes` are fields by their flat names."""
     return sandbox_of({**flatten(sandbox), **changes})
 
 
 def flat(sandbox: Sandbox) -> Any:
-    """Return a record whose fields are read by their flat names."""
+    """Return an object that has the fields of a record by their flat names."""
     return SimpleNamespace(**flatten(sandbox))
 
 
@@ -163,7 +163,7 @@ def add_of(sandbox: Sandbox, by: Actor = BY) -> Change:
 
 
 def change_of(before: Sandbox, after: Sandbox, by: Actor = BY) -> Change:
-    """Return a change to any other record, with a fact."""
+    """Return a change between any two records, with a fact."""
     return change(before, after, FactKind.UPDATED, by=by, now=after.updated_at)
 
 
@@ -173,7 +173,7 @@ def removal_of(before: Sandbox, by: Actor = BY) -> Change:
 
 
 def make_claim(sandbox: Sandbox | Candidate, track_id: str = "track-1", **changes: Any) -> Claim:
-    """Make a claim on a sandbox, for four hours from the start of the fake clock."""
+    """Return a claim on a sandbox, for four hours from the start of the fake clock."""
     flat: dict[str, Any] = {
         "track_id": track_id,
         "idempotency_key": track_id,
@@ -189,7 +189,7 @@ def make_claim(sandbox: Sandbox | Candidate, track_id: str = "track-1", **change
 
 
 def kind_of(*changes: Change) -> str:
-    """Say what a commit does: `add`, `remove`, `end_allocation`, or any other `update`."""
+    """Return the kind of a commit: `add`, `remove`, `end_allocation`, or `update` for all others."""
     first = changes[0]
     if first.before is None:
         return "add"
@@ -199,7 +199,7 @@ def kind_of(*changes: Change) -> str:
 
 
 def walk_ring(store: SandboxStore, *, limit: int, prefix: str = "", start: int = 0) -> list[Candidate]:
-    """Walk the whole ring of available sandboxes once, page by page, from a place in it."""
+    """Read the whole ring of available sandboxes once, page by page, from `start`."""
     found: list[Candidate] = []
     position, travelled = Position(start), 0
     while travelled < store.positions:
@@ -210,16 +210,16 @@ def walk_ring(store: SandboxStore, *, limit: int, prefix: str = "", start: int =
 
 
 class MemoryStore:
-    """A `SandboxStore` in memory: one lock, so that each call is atomic.
+    """A `SandboxStore` in memory. One lock makes each call atomic.
 
-    `calls` counts the calls of every method by its name.
+    `calls` counts the calls of each method by its name.
     """
 
     def __init__(self, clock: Clock | None = None, *, shards: int = 4) -> None:
-        """Keep the ring in `shards` segments; `clock` is what `ping` tells."""
+        """Keep the ring in `shards` segments; `ping` returns the time of `clock`."""
         self.calls: Counter[str] = Counter()
         self.on_write: Callable[[Sandbox | None, Sandbox | None], None] = lambda _before, _after: None
-        """Called within each write of a sandbox, with the record before and after it; may raise, to refuse it."""
+        """Called within each write of a sandbox, with the record before and after; it may raise to refuse the write."""
         self._clock = clock
         self._shards = shards
         self._lock = threading.RLock()
@@ -230,7 +230,7 @@ class MemoryStore:
         self._watermark: Watermark | None = None
         self._pauses = Pauses()
         self.facts: list[Fact | PoolFact] = []
-        """Every fact, in the order in which they were written."""
+        """All facts in the order of their writes."""
         self._fact_names: set[tuple[str, int, str]] = set()
         self._removed: dict[str, int] = {}
         self.is_upgraded = True
@@ -241,7 +241,7 @@ class MemoryStore:
         self._spoiled_claims: set[tuple[str, str]] = set()
 
     def spoil(self, sandbox_id: str) -> None:
-        """Make a record unreadable, as a hand or a later release would; the index shows it as it was."""
+        """Make a record unreadable, as a person or a later release may; the index still shows it as before."""
         self._spoiled.add(sandbox_id)
 
     def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
@@ -249,7 +249,7 @@ class MemoryStore:
         self._spoiled_claims.add((track_id, idempotency_key))
 
     def seed(self, *sandboxes: Sandbox) -> None:
-        """Put records in place, whatever was there; an allocated one gets its claim."""
+        """Write records over existing ones, and the claim of each allocated one."""
         with self._lock:
             for sandbox in sandboxes:
                 self._place(sandbox.sandbox_id, sandbox)
@@ -260,11 +260,11 @@ class MemoryStore:
                     )
 
     def forget_accounts(self) -> None:
-        """Lose the records of all accounts, as a table of an earlier release has none."""
+        """Remove the records of all accounts: a table of an earlier release has none."""
         self._accounts.clear()
 
     def dump(self) -> tuple[dict[str, Sandbox], dict[tuple[str, str], Claim]]:
-        """Return all records by id and all claims by (track, key), as they are at one moment."""
+        """Return all records by id and all claims by (track, key), as of one moment."""
         with self._lock:
             return dict(self._records), dict(self._claims)
 
@@ -312,7 +312,7 @@ class MemoryStore:
     def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         with self._called("allocate"):
             if token in self._tokens:
-                assert self._tokens[token] == (candidate, claim), "a token names one frozen request"
+                assert self._tokens[token] == (candidate, claim), "a token belongs to one request"
                 return Allocated()
             key = (claim.lease.track_id, claim.lease.idempotency_key)
             held = self._claim(*key)
@@ -330,7 +330,7 @@ class MemoryStore:
 
     def commit(self, *changes: Change) -> None:
         assert 0 < len(changes) <= COMMIT_AT_ONCE
-        assert len(changes) == 1 or all(each.before is None for each in changes), "many are added alone"
+        assert len(changes) == 1 or all(each.before is None for each in changes), "a commit of many changes only adds"
         with self._called(kind_of(*changes)):
             for each in changes:
                 self._check(each, alone=len(changes) == 1)
@@ -338,7 +338,7 @@ class MemoryStore:
                 self._commit(each)
 
     def _check(self, change: Change, *, alone: bool) -> None:
-        """Raise `Conflict` if a change does not hold."""
+        """Raise `Conflict` if a change does not start from the stored record."""
         before, after = change.before, change.after
         current = self._records.get(change.sandbox_id)
         if before is None:
@@ -380,15 +380,15 @@ class MemoryStore:
                 self._removed[change.sandbox_id] = change.fact.version
 
     def _check_fact(self, change: Change) -> None:
-        """Have no rule forget a fact, or tell one twice."""
+        """Fail if a change has no fact, or a fact that was written before."""
         before, after, fact = change.before, change.after, change.fact
         seen = (before.status, before.lease) if before else None
-        shall = (after.status, after.lease) if after else None
-        assert fact or seen == shall, "a change of status, holder or expiry has its fact"
+        becomes = (after.status, after.lease) if after else None
+        assert fact or seen == becomes, "a change of status, holder or expiry has its fact"
         if fact is not None:
             name = (change.sandbox_id, fact.version, fact.kind)
-            assert name not in self._fact_names, "a change is told once"
-            assert after is None or fact.version == after.version, "a fact is named by the version since then"
+            assert name not in self._fact_names, "a change has one fact"
+            assert after is None or fact.version == after.version, "a fact has the version of its record"
             self._fact_names.add(name)
 
     def record_accounts(self, *sandboxes: Sandbox) -> None:
@@ -546,7 +546,7 @@ class MemoryStore:
         return self._records
 
     def _met(self) -> Sequence[str]:
-        """Return the ids that a walk over the whole index meets."""
+        """Return the ids that a read of the whole index shows."""
         return list(self._records)
 
     def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
@@ -560,7 +560,7 @@ class MemoryStore:
             self._records[sandbox_id] = sandbox
 
     def _check_account(self, sandbox: Sandbox) -> None:
-        """Raise `Conflict` if another sandbox has an account; its record alone keeps nobody out."""
+        """Raise `Conflict` if another sandbox has the account. An account record without a sandbox does not count."""
         owner_id = self._accounts.get(sandbox.account_key, sandbox.sandbox_id)
         owner = self._records.get(owner_id)
         if owner and owner_id != sandbox.sandbox_id and owner.account_key == sandbox.account_key:
@@ -606,7 +606,7 @@ def _read_fact_cursor(of: str, cursor: str | None, *, default: int) -> int:
 class LaggingStore(MemoryStore):
     """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago.
 
-    A walk over the whole index may miss what has just moved in it.
+    A read of the whole index may miss a record that has just moved in it.
     """
 
     def __init__(self, clock: Clock, rng: Random, *, lag: float = 2.0, shards: int = 4) -> None:
@@ -615,7 +615,7 @@ class LaggingStore(MemoryStore):
         self._rng = rng
         self._lag = lag
         self._past: dict[str, deque[tuple[float, Sandbox | None]]] = defaultdict(deque)
-        """For each record what it was before, and until when."""
+        """For each record its earlier states, and until when each lasted."""
 
     def _put(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
         before = self._records.get(sandbox_id)
@@ -653,7 +653,7 @@ class LaggingStore(MemoryStore):
 
 
 class StoreWrapper:
-    """Passes every call on to another store; subclasses step in between."""
+    """Passes every call on to another store. Subclasses change that."""
 
     def __init__(self, inner: SandboxStore) -> None:
         self.inner = inner
@@ -739,7 +739,7 @@ class StoreWrapper:
 
 
 class FakeTableMemory:
-    """What all processes of a test remember of the table."""
+    """The memory of the table that all processes of a test share."""
 
     def __init__(self) -> None:
         self.known: KnownTable | None = None
@@ -768,27 +768,27 @@ class FakeTableMemory:
 
 
 class TimelessStore(StoreWrapper):
-    """Hides the time of a real store from a process whose time is a test's."""
+    """Hides the time of a real store from a process that has a fake clock."""
 
     def ping(self) -> TableState:
         return replace(super().ping(), time=None)
 
 
 class Crashed(BaseException):
-    """The process is killed here: nothing of it runs on."""
+    """The process is killed here and does nothing more."""
 
 
 class Fault(Enum):
-    """A way in which a `FlakyStore` fails a call."""
+    """A way in which `FlakyStore` fails a call."""
 
     REFUSED = "refused"
-    """Not applied, and says so."""
+    """Not applied, and the caller knows."""
     LOST_BEFORE = "lost before"
-    """Not applied, and nobody can tell."""
+    """Not applied, and the caller does not know."""
     LOST_AFTER = "lost after"
-    """Applied, and nobody can tell."""
+    """Applied, and the caller does not know."""
     CONTENDED = "contended"
-    """Only of `allocate`: not applied, another transaction was at work."""
+    """For `allocate` only: not applied because of another transaction."""
     CRASH_BEFORE = "crash before"
     """Not applied, and the caller is killed."""
     CRASH_AFTER = "crash after"
@@ -813,28 +813,28 @@ WRITES = frozenset(
 
 
 class FlakyStore(StoreWrapper):
-    """Fails calls as scripted; or else, with a seeded `rng`, a share `rate` of them in ways their method allows."""
+    """Fails calls by a script. Other calls fail at random with `rng`, a share `rate`, in ways that their method allows."""
 
     def __init__(self, inner: SandboxStore, *, rng: Random | None = None, rate: float = 0.0) -> None:
         super().__init__(inner)
         self.calls: Counter[str] = Counter()
         self.before_call: Callable[[str], object] = lambda _: None
-        """Called with the method's name before each call; may let time pass or act as somebody else."""
+        """Called with the method's name before each call; it may let time pass, or act as another process."""
         self._rng = rng
         self._rate = rate
         self._script: dict[str, deque[Fault | None]] = defaultdict(deque)
         self._writes: deque[Fault | None] = deque()
 
     def fail(self, method: str, *faults: Fault | None) -> None:
-        """Fail the next calls of a method so, one by one; None lets one through."""
+        """Fail the next calls of a method by these faults, one each; None lets a call succeed."""
         self._script[method].extend(faults)
 
     def fail_writes(self, *faults: Fault | None) -> None:
-        """Fail the next writes so, of whatever kind, in place of what was scripted before."""
+        """Fail the next writes of any kind by these faults, in place of an earlier list."""
         self._writes = deque(faults)
 
     def hold_up(self) -> tuple[threading.Event, threading.Event]:
-        """Hold calls up; returns what tells that one has come, and what lets it through."""
+        """Make calls wait; return the event that a call has come, and the event that lets it go on."""
         come, let_through = threading.Event(), threading.Event()
 
         def wait(_: str) -> None:
@@ -878,17 +878,17 @@ class FlakyStore(StoreWrapper):
 
 
 class Rival(Enum):
-    """What another writer does to a candidate just before `LosingStore.allocate`."""
+    """The act of another writer on a candidate just before `LosingStore.allocate`."""
 
     TAKES = "takes"
     RENAMES = "renames"
 
 
 class LosingStore(StoreWrapper):
-    """Has another writer come first, once for each operation: a (method, sandbox), or an allocate's (track, key).
+    """Lets another writer come first, once for each operation: a (method, sandbox), or an allocate's (track, key).
 
-    The other one takes or renames a candidate, ends an allocation, adds an account, or changes a record's version.
-    `losses` counts what was lost, by method.
+    The other writer takes or renames a candidate, ends an allocation, adds an account, or changes a record's version.
+    `losses` counts the lost operations by method.
     """
 
     def __init__(self, inner: SandboxStore, *, rival: Rival = Rival.TAKES) -> None:
@@ -942,17 +942,17 @@ class LosingStore(StoreWrapper):
 
 @dataclass(frozen=True, slots=True)
 class DeleteCall:
-    """A delete call that reached the provider, and the sandbox's record at that moment, where known."""
+    """A delete call that reached the provider, with the sandbox's record at that moment, if known."""
 
     external_id: str
     record: Sandbox | None
 
 
 class FakeProvider:
-    """A provider that lists what it is given, and answers delete calls as scripted (else `WIPED`)."""
+    """A provider that lists `accounts`, and answers delete calls by `answers`, then `WIPED`."""
 
     def __init__(self, store: MemoryStore | None = None) -> None:
-        """Look records up in `store` at each delete call, for `deletes`."""
+        """Read the record of each delete call from `store`, for `deletes`."""
         self.accounts: Sequence[Account] = ()
         self.skipped: Sequence[SkippedAccount] = ()
         self.inactive: Sequence[InactiveAccount] = ()
@@ -963,7 +963,7 @@ class FakeProvider:
         self.answers: deque[WipeAnswer | Exception] = deque()
         self.during_list: Callable[[], object] = lambda: None
         self.during_delete: Callable[[str], object] = lambda _: None
-        """Called with the external id while a delete call is under way."""
+        """Called with the external id during each delete call."""
         self.deletes: list[DeleteCall] = []
         self._store = store
         self._admitted = threading.local()
@@ -975,7 +975,7 @@ class FakeProvider:
         return self.listing()
 
     def listing(self) -> AccountListing:
-        """Return what is listed now."""
+        """Return the current list."""
         return AccountListing(
             accounts=tuple(self.accounts),
             skipped=tuple(self.skipped),
@@ -995,7 +995,7 @@ class FakeProvider:
             self._admitted.calls = 0
 
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
-        assert getattr(self._admitted, "calls", 0) > 0, "one call for each admit, inside it"
+        assert getattr(self._admitted, "calls", 0) > 0, "each call needs an admit of its own"
         self._admitted.calls = 0
         records = iter(self._store.dump()[0].values() if self._store else ())
         self.deletes.append(DeleteCall(external_id, next((r for r in records if r.external_id == external_id), None)))

@@ -1,4 +1,4 @@
-"""microburst, a proxy before DynamoDB that fails calls by rules."""
+"""microburst: a proxy before DynamoDB that fails calls by rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FaultProxy:
-    """A proxy that listens at `url` once its `program` runs, and passes on everything until it is told otherwise."""
+    """A proxy that listens at `url` while its `program` runs. Without rules it passes every call on."""
 
     def __init__(self, port: int, upstream: str) -> None:
         self.url = f"http://{LOOPBACK}:{port}"
@@ -34,7 +34,7 @@ class FaultProxy:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run it for the time of the context. It has passed on a call: its first takes seconds, which others have not."""
+        """Run the proxy during the context. It passes on one call first: only its first call takes seconds."""
         patient = Config(read_timeout=60, retries={"total_max_attempts": 1})
         with running(self.program):
             boto3.client(
@@ -48,7 +48,7 @@ class FaultProxy:
             yield
 
     def inject(self, *rules: Mapping[str, Any]) -> int:
-        """Fail calls by these rules alone; returns how often those before them struck."""
+        """Replace all rules by these; return how often the earlier rules failed a call."""
         hits = sum(int(rule["fired_count"]) for rule in requests.get(self.program.ready_url, timeout=10).json())
         sent = [{"service": "dynamodb", **rule} for rule in rules]
         taken = requests.post(self.program.ready_url, json=sent, timeout=10)

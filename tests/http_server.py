@@ -1,4 +1,4 @@
-"""HTTP servers on loopback that a test writes in a few lines."""
+"""Small HTTP servers on loopback, for tests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers each request as `reply` does; says nothing on stderr."""
+    """Answers each request by `reply`, and writes nothing to stderr."""
 
     def reply(self) -> None:
-        """Answer the request; without an answer the connection is closed."""
+        """Answer the request. Without an answer the connection is closed."""
 
     def do_GET(self) -> None:
         self.reply()
@@ -24,7 +24,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply()
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """Send a whole answer; in a header's name `_` stands for a hyphen."""
+        """Send a whole answer. In the name of a header `_` means a hyphen."""
         self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServer]:
-    """Run a server for the time of the context, at `server.server_port`."""
+    """Run a server during the context, on `server.server_port`."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True  # clients may keep their connections
         thread = threading.Thread(target=server.serve_forever)

@@ -1,8 +1,8 @@
-"""What may happen to one sandbox: the table of states in docs/contract.md, written out apart from the code that it judges.
+"""The life of a sandbox by the table of states in docs/contract.md, written independently of the code that it checks.
 
-The oracle of every suite that watches changes. `check_change` judges one change with its fact, `check_history` the facts
-of one sandbox, `check_end` a record beside its last fact, `check_histories` all facts beside all records; each raises
-`Violation`, which names the rule. `kinds_of` is the table itself.
+All tests that watch changes use it. `check_change` checks one change with its fact, `check_history` the facts of one
+sandbox, `check_end` a record against its last fact, `check_histories` all facts against all records. Each raises
+`Violation`, which names the broken rule. `kinds_of` is the table itself.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ MOVES: Mapping[tuple[Status | None, Status | None], frozenset[FactKind]] = {
     (F, None): frozenset({FactKind.REMOVED}),
     (D, None): frozenset({FactKind.REMOVED}),
 }
-"""Every change of status that exists, and the kinds of fact that tell of it; None where there is no record."""
+"""Every possible change of status, and the kinds of fact for it. None means that there is no record."""
 STAYS: Mapping[Status, frozenset[FactKind]] = {
     A: frozenset({FactKind.UPDATED}),
     L: frozenset({FactKind.UPDATED, FactKind.QUARANTINED}),
     P: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.WIPED, FactKind.WIPE_FAILED}),
     F: frozenset({FactKind.UPDATED}),
 }
-"""The kinds of fact about a sandbox that stays in its status."""
+"""The kinds of fact for a change that keeps the status."""
 
 _OUTCOMES = frozenset({FactKind.WIPED, FactKind.WIPE_FAILED, FactKind.NEEDS_ATTENTION, FactKind.STALE})
 _FLAGGED = frozenset({L, P, F})
@@ -65,31 +65,31 @@ _DESCRIBED = ("name", "external_id", "sfdc_account_id")
 
 
 class Violation(AssertionError):
-    """A rule of the contract is broken."""
+    """A rule of the contract is broken; the message names it."""
 
 
 def kinds_of(before: Status | None, after: Status | None) -> frozenset[FactKind]:
-    """Return the kinds of fact that a change between these has; empty if there is no such change."""
+    """Return the possible kinds of fact for a change between two statuses; empty if there is no such change."""
     if before is after:
         return STAYS.get(before, frozenset()) if before else frozenset()
     return MOVES.get((before, after), frozenset())
 
 
 def check_record(sandbox: Sandbox) -> None:
-    """Raise `Violation` if a record breaks a rule by itself."""
+    """Raise `Violation` if a record by itself breaks a rule."""
     wipe = sandbox.wipe
     if sandbox.dirty and sandbox.status is A:
-        _broken("what is dirty is never available", sandbox)
+        _broken("a dirty sandbox is never available", sandbox)
     if not sandbox.dirty and sandbox.status is L:
-        _broken("what is allocated is dirty", sandbox)
+        _broken("an allocated sandbox is dirty", sandbox)
     if (sandbox.lease is not None) != (sandbox.status is L):
         _broken("a sandbox has a lease exactly while it is allocated", sandbox)
     if wipe and wipe.attempt_id is not None and sandbox.status is not P:
         _broken("an attempt is open only while the sandbox waits to be wiped", sandbox)
     if wipe and wipe.ready_at is not None and (sandbox.status is not P or sandbox.dirty or wipe.attempt_id is not None):
-        _broken("what cools is wiped, pending_deletion, and nobody calls for it", sandbox)
+        _broken("a cooling sandbox is wiped, pending_deletion, and has no open attempt", sandbox)
     if sandbox.quarantine is not None and sandbox.status not in _FLAGGED:
-        _broken("what is to be set aside is held, waits to be wiped, or is set aside", sandbox)
+        _broken("a sandbox with a quarantine is held, waits to be wiped, or is set aside", sandbox)
     if not 0 <= sandbox.status_order < ORDER_LIMIT or not 0 <= sandbox.version < ORDER_LIMIT:
         _broken("order and version are exact numbers", sandbox)
 
@@ -109,7 +109,7 @@ def check_change(before: Sandbox | None, after: Sandbox | None, fact: Fact | Non
         return
     if after is None:
         if before.dirty and before.status is not D:
-            _broken("what is dirty leaves a tombstone", before, after, fact)
+            _broken("a dirty sandbox leaves a tombstone", before, after, fact)
         return
     _check_same(before, after, fact)
     _check_dirt(before, after, fact)
@@ -142,15 +142,15 @@ def check_history(facts: Iterable[Fact]) -> None:
 
 
 def check_histories(facts: Iterable[Fact | PoolFact], records: Mapping[str, Sandbox]) -> None:
-    """Raise `Violation` if the facts of any sandbox do not lead to its record, of which all facts are there.
+    """Raise `Violation` if the facts of a sandbox do not lead to its record. `facts` must be complete.
 
-    Of a record without any fact nothing is known.
+    A record without facts is not checked.
     """
-    told: dict[str, list[Fact]] = defaultdict(list)
+    of_sandbox: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
         if isinstance(fact, Fact):
-            told[fact.sandbox_id].append(fact)
-    for sandbox_id, history in told.items():
+            of_sandbox[fact.sandbox_id].append(fact)
+    for sandbox_id, history in of_sandbox.items():
         check_history(history)
         record = records.get(sandbox_id)
         if record is None:
@@ -161,16 +161,16 @@ def check_histories(facts: Iterable[Fact | PoolFact], records: Mapping[str, Sand
 
 
 def check_end(last: Fact, *, status: Status | None, lease_id: str | None = None, version: int = ORDER_LIMIT) -> None:
-    """Raise `Violation` if a record is not what the last fact before it left; `lease_id` is its lease's, or last one's.
+    """Raise `Violation` if a record does not fit its last fact. `lease_id` is that of its lease, or of its last lease.
 
-    `status` is None where there is no record.
+    `status` is None if there is no record.
     """
     if status is not last.status:
-        _broken(f"a record stands where its last fact left it, and not at {status}", last)
+        _broken(f"a record has the status of its last fact, and not {status}", last)
     if status is not None and lease_id != last.lease_id:
-        _broken(f"a record has the lease that its last fact names, and not {lease_id}", last)
+        _broken(f"a record has the lease of its last fact, and not {lease_id}", last)
     if version < last.version:
-        _broken(f"versions grow, and {version} is none", last)
+        _broken(f"versions grow, and {version} is lower", last)
 
 
 def _cools(sandbox: Sandbox) -> bool:
@@ -178,15 +178,15 @@ def _cools(sandbox: Sandbox) -> bool:
 
 
 def _check_without_fact(before: Sandbox | None, after: Sandbox | None) -> None:
-    """Only taking an attempt and giving it back tells nothing."""
+    """Check a change without a fact: only the begin and the cancel of an attempt may be one."""
     if before is None or after is None or before.status is not P or after.status is not P:
         _broken("each change of status has its fact", before, after)
     _check_version(before, after)
     attempts = [each.wipe.attempt_id if each.wipe else None for each in (before, after)]
     if attempts[0] == attempts[1]:
-        _broken("only a take or a cancel has no fact", before, after)
+        _broken("only the begin or the cancel of an attempt has no fact", before, after)
     if _besides_attempts(before) != _besides_attempts(after):
-        _broken("a take or a cancel changes nothing but the attempt", before, after)
+        _broken("the begin or the cancel of an attempt changes only the attempt", before, after)
     if before.wipe and after.wipe and before.wipe.outcome_unknown and not after.wipe.outcome_unknown:
         _broken("a doubt lasts until a wipe or a sync", before, after)
 
@@ -202,13 +202,13 @@ def _check_fact(before: Sandbox | None, after: Sandbox | None, fact: Fact) -> No
     if shown is None:
         _broken("a fact is about a record", fact)
     lease = shown.lease or shown.last_lease
-    told = (fact.sandbox_id, fact.track_id, fact.lease_id, fact.status_before, fact.status)
+    said = (fact.sandbox_id, fact.track_id, fact.lease_id, fact.status_before, fact.status)
     track_id, lease_id = (lease.track_id, lease.lease_id) if lease else (None, None)
-    so = (shown.sandbox_id, track_id, lease_id, before.status if before else None, after.status if after else None)
-    if told != so:
-        _broken(f"a fact tells what is: {told} is not {so}", before, after, fact)
+    true = (shown.sandbox_id, track_id, lease_id, before.status if before else None, after.status if after else None)
+    if said != true:
+        _broken(f"a fact says what is true: {said} is not {true}", before, after, fact)
     if after is not None and (fact.version, fact.at) != (after.version, after.updated_at):
-        _broken("a fact is named by the version that it made", before, after, fact)
+        _broken("a fact has the version and time of the record that it made", before, after, fact)
     if before is not None and fact.version <= before.version:
         _broken("versions grow", before, after, fact)
     if fact.version < fact.at * 1000:
@@ -225,20 +225,20 @@ def _check_version(before: Sandbox, after: Sandbox) -> None:
 def _check_same(before: Sandbox, after: Sandbox, fact: Fact) -> None:
     _check_version(before, after)
     if (before.sandbox_id, before.created_at) != (after.sandbox_id, after.created_at):
-        _broken("id and birth of a sandbox never change", before, after, fact)
+        _broken("id and creation time of a sandbox never change", before, after, fact)
     if fact.kind not in {FactKind.UPDATED, FactKind.RESTORED} and any(
         getattr(before, name) != getattr(after, name) for name in _DESCRIBED
     ):
-        _broken("only a sync describes a sandbox", before, after, fact)
+        _broken("only a sync changes the description of a sandbox", before, after, fact)
 
 
 def _check_dirt(before: Sandbox, after: Sandbox, fact: Fact) -> None:
     if before.dirty and not after.dirty and fact.kind is not FactKind.WIPED:
-        _broken("only a confirmed wipe cleans", before, after, fact)
+        _broken("only a confirmed wipe makes a sandbox clean", before, after, fact)
     if not before.dirty and after.dirty and fact.kind is not FactKind.ALLOCATED:
-        _broken("only an allocation makes dirty", before, after, fact)
+        _broken("only an allocation makes a sandbox dirty", before, after, fact)
     if fact.kind is FactKind.WIPED and after.dirty:
-        _broken("what is wiped is clean", before, after, fact)
+        _broken("a wiped sandbox is clean", before, after, fact)
     if before.status is S and after.status is P and not after.dirty:
         _broken("a clean sandbox that is seen again is available", before, after, fact)
     if before.status is D and not before.dirty:
@@ -268,17 +268,17 @@ def _check_wipe(before: Sandbox, after: Sandbox, fact: Fact) -> None:
     if after.wipe and after.wipe.attempt_id is not None:
         opened = before.wipe.attempt_id if before.wipe else None
         if after.wipe.attempt_id != opened:
-            _broken("a take has no fact", before, after, fact)
+            _broken("the begin of an attempt has no fact", before, after, fact)
         if fact.kind in _OUTCOMES:
             _broken("an outcome ends its attempt", before, after, fact)
     if _cools(before) and fact.kind in {FactKind.WIPED, FactKind.WIPE_FAILED}:
-        _broken("nobody calls for what cools", before, after, fact)
+        _broken("there is no wipe of a cooling sandbox", before, after, fact)
     if _cools(after) and not _cools(before) and fact.kind is not FactKind.WIPED:
         _broken("only a wipe makes a sandbox cool", before, after, fact)
     if fact.kind is FactKind.WIPED and after.status is P and not _cools(after):
-        _broken("what is wiped leaves pending_deletion, or cools", before, after, fact)
+        _broken("a wiped sandbox leaves pending_deletion, or cools", before, after, fact)
     if fact.kind is FactKind.AVAILABLE and not _cools(before):
-        _broken("only what has cooled becomes available by itself", before, after, fact)
+        _broken("only a sandbox that has cooled becomes available by itself", before, after, fact)
     in_doubt = (before.wipe is not None and before.wipe.outcome_unknown) or bool(fact.details.get("accepted_only"))
     if fact.kind is FactKind.WIPED and in_doubt and after.status in {A, P}:
         _broken("after a wipe in doubt only a sync makes a sandbox available", before, after, fact)
@@ -288,18 +288,18 @@ def _check_quarantine(before: Sandbox, after: Sandbox, fact: Fact) -> None:
     flag, still = before.quarantine, after.quarantine
     if before.status is P and flag is not None:
         if after.status not in {P, F}:
-            _broken("what an operator wants set aside goes to a person", before, after, fact)
+            _broken("a sandbox that an operator sets aside waits for a person", before, after, fact)
         if after.status is F and still is None and (after.wipe is None or after.wipe.last_error != flag):
             _broken("the reason of a quarantine is kept", before, after, fact)
         if _cools(after) and not _cools(before):
-            _broken("what goes to a person need not cool", before, after, fact)
+            _broken("a sandbox that waits for a person does not cool", before, after, fact)
     if fact.kind is FactKind.WIPED and after.status is F and flag is None:
-        _broken("a wiped sandbox goes to a person only if an operator asked for it", before, after, fact)
+        _broken("a wiped sandbox waits for a person only if an operator asked for that", before, after, fact)
     if still != flag and still is not None and fact.kind is not FactKind.QUARANTINED:
         _broken("only an operator asks for a quarantine", before, after, fact)
     is_lifted = fact.kind is FactKind.UPDATED and fact.details.get("quarantine") == "lifted"
     if flag is not None and still is None and not is_lifted and F not in {before.status, after.status}:
-        _broken("a quarantine holds until it is lifted", before, after, fact)
+        _broken("a quarantine stays until it is lifted", before, after, fact)
 
 
 def _broken(rule: str, *shown: object) -> NoReturn:

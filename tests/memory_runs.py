@@ -1,4 +1,4 @@
-"""Records and locks of runs in this process's memory: the shortest example of both ports, for tests of the core."""
+"""The records and locks of runs in memory, for tests of the core: the shortest example of both ports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 class MemoryJobRuns:
-    """Implements `JobRuns`; forgets nothing by itself. A test sets the time, and how many deletes are queued."""
+    """Implements `JobRuns` without expiry. A test sets the time and the number of queued deletes."""
 
     def __init__(self) -> None:
         self.now = 1_700_000_000.0

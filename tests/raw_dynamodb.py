@@ -1,4 +1,4 @@
-"""A socket in DynamoDB's place that sends what a test says, byte by byte: for answers that no engine gives."""
+"""A socket in place of DynamoDB that sends the exact bytes of a test: for answers that no engine gives."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 Behaviour = Callable[["Exchange"], object]
 
 PATIENCE_SEC = 20
-"""After this long a socket gives up on a client that waits for ever."""
+"""After this time a socket closes a connection on which nothing happens."""
 
 
 class Exchange:
-    """One request that came in, and the connection on which to answer it."""
+    """One request, and the connection on which to answer it."""
 
     def __init__(self, connection: socket.socket, operation: str, body: bytes) -> None:
         self.operation = operation
         self.request: dict[str, Any] = json.loads(body)
         self.connection = connection
         self.was_waited_for = False
-        """Whether the client stayed for as long as a behaviour went on; for behaviours to set."""
+        """Whether the client waited until the behaviour ended. The behaviour sets it."""
 
     def send(self, *parts: bytes) -> None:
-        """Send bytes as they are."""
+        """Send these bytes and nothing else."""
         self.connection.sendall(b"".join(parts))
 
 
 class RawDynamoDB:
-    """Keeps connections open until `behave` closes one, or its client does; `connections` counts them."""
+    """Keeps each connection open until `behave` or its client closes it; `connections` counts them."""
 
     def __init__(self, behave: Behaviour, tls: ssl.SSLContext | None) -> None:
         self.behave = behave
@@ -48,7 +48,7 @@ class RawDynamoDB:
         self._threads[0].start()
 
     def close(self) -> None:
-        """Stop, once every client has gone."""
+        """Stop after every client has closed its connection."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
@@ -76,7 +76,7 @@ class RawDynamoDB:
                     length = int(headers[b"content-length"])
                     body = source.read(length)
                     if len(body) < length:
-                        return  # its head came just before the connection was closed after the last answer
+                        return  # the connection was closed between the head and the body
                     self.requests.append(Exchange(talk, operation, body))
                     self.behave(self.requests[-1])
         except OSError:
@@ -85,7 +85,7 @@ class RawDynamoDB:
 
 @contextmanager
 def raw_dynamodb(behave: Behaviour, *, tls: ssl.SSLContext | None = None) -> Iterator[RawDynamoDB]:
-    """Run one for the time of the context; `behave` answers each request, and may be replaced."""
+    """Run the socket during the context. `behave` answers each request; a test may replace it."""
     server = RawDynamoDB(behave, tls)
     try:
         yield server
@@ -94,6 +94,6 @@ def raw_dynamodb(behave: Behaviour, *, tls: ssl.SSLContext | None = None) -> Ite
 
 
 def whole(body: bytes, *, status: str = "200 OK", content_type: str = "application/x-amz-json-1.0") -> bytes:
-    """Return an answer as DynamoDB frames it."""
+    """Return an HTTP answer with the headers of DynamoDB."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body

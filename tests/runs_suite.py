@@ -1,6 +1,6 @@
-"""What holds for the runs of jobs, wherever their records and locks are kept: each run ends once.
+"""The contract of the runs of jobs for every store of their records and locks: each run ends once.
 
-Whatever is delivered twice, lost, or late. A subclass says by fixtures where they are kept.
+That holds although messages come twice, late, or not at all. A subclass names its store by fixtures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def found(runs: Runs, job_id: str = "run") -> JobRun:
 
 
 class RunsContract:
-    """Needs the fixtures `kept`, and `queue_a_delete`, which puts a delete into the queue."""
+    """Needs the fixtures `kept` (the records) and `queue_a_delete` (puts a delete into the queue)."""
 
     @pytest.fixture
     def runs(self, kept: JobRuns) -> Runs:
@@ -46,7 +46,7 @@ class RunsContract:
 
     @pytest.fixture
     def hasty(self, kept: JobRuns) -> Runs:
-        """Take every cleanup for stalled at once."""
+        """Return runs for which every open cleanup is stalled at once."""
         return Runs(kept, stall_limit_sec=-1)
 
     def test_a_run_is_found_at_each_step(self, runs: Runs) -> None:
@@ -149,20 +149,20 @@ class RunsContract:
         assert closing[0].event.message == "Deleted 40 sandboxes, 0 failed"
         assert (found(runs).result or {})["deleted"] == 40
 
-    def test_a_cleanup_that_is_delivered_again_hands_out_only_what_has_not_reported(self, runs: Runs) -> None:
+    def test_a_cleanup_that_is_delivered_again_dispatches_only_what_has_not_reported(self, runs: Runs) -> None:
         dispatch(runs, "1", "2", "3")
         runs.settle("run", "2", DeleteOutcome.DELETED, None)
 
         assert runs.dispatch("run", ["2", "3", "4"]) == ["1", "3"]
 
-    def test_a_cleanup_that_has_ended_hands_out_nothing(self, runs: Runs) -> None:
+    def test_a_cleanup_that_has_ended_dispatches_nothing(self, runs: Runs) -> None:
         dispatch(runs, "1")
         runs.settle("run", "1", DeleteOutcome.DELETED, None)
 
         assert runs.dispatch("run", ["2"]) == []
         assert runs.dispatch("forgotten", ["2"]) == []
 
-    def test_a_cleanup_that_finds_nothing_hands_out_nothing(self, runs: Runs) -> None:
+    def test_a_cleanup_that_finds_nothing_dispatches_nothing(self, runs: Runs) -> None:
         dispatch(runs)
 
         assert runs.find_open_cleanup() is None

@@ -1,4 +1,4 @@
-"""A whole broker without processes: every use case over test doubles, put together as one process has it."""
+"""A whole broker without processes: every use case over test doubles, built as in one process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class JudgedStore(StoreWrapper):
-    """Refuse every write that the contract forbids."""
+    """Refuses every write that the contract forbids."""
 
     def commit(self, *changes: Change) -> None:
         for each in changes:
@@ -55,8 +55,8 @@ class JudgedStore(StoreWrapper):
 class World:
     """One process's use cases over a store, a provider and a clock.
 
-    `memory` is the store underneath, to arrange and to look at; `store` is what the use cases see. Each change that they
-    commit is held against the contract.
+    The use cases see `store`. `memory` is the store below it, for tests to fill and to read. Each change that the use
+    cases commit is checked against the contract.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class World:
         self.start()
 
     def start(self) -> None:
-        """Start the process, or start it anew after a crash: nothing that was in its memory is left."""
+        """Start the process, for the first time or again after a crash, with an empty memory."""
         store, clock, rng, recorder, policy = JudgedStore(self.store), self.clock, self.rng, self.recorder, self.policy
         self.guard = Guard(store=store, memory=self.table_memory, recorder=recorder, clock=clock, rng=rng)
         self.pauses = PauseCache(store, clock, Random(1))
@@ -124,12 +124,12 @@ class World:
         self.operations = Operations(store=store, guard=self.guard, clock=clock, threads=1)
 
     def set_policy(self, **changes: object) -> None:
-        """Start the process anew with another policy."""
+        """Start the process again with another policy."""
         self.policy = replace(self.policy, **changes)  # type: ignore[arg-type] # replace checks the names
         self.start()
 
     def recycle(self, policy: RecyclePolicy) -> None:
-        """Start the process anew with another recycle policy."""
+        """Start the process again with another recycle policy."""
         self.set_policy(recycle=policy)
 
     def pool(self, count: int) -> list[Sandbox]:
@@ -151,7 +151,7 @@ class World:
         )
 
     def pending(self, sandbox_id: str = "sbx-0", **changes: object) -> Sandbox:
-        """Put a sandbox in the store that its track has just given back."""
+        """Store a sandbox that its track has just given back, and return its record."""
         sandbox = make_sandbox(
             sandbox_id,
             status=Status.PENDING_DELETION,
@@ -167,6 +167,6 @@ class World:
         return sandbox
 
     def record(self, sandbox_id: str) -> Sandbox:
-        """Return a record as it is stored."""
+        """Return the stored record of a sandbox."""
         sandboxes, _ = self.memory.dump()
         return sandboxes[sandbox_id]

@@ -1,4 +1,4 @@
-/* Preloaded into a process, whose clock is then WRONG_CLOCK_SEC seconds ahead; its monotonic clock stays as it is. */
+/* Preloaded into a process: its clock is WRONG_CLOCK_SEC seconds ahead, its monotonic clock stays right. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>

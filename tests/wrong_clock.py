@@ -1,4 +1,4 @@
-"""Real processes whose clock is wrong: a small library, built once a session, is preloaded into them."""
+"""Real processes with a wrong clock: a small library, built once a session, is preloaded into them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.backends import installed
 
 
 def build(directory: Path) -> Path:
-    """Build the library; skip the test (in CI fail it) without a compiler."""
+    """Build the library and return its path. Without a compiler skip the test, or fail it in CI."""
     library = directory / "wrong_clock.so"
     if not library.exists():
         compiler = installed("cc", package="gcc libc6-dev")
@@ -19,5 +19,5 @@ def build(directory: Path) -> Path:
 
 
 def ahead(seconds: int, library: Path) -> dict[str, str]:
-    """Return the environment of a process whose clock is so many seconds ahead."""
+    """Return the environment of a process whose clock is `seconds` ahead."""
     return {"LD_PRELOAD": str(library), "WRONG_CLOCK_SEC": str(seconds)}

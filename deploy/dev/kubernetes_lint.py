@@ -1,7 +1,7 @@
-"""`python -m deploy.dev.kubernetes_lint`: hold every object under `deploy/kubernetes` to the schema of its kind.
+"""`python -m deploy.dev.kubernetes_lint`: check every object under `deploy/kubernetes` against the schema of its kind.
 
-kubernetes-validate has those of Kubernetes' own kinds, and passes over all others: these are in `custom-kinds.yaml`.
-An object of a kind that neither knows is a fault.
+kubernetes-validate has the schemas of Kubernetes' own kinds; `custom-kinds.yaml` has those of all others. An object
+whose kind has no schema is a fault.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CUSTOM: dict[str, Any] = yaml.safe_load(_CUSTOM_FILE.read_text())
 
 
 def main(directory: Path = _MANIFESTS) -> int:
-    """Print each fault with its file, and what was checked; returns the exit code."""
+    """Print each fault with its file, then the totals; return the exit code."""
     objects = [
         (path, each) for path in sorted(directory.rglob("*.yaml")) for each in yaml.safe_load_all(path.read_text())
     ]
@@ -41,7 +41,7 @@ def main(directory: Path = _MANIFESTS) -> int:
 
 
 def find_faults(each: dict[str, Any]) -> Iterator[str]:
-    """Yield what the schema of its kind has against an object."""
+    """Yield each fault of an object by the schema of its kind."""
     what = f"{each['kind']} {each.get('metadata', {}).get('name', '')}".strip()
     if schema := _CUSTOM.get(_name_of(each)):
         for error in Draft202012Validator({"type": "object", "$defs": _CUSTOM["$defs"]} | schema).iter_errors(each):
@@ -52,7 +52,7 @@ def find_faults(each: dict[str, Any]) -> Iterator[str]:
     except kubernetes_validate.ValidationError as error:
         yield f"{what}: {error.json_path}: {error.message}"
     except kubernetes_validate.SchemaNotFoundError:
-        yield f"{what}: {_name_of(each)} has no schema: write one in {_CUSTOM_FILE.relative_to(ROOT)}"
+        yield f"{what}: {_name_of(each)} has no schema. Write one in {_CUSTOM_FILE.relative_to(ROOT)}"
 
 
 def _name_of(each: dict[str, Any]) -> str:

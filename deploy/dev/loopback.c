@@ -1,4 +1,4 @@
-/* Preloaded into DynamoDB Local, which cannot be told an address: whatever it binds over IPv4, it binds on loopback. */
+/* Preloaded into DynamoDB Local, which has no option for its address: each IPv4 bind becomes a bind to loopback. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <netinet/in.h>

@@ -1,14 +1,15 @@
-"""A stand-in for the provider (the ENG CSP), for development and tests: the same API, with realistic accounts.
+"""A mock of the provider (the ENG CSP) for development and tests: the same API, with realistic accounts.
 
-It keeps everything in memory and shares no code with the broker. Run it by `python deploy/dev/mock_csp.py`.
+It keeps everything in memory and shares no code with the broker. Run it with `python deploy/dev/mock_csp.py`.
 
 Environment: `MOCK_CSP_BIND` (127.0.0.1), `MOCK_CSP_PORT` (8090; 0 takes a free one), `MOCK_CSP_TOKEN`,
-`MOCK_CSP_POOL` (active sandbox accounts, 50), `MOCK_CSP_OTHERS` (accounts that must not count, 300), `MOCK_CSP_SEED`,
-and `MOCK_CSP_<SWITCH>` for every switch.
+`MOCK_CSP_POOL` (active sandbox accounts, 50), `MOCK_CSP_OTHERS` (accounts of other kinds and states, 300),
+`MOCK_CSP_SEED`, and `MOCK_CSP_<SWITCH>` for every switch.
 
-Beside the provider's API: `GET`, `PUT` (the rest as at the start) and `PATCH` (the rest as it is) `/_mock/switches`;
-`GET`, `DELETE` `/_mock/deletes`: every delete that was asked for, and how many calls ran at once at most;
-`GET`, `POST` `/_mock/accounts`, `DELETE /_mock/accounts/<csp_id>`.
+Besides the provider's API:
+- `GET /_mock/switches`; `PUT` sets some and resets all others, `PATCH` sets some;
+- `GET`, `DELETE` `/_mock/deletes`: every delete call so far, and the highest number of calls at once;
+- `GET`, `POST` `/_mock/accounts`, `DELETE /_mock/accounts/<csp_id>`.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
 
 
 class BadSwitchError(Exception):
-    """Switches that do not exist, or values that they do not take; one line each."""
+    """A switch does not exist or cannot have a value; one line for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Switches:
-    """How it misbehaves; numbers count down where they say `next`."""
+    """The faults that the mock shows. A number whose name has `next` counts down."""
 
     delete_seconds: float = 1.0
     list_seconds: float = 0.0
@@ -57,7 +58,7 @@ class Switches:
     fail_deletes_for_seconds: float = 0.0
     fail_next_lists: int = 0
     fail_status: int = 500
-    """200 and 202 say no in the body alone."""
+    """With 200 and 202 only the body has the error."""
     html_errors: bool = False
     drop_next_deletes: int = 0
     drop_next_lists: int = 0
@@ -66,22 +67,22 @@ class Switches:
     truncated_list: bool = False
     empty_list: bool = False
     shuffled_list: bool = False
-    """Each answer, and so each page, has the accounts in another order."""
+    """Each answer, also each page, has its own order of the accounts."""
     malformed_account: bool = False
     delete_answer: int = 200
     unauthorized: bool = False
     redirect: bool = False
     login_page: bool = False
-    """Answer everything with 200 and an HTML page, as a portal does whose session ended."""
+    """Answer every call with 200 and an HTML page, as a portal does after its session has ended."""
     paging: str = "off"
-    """`offset` and `token` as in Infoblox' `page` object; `link`, `limit` (`_offset`, `_limit`) and `number`."""
+    """`offset` and `token` work as in Infoblox' `page` object; `limit` uses `_offset` and `_limit`."""
     page_size: int = 100
     on_delete: str = "reset"
     hold_deletes_until: int = 0
-    """A delete ends only while so many are under way, or as many as there are accounts; the oldest ends first."""
+    """A delete ends only while so many run at once (or as many as there are accounts); the oldest ends first."""
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
-        """Return these switches with some of them set; raises `BadSwitchError` that names all that is wrong."""
+        """Return these switches with `changes`. Raises `BadSwitchError` with all problems."""
         kinds = {item.name: type(item.default) for item in fields(self)}
         problems: list[str] = []
         taken: dict[str, Any] = {}
@@ -105,9 +106,9 @@ class Switches:
 
 @dataclass(kw_only=True)
 class Delete:
-    """One delete that was asked for; `answer` is the status, None while it runs and if the connection was dropped.
+    """One delete call. `answer` is the status, or None while it runs or if the connection was dropped.
 
-    `held_with`: how many deletes, itself included, were held when it was let go.
+    `held_with`: the number of deletes, this one included, that waited when it was let go.
     """
 
     external_id: str
@@ -121,7 +122,7 @@ class Delete:
 
 @dataclass(kw_only=True)
 class World:
-    """All state; every access holds `lock`."""
+    """All state. Every access holds `lock`."""
 
     initial: Switches
     token: str
@@ -143,12 +144,12 @@ class World:
         self.set_switches(self.initial)
 
     def set_switches(self, switches: Switches) -> None:
-        """Put the switches; the time in which deletes fail starts now."""
+        """Set all switches. `fail_deletes_for_seconds` counts from now."""
         self.switches = switches
         self.fail_until = time.monotonic() + switches.fail_deletes_for_seconds
 
     def add_account(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Add an account made up of realistic values and those given."""
+        """Add an account with the `given` fields and realistic values for the others."""
         self.last_csp_id += self.rng.randint(1, 7)
         self.names += 1
         series = "lab-expedition" if self.names % 5 == 0 else "lab-adventure"
@@ -168,7 +169,7 @@ class World:
         return account
 
     def use_up(self, name: str) -> bool:
-        """Tell whether a switch that counts down still applies, and count."""
+        """Tell whether a switch that counts down still applies, and count down."""
         left = int(getattr(self.switches, name))
         if left:
             counted: dict[str, Any] = {name: left - 1}
@@ -176,7 +177,7 @@ class World:
         return left > 0
 
     def wipe(self, account: str, entry: Delete) -> None:
-        """Carry out a delete, once it need not be held any longer."""
+        """Wipe an account when the switches let its delete end."""
         with self.lock:
             self.held.append(entry)
             self.has_changed.notify_all()
@@ -190,7 +191,7 @@ class World:
             self.has_changed.notify_all()
 
     def may_go(self, entry: Delete) -> bool:
-        """Tell whether a delete that is held may end."""
+        """Tell whether a waiting delete may end now."""
         until = self.switches.hold_deletes_until
         return not until or (self.held[0] is entry and len(self.held) >= min(until, len(self.accounts)))
 
@@ -208,7 +209,7 @@ class World:
 
 
 def populate(world: World, *, pool: int, others: int) -> None:
-    """Make the accounts: the pool, and others, mixed, that must not count."""
+    """Make the accounts in random order: `pool` active sandboxes, and `others` that the broker must ignore."""
     states = ("disabled", "pending", "suspended", "deleted")
     kinds = ("standard", "partner", "internal", "trial")
     makes: list[dict[str, str]] = [{} for _ in range(pool)]
@@ -223,7 +224,7 @@ def populate(world: World, *, pool: int, others: int) -> None:
 
 
 class ProviderApi:
-    """What the provider offers."""
+    """The routes of the provider's API."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -300,7 +301,7 @@ class ProviderApi:
 
 
 class ControlApi:
-    """What tests and developers use: the switches, the log of deletes, the accounts."""
+    """The routes for tests and developers: switches, log of deletes, accounts."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -320,7 +321,7 @@ class ControlApi:
             return asdict(world.switches), 200
 
     def deletes(self) -> dict[str, Any]:
-        """Show what was asked to be deleted; forget it on DELETE."""
+        """Show the log of deletes; DELETE empties it."""
         world = self._world
         with world.lock:
             if request.method == "DELETE":
@@ -333,7 +334,7 @@ class ControlApi:
             }
 
     def accounts(self) -> dict[str, Any]:
-        """Show all accounts, and when each was wiped last."""
+        """Show all accounts, each with the time of its last wipe."""
         world = self._world
         with world.lock:
             return {
@@ -352,7 +353,7 @@ class ControlApi:
             return self._world.add_account(given), 201
 
     def remove_account(self, csp_id: str) -> tuple[dict[str, Any], int]:
-        """Remove an account behind the broker's back."""
+        """Remove an account without a delete call."""
         with self._world.lock:
             accounts = self._world.accounts
             keys = [key for key, account in accounts.items() if str(account["csp_id"]) == csp_id]
@@ -378,15 +379,15 @@ def create_app(world: World) -> Flask:
 
 
 def json_object() -> dict[str, Any]:
-    """Return the request's body; raises `BadSwitchError` if it is no JSON object."""
+    """Return the request's body. Raises `BadSwitchError` if it is not a JSON object."""
     given = request.get_json(silent=True)
     if not isinstance(given, dict):
-        raise BadSwitchError("a JSON object is wanted")
+        raise BadSwitchError("the body must be a JSON object")
     return given
 
 
 def fail(switches: Switches, status: int, message: str) -> Response:
-    """Answer with an error, as JSON or as a page."""
+    """Answer with an error, as JSON or as an HTML page."""
     if switches.html_errors:
         page = f"<html><head><title>{int(status)}</title></head><body><h1>{message}</h1></body></html>"
         return Response(page, int(status), content_type="text/html")
@@ -395,14 +396,14 @@ def fail(switches: Switches, status: int, message: str) -> Response:
 
 
 def drop_connection() -> Response:
-    """Close the connection, so that the answer gets nowhere."""
+    """Close the connection, so that the answer does not arrive."""
     connection: socket.socket = request.environ["werkzeug.socket"]
     connection.shutdown(socket.SHUT_RDWR)
     return Response(status=500)
 
 
 def answer_list(switches: Switches, accounts: list[dict[str, Any]]) -> Response:
-    """Answer with the list, or the page of it that was asked for, as the switches say."""
+    """Answer with the list or the requested page of it, with the faults of the switches."""
     if switches.empty_list:
         accounts = []
     if switches.malformed_account and accounts:
@@ -415,7 +416,7 @@ def answer_list(switches: Switches, accounts: list[dict[str, Any]]) -> Response:
 
 
 def page_of(switches: Switches, accounts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Cut out one page, and say where the next one is."""
+    """Return the requested page, with the position of the next."""
     if switches.paging == "off":
         return {"results": accounts}
     size, count, asked = switches.page_size, len(accounts), request.args
@@ -440,7 +441,7 @@ def page_of(switches: Switches, accounts: list[dict[str, Any]]) -> dict[str, Any
 
 
 class Handler(WSGIRequestHandler):
-    """HTTP/1.1, and one short line a request."""
+    """Speaks HTTP/1.1 and logs one short line for each request."""
 
     protocol_version = "HTTP/1.1"
 
@@ -451,7 +452,7 @@ class Handler(WSGIRequestHandler):
 
 
 def read_world(environ: Mapping[str, str]) -> tuple[World, tuple[str, int]]:
-    """Make the world and the address that the environment asks for; raises `BadSwitchError`."""
+    """Return the world and the address that the environment sets. Raises `BadSwitchError`."""
     given = {name: value.strip() for name, value in environ.items() if name.startswith("MOCK_CSP_") and value.strip()}
     numbers, problems = {"PORT": 8090, "POOL": 50, "OTHERS": 300, "SEED": 1}, []
     for name in numbers:
@@ -485,16 +486,16 @@ def split_names(text: str) -> list[tuple[str, str]]:
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT; calls under way are then cut off."""
+    """Serve until SIGTERM or SIGINT, which cut off running calls."""
     try:
         world, address = read_world(os.environ)
-        # A burst of several hundred new connections waits in the queue.
+        # The queue has room for a burst of several hundred new connections.
         listener = socket.create_server(address, backlog=1024)
     except BadSwitchError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"mock-csp: cannot listen where MOCK_CSP_BIND and MOCK_CSP_PORT say: {error.strerror}", file=sys.stderr)
+        print(f"mock-csp: cannot listen: {error.strerror}. Change MOCK_CSP_BIND or MOCK_CSP_PORT", file=sys.stderr)
         return 1
     with listener:
         return serve(world, listener)
@@ -505,7 +506,7 @@ def serve(world: World, listener: socket.socket) -> int:
     server = ThreadedWSGIServer(listener.getsockname()[0], 0, create_app(world), handler=Handler, fd=listener.fileno())
 
     def stop(*_: object) -> None:
-        # shutdown() waits for the loop that this handler interrupts.
+        # In a thread: shutdown() waits for the loop that this handler interrupts.
         threading.Thread(target=server.shutdown, daemon=True).start()
 
     signal.signal(signal.SIGTERM, stop)

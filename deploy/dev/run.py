@@ -1,7 +1,7 @@
 """`make run`: start a whole broker on this machine, keep it running, and stop it in order.
 
-Ctrl-C, SIGTERM or a closed terminal stop everything, a second Ctrl-C at once. What is started, and which variables
-change it: see `plan`.
+Ctrl-C, SIGTERM or a closed terminal stop everything; a second Ctrl-C does not wait. `plan` says what is started, and
+which variables change that.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ _SYNC_SEC = 60
 _FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 0.5, 10
 _HEALTH_SEC = 2
 _SETTLED_SEC = 30
-"""A process that ran for so long is no longer counted as failing again and again."""
+"""A process that ran for so long starts again after the shortest pause."""
 
 
 class CannotRun(Exception):
-    """Something that the broker cannot run without is not there; the message is for the terminal."""
+    """A part that the broker needs is missing or failed; the message is for the terminal."""
 
 
 class Stopped(Exception):
-    """A signal came while the broker was starting."""
+    """A signal asked to stop while the broker was starting."""
 
 
 class Terminal:
-    """Writes whole lines, each with its origin, from several threads."""
+    """Writes whole lines from several threads, each with the name of its program."""
 
     def __init__(self) -> None:
         self.is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._lock = threading.Lock()
 
     def say(self, name: str, line: str) -> None:
-        """Write one line under its origin."""
+        """Write one line of the program `name`."""
         prefix = f"{name:8} | "
         if self.is_coloured:
             prefix = f"\x1b[{_COLOURS.get(name, 1)}m{prefix}\x1b[0m"
         self.write(f"{prefix}{line}")
 
     def write(self, line: str) -> None:
-        """Write one line as it is, to be copied."""
+        """Write one line without a name before it, so that it can be copied."""
         data = f"{line}\n".encode()
         with self._lock:
             try:
                 while data:
                     data = data[os.write(1, data) :]
-            except OSError:  # the terminal went away; what runs must still be stopped in order
+            except OSError:  # The terminal is closed. All processes must still be stopped in order.
                 return
 
 
@@ -89,12 +89,12 @@ class Signals:
         return self._count > 1
 
     def _note(self, _signum: int, _frame: FrameType | None) -> None:
-        # Nothing that takes a lock, which what is interrupted may hold: a threading.Event would hang now and then.
+        # Take no lock: the code that this signal interrupts may hold it. A threading.Event would hang now and then.
         self._count += 1
 
 
 class Runner:
-    """One run, from the first engine's start to the last one's end."""
+    """One run, from the start of the first program to the end of the last."""
 
     def __init__(self, plan: Plan, scratch: Path, terminal: Terminal, signals: Signals) -> None:
         self._plan = plan
@@ -111,6 +111,8 @@ class Runner:
         began = time.monotonic()
         try:
             self._check_ports()
+            started = ", ".join(process.name for process in self._parts + self._services)
+            self._say(f"starting a whole broker on this machine: {started}. It is ready in about 15 s")
             self._start(self._parts)
             self._await(self._parts)
             self._create_table()
@@ -130,10 +132,10 @@ class Runner:
         seen: dict[int, str] = {}
         problems = []
         for name, host, port in programs.ports(self._plan):
-            reason = f"{seen[port]} asks for it too" if port in seen else why_not_bindable(host, port)
+            reason = f"{seen[port]} has the same" if port in seen else why_not_bindable(host, port)
             seen[port] = name
             if reason:
-                problems.append(f"port {port} cannot be used: {reason}. Choose another with {name}=…")
+                problems.append(f"port {port} cannot be used: {reason}. Choose another: make run {name}=…")
         if problems:
             raise CannotRun("\n".join(problems))
 
@@ -145,7 +147,7 @@ class Runner:
             self._running.append(process)
 
     def _await(self, processes: Sequence[Process]) -> None:
-        """Wait until all of them answer."""
+        """Wait until all `processes` answer."""
         for process in processes:
             ready = wait_until(
                 process.is_ready,
@@ -170,22 +172,22 @@ class Runner:
         if self._signals.have_arrived():
             raise Stopped
         if ended != 0:
-            raise CannotRun("the table could not be created" if process.last_line else f"the table's command {how}")
+            raise CannotRun(f"the table could not be created: {process.last_line or how}")
 
     def _start_services(self) -> None:
         has_redis = self._plan.embeds_redis or answers(self._plan.env["REDIS_URL"])
         flower, worker, api, beat = self._services
         self._start([worker, api])
         self._await([worker, api] if has_redis else [api])
-        self._start([beat, flower])  # now: Flower asks the worker what it does as soon as it starts
+        self._start([beat, flower])  # after the worker, which Flower asks at its own start
         if has_redis:
             self._await([beat, flower])
             self._first_sync()
         else:
-            self._say("Redis (REDIS_URL) does not answer: the API serves tracks, jobs wait for it")
+            self._say("Redis (REDIS_URL) does not answer: the API serves tracks, and jobs wait until Redis answers")
 
     def _first_sync(self) -> None:
-        """Fill the pool, as an operator would. A provider that is away does not keep the API from serving."""
+        """Fill the pool by a sync, as an operator would. If the provider does not answer, the API still serves."""
         admin_url = f"{self._plan.api_url}{self._plan.settings.api_base_path}/admin"
         headers = {"Authorization": f"Bearer {self._plan.operator_token}"}
         run: dict[str, object] = {}
@@ -200,11 +202,11 @@ class Runner:
             if status != http.HTTPStatus.ACCEPTED:
                 self._say(f"the first sync was refused: {status} {body}")
             elif not wait_until(has_ended, _SYNC_SEC, give_up=self._signals.have_arrived):
-                self._say("the first sync still runs")
+                self._say(f"the first sync still runs after {_SYNC_SEC} s: the pool fills when it ends")
             elif run.get("state") != "succeeded":
                 self._say(f"the first sync {run.get('state')}: {run.get('error') or run.get('result')}")
         except (OSError, http.client.HTTPException) as error:
-            self._say(f"the API did not answer when it was asked for the first sync: {error}")
+            self._say(f"the API did not answer the request for the first sync: {error}")
 
     def _say_what_is_there(self, seconds: float) -> None:
         plan = self._plan
@@ -234,7 +236,7 @@ class Runner:
             self._terminal.write(line)
 
     def _keep_running(self) -> None:
-        """Start again what ends by itself, or says that it does not work any more, until a signal comes."""
+        """Until a signal comes, start each process again that ends by itself or reports that it no longer works."""
         look_at = 0.0
         while not self._signals.have_arrived():
             time.sleep(0.1)
@@ -252,14 +254,14 @@ class Runner:
     def _stop_what_is_unwell(self) -> None:
         for process in self._running:
             if process.name not in self._restart_at and process.is_unwell():
-                self._say(f"{process.name} runs, and does not work any more: it is stopped")
+                self._say(f"{process.name} runs but no longer works: it is stopped and started again")
                 process.stop(in_a_hurry=self._signals.have_arrived)
 
     def _note_death(self, process: Process) -> None:
         process.kill_group()
         how = f"{process.name} {process.ending()}"
         if process.name == "dynamodb":
-            raise CannotRun(f"{how}. Its tables are gone with it, so everything stops.")
+            raise CannotRun(f"{how}. Its tables are lost, so everything stops. Run make run again.")
         if time.monotonic() - process.started_at > _SETTLED_SEC:
             del self._failures[process.name]
         pause = min(_FIRST_PAUSE_SEC * 2 ** self._failures[process.name], _LONGEST_PAUSE_SEC)
@@ -269,10 +271,10 @@ class Runner:
 
     def _stop(self) -> None:
         if self._signals.have_arrived():
-            self._say("stopping, once what runs is finished; a second Ctrl-C does not wait")
+            self._say("stopping when running work is finished; a second Ctrl-C does not wait")
         in_order = [process for process in self._parts + self._services if process in self._running]
         for process in in_order:
-            if process.name == "flower":  # it takes long where Redis is away, and nothing waits for it
+            if process.name == "flower":  # Without Redis it takes long, and no other process needs it.
                 process.ask_to_stop()
         for process in reversed(in_order):
             self._say(f"{process.name} {process.stop(in_a_hurry=self._signals.in_a_hurry)}")
@@ -285,17 +287,17 @@ class Runner:
 
 
 def _shown_token(plan: Plan, name: str) -> str:
-    """Return what a pasted command shall hold: the public development token, or a reference to the caller's own."""
+    """Return the token for a command to paste: the public development token, or a reference to the caller's own."""
     if name not in plan.given:
         return plan.env[name]
     first = plan.env[name].split(",", 1)[0].strip()
     if first.startswith("sha256:"):
-        return f"<the token that {name} holds the hash of>"
+        return f"<the token whose hash {name} has>"
     return f"${{{name}%%,*}}" if "," in plan.env[name] else f"${name}"
 
 
 def _operators_line(plan: Plan, url: str) -> str:
-    """Return what another shell is given for `broker`: what this run added, as the caller's own may be secret."""
+    """Return the `export` line for `broker` in another shell, without the caller's own values: these may be secret."""
     names = (
         "BROKER_ENV",
         "BROKER_API_TOKEN",
@@ -313,10 +315,10 @@ def _operators_line(plan: Plan, url: str) -> str:
 
 
 def main() -> int:
-    """Run; return 0 after a stop that was asked for, 2 for a bad setting, 1 for whatever else kept it from running."""
+    """Run until asked to stop; return 0 then, 2 for a bad setting, 1 if a part failed."""
     terminal = Terminal()
     signals = Signals()
-    # also for the temporary files of what is started: a process that is killed leaves some
+    # The programs get it as TMPDIR: a process that is killed leaves temporary files.
     with tempfile.TemporaryDirectory(prefix="sandbox-broker-", ignore_cleanup_errors=True) as scratch:
         try:
             plan = make_plan(os.environ | {"TMPDIR": scratch} | ({"FORCE_COLOR": "1"} if terminal.is_coloured else {}))

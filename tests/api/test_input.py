@@ -59,9 +59,11 @@ CALLER_HEADERS = [
         "Bearer a,b",
     ],
 )
-def test_a_missing_or_unknown_token_answers_401(api: Api, method: str, path: str, authorization: str | None) -> None:
+def test_a_missing_or_unknown_token_answers_401(
+    shared_api: Api, method: str, path: str, authorization: str | None
+) -> None:
     headers = {"X-Track-ID": "track-1"} | ({} if authorization is None else {"Authorization": authorization})
-    answer = api.call(method, path, headers=headers)
+    answer = shared_api.call(method, path, headers=headers)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert error_of(answer)["code"] == "UNAUTHORIZED"
@@ -71,8 +73,8 @@ def test_a_missing_or_unknown_token_answers_401(api: Api, method: str, path: str
     ("method", "path", "token"),
     [(*call, ADMIN_TOKEN) for call in TRACK_CALLS] + [(*call, TRACK_TOKEN) for call in ADMIN_CALLS],
 )
-def test_a_token_of_the_other_kind_answers_403(api: Api, method: str, path: str, token: str) -> None:
-    answer = api.call(method, path, headers={"X-Track-ID": "track-1", "Authorization": f"Bearer {token}"})
+def test_a_token_of_the_other_kind_answers_403(shared_api: Api, method: str, path: str, token: str) -> None:
+    answer = shared_api.call(method, path, headers={"X-Track-ID": "track-1", "Authorization": f"Bearer {token}"})
     assert answer.status_code == 403
     assert error_of(answer)["code"] == "FORBIDDEN"
 
@@ -85,8 +87,8 @@ def test_each_of_several_tokens_is_accepted_and_the_scheme_in_any_case() -> None
 
 
 @pytest.mark.parametrize(("method", "path"), TRACK_CALLS)
-def test_a_track_must_say_who_it_is(api: Api, method: str, path: str) -> None:
-    answer = api.call(method, path, headers=api.track_headers)
+def test_a_track_must_say_who_it_is(shared_api: Api, method: str, path: str) -> None:
+    answer = shared_api.call(method, path, headers=shared_api.track_headers)
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
     assert "X-Track-ID" in error["message"]
@@ -128,10 +130,10 @@ def test_a_track_id_and_an_alias_that_differ_are_refused(api: Api) -> None:
     ],
 )
 def test_a_malformed_header_is_refused_by_name_and_told_what_is_wrong(
-    api: Api, header: str, value: str, fault: str
+    shared_api: Api, header: str, value: str, fault: str
 ) -> None:
-    headers = api.track_headers | {"X-Track-ID": "track-1", header: value}
-    answer = api.call("GET", "/v1/sandboxes", headers=headers)
+    headers = shared_api.track_headers | {"X-Track-ID": "track-1", header: value}
+    answer = shared_api.call("GET", "/v1/sandboxes", headers=headers)
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
     assert error["details"] == {header: [fault]}
@@ -152,9 +154,11 @@ def test_a_valid_request_id_comes_back(api: Api) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "x" * 129, "with space", "semi;colon", "a,b"])
-def test_a_request_id_that_is_missing_or_invalid_is_replaced(api: Api, value: str | None) -> None:
+def test_a_request_id_that_is_missing_or_invalid_is_replaced(shared_api: Api, value: str | None) -> None:
     first, second = (
-        api.call("GET", "/nowhere", headers={} if value is None else {"X-Request-ID": value}).headers["X-Request-ID"]
+        shared_api.call("GET", "/nowhere", headers={} if value is None else {"X-Request-ID": value}).headers[
+            "X-Request-ID"
+        ]
         for _ in range(2)
     )
     assert len(first) == 36
@@ -238,11 +242,11 @@ def test_a_malformed_operation_is_refused(api: Api, path: str, body: dict[str, A
         ("pause", {"purge_stale": True}, "purge_stale"),
     ],
 )
-def test_a_malformed_admin_call_is_refused(api: Api, path: str, body: dict[str, Any], field: str) -> None:
-    answer = api.admin("POST", f"/v1/admin/{path}", json=body)
+def test_a_malformed_admin_call_is_refused(shared_api: Api, path: str, body: dict[str, Any], field: str) -> None:
+    answer = shared_api.admin("POST", f"/v1/admin/{path}", json=body)
     assert answer.status_code == 400
     assert list(error_of(answer)["details"]) == [field]
-    assert api.queue.enqueued == []
+    assert shared_api.queue.enqueued == []
 
 
 def test_unneeded_fields_are_refused_by_name(api: Api) -> None:
@@ -254,11 +258,11 @@ def test_unneeded_fields_are_refused_by_name(api: Api) -> None:
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
-def test_a_body_of_another_type_is_refused(api: Api, content_type: str | None) -> None:
-    answer = api.admin("POST", "/v1/admin/sync", data=b'{"force": true}', content_type=content_type)
+def test_a_body_of_another_type_is_refused(shared_api: Api, content_type: str | None) -> None:
+    answer = shared_api.admin("POST", "/v1/admin/sync", data=b'{"force": true}', content_type=content_type)
     assert answer.status_code == 400
     assert list(error_of(answer)["details"]) == ["Content-Type"]
-    assert api.queue.enqueued == []
+    assert shared_api.queue.enqueued == []
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/vnd.broker+json"])
@@ -316,8 +320,8 @@ def test_a_body_may_have_as_many_bytes_as_the_limit_however_it_is_sent(
         ("state=stale", "state"),
     ],
 )
-def test_a_malformed_listing_is_refused_and_the_parameter_named(api: Api, query: str, field: str) -> None:
-    answer = api.admin("GET", f"/v1/admin/sandboxes?{query}")
+def test_a_malformed_listing_is_refused_and_the_parameter_named(shared_api: Api, query: str, field: str) -> None:
+    answer = shared_api.admin("GET", f"/v1/admin/sandboxes?{query}")
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
@@ -336,17 +340,17 @@ def test_a_bulk_delete_of_any_other_status_is_refused(api: Api, query: str) -> N
 
 
 @pytest.mark.parametrize(("method", "path"), TRACK_CALLS)
-def test_a_query_that_no_call_reads_is_refused(api: Api, method: str, path: str) -> None:
-    answer = api.track(method, f"{path}?verbose=1")
+def test_a_query_that_no_call_reads_is_refused(shared_api: Api, method: str, path: str) -> None:
+    answer = shared_api.track(method, f"{path}?verbose=1")
     assert answer.status_code == 400
     assert list(error_of(answer)["details"]) == ["verbose"]
 
 
 @pytest.mark.parametrize("sandbox_id", ["x" * 129, "%C3%A9", "%ff", "%00", "a%0Ab", "%ED%A0%80"])
 @pytest.mark.parametrize("action", ["", "/mark-for-deletion"])
-def test_an_impossible_sandbox_id_is_refused(api: Api, sandbox_id: str, action: str) -> None:
+def test_an_impossible_sandbox_id_is_refused(shared_api: Api, sandbox_id: str, action: str) -> None:
     method = "POST" if action else "GET"
-    answer = api.track(method, f"/v1/sandboxes/{sandbox_id}{action}")
+    answer = shared_api.track(method, f"/v1/sandboxes/{sandbox_id}{action}")
     assert answer.status_code == 400
     assert "sandbox_id" in error_of(answer)["details"]
 
@@ -365,8 +369,8 @@ def test_an_impossible_sandbox_id_is_refused(api: Api, sandbox_id: str, action: 
         ("GET", "/v1/docs/../../settings.py"),
     ],
 )
-def test_an_unknown_path_answers_404_in_the_same_shape(api: Api, method: str, path: str) -> None:
-    answer = api.call(method, path)
+def test_an_unknown_path_answers_404_in_the_same_shape(shared_api: Api, method: str, path: str) -> None:
+    answer = shared_api.call(method, path)
     assert answer.status_code == 404
     assert error_of(answer)["code"] == "NOT_FOUND"
 
@@ -381,8 +385,10 @@ def test_an_unknown_path_answers_404_in_the_same_shape(api: Api, method: str, pa
         ("POST", "/healthz", {"GET", "HEAD"}),
     ],
 )
-def test_a_wrong_method_answers_405_and_which_are_right(api: Api, method: str, path: str, allowed: set[str]) -> None:
-    answer = api.call(method, path)
+def test_a_wrong_method_answers_405_and_which_are_right(
+    shared_api: Api, method: str, path: str, allowed: set[str]
+) -> None:
+    answer = shared_api.call(method, path)
     assert answer.status_code == 405
     assert error_of(answer)["code"] == "METHOD_NOT_ALLOWED"
     assert set(answer.headers["Allow"].split(", ")) == allowed

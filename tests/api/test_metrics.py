@@ -116,6 +116,7 @@ def test_a_scraper_that_prefers_open_metrics_gets_them(api: Api) -> None:
     assert answer.text.endswith("# EOF\n")
 
 
+@pytest.mark.slow
 def test_what_callers_make_up_adds_no_series(api: Api) -> None:
     api.store.seed(make_sandbox("1"))
     shapes: list[Callable[[str], Any]] = [

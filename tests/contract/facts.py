@@ -1,4 +1,4 @@
-"""What every `SandboxStore` promises of facts, pauses and cooling; see `suite`."""
+"""The promises of every `SandboxStore` about facts, pauses and cooling; see `suite`."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def all_of(store: SandboxStore, status: Status | None) -> list[Sandbox]:
 
 
 class FactContract:
-    """What every store promises of facts to a single caller."""
+    """The promises of every store about facts, to a single caller."""
 
     # -- a change and its fact
 
@@ -399,7 +399,7 @@ class FactContract:
 
 
 def life(store: SandboxStore, sandbox_id: str, *, began: int = START) -> list[Change]:
-    """Have a sandbox live from its addition to its removal; returns every change."""
+    """Let a sandbox live from its addition to its removal; return every change."""
     changes: list[Change] = []
 
     def commit(change: Change) -> Change:

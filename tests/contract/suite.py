@@ -1,4 +1,4 @@
-"""What every `SandboxStore` promises, as tests; each store subclasses this and gives a `store` that is empty."""
+"""The promises of every `SandboxStore`, as tests. Each store has a subclass with a fixture `store`, which is empty."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SHARED_STORE = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
-"""Each example leaves the store as it found it, and every store's class runs the same test."""
+"""For tests whose examples leave the store unchanged. The class of each store runs the same test."""
 
 _tokens = count()
 PRINTABLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=40)
@@ -74,7 +74,7 @@ FREE_STATUSES = tuple(status for status in Status if status is not Status.ALLOCA
 
 @st.composite
 def sandboxes(draw: st.DrawFn, statuses: tuple[Status, ...] = tuple(Status)) -> Sandbox:
-    """Draw a record with any field set or missing, and an id of its own."""
+    """Draw a record with an id of its own; each field may be set or missing."""
     status = draw(st.sampled_from(statuses))
     has_last = draw(st.booleans())
     always = status is Status.ALLOCATED
@@ -115,7 +115,7 @@ def sandboxes(draw: st.DrawFn, statuses: tuple[Status, ...] = tuple(Status)) -> 
 
 
 def bare(store: SandboxStore) -> Any:
-    """Return the store that has `spoil` and `spoil_claim`, under whatever is around it."""
+    """Return the store that has `spoil` and `spoil_claim`, below all wrappers."""
     return bare(store.inner) if isinstance(store, StoreWrapper) else store
 
 
@@ -129,7 +129,7 @@ def add_all(store: SandboxStore, *sandboxes: Sandbox) -> None:
 
 
 def take(store: SandboxStore, sandbox: Sandbox, track_id: str = "track-1", **claim: object) -> tuple[Sandbox, Claim]:
-    """Allocate an available sandbox; returns its record and claim."""
+    """Allocate an available sandbox; return its record and claim."""
     wanted = make_claim(sandbox, track_id, **claim)
     assert store.allocate(candidate_of(sandbox), wanted, by=BY, token=fresh_token()) == Allocated()
     return held_under(sandbox, wanted), wanted
@@ -155,7 +155,7 @@ def ended(sandbox: Sandbox) -> Sandbox:
 
 
 class StoreContract:
-    """What every store promises to a single caller."""
+    """The promises of every store to a single caller."""
 
     # -- single records
 
@@ -831,7 +831,7 @@ class StoreContract:
         store.identify("new", instead_of=first)
         assert (store.ping().identity, store.ping().is_restored) == ("new", False)
 
-    def test_a_ping_tells_of_a_sync_that_succeeded_after_the_table_was_accepted(self, store: SandboxStore) -> None:
+    def test_a_ping_reports_a_sync_that_succeeded_after_the_table_was_accepted(self, store: SandboxStore) -> None:
         assert store.ping().synced_at is None
         store.write_watermark(Watermark(START, 5))
         assert store.ping().synced_at == START
@@ -850,7 +850,7 @@ class StoreContract:
 
 
 class ConcurrentStoreContract(StoreContract):
-    """What a store promises to many callers at once."""
+    """The promises of a store to many callers at once."""
 
     def test_of_many_tracks_that_want_one_sandbox_one_gets_it(self, store: SandboxStore) -> None:
         free = [make_sandbox(f"sbx-{number}") for number in range(6)]
@@ -937,7 +937,7 @@ class ConcurrentStoreContract(StoreContract):
 
 
 def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:
-    """Make all calls at the same moment, each in its own thread; returns their answers in order."""
+    """Make all calls at the same moment, each in its own thread; return their answers in order."""
     barrier = Barrier(len(calls))
 
     def start(call: Callable[[], Answer]) -> Answer:
@@ -949,7 +949,7 @@ def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:
 
 
 def settle(store: SandboxStore, candidate: Candidate, claim: Claim) -> AllocateAnswer:
-    """Allocate until nobody else is in the way."""
+    """Allocate, again after each `Contended`."""
     for _ in range(1000):
         answer = store.allocate(candidate, claim, by=BY, token=fresh_token())
         if not isinstance(answer, Contended):

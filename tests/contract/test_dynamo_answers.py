@@ -1,4 +1,4 @@
-"""Whatever comes back in DynamoDB's place: no write is taken for applied, and no read for empty, unless DynamoDB says so.
+"""Any answer in place of DynamoDB's: no write counts as applied, and no read as empty, unless DynamoDB says so.
 
 A bare socket answers; how the store sends its calls is not for these tests to know.
 """
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from broker_common.core.ports import Clock
+
+pytestmark = pytest.mark.slow
 
 FREE = make_sandbox("1")
 HELD = make_sandbox("1", status=Status.ALLOCATED)
@@ -501,7 +503,7 @@ BODIES = st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encod
     call="read_candidates", body=b'{"Items": [], "LastEvaluatedKey": {"PK": {"S": "x"}}}', status=200, spoilt=False
 )
 @settings(SHARED_STORE, max_examples=150)
-def test_no_answer_whatever_it_is_makes_a_call_fail_but_in_ways_that_its_callers_know(  # noqa: PLR0917 - by name
+def test_any_answer_makes_a_call_fail_only_in_ways_that_its_callers_know(  # noqa: PLR0917 - by name
     engine: RawDynamoDB, store: DynamoStore, call: str, body: bytes, status: int, spoilt: bool
 ) -> None:
     head = f"HTTP/1.1 {status} X\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: {len(body)}\r\n"

@@ -282,6 +282,7 @@ def new_client(url: str | None) -> DynamoDBClient:
     return make_client(region="us-east-1", endpoint_url=url, timeout_sec=10, connections=48)
 
 
+@pytest.mark.slow
 class TestOnMoto(StoreContract, FactContract, TableContract):
     """In one thread only: moto copies the table for each transaction, without a lock."""
 

@@ -81,7 +81,7 @@ def test_every_alarm_looks_at_the_table_or_its_index_and_tells_somebody() -> Non
         assert alarm["AlarmActions"] == alarm["OKActions"] == [{"Ref": "AlarmTopicArn"}]
 
 
-def test_throttling_is_told_of_the_table_and_of_the_index_for_reads_and_writes() -> None:
+def test_throttling_is_reported_for_the_table_and_for_the_index_for_reads_and_writes() -> None:
     watched = {
         (alarm["MetricName"], "GlobalSecondaryIndexName" in found)
         for alarm in alarms().values()
@@ -92,6 +92,6 @@ def test_throttling_is_told_of_the_table_and_of_the_index_for_reads_and_writes()
     assert watched == {(metric, of_index) for metric in metrics for of_index in (False, True)}
 
 
-def test_failures_are_told_of_every_kind_of_call_that_serves_a_track() -> None:
+def test_failures_are_reported_for_every_kind_of_call_that_serves_a_track() -> None:
     operations = {found["Operation"] for found in dimensions(alarms()["DynamoDbFails"])}
     assert operations == {"TransactWriteItems", "GetItem", "Query", "UpdateItem"}

@@ -63,7 +63,7 @@ def test_what_prepares_the_table_and_the_pool_has_what_it_reads() -> None:
     assert operator["BROKER_ADMIN_TOKEN"] == api["BROKER_ADMIN_TOKEN"]
 
 
-def test_whatever_waits_for_a_service_waits_for_what_it_will_say() -> None:
+def test_a_service_that_waits_for_another_waits_for_what_it_will_say() -> None:
     for name, service in SERVICES.items():
         for other, needs in service.get("depends_on", {}).items():
             ends_by_itself = SERVICES[other]["restart"] == "no"

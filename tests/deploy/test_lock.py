@@ -96,7 +96,7 @@ def test_the_audit_fails_and_names_the_release_when_one_is_known_to_be_vulnerabl
         result = audit(url)
     assert result.returncode == 1, result.stderr
     assert "gunicorn" in result.stdout
-    assert "GHSA-of-a-test, mended by 999" in result.stdout
+    assert "GHSA-of-a-test, fixed by 999" in result.stdout
 
 
 def test_the_audit_passes_when_nothing_is_known_of_what_is_locked() -> None:

@@ -1,6 +1,6 @@
-"""One broker of real processes a test module, with the settings that the module names in `SETTINGS`.
+"""One broker of real processes for each test module, with the settings in the module's `SETTINGS`.
 
-A module that wants several workers names them in `WORKERS`, and says in `CHILDREN` how many processes each has.
+A module that needs several workers names them in `WORKERS`, and in `CHILDREN` the number of processes of each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,6 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     workers: tuple[str, ...] = getattr(module, "WORKERS", ())
     services = with_workers(workers, children=module.CHILDREN) if workers else programs.services
     with Stack(tmp_path_factory.mktemp("stack"), settings, services=services) as running:
-        # Where syncs are sent every few seconds, one of them may be running, and ours be skipped.
+        # Where the schedule sends a sync every few seconds, one may be running, and this one is skipped.
         assert wait_until(lambda: running.run_job("sync")["state"] == "succeeded", 30)
         yield running

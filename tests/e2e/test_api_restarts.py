@@ -40,7 +40,7 @@ SETTINGS = {
     "MOCK_CSP_DELETE_SECONDS": "0",
     "RATE_LIMIT_RPS": "100000",
     "RATE_LIMIT_BURST": "100000",
-    # Long enough for a busy machine: a 503 shall tell of a restart, not of a store that is slow.
+    # Long enough for a busy machine: a 503 must come from a restart, not from a slow store.
     "REQUEST_DEADLINE_SEC": "10",
 }
 PAUSE_SEC = 0.05
@@ -214,7 +214,7 @@ def haproxy() -> str:
 
 
 class Balanced:
-    """HAProxy with the configuration of `deploy/`, but for addresses, before two instances of the API."""
+    """HAProxy with the configuration of `deploy/`, except its addresses, before two instances of the API."""
 
     def __init__(self, binary: str, scratch: Path, api_ports: list[int]) -> None:
         self.port, self._stats_port = free_ports(2)

@@ -86,7 +86,7 @@ def test_cleanup_gives_back_what_a_setup_got_whose_answer_was_lost_after_an_oper
     assert not (tmp_path / "sandbox.json").exists()
 
 
-def test_cleanup_gives_back_all_that_the_track_holds_whatever_the_state_file_says(
+def test_cleanup_gives_back_all_that_the_track_holds_even_if_the_state_file_says_otherwise(
     stack: Stack, script: Script, tmp_path: Path
 ) -> None:
     track = f"several-{tmp_path.name}"

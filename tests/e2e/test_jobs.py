@@ -240,9 +240,9 @@ def test_an_operator_releases_an_allocation_by_its_lease(stack: Stack) -> None:
 
 def test_a_quarantined_sandbox_is_not_given_out_until_it_was_wiped(stack: Stack) -> None:
     some = stack.as_admin("GET", "/sandboxes?status=available&limit=1").json()["sandboxes"][0]
-    put_aside = stack.as_admin("POST", f"/sandboxes/{some['sandbox_id']}/quarantine", json={"reason": "looks odd"})
-    assert (put_aside.status_code, put_aside.json()["status"]) == (200, "deletion_failed")
-    assert put_aside.json()["deletion_last_error"] == "looks odd"
+    set_aside = stack.as_admin("POST", f"/sandboxes/{some['sandbox_id']}/quarantine", json={"reason": "looks odd"})
+    assert (set_aside.status_code, set_aside.json()["status"]) == (200, "deletion_failed")
+    assert set_aside.json()["deletion_last_error"] == "looks odd"
     none = stack.as_track("picky", "POST", "/allocate", headers={"X-Sandbox-Name-Prefix": some["name"]})
     assert none.status_code == 409
     again = stack.as_admin("POST", f"/sandboxes/{some['sandbox_id']}/quarantine", json={"reason": "again"})

@@ -109,7 +109,7 @@ def test_tracks_are_served_while_redis_is_away_from_the_start(tmp_path: Path) ->
         stack.start("redis")
         for name in ("worker", "beat"):
             # Beat ends when it loses Redis, and so does a worker that loses it with a message not yet acknowledged
-            # (a weakness of kombu's): whoever supervises them starts them again.
+            # (a weakness of kombu's): their supervisor starts them again.
             if not stack.is_running(name):
                 assert stack.exit_code(name) != 0
                 stack.start(name)

@@ -234,7 +234,7 @@ def test_a_worker_that_runs_and_takes_no_work_is_started_again(tmp_path: Path) -
         assert app.control.rate_limit("broker.purge_stale", "1/h", reply=True, timeout=20, limit=1)
         for _ in range(6):
             app.send_task("broker.purge_stale", queue="jobs", ignore_result=True)
-        run.wait_for("worker runs, and does not work any more: it is stopped")
+        run.wait_for("worker runs but no longer works: it is stopped")
         run.wait_for("worker ended")
         assert wait_until(lambda: run.leaders("broker_worker.celery_app", "worker") - {first} != set(), 30)
         with Redis(port=int(run.ports["REDIS_PORT"])) as redis:
@@ -307,7 +307,7 @@ def test_a_busy_port_is_named_with_the_variable_that_changes_it_and_nothing_is_s
         with make_run(tmp_path / "scratch", FLOWER_PORT=str(port)) as run:
             assert run.wait_for_end() != 0
     assert [line for line in run.lines if line.startswith("run ")] == [
-        f"run      | port {port} cannot be used: Address already in use. Choose another with FLOWER_PORT=…"
+        f"run      | port {port} cannot be used: Address already in use. Choose another: make run FLOWER_PORT=…"
     ]
 
 

@@ -34,7 +34,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def trusted(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of the certificate that the broker shall trust."""
+    """Return the file of the certificate that the broker must trust."""
     file = tmp_path_factory.mktemp("tls") / "ca.pem"
     authority.cert_pem.write_to_path(str(file))
     return file

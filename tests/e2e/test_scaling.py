@@ -36,7 +36,7 @@ SETTINGS = {
     "CSP_TIMEOUT_READ_SEC": "60",
     "RATE_LIMIT_RPS": "1000000",
     "RATE_LIMIT_BURST": "1000000",
-    # Long enough for a busy machine: a 503 shall tell of the flood.
+    # Long enough for a busy machine: a 503 must come from the flood.
     "REQUEST_DEADLINE_SEC": "10",
     "SYNC_INTERVAL_SEC": "86400",
     "CLEANUP_INTERVAL_SEC": "86400",

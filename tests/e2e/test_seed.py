@@ -110,9 +110,9 @@ def test_seed_test_5_a_forgotten_sandbox_is_expired(stack: Stack, table: DynamoD
         ),
         10,
     )
-    anew = stack.as_track("test-track", "POST", "/allocate")
-    assert anew.status_code == 201
-    assert anew.json()["lease_id"] != given["lease_id"]
+    again = stack.as_track("test-track", "POST", "/allocate")
+    assert again.status_code == 201
+    assert again.json()["lease_id"] != given["lease_id"]
 
 
 def test_seed_test_4_a_stopping_worker_says_so_and_ends_cleanly(stack: Stack) -> None:

@@ -162,7 +162,7 @@ def test_every_call_is_answered_health_stays_green_and_all_goes_on_by_itself(
     assert prober.answers.keys() == {200}
     assert prober.answers.total() > 20
 
-    # Each life took one sandbox, whatever was lost on its way, and gave it back.
+    # Each life took one sandbox and gave it back, although calls were lost on its way.
     after = stack.as_admin("GET", "/stats").json()
     assert (after["allocated"], after["total"]) == (0, before["total"])
     assert after["pending_deletion"] - before["pending_deletion"] == sum(client.lives for client in clients)

@@ -1,4 +1,4 @@
-"""Strangers hold open whatever a server can be made to hold, and tracks and health checks are answered all the same.
+"""Strangers hold open all that a server can be made to hold, and tracks and health checks are answered all the same.
 
 Nothing here needs a token, so nothing here may need one to be stopped.
 """
@@ -168,7 +168,7 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_whatever_strangers_hold_open_is_released_in_its_time_and_good_calls_are_answered(
+def test_all_that_strangers_hold_open_is_released_in_its_time_and_good_calls_are_answered(
     ports: list[int], balanced: Balanced
 ) -> None:
     good = GoodCalls([*ports, balanced.port])

@@ -105,7 +105,7 @@ def test_a_name_prefix_selects_among_the_sandboxes(stack: Stack) -> None:
     give_back(stack, track)
 
 
-def test_another_track_may_neither_read_nor_mark_a_sandbox(stack: Stack) -> None:
+def test_another_track_may_not_read_or_mark_a_sandbox(stack: Stack) -> None:
     holder, other = a_track(), a_track()
     path = f"/sandboxes/{stack.as_track(holder, 'POST', '/allocate').json()['sandbox_id']}"
     for answer in (stack.as_track(other, "GET", path), stack.as_track(other, "POST", f"{path}/mark-for-deletion")):
@@ -161,6 +161,6 @@ def test_a_sandbox_that_was_given_back_is_wiped_and_given_out_again(stack: Stack
     given = {stack.as_track(each, "POST", "/allocate").json()["sandbox_id"] for each in tracks}
     assert sandbox["sandbox_id"] in given
     late = stack.as_track(track, "POST", f"/sandboxes/{sandbox['sandbox_id']}/mark-for-deletion")
-    assert late.status_code == 403, "its last holder is a stranger once it is allocated anew"
+    assert late.status_code == 403, "its last holder is a stranger once it is allocated again"
     for each in tracks:
         give_back(stack, each)

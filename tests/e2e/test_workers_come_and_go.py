@@ -78,7 +78,7 @@ def stop(stack: Stack, name: str) -> None:
 
 @pytest.mark.timeout(400)
 def test_nothing_is_lost_while_workers_and_beat_come_and_go(stack: Stack) -> None:
-    stop(stack, "beat")  # until all have given back: one run shall have them all
+    stop(stack, "beat")  # until all have given back: one run must have them all
     give_back(stack, POOL)
     job_id = stack.as_admin("POST", "/cleanup").json()["job_id"]
     assert wait_until(lambda: deletes(stack).total() >= 20, 60)

@@ -1,4 +1,4 @@
-"""The calls of the store and the provider that are steps, by their names: which touch what, and which only read."""
+"""The calls of the store and the provider that count as steps: what each touches, and which only read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOUCHED = {
     "read_watermark": "watermark",
     "write_watermark": "watermark",
 }
-"""What a call reads or writes, where that is not sandboxes and claims."""
+"""The thing that a call reads or writes, if that is not sandboxes and claims."""
 READS = {
     "get",
     "get_claim",
@@ -26,11 +26,11 @@ READS = {
     "list_accounts",
 }
 LOOKS = {"ping", "has_sandboxes"}
-"""What the guard reads, which no case changes: these are no steps, for they lead to the same wherever they come."""
+"""Calls of the guard. No case changes what they read, so their place does not matter and they are no steps."""
 
 
 def commute(one: Step, other: Step) -> bool:
-    """Tell whether two steps lead to the same, whichever comes first.
+    """Tell whether two steps lead to the same state in either order.
 
     Two processes share nothing but the store and the provider. So two of their calls commute if both only read, or
     touch different things. (No case changes the provider's list or the pauses.)

@@ -1,4 +1,4 @@
-"""Locks that the scheduler knows in place of those of a process, and the search over all orders."""
+"""Fixtures: the scheduler's locks in place of a process' own, and the search over all orders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what a process keeps in memory guarded by locks that the scheduler knows."""
+    """Guard the memory of a process by the scheduler's locks."""
     known = SimpleNamespace(Lock=Lock, TIMEOUT_MAX=threading.TIMEOUT_MAX)
     monkeypatch.setattr(candidate_cache, "threading", known)
     monkeypatch.setattr(pauses, "threading", known)
@@ -29,9 +29,9 @@ def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def every_order(record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """Give the search, which plays a case in every order and has their number shown with the test's result.
+    """Return the search: it plays a case in every order, and the test's result shows their number.
 
-    With `once` orders that differ only by steps that commute are played once.
+    With `once`, orders that differ only by steps that commute are played once.
     """
 
     def play(case: Callable[[Schedule], object], *, at_locks: bool = False, once: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""Where operations of the broker are played against each other: processes over one store, watched after every step.
+"""The stage on which operations of the broker run at the same time: processes over one store, checked after every step.
 
-The stage keeps a truth of its own beside the records: whether a student has worked in an account since the provider
-last said that it wiped it, and whether a delete call is on its way or its outcome is in doubt.
+Besides the records, the stage knows the truth about each account: whether a student has worked in it since the provider
+last reported a wipe, and whether a delete call is running or has an unknown outcome.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ WINDOW = POLICY.attempt_window_sec
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """All that is stored after one step."""
+    """All stored records and claims after one step."""
 
     records: dict[str, Sandbox]
     claims: dict[tuple[str, str], Claim]
@@ -56,14 +56,14 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An allocate that is under way: whose, and what it may be given. Its idempotency key is the track's id."""
+    """A running allocate: its track, and the prefix that its sandbox must have. Its idempotency key is the track's id."""
 
     track_id: str
     prefix: str
 
 
 class Provider(FakeProvider):
-    """The provider as one process reaches it: stops before a call goes out, and before its answer is there."""
+    """The provider as one process sees it: the task stops before a call leaves, and before its answer arrives."""
 
     def __init__(self, stage: Stage, process: int) -> None:
         super().__init__(stage.memory)
@@ -85,19 +85,19 @@ class Provider(FakeProvider):
 
 
 class Stage:
-    """Processes over one `MemoryStore`, and the operations that they run at once.
+    """Processes over one `MemoryStore`, and the operations that they run at the same time.
 
-    After every step the stored records and claims are held to the contract's promises, and after the last one every
-    refusal and every allocation to what was stored while its request was under way. The clock stands still but for
-    pauses between tries, and `time_passes`.
+    After every step the stored records and claims are checked against the contract's promises. After the last step each
+    refusal and each allocation is checked against all that was stored during its request. Time passes only in pauses
+    between tries, and by `time_passes`.
     """
 
     def __init__(self, schedule: Schedule, *, processes: int = 2, policy: Policy = POLICY, shards: int = 1) -> None:
-        """Make the processes; each knows already that nothing is paused, and the table."""
+        """Start the processes. Each has already read the pauses and the table's identity."""
         self.clock = schedule.time
         self.memory = MemoryStore(self.clock, shards=shards)
         self.deletes: list[Sandbox] = []
-        """The record of each sandbox that the provider was asked to delete, as it was then."""
+        """The records of the sandboxes at the moments of their delete calls."""
         self._schedule = schedule
         self._faults: dict[int, tuple[Fault, ...]] = {}
         self._requests: dict[str, Request] = {}
@@ -118,12 +118,12 @@ class Stage:
         self.memory.seed(*[make_sandbox(f"sbx-{number}") for number in range(count)])
 
     def used(self, *records: Sandbox) -> None:
-        """Put records in the store whose sandboxes somebody has worked in since they were wiped."""
+        """Store records of sandboxes in which a student has worked since their last wipe."""
         self.memory.seed(*records)
         self._used.update(record.sandbox_id for record in records)
 
     def held(self, track_id: str = "ann", sandbox_id: str = "sbx-0", *, overdue: bool = False) -> Claim:
-        """Put a sandbox in the store that a track holds since just now, or for too long."""
+        """Store a sandbox that a track holds since now, or for too long, and return its claim."""
         began_at = self.clock.now() - (OVERDUE if overdue else 0)
         free = make_sandbox(sandbox_id)
         claim = make_claim(free, track_id, allocated_at=began_at, expires_at=began_at + POLICY.lab_duration_sec)
@@ -131,28 +131,28 @@ class Stage:
         return claim
 
     def pending(self) -> None:
-        """Put a sandbox in the store that ann has just given back."""
+        """Store a sandbox that the track ann has just given back."""
         claim = self.held("ann")
         self.worlds[0].leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id=claim.sandbox_id)
 
     def look_ahead(self, world: World) -> None:
-        """Have a process keep candidates at hand, as after earlier requests."""
+        """Fill the candidate cache of a process, as earlier requests do."""
         search = world.allocator._candidates.search("")
         candidate = search.next()
         assert candidate is not None
         search.give_back(candidate)
 
     def may_fail(self, world: World, *faults: Fault) -> None:
-        """Have one call of a process fail in one of these ways, or none: each of these is played."""
+        """Let one call of a process fail in one of these ways, or none fail: each possibility is played."""
         self._faults[self.worlds.index(world)] = faults
 
     # -- to play
 
     def play(self, name: str, work: Callable[[], object], *, arrives: bool = False) -> None:
-        """Add an operation, which results in what it returns, or in the `BrokerError` that it raises.
+        """Add an operation. Its result is what it returns, or the `BrokerError` that it raises.
 
-        `arrives`: what it does before its first call is a step of its own. That matters where it shares its process'
-        memory with another, or where time passes.
+        With `arrives`, its work before the first call is a step of its own. That matters if it shares its process'
+        memory with another operation, or if time passes.
         """
 
         def operation() -> object:
@@ -177,13 +177,13 @@ class Stage:
         arrives: bool = False,
         work: Callable[[], object] | None = None,
     ) -> None:
-        """Add an allocate by a track, which is named as the operation unless it is told."""
+        """Add an allocate by a track. Without `track_id` the track has the name of the operation."""
         track_id = track_id or name
         self._requests[name] = Request(track_id, prefix)
         self.play(name, work or (lambda: world.allocate(track_id, prefix=prefix)), arrives=arrives)
 
     def time_passes(self, seconds: float) -> None:
-        """Add an operation that does nothing but let time pass."""
+        """Add an operation that only lets time pass."""
 
         def passing() -> None:
             stop(f"{seconds} s")
@@ -192,7 +192,7 @@ class Stage:
         self._schedule.add("time", passing)
 
     def run(self) -> dict[str, Any]:
-        """Run all operations to their ends, and return their results by name."""
+        """Run all operations to their end, and return their results by name."""
         records, claims = self.memory.dump()
         self._moments = [Moment(records, claims)]
         self._versions.update({sandbox_id: record.version for sandbox_id, record in records.items()})
@@ -203,7 +203,7 @@ class Stage:
         return results
 
     def settle(self) -> dict[str, Sandbox]:
-        """Let time pass, the provider answer and the jobs run until nothing waits; return the records as they are then."""
+        """Let time pass and cleanup run until no sandbox waits; return the records at the end."""
         janitor = self._process(len(self.worlds))
         for _ in range(2):
             self.clock.advance(2 * POLICY.deletion_backoff_max_sec)
@@ -223,7 +223,7 @@ class Stage:
         return self.memory.dump()[1]
 
     def moments(self) -> list[Moment]:
-        """Return what was stored at the beginning and after each step."""
+        """Return the stored records and claims at the beginning and after each step."""
         return list(self._moments)
 
     def statuses(self) -> list[Status]:
@@ -233,7 +233,7 @@ class Stage:
     # -- what is watched
 
     def step(self, process: int, method: str) -> None:
-        """Stop before a call of a process, which may then fail as it was told to."""
+        """Stop before a call of a process. The call may then fail by `may_fail`."""
         stop(method, by=process)
         if process not in self._faults or present_task() is None:
             return
@@ -251,7 +251,7 @@ class Stage:
         store.fail(method, fault)
 
     def deleting(self, provider: Provider) -> None:
-        """Take note of a delete call that has gone out, and wait for its answer to come."""
+        """Note a delete call that has left, and wait for its answer."""
         record = provider.deletes[-1].record
         if record is None or record.status is not Status.PENDING_DELETION:
             raise Violation(f"the provider was asked to delete {record}")
@@ -319,7 +319,7 @@ class Stage:
             raise Violation(f"claims {claimed} while allocated are {holders}")
 
     def _check_change(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox | None) -> None:
-        """Hold one write of one record to the contract."""
+        """Check one write of one record against the contract."""
         if not kinds_of(was.status if was else None, becomes.status if becomes else None):
             raise Violation(f"no such transition: {was} -> {becomes}")
         if was and becomes and None not in {was.lease, becomes.lease} and was.lease != becomes.lease:
@@ -337,31 +337,31 @@ class Stage:
         self._check_truth(sandbox_id, was, becomes)
 
     def _check_facts(self) -> None:
-        """Hold the facts of each sandbox to each other, and the last one to the record."""
-        told = defaultdict[str, list[Fact]](list)
+        """Check the facts of each sandbox against each other, and the last one against the record."""
+        of_sandbox = defaultdict[str, list[Fact]](list)
         for fact in self.memory.facts:
             if isinstance(fact, Fact):
-                told[fact.sandbox_id].append(fact)
-        for sandbox_id, facts in told.items():
+                of_sandbox[fact.sandbox_id].append(fact)
+        for sandbox_id, facts in of_sandbox.items():
             check_history(facts)
             record = self.records().get(sandbox_id)
             if facts[-1].status is not (record.status if record else None):
                 raise Violation(f"the facts end with {facts[-1]}, and the record is {record}")
 
     def _check_truth(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox) -> None:
-        """Hold a record to what is known of its account."""
+        """Check a record against the truth about its account."""
         if becomes.status is Status.ALLOCATED:
             self._used.add(sandbox_id)
         if becomes.status is Status.AVAILABLE and sandbox_id in self._used:
             raise Violation(f"became available unwiped: {was} -> {becomes}")
         at_once = becomes.status is Status.AVAILABLE and was and was.status is Status.PENDING_DELETION
         if at_once and (sandbox_id in self._doubted or self._in_flight[sandbox_id]):
-            raise Violation(f"became available at once, though a delete may be under way: {was} -> {becomes}")
+            raise Violation(f"became available at once, although a delete may still run: {was} -> {becomes}")
         if becomes.status in {Status.AVAILABLE, Status.ALLOCATED}:
             self._doubted.discard(sandbox_id)
 
     def _judge(self, name: str, request: Request, result: object) -> None:
-        """Hold the answer of an allocate to what was stored from the beginning until then."""
+        """Check the answer of an allocate against all that was stored from the beginning until then."""
         key = (request.track_id, request.track_id)
         moments = self._moments[: self._answered_after[name] + 1]
         if isinstance(result, NoSandboxesAvailable):
@@ -374,7 +374,7 @@ class Stage:
                 for moment in moments
             ]
             if set.intersection(*free):
-                raise Violation(f"{name} was refused, and throughout there was {set.intersection(*free)}")
+                raise Violation(f"{name} was refused, although there was always {set.intersection(*free)}")
             if key in moments[-1].claims:
                 raise Violation(f"{name} was refused, and holds {moments[-1].claims[key]}")
         elif isinstance(result, Allocation):

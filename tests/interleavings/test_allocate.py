@@ -199,7 +199,7 @@ def test_a_sandbox_is_set_aside_at_once_or_its_track_keeps_it_until_it_is_wiped(
 
 
 @pytest.mark.parametrize("free", [0, 1])
-def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it_gets_anew(
+def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it_gets_again(
     every_order: Callable[..., None], free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
@@ -269,7 +269,7 @@ def test_the_search_finds_a_refusal_while_another_request_of_the_process_only_tr
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(CandidateCache, "share", lambda _candidates, _candidate: False)
-    with pytest.raises(Violation, match="was refused, and throughout there was"):
+    with pytest.raises(Violation, match="was refused, although there was always"):
         explore(lambda schedule: several_tracks(schedule, tracks=2, free=1, processes=1))
 
 

@@ -84,7 +84,7 @@ def two_deletes(
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
-def test_a_quarantine_while_a_delete_is_under_way_loses_neither_the_flag_nor_the_outcome(
+def test_a_quarantine_while_a_delete_is_under_way_loses_no_flag_and_no_outcome(
     every_order: Callable[..., None], answer: Answer
 ) -> None:
     def case(schedule: Schedule) -> None:

@@ -52,7 +52,7 @@ def ending(name: str, world: World, claim: Claim) -> Callable[[], object]:
 
 
 def repeated_if_killed(world: World, work: Callable[[], object]) -> Callable[[], object]:
-    """Make work that is begun anew by a new process when its own is killed."""
+    """Make work that a new process begins again when its own is killed."""
 
     def operation() -> object:
         try:
@@ -131,7 +131,7 @@ def test_an_ending_whose_answer_gets_lost_is_carried_out_once_it_is_repeated(
 
 
 def next_life(stage: Stage, world: World, claim: Claim, track_id: str) -> Callable[[], object]:
-    """Make an operation that gives a sandbox back for its track, has it wiped, and allocates it anew."""
+    """Make an operation that gives a sandbox back for its track, has it wiped, and allocates it again."""
 
     def operation() -> object:
         world.leases.mark_for_deletion(
@@ -166,7 +166,7 @@ def mark_the_old_lease(world: World, claim: Claim) -> object:
     )
 
 
-def mark_the_lease_at_hand(world: World, claim: Claim) -> object:
+def mark_the_current_lease(world: World, claim: Claim) -> object:
     return world.leases.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
 
 
@@ -178,7 +178,7 @@ def expire(world: World, _: Claim) -> object:
     return world.expirer.run(by=BY)
 
 
-@pytest.mark.parametrize("mark", [mark_the_old_lease, mark_the_lease_at_hand])
+@pytest.mark.parametrize("mark", [mark_the_old_lease, mark_the_current_lease])
 def test_a_late_mark_never_ends_the_allocation_of_another_track(every_order: Callable[..., None], mark: Any) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, mark, track_id="bob")
@@ -205,7 +205,7 @@ def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_o
         stage = Stage(schedule)
         claim = stage.held()
         first, second = stage.worlds
-        stage.play("late", lambda: mark_the_lease_at_hand(first, claim))
+        stage.play("late", lambda: mark_the_current_lease(first, claim))
         stage.allocate("next", second, "ann", work=next_life(stage, second, claim, "ann"))
         results = stage.run()
         new = results["next"].claim
@@ -322,14 +322,14 @@ def test_the_search_finds_a_request_that_does_not_try_again_what_it_gave_back(mo
         search._candidates.give_back(search._prefix, candidate)
 
     monkeypatch.setattr(CandidateSearch, "give_back", forget_nothing)
-    with pytest.raises(Violation, match="was refused, and throughout there was"):
+    with pytest.raises(Violation, match="was refused, although there was always"):
         explore(lambda schedule: overdue_copies(schedule, processes=1, free=1))
 
 
 _sound_commit = MemoryStore.commit
 
 
-def end_whatever_is_allocated(memory: MemoryStore, *changes: Change) -> None:
+def end_any_allocation(memory: MemoryStore, *changes: Change) -> None:
     if kind_of(*changes) != "end_allocation":
         _sound_commit(memory, *changes)
         return
@@ -344,7 +344,7 @@ def end_whatever_is_allocated(memory: MemoryStore, *changes: Change) -> None:
 def test_the_search_finds_an_ending_that_ignores_the_lease(
     monkeypatch: pytest.MonkeyPatch, late: Any, *, overdue: bool
 ) -> None:
-    monkeypatch.setattr(MemoryStore, "commit", end_whatever_is_allocated)
+    monkeypatch.setattr(MemoryStore, "commit", end_any_allocation)
     with pytest.raises(Violation, match="version"):
         explore(lambda schedule: late_against_the_next_life(schedule, late, track_id="bob", overdue=overdue))
 

@@ -1,4 +1,4 @@
-"""Sync against whatever else changes the pool: allocates, the life of a sandbox, another sync, a purge, an operator."""
+"""Sync against all else that changes the pool: allocates, the life of a sandbox, another sync, a purge, an operator."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ def allocate_against_sync(
     return list(results.values()), result, stage
 
 
-def described_anew(schedule: Schedule, *, tracks: int) -> None:
+def described_again(schedule: Schedule, *, tracks: int) -> None:
     answers, result, _ = allocate_against_sync(schedule, RENAMED, before=make_sandbox("sbx-0"), tracks=tracks)
     (allocation,) = (each for each in answers if isinstance(each, Allocation))
     assert allocation.claim.name == ("gpu-0" if result.updated else "lab-sbx-0")
 
 
 @pytest.mark.parametrize("tracks", [1, 2])
-def test_a_sandbox_that_is_described_anew_is_given_all_the_same_under_its_name_of_that_moment(
+def test_a_sandbox_that_is_described_again_is_given_all_the_same_under_its_name_of_that_moment(
     every_order: Callable[..., None], tracks: int
 ) -> None:
-    every_order(lambda schedule: described_anew(schedule, tracks=tracks), once=tracks > 1)
+    every_order(lambda schedule: described_again(schedule, tracks=tracks), once=tracks > 1)
 
 
 def test_a_sandbox_that_is_renamed_is_given_under_a_name_that_was_asked_for_or_not_at_all(
@@ -359,14 +359,14 @@ def test_the_search_finds_a_sync_that_writes_without_a_condition(monkeypatch: py
 
     monkeypatch.setattr(MemoryStore, "commit", unconditional)
     with pytest.raises(Violation, match="no such transition"):
-        explore(lambda schedule: described_anew(schedule, tracks=1))
+        explore(lambda schedule: described_again(schedule, tracks=1))
 
 
 def test_the_search_finds_an_allocate_that_does_not_check_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sandbox is still available then, and its name is no longer the one that the track is told."""
     monkeypatch.setattr(MemoryStore, "allocate", allocate_without("version"))
     with pytest.raises(Violation, match="claims"):
-        explore(lambda schedule: described_anew(schedule, tracks=1))
+        explore(lambda schedule: described_again(schedule, tracks=1))
 
 
 def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def metrics_urls(stack: Stack) -> dict[str, str]:
 
 
 def prometheus_program(binary: str, stack: Stack, scratch: Path) -> Program:
-    """Return Prometheus with the configuration of `deploy/`, but for addresses and intervals."""
+    """Return Prometheus with the configuration of `deploy/`, except its addresses and intervals."""
     configuration = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     configuration["rule_files"] = [str(PROMETHEUS / name) for name in configuration["rule_files"]]

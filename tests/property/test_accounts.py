@@ -1,4 +1,4 @@
-"""Whatever the provider's list says of an account: what is taken in can be named in every call, and has a label."""
+"""Any account in the provider's list: one that is taken in can be named in every call, and has a label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a hand or a later release makes of one attribute of one record: nothing breaks, and no other track notices."""
+"""A person or a later release changes one attribute of one record: nothing breaks, and no other track notices."""
 
 from __future__ import annotations
 

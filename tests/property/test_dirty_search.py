@@ -165,7 +165,7 @@ def delete(answer: WipeAnswer | Exception | None) -> Callable[[Play], object]:
 
 
 def overtaken(first: WipeAnswer | Exception, second: WipeAnswer | Exception) -> Callable[[Play], object]:
-    """Delete, and while that call hangs beyond all time-outs, another worker deletes; then the first one answers."""
+    """Delete, and while that call hangs beyond all timeouts, another worker deletes; then the first one answers."""
 
     def operation(play: Play) -> None:
         play.call(first)

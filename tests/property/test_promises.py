@@ -140,7 +140,7 @@ class Promises(RuleBasedStateMachine):
         self.used: set[str] = set()
         """Accounts in which a student has worked since the provider last confirmed a wipe."""
         self.answered: dict[str, Claim] = {}
-        """Allocations that a track was told of and that nothing has ended, by lease."""
+        """Allocations that a track knows and that nothing has ended, by lease."""
         self.free_since: dict[str, float] = {}
         self.wiping: dict[str, str | None] = {}
         """The attempt whose delete call the provider last confirmed, by sandbox."""
@@ -202,7 +202,7 @@ class Promises(RuleBasedStateMachine):
 
     @contextmanager
     def _process(self, index: int, failing: Sequence[Fault | None] = ()) -> Iterator[World]:
-        """Act as one process, whose writes fail so; a crash starts it anew."""
+        """Act as one process, whose writes fail so; a crash starts it again."""
         self.flaky[index].fail_writes(*failing)
         try:
             yield self.worlds[index]
@@ -597,10 +597,10 @@ class Promises(RuleBasedStateMachine):
                     (fact for fact in by_name.values() if (fact.sandbox_id, fact.status) == (one.sandbox_id, None)),
                     None,
                 )
-                assert fact, "nobody was told of a removal"
+                assert fact, "a removal has no fact"
                 del by_name[fact.sandbox_id, fact.version]
             check_change(before, after, fact)
-        assert not by_name, "a fact was told of no change"
+        assert not by_name, "a fact was written without a change"
         if facts:
             check_histories(self.memory.facts, self._sandboxes())
         self.checked = len(self.memory.facts)
@@ -637,7 +637,7 @@ class Promises(RuleBasedStateMachine):
                 assert sandbox.status is not Status.AVAILABLE
 
     @invariant()
-    def whatever_waits_to_be_wiped_will_be_found(self) -> None:
+    def all_that_waits_to_be_wiped_will_be_found(self) -> None:
         for sandbox in self._sandboxes().values():
             if sandbox.status is Status.PENDING_DELETION:
                 due_at = flat(sandbox).ready_at or flat(sandbox).next_attempt_at
@@ -795,7 +795,7 @@ def test_the_model_objects_to_a_fact_of_a_write_that_failed(monkeypatch: pytest.
     machine.provider.during_list = be_first
     monkeypatch.setattr(MemoryStore, "commit", boastful)
     machine.worlds[1].syncer.run(by=BY)
-    with pytest.raises(AssertionError, match="told of no change"):
+    with pytest.raises(AssertionError, match="without a change"):
         machine.each_change_has_its_fact_and_no_other_fact_is_told()
 
 

@@ -1,4 +1,4 @@
-"""One scheduler for all checks that decide themselves who runs next, and when. Of the broker it knows the clock.
+"""One scheduler for all tests that decide which task runs next, and when. It knows only the clock of the broker.
 
-`schedule` runs the tasks, `strategies` choose among them, `locks` stand in place of those of `threading`.
+`schedule` runs the tasks, `strategies` choose the next one, and `locks` replace those of `threading`.
 """

@@ -1,4 +1,4 @@
-"""Locks of tasks, in place of those of `threading`."""
+"""Locks for tasks, in place of those of `threading`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lock:
-    """Stands for a `threading.Lock`: a task that waits for it is not ready until it is free. Nobody is next by right."""
+    """Replaces `threading.Lock`: a task that waits for it is not ready until it is free. Any waiting task may be next."""
 
     def __init__(self) -> None:
         self._is_taken = False
@@ -30,7 +30,7 @@ class Lock:
                 stop("take a lock")
         if self._is_taken:
             if blocking and timeout < 0:
-                raise Deadlock("a lock is waited for that nobody can release")
+                raise Deadlock("no task can release this lock")
             return False
         self._is_taken = True
         self._is_free.close()
@@ -54,6 +54,6 @@ class Lock:
 
 @contextmanager
 def known_locks() -> Iterator[None]:
-    """Have every `threading.Lock` that is made inside be one of ours."""
+    """Make each `threading.Lock` that is created in the context a `Lock` of this module."""
     with patch("threading.Lock", Lock):
         yield

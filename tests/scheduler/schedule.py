@@ -1,7 +1,7 @@
-"""Tasks that run one at a time, in simulated time: each goes on until it stops, and a strategy says who is next.
+"""Tasks that run one at a time, in simulated time: each runs until it stops, and a strategy chooses the next one.
 
-A task is a greenlet with real, blocking code in it. It stops before each of its steps, while it sleeps, and while it
-waits at a gate. So nothing but the strategy decides the order, and a run with the same decisions is the same run.
+A task is a greenlet that runs real, blocking code. It stops before each of its steps, while it sleeps, and while it
+waits at a gate. So only the strategy decides the order, and the same decisions give the same run.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 NEVER_SEC = 1e8
-"""No run lasts so long: a time-out beyond it is none."""
+"""No run lasts so long. A longer timeout means to wait for ever."""
 
 
 class Deadlock(AssertionError):
-    """Every task that has not ended waits for another."""
+    """Each task that has not ended waits for another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a task does next, and on whose part: the process that it belongs to."""
+    """The next step of a task, and the process to which the task belongs."""
 
     what: str
     by: object = None
@@ -50,39 +50,39 @@ class Task(greenlet):
         self.name = name
         self.next_step = _BEGIN
         self.place: tuple[float, int] | None = None
-        """When it may go on, and its place among those of the same time; None while it runs, or waits for ever."""
+        """The time when it may go on, and its order among tasks of that time. None while it runs or waits for ever."""
 
 
 class Ready(Protocol):
     """The tasks that may go on now: at least one."""
 
     def first(self) -> Task:
-        """Return the one that has been ready for the longest time."""
+        """Return the task that has been ready for the longest time."""
 
     def all(self) -> list[Task]:
-        """Return all of them, in the order in which they were started."""
+        """Return all ready tasks in the order of their start."""
 
 
 class Strategy(Protocol):
-    """Who goes on, and how long what takes. A pause that is None is no stop at all."""
+    """Chooses the next task and the length of each pause. Without a pause (None) a task does not stop."""
 
     stops_at_locks: bool
-    """Whether a task stops also before it takes a lock that is free."""
+    """Whether a task also stops before it takes a free lock."""
 
     def step_pause(self) -> float | None:
-        """Return for how many seconds a task stops before a step."""
+        """Return the pause before a step in seconds."""
 
     def sleep_pause(self, seconds: float) -> float | None:
-        """Return for how many seconds a task stops that sleeps for `seconds`; without a stop, time goes on for all."""
+        """Return the pause of a task that sleeps for `seconds`. Without a pause, time passes for all tasks."""
 
     def take(self, ready: Ready) -> Task:
-        """Return the task that goes on."""
+        """Return the task that runs next."""
 
 
 class Schedule:
     """One run: its tasks, its time, and the order in which steps were taken.
 
-    Made and run by one and the same greenlet. Time goes on only when no task is ready, or when `time` is told to.
+    One greenlet makes and runs it. Time passes only when no task is ready, or by `time.advance`.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -90,12 +90,12 @@ class Schedule:
         self.time = VirtualTime(self)
         self.hub = getcurrent()
         self.steps: list[tuple[str, str]] = []
-        """What the tasks with a name have done so far: the name and the step."""
+        """The steps so far of tasks that have a name: (name, step)."""
         self.after_step: Callable[[], object] = lambda: None
         self._queue: list[tuple[float, int, Task]] = []
-        """By place. A task that has another place by now, or none, has left its entry behind."""
+        """By place. An entry is old if its task has another place now, or no place."""
         self._waiting: dict[Task, None] = {}
-        """Those that wait for a gate, and nothing else."""
+        """The tasks that wait at a gate without a timeout."""
         self._places = count()
         self._numbers = count()
         self._results: dict[str, Any] = {}
@@ -104,13 +104,13 @@ class Schedule:
     # -- from outside of the tasks
 
     def add(self, name: str, work: Callable[[], object]) -> None:
-        """Begin a task at once: it runs up to its first stop. `run` returns its result by its name."""
+        """Start a task now: it runs up to its first stop. `run` returns its result by its name."""
         Task(self, next(self._numbers), name, lambda: self._results.update({name: work()})).switch()
 
     def run(self, until: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """Run until all tasks have ended, or `until` says so; return the results of those that have a name.
+        """Run until all tasks have ended, or `until` returns true; return the results of tasks that have a name.
 
-        An error of a task is raised. So is `Deadlock`, and what the strategy raises.
+        Raises the error of a task, `Deadlock`, and the errors of the strategy.
         """
         while not until() and (self._wait_for_one() or self._waiting):
             if not self._queue:
@@ -126,7 +126,7 @@ class Schedule:
         return self._results
 
     def close(self) -> None:
-        """End what is left of a run: the tasks stop nowhere any more."""
+        """End all tasks that are left. They do not stop any more."""
         self._is_closed = True
         left = [task for _, _, task in self._queue if task.place is not None] + list(self._waiting)
         for task in sorted(set(left), key=lambda each: each.number):
@@ -136,13 +136,13 @@ class Schedule:
     # -- from everywhere
 
     def start(self, work: Callable[[], object], *, after: float = 0.0) -> None:
-        """Have a task begin in so many seconds, beside everything else."""
+        """Start a task without a name, `after` so many seconds."""
         self._put(Task(self, next(self._numbers), "", work), self.time.monotonic() + after)
 
     # -- from within a task
 
     def together(self, works: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Do things at once, and wait for all of them."""
+        """Run all `works` at the same time, wait for them, and return their results in order."""
         results: dict[int, Result] = {}
         all_done = Gate()
 
@@ -157,23 +157,23 @@ class Schedule:
         return [results[number] for number in range(len(works))]
 
     def sleep(self, task: Task, seconds: float) -> None:
-        """Have the present task go on in so many seconds."""
+        """Stop the current task for `seconds`."""
         self._put(task, self.time.monotonic() + seconds)
         self._switch(task)
 
     def wait(self, task: Task, *, until: float) -> None:
-        """Have the present task go on when somebody says that it may, or at a certain time."""
+        """Stop the current task until `let_go`, or until a time."""
         self.hold(task, until=until)
         self._switch(task)
 
     # -- for gates
 
     def let_go(self, task: Task) -> None:
-        """Have a task go on that waits."""
+        """Make a waiting task ready."""
         self._put(task, self.time.monotonic())
 
     def hold(self, task: Task, *, until: float) -> None:
-        """Have a task wait that was let go, and has not gone on."""
+        """Make a task wait again that was let go and has not run since."""
         if until < NEVER_SEC:
             self._put(task, until)
         else:
@@ -203,7 +203,7 @@ class Schedule:
             self.hub.switch()
 
     def _wait_for_one(self) -> bool:
-        """Let time pass until a task is ready; False if there is none to wait for."""
+        """Let time pass until a task is ready; return False if none will be."""
         while self._queue and self._queue[0][2].place != self._queue[0][:2]:
             heapq.heappop(self._queue)
         if self._queue:
@@ -212,7 +212,7 @@ class Schedule:
 
 
 class VirtualTime(FakeClock):
-    """The clock of a schedule. Outside of its tasks a sleep lets time pass."""
+    """The clock of a schedule. A sleep outside of its tasks lets time pass."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class VirtualTime(FakeClock):
         return START + int(self._seconds)
 
     def unix(self) -> float:
-        """Return the time with its fraction."""
+        """Return the Unix time with its fraction."""
         return START + self._seconds
 
     def monotonic(self) -> float:
@@ -238,27 +238,27 @@ class VirtualTime(FakeClock):
             self._schedule.sleep(task, pause)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass; tasks that fall due meanwhile go on afterwards."""
+        """Let time pass. Tasks that become due run afterwards."""
         self._seconds += seconds
 
     def reach(self, moment: float) -> None:
-        """Let time pass until a moment, unless that has passed."""
+        """Let time pass until a moment, if it is not past."""
         self._seconds = max(self._seconds, moment)
 
 
 class Gate:
-    """What tasks wait at: who comes while it is open, or waits when it is opened, may go on.
+    """A place where tasks wait until it is open.
 
-    Closed again, it holds those that were let go and have not gone on yet.
+    When it closes, it also holds the tasks that were let go and have not run since.
     """
 
     def __init__(self, *, is_open: bool = False) -> None:
         self._is_open = is_open
         self._waiting: dict[Task, float] = {}
-        """Each task in the order in which they came, and until when it waits."""
+        """The waiting tasks in order of arrival, each with the end of its wait."""
 
     def wait(self, what: str, *, timeout: float = inf) -> None:
-        """Stop the present task before a step until the gate lets it go, or so many seconds have passed."""
+        """Stop the current task before a step until the gate opens, for at most `timeout` seconds."""
         task = present_task()
         if task is None:
             return
@@ -274,26 +274,26 @@ class Gate:
             del self._waiting[task]
 
     def open(self) -> None:
-        """Let everybody go."""
+        """Let all waiting tasks go."""
         self._is_open = True
         for task in self._waiting:
             task.schedule.let_go(task)
 
     def close(self) -> None:
-        """Let nobody go any more."""
+        """Hold all tasks from now on."""
         self._is_open = False
         for task, until in self._waiting.items():
             task.schedule.hold(task, until=until)
 
 
 def present_task() -> Task | None:
-    """Return the task that runs, None outside of any."""
+    """Return the current task, or None outside of all tasks."""
     present = getcurrent()
     return present if isinstance(present, Task) else None
 
 
 def stop(what: str, *, by: object = None) -> None:
-    """Stop the present task before a step of its own, if its strategy stops there. Outside of any task, go on."""
+    """Stop the current task before a step, if its strategy says so. Outside of all tasks, do nothing."""
     task = present_task()
     if task is None:
         return

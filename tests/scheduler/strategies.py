@@ -1,4 +1,4 @@
-"""Who goes on: by time alone, by time with pauses drawn at random, or each in turn until every order was run."""
+"""Strategies: by time alone, by time with random pauses, or every order, one after the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ByTime:
-    """Who has been due for the longest time goes on. Steps take no time, so that tasks stop only where they must wait."""
+    """Takes the task that has been due for the longest time. Steps take no time, so tasks stop only to wait."""
 
     stops_at_locks = False
 
@@ -31,7 +31,7 @@ class ByTime:
 
 
 class AtRandom(ByTime):
-    """Before each step there is a pause, drawn from `rng` between `least` and `most` seconds: the others come between."""
+    """Pauses before each step, from `least` to `most` seconds by `rng`, so that other tasks run between."""
 
     def __init__(self, rng: Random, *, least: float, most: float) -> None:
         self._rng = rng
@@ -43,21 +43,21 @@ class AtRandom(ByTime):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was taken, of how many possibilities."""
+    """The number of the possibility that was taken, `of` so many."""
 
     taken: int
     of: int
 
 
 class Redundant(Exception):
-    """This order differs only by steps that commute from one that is run elsewhere."""
+    """This order differs from another, which is run, only by steps that commute."""
 
 
 class EveryOrder:
-    """One of all orders: made as planned, and beyond the plan always by the first possibility.
+    """One order: it follows the plan, and after the plan always takes the first possibility.
 
-    Who sleeps goes on at once, and time with it: that time passes at some step is up to a task of its own.
-    `commute` says whether two steps of two tasks lead to the same, whichever comes first.
+    A task that sleeps goes on at once, and time passes. To let time pass at any other step, add a task for that.
+    `commute` says whether two steps of two tasks lead to the same state in either order.
     """
 
     def __init__(
@@ -80,19 +80,19 @@ class EveryOrder:
         return None
 
     def take(self, ready: Ready) -> Task:
-        """Implement `Strategy`; raises `Redundant` where every order from here on is also run from another place."""
+        """Implement `Strategy`. Raises `Redundant` if every order from here on is also run from another place."""
         awake = [each for each in ready.all() if each not in self._asleep]
         if not awake:
             raise Redundant
         taken = self.choose(len(awake))
         task = awake[taken]
-        # All orders that go on with one of these are run by now; it comes next again only after what matters to it.
+        # All orders that go on with one of these were run. Each may come next again only after a step that affects it.
         asleep = self._asleep + awake[:taken]
         self._asleep = [each for each in asleep if self._commute(each.next_step, task.next_step)]
         return task
 
     def choose(self, of: int) -> int:
-        """Take one of several possibilities; every one is taken in some order."""
+        """Return one of `of` possibilities. Each is taken in some order."""
         if of == 1:
             return 0
         place = len(self.made)
@@ -103,7 +103,7 @@ class EveryOrder:
 
 
 def choose(schedule: Schedule, of: int) -> int:
-    """Take one of several possibilities in a run of `explore`, which takes every one in some order."""
+    """Return one of `of` possibilities in a run of `explore`, which takes each in some order."""
     assert isinstance(schedule.strategy, EveryOrder)
     return schedule.strategy.choose(of)
 
@@ -114,14 +114,14 @@ def explore(
     at_locks: bool = False,
     commute: Callable[[Step, Step], bool] | None = None,
 ) -> int:
-    """Play every order, and return how many there are (with `commute`: how many that differ by more).
+    """Play every order; return their number. With `commute`, orders that differ only by steps that commute count once.
 
-    `play` arranges everything again, adds its tasks, runs the schedule and judges what came of it; it must do the same
-    whenever the decisions are the same. What it raises is raised, with the order in a note.
+    `play` sets everything up, adds its tasks, runs the schedule and checks the outcome. The same decisions must give the
+    same run. An error of `play` is raised with the order in a note.
 
-    A run is repeated from its beginning with the last decision changed, depth first, until no decision is left that
-    could be another one. Of orders that differ only in the order of neighbours that commute, one is run (sleep sets:
-    they leave out no state and no outcome). Source: P. Godefroid, "Model Checking for Programming Languages using
+    A run is repeated from its beginning with the last decision changed, depth first, until each decision has taken every
+    possibility. Of orders that differ only in neighbours that commute, one is run (sleep sets: they leave out no state
+    and no outcome). Source: P. Godefroid, "Model Checking for Programming Languages using
     VeriSoft", POPL 1997, and "Partial-Order Methods for the Verification of Concurrent Systems", LNCS 1032, chapter 5.
     """
     plan: list[Decision] = []
@@ -150,6 +150,6 @@ def explore(
         if not plan:
             break
         plan[-1] = Decision(plan[-1].taken + 1, plan[-1].of)
-    # Were each decision a fair draw, the probabilities of all orders would add up to one: less, and one was left out.
+    # If each decision were a fair draw, the probabilities of all orders would add up to one. Less: one was left out.
     assert share == 1
     return orders

@@ -1,4 +1,4 @@
-"""Simulated time: who is due goes on, in an order that repeats itself."""
+"""Simulated time: due tasks run, in the same order each time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def schedule() -> Schedule:
 
 
 def at_once(schedule: Schedule, *works: Callable[[], Any]) -> list[Any]:
-    """Do things at once in tasks, and return their results."""
+    """Run `works` at the same time in tasks, and return their results."""
     results: list[Any] = []
     schedule.start(lambda: results.extend(schedule.together(works)))
     schedule.run()
@@ -38,7 +38,7 @@ def test_tasks_go_on_in_the_order_in_which_they_are_due(schedule: Schedule) -> N
             seen.append((name, schedule.time.monotonic()))
 
     at_once(schedule, lambda: wake("a", 2, 2), lambda: wake("b", 1, 1, 1))
-    # Of two that are due at once, the one goes first that has slept for longer.
+    # Of two tasks that are due at the same time, the one that has slept longer goes first.
     assert seen == [("b", 1), ("a", 2), ("b", 2), ("b", 3), ("a", 4)]
 
 
@@ -139,7 +139,7 @@ def test_a_task_waits_for_a_lock_no_longer_than_it_said(schedule: Schedule) -> N
 
 
 def test_the_end_of_an_earlier_wait_for_a_lock_does_not_end_a_later_one(schedule: Schedule) -> None:
-    """The first wait, of up to 3 s, is over after one; the second one begins at 2 s and lasts until 4 s."""
+    """The first wait, of up to 3 s, ends after 1 s. The second begins at 2 s and ends at 4 s."""
 
     def hold() -> None:
         for seconds in (1, 2.5):

@@ -1,4 +1,4 @@
-"""The search itself: it runs every order once, and finds what is wrong in exactly those that are wrong."""
+"""The search itself: it runs every order once, and finds exactly the wrong ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def steps(count: int) -> Callable[[], None]:
-    """Make an operation of so many steps."""
+    """Return an operation of `count` steps."""
 
     def work() -> None:
         for number in range(count):
@@ -27,7 +27,7 @@ def steps(count: int) -> Callable[[], None]:
 
 
 def orders_of(*counts: int) -> list[str]:
-    """Play operations of so many steps each, and return the orders as strings of the operations' letters."""
+    """Play operations of so many steps each; return the orders as strings of the operations' letters."""
     orders: list[str] = []
 
     def play(schedule: Schedule) -> None:
@@ -57,7 +57,7 @@ def test_three_operations_have_as_many_orders_as_the_multinomial_says() -> None:
 
 
 def test_an_operation_that_takes_more_steps_after_some_orders_is_run_in_each_of_them() -> None:
-    """B takes one step if it comes first, else three: ba, and abbb with its three places for the a before."""
+    """B takes one step if it comes first, else three: so the orders are ba and abbb."""
     orders: set[str] = set()
 
     def play(schedule: Schedule) -> None:
@@ -113,7 +113,7 @@ def test_a_lost_update_is_found_in_exactly_the_orders_in_which_both_read_before_
     assert wrong == {"abab", "abba", "baab", "baba"}
 
 
-def test_a_lock_mends_the_lost_update_and_leaves_only_the_orders_that_it_allows() -> None:
+def test_a_lock_repairs_the_lost_update_and_leaves_only_the_orders_that_it_allows() -> None:
     def play(schedule: Schedule) -> None:
         counter = {"value": 0}
         lock = Lock()
@@ -130,7 +130,7 @@ def test_a_lock_mends_the_lost_update_and_leaves_only_the_orders_that_it_allows(
         schedule.run()
         assert counter["value"] == 2
 
-    # One begins; then it ends before the other begins, or the other begins and waits until it has ended.
+    # One begins. Then it ends before the other begins, or the other begins and waits for its end.
     assert explore(play) == 4
 
 
@@ -163,7 +163,7 @@ def test_a_deadlock_is_reported_with_the_order_that_leads_to_it() -> None:
 
 
 def test_stops_before_locks_show_what_happens_between_two_of_them() -> None:
-    """A counter that is read under a lock and written under it again, but not in between."""
+    """A counter is read under a lock, and later written under it; the lock is free in between."""
 
     def play(schedule: Schedule) -> None:
         counter = {"value": 0}

@@ -1,4 +1,4 @@
-"""Allocate: one sandbox a (track, key), whoever else is at work and whatever answers get lost."""
+"""Allocate: one sandbox for each (track, key), although other processes are at work and answers get lost."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_tracks_and_keys_each_get_a_sandbox_of_their_own(world: World) -> None:
     assert len({claim.lease.lease_id for claim in claims}) == 6
 
 
-def test_the_whole_pool_can_be_handed_out_to_the_last_sandbox(plain: World) -> None:
+def test_the_whole_pool_can_be_allocated_to_the_last_sandbox(plain: World) -> None:
     plain.pool(40)
     taken = {plain.allocate(f"track-{number}").claim.sandbox_id for number in range(40)}
     assert len(taken) == 40

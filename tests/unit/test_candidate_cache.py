@@ -1,4 +1,4 @@
-"""The candidates that a process keeps at hand: spread, handed to one request at a time, and never believed empty in vain."""
+"""The candidates that a process keeps ready: spread, given to one request at a time, and never empty while one is left."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_processes_begin_at_different_places_of_the_ring() -> None:
     assert len({each.sandbox_id for each in first if each}) >= 8
 
 
-def test_a_candidate_that_was_handed_back_is_handed_out_next_without_a_read() -> None:
+def test_a_candidate_that_was_given_back_is_given_next_without_a_read() -> None:
     bench = Bench(20)
     search = bench.candidate_cache.search("")
     candidate = search.next()
@@ -73,7 +73,7 @@ def test_a_candidate_that_was_handed_back_is_handed_out_next_without_a_read() ->
     assert bench.reads() == reads
 
 
-def test_a_candidate_that_was_used_up_is_not_handed_out_again_while_the_index_still_shows_it() -> None:
+def test_a_candidate_that_was_used_up_is_not_given_again_while_the_index_still_shows_it() -> None:
     bench = Bench(1)
     search = bench.candidate_cache.search("")
     candidate = search.next()
@@ -144,7 +144,7 @@ def take_and_use(candidate_cache: CandidateCache, count: int) -> list[int]:
     return taken
 
 
-def test_the_start_of_a_new_place_is_left_to_whoever_may_hold_it() -> None:
+def test_the_start_of_a_new_place_is_left_to_the_process_that_may_hold_it() -> None:
     store = EvenRing(2000)
     taken = take_and_use(CandidateCache(store, FakeClock(), Random(1), size=15), 15)
     (page,) = store.pages
@@ -152,7 +152,7 @@ def test_the_start_of_a_new_place_is_left_to_whoever_may_hold_it() -> None:
     assert sorted(taken) == [int(each.sandbox_id.removeprefix("sbx-")) for each in page.candidates[-15:]]
 
 
-def test_what_lies_beyond_an_eaten_stretch_is_left_to_whoever_ate_it() -> None:
+def test_what_lies_beyond_an_eaten_stretch_is_left_to_the_process_that_ate_it() -> None:
     for seed in range(10):
         store = EvenRing(2000)
         candidate_cache = CandidateCache(store, FakeClock(), Random(seed), size=15)
@@ -191,7 +191,7 @@ def test_a_page_that_was_on_its_way_when_a_loss_was_told_is_left_to_the_winner()
     assert not on_its_way & set(taken)
 
 
-def test_the_last_sandbox_is_found_by_whoever_has_seen_the_pool_full() -> None:
+def test_the_last_sandbox_is_found_by_a_process_that_has_seen_the_pool_full() -> None:
     for seed in range(10):
         store = EvenRing(1000)
         candidate_cache = CandidateCache(store, FakeClock(), Random(seed), size=15)
@@ -258,7 +258,7 @@ def test_a_candidate_of_which_nothing_is_known_comes_back_from_the_index_only() 
     assert bench.reads() > reads
 
 
-def test_a_candidate_that_nobody_needed_for_long_is_read_anew() -> None:
+def test_a_candidate_that_nobody_needed_for_long_is_read_again() -> None:
     bench = Bench(3, size=10)
     assert bench.next()
     for number in range(3):

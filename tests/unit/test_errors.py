@@ -20,7 +20,7 @@ def test_what_may_pass_says_when_to_come_back(kind: type[StoreUnavailable | Queu
     assert kind("away", retry_after=9).retry_after == 9
 
 
-def test_what_a_person_must_mend_is_asked_for_again_later_than_what_mends_itself() -> None:
+def test_what_a_person_must_repair_is_asked_for_again_later_than_what_repairs_itself() -> None:
     assert (StoreMisconfigured("no table").retry_after or 0) > (StoreUnavailable("throttled").retry_after or 0)
 
 

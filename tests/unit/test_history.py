@@ -184,7 +184,7 @@ def test_a_feed_that_began_at_a_time_does_not_go_back_before_it(busy: World) -> 
     assert len(busy.history.feed(after=end.cursor, limit=100).facts) == 4
 
 
-def test_a_cursor_holds_whatever_time_is_given_with_it(busy: World) -> None:
+def test_a_cursor_holds_with_any_time_that_is_given_with_it(busy: World) -> None:
     middle = busy.history.feed(limit=9)
     assert kinds(busy.history.feed(after=middle.cursor, since=START + 9999, limit=9)) == [PoolFactKind.PAUSED]
 

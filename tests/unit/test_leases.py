@@ -49,7 +49,7 @@ def test_an_unknown_sandbox_is_not_found(world: World) -> None:
         world.leases.release(by=BY, sandbox_id="nobody", lease_id="lease")
 
 
-def test_the_last_holder_reads_until_the_sandbox_is_allocated_anew(plain: World) -> None:
+def test_the_last_holder_reads_until_the_sandbox_is_allocated_again(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
     plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")

@@ -1,4 +1,4 @@
-"""The oracle itself: each rule of the contract is broken once, and each breach is named."""
+"""The checks of `tests/lifecycle.py`: each rule of the contract is broken once, and each breach is named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def later(sandbox: Sandbox, **changes: object) -> Sandbox:
-    """Return a record as it is one change later."""
+    """Return a record after one more change."""
     return changed(sandbox, version=NOW * 1000, updated_at=NOW, **changes)
 
 
@@ -66,42 +66,45 @@ BREACHES: dict[str, tuple[str, Change]] = {
     "kind": ("no sandbox.stale leads from", as_fact(WIPED, kind=FactKind.STALE, status=A)),
     "no fact of a move": ("each change of status has its fact", replace(WIPED, fact=None)),
     "no fact of an addition": ("each change of status has its fact", Change(None, in_status(A), None)),
-    "no fact of a name": ("only a take or a cancel", Change(in_status(P), later(in_status(P), name="new"), None)),
-    "take and more": ("nothing but the attempt", Change(in_status(P), later(taken(in_status(P)), name="new"), None)),
+    "no fact of a name": ("only the begin or the cancel", Change(in_status(P), later(in_status(P), name="new"), None)),
+    "take and more": ("changes only the attempt", Change(in_status(P), later(taken(in_status(P)), name="new"), None)),
     "take that forgets a doubt": (
         "a doubt lasts",
         Change(in_status(P, outcome_unknown=True), later(taken(in_status(P))), None),
     ),
-    "take with a fact": ("a take has no fact", make(in_status(P), later(taken(in_status(P))), FactKind.UPDATED)),
+    "take with a fact": (
+        "the begin of an attempt has no fact",
+        make(in_status(P), later(taken(in_status(P))), FactKind.UPDATED),
+    ),
     "version stays": ("versions grow", as_fact(replace(RENAMED, before=RENAMED.after), version=NOW * 1000)),
     "version of a take": ("versions grow", replace(TAKEN, before=changed(in_status(P), version=NOW * 1000))),
-    "version of the fact": ("named by the version", as_fact(RENAMED, version=NOW * 1000 + 1)),
+    "version of the fact": ("the version and time of the record", as_fact(RENAMED, version=NOW * 1000 + 1)),
     "version before its time": (
         "no earlier than its time",
         make(in_status(A), changed(in_status(A), version=7, updated_at=NOW), FactKind.UPDATED),
     ),
-    "time of the fact": ("named by the version", as_fact(RENAMED, at=START)),
-    "status of the fact": ("a fact tells what is", as_fact(RENAMED, status=S)),
-    "holder in the fact": ("a fact tells what is", as_fact(RENAMED, track_id="another")),
-    "lease in the fact": ("a fact tells what is", as_fact(RENAMED, lease_id="another")),
-    "sandbox of the fact": ("a fact tells what is", as_fact(RENAMED, sandbox_id="another")),
+    "time of the fact": ("the version and time of the record", as_fact(RENAMED, at=START)),
+    "status of the fact": ("a fact says what is true", as_fact(RENAMED, status=S)),
+    "holder in the fact": ("a fact says what is true", as_fact(RENAMED, track_id="another")),
+    "lease in the fact": ("a fact says what is true", as_fact(RENAMED, lease_id="another")),
+    "sandbox of the fact": ("a fact says what is true", as_fact(RENAMED, sandbox_id="another")),
     "nobody": ("names its principal", as_fact(RENAMED, principal="")),
     "another id": ("never change", make(in_status(A), later(in_status(A), sandbox_id="2"), FactKind.UPDATED)),
     "another birth": ("never change", make(in_status(A), later(in_status(A), created_at=1), FactKind.UPDATED)),
     "renamed by a wipe": (
-        "only a sync describes",
+        "only a sync changes the description",
         make(taken(in_status(P)), later(in_status(P), status=A, dirty=False, name="new"), FactKind.WIPED),
     ),
     "cleaned by nobody": (
-        "only a confirmed wipe cleans",
+        "only a confirmed wipe makes",
         make(in_status(F), later(in_status(F), status=P, dirty=False), FactKind.RETRIED),
     ),
     "dirty from nowhere": (
-        "only an allocation makes dirty",
+        "only an allocation makes a sandbox dirty",
         make(in_status(A), later(in_status(A), status=S, dirty=True), FactKind.STALE),
     ),
     "wiped and dirty": (
-        "what is wiped is clean",
+        "a wiped sandbox is clean",
         make(taken(in_status(P)), later(in_status(P), status=D), FactKind.WIPED),
     ),
     "clean, wiped again": ("is available", make(in_status(S), later(in_status(S), status=P), FactKind.RESTORED)),
@@ -130,7 +133,7 @@ BREACHES: dict[str, tuple[str, Change]] = {
         make(taken(in_status(P)), later(taken(in_status(P))), FactKind.WIPE_FAILED),
     ),
     "called while it cools": (
-        "nobody calls for what cools",
+        "no wipe of a cooling sandbox",
         make(rested(in_status(P)), later(rested(in_status(P)), status=A, ready_at=None), FactKind.WIPED),
     ),
     "cools from nowhere": (
@@ -142,7 +145,7 @@ BREACHES: dict[str, tuple[str, Change]] = {
         make(taken(in_status(P)), later(in_status(P), dirty=False), FactKind.WIPED),
     ),
     "available by itself": (
-        "only what has cooled",
+        "only a sandbox that has cooled",
         make(in_status(P, dirty=False), later(in_status(P), dirty=False, status=A), FactKind.AVAILABLE),
     ),
     "available in doubt": (
@@ -154,7 +157,7 @@ BREACHES: dict[str, tuple[str, Change]] = {
         make(taken(in_status(P)), later(rested(in_status(P))), FactKind.WIPED, accepted_only=True),
     ),
     "flag ignored": (
-        "goes to a person",
+        "waits for a person",
         make(flagged(taken(in_status(P))), later(in_status(P), status=A, dirty=False), FactKind.WIPED),
     ),
     "flag's reason lost": (
@@ -162,7 +165,7 @@ BREACHES: dict[str, tuple[str, Change]] = {
         make(flagged(taken(in_status(P))), later(in_status(P), status=F, dirty=False), FactKind.WIPED),
     ),
     "flagged and cools": (
-        "need not cool",
+        "does not cool",
         make(flagged(taken(in_status(P))), later(flagged(rested(in_status(P)))), FactKind.WIPED),
     ),
     "set aside unasked": (
@@ -200,13 +203,13 @@ def force(sandbox: Sandbox, **changes: object) -> Sandbox:
     ("rule", "bad"),
     [
         ("never available", lambda: force(in_status(A), dirty=True)),
-        ("allocated is dirty", lambda: in_status(L, dirty=False)),
+        ("an allocated sandbox is dirty", lambda: in_status(L, dirty=False)),
         ("a lease exactly while", lambda: force(in_status(L), status=P)),
         ("an attempt is open only", lambda: in_status(S, attempt_id="a")),
-        ("what cools", lambda: in_status(P, ready_at=NOW)),
-        ("what cools", lambda: in_status(S, ready_at=NOW)),
-        ("what cools", lambda: taken(rested(in_status(P)))),
-        ("is to be set aside", lambda: flagged(in_status(A))),
+        ("a cooling sandbox", lambda: in_status(P, ready_at=NOW)),
+        ("a cooling sandbox", lambda: in_status(S, ready_at=NOW)),
+        ("a cooling sandbox", lambda: taken(rested(in_status(P)))),
+        ("a sandbox with a quarantine", lambda: flagged(in_status(A))),
         ("exact numbers", lambda: in_status(A, status_order=-1)),
         ("exact numbers", lambda: in_status(A, version=2**53)),
     ],
@@ -286,10 +289,10 @@ def test_facts_lead_to_the_records() -> None:
 @pytest.mark.parametrize(
     ("rule", "facts", "records"),
     [
-        ("where its last fact left it", LIFE, {}),
-        ("where its last fact left it", LIFE[:9], END),
-        ("where its last fact left it", LIFE[:2], END),
-        ("the lease that its last fact names", LIFE[:4], END),
+        ("the status of its last fact", LIFE, {}),
+        ("the status of its last fact", LIFE[:9], END),
+        ("the status of its last fact", LIFE[:2], END),
+        ("the lease of its last fact", LIFE[:4], END),
         ("versions grow", LIFE, {"1": in_status(A, sandbox_id="1", version=13)}),
         ("each fact begins", [LIFE[0], LIFE[2]], END),
     ],

@@ -35,7 +35,7 @@ def read(file: Path, text: str, *required: Role, production: bool = True) -> tup
 
 
 def mistakes(file: Path, text: str, *required: Role) -> list[str]:
-    """Return what is told of a file, one mistake each."""
+    """Return the mistakes that are reported for a file, one each."""
     with pytest.raises(BadTokenError) as refused:
         read(file, text, *required)
     return str(refused.value).replace(". line ", ".\nline ").split("\n")

@@ -1,4 +1,4 @@
-"""What processes that are gone have counted is kept in few files, whatever is killed or read meanwhile."""
+"""What processes that are gone have counted is kept in few files, although processes are killed and files are read meanwhile."""
 
 from __future__ import annotations
 

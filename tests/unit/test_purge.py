@@ -108,7 +108,7 @@ def test_one_that_fails_does_not_stop_the_run() -> None:
 
 
 @pytest.mark.parametrize("status", [Status.STALE, Status.DELETION_FAILED])
-def test_a_bulk_delete_removes_all_of_its_status_whatever_their_age(plain: World, status: Status) -> None:
+def test_a_bulk_delete_removes_all_of_its_status_of_any_age(plain: World, status: Status) -> None:
     plain.memory.seed(*[make_sandbox(f"{each}-{number}", status=each) for each in Status for number in range(3)])
     others = {key: record for key, record in plain.memory.dump()[0].items() if record.status is not status}
     assert plain.purger.bulk_delete(status, by=BY).removed == 3

@@ -102,7 +102,7 @@ def test_however_its_lease_ends_it_is_wiped_and_goes_to_a_person(end: Callable[[
         ([TIMED_OUT, WipeAnswer.GONE], True, True),
     ],
 )
-def test_whatever_recycle_policy_doubt_or_a_404_would_say_it_goes_to_a_person_with_the_reason(
+def test_although_recycle_policy_doubt_or_a_404_would_say_otherwise_it_goes_to_a_person_with_the_reason(
     answers: list[WipeAnswer | Exception], dirty: bool, doubt: bool, recycle: RecyclePolicy, cool_down_sec: int
 ) -> None:
     world = held(recycle=recycle, cool_down_sec=cool_down_sec)
@@ -214,7 +214,7 @@ def test_the_outcome_of_an_attempt_is_not_written_on_the_next_one_while_that_is_
     assert (record.status, record.dirty, record.attempt_id is not None) == (Status.PENDING_DELETION, True, True)
 
 
-def test_it_is_not_handed_out_again_until_a_person_has_had_it_wiped_again() -> None:
+def test_it_is_not_allocated_again_until_a_person_has_had_it_wiped_again() -> None:
     world = held()
     give_back_and_wipe(world, WipeAnswer.WIPED)
     world.syncer.run(by=BY)
@@ -249,7 +249,7 @@ def test_what_is_in_use_by_nobody_cannot_be_let_go_again(plain: World, status: S
         plain.operations.lift_quarantine("sbx-0", by=BY)
 
 
-def test_a_repeated_quarantine_keeps_the_last_reason_and_tells_of_each(world: World) -> None:
+def test_a_repeated_quarantine_keeps_the_last_reason_and_reports_each(world: World) -> None:
     world.pool(5)
     sandbox_id = world.allocate().claim.sandbox_id
     world.operations.quarantine(sandbox_id, reason="smells", by=BY)

@@ -242,7 +242,7 @@ def test_a_run_that_starts_while_the_same_job_runs_is_skipped(bench: Bench) -> N
     assert bench.run(job_id="later").state is JobState.SUCCEEDED
 
 
-def test_a_cleanup_hands_out_what_is_due_and_is_closed_by_its_last_delete(bench: Bench) -> None:
+def test_a_cleanup_dispatches_what_is_due_and_is_closed_by_its_last_delete(bench: Bench) -> None:
     bench.due = ["1", "2"]
     report = bench.run(Job.CLEANUP)
     bench.delete("1")

@@ -759,14 +759,16 @@ def test_a_404_that_is_true_leads_out_of_the_pool_as_before(plain: World) -> Non
     assert plain.record("sbx-0").status is Status.STALE
 
 
-@pytest.mark.parametrize("buried", ["bulk delete", "purge"])
-def test_a_tombstone_that_an_operator_or_a_purge_made_stays_though_it_came_of_a_404(plain: World, buried: str) -> None:
+@pytest.mark.parametrize("removed_by", ["bulk delete", "purge"])
+def test_a_tombstone_that_an_operator_or_a_purge_made_stays_though_it_came_of_a_404(
+    plain: World, removed_by: str
+) -> None:
     plain.pool(3)
     plain.pending("sbx-0")
     plain.provider.answers.append(WipeAnswer.GONE)
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
     plain.clock.advance(plain.policy.stale_grace_sec + 1)
-    if buried == "purge":
+    if removed_by == "purge":
         plain.purger.run(by=BY)
     else:
         plain.purger.bulk_delete(Status.STALE, by=BY)

@@ -43,7 +43,7 @@ class Told:
 
 
 def told(world: World, sandbox_id: str = "sbx-0") -> list[Told]:
-    """Return what was told of a sandbox, oldest first, after making sure that it fits together."""
+    """Return the facts of a sandbox, oldest first, after a check that they fit together."""
     check_histories(world.memory.facts, world.memory.dump()[0])
     facts = [fact for fact in world.memory.facts if isinstance(fact, Fact) and fact.sandbox_id == sandbox_id]
     return [Told(each.kind, each.principal, each.request_id, each.status_before, each.status) for each in facts]
@@ -167,7 +167,7 @@ def test_an_attempt_whose_worker_died_is_told_by_the_one_that_gave_up_after_it()
     assert told(world) == [said(FactKind.NEEDS_ATTENTION, OPERATOR, P, F)]
 
 
-def test_what_a_sync_does_is_told_of_each_sandbox_that_it_changed(plain: World) -> None:
+def test_what_a_sync_does_is_reported_for_each_sandbox_that_it_changed(plain: World) -> None:
     plain.memory.seed(
         make_sandbox("renamed", name="old"),
         make_sandbox("missing"),
@@ -239,7 +239,7 @@ def test_an_operator_s_changes_are_told_in_the_operator_s_name(plain: World) -> 
     ]
 
 
-def test_a_bulk_retry_tells_of_each_sandbox(plain: World) -> None:
+def test_a_bulk_retry_reports_each_sandbox(plain: World) -> None:
     plain.memory.seed(*[make_sandbox(f"f-{number}", status=F, dirty=True) for number in range(3)])
     plain.operations.bulk_retry(by=OPERATOR)
     assert [told(plain, f"f-{number}") for number in range(3)] == [[said(FactKind.RETRIED, OPERATOR, F, P)]] * 3

@@ -170,7 +170,7 @@ def test_a_move_that_the_contract_lacks_is_none_of_the_core_s_either() -> None:
     "name",
     [name for name, (_, table, _) in CHANGES.items() if any(to not in {None, was, L} for was, to in table.items())],
 )
-def test_a_change_of_status_that_the_table_lacks_is_refused_whatever_else_allows_it(
+def test_a_change_of_status_that_the_table_lacks_is_refused_although_all_else_allows_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But an allocation, which a store may make without having read the record, and what changes no status."""
@@ -212,7 +212,7 @@ def test_the_records_of_these_tests_are_as_the_contract_allows(status: Status) -
     check_record(in_status(status))
 
 
-def test_every_kind_of_fact_about_a_sandbox_is_told_of_some_change() -> None:
+def test_every_kind_of_fact_about_a_sandbox_belongs_to_some_change() -> None:
     assert {kind for kinds in (*MOVES.values(), *STAYS.values()) for kind in kinds} == set(FactKind)
     assert kinds_of(S, S) == frozenset()
     assert change_of(in_status(A), in_status(A, version=2)).fact is not None

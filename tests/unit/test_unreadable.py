@@ -86,7 +86,7 @@ def test_jobs_and_bulk_operations_leave_it_and_do_the_rest(plain: World) -> None
     assert (purged.removed, purged.failed) == (1, 1)
 
 
-def test_a_sync_neither_adds_it_again_nor_misses_it(plain: World) -> None:
+def test_a_sync_does_not_add_it_again_and_does_not_miss_it(plain: World) -> None:
     plain.pool(3)
     plain.memory.spoil("sbx-0")
     assert plain.syncer.run(by=BY).failed == 1

@@ -285,7 +285,7 @@ def test_a_record_without_a_word_of_its_wipe_can_be_contradicted_and_sent_again(
 # -- again
 
 
-def test_a_retry_of_a_deletion_starts_counting_anew_and_forgets_who_wanted_it_set_aside() -> None:
+def test_a_retry_of_a_deletion_starts_counting_again_and_forgets_who_wanted_it_set_aside() -> None:
     after = retry_deletion(flagged(in_status(F, deletion_retry_count=8)), by=BY, now=NOW).result
     assert (flat(after).deletion_retry_count, flat(after).next_attempt_at) == (0, NOW)
     assert (flat(after).deletion_requested_at, flat(after).deletion_reason) == (NOW, DeletionReason.RETRIED)

@@ -39,7 +39,7 @@ TABLE: dict[str, Any] = json.loads((RELEASE_1 / "table.json").read_text())
 ANSWERS: dict[str, Any] = json.loads((RELEASE_1 / "answers.json").read_text())
 ID_OF: dict[str, str] = TABLE["variants"]
 HELD: list[str] = ANSWERS["listed"]["allocated"]
-BURIED = ("tomb-wiped", "tomb-purged", "tomb-failed", "tomb-quarantined")
+REMOVED = ("tomb-wiped", "tomb-purged", "tomb-failed", "tomb-quarantined")
 """Tombstones that stay for as long as the provider lists their accounts."""
 
 _tables = count()
@@ -69,7 +69,7 @@ class Broker:
         return self._call(method, path, named | headers)
 
     def read(self, sandbox_id: str) -> dict[str, Any]:
-        """Return what an operator is told of a sandbox."""
+        """Return what an operator sees of a sandbox."""
         return body_of(self.admin("GET", f"/v1/admin/sandboxes/{sandbox_id}"))
 
     def status_of(self, variant: str) -> str:
@@ -256,9 +256,9 @@ def test_the_whole_pool_comes_back_and_can_be_allocated_once_each(broker: Broker
 
     # A tombstone goes when its account is not listed any more; one that comes back is new.
     everything = set(ID_OF)
-    broker.list(everything - set(BURIED))
+    broker.list(everything - set(REMOVED))
     broker.wipe_what_is_due()
-    assert {broker.admin("GET", f"/v1/admin/sandboxes/{ID_OF[variant]}").status_code for variant in BURIED} == {404}
+    assert {broker.admin("GET", f"/v1/admin/sandboxes/{ID_OF[variant]}").status_code for variant in REMOVED} == {404}
     broker.list(everything)
 
     stats = body_of(broker.admin("GET", "/v1/admin/stats"))

@@ -1,4 +1,4 @@
-"""What is not a message of this broker's does a real worker no harm, whatever it is, and reaches no task."""
+"""No message of another kind harms a real worker or reaches a task."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Benchmarks: each prints what it measured, as ratios within one run; `make bench` runs them."""
+"""Benchmarks (`make bench`): each prints its figures, as ratios within one run."""

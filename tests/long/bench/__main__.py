@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     "length",
     flag_value=Length.SHORTEST,
     type=Length,
-    help="Only see that each scenario works: its figures say nothing.",
+    help="Only check that each scenario works; its figures mean nothing.",
 )
-@click.option("--only", type=click.Choice(list(SCENARIOS)), multiple=True, help="Run this scenario alone; repeatable.")
+@click.option(
+    "--only", type=click.Choice(list(SCENARIOS)), multiple=True, help="Run only this scenario; may be repeated."
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -51,11 +53,11 @@ if TYPE_CHECKING:
 def main(*, length: Length, only: tuple[str, ...], out: Path) -> None:
     """Measure, print one table, and write JSON and a plot.
 
-    Exits with 1 if a scenario fails; the others run all the same. A goal that is missed is no failure: machines are
-    noisy. What was measured is printed also when the run is stopped (Ctrl-C, SIGTERM).
+    Exits with 1 if a scenario fails; the others still run. A missed goal is no failure: machines are noisy. A stop by
+    Ctrl-C or SIGTERM still prints all figures so far.
     """
     _hide_aws()
-    for each in (signal.SIGINT, signal.SIGTERM):  # a shell has what it starts in the background ignore SIGINT
+    for each in (signal.SIGINT, signal.SIGTERM):  # a shell starts background programs with SIGINT ignored
         signal.signal(each, signal.default_int_handler)
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -80,12 +82,12 @@ def main(*, length: Length, only: tuple[str, ...], out: Path) -> None:
 
 
 def _run(names: Iterable[str], bench: Bench, path: Path) -> None:
-    """Run scenarios, each whether or not one before it failed; write what was found down after each."""
+    """Run all scenarios, also after one has failed; write the findings after each."""
     for name in names:
         started, ending = time.monotonic(), ""
         try:
             SCENARIOS[name](bench)
-        except Exception as reason:  # noqa: BLE001 - whatever it is, the others are measured
+        except Exception as reason:  # noqa: BLE001 - the others are measured after any error
             traceback.print_exc()
             bench.findings.fail(name, reason)
             ending = ", FAILED"
@@ -95,7 +97,7 @@ def _run(names: Iterable[str], bench: Bench, path: Path) -> None:
 
 
 def _hide_aws() -> None:
-    """Keep this machine's credentials from boto3, here and in what is started."""
+    """Hide this machine's credentials from boto3, here and in all processes that are started."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(AWS_ENVIRONMENT)

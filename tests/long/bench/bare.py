@@ -1,7 +1,7 @@
 """The limit: the broker's own transaction by bare boto3, from as many processes and threads as the broker has clients.
 
-Each transaction claims a sandbox of its own, so there is no candidate to find and no conflict, and there is no HTTP.
-The requests are those that the broker's store makes: same items, same conditions, same client.
+Each transaction has a sandbox of its own: there is no search for a candidate, no conflict, and no HTTP. The requests are
+those of the broker's store: same items, same conditions, same client.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ALLOCATED = 201
 
 
 class Bare:
-    """Processes that send bare transactions; use it in a `with` statement."""
+    """Processes that send bare transactions. Use it in a `with` statement."""
 
     def __init__(self, dynamodb_url: str, *, processes: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -51,7 +51,7 @@ class Bare:
         self._pool.join()
 
     def allocate(self, table: str, sandboxes: Sequence[Sandbox], *, clients: int) -> Load:
-        """Allocate each of the sandboxes, `clients` at a time in all, each to a new track."""
+        """Allocate each sandbox to a new track, `clients` at a time in all processes together."""
         threads = max(1, clients // self._processes)
         shares = [sandboxes[number :: self._processes] for number in range(self._processes)]
         parts = self._pool.starmap(_Process.run, [(table, share, threads) for share in shares], chunksize=1)
@@ -59,20 +59,20 @@ class Bare:
 
 
 class _Process:
-    """One of the processes, where it runs."""
+    """The inside of one of the processes."""
 
     client: ClassVar[Any]
     together: ClassVar[Barrier]
 
     @classmethod
     def start(cls, dynamodb_url: str, together: Barrier) -> None:
-        """Make the client, with the broker's options."""
+        """Create the client, with the broker's options."""
         cls.client = make_client(region=REGION, endpoint_url=dynamodb_url, timeout_sec=30, connections=_MOST_THREADS)
         cls.together = together
 
     @classmethod
     def run(cls, table: str, sandboxes: Sequence[Sandbox], threads: int) -> Load:
-        """Send one transaction a sandbox, at the same time as the other processes do."""
+        """Send one transaction for each sandbox, at the same time as the other processes."""
         left = iter(list(enumerate(transactions(table, sandboxes))))
         answers: list[Answer] = []
         begin = threading.Event()
@@ -97,7 +97,7 @@ class _Process:
 
 
 class _Notebook:
-    """Stands in for the client, and keeps what it is asked to send."""
+    """Replaces the client, and keeps the requests instead of sending them."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -108,7 +108,7 @@ class _Notebook:
 
 
 def transactions(table: str, sandboxes: Sequence[Sandbox]) -> list[dict[str, Any]]:
-    """Return what the broker's store would send to allocate each of the sandboxes to a new track."""
+    """Return the requests by which the broker's store would allocate each sandbox to a new track."""
     notebook: Any = _Notebook()
     rng, now, policy = Random(), int(time.time()), Policy()
     store = DynamoStore(notebook, table, clock=SystemClock(), rng=rng, recorder=Recorders([]))

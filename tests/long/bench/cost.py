@@ -43,19 +43,19 @@ WRITE_DOLLARS, READ_DOLLARS = 0.625, 0.125
 Source: aws.amazon.com/dynamodb/pricing/on-demand.
 """
 ALLOCATIONS_A_MONTH = 730_000
-"""1,000 an hour: what a month is shown of, item by item."""
+"""1,000 an hour: the month that is shown by item."""
 _MONTHS = (1_000, 100_000, 10_000_000)
 _GAUGES_EVERY_SEC = (2, 30)
-"""`POOL_GAUGE_CACHE_SEC` as shipped, and as a large pool wants it."""
+"""`POOL_GAUGE_CACHE_SEC`: the default, and a value for a large pool."""
 _HOURS_A_MONTH = 730
 _LAB_HOURS = 4
 _BUSY_HOURS = 3
-"""A pool is as large as hours want it that have so many times the mean rate."""
+"""A pool is large enough for hours with so many times the mean rate."""
 _API_PROCESSES = 4
 _K_CANDIDATES = 15
 _READS = frozenset({"GetItem", "BatchGetItem", "Query", "Scan"})
 _SAMPLE = 60
-"""Allocations that a row is the mean of: a whole number of the candidate cache's fillings."""
+"""The allocations of which a row is the mean: a multiple of the candidate cache's size."""
 GAUGES = "metrics: read the pool's gauges"
 GAUGES_OF_NONE = "the same, of an empty pool"
 _OF_A_LIFE = (
@@ -70,7 +70,7 @@ _TRACK_NAME = "infoblox-threat-defense-101"
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Calls of DynamoDB, and the request units that they consumed."""
+    """Calls of DynamoDB, and their request units."""
 
     calls: float = 0
     reads: float = 0
@@ -79,7 +79,7 @@ class Units:
 
     @property
     def dollars(self) -> float:
-        """The price of a million times this."""
+        """The price of a million of these."""
         return self.reads * READ_DOLLARS + (self.table_writes + self.index_writes) * WRITE_DOLLARS
 
     def __add__(self, other: Units) -> Units:
@@ -95,7 +95,7 @@ class Units:
 
 
 class Meter:
-    """Adds up what the calls of one client consume."""
+    """Adds up the request units of one client's calls."""
 
     def __init__(self, client: DynamoDBClient) -> None:
         self._lock = threading.Lock()
@@ -104,7 +104,7 @@ class Meter:
         client.meta.events.register("after-call.dynamodb", self._note)
 
     def measure(self, work: Callable[[], object]) -> Units:
-        """Return what a piece of work consumes."""
+        """Return the request units of `work`."""
         before = self._total
         work()
         return self._total + before * -1
@@ -119,7 +119,7 @@ class Meter:
         found = Units(calls=1)
         for each in consumed if isinstance(consumed, list) else [consumed]:
             if model.name in _READS:
-                # AWS charges half a unit at least, also for a query that finds nothing; DynamoDB Local does not.
+                # AWS charges at least half a unit, also for a query without results; DynamoDB Local does not.
                 found += Units(reads=max(each["CapacityUnits"], 0.5))
             else:
                 indexes = each.get("GlobalSecondaryIndexes", {}).values()
@@ -134,7 +134,7 @@ class Meter:
 
 
 def _refused(operation: str, answer: dict[str, Any]) -> Units:
-    """Count a write that its condition refused; what is in a transaction is written twice."""
+    """Count a write that its condition refused. A transaction writes each item twice."""
     if operation == "TransactWriteItems":
         return Units(table_writes=2 * len(answer["CancellationReasons"]))
     assert answer["Error"]["Code"] == "ConditionalCheckFailedException", answer
@@ -143,16 +143,16 @@ def _refused(operation: str, answer: dict[str, Any]) -> Units:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """The units of whatever is done, and what a month of it costs, in dollars, item by item."""
+    """The request units of each action, and the price of a month of it in dollars, item by item."""
 
     units: dict[str, Units]
     month: dict[str, float]
     months: dict[int, dict[str, float]]
-    """By the allocations of a month: what its parts cost."""
+    """The price of each part, by the allocations of a month."""
 
 
 def measure_costs(servers: Servers, *, pool: int) -> Costs:
-    """Measure every call and job on a pool of which a fifth is available and the rest allocated."""
+    """Measure every call and job on a pool with a fifth available and the rest allocated."""
     client = servers.client()
     meter = Meter(client)
     full = _world(client, servers.make_table("cost"))
@@ -163,14 +163,14 @@ def measure_costs(servers: Servers, *, pool: int) -> Costs:
 
 
 def _world(client: DynamoDBClient, table: str) -> World:
-    """Put a process's use cases together over a table."""
+    """Return the use cases of a process over a table."""
     clock = FakeClock()
     store = DynamoStore(client, table, clock=clock, rng=Random(1), recorder=Recorders([]))
     return World(clock=clock, wrap=lambda _: TimelessStore(store), k_candidates=_K_CANDIDATES)
 
 
 def _fill(client: DynamoDBClient, table: str, pool: int) -> list[Sandbox]:
-    """Put a pool into a table; all but a fifth is allocated, for longer than anything here lasts."""
+    """Load a pool into a table. All but a fifth is allocated, for longer than the measurement."""
     sandboxes = make_pool(pool)
     free, held = sandboxes[: pool // 5], sandboxes[pool // 5 :]
     rng, now = Random(2), FakeClock().now()
@@ -217,7 +217,7 @@ def _allocate(world: World, track: str) -> Allocation:
 def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
     """Measure the calls of the API."""
     for world in (full, empty):
-        world.pauses.current()  # a row of its own
+        world.pauses.current()  # counted in a row of its own
         world.guard.check()  # the same
     tracks = new_tracks(_SAMPLE)
     units = {"allocate, new": meter.measure(lambda: [_allocate(full, each) for each in tracks]) * (1 / _SAMPLE)}
@@ -251,7 +251,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
 
 
 def _of_jobs(meter: Meter, full: World, pool: int) -> dict[str, Units]:
-    """Measure the items of jobs, and runs that find nothing. The sample's allocations are what expires."""
+    """Measure the items of jobs, and runs that find nothing. The sample's allocations expire."""
     cleanup = meter.measure(lambda: list(full.cleaner.find_due()))
     unchanged = meter.measure(partial(full.syncer.run, by=BY))
     (newcomer,) = make_pool(1, first=pool)
@@ -270,14 +270,14 @@ def _of_jobs(meter: Meter, full: World, pool: int) -> dict[str, Units]:
 
 
 def pool_for(allocations: float, *, busy_hours: float = _BUSY_HOURS) -> float:
-    """Return how many sandboxes so many allocations a month need, a fifth of them to spare."""
+    """Return the number of sandboxes for so many allocations a month, with a fifth to spare."""
     return allocations / _HOURS_A_MONTH * busy_hours * _LAB_HOURS / 0.8
 
 
 def price(units: Mapping[str, Units], measured_pool: int) -> Costs:
-    """Price months of what is done, by the units that it took on a pool of some size.
+    """Return the price of months, by request units that were measured on a pool of `measured_pool`.
 
-    The one shown item by item has its allocations spread evenly.
+    The month that is shown by item has its allocations spread evenly.
     """
     even_pool = pool_for(ALLOCATIONS_A_MONTH, busy_hours=1)
     months = {
@@ -287,10 +287,10 @@ def price(units: Mapping[str, Units], measured_pool: int) -> Costs:
 
 
 def _month(units: Mapping[str, Units], allocations: float, pool: float, measured_pool: int) -> dict[str, float]:
-    """Price a month of allocations, each read once and marked, one in ten asked for twice.
+    """Return the price of a month of allocations. Each is read once and marked; one in ten is requested twice.
 
-    One API of four processes is probed and scraped. Its gauges count the pool: what that costs beyond an empty one is in
-    proportion to it.
+    One API of four processes gets health checks and scrapes. Its gauges count the pool: beyond the cost on an empty pool,
+    that costs in proportion to the pool.
     """
     on_empty = units[GAUGES_OF_NONE]
     gauges = on_empty + (units[GAUGES] + on_empty * -1) * (pool / measured_pool)
@@ -311,7 +311,7 @@ def _month(units: Mapping[str, Units], allocations: float, pool: float, measured
 
 
 def _parts(month: dict[str, float]) -> dict[str, float]:
-    """Add a month's items up: what lives cost, what is always asked, and the gauges as shipped and more seldom."""
+    """Add up a month: the allocations, the constant calls, and the gauges at both intervals."""
     lives = sum(month[name] for name in _OF_A_LIFE)
     gauges = {
         f"gauges every {seconds} s": month[GAUGES] * _GAUGES_EVERY_SEC[0] / seconds for seconds in _GAUGES_EVERY_SEC
@@ -335,7 +335,7 @@ def cost_table(costs: Costs) -> str:
 
 
 def months_table(costs: Costs) -> str:
-    """Return what months of more and more allocations cost, in dollars, as a table."""
+    """Return the price of months of more and more allocations, in dollars, as a table."""
     parts = list(costs.months[_MONTHS[0]])
     rows = [("allocations a month", "pool", *parts)]
     for allocations, dollars in costs.months.items():

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _SILENCE_SEC = 30
-"""When nothing is answered for so long, the server is stuck."""
+"""After so long without any answer the server counts as stuck."""
 
 
 class Answer(NamedTuple):
-    """One request's answer, whole; times are those of the machine's monotonic clock, in seconds."""
+    """The whole answer to one request. Times are of the machine's monotonic clock, in seconds."""
 
     number: int
-    """Which of the requests it answers."""
+    """The index of its request."""
     status: int
     began: float
     ended: float
@@ -39,13 +39,13 @@ class Answer(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Its latency."""
+        """The latency in seconds."""
         return self.ended - self.began
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a load measured: all answers, and the processor time that making it took, and serving it, by server."""
+    """The result of a load: all answers, and the processor time of the sender and of each server."""
 
     answers: Sequence[Answer]
     cpu_seconds: float
@@ -53,27 +53,27 @@ class Load:
 
     @property
     def seconds(self) -> float:
-        """From the first request to the last answer."""
+        """The time from the first request to the last answer."""
         return max(each.ended for each in self.answers) - min(each.began for each in self.answers)
 
     @property
     def rate(self) -> float:
-        """Requests that succeeded, a second."""
+        """Successful requests per second."""
         return sum(200 <= each.status < 300 for each in self.answers) / self.seconds
 
     @property
     def cpu_milliseconds(self) -> float:
-        """Processor time of all who had to do with it, for each answer."""
+        """The processor time of sender and servers for each answer."""
         return 1000 * (self.cpu_seconds + sum(self.servers_cpu_seconds.values())) / len(self.answers)
 
     @property
     def statuses(self) -> Counter[int]:
-        """How many answers had each status."""
+        """The number of answers of each status."""
         return Counter(each.status for each in self.answers)
 
     @property
     def latencies(self) -> list[float]:
-        """Every answer's latency in seconds."""
+        """The latency of each answer in seconds."""
         return [each.seconds for each in self.answers]
 
 
@@ -85,12 +85,12 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def allocations(token: str, tracks: Sequence[str]) -> list[bytes]:
-    """Make the request of each track to allocate."""
+    """Return an allocate request for each track."""
     return [request("POST", "/v1/allocate", track, token=token) for track in tracks]
 
 
 def marks(token: str, held: Mapping[str, str]) -> list[bytes]:
-    """Make the requests that give back what each track holds, by its id."""
+    """Return the requests by which each track marks its sandbox."""
     return [
         request("POST", f"/v1/sandboxes/{sandbox_id}/mark-for-deletion", track, token=token)
         for track, sandbox_id in held.items()
@@ -98,7 +98,7 @@ def marks(token: str, held: Mapping[str, str]) -> list[bytes]:
 
 
 def request(method: str, path: str, track: str, *, token: str) -> bytes:
-    """Make one request of a track, without a body."""
+    """Return one request of a track, without a body."""
     return (
         f"{method} {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: Bearer {token}\r\n"
         f"X-Track-ID: {track}\r\nContent-Length: 0\r\n\r\n".encode()
@@ -106,12 +106,12 @@ def request(method: str, path: str, track: str, *, token: str) -> bytes:
 
 
 def new_tracks(count: int) -> list[str]:
-    """Make up tracks that nobody has seen."""
+    """Return ids of new tracks."""
     return [str(uuid.uuid4()) for _ in range(count)]
 
 
 class Generator:
-    """Sends requests from a process of its own; use it in a `with` statement."""
+    """Sends requests from a process of its own. Use it in a `with` statement."""
 
     def __init__(self) -> None:
         # Not a ProcessPoolExecutor, whose process stays behind when this one is killed.
@@ -125,24 +125,24 @@ class Generator:
         self._pool.join()
 
     def send(self, port: int, requests: Sequence[bytes], *, clients: int) -> Load:
-        """Have `clients` send the requests, each its next one as soon as its last one is answered."""
+        """Send the requests from `clients`. Each client sends its next one right after an answer."""
         return self._pool.apply(drive, (port, requests, clients))
 
     def allocate(self, port: int, token: str, count: int, *, clients: int) -> dict[str, str]:
-        """Have new tracks allocate, all of them with success; returns the id of what each holds."""
+        """Allocate for new tracks; return the sandbox id of each. Fails unless all succeed."""
         tracks = new_tracks(count)
         given = self.send(port, allocations(token, tracks), clients=clients)
         assert given.statuses == {201: count}, given.statuses
         return {tracks[answer.number]: json.loads(answer.body)["sandbox_id"] for answer in given.answers}
 
     def give_back(self, port: int, token: str, held: Mapping[str, str], *, clients: int) -> None:
-        """Have tracks mark what they hold, all of them with success."""
+        """Mark the sandbox of each track. Fails unless all succeed."""
         statuses = self.send(port, marks(token, held), clients=clients).statuses
         assert statuses == {200: len(held)}, statuses
 
 
 class _Client:
-    """One connection, and the request that is under way on it."""
+    """One connection, and its current request."""
 
     def __init__(self, port: int, opened: ExitStack) -> None:
         self.socket = opened.enter_context(socket.create_connection((LOOPBACK, port), _SILENCE_SEC))
@@ -153,14 +153,14 @@ class _Client:
         self._received = b""
 
     def send(self, number: int, request: bytes) -> None:
-        """Send a request; it is small enough to go out at once."""
+        """Send a request, which fits into one packet."""
         self._number, self._received = number, b""
         self._began = time.monotonic()
         sent = self.socket.send(request)
         assert sent == len(request)
 
     def receive(self) -> Answer | None:
-        """Read what has come; returns the answer once it is whole."""
+        """Read the received bytes; return the answer when it is whole."""
         data = self.socket.recv(65536)
         if not data:
             raise ConnectionError("the server closed a connection before it had answered")
@@ -179,7 +179,7 @@ def _content_length(head: bytes) -> int:
 
 
 def drive(port: int, requests: Sequence[bytes], clients: int) -> Load:
-    """Send the requests from this process; what `Generator` does in its own. All connections are made beforehand."""
+    """Send the requests from this process (`Generator` uses its own). All connections are made before."""
     answers: list[Answer] = []
     left = iter(enumerate(requests))
     with selectors.DefaultSelector() as selector, ExitStack() as opened:
@@ -202,7 +202,7 @@ def drive(port: int, requests: Sequence[bytes], clients: int) -> Load:
 
 
 def _readable(selector: selectors.BaseSelector) -> Iterator[_Client]:
-    """Yield the clients that something has come for, until none is left."""
+    """Yield each client that has received bytes, until none is left."""
     while selector.get_map():
         events = selector.select(_SILENCE_SEC)
         if not events:

@@ -13,7 +13,7 @@ _SYNCED_AT = 1_750_000_000
 
 
 def make_pool(count: int, *, first: int = 0) -> list[Sandbox]:
-    """Make available sandboxes as a sync makes them, numbered from `first`, of the provider's usual names and ids.
+    """Return available sandboxes as a sync adds them, numbered from `first`, with the provider's usual names and ids.
 
     The same call makes the same sandboxes.
     """

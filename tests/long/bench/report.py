@@ -1,4 +1,4 @@
-"""What the bench found: figures beside their goals, as a table for the terminal, JSON, and a plot."""
+"""The findings of the bench: figures beside their goals, as a table for the terminal, JSON, and a plot."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure is to reach: at most a bound, or at least it."""
+    """The goal of a figure: at most, or at least, a bound."""
 
     bound: float
     at_least: bool = False
 
     def is_met(self, value: float) -> bool:
-        """Tell whether a value reaches it."""
+        """Tell whether a value reaches the goal."""
         return value >= self.bound if self.at_least else value <= self.bound
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One thing measured; of several rounds it is the median, and `low` and `high` are the extremes."""
+    """One figure. Of several rounds it is the median; `low` and `high` are the extremes."""
 
     scenario: str
     name: str
@@ -63,7 +63,7 @@ def _series() -> defaultdict[Any, Any]:
 
 @dataclass(slots=True)
 class Findings:
-    """All figures; what else the JSON and the plot show, by scenario; tables of other columns; what failed, and why."""
+    """All figures, more values of each scenario for JSON and plot, other tables, and the failures with their reasons."""
 
     figures: list[Figure] = field(default_factory=list)
     series: defaultdict[str, defaultdict[Any, Any]] = field(default_factory=lambda: defaultdict(_series))
@@ -73,7 +73,7 @@ class Findings:
     def add(
         self, scenario: str, name: str, values: float | Sequence[float], unit: str = "", goal: Goal | None = None
     ) -> None:
-        """Add a figure: one value, or one of each round."""
+        """Add a figure: one value, or a value for each round."""
         rounds = [values] if isinstance(values, int | float) else list(values)
         several = len(rounds) > 1
         self.figures.append(
@@ -89,13 +89,13 @@ class Findings:
         )
 
     def fail(self, scenario: str, reason: Exception) -> None:
-        """Note that a scenario failed, with the first line of the reason; what it found before stays."""
+        """Note that a scenario failed, with the first line of the reason. Its earlier figures stay."""
         first, *_ = str(reason).splitlines() or [""]
         self.failures[scenario] = f"{type(reason).__name__}: {first}"
 
 
 def describe(findings: Findings) -> str:
-    """Return everything that is printed: the figures, the other tables, and last the scenarios that failed."""
+    """Return the whole output: the figures, the other tables, and last the failed scenarios."""
     parts = [table(findings.figures), *findings.tables]
     if findings.failures:
         reasons = [f"  {name}: {reason}" for name, reason in findings.failures.items()]
@@ -125,7 +125,7 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as a table, whose first row is its head and whose first column stands to the left."""
+    """Return rows of cells as a table. The first row is the head; the first column is aligned to the left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -140,7 +140,7 @@ def _show(value: float | None) -> str:
 
 
 def write_json(findings: Findings, path: Path) -> None:
-    """Write everything that was found, and where."""
+    """Write all findings, and the machine, as JSON."""
     content = {
         "machine": {
             "cores": os.cpu_count(),
@@ -159,7 +159,7 @@ def write_json(findings: Findings, path: Path) -> None:
 
 
 def write_plot(findings: Findings, path: Path) -> None:
-    """Draw rates and latencies by clients, and how a burst was served; what was not measured stays empty."""
+    """Draw rates and latencies by clients, and a burst. A panel without figures stays empty."""
     figure, (rates, latencies, burst) = plt.subplots(1, 3, figsize=(16, 5))
     _draw_rates(rates, findings.series["rates"])
     _draw_latencies(latencies, findings.series["latencies"])

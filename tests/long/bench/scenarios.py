@@ -1,4 +1,4 @@
-"""The scenarios of the bench: what is sent to which servers, and which figures come of it."""
+"""The scenarios of the bench: the requests, the servers, and the figures."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ P99_TO_P50 = {64: Goal(3)}
 
 
 class Length(StrEnum):
-    """How long a run is."""
+    """The length of a run."""
 
     FULL = "full"
     QUICK = "quick"
-    """The figures are rough."""
+    """Gives rough figures."""
     SHORTEST = "shortest"
-    """The figures say nothing; it shows that every scenario works."""
+    """Shows only that every scenario works; its figures mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What scenarios work with; `length` makes every one of them as long as the run."""
+    """The tools of the scenarios. `length` sets how long each takes."""
 
     servers: Servers
     generator: Generator
@@ -59,41 +59,41 @@ class Bench:
     findings: Findings = field(default_factory=Findings)
 
     def size(self, usual: int) -> int:
-        """Return how many requests to send where a full run sends `usual`."""
+        """Return the number of requests in place of the `usual` number of a full run."""
         return usual // {Length.FULL: 1, Length.QUICK: 5, Length.SHORTEST: 50}[self.length]
 
     def rounds(self, usual: int) -> int:
-        """Return how many rounds to make where a full run makes `usual`."""
+        """Return the number of rounds in place of the `usual` number of a full run."""
         return {Length.FULL: usual, Length.QUICK: 2, Length.SHORTEST: 1}[self.length]
 
     def at_least(self, needed: int) -> int:
-        """Return a size without which figures say nothing, so that only the shortest run makes it smaller."""
+        """Return a size that figures need: only the shortest run makes it smaller."""
         return needed // 10 if self.length is Length.SHORTEST else needed
 
     def table(self, name: str, sandboxes: int) -> str:
-        """Make a table with a pool; returns its name."""
+        """Create a table with a pool; return its name."""
         self.servers.make_table(name)
         self.fill(name, sandboxes)
         return name
 
     def fill(self, table: str, sandboxes: int, *, first: int = 0) -> None:
-        """Put sandboxes into a table, numbered from `first`."""
+        """Load sandboxes into a table, numbered from `first`."""
         load_records(self.servers.client(), table, make_pool(sandboxes, first=first))
 
     def allocate(self, api: Api, requests: int, *, clients: int) -> Load:
-        """Have new tracks allocate."""
+        """Allocate for new tracks."""
         requested = allocations(TRACK_TOKEN, new_tracks(requests))
         return self.with_servers_cpu(lambda: self.generator.send(api.port, requested, clients=clients))
 
     def with_servers_cpu(self, run: Callable[[], Load]) -> Load:
-        """Make a run, and note what it costs the servers."""
+        """Make a run, and add the processor time of the servers."""
         before = self.servers.cpu_seconds()
         load = run()
         after = self.servers.cpu_seconds()
         return replace(load, servers_cpu_seconds={kind: after[kind] - before[kind] for kind in after})
 
     def allocate_at_last(self, api: Api, tracks: int, *, clients: int) -> Load:
-        """Have new tracks allocate, each of which asks again after a 503, as the contract says that it may."""
+        """Allocate for new tracks. Each asks again after a 503, as the contract allows."""
         names = new_tracks(tracks)
         answers: list[Answer] = []
         cpu_seconds, left = 0.0, list(range(tracks))
@@ -110,9 +110,9 @@ class Bench:
         return Load(answers, cpu_seconds)
 
     def in_turn(self, rounds: int, runs: Mapping[str, Callable[[], Load]]) -> dict[str, list[Load]]:
-        """Make each run once a round, in changing order: what else the machine does meets all of them alike.
+        """Make each run once a round, in changing order, so that other work of the machine affects all alike.
 
-        After two rounds there are no more than a slow machine has time for.
+        After two rounds, a slow machine makes only the rounds for which it has time.
         """
         loads: dict[str, list[Load]] = {name: [] for name in runs}
         began = time.monotonic()
@@ -186,7 +186,7 @@ def measure_clients(bench: Bench) -> None:
 
 
 def add_level(findings: Findings, clients: int, broker: list[Load], bare: list[Load]) -> None:
-    """Add what pairs of runs at one number of clients say, and which goals there are for that number."""
+    """Add the figures of pairs of runs at one number of clients, with the goals for that number."""
     scenario, add = _clients(clients), findings.add
     add(scenario, "allocations a second", _rates(broker))
     add(scenario, "bare transactions a second", _rates(bare))
@@ -206,7 +206,7 @@ def add_level(findings: Findings, clients: int, broker: list[Load], bare: list[L
 
 
 def add_processor_time(findings: Findings, loads: list[Load]) -> None:
-    """Add what an allocation takes of the machine, by who takes it: unlike a rate, no other work on it changes that."""
+    """Add the processor time of an allocation by process. Other work on the machine changes it less than a rate."""
     allocations_made = sum(len(load.answers) for load in loads)
     spent = {"the load generator": sum(load.cpu_seconds for load in loads)} | {
         kind: sum(load.servers_cpu_seconds[kind] for load in loads) for kind in loads[0].servers_cpu_seconds
@@ -216,11 +216,11 @@ def add_processor_time(findings: Findings, loads: list[Load]) -> None:
 
 
 def measure_textbook(bench: Bench) -> None:
-    """Measure the textbook broker and the broker at 16 clients, and what copies of one request get of each."""
+    """Measure the textbook broker and the broker at 16 clients, and the answers to copies of one request."""
     requests, rounds, clients, copies = bench.size(160), bench.rounds(3), 16, 4
     tracks = bench.size(100)
     needed = requests * (rounds + 1) + copies * tracks
-    spare = 2 * needed  # so that whoever is told "none left" is told wrong
+    spare = 2 * needed  # so each answer "none left" is wrong
     broker_table = bench.table("textbook-broker", needed + spare)
     textbook_table = make_textbook_table(bench.servers.client(), "textbook")
     bench.fill(textbook_table, needed + spare)
@@ -268,7 +268,7 @@ def _split_tracks(bench: Bench, api: Api, tracks: int, copies: int) -> int:
 
 
 def measure_replays(bench: Bench) -> None:
-    """Have tracks that hold a sandbox ask again."""
+    """Repeat the allocate of tracks that hold a sandbox."""
     count, rounds, clients = bench.size(600), bench.rounds(5), 16
     table = bench.table("replays", count + 64)
     requests = allocations(TRACK_TOKEN, new_tracks(count))
@@ -283,7 +283,7 @@ def measure_replays(bench: Bench) -> None:
 
 
 def measure_burst(bench: Bench) -> None:
-    """Have a whole class ask at once, each track on a connection of its own; the pool holds just enough."""
+    """Allocate for a whole class at once, each track on its own connection. The pool is just large enough."""
     tracks, warm_up = bench.size(1000), bench.at_least(200)
     table = bench.table("burst", tracks + warm_up)
     with bench.servers.api(table) as api:
@@ -301,9 +301,9 @@ def measure_burst(bench: Bench) -> None:
 
 
 def measure_drain(bench: Bench) -> None:
-    """Have more tracks ask than there are sandboxes: 16 at a time, and 64 at a time.
+    """Allocate for more tracks than there are sandboxes: 16 at a time, and 64 at a time.
 
-    Each has an API of its own: one that has just found its pool empty may say so for a second (docs/contract.md, promise 3).
+    Each has an API of its own: an API that has found its pool empty may say so for a second (docs/contract.md, promise 3).
     """
     pool = bench.size(1000)
     tracks = pool + pool // 10
@@ -316,13 +316,13 @@ def measure_drain(bench: Bench) -> None:
 
 
 def add_drain(findings: Findings, scenario: str, pool: int, load: Load, calls: int) -> None:
-    """Add what the answers to a drain say: which sandboxes were given, and whether any refusal was false."""
+    """Add the figures of a drain: the sandboxes that were allocated, and the false refusals."""
     holders: defaultdict[str, set[int]] = defaultdict(set)
     for each in load.answers:
         if each.status in {CREATED, OK}:
             holders[json.loads(each.body)["sandbox_id"]].add(each.number)
     last_given_began = max(each.began for each in load.answers if each.status == CREATED)
-    # A sandbox that was given to a request sent later was free all the while.
+    # A sandbox that a later request got was free all the time.
     false = sum(each.status == NONE_LEFT and each.ended < last_given_began for each in load.answers)
     findings.add(scenario, "sandboxes given", 100 * len(holders) / pool, "%", Goal(100, at_least=True))
     findings.add(scenario, "sandboxes given twice", sum(len(tracks) > 1 for tracks in holders.values()), goal=Goal(0))
@@ -356,7 +356,7 @@ def measure_calls(bench: Bench) -> None:
 
 
 def measure_pools(bench: Bench) -> None:
-    """Compare pools of 1k, 10k and 100k, each on an API of its own; the smallest is filled up after each round."""
+    """Compare pools of 1k, 10k and 100k, each on an API of its own. The smallest is filled after each round."""
     requests, rounds, clients = bench.size(400), bench.rounds(5), 16
     full = bench.length is Length.FULL
     sizes = [1000, 10_000, 100_000] if full else [bench.at_least(1000), bench.at_least(3000)]
@@ -413,8 +413,8 @@ def measure_observability(bench: Bench) -> None:
 
 
 def price_calls(bench: Bench) -> None:
-    """Price each call and job on AWS."""
-    pool = max(500, bench.size(5000))  # a fifth of it is what the sample allocates
+    """Measure the price of each call and job on AWS."""
+    pool = max(500, bench.size(5000))  # the sample allocates a fifth of it
     costs = cost.measure_costs(bench.servers, pool=pool)
     scenario, add = "cost on AWS", bench.findings.add
     new = costs.units["allocate, new"]
@@ -429,7 +429,7 @@ def price_calls(bench: Bench) -> None:
 
 
 def measure_sizing(bench: Bench) -> None:
-    """Measure what one process of the API carries, by call, and one process of a worker, by job."""
+    """Measure the load that one process of the API carries by call, and one of a worker by job."""
     requests, rounds = bench.size(400), bench.rounds(5)
     levels = (1, 4, 16, 32)
     table = bench.table("sizing-api", requests * ((rounds + 1) * len(levels) + 1))
@@ -472,7 +472,7 @@ def _api_milliseconds(load: Load) -> float:
 
 
 def measure_scaling(bench: Bench) -> None:
-    """Give 1, 2 and 4 workers a flood of deletions, and see what tracks at two APIs notice."""
+    """Give 1, 2 and 4 workers a flood of deletions, and measure its effect on tracks at two APIs."""
     steps = workers.scale(bench.servers, rounds=bench.rounds(6), round_size=bench.at_least(150))
     alone = median(load.rate for step in steps if step.deletions is None for load in step.served.loads)
     rows = [

@@ -1,4 +1,4 @@
-"""What is measured: DynamoDB Local, Redis, and the real API under gunicorn, on free ports of this machine.
+"""The measured servers: DynamoDB Local, Redis, and the real API under gunicorn, on free ports of this machine.
 
 No worker and no scheduler runs, so that nothing but the API is at work; an API's log lines go to /dev/null, because
 what reads them elsewhere is not its cost.
@@ -44,12 +44,12 @@ class Api:
 
     port: int
     metrics: Path
-    """Where its processes keep what they count."""
+    """The directory of its processes' counters."""
 
     def counts(self) -> Counter[str]:
-        """Return what its processes have counted since its start, added up: the counters of /metrics by name.
+        """Return the sum of the counters of all its processes since its start, by their names in /metrics.
 
-        Each operation of DynamoDB, and each outcome, has a counter of its own besides: `calls:<operation>`,
+        Each operation of DynamoDB and each outcome also has a counter of its own: `calls:<operation>`,
         `outcome:<outcome>`.
         """
         return sum(self.by_process().values(), Counter())
@@ -57,8 +57,8 @@ class Api:
     def by_process(self) -> defaultdict[str, Counter[str]]:
         """Return the same for each process, by its id.
 
-        Read from the files that /metrics reads: a scrape would have the pool counted, by calls of DynamoDB that no
-        allocation made.
+        They come from the files that /metrics reads. A scrape would count the pool, by calls of DynamoDB that belong to
+        no allocation.
         """
         files: defaultdict[str, list[str]] = defaultdict(list)
         for path in self.metrics.glob("*_*.db"):
@@ -76,11 +76,11 @@ class Api:
 
 
 class Servers:
-    """DynamoDB Local and Redis, and API servers on tables of their own; use it in a `with` statement."""
+    """DynamoDB Local, Redis, and API servers on tables of their own. Use it in a `with` statement."""
 
     def __init__(self, scratch: Path, *, processes: int = API_PROCESSES) -> None:
         self.processes = processes
-        """That an API has, unless it is started with another number."""
+        """The default number of processes of an API."""
         self._scratch = scratch
         self._dynamodb_port, self._redis_port = free_ports(2)
         self._tables: dict[str, int] = {}
@@ -90,7 +90,7 @@ class Servers:
 
     @property
     def dynamodb_url(self) -> str:
-        """Where DynamoDB Local answers."""
+        """The URL of DynamoDB Local."""
         return f"http://{LOOPBACK}:{self._dynamodb_port}"
 
     def __enter__(self) -> Self:
@@ -105,21 +105,21 @@ class Servers:
         self._running.close()
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Return the processor time that each kind of server has used so far, its child processes included."""
+        """Return the processor time of each kind of server so far, with its child processes."""
         return {kind: sum(cpu_seconds_of(master) for master in masters) for kind, masters in self._masters.items()}
 
     def directory(self, name: str) -> Path:
-        """Make a directory that is gone after the bench."""
+        """Return a new directory that exists until the end of the bench."""
         directory = self._scratch / name
         directory.mkdir()
         return directory
 
     def client(self, *, connections: int = 8) -> DynamoDBClient:
-        """Make a client as the broker's, but with patience."""
+        """Return a client like the broker's, with a longer timeout."""
         return make_client(region=REGION, endpoint_url=self.dynamodb_url, timeout_sec=60, connections=connections)
 
     def make_table(self, name: str) -> str:
-        """Create an empty table, as `broker table create` does; returns its name."""
+        """Create an empty table, as `broker table create` does; return its name."""
         create_table(self.client(), name)
         return name
 
@@ -156,7 +156,7 @@ class Servers:
                 self._masters["API"].remove(process.pid)
 
     def _redis_of(self, table: str) -> str:
-        """Return the URL of a table's own database of Redis: a broker remembers its table there, and keeps to it."""
+        """Return the URL of a database of Redis for a table: a broker remembers its table there."""
         number = self._tables.setdefault(table, len(self._tables)) % _REDIS_DATABASES
         url = f"redis://{LOOPBACK}:{self._redis_port}/{number}"
         with Redis.from_url(url) as redis:
@@ -165,7 +165,7 @@ class Servers:
 
 
 def cpu_seconds_of(master: int) -> float:
-    """Return the processor time that a process and its children have used so far."""
+    """Return the processor time of a process and its children so far."""
     children = [int(child) for child in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
     return sum(_cpu_seconds(pid) for pid in (master, *children))
 
@@ -177,7 +177,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _count_ready(port: int, metrics: Path) -> int:
-    """Count the processes of an API that have answered a request: each keeps a file of counters."""
+    """Return the number of processes of an API that have answered a request: each has a file of counters."""
     assert call("GET", f"http://{LOOPBACK}:{port}/healthz")[0] == HTTPStatus.OK
     return len(list(metrics.glob("counter_*.db")))
 

@@ -68,7 +68,7 @@ def store_on(client: DynamoDBClient, name: str) -> DynamoStore:
 
 @contextmanager
 def server(answer: Callable[[str], int]) -> Iterator[tuple[int, list[str]]]:
-    """Serve allocates, each answered with the status that `answer` gives for its track; yields the port and the tracks."""
+    """Answer allocates with the status that `answer` gives for each track; yield the port and the tracks."""
     seen: list[str] = []
 
     class Answering(Handler):
@@ -142,7 +142,7 @@ def test_no_process_of_the_bench_outlives_it_when_it_is_killed(tmp_path: Path, a
 
 
 def _runs(pid: int) -> bool:
-    """Tell whether a process is there that is not merely waiting for somebody to take note of its end."""
+    """Tell whether a process runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -177,7 +177,7 @@ def test_a_bare_transaction_is_refused_once_its_sandbox_is_taken(client: DynamoD
 
 
 class _OvertakenAllocator(TextbookAllocator):
-    """One during whose allocate others come first."""
+    """A store in whose `allocate` others come first."""
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 

@@ -1,4 +1,4 @@
-"""The bench as a whole, in its shortest form: every scenario works, and one that does not takes no other with it."""
+"""The bench as a whole, in its shortest form: every scenario works, and a failing one stops no other."""
 
 from __future__ import annotations
 

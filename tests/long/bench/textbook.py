@@ -51,7 +51,7 @@ def make_textbook_table(client: DynamoDBClient, name: str) -> str:
 
 
 class TextbookAllocator:
-    """Takes the place of the broker's `Allocator`."""
+    """Replaces the broker's `Allocator`."""
 
     def __init__(self, *, store: DynamoStore, policy: Policy, recorder: Recorder, **_: object) -> None:
         self._store = store
@@ -60,7 +60,7 @@ class TextbookAllocator:
         self._rng = Random()
 
     def allocate(self, request: AllocateRequest, *, by: Actor) -> Allocation:
-        """Allocate a sandbox, or return what the index says that the track holds."""
+        """Allocate a sandbox, or return the one that the track holds by the index."""
         started = time.monotonic()
         conflicts, outcome = 0, AllocateOutcome.NO_SANDBOXES
         try:
@@ -82,7 +82,7 @@ class TextbookAllocator:
             )
 
     def _first_available(self) -> list[Candidate]:
-        """Read the first K of the index, in a random order."""
+        """Return the first K of the index in random order."""
         for shard in range(SHARDS):
             items = self._read(INDEX, "status_key", status_key(Status.AVAILABLE, shard))
             if items:

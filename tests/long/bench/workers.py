@@ -1,4 +1,4 @@
-"""Real workers on DynamoDB Local: what one process carries, and what further workers add while tracks are served.
+"""Real workers on DynamoDB Local: the load of one process, and the gain by more workers while tracks are served.
 
 The provider is the mock, which takes a given time for each delete. The API is there because the deletions come from
 tracks that give back, and to be watched meanwhile.
@@ -38,37 +38,37 @@ _SETTINGS = {
     "AUTO_EXPIRY_INTERVAL_SEC": _SELDOM,
 }
 CHILDREN, LIMIT = 4, 10
-"""Processes of each worker, and `CSP_MAX_CONCURRENCY`, both as shipped."""
+"""The processes of each worker, and `CSP_MAX_CONCURRENCY`: both defaults."""
 DELETE_SEC = 1.0
 _OTHER_IDS = 1_000_000
-"""So far from the provider's accounts are the sandboxes that tracks are given meanwhile."""
+"""The offset of the tracks' sandboxes from the provider's accounts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What workers did in a stretch of time."""
+    """The work of workers in an interval."""
 
     items: int
     seconds: float
     cpu_seconds: float
-    """Of all their processes."""
+    """The processor time of all their processes."""
     at_once: float = 1
-    """Calls of the provider that were under way, on average."""
+    """The mean number of running calls of the provider."""
 
     @property
     def rate(self) -> float:
-        """Items a second."""
+        """Items per second."""
         return self.items / self.seconds
 
     @property
     def cpu_milliseconds(self) -> float:
-        """Processor time of the workers for each item."""
+        """The processor time of the workers for each item."""
         return 1000 * self.cpu_seconds / self.items
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What tracks had of two APIs: rounds, of each API in turn, and the processor time of both."""
+    """The loads of tracks on two APIs: the rounds of each API in turn, and the processor time of both."""
 
     loads: Sequence[Load]
     api_cpu_seconds: float
@@ -81,7 +81,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a number of workers did, and what tracks had meanwhile; without workers nothing is deleted."""
+    """The work of so many workers, and the service for tracks at that time. Without workers nothing is deleted."""
 
     workers: int
     deletions: Work | None
@@ -98,17 +98,17 @@ class _Site:
         self._running = 1
 
     def add_workers(self, running: int) -> None:
-        """Have so many workers run."""
+        """Start or stop workers until `count` run."""
         self.stack.start(*self._workers[self._running : running])
         self._running = running
 
     def kill_workers(self) -> None:
-        """End all workers at once."""
+        """End all workers at the same time."""
         for name in self._workers[: self._running]:
             self.stack.kill(name)
 
     def run(self, job: str, counted: str) -> Work:
-        """Have a job run, and measure it; its items are what its result has of what is counted."""
+        """Run a job and measure it. The counters in its result give its items."""
         cpu, began = self._cpu_seconds(), time.monotonic()
         run = self.stack.run_job(job)
         seconds, cpu = time.monotonic() - began, self._cpu_seconds() - cpu
@@ -117,12 +117,12 @@ class _Site:
 
     @property
     def port(self) -> int:
-        """Where the first API listens."""
+        """The port of the first API."""
         return self.stack.plan.number("API_PORT")
 
     @contextmanager
     def watch_deletions(self) -> Iterator[list[Work]]:
-        """Measure the deletions that end during the context; the one element is there at its end."""
+        """Measure the deletions that end during the context. The list has its one element at the end."""
         found: list[Work] = []
         cpu, began = self._cpu_seconds(), time.time()
         yield found
@@ -138,7 +138,7 @@ class _Site:
         return found
 
     def api_cpu_seconds(self) -> float:
-        """Return the processor time that all APIs have used so far."""
+        """Return the processor time of all APIs so far."""
         return sum(cpu_seconds_of(self.stack.pid(name)) for name in self._apis)
 
     def _cpu_seconds(self) -> float:
@@ -161,7 +161,7 @@ def _site(
 
 
 def scale(servers: Servers, *, rounds: int, round_size: int) -> list[Step]:
-    """Watch two APIs without deletions, then beside 1, 2 and 4 workers in a flood of them, then without again.
+    """Measure two APIs without deletions, then beside 1, 2 and 4 workers in a flood of them, then without again.
 
     At each step each API gets `rounds` times `round_size` allocations, from one client, without a pause.
     """
@@ -198,22 +198,22 @@ def scale(servers: Servers, *, rounds: int, round_size: int) -> list[Step]:
             with site.watch_deletions() as deletions:
                 served = serve_tracks()
             steps.append(Step(workers, deletions[0], served))
-        # Waited for: between the end of a call and the next one there is one less.
+        # Wait for the full number: between the end of a call and the next one there is one less.
         _wait_until_under_way(site, LIMIT)
         site.kill_workers()
         return [*steps, Step(0, None, serve_tracks())]
 
 
 def _wait_until_under_way(site: _Site, calls: int) -> None:
-    """Wait until so many deletes are under way; fail if the flood is over before."""
+    """Wait until so many deletes run; fail if the flood ends before."""
     found = wait_until(lambda: sum(each["ended_at"] is None for each in site.deletes()) >= calls, _PATIENCE_SEC)
     assert found, f"{calls} deletes were not under way at once: the flood was over before"
 
 
 def size(servers: Servers, *, items: int, lab_sec: int) -> dict[str, Work]:
-    """Measure each job on so many sandboxes, by one process of a worker, beside a provider that answers at once.
+    """Measure each job on `items` sandboxes, by one process of a worker, beside a provider that answers at once.
 
-    `lab_sec` is long enough to give back what shall not expire.
+    `lab_sec` is long enough to give sandboxes back before they expire.
     """
     settings = {
         "POOL": str(items),

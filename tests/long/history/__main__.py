@@ -1,4 +1,4 @@
-"""`python -m tests.long.history`: run, check, and say for each promise whether it was kept; exits with 1 if one was not."""
+"""`python -m tests.long.history`: run, check, and say for each promise whether it was kept. Exits with 1 if one was not."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.long.history.run import Order, Unfinished, run
 
 
 def main() -> int:
-    """Do what the command line says; return the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.long.history", description=__doc__)
     parser.add_argument("--operations", type=int, default=2500, help="calls that the clients make (%(default)s)")
-    parser.add_argument("--faults", type=int, default=25, help="disturbances meanwhile (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=1.0, help="in about which time (%(default)s)")
+    parser.add_argument("--faults", type=int, default=25, help="faults during these calls (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="approximate duration of the calls (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="sets what clients do and which faults come (%(default)s)")
+    parser.add_argument("--plant", type=Bug, choices=list(Bug), help="plant a bug, which the check must find")
+    parser.add_argument("--out", type=Path, help="keep the history and the logs in this directory")
     parser.add_argument(
-        "--seed", type=int, default=1, help="decides what clients do and which faults come (%(default)s)"
+        "--check", type=Path, metavar="DIR", help="only check the history that an earlier run saved in DIR"
     )
-    parser.add_argument("--plant", type=Bug, choices=list(Bug), help="plant a bug, which is then to be found")
-    parser.add_argument("--out", type=Path, help="keep the history and the logs there")
-    parser.add_argument("--check", type=Path, metavar="DIR", help="only check the history that a run has left there")
     options = parser.parse_args()
     if options.check:
         return judge(History.load(options.check / "history.jsonl"))
@@ -57,7 +57,7 @@ def main() -> int:
             traceback.print_exc()
             unfinished.history.save(out / "history.jsonl")
             judge(unfinished.history)
-            say("the run FAILED before its end, for the reason above: the verdict is on what was seen until then")
+            say("the run FAILED before its end, for the reason above. The verdict covers what was seen until then")
             return 1
         history.save(out / "history.jsonl")
         say(f"{time.monotonic() - began:6.0f} s checking")
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def judge(history: History) -> int:
-    """Print the verdict."""
+    """Check a history and print the verdict; return the exit code."""
     verdict = check(history)
     say(summarize(history))
     say(describe(verdict))
@@ -74,7 +74,7 @@ def judge(history: History) -> int:
 
 
 def say(text: str) -> None:
-    """Print at once."""
+    """Print a line and flush it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

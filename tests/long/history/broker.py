@@ -1,6 +1,6 @@
 """The broker under test: real processes over DynamoDB Local, behind a proxy that injects faults.
 
-What tests look at goes past the proxy: the table by a client of its own, the provider by its mock's log.
+The checks read past the proxy: the table by a client of its own, the provider by its mock's log.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SETTINGS = {
     "API_WORKERS": "3",
     "RATE_LIMIT_RPS": "1000000",
     "RATE_LIMIT_BURST": "1000000",
-    # Long enough for a busy machine: a 503 shall tell of a fault, not of one that is slow.
+    # Long enough for a busy machine: a 503 must come from a fault, not from a slow machine.
     "REQUEST_DEADLINE_SEC": "6",
     "LAB_DURATION_HOURS": repr(LAB_SEC / 3600),
     "EXPIRY_BUFFER_HOURS": repr(BUFFER_SEC / 3600),
@@ -72,18 +72,18 @@ SETTINGS = {
 WORKERS = ("worker-1", "worker-2")
 _SCAN_PAUSE_SEC = 0.25
 _LATE_SEC = 0.3
-"""The broker gives the store little more for one call."""
+"""A little more than the time that the broker gives the store for one call."""
 _WARM_UP_TRACKS, _WARM_UP_ROUNDS = 16, 3
 _FEED_PAGE, _PAST_PAGE = 500, 50
 _CHILDREN = 2
-"""Of each worker."""
+"""The number of processes of each worker."""
 
 
 class Broker:
-    """A running broker, the clients' `Surroundings` in it, and all that is recorded; use it in a `with` statement."""
+    """A running broker, the `Surroundings` of its clients, and the record of the run. Use it in a `with` statement."""
 
     def __init__(self, scratch: Path, database_url: str, bug: Bug | None = None) -> None:
-        """Use the database at `database_url`; plant `bug`, if there is one, in the processes that it belongs to."""
+        """Use the database at `database_url`; plant `bug`, if given, in its processes."""
         proxy_port, *metrics_ports = free_ports(1 + len(WORKERS))
         self.database_url = database_url
         self._proxy = FaultProxy(proxy_port, database_url)
@@ -102,7 +102,7 @@ class Broker:
         with ExitStack() as running:
             running.enter_context(self._proxy.running())
             running.enter_context(self.stack)
-            # The first may be skipped: beat's own runs.
+            # The first one may be skipped while beat's own runs.
             assert wait_until(lambda: self.stack.run_job("sync")["state"] == "succeeded", 60)
             self._warm_up()
             running.callback(self._watcher.shutdown)
@@ -115,7 +115,7 @@ class Broker:
     def __exit__(self, *_: object) -> None:
         self._running.close()
 
-    # -- the clients' surroundings
+    # -- `Surroundings` of the clients
 
     def now(self) -> float:
         return time.time()
@@ -136,10 +136,10 @@ class Broker:
         headers = {"Authorization": f"Bearer {TRACK_TOKEN}", "X-Track-ID": request.track_id, **request.headers}
         return self._send(request.method, request.path, headers, request.body, patience)
 
-    # -- what operators do
+    # -- operators
 
     def release(self, scan: Scan, rng: Random, *, patience: float = 20.0) -> None:
-        """Release one of the allocations that a scan shows."""
+        """Release an allocation of the last scan."""
         held = [row for row in scan.rows if row.lease_id is not None]
         if not held:
             return
@@ -160,18 +160,18 @@ class Broker:
         )
 
     def ask(self, job: str) -> None:
-        """Ask for `sync`, `cleanup` or `expire`, or for a `bulk-retry`; whether that works does not matter."""
+        """Request `sync`, `cleanup`, `expire` or `bulk-retry`. It may fail."""
         self._as_operator("POST", f"/{job}", None, 20.0)
 
     def counts(self) -> Mapping[str, int]:
-        """Return how many sandboxes are in which status, by the operators' call."""
+        """Return the number of sandboxes in each status, from the operators' call."""
         answer = self._as_operator("GET", "/stats", None, 20.0)
         return answer.body if answer and answer.status == 200 else {}
 
     def read_feed(self) -> tuple[Fact, ...]:
-        """Return all facts of sandboxes as the feed gives them to who follows it.
+        """Return all facts of sandboxes as a reader of the feed gets them.
 
-        Read to its end, and on from there: so the last ones come twice.
+        It reads to the end and once more from there, so the last facts come twice.
         """
         events, after, ends = list[dict[str, Any]](), "", 0
         while ends < 2:
@@ -181,7 +181,7 @@ class Broker:
         return tuple(_fact(event) for event in events if event["sandbox_id"] is not None)
 
     def read_pasts(self, feed: Iterable[Fact]) -> tuple[Fact, ...]:
-        """Return the history of each sandbox in the table, and of each that the feed tells of, the newest fact first."""
+        """Return the history of each sandbox in the table, and of each that the feed names, the newest fact first."""
         ids = {row.sandbox_id for row in self.scans[-1].rows} | {fact.sandbox_id for fact in feed}
         return tuple(fact for sandbox_id in sorted(ids) for fact in self._read_past(sandbox_id))
 
@@ -198,14 +198,14 @@ class Broker:
         assert answer.status == 200, f"{path} was answered {answer}"
         return answer.body
 
-    # -- what disturbs it
+    # -- faults
 
     def inject(self, *rules: Mapping[str, Any]) -> int:
-        """Have the proxy fail calls of the store by these rules alone; returns how often those before them struck."""
+        """Replace the proxy's rules for calls of the store; return how often the earlier rules failed a call."""
         return self._proxy.inject(*rules)
 
     def switch(self, **switches: Any) -> Mapping[str, Any]:
-        """Set switches of the provider, the rest as at its start; returns those before."""
+        """Set switches of the provider and reset all others; return the earlier ones."""
         url = f"{self.stack.csp_url}/_mock/switches"
         before: Mapping[str, Any] = requests.get(url, timeout=10).json()
         taken = requests.put(url, json=switches, timeout=10)
@@ -213,7 +213,7 @@ class Broker:
         return before
 
     def kill_child(self, name: str, rng: Random) -> int:
-        """Kill one of the processes that a process has forked; returns how many were killed."""
+        """Kill a child of a process; return how many were killed (0 or 1)."""
         threads = Path(f"/proc/{self.stack.pid(name)}/task").glob("*/children")
         children = [child for thread in threads for child in thread.read_text().split()]
         if children:
@@ -222,7 +222,7 @@ class Broker:
         return min(1, len(children))
 
     def deliver_again(self, rng: Random) -> None:
-        """Put messages into the queue of deletes, as if delivered twice or late: for what waits, and for a few others.
+        """Queue deletes as if delivered twice or late: for all that wait, and for a few other sandboxes.
 
         Celery delivers at least once. Without Redis nothing happens.
         """
@@ -236,18 +236,18 @@ class Broker:
                 queue.send_task("broker.delete_sandbox", kwargs=message, queue=DELETIONS_QUEUE)
 
     def supervise(self) -> None:
-        """Start again what has ended. Call it from the main thread."""
+        """Start each ended process again. Call this from the main thread."""
         for name in self.names:
             if not self.stack.is_running(name):
                 self.stack.start(name)
 
     def rest(self) -> None:
-        """End everything but the API: with no client left, nothing changes any more."""
+        """End all processes except the API: without clients, nothing changes any more."""
         for name in self.names:
             if name != "api":
                 self.stack.kill(name)
 
-    # -- what is seen past the broker
+    # -- reads past the broker
 
     def accounts(self) -> list[dict[str, Any]]:
         """Return the provider's active sandbox accounts."""
@@ -255,20 +255,20 @@ class Broker:
         return [each for each in found if (each["account_type"], each["state"]) == ("sandbox", "active")]
 
     def list_account(self, account: Mapping[str, Any]) -> None:
-        """Have the provider list an account as given."""
+        """Make the provider list this account."""
         given = {name: value for name, value in account.items() if name != "wiped_at"}
         requests.post(f"{self.stack.csp_url}/_mock/accounts", json=given, timeout=10).raise_for_status()
 
     def hide_account(self, account: Mapping[str, Any]) -> None:
-        """Have the provider list an account no more."""
+        """Make the provider no longer list an account."""
         requests.delete(f"{self.stack.csp_url}/_mock/accounts/{account['csp_id']}", timeout=10).raise_for_status()
 
     def listed(self) -> tuple[Account, ...]:
-        """Return the accounts as they are recorded."""
+        """Return the accounts for the history."""
         return tuple(Account(sandbox_id=str(each["csp_id"]), external_id=each["id"]) for each in self.accounts())
 
     def deletes(self) -> tuple[Delete, ...]:
-        """Return the provider's log; what has not ended yet ends now."""
+        """Return the provider's log. A delete that still runs counts as ended now."""
         found = requests.get(f"{self.stack.csp_url}/_mock/deletes", timeout=10).json()["deletes"]
         return tuple(
             Delete(
@@ -292,7 +292,7 @@ class Broker:
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
     def _warm_up(self) -> None:
-        """Make the first calls of every API process, which are slow, and leave nothing of them that is recorded."""
+        """Make the first, slow calls of each API process before the record begins."""
 
         def is_served(number: int) -> bool:
             track_id = f"warm-up-{number}"
@@ -307,13 +307,13 @@ class Broker:
             assert all(self.together(*[partial(warm_up, number) for number in range(_WARM_UP_TRACKS)]))
 
     def _watch(self) -> None:
-        """Scan the table again and again, and note when store or machine are late by themselves."""
+        """Scan the table repeatedly, and note when the store or the machine is slow."""
         direct, proxied = connect(self.database_url), connect(self._proxy.url)
         table = self.stack.plan.settings.ddb_table_name
         ended = self.now()
         while not self._over.wait(_SCAN_PAUSE_SEC):
             self.scans.append(self.scan(direct))
-            with suppress(BotoCoreError, ClientError):  # a fault of the proxy's making
+            with suppress(BotoCoreError, ClientError):  # a fault of the proxy
                 proxied.get_item(TableName=table, Key=sandbox_key("probe"))
             began, ended = ended, self.now()
             if ended - began > _SCAN_PAUSE_SEC + _LATE_SEC:
@@ -323,7 +323,7 @@ class Broker:
         self.scans.append(self.scan(direct))
 
     def stop_watching(self) -> None:
-        """Scan the table a last time, and no more; raises what went wrong with any scan."""
+        """Scan the table a last time and stop. Raises the error of any scan."""
         self._over.set()
         self._watching.result()
 
@@ -353,13 +353,13 @@ class Broker:
 
 
 def connect(url: str) -> Any:
-    """Return a client of a database of this machine, which knows nobody's credentials."""
+    """Return a client of a local database, with dummy credentials."""
     os.environ.update(backends.AWS_ENVIRONMENT)
     return make_client(region="us-east-1", endpoint_url=url, timeout_sec=60, connections=1)
 
 
 def _services(plan: Plan, scratch: Path, *, bug: Bug | None, metrics_ports: list[int]) -> list[Program]:
-    """Return two workers, the API and beat; the bug is planted where it belongs."""
+    """Return two workers, the API and beat, with the bug in its processes."""
     planted = {} if bug is None else {"PLANTED_BUG": bug.value}
     ours = replace(plan, env={**plan.env, **planted})
     found = []

@@ -1,8 +1,8 @@
-"""What a history makes certain: from when to when a lease was surely held, and a record surely in one state.
+"""The certain parts of a history: when a lease was surely held, and when a record was surely in one state.
 
-Everything is bounded from the side on which no honest broker can be blamed. A lease is held for sure from the first
-answer that named it until the earliest moment at which its end may have begun; a record that two scans show at the same
-version was in that state from the end of the first scan to the beginning of the second.
+Every bound is on the side that blames no correct broker. A lease is surely held from the first answer that named it until
+the earliest moment at which its end may have begun. A record that two scans show at the same version was in that state
+from the end of the first scan to the beginning of the second.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Lease:
-    """One allocation, as far as it was seen."""
+    """One allocation, as far as the history shows it."""
 
     lease_id: str
     sandbox_id: str
     track_id: str
     key: str | None
-    """None until an allocate or a scan has told it."""
+    """None until an allocate or a scan shows it."""
     expires_at: float
     born_from: float
-    """It did not exist before."""
+    """The lease did not exist before this time."""
     sure_from: float = math.inf
-    """By now it existed: the end of the first call or scan that saw it."""
+    """The lease existed at this time: the end of the first call or scan that saw it."""
     seen_until: float = -math.inf
-    """It had not ended before: the beginning of the last call or scan that saw it."""
+    """The lease had not ended before this time: the beginning of the last call or scan that saw it."""
     over_from: float = math.inf
-    """Its end did not begin before."""
+    """The end did not begin before this time."""
     over_by: float = math.inf
-    """By now it had ended: the end of the first call that was told so."""
+    """The lease had ended at this time: the end of the first call whose answer said so."""
     is_marked: bool = False
-    """Whether a mark of it was accepted."""
+    """Whether a mark of the lease was accepted."""
 
     def covers(self, began: float, ended: float) -> bool:
-        """Tell whether it was surely held all the time from `began` to `ended`."""
+        """Tell whether the lease was surely held all the time from `began` to `ended`."""
         return self.sure_from <= began and ended <= self.over_from
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One place where a lease is shown as held at some moment from `began` to `ended`."""
+    """One observation of a lease as held, at some moment from `began` to `ended`."""
 
     lease_id: str
     sandbox_id: str
@@ -65,7 +65,7 @@ class Sighting:
 
 @dataclass(slots=True)
 class Stretch:
-    """Scans one after the other, by their numbers, that show a record in the same state."""
+    """Consecutive scans, by their numbers, that show a record in the same state."""
 
     row: Row
     first: int
@@ -74,7 +74,7 @@ class Stretch:
 
 @dataclass(slots=True)
 class ClaimStretch:
-    """Scans one after the other that show the same claim."""
+    """Consecutive scans that show the same claim."""
 
     claim: ClaimRow
     first: int
@@ -83,18 +83,18 @@ class ClaimStretch:
 
 @dataclass
 class Certainties:
-    """All that is certain about one history."""
+    """All certain facts about one history."""
 
     history: History
     leases: dict[str, Lease] = field(default_factory=dict)
     disputes: list[tuple[Lease, Sighting]] = field(default_factory=list)
-    """Leases that were shown in two ways."""
+    """Leases that two observations show differently."""
     stretches: dict[str, list[Stretch]] = field(default_factory=lambda: defaultdict(list))
     claim_stretches: list[ClaimStretch] = field(default_factory=list)
     claims: list[dict[tuple[str, str], ClaimRow]] = field(default_factory=list)
-    """For each scan its claims by (track, key)."""
+    """The claims of each scan by (track, key)."""
     rows: list[dict[str, Row]] = field(default_factory=list)
-    """For each scan its rows by sandbox."""
+    """The rows of each scan by sandbox."""
 
     def __post_init__(self) -> None:
         for sighting in _sightings(self.history):
@@ -109,7 +109,7 @@ class Certainties:
         self._scan_starts = [scan.began for scan in self.history.scans]
 
     def scans_within(self, began: float, ended: float) -> Iterator[tuple[int, Scan]]:
-        """Yield the scans, with their numbers, that began and ended within."""
+        """Yield (number, scan) of each scan that lies within the interval."""
         for number in range(bisect_left(self._scan_starts, began), len(self.history.scans)):
             scan = self.history.scans[number]
             if scan.ended > ended:
@@ -117,17 +117,17 @@ class Certainties:
             yield number, scan
 
     def surely(self, stretch: Stretch) -> tuple[float, float]:
-        """Return from when to when a record was surely in one state; an empty interval if it was seen once."""
+        """Return the interval in which a record was surely in one state; it is empty if one scan saw it."""
         return self.history.scans[stretch.first].ended, self.history.scans[stretch.last].began
 
     def was_wiped(self, sandbox_id: str, since: float, until: float = math.inf) -> bool:
-        """Tell whether the provider confirmed a delete that was asked for after `since` and answered before `until`."""
+        """Tell whether the provider confirmed a delete that began after `since` and was answered before `until`."""
         wipes = self._wipes[self.external_ids.get(sandbox_id, "")]
         start = bisect_left(wipes, since, key=lambda each: each.began)
         return any(each.ended <= until for each in wipes[start:])
 
     def wiped_at(self, sandbox_id: str, since: float) -> float | None:
-        """Return when the first such delete was answered."""
+        """Return the time of the first confirmation of such a delete."""
         wipes = self._wipes[self.external_ids.get(sandbox_id, "")]
         start = bisect_left(wipes, since, key=lambda each: each.began)
         return wipes[start].ended if start < len(wipes) else None
@@ -194,7 +194,7 @@ class Certainties:
                     self.claim_stretches.append(held)
 
     def free_throughout(self, began: float, ended: float, prefix: str) -> Row | None:
-        """Return a sandbox of that prefix which was surely available all the time from `began` to `ended`."""
+        """Return a sandbox with this prefix that was surely available all the time from `began` to `ended`."""
         for stretches in self.stretches.values():
             scans = self.history.scans
             at = bisect_right(stretches, began, key=lambda each: scans[each.first].ended) - 1
@@ -207,7 +207,7 @@ class Certainties:
 
 
 def _external_ids(history: History) -> dict[str, str]:
-    """Return by what name the provider knows each sandbox."""
+    """Return the provider's id of each sandbox."""
     found = {account.sandbox_id: account.external_id for account in history.accounts}
     for scan in history.scans:
         found |= {row.sandbox_id: row.external_id for row in scan.rows}
@@ -251,7 +251,7 @@ def _of_body(call: Call, body: object, *, key: str | None, created: float) -> Si
         body.get("allocated_to_track") or call.track_id,
         key,
         body["expires_at"],
-        # the claim is made, and its time taken in whole seconds, before it is written
+        # The claim gets its time, in whole seconds, before its write.
         max(created, body["allocated_at"]),
         call.began,
         call.ended,
@@ -259,9 +259,9 @@ def _of_body(call: Call, body: object, *, key: str | None, created: float) -> Si
 
 
 def _may_end(mark: Call, lease: Lease) -> bool:
-    """Tell whether a mark of the lease's track may have ended this very lease.
+    """Tell whether a mark of the lease's track may have ended this lease.
 
-    A mark without an answer may yet be carried out at any time. One that was answered has read its lease by then.
+    A mark without an answer may still be carried out at any time. A mark with an answer has read its lease before.
     """
     if mark.lease_id not in {None, lease.lease_id}:
         return False

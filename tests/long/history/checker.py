@@ -1,4 +1,4 @@
-"""Holds a history against the promises of docs/contract.md: pure functions, from what was seen to what it breaks.
+"""Checks a history against the promises of docs/contract.md: pure functions from the history to the violations.
 
 No honest broker is ever blamed: what is not certain counts for the broker (`certainty` says what is).
 """
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")
 Finding: TypeAlias = "tuple[str, *tuple[object, ...]]"
-"""What was found, in words, and the records that show it."""
+"""A finding in words, and the records that show it."""
 
 GRACE_SEC = 5.0
-"""How long after a fault of the store, or the kill of an API process, a track may still be told 503."""
+"""For so long after a fault of the store, or the kill of an API process, a track may still get a 503."""
 INDEX_SEC = 1.0
-"""A sandbox that became available so shortly before a request need not be found."""
+"""A request may miss a sandbox that became available so shortly before it."""
 IMPATIENT_SEC = 5.0
-"""Who waited less than this has gone away by himself: that he got no answer says nothing."""
+"""A client that waited less than this gave up too early: its missing answer proves nothing."""
 _ALLOWED: Mapping[Kind, frozenset[int | None]] = {
     Kind.ALLOCATE: frozenset({200, 201, 409}),
     Kind.READ: frozenset({200, 403, 404}),
@@ -61,7 +61,7 @@ class Promise(IntEnum):
 
     @property
     def sentence(self) -> str:
-        """The promise, in short."""
+        """The promise in a few words."""
         return _SENTENCES[self]
 
 
@@ -79,7 +79,7 @@ _SENTENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A promise that was broken, and the records that show it."""
+    """A broken promise, and the records that show it."""
 
     promise: Promise
     text: str
@@ -88,19 +88,19 @@ class Violation:
 
 @dataclass
 class Verdict:
-    """What was found, and how much was looked at for each promise."""
+    """All violations, and for each promise the number of checks."""
 
     violations: list[Violation] = field(default_factory=list)
     examined: dict[Promise, Counter[str]] = field(default_factory=lambda: {promise: Counter() for promise in Promise})
 
     @property
     def broken(self) -> set[Promise]:
-        """The promises that were broken."""
+        """The broken promises."""
         return {violation.promise for violation in self.violations}
 
 
 def check(history: History) -> Verdict:
-    """Hold a history against every promise."""
+    """Check a history against every promise."""
     known, verdict = Certainties(history), Verdict()
     for promise, look in _CHECKS:
         verdict.violations += [
@@ -110,7 +110,7 @@ def check(history: History) -> Verdict:
 
 
 def _find_second_holders(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find two leases of one sandbox, each surely held at the same moment."""
+    """Find two leases of one sandbox that were surely held at the same moment."""
     by_sandbox = _group(known.leases.values(), lambda lease: lease.sandbox_id)
     examined["leases"] = len(known.leases)
     for sandbox_id, leases in by_sandbox.items():
@@ -122,7 +122,7 @@ def _find_second_holders(known: Certainties, examined: Counter[str]) -> Iterator
 
 
 def _find_answers_to_others(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a track that is shown a sandbox as allocated to another one."""
+    """Find an answer that shows a track a sandbox as allocated to another track."""
     for call in known.history.calls:
         if call.kind is Kind.READ and call.status == 200:
             examined["reads"] += 1
@@ -131,7 +131,7 @@ def _find_answers_to_others(known: Certainties, examined: Counter[str]) -> Itera
 
 
 def _find_second_sandboxes(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find two leases of one (track, key), each surely held at the same moment."""
+    """Find two leases of one (track, key) that were surely held at the same moment."""
     holders = _group(known.leases.values(), lambda lease: (lease.track_id, lease.key))
     examined["(track, key) pairs"] = len(holders)
     examined["leases"] = len(known.leases)
@@ -145,7 +145,7 @@ def _find_second_sandboxes(known: Certainties, examined: Counter[str]) -> Iterat
 
 
 def _find_false_refusals(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a 409 though a matching sandbox was available all the time, or though the (track, key) held one."""
+    """Find a 409 although a matching sandbox was available all the time, or the (track, key) held one."""
     holders = _group(known.leases.values(), lambda lease: (lease.track_id, lease.key))
     for call in known.history.calls:
         if call.kind is not Kind.ALLOCATE or call.status != 409:
@@ -160,7 +160,7 @@ def _find_false_refusals(known: Certainties, examined: Counter[str]) -> Iterator
 
 
 def _find_disagreeing_rows(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a scan that does not show a lease, or its claim, though it was surely held."""
+    """Find a scan without a lease, or without its claim, although the lease was surely held."""
     for lease in known.leases.values():
         for number, scan in known.scans_within(lease.sure_from, lease.over_from):
             examined["held leases in scans"] += 1
@@ -179,7 +179,7 @@ def _find_disagreeing_rows(known: Certainties, examined: Counter[str]) -> Iterat
 
 
 def _find_disagreeing_claims(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a claim or an allocation that was there all through a scan which does not show its other half."""
+    """Find a claim or an allocation that existed during a whole scan that does not show the other of the two."""
     for held in known.claim_stretches:
         for number in range(held.first + 1, held.last):
             examined["claims in scans"] += 1
@@ -200,7 +200,7 @@ def _find_disagreeing_claims(known: Certainties, examined: Counter[str]) -> Iter
 
 
 def _find_holders_turned_away(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a holder that is not shown, or may not give back, what it surely holds; a lease shown after its end."""
+    """Find a holder that cannot see or give back a lease that it surely holds, or a lease shown after its end."""
     of_track = _group(known.leases.values(), lambda lease: lease.track_id)
     for call in known.history.calls:
         if call.status is None or call.status >= 500:
@@ -221,7 +221,7 @@ def _find_holders_turned_away(known: Certainties, examined: Counter[str]) -> Ite
 
 
 def _find_what_is_left(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find, at rest, a claim without its allocation or the other way round; once drained, any."""
+    """Find, at the end, a claim without its allocation or the reverse; after a drain, any of either."""
     if not known.history.scans:
         return
     last = known.history.scans[-1]
@@ -241,7 +241,7 @@ def _find_what_is_left(known: Certainties, examined: Counter[str]) -> Iterator[F
 
 
 def _find_dirty_ones(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a sandbox that is available, or given out again, without a wipe since its last lease."""
+    """Find a sandbox that is available or allocated without a wipe since its last lease."""
     by_sandbox = {
         sandbox_id: sorted(leases, key=lambda lease: lease.sure_from)
         for sandbox_id, leases in _group(known.leases.values(), lambda lease: lease.sandbox_id).items()
@@ -249,7 +249,7 @@ def _find_dirty_ones(known: Certainties, examined: Counter[str]) -> Iterator[Fin
     for sandbox_id, leases in by_sandbox.items():
         for one, other in pairwise(leases):
             examined["leases after another"] += 1
-            # In which order the two came may be uncertain, if both were seen late.
+            # If both were seen late, their order may be uncertain.
             if not known.was_wiped(sandbox_id, one.over_from, other.sure_from) and not known.was_wiped(
                 sandbox_id, other.over_from, one.sure_from
             ):
@@ -269,7 +269,7 @@ def _find_dirty_ones(known: Certainties, examined: Counter[str]) -> Iterator[Fin
 
 
 def _find_what_was_not_carried_out(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find, once drained, a lease whose sandbox was neither wiped since it ended, nor left to a person."""
+    """Find, after a drain, a lease whose sandbox was not wiped since its end and does not wait for a person."""
     if not known.history.terms.drained or not known.history.scans:
         return
     for lease in known.leases.values():
@@ -282,7 +282,7 @@ def _find_what_was_not_carried_out(known: Certainties, examined: Counter[str]) -
 
 
 def _find_lost_sandboxes(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find, once drained, an account without a record, a record without an account, or one out of service."""
+    """Find, after a drain, an account without a record, a record without an account, or a sandbox out of service."""
     if not known.history.terms.drained or not known.history.scans:
         return
     rows = known.rows[-1]
@@ -315,7 +315,7 @@ def _find_deletes_in_use(known: Certainties, examined: Counter[str]) -> Iterator
 
 
 def _find_bad_answers(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find an answer that no track should get, or one that needs a fault of the store and had none."""
+    """Find an answer that no track may get, or a 503 without a fault of the store."""
     faults = [fault for fault in known.history.faults if fault.refuses_calls]
     for call in known.history.calls:
         examined[f"{call.kind} {call.status or 'without an answer'}"] += 1
@@ -362,7 +362,7 @@ def _group(leases: Iterable[Lease], key: Callable[[Lease], Key]) -> dict[Key, li
 
 
 def _overlaps(leases: list[Lease]) -> Iterator[tuple[Lease, Lease]]:
-    """Yield pairs of leases that were surely held at the same moment: of each that overlaps, the one before it."""
+    """Yield pairs of neighbouring leases that were surely held at the same moment."""
     latest: Lease | None = None
     for lease in sorted(leases, key=lambda each: each.sure_from):
         if lease.sure_from >= lease.over_from:
@@ -374,7 +374,7 @@ def _overlaps(leases: list[Lease]) -> Iterator[tuple[Lease, Lease]]:
 
 
 def _grants(call: Call, lease: Lease) -> bool:
-    """Tell whether a call's answer is one that the holder of a lease may get."""
+    """Tell whether the holder of a lease may get this answer."""
     match call.kind:
         case Kind.READ if call.sandbox_id == lease.sandbox_id:
             return _shows(call, lease)
@@ -389,7 +389,7 @@ def _grants(call: Call, lease: Lease) -> bool:
 
 
 def _shows(call: Call, lease: Lease) -> bool:
-    """Tell whether an answer says that a lease is held."""
+    """Tell whether an answer shows a lease as held."""
     if call.kind is Kind.ALLOCATE:
         return call.body.get("lease_id") == lease.lease_id
     if call.kind is Kind.LIST:

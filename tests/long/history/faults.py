@@ -1,4 +1,4 @@
-"""The disturbances: kills, a store that fails, a provider that fails, Redis gone.
+"""The faults: kills, a store that fails, a provider that fails, Redis gone.
 
 Each strikes, lasts a while and is over before the next one; a deck of all of them is dealt again and again.
 """
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disturbance:
-    """A way to disturb a broker."""
+    """One kind of fault for a broker."""
 
     name: str
     strike: Callable[[Broker, Random, Callable[[float], None]], int]
-    """Strike, wait by the function given, mend it, and return how often it struck."""
+    """Strike, wait by the given function, repair it, and return how often it struck."""
     refuses_calls: bool
-    """Whether tracks may be told 503, or get no answer, because of it."""
+    """Whether tracks may get a 503 or no answer because of it."""
 
 
 def deal(rng: Random, number: int) -> list[Disturbance]:
-    """Return that many disturbances in a random order, each kind as often as every other."""
+    """Return `count` faults in a random order, each kind equally often."""
     dealt: list[Disturbance] = []
     while len(dealt) < number:
         dealt += rng.sample(DISTURBANCES, len(DISTURBANCES))
@@ -119,7 +119,7 @@ def _disturbances() -> Iterator[Disturbance]:
     yield _provider("busy", fail_next_deletes=10, fail_status=429)
     yield _provider("dropping connections before", drop_next_deletes=8, drop_when="before")
     yield _provider("dropping connections after", drop_next_deletes=8, drop_when="after")
-    yield _provider("slower than the time-out", delete_seconds=2.5)
+    yield _provider("slower than the timeout", delete_seconds=2.5)
     yield _provider("only accepting", delete_answer=202)
     yield _provider("not knowing accounts", delete_answer=404)
     yield _provider("behind a page that says 404", delete_answer=404, html_errors=True)

@@ -1,7 +1,6 @@
-"""What tracks do: they allocate, ask again, ask in several copies at once, read, give back, give back late, or forget.
+"""The clients: tracks that allocate, repeat a request, send copies at once, read, give back, give back late, or forget.
 
-The same clients run over HTTP against real processes and inside a simulation: all that they need of the world is in
-`Surroundings`.
+The same clients run over HTTP against real processes, and in a simulation: `Surroundings` is all that they need.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _SHARED_TRACKS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is sent to the API; `path` is what comes after the base path."""
+    """A request to the API; `path` follows the base path."""
 
     method: str
     path: str
@@ -37,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back."""
+    """The answer to a request."""
 
     status: int
     body: Mapping[str, Any]
@@ -45,44 +44,44 @@ class Answer:
 
 
 class Surroundings(Protocol):
-    """Where clients live: their time, their line to the API, and their notebook."""
+    """The world of the clients: their time, their way to the API, and their record."""
 
     def now(self) -> float:
         """Return the time in Unix seconds."""
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for `seconds`."""
 
     def send(self, request: Request, *, patience: float) -> Answer | None:
-        """Send a request, and return its answer, or None if none came within `patience` seconds."""
+        """Send a request; return its answer, or None after `patience` seconds without one."""
 
     def together(self, *acts: Callable[[], Any]) -> list[Any]:
-        """Do things at the same time, and return their results once all are done."""
+        """Run all `works` at the same time; return their results when all have ended."""
 
     def record(self, call: Call) -> None:
-        """Take note of a call."""
+        """Record a call."""
 
 
 class Budget:
-    """How many calls all clients make together, and until when; safe to use from many threads."""
+    """The number of calls that all clients make together. Many threads may use it."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.goes_on = False
-        """Whether clients go on although the total was reached."""
+        """Whether clients go on after the total."""
         self.is_closed = False
-        """Whether clients are to end at once."""
+        """Whether clients must end now."""
         self._made = 0
         self._lock = threading.Lock()
 
     @property
     def made(self) -> int:
-        """How many were made."""
+        """The number of calls so far."""
         return self._made
 
     @property
     def is_used_up(self) -> bool:
-        """Whether no new session may begin."""
+        """Whether clients may begin no new session."""
         return self.is_closed or (self._made >= self.total and not self.goes_on)
 
     def count(self) -> None:
@@ -93,7 +92,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How long things take, in seconds: the lab, what comes after it before it may be expired, and thinking."""
+    """Durations in seconds: of the lab, of the buffer before it may expire, and of a pause between calls."""
 
     lab_sec: float
     buffer_sec: float
@@ -101,7 +100,7 @@ class Pace:
 
 
 class Client:
-    """One client: it acts for one track after the other, most of them new, some shared with other clients."""
+    """One client. It acts for one track after another: most are new, some are shared with other clients."""
 
     def __init__(self, name: str, surroundings: Surroundings, rng: Random, budget: Budget, pace: Pace) -> None:
         self._name = name
@@ -112,7 +111,7 @@ class Client:
         self._sessions = 0
 
     def run(self) -> None:
-        """Run sessions until the budget is used up."""
+        """Run sessions until the budget is spent."""
         while not self._budget.is_used_up:
             self._think()
             self._sessions += 1
@@ -172,7 +171,7 @@ class Client:
         return self._insist(Kind.MARK, track_id, sandbox_id=sandbox_id, lease_id=lease_id)
 
     def _insist(self, kind: Kind, track_id: str, **options: Any) -> Answer | None:
-        """Send a call again until it is answered for certain, as a track does that has no other way."""
+        """Repeat a call until its answer is certain, as a real track does."""
         answer = None
         for _ in range(_TRIES):
             answer = self._call(kind, track_id, **options)
@@ -223,7 +222,7 @@ class Client:
 def make_request(
     kind: Kind, track_id: str, *, key: str = "", prefix: str = "", sandbox_id: str = "", lease_id: str | None = None
 ) -> Request:
-    """Return what goes over the wire for a call of a track."""
+    """Return the request for a call of a track."""
     match kind:
         case Kind.ALLOCATE:
             given = {"Idempotency-Key": key, "X-Sandbox-Name-Prefix": prefix}

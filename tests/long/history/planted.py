@@ -1,6 +1,6 @@
-"""Bugs to plant: stores that break a promise, to see that the checker finds it.
+"""Bugs to plant: stores that break a promise, to see that the checker finds each.
 
-Each is what a plausible broker might do, and waits a moment in the gap that it leaves, so that a short run meets it.
+Each is a mistake that a real broker could have. It waits a moment in its gap, so that a short run meets it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Place(StrEnum):
-    """What gets the broken store: the API's processes, or one use case of the worker, by its name there."""
+    """The user of the broken store: the API's processes, or one use case of the worker, by its name there."""
 
     API = "api"
     SYNC = "syncer"
@@ -42,24 +42,24 @@ class Place(StrEnum):
 
 
 class Bug(StrEnum):
-    """What is planted."""
+    """The kinds of bugs."""
 
     SYNC = "sync"
     """Sync writes without a condition."""
     CLAIM = "claim"
-    """A claim is looked up before, and not a part of the transaction."""
+    """The claim is read before the transaction and is no part of it."""
     EXPIRY = "expiry"
-    """Expiry ends whatever allocation the sandbox has by now, and not the lease that it read."""
+    """Expiry ends the allocation that the sandbox has now, and not the lease that it read."""
     CLEANUP = "cleanup"
-    """Cleanup asks the provider without having taken the sandbox first."""
+    """Cleanup calls the provider before it has begun an attempt."""
     LATE_FACT = "late-fact"
-    """Cleanup writes what came of a wipe, and tells it afterwards: lost with the process, or with an answer."""
+    """Cleanup writes the outcome of a wipe, and its fact later: a kill or a lost answer loses the fact."""
     FALSE_FACT = "false-fact"
-    """An allocation is told whatever came of it."""
+    """An allocation is reported even if it failed."""
 
     @property
     def place(self) -> Place:
-        """Where it is planted."""
+        """The place of the bug."""
         return _PLACES[self]
 
 
@@ -77,19 +77,19 @@ class Table(Protocol):
     """The table below a store, for writes that no store offers."""
 
     def put(self, sandbox: Sandbox) -> None:
-        """Write a record, whatever is there."""
+        """Write a record without a condition."""
 
     def replace(self, before: Sandbox, after: Sandbox) -> None:
-        """Write a record that is as it was read, without a fact; raises `Conflict` if it is not."""
+        """Write a record without a fact, if it is unchanged since its read; else raise `Conflict`."""
 
     def tell(self, fact: Fact) -> None:
-        """Write a fact, by itself."""
+        """Write a fact alone."""
 
     def take(self, candidate: Candidate, claim: Claim) -> bool:
         """Allocate a sandbox without a claim, if it is available at the candidate's version."""
 
     def put_claim(self, claim: Claim) -> None:
-        """Write a claim, whatever is there."""
+        """Write a claim without a condition."""
 
 
 class MemoryTable:
@@ -146,7 +146,7 @@ class DynamoTable:
             self._store._transport.write("update_item", **update)
         except ConditionFailed as failed:
             taken = failed.answer.get("Item")
-            # By an earlier try.
+            # An earlier try has written it.
             return bool(taken and decode_sandbox(taken, SHARDS).latest_lease_id == claim.lease.lease_id)
         return True
 
@@ -158,7 +158,7 @@ class DynamoTable:
 
 
 class SyncWithoutCondition(StoreWrapper):
-    """What sync read before it listed is written back, changed, over whatever happened meanwhile."""
+    """Writes back what sync read before it listed, over all changes since then."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
         super().__init__(inner)
@@ -175,7 +175,7 @@ class SyncWithoutCondition(StoreWrapper):
 
 
 class ClaimLookedUp(StoreWrapper):
-    """The textbook's order: does the track hold one? if not, take a sandbox, then write the claim."""
+    """Uses the order of a textbook: read the claim; if the track has none, take a sandbox, then write the claim."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
         super().__init__(inner)
@@ -193,8 +193,8 @@ class ClaimLookedUp(StoreWrapper):
         return Allocated()
 
 
-class ExpiryOfWhateverIsThere(StoreWrapper):
-    """Ends the allocation that the sandbox has at the write, and not the one that was read."""
+class ExpiryOfAnyLease(StoreWrapper):
+    """Ends the allocation that the sandbox has at the write, and not the one of the read."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
         super().__init__(inner)
@@ -209,7 +209,7 @@ class ExpiryOfWhateverIsThere(StoreWrapper):
 
 
 class CleanupWithoutTaking(StoreWrapper):
-    """The take is not written, so that nobody else is kept from trying; the outcome goes onto what was read."""
+    """Does not write the begin of an attempt, so others try too; writes the outcome over the record of the read."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
         super().__init__(inner)
@@ -227,7 +227,7 @@ class CleanupWithoutTaking(StoreWrapper):
 
 
 class ToldAfterwards(StoreWrapper):
-    """Writes a change, and then its fact: not together."""
+    """Writes a change and then its fact, not both together."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
         super().__init__(inner)
@@ -245,7 +245,7 @@ class ToldAfterwards(StoreWrapper):
 
 
 class ToldAnyway(StoreWrapper):
-    """Tells of an allocation also where it did not hold."""
+    """Reports an allocation also if it did not succeed."""
 
     def __init__(self, inner: SandboxStore, table: Table, _: Callable[[], None]) -> None:
         super().__init__(inner)
@@ -265,7 +265,7 @@ def _name(fact: Fact) -> object:
 _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxStore]] = {
     Bug.SYNC: SyncWithoutCondition,
     Bug.CLAIM: ClaimLookedUp,
-    Bug.EXPIRY: ExpiryOfWhateverIsThere,
+    Bug.EXPIRY: ExpiryOfAnyLease,
     Bug.CLEANUP: CleanupWithoutTaking,
     Bug.LATE_FACT: ToldAfterwards,
     Bug.FALSE_FACT: ToldAnyway,
@@ -288,9 +288,9 @@ def break_store(
     rng: Random | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> SandboxStore:
-    """Return the broken store of a bug over a sound one. It belongs under the use case of the bug alone.
+    """Return the broken store of a bug over a correct one. Give it only to the use case of the bug.
 
-    `sleep` waits in the gap that the bug leaves, for as long as `rng` says.
+    `sleep` waits in the gap of the bug, for a time that `rng` draws.
     """
     draw, longest = rng or Random(), _LONGEST_STALL[bug]
     return _STORES[bug](store, table, lambda: sleep(draw.uniform(0, longest)))

@@ -1,4 +1,4 @@
-"""What is recorded of a run, and how it is kept: a file of JSON lines that can be checked again.
+"""The record of a run, and its file: JSON lines that can be checked again.
 
 All times are Unix seconds of the one clock that a run has: its machine's, or its simulation's.
 """
@@ -30,7 +30,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of the API and its answer; without one `status` is None, and nobody knows what was done, or will be."""
+    """One call of the API and its answer. Without an answer `status` is None, and the effect is unknown."""
 
     kind: Kind
     began: float
@@ -39,20 +39,20 @@ class Call:
     body: Mapping[str, Any] = field(default_factory=dict)
     track_id: str = ""
     key: str = ""
-    """The idempotency key of an allocate, the track id if none was sent."""
+    """The idempotency key of an allocate, or the track id if none was sent."""
     prefix: str = ""
     sandbox_id: str = ""
     lease_id: str | None = None
     """The lease that a mark or a release named."""
     replayed: bool = False
-    """Whether the answer said so in its header."""
+    """Whether the answer's header said that it is a repetition."""
     patience: float = 0
-    """After how many seconds the caller would go away."""
+    """The seconds after which the caller gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A sandbox's record in the table, as far as the promises speak of it."""
+    """A sandbox's record in the table, with the fields that the promises name."""
 
     sandbox_id: str
     external_id: str
@@ -80,7 +80,7 @@ class ClaimRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """A consistent read of the whole table: each record as it was at some moment from `began` to `ended`."""
+    """A consistent read of the whole table. Each record is of some moment from `began` to `ended`."""
 
     began: float
     ended: float
@@ -90,7 +90,7 @@ class Scan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """A delete that the provider was asked for; `answer` is None if the connection was dropped."""
+    """A delete call to the provider. `answer` is None if the connection was dropped."""
 
     external_id: str
     began: float
@@ -106,27 +106,27 @@ class Delete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """A disturbance; `refuses_calls` if tracks may be answered 503, or not at all, while it lasts and shortly after."""
+    """A fault. With `refuses_calls`, tracks may get a 503 or no answer during it and shortly after."""
 
     name: str
     began: float
     ended: float
     refuses_calls: bool
     hits: int = 1
-    """How often it struck."""
+    """How many calls it failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the broker was set to, and how the run went as a whole."""
+    """The broker's settings, and how the run ended."""
 
     lab_sec: int
     buffer_sec: int
     seed: int
     drained: bool
-    """Whether, after the load, every job was run until nothing was left to do: then no allocation may be left."""
+    """Whether all jobs ran after the load until nothing was left to do. Then no allocation may be left."""
     is_told: bool = False
-    """Whether all facts were read at the end, when nothing changed any more."""
+    """Whether all facts were read at the end, after the last change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """All that was seen of a run. The last scan is of the table at rest."""
+    """All that was seen of a run. The last scan is after the last change."""
 
     terms: Terms
     calls: tuple[Call, ...] = ()
@@ -148,12 +148,12 @@ class History:
     accounts: tuple[Account, ...] = ()
     faults: tuple[Fault, ...] = ()
     feed: tuple[Fact, ...] = ()
-    """The facts of all sandboxes, as the feed gave them."""
+    """The facts of all sandboxes, from the feed."""
     pasts: tuple[Fact, ...] = ()
-    """The same as the history of each sandbox gave them: the newest of each one first."""
+    """The same facts, from the history of each sandbox, newest first."""
 
     def save(self, path: Path) -> None:
-        """Write it to a file."""
+        """Write the history to a file."""
         with path.open("w") as file:
             for name in _READERS:
                 file.writelines(json.dumps([name, asdict(each)]) + "\n" for each in getattr(self, name))
@@ -161,7 +161,7 @@ class History:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read it from a file."""
+        """Read a history from a file."""
         found: dict[str, list[Any]] = {name: [] for name in _READERS}
         with path.open() as file:
             for line in file:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from tests.long.history.record import History
 
 SHOWN = 5
-"""Violations of a promise that are shown in full."""
+"""The number of violations of a promise that are shown in full."""
 
 
 def summarize(history: History) -> str:
-    """Say what was done in a run, and what disturbed it."""
+    """Return the calls and the faults of a run as text."""
     known = Certainties(history)
     statuses = Counter(f"{call.kind} {call.status or 'unanswered'}" for call in history.calls)
     waits = sorted(
@@ -43,7 +43,7 @@ def summarize(history: History) -> str:
 
 
 def describe(verdict: Verdict) -> str:
-    """Say for each promise what was looked at, whether it was kept, and how the first violations look."""
+    """Return for each promise the number of checks, the verdict, and the first violations as text."""
     return "\n".join(_lines(verdict))
 
 

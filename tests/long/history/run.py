@@ -1,4 +1,4 @@
-"""One run against real processes: clients, jobs and faults at once, then the jobs alone until nothing is left to do."""
+"""One run against real processes: clients, jobs and faults together, then the jobs alone until nothing is left to do."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _DRAIN_SEC = 240
 _DRAIN_OF_BROKEN_SEC = 20
 _STEP_SEC = 0.2
 _HIDDEN_AT_MOST = 4
-"""Fewer than sync's brake would stop at."""
+"""Fewer than the limit of sync's brake."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a run shall do."""
+    """The orders for a run."""
 
     seed: int
     calls: int
@@ -42,7 +42,7 @@ class Order:
 
 
 class Unfinished(Exception):
-    """A run failed before its end; `history` is what was seen until then."""
+    """A run failed before its end; `history` is the part until then."""
 
     def __init__(self, history: History) -> None:
         super().__init__("the run failed before its end")
@@ -50,9 +50,9 @@ class Unfinished(Exception):
 
 
 def run(order: Order, scratch: Path, database_url: str, say: Callable[[str], None]) -> History:
-    """Run on an empty database, and return what was seen; `say` is told how it goes.
+    """Run on an empty database and return the history. `say` gets lines on the progress.
 
-    The output of the processes is left in `scratch`. Raises `Unfinished` from the reason.
+    `scratch` keeps the output of the processes. Raises `Unfinished` from the reason.
     """
     with Broker(scratch, database_url, order.bug) as broker:
         try:
@@ -63,7 +63,7 @@ def run(order: Order, scratch: Path, database_url: str, say: Callable[[str], Non
 
 
 class _Run:
-    """One run. Clients are in threads; everything else happens in this one, which alone may start processes."""
+    """One run. The clients are in threads. All else is in the main thread: only it may start processes."""
 
     def __init__(self, order: Order, broker: Broker, say: Callable[[str], None]) -> None:
         self._order = order
@@ -72,7 +72,7 @@ class _Run:
         self._rng = Random(order.seed)
         self._budget = Budget(order.calls)
         self._hidden: list[tuple[float, dict[str, Any]]] = []
-        """Accounts that the provider does not list at the moment, and until when."""
+        """Accounts that the provider does not list now, and until when."""
         self._faults: list[Fault] = []
 
     def run(self) -> History:
@@ -88,13 +88,13 @@ class _Run:
         except Exception as reason:
             for name in self._broker.names:
                 self._broker.stack.kill(name)
-            self._broker.stop_watching()  # the last scan is of a table at rest
+            self._broker.stop_watching()  # the last scan must come after the last change
             raise Unfinished(self._seen(self._terms())) from reason
         terms = self._terms(drained=True, is_told=True)
         return replace(self._seen(terms), feed=feed, pasts=pasts)
 
     def _load(self) -> None:
-        """Have clients call, and faults strike, as many as were ordered."""
+        """Run the ordered calls and faults."""
         order, broker = self._order, self._broker
         dealt = deal(self._rng, order.faults)
         due = sorted(self._rng.uniform(0.02, 0.95) * order.calls for _ in dealt)
@@ -129,11 +129,11 @@ class _Run:
         )
 
     def _has_made(self, calls: float, clients: list[Future[None]]) -> bool:
-        """Tell whether that many calls were made, or will never be, because a client has failed."""
+        """Tell whether so many calls were made, or a client has failed so that they never will be."""
         return self._budget.made >= calls or any(client.done() for client in clients)
 
     def _live(self, is_over: Callable[[], bool], *, supervised: bool = True) -> None:
-        """Do what operators, the provider and a supervisor do, at random, until a condition holds."""
+        """Act at random as operators, provider and supervisor until a condition holds."""
         while not is_over():
             if supervised:
                 self._broker.supervise()
@@ -187,7 +187,7 @@ class _Run:
         self._say(f"{self._budget.made:6} calls  {fault.name}: {fault.ended - fault.began:.1f} s, struck {hits} times")
 
     def _drain(self) -> None:
-        """Let every allocation expire, and run the jobs until every sandbox is back in the pool."""
+        """Let all allocations expire, and run the jobs until every sandbox is back in the pool."""
         broker = self._broker
         self._say(f"{self._budget.made:6} calls  no more clients: waiting until every sandbox is back")
         self._show_again(list(self._hidden))

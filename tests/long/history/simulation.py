@@ -1,4 +1,4 @@
-"""A whole run inside this process: the same clients and the real use cases over a store in memory, in simulated time.
+"""A whole run in one process: the same clients and the real use cases over a store in memory, in simulated time.
 
 Each process of the broker is a `World`; tasks take the part of its threads, and any of them may come between at each
 call of the store or the provider. The seed decides about everything, so a run is the same each time.
@@ -46,12 +46,12 @@ _KILLED_IN_GAP = 0.1
 
 
 def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
-    """Run `calls` calls of clients against jobs that run again and again, with one bug planted or none."""
+    """Run `calls` calls of clients beside jobs that repeat, with a planted bug or without."""
     return _Simulation(seed, calls, bug).run()
 
 
 class _SlowStore(StoreWrapper):
-    """Takes a while for each call, before and after it, in which others act; keeps to the request's deadline."""
+    """Takes time before and after each call, in which others act, within the request's deadline."""
 
     def __init__(self, inner: SandboxStore, clock: Clock) -> None:
         super().__init__(inner)
@@ -68,7 +68,7 @@ class _SlowStore(StoreWrapper):
 
 
 class _Provider(FakeProvider):
-    """A provider whose calls take a while, and which keeps a log."""
+    """A provider whose calls take time, and which keeps a log."""
 
     def __init__(self, time: VirtualTime, rng: Random) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _Provider(FakeProvider):
         self._rng = rng
 
     def list_accounts(self) -> AccountListing:
-        """List what is there; some lists have shifted while they were read, and have one account in another's place."""
+        """List the accounts. Some lists shift during the read, and have one account in place of another."""
         accounts = [account for account in self.listed.values() if account.sandbox_id not in self.switched_off]
         inactive = tuple(InactiveAccount(each, self.listed[each].key) for each in self.switched_off)
         doubt = None
@@ -97,7 +97,7 @@ class _Provider(FakeProvider):
         began = self._time.unix()
         self._time.sleep(self._rng.uniform(0.1, 0.5))
         known = any(account.external_id == external_id for account in self.listed.values())
-        known = known and self._rng.random() < 0.9  # some deletes are answered with 404 though the account is listed
+        known = known and self._rng.random() < 0.9  # some deletes get a 404 although the account is listed
         self.log.append(
             Delete(
                 external_id=external_id,
@@ -111,7 +111,7 @@ class _Provider(FakeProvider):
 
 
 class _Simulation:
-    """One run; it is the clients' `Surroundings`, too."""
+    """One run, which is also the `Surroundings` of its clients."""
 
     def __init__(self, seed: int, calls: int, bug: Bug | None) -> None:
         self._seed, self._bug = seed, bug
@@ -157,7 +157,7 @@ class _Simulation:
             ),
         )
 
-    # -- the clients' surroundings
+    # -- `Surroundings` of the clients
 
     def now(self) -> float:
         return self._time.unix()
@@ -185,10 +185,10 @@ class _Simulation:
         stop("receive")
         return answer
 
-    # -- everything else that happens
+    # -- everything else
 
     def _operate(self) -> None:
-        """Fill the pool, have clients and jobs run, and afterwards the jobs alone until nothing is left to do."""
+        """Fill the pool, run clients and jobs, and then the jobs alone until nothing is left to do."""
         with suppress(ListNotWhole):
             self._process(Place.SYNC).syncer.run(by=BY)
         pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
@@ -210,7 +210,7 @@ class _Simulation:
                 for place in (Place.EXPIRY, Place.CLEANUP, Place.SYNC):
                     _work(place, self._process(place))
                 if self._bug is not None:
-                    break  # what is broken need never come to rest
+                    break  # a broken broker may never finish
             self._scan()
 
     def _repeat(self, act: Callable[[], None], mean_seconds: float) -> None:
@@ -219,7 +219,7 @@ class _Simulation:
             self._time.sleep(self._rng.expovariate(1 / mean_seconds))
 
     def _change_accounts(self) -> None:
-        """Rename an account, or have the list miss one for a while."""
+        """Rename an account, or leave one out of the list for some time."""
         listed = self._provider.listed
         account = self._rng.choice(list(listed.values()))
         chance = self._rng.random()
@@ -270,13 +270,13 @@ class _Simulation:
         )
 
     def _risk(self, seconds: float) -> None:
-        """Sleep, and perhaps be killed meanwhile."""
+        """Sleep, and perhaps be killed during that."""
         self._time.sleep(seconds)
         if self._rng.random() < _KILLED_IN_GAP:
             raise Crashed
 
     def _process(self, place: Place) -> World:
-        """Make a process of the broker, which has the planted bug if that belongs there."""
+        """Return a process of the broker, with the planted bug if it belongs there."""
 
         def wrap(memory: MemoryStore) -> SandboxStore:
             store = _SlowStore(memory, self._time)
@@ -298,7 +298,7 @@ class _Simulation:
 
 
 def _work(job: Place, world: World) -> None:
-    """Run a job once; if it is killed, the next run goes on."""
+    """Run a job once. If it is killed, the next run continues."""
     if job is Place.EXPIRY:
         world.expirer.run(by=BY)
     elif job is Place.CLEANUP:

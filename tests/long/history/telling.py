@@ -1,6 +1,6 @@
-"""Holds the facts of a run against the lifecycle, the table and what clients saw: promise 10 of docs/contract.md.
+"""Checks the facts of a run against the lifecycle, the table and the clients' answers: promise 10 of docs/contract.md.
 
-All of them were read when nothing changed any more, from an empty table on.
+The facts were read after the last change, and the run began with an empty table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _ENDINGS = {Kind.MARK: FactKind.MARKED, Kind.RELEASE: FactKind.RELEASED}
 _WHOLE_SECOND = 1.0
-"""The time of a fact is cut to whole seconds."""
+"""The time of a fact is in whole seconds."""
 
 
 def find_broken_histories(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
@@ -45,7 +45,7 @@ def find_broken_histories(known: Certainties, examined: Counter[str]) -> Iterato
 
 
 def find_disagreeing_facts(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a record that a scan shows, and not where the last fact before it left it."""
+    """Find a record in a scan that differs from its last fact before."""
     if not known.history.terms.is_told:
         return
     told = _by_sandbox(known.history.feed)
@@ -65,7 +65,7 @@ def find_disagreeing_facts(known: Certainties, examined: Counter[str]) -> Iterat
 
 
 def find_untold_leases(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a lease that was seen, and of whose beginning or end no fact tells, or another one than it had."""
+    """Find a lease that was seen, but whose begin or end has no fact, or a fact that says otherwise."""
     if not known.history.terms.is_told:
         return
     begun, ended = _begun(known.history), _ended(known.history)
@@ -88,13 +88,13 @@ def find_untold_leases(known: Certainties, examined: Counter[str]) -> Iterator[F
 
 
 def find_made_up_facts(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a fact that a lease began or ended, though nobody asked for that, or before its time."""
+    """Find a fact that a lease began or ended, although no call asked for that, or before its time."""
     calls = known.history.calls
     since = min((call.began for call in calls), default=math.inf)
     asked: dict[tuple[Kind, str | None, str], list[Call]] = defaultdict(list)
     for call in calls:
         asked[call.kind, call.track_id if call.kind is not Kind.RELEASE else None, call.sandbox_id].append(call)
-    # Before the first call the API was warmed up.
+    # The API made some calls before the first one of a client.
     begun = {lease_id: fact for lease_id, fact in _begun(known.history).items() if fact.at > since}
     for lease_id, fact in begun.items():
         examined["leases that began"] += 1
@@ -117,7 +117,7 @@ def find_made_up_facts(known: Certainties, examined: Counter[str]) -> Iterator[F
 
 
 def find_two_accounts(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a sandbox whose history, read by itself, is not what the feed told of it."""
+    """Find a sandbox whose history, read by itself, differs from what the feed said about it."""
     by_feed = _by_sandbox(known.history.feed)
     of_each = {
         sandbox_id: list(facts) for sandbox_id, facts in groupby(known.history.pasts, lambda fact: fact.sandbox_id)
@@ -131,7 +131,7 @@ def find_two_accounts(known: Certainties, examined: Counter[str]) -> Iterator[Fi
 
 
 def _find_untold_endings(known: Certainties, examined: Counter[str], ended: Mapping[str, Fact]) -> Iterator[Finding]:
-    """Find a mark or a release that was the first to end a lease, which was told to have ended otherwise."""
+    """Find a mark or a release that first ended a lease, while the fact names another cause."""
     asked: dict[str, list[Call]] = defaultdict(list)
     for call in known.history.calls:
         if call.kind in _ENDINGS:
@@ -149,14 +149,14 @@ def _find_untold_endings(known: Certainties, examined: Counter[str], ended: Mapp
 
 
 def _may_have_ended(call: Call, lease: Lease, *, before: Call) -> bool:
-    """Tell whether a call of the other kind may have ended a lease before this one was answered."""
+    """Tell whether a call of the other kind may have ended the lease before this one's answer."""
     if call.kind is before.kind or call.began > before.ended:
         return False
     return call.lease_id == lease.lease_id or (call.lease_id is None and call.track_id == lease.track_id)
 
 
 def _may_have_begun(call: Call, lease_id: str) -> bool:
-    """Tell whether an allocate may have made a lease: it was answered so, or has not said what it did."""
+    """Tell whether an allocate may have made a lease: its answer says so, or it has no answer."""
     if call.status == 201:
         return bool(call.body["lease_id"] == lease_id)
     return call.status is None or call.status >= 500
@@ -168,7 +168,7 @@ def _came_before(call: Call, fact: Fact) -> bool:
 
 def _disagreement(last: Fact | None, row: Row) -> Iterator[Finding]:
     if last is None:
-        yield f"no fact tells of sandbox {row.sandbox_id}", row
+        yield f"no fact names sandbox {row.sandbox_id}", row
         return
     lease_id = row.lease_id or row.last_lease_id
     check = partial(check_end, last, status=Status(row.status), lease_id=lease_id, version=row.version)
@@ -197,7 +197,7 @@ def _ended(history: History) -> dict[str, Fact]:
 
 
 def _by_sandbox(feed: Iterable[Fact]) -> dict[str, list[Fact]]:
-    """Return the facts of each sandbox in the feed's order, without what came again."""
+    """Return the facts of each sandbox in the feed's order, without repetitions."""
     told: dict[str, dict[object, Fact]] = defaultdict(dict)
     for fact in feed:
         told[fact.sandbox_id].setdefault(_name(fact), fact)

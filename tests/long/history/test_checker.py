@@ -1,4 +1,4 @@
-"""The checker on small histories written by hand: each broken promise is seen, and honest ones are left alone."""
+"""The checker on small histories written by hand: it finds each broken promise, and nothing in correct ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def external_id(sandbox_id: str) -> str:
 
 
 def allocated(track_id: str, sandbox_id: str, lease_id: str, at: float, **changes: Any) -> Call:
-    """Show an allocate that took from `at` to `at + 0.1`."""
+    """Return an allocate from `at` to `at + 0.1`."""
     body = {
         "sandbox_id": sandbox_id,
         "external_id": external_id(sandbox_id),
@@ -94,7 +94,7 @@ def free(sandbox_id: str, version: int = 1, **changes: Any) -> Row:
 
 
 def held(track_id: str, sandbox_id: str, lease_id: str, at: float, version: int = 2) -> tuple[Row, ClaimRow]:
-    """Show a record and its claim as they are after `allocated` with the same arguments."""
+    """Return a record and its claim after `allocated` with the same arguments."""
     row = free(
         sandbox_id,
         version,
@@ -119,7 +119,7 @@ def scan(at: float, *records: Row | ClaimRow) -> Scan:
 
 
 def history(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool = False) -> History:
-    """Show a history; with facts, all of them were read at its end."""
+    """Return a history; with facts, these are complete."""
     feed = tuple(each for each in seen if isinstance(each, Fact))
     return History(
         terms=Terms(lab_sec=LAB, buffer_sec=BUFFER, seed=0, drained=drained, is_told=bool(feed)),

@@ -1,4 +1,4 @@
-"""`python -m tests.long.memory`: say how much each process grew under a load, and exit with 1 if one did not stay flat."""
+"""`python -m tests.long.memory`: say how much each process grew under load. Exits with 1 if one did not stay flat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.long.memory.run import POOL, REQUESTS_OF_A_LIFE, measure
 
 
 def main() -> int:
-    """Do what the command line says; return the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.long.memory", description=__doc__)
     parser.add_argument(
         "--rounds",
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def say(text: str) -> None:
-    """Print at once."""
+    """Print a line and flush it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

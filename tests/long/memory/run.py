@@ -1,7 +1,7 @@
-"""Real processes under requests and tasks, whose memory is read before and after.
+"""Measure the memory of real processes before and after many requests and tasks.
 
-A round is a life of every sandbox of the pool: allocated, asked for again and again, given back, wiped by a task of its
-own. Each round has new tracks, so that what is kept for each track, request or task shows.
+In a round each sandbox of the pool is allocated, read many times, given back, and wiped by a task of its own. Each round
+has new tracks, so that memory kept for each track, request or task shows.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from tests.long.bench.load import Load
 
 POOL = 100
-"""Lives, and so tasks, of a round."""
+"""The number of sandboxes, and so of tasks, in a round."""
 REQUESTS_OF_A_LIFE = 20
 _WARM_UP_ROUNDS = 4
 _CLIENTS = 8
-"""Should all meet one process, it has a thread for each that may call the store: none is sent away."""
+"""No more than one process has threads for calls of the store. So no client is refused, even if all meet one process."""
 _CHILDREN = 2
-"""Of the API and of the worker: few, so that each gets much to do."""
+"""The processes of the API and of the worker: few, so that each has much to do."""
 _NOISE_BYTES = 3 * 2**20
 _NOISE_BYTES_EACH = 128
-"""A process still settles after its warm-up: by less than these, and so many for each request or task."""
+"""A process may still grow after its warm-up: by `_NOISE_BYTES`, and by `_NOISE_BYTES_EACH` for each request or task."""
 _SELDOM = "86400"
 _SETTINGS = {
     "POOL": str(POOL),
@@ -52,22 +52,22 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """How one process's memory grew, in bytes, and its share of what was done meanwhile, were that dealt evenly."""
+    """The growth of one process's memory in bytes, and its even share of the requests or tasks."""
 
     process: str
     before: int
     after: int
     share: int
-    """Requests of a process of the API, tasks of one of the worker."""
+    """Requests for a process of the API, tasks for one of the worker."""
 
     @property
     def bytes(self) -> int:
-        """By how much it grew."""
+        """The growth in bytes."""
         return self.after - self.before
 
     @property
     def is_flat(self) -> bool:
-        """Whether it grew by no more than a process that only settles; a leak of 1 KiB a request is far more."""
+        """Whether the growth is within the noise; a leak of 1 KiB for each request is far more."""
         return self.bytes < _NOISE_BYTES + self.share * _NOISE_BYTES_EACH
 
     def __str__(self) -> str:
@@ -76,9 +76,9 @@ class Growth:
 
 
 def measure(rounds: int, scratch: Path, say: Callable[[str], None]) -> list[Growth]:
-    """Run a broker for some rounds, and return how each of its processes grew after the first few, its warm-up.
+    """Run a broker for `rounds`, and return the growth of each of its processes since the first few, its warm-up.
 
-    `say` is told how it goes and, also if a round fails, how each process has grown.
+    `say` gets lines on the progress and on the growth of each process, also if a round fails.
     """
     seen: list[dict[str, int]] = []
     with Stack(scratch, _SETTINGS, services=_services) as stack, Generator() as generator:
@@ -138,7 +138,7 @@ class _Lives:
 
 
 def _calls_between(track: str, sandbox_id: str) -> list[bytes]:
-    """Return what a track calls while it holds a sandbox, and what goes wrong meanwhile."""
+    """Return the calls of a track that holds a sandbox, and calls that fail."""
     calls = [
         *[_request("POST", "/v1/allocate", track)] * 2,
         *[_request("GET", _path(sandbox_id), track)] * 2,
@@ -168,7 +168,7 @@ def _services(plan: Plan, scratch: Path) -> list[Program]:
 def _memory_of(stack: Stack) -> dict[str, int]:
     """Return the resident memory of the API's and the worker's processes, in bytes.
 
-    All that a process has ever touched counts, shared or not: what children share with their parent does not leak.
+    Shared memory counts too: memory that children share with their parent is no leak.
     """
     found = {}
     for name in ("api", "worker"):

@@ -1,4 +1,4 @@
-"""The memory of API and worker under 20,000 requests and 1,000 tasks; `python -m tests.long.memory` does more of both."""
+"""The memory of API and worker under 20,000 requests and 1,000 tasks: the short form of `python -m tests.long.memory`."""
 
 from __future__ import annotations
 

@@ -35,33 +35,33 @@ if TYPE_CHECKING:
 DEADLINE_SEC = 3
 """`REQUEST_DEADLINE_SEC`."""
 ALLOCATE_CALLS = ("allocate", "read_candidates", "get_claim")
-"""What a request asks of the store. A process also reads the pauses, every three seconds however many it serves."""
+"""The calls of a request. Besides, a process reads the pauses every three seconds, for any number of requests."""
 RETURNS_AHEAD = 1.1
-"""Allocated sandboxes put in place at the start, as a multiple of those that come back in the run."""
+"""The allocated sandboxes at the start, as a multiple of those that come back in the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """What is simulated. Without a `rate`, all requests come at once."""
+    """A scenario. Without a `rate`, all requests come at once."""
 
     processes: int = 4
     threads: int = 16
     requests: int = 1000
     rate: float | None = None
-    """Requests a second, as a Poisson process; each goes to a process at random."""
+    """Requests per second, as a Poisson process. Each goes to a random process."""
     returns: float = 0.0
-    """Sandboxes a second that come back, go through a wipe and are available again at a new place."""
+    """Sandboxes per second that come back, are wiped, and are available again at a new place."""
     free: int = 1000
-    """Sandboxes that are available at the start."""
+    """The available sandboxes at the start."""
     table: TableConditions = field(default_factory=TableConditions)
-    reservoir_size: int = 15
+    cache_size: int = 15
     candidate_age: float = candidate_cache.CANDIDATE_AGE_SEC
     seed: int = 1
 
 
 @dataclass(slots=True)
 class Result:
-    """What came of a run; latencies in seconds from a request's arrival, its wait for a thread included."""
+    """The result of a run. Latencies are in seconds from a request's arrival, with its wait for a thread."""
 
     allocated: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
@@ -72,9 +72,9 @@ class Result:
     throttled: int = 0
     seconds: float = 0.0
     hottest: str = ""
-    """The partition of the index that was written to most."""
+    """The partition of the index with the most writes."""
     heat: float = 0.0
-    """Its write units a second."""
+    """Its write units per second."""
 
     @property
     def conflicts_per_allocation(self) -> float:
@@ -104,7 +104,7 @@ class Result:
 
 
 def milliseconds(latencies: list[float], percent: int) -> float:
-    """Return a percentile; 0 of nothing."""
+    """Return a percentile, or 0 without values."""
     if len(latencies) < 2:
         return round(1000 * sum(latencies), 1)
     return round(1000 * statistics.quantiles(latencies, n=100, method="inclusive")[percent - 1], 1)
@@ -124,7 +124,7 @@ def simulate(scenario: Scenario) -> Result:
 
 
 class _Process:
-    """An API process: threads that serve requests, and a queue of those that found none free."""
+    """An API process: threads that serve requests, and a queue of requests that wait for one."""
 
     def __init__(self, run: _Run, seed: int) -> None:
         rng = Random(seed)
@@ -134,7 +134,7 @@ class _Process:
         self.allocator = Allocator(
             store=run.store,
             guard=Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng),
-            candidate_cache=CandidateCache(run.store, run.time, rng, size=run.scenario.reservoir_size),
+            candidate_cache=CandidateCache(run.store, run.time, rng, size=run.scenario.cache_size),
             pauses=PauseCache(run.store, run.time, rng),
             recorder=run,
             clock=run.time,
@@ -143,7 +143,7 @@ class _Process:
         )
 
     def accept(self, request: Callable[[], None]) -> None:
-        """Serve a request on a thread that is idle, or as soon as one is."""
+        """Serve a request by an idle thread, or as soon as one is idle."""
         self._queue.append(request)
         if self._idle:
             self._idle -= 1
@@ -156,7 +156,7 @@ class _Process:
 
 
 class _Run:
-    """The state of a run; it is the recorder of all its processes, too."""
+    """The state of a run, which is also the recorder of all its processes."""
 
     def __init__(self, scenario: Scenario, schedule: Schedule) -> None:
         self.scenario = scenario
@@ -175,7 +175,7 @@ class _Run:
         self._result.conflicts += event.conflicts
 
     def result(self) -> Result:
-        """Let everything happen, and return what came of it."""
+        """Run the scenario and return its result."""
         processes = [_Process(self, 1000 * self.scenario.seed + number) for number in range(self.scenario.processes)]
         self.schedule.start(lambda: self._arrive(processes))
         if self.scenario.returns:

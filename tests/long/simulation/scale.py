@@ -1,6 +1,6 @@
 """How far the design scales: `python -m tests.long.simulation.scale --out DIR` prints tables, and writes `scale.json` and `scale.svg`.
 
-Seeded: the same command gives the same figures. What a process's own CPU allows is not simulated; `make bench` measures it.
+The same command gives the same figures. The limits of a process's own CPU are not simulated: `make bench` measures these.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 Row = dict[str, float | int | str]
 SHARDS = (1, 2, 4, 8, 16, 32)
 PROCESSES = (1, 4, 16, 64, 200)
-RESERVOIRS, AGES = (5, 15, 30, 60), (5, 30, 120)
+CACHE_SIZES, AGES = (5, 15, 30, 60), (5, 30, 120)
 RATES = (1000, 2000, 10_000)
 MOST_PER_SHARD = 2500
-"""Allocations a second; beyond it nearly everything is throttled, and that takes long to simulate."""
+"""Allocations per second. Beyond that nearly every call is throttled, which takes long to simulate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A question, what is varied to answer it, and which figures do."""
+    """A question, the values that are varied, and the figures that answer it."""
 
     name: str
     question: str
@@ -43,7 +43,7 @@ class Sweep:
 
 
 def processes_and_pools(quick: bool) -> Iterator[tuple[Row, Scenario]]:
-    """Vary how many processes of 50 requests a second each there are; partitions have saved units, so that conflicts are seen."""
+    """Vary the number of processes, of 50 requests per second each. Partitions have saved units, so that conflicts show."""
     for free in (1000, 10_000) if quick else (1000, 10_000, 100_000, 1_000_000):
         for processes in (4, 16) if quick else PROCESSES:
             if free == 1_000_000 and processes not in {4, 200}:
@@ -63,7 +63,7 @@ def processes_and_pools(quick: bool) -> Iterator[tuple[Row, Scenario]]:
 
 
 def shards(quick: bool) -> Iterator[tuple[Row, Scenario]]:
-    """Send a steady flow through every status, with no units saved: what the index's partitions bear for good."""
+    """Send a steady flow through every status, without saved units: the lasting limit of the index's partitions."""
     for rate in RATES[:1] if quick else RATES:
         for count in (1, 4) if quick else SHARDS:
             if rate / count > MOST_PER_SHARD:
@@ -81,9 +81,9 @@ def shards(quick: bool) -> Iterator[tuple[Row, Scenario]]:
             )
 
 
-def reservoirs(quick: bool) -> Iterator[tuple[Row, Scenario]]:
-    """Give processes little to do, so that candidates grow old: a request every two seconds each."""
-    for size in (5, 15) if quick else RESERVOIRS:
+def candidate_caches(quick: bool) -> Iterator[tuple[Row, Scenario]]:
+    """Send each process a request every two seconds, so that candidates grow old."""
+    for size in (5, 15) if quick else CACHE_SIZES:
         for age in (30,) if quick else AGES:
             yield (
                 {"size": size, "age": age},
@@ -93,14 +93,14 @@ def reservoirs(quick: bool) -> Iterator[tuple[Row, Scenario]]:
                     rate=10,
                     returns=10,
                     free=500,
-                    reservoir_size=size,
+                    cache_size=size,
                     candidate_age=age,
                 ),
             )
 
 
 def empty_pool(quick: bool) -> Iterator[tuple[Row, Scenario]]:
-    """Send more than twice as many tracks as sandboxes come back: what a refusal costs."""
+    """Send more than twice as many tracks as sandboxes come back: the cost of a refusal."""
     for returns in (2,) if quick else (2, 20, 100):
         for count in (4,) if quick else SHARDS:
             yield (
@@ -132,9 +132,9 @@ SWEEPS = (
         ("hottest", "heat", "throttled", "unavailable", "conflicts", "calls", "p50_ms", "p99_ms"),
     ),
     Sweep(
-        "reservoirs",
+        "caches",
         "Size of the candidate cache, and age of a candidate",
-        reservoirs,
+        candidate_caches,
         ("conflicts", "calls", "p99_ms"),
     ),
     Sweep(
@@ -162,7 +162,7 @@ def main() -> None:
     rows: dict[str, list[Row]] = {}
     for sweep in SWEEPS:
         rows[sweep.name] = list(run(sweep, quick=options.quick))
-        # After each: a sweep that fails leaves what those before it have found.
+        # After each sweep: one that fails leaves the figures of those before.
         (options.out / "scale.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot(rows).savefig(options.out / "scale.svg", metadata={"Date": None})
 
@@ -205,8 +205,8 @@ def plot(rows: dict[str, list[Row]]) -> Figure:
     refused = select(rows["empty"], returns=min(distinct(rows["empty"], "returns")))
     line(latency, refused, "shards", "refused_p99_ms", "refused by an empty pool")
     latency.set(title="p99 in milliseconds", xlabel="shards", yscale="log")
-    for age in distinct(rows["reservoirs"], "age"):
-        line(cache, select(rows["reservoirs"], age=age), "size", "conflicts", f"candidates up to {age} s old")
+    for age in distinct(rows["caches"], "age"):
+        line(cache, select(rows["caches"], age=age), "size", "conflicts", f"candidates up to {age} s old")
     cache.set(
         title="Conflicts an allocation (20 quiet processes, 500 free)",
         xlabel="size of the candidate cache (K_CANDIDATES)",
@@ -227,17 +227,17 @@ def line(axes: Axes, rows: Sequence[Row], x: str, y: str, label: str) -> None:
 
 
 def select(rows: Sequence[Row], **values: float | str) -> list[Row]:
-    """Return the rows that have these values."""
+    """Return the rows with these values."""
     return [row for row in rows if all(row[name] == value for name, value in values.items())]
 
 
 def distinct(rows: Sequence[Row], name: str) -> list[int]:
-    """Return a column's values, each once, in order."""
+    """Return the distinct values of a column, in order."""
     return list(dict.fromkeys(int(row[name]) for row in rows))
 
 
 def say(text: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 WRITE_UNITS, READ_UNITS = 1000, 3000
-"""What a partition serves a second."""
+"""The units that a partition serves per second."""
 BURST_SEC = 300
-"""How much unused capacity a partition keeps."""
+"""The seconds of unused capacity that a partition saves."""
 INDEX_BYTES = 200
-"""An item of the index: its keys and what it projects."""
+"""The size of an item of the index: its keys and projected attributes."""
 CLIENT_TIMEOUT = 1.0
-"""What must be left of a request's time before the store asks again (`services.STORE_TIMEOUT_SEC`)."""
+"""The time that a request must have left for another try of the store (`services.STORE_TIMEOUT_SEC`)."""
 
 
 class Throttled(Exception):
-    """A partition has no unit left; nothing was written."""
+    """A partition has no unit left. Nothing was written."""
 
 
 @dataclass(slots=True)
 class Bucket:
-    """The units of one kind that a partition has left; saved up, they may be spent at once."""
+    """The units of one kind that a partition has left. Saved units may be spent at once."""
 
     rate: float
     left: float
@@ -69,15 +69,15 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableConditions:
-    """How the table is laid out, and in what state it is; seconds."""
+    """The layout and state of the table. Times are in seconds."""
 
     shards: int = 4
     partitions: int = 40
-    """Of the table itself; its keys spread over them by hash."""
+    """The partitions of the table itself, over which its keys spread by hash."""
     available_splits: int = 1
     """Partitions into which each `available#<shard>` was split for heat, by its random sort key."""
     saved_seconds: float = 1.0
-    """How long nothing was used before, for each partition to have saved units."""
+    """The idle time before the run, in which each partition has saved units."""
     latency: tuple[float, float] = (0.005, 0.015)
     lag: tuple[float, float] = (0.005, 0.05)
     long_lag: tuple[float, float] = (0.2, 2.0)
@@ -86,7 +86,7 @@ class TableConditions:
 
 @dataclass(slots=True)
 class _Shown:
-    """What the index shows of an available sandbox, and since when."""
+    """The index's entry of an available sandbox, and its time."""
 
     candidate: Candidate
     since: float = field(default=float("-inf"))
@@ -95,14 +95,14 @@ class _Shown:
 class SimulatedStore(MemoryStore):
     """A `SandboxStore` whose calls take simulated time and are throttled as DynamoDB would.
 
-    `sent` counts the calls by method, those that were throttled or met another transaction included.
+    `sent` counts the calls by method, with those that were throttled or met another transaction.
     """
 
     def __init__(self, schedule: Schedule, rng: Random, conditions: TableConditions) -> None:
         super().__init__(schedule.time, shards=conditions.shards)
         self.sent: Counter[str] = Counter()
         self.throttled: Counter[str] = Counter()
-        """Refused writes and reads by partition."""
+        """The refused writes and reads by partition."""
         self.on_write = self._charge_index
         self._schedule = schedule
         self._time = schedule.time
@@ -111,13 +111,13 @@ class SimulatedStore(MemoryStore):
         self._rings: list[list[tuple[int, str]]] = [[] for _ in range(conditions.shards)]
         self._shown: dict[tuple[int, str], _Shown] = {}
         self._indexed_at: dict[str, float] = {}
-        """When the index has caught up with the last write of a sandbox."""
+        """The time at which the index has the last write of each sandbox."""
         self._in_transaction: set[str] = set()
         self._writes: dict[str, Bucket] = {}
         self._reads: dict[str, Bucket] = {}
 
     def seed(self, *sandboxes: Sandbox) -> None:
-        """Put records in place, long enough ago for the index to know them."""
+        """Store records, long enough ago for the index to have them."""
         super().seed(*sandboxes)
         for sandbox in sandboxes:
             if sandbox.status is Status.AVAILABLE:
@@ -128,11 +128,11 @@ class SimulatedStore(MemoryStore):
             ring.sort()
 
     def heat(self) -> dict[str, float]:
-        """Return the write units that each partition of the index has used."""
+        """Return the used write units of each partition of the index."""
         return {name: bucket.spent for name, bucket in self._writes.items() if not name.startswith("table#")}
 
     def shows_since(self, moment: float) -> bool:
-        """Tell whether a sandbox that is available now was shown by the index at `moment` and ever since."""
+        """Tell whether the index has shown an available sandbox from `moment` until now."""
         return any(
             self._shown[entry].since <= moment and self._records[entry[1]].status is Status.AVAILABLE
             for ring in self._rings
@@ -180,9 +180,9 @@ class SimulatedStore(MemoryStore):
             return Contended()
 
     def commit(self, *changes: Change) -> None:
-        """Implement the port, waiting for capacity as long as it takes: it is not what is measured.
+        """Implement the port. It waits for capacity without limit, as no figure measures it.
 
-        A fact lies in the partition of its sandbox.
+        A fact is in the partition of its sandbox.
         """
         (change,) = changes
         if change.fact is None:
@@ -210,7 +210,7 @@ class SimulatedStore(MemoryStore):
         self._time.sleep(travel)
 
     def _transact(self, keys: tuple[str, ...], act: Callable[[], Answer]) -> Answer:
-        """Decide a transaction somewhere within its latency; until its end no other may touch the same items."""
+        """Decide a transaction within its latency. Until its end no other may touch the same items."""
         latency = self._latency()
         decided, ended = sorted((self._rng.uniform(0, latency), self._rng.uniform(0, latency)))
         self._time.sleep(decided)
@@ -236,7 +236,7 @@ class SimulatedStore(MemoryStore):
                 self._time.sleep(self._rng.uniform(0.2, 1.0))
 
     def _read(self, method: str, partition: str, look: Callable[[], Answer]) -> Answer:
-        """Read as `DynamoStore` does: again after a while when the partition is throttled, within the deadline."""
+        """Read as `DynamoStore` does: when the partition is throttled, again after a pause, within the deadline."""
         backoff = Backoff(self._time, self._rng, base=0.025, limit=1.0, tries=6)
         while True:
             self.sent[method] += 1
@@ -253,7 +253,7 @@ class SimulatedStore(MemoryStore):
         self._spend(_units(map(self._table_partition, keys), units))
 
     def _charge_index(self, before: Sandbox | None, after: Sandbox | None) -> None:
-        """Charge a change of a sandbox to the index: its entry is deleted and put anew if its key changes."""
+        """Charge a change of a sandbox to the index: its entry is deleted and put again if its key changes."""
         places = [
             self._index_partition(each.status, self._segment(each.sandbox_id), each.status_order)
             for each in (before, after)
@@ -276,7 +276,7 @@ class SimulatedStore(MemoryStore):
             raise Throttled
 
     def _place(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
-        """Write a record, and let the index follow later."""
+        """Write a record. The index follows later."""
         before = self._records.get(sandbox_id)
         super()._place(sandbox_id, sandbox)
         if before is None:

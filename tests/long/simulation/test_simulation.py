@@ -1,4 +1,4 @@
-"""The simulator itself: it repeats itself, keeps the store's promises, and limits what DynamoDB limits."""
+"""The simulator itself: runs are repeatable, the store's promises hold, and DynamoDB's limits apply."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_store(*sandboxes: Sandbox, **conditions: Any) -> tuple[Schedule, Simula
 
 
 def answers_to(schedule: Schedule, *calls: Callable[[], Any]) -> list[Any]:
-    """Make all calls at once, and return their answers in order."""
+    """Make all calls at the same time; return their answers in order."""
     answers: dict[int, Any] = {}
 
     def ask(number: int, call: Callable[[], Any]) -> None:
@@ -71,7 +71,7 @@ def test_allocating_keeps_the_contract_of_the_store() -> None:
     assert flat(gone.current).allocated_to_track == "a"
 
 
-def test_of_two_transactions_on_one_sandbox_at_once_one_is_told_of_the_other() -> None:
+def test_of_two_transactions_on_one_sandbox_at_once_one_learns_about_the_other() -> None:
     tracks = [f"track-{number}" for number in range(20)]
     schedule, store = make_store(FREE)
     answers = answers_to(schedule, *[allocate(store, FREE, track) for track in tracks])

@@ -1,1 +1,1 @@
-"""The jobs on pools as large as they get: what they ask of DynamoDB, Redis and the provider is counted, never timed."""
+"""The jobs on the largest pools: their calls of DynamoDB, Redis and the provider are counted, never timed."""

@@ -1,4 +1,4 @@
-"""A provider with 105,000 accounts, and a pool of as many in DynamoDB Local: both made once a session."""
+"""A provider with 105,000 accounts, and the same pool in DynamoDB Local. Both are made once a session."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def large_provider() -> Iterator[MockCsp]:
 
 @pytest.fixture(scope="session")
 def accounts(large_provider: MockCsp) -> list[Account]:
-    """Return the provider's accounts, in its order."""
+    """Return the provider's accounts in the order of its list."""
     return [
         Account(
             sandbox_id=str(account["csp_id"]),
@@ -67,12 +67,12 @@ def accounts(large_provider: MockCsp) -> list[Account]:
 
 
 def free(account: Account, rng: Random) -> Sandbox:
-    """Make an account's record: available since long ago."""
+    """Return the record of an account that has been available for long."""
     return add(account, order=rng.randrange(ORDER_LIMIT), by=BY, now=START - 86_400, version=1).result
 
 
 def held(account: Account, rng: Random, *, expires_at: int) -> tuple[Sandbox, Claim]:
-    """Make the record and the claim of an account that a track of its own holds."""
+    """Return the record and the claim of an account that a track of its own holds."""
     sandbox = free(account, rng)
     claim = make_claim(sandbox, f"track-{sandbox.sandbox_id}", allocated_at=START - 7200, expires_at=expires_at)
     return begin(sandbox, claim.lease, by=BY).result, claim
@@ -80,7 +80,7 @@ def held(account: Account, rng: Random, *, expires_at: int) -> tuple[Sandbox, Cl
 
 @pytest.fixture(scope="session")
 def pool(client: DynamoDBClient, accounts: list[Account]) -> str:
-    """Load the pool, and return its table: every account has its record; most are allocated, and none is due."""
+    """Load the pool and return its table. Every account has a record. Most are allocated, and none is due."""
     rng = Random(1)
     create_table(client, TABLE)
     busy, idle = accounts[:ALLOCATED], accounts[ALLOCATED:]
@@ -93,7 +93,7 @@ def pool(client: DynamoDBClient, accounts: list[Account]) -> str:
 
 @pytest.fixture
 def metered(dynamodb_local_url: str, aws: None) -> DynamoDBClient:
-    """Return a client of the test's own, for its meter."""
+    """Return a client for one test and its meter."""
     return make_client(region="us-east-1", endpoint_url=dynamodb_local_url, timeout_sec=60, connections=16)
 
 
@@ -104,13 +104,13 @@ def meter(metered: DynamoDBClient) -> Meter:
 
 @pytest.fixture
 def store(pool: str, metered: DynamoDBClient) -> DynamoStore:
-    """Return a store on the large pool, whose calls the meter counts."""
+    """Return a store on the large pool. The meter counts its calls."""
     return DynamoStore(metered, pool, clock=SystemClock(), rng=Random(2), recorder=RecordingRecorder(), timeout_sec=60)
 
 
 @pytest.fixture
 def database_url(redis_url: str) -> str:
-    """Return the URL of an empty database that is this package's alone."""
+    """Return the URL of an empty database for this package only."""
     return empty_database(redis_url, _DATABASE)
 
 

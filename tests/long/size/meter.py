@@ -1,4 +1,4 @@
-"""A meter on what a client asks of DynamoDB."""
+"""A meter of a client's calls of DynamoDB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Counts a client's calls and what DynamoDB itself says that they cost, by operation."""
+    """Counts a client's calls, and their cost by DynamoDB's own report, by operation."""
 
     def __init__(self, client: DynamoDBClient) -> None:
         self._lock = threading.Lock()
@@ -20,12 +20,12 @@ class Meter:
         client.meta.events.register("after-call.dynamodb", self._count)
 
     def clear(self) -> None:
-        """Start from nothing."""
+        """Reset all counters."""
         self.calls: Counter[str] = Counter()
         self.scanned: Counter[str] = Counter()
-        """Items that a query or scan read, returned or not."""
+        """The items that a query or scan has read, returned or not."""
         self.units: Counter[str] = Counter()
-        """Capacity units, times two: an eventually consistent read of up to 4 KB takes half a unit."""
+        """Twice the capacity units: an eventually consistent read of up to 4 KB takes half a unit."""
 
     @staticmethod
     def _ask(params: dict[str, Any], **_: Any) -> None:

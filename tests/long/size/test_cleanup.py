@@ -1,7 +1,7 @@
-"""Cleanup of 1,000 pending deletions by real workers: the provider always has as many calls as it may have.
+"""Cleanup of 1,000 pending deletions by real workers: the provider always has the allowed number of calls.
 
-The provider here ends a call, the oldest one, only while the allowed number of calls is under way. A broker that left a
-slot unused for good, once, would stand still; that it does not is shown however slow the machine is.
+The provider here ends its oldest call only while the allowed number of calls runs. A broker that left a slot unused for
+ever would stop. So the test is independent of the machine's speed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PENDING = 1_000
 LIMIT = 10
 WORKERS = 3
 PROCESSES = 4
-"""Of each worker: in all no fewer than there may be calls."""
+"""The processes of each worker: in total at least the allowed number of calls."""
 PATIENCE_SEC = 200
 
 
@@ -58,7 +58,7 @@ def provider() -> Iterator[MockCsp]:
 def environment(
     provider: MockCsp, client: DynamoDBClient, dynamodb_local_url: str, database_url: str
 ) -> dict[str, str]:
-    """Put every account of the provider's into a table, waiting to be wiped; return what workers need to know."""
+    """Store a record that waits for its wipe for every account of the provider; return the workers' settings."""
     create_table(client, TABLE)
     load_records(client, TABLE, [pending(account) for account in provider.accounts()])
     return AWS_ENVIRONMENT | {
@@ -92,7 +92,7 @@ def worker(environment: dict[str, str], queue: str, *, processes: int) -> Celery
 
 
 def round_trips(redis: Redis) -> int:
-    """Return how often the server has read from its clients so far."""
+    """Return the number of reads of the server from its clients so far."""
     return int(redis.info("stats")["total_reads_processed"])
 
 
@@ -107,13 +107,13 @@ def test_while_deletions_wait_the_provider_has_as_many_calls_as_it_may_have_spre
         before = round_trips(redis)
         job_id = CeleryJobQueue(environment["REDIS_URL"], runs).enqueue(Job.CLEANUP, by=ASKING, flags={})
         assert wait_until(lambda: redis.llen(DELETIONS_QUEUE) == PENDING, 60), planner.output
-        handing_out = round_trips(redis) - before
+        dispatching = round_trips(redis) - before
         workers = [running.enter_context(worker(environment, "deletions", processes=PROCESSES)) for _ in range(WORKERS)]
         ended = wait_until(lambda: (run := runs.find(job_id)) is not None and run.state.is_final, PATIENCE_SEC)
         assert ended, Counter(each["held_with"] for each in provider.deletes())
         run = runs.find(job_id)
 
-    assert handing_out < PENDING / 2, "messages go out by the hundred"
+    assert dispatching < PENDING / 2, "messages go out by the hundred"
     assert run is not None
     assert run.state is JobState.SUCCEEDED
     assert run.result is not None

@@ -1,4 +1,4 @@
-"""Jobs in a pool of 105,000 cost what there is to do: sync writes what has changed, expiry reads and writes what is due.
+"""Jobs in a pool of 105,000 cost as much as their work: sync writes changed accounts, expiry reads and writes due ones.
 
 In one file, so that one process loads the pool.
 """
@@ -46,9 +46,9 @@ ALL = ALLOCATED + AVAILABLE
 BATCH = 100
 """Records that one BatchGetItem reads."""
 PLACES = sum(len(status_keys(status, SHARDS)) for status in Status)
-"""Where sandboxes stand in the index: each is asked for once, also if nothing stands there."""
+"""The partitions of sandboxes in the index. Each is read once, also if it is empty."""
 PAGE = 1000
-"""Items that the store asks for at once."""
+"""The items that the store reads by one call."""
 CLAIM_UNITS, SANDBOX_UNITS, FACT_UNITS = 2, 6, 4
 """What a transaction writes of each, as DynamoDB Local counts: two units an item, and two for each index entry that is
 put or deleted. A change of status moves its entry; a fact comes with one. AWS counts one for each entry."""
@@ -78,7 +78,7 @@ def provider(large_provider: MockCsp, redis: Redis, recorder: RecordingRecorder)
 
 
 def a_guard() -> Guard:
-    """Return a guard whose looks, so many in so much time, are not counted here."""
+    """Return a guard whose calls are not counted: they depend on time."""
     return Guard(
         store=MemoryStore(), memory=FakeTableMemory(), recorder=RecordingRecorder(), clock=SystemClock(), rng=Random(5)
     )
@@ -109,12 +109,12 @@ def test_a_sync_of_an_unchanged_pool_reads_list_and_table_once_and_writes_its_wa
     assert meter.scanned["Query"] == ALL, "the index has each sandbox once; most of the table, its facts, is not read"
     assert queries <= ALL // PAGE + PLACES
     assert meter.units["Query"] / 2 * UNIT_BYTES <= queries * MEGABYTE, "no page is cut short by DynamoDB's own limit"
-    # Each sandbox, and its account's record: read by their keys, consistently, each is a unit however small.
+    # Each sandbox and its account's record: a consistent read by key is a whole unit, also for a small item.
     assert meter.units["BatchGetItem"] / 2 == 2 * ALL
     assert len(recorder.of(ProviderCalled)) == 1
 
 
-def test_an_allocation_and_its_end_are_one_call_each_whatever_is_told_of_them(
+def test_an_allocation_and_its_end_are_one_call_each_with_any_facts(
     client: DynamoDBClient, metered: DynamoDBClient, meter: Meter, accounts: list[Account]
 ) -> None:
     create_table(client, "size-units")
