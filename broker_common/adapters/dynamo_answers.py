@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from botocore.model import OperationModel, StructureShape
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
 
 _CONTENT_TYPE = "application/x-amz-json-1."
 _TYPES: Mapping[str, type] = {"structure": dict, "map": dict, "list": list, "integer": int}

@@ -6,7 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker_common.adapters.dynamo_items import Item, decode_sandbox
+from broker_common.adapters.dynamo_items import decode_sandbox
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import DynamoTransport
 from broker_common.core.deadline import Backoff
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
+    from broker_common.adapters.dynamo_fields import Item
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.sandbox import Sandbox
 

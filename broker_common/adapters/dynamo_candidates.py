@@ -11,7 +11,7 @@ from broker_common.core.sandbox import ORDER_LIMIT, Status
 from broker_common.core.store import CandidatePage, Position
 
 if TYPE_CHECKING:
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
 
 
 class DynamoCandidates(DynamoBase):

@@ -5,23 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
+from broker_common.adapters.dynamo_conditions import expression_name, only_if_allocatable, unless_newer
 from broker_common.adapters.dynamo_facts import encode_fact, encode_removed
+from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
-    Item,
     account_item_key,
     claim_key,
     decode_claim,
-    encode,
     encode_account,
     encode_claim,
     encode_sandbox,
-    expression_name,
-    only_if_allocatable,
     place_of,
     sandbox_key,
     shard_of,
     status_key,
-    unless_newer,
 )
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import schema

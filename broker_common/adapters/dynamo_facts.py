@@ -12,16 +12,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_items import (
-    TTL,
-    Item,
-    encode,
-    fields_of,
-    read_fields,
-    sandbox_id_of,
-    sandbox_key,
-    shard_of,
-)
+from broker_common.adapters.dynamo_fields import Item, encode, fields_of, read_fields
+from broker_common.adapters.dynamo_items import TTL, sandbox_id_of, sandbox_key, shard_of
 from broker_common.core import schema
 from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker_common.adapters.dynamo_base import DynamoBase
+from broker_common.adapters.dynamo_conditions import unless_newer
 from broker_common.adapters.dynamo_facts import encode_pool_fact
+from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
     PAUSE_KEY,
     SYNC_KEY,
-    Item,
     decode_pauses,
     decode_watermark,
-    encode,
     status_keys,
     synced_at_of,
-    unless_newer,
 )
 from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, Layout, decode_layout, index_problem
 from broker_common.adapters.dynamo_time import time_of

@@ -22,7 +22,6 @@ from broker_common.adapters.dynamo_facts import (
 )
 from broker_common.adapters.dynamo_items import (
     ELSEWHERE,
-    Item,
     account_item_key,
     account_key_of,
     decode_cursor,
@@ -44,6 +43,8 @@ from broker_common.core.store import FactPage, FeedPage, Pool, SandboxPage, Unre
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from broker_common.adapters.dynamo_fields import Item
 
 
 _THREADS = 8

@@ -6,7 +6,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from broker_common.adapters.dynamo_items import TTL, fields_of, read_fields
+from broker_common.adapters.dynamo_fields import fields_of, read_fields
+from broker_common.adapters.dynamo_items import TTL
 from broker_common.core import schema
 from broker_common.core.errors import UnreadableRecord
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef, CreateTableInputTypeDef
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
 
 INDEX = "StatusIndex"
 SHARDS = 4

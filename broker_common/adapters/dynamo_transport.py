@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
     from broker_common.core.ports import Clock, Recorder
 
 _log = logging.getLogger(__name__)
