@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from broker_common.adapters.csp_json import says_no
+from broker_common.adapters.csp_json import states_failure
 from broker_common.core.errors import ListingUnusable
 from broker_common.core.ports import AccountListing, InactiveAccount, SkippedAccount
 from broker_common.core.sandbox import Account, account_key
@@ -200,7 +200,7 @@ def _parse(body: bytes) -> dict[str, Any]:
         raise ListingUnusable("list accounts: the answer is not JSON, or cut short") from error
     if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
         raise ListingUnusable("list accounts: the answer holds no list of results")
-    if says_no(answer.items()):
+    if states_failure(answer.items()):
         raise ListingUnusable("list accounts: the answer holds an error beside its results, or no success")
     return answer
 
