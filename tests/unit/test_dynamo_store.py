@@ -550,7 +550,7 @@ def test_an_account_is_not_taken_from_a_sandbox_that_is_added_just_then(
         store.commit(add_of(owner))
 
     monkeypatch.setattr(store, "get", read_too_early)
-    with pytest.raises(Conflict, match="changed hands"):
+    with pytest.raises(Conflict, match="another owner"):
         store.commit(add_of(make_sandbox("other", external_id="uuid-0a")))
     assert store.read_all().accounts == {"uuid-0a": "owner"}
 
