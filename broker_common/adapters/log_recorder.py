@@ -136,7 +136,7 @@ class LogRecorder:
             details["action"] = self._jobs[details.pop("job")].log_action
         return {name: value for name, value in details.items() if value is not None}
 
-    def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - whatever events hold
+    def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - the values of any event
         self._log.log(level, message, **details)
 
 
