@@ -1,4 +1,4 @@
-"""How records are written as CSV: in this one place, because a spreadsheet runs some texts as formulas."""
+"""Writes records as CSV: in this one place, because a spreadsheet runs some texts as formulas."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FORMULA = re.compile(r"[\t\r\n\0]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 def write_csv(records: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
     """Write `records` as CSV, after a line with the names of all their fields; nothing if there are no records.
 
-    No text starts a formula: one that a spreadsheet could take for a formula gets a `'` in front. These are texts that
-    start with `=`, `+`, `-`, `@` (full-width or after blanks, too), a tab, a line end or a null character. Numbers stay
+    A text that a spreadsheet could run as a formula gets a `'` in front. These are texts that start
+    with `=`, `+`, `-`, `@` (full-width or after blanks, too), a tab, a line end or a null character. Numbers stay
     numbers. Sources: OWASP, "CSV Injection"; OWASP ASVS 5.0, 1.2.10.
     """
     rows = list(records)

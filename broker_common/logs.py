@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
 
 _LEADING = ("timestamp", "level", "logger", "message")
-# Frameworks give these handlers or formats of their own; here they have none, and their lines go up to the root.
+# Frameworks give these loggers handlers of their own. Here they lose them, so that their lines reach the root logger.
 _FRAMEWORKS = (
     "gunicorn",
     "gunicorn.error",
@@ -27,18 +27,17 @@ _FRAMEWORKS = (
     "flask.app",
     "werkzeug",
 )
-# At DEBUG these write request bodies and the signature's headers, an AWS session token among them; at INFO where they
-# found credentials, in every process.
+# At DEBUG these write request bodies and the signature's headers, with an AWS session token. At INFO every process says
+# where it found credentials.
 _TALKATIVE = ("boto3", "botocore", "urllib3", "kombu", "amqp")
 
 
 def configure_logging(*, level: str, fmt: str) -> None:
     """Send all log lines of this process to stdout, from `level` on, as `json` or `text`.
 
-    Each line carries the bound context variables (`request_id`, `principal`, `track_id`, ...). Control characters in
-    what is logged are escaped in both formats, so that no client's text can break or forge a line. Text has colours on
-    a terminal, or where `FORCE_COLOR` is set (a terminal is behind the pipe), and none where `NO_COLOR` is. May be
-    called again.
+    Each line has the bound context variables (`request_id`, `principal`, `track_id`, ...). Both formats escape control
+    characters, so that no client's text can break or forge a line. Text has colours on a terminal, or if `FORCE_COLOR`
+    is set (for a terminal behind a pipe), unless `NO_COLOR` is set. May be called again.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_formatter(fmt))
@@ -65,7 +64,7 @@ def _shared(fmt: str) -> list[Processor]:
         merge_contextvars,
         add_log_level,
         add_logger_name,
-        # Whoever reads text sits before it.
+        # The reader of text is at this machine: local time is enough.
         TimeStamper(fmt="%H:%M:%S", utc=False) if fmt == "text" else TimeStamper(fmt="iso", utc=True),
     ]
 
@@ -90,21 +89,21 @@ def _has_colours() -> bool:
 
 
 def _join_lines(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Make one line of the several that libraries write as one message."""
+    """Join the lines of a library's message."""
     event["event"] = " ".join(line.strip() for line in event["event"].splitlines())
     return event
 
 
 def _in_order(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Put what every line has first."""
+    """Put the fields of every line first."""
     return {**{name: event[name] for name in _LEADING if name in event}, **event}
 
 
 def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Escape what is not printable in strings; anything else is written by its repr, which does the same."""
+    """Escape unprintable characters in strings; other values are written by their repr, which escapes them, too."""
     escaped = {name: _escaped(value) if isinstance(value, str) else value for name, value in event.items()}
     if isinstance(event.get("exception"), str):
-        # Set apart, so that nothing in an error's text can pass for a line of its own.
+        # Indented, so that no part of an error's text looks like a log line.
         escaped["exception"] = "\n".join(f"  | {_escaped(line)}" for line in event["exception"].split("\n"))
     return escaped
 

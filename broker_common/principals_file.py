@@ -1,10 +1,10 @@
-"""The file of named principals (`BROKER_TOKENS_FILE`): how it is read, and where its mistakes are.
+"""Reads the file of named principals (`BROKER_TOKENS_FILE`), and names the line of each mistake.
 
 [[token]]
 name = "anna"
 sha256 = "9f86d081..."                 # printf %s "$TOKEN" | sha256sum
 roles = ["operator"]                   # track, viewer, operator, admin
-tracks = ["acme-*"]                    # for the role track: only tracks whose id fits one of these
+tracks = ["acme-*"]                    # for the role track: only tracks whose id matches one of these
 customer = "acme"
 expires_at = 2027-01-31T00:00:00Z      # or Unix seconds
 """
@@ -36,10 +36,10 @@ _LATEST = 253_402_300_799
 
 
 def read_principals(path: str, *, production: bool, required: AbstractSet[Role] = frozenset()) -> tuple[Token, ...]:
-    """Read the tokens of a file, each of which names its principal; `required` roles must be among theirs.
+    """Read the tokens of a file with their principals, which together must have the `required` roles.
 
-    Expired tokens are among the result, and count for `required`: no token that runs out keeps a process from starting.
-    Raises `BadTokenError`, which tells every mistake with its line and field, and none of the values.
+    The result includes expired tokens, and they count for `required`: a token that expires must not keep a process from
+    starting. Raises `BadTokenError`, which names every mistake by its line and field, and contains no values.
     """
     text = read_text(path)
     try:
@@ -67,7 +67,7 @@ class _Places:
     fields: dict[tuple[int, str], int] = field(default_factory=dict)
     """Where a field of the table with this index stands."""
     others: dict[str, int] = field(default_factory=dict)
-    """Where each name stands that is no field of a token."""
+    """Where each other name stands."""
 
     def of(self, index: int, name: str) -> int:
         """Return the line of a token's field; of its table if it has no such field."""
@@ -75,7 +75,7 @@ class _Places:
 
 
 class _Mistakes:
-    """What is wrong with a document, by line and field."""
+    """The mistakes in a document, by line and field."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -83,19 +83,19 @@ class _Mistakes:
 
     @cached_property
     def places(self) -> _Places:
-        """Where in the document what stands."""
+        """The lines of the document's names."""
         return _find_places(self._text)
 
     def add(self, name: str, text: str) -> None:
-        """Add what is wrong with something that is no field of a token."""
+        """Add a mistake in a name that is not a field of a token."""
         self._found.append((self.places.others.get(name, 1), name, text))
 
     def add_to_token(self, index: int, name: str, text: str) -> None:
-        """Add what is wrong with a field of the token with this index."""
+        """Add a mistake in a field of the token with this index."""
         self._found.append((self.places.of(index, name), name, text))
 
     def raise_any(self) -> None:
-        """Raise `BadTokenError` with all that was added, if anything was."""
+        """Raise `BadTokenError` with all mistakes, if there are any."""
         told = [
             f"line {line}: {name if name.isprintable() else repr(name)}: {text}"
             for line, name, text in sorted(self._found)
@@ -105,7 +105,7 @@ class _Mistakes:
 
 
 def _find_places(text: str) -> _Places:
-    """Find the lines of what a document says, which tomllib does not tell."""
+    """Find the lines of a document's names, which tomllib does not report."""
     places = _Places()
     is_in_token = False
     for line, statement, found in _statements(text):
@@ -115,7 +115,7 @@ def _find_places(text: str) -> _Places:
             places.others.setdefault(_TABLE, line)
             is_in_token = bool(places.tables)
         elif statement.lstrip().startswith("["):
-            # A table of something else, or one inside of a token's.
+            # Another table, or a table inside a token's table.
             is_in_token = isinstance(tables, dict) and bool(places.tables)
             _note(places, tables if isinstance(tables, dict) and is_in_token else found, line, in_token=is_in_token)
         else:
@@ -132,9 +132,9 @@ def _note(places: _Places, names: Mapping[str, Any], line: int, *, in_token: boo
 
 
 def _statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yield each statement of a well-formed document with the line where it begins, and what it says by itself.
+    """Yield each statement of a valid document: its first line, its text, and its content.
 
-    A line feed ends a statement, unless a string or an array is open: until that is closed, what is read is no TOML.
+    A line feed ends a statement, except in an open string or array, where the text so far is not valid TOML.
     """
     begun, statement = 1, ""
     for line, more in enumerate(text.split("\n"), 1):
@@ -148,7 +148,7 @@ def _statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
 
 
 def _take_tables(document: dict[str, Any], mistakes: _Mistakes) -> list[dict[str, Any]]:
-    """Return the tokens' tables; whatever else a document holds is a mistake."""
+    """Return the tokens' tables; anything else in a document is a mistake."""
     tables = document.pop(_TABLE, [])
     for key in document:
         mistakes.add(key, "Unknown: there are only tables [[token]].")
@@ -216,7 +216,7 @@ def _plain() -> fields.String:
 
 
 class _TokenSchema(Schema):
-    """One table."""
+    """The table of one token."""
 
     class Meta:
         unknown = RAISE
@@ -244,6 +244,6 @@ class _TokenSchema(Schema):
 
     @validates_schema
     def _need_a_track(self, data: Mapping[str, Any], **_: object) -> None:
-        # A restriction that restricts nothing is a mistake about who may do what.
+        # A restriction without an effect is a mistake about the token's rights.
         if "tracks" in data and Role.TRACK not in data["roles"]:
             raise ValidationError("Only for a token with the role track.", "tracks")

@@ -1,4 +1,4 @@
-"""The one place where rules and technologies are put together, once per process and never at import."""
+"""Builds each process from rules and technologies: the only place that does so, and never at import."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ if TYPE_CHECKING:
     from broker_common.settings import Settings
 
 BULK_THREADS = 8
-"""Writes at once in work over many sandboxes."""
+"""Simultaneous writes in work over many sandboxes."""
 REDIS_TIMEOUT_SEC = 0.5
 TABLE_MEMORY_TIMEOUT_SEC = 0.1
-"""In the API, whose tracks need no Redis."""
+"""For the API, because tracks need no Redis."""
 STORE_TIMEOUT_SEC = 1.0
 MARGIN_SEC = 15.0
-"""What a call to the provider may take beyond its time-outs: taking the sandbox, writing the outcome."""
+"""Time that a call to the provider may need beyond its timeouts: to take the sandbox, and to write the outcome."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiServices:
-    """What the API's routes call."""
+    """Everything that the API's routes call."""
 
     clock: Clock
     recorder: Recorder
@@ -82,14 +82,14 @@ class ApiServices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerServices(Work):
-    """What the worker's tasks call."""
+    """Everything that the worker's tasks call."""
 
     runs: Runs
     locks: JobLocks
 
 
 def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> ApiServices:
-    """Put together one API process; call it after the fork. Connects to nothing yet."""
+    """Build one API process's services; call it after the fork. It connects to nothing yet."""
     clock, rng, policy = SystemClock(), Random(), settings.policy
     recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
     store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
@@ -126,7 +126,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
 
 
 def build_worker_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> WorkerServices:
-    """Put together one worker process; call it after the fork. Connects to nothing yet.
+    """Build one worker process's services; call it after the fork. It connects to nothing yet.
 
     The settings are a worker's: they have the provider's address and token.
     """
@@ -178,26 +178,27 @@ def build_store(settings: Settings) -> DynamoStore:
 def build_provider(settings: Settings) -> CspClient:
     """Make a client of the provider for a command line: nothing is recorded. The settings are a worker's.
 
-    It calls even where the workers' circuit breaker is open, and leaves that as it is.
+    It calls even if the workers' circuit breaker is open, and does not change that breaker.
     """
     return _provider(settings, SystemClock(), connect_redis(settings), Recorders([]), NoBreaker())
 
 
 def build_runs(settings: Settings, redis: Redis) -> Runs:
-    """Make what begins, follows and ends the runs of jobs."""
+    """Make the use cases that begin, follow and end the runs of jobs."""
     return Runs(RedisJobRuns(redis), stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)
 
 
 def build_circuit_collector(settings: Settings) -> CircuitCollector:
-    """Make what shows the provider's circuit breaker in a process that calls the provider through others."""
+    """Make the metric of the provider's circuit breaker, for a process that does not call the provider itself."""
     breaker = _breaker(settings, connect_redis(settings))
     return CircuitCollector(lambda: breaker.state, SystemClock(), max_age=settings.pool_gauge_cache_sec)
 
 
 def connect_redis(settings: Settings, *, timeout_sec: float = REDIS_TIMEOUT_SEC, tries: int = 2) -> Redis:
-    """Make a Redis client that fails fast; connects at its first command.
+    """Make a Redis client that fails fast; it connects at its first command.
 
-    It repeats a command once, at once: after a restart of Redis the pooled connections are dead.
+    It sends a failed command again without a pause, `tries` times in all: after a restart of Redis the pooled
+    connections are dead.
     """
     return Redis.from_url(
         settings.redis_url,

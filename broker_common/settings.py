@@ -1,6 +1,6 @@
 """The broker's settings: parsed once from the environment, strictly, and passed down as one frozen object.
 
-Each field is the environment variable of its name in capitals. Only command lines and entry points call `from_env`.
+Each field is the environment variable with its name in capitals. Only command lines and entry points call `from_env`.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ _YEAR_HOURS = 366 * 24
 
 
 class Environment(StrEnum):
-    """Where the broker runs; `production` refuses what is only fit for development."""
+    """Where the broker runs; `production` refuses values that only fit development."""
 
     PRODUCTION = "production"
     DEVELOPMENT = "development"
 
 
 class Process(StrEnum):
-    """Which process reads the settings: each must be given only what it needs."""
+    """The process that reads the settings; it must be given only the settings that it needs."""
 
     API = "api"
     WORKER = "worker"
     BEAT = "beat"
     TOOL = "tool"
-    """A command line, or Flower: needs neither tokens nor the provider."""
+    """A command line, or Flower: needs no tokens and no provider."""
 
 
 class SettingsError(Exception):
-    """The environment is not fit to start with; `problems` has one line a variable, and no value of a secret."""
+    """The environment has mistakes; `problems` has one line for each variable, without values of secrets."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -71,7 +71,7 @@ class _Tokens(ma.Field[tuple[Token, ...]]):
 
 
 class _HttpUrl(ma.Field[str]):
-    """An http or https URL that boto3 and requests can use as it is. A refusal never holds the value."""
+    """An http or https URL that boto3 and requests can use as it is. An error never contains the value."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:  # noqa: ANN401 - marshmallow's signature
         url = str(value)
@@ -82,7 +82,7 @@ class _HttpUrl(ma.Field[str]):
 
 
 class _RedisUrl(ma.Field[str]):
-    """A redis or rediss URL that redis-py and Celery both can use. A refusal never holds the value."""
+    """A redis or rediss URL that redis-py and Celery can both use. An error never contains the value."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:  # noqa: ANN401 - marshmallow's signature
         url = str(value)
@@ -102,19 +102,21 @@ class _Origins(ma.Field[tuple[str, ...]]):
         for origin in origins:
             parts = _split(origin, {"http", "https"})
             if parts is None or origin != f"{parts.scheme}://{parts.netloc}".lower() or "@" in parts.netloc:
-                raise ValidationError(f"{origin!r} is no origin such as https://lab.example.com (exact, lower-case).")
+                raise ValidationError(
+                    f"{origin!r} is not an origin such as https://lab.example.com (exact, lower-case)."
+                )
         return origins
 
 
 def _split(url: str, schemes: set[str]) -> SplitResult | None:
-    """Split a URL; None if its scheme is another, or its host or port is none."""
+    """Split a URL; returns None if its scheme is not in `schemes`, or its host or port is not valid."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         return None
     is_fit = parts.scheme in schemes and port != 0 and _is_host(parts.hostname or "")
-    # urlsplit drops tabs and line feeds, and whoever uses the URL may not.
+    # urlsplit drops tabs and line feeds, but the URL's users may not.
     return parts if is_fit and re.fullmatch(r"[!-~]+", url) else None
 
 
@@ -132,7 +134,7 @@ def _is_for_redis(url: str) -> bool:
     parts = _split(url, {"redis", "rediss"})
     if parts is None or parts.fragment or not re.fullmatch(r"/?[0-9]{0,6}", parts.path):
         return False
-    # Celery knows no other options, and these not without TLS.
+    # Celery knows only the options of TLS, and takes them only for rediss.
     if any(parts.scheme == "redis" or not name.startswith("ssl_") for name in parse_qs(parts.query)):
         return False
     try:
@@ -161,7 +163,7 @@ def _text(default: str | None, pattern: str, what: str, *, secret: bool = False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that can be set. Durations are in the unit of their name; secrets are left out of `repr`."""
+    """All settings. Each duration's unit is in its name; secrets are left out of `repr`."""
 
     broker_env: Environment = _var(Environment.PRODUCTION, ma.Enum(Environment, by_value=True))
     broker_api_token: tuple[Token, ...] = _var((), _Tokens(Role.TRACK), secret=True)
@@ -242,7 +244,9 @@ class Settings:
         settings = cls(**(defaults | {name.lower(): value for name, value in parsed.items()}))
         named = {problem.split(":", 1)[0] for problem in problems}
         problems += [
-            problem for problem in settings._together(process, set(parsed)) if problem.split(":", 1)[0] not in named
+            problem
+            for problem in settings._check_together(process, set(parsed))
+            if problem.split(":", 1)[0] not in named
         ]
         if problems:
             raise SettingsError(sorted(problems))
@@ -250,12 +254,12 @@ class Settings:
 
     @property
     def in_production(self) -> bool:
-        """Whether what is only fit for development is refused."""
+        """Whether values that only fit development are refused."""
         return self.broker_env is Environment.PRODUCTION
 
     @property
     def roles_for_tokens_file(self) -> frozenset[Role]:
-        """The roles that no other setting gives a token for, so that `broker_tokens_file` must."""
+        """The roles for which only `broker_tokens_file` gives tokens."""
         given = {
             Role.TRACK: self.broker_api_token or self.broker_api_token_file,
             Role.ADMIN: self.broker_admin_token or self.broker_admin_token_file,
@@ -285,15 +289,17 @@ class Settings:
         """The longest that one call to the provider can last."""
         return self.csp_timeout_connect_sec + self.csp_timeout_read_sec
 
-    def _together(self, process: Process, given: set[str]) -> list[str]:
-        """Check what no variable can tell alone."""
+    def _check_together(self, process: Process, given: set[str]) -> list[str]:
+        """Check the rules that no variable can break alone."""
         problems = []
         if process is Process.API:
             problems += self._check_tokens()
         if process is Process.WORKER:
             problems += self._check_provider()
         if process in {Process.API, Process.WORKER} and self.in_production and "RECYCLE_POLICY" not in given:
-            problems.append("RECYCLE_POLICY: Missing: reuse, confirm or retire, by what the provider's delete does.")
+            problems.append(
+                "RECYCLE_POLICY: Missing: give reuse, confirm or retire, by what the provider's delete does."
+            )
         if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
             problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
         return problems
@@ -302,7 +308,7 @@ class Settings:
         problems: list[str] = []
         track, admin = self._check_token(Role.TRACK, problems), self._check_token(Role.ADMIN, problems)
         if _digests(track) & _digests(admin):
-            problems.append("BROKER_ADMIN_TOKEN: Holds a token that BROKER_API_TOKEN holds too.")
+            problems.append("BROKER_ADMIN_TOKEN: Has a token of BROKER_API_TOKEN: give another one.")
         if any(token.principal.tracks is not None for token in admin):
             problems.append("BROKER_ADMIN_TOKEN: An admin's token cannot be bound to tracks.")
         if self.broker_tokens_file is not None:
@@ -310,7 +316,7 @@ class Settings:
         return problems
 
     def _check_token(self, role: Role, problems: list[str]) -> tuple[Token, ...]:
-        """Add what is wrong with the tokens of one setting to `problems`, and return them."""
+        """Return the tokens of one setting, and add their mistakes to `problems`."""
         if role is Role.TRACK:
             name, tokens, file = "BROKER_API_TOKEN", self.broker_api_token, self.broker_api_token_file
         else:
@@ -341,15 +347,15 @@ class Settings:
     def _check_provider(self) -> list[str]:
         problems = []
         if self.csp_base_url is None:
-            problems.append("CSP_BASE_URL: Missing: the provider's address.")
+            problems.append("CSP_BASE_URL: Missing: give the provider's address.")
         elif self.in_production and not _is_safe(self.csp_base_url):
             problems.append("CSP_BASE_URL: Must be https, unless the provider is on loopback.")
         if self.csp_api_token is None:
-            problems.append("CSP_API_TOKEN: Missing: the provider's token.")
+            problems.append("CSP_API_TOKEN: Missing: give the provider's token.")
         return problems
 
 
-def _default(item: Field[Any]) -> Any:  # noqa: ANN401 - whatever the field holds
+def _default(item: Field[Any]) -> Any:  # noqa: ANN401 - any field's value
     assert item.default is not MISSING  # noqa: S101 - every setting has a default; what is required is checked later
     return item.default
 

@@ -1,4 +1,4 @@
-"""What keeps a process from starting, the same for all of them: a line a problem on stderr, and exit code 2."""
+"""Checks before any process starts: each problem is one line on stderr, and the exit code is 2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNFIT = 2
 
 
 def read_settings(environ: Mapping[str, str], *, process: Process) -> Settings:
-    """Parse a process's settings, or refuse to start with every problem that they have."""
+    """Parse a process's settings; ends the process with a line for each mistake in them."""
     try:
         return Settings.from_env(environ, process=process)
     except SettingsError as error:
@@ -26,9 +26,9 @@ def read_settings(environ: Mapping[str, str], *, process: Process) -> Settings:
 
 
 def check_table(settings: Settings) -> None:
-    """Refuse to start on a table that is missing, laid out for other processes, or closed to our credentials.
+    """End the process if the table is missing, has another layout, or refuses our credentials.
 
-    One that is merely out of reach is no reason not to start.
+    A table that cannot be reached does not keep the process from starting.
     """
     try:
         build_store(settings).ping()
@@ -39,6 +39,6 @@ def check_table(settings: Settings) -> None:
 
 
 def refuse(*problems: str) -> NoReturn:
-    """Name the problems, and end the process."""
+    """Write the problems to stderr, and end the process."""
     sys.stderr.writelines(f"{problem}\n" for problem in problems)
     sys.exit(_UNFIT)

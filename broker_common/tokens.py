@@ -1,4 +1,4 @@
-"""Bearer tokens: how settings write them down, which of them production refuses, and how their files are read again."""
+"""Bearer tokens: their form in settings, those that production refuses, and their files, which may change."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ class Token:
     """Why production refuses it."""
 
     def is_expired(self, now: int) -> bool:
-        """Tell whether its time is over."""
+        """Tell whether the token has expired."""
         return self.expires_at is not None and self.expires_at <= now
 
 
 TokenSource = Callable[[], Sequence[Token]]
-"""Returns the tokens that are known now, expired ones among them."""
+"""Returns the current tokens, expired ones included."""
 
 
 class BadTokenError(ValueError):
-    """A token cannot be used; the message names its position, and never holds any of it."""
+    """A token cannot be used; the message names its position, and no part of it."""
 
 
 def parse_tokens(text: str, role: Role) -> tuple[Token, ...]:
-    """Parse tokens that are separated by commas or line feeds; each is one of the principal that `role` names.
+    """Parse tokens between commas or line feeds; all belong to the principal that has the name of `role`.
 
-    Each is plain, or `sha256:<hex>` of one that its holder alone knows; `prefix*=` before it binds it to the tracks
-    whose id starts with the prefix. Raises `BadTokenError`.
+    A token is plain, or the `sha256:<hex>` of one that only its owner knows. `prefix*=` before a token binds it to the
+    tracks whose id starts with the prefix. Raises `BadTokenError`.
     """
     words = [word.strip() for word in re.split(r"[,\n]", text) if word.strip()]
     return tuple(_parse(word, position, role) for position, word in enumerate(words, 1))
 
 
 def find_faults(tokens: Sequence[Token], *, production: bool) -> list[str]:
-    """Say why these tokens cannot serve; an empty list if they can."""
+    """Return the reasons why these tokens cannot be used; an empty list if they can."""
     if not tokens:
         return ["Missing: give at least one token."]
     return [token.fault for token in tokens if production and token.fault is not None]
 
 
 def is_well_known(digest: bytes) -> bool:
-    """Tell whether everybody knows the token that has this digest."""
+    """Tell whether the token with this digest is publicly known."""
     return digest in _WELL_KNOWN
 
 
 def read_text(path: str) -> str:
-    """Return what a file of tokens holds; raises `BadTokenError` if it cannot be read."""
+    """Return the text of a file of tokens; raises `BadTokenError` if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -84,7 +84,7 @@ def read_text(path: str) -> str:
 def read_tokens(path: str, role: Role, *, production: bool) -> tuple[Token, ...]:
     """Read the tokens of a file, as `parse_tokens` does.
 
-    Raises `BadTokenError` if the file cannot be read, or its tokens cannot serve.
+    Raises `BadTokenError` if the file cannot be read, or its tokens cannot be used.
     """
     tokens = parse_tokens(read_text(path), role)
     faults = find_faults(tokens, production=production)
@@ -96,8 +96,8 @@ def read_tokens(path: str, role: Role, *, production: bool) -> tuple[Token, ...]
 class TokenFile:
     """The tokens of a file, which is read again when it has changed; safe to use from many threads.
 
-    `read` returns the tokens of the file at a path, and raises `BadTokenError` if they cannot be used: that is logged
-    once for each change, and the tokens before it stay valid.
+    `read` returns the tokens of the file at a path. If it raises `BadTokenError`, that is logged once for each change,
+    and the previous tokens stay valid.
     """
 
     def __init__(self, path: str, read: Callable[[str], tuple[Token, ...]]) -> None:
@@ -108,17 +108,17 @@ class TokenFile:
         self._tokens: tuple[Token, ...] = ()
 
     def __call__(self) -> tuple[Token, ...]:
-        """Return the tokens that are known now."""
+        """Return the current tokens."""
         state = self._look()
         if state != self._state:
             with self._lock:
-                if state != self._state:  # pragma: no branch - only where two requests meet a change at the same moment
+                if state != self._state:  # pragma: no branch - only if two requests notice a change at the same moment
                     self._read()
                     self._state = state
         return self._tokens
 
     def _look(self) -> tuple[object, ...]:
-        """Tell this state of the file from others; mounted secrets change by a link that leads elsewhere."""
+        """Return a value that changes with the file, and with the target of a link, as mounted secrets change."""
         try:
             found = Path(self._path).stat()
         except OSError as error:
@@ -129,7 +129,7 @@ class TokenFile:
         try:
             self._tokens = self._read_file(self._path)
         except BadTokenError as error:
-            _log.error("the token file %s: %s The tokens read before it stay valid.", self._path, error)
+            _log.error("the token file %s: %s The previous tokens stay valid.", self._path, error)
         else:
             _log.info("read %d tokens from %s", len(self._tokens), self._path)
 
@@ -150,7 +150,7 @@ def _parse(word: str, position: int, role: Role) -> Token:
         fault = "Holds a well-known development token."
     elif is_weak:
         fault = f"token {position} is weak (`openssl rand -hex 32` makes a good one)."
-    # The prefix is meant as it stands, whatever a pattern's characters are in it.
+    # The prefix is plain text, so the characters of a pattern are escaped.
     tracks = None if prefix is None else (f"{glob.escape(prefix)}*",)
     return Token(digest, Principal(name=role.value, roles=frozenset({role}), tracks=tracks), fault=fault)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
 
 _BATCH = 25
 """The limit of BatchWriteItem."""

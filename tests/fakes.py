@@ -488,7 +488,7 @@ class MemoryStore:
                 return self._pauses
             for name in changes:
                 if (getattr(self._pauses, name) is None) != (getattr(before, name) is None):
-                    raise Conflict("somebody else has just paused or resumed the same", current=None)
+                    raise Conflict("another request has just paused or resumed the same", current=None)
             self._pauses = replace(self._pauses, **changes)
             self.facts += facts
             return self._pauses
@@ -564,7 +564,7 @@ class MemoryStore:
         owner_id = self._accounts.get(sandbox.account_key, sandbox.sandbox_id)
         owner = self._records.get(owner_id)
         if owner and owner_id != sandbox.sandbox_id and owner.account_key == sandbox.account_key:
-            raise Conflict(f"the account of sandbox {sandbox.sandbox_id} is sandbox {owner_id}'s", current=None)
+            raise Conflict(f"the account of sandbox {sandbox.sandbox_id} belongs to sandbox {owner_id}", current=None)
 
     def _leave_account(self, sandbox: Sandbox) -> None:
         if self._accounts.get(sandbox.account_key) == sandbox.sandbox_id:

@@ -1,1 +1,1 @@
-"""A file a technology, or a few that share its name: each implements a port of the core, and translates its errors."""
+"""One file for each technology, or several with its name: each implements a port of the core and translates errors."""

@@ -1,6 +1,7 @@
-"""Answers over HTTP that are read within one time, head and body together, and up to one length.
+"""HTTP answers with one time limit for head and body together, and with a limit of length.
 
-The time-outs of sockets, and of the libraries above them, hold for each read alone: an answer that drips in never ends.
+The timeouts of sockets, and of the libraries on top, limit each single read: an answer that comes byte by byte would
+never end.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _ends_at: ContextVar[float] = ContextVar("_ends_at", default=math.inf)
 
 @contextmanager
 def answer_within(seconds: float) -> Iterator[None]:
-    """Limit the reading of answers inside to the time until `seconds` from now."""
+    """Limit the reading of answers in the block to `seconds` from now."""
     token = _ends_at.set(time.monotonic() + seconds)
     try:
         yield
@@ -34,9 +35,9 @@ def answer_within(seconds: float) -> Iterator[None]:
 
 
 class BoundedResponse(http.client.HTTPResponse):
-    """A response for `response_class` of a connection: reading it keeps to `answer_within`.
+    """A connection's `response_class`, whose reads keep the limit of `answer_within`.
 
-    Raises `TimeoutError` when the time is over, and `OSError` beyond `MAX_ANSWER_BYTES`.
+    A read raises `TimeoutError` when the time is over, and `OSError` beyond `MAX_ANSWER_BYTES`.
     """
 
     fp: Any
@@ -47,7 +48,7 @@ class BoundedResponse(http.client.HTTPResponse):
 
 
 class _BoundedReader(io.RawIOBase):
-    """Reads from a socket, with a time-out of what is left of the answer's time."""
+    """Reads from a socket; each read's timeout is the rest of the answer's time."""
 
     def __init__(self, sock: socket.socket, source: io.RawIOBase, ends_at: float) -> None:
         self._sock = sock

@@ -1,4 +1,4 @@
-"""The names by which the API, beat and the workers meet in Celery: of queues, of tasks, and of what tasks take."""
+"""The names that the API, beat and the workers share in Celery: queues, tasks, and the arguments of tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 JOBS_QUEUE = "jobs"
 DELETIONS_QUEUE = "deletions"
-"""Of its own, so that workers can be added where the slow deletes are."""
+"""A queue of its own, so that workers can be added for the slow deletes alone."""
 QUEUES = (JOBS_QUEUE, DELETIONS_QUEUE)
 DELETE_SANDBOX = "broker.delete_sandbox"
 

@@ -1,4 +1,4 @@
-"""The job queue as the API uses it: tasks are sent by name; what they do is the worker's business."""
+"""The job queue of the API: sends tasks by name, and does not know what they do."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CeleryJobQueue:
         self._jobs = jobs
 
     def enqueue(self, job: str, *, by: Actor, flags: Mapping[str, bool]) -> str:
-        """Ask for a run now, and return its job id; raises `QueueUnavailable` within about a second."""
+        """Request a run now, and return its job id; raises `QueueUnavailable` within about a second."""
         job_id = str(uuid.uuid4())
         self._runs.create(job_id, job, by=by)
         try:
@@ -70,5 +70,5 @@ class CeleryJobQueue:
         return self._runs.read_last(list(self._jobs) if job is None else [job], limit=limit)
 
     def ping(self) -> None:
-        """Make sure that something can be queued; raises `QueueUnavailable`."""
+        """Check that a job can be queued; raises `QueueUnavailable`."""
         self._runs.ping()

@@ -1,7 +1,7 @@
-"""The provider's HTTP API (the ENG CSP): list the accounts, delete one. The only client there is.
+"""The provider's HTTP API (the ENG CSP): its only client, which lists the accounts and wipes one.
 
-What lives here is what is asked for, and the judgement of what an answer means; `csp_transport` sends and receives,
-`csp_listing` reads the list itself, `csp_json` tells a plain word from others.
+This file builds the requests and judges the answers. `csp_transport` sends and receives, `csp_listing` reads the list,
+`csp_json` reads JSON objects.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from broker_common.adapters.csp_json import read_fields, says_no
+from broker_common.adapters.csp_json import read_fields, states_failure
 from broker_common.adapters.csp_listing import Listing, account_uuid
 from broker_common.adapters.csp_transport import CspTransport
 from broker_common.core.errors import (
@@ -41,7 +41,7 @@ _DELETE_BYTES = 64 * 2**10
 _MAX_PAGES = 10_000
 _SNIPPET_CHARACTERS = 160
 _LIST_WAIT_SEC = 30.0
-# A worker that is told to stop first finishes what it has begun: a delete that waits must not hold it up.
+# A worker that must stop first finishes its tasks: a delete that waits for a slot must not delay that.
 _DELETE_WAIT_SEC = 3.0
 
 _OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
@@ -56,18 +56,17 @@ _WIPE_ANSWERS: dict[int, WipeAnswer] = {
     HTTPStatus.ACCEPTED: WipeAnswer.ACCEPTED,
     HTTPStatus.NOT_FOUND: WipeAnswer.GONE,
 }
-_NOT_OUR_CLIENT = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-_MAY_PASS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-# RFC 9110, 15.6.3 and 15.6.5: a gateway got no valid or no timely answer, so nobody knows what the server did. Codes
-# above 519 are not registered; proxies use them to say much the same.
-_NO_WORD_FROM_THE_SERVER = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT, *range(520, 600)})
+_CONFIGURATION_FAULTS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+# RFC 9110, 15.6.3 and 15.6.5: a gateway got no valid or no timely answer, so the outcome is not known. Codes above
+# 519 are not registered; proxies use them with much the same meaning.
+_OUTCOME_UNKNOWN = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT, *range(520, 600)})
 
 
 class CspClient:
-    """Speaks to the provider, and implements the `Provider` port.
+    """Implements the `Provider` port.
 
-    Every request is sent once, as `CspTransport` does it, passes the circuit breaker, and holds a call slot. Connects
-    to nothing until called.
+    Each request passes the circuit breaker, holds a call slot, and is sent once. The first request connects.
     """
 
     def __init__(
@@ -92,9 +91,9 @@ class CspClient:
         self._transport = CspTransport(token=token, connect_timeout=connect_timeout, read_timeout=read_timeout)
 
     def list_accounts(self) -> AccountListing:
-        """List the active sandbox accounts, all pages, under one call slot, waiting up to 30 s for it.
+        """Return the active sandbox accounts of all pages; waits up to 30 s for a call slot.
 
-        An entry that does not parse is skipped, and so is one whose id was listed before. Raises as the port says.
+        Skips an entry that does not parse, or whose id was listed before. Raises the errors that the port names.
         """
         first = f"{self._base_url}/current_user/accounts"
         listing = Listing(self._base_url)
@@ -115,9 +114,9 @@ class CspClient:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Hold a call slot for one `delete_account` by this thread, waiting a few seconds for it.
+        """Hold a call slot for one `delete_account` of this thread; waits up to 3 s for it.
 
-        Raises as the port says.
+        Raises the errors that the port names.
         """
         self._breaker.check()
         with self._slots.hold(wait_sec=_DELETE_WAIT_SEC), self._breaker.admit() as permit:
@@ -128,12 +127,12 @@ class CspClient:
                 self._admitted.permit = None
 
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:
-        """Ask for an account to be wiped, inside `admit`; raises as the port says.
+        """Request the wipe of an account, inside `admit`. Raises the errors that the port names.
 
-        An `external_id` that is not `identity/accounts/<uuid>` is rejected, and nothing is sent. Only plain words
-        count. A wipe is a 200, 202 or 204 with an empty body, or with a JSON object that does not say no; one with an
-        HTML page is a login page. An account is gone by a 404 with a JSON object. Whatever else has these statuses
-        leaves the outcome unknown.
+        Rejects an `external_id` that is not `identity/accounts/<uuid>`, and then sends nothing. A wipe is a 200, 202
+        or 204 with an empty body, or with a JSON object that states no failure. With an HTML page it is a login page.
+        An account is gone by a 404 with a JSON object. Any other body with one of these statuses leaves the outcome
+        unknown.
         """
         permit: Permit | None = getattr(self._admitted, "permit", None)
         if permit is None:
@@ -181,24 +180,24 @@ class CspClient:
             page = f"{_DELETE}: HTTP {answer.status} with an HTML page, such as a login page"
             raise ProviderMisconfigured(page, outcome_unknown=True)
         if not answer.is_complete:
-            # RFC 9112, section 8: an incomplete answer is not an answer.
+            # RFC 9112, section 8: an incomplete answer must not be used.
             cut = (
                 f"{_DELETE}: HTTP {answer.status}, but the answer was cut short or is longer than {_DELETE_BYTES} bytes"
             )
             raise ProviderFailing(cut, outcome_unknown=True)
         fields = read_fields(answer.body)
         if meant is WipeAnswer.GONE:
-            # Proxies answer 404, too, where they find no server: Envoy by an empty body, others by a page or a line.
-            is_plain, doubt = fields is not None, "not the provider's JSON, so the account may still be there"
+            # A proxy that finds no server answers 404, too: Envoy with an empty body, others with a page or a line.
+            is_clear, doubt = fields is not None, "not the provider's JSON, so the account may still be there"
         else:
-            is_plain = not answer.body or (fields is not None and not says_no(fields))
-            doubt = "which does not say plainly that the account was wiped"
-        if not is_plain:
+            is_clear = not answer.body or (fields is not None and not states_failure(fields))
+            doubt = "which does not confirm that the account was wiped"
+        if not is_clear:
             raise ProviderFailing(f"{self._summary(_DELETE, answer)} ({doubt})", outcome_unknown=True)
         return meant
 
     def _summary(self, operation: str, answer: Answer) -> str:
-        """Say what an answer was, in one short line without the token."""
+        """Describe an answer in one short line, without the token."""
         text = answer.body.decode("utf-8", "replace").replace(self._token, "***")
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         if len(text) > _SNIPPET_CHARACTERS:
@@ -207,8 +206,8 @@ class CspClient:
 
     def _refusal(self, operation: str, answer: Answer) -> ProviderError:
         status, message = answer.status, self._summary(operation, answer)
-        if status in _NOT_OUR_CLIENT or HTTPStatus(300) <= status < HTTPStatus(400):
+        if status in _CONFIGURATION_FAULTS or HTTPStatus(300) <= status < HTTPStatus(400):
             return ProviderMisconfigured(message)
-        if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return ProviderFailing(message, outcome_unknown=status in _NO_WORD_FROM_THE_SERVER)
+        if status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return ProviderFailing(message, outcome_unknown=status in _OUTCOME_UNKNOWN)
         return ProviderRejected(message)

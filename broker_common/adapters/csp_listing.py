@@ -1,4 +1,4 @@
-"""What the provider's account list says: which entries count, and where the next page is. No network here."""
+"""Reads the provider's account list: which entries count, and where the next page is. No network here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from broker_common.adapters.csp_json import says_no
+from broker_common.adapters.csp_json import states_failure
 from broker_common.core.errors import ListingUnusable
 from broker_common.core.ports import AccountListing, InactiveAccount, SkippedAccount
 from broker_common.core.sandbox import Account, account_key
@@ -27,10 +27,12 @@ _HIGHEST_ID = 2**63 - 1
 _LABEL_LIMIT = 256
 # Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
 _UNFIT_FOR_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# The next two serve doubt alone: an answer that states such a number may lack accounts.
 _TOTALS = ("total", "total_size", "total_count", "total_results")
-_ATLAS_PAGE = {"page_token", "size", "offset"}
 _TOTAL_PAGES = ("total_pages", "page_count", "pages")
-_PAGE_SIZES = ("page_size", "per_page", "limit", "_limit")
+_ATLAS_PAGE = {"page_token", "size", "offset"}
+_UNREAD = (("links", "next"), ("_links", "next"), ("page", "page_token"))
+"""Places where an answer may name a next page, which the broker does not follow: the list is then not whole."""
 
 
 def account_uuid(external_id: str) -> str | None:
@@ -40,20 +42,19 @@ def account_uuid(external_id: str) -> str | None:
 
 
 _Ids = tuple[str | None, str | None]
-"""What an entry states as its `csp_id`, and what tells its account from others; an entry is known by both."""
+"""An entry's `csp_id` as it stands there, and the key of its account. Both identify the entry."""
 
 
 class Listing:
-    """Takes in the list, page by page, and tells whether it is whole.
+    """Collects the list page by page, and tells whether it is whole.
 
-    It is whole unless something shows that it may lack an account: the number of its entries is not the total that its
-    answers state, an entry stands twice or one has no id, a page repeats another, or pages are left that say that they
-    exist. A list that shifts while its pages are read shows so.
+    A list is whole unless it shows that it may lack an account: the number of its entries is not the total that its
+    answers state, an entry is listed twice, an entry has no id, a page repeats another, or the last page that was read
+    says that there are more. A list that changes while its pages are read shows one of these signs.
 
-    Paging is recognised by what an answer carries: a next link (`next`, `links.next`, `_links.next` or a `Link`
-    header); a `page` object as in Infoblox' atlas-app-toolkit (`collection_operators.proto`: `page_token` and
-    `offset` name the next page, null means none, `size` is the total); a `page` number; `_offset` and `_limit`; or
-    just a total that is not reached yet. `base_url` is where every page must be.
+    The next page is named by a `next` link or a `Link` header; by the `offset` of a `page` object as in Infoblox'
+    atlas-app-toolkit (`collection_operators.proto`: null means that there is no more, `size` is the total); by a `page`
+    number; or by `_offset` and `_limit`. Every page must be on the origin of `base_url`.
     """
 
     def __init__(self, base_url: str) -> None:
@@ -65,16 +66,18 @@ class Listing:
         self._doubt: str | None = None
         self._pages = 0
         self._read = 0
-        self._total = 0
+        self._least = 0
+        """At least so many accounts the list must have, by the `size` of a `page` object."""
         self._totals: set[int] = set()
         self._total_pages = 0
         self._last: list[Any] = []
 
-    def take(self, body: bytes, *, url: str, link: str | None) -> str | Mapping[str, str | int] | None:
-        """Take in one page, read from `url`, whose `Link` header names `link` as the next one.
+    def take(self, body: bytes, *, url: str, link: str | None) -> str | Mapping[str, int] | None:
+        """Add the page that was read from `url`, and whose `Link` header names `link` as the next page.
 
-        Returns the next page, as a URL or as parameters of the first page's URL, or None at the end, and where the
-        paging does not get on. Raises `ListingUnusable` if the page does not parse or leads to another origin.
+        Returns the next page as a URL, or as parameters for the first page's URL. Returns None at the end, and where
+        a page repeats the page before it. Raises `ListingUnusable` if the page does not parse or leads to another
+        origin.
         """
         answer = _parse(body)
         entries: list[Any] = answer["results"]
@@ -86,23 +89,15 @@ class Listing:
         before, self._read = self._read, self._read + len(entries)
         for entry in entries:
             self._take_entry(entry)
-        page = answer.get("page")
-        stated = _first_number(answer, _TOTALS)
-        if isinstance(page, dict) and stated is None:
-            stated = _first_number(page, _TOTALS)
-        total = stated
-        if isinstance(page, dict) and stated is None and set(page) <= _ATLAS_PAGE:
-            total = _number(page.get("size"))
-        if stated is not None:
-            self._totals.add(stated)
-        self._total = max(self._total, total or 0)
-        following = _next_link(answer) or link
-        if following is not None:
-            return self._follow(url, following)
-        return self._next_parameters(answer, entries, before, is_total_stated=stated is not None)
+        self._take_numbers(answer)
+        named = _next_link(answer) or link
+        following = self._follow(url, named) if named else self._next_parameters(answer, before)
+        if following is None and _names_unread_page(answer):
+            self._doubt = self._doubt or "it names a next page in a way that the broker does not read"
+        return following
 
     def finish(self) -> AccountListing:
-        """Return what was read; raises `ListingUnusable` if no active sandbox is listed."""
+        """Return the accounts that were read; raises `ListingUnusable` if none of them is an active sandbox."""
         if not self._accounts:
             raise ListingUnusable(
                 f"list accounts: no active sandbox account in the provider's list of {self._read} accounts, "
@@ -129,8 +124,19 @@ class Listing:
         else:
             self._accounts.setdefault(ids, read)
 
+    def _take_numbers(self, answer: dict[str, Any]) -> None:
+        page = answer.get("page")
+        stated = _first_number(answer, _TOTALS)
+        if stated is None and isinstance(page, dict):
+            stated = _first_number(page, _TOTALS)
+            if stated is None and set(page) <= _ATLAS_PAGE:
+                self._least = max(self._least, _number(page.get("size")) or 0)
+        if stated is not None:
+            self._totals.add(stated)
+        self._total_pages = max(self._total_pages, _first_number(answer, _TOTAL_PAGES) or 0)
+
     def _find_unclear(self) -> set[_Ids]:
-        """Find the entries that share one of their ids with another, and those that are active and not at once."""
+        """Find the entries that share one id with another entry, and those listed both as active and as not active."""
         unclear = set(self._inactive)
         for place in (0, 1):
             sharing: dict[str, list[_Ids]] = defaultdict(list)
@@ -146,9 +152,9 @@ class Listing:
         if self._doubt is not None:
             return self._doubt
         if distinct < entries:
-            return f"only {distinct} of its {entries} entries are different, the others stand twice"
-        if distinct < self._total:
-            return f"it has only {distinct} of the {self._total} accounts that it says there are"
+            return f"only {distinct} of its {entries} entries are different, the others are listed twice"
+        if distinct < (least := max(self._least, *self._totals, 0)):
+            return f"it has only {distinct} of the {least} accounts that it says there are"
         if self._totals - {distinct}:
             stated = ", ".join(map(str, sorted(self._totals)))
             return f"it has {distinct} accounts, and says that there are {stated}"
@@ -166,32 +172,24 @@ class Listing:
             raise ListingUnusable("list accounts: the provider's next page is on another origin")
         return following
 
-    def _next_parameters(
-        self, answer: dict[str, Any], entries: list[Any], before: int, *, is_total_stated: bool
-    ) -> Mapping[str, str | int] | None:
-        page = answer.get("page")
-        complete = bool(self._total) and self._read >= self._total
+    def _next_parameters(self, answer: dict[str, Any], before: int) -> Mapping[str, int] | None:
+        page, is_empty = answer.get("page"), not answer["results"]
+        is_complete = bool(self._totals) and self._read >= max(self._totals)
         if isinstance(page, dict):
-            named = _next_of_page_object(page, before)
-            if named is not None:
-                return named
-            if entries and _number(page.get("offset")) == before and not (complete and is_total_stated):
-                # It names the page at hand, not the next one, and its `size` may be a page's or the whole list's:
-                # only an empty page is the end.
-                return {"_offset": self._read}
-        if not entries or complete:
+            offset = _number(page.get("offset"))
+            if offset is not None and offset > before:
+                return {"_offset": offset}
+            # An offset that is this page's own does not name the next page, and its `size` may be the page's or the
+            # whole list's: only an empty page is the end.
+            return {"_offset": self._read} if offset == before and not is_empty and not is_complete else None
+        limit = _number(answer.get("_limit"))
+        is_short = limit is not None and len(answer["results"]) < limit and not self._totals
+        if is_empty or is_complete or is_short:
             return None
-        size = _first_number(answer, _PAGE_SIZES)
-        may_go_on = bool(self._total) or size is None or len(entries) >= size
-        number = _number(page)
-        if number is not None:
-            pages = _first_number(answer, _TOTAL_PAGES)
-            self._total_pages = max(self._total_pages, pages or 0)
-            may_go_on = may_go_on if pages is None else bool(self._total) or self._pages < pages
-            return {"page": number + 1} if may_go_on else None
-        if "_offset" in answer or "_limit" in answer or self._total:
-            limit = {} if size is None else {"_limit": size}
-            return {"_offset": self._read, **limit} if may_go_on else None
+        if (number := _number(page)) is not None:
+            return {"page": number + 1}
+        if "_offset" in answer or "_limit" in answer:
+            return {"_offset": self._read} | ({} if limit is None else {"_limit": limit})
         return None
 
 
@@ -202,15 +200,15 @@ def _parse(body: bytes) -> dict[str, Any]:
         raise ListingUnusable("list accounts: the answer is not JSON, or cut short") from error
     if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
         raise ListingUnusable("list accounts: the answer holds no list of results")
-    if says_no(answer.items()):
+    if states_failure(answer.items()):
         raise ListingUnusable("list accounts: the answer holds an error beside its results, or no success")
     return answer
 
 
 def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 - JSON
-    """Read an entry: an account, a reason why it cannot be read, or None for one that does not count.
+    """Return an entry's account, the reason why it cannot be read, or None if it is no active sandbox.
 
-    An account without a name is named by its id.
+    The name of an account that has none is its id.
     """
     if not isinstance(entry, dict):
         return SkippedAccount("it is not an object")
@@ -227,7 +225,7 @@ def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 
         # Clients and proxies remove `.` and `..` from a path (RFC 3986, section 5.2.4), and to a command line a hyphen
         # begins an option.
         "its csp_id begins with a dot or a hyphen, so that calls cannot name it": sandbox_id[0] not in ".-",
-        # The next list may have the same account under the number's other spelling.
+        # Another list may spell the same number in another way.
         "its csp_id is a number with leading zeros, or of more than 63 bits": not sandbox_id.isdigit()
         or sandbox_id == str(min(int(sandbox_id), _HIGHEST_ID)),
         "its account_type or state cannot be read": isinstance(kind, str) and isinstance(state, str),
@@ -238,7 +236,7 @@ def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 
             return SkippedAccount(reason, sandbox_id)
     return Account(
         sandbox_id=sandbox_id,
-        # Hexadecimal digits have two spellings, and an account has one record.
+        # A uuid may be in capitals or not, and an account must have one record.
         external_id=f"identity/accounts/{account}",
         name=_read_label(entry.get("name")) or sandbox_id,
         sfdc_account_id=_read_label(entry.get("sfdc_account_id")),
@@ -246,7 +244,7 @@ def _read_entry(entry: Any) -> Account | SkippedAccount | None:  # noqa: ANN401 
 
 
 def _ids_of(entry: Any) -> _Ids:  # noqa: ANN401 - JSON
-    """Return what an entry states as its `csp_id` and its `id`, be it an account of ours or not."""
+    """Return the `csp_id` of any entry, and the key that its `id` gives; None for one that it does not state."""
     csp_id, external_id = (entry.get("csp_id"), entry.get("id")) if isinstance(entry, dict) else (None, None)
     is_stated = (isinstance(csp_id, int) and not isinstance(csp_id, bool)) or (isinstance(csp_id, str) and csp_id)
     return (
@@ -256,9 +254,9 @@ def _ids_of(entry: Any) -> _Ids:  # noqa: ANN401 - JSON
 
 
 def _read_label(value: Any) -> str | None:  # noqa: ANN401 - JSON
-    """Read what only people use: at most 256 characters of a text or number, with U+FFFD for each control character.
+    """Return at most 256 characters of a text or number that only people read, with U+FFFD for control characters.
 
-    Returns None for an empty text, and for any other value: a label never keeps an account out of the pool.
+    Returns None for an empty text and for any other value: a label never keeps an account out of the pool.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
@@ -268,22 +266,15 @@ def _read_label(value: Any) -> str | None:  # noqa: ANN401 - JSON
 
 
 def _next_link(answer: dict[str, Any]) -> str | None:
-    candidates = [answer.get("next")]
-    candidates += [links.get("next") for key in ("links", "_links") if isinstance(links := answer.get(key), dict)]
-    for candidate in candidates:
-        link = candidate.get("href") if isinstance(candidate, dict) else candidate
-        if isinstance(link, str) and link:
-            return link
-        if link:
-            raise ListingUnusable("list accounts: the link to the next page cannot be read")
-    return None
+    link = answer.get("next")
+    if link and not isinstance(link, str):
+        raise ListingUnusable("list accounts: the link to the next page cannot be read")
+    return link or None
 
 
-def _next_of_page_object(page: dict[str, Any], before: int) -> Mapping[str, str | int] | None:
-    token, offset = page.get("page_token"), _number(page.get("offset"))
-    if isinstance(token, str) and token not in {"", "null"}:
-        return {"_page_token": token}
-    return {"_offset": offset} if offset is not None and offset > before else None
+def _names_unread_page(answer: dict[str, Any]) -> bool:
+    found = ((answer.get(place), name) for place, name in _UNREAD)
+    return any(place.get(name) and place[name] != "null" for place, name in found if isinstance(place, dict))
 
 
 def _first_number(values: dict[str, Any], keys: tuple[str, ...]) -> int | None:
@@ -291,7 +282,7 @@ def _first_number(values: dict[str, Any], keys: tuple[str, ...]) -> int | None:
 
 
 def _number(value: Any) -> int | None:  # noqa: ANN401 - JSON
-    """Read a number that may be written as a string, as protobuf's JSON writes 64-bit ones."""
+    """Return a number that is not negative, or None. It may be a string: protobuf's JSON writes 64-bit ones so."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}", value):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

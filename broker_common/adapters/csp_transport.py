@@ -1,6 +1,6 @@
-"""One request to the provider and its answer: sent once, over within its time, and known to have gone out or not.
+"""Sends one request to the provider, once and within a time limit, and knows whether it went out.
 
-What an answer means is `csp_client`'s business.
+`csp_client` judges what an answer means.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _HTTP_1_1 = 11
 class CspTransport:
     """Sends requests that carry the provider's token; safe to use from many threads.
 
-    Each request is sent once: no retry, no redirect followed, no proxy or netrc taken from the environment. It ends
-    within `connect_timeout` + `read_timeout` seconds, however slowly an answer drips in; if looking up the host or
-    connecting took longer than that, nothing is sent. Connects to nothing until called.
+    Each request is sent once, without retries or redirects, and without a proxy or netrc from the environment. It ends
+    within `connect_timeout` + `read_timeout` seconds, even if the answer comes byte by byte. If the look-up of the host
+    and the connection take longer, nothing is sent. The first request connects.
     """
 
     def __init__(self, *, token: str, connect_timeout: float, read_timeout: float) -> None:
@@ -80,7 +80,7 @@ class CspTransport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer as far as it was read: late, broken or too long, it is not complete."""
+    """The part of an answer that was read: incomplete if the answer was late, broken or too long."""
 
     url: str
     status: int
@@ -98,7 +98,7 @@ class Answer:
 
     @property
     def is_html(self) -> bool:
-        """Whether the body is an HTML document; many servers call any text, and none at all, text/html."""
+        """Whether the body is an HTML document. Many servers send text/html with any text, or with an empty body."""
         start = self.body[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         return start.startswith(b"<") and (
             "html" in self.content_type or b"<!doctype html" in start or b"<html" in start
@@ -118,8 +118,8 @@ def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> A
         is_late = "timed out" in str(error).lower()
         is_broken = not is_late
     raw: HTTPResponse = response.raw
-    # To be cut off, by us or by the provider, looks like the end of an answer that does not say how long it is, and
-    # like the end of its headers. RFC 9112, section 9.6: a server that ends an answer by closing must say so.
+    # A cut connection looks like the end of an answer that does not state its length, and like the end of its headers.
+    # RFC 9112, section 9.6: a server that ends an answer by closing must say so.
     says_how_it_ends = (
         any(name in response.headers for name in ("Content-Length", "Transfer-Encoding"))
         or "close" in response.headers.get("Connection", "").lower()
@@ -127,9 +127,9 @@ def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> A
         or response.status_code == HTTPStatus.NO_CONTENT
     )
     length = response.headers.get("Content-Length", "0")
-    # http.client reads no body of a 204, which has none (RFC 9110, section 15.3.5): one that is announced stays unread.
+    # A 204 has no body (RFC 9110, section 15.3.5): http.client does not read one, even if the headers announce it.
     is_unread = response.status_code == HTTPStatus.NO_CONTENT and length != "0"
-    # urllib3 does not notice that a coded body was cut off, also where nothing is left of it.
+    # urllib3 does not notice that an encoded body was cut off, even if nothing of it came.
     is_lost = not body and "Content-Encoding" in response.headers
     return Answer(
         url=str(response.url),
@@ -144,13 +144,13 @@ def _read(response: requests.Response, exchange: _Exchange, max_bytes: int) -> A
 
 
 def _is_length(content_length: str) -> bool:
-    """Tell whether a Content-Length can be relied on: RFC 9112, section 6.3, item 5; http.client overlooks others."""
+    """Tell whether a Content-Length is valid (RFC 9112, section 6.3, item 5): http.client ignores invalid ones."""
     given = {each.strip() for each in content_length.split(",")}
     return len(given) == 1 and all(each.isascii() and each.isdigit() for each in given)
 
 
 class _TokenAuth(AuthBase):
-    """Puts the token into the header, also where the base URL holds a user's name."""
+    """Puts the token into the header, even if the base URL has a user name."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -161,11 +161,11 @@ class _TokenAuth(AuthBase):
 
 
 class _Exchange:
-    """One request and its answer: cut off when its time is over, and aware of whether the request went out.
+    """One request and its answer: cuts the connection when its time is over, and knows whether the request went out.
 
-    The time-outs of requests hold for each read from the socket, so that an answer that drips in, header by header,
-    would never end. Here a timer shuts the connection down under the reader; it holds a duplicate of the file
-    descriptor, so that it can never shut down what else got its number since.
+    The timeouts of requests limit each single read from the socket: an answer that comes byte by byte would never end.
+    Here a timer shuts the connection down during the read. The timer holds a duplicate of the file descriptor, so that
+    it cannot shut down another connection that has got the same number since.
     """
 
     def __init__(self, *, seconds: float, send_within: float) -> None:
@@ -191,7 +191,7 @@ class _Exchange:
                 self._handle = None
 
     def sending(self, sock: socket.socket) -> None:
-        """Take note that the request goes out now, by this connection; raises `TimeoutError` if time is over."""
+        """Note that the request goes out now by this connection; raises `TimeoutError` if its time is over."""
         with self._lock:
             if self.is_late or time.monotonic() > self._send_by:
                 raise TimeoutError
@@ -201,7 +201,7 @@ class _Exchange:
     def _cut(self) -> None:
         with self._lock:
             self.is_late = True
-            if self._handle is not None:  # pragma: no branch - only where time is over just before the request goes out
+            if self._handle is not None:  # pragma: no branch - only if time is over just before the request goes out
                 with suppress(OSError):
                     self._handle.shutdown(socket.SHUT_RDWR)
 
@@ -210,7 +210,7 @@ _current: ContextVar[_Exchange] = ContextVar("_current")
 
 
 class _Lines:
-    """What a response reads its headers from; keeps the last line."""
+    """Passes on the lines of a response's headers, and keeps the last one."""
 
     def __init__(self, source: Any) -> None:  # noqa: ANN401 - a buffered reader, as http.client makes it
         self.source = source
@@ -225,7 +225,7 @@ class _Lines:
 
 
 class _Response(http.client.HTTPResponse):
-    """A response that is no answer if its headers do not end: http.client takes the connection's end for theirs."""
+    """A response that fails if its headers are cut off: http.client takes the connection's end for their end."""
 
     fp: Any
 
@@ -251,7 +251,7 @@ class _CuttableHTTPConnection(HTTPConnection):
 
 
 class _CuttableHTTPSConnection(_CuttableHTTPConnection, HTTPSConnection):
-    """The same over TLS; `HTTPSConnection` is what follows in the order of its bases."""
+    """The same over TLS: in the order of the bases, `HTTPSConnection` comes next."""
 
 
 class _HTTPPool(HTTPConnectionPool):
@@ -263,7 +263,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 class _CuttableAdapter(HTTPAdapter):
-    """Makes connections that an `_Exchange` can cut. Retries nothing, as is requests' default."""
+    """Makes connections that an `_Exchange` can cut. It retries nothing, which is requests' default."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
         super().init_poolmanager(*args, **options)

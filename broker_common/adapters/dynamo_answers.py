@@ -1,6 +1,6 @@
-"""Whether what came back is DynamoDB's answer at all: no empty, cut or foreign one passes for a success.
+"""Checks that an answer comes from DynamoDB: an empty, cut or foreign one never counts as a success.
 
-botocore takes an answer that is no JSON, or lacks what it should have, for `{}`: "applied", or "holds nothing".
+botocore reads an answer that is not JSON, or lacks its fields, as `{}`: as "applied", or as "there is nothing".
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from botocore.model import OperationModel, StructureShape
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
 
 _CONTENT_TYPE = "application/x-amz-json-1."
 _TYPES: Mapping[str, type] = {"structure": dict, "map": dict, "list": list, "integer": int}
 
 
 class NoAnswer(BotoCoreError):
-    """What came back is not DynamoDB's: nobody knows what became of the request."""
+    """The answer is not DynamoDB's, so the outcome of the request is not known."""
 
     fmt = "{reason}"
 
 
-def refuse_what_is_no_answer(client: DynamoDBClient, operations: Collection[str]) -> None:
-    """Have the client's calls of these operations raise `NoAnswer` unless DynamoDB answered, whatever the status.
+def refuse_foreign_answers(client: DynamoDBClient, operations: Collection[str]) -> None:
+    """Make the client's calls of `operations` raise `NoAnswer` unless DynamoDB answered, with any status.
 
-    They return DynamoDB's own JSON, which botocore would only copy, shape by shape. After a `NoAnswer` no connection
-    is used again: the rest of that answer may still be on its way.
+    The calls return DynamoDB's own JSON, which botocore would only copy, shape by shape. A `NoAnswer` closes all
+    connections, because the rest of that answer may still arrive.
     """
 
     def take(
@@ -58,7 +58,7 @@ def refuse_what_is_no_answer(client: DynamoDBClient, operations: Collection[str]
 
 
 def require(answer: Item, operation: str, request: Item) -> None:
-    """Raise `NoAnswer` if an answer lacks what it has to hold for this request."""
+    """Raise `NoAnswer` if an answer lacks a field that this request asks for."""
     required = "Attributes" if "ReturnValues" in request else _REQUIRED.get(operation)
     if request.get("Select") == "COUNT":
         required = "Count"
@@ -78,9 +78,9 @@ _REQUIRED: Mapping[str, str] = {
 
 
 def _read(response: Item) -> Item:
-    """Return the JSON object that an answer is.
+    """Return the JSON object of an answer.
 
-    Source for the checksum, which DynamoDB sends with its answers: "Error handling with DynamoDB" of its guide.
+    Source for the checksum that DynamoDB sends with its answers: "Error handling with DynamoDB" in its guide.
     """
     headers, body = response["headers"], response["body"]
     length, checksum = str(len(body)), str(zlib.crc32(body))
@@ -91,17 +91,17 @@ def _read(response: Item) -> Item:
     try:
         answer = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
-        raise NoAnswer(reason="an answer that is no JSON") from error
+        raise NoAnswer(reason="an answer that is not JSON") from error
     if not isinstance(answer, dict):
-        raise NoAnswer(reason="an answer that is no JSON object")
+        raise NoAnswer(reason="an answer that is not a JSON object")
     return answer
 
 
 def _read_success(answer: Item, response: Item, operation: OperationModel) -> Item:
-    """Return what this operation's answers hold, of the right type as far down as the items' attributes."""
+    """Return the fields that the operation has, after a check of their types down to the items' attributes."""
     if not response["headers"].get("Content-Type", "").startswith(_CONTENT_TYPE):
         raise NoAnswer(reason="a success that is not of DynamoDB's type")
-    members = cast("StructureShape", operation.output_shape).members  # all of these operations answer something
+    members = cast("StructureShape", operation.output_shape).members  # each of these operations has an output
     known = {name: value for name, value in answer.items() if name in members and value is not None}
     if answer and not known:
         raise NoAnswer(reason="a success with other content than this operation's")
@@ -118,7 +118,7 @@ def _read_success(answer: Item, response: Item, operation: OperationModel) -> It
 
 
 def _read_error(answer: Item, status: int) -> tuple[Item, Item]:
-    """Return what an error says of records, and what it says of itself."""
+    """Return an error's fields about records, and its own code and message."""
     code, reasons = answer.get("__type"), answer.get("CancellationReasons", [])
     if status < HTTPStatus.BAD_REQUEST or type(code) is not str:
         raise NoAnswer(reason=f"an answer of status {status} that is not DynamoDB's")
@@ -131,7 +131,7 @@ def _read_error(answer: Item, status: int) -> tuple[Item, Item]:
 
 
 def _is_item(item: object) -> bool:
-    """Tell whether it has the form of DynamoDB's items (by name, each attribute's type and content) and our key."""
+    """Tell whether `item` has the form of DynamoDB's items (a type and a content for each name) and our key."""
     if type(item) is not dict or not all(type(value) is dict and len(value) == 1 for value in item.values()):
         return False
     return type(item.get("PK", {}).get("S")) is str

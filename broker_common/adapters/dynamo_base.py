@@ -1,4 +1,4 @@
-"""What the parts of the store on DynamoDB share: how items are fetched, and what happens to one that cannot be read."""
+"""Shared by the parts of the store on DynamoDB: reads of items, and reports of unreadable ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker_common.adapters.dynamo_items import Item, decode_sandbox
+from broker_common.adapters.dynamo_items import decode_sandbox
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import DynamoTransport
 from broker_common.core.deadline import Backoff
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
+    from broker_common.adapters.dynamo_fields import Item
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.sandbox import Sandbox
 
 _BATCH = 100
 """BatchGetItem's limit."""
 PAGE = 1000
-"""Items of one page of a query or scan: some 400 KB, answered well within the time of one call, as 1 MB may not be."""
+"""Items in one page of a query or scan: about 400 KB, which DynamoDB answers in time; 1 MB may take too long."""
 HISTORY_DAYS = 90
-_SAY_AGAIN_SEC = 60.0
-_SAID = 1000
-"""Unreadable records remembered as said; with more, all are said again."""
+_REPORT_AGAIN_SEC = 60.0
+_MOST_REPORTED = 1000
+"""Unreadable records that are remembered as reported. Beyond this number, all are reported again."""
 
 Source = TypeVar("Source")
 Record = TypeVar("Record")
@@ -57,8 +58,8 @@ class DynamoBase:
         self._shards = shards
         self._history_days = history_days
         self._recorder = recorder
-        self._said_at: dict[str, float] = {}
-        self._saying = threading.Lock()
+        self._reported_at: dict[str, float] = {}
+        self._reporting = threading.Lock()
         self._transport = DynamoTransport(
             client, table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
         )
@@ -69,7 +70,7 @@ class DynamoBase:
         return item
 
     def _get_items(self, keys: Sequence[Item]) -> list[Item]:
-        """Return the items of these keys that exist, in no order, by consistent reads."""
+        """Return the items that exist for these keys, in any order, by consistent reads."""
         found: list[Item] = []
         wanted = list(keys)
         backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0)
@@ -90,29 +91,29 @@ class DynamoBase:
         return decode_sandbox(item, self._shards)
 
     def _read(self, decode: Callable[[Source], Record], item: Source) -> Record:
-        """Decode an item, and say it if that cannot be done; raises `UnreadableRecord`."""
+        """Decode an item; reports an unreadable one, and raises `UnreadableRecord`."""
         try:
             return decode(item)
         except UnreadableRecord as error:
-            self._say(error)
+            self._report(error)
             raise
 
     def _readable(self, decode: Callable[[Item], Record], item: Item) -> Record | None:
-        """Decode an item, or say that it cannot be read and return None: it is nobody else's trouble."""
+        """Decode an item; reports an unreadable one, and returns None so that other records are not affected."""
         try:
             return self._read(decode, item)
         except UnreadableRecord:
             return None
 
-    def _say(self, error: UnreadableRecord) -> None:
-        """Record that a record cannot be read, once a minute."""
+    def _report(self, error: UnreadableRecord) -> None:
+        """Record that a record cannot be read, at most once a minute."""
         now = self._clock.monotonic()
-        with self._saying:
-            if now - self._said_at.get(error.message, -math.inf) < _SAY_AGAIN_SEC:
+        with self._reporting:
+            if now - self._reported_at.get(error.message, -math.inf) < _REPORT_AGAIN_SEC:
                 return
-            if len(self._said_at) >= _SAID:
-                self._said_at.clear()
-            self._said_at[error.message] = now
+            if len(self._reported_at) >= _MOST_REPORTED:
+                self._reported_at.clear()
+            self._reported_at[error.message] = now
         self._recorder.record(
             RecordUnreadable(error=error.message, sandbox_id=error.sandbox_id, track_id=error.track_id)
         )

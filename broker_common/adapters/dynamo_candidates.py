@@ -1,4 +1,4 @@
-"""Candidates for allocation on DynamoDB: the shards of `available` lie one behind the other, as a ring."""
+"""Candidates for allocation on DynamoDB: the shards of `available`, one after another, form a ring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from broker_common.core.sandbox import ORDER_LIMIT, Status
 from broker_common.core.store import CandidatePage, Position
 
 if TYPE_CHECKING:
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
 
 
 class DynamoCandidates(DynamoBase):
@@ -19,11 +19,11 @@ class DynamoCandidates(DynamoBase):
 
     @property
     def positions(self) -> int:
-        """One stretch of `status_order` for each shard."""
+        """The length of the ring: the range of `status_order`, once for each shard."""
         return ORDER_LIMIT * self._shards
 
     def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
-        """Implement the port: the ring is the shards of `available`, one behind the other."""
+        """Implement the port: one query of the shard at `position`."""
         shard, order = divmod(position.at, ORDER_LIMIT)
         part = status_key(Status.AVAILABLE, shard)
         request: Item = {

@@ -1,27 +1,24 @@
-"""The one door of the store on DynamoDB: a change, its fact, its claim and its account in one transaction."""
+"""Writes of the store on DynamoDB: a change, its fact, its claim and its account in one transaction."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
+from broker_common.adapters.dynamo_conditions import expression_name, only_if_allocatable, unless_newer
 from broker_common.adapters.dynamo_facts import encode_fact, encode_removed
+from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
-    Item,
     account_item_key,
     claim_key,
     decode_claim,
-    encode,
     encode_account,
     encode_claim,
     encode_sandbox,
-    expression_name,
-    only_if_allocatable,
     place_of,
     sandbox_key,
     shard_of,
     status_key,
-    unless_newer,
 )
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import schema
@@ -42,7 +39,7 @@ _UNCHANGED = (
     "status_key = :was AND version = :version_was"
     " AND (attribute_not_exists(#schema) OR #schema BETWEEN :zero AND :known)"
 )
-"""The condition that a record is as it was read, and of a schema that this release can write."""
+"""The condition that a record is as it was read, and that this release can write its schema."""
 
 
 class DynamoCommits(DynamoBase):
@@ -88,29 +85,29 @@ class DynamoCommits(DynamoBase):
                     }
                 },
                 {"Update": only_if_allocatable(update, candidate.sandbox_id)},
-                self._tell(fact),
+                self._put_fact(fact),
             ],
         )
         if reasons is None:
             return Allocated()
-        held, taken, told = reasons
+        held, taken, recorded = reasons
         if held["Code"] == "ConditionalCheckFailed":
             if not held.get("Item"):
-                raise OutcomeUnknown("DynamoDB says that there is a claim, and does not show it")
+                raise OutcomeUnknown("DynamoDB reports a claim, but does not return it")
             return ClaimHeld(self._read(decode_claim, held["Item"]))
         if taken["Code"] == "ConditionalCheckFailed":
             return CandidateGone(self._readable(self._decode, taken["Item"]) if taken.get("Item") else None)
         if "ValidationError" in {each["Code"] for each in reasons}:
-            # Its record is too large for what an allocation adds.
-            self._say(UnreadableRecord("", "it cannot be written", sandbox_id=candidate.sandbox_id))
+            # With the fields of an allocation its record would be too large.
+            self._report(UnreadableRecord("", "it cannot be written", sandbox_id=candidate.sandbox_id))
             return CandidateGone(None)
-        if told["Code"] == "ConditionalCheckFailed":
-            # A fact of this name is there: by a clock that was behind, when the record was added again.
+        if recorded["Code"] == "ConditionalCheckFailed":
+            # A fact of this name exists already: the record was added again while a clock was behind.
             return CandidateGone(None)
         return Contended()
 
     def commit(self, *changes: Change) -> None:
-        """Implement the port: one TransactWriteItems; of a change without a fact, one UpdateItem."""
+        """Implement the port: one TransactWriteItems, or one UpdateItem for a change without a fact."""
         if len(changes) == 1:
             self._commit_one(changes[0])
         else:
@@ -132,16 +129,16 @@ class DynamoCommits(DynamoBase):
         if change.fact is None and _needs_fact(change):
             raise ValueError(f"sandbox {change.sandbox_id}: a change of status or holder without its fact")
         if before is None and after is not None:
-            met = self._write_with_account(after, *self._adding(change)[1:])
-            if met is not None:
-                self._settle(None, after, met[0])
+            results = self._write_with_account(after, *self._adding(change)[1:])
+            if results is not None:
+                self._settle(None, after, results[0])
         elif before is not None and after is None:
             self._remove(before, change.fact)
         elif before is not None and after is not None:
             self._replace(before, after, change.fact)
 
     def _adding(self, change: Change) -> list[Item]:
-        """Build what adds a record: its account's, its own, and its fact."""
+        """Build the writes that add a sandbox: its account's record, its own record, and its fact."""
         sandbox = change.result
         put = {
             "Put": {
@@ -156,12 +153,12 @@ class DynamoCommits(DynamoBase):
     def _replace(self, before: Sandbox, after: Sandbox, fact: Fact | None) -> None:
         update = {"Update": self._difference(before, after)}
         if before.account_key != after.account_key:
-            met = self._write_with_account(after, update, *self._facts(fact), self._drop_account(before))
-            if met is not None and not any(map(_has_failed, met[:-1])):
-                # The record of the account that it leaves is another sandbox's, and stays.
-                met = self._write_with_account(after, update, *self._facts(fact))
-            if met is not None:
-                self._settle(before, after, met[0])
+            results = self._write_with_account(after, update, *self._facts(fact), self._remove_account(before))
+            if results is not None and not any(map(_has_failed, results[:-1])):
+                # The record of its previous account belongs to another sandbox, and stays.
+                results = self._write_with_account(after, update, *self._facts(fact))
+            if results is not None:
+                self._settle(before, after, results[0])
             return
         if fact is None:
             try:
@@ -170,13 +167,13 @@ class DynamoCommits(DynamoBase):
                 self._settle(before, after, {"Code": "ConditionalCheckFailed", **failed.answer})
             return
         ended = before.lease if after.lease is None else None
-        drop = [self._drop_claim(ended.track_id, ended.idempotency_key, ended.lease_id)] if ended else []
-        met = self._transact(update, *self._facts(fact), *drop)
-        if met is not None and drop and not any(map(_has_failed, met[:-1])):
-            # The claim is another lease's: it stays, and must not keep this lease from ending.
-            met = self._transact(update, *self._facts(fact))
-        if met is not None:
-            self._settle(before, after, met[0])
+        removal = [self._remove_claim(ended.track_id, ended.idempotency_key, ended.lease_id)] if ended else []
+        results = self._transact(update, *self._facts(fact), *removal)
+        if results is not None and removal and not any(map(_has_failed, results[:-1])):
+            # The claim belongs to another lease. It stays, and must not prevent the end of this lease.
+            results = self._transact(update, *self._facts(fact))
+        if results is not None:
+            self._settle(before, after, results[0])
 
     def _remove(self, before: Sandbox, fact: Fact | None) -> None:
         delete = {
@@ -189,33 +186,35 @@ class DynamoCommits(DynamoBase):
                 "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
             }
         }
-        told = self._facts(fact)
+        facts = self._facts(fact)
         if fact is not None:
             item = encode_removed(fact, days=self._history_days)
-            told.append({"Put": {"TableName": self._table, "Item": item}})
-        failed = self._transact(delete, self._drop_account(before), *told)
+            facts.append({"Put": {"TableName": self._table, "Item": item}})
+        failed = self._transact(delete, self._remove_account(before), *facts)
         if failed is not None and not _has_failed(failed[0]):
-            failed = self._transact(delete, *told)  # the account's record is another sandbox's, and stays
+            failed = self._transact(delete, *facts)  # the account's record belongs to another sandbox, and stays
         if failed is not None:
             self._settle(before, None, failed[0])
 
     def _write_with_account(self, sandbox: Sandbox, *writes: Item) -> list[Item] | None:
-        """Make writes together with that of a sandbox's account record: all or nothing.
+        """Send `writes` in one transaction with a sandbox's account record.
 
-        Returns None if all was written, and else what each of the writes met. Raises `Conflict` if nothing but the
-        account is in the way.
+        Returns None if it was applied, or else the result of each write. Raises `Conflict` if only the account is in
+        the way.
         """
         failed = self._transact(self._put_account(sandbox), *writes)
         if failed is not None and not any(map(_has_failed, failed[1:])):
             owner_id = failed[0]["Item"]["sandbox_id"]["S"]
             owner = self.get(owner_id)
             if owner is not None and owner.account_key == sandbox.account_key:
-                raise Conflict(f"the account of sandbox {sandbox.sandbox_id} is sandbox {owner_id}'s", current=None)
-            # The owner's record went, or changed, by hand or by an earlier release, which knows no accounts' records.
+                raise Conflict(
+                    f"the account of sandbox {sandbox.sandbox_id} belongs to sandbox {owner_id}", current=None
+                )
+            # The owner's record was removed or changed by hand, or by an earlier release without account records.
             take = self._put_account(sandbox, instead_of=owner_id)
             failed = self._transact(take, *writes, self._unchanged(owner_id, owner))
             if failed is not None and not any(map(_has_failed, failed[1:-1])):
-                raise Conflict(f"the account of sandbox {sandbox.sandbox_id} has just changed hands", current=None)
+                raise Conflict(f"the account of sandbox {sandbox.sandbox_id} has just got another owner", current=None)
         return failed[1:] if failed else None
 
     def _write_all(self, *actions: Item) -> None:
@@ -223,7 +222,7 @@ class DynamoCommits(DynamoBase):
             raise Conflict("another writer has written one of several records", current=None)
 
     def _transact(self, *actions: Item) -> list[Item] | None:
-        """Send a TransactWriteItems; return None if it was applied, and what each item met if a condition failed."""
+        """Send a TransactWriteItems; returns None if it was applied, or each item's result if a condition failed."""
         try:
             self._transport.write(
                 "transact_write_items", ClientRequestToken=new_id(self._rng), TransactItems=list(actions)
@@ -234,9 +233,9 @@ class DynamoCommits(DynamoBase):
         return None
 
     def _facts(self, fact: Fact | None) -> list[Item]:
-        return [] if fact is None else [self._tell(fact)]
+        return [] if fact is None else [self._put_fact(fact)]
 
-    def _tell(self, fact: Fact) -> Item:
+    def _put_fact(self, fact: Fact) -> Item:
         return {
             "Put": {
                 "TableName": self._table,
@@ -245,7 +244,7 @@ class DynamoCommits(DynamoBase):
             }
         }
 
-    def _drop_claim(self, track_id: str, idempotency_key: str, lease_id: str) -> Item:
+    def _remove_claim(self, track_id: str, idempotency_key: str, lease_id: str) -> Item:
         return {
             "Delete": unless_newer(
                 {
@@ -270,7 +269,7 @@ class DynamoCommits(DynamoBase):
             )
         }
 
-    def _drop_account(self, sandbox: Sandbox) -> Item:
+    def _remove_account(self, sandbox: Sandbox) -> Item:
         return {
             "Delete": unless_newer(
                 {
@@ -283,7 +282,7 @@ class DynamoCommits(DynamoBase):
         }
 
     def _unchanged(self, sandbox_id: str, known: Sandbox | None) -> Item:
-        """Build what holds only while a sandbox is as it is known, or has no record, and changes nothing."""
+        """Build a write that changes nothing, and fails unless a sandbox is as `known`, or has no record."""
         on = {"TableName": self._table, "Key": sandbox_key(sandbox_id)}
         if known is None:
             return {"Delete": {**on, "ConditionExpression": "attribute_not_exists(PK)"}}
@@ -296,7 +295,7 @@ class DynamoCommits(DynamoBase):
         return {"Update": unless_newer(same)}
 
     def _difference(self, before: Sandbox, after: Sandbox) -> Item:
-        """Build the update of what differs, so that attributes that this release does not know stay as they are."""
+        """Build an update of the fields that differ: attributes that this release does not know stay as they are."""
         old, new = flatten(before), flatten(after)
         changes = {name: value for name, value in new.items() if value != old[name]}
         was, place = place_of(before, self._shards), place_of(after, self._shards)
@@ -305,7 +304,7 @@ class DynamoCommits(DynamoBase):
         return self._update(before.sandbox_id, was, before.version, changes)
 
     def _update(self, sandbox_id: str, place: str, version: int, changes: Mapping[str, Any]) -> Item:
-        """Build the update of a sandbox that still stands at `place` of the index, at `version`."""
+        """Build an update that fails unless the sandbox is at `place` of the index, and at `version`."""
         values = _as_read(place, version)
         names, to_set, to_remove = {"#schema": "schema"}, [], []
         for name, value in changes.items():
@@ -327,12 +326,12 @@ class DynamoCommits(DynamoBase):
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
 
-    def _settle(self, before: Sandbox | None, after: Sandbox | None, met: Item) -> None:
-        """Decide about a failed condition: what is stored may be our own write, whose first answer was lost."""
-        if not _has_failed(met):
-            # By a clock that was behind when the record was added again. With the next second the name is another.
-            raise StoreUnavailable("a fact of the same name is there already")
-        item = met.get("Item")
+    def _settle(self, before: Sandbox | None, after: Sandbox | None, result: Item) -> None:
+        """Raise an error for a failed condition, unless the stored record is our own write, whose answer was lost."""
+        if not _has_failed(result):
+            # A clock was behind when the record was added again. In the next second the fact has another name.
+            raise StoreUnavailable("a fact of the same name exists already")
+        item = result.get("Item")
         current = self._sandbox(item) if item else None
         if current != after:
             known = before or after

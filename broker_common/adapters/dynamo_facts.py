@@ -1,7 +1,7 @@
-"""How facts look in the table, and how a feed of them is read on.
+"""How facts look in the table, and the cursors of histories and of the feed.
 
-A sandbox's fact is (`SBX#<id>`, `FACT#<version>#<kind>`), one of the pool (`POOLFACTS#<date>`, `<ms>#<id>`). In the
-index all stand at `fact#<shard>`, ordered by version: about the time in milliseconds. They have a TTL.
+A sandbox's fact is (`SBX#<id>`, `FACT#<version>#<kind>`), a fact of the pool is (`POOLFACTS#<date>`, `<ms>#<id>`). The
+index has all of them at `fact#<shard>`, ordered by version, which is about the time in milliseconds. Facts have a TTL.
 """
 
 from __future__ import annotations
@@ -12,16 +12,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_items import (
-    TTL,
-    Item,
-    encode,
-    fields_of,
-    read_fields,
-    sandbox_id_of,
-    sandbox_key,
-    shard_of,
-)
+from broker_common.adapters.dynamo_fields import Item, encode, fields_of, read_fields
+from broker_common.adapters.dynamo_items import TTL, sandbox_id_of, sandbox_key, shard_of
 from broker_common.core import schema
 from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind
@@ -94,7 +86,7 @@ def encode_pool_fact(fact: PoolFact, *, shards: int, days: int) -> Item:
 
 
 def encode_removed(fact: Fact, *, days: int) -> Item:
-    """Return the item that keeps the version at which a sandbox's record was removed, as long as its facts are kept."""
+    """Return the item with the version at which a sandbox's record was removed; it is kept as long as its facts."""
     return {
         **removed_key(fact.sandbox_id),
         "version": encode(fact.version),
@@ -104,12 +96,12 @@ def encode_removed(fact: Fact, *, days: int) -> Item:
 
 
 def removed_key(sandbox_id: str) -> Item:
-    """Return the key of that item."""
+    """Return the key of the item that `encode_removed` makes for a sandbox."""
     return {**sandbox_key(sandbox_id), "SK": {"S": _REMOVED}}
 
 
 def decode_removed(item: Item) -> int:
-    """Return the version of that item; 0 where it cannot be read."""
+    """Return the version in an item of `encode_removed`; 0 if it cannot be read."""
     try:
         version: int = read_fields(item, _VERSION)["version"]
     except ValueError:
@@ -131,12 +123,12 @@ def decode_fact(item: Item) -> Fact | PoolFact:
 
 
 def encode_history_cursor(item: Item) -> str:
-    """Return an opaque cursor that reads a history on after this fact."""
+    """Return an opaque cursor from which a history continues after this fact."""
     return _encode_cursor(["history", item["PK"]["S"], item["SK"]["S"]])
 
 
 def decode_history_cursor(cursor: str, sandbox_id: str) -> Item:
-    """Return the key to go on after; raises `InvalidInput` for what a history of this sandbox did not give."""
+    """Return the key to continue after; raises `InvalidInput` if no history of this sandbox gave the cursor."""
     match _decode_cursor(cursor):
         case ["history", partition, str(sort)] if {"S": partition} == sandbox_key(sandbox_id)["PK"] and sort.startswith(
             FACTS
@@ -146,17 +138,17 @@ def decode_history_cursor(cursor: str, sandbox_id: str) -> Item:
 
 
 Mark = Item | None
-"""The index key of the last fact that was read of a shard; None if there was none."""
+"""The index key of the last fact that was read from a shard; None if no fact was read."""
 
 
 def encode_feed_cursor(since: int, marks: Sequence[Mark]) -> str:
-    """Return an opaque cursor that reads a feed on after these marks, one for each shard."""
+    """Return an opaque cursor from which a feed continues after these marks, one for each shard."""
     shown = [[mark["status_order"]["N"], mark["PK"]["S"], mark["SK"]["S"]] if mark else None for mark in marks]
     return _encode_cursor(["feed", since, shown])
 
 
 def decode_feed_cursor(cursor: str, shards: int) -> tuple[int, list[Mark]]:
-    """Return since when the feed is read, and the mark of each shard; raises `InvalidInput` for anything not ours."""
+    """Return the feed's first time and the mark of each shard; raises `InvalidInput` if no feed gave the cursor."""
     match _decode_cursor(cursor):
         case ["feed", int(since), list(shown)] if len(shown) == shards and 0 <= since < ORDER_LIMIT:
             marks = [_mark(shard, each, since) for shard, each in enumerate(shown)]

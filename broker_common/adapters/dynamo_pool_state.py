@@ -1,21 +1,20 @@
-"""The pool's own records on DynamoDB: watermark, pauses, layout; and what identifies the table."""
+"""The pool's own records on DynamoDB: watermark, pauses, and the layout, which identifies the table."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from broker_common.adapters.dynamo_base import DynamoBase
+from broker_common.adapters.dynamo_conditions import unless_newer
 from broker_common.adapters.dynamo_facts import encode_pool_fact
+from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
     PAUSE_KEY,
     SYNC_KEY,
-    Item,
     decode_pauses,
     decode_watermark,
-    encode,
     status_keys,
     synced_at_of,
-    unless_newer,
 )
 from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, Layout, decode_layout, index_problem
 from broker_common.adapters.dynamo_time import time_of
@@ -65,7 +64,7 @@ class DynamoPoolState(DynamoBase):
         for name in changed:
             was, pause = getattr(before, name), getattr(after, name)
             names |= {f"#{name}": name, f"#{name}_by": f"{name}_by", f"#{name}_since": f"{name}_since"}
-            # What can be read as neither true nor false is set right by setting it.
+            # A value that is not a boolean is repaired by setting it.
             conditions.append(
                 f"attribute_exists(#{name}) AND #{name} <> :false"
                 if was
@@ -83,7 +82,7 @@ class DynamoPoolState(DynamoBase):
             "TableName": self._table,
             "Key": PAUSE_KEY,
             "UpdateExpression": "SET " + ", ".join(to_set) + (" REMOVE " + ", ".join(to_remove) if to_remove else ""),
-            # DynamoDB refuses parentheses around all of an expression that has others around it.
+            # DynamoDB refuses doubled parentheses around an expression, and `unless_newer` adds a pair.
             "ConditionExpression": conditions[0]
             if len(conditions) == 1
             else " AND ".join(map("({})".format, conditions)),
@@ -94,18 +93,18 @@ class DynamoPoolState(DynamoBase):
             self._transport.write(
                 "transact_write_items",
                 ClientRequestToken=new_id(self._rng),
-                TransactItems=[{"Update": unless_newer(update)}, *map(self._tell_of_pool, facts)],
+                TransactItems=[{"Update": unless_newer(update)}, *map(self._put_pool_fact, facts)],
             )
         except ConditionFailed as failed:
             current = self.read_pauses()
             if any(getattr(current, name) != getattr(after, name) for name in changed):
-                raise Conflict("somebody else has just paused or resumed the same", current=None) from failed
+                raise Conflict("another request has just paused or resumed the same", current=None) from failed
             return current
         return self.read_pauses()
 
     def record(self, fact: PoolFact) -> None:
         """Implement the port: a put; the same fact again changes nothing."""
-        self._transport.write("put_item", **self._tell_of_pool(fact)["Put"])
+        self._transport.write("put_item", **self._put_pool_fact(fact)["Put"])
 
     def ping(self) -> TableState:
         """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""
@@ -135,7 +134,7 @@ class DynamoPoolState(DynamoBase):
         )
 
     def has_sandboxes(self) -> bool:
-        """Implement the port: one query in a pool that has available sandboxes in each shard, more in a poorer one."""
+        """Implement the port: a query of each place of the index, until one has a sandbox."""
         return any(
             self._transport.read(
                 "query",
@@ -170,7 +169,7 @@ class DynamoPoolState(DynamoBase):
                 ExpressionAttributeValues=values,
             )
         except ConditionFailed as failed:
-            raise Conflict(f"table {self._table!r} was given another identity", current=None) from failed
+            raise Conflict(f"table {self._table!r} has just got another identity", current=None) from failed
 
     def finish_upgrade(self) -> None:
         """Implement the port: an update of the layout record."""
@@ -185,7 +184,7 @@ class DynamoPoolState(DynamoBase):
                 ExpressionAttributeValues={":this": encode(schema.UPGRADE)},
             )
         except ConditionFailed:
-            self._layout(self._get(LAYOUT_KEY))  # that of a later release stays
+            self._layout(self._get(LAYOUT_KEY))  # the number of a later release stays
 
     def _describe(self) -> Item:
         try:
@@ -203,10 +202,10 @@ class DynamoPoolState(DynamoBase):
             raise LayoutMismatch(f"table {self._table!r}: {error.message}") from error
         if layout.shards != self._shards:
             raise LayoutMismatch(
-                f"table {self._table!r} is laid out for {layout.shards} shards, and this process for {self._shards}"
+                f"table {self._table!r} has a layout of {layout.shards} shards, but this process uses {self._shards}"
             )
         return layout
 
-    def _tell_of_pool(self, fact: PoolFact) -> Item:
+    def _put_pool_fact(self, fact: PoolFact) -> Item:
         item = encode_pool_fact(fact, shards=self._shards, days=self._history_days)
         return {"Put": {"TableName": self._table, "Item": item}}

@@ -1,4 +1,4 @@
-"""Reports on DynamoDB: what jobs and operators read of many records.
+"""Reports on DynamoDB: reads of many records, for jobs and operators.
 
 Keys come from the index, records from the table.
 """
@@ -22,7 +22,6 @@ from broker_common.adapters.dynamo_facts import (
 )
 from broker_common.adapters.dynamo_items import (
     ELSEWHERE,
-    Item,
     account_item_key,
     account_key_of,
     decode_cursor,
@@ -45,11 +44,13 @@ from broker_common.core.store import FactPage, FeedPage, Pool, SandboxPage, Unre
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from broker_common.adapters.dynamo_fields import Item
+
 
 _THREADS = 8
 _BATCH = 100
 _SCAN_MARGIN_SEC = 2.0
-"""What must be left of a request's time to look at another page of the whole table."""
+"""Time that a request must have left to read another page of the whole table."""
 _IN_ORDER: Item = {":zero": {"N": "0"}, ":highest": {"N": str(ORDER_LIMIT - 1)}}
 
 
@@ -59,7 +60,7 @@ class DynamoReports(DynamoBase):
     def read_all(self, *, with_accounts: bool = True) -> Pool:
         """Implement the port: keys from the index, then consistent reads of sandboxes, and of accounts.
 
-        Never a scan: most of the table are facts.
+        Never scans the table, most of which is facts.
         """
 
         def read_ids(place: str) -> list[str]:
@@ -72,7 +73,7 @@ class DynamoReports(DynamoBase):
             return [sandbox_id_of(item) for item in query]
 
         places = [place for status in Status for place in status_keys(status, self._shards)]
-        # What moves while it is read may be met twice.
+        # A sandbox that changes its status meanwhile may be found twice.
         ids = list(dict.fromkeys(each for found in for_each(read_ids, places, threads=_THREADS) for each in found))
         sandboxes, unreadable = self._decode_many(self._get_parallel([sandbox_key(each) for each in ids]))
         keys = dict.fromkeys(sandbox.account_key for sandbox in sandboxes) if with_accounts else ()
@@ -97,7 +98,7 @@ class DynamoReports(DynamoBase):
                 yield sandbox_id_of(item)
 
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
-        """Implement the port: keys from the index, then consistent reads of the records; last, the rest."""
+        """Implement the port: keys from the index, then consistent reads; last, records that the index lacks."""
         places = [place for each in ([status] if status else Status) for place in status_keys(each, self._shards)]
         parts = places if status else [*places, ELSEWHERE]
         part, start = decode_cursor(cursor, status, parts) if cursor is not None else (0, None)
@@ -108,7 +109,7 @@ class DynamoReports(DynamoBase):
                     break
                 ids, start = self._find_elsewhere(places, start, limit=limit)
                 part += 0 if start else 1
-                # Most of the table are facts: many pages have nothing.
+                # Most of the table is facts: many pages have no sandbox.
                 if time_left(self._clock) < _SCAN_MARGIN_SEC:
                     break
                 continue
@@ -157,7 +158,7 @@ class DynamoReports(DynamoBase):
         return totals
 
     def oldest_pending_deletion(self) -> int | None:
-        """Implement the port: the least of what the index projects."""
+        """Implement the port: the minimum of an attribute that the index projects."""
         asked = (
             self._readable(decode_requested_at, item)
             for shard in range(self._shards)
@@ -212,7 +213,7 @@ class DynamoReports(DynamoBase):
             answer = self._transport.read("query", **request)
             found += [(order_of(item), shard, item) for item in answer["Items"]]
             is_last = is_last and "LastEvaluatedKey" not in answer
-        # Stable: facts of one shard keep the order in which the index has them, and goes on after a mark.
+        # The sort is stable: facts of one shard keep the order of the index, which continues after a mark.
         found.sort(key=lambda each: each[0])
         shown = found[:limit]
         for _, shard, item in shown:
@@ -232,7 +233,7 @@ class DynamoReports(DynamoBase):
         return [item for batch in for_each(self._get_items, batches, threads=_THREADS) for item in batch]
 
     def _get_many(self, sandbox_ids: list[str]) -> tuple[list[Sandbox], list[Unreadable]]:
-        """Return the records of these ids that can be read, in order, and those that cannot."""
+        """Return the readable records of these ids, in order, and the unreadable ones."""
         items = self._get_items([sandbox_key(each) for each in dict.fromkeys(sandbox_ids)])
         sandboxes, unreadable = self._decode_many(items)
         found = {sandbox.sandbox_id: sandbox for sandbox in sandboxes}
@@ -249,9 +250,9 @@ class DynamoReports(DynamoBase):
         return sandboxes, unreadable
 
     def _find_elsewhere(self, places: list[str], start: Item | None, *, limit: int) -> tuple[list[str], Item | None]:
-        """Return the next ids of sandboxes that stand at none of these places of the index, and where to read on.
+        """Return the next ids of sandboxes that are not at `places` of the index, and the key to continue after.
 
-        Looks at one page of the table, so that it may find none and yet not be at the end.
+        Reads one page of the table: it may find nothing before the end of the table.
         """
         names = {f":place{number}": {"S": place} for number, place in enumerate(places)}
         request: Item = {

@@ -6,7 +6,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from broker_common.adapters.dynamo_items import TTL, fields_of, read_fields
+from broker_common.adapters.dynamo_fields import fields_of, read_fields
+from broker_common.adapters.dynamo_items import TTL
 from broker_common.core import schema
 from broker_common.core.errors import UnreadableRecord
 
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef, CreateTableInputTypeDef
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
 
 INDEX = "StatusIndex"
 SHARDS = 4
 """Index partitions per status. Every process on a table must agree: the table's layout record says how many it has."""
 PROJECTED = ("name", "external_id", "sfdc_account_id", "version", "deletion_requested_at")
-"""What a candidate needs, and since when a deletion waits; any more would make changes of status dearer."""
+"""A candidate's fields, and the time of a deletion's request. More fields would make changes of status cost more."""
 LAYOUT_KEY: dict[str, AttributeValueTypeDef] = {"PK": {"S": "POOL"}, "SK": {"S": "CONFIG"}}
 
 
@@ -36,7 +37,7 @@ class Layout:
     table_id: str | None = None
     accepted_at: int | None = None
     upgrade_finished: int | None = None
-    """The last of the counted releases (`schema.UPGRADE`) for which no older process runs any more."""
+    """The last counted release (`schema.UPGRADE`) before which no process runs any more."""
 
 
 _LAYOUT_FIELDS = fields_of(
@@ -53,11 +54,11 @@ def decode_layout(item: Item) -> Layout:
 
 
 def index_problem(description: Item) -> str | None:
-    """Say what is wrong about the index by DescribeTable's answer; None if it can be used."""
+    """Return the problem of the index in DescribeTable's answer; None if the index can be used."""
     for index in description.get("GlobalSecondaryIndexes", []):
         if index["IndexName"] == INDEX:
             if {key["AttributeName"]: key["KeyType"] for key in index["KeySchema"]} != _INDEX_KEYS:
-                return f"has an index {INDEX} with other keys: it must be as deploy/cloudformation/broker.yaml has it"
+                return f"has an index {INDEX} with other keys: it must have those of deploy/cloudformation/broker.yaml"
             if index.get("IndexStatus", "ACTIVE") not in {"ACTIVE", "UPDATING"}:
                 return f"cannot use its index {INDEX}, which is {index['IndexStatus']}: wait until it is ACTIVE"
             return None
@@ -90,10 +91,10 @@ def table_definition(table_name: str) -> CreateTableInputTypeDef:
 
 
 def create_table(client: DynamoDBClient, table_name: str, *, shards: int = SHARDS) -> bool:
-    """Create the table and its layout record, and wait until it can be used; False if it was there already.
+    """Create the table and its layout record, and wait until it can be used; returns False if it existed already.
 
-    May be run any number of times. Of a table that is there it changes only that facts are removed when their time is
-    over; and never a layout record.
+    May run any number of times. In an existing table it only turns the TTL of facts on; it never changes a layout
+    record.
     """
     created = True
     try:

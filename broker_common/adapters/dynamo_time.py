@@ -1,4 +1,4 @@
-"""DynamoDB's time, for processes that ask it for nothing else and have no credentials for it."""
+"""Reads DynamoDB's time, for processes that need nothing else of it and have no credentials for it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _TIMEOUT_SEC = 1.0
 
 
 def make_time_reader(*, region: str, endpoint_url: str | None) -> Callable[[], int | None]:
-    """Return what asks DynamoDB for its time in Unix seconds: None where it cannot be reached, or tells none.
+    """Return a function that reads DynamoDB's time in Unix seconds, or None if no answer with a time comes.
 
-    The request is not signed, so no permission is needed. Refused or not, the answer has the header `Date`.
+    The request is not signed, so it needs no permission. Every answer has the header `Date`, even a refusal.
     """
     client: Any = boto3.session.Session().client(
         "dynamodb",
@@ -47,7 +47,7 @@ def make_time_reader(*, region: str, endpoint_url: str | None) -> Callable[[], i
 
 
 def time_of(answer: Any) -> int | None:  # noqa: ANN401 - DynamoDB's own JSON
-    """Return the time of an answer's `Date` header in Unix seconds; None without one that can be read."""
+    """Return the time of an answer's `Date` header in Unix seconds; None if it has no readable one."""
     try:
         return int(parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp())
     except (KeyError, ValueError):

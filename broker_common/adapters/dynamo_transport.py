@@ -1,6 +1,6 @@
-"""Calls of DynamoDB: each within the request's deadline, again where that is safe, recorded, its errors translated.
+"""Sends calls to DynamoDB within the request's deadline, repeats them where that is safe, and translates errors.
 
-What is asked for, and what an answer means for the pool, stands in the parts of `dynamo_store`.
+The parts of `dynamo_store` build the requests, and judge what an answer means for the pool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from botocore.exceptions import (
 )
 
 from broker_common.adapters.bounded_http import BoundedResponse, answer_within
-from broker_common.adapters.dynamo_answers import NoAnswer, refuse_what_is_no_answer, require
+from broker_common.adapters.dynamo_answers import NoAnswer, refuse_foreign_answers, require
 from broker_common.core.deadline import Backoff, time_left
 from broker_common.core.errors import (
     DeadlineExceeded,
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
     from broker_common.core.ports import Clock, Recorder
 
 _log = logging.getLogger(__name__)
 
 
 class _Meaning(Enum):
-    """What an error says about the request that it answers."""
+    """What an error means for its request."""
 
     AGAIN = "nothing was written, and the same request may be sent again"
     ANOTHER_ID = "nothing was written, and with another client token it may be"
@@ -58,7 +58,7 @@ class _Meaning(Enum):
     NO_INDEX = "nothing was written: the table's index cannot be used"
     CREDENTIALS = "nothing was written: our credentials are refused"
     REFUSED = "nothing was written, and a person must look at table or settings"
-    MALFORMED = "nothing was written: the request is a fault of ours"
+    MALFORMED = "nothing was written: the request is a bug of the broker"
 
 
 _MEANINGS = {
@@ -99,9 +99,9 @@ Sources: "Error handling with DynamoDB" in its guide; the errors of each operati
 reference.
 """
 _CONTENTION = {"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}
-"""Reasons for which a transaction was cancelled that may be gone when it is sent again."""
+"""Reasons of a cancelled transaction that may be over when it is sent again."""
 _OF_ITEMS = {"None", "ConditionalCheckFailed", "ValidationError"}
-"""Reasons that say something about one record."""
+"""Reasons that concern one record."""
 
 _OPERATIONS = {
     "batch_get_item": "BatchGetItem",
@@ -119,9 +119,9 @@ _OPERATIONS = {
 def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, connections: int) -> DynamoDBClient:
     """Make the low-level client of one process; call it after a fork. It connects at its first call.
 
-    `timeout_sec` bounds one call: a third of it for connecting, the rest for each read of the answer (`DynamoTransport`
-    bounds the whole answer). The client never repeats a call: the store does, within the request's deadline. Of the
-    operations that the store uses it raises `NoAnswer` for what is not DynamoDB's answer.
+    `timeout_sec` limits one call: a third of it for connecting, the rest for each read of the answer (`DynamoTransport`
+    limits the whole answer). The client never repeats a call: the store does, within the request's deadline. The
+    client's calls of the store's operations raise `NoAnswer` for an answer that is not DynamoDB's.
     """
     client = boto3.session.Session().client(
         "dynamodb",
@@ -134,21 +134,21 @@ def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, co
             parameter_validation=False,
             retries={"mode": "standard", "total_max_attempts": 1},
             tcp_keepalive=True,
-            # botocore would put its own together anew for each call, at a twentieth of a transaction's CPU.
+            # botocore would build its own again for each call, which takes a twentieth of a transaction's CPU.
             user_agent="sandbox-broker",
         ),
     )
-    # botocore has no public way to choose the classes of its connections, other than to send each request ourselves.
+    # botocore has no public way to choose the classes of its connections, except to send each request ourselves.
     client._endpoint.http_session._pool_classes_by_scheme.update(http=_Pool, https=_TlsPool)  # type: ignore[attr-defined] # noqa: SLF001
-    refuse_what_is_no_answer(client, _OPERATIONS.values())
-    _send_as_it_is(client)
+    refuse_foreign_answers(client, _OPERATIONS.values())
+    _encode_transactions(client)
     return client
 
 
-def _send_as_it_is(client: DynamoDBClient) -> None:
+def _encode_transactions(client: DynamoDBClient) -> None:
     """Encode transactions by `json`: the store builds them as DynamoDB's JSON already.
 
-    botocore compares every value with the model of the operation: a fifth of a transaction's processor time.
+    botocore would compare every value with the operation's model: a fifth of a transaction's processor time.
     """
 
     def keep(params: Item, context: Item, **_: object) -> Item:
@@ -190,9 +190,9 @@ class ConditionFailed(Exception):
 class DynamoTransport:
     """Sends the calls of one table's store; safe to use from many threads.
 
-    Every call may raise `StoreUnavailable`: `StoreMisconfigured` where a person must repair something,
-    `DeadlineExceeded` where a call could outlast the request's deadline, and of a write `OutcomeUnknown` where it may
-    have been applied. `StoreRejected` is a fault of ours.
+    Every call may raise `StoreUnavailable`, for example `StoreMisconfigured` if a person must repair something,
+    `DeadlineExceeded` if the call could outlast the request's deadline, and `OutcomeUnknown` if a write may have been
+    applied. `StoreRejected` is a bug of the broker.
     """
 
     def __init__(
@@ -218,14 +218,15 @@ class DynamoTransport:
         return self._send(operation, request, writing=False)
 
     def write(self, operation: str, **request: Any) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
-        """Send a write that may be repeated, and return its answer: its condition tells whether it was applied before.
+        """Send a write that may be repeated, and return its answer.
 
-        Raises `ConditionFailed`, and `OutcomeUnknown` if no try was answered.
+        The write's condition shows whether an earlier try was applied. Raises `ConditionFailed`, and `OutcomeUnknown`
+        if no try was answered.
         """
         return self._send(operation, request, writing=True)
 
     def transact_once(self, **request: Any) -> list[Item] | None:  # noqa: ANN401 - DynamoDB's own JSON
-        """Send a TransactWriteItems, once; return None if it was applied, and else what each of its items met.
+        """Send a TransactWriteItems once; returns None if it was applied, or else the result of each of its items.
 
         Source for the reasons of a cancellation: TransactWriteItems in the DynamoDB API reference.
         """
@@ -237,7 +238,7 @@ class DynamoTransport:
             if _code(error) != "TransactionCanceledException" or other:
                 raise self._translate(error, writing=True) from error
             if len(reasons) != len(request["TransactItems"]):
-                raise OutcomeUnknown("DynamoDB cancelled the transaction, and does not say why") from error
+                raise OutcomeUnknown("DynamoDB cancelled the transaction, but gave no reasons") from error
             return reasons
         except BotoCoreError as error:
             raise self._translate(error, writing=True) from error
@@ -261,7 +262,7 @@ class DynamoTransport:
                     raise trouble from error
                 if isinstance(trouble, OutcomeUnknown):
                     doubt = trouble
-            # What an earlier try may have done is not undone by the refusal of a later one.
+            # An earlier try may have been applied, even if a later one is refused.
             backoff.pause(doubt or trouble, need=self._timeout)
 
     def _send_once(self, operation: str, request: Item) -> Any:  # noqa: ANN401 - DynamoDB's own JSON
@@ -303,7 +304,7 @@ class DynamoTransport:
         return OutcomeUnknown(message) if writing else StoreUnavailable(message)
 
     def _refusal(self, error: ClientError) -> StoreUnavailable | StoreRejected | None:  # noqa: PLR0911 - one a meaning
-        """Return what an error means by which nothing was written, or None for any other."""
+        """Return the port's error if nothing was written, or None if that is not known."""
         code = _code(error)
         match _meaning(error):
             case _Meaning.AGAIN | _Meaning.ANOTHER_ID:
@@ -311,7 +312,7 @@ class DynamoTransport:
             case _Meaning.NO_TABLE:
                 return StoreMisconfigured(f"table {self._table!r} does not exist: create it with `broker table create`")
             case _Meaning.NO_INDEX:
-                return StoreMisconfigured(f"table {self._table!r} has no index that can be used: see `broker check`")
+                return StoreMisconfigured(f"table {self._table!r} has no index that can be used: run `broker check`")
             case _Meaning.CREDENTIALS:
                 return StoreMisconfigured(f"DynamoDB refused our credentials ({code})")
             case _Meaning.REFUSED:
@@ -361,7 +362,7 @@ def _is_about_the_index(error: ClientError) -> bool:
 
 
 def _is_failed_condition(error: ClientError) -> bool:
-    """Tell a condition that did not hold from every other failure."""
+    """Tell whether an error says that a write's condition did not hold."""
     if _code(error) == "ConditionalCheckFailedException":
         return True
     codes = {reason["Code"] for reason in _response(error).get("CancellationReasons", [])}

@@ -1,4 +1,4 @@
-"""The recorder that writes each event as one log line."""
+"""The recorder that writes telemetry as log lines."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from broker_common.core.telemetry import Event
 
 _SYNC = JOBS[Job.SYNC].log_action
-# What a caller did wrong, an empty pool or a pause is an ordinary answer. That the store is away shows more loudly
-# elsewhere than in each request that met it. What nobody foresaw is an error.
+# A caller's mistake, an empty pool and a pause are normal answers. A store that is away is reported elsewhere, too: a
+# warning is enough for each request. An unexpected failure is an error.
 _LEVELS_BY_CODE: dict[str | None, int] = {
     None: logging.ERROR,
     BrokerError.code: logging.ERROR,
@@ -51,8 +51,8 @@ _LEVELS_BY_CODE: dict[str | None, int] = {
     TableChanged.code: logging.WARNING,
 }
 _STOPPED = {
-    StopReason.CLOCK: "Nothing is done by this process: its clock is wrong",
-    StopReason.TABLE: "Nothing is done on this table: it is not the one that was known",
+    StopReason.CLOCK: "This process does nothing: its clock is wrong",
+    StopReason.TABLE: "This process does nothing: the table is not the known one",
 }
 _LEVELS: dict[object, int] = {
     DeleteOutcome.GONE: logging.WARNING,
@@ -65,14 +65,14 @@ _LEVELS: dict[object, int] = {
 
 
 class LogRecorder:
-    """Writes one line an event; what does not apply is left out of it."""
+    """Writes one line for each event, without the fields that are None."""
 
     def __init__(self, jobs: Jobs = JOBS) -> None:
         self._jobs = jobs
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
     def record(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case an event
-        """Write an event, unless it is one call or request among many, which metrics alone keep."""
+        """Write `event`. Single calls and rate checks are not logged: only metrics count them."""
         if isinstance(event, StoreCalled | ProviderCalled | RateChecked):
             return
         details = self._details(event)
@@ -103,7 +103,7 @@ class LogRecorder:
                     action=_SYNC,
                 )
             case ItemFailed():
-                self._write(logging.WARNING, "One item failed, and is left to the next run", **details)
+                self._write(logging.WARNING, "One item failed: the next run tries it again", **details)
             case PoolSynced():
                 self._write(logging.DEBUG, "Pool written", action=_SYNC, **details)
             case DeleteEnded():
@@ -123,7 +123,7 @@ class LogRecorder:
                 assert_never(event)
 
     def _details(self, event: Event) -> dict[str, Any]:
-        """Return an event's fields as a line's, in the names that all lines use."""
+        """Return an event's fields under the names that all log lines use."""
         details = {each.name: getattr(event, each.name) for each in fields(event)}
         details.pop("message", None)
         if "outcome" in details:
@@ -136,7 +136,7 @@ class LogRecorder:
             details["action"] = self._jobs[details.pop("job")].log_action
         return {name: value for name, value in details.items() if value is not None}
 
-    def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - whatever events hold
+    def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - the values of any event
         self._log.log(level, message, **details)
 
 

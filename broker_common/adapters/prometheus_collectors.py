@@ -1,6 +1,6 @@
 """Gauges that are read at a scrape: the pool's counts from the store, the circuit breaker's state from Redis.
 
-A scrape never waits for them for long: a background thread renews what is cached.
+A background thread renews the cached values, so that no scrape waits long.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FIRST_WAIT_SEC = 1.0
 WAIT_SEC = 0.05
 _READ_LIMIT_SEC = 3.0
 _SHORTEST_PAUSE_SEC = 1.0
-"""Between renewals that no scrape asks for."""
+"""Between renewals that no scrape requests."""
 _UNSEEN_LIMIT = 60
-"""Renewals in a row that no scrape saw: with the usual cache that is two minutes, longer than any scrape interval."""
+"""Renewals without a scrape until the thread ends: with the usual cache two minutes, longer than a scrape interval."""
 _GAUGES = {
     Status.AVAILABLE: "Number of sandboxes currently available",
     Status.ALLOCATED: "Number of sandboxes currently allocated",
@@ -47,10 +47,10 @@ Value = TypeVar("Value")
 
 
 class _Renewed(Generic[Value]):
-    """A value that one background thread reads, at most once in `max_age` seconds, while somebody looks at it.
+    """A value that one background thread reads, at most once in `max_age` seconds, while scrapes ask for it.
 
-    A read may take longer than a scrape may wait, and the scrape before may be a minute ago: so that what is shown is
-    no older than `max_age` and one read all the same, renewing goes on between scrapes, and ends when they stay away.
+    A read may take longer than a scrape may wait, and the last scrape may be a minute ago. So the thread also reads
+    between scrapes: the shown value is no older than `max_age` plus one read. The thread ends when the scrapes stop.
     """
 
     def __init__(self, read: Callable[[], Value], clock: Clock, *, max_age: float) -> None:
@@ -60,7 +60,7 @@ class _Renewed(Generic[Value]):
         self._changed = threading.Condition()
         self._value: Value | None = None
         self._read_at = float("-inf")
-        """When the read began that gave the value: what had happened before then is in it."""
+        """When the read of the value began. The value includes all that happened before."""
         self._reads = 0
         self._unseen = 0
         self._wanted = False
@@ -70,8 +70,8 @@ class _Renewed(Generic[Value]):
     def get(self) -> Value | None:
         """Return the value, or None while it cannot be read.
 
-        Waits up to 50 ms for one that is young enough, and returns what was known before if that does not come. Where
-        nothing has been known, for the first scrape or after a long time without, it waits up to 1 s.
+        Waits up to 50 ms for a value that is young enough, and then returns the previous one. If there is no previous
+        value (at the first scrape, or after a long time without scrapes), it waits up to 1 s.
         """
         with self._changed:
             self._unseen = 0
@@ -107,8 +107,8 @@ class _Renewed(Generic[Value]):
         try:
             return self._read()
         except BrokerError:
-            return None  # absent, not zero: nobody knows the number
-        except Exception:  # noqa: BLE001 - one that ended the thread would leave an old number standing
+            return None  # absent, not zero: the number is not known
+        except Exception:  # noqa: BLE001 - an error that ended the thread would leave an old number in place
             _log.exception("a gauge could not be read")
             return None
 

@@ -1,8 +1,8 @@
-"""The files in which the processes of one service keep what they count: added up for a scrape, and kept few.
+"""The metrics files of a service's processes: adds them up for a scrape, and keeps their number small.
 
-prometheus_client has a file for each process and kind, and leaves those of processes that are gone for ever. Here what
-these have counted is moved into one file for each kind. One process does that for a directory. It may be killed at any
-point, and others may read at any time: no count is ever lost, nor counted twice.
+prometheus_client makes a file for each process and kind of metric, and keeps the files of ended processes for ever.
+This module moves their counts into one file for each kind. One process does that for a directory. It may be killed at
+any point, and others may read at any time: no count is lost or counted twice.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 _OF_PROCESS = re.compile(r"(counter|histogram|summary|gauge_max)_([0-9]+)\.db")
-"""The kinds that outlive their process; gauges of another kind are those of processes that run."""
-_OF_THE_GONE = re.compile(r"(?P<kind>[a-z]+(?:_max)?)_gone-(?P<number>[0-9]+)(?:-with-(?P<pid>[0-9]+))?\.db")
+"""The kinds that stay after their process has ended; other gauges belong to running processes."""
+_OF_ENDED = re.compile(r"(?P<kind>[a-z]+(?:_max)?)_gone-(?P<number>[0-9]+)(?:-with-(?P<pid>[0-9]+))?\.db")
 
 
-class _Gone(NamedTuple):
-    """The file of a kind that holds what processes that are gone have counted."""
+class _EndedFile(NamedTuple):
+    """A file with the counts of ended processes, for one kind."""
 
     number: int
-    """The highest one counts; it holds what those with lower numbers do."""
+    """The file with the highest number counts: it includes those with lower numbers."""
     name: str
     moved: str | None
-    """A process's file whose counts it holds already, and which may still be there."""
+    """A process's file whose counts are included, and which may still exist."""
 
 
 class ProcessesCollector(Collector):
-    """What all processes of a directory have counted, also those that are gone."""
+    """Collects the counts of all processes of a directory, ended ones included."""
 
     def __init__(self, directory: str, *, compacts: bool = False) -> None:
         """Read a `directory`; with `compacts`, this process is the one that compacts it, before each scrape."""
@@ -51,9 +51,9 @@ class ProcessesCollector(Collector):
         """Return the sums."""
         if self._compacts:
             with self._lock:
-                _forget_the_gone(self._directory)
+                _forget_ended(self._directory)
         while True:
-            # What changes while it is read is read again: a process has begun or ended meanwhile.
+            # If a process has begun or ended meanwhile, the files are read again.
             before = _names(self._directory)
             with suppress(FileNotFoundError):
                 metrics = MultiProcessCollector.merge(_to_read(self._directory, before))  # type: ignore[no-untyped-call] # the library leaves it untyped
@@ -62,7 +62,7 @@ class ProcessesCollector(Collector):
 
 
 def forget_process(directory: Path, pid: int) -> None:
-    """Move what a process that is gone has counted into the files of the gone, and remove its own."""
+    """Move the counts of an ended process into the files of ended processes, and remove its own files."""
     mark_process_dead(pid, directory)  # type: ignore[no-untyped-call] # the library leaves it untyped
     for name in sorted(_names(directory)):
         file = _OF_PROCESS.fullmatch(name)
@@ -70,7 +70,7 @@ def forget_process(directory: Path, pid: int) -> None:
             _move(directory, kind=file[1], pid=pid)
 
 
-def _forget_the_gone(directory: Path) -> None:
+def _forget_ended(directory: Path) -> None:
     pids = {int(file[2]) for name in _names(directory) if (file := _OF_PROCESS.fullmatch(name))}
     for pid in pids:
         try:
@@ -85,36 +85,36 @@ def _names(directory: Path) -> frozenset[str]:
     return frozenset(file.name for file in directory.glob("*.db"))
 
 
-def _gone_of(names: Collection[str]) -> dict[str, list[_Gone]]:
-    """Return, by kind, the files of the gone, the one that counts last."""
-    found: dict[str, list[_Gone]] = {}
+def _ended_files(names: Collection[str]) -> dict[str, list[_EndedFile]]:
+    """Return the files of ended processes by kind, the one that counts last."""
+    found: dict[str, list[_EndedFile]] = {}
     for name in names:
-        file = _OF_THE_GONE.fullmatch(name)
+        file = _OF_ENDED.fullmatch(name)
         if file:
             moved = f"{file['kind']}_{file['pid']}.db" if file["pid"] else None
-            found.setdefault(file["kind"], []).append(_Gone(int(file["number"]), name, moved))
+            found.setdefault(file["kind"], []).append(_EndedFile(int(file["number"]), name, moved))
     return {kind: sorted(files) for kind, files in found.items()}
 
 
-def _obsolete(files: list[_Gone]) -> list[str]:
-    """Return the names of a kind's files whose counts the last one holds."""
+def _obsolete(files: list[_EndedFile]) -> list[str]:
+    """Return the names of the files whose counts are in the last of `files`."""
     return [*(each.name for each in files[:-1]), *([files[-1].moved] if files[-1].moved else [])]
 
 
 def _to_read(directory: Path, names: frozenset[str]) -> list[str]:
-    obsolete = {name for files in _gone_of(names).values() for name in _obsolete(files)}
+    obsolete = {name for files in _ended_files(names).values() for name in _obsolete(files)}
     paths = [directory / name for name in sorted(names - obsolete)]
-    # A process that was killed as it made its file has left an empty one.
+    # A process that was killed while it made its file leaves an empty one.
     return [str(path) for path in paths if path.stat().st_size]
 
 
 def _move(directory: Path, *, kind: str, pid: int) -> None:
-    """Move the counts of one file.
+    """Move the counts of a process's file into a new file of ended processes.
 
-    The new file of the gone says by its name which process's counts it holds in addition, so that they count from one
-    moment on in there and not in the process's own file; and no more once that is removed, as the number may come back.
+    The new file's name says which process's counts it includes. So one rename moves them: from then on the process's
+    own file does not count. When that file is removed, the name drops the pid, which a new process may get.
     """
-    older = _gone_of(_names(directory)).get(kind, [])
+    older = _ended_files(_names(directory)).get(kind, [])
     _remove(directory, _obsolete(older) if older else [])
     sources = [directory / each.name for each in older[-1:]]
     own = directory / f"{kind}_{pid}.db"

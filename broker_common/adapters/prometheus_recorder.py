@@ -1,7 +1,7 @@
-"""The recorders that count and time events for Prometheus: one for what the API does, one for what jobs do.
+"""The recorders that count and time telemetry for Prometheus: one for the API, one for jobs.
 
-Each registers only what its own process can move. All label values are there from the start, so that a rate over a
-counter does not miss its first step.
+Each registers only the metrics that its own process can change. All label values exist from the start, so that a rate
+over a counter does not miss its first step.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 _UNREADABLE = "unreadable"
-"""Why an account is refused whose entry of the list does not parse."""
+"""The reason for an account whose entry in the list does not parse."""
 _JOB_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _STORE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
@@ -63,7 +63,7 @@ class PrometheusApiRecorder:
         )
         self._idempotent_hits = Counter(
             "broker_allocate_idempotent_hits",
-            "Allocations answered with what was held already",
+            "Allocate requests of a track that already held the sandbox",
             registry=registry,
         )
         self._latency = Histogram(
@@ -76,7 +76,7 @@ class PrometheusApiRecorder:
         for outcome in AllocateOutcome:
             self._latency.labels(outcome.value)
         self._marks = _counter(registry, "broker_deletion_marked_total", "Marks for deletion", MarkOutcome)
-        # A track's own next allocate may expire its old allocation on the spot.
+        # A track's next allocate may itself expire the track's old lease.
         self._expired = _expired(registry)
         self._stopped = _stopped(registry)
         self._store_calls = _store_calls(registry)
@@ -84,7 +84,7 @@ class PrometheusApiRecorder:
         self._limited = Counter("broker_rate_limited_total", "Requests refused by the rate limit", registry=registry)
         self._unchecked = Counter(
             "broker_rate_limit_unchecked_total",
-            "Requests that Redis could not count, let pass",
+            "Requests that passed uncounted, because Redis was away",
             registry=registry,
         )
 
@@ -128,12 +128,12 @@ class PrometheusJobRecorder:
         self._stale = Counter("broker_sync_sandboxes_stale_total", "Sandboxes marked stale by syncs", registry=registry)
         self._braked = Counter(
             "broker_sync_braked_total",
-            "Syncs that left the missing alone: too many",
+            "Syncs that marked nothing stale, because too many accounts were missing",
             registry=registry,
         )
         self._refused = Counter(
             "broker_sync_accounts_refused_total",
-            "Accounts that syncs saw listed and could not take in, again in each sync",
+            "Listed accounts that a sync could not add, counted in each sync",
             ["reason"],
             registry=registry,
         )
@@ -141,12 +141,12 @@ class PrometheusJobRecorder:
             self._refused.labels(reason)
         self._tombstones_listed = Counter(
             "broker_sync_tombstones_listed_total",
-            "Deleted sandboxes whose account syncs saw listed, again in each sync",
+            "Deleted sandboxes whose account is still listed, counted in each sync",
             registry=registry,
         )
         self._contradicted = Counter(
             "broker_deletions_contradicted_total",
-            "Deletes answered with 404 whose account a later sync saw listed as active",
+            "Deletes answered with 404 although a later sync saw the account as active",
             registry=registry,
         )
         self._deleted = Counter(
@@ -175,7 +175,7 @@ class PrometheusJobRecorder:
         )
         for job in jobs:
             self._duration.labels(job)
-        # Set by whichever process ended the run: the latest counts, also when that process has died since.
+        # The process that ends a run sets it. The latest value counts, even if that process has ended.
         self._last_success = Gauge(
             "broker_job_last_success_timestamp_seconds",
             "When a run of the job last succeeded, in Unix seconds",
@@ -241,13 +241,13 @@ def _counter(
 
 
 def _expired(registry: CollectorRegistry) -> Counter:
-    return Counter("broker_expiry_marked_total", "Allocations that were expired", registry=registry)
+    return Counter("broker_expiry_marked_total", "Leases that the broker has expired", registry=registry)
 
 
 def _stopped(registry: CollectorRegistry) -> Counter:
     stopped = Counter(
         "broker_actions_stopped_total",
-        "Looks at the store that found this process's clock wrong, or another table than was known",
+        "Checks of the store that found this process's clock wrong, or another table than the known one",
         ["reason"],
         registry=registry,
     )
@@ -259,7 +259,7 @@ def _stopped(registry: CollectorRegistry) -> Counter:
 def _unreadable(registry: CollectorRegistry) -> Counter:
     return Counter(
         "broker_unreadable_records_total",
-        "Stored records that could not be read: each once a minute by each process that meets it",
+        "Stored records that could not be read: each counts once a minute in each process that reads it",
         registry=registry,
     )
 

@@ -1,4 +1,4 @@
-"""The recorder that passes events on to several recorders, and lets none of them do harm."""
+"""The recorder that passes telemetry on to several recorders, and contains their failures."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class Recorders:
-    """Passes each event on to several recorders, and logs the failure of one, which keeps nothing from the rest."""
+    """Passes telemetry on to several recorders. If one fails, that is logged, and the others go on."""
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = tuple(recorders)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
     def record(self, event: Event) -> None:
-        """Pass an event on; never raises."""
+        """Pass `event` on; never raises."""
         for recorder in self._recorders:
             try:
                 recorder.record(event)
-            except Exception:  # noqa: BLE001 - what happened must not fail because it could not be counted
+            except Exception:  # noqa: BLE001 - an operation must not fail because it could not be counted
                 self._log.exception("An event could not be recorded", event_type=type(event).__name__)

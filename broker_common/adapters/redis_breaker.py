@@ -1,8 +1,8 @@
 """The provider's circuit breaker, whose state all workers share in Redis.
 
-pybreaker is not used, because its shared state cannot keep what is promised here: it lets every worker try at once
-when half-open, compares the clocks of different machines in whole seconds, forgets failures while Redis is away, and
-can only wrap a call, while here the right to call is asked for before a sandbox is taken and used after that.
+pybreaker does not fit. When half-open, it lets every worker try at once. It compares clocks of different machines, in
+whole seconds. It forgets failures while Redis is away. It can only wrap a call, while the broker must ask for the right
+to call before it takes a sandbox, and calls after that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class BreakerState(StrEnum):
-    """What the breaker does with the next call: let it go, let one try, or refuse it."""
+    """How the breaker treats the next call: admit it, admit it as a trial, or refuse it."""
 
     CLOSED = "closed"
     HALF_OPEN = "half-open"
@@ -37,14 +37,14 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """What is shared. Times are Unix seconds; `open_until` is None while closed."""
+    """The shared state. Times are Unix seconds; `open_until` is None while closed."""
 
     failures: int = 0
     reason: str | None = None
-    """What the last of the failures was."""
+    """The message of the last failure."""
     open_until: float | None = None
     trial: str | None = None
-    """The one call that may try once `open_until` has passed, and until when that right lasts."""
+    """The only call that may try after `open_until`; its right lasts until `trial_until`."""
     trial_until: float = 0
 
     def state(self, now: float) -> BreakerState:
@@ -68,12 +68,12 @@ class RedisBreaker:
     """A circuit breaker over all workers.
 
     `threshold` failures in a row (`ProviderFailing`), or one `ProviderMisconfigured`, open it for `timeout_sec`. Then
-    one call of all workers may try: its success closes the breaker, its failure opens it again. Should that call
-    never report, because its worker died, another may try after `trial_sec`, which must be longer than a call lasts.
-    Every other answer of the provider, a refusal too, shows that it works, and counts as a success.
+    one call of all workers may try: its success closes the breaker, its failure opens it again. If that call never
+    reports, because its worker died, another may try after `trial_sec`, which must be longer than a call lasts. Every
+    other answer of the provider, even a refusal, shows that it works, and counts as a success.
 
-    While Redis is away each process goes on by itself from the state that it saw last, and returns to the shared
-    state as soon as Redis answers.
+    While Redis is away, each process goes on alone from the state that it saw last. It returns to the shared state as
+    soon as Redis answers.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RedisBreaker:
 
     @property
     def state(self) -> BreakerState:
-        """The state now, for all workers."""
+        """The current state, for all workers."""
         found = BreakerState.CLOSED
 
         def look(record: _Record, now: float) -> _Record:
@@ -119,7 +119,7 @@ class RedisBreaker:
     def admit(self) -> Iterator[Permit]:
         """Give the right to make one call inside the context; raises `ProviderCircuitOpen`.
 
-        A right that was not used, or whose call ended without an answer of the provider's, changes nothing.
+        An unused right changes nothing, and a call that ends without an answer of the provider changes nothing.
         """
         token = uuid.uuid4().hex
 
@@ -142,7 +142,7 @@ class RedisBreaker:
 
         def judge(record: _Record, now: float) -> _Record:
             if record.open_until is not None and record.trial != token:
-                # Calls that began before it opened say nothing about the provider of now; only the trial does.
+                # A call that began before the breaker opened says nothing about the provider now: only the trial does.
                 return record
             if verdict is None:
                 return replace(record, trial=None)
@@ -157,7 +157,7 @@ class RedisBreaker:
         self._update(judge)
 
     def _update(self, change: Callable[[_Record, float], _Record]) -> _Record:
-        """Apply a change to the shared record, on the very record that was read, and return what it made of it."""
+        """Apply `change` to the shared record, in one transaction with its read, and return the result."""
         after = _Record()
 
         def attempt(pipe: Any) -> None:  # noqa: ANN401 - redis-py's pipeline returns values or itself, by its mode
@@ -181,7 +181,7 @@ class RedisBreaker:
 
 
 class NoBreaker:
-    """Guards nothing: a person's look at the provider must neither be refused nor stop the workers' calls."""
+    """Admits every call and counts no failure: an operator's check must not be refused, or stop the workers."""
 
     def check(self) -> None:
         """Never raise."""
@@ -209,7 +209,7 @@ class Permit:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Make the call inside this context: how it ends decides what becomes of the breaker."""
+        """Run the call inside this context; its end sets the verdict for the breaker."""
         try:
             yield
         except ProviderFailing as error:
@@ -230,5 +230,5 @@ def _parse(stored: str | bytes | None) -> _Record:
     try:
         return _Record(**json.loads(stored))
     except (TypeError, ValueError):
-        # Another release's record: start afresh rather than never call again.
+        # Another release wrote the record: start as closed, so that calls go on.
         return _Record()

@@ -1,8 +1,8 @@
-"""The records of job runs in Redis, kept for a day. What may happen to a run is decided in `core/runs.py`.
+"""The records of job runs in Redis, kept for a day. `core/runs.py` decides how a run may change.
 
-A record is a JSON document of the shape that the release before knows and takes no other member of. So what is newer,
-who asked for a run and when, has a key of its own; a record without one is of that release. Redis' own clock times the
-runs: they begin and end on different machines.
+A record is a JSON document. The previous release refuses documents with members that it does not know. So newer members
+(who requested a run, and when) have a key of their own; a record without that key comes from that release. The times
+come from Redis' clock, because a run may begin and end on different machines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Value = TypeVar("Value")
 _PROBE_SEC = 60
 _MOST_INDEXED = 1_000
 """Of each job; a page shows a hundred at most."""
-# A closed set of words, because Redis' own may name the user. The first that fits holds.
+# Fixed texts, because Redis' own message may name the user. The first that fits is used.
 _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
     (OutOfMemoryError, "is out of memory"),
     (ReadOnlyError, "is a replica, which takes no writes"),
@@ -53,7 +53,7 @@ _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
 
 
 class RedisJobRuns:
-    """Implements the `JobRuns` port. The error of a Redis that refuses says why."""
+    """Implements the `JobRuns` port. If Redis refuses a command, the error says why."""
 
     def __init__(self, redis: Redis, *, jobs: Jobs = JOBS, prefix: str = "sandbox-broker:runs") -> None:
         """Keep runs of `jobs`; a record of another job counts as unknown."""
@@ -62,7 +62,7 @@ class RedisJobRuns:
         self._prefix = prefix
 
     def ping(self) -> None:
-        """Make sure that Redis takes a write, which a full one or a replica does not."""
+        """Check that Redis accepts a write: a full Redis or a replica does not."""
         _call(lambda: self._redis.set(f"{self._prefix}-probe", "", ex=_PROBE_SEC))
 
     def change(self, job_id: str, decide: Callable[[RunView], tuple[RunChange | None, Value]]) -> Value:
@@ -103,7 +103,7 @@ class RedisJobRuns:
         return _call(read)
 
     def read_last_dispatch(self) -> str | None:
-        """Return the id of the run that dispatched deletes last."""
+        """Return the id of the last run that dispatched deletes, if it is known."""
         job_id = _call(lambda: self._redis.get(self._open_key))
         return None if job_id is None else _text(job_id)
 
@@ -136,7 +136,7 @@ class RedisJobRuns:
         if is_new or run.state.is_final:
             asked = {"principal": run.principal, "queued_at": run.queued_at}
             pipe.set(self._asked_key(run.job_id), json.dumps(asked), ex=KEPT_SEC)
-            # One that is known already, and was only queued until now, keeps its place.
+            # A run that was queued before keeps its place.
             pipe.zadd(index_key, {run.job_id: now}, nx=True)
             pipe.zremrangebyscore(index_key, "-inf", now - 2 * KEPT_SEC)
             pipe.zremrangebyrank(index_key, 0, -_MOST_INDEXED - 1)
@@ -146,7 +146,7 @@ class RedisJobRuns:
         try:
             return None if document is None else self._parse(job_id, json.loads(document), asked)
         except (AttributeError, KeyError, TypeError, ValueError):
-            # It may be another release's record. Here the run then counts as unknown.
+            # Another release may have written the record. The run then counts as unknown.
             return None
 
     def _parse(self, job_id: str, values: dict[str, Any], asked: bytes | None) -> JobRun:
@@ -186,7 +186,7 @@ class RedisJobRuns:
 
 
 class _View:
-    """A run as a transaction reads it, each part when it is asked for."""
+    """A run inside a transaction; reads each part when it is needed."""
 
     def __init__(self, pipe: Pipeline, run: JobRun | None, out_key: str) -> None:
         self.run = run

@@ -27,10 +27,10 @@ class RedisJobLocks:
 
     @contextmanager
     def hold(self, job: str, *, owner: str) -> Iterator[bool]:
-        """Hold a job's lock inside the context; yields False if somebody else holds it.
+        """Hold a job's lock inside the context; yields False if another owner holds it.
 
-        An owner that holds it already, in a run that was cut off, enters again. Raises `QueueUnavailable` if Redis does
-        not answer.
+        An owner that still holds it, because its earlier run was cut off, gets it again. Raises `QueueUnavailable` if
+        Redis does not answer.
         """
         # Not thread-local: the thread that renews it needs the owner's token, too.
         lock = self._redis.lock(f"{self._prefix}:{job}", timeout=self._expiry_sec, thread_local=False)
@@ -49,7 +49,7 @@ class RedisJobLocks:
         finally:
             over.set()
             renewal.join()
-            # It may have ended by itself, or Redis may be away; then it will.
+            # The lock may have expired already. If Redis is away, it will expire.
             with suppress(RedisError):
                 lock.release()
 

@@ -1,7 +1,7 @@
-"""The rate limit that all API processes share in Redis: a token bucket a key, one round trip a request.
+"""The rate limit that all API processes share in Redis: a token bucket for each key, one round trip for each request.
 
-The bucket is throttled-py's GCRA (the generic cell rate algorithm), one small key that expires once the bucket is full
-again: any number of different callers leaves nothing behind.
+The bucket is throttled-py's GCRA (the generic cell rate algorithm): one small Redis key, which expires when the bucket
+is full again. So no caller leaves a key behind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from throttled import RateLimitResult
 
 TIMEOUT_SEC = 0.05
-"""What a request may lose to a Redis that does not answer: once, then nobody waits until it answers again."""
+"""Time that one request loses when Redis stops answering. After it no request waits until Redis answers again."""
 _PROBE_SEC = 0.5
 _KEY_PREFIX = "sandbox-broker:rate"
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class RedisRateLimit:
-    """Implements the `RateLimit` port: `burst` requests at once, and `rps` a second for as long as a key likes."""
+    """Implements the `RateLimit` port: each key may make `burst` requests at once, and `rps` a second without end."""
 
     def __init__(self, redis_url: str, *, rps: int, burst: int) -> None:
         self._options = {
@@ -54,7 +54,7 @@ class RedisRateLimit:
         self._is_away = False
 
     def take(self, key: str) -> Allowance | None:
-        """Take one request off a key's allowance; None while Redis is away: then nobody is limited."""
+        """Count one request of a key; returns None while Redis is away: then no request is limited."""
         if self._is_away:
             return None
         try:
@@ -80,7 +80,7 @@ class RedisRateLimit:
         threading.Thread(target=self._wait_for_redis, name="rate-limit-probe", daemon=True).start()
 
     def _wait_for_redis(self) -> None:
-        """Try until Redis takes a write, as the limit needs it, so that no request has to."""
+        """Repeat a write until Redis accepts it, as the limit needs, so that no request has to try."""
         redis = Redis.from_url(self._redis_url, **self._options)
         while True:
             time.sleep(_PROBE_SEC)

@@ -1,6 +1,6 @@
 """The provider's call slots: at most N calls at once, over all workers.
 
-A slot is a member of a sorted set, scored by when its lease ends, so that the slot of a worker that died frees itself.
+A slot is a member of a sorted set, and its score is the end of its lease: the slot of a dead worker becomes free.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class RedisSlots:
 
     @contextmanager
     def hold(self, *, wait_sec: float) -> Iterator[Slot]:
-        """Hold a slot inside the context, after waiting for one for at most `wait_sec`.
+        """Hold a slot inside the context; waits for a free one for at most `wait_sec`.
 
-        Raises `ProviderBusy` if none came free, `ProviderSlotsUnavailable` if Redis does not answer.
+        Raises `ProviderBusy` if no slot became free, `ProviderSlotsUnavailable` if Redis does not answer.
         """
         token = uuid.uuid4().hex
         give_up_at = time.monotonic() + wait_sec
@@ -62,7 +62,7 @@ class RedisSlots:
         try:
             yield Slot(self, token)
         finally:
-            # Should Redis be away now, the lease ends by itself.
+            # If Redis is away now, the lease ends by itself.
             with suppress(RedisError):
                 self._redis.zrem(self._key, token)
 
@@ -74,14 +74,14 @@ class RedisSlots:
 
 
 class Slot:
-    """A slot that is held."""
+    """A slot that a call holds."""
 
     def __init__(self, slots: RedisSlots, token: str) -> None:
         self._slots = slots
         self._token = token
 
     def renew(self) -> None:
-        """Start the lease anew, before a further call under the same slot.
+        """Extend the lease, before another call in the same slot.
 
         Raises `ProviderBusy` if the lease had ended and all slots are taken now, `ProviderSlotsUnavailable` if Redis
         does not answer.

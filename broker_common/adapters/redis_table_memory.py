@@ -1,4 +1,4 @@
-"""Which table is the right one, remembered in Redis for all processes: one hash, which never expires."""
+"""Remembers in Redis, for all processes, which table is the right one: one hash, which never expires."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _AWAY_SEC = 10.0
 
 
 class RedisTableMemory:
-    """Implements the `TableMemory` port. A Redis that did not answer is not asked again for ten seconds.
+    """Implements the `TableMemory` port. After a command without an answer, Redis is not asked for ten seconds.
 
-    So it costs those who need no Redis, as an allocate does, one time-out in that time.
+    So an operation that needs no Redis, such as allocate, loses at most one timeout in that time.
     """
 
     def __init__(self, redis: Redis, clock: Clock, *, key: str = MEMORY_KEY) -> None:
@@ -46,7 +46,7 @@ class RedisTableMemory:
         )
 
     def remember(self, table: KnownTable) -> None:
-        """Implement the port: of several processes that remember for the first time, the first one's table holds."""
+        """Implement the port: if several processes write for the first time, the first one decides."""
 
         def write() -> None:
             with self._redis.pipeline() as pipe:
@@ -59,7 +59,7 @@ class RedisTableMemory:
         self._call(write)
 
     def replace(self, identity: str) -> None:
-        """Implement the port; Redis' own clock says when."""
+        """Implement the port; the time comes from Redis' own clock."""
 
         def write() -> None:
             seconds, microseconds = self._redis.time()
@@ -68,7 +68,7 @@ class RedisTableMemory:
 
         self._call(write)
 
-    def _call(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever Redis answers
+    def _call(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - any answer of Redis
         if self._clock.monotonic() < self._away_until:
             raise QueueUnavailable("Redis, which remembers the table, did not answer a moment ago")
         try:

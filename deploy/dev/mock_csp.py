@@ -39,7 +39,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "drop_when": ("before", "after"),
     "delete_answer": (200, 202, 204, 404),
     "fail_status": (200, 202, *range(300, 600)),
-    "paging": ("off", "offset", "token", "link", "limit", "number"),
+    "paging": ("off", "offset", "link", "limit", "number"),
     "on_delete": ("reset", "remove"),
 }
 
@@ -75,7 +75,7 @@ class Switches:
     login_page: bool = False
     """Answer every call with 200 and an HTML page, as a portal does after its session has ended."""
     paging: str = "off"
-    """`offset` and `token` work as in Infoblox' `page` object; `limit` uses `_offset` and `_limit`."""
+    """How a page names the next: by a `page` object (`offset`), `next` (`link`), `_offset` and `_limit`, `page`."""
     page_size: int = 100
     on_delete: str = "reset"
     hold_deletes_until: int = 0
@@ -423,20 +423,16 @@ def page_of(switches: Switches, accounts: list[dict[str, Any]]) -> dict[str, Any
     size = asked.get("_limit", size, type=int)
     number = asked.get("page", 1, type=int)
     start = (number - 1) * size if "page" in asked else asked.get("_offset", 0, type=int)
-    if "_page_token" in asked:
-        start = int(asked["_page_token"].removeprefix("at-"))
     end = start + size
     results, has_more = accounts[start:end], end < count
     if switches.paging == "offset":
         paging: dict[str, Any] = {"page": {"offset": end if has_more else None, "size": count}}
-    elif switches.paging == "token":
-        paging = {"page": {"page_token": f"at-{end}" if has_more else "null"}}
     elif switches.paging == "link":
         paging = {"next": f"/current_user/accounts?_offset={end}" if has_more else None}
     elif switches.paging == "limit":
         paging = {"_offset": start, "_limit": size}
     else:
-        paging = {"page": number, "total_pages": -(-count // size), "total": count}
+        paging = {"page": number, "total": count}
     return {"results": results, **paging}
 
 

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 from moto import mock_aws
 
-from broker_common.adapters.dynamo_items import Item, claim_key, sandbox_key
+from broker_common.adapters.dynamo_items import claim_key, sandbox_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_ttl, table_definition
 from broker_common.adapters.dynamo_transport import make_client
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
+    from broker_common.adapters.dynamo_fields import Item
     from broker_common.core.facts import Change
 
 _tables = count()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY, Item, claim_key, sandbox_key
+from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY, claim_key, sandbox_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mypy_boto3_dynamodb import DynamoDBClient
+
+    from broker_common.adapters.dynamo_fields import Item
 
 TABLE = "bad-records"
 _seeds = count()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from broker_common.adapters.dynamo_items import (
     ELSEWHERE,
-    Item,
     decode_claim,
     decode_cursor,
     decode_sandbox,
@@ -20,6 +19,9 @@ from broker_common.adapters.dynamo_items import (
 from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.sandbox import Status
 from tests.fakes import make_claim, make_sandbox
+
+if TYPE_CHECKING:
+    from broker_common.adapters.dynamo_fields import Item
 
 SECRET = "a-secret-value"
 HELD = make_sandbox("7", status=Status.ALLOCATED, dirty=True)

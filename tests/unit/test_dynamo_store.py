@@ -283,7 +283,7 @@ def test_a_claim_that_is_said_to_be_there_and_not_shown_leaves_the_outcome_unkno
 def test_a_bad_record_is_said_once_a_minute_however_often_it_is_met(
     table: DynamoDBClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dynamo_base, "_SAID", 2)
+    monkeypatch.setattr(dynamo_base, "_MOST_REPORTED", 2)
     clock, recorder = FakeClock(), RecordingRecorder()
     store = DynamoStore(table, "pool", clock=clock, rng=Random(1), recorder=recorder)
     for _ in range(3):
@@ -356,7 +356,7 @@ def test_a_table_without_a_layout_says_which_command_is_missing(table: DynamoDBC
 
 def test_a_table_for_another_number_of_shards_is_refused(table: DynamoDBClient) -> None:
     store = DynamoStore(table, "pool", clock=FakeClock(), rng=Random(1), recorder=RecordingRecorder(), shards=5)
-    with pytest.raises(LayoutMismatch, match="and this process for 5"):
+    with pytest.raises(LayoutMismatch, match="but this process uses 5"):
         store.ping()
 
 
@@ -550,7 +550,7 @@ def test_an_account_is_not_taken_from_a_sandbox_that_is_added_just_then(
         store.commit(add_of(owner))
 
     monkeypatch.setattr(store, "get", read_too_early)
-    with pytest.raises(Conflict, match="changed hands"):
+    with pytest.raises(Conflict, match="another owner"):
         store.commit(add_of(make_sandbox("other", external_id="uuid-0a")))
     assert store.read_all().accounts == {"uuid-0a": "owner"}
 

@@ -24,7 +24,7 @@ from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
     from broker_common.adapters.dynamo_store import DynamoStore
     from broker_common.core.policy import Policy
     from broker_common.core.ports import Recorder

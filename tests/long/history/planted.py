@@ -24,7 +24,7 @@ from tests.fakes import BY, StoreWrapper
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.adapters.dynamo_items import Item
+    from broker_common.adapters.dynamo_fields import Item
     from broker_common.adapters.dynamo_store import DynamoStore
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim, Sandbox
