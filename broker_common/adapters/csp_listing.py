@@ -174,7 +174,8 @@ class Listing:
 
     def _next_parameters(self, answer: dict[str, Any], before: int) -> Mapping[str, int] | None:
         page, is_empty = answer.get("page"), not answer["results"]
-        is_complete = bool(self._totals) and self._read >= max(self._totals)
+        has_all_pages = 0 < self._total_pages <= self._pages
+        is_complete = has_all_pages or (bool(self._totals) and self._read >= max(self._totals))
         if isinstance(page, dict):
             offset = _number(page.get("offset"))
             if offset is not None and offset > before:

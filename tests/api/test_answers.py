@@ -62,7 +62,16 @@ def to_a_track(api: Api) -> Iterator[TestResponse]:
 def to_an_operator(api: Api) -> Iterator[TestResponse]:
     api.store.seed(make_sandbox("1"), make_sandbox("s", status=Status.STALE))
     lease = api.allocate()["lease_id"]
-    for path in ("/sandboxes", "/sandboxes/1", "/sandboxes/2", "/sandboxes?limit=0", "/stats", "/pause", "/whoami"):
+    for path in (
+        "/sandboxes",
+        "/sandboxes/1",
+        "/sandboxes/2",
+        "/sandboxes?limit=0",
+        "/stats",
+        "/overview",
+        "/pause",
+        "/whoami",
+    ):
         yield api.admin("GET", f"/v1/admin{path}")
     yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": "another"})
     yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": lease})

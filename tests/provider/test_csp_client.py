@@ -316,6 +316,7 @@ def test_a_list_that_may_lack_accounts_says_why(make_client: MakeClient, pages: 
         [listing(ACCOUNT, {"account_type": "partner", "id": "x"}, {"account_type": "partner", "csp_id": 0}, total=3)],
         [listing(account(1), total=2, **NEXT), listing(account(2), total=2)],
         [listing(account(1), page=1), listing(account(2), page=2), listing(page=3)],
+        [listing(account(1), page=1, total_pages=2), listing(account(2), page=2, total_pages=2)],
         [listing(ACCOUNT, links={"next": None}, _links={}, page={"page_token": ""})],
         [listing(ACCOUNT, account(1, name="")), listing(ACCOUNT)],
         [listing(ACCOUNT, account(1, csp_id="a/b"))],

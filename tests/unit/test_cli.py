@@ -463,7 +463,7 @@ def test_a_sandbox_whose_record_cannot_be_read_is_listed_with_the_reason() -> No
 
 @responses.activate
 def test_an_error_that_is_not_the_broker_s_is_told_apart() -> None:
-    responses.get(f"{URL}/stats", json={"detail": "a proxy's"}, status=502)
+    responses.get(f"{URL}/overview", json={"detail": "a proxy's"}, status=502)
     result = broker("pool")
     assert result.exit_code == 1
     assert "answered 502: is this the broker's API?" in result.stderr
