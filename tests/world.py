@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
 from broker_common.core.candidate_cache import CandidateCache
@@ -13,7 +13,7 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
-from broker_common.core.leases import Leases
+from broker_common.core.leases import LeaseEnd, Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy, RecyclePolicy
@@ -26,6 +26,7 @@ from tests.fakes import (
     FakeClock,
     FakeProvider,
     FakeTableMemory,
+    FlakyStore,
     MemoryStore,
     RecordingRecorder,
     StoreWrapper,
@@ -50,6 +51,13 @@ class JudgedStore(StoreWrapper):
         for each in changes:
             check_change(each.before, each.after, each.fact)
         self.inner.commit(*changes)
+
+
+def flaky_world(**options: Any) -> tuple[World, FlakyStore]:
+    """Return a world and its store, whose calls a test can have fail."""
+    world = World(wrap=FlakyStore, **options)
+    assert isinstance(world.store, FlakyStore)
+    return world, world.store
 
 
 class World:
@@ -149,6 +157,18 @@ class World:
         return self.allocator.allocate(
             AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix), by=BY
         )
+
+    def mark(self, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None) -> LeaseEnd:
+        """Mark for deletion as the route does."""
+        return self.leases.mark_for_deletion(track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id, by=BY)
+
+    def use_and_wipe(self, track_id: str = "track-1") -> Allocation:
+        """Have a track take a sandbox and give it back, and have it wiped; then the next allocate may find it."""
+        allocation = self.allocate(track_id)
+        self.mark(allocation.claim.sandbox_id, track_id)
+        self.cleaner.delete_sandbox(allocation.claim.sandbox_id, by=BY)
+        self.clock.advance(2)
+        return allocation
 
     def pending(self, sandbox_id: str = "sbx-0", **changes: object) -> Sandbox:
         """Put a sandbox in the store that its track has just given back."""
