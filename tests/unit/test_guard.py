@@ -36,10 +36,9 @@ from tests.fakes import (
     LaggingStore,
     MemoryStore,
     RecordingRecorder,
-    StoreWrapper,
     make_sandbox,
 )
-from tests.world import World
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -419,13 +418,9 @@ class TestIdentity:
         assert world.memory.identity == given
 
     def test_a_table_that_another_process_identifies_at_the_same_moment_is_taken_by_the_next_look(self) -> None:
-        class Overtaken(StoreWrapper):
-            def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
-                self.inner.identify("theirs", instead_of=None)
-                super().identify(identity, instead_of=instead_of, accepted_at=accepted_at)
-
-        world = World(wrap=Overtaken)
+        world, store = flaky_world()
         world.memory.identity = None
+        store.just_before("identify", lambda: world.memory.identify("theirs", instead_of=None))
         world.guard.check()
         assert world.table_memory.known is None
         world.clock.advance(MAX_AGE_SEC)
@@ -502,15 +497,10 @@ class TestIdentity:
         assert world.memory.identity == "the-table"
 
     def test_of_two_operators_that_accept_at_once_one_is_told_so(self) -> None:
-        world = World()
-
-        class Overtaken(StoreWrapper):
-            def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
-                self.inner.identify("theirs", instead_of=instead_of)
-                super().identify(identity, instead_of=instead_of, accepted_at=accepted_at)
-
+        world, store = flaky_world()
+        store.just_before("identify", lambda: world.memory.identify("theirs", instead_of="the-table"))
         with pytest.raises(Conflict):
-            accept_table(Overtaken(world.memory), world.table_memory, world.clock, identity="ours")
+            accept_table(store, world.table_memory, world.clock, identity="ours")
 
     def test_a_store_that_tells_no_time_can_be_accepted(self) -> None:
         memory, known, clock = MemoryStore(), FakeTableMemory(), FakeClock()
@@ -529,23 +519,21 @@ class TestCost:
         assert world.memory.calls["ping"] <= 10 / MAX_AGE_SEC + 1
 
     def test_a_look_that_fails_is_not_repeated_by_each_request(self) -> None:
-        world = World(wrap=FlakyStore)
-        assert isinstance(world.store, FlakyStore)
-        world.store.fail("ping", *[Fault.REFUSED] * 9)
+        world, store = flaky_world()
+        store.fail("ping", *[Fault.REFUSED] * 9)
         for _ in range(9):
             world.guard.check()
-        assert world.store.calls["ping"] == 1
+        assert store.calls["ping"] == 1
 
     @pytest.mark.parametrize(("age", "waits"), [(MAX_AGE_SEC, False), (HOUR, True)])
     def test_while_one_thread_looks_others_go_on_with_what_is_young_and_wait_where_it_is_not(
         self, age: float, waits: bool
     ) -> None:
-        world = World(wrap=FlakyStore)
-        assert isinstance(world.store, FlakyStore)
+        world, store = flaky_world()
         world.guard.check()
         world.memory.identity = "another"
         world.clock.advance(age)
-        come, let_through = world.store.hold_up()
+        come, let_through = store.hold_up()
         found: list[bool] = []
         first, second = (threading.Thread(target=lambda: found.append(is_stopped(world.guard.check))) for _ in range(2))
         first.start()
@@ -564,16 +552,10 @@ class TestCost:
         assert world.memory.calls["ping"] == 2
 
     def test_an_unexpected_error_of_a_look_is_not_hidden_and_blocks_nobody(self) -> None:
-        world = World(wrap=FlakyStore)
-        assert isinstance(world.store, FlakyStore)
-
-        def fail(_: str) -> None:
-            raise RuntimeError("a bug")
-
-        world.store.before_call = fail
+        world, store = flaky_world()
+        store.fail("ping", RuntimeError("a bug"))
         with pytest.raises(RuntimeError):
             world.guard.check()
-        world.store.before_call = lambda _: None
         world.clock.advance(MAX_AGE_SEC)
         world.guard.check()
 

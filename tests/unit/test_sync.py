@@ -11,7 +11,6 @@ import pytest
 from broker_common.core.errors import ListingUnusable, ListNotWhole, ProviderFailing, StoreUnavailable, SyncBraked
 from broker_common.core.lease import begin
 from broker_common.core.policy import Policy, RecyclePolicy
-from broker_common.core.pool import describe
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Watermark
@@ -29,18 +28,14 @@ from tests.fakes import (
     BY,
     START,
     WRITES,
-    FakeClock,
     Fault,
-    FlakyStore,
     LosingStore,
-    MemoryStore,
     flat,
     make_account,
     make_claim,
     make_sandbox,
-    removal_of,
 )
-from tests.world import World
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,13 +77,6 @@ def test_added_sandboxes_can_be_allocated(world: World) -> None:
     assert world.allocate().claim
 
 
-def test_sandboxes_are_spread_over_the_ring(plain: World) -> None:
-    plain.provider.accounts = World.accounts(50)
-    plain.syncer.run(by=BY)
-    records, _ = plain.memory.dump()
-    assert len({each.status_order for each in records.values()}) == 50
-
-
 def test_an_unchanged_pool_costs_one_write_in_all(plain: World) -> None:
     plain.provider.accounts = World.accounts(30)
     plain.syncer.run(by=BY)
@@ -98,12 +86,6 @@ def test_an_unchanged_pool_costs_one_write_in_all(plain: World) -> None:
     assert writes(plain) == {"write_watermark": 1}
     assert plain.memory.calls["read_all"] == 1
     assert (result.synced, result.added, result.updated, result.overtaken) == (30, 0, 0, 0)
-
-
-def test_a_finished_sync_leaves_its_watermark(plain: World) -> None:
-    plain.provider.accounts = World.accounts(3)
-    plain.syncer.run(by=BY)
-    assert plain.memory.read_watermark() == Watermark(START, 3)
 
 
 def test_a_changed_name_is_taken_over(plain: World) -> None:
@@ -122,13 +104,7 @@ def test_a_missing_sandbox_becomes_stale_and_keeps_when_it_was_last_seen(plain: 
     assert plain.syncer.run(by=BY).stale == 1
     record = plain.record("sbx-2")
     assert (record.status, record.stale_since, record.last_synced) == (Status.STALE, START + 600, START)
-
-
-def test_a_stale_sandbox_that_is_seen_again_is_available(plain: World) -> None:
-    plain.pool(2)
-    plain.memory.seed(make_sandbox("sbx-0", status=Status.STALE, stale_since=START))
-    assert plain.syncer.run(by=BY).restored == 1
-    assert plain.record("sbx-0").status is Status.AVAILABLE
+    assert plain.recorder.of(PoolSynced)[-1] == PoolSynced(synced=2, stale=1)
 
 
 def test_a_dirty_stale_sandbox_that_is_seen_again_is_wiped_first(plain: World) -> None:
@@ -158,36 +134,31 @@ def test_allocated_and_waiting_sandboxes_are_never_touched(plain: World, seen: b
     assert plain.memory.dump() == before
 
 
-def test_a_failed_deletion_that_is_still_listed_waits_for_its_person(plain: World) -> None:
-    failed = make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True)
-    plain.memory.seed(failed)
+@pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED])
+def test_a_failed_deletion_and_a_tombstone_stay_as_they_are_while_listed(plain: World, status: Status) -> None:
+    before = make_sandbox("sbx-0", status=status, dirty=True)
+    plain.memory.seed(before)
     plain.provider.accounts = World.accounts(1)
-    plain.syncer.run(by=BY)
-    assert plain.record("sbx-0") == failed
+    assert plain.syncer.run(by=BY).added == 0
+    assert plain.record("sbx-0") == before
 
 
-@pytest.mark.parametrize("dirty", [True, False])
-def test_a_failed_deletion_that_is_no_longer_listed_is_removed(plain: World, dirty: bool) -> None:
-    plain.memory.seed(make_sandbox("gone", status=Status.DELETION_FAILED, dirty=dirty))
-    plain.provider.accounts = World.accounts(1)
-    assert plain.syncer.run(by=BY).removed == 1
-    records, _ = plain.memory.dump()
-    assert [records["gone"].status] == [Status.DELETED] if dirty else "gone" not in records
-
-
-def test_a_tombstone_keeps_its_account_out_as_long_as_it_is_listed(plain: World) -> None:
-    tombstone = make_sandbox("sbx-0", status=Status.DELETED, dirty=True)
-    plain.memory.seed(tombstone)
-    plain.provider.accounts = World.accounts(1)
-    result = plain.syncer.run(by=BY)
-    assert (result.added, plain.record("sbx-0")) == (0, tombstone)
-
-
-def test_a_tombstone_that_is_no_longer_listed_goes_for_good(plain: World) -> None:
-    plain.memory.seed(make_sandbox("gone", status=Status.DELETED, dirty=True))
+@pytest.mark.parametrize(
+    ("status", "dirty", "left"),
+    [
+        (Status.DELETION_FAILED, True, Status.DELETED),
+        (Status.DELETION_FAILED, False, None),
+        (Status.DELETED, True, None),
+    ],
+)
+def test_a_failed_deletion_and_a_tombstone_are_removed_once_no_longer_listed(
+    plain: World, status: Status, dirty: bool, left: Status | None
+) -> None:
+    plain.memory.seed(make_sandbox("gone", status=status, dirty=dirty))
     plain.provider.accounts = World.accounts(1)
     assert plain.syncer.run(by=BY).removed == 1
-    assert "gone" not in plain.memory.dump()[0]
+    record = plain.memory.dump()[0].get("gone")
+    assert (record and record.status) == left
 
 
 def test_a_tombstone_made_after_the_pool_was_read_stays(plain: World) -> None:
@@ -249,16 +220,8 @@ def test_without_a_usable_list_nothing_changes(plain: World, error: Exception) -
     assert plain.memory.read_watermark() is None
 
 
-def on_a_flaky_store() -> tuple[World, FlakyStore]:
-    """Return a world and its store, whose calls a test can have fail."""
-    clock = FakeClock()
-    memory = MemoryStore(clock)
-    store = FlakyStore(memory)
-    return World(clock=clock, memory=memory, wrap=lambda _: store), store
-
-
 def test_a_sync_that_could_add_nothing_to_an_empty_table_does_not_say_that_it_had_records() -> None:
-    world, store = on_a_flaky_store()
+    world, store = flaky_world()
     world.provider.accounts = World.accounts(1)
     store.fail("add", Fault.REFUSED)
     assert world.syncer.run(by=BY).failed == 1
@@ -368,12 +331,7 @@ def test_a_sandbox_that_was_used_and_wiped_meanwhile_is_left_for_the_next_sync(p
     plain.pool(1)
     plain.provider.accounts = [make_account("other")]
 
-    def meanwhile() -> None:
-        plain.allocate()
-        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-        plain.cleaner.delete_sandbox("sbx-0", by=BY)
-
-    plain.provider.during_list = meanwhile
+    plain.provider.during_list = plain.use_and_wipe
     assert plain.syncer.run(by=BY).overtaken == 1
     assert plain.record("sbx-0").status is Status.AVAILABLE
 
@@ -389,7 +347,7 @@ def test_every_write_that_loses_a_race_is_counted_and_found_again_by_the_next_sy
 
 
 def test_a_write_that_fails_does_not_stop_the_run() -> None:
-    world, store = on_a_flaky_store()
+    world, store = flaky_world()
     world.provider.accounts = World.accounts(5)
     world.memory.seed(*[make_sandbox(each.sandbox_id, name="old") for each in world.provider.accounts[:3]])
     store.fail("update", Fault.REFUSED, None, Fault.LOST_AFTER)
@@ -402,34 +360,12 @@ def test_a_write_that_fails_does_not_stop_the_run() -> None:
 
 def test_a_pool_that_cannot_be_read_asks_the_provider_for_nothing() -> None:
     asked: list[None] = []
-    world, store = on_a_flaky_store()
+    world, store = flaky_world()
     world.provider.during_list = lambda: asked.append(None)
     store.fail("read_all", Fault.REFUSED)
     with pytest.raises(StoreUnavailable):
         world.syncer.run(by=BY)
     assert asked == []
-
-
-def test_a_sandbox_that_comes_back_has_a_version_that_was_never_there(plain: World) -> None:
-    plain.provider.accounts = World.accounts(1)
-    plain.syncer.run(by=BY)
-    record = plain.record("sbx-0")
-    for number in range(20):
-        renamed = describe(record, make_account("sbx-0", name=f"name-{number}"), by=BY, now=plain.clock.now())
-        assert renamed is not None
-        plain.memory.commit(renamed)
-        record = renamed.result
-    plain.memory.commit(removal_of(record))
-    plain.clock.advance(1)
-    plain.syncer.run(by=BY)
-    assert plain.record("sbx-0").version > record.version
-
-
-def test_what_a_sync_wrote_is_recorded(plain: World) -> None:
-    plain.pool(3)
-    plain.provider.accounts = World.accounts(2)
-    plain.syncer.run(by=BY)
-    assert plain.recorder.of(PoolSynced) == [PoolSynced(synced=2, stale=1)]
 
 
 def test_a_list_that_was_cut_short_does_not_make_the_broker_forget_dirty_sandboxes() -> None:
@@ -479,17 +415,6 @@ def test_what_is_listed_in_another_state_is_never_forgotten(plain: World, status
     for _ in range(3):
         plain.syncer.run(by=BY, force=True)
     assert plain.record("sbx-0") == record
-
-
-def test_a_dirty_sandbox_that_is_switched_off_and_on_again_is_never_given_away_unwiped(plain: World) -> None:
-    plain.pool(3)
-    plain.memory.seed(make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True))
-    switched_off(plain, "sbx-0")
-    plain.syncer.run(by=BY)
-    plain.syncer.run(by=BY)
-    plain.provider.accounts, plain.provider.inactive = World.accounts(3), ()
-    plain.syncer.run(by=BY)
-    assert (plain.record("sbx-0").status, plain.record("sbx-0").dirty) == (Status.DELETION_FAILED, True)
 
 
 def test_a_dirty_sandbox_that_was_purged_while_it_was_switched_off_stays_out_and_is_counted(plain: World) -> None:
@@ -568,7 +493,7 @@ def test_a_used_sandbox_that_was_renumbered_is_wiped_before_its_account_is_given
     plain.provider.accounts = [make_account("new", external_id="uuid-sbx-0"), make_account("other")]
     plain.allocate()
     plain.syncer.run(by=BY)
-    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.mark()
     plain.syncer.run(by=BY)
     plain.provider.answers.append(WipeAnswer.GONE)
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
@@ -778,10 +703,11 @@ def test_a_tombstone_that_an_operator_or_a_purge_made_stays_though_it_came_of_a_
 # -- many at once
 
 
-def test_new_accounts_are_added_many_with_one_write(plain: World) -> None:
+def test_new_accounts_are_added_many_with_one_write_and_spread_over_the_ring(plain: World) -> None:
     plain.provider.accounts = World.accounts(60)
     assert plain.syncer.run(by=BY).added == 60
     assert writes(plain) == {"add": 3, "write_watermark": 1}
+    assert len({each.status_order for each in plain.memory.dump()[0].values()}) == 60
 
 
 def test_of_many_new_accounts_one_that_cannot_be_added_keeps_no_other_out(plain: World) -> None:
@@ -793,7 +719,7 @@ def test_of_many_new_accounts_one_that_cannot_be_added_keeps_no_other_out(plain:
 
 
 def test_many_new_accounts_whose_write_fails_are_added_by_the_next_sync() -> None:
-    world, store = on_a_flaky_store()
+    world, store = flaky_world()
     world.provider.accounts = World.accounts(30)
     store.fail("add", Fault.LOST_AFTER)
     result = world.syncer.run(by=BY)
