@@ -133,7 +133,7 @@ class Stage:
     def pending(self) -> None:
         """Put a sandbox in the store that ann has just given back."""
         claim = self.held("ann")
-        self.worlds[0].leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id=claim.sandbox_id)
+        self.worlds[0].mark(claim.sandbox_id, "ann")
 
     def look_ahead(self, world: World) -> None:
         """Have a process keep candidates at hand, as after earlier requests."""

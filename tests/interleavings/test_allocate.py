@@ -211,9 +211,7 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
         stage.allocate("copy", first, "ann")
         stage.play(
             "mark",
-            lambda: second.leases.mark_for_deletion(
-                by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=old.lease.lease_id
-            ),
+            lambda: second.mark("sbx-0", "ann", lease_id=old.lease.lease_id),
         )
         results = stage.run()
         assert not results["mark"].repeated

@@ -198,7 +198,7 @@ def test_a_mark_that_is_repeated_while_its_sandbox_is_wiped_and_given_to_another
         stage.pending()
         worker, api, other = stage.worlds
         stage.play("delete", answered(answer)(worker))
-        stage.play("mark", lambda: api.leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
+        stage.play("mark", lambda: api.mark("sbx-0", "ann"))
         stage.allocate("bob", other)
         results = stage.run()
         given = isinstance(results["bob"], Allocation)

@@ -38,9 +38,7 @@ def ending(name: str, world: World, claim: Claim) -> Callable[[], object]:
     """Make the operation of this name end an allocation; it returns whether it was it that did."""
 
     def mark() -> bool:
-        return not world.leases.mark_for_deletion(
-            by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id
-        ).repeated
+        return not world.mark(claim.sandbox_id, claim.lease.track_id).repeated
 
     def release() -> bool:
         return not world.leases.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id).repeated
@@ -134,9 +132,7 @@ def next_life(stage: Stage, world: World, claim: Claim, track_id: str) -> Callab
     """Make an operation that gives a sandbox back for its track, has it wiped, and allocates it anew."""
 
     def operation() -> object:
-        world.leases.mark_for_deletion(
-            by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
-        )
+        world.mark(claim.sandbox_id, claim.lease.track_id, lease_id=claim.lease.lease_id)
         world.cleaner.delete_sandbox(claim.sandbox_id, by=BY)
         return world.allocate(track_id)
 
@@ -161,13 +157,11 @@ def late_against_the_next_life(
 
 
 def mark_the_old_lease(world: World, claim: Claim) -> object:
-    return world.leases.mark_for_deletion(
-        by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
-    )
+    return world.mark(claim.sandbox_id, claim.lease.track_id, lease_id=claim.lease.lease_id)
 
 
 def mark_the_lease_at_hand(world: World, claim: Claim) -> object:
-    return world.leases.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
+    return world.mark(claim.sandbox_id, claim.lease.track_id)
 
 
 def release_the_old_lease(world: World, claim: Claim) -> object:

@@ -180,7 +180,7 @@ def test_a_sync_that_read_the_pool_before_a_whole_life_of_a_sandbox_does_not_tou
         first, second, api = stage.worlds
 
         def life() -> None:
-            first.leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=claim.lease.lease_id)
+            first.mark("sbx-0", "ann", lease_id=claim.lease.lease_id)
             first.cleaner.delete_sandbox("sbx-0", by=BY)
 
         first.provider.answers.append(answer)
@@ -398,7 +398,7 @@ def test_orders_that_are_left_out_because_their_steps_commute_hide_no_state_and_
             stage.held("ann")
             first, second, third = stage.worlds
             sync(stage, "sync", first, SEEN)
-            stage.play("mark", lambda: second.leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
+            stage.play("mark", lambda: second.mark("sbx-0", "ann"))
             stage.play("quarantine", lambda: third.operations.quarantine("sbx-1", by=BY, reason="odd"))
             results = stage.run()
             states.update(

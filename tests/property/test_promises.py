@@ -284,7 +284,7 @@ class Promises(RuleBasedStateMachine):
         accepted = False
         with self._process(index, failing) as world:
             try:
-                ending = world.leases.mark_for_deletion(by=BY, track_id=track, sandbox_id=sandbox_id, lease_id=lease_id)
+                ending = world.mark(sandbox_id, track, lease_id=lease_id)
             except SandboxNotFound:
                 assert record is None or record.status is Status.DELETED
             except NotSandboxOwner:
@@ -459,7 +459,7 @@ class Promises(RuleBasedStateMachine):
             elif what == "mark":
                 for lease, claim in list(self.answered.items()):
                     ended_by.append(lease)
-                    world.leases.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
+                    world.mark(claim.sandbox_id, claim.lease.track_id)
             elif what == "quarantine":
                 world.operations.quarantine("s0", by=BY, reason="odd")
             elif what == "retry":
@@ -685,10 +685,15 @@ def _case(machine: type[Promises]) -> Any:
     return case
 
 
-def _use_and_lose(machine: Promises) -> None:
-    """Let a track use a sandbox, give it back, and the provider say that it has no such account."""
+def _use(machine: Promises) -> None:
+    """Let a track use the only sandbox."""
     machine.fill(free=1)
     machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
+
+
+def _use_and_lose(machine: Promises) -> None:
+    """Let a track use a sandbox, give it back, and the provider say that it has no such account."""
+    _use(machine)
     machine.mark(index=0, track="ann", sandbox_id="s0", lease="none", failing=[])
     machine.cleanup(index=0, answer=WipeAnswer.GONE, failing=[], overtaken=False)
 
@@ -750,9 +755,8 @@ def test_the_model_objects_to_a_removal_that_leaves_no_tombstone(monkeypatch: py
 
 def test_the_model_objects_to_an_allocation_that_somebody_else_ended() -> None:
     machine = Promises()
-    machine.fill(free=1)
-    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
-    machine.worlds[1].leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="s0")
+    _use(machine)
+    machine.worlds[1].mark("s0", "ann")
     with pytest.raises(AssertionError, match="nobody who may"):
         machine.expire(index=0, failing=[])
 
@@ -764,8 +768,7 @@ def test_the_model_objects_to_a_change_that_is_not_told(monkeypatch: pytest.Monk
         commit(memory, *(replace(each, fact=None) for each in changes))
 
     machine = Promises()
-    machine.fill(free=1)
-    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
+    _use(machine)
     machine.each_change_has_its_fact_and_no_other_fact_is_told()
     monkeypatch.setattr(MemoryStore, "_check_fact", lambda *_: None)
     monkeypatch.setattr(MemoryStore, "commit", forgetful)

@@ -52,6 +52,10 @@ class WrongClock(FakeClock):
 
     off = 0
 
+    def be(self, off: int) -> None:
+        """Set the clock."""
+        self.off = off
+
     def now(self) -> int:
         return super().now() + self.off
 
@@ -179,10 +183,7 @@ class TestWhatAWrongClockDoesNot:
         world.allocate("two")
         clock.advance(5 * HOUR)
 
-        def set_clock(*_: object) -> None:
-            clock.off = off
-
-        world.memory.on_write = set_clock
+        world.memory.on_write = lambda *_: clock.be(off)
         with suppress(ClockWrong):  # by one that is behind, the other is not even due
             world.expirer.run(by=BY)
         ended = [world.record(f"sbx-{number}").status for number in range(2)]
@@ -206,10 +207,7 @@ class TestWhatAWrongClockDoesNot:
         world.pool(3)
         world.provider.accounts = world.accounts(5)
 
-        def set_clock() -> None:
-            clock.off = off
-
-        world.provider.during_list = set_clock
+        world.provider.during_list = lambda: clock.be(off)
         before = world.memory.dump()
         with pytest.raises(ClockWrong):
             world.syncer.run(by=BY)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.errors import InvalidTransition, SandboxNotFound
+from broker_common.core.errors import SandboxNotFound
 from broker_common.core.sandbox import DeletionReason, Status
 from tests.fakes import BY, flat, make_sandbox, removal_of
 from tests.world import World, flaky_world
@@ -35,15 +35,6 @@ def test_an_unused_sandbox_is_set_aside_with_the_reason_kept(world: World, statu
     assert flat(after).deletion_reason is DeletionReason.QUARANTINED
 
 
-@pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED])
-def test_what_is_set_aside_or_removed_already_cannot_be_set_aside(world: World, status: Status) -> None:
-    sandbox = make_sandbox(status=status)
-    world.memory.seed(sandbox)
-    with pytest.raises(InvalidTransition, match=status):
-        world.operations.quarantine(sandbox.sandbox_id, by=BY, reason="odd")
-    assert world.record(sandbox.sandbox_id) == sandbox
-
-
 def test_a_quarantine_that_loses_to_an_allocate_leaves_the_sandbox_to_its_track_until_it_is_wiped() -> None:
     world, store = flaky_world()
     world.pool(1)
@@ -61,15 +52,6 @@ def test_a_failed_deletion_is_sent_back_to_be_wiped_with_a_fresh_count(world: Wo
     assert (after.status, flat(after).deletion_retry_count, after.dirty) == (Status.PENDING_DELETION, 0, True)
     world.clock.advance(3)
     assert list(world.cleaner.find_due()) == ["sbx-0"]
-
-
-@pytest.mark.parametrize("status", [status for status in Status if status is not Status.DELETION_FAILED])
-def test_nothing_else_can_be_sent_back(world: World, status: Status) -> None:
-    sandbox = make_sandbox(status=status)
-    world.memory.seed(sandbox)
-    with pytest.raises(InvalidTransition, match=status):
-        world.operations.retry_deletion(sandbox.sandbox_id, by=BY)
-    assert world.record(sandbox.sandbox_id) == sandbox
 
 
 def test_all_failed_deletions_are_sent_back_and_counted(world: World) -> None:

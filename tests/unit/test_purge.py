@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from broker_common.core.errors import InvalidInput
-from broker_common.core.policy import RecyclePolicy
 from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import ItemFailed
 from tests.fakes import BY, START, Fault, make_sandbox
@@ -25,29 +24,6 @@ def test_what_was_stale_for_the_grace_is_removed_and_nothing_younger(plain: Worl
     result = plain.purger.run(by=BY)
     assert (result.removed, result.failed, result.message) == (1, 0, "Removed 1 stale sandboxes")
     assert set(plain.memory.dump()[0]) == {"young", "free", "failed"}
-
-
-@pytest.mark.parametrize(
-    ("recycle", "dirty", "stays"),
-    [
-        (RecyclePolicy.REUSE, False, False),
-        (RecyclePolicy.REUSE, True, True),
-        (RecyclePolicy.CONFIRM, True, True),
-        (RecyclePolicy.RETIRE, False, True),
-        (RecyclePolicy.RETIRE, True, True),
-    ],
-)
-def test_a_used_or_retired_record_leaves_a_tombstone(
-    plain: World, recycle: RecyclePolicy, dirty: bool, stays: bool
-) -> None:
-    plain.recycle(recycle)
-    plain.memory.seed(make_sandbox("old", status=Status.STALE, dirty=dirty))
-    plain.clock.advance(DAY)
-    assert plain.purger.run(by=BY).removed == 1
-    records, _ = plain.memory.dump()
-    assert ("old" in records) == stays
-    if stays:
-        assert (records["old"].status, records["old"].dirty) == (Status.DELETED, dirty)
 
 
 def test_a_sandbox_that_was_seen_again_meanwhile_is_left() -> None:

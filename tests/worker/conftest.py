@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 _DATABASE = 9
 DEADLINE_SEC = 30.0
 ASKING = Actor(principal="alice", request_id="req-1")
+DEPLOYED = "broker_worker.celery_app"
+"""The application that is deployed."""
+NOWHERE = "http://127.0.0.1:1"
+OUT_OF_REACH = {
+    "DDB_ENDPOINT_URL": NOWHERE,
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "CSP_BASE_URL": NOWHERE,
+    "CSP_API_TOKEN": "the-provider-s-secret",
+    "API_BIND": "127.0.0.1",
+}
+"""Settings of a worker whose table and provider are out of reach."""
 _ENVIRONMENT = {"BROKER_ENV": "development", "PYTHONUNBUFFERED": "1"}
 
 

@@ -229,7 +229,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
             _allocate(empty, track)
 
     def mark() -> None:
-        full.leases.mark_for_deletion(by=BY, track_id=track, sandbox_id=held)
+        full.mark(held, track)
 
     steps: dict[str, Callable[[], object]] = {
         "allocate, repeated": lambda: _allocate(full, track),

@@ -312,7 +312,7 @@ def _serve(world: World, request: Request) -> Answer:
             return Answer(status=200, body=HeldSandboxSchema().dump(sandbox))
         case "POST", ["sandboxes", sandbox_id, _]:
             lease_id = request.body["lease_id"] if request.body else None
-            ending = world.leases.mark_for_deletion(by=BY, track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
+            ending = world.mark(sandbox_id, track_id, lease_id=lease_id)
             return Answer(status=200, body=MarkedSchema().dump(ending.sandbox))
         case _:
             raise AssertionError(f"no call of a track: {request}")
