@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from tests.scheduler.schedule import Schedule
 
+    Search = Callable[..., None]
+    """What `every_order` is."""
+
 
 @pytest.fixture(autouse=True)
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +31,7 @@ def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def every_order(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+def every_order(record_property: Callable[[str, object], None]) -> Search:
     """Give the search, which plays a case in every order and has their number shown with the test's result.
 
     With `once` orders that differ only by steps that commute are played once.

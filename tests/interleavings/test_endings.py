@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.facts import Change
     from broker_common.core.sandbox import Candidate, Claim
+    from tests.interleavings.conftest import Search
     from tests.scheduler.schedule import Schedule
     from tests.world import World
 
@@ -67,9 +68,7 @@ def assert_wiped_once_more(stage: Stage, sandbox_id: str = "sbx-0") -> None:
     assert [record.sandbox_id for record in stage.deletes] == [sandbox_id]
 
 
-def test_of_a_mark_a_release_and_an_expiry_one_ends_the_allocation_and_all_succeed(
-    every_order: Callable[..., None],
-) -> None:
+def test_of_a_mark_a_release_and_an_expiry_one_ends_the_allocation_and_all_succeed(every_order: Search) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=3)
         claim = stage.held(overdue=True)
@@ -88,7 +87,7 @@ def test_of_a_mark_a_release_and_an_expiry_one_ends_the_allocation_and_all_succe
 @pytest.mark.parametrize("name", REASONS)
 @pytest.mark.parametrize("other", REASONS)
 def test_an_ending_that_is_killed_at_any_of_its_calls_and_repeated_is_carried_out(
-    every_order: Callable[..., None], name: str, other: str
+    every_order: Search, name: str, other: str
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
@@ -107,9 +106,7 @@ def test_an_ending_that_is_killed_at_any_of_its_calls_and_repeated_is_carried_ou
 
 
 @pytest.mark.parametrize("name", ["mark", "release"])
-def test_an_ending_whose_answer_gets_lost_is_carried_out_once_it_is_repeated(
-    every_order: Callable[..., None], name: str
-) -> None:
+def test_an_ending_whose_answer_gets_lost_is_carried_out_once_it_is_repeated(every_order: Search, name: str) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
         claim = stage.held(overdue=True)
@@ -173,7 +170,7 @@ def expire(world: World, _: Claim) -> object:
 
 
 @pytest.mark.parametrize("mark", [mark_the_old_lease, mark_the_lease_at_hand])
-def test_a_late_mark_never_ends_the_allocation_of_another_track(every_order: Callable[..., None], mark: Any) -> None:
+def test_a_late_mark_never_ends_the_allocation_of_another_track(every_order: Search, mark: Any) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, mark, track_id="bob")
         # Not its owner any more, or, if it had read the sandbox before, not under the lease it read.
@@ -182,9 +179,7 @@ def test_a_late_mark_never_ends_the_allocation_of_another_track(every_order: Cal
     every_order(case)
 
 
-def test_a_late_mark_of_the_old_lease_never_ends_the_same_track_s_next_allocation(
-    every_order: Callable[..., None],
-) -> None:
+def test_a_late_mark_of_the_old_lease_never_ends_the_same_track_s_next_allocation(every_order: Search) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, mark_the_old_lease, track_id="ann")
         assert isinstance(answer, (LeaseEnd, LeaseMismatch))
@@ -192,9 +187,7 @@ def test_a_late_mark_of_the_old_lease_never_ends_the_same_track_s_next_allocatio
     every_order(case)
 
 
-def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_other(
-    every_order: Callable[..., None],
-) -> None:
+def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_other(every_order: Search) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
         claim = stage.held()
@@ -217,7 +210,7 @@ def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_o
 
 
 @pytest.mark.parametrize("track_id", ["ann", "bob"])
-def test_a_late_release_ends_only_the_allocation_that_it_names(every_order: Callable[..., None], track_id: str) -> None:
+def test_a_late_release_ends_only_the_allocation_that_it_names(every_order: Search, track_id: str) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, release_the_old_lease, track_id=track_id)
         assert isinstance(answer, (LeaseEnd, LeaseMismatch))
@@ -226,9 +219,7 @@ def test_a_late_release_ends_only_the_allocation_that_it_names(every_order: Call
 
 
 @pytest.mark.parametrize("track_id", ["ann", "bob"])
-def test_an_expiry_that_read_the_old_allocation_does_not_touch_the_next(
-    every_order: Callable[..., None], track_id: str
-) -> None:
+def test_an_expiry_that_read_the_old_allocation_does_not_touch_the_next(every_order: Search, track_id: str) -> None:
     def case(schedule: Schedule) -> None:
         result, _ = late_against_the_next_life(schedule, expire, track_id=track_id, overdue=True)
         assert result.failed == 0  # type: ignore[attr-defined] # an ExpiryResult
@@ -238,7 +229,7 @@ def test_an_expiry_that_read_the_old_allocation_does_not_touch_the_next(
 
 @pytest.mark.parametrize("free", [0, 1])
 def test_a_track_s_own_next_allocate_and_the_expiry_job_end_its_overdue_allocation_once(
-    every_order: Callable[..., None], free: int
+    every_order: Search, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=3)
@@ -282,7 +273,7 @@ def overdue_copies(schedule: Schedule, *, processes: int, free: int) -> None:
 @pytest.mark.parametrize("free", [0, 1, 2])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_copies_of_a_request_whose_allocation_is_overdue_all_get_one_new_sandbox(
-    every_order: Callable[..., None], processes: int, free: int
+    every_order: Search, processes: int, free: int
 ) -> None:
     every_order(lambda schedule: overdue_copies(schedule, processes=processes, free=free))
 
@@ -290,7 +281,7 @@ def test_copies_of_a_request_whose_allocation_is_overdue_all_get_one_new_sandbox
 @pytest.mark.parametrize("free", [0, 1, 2])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_track_whose_allocation_is_overdue_and_another_one_are_both_served_while_there_is_a_sandbox(
-    every_order: Callable[..., None], processes: int, free: int
+    every_order: Search, processes: int, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=processes)
@@ -345,7 +336,7 @@ def test_the_search_finds_an_ending_that_ignores_the_lease(
 
 @pytest.mark.parametrize("late", [mark_the_old_lease, expire], ids=["mark", "expire"])
 def test_a_quarantine_of_a_sandbox_whose_lease_ends_meanwhile_is_kept_until_it_is_wiped(
-    every_order: Callable[..., None], late: Any
+    every_order: Search, late: Any
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=2)

@@ -10,7 +10,7 @@ import pytest
 
 from broker_common.core.clock_check import MAX_DIFFERENCE_SEC
 from broker_common.core.errors import ClockWrong, InvalidInput, SandboxNotFound, UpgradeUnfinished
-from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind
+from broker_common.core.facts import Fact, FactKind, PoolFactKind
 from broker_common.core.guard import MAX_AGE_SEC
 from broker_common.core.history import READ_AGAIN_SEC, Feed
 from broker_common.core.sandbox import Sandbox, Status
@@ -87,12 +87,6 @@ def test_a_sandbox_without_facts_has_an_empty_history_and_one_without_a_record_i
     assert plain.history.of_sandbox("old", limit=5, cursor=None).facts == ()
     with pytest.raises(SandboxNotFound, match="nobody"):
         plain.history.of_sandbox("nobody", limit=5, cursor=None)
-
-
-def test_the_history_of_a_sandbox_outlives_its_record(plain: World) -> None:
-    plain.memory.seed(make_sandbox("old", status=Status.STALE))
-    plain.purger.bulk_delete(Status.STALE, by=BY)
-    assert [fact.kind for fact in plain.history.of_sandbox("old", limit=5, cursor=None).facts] == [FactKind.REMOVED]
 
 
 def test_facts_that_are_kept_no_longer_end_a_history_that_is_being_read(plain: World) -> None:
@@ -366,9 +360,3 @@ def test_a_finished_upgrade_is_known_within_seconds(busy: World) -> None:
     busy.memory.finish_upgrade()
     busy.clock.advance(MAX_AGE_SEC)
     assert busy.history.feed(limit=5).facts
-
-
-def test_a_fact_of_the_pool_names_itself(busy: World) -> None:
-    (paused,) = [fact for fact in busy.history.feed(limit=100).facts if isinstance(fact, PoolFact)]
-    assert (paused.principal, paused.request_id, paused.details) == (BY.principal, BY.request_id, {"operation": "sync"})
-    assert paused.fact_id

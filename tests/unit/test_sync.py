@@ -318,22 +318,20 @@ def test_missing_failed_deletions_weigh(plain: World) -> None:
 # -- others at work
 
 
-def test_a_sandbox_that_was_allocated_meanwhile_is_left_to_its_track(plain: World) -> None:
+@pytest.mark.parametrize(
+    ("meanwhile", "status"),
+    [(World.allocate, Status.ALLOCATED), (World.use_and_wipe, Status.AVAILABLE)],
+    ids=["allocated", "used and wiped"],
+)
+def test_a_sandbox_that_was_allocated_meanwhile_is_left_as_it_is(
+    plain: World, meanwhile: Callable[[World], object], status: Status
+) -> None:
     plain.pool(1)
     plain.provider.accounts = [make_account("other")]
-    plain.provider.during_list = plain.allocate
+    plain.provider.during_list = lambda: meanwhile(plain)
     result = plain.syncer.run(by=BY)
     assert (result.overtaken, result.stale) == (1, 0)
-    assert plain.record("sbx-0").status is Status.ALLOCATED
-
-
-def test_a_sandbox_that_was_used_and_wiped_meanwhile_is_left_for_the_next_sync(plain: World) -> None:
-    plain.pool(1)
-    plain.provider.accounts = [make_account("other")]
-
-    plain.provider.during_list = plain.use_and_wipe
-    assert plain.syncer.run(by=BY).overtaken == 1
-    assert plain.record("sbx-0").status is Status.AVAILABLE
+    assert plain.record("sbx-0").status is status
 
 
 def test_every_write_that_loses_a_race_is_counted_and_found_again_by_the_next_sync() -> None:
