@@ -16,7 +16,7 @@ from broker_common.core.inventory import Inventory
 from broker_common.core.leases import LeaseEnd, Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
-from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.policy import Policy
 from broker_common.core.purge import Purger
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.search import Search
@@ -135,10 +135,6 @@ class World:
         """Start the process anew with another policy."""
         self.policy = replace(self.policy, **changes)  # type: ignore[arg-type] # replace checks the names
         self.start()
-
-    def recycle(self, policy: RecyclePolicy) -> None:
-        """Start the process anew with another recycle policy."""
-        self.set_policy(recycle=policy)
 
     def pool(self, count: int) -> list[Sandbox]:
         """Put `count` available sandboxes in the store, and list them at the provider."""

@@ -123,6 +123,11 @@ def fresh_token() -> str:
     return f"token-{next(_tokens)}"
 
 
+def add_many(store: SandboxStore, count: int) -> list[Sandbox]:
+    """Add available sandboxes, and return them."""
+    return [add_new(store, f"sbx-{number}") for number in range(count)]
+
+
 def add_all(store: SandboxStore, *sandboxes: Sandbox) -> None:
     for sandbox in sandboxes:
         store.commit(add_of(sandbox))
@@ -299,8 +304,7 @@ class StoreContract:
         assert store.read_all() == Pool((after,), {"uuid-0a": after.sandbox_id})
 
     def test_a_change_to_the_account_of_another_sandbox_is_a_conflict(self, store: SandboxStore) -> None:
-        first, second = make_sandbox("first"), make_sandbox("second")
-        store.commit(add_of(first), add_of(second))
+        first, second = add_new(store, "first"), add_new(store, "second")
         with pytest.raises(Conflict):
             store.commit(change_of(second, replace(second, external_id=first.external_id, version=2)))
         assert store.get("second") == second
@@ -316,8 +320,7 @@ class StoreContract:
         assert store.read_all() == Pool((second,), {"uuid-0a": "second"})
 
     def test_an_account_is_recorded_once_and_never_for_a_second_sandbox(self, store: SandboxStore) -> None:
-        first, second = make_sandbox("first"), make_sandbox("second")
-        store.commit(add_of(first), add_of(second))
+        first, second = add_new(store, "first"), add_new(store, "second")
         store.record_accounts(first)
         store.record_accounts(first, second)
         twin = replace(second, external_id=first.external_id)
@@ -357,15 +360,13 @@ class StoreContract:
     def test_a_walk_from_the_start_yields_every_available_sandbox_exactly_once(
         self, store: SandboxStore, limit: int
     ) -> None:
-        free = [make_sandbox(f"sbx-{number}") for number in range(25)]
-        add_all(store, *free)
+        free = add_many(store, 25)
         found = walk_ring(store, limit=limit)
         assert sorted(found, key=_by_id) == sorted((candidate_of(each) for each in free), key=_by_id)
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.77, 0.999999])
     def test_a_walk_from_anywhere_misses_no_available_sandbox(self, store: SandboxStore, share: float) -> None:
-        free = [make_sandbox(f"sbx-{number}") for number in range(25)]
-        add_all(store, *free)
+        free = add_many(store, 25)
         found = walk_ring(store, limit=4, start=int(share * (store.positions - 1)))
         assert {each.sandbox_id for each in found} == {each.sandbox_id for each in free}
 
@@ -454,8 +455,7 @@ class StoreContract:
         assert walk_ring(store, limit=10) == []
 
     def test_a_claim_that_is_held_is_returned_and_the_candidate_left_alone(self, store: SandboxStore) -> None:
-        first, second = make_sandbox("first"), make_sandbox("second")
-        add_all(store, first, second)
+        first, second = add_new(store, "first"), add_new(store, "second")
         _, claim = take(store, first)
         answer = store.allocate(candidate_of(second), make_claim(second), by=BY, token=fresh_token())
         assert answer == ClaimHeld(claim)
@@ -549,8 +549,7 @@ class StoreContract:
         assert store.get_claim("track-1", "track-1") is None
 
     def test_a_track_is_free_to_claim_again_after_its_allocation_ended(self, store: SandboxStore) -> None:
-        first, second = make_sandbox("first"), make_sandbox("second")
-        add_all(store, first, second)
+        first, second = add_new(store, "first"), add_new(store, "second")
         held, _ = take(store, first)
         store.commit(ending(held))
         _, claim = take(store, second)
@@ -716,8 +715,7 @@ class StoreContract:
         assert store.get_claim("track-1", "track-1") is not None
 
     def test_an_unreadable_claim_is_its_own_track_s_trouble(self, store: SandboxStore) -> None:
-        first, second = make_sandbox("first"), make_sandbox("second")
-        add_all(store, first, second)
+        first, second = add_new(store, "first"), add_new(store, "second")
         take(store, first)
         bare(store).spoil_claim("track-1", "track-1")
         reads: list[Callable[[], object]] = [
@@ -794,8 +792,7 @@ class ConcurrentStoreContract(StoreContract):
     """What a store promises to many callers at once."""
 
     def test_of_many_tracks_that_want_one_sandbox_one_gets_it(self, store: SandboxStore) -> None:
-        free = [make_sandbox(f"sbx-{number}") for number in range(6)]
-        add_all(store, *free)
+        free = add_many(store, 6)
         requests = [
             (candidate_of(each), make_claim(each, f"track-{number}", idempotency_key=each.sandbox_id))
             for each in free
@@ -818,8 +815,7 @@ class ConcurrentStoreContract(StoreContract):
     def test_of_many_copies_of_a_request_one_gets_a_sandbox_and_the_others_see_its_claim(
         self, store: SandboxStore
     ) -> None:
-        free = [make_sandbox(f"sbx-{number}") for number in range(12)]
-        add_all(store, *free)
+        free = add_many(store, 12)
         answers = at_once([partial(settle, store, candidate_of(each), make_claim(each)) for each in free])
         claim = store.get_claim("track-1", "track-1")
         assert claim is not None

@@ -198,12 +198,6 @@ def test_any_other_text_is_no_cursor(world: World) -> None:
                 find(world, query, cursor=broken)
 
 
-def test_a_sort_by_numbers_takes_no_cursor_with_a_text(world: World) -> None:
-    by_name = find(world, Query(sort=SortField.NAME), limit=1).cursor
-    with pytest.raises(InvalidInput):
-        find(world, Query(sort=SortField.EXPIRES_AT), cursor=by_name)
-
-
 def test_unreadable_records_are_named_on_the_first_page(world: World) -> None:
     world.memory.spoil("sbx-0")
     first = find(world, Query(name="fox"), limit=1)
