@@ -20,7 +20,7 @@ from broker_common.core.policy import Policy
 from broker_common.core.purge import Purger
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.search import Search
-from broker_common.core.sync import Syncer
+from broker_common.core.sync import Syncer, SyncResult
 from tests.fakes import (
     BY,
     FakeClock,
@@ -37,7 +37,7 @@ from tests.fakes import (
 from tests.lifecycle import check_change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from broker_common.core.facts import Change
     from broker_common.core.sandbox import Account
@@ -157,6 +157,12 @@ class World:
     def mark(self, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None) -> LeaseEnd:
         """Mark for deletion as the route does."""
         return self.leases.mark_for_deletion(track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id, by=BY)
+
+    def sync(self, accounts: Sequence[Account] | None = None, *, force: bool = False) -> SyncResult:
+        """Run a sync; `accounts` are what the provider lists from now on, if they are given."""
+        if accounts is not None:
+            self.provider.accounts = accounts
+        return self.syncer.run(by=BY, force=force)
 
     def use_and_wipe(self, track_id: str = "track-1") -> Allocation:
         """Have a track take a sandbox and give it back, and have it wiped; then the next allocate may find it."""

@@ -157,7 +157,7 @@ def test_a_candidate_that_was_only_renamed_is_taken_under_its_new_name(plain: Wo
     (free,) = plain.pool(1)
     plain.provider.accounts = [replace(each, name="lab-new") for each in plain.provider.accounts]
     late, store = flaky_world(clock=plain.clock, memory=plain.memory)
-    store.just_before("allocate", lambda: plain.syncer.run(by=BY))
+    store.just_before("allocate", plain.sync)
     claim = late.allocate().claim
     assert (claim.sandbox_id, claim.name) == (free.sandbox_id, "lab-new")
     assert late.recorder.of(AllocateEnded)[0].conflicts == 0
@@ -167,7 +167,7 @@ def test_a_candidate_that_was_renamed_away_from_the_prefix_is_left_to_others(pla
     plain.pool(1)
     plain.provider.accounts = [replace(each, name="gpu-new") for each in plain.provider.accounts]
     late, store = flaky_world(clock=plain.clock, memory=plain.memory)
-    store.just_before("allocate", lambda: plain.syncer.run(by=BY))
+    store.just_before("allocate", plain.sync)
     with pytest.raises(NoSandboxesAvailable):
         late.allocate(prefix="lab-")
     assert plain.record("sbx-0").status is Status.AVAILABLE

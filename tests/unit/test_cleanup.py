@@ -111,8 +111,7 @@ def test_a_success_is_believed_unless_an_attempt_before_it_was_not_answered(
 def test_the_doubt_of_one_lease_does_not_reach_the_next(plain: World) -> None:
     plain.pending(outcome_unknown=True)
     delete(plain)
-    plain.provider.accounts = World.accounts(1)
-    plain.syncer.run(by=BY)
+    plain.sync(World.accounts(1))
     plain.clock.advance(2)
     plain.allocate()
     plain.mark()
@@ -317,8 +316,7 @@ def test_a_late_outcome_never_touches_the_next_holder(plain: World) -> None:
         plain.provider.during_delete = lambda _: None
         plain.clock.advance(plain.policy.attempt_window_sec)
         delete(plain)
-        plain.provider.accounts = World.accounts(1)
-        plain.syncer.run(by=BY)
+        plain.sync(World.accounts(1))
         plain.clock.advance(2)
         plain.allocate("next")
 

@@ -116,10 +116,8 @@ def test_a_paused_cleanup_leaves_what_rests_alone(cool: World) -> None:
 def test_a_sync_leaves_what_rests_alone(cool: World) -> None:
     clean(cool)
     before = cool.record("sbx-0")
-    cool.provider.accounts = World.accounts(1)
-    cool.syncer.run(by=BY)
-    cool.provider.accounts = World.accounts(2)[1:]
-    cool.syncer.run(by=BY)
+    cool.sync(World.accounts(1))
+    cool.sync(World.accounts(2)[1:])
     assert cool.record("sbx-0") == before
 
 

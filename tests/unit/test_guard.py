@@ -210,7 +210,7 @@ class TestWhatAWrongClockDoesNot:
         world.provider.during_list = lambda: clock.be(off)
         before = world.memory.dump()
         with pytest.raises(ClockWrong):
-            world.syncer.run(by=BY)
+            world.sync()
         assert world.memory.dump() == before
 
     def test_no_second_delete_goes_out_while_the_first_is_under_way(self, off: int) -> None:
@@ -276,8 +276,7 @@ CHANGES = [replace_table, restore, lose_layout, empty, empty_with_watermark]
 def used() -> World:
     """Give a process that has synced and serves tracks."""
     world = World()
-    world.provider.accounts = world.accounts(4)
-    world.syncer.run(by=BY)
+    world.sync(world.accounts(4))
     world.clock.advance(INDEX_LAG_SEC + 1)
     world.allocate("holder")
     world.pending()
@@ -296,6 +295,17 @@ def is_stopped(act: Callable[[], object]) -> bool:
     return False
 
 
+def look_again(world: World) -> None:
+    """Let a process look at the table again, because what it knows is too old."""
+    world.clock.advance(MAX_AGE_SEC)
+    world.guard.check()
+
+
+def stops(world: World) -> bool:
+    """Tell whether a process stops once it has looked at the table again."""
+    return is_stopped(lambda: look_again(world))
+
+
 @pytest.mark.parametrize("change", CHANGES)
 class TestChangedTable:
     def test_stops_allocates_jobs_and_deletes_within_five_seconds(
@@ -307,7 +317,7 @@ class TestChangedTable:
         for act in (
             used.allocate,
             lambda: used.allocate("holder"),
-            lambda: used.syncer.run(by=BY),
+            used.sync,
             lambda: used.expirer.run(by=BY),
             lambda: used.purger.run(by=BY),
             lambda: used.purger.bulk_delete(Status.STALE, by=BY),
@@ -321,7 +331,7 @@ class TestChangedTable:
         self, used: World, change: Callable[[World], None]
     ) -> None:
         used.provider.during_list = lambda: change(used)
-        assert is_stopped(lambda: used.syncer.run(by=BY))
+        assert is_stopped(used.sync)
 
     def test_is_noticed_by_a_process_that_starts_after_it(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
@@ -330,8 +340,7 @@ class TestChangedTable:
 
     def test_stays_changed_while_the_store_is_away(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
 
         def ping() -> TableState:
             raise StoreUnavailable("it is away")
@@ -342,8 +351,7 @@ class TestChangedTable:
 
     def test_is_reported_and_says_what_to_do(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
         (told,) = used.recorder.of(ActionsStopped)
         assert told.reason is StopReason.TABLE
         assert change is lose_layout or "broker table accept" in told.error
@@ -353,14 +361,12 @@ class TestChangedTable:
 class TestAcceptedTable:
     def test_is_used_by_all_within_five_seconds(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
         accept_table(used.memory, used.table_memory, used.clock, identity="accepted")
-        used.clock.advance(MAX_AGE_SEC)
-        used.guard.check()
+        look_again(used)
         used.start()
         used.guard.check()
-        used.syncer.run(by=BY)
+        used.sync()
 
     def test_keeps_its_identity_when_it_is_accepted_again(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
@@ -373,8 +379,7 @@ class TestAcceptedTable:
         change(used)
         accept_table(used.memory, used.table_memory, used.clock, identity="accepted")
         used.memory.identity = before
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
 
     def test_can_be_accepted_again_after_a_failure_in_between(
         self, used: World, change: Callable[[World], None]
@@ -384,11 +389,9 @@ class TestAcceptedTable:
         store.fail("identify", Fault.LOST_AFTER)
         with pytest.raises(StoreUnavailable):
             accept_table(store, used.table_memory, used.clock, identity="first")
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
         accept_table(store, used.table_memory, used.clock, identity="second")
-        used.clock.advance(MAX_AGE_SEC)
-        used.guard.check()
+        look_again(used)
 
 
 class TestIdentity:
@@ -421,24 +424,21 @@ class TestIdentity:
         store.just_before("identify", lambda: world.memory.identify("theirs", instead_of=None))
         world.guard.check()
         assert world.table_memory.known is None
-        world.clock.advance(MAX_AGE_SEC)
-        world.guard.check()
+        look_again(world)
         assert world.table_memory.known == KnownTable(identity="theirs")
 
     def test_a_table_without_identity_in_the_place_of_a_known_one_gets_none(self) -> None:
         world = World()
         world.guard.check()
         world.memory.identity = None
-        world.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(world.guard.check)
+        assert stops(world)
         assert world.memory.identity is None
 
     def test_a_process_that_knows_the_table_reminds_a_memory_that_lost_it(self) -> None:
         world = World()
         world.guard.check()
         world.table_memory.known = None
-        world.clock.advance(MAX_AGE_SEC)
-        world.guard.check()
+        look_again(world)
         assert world.table_memory.known == KnownTable(identity="the-table")
 
     def test_a_process_does_not_follow_one_that_started_on_a_new_table_with_an_empty_memory(self) -> None:
@@ -446,27 +446,23 @@ class TestIdentity:
         world.guard.check()
         replace_table(world)
         world.table_memory.known = KnownTable(identity="another")
-        world.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(world.guard.check)
+        assert stops(world)
         accept_table(world.memory, world.table_memory, world.clock, identity="accepted")
-        world.clock.advance(MAX_AGE_SEC)
-        world.guard.check()
+        look_again(world)
 
     def test_a_process_that_took_a_new_table_without_the_memory_stops_when_that_is_back(self) -> None:
         world = World()
         world.table_memory.known, world.table_memory.is_away = KnownTable(identity="before"), True
         world.guard.check()
         world.table_memory.is_away = False
-        world.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(world.guard.check)
+        assert stops(world)
 
     def test_a_process_that_has_seen_the_memory_s_table_knows_it_when_the_memory_is_lost(self) -> None:
         world = World()
         world.table_memory.known = KnownTable(identity="before")
         assert is_stopped(world.guard.check)
         world.table_memory.known = None
-        world.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(world.guard.check)
+        assert stops(world)
 
     def test_a_memory_that_goes_away_between_question_and_note_stops_nothing(self) -> None:
         class Leaving(FakeTableMemory):
@@ -481,8 +477,7 @@ class TestIdentity:
     def test_a_lagging_index_after_a_first_sync_stops_nothing(self) -> None:
         clock = FakeClock()
         world = World(clock=clock, memory=LaggingStore(clock, Random(5)))
-        world.provider.accounts = world.accounts(4)
-        world.syncer.run(by=BY)
+        world.sync(world.accounts(4))
         for _ in range(40):
             world.guard.check(afresh=True)
             clock.advance(0.25)
@@ -554,8 +549,7 @@ class TestCost:
         store.fail("ping", RuntimeError("a bug"))
         with pytest.raises(RuntimeError):
             world.guard.check()
-        world.clock.advance(MAX_AGE_SEC)
-        world.guard.check()
+        look_again(world)
 
 
 def test_a_sync_that_writes_when_the_table_changes_stops_between_two_writes() -> None:
@@ -569,7 +563,7 @@ def test_a_sync_that_writes_when_the_table_changes_stops_between_two_writes() ->
 
     world.memory.on_write = change
     with pytest.raises(TableChanged):
-        world.syncer.run(by=BY)
+        world.sync()
     assert 0 < len(world.memory.dump()[0]) <= COMMIT_AT_ONCE
     assert world.memory.read_watermark() is None
 

@@ -203,7 +203,7 @@ def test_the_outcome_of_an_attempt_is_not_written_on_the_next_one_while_that_is_
 def test_it_is_not_handed_out_again_until_a_person_has_had_it_wiped_again() -> None:
     world = held()
     give_back_and_wipe(world, WipeAnswer.WIPED)
-    world.syncer.run(by=BY)
+    world.sync()
     assert world.record("sbx-0").status is Status.DELETION_FAILED
     world.operations.retry_deletion("sbx-0", by=BY)
     world.cleaner.delete_sandbox("sbx-0", by=BY)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
@@ -31,27 +30,19 @@ HOUR = 3600
 OPERATOR = Actor(principal="ada", request_id="request-9")
 SYNC = job_actor("sync", "job-sync-1")
 
-
-@dataclass(frozen=True)
-class Told:
-    """A fact, without what names it."""
-
-    kind: FactKind
-    principal: str
-    request_id: str | None
-    status_before: Status | None
-    status: Status | None
+Told: TypeAlias = "tuple[FactKind, str, str | None, Status | None, Status | None]"
+"""A fact, without what names it: its kind, by whom and by which request, the status before it and after it."""
 
 
 def told(world: World, sandbox_id: str = "sbx-0") -> list[Told]:
     """Return what was told of a sandbox, oldest first, after making sure that it fits together."""
     check_histories(world.memory.facts, world.memory.dump()[0])
     facts = [fact for fact in world.memory.facts if isinstance(fact, Fact) and fact.sandbox_id == sandbox_id]
-    return [Told(each.kind, each.principal, each.request_id, each.status_before, each.status) for each in facts]
+    return [(each.kind, each.principal, each.request_id, each.status_before, each.status) for each in facts]
 
 
 def said(kind: FactKind, by: Actor, before: Status | None, after: Status | None) -> Told:
-    return Told(kind, by.principal, by.request_id, before, after)
+    return (kind, by.principal, by.request_id, before, after)
 
 
 def test_an_allocation_is_told_with_its_lease_its_track_and_its_end(plain: World) -> None:
@@ -246,7 +237,7 @@ def test_a_change_whose_answer_was_lost_is_told_once(fault: Fault) -> None:
     with pytest.raises(Crashed if fault is Fault.CRASH_AFTER else Exception):
         world.mark()
     world.mark()
-    assert [each.kind for each in told(world)] == [FactKind.ALLOCATED, FactKind.MARKED]
+    assert [kind for kind, *_ in told(world)] == [FactKind.ALLOCATED, FactKind.MARKED]
 
 
 def test_what_is_added_first_asks_for_no_removal_where_nothing_is_new(plain: World) -> None:

@@ -91,11 +91,10 @@ def test_jobs_and_bulk_operations_leave_it_and_do_the_rest(plain: World) -> None
 def test_a_sync_neither_adds_it_again_nor_misses_it(plain: World) -> None:
     plain.pool(3)
     plain.memory.spoil("sbx-0")
-    assert plain.syncer.run(by=BY).failed == 1
+    assert plain.sync().failed == 1
     (failed,) = plain.recorder.of(ItemFailed)
     assert (failed.sandbox_id, "cannot be read" in failed.error) == ("sbx-0", True)
-    plain.provider.accounts = plain.accounts(3)[1:]
-    assert plain.syncer.run(by=BY).missing == 0
+    assert plain.sync(plain.accounts(3)[1:]).missing == 0
 
 
 def test_what_a_track_holds_is_listed_with_what_cannot_be_read_of_it(plain: World) -> None:
