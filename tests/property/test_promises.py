@@ -55,7 +55,6 @@ from tests.fakes import (
     FakeClock,
     FakeProvider,
     Fault,
-    FlakyStore,
     LaggingStore,
     MemoryStore,
     flat,
@@ -63,7 +62,7 @@ from tests.fakes import (
     make_sandbox,
 )
 from tests.lifecycle import Violation, check_change, check_histories
-from tests.world import World
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -123,20 +122,20 @@ class Promises(RuleBasedStateMachine):
         self.provider = FakeProvider(self.memory)
         self.provider.during_delete = self._deleting
         self.memory.on_write = self._written
-        self.flaky: list[FlakyStore] = []
         policy = replace(POLICY, recycle=self.recycle, cool_down_sec=self.cool_down_sec)
-        self.worlds = [
-            World(
+        processes = [
+            flaky_world(
                 clock=self.clock,
                 memory=self.memory,
                 provider=self.provider,
-                wrap=self._flaky,
                 policy=policy,
                 seed=seed,
                 k_candidates=2,
             )
             for seed in (1, 2)
         ]
+        self.worlds = [world for world, _ in processes]
+        self.flaky = [store for _, store in processes]
         self.used: set[str] = set()
         """Accounts in which a student has worked since the provider last confirmed a wipe."""
         self.answered: dict[str, Claim] = {}
@@ -150,11 +149,6 @@ class Promises(RuleBasedStateMachine):
         self.is_emptied = False
         self.checked = 0
         """How many facts were held against their writes."""
-
-    def _flaky(self, memory: MemoryStore) -> FlakyStore:
-        store = FlakyStore(memory)
-        self.flaky.append(store)
-        return store
 
     # -- what is watched all the time
 

@@ -506,19 +506,11 @@ def test_a_used_sandbox_whose_account_is_listed_under_another_id_is_not_forgotte
     assert "3101" not in plain.memory.dump()[0]
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        in_status(Status.ALLOCATED),
-        in_status(Status.PENDING_DELETION),
-        in_status(Status.DELETION_FAILED),
-        in_status(Status.DELETED),
-    ],
-    ids=lambda record: record.status,
-)
+@pytest.mark.parametrize("status", [Status.ALLOCATED, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED])
 def test_what_is_held_or_must_be_wiped_keeps_its_account_when_its_id_is_listed_with_another(
-    plain: World, record: Sandbox
+    plain: World, status: Status
 ) -> None:
+    record = in_status(status)
     plain.memory.seed(record)
     assert plain.sync([make_account("3100", external_id="uuid-0b"), make_account("other")], force=True).removed == 0
     assert plain.record("3100") == record

@@ -7,8 +7,6 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from celery import Celery as CeleryApp
-
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
 from tests.worker.conftest import ASKING, until
@@ -52,10 +50,7 @@ def test_a_job_is_done_by_who_asked_for_it(worker: Celery, desk: Desk) -> None:
 
 
 def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -> None:
-    producer = CeleryApp(broker=desk.url, set_as_current=False)
-    task = producer.send_task("broker.expire", queue="jobs", ignore_result=True)
-
-    run = desk.await_end(task.id)
+    run = desk.await_end(desk.send("broker.expire", queue="jobs"))
     assert (run.state, run.principal, run.requested_by) == (JobState.SUCCEEDED, "job:expire", None)
     (line,) = [line for line in worker.lines if line.get("action") == "auto_expiry"]
     assert (line["principal"], line.get("requested_by")) == ("job:expire", None)
@@ -64,9 +59,7 @@ def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -
 def test_a_run_that_has_ended_is_not_done_again_when_its_message_comes_again(worker: Celery, desk: Desk) -> None:
     job_id = desk.ask(Job.SYNC)
     desk.await_end(job_id)
-    producer = CeleryApp(broker=desk.url, set_as_current=False)
-    producer.send_task("broker.sync", task_id=job_id, queue="jobs", ignore_result=True)
-    producer.close()
+    desk.send("broker.sync", queue="jobs", task_id=job_id)
 
     until(lambda: sum(f"[{job_id}] succeeded" in said for said in worker.messages) == 2, "the message to be settled")
     assert len(desk.calls("sync")) == 1
@@ -155,11 +148,8 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
 def test_a_delete_that_the_earlier_release_sent_is_done_in_the_name_of_its_job(worker: Celery, desk: Desk) -> None:
     desk.runs.start("run", Job.CLEANUP, request_id="job-cleanup-1")
     desk.runs.dispatch("run", ["1"])
-    producer = CeleryApp(broker=desk.url, set_as_current=False)
     message = {"sandbox_id": "1", "run_id": "run"}
-    headers = {"run_request_id": "job-cleanup-1"}
-    producer.send_task("broker.delete_sandbox", kwargs=message, queue="deletions", headers=headers, ignore_result=True)
-    producer.close()
+    desk.send("broker.delete_sandbox", queue="deletions", kwargs=message, headers={"run_request_id": "job-cleanup-1"})
 
     assert desk.await_end("run").state is JobState.SUCCEEDED
     (line,) = [line for line in worker.lines if line["message"] == "Delete ended"]
