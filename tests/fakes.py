@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 Kind = TypeVar("Kind")
+Place = TypeVar("Place", str, int)
 
 START = 1_750_000_000
 """The Unix time at which a `FakeClock` starts."""
@@ -412,22 +413,22 @@ class MemoryStore:
     def read_history(self, sandbox_id: str, *, limit: int, cursor: str | None) -> FactPage:
         with self._called("read_history"):
             told = [fact for fact in self.facts if isinstance(fact, Fact) and fact.sandbox_id == sandbox_id]
-            before = _read_fact_cursor(f"history of {sandbox_id}", cursor, default=2**63)
+            before = _read_cursor(f"history of {sandbox_id}", cursor, default=2**63)
             rest = sorted((fact for fact in told if fact.version < before), key=lambda fact: -fact.version)
             page = tuple(rest[:limit])
-            more = _write_fact_cursor(f"history of {sandbox_id}", page[-1].version) if len(rest) > limit else None
+            more = _write_cursor(f"history of {sandbox_id}", page[-1].version) if len(rest) > limit else None
             return FactPage(page, more)
 
     def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
         with self._called("read_feed"):
             told = sorted(self.facts, key=lambda fact: fact.version if isinstance(fact, Fact) else fact.at * 1000)
-            first = _read_fact_cursor("feed", cursor, default=-1)
+            first = _read_cursor("feed", cursor, default=-1)
             if first < 0:
                 orders = [fact.version if isinstance(fact, Fact) else fact.at * 1000 for fact in told]
                 first = bisect_left(orders, since * 1000)
             page = tuple(told[first : first + limit])
             at = first + len(page)
-            return FeedPage(page, _write_fact_cursor("feed", at), at == len(told))
+            return FeedPage(page, _write_cursor("feed", at), at == len(told))
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         with self._called("read_due"):
@@ -440,7 +441,7 @@ class MemoryStore:
 
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
         with self._called("list_sandboxes"):
-            after = _read_cursor(status, cursor)
+            after = _read_cursor(status, cursor, default="")
             source = self._index() if status else self._records
             listed = sorted(
                 (sandbox for sandbox in source.values() if status in {None, sandbox.status}),
@@ -571,32 +572,16 @@ class MemoryStore:
             del self._accounts[sandbox.account_key]
 
 
-def _write_cursor(status: Status | None, after: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([status, after]).encode()).decode()
-
-
-def _read_cursor(status: Status | None, cursor: str | None) -> str:
-    if cursor is None:
-        return ""
-    try:
-        match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
-            case [listed, str(after)] if listed == status:
-                return after
-    except ValueError:
-        pass
-    raise InvalidInput("cursor: was not given by this listing")
-
-
-def _write_fact_cursor(of: str, at: int) -> str:
+def _write_cursor(of: str | None, at: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps([of, at]).encode()).decode()
 
 
-def _read_fact_cursor(of: str, cursor: str | None, *, default: int) -> int:
+def _read_cursor(of: str | None, cursor: str | None, *, default: Place) -> Place:
     if cursor is None:
         return default
     try:
         match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
-            case [listed, int(at)] if listed == of:
+            case [listed, at] if listed == of and isinstance(at, type(default)):
                 return at
     except ValueError:
         pass
@@ -822,12 +807,22 @@ class FlakyStore(StoreWrapper):
         """Called with the method's name before each call; it may let time pass, or act as another process."""
         self._rng = rng
         self._rate = rate
-        self._script: dict[str, deque[Fault | None]] = defaultdict(deque)
+        self._script: dict[str, deque[Fault | BaseException | None]] = defaultdict(deque)
         self._writes: deque[Fault | None] = deque()
 
-    def fail(self, method: str, *faults: Fault | None) -> None:
-        """Fail the next calls of a method by these faults, one each; None lets a call succeed."""
+    def fail(self, method: str, *faults: Fault | BaseException | None) -> None:
+        """Fail the next calls of a method, one by one: by a fault or an exception. None lets a call succeed."""
         self._script[method].extend(faults)
+
+    def just_before(self, method: str, act: Callable[[], object]) -> None:
+        """Let somebody act, once, just before the next call of a method."""
+        waiting = [act]
+
+        def before(called: str) -> None:
+            if called == method and waiting:
+                waiting.pop()()
+
+        self.before_call = before
 
     def fail_writes(self, *faults: Fault | None) -> None:
         """Fail the next writes of any kind by these faults, in place of an earlier list."""
@@ -856,6 +851,8 @@ class FlakyStore(StoreWrapper):
         fault = self._draw(method)
         if fault is None:
             return call()
+        if isinstance(fault, BaseException):
+            raise fault
         if fault is Fault.REFUSED:
             raise StoreUnavailable("the store refused")
         if fault in {Fault.LOST_AFTER, Fault.CRASH_AFTER}:
@@ -865,7 +862,7 @@ class FlakyStore(StoreWrapper):
             raise Crashed
         raise OutcomeUnknown("the answer was lost")
 
-    def _draw(self, method: str) -> Fault | None:
+    def _draw(self, method: str) -> Fault | BaseException | None:
         if self._script[method]:
             return self._script[method].popleft()
         if self._writes and method in WRITES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
 from broker_common.core.candidate_cache import CandidateCache
@@ -13,19 +13,20 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
-from broker_common.core.leases import Leases
+from broker_common.core.leases import LeaseEnd, Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
-from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.policy import Policy
 from broker_common.core.purge import Purger
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.search import Search
-from broker_common.core.sync import Syncer
+from broker_common.core.sync import Syncer, SyncResult
 from tests.fakes import (
     BY,
     FakeClock,
     FakeProvider,
     FakeTableMemory,
+    FlakyStore,
     MemoryStore,
     RecordingRecorder,
     StoreWrapper,
@@ -36,7 +37,7 @@ from tests.fakes import (
 from tests.lifecycle import check_change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from broker_common.core.facts import Change
     from broker_common.core.sandbox import Account
@@ -50,6 +51,13 @@ class JudgedStore(StoreWrapper):
         for each in changes:
             check_change(each.before, each.after, each.fact)
         self.inner.commit(*changes)
+
+
+def flaky_world(**options: Any) -> tuple[World, FlakyStore]:
+    """Return a world and its store, whose calls a test can have fail."""
+    world = World(wrap=FlakyStore, **options)
+    assert isinstance(world.store, FlakyStore)
+    return world, world.store
 
 
 class World:
@@ -128,10 +136,6 @@ class World:
         self.policy = replace(self.policy, **changes)  # type: ignore[arg-type] # replace checks the names
         self.start()
 
-    def recycle(self, policy: RecyclePolicy) -> None:
-        """Start the process again with another recycle policy."""
-        self.set_policy(recycle=policy)
-
     def pool(self, count: int) -> list[Sandbox]:
         """Put `count` available sandboxes in the store, and list them at the provider."""
         free = [make_sandbox(f"sbx-{number}") for number in range(count)]
@@ -149,6 +153,24 @@ class World:
         return self.allocator.allocate(
             AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix), by=BY
         )
+
+    def mark(self, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None) -> LeaseEnd:
+        """Mark for deletion as the route does."""
+        return self.leases.mark_for_deletion(track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id, by=BY)
+
+    def sync(self, accounts: Sequence[Account] | None = None, *, force: bool = False) -> SyncResult:
+        """Run a sync; `accounts` are what the provider lists from now on, if they are given."""
+        if accounts is not None:
+            self.provider.accounts = accounts
+        return self.syncer.run(by=BY, force=force)
+
+    def use_and_wipe(self, track_id: str = "track-1") -> Allocation:
+        """Have a track take a sandbox and give it back, and have it wiped; then the next allocate may find it."""
+        allocation = self.allocate(track_id)
+        self.mark(allocation.claim.sandbox_id, track_id)
+        self.cleaner.delete_sandbox(allocation.claim.sandbox_id, by=BY)
+        self.clock.advance(2)
+        return allocation
 
     def pending(self, sandbox_id: str = "sbx-0", **changes: object) -> Sandbox:
         """Store a sandbox that its track has just given back, and return its record."""

@@ -47,14 +47,11 @@ def files() -> Iterator[Path]:
 
 
 def words_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, word), also from names, but not from the last column of the glossary.
-
-    `handed_out` stays: it is in the results of tasks.
-    """
+    """Yield (line number, word), also from names, but not from the last column of the glossary."""
     text = path.read_text()
     if path.name == "glossary.md":
         text = re.sub(r"^(\|.*\|)[^|\n]*\|$", r"\1", text, flags=re.MULTILINE)
-    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.replace("handed_out", "").replace("_", " "))
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.replace("_", " "))
     for found in _WORDS.finditer(text):
         yield text.count("\n", 0, found.start()) + 1, found[0]
 

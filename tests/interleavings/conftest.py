@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from tests.scheduler.schedule import Schedule
 
+    Search = Callable[..., None]
+    """What `every_order` is."""
+
 
 @pytest.fixture(autouse=True)
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +31,7 @@ def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def every_order(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+def every_order(record_property: Callable[[str, object], None]) -> Search:
     """Return the search: it plays a case in every order, and the test's result shows their number.
 
     With `once`, orders that differ only by steps that commute are played once.

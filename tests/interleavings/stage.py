@@ -133,7 +133,7 @@ class Stage:
     def pending(self) -> None:
         """Store a sandbox that the track ann has just given back."""
         claim = self.held("ann")
-        self.worlds[0].leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id=claim.sandbox_id)
+        self.worlds[0].mark(claim.sandbox_id, "ann")
 
     def look_ahead(self, world: World) -> None:
         """Fill the candidate cache of a process, as earlier requests do."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim
     from broker_common.core.store import AllocateAnswer
+    from tests.interleavings.conftest import Search
     from tests.scheduler.schedule import Schedule
     from tests.world import World
 
@@ -69,7 +70,7 @@ THREE = [(3, 1, 3, "usual"), (3, 2, 1, "usual"), (3, 2, 3, "usual")] + [
 
 @pytest.mark.parametrize(("tracks", "free", "processes", "memory"), TWO + THREE)
 def test_each_sandbox_goes_to_one_track_and_nobody_is_refused_while_one_is_left(
-    every_order: Callable[..., None], tracks: int, free: int, processes: int, memory: str
+    every_order: Search, tracks: int, free: int, processes: int, memory: str
 ) -> None:
     every_order(lambda schedule: several_tracks(schedule, tracks=tracks, free=free, processes=processes, memory=memory))
 
@@ -86,14 +87,14 @@ def several_copies(schedule: Schedule, *, copies: int, free: int, processes: int
 
 @pytest.mark.parametrize(("copies", "free", "processes", "memory"), TWO + THREE)
 def test_all_copies_of_a_request_get_one_sandbox_under_one_lease(
-    every_order: Callable[..., None], copies: int, free: int, processes: int, memory: str
+    every_order: Search, copies: int, free: int, processes: int, memory: str
 ) -> None:
     every_order(lambda schedule: several_copies(schedule, copies=copies, free=free, processes=processes, memory=memory))
 
 
 @pytest.mark.parametrize("free", [1, 2])
 def test_tracks_are_served_so_also_where_one_process_changes_between_them_at_each_of_its_locks(
-    every_order: Callable[..., None], free: int
+    every_order: Search, free: int
 ) -> None:
     every_order(
         lambda schedule: several_tracks(schedule, tracks=2, free=free, processes=1, memory="warm"), at_locks=True
@@ -102,14 +103,14 @@ def test_tracks_are_served_so_also_where_one_process_changes_between_them_at_eac
 
 @pytest.mark.parametrize("free", [1, 2])
 def test_copies_are_served_so_also_where_one_process_changes_between_them_at_each_of_its_locks(
-    every_order: Callable[..., None], free: int
+    every_order: Search, free: int
 ) -> None:
     every_order(
         lambda schedule: several_copies(schedule, copies=2, free=free, processes=1, memory="warm"), at_locks=True
     )
 
 
-def test_tracks_are_served_so_also_on_a_ring_of_several_shards(every_order: Callable[..., None]) -> None:
+def test_tracks_are_served_so_also_on_a_ring_of_several_shards(every_order: Search) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, shards=2)
         stage.pool(1)
@@ -139,7 +140,7 @@ def repeated_if_killed(world: World, track_id: str) -> Callable[[], Allocation]:
 @pytest.mark.parametrize("free", [1, 2])
 @pytest.mark.parametrize("other", ["ann", "bob"])
 def test_a_track_whose_process_is_killed_gets_what_it_was_given_when_it_asks_again(
-    every_order: Callable[..., None], other: str, free: int
+    every_order: Search, other: str, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = set_up(schedule, free=free, processes=2, memory="usual")
@@ -158,7 +159,7 @@ def test_a_track_whose_process_is_killed_gets_what_it_was_given_when_it_asks_aga
 @pytest.mark.parametrize("other", ["ann", "bob"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_two_requests_are_answered_truly_although_the_answer_to_a_write_got_lost(
-    every_order: Callable[..., None], processes: int, other: str, free: int
+    every_order: Search, processes: int, other: str, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = set_up(schedule, free=free, processes=processes, memory="usual")
@@ -178,7 +179,7 @@ def test_two_requests_are_answered_truly_although_the_answer_to_a_write_got_lost
 
 @pytest.mark.parametrize(("tracks", "free"), [(1, 1), (1, 2), (2, 1), (2, 2)])
 def test_a_sandbox_is_set_aside_at_once_or_its_track_keeps_it_until_it_is_wiped(
-    every_order: Callable[..., None], tracks: int, free: int
+    every_order: Search, tracks: int, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=3)
@@ -200,7 +201,7 @@ def test_a_sandbox_is_set_aside_at_once_or_its_track_keeps_it_until_it_is_wiped(
 
 @pytest.mark.parametrize("free", [0, 1])
 def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it_gets_again(
-    every_order: Callable[..., None], free: int
+    every_order: Search, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
@@ -211,9 +212,7 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
         stage.allocate("copy", first, "ann")
         stage.play(
             "mark",
-            lambda: second.leases.mark_for_deletion(
-                by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=old.lease.lease_id
-            ),
+            lambda: second.mark("sbx-0", "ann", lease_id=old.lease.lease_id),
         )
         results = stage.run()
         assert not results["mark"].repeated

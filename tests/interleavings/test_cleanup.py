@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from broker_common.core.facts import Change
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Sandbox
+    from tests.interleavings.conftest import Search
     from tests.scheduler.schedule import Schedule
     from tests.world import World
 
@@ -85,7 +86,7 @@ def two_deletes(
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
 def test_a_quarantine_while_a_delete_is_under_way_loses_no_flag_and_no_outcome(
-    every_order: Callable[..., None], answer: Answer
+    every_order: Search, answer: Answer
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
@@ -112,7 +113,7 @@ def test_a_quarantine_while_a_delete_is_under_way_loses_no_flag_and_no_outcome(
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
 def test_of_two_deletes_at_once_one_calls_the_provider_and_its_answer_decides(
-    every_order: Callable[..., None], answer: Answer
+    every_order: Search, answer: Answer
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = two_deletes(schedule, answer, answer)
@@ -125,7 +126,7 @@ def test_of_two_deletes_at_once_one_calls_the_provider_and_its_answer_decides(
 
 @pytest.mark.parametrize(("first", "second"), list(combinations_with_replacement(ANSWERS, 2)), ids=str)
 def test_a_delete_that_hangs_beyond_its_window_and_is_overtaken_frees_nothing_that_is_in_doubt(
-    every_order: Callable[..., None], first: Answer, second: Answer
+    every_order: Search, first: Answer, second: Answer
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = two_deletes(schedule, first, second, time=WINDOW)
@@ -140,7 +141,7 @@ def test_a_delete_that_hangs_beyond_its_window_and_is_overtaken_frees_nothing_th
 @pytest.mark.parametrize("recycle", [RecyclePolicy.CONFIRM, RecyclePolicy.RETIRE])
 @pytest.mark.parametrize("answer", list(WipeAnswer))
 def test_no_order_of_two_deletes_frees_a_sandbox_that_the_policy_keeps(
-    every_order: Callable[..., None], answer: WipeAnswer, recycle: RecyclePolicy
+    every_order: Search, answer: WipeAnswer, recycle: RecyclePolicy
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = two_deletes(schedule, answer, answer, time=WINDOW, recycle=recycle)
@@ -151,7 +152,7 @@ def test_no_order_of_two_deletes_frees_a_sandbox_that_the_policy_keeps(
 
 @pytest.mark.parametrize("answer", [WipeAnswer.WIPED, WipeAnswer.ACCEPTED, WipeAnswer.GONE, TIMED_OUT], ids=str)
 def test_a_delete_that_is_killed_at_any_of_its_calls_is_taken_up_by_another_after_its_window(
-    every_order: Callable[..., None], answer: Answer
+    every_order: Search, answer: Answer
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
@@ -174,7 +175,7 @@ def test_a_delete_that_is_killed_at_any_of_its_calls_is_taken_up_by_another_afte
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
-def test_a_delete_whose_writes_get_lost_is_found_again(every_order: Callable[..., None], answer: Answer) -> None:
+def test_a_delete_whose_writes_get_lost_is_found_again(every_order: Search, answer: Answer) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
         stage.pending()
@@ -191,14 +192,14 @@ def test_a_delete_whose_writes_get_lost_is_found_again(every_order: Callable[...
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
 def test_a_mark_that_is_repeated_while_its_sandbox_is_wiped_and_given_to_another_is_answered_truly(
-    every_order: Callable[..., None], answer: Answer
+    every_order: Search, answer: Answer
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=3)
         stage.pending()
         worker, api, other = stage.worlds
         stage.play("delete", answered(answer)(worker))
-        stage.play("mark", lambda: api.leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
+        stage.play("mark", lambda: api.mark("sbx-0", "ann"))
         stage.allocate("bob", other)
         results = stage.run()
         given = isinstance(results["bob"], Allocation)
@@ -210,9 +211,7 @@ def test_a_mark_that_is_repeated_while_its_sandbox_is_wiped_and_given_to_another
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
-def test_a_sync_during_a_delete_frees_nothing_before_it_is_wiped(
-    every_order: Callable[..., None], answer: Answer
-) -> None:
+def test_a_sync_during_a_delete_frees_nothing_before_it_is_wiped(every_order: Search, answer: Answer) -> None:
     """Also not an account that the provider called gone, and lists: it is wiped first."""
 
     def case(schedule: Schedule) -> None:
@@ -230,7 +229,7 @@ def test_a_sync_during_a_delete_frees_nothing_before_it_is_wiped(
 
 
 def test_an_operator_s_retry_during_a_delete_starts_no_second_call_for_an_attempt_that_is_open(
-    every_order: Callable[..., None],
+    every_order: Search,
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=3)

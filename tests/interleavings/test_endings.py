@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.facts import Change
     from broker_common.core.sandbox import Candidate, Claim
+    from tests.interleavings.conftest import Search
     from tests.scheduler.schedule import Schedule
     from tests.world import World
 
@@ -38,9 +39,7 @@ def ending(name: str, world: World, claim: Claim) -> Callable[[], object]:
     """Make the operation of this name end an allocation; it returns whether it was it that did."""
 
     def mark() -> bool:
-        return not world.leases.mark_for_deletion(
-            by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id
-        ).repeated
+        return not world.mark(claim.sandbox_id, claim.lease.track_id).repeated
 
     def release() -> bool:
         return not world.leases.release(by=BY, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id).repeated
@@ -69,9 +68,7 @@ def assert_wiped_once_more(stage: Stage, sandbox_id: str = "sbx-0") -> None:
     assert [record.sandbox_id for record in stage.deletes] == [sandbox_id]
 
 
-def test_of_a_mark_a_release_and_an_expiry_one_ends_the_allocation_and_all_succeed(
-    every_order: Callable[..., None],
-) -> None:
+def test_of_a_mark_a_release_and_an_expiry_one_ends_the_allocation_and_all_succeed(every_order: Search) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=3)
         claim = stage.held(overdue=True)
@@ -90,7 +87,7 @@ def test_of_a_mark_a_release_and_an_expiry_one_ends_the_allocation_and_all_succe
 @pytest.mark.parametrize("name", REASONS)
 @pytest.mark.parametrize("other", REASONS)
 def test_an_ending_that_is_killed_at_any_of_its_calls_and_repeated_is_carried_out(
-    every_order: Callable[..., None], name: str, other: str
+    every_order: Search, name: str, other: str
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
@@ -109,9 +106,7 @@ def test_an_ending_that_is_killed_at_any_of_its_calls_and_repeated_is_carried_ou
 
 
 @pytest.mark.parametrize("name", ["mark", "release"])
-def test_an_ending_whose_answer_gets_lost_is_carried_out_once_it_is_repeated(
-    every_order: Callable[..., None], name: str
-) -> None:
+def test_an_ending_whose_answer_gets_lost_is_carried_out_once_it_is_repeated(every_order: Search, name: str) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
         claim = stage.held(overdue=True)
@@ -134,9 +129,7 @@ def next_life(stage: Stage, world: World, claim: Claim, track_id: str) -> Callab
     """Make an operation that gives a sandbox back for its track, has it wiped, and allocates it again."""
 
     def operation() -> object:
-        world.leases.mark_for_deletion(
-            by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
-        )
+        world.mark(claim.sandbox_id, claim.lease.track_id, lease_id=claim.lease.lease_id)
         world.cleaner.delete_sandbox(claim.sandbox_id, by=BY)
         return world.allocate(track_id)
 
@@ -161,13 +154,11 @@ def late_against_the_next_life(
 
 
 def mark_the_old_lease(world: World, claim: Claim) -> object:
-    return world.leases.mark_for_deletion(
-        by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id, lease_id=claim.lease.lease_id
-    )
+    return world.mark(claim.sandbox_id, claim.lease.track_id, lease_id=claim.lease.lease_id)
 
 
 def mark_the_current_lease(world: World, claim: Claim) -> object:
-    return world.leases.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
+    return world.mark(claim.sandbox_id, claim.lease.track_id)
 
 
 def release_the_old_lease(world: World, claim: Claim) -> object:
@@ -179,7 +170,7 @@ def expire(world: World, _: Claim) -> object:
 
 
 @pytest.mark.parametrize("mark", [mark_the_old_lease, mark_the_current_lease])
-def test_a_late_mark_never_ends_the_allocation_of_another_track(every_order: Callable[..., None], mark: Any) -> None:
+def test_a_late_mark_never_ends_the_allocation_of_another_track(every_order: Search, mark: Any) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, mark, track_id="bob")
         # Not its owner any more, or, if it had read the sandbox before, not under the lease it read.
@@ -188,9 +179,7 @@ def test_a_late_mark_never_ends_the_allocation_of_another_track(every_order: Cal
     every_order(case)
 
 
-def test_a_late_mark_of_the_old_lease_never_ends_the_same_track_s_next_allocation(
-    every_order: Callable[..., None],
-) -> None:
+def test_a_late_mark_of_the_old_lease_never_ends_the_same_track_s_next_allocation(every_order: Search) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, mark_the_old_lease, track_id="ann")
         assert isinstance(answer, (LeaseEnd, LeaseMismatch))
@@ -198,9 +187,7 @@ def test_a_late_mark_of_the_old_lease_never_ends_the_same_track_s_next_allocatio
     every_order(case)
 
 
-def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_other(
-    every_order: Callable[..., None],
-) -> None:
+def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_other(every_order: Search) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule)
         claim = stage.held()
@@ -223,7 +210,7 @@ def test_a_mark_without_a_lease_ends_the_allocation_that_it_reads_first_and_no_o
 
 
 @pytest.mark.parametrize("track_id", ["ann", "bob"])
-def test_a_late_release_ends_only_the_allocation_that_it_names(every_order: Callable[..., None], track_id: str) -> None:
+def test_a_late_release_ends_only_the_allocation_that_it_names(every_order: Search, track_id: str) -> None:
     def case(schedule: Schedule) -> None:
         answer, _ = late_against_the_next_life(schedule, release_the_old_lease, track_id=track_id)
         assert isinstance(answer, (LeaseEnd, LeaseMismatch))
@@ -232,9 +219,7 @@ def test_a_late_release_ends_only_the_allocation_that_it_names(every_order: Call
 
 
 @pytest.mark.parametrize("track_id", ["ann", "bob"])
-def test_an_expiry_that_read_the_old_allocation_does_not_touch_the_next(
-    every_order: Callable[..., None], track_id: str
-) -> None:
+def test_an_expiry_that_read_the_old_allocation_does_not_touch_the_next(every_order: Search, track_id: str) -> None:
     def case(schedule: Schedule) -> None:
         result, _ = late_against_the_next_life(schedule, expire, track_id=track_id, overdue=True)
         assert result.failed == 0  # type: ignore[attr-defined] # an ExpiryResult
@@ -244,7 +229,7 @@ def test_an_expiry_that_read_the_old_allocation_does_not_touch_the_next(
 
 @pytest.mark.parametrize("free", [0, 1])
 def test_a_track_s_own_next_allocate_and_the_expiry_job_end_its_overdue_allocation_once(
-    every_order: Callable[..., None], free: int
+    every_order: Search, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=3)
@@ -288,7 +273,7 @@ def overdue_copies(schedule: Schedule, *, processes: int, free: int) -> None:
 @pytest.mark.parametrize("free", [0, 1, 2])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_copies_of_a_request_whose_allocation_is_overdue_all_get_one_new_sandbox(
-    every_order: Callable[..., None], processes: int, free: int
+    every_order: Search, processes: int, free: int
 ) -> None:
     every_order(lambda schedule: overdue_copies(schedule, processes=processes, free=free))
 
@@ -296,7 +281,7 @@ def test_copies_of_a_request_whose_allocation_is_overdue_all_get_one_new_sandbox
 @pytest.mark.parametrize("free", [0, 1, 2])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_track_whose_allocation_is_overdue_and_another_one_are_both_served_while_there_is_a_sandbox(
-    every_order: Callable[..., None], processes: int, free: int
+    every_order: Search, processes: int, free: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=processes)
@@ -351,7 +336,7 @@ def test_the_search_finds_an_ending_that_ignores_the_lease(
 
 @pytest.mark.parametrize("late", [mark_the_old_lease, expire], ids=["mark", "expire"])
 def test_a_quarantine_of_a_sandbox_whose_lease_ends_meanwhile_is_kept_until_it_is_wiped(
-    every_order: Callable[..., None], late: Any
+    every_order: Search, late: Any
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = Stage(schedule, processes=2)

@@ -23,11 +23,10 @@ from tests.lifecycle import Violation
 from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from broker_common.core.facts import Change
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Account, Sandbox
+    from tests.interleavings.conftest import Search
     from tests.scheduler.schedule import Schedule
     from tests.world import World
 
@@ -77,14 +76,12 @@ def described_again(schedule: Schedule, *, tracks: int) -> None:
 
 @pytest.mark.parametrize("tracks", [1, 2])
 def test_a_sandbox_that_is_described_again_is_given_all_the_same_under_its_name_of_that_moment(
-    every_order: Callable[..., None], tracks: int
+    every_order: Search, tracks: int
 ) -> None:
     every_order(lambda schedule: described_again(schedule, tracks=tracks), once=tracks > 1)
 
 
-def test_a_sandbox_that_is_renamed_is_given_under_a_name_that_was_asked_for_or_not_at_all(
-    every_order: Callable[..., None],
-) -> None:
+def test_a_sandbox_that_is_renamed_is_given_under_a_name_that_was_asked_for_or_not_at_all(every_order: Search) -> None:
     def case(schedule: Schedule) -> None:
         stage = set_up(schedule, make_sandbox("sbx-0"))
         first, second, worker = stage.worlds
@@ -102,7 +99,7 @@ def test_a_sandbox_that_is_renamed_is_given_under_a_name_that_was_asked_for_or_n
 
 @pytest.mark.parametrize("tracks", [1, 2])
 def test_a_sandbox_that_is_not_listed_is_given_to_a_track_or_goes_stale_and_never_both(
-    every_order: Callable[..., None], tracks: int
+    every_order: Search, tracks: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         answers, result, stage = allocate_against_sync(schedule, before=make_sandbox("sbx-0"), tracks=tracks)
@@ -115,9 +112,7 @@ def test_a_sandbox_that_is_not_listed_is_given_to_a_track_or_goes_stale_and_neve
 
 
 @pytest.mark.parametrize("tracks", [1, 2])
-def test_a_braked_sync_takes_nothing_away_from_who_asks_meanwhile(
-    every_order: Callable[..., None], tracks: int
-) -> None:
+def test_a_braked_sync_takes_nothing_away_from_who_asks_meanwhile(every_order: Search, tracks: int) -> None:
     def case(schedule: Schedule) -> None:
         answers, result, _ = allocate_against_sync(schedule, before=make_sandbox("sbx-0"), tracks=tracks, force=False)
         # Nothing is missing for a sync that reads the sandbox as allocated.
@@ -130,7 +125,7 @@ def test_a_braked_sync_takes_nothing_away_from_who_asks_meanwhile(
 @pytest.mark.parametrize("tracks", [1, 2])
 @pytest.mark.parametrize("before", [stale(), None], ids=["restored", "new"])
 def test_a_sandbox_that_a_sync_brings_goes_to_one_track_or_stays_available(
-    every_order: Callable[..., None], before: Sandbox | None, tracks: int
+    every_order: Search, before: Sandbox | None, tracks: int
 ) -> None:
     def case(schedule: Schedule) -> None:
         answers, result, stage = allocate_against_sync(schedule, SEEN, before=before, tracks=tracks)
@@ -154,7 +149,7 @@ def seen_again_used(schedule: Schedule) -> None:
     assert flat(stage.settle()["sbx-0"]).deletion_reason in {DeletionReason.FOUND_DIRTY, None}
 
 
-def test_a_used_sandbox_that_a_sync_sees_again_reaches_nobody_unwiped(every_order: Callable[..., None]) -> None:
+def test_a_used_sandbox_that_a_sync_sees_again_reaches_nobody_unwiped(every_order: Search) -> None:
     every_order(seen_again_used, once=True)
 
 
@@ -170,7 +165,7 @@ def test_a_used_sandbox_that_a_sync_sees_again_reaches_nobody_unwiped(every_orde
     ids=["wiped, listed", "wiped, renamed", "wiped, missing", "accepted, listed", "gone, listed"],
 )
 def test_a_sync_that_read_the_pool_before_a_whole_life_of_a_sandbox_does_not_touch_what_came_of_it(
-    every_order: Callable[..., None], accounts: list[Account], answer: WipeAnswer
+    every_order: Search, accounts: list[Account], answer: WipeAnswer
 ) -> None:
     """Given back, wiped and given to the next track, while the sync reads, lists and writes."""
 
@@ -180,7 +175,7 @@ def test_a_sync_that_read_the_pool_before_a_whole_life_of_a_sandbox_does_not_tou
         first, second, api = stage.worlds
 
         def life() -> None:
-            first.leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0", lease_id=claim.lease.lease_id)
+            first.mark("sbx-0", "ann", lease_id=claim.lease.lease_id)
             first.cleaner.delete_sandbox("sbx-0", by=BY)
 
         first.provider.answers.append(answer)
@@ -211,7 +206,7 @@ def two_syncs(schedule: Schedule, first: list[Account], second: list[Account], b
     ids=["agree", "name it differently", "disagree", "miss it"],
 )
 def test_two_syncs_at_once_add_a_sandbox_once_and_overtake_each_other_without_harm(
-    every_order: Callable[..., None], first: list[Account], second: list[Account], before: Sandbox | None
+    every_order: Search, first: list[Account], second: list[Account], before: Sandbox | None
 ) -> None:
     every_order(lambda schedule: two_syncs(schedule, first, second, before))
 
@@ -228,13 +223,13 @@ def renumbered_while_synced(schedule: Schedule, before: Sandbox | None) -> None:
 
 @pytest.mark.parametrize("before", [None, make_sandbox("sbx-0"), stale()], ids=["new", "available", "stale"])
 def test_two_syncs_that_see_one_account_under_two_ids_give_it_to_one_sandbox(
-    every_order: Callable[..., None], before: Sandbox | None
+    every_order: Search, before: Sandbox | None
 ) -> None:
     every_order(lambda schedule: renumbered_while_synced(schedule, before), once=True)
 
 
 def test_a_sandbox_whose_account_answers_404_and_is_listed_is_wiped_before_it_is_given_away(
-    every_order: Callable[..., None],
+    every_order: Search,
 ) -> None:
     """The account is listed under its own id by one sync and under another by a second one."""
 
@@ -283,14 +278,14 @@ def purged_while_synced(schedule: Schedule, accounts: list[Account], *, used: bo
 @pytest.mark.parametrize("used", [False, True], ids=["clean", "used"])
 @pytest.mark.parametrize("accounts", [[SEEN], []], ids=["listed", "missing"])
 def test_a_purge_and_a_sync_that_sees_the_sandbox_again_do_not_undo_each_other(
-    every_order: Callable[..., None], accounts: list[Account], used: bool
+    every_order: Search, accounts: list[Account], used: bool
 ) -> None:
     every_order(lambda schedule: purged_while_synced(schedule, accounts, used=used), once=True)
 
 
 @pytest.mark.parametrize("accounts", [[SEEN], [RENAMED], []], ids=["listed", "renamed", "missing"])
 def test_an_operator_s_retry_is_not_lost_to_a_sync_or_a_bulk_delete_unless_the_record_is_removed(
-    every_order: Callable[..., None], accounts: list[Account]
+    every_order: Search, accounts: list[Account]
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = set_up(schedule)
@@ -320,7 +315,7 @@ def test_an_operator_s_retry_is_not_lost_to_a_sync_or_a_bulk_delete_unless_the_r
 @pytest.mark.parametrize("before", [make_sandbox("sbx-0"), stale(), None], ids=["available", "stale", "new"])
 @pytest.mark.parametrize("accounts", [[RENAMED], []], ids=["renamed", "missing"])
 def test_a_sync_killed_at_any_of_its_calls_is_made_up_for_by_the_next(
-    every_order: Callable[..., None], accounts: list[Account], before: Sandbox | None
+    every_order: Search, accounts: list[Account], before: Sandbox | None
 ) -> None:
     def case(schedule: Schedule) -> None:
         stage = set_up(schedule, *([before] if before else []))
@@ -398,7 +393,7 @@ def test_orders_that_are_left_out_because_their_steps_commute_hide_no_state_and_
             stage.held("ann")
             first, second, third = stage.worlds
             sync(stage, "sync", first, SEEN)
-            stage.play("mark", lambda: second.leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="sbx-0"))
+            stage.play("mark", lambda: second.mark("sbx-0", "ann"))
             stage.play("quarantine", lambda: third.operations.quarantine("sbx-1", by=BY, reason="odd"))
             results = stage.run()
             states.update(

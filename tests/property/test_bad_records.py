@@ -146,7 +146,7 @@ def use_everything(world: World, sandbox_ids: list[str]) -> None:
         for track in ("victim", "t", "stranger"):
             try_to(
                 lambda s=sandbox_id, t=track: world.leases.read(track_id=t, sandbox_id=s),  # type: ignore[misc]
-                lambda s=sandbox_id, t=track: world.leases.mark_for_deletion(by=BY, track_id=t, sandbox_id=s),  # type: ignore[misc]
+                lambda s=sandbox_id, t=track: world.mark(s, t),  # type: ignore[misc]
             )
         try_to(
             lambda s=sandbox_id: world.inventory.read(s),  # type: ignore[misc]

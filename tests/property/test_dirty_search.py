@@ -241,7 +241,7 @@ ANSWERS = [
 SINGLE: dict[str, Callable[[Play], object]] = {
     "allocate by a": lambda play: play.world.allocate("a"),
     "allocate by b": lambda play: play.world.allocate("b"),
-    "mark by a": lambda play: play.world.leases.mark_for_deletion(by=BY, track_id="a", sandbox_id=SANDBOX),
+    "mark by a": lambda play: play.world.mark(SANDBOX, "a"),
     "release": release,
     "expire": lambda play: play.world.expirer.run(by=BY),
     "quarantine": lambda play: play.world.operations.quarantine(SANDBOX, by=BY, reason="odd"),

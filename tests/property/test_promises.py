@@ -55,7 +55,6 @@ from tests.fakes import (
     FakeClock,
     FakeProvider,
     Fault,
-    FlakyStore,
     LaggingStore,
     MemoryStore,
     flat,
@@ -63,7 +62,7 @@ from tests.fakes import (
     make_sandbox,
 )
 from tests.lifecycle import Violation, check_change, check_histories
-from tests.world import World
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -123,20 +122,20 @@ class Promises(RuleBasedStateMachine):
         self.provider = FakeProvider(self.memory)
         self.provider.during_delete = self._deleting
         self.memory.on_write = self._written
-        self.flaky: list[FlakyStore] = []
         policy = replace(POLICY, recycle=self.recycle, cool_down_sec=self.cool_down_sec)
-        self.worlds = [
-            World(
+        processes = [
+            flaky_world(
                 clock=self.clock,
                 memory=self.memory,
                 provider=self.provider,
-                wrap=self._flaky,
                 policy=policy,
                 seed=seed,
                 k_candidates=2,
             )
             for seed in (1, 2)
         ]
+        self.worlds = [world for world, _ in processes]
+        self.flaky = [store for _, store in processes]
         self.used: set[str] = set()
         """Accounts in which a student has worked since the provider last confirmed a wipe."""
         self.answered: dict[str, Claim] = {}
@@ -150,11 +149,6 @@ class Promises(RuleBasedStateMachine):
         self.is_emptied = False
         self.checked = 0
         """How many facts were held against their writes."""
-
-    def _flaky(self, memory: MemoryStore) -> FlakyStore:
-        store = FlakyStore(memory)
-        self.flaky.append(store)
-        return store
 
     # -- what is watched all the time
 
@@ -284,7 +278,7 @@ class Promises(RuleBasedStateMachine):
         accepted = False
         with self._process(index, failing) as world:
             try:
-                ending = world.leases.mark_for_deletion(by=BY, track_id=track, sandbox_id=sandbox_id, lease_id=lease_id)
+                ending = world.mark(sandbox_id, track, lease_id=lease_id)
             except SandboxNotFound:
                 assert record is None or record.status is Status.DELETED
             except NotSandboxOwner:
@@ -459,7 +453,7 @@ class Promises(RuleBasedStateMachine):
             elif what == "mark":
                 for lease, claim in list(self.answered.items()):
                     ended_by.append(lease)
-                    world.leases.mark_for_deletion(by=BY, track_id=claim.lease.track_id, sandbox_id=claim.sandbox_id)
+                    world.mark(claim.sandbox_id, claim.lease.track_id)
             elif what == "quarantine":
                 world.operations.quarantine("s0", by=BY, reason="odd")
             elif what == "retry":
@@ -685,10 +679,15 @@ def _case(machine: type[Promises]) -> Any:
     return case
 
 
-def _use_and_lose(machine: Promises) -> None:
-    """Let a track use a sandbox, give it back, and the provider say that it has no such account."""
+def _use(machine: Promises) -> None:
+    """Let a track use the only sandbox."""
     machine.fill(free=1)
     machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
+
+
+def _use_and_lose(machine: Promises) -> None:
+    """Let a track use a sandbox, give it back, and the provider say that it has no such account."""
+    _use(machine)
     machine.mark(index=0, track="ann", sandbox_id="s0", lease="none", failing=[])
     machine.cleanup(index=0, answer=WipeAnswer.GONE, failing=[], overtaken=False)
 
@@ -750,9 +749,8 @@ def test_the_model_objects_to_a_removal_that_leaves_no_tombstone(monkeypatch: py
 
 def test_the_model_objects_to_an_allocation_that_somebody_else_ended() -> None:
     machine = Promises()
-    machine.fill(free=1)
-    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
-    machine.worlds[1].leases.mark_for_deletion(by=BY, track_id="ann", sandbox_id="s0")
+    _use(machine)
+    machine.worlds[1].mark("s0", "ann")
     with pytest.raises(AssertionError, match="nobody who may"):
         machine.expire(index=0, failing=[])
 
@@ -764,8 +762,7 @@ def test_the_model_objects_to_a_change_that_is_not_told(monkeypatch: pytest.Monk
         commit(memory, *(replace(each, fact=None) for each in changes))
 
     machine = Promises()
-    machine.fill(free=1)
-    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[])
+    _use(machine)
     machine.each_change_has_its_fact_and_no_other_fact_is_told()
     monkeypatch.setattr(MemoryStore, "_check_fact", lambda *_: None)
     monkeypatch.setattr(MemoryStore, "commit", forgetful)

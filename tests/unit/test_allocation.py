@@ -22,12 +22,10 @@ from broker_common.core.errors import (
 )
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Status
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome, AllocationExpired
-from tests.fakes import BY, FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, flat, make_claim, make_sandbox
-from tests.world import World
+from tests.fakes import BY, FakeClock, Fault, FlakyStore, MemoryStore, flat, make_sandbox
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from broker_common.core.principals import Actor
     from broker_common.core.store import AllocateAnswer
 
@@ -46,7 +44,7 @@ class RecordingStore(FlakyStore):
         return super().allocate(candidate, claim, by=by, token=token)
 
 
-def flaky_world(free: int = 3) -> tuple[World, RecordingStore]:
+def recorded_world(free: int = 3) -> tuple[World, RecordingStore]:
     world = World(wrap=RecordingStore)
     world.pool(free)
     assert isinstance(world.store, RecordingStore)
@@ -158,60 +156,38 @@ def test_a_candidate_that_another_took_is_a_conflict_and_the_next_is_tried(plain
 def test_a_candidate_that_was_only_renamed_is_taken_under_its_new_name(plain: World) -> None:
     (free,) = plain.pool(1)
     plain.provider.accounts = [replace(each, name="lab-new") for each in plain.provider.accounts]
-    wrapped = _before_first_allocate(plain, lambda: plain.syncer.run(by=BY))
-    claim = wrapped.allocate().claim
+    late, store = flaky_world(clock=plain.clock, memory=plain.memory)
+    store.just_before("allocate", plain.sync)
+    claim = late.allocate().claim
     assert (claim.sandbox_id, claim.name) == (free.sandbox_id, "lab-new")
-    assert wrapped.recorder.of(AllocateEnded)[0].conflicts == 0
+    assert late.recorder.of(AllocateEnded)[0].conflicts == 0
 
 
 def test_a_candidate_that_was_renamed_away_from_the_prefix_is_left_to_others(plain: World) -> None:
     plain.pool(1)
     plain.provider.accounts = [replace(each, name="gpu-new") for each in plain.provider.accounts]
-    wrapped = _before_first_allocate(plain, lambda: plain.syncer.run(by=BY))
+    late, store = flaky_world(clock=plain.clock, memory=plain.memory)
+    store.just_before("allocate", plain.sync)
     with pytest.raises(NoSandboxesAvailable):
-        wrapped.allocate(prefix="lab-")
+        late.allocate(prefix="lab-")
     assert plain.record("sbx-0").status is Status.AVAILABLE
     plain.clock.advance(2)
-    assert wrapped.allocate("other", prefix="gpu-").claim.name == "gpu-new"
+    assert late.allocate("other", prefix="gpu-").claim.name == "gpu-new"
 
 
-def _before_first_allocate(world: World, act: Callable[[], object]) -> World:
-    """Make a second process, just before whose first allocate `act` happens."""
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        store = FlakyStore(memory)
-        waiting = [act]
-
-        def before(method: str) -> None:
-            if method == "allocate" and waiting:
-                waiting.pop()()
-
-        store.before_call = before
-        return store
-
-    return World(clock=world.clock, memory=world.memory, provider=world.provider, wrap=wrap, seed=3)
-
-
-def test_contention_is_tried_again_with_a_new_token_and_the_same_claim() -> None:
-    world, store = flaky_world()
-    store.fail("allocate", Fault.CONTENDED, Fault.CONTENDED)
+@pytest.mark.parametrize("fault", [Fault.CONTENDED, Fault.REFUSED], ids=["contention", "a refusal"])
+def test_what_was_not_applied_is_tried_again_with_a_new_token_and_the_same_claim(fault: Fault) -> None:
+    world, store = recorded_world()
+    store.fail("allocate", fault, fault)
     claim = world.allocate().claim
     assert [sent[1] for sent in store.sent] == [claim] * 3
     assert len({token for _, _, token in store.sent}) == 3
     assert world.recorder.of(AllocateEnded)[0].conflicts == 0
 
 
-def test_a_refusal_of_the_store_is_tried_again_with_a_new_token() -> None:
-    world, store = flaky_world()
-    store.fail("allocate", Fault.REFUSED)
-    claim = world.allocate().claim
-    assert [sent[1] for sent in store.sent] == [claim] * 2
-    assert len({token for _, _, token in store.sent}) == 2
-
-
 @pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER])
 def test_an_unknown_outcome_is_sent_again_under_the_same_token(fault: Fault) -> None:
-    world, store = flaky_world()
+    world, store = recorded_world()
     store.fail("allocate", fault, fault)
     allocation = world.allocate()
     assert not allocation.replayed
@@ -221,7 +197,7 @@ def test_an_unknown_outcome_is_sent_again_under_the_same_token(fault: Fault) -> 
 
 
 def test_an_applied_write_that_is_sent_again_under_another_token_is_still_this_request() -> None:
-    world, store = flaky_world()
+    world, store = recorded_world()
     store.fail("allocate", Fault.LOST_AFTER, Fault.REFUSED)
     allocation = world.allocate()
     assert not allocation.replayed
@@ -231,7 +207,7 @@ def test_an_applied_write_that_is_sent_again_under_another_token_is_still_this_r
 
 
 def test_an_outcome_that_stays_unknown_is_not_an_empty_pool_and_its_candidate_is_not_handed_back() -> None:
-    world, store = flaky_world(free=1)
+    world, store = recorded_world(free=1)
     store.fail("allocate", *[Fault.LOST_BEFORE] * 20)
     with pytest.raises(OutcomeUnknown):
         world.allocate()
@@ -243,7 +219,7 @@ def test_an_outcome_that_stays_unknown_is_not_an_empty_pool_and_its_candidate_is
 
 
 def test_a_track_whose_answer_was_lost_gets_its_sandbox_by_asking_again() -> None:
-    world, store = flaky_world(free=1)
+    world, store = recorded_world(free=1)
     store.fail("allocate", Fault.LOST_AFTER, *[Fault.LOST_BEFORE] * 19)
     with pytest.raises(OutcomeUnknown):
         world.allocate()
@@ -253,7 +229,7 @@ def test_a_track_whose_answer_was_lost_gets_its_sandbox_by_asking_again() -> Non
 
 
 def test_a_store_that_keeps_refusing_is_unavailable_and_not_empty() -> None:
-    world, store = flaky_world()
+    world, store = recorded_world()
     store.fail("allocate", *[Fault.REFUSED] * 20)
     with pytest.raises(StoreUnavailable) as refused:
         world.allocate()
@@ -262,7 +238,7 @@ def test_a_store_that_keeps_refusing_is_unavailable_and_not_empty() -> None:
 
 
 def test_lasting_contention_is_unavailable_and_not_empty() -> None:
-    world, store = flaky_world(free=1)
+    world, store = recorded_world(free=1)
     store.fail("allocate", *[Fault.CONTENDED] * 20)
     with pytest.raises(StoreUnavailable, match="in use"):
         world.allocate()
@@ -270,7 +246,7 @@ def test_lasting_contention_is_unavailable_and_not_empty() -> None:
 
 @pytest.mark.parametrize("method", ["read_candidates", "get_claim"])
 def test_a_read_that_fails_is_unavailable_and_not_empty(method: str) -> None:
-    world, store = flaky_world(free=0)
+    world, store = recorded_world(free=0)
     store.fail(method, Fault.REFUSED)
     with pytest.raises(StoreUnavailable):
         world.allocate()
@@ -280,14 +256,14 @@ def test_a_read_that_fails_is_unavailable_and_not_empty(method: str) -> None:
 
 
 def test_the_deadline_makes_it_unavailable_and_not_empty() -> None:
-    world, store = flaky_world(free=0)
+    world, store = recorded_world(free=0)
     store.before_call = lambda _: world.clock.advance(1.1)
     with deadline_in(2, world.clock), pytest.raises(StoreUnavailable):
         world.allocate()
 
 
 def test_no_further_try_is_made_past_the_deadline() -> None:
-    world, store = flaky_world()
+    world, store = recorded_world()
     store.before_call = lambda _: world.clock.advance(1.0)
     store.fail("allocate", *[Fault.LOST_BEFORE] * 20)
     with deadline_in(4.5, world.clock), pytest.raises(OutcomeUnknown):
@@ -296,21 +272,18 @@ def test_no_further_try_is_made_past_the_deadline() -> None:
 
 
 def test_a_store_that_sees_the_deadline_first_is_not_asked_again() -> None:
-    class Late(StoreWrapper):
-        def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
-            raise DeadlineExceeded("too late")
-
-    world = World(wrap=Late)
-    world.pool(2)
+    world, store = recorded_world()
+    store.fail("allocate", DeadlineExceeded("too late"))
     with pytest.raises(DeadlineExceeded):
         world.allocate()
+    assert len(store.sent) == 1
 
 
 # -- what is held
 
 
 def test_a_replay_gives_its_candidate_back_to_the_next_request() -> None:
-    world, store = flaky_world(free=2)
+    world, store = recorded_world(free=2)
     world.allocate()
     world.allocate()
     candidate = store.sent[-1][0]
@@ -351,7 +324,7 @@ def test_an_overdue_claim_in_an_empty_pool_is_expired_and_refused(plain: World) 
 def test_a_track_is_free_to_allocate_again_after_it_gave_back(world: World) -> None:
     world.pool(10)
     first = world.allocate().claim
-    world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=first.sandbox_id)
+    world.mark(first.sandbox_id)
     second = world.allocate()
     assert not second.replayed
     assert second.claim.sandbox_id != first.sandbox_id
@@ -371,23 +344,18 @@ def test_emptiness_is_remembered_for_a_second_so_that_a_refusal_costs_one_read(p
     with pytest.raises(NoSandboxesAvailable):
         plain.allocate("first")
     plain.memory.calls.clear()
+    plain.pool(1)
     plain.clock.advance(0.9)
     for number in range(10):
         with pytest.raises(NoSandboxesAvailable):
             plain.allocate(f"track-{number}")
     assert plain.memory.calls == {"get_claim": 10}
-
-
-def test_after_that_second_a_new_sandbox_is_found(plain: World) -> None:
-    with pytest.raises(NoSandboxesAvailable):
-        plain.allocate()
-    plain.pool(1)
-    plain.clock.advance(1.1)
+    plain.clock.advance(0.2)
     assert plain.allocate().claim.sandbox_id == "sbx-0"
 
 
 def test_the_memory_of_emptiness_counts_from_the_beginning_of_the_walk() -> None:
-    world, store = flaky_world(free=0)
+    world, store = recorded_world(free=0)
     store.before_call = lambda method: world.clock.advance(0.3) if method == "read_candidates" else None
     with pytest.raises(NoSandboxesAvailable):
         world.allocate("slow")
@@ -416,18 +384,12 @@ def test_a_paused_allocate_is_refused_with_a_time_to_come_back(plain: World) -> 
     assert outcomes(plain) == [AllocateOutcome.ERROR]
 
 
-def test_a_paused_allocate_still_answers_what_is_held(plain: World) -> None:
+def test_a_paused_allocate_still_answers_what_is_held_until_that_is_overdue(plain: World) -> None:
     plain.pool(2)
     claim = plain.allocate().claim
     plain.pauses.set({"allocate": True}, by=BY)
     allocation = plain.allocate()
     assert (allocation.claim, allocation.replayed) == (claim, True)
-
-
-def test_a_paused_allocate_does_not_answer_what_is_overdue(plain: World) -> None:
-    plain.pool(2)
-    plain.allocate()
-    plain.pauses.set({"allocate": True}, by=BY)
     plain.clock.advance(5 * HOUR)
     with pytest.raises(Paused):
         plain.allocate()
@@ -437,7 +399,7 @@ def test_a_paused_allocate_does_not_answer_what_is_overdue(plain: World) -> None
 
 
 def test_each_allocate_is_recorded_once_with_its_outcome_and_time() -> None:
-    world, store = flaky_world(free=1)
+    world, store = recorded_world(free=1)
     store.before_call = lambda _: world.clock.advance(0.25)
     claim = world.allocate().claim
     world.allocate()
@@ -449,12 +411,8 @@ def test_each_allocate_is_recorded_once_with_its_outcome_and_time() -> None:
 
 
 def test_an_allocate_that_is_broken_off_is_recorded_as_an_error() -> None:
-    world, store = flaky_world()
-
-    def interrupted(_: str) -> None:
-        raise KeyboardInterrupt
-
-    store.before_call = interrupted
+    world, store = recorded_world()
+    store.fail("allocate", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         world.allocate()
     assert outcomes(world) == [AllocateOutcome.ERROR]
@@ -463,17 +421,21 @@ def test_an_allocate_that_is_broken_off_is_recorded_as_an_error() -> None:
 # -- many requests of one process
 
 
+def allocate_at_once(world: World, track_ids: list[str]) -> list[Claim]:
+    barrier = threading.Barrier(len(track_ids))
+
+    def ask(track_id: str) -> Claim:
+        barrier.wait(30)
+        return world.allocate(track_id).claim
+
+    with ThreadPoolExecutor(len(track_ids)) as pool:
+        return list(pool.map(ask, track_ids))
+
+
 def test_copies_of_a_request_at_once_get_one_sandbox() -> None:
     world = World()
     world.pool(10)
-    barrier = threading.Barrier(20)
-
-    def ask(_: int) -> Claim:
-        barrier.wait(30)
-        return world.allocate().claim
-
-    with ThreadPoolExecutor(20) as pool:
-        claims = list(pool.map(ask, range(20)))
+    claims = allocate_at_once(world, ["track-1"] * 20)
     assert len(set(claims)) == 1
     assert world.memory.count()[Status.ALLOCATED] == 1
 
@@ -481,117 +443,59 @@ def test_copies_of_a_request_at_once_get_one_sandbox() -> None:
 def test_as_many_tracks_as_sandboxes_at_once_all_get_one() -> None:
     world = World()
     world.pool(30)
-    barrier = threading.Barrier(30)
-
-    def ask(number: int) -> Claim:
-        barrier.wait(30)
-        return world.allocate(f"track-{number}").claim
-
-    with ThreadPoolExecutor(30) as pool:
-        claims = list(pool.map(ask, range(30)))
+    claims = allocate_at_once(world, [f"track-{number}" for number in range(30)])
     assert len({claim.sandbox_id for claim in claims}) == 30
 
 
-class _Gate(StoreWrapper):
-    """Holds the allocate of one track up until it is let through."""
-
-    def __init__(self, inner: MemoryStore, held_up: str) -> None:
-        super().__init__(inner)
-        self.reached, self.open = threading.Event(), threading.Event()
-        self._held_up = held_up
-
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
-        if claim.lease.track_id == self._held_up:
-            self.reached.set()
-            assert self.open.wait(30)
-        return super().allocate(candidate, claim, by=by, token=token)
-
-
 def test_a_sandbox_that_another_request_is_trying_is_tried_too_before_a_track_is_refused() -> None:
-    gates: list[_Gate] = []
-
-    def wrap(memory: MemoryStore) -> _Gate:
-        gates.append(_Gate(memory, "slow"))
-        return gates[0]
-
-    world = World(wrap=wrap)
-    (free,) = world.pool(1)
-    held = make_claim(make_sandbox("elsewhere"), "slow")
+    world, store = recorded_world(free=1)
     world.memory.seed(
-        make_sandbox(
-            "elsewhere",
-            status=Status.ALLOCATED,
-            dirty=True,
-            lease_id=held.lease.lease_id,
-            allocated_to_track="slow",
-            idempotency_key="slow",
-            allocated_at=held.lease.allocated_at,
-            expires_at=held.lease.expires_at,
-        )
+        make_sandbox("elsewhere", status=Status.ALLOCATED, allocated_to_track="slow", idempotency_key="slow")
     )
+    reached, gate = threading.Event(), threading.Event()
+
+    def hold_up() -> None:
+        reached.set()
+        assert gate.wait(30)
+
+    store.just_before("allocate", hold_up)
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(world.allocate, "slow")
-        assert gates[0].reached.wait(30)
+        assert reached.wait(30)
         # The slow request holds the only candidate, and will not need it: it holds a sandbox already.
-        assert world.allocate("quick").claim.sandbox_id == free.sandbox_id
-        gates[0].open.set()
+        assert world.allocate("quick").claim.sandbox_id == "sbx-0"
+        gate.set()
         assert slow.result(30).replayed
 
 
 def test_a_copy_of_the_request_that_ended_the_overdue_claim_first_is_answered_alike() -> None:
-    clock = FakeClock()
-    memory = MemoryStore(clock)
-    flaky: list[FlakyStore] = []
+    one, store = recorded_world(free=1)
+    other = World(clock=one.clock, memory=one.memory, seed=2)
+    one.allocate()
+    one.clock.advance(5 * HOUR)
+    copies: list[Claim] = []
 
-    def watched(store: MemoryStore) -> FlakyStore:
-        flaky.append(FlakyStore(store))
-        return flaky[0]
+    def let_the_copy_be_faster() -> None:
+        one.memory.seed(make_sandbox("sbx-9"))
+        copies.append(other.allocate().claim)
 
-    one = World(clock=clock, memory=memory, wrap=watched, seed=1)
-    other = World(clock=clock, memory=memory, seed=2)
-    one.pool(1)
-    one.allocate("track")
-    clock.advance(5 * 3600)
-    copies: list[str] = []
-
-    def let_the_copy_be_faster(method: str) -> None:
-        if method == "get" and not copies:
-            copies.append("asked")
-            memory.seed(make_sandbox("sbx-9"))
-            copies.append(other.allocate("track").claim.lease.lease_id)
-
-    flaky[0].before_call = let_the_copy_be_faster
-    answer = one.allocate("track")
+    store.just_before("get", let_the_copy_be_faster)
+    answer = one.allocate()
     assert answer.replayed
-    assert answer.claim.lease.lease_id == copies[1]
+    assert [answer.claim] == copies
 
 
 def test_a_store_that_needs_a_person_is_asked_once() -> None:
-    world = World(wrap=FlakyStore)
-    world.pool(1)
-    calls: list[str] = []
-
-    def refuse(method: str) -> None:
-        if method == "allocate":
-            calls.append(method)
-            raise StoreMisconfigured("there are no AWS credentials")
-
-    world.store.before_call = refuse  # type: ignore[attr-defined] # it is the FlakyStore of this test
+    world, store = recorded_world()
+    store.fail("allocate", StoreMisconfigured("there are no AWS credentials"))
     with pytest.raises(StoreMisconfigured):
         world.allocate()
-    assert calls == ["allocate"]
+    assert len(store.sent) == 1
 
 
 def test_a_candidate_is_not_lost_to_an_unexpected_error() -> None:
-    world = World(wrap=FlakyStore)
-    world.pool(1)
-    failures = [RuntimeError("a defect")]
-
-    def fail_once(method: str) -> None:
-        if method == "allocate" and failures:
-            raise failures.pop()
-
-    world.store.before_call = fail_once  # type: ignore[attr-defined] # it is the FlakyStore of this test
+    world, store = recorded_world(free=1)
+    store.fail("allocate", RuntimeError("a defect"))
     with pytest.raises(RuntimeError):
         world.allocate("one")
     assert world.allocate("two").claim.sandbox_id

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.candidate_cache import CANDIDATE_AGE_SEC, LOOK_AHEAD, PREFIXES, USED_KEPT, CandidateCache
+from broker_common.core.candidate_cache import (
+    CANDIDATE_AGE_SEC,
+    LOOK_AHEAD,
+    PREFIXES,
+    USED_KEPT,
+    CandidateCache,
+    CandidateSearch,
+)
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import StoreUnavailable
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Status
@@ -34,6 +41,13 @@ class Bench:
 
     def next(self, prefix: str = "") -> Candidate | None:
         return self.candidate_cache.search(prefix).next()
+
+    def first(self) -> tuple[CandidateSearch, Candidate]:
+        """Return a search, and the candidate that it has found."""
+        search = self.candidate_cache.search("")
+        candidate = search.next()
+        assert candidate
+        return search, candidate
 
     def reads(self) -> int:
         return self.memory.calls["read_candidates"]
@@ -64,9 +78,7 @@ def test_processes_begin_at_different_places_of_the_ring() -> None:
 
 def test_a_candidate_that_was_given_back_is_given_next_without_a_read() -> None:
     bench = Bench(20)
-    search = bench.candidate_cache.search("")
-    candidate = search.next()
-    assert candidate
+    search, candidate = bench.first()
     search.give_back(candidate)
     reads = bench.reads()
     assert bench.next() == candidate
@@ -75,9 +87,7 @@ def test_a_candidate_that_was_given_back_is_given_next_without_a_read() -> None:
 
 def test_a_candidate_that_was_used_up_is_not_given_again_while_the_index_still_shows_it() -> None:
     bench = Bench(1)
-    search = bench.candidate_cache.search("")
-    candidate = search.next()
-    assert candidate
+    search, candidate = bench.first()
     search.mark_used(candidate)
     assert search.next() is None
     bench.clock.advance(2)
@@ -85,36 +95,22 @@ def test_a_candidate_that_was_used_up_is_not_given_again_while_the_index_still_s
 
 
 def test_a_loss_sends_the_next_query_to_another_part_of_the_ring() -> None:
-    class Following(MemoryStore):
-        """Keeps where each query began, and where it said to read on."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.began: list[Position] = []
-            self.read_on: list[Position] = []
-
-        def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
-            page = super().read_candidates(position, limit=limit, prefix=prefix)
-            self.began.append(position)
-            self.read_on.append(page.next)
-            return page
-
-    store = Following()
-    store.seed(*[make_sandbox(f"sbx-{number}") for number in range(100)])
+    store = EvenRing(100)
     search = CandidateCache(store, FakeClock(), Random(1), size=1).search("")
     for end in (search.mark_used, search.mark_lost, search.mark_used):
         candidate = search.next()
         assert candidate
         end(candidate)
-    assert store.began[1] == store.read_on[0]
-    assert store.began[2] != store.read_on[1]
+    assert store.began[1] == store.pages[0].next
+    assert store.began[2] != store.pages[1].next
 
 
 class EvenRing(MemoryStore):
-    """A ring of one segment with sandboxes at equal distances; keeps every page that was read."""
+    """A ring of one segment with sandboxes at equal distances; keeps where each query began, and its page."""
 
     def __init__(self, free: int) -> None:
         super().__init__(shards=1)
+        self.began: list[Position] = []
         self.pages: list[CandidatePage] = []
         self.on_read: Callable[[], object] = lambda: None
         """Called while a page is on its way."""
@@ -123,6 +119,7 @@ class EvenRing(MemoryStore):
     def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
         page = super().read_candidates(position, limit=limit, prefix=prefix)
         self.on_read()
+        self.began.append(position)
         self.pages.append(page)
         return page
 
@@ -226,21 +223,16 @@ def test_a_walk_past_what_others_hold_takes_large_steps() -> None:
 
 def test_a_used_up_sandbox_is_a_candidate_again_at_a_later_version() -> None:
     bench = Bench(1)
-    search = bench.candidate_cache.search("")
-    candidate = search.next()
-    assert candidate
+    search, candidate = bench.first()
     search.mark_lost(candidate)
     bench.memory.seed(make_sandbox("sbx-0", version=9))
     bench.clock.advance(2)
-    again = bench.next()
-    assert again == replace(candidate, version=9)
+    assert bench.next() == replace(candidate, version=9)
 
 
 def test_what_was_used_up_is_forgotten_after_thousands_more() -> None:
     bench = Bench(1)
-    search = bench.candidate_cache.search("")
-    candidate = search.next()
-    assert candidate
+    search, candidate = bench.first()
     search.mark_used(candidate)
     for number in range(USED_KEPT):
         search.mark_used(replace(candidate, sandbox_id=f"another-{number}"))
@@ -249,9 +241,7 @@ def test_what_was_used_up_is_forgotten_after_thousands_more() -> None:
 
 def test_a_candidate_of_which_nothing_is_known_comes_back_from_the_index_only() -> None:
     bench = Bench(1)
-    search = bench.candidate_cache.search("")
-    candidate = search.next()
-    assert candidate
+    search, candidate = bench.first()
     search.discard(candidate)
     reads = bench.reads()
     assert bench.next() == candidate
@@ -303,9 +293,7 @@ def test_a_walk_that_fails_is_no_finding() -> None:
 
 def test_a_candidate_handed_back_clears_every_memory_of_emptiness() -> None:
     bench = Bench(1)
-    search = bench.candidate_cache.search("")
-    candidate = search.next()
-    assert candidate
+    search, candidate = bench.first()
     bench.take_away("sbx-0")
     assert bench.next() is None
     assert bench.next("lab-") is None
@@ -329,11 +317,9 @@ def test_what_others_hold_is_shared_before_the_pool_is_called_empty() -> None:
 
 def test_what_others_hold_is_no_finding_of_emptiness() -> None:
     bench = Bench(1)
-    holder = bench.candidate_cache.search("")
-    candidate = holder.next()
+    _, candidate = bench.first()
     first = bench.candidate_cache.search("")
     assert first.next() == candidate
-    assert candidate
     first.discard(candidate)
     assert first.next() is None
     assert bench.next() == candidate
@@ -342,10 +328,9 @@ def test_what_others_hold_is_no_finding_of_emptiness() -> None:
 def test_what_a_request_gave_back_is_shared_with_it_once_more_while_another_still_holds_it() -> None:
     """Its own overdue allocation came first: the candidate was not at fault, and may be the last one there is."""
     bench = Bench(1)
-    candidate = bench.next()
+    _, candidate = bench.first()
     late = bench.candidate_cache.search("")
     assert late.next() == candidate
-    assert candidate
     late.give_back(candidate)
     assert late.next() == candidate
 

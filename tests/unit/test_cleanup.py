@@ -19,22 +19,12 @@ from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
-from tests.fakes import BY, Crashed, Fault, FlakyStore, LosingStore, MemoryStore, changed, flat, make_sandbox
-from tests.world import World
+from tests.fakes import BY, Crashed, Fault, LosingStore, flat, make_sandbox
+from tests.world import World, flaky_world
 
 FAILING = ProviderFailing("500 from the provider", outcome_unknown=False)
 TIMED_OUT = ProviderFailing("no answer in time", outcome_unknown=True)
 REUSE, CONFIRM, RETIRE = RecyclePolicy
-
-
-def flaky_world() -> tuple[World, FlakyStore]:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    return World(wrap=wrap), stores[0]
 
 
 def answering(world: World, *answers: WipeAnswer | Exception) -> World:
@@ -102,32 +92,29 @@ def test_a_failure_that_may_pass_is_tried_again_later(plain: World, error: Provi
     assert list(plain.cleaner.find_due()) == ["sbx-0"]
 
 
-def test_a_success_after_an_unanswered_attempt_waits_for_a_sync(plain: World) -> None:
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [([FAILING], Status.AVAILABLE), ([TIMED_OUT, FAILING], Status.STALE)],
+    ids=["believed", "waits for a sync"],
+)
+def test_a_success_is_believed_unless_an_attempt_before_it_was_not_answered(
+    plain: World, errors: list[ProviderFailing], status: Status
+) -> None:
     plain.pending()
-    delete(answering(plain, TIMED_OUT))
-    plain.clock.advance(120)
-    delete(answering(plain, FAILING))
-    plain.clock.advance(240)
+    for error in errors:
+        delete(answering(plain, error))
+        plain.clock.advance(240)
     assert delete(plain).outcome is DeleteOutcome.DELETED
-    assert plain.record("sbx-0").status is Status.STALE
-
-
-def test_a_success_after_failures_that_were_answered_is_believed(plain: World) -> None:
-    plain.pending()
-    delete(answering(plain, FAILING))
-    plain.clock.advance(120)
-    delete(plain)
-    assert plain.record("sbx-0").status is Status.AVAILABLE
+    assert plain.record("sbx-0").status is status
 
 
 def test_the_doubt_of_one_lease_does_not_reach_the_next(plain: World) -> None:
     plain.pending(outcome_unknown=True)
     delete(plain)
-    plain.provider.accounts = World.accounts(1)
-    plain.syncer.run(by=BY)
+    plain.sync(World.accounts(1))
     plain.clock.advance(2)
     plain.allocate()
-    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.mark()
     delete(plain)
     assert plain.record("sbx-0").status is Status.AVAILABLE
 
@@ -263,16 +250,21 @@ def test_an_attempt_that_begins_just_in_time_is_sent() -> None:
 # -- lost and overtaken attempts
 
 
-def test_an_attempt_whose_worker_died_is_repeated_after_its_window_and_leaves_a_doubt(plain: World) -> None:
-    plain.pending()
+def die_in_a_delete(world: World) -> None:
+    """Have a worker killed while the provider answers it."""
 
     def killed(_: str) -> None:
+        world.provider.during_delete = lambda _: None
         raise Crashed
 
-    plain.provider.during_delete = killed
+    world.provider.during_delete = killed
     with pytest.raises(Crashed):
-        delete(plain)
-    plain.provider.during_delete = lambda _: None
+        delete(world)
+
+
+def test_an_attempt_whose_worker_died_is_repeated_after_its_window_and_leaves_a_doubt(plain: World) -> None:
+    plain.pending()
+    die_in_a_delete(plain)
     plain.clock.advance(plain.policy.attempt_window_sec - 1)
     assert delete(plain).outcome is DeleteOutcome.NOT_DUE
     plain.clock.advance(1)
@@ -284,14 +276,8 @@ def test_an_attempt_whose_worker_died_is_repeated_after_its_window_and_leaves_a_
 def test_lost_attempts_are_counted_until_a_person_must_look(plain: World) -> None:
     plain.set_policy(deletion_max_attempts=3)
     plain.pending()
-
-    def killed(_: str) -> None:
-        raise Crashed
-
-    plain.provider.during_delete = killed
     for _ in range(3):
-        with pytest.raises(Crashed):
-            delete(plain)
+        die_in_a_delete(plain)
         plain.clock.advance(plain.policy.attempt_window_sec)
     assert delete(plain).outcome is DeleteOutcome.GAVE_UP
     assert plain.record("sbx-0").status is Status.DELETION_FAILED
@@ -330,8 +316,7 @@ def test_a_late_outcome_never_touches_the_next_holder(plain: World) -> None:
         plain.provider.during_delete = lambda _: None
         plain.clock.advance(plain.policy.attempt_window_sec)
         delete(plain)
-        plain.provider.accounts = World.accounts(1)
-        plain.syncer.run(by=BY)
+        plain.sync(World.accounts(1))
         plain.clock.advance(2)
         plain.allocate("next")
 
@@ -429,25 +414,10 @@ def test_a_wiped_sandbox_lies_at_a_new_random_place_of_the_ring() -> None:
     assert len(places) == 10
 
 
-def test_a_sandbox_with_an_unknown_next_attempt_is_due(plain: World) -> None:
-    plain.memory.seed(changed(plain.pending(), next_attempt_at=None))
-    assert delete(plain).outcome is DeleteOutcome.DELETED
-
-
 def test_a_page_where_a_success_should_have_been_leaves_a_doubt() -> None:
     world = World()
     world.pending()
-    world.provider.answers.append(ProviderMisconfigured("an HTML page", outcome_unknown=True))
-    assert world.cleaner.delete_sandbox("sbx-0", by=BY).outcome is DeleteOutcome.MISCONFIGURED
-    world.cleaner.delete_sandbox("sbx-0", by=BY)
+    page = ProviderMisconfigured("an HTML page", outcome_unknown=True)
+    assert delete(answering(world, page)).outcome is DeleteOutcome.MISCONFIGURED
+    delete(world)
     assert world.record("sbx-0").status is Status.STALE
-
-
-def test_the_first_pause_is_not_shorter_than_the_base() -> None:
-    for seed in range(20):
-        world = World(seed=seed)
-        world.pending()
-        world.provider.answers.append(ProviderFailing("500", outcome_unknown=False))
-        world.cleaner.delete_sandbox("sbx-0", by=BY)
-        pause = (flat(world.record("sbx-0")).next_attempt_at or 0) - world.clock.now()
-        assert world.policy.deletion_backoff_base_sec <= pause <= 2 * world.policy.deletion_backoff_base_sec

@@ -11,8 +11,8 @@ from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
-from tests.fakes import BY, FakeClock, Fault, FlakyStore, MemoryStore, flat
-from tests.world import World
+from tests.fakes import BY, Fault, flat
+from tests.world import World, flaky_world
 
 REST = 600
 
@@ -85,37 +85,21 @@ def test_rested_sandboxes_are_spread_over_the_ring() -> None:
     assert len({each.status_order for each in world.memory.dump()[0].values()}) == 20
 
 
-@pytest.mark.parametrize("again", range(2))
-def test_of_two_cleanups_that_end_the_rest_at_once_one_does_it(cool: World, again: int) -> None:
+def test_of_two_cleanups_that_end_the_rest_at_once_one_does_it(cool: World) -> None:
     clean(cool)
     cool.clock.advance(REST)
-    rival = World(clock=cool.clock, memory=cool.memory, seed=2 + again)
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    late = World(clock=cool.clock, memory=cool.memory, wrap=wrap)
-    waiting = [rival]
-
-    def before(method: str) -> None:
-        if method == "update" and waiting:
-            waiting.pop().cleaner.delete_sandbox("sbx-0", by=BY)
-
-    stores[0].before_call = before
+    rival = World(clock=cool.clock, memory=cool.memory, seed=2)
+    late, store = flaky_world(clock=cool.clock, memory=cool.memory)
+    store.just_before("update", lambda: rival.cleaner.delete_sandbox("sbx-0", by=BY))
     assert late.cleaner.delete_sandbox("sbx-0", by=BY).outcome is DeleteOutcome.NOT_DUE
     assert told(cool) == [FactKind.WIPED, FactKind.AVAILABLE]
 
 
 def test_a_rest_whose_end_could_not_be_written_is_ended_by_the_next_cleanup() -> None:
-    clock = FakeClock()
-    memory = MemoryStore(clock)
-    store = FlakyStore(memory)
-    world = World(clock=clock, memory=memory, wrap=lambda _: store, policy=Policy(cool_down_sec=REST))
+    world, store = flaky_world(policy=Policy(cool_down_sec=REST))
     world.pending()
     clean(world)
-    clock.advance(REST)
+    world.clock.advance(REST)
     store.fail("update", Fault.REFUSED)
     assert [ended.outcome for ended in clean(world)] == [DeleteOutcome.POSTPONED]
     assert [ended.outcome for ended in clean(world)] == [DeleteOutcome.RESTED]
@@ -132,16 +116,14 @@ def test_a_paused_cleanup_leaves_what_rests_alone(cool: World) -> None:
 def test_a_sync_leaves_what_rests_alone(cool: World) -> None:
     clean(cool)
     before = cool.record("sbx-0")
-    cool.provider.accounts = World.accounts(1)
-    cool.syncer.run(by=BY)
-    cool.provider.accounts = World.accounts(2)[1:]
-    cool.syncer.run(by=BY)
+    cool.sync(World.accounts(1))
+    cool.sync(World.accounts(2)[1:])
     assert cool.record("sbx-0") == before
 
 
 def test_a_track_may_repeat_its_mark_while_its_sandbox_rests(cool: World) -> None:
     clean(cool)
-    ending = cool.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
+    ending = cool.mark()
     assert (ending.repeated, ending.sandbox) == (True, cool.record("sbx-0"))
 
 

@@ -25,17 +25,25 @@ from broker_common.core.errors import (
     UnreadableRecord,
 )
 from broker_common.core.facts import Change, PoolFact, PoolFactKind
-from broker_common.core.lease import end
+from broker_common.core.lease import candidate_of, end
 from broker_common.core.pauses import PauseCache
-from broker_common.core.sandbox import Candidate, DeletionReason, Status
-from broker_common.core.store import CandidateGone, Conflict, Contended, Pause, Pauses, SandboxPage, Watermark
+from broker_common.core.sandbox import DeletionReason, Status
+from broker_common.core.store import (
+    AllocateAnswer,
+    CandidateGone,
+    Conflict,
+    Contended,
+    Pause,
+    Pauses,
+    SandboxPage,
+    Watermark,
+)
 from broker_common.core.telemetry import RecordUnreadable
 from tests.fakes import (
     BY,
     START,
     FakeClock,
     RecordingRecorder,
-    TimelessStore,
     add_of,
     change_of,
     make_claim,
@@ -43,7 +51,6 @@ from tests.fakes import (
     removal_of,
     walk_ring,
 )
-from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,49 +90,39 @@ class Answers:
         return refuse
 
 
+def cancelling(*codes: str) -> Answers:
+    """Return a client that cancels every transaction, with a reason for each of its items."""
+    return Answers("TransactionCanceledException", 400, CancellationReasons=[{"Code": code} for code in codes])
+
+
+def allocate(store: DynamoStore) -> AllocateAnswer:
+    return store.allocate(candidate_of(make_sandbox("1")), make_claim(make_sandbox("1")), by=BY, token="t")
+
+
 def store_on(client: Any, recorder: RecordingRecorder | None = None) -> DynamoStore:
     return DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1), recorder=recorder or RecordingRecorder())
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "error"),
+    [("InternalServerError", 500, OutcomeUnknown), ("ThrottlingException", 400, StoreUnavailable)],
+)
 @pytest.mark.parametrize("write", WRITES)
-def test_a_refusal_that_nobody_expected_is_not_taken_for_a_lost_race(write: Callable[[DynamoStore], None]) -> None:
-    with pytest.raises(StoreMisconfigured, match="KMSDisabledException"):
-        write(store_on(Answers("KMSDisabledException", 400)))
-
-
-@pytest.mark.parametrize("write", WRITES)
-def test_a_write_that_failed_inside_dynamodb_may_have_been_applied(write: Callable[[DynamoStore], None]) -> None:
-    client = Answers("InternalServerError", 500)
-    with pytest.raises(OutcomeUnknown):
+def test_a_write_that_failed_or_was_throttled_is_sent_again_because_its_condition_tells_whether_it_was_applied(
+    write: Callable[[DynamoStore], None], code: str, status: int, error: type[StoreUnavailable]
+) -> None:
+    client = Answers(code, status)
+    with pytest.raises(error) as raised:
         write(store_on(client))
-    assert client.calls > 1, "it is sent again, because its condition tells whether it was applied"
-
-
-@pytest.mark.parametrize("write", WRITES)
-def test_a_throttled_write_is_refused_after_some_tries(write: Callable[[DynamoStore], None]) -> None:
-    client = Answers("ThrottlingException", 400)
-    with pytest.raises(StoreUnavailable) as refused:
-        write(store_on(client))
-    assert not isinstance(refused.value, OutcomeUnknown)
+    assert type(raised.value) is error
     assert client.calls > 1
 
 
 @pytest.mark.parametrize("code", ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"])
 def test_an_allocation_that_met_others_says_so_and_is_not_repeated_here(code: str) -> None:
-    client = Answers(
-        "TransactionCanceledException", 400, CancellationReasons=[{"Code": "None"}, {"Code": code}, {"Code": "None"}]
-    )
-    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
-    assert store_on(client).allocate(candidate, make_claim(make_sandbox("1")), by=BY, token="t") == Contended()
+    client = cancelling("None", code, "None")
+    assert allocate(store_on(client)) == Contended()
     assert client.calls == 1
-
-
-def test_an_allocation_that_failed_inside_dynamodb_may_have_been_applied() -> None:
-    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
-    with pytest.raises(OutcomeUnknown):
-        store_on(Answers("InternalServerError", 500)).allocate(
-            candidate, make_claim(make_sandbox("1")), by=BY, token="t"
-        )
 
 
 class Raises:
@@ -142,11 +139,8 @@ class Raises:
 
 
 def test_an_allocation_that_did_not_reach_dynamodb_was_not_applied() -> None:
-    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
     with pytest.raises(StoreUnavailable) as raised:
-        store_on(Raises(EndpointConnectionError(endpoint_url="http://x"))).allocate(
-            candidate, make_claim(make_sandbox("1")), by=BY, token="t"
-        )
+        allocate(store_on(Raises(EndpointConnectionError(endpoint_url="http://x"))))
     assert not isinstance(raised.value, OutcomeUnknown)
 
 
@@ -172,14 +166,6 @@ def table(aws_environment: dict[str, str]) -> Iterator[DynamoDBClient]:
             },
         )
         yield client
-
-
-def test_a_record_of_a_later_version_fails_its_own_read_and_no_listing(table: DynamoDBClient) -> None:
-    store = store_on(table)
-    with pytest.raises(UnreadableRecord):
-        store.get("sbx-0")
-    assert store.read_all().sandboxes == ()
-    assert store.list_sandboxes(Status.AVAILABLE, limit=10, cursor=None).sandboxes == ()
 
 
 def bad_by_hand(table: DynamoDBClient, sandbox_id: str, update: str, **values: Any) -> None:
@@ -257,27 +243,15 @@ def test_records_that_the_index_does_not_have_are_listed_at_the_end(table: Dynam
 
 
 def test_a_record_too_large_to_be_allocated_is_no_candidate() -> None:
-    client = Answers(
-        "TransactionCanceledException",
-        400,
-        CancellationReasons=[{"Code": "None"}, {"Code": "ValidationError"}, {"Code": "None"}],
-    )
     recorder = RecordingRecorder()
-    store = DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1), recorder=recorder)  # type: ignore[arg-type]
-    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
-    assert store.allocate(candidate, make_claim(make_sandbox("1")), by=BY, token="t") == CandidateGone(None)
+    store = store_on(cancelling("None", "ValidationError", "None"), recorder)
+    assert allocate(store) == CandidateGone(None)
     assert [event.sandbox_id for event in recorder.of(RecordUnreadable)] == ["1"]
 
 
 def test_a_claim_that_is_said_to_be_there_and_not_shown_leaves_the_outcome_unknown() -> None:
-    client = Answers(
-        "TransactionCanceledException",
-        400,
-        CancellationReasons=[{"Code": "ConditionalCheckFailed"}, {"Code": "None"}, {"Code": "None"}],
-    )
-    candidate = Candidate(sandbox_id="1", version=1, name="lab-1", external_id="x")
     with pytest.raises(OutcomeUnknown):
-        store_on(client).allocate(candidate, make_claim(make_sandbox("1")), by=BY, token="t")
+        allocate(store_on(cancelling("ConditionalCheckFailed", "None", "None")))
 
 
 def test_a_bad_record_is_said_once_a_minute_however_often_it_is_met(
@@ -302,17 +276,6 @@ def test_a_bad_record_is_said_once_a_minute_however_often_it_is_met(
     assert len({each.sandbox_id for each in recorder.of(RecordUnreadable)}) == 3
 
 
-@pytest.mark.parametrize(
-    ("key", "bad"),
-    [(SYNC_KEY, {"synced_at": {"S": "yesterday"}}), (SYNC_KEY, {"synced_at": {"N": "1"}})],
-)
-def test_a_last_sync_that_cannot_be_read_is_none_and_stays_as_it_is(
-    table: DynamoDBClient, key: Any, bad: dict[str, Any]
-) -> None:
-    table.put_item(TableName="pool", Item={**key, **bad})
-    assert store_on(table).read_watermark() is None
-
-
 def test_pauses_that_cannot_be_read_are_said_and_can_be_set_again(table: DynamoDBClient) -> None:
     store = store_on(table)
     table.put_item(TableName="pool", Item={**PAUSE_KEY, "sync": {"S": "yes"}, "allocate": {"BOOL": True}})
@@ -333,14 +296,6 @@ def test_a_deletion_whose_time_cannot_be_read_is_not_the_oldest(table: DynamoDBC
         )
     bad_by_hand(table, "lab-0", "SET deletion_requested_at = :bad", bad={"S": "long ago"})
     assert store.oldest_pending_deletion() == 101
-
-
-def test_a_record_of_a_later_version_does_not_stop_a_sync(table: DynamoDBClient) -> None:
-    store = store_on(table)
-    world = World(wrap=lambda _: TimelessStore(store))
-    world.provider.accounts = World.accounts(5)
-    result = world.syncer.run(by=BY)
-    assert (result.added, result.failed) == (4, 1)
 
 
 def test_a_table_that_was_created_before_is_left_as_it_is(table: DynamoDBClient) -> None:

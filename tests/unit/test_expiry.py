@@ -8,8 +8,8 @@ from broker_common.core.errors import StoreUnavailable
 from broker_common.core.job_names import Job
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.telemetry import AllocationExpired, ItemFailed
-from tests.fakes import BY, Fault, FlakyStore, MemoryStore, flat
-from tests.world import World
+from tests.fakes import BY, Fault, flat
+from tests.world import World, flaky_world
 
 HOUR = 3600
 OVERDUE = 4 * HOUR + HOUR // 2
@@ -64,18 +64,12 @@ def test_a_run_without_anything_due_reads_no_sandbox(plain: World) -> None:
 
 
 def test_one_that_fails_does_not_stop_the_run_and_is_expired_by_the_next() -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = flaky_world()
     world.pool(4)
     for number in range(4):
         world.allocate(f"track-{number}")
     world.clock.advance(OVERDUE)
-    stores[0].fail("end_allocation", None, Fault.REFUSED, Fault.LOST_BEFORE)
+    store.fail("end_allocation", None, Fault.REFUSED, Fault.LOST_BEFORE)
     result = world.expirer.run(by=BY)
     assert (result.expired, result.failed) == (2, 2)
     assert [event.job for event in world.recorder.of(ItemFailed)] == [Job.EXPIRE] * 2
@@ -83,14 +77,8 @@ def test_one_that_fails_does_not_stop_the_run_and_is_expired_by_the_next() -> No
 
 
 def test_an_index_that_cannot_be_read_fails_the_run() -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
-    stores[0].fail("read_due", Fault.REFUSED)
+    world, store = flaky_world()
+    store.fail("read_due", Fault.REFUSED)
     with pytest.raises(StoreUnavailable):
         world.expirer.run(by=BY)
 

@@ -9,7 +9,7 @@ from broker_common.core.lease import begin, candidate_of
 from broker_common.core.principals import Actor, job_actor
 from broker_common.core.sandbox import next_version
 from tests.fakes import BY, START, make_claim, make_sandbox, removal_of
-from tests.lifecycle import A, D, L, P
+from tests.lifecycle import A, D
 from tests.unit.states import NOW, in_status
 
 
@@ -21,14 +21,6 @@ def test_a_fact_names_what_was_who_did_it_and_when() -> None:
     assert (fact.principal, fact.request_id) == (BY.principal, BY.request_id)
     assert (fact.status_before, fact.status, fact.track_id, fact.lease_id) == (A, A, None, None)
     assert fact.details == {"a": 1, "c": False}
-
-
-def test_a_fact_names_the_holder_or_else_the_last_one() -> None:
-    for sandbox in (in_status(L), in_status(P), in_status(D)):
-        fact = change(sandbox, sandbox, FactKind.UPDATED, by=BY, now=NOW).fact
-        assert fact is not None
-        assert (fact.track_id, fact.lease_id) == (sandbox.latest_track_id, sandbox.latest_lease_id)
-        assert fact.track_id == "track-1"
 
 
 def test_a_removal_has_the_version_that_the_next_record_must_be_above() -> None:

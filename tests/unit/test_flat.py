@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from broker_common.core.errors import InvalidTransition
 from broker_common.core.flat import (
     CLAIM_FIELDS,
     OPTIONAL_CLAIM_FIELDS,
@@ -56,10 +55,6 @@ def test_what_may_be_missing_may_be_left_out() -> None:
     assert sandbox_of(bare) == sandbox_of({**bare, **dict.fromkeys(OPTIONAL_SANDBOX_FIELDS)})
 
 
-def test_a_record_without_a_word_of_a_wipe_has_none() -> None:
-    assert sandbox_of(flatten(in_status(A))).wipe is None
-
-
 def test_a_claim_comes_back_as_it_was() -> None:
     claim = make_claim(make_sandbox(sfdc_account_id="001"), track_name="intro")
     assert claim_of(flatten_claim(claim)) == claim
@@ -78,11 +73,6 @@ def test_an_allocated_record_without_a_part_of_its_lease_is_refused_by_name(name
 def test_half_a_last_lease_is_refused_by_name(status: Status, present: str, missing: str) -> None:
     with pytest.raises(ValueError, match=f"{missing} is missing"):
         sandbox_of({**flatten(in_status(status)), present: "x", missing: None})
-
-
-def test_a_record_that_cannot_be_is_refused() -> None:
-    with pytest.raises(InvalidTransition, match="dirty"):
-        sandbox_of({**flatten(in_status(A)), "dirty": True})
 
 
 def test_the_times_of_a_lease_are_those_of_the_present_one_and_else_of_the_last() -> None:

@@ -36,10 +36,9 @@ from tests.fakes import (
     LaggingStore,
     MemoryStore,
     RecordingRecorder,
-    StoreWrapper,
     make_sandbox,
 )
-from tests.world import World
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +51,10 @@ class WrongClock(FakeClock):
     """A clock that somebody sets: `off` seconds from the time that passes."""
 
     off = 0
+
+    def be(self, off: int) -> None:
+        """Set the clock."""
+        self.off = off
 
     def now(self) -> int:
         return super().now() + self.off
@@ -180,10 +183,7 @@ class TestWhatAWrongClockDoesNot:
         world.allocate("two")
         clock.advance(5 * HOUR)
 
-        def set_clock(*_: object) -> None:
-            clock.off = off
-
-        world.memory.on_write = set_clock
+        world.memory.on_write = lambda *_: clock.be(off)
         with suppress(ClockWrong):  # by one that is behind, the other is not even due
             world.expirer.run(by=BY)
         ended = [world.record(f"sbx-{number}").status for number in range(2)]
@@ -207,13 +207,10 @@ class TestWhatAWrongClockDoesNot:
         world.pool(3)
         world.provider.accounts = world.accounts(5)
 
-        def set_clock() -> None:
-            clock.off = off
-
-        world.provider.during_list = set_clock
+        world.provider.during_list = lambda: clock.be(off)
         before = world.memory.dump()
         with pytest.raises(ClockWrong):
-            world.syncer.run(by=BY)
+            world.sync()
         assert world.memory.dump() == before
 
     def test_no_second_delete_goes_out_while_the_first_is_under_way(self, off: int) -> None:
@@ -279,8 +276,7 @@ CHANGES = [replace_table, restore, lose_layout, empty, empty_with_watermark]
 def used() -> World:
     """Give a process that has synced and serves tracks."""
     world = World()
-    world.provider.accounts = world.accounts(4)
-    world.syncer.run(by=BY)
+    world.sync(world.accounts(4))
     world.clock.advance(INDEX_LAG_SEC + 1)
     world.allocate("holder")
     world.pending()
@@ -299,6 +295,17 @@ def is_stopped(act: Callable[[], object]) -> bool:
     return False
 
 
+def look_again(world: World) -> None:
+    """Let a process look at the table again, because what it knows is too old."""
+    world.clock.advance(MAX_AGE_SEC)
+    world.guard.check()
+
+
+def stops(world: World) -> bool:
+    """Tell whether a process stops once it has looked at the table again."""
+    return is_stopped(lambda: look_again(world))
+
+
 @pytest.mark.parametrize("change", CHANGES)
 class TestChangedTable:
     def test_stops_allocates_jobs_and_deletes_within_five_seconds(
@@ -310,7 +317,7 @@ class TestChangedTable:
         for act in (
             used.allocate,
             lambda: used.allocate("holder"),
-            lambda: used.syncer.run(by=BY),
+            used.sync,
             lambda: used.expirer.run(by=BY),
             lambda: used.purger.run(by=BY),
             lambda: used.purger.bulk_delete(Status.STALE, by=BY),
@@ -324,7 +331,7 @@ class TestChangedTable:
         self, used: World, change: Callable[[World], None]
     ) -> None:
         used.provider.during_list = lambda: change(used)
-        assert is_stopped(lambda: used.syncer.run(by=BY))
+        assert is_stopped(used.sync)
 
     def test_is_noticed_by_a_process_that_starts_after_it(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
@@ -333,8 +340,7 @@ class TestChangedTable:
 
     def test_stays_changed_while_the_store_is_away(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
 
         def ping() -> TableState:
             raise StoreUnavailable("it is away")
@@ -345,8 +351,7 @@ class TestChangedTable:
 
     def test_is_reported_and_says_what_to_do(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
         (told,) = used.recorder.of(ActionsStopped)
         assert told.reason is StopReason.TABLE
         assert change is lose_layout or "broker table accept" in told.error
@@ -356,14 +361,12 @@ class TestChangedTable:
 class TestAcceptedTable:
     def test_is_used_by_all_within_five_seconds(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
         accept_table(used.memory, used.table_memory, used.clock, identity="accepted")
-        used.clock.advance(MAX_AGE_SEC)
-        used.guard.check()
+        look_again(used)
         used.start()
         used.guard.check()
-        used.syncer.run(by=BY)
+        used.sync()
 
     def test_keeps_its_identity_when_it_is_accepted_again(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
@@ -376,8 +379,7 @@ class TestAcceptedTable:
         change(used)
         accept_table(used.memory, used.table_memory, used.clock, identity="accepted")
         used.memory.identity = before
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
 
     def test_can_be_accepted_again_after_a_failure_in_between(
         self, used: World, change: Callable[[World], None]
@@ -387,11 +389,9 @@ class TestAcceptedTable:
         store.fail("identify", Fault.LOST_AFTER)
         with pytest.raises(StoreUnavailable):
             accept_table(store, used.table_memory, used.clock, identity="first")
-        used.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(used.guard.check)
+        assert stops(used)
         accept_table(store, used.table_memory, used.clock, identity="second")
-        used.clock.advance(MAX_AGE_SEC)
-        used.guard.check()
+        look_again(used)
 
 
 class TestIdentity:
@@ -419,33 +419,26 @@ class TestIdentity:
         assert world.memory.identity == given
 
     def test_a_table_that_another_process_identifies_at_the_same_moment_is_taken_by_the_next_look(self) -> None:
-        class Overtaken(StoreWrapper):
-            def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
-                self.inner.identify("theirs", instead_of=None)
-                super().identify(identity, instead_of=instead_of, accepted_at=accepted_at)
-
-        world = World(wrap=Overtaken)
+        world, store = flaky_world()
         world.memory.identity = None
+        store.just_before("identify", lambda: world.memory.identify("theirs", instead_of=None))
         world.guard.check()
         assert world.table_memory.known is None
-        world.clock.advance(MAX_AGE_SEC)
-        world.guard.check()
+        look_again(world)
         assert world.table_memory.known == KnownTable(identity="theirs")
 
     def test_a_table_without_identity_in_the_place_of_a_known_one_gets_none(self) -> None:
         world = World()
         world.guard.check()
         world.memory.identity = None
-        world.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(world.guard.check)
+        assert stops(world)
         assert world.memory.identity is None
 
     def test_a_process_that_knows_the_table_reminds_a_memory_that_lost_it(self) -> None:
         world = World()
         world.guard.check()
         world.table_memory.known = None
-        world.clock.advance(MAX_AGE_SEC)
-        world.guard.check()
+        look_again(world)
         assert world.table_memory.known == KnownTable(identity="the-table")
 
     def test_a_process_does_not_follow_one_that_started_on_a_new_table_with_an_empty_memory(self) -> None:
@@ -453,27 +446,23 @@ class TestIdentity:
         world.guard.check()
         replace_table(world)
         world.table_memory.known = KnownTable(identity="another")
-        world.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(world.guard.check)
+        assert stops(world)
         accept_table(world.memory, world.table_memory, world.clock, identity="accepted")
-        world.clock.advance(MAX_AGE_SEC)
-        world.guard.check()
+        look_again(world)
 
     def test_a_process_that_took_a_new_table_without_the_memory_stops_when_that_is_back(self) -> None:
         world = World()
         world.table_memory.known, world.table_memory.is_away = KnownTable(identity="before"), True
         world.guard.check()
         world.table_memory.is_away = False
-        world.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(world.guard.check)
+        assert stops(world)
 
     def test_a_process_that_has_seen_the_memory_s_table_knows_it_when_the_memory_is_lost(self) -> None:
         world = World()
         world.table_memory.known = KnownTable(identity="before")
         assert is_stopped(world.guard.check)
         world.table_memory.known = None
-        world.clock.advance(MAX_AGE_SEC)
-        assert is_stopped(world.guard.check)
+        assert stops(world)
 
     def test_a_memory_that_goes_away_between_question_and_note_stops_nothing(self) -> None:
         class Leaving(FakeTableMemory):
@@ -488,8 +477,7 @@ class TestIdentity:
     def test_a_lagging_index_after_a_first_sync_stops_nothing(self) -> None:
         clock = FakeClock()
         world = World(clock=clock, memory=LaggingStore(clock, Random(5)))
-        world.provider.accounts = world.accounts(4)
-        world.syncer.run(by=BY)
+        world.sync(world.accounts(4))
         for _ in range(40):
             world.guard.check(look_now=True)
             clock.advance(0.25)
@@ -502,15 +490,10 @@ class TestIdentity:
         assert world.memory.identity == "the-table"
 
     def test_of_two_operators_that_accept_at_once_one_is_told_so(self) -> None:
-        world = World()
-
-        class Overtaken(StoreWrapper):
-            def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
-                self.inner.identify("theirs", instead_of=instead_of)
-                super().identify(identity, instead_of=instead_of, accepted_at=accepted_at)
-
+        world, store = flaky_world()
+        store.just_before("identify", lambda: world.memory.identify("theirs", instead_of="the-table"))
         with pytest.raises(Conflict):
-            accept_table(Overtaken(world.memory), world.table_memory, world.clock, identity="ours")
+            accept_table(store, world.table_memory, world.clock, identity="ours")
 
     def test_a_store_that_tells_no_time_can_be_accepted(self) -> None:
         memory, known, clock = MemoryStore(), FakeTableMemory(), FakeClock()
@@ -529,23 +512,21 @@ class TestCost:
         assert world.memory.calls["ping"] <= 10 / MAX_AGE_SEC + 1
 
     def test_a_look_that_fails_is_not_repeated_by_each_request(self) -> None:
-        world = World(wrap=FlakyStore)
-        assert isinstance(world.store, FlakyStore)
-        world.store.fail("ping", *[Fault.REFUSED] * 9)
+        world, store = flaky_world()
+        store.fail("ping", *[Fault.REFUSED] * 9)
         for _ in range(9):
             world.guard.check()
-        assert world.store.calls["ping"] == 1
+        assert store.calls["ping"] == 1
 
     @pytest.mark.parametrize(("age", "waits"), [(MAX_AGE_SEC, False), (HOUR, True)])
     def test_while_one_thread_looks_others_go_on_with_what_is_young_and_wait_where_it_is_not(
         self, age: float, waits: bool
     ) -> None:
-        world = World(wrap=FlakyStore)
-        assert isinstance(world.store, FlakyStore)
+        world, store = flaky_world()
         world.guard.check()
         world.memory.identity = "another"
         world.clock.advance(age)
-        come, let_through = world.store.hold_up()
+        come, let_through = store.hold_up()
         found: list[bool] = []
         first, second = (threading.Thread(target=lambda: found.append(is_stopped(world.guard.check))) for _ in range(2))
         first.start()
@@ -564,18 +545,11 @@ class TestCost:
         assert world.memory.calls["ping"] == 2
 
     def test_an_unexpected_error_of_a_look_is_not_hidden_and_blocks_nobody(self) -> None:
-        world = World(wrap=FlakyStore)
-        assert isinstance(world.store, FlakyStore)
-
-        def fail(_: str) -> None:
-            raise RuntimeError("a bug")
-
-        world.store.before_call = fail
+        world, store = flaky_world()
+        store.fail("ping", RuntimeError("a bug"))
         with pytest.raises(RuntimeError):
             world.guard.check()
-        world.store.before_call = lambda _: None
-        world.clock.advance(MAX_AGE_SEC)
-        world.guard.check()
+        look_again(world)
 
 
 def test_a_sync_that_writes_when_the_table_changes_stops_between_two_writes() -> None:
@@ -589,7 +563,7 @@ def test_a_sync_that_writes_when_the_table_changes_stops_between_two_writes() ->
 
     world.memory.on_write = change
     with pytest.raises(TableChanged):
-        world.syncer.run(by=BY)
+        world.sync()
     assert 0 < len(world.memory.dump()[0]) <= COMMIT_AT_ONCE
     assert world.memory.read_watermark() is None
 

@@ -10,7 +10,7 @@ import pytest
 
 from broker_common.core.clock_check import MAX_DIFFERENCE_SEC
 from broker_common.core.errors import ClockWrong, InvalidInput, SandboxNotFound, UpgradeUnfinished
-from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind
+from broker_common.core.facts import Fact, FactKind, PoolFactKind
 from broker_common.core.guard import MAX_AGE_SEC
 from broker_common.core.history import READ_AGAIN_SEC, Feed
 from broker_common.core.sandbox import Sandbox, Status
@@ -89,17 +89,10 @@ def test_a_sandbox_without_facts_has_an_empty_history_and_one_without_a_record_i
         plain.history.of_sandbox("nobody", limit=5, cursor=None)
 
 
-def test_the_history_of_a_sandbox_outlives_its_record(plain: World) -> None:
-    plain.memory.seed(make_sandbox("old", status=Status.STALE))
-    plain.purger.bulk_delete(Status.STALE, by=BY)
-    assert [fact.kind for fact in plain.history.of_sandbox("old", limit=5, cursor=None).facts] == [FactKind.REMOVED]
-
-
 def test_facts_that_are_kept_no_longer_end_a_history_that_is_being_read(plain: World) -> None:
     plain.memory.seed(make_sandbox("old", status=Status.STALE, dirty=True))
     plain.purger.bulk_delete(Status.STALE, by=BY)
-    plain.provider.accounts = [make_account("other")]
-    plain.syncer.run(by=BY)
+    plain.sync([make_account("other")])
     first = plain.history.of_sandbox("old", limit=1, cursor=None)
     assert first.cursor is not None
     plain.memory.facts.clear()
@@ -293,7 +286,7 @@ def test_a_follower_sees_all_that_a_long_sync_writes(plain: World) -> None:
             poll()
 
     plain.memory.on_write = slow
-    plain.syncer.run(by=BY)
+    plain.sync()
     poll()
     assert len(seen) == 500
 
@@ -329,14 +322,11 @@ def test_each_fact_is_read_at_least_once_and_in_order_for_its_sandbox_while_othe
 def test_the_version_of_a_record_that_is_added_again_follows_on_so_that_its_history_stays_in_order(
     plain: World,
 ) -> None:
-    plain.provider.accounts = [make_account("1"), make_account("2")]
-    plain.syncer.run(by=BY)
+    plain.sync([make_account("1"), make_account("2")])
     for _ in range(3):
-        plain.provider.accounts = [make_account("2")]
-        plain.syncer.run(by=BY, force=True)
+        plain.sync([make_account("2")], force=True)
         plain.purger.bulk_delete(Status.STALE, by=BY)
-        plain.provider.accounts = [make_account("1"), make_account("2")]
-        plain.syncer.run(by=BY)
+        plain.sync([make_account("1"), make_account("2")])
     facts = plain.history.of_sandbox("1", limit=100, cursor=None).facts
     assert [fact.kind for fact in reversed(facts)] == [
         FactKind.ADDED,
@@ -366,9 +356,3 @@ def test_a_finished_upgrade_is_known_within_seconds(busy: World) -> None:
     busy.memory.finish_upgrade()
     busy.clock.advance(MAX_AGE_SEC)
     assert busy.history.feed(limit=5).facts
-
-
-def test_a_fact_of_the_pool_names_itself(busy: World) -> None:
-    (paused,) = [fact for fact in busy.history.feed(limit=100).facts if isinstance(fact, PoolFact)]
-    assert (paused.principal, paused.request_id, paused.details) == (BY.principal, BY.request_id, {"operation": "sync"})
-    assert paused.fact_id

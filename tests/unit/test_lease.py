@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, candidate_of, claim_on, end
 from broker_common.core.sandbox import DeletionReason, EndedLease
@@ -60,21 +58,6 @@ def test_an_ended_lease_is_due_at_once_and_its_sandbox_still_answers_to_its_last
         flat(before).expires_at,
         "intro",
     )
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        (DeletionReason.MARKED, FactKind.MARKED),
-        (DeletionReason.RELEASED, FactKind.RELEASED),
-        (DeletionReason.EXPIRED, FactKind.EXPIRED),
-    ],
-)
-def test_how_a_lease_ended_is_told_with_the_lease_and_its_track(reason: DeletionReason, kind: FactKind) -> None:
-    before = in_status(L)
-    fact = end(before, reason=reason, by=BY, now=NOW).fact
-    assert fact is not None
-    assert (fact.kind, fact.track_id, fact.lease_id) == (kind, "track-1", flat(before).lease_id)
 
 
 def test_a_lease_is_overdue_once_the_buffer_has_passed() -> None:

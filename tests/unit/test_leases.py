@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from broker_common.core.errors import LeaseMismatch, NotSandboxOwner, SandboxNotFound, StoreUnavailable
@@ -11,11 +9,8 @@ from broker_common.core.leases import expire
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
-from tests.fakes import BY, Fault, FlakyStore, MemoryStore, StoreWrapper, flat, make_sandbox
-from tests.world import World
-
-if TYPE_CHECKING:
-    from broker_common.core.facts import Change
+from tests.fakes import BY, Fault, flat, make_sandbox
+from tests.world import World, flaky_world
 
 HOUR = 3600
 
@@ -27,24 +22,19 @@ def test_a_holder_reads_its_sandbox(world: World) -> None:
     assert (sandbox.status, flat(sandbox).lease_id) == (Status.ALLOCATED, claim.lease.lease_id)
 
 
-def test_another_track_may_not_read_it(world: World) -> None:
+def test_nobody_else_reads_a_sandbox_held_or_not(world: World) -> None:
     world.pool(3)
-    claim = world.allocate().claim
-    with pytest.raises(NotSandboxOwner):
-        world.leases.read(track_id="track-2", sandbox_id=claim.sandbox_id)
-
-
-def test_nobody_reads_a_sandbox_that_was_never_held(world: World) -> None:
-    world.pool(1)
-    with pytest.raises(NotSandboxOwner):
-        world.leases.read(track_id="track-1", sandbox_id="sbx-0")
+    world.allocate()
+    for number in range(3):
+        with pytest.raises(NotSandboxOwner):
+            world.leases.read(track_id="track-2", sandbox_id=f"sbx-{number}")
 
 
 def test_an_unknown_sandbox_is_not_found(world: World) -> None:
     with pytest.raises(SandboxNotFound):
         world.leases.read(track_id="track-1", sandbox_id="nobody")
     with pytest.raises(SandboxNotFound):
-        world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="nobody")
+        world.mark("nobody")
     with pytest.raises(SandboxNotFound):
         world.leases.release(by=BY, sandbox_id="nobody", lease_id="lease")
 
@@ -52,7 +42,7 @@ def test_an_unknown_sandbox_is_not_found(world: World) -> None:
 def test_the_last_holder_reads_until_the_sandbox_is_allocated_again(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
-    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.mark()
     assert plain.leases.read(track_id="track-1", sandbox_id="sbx-0").status is Status.PENDING_DELETION
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
     assert plain.leases.read(track_id="track-1", sandbox_id="sbx-0").status is Status.AVAILABLE
@@ -62,11 +52,12 @@ def test_the_last_holder_reads_until_the_sandbox_is_allocated_again(plain: World
         plain.leases.read(track_id="track-1", sandbox_id="sbx-0")
 
 
-def test_an_allocation_past_its_expiry_is_still_read_by_its_holder(plain: World) -> None:
+def test_an_allocation_past_its_expiry_is_still_read_and_ended_by_its_holder(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
-    plain.clock.advance(4 * HOUR + 60)
+    plain.clock.advance(5 * HOUR)
     assert plain.leases.read(track_id="track-1", sandbox_id="sbx-0").status is Status.ALLOCATED
+    assert not plain.mark().repeated
 
 
 def test_a_tombstone_is_not_found_except_that_its_last_holder_may_repeat_the_mark(plain: World) -> None:
@@ -75,8 +66,8 @@ def test_a_tombstone_is_not_found_except_that_its_last_holder_may_repeat_the_mar
     with pytest.raises(SandboxNotFound):
         plain.leases.read(track_id="track-1", sandbox_id=tombstone.sandbox_id)
     with pytest.raises(SandboxNotFound):
-        plain.leases.mark_for_deletion(by=BY, track_id="track-2", sandbox_id=tombstone.sandbox_id)
-    ending = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=tombstone.sandbox_id)
+        plain.mark(tombstone.sandbox_id, "track-2")
+    ending = plain.mark(tombstone.sandbox_id, "track-1")
     assert (ending.sandbox, ending.repeated) == (tombstone, True)
 
 
@@ -85,28 +76,17 @@ def test_a_track_lists_all_that_it_holds_and_nothing_else(world: World) -> None:
     held = {world.allocate("a", key).claim.sandbox_id for key in ("x", "y", "z")}
     world.allocate("b")
     gone = min(held)
-    world.leases.mark_for_deletion(by=BY, track_id="a", sandbox_id=gone)
+    world.mark(gone, "a")
     assert {each.sandbox_id for each in world.leases.list_held(track_id="a")} == held - {gone}
     assert world.leases.list_held(track_id="nobody") == []
 
 
 def test_a_sandbox_that_is_given_back_while_its_track_lists_is_left_out() -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = flaky_world()
     world.pool(1)
     world.allocate()
     other = World(clock=world.clock, memory=world.memory)
-
-    def given_back(method: str) -> None:
-        if method == "get":
-            other.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-
-    stores[0].before_call = given_back
+    store.just_before("get", other.mark)
     assert world.leases.list_held(track_id="track-1") == []
 
 
@@ -114,7 +94,7 @@ def test_a_mark_takes_the_sandbox_back_and_frees_the_claim(world: World) -> None
     world.pool(3)
     claim = world.allocate().claim
     world.clock.advance(60)
-    ending = world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=claim.sandbox_id)
+    ending = world.mark(claim.sandbox_id)
     assert ending.sandbox == world.record(claim.sandbox_id)
     assert ending.sandbox.status is Status.PENDING_DELETION
     assert ending.sandbox.dirty
@@ -122,27 +102,16 @@ def test_a_mark_takes_the_sandbox_back_and_frees_the_claim(world: World) -> None
     assert world.memory.read_claims("track-1") == []
 
 
-def test_a_mark_says_when_and_why(plain: World) -> None:
-    plain.pool(1)
-    plain.allocate()
-    plain.clock.advance(60)
-    sandbox = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0").sandbox
-    assert (flat(sandbox).deletion_requested_at, flat(sandbox).deletion_reason) == (
-        plain.clock.now(),
-        DeletionReason.MARKED,
-    )
-
-
 def test_a_repeated_mark_is_answered_with_the_present_status(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
-    first = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    first = plain.mark()
     plain.clock.advance(60)
-    second = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    second = plain.mark()
     assert (first.repeated, second.repeated) == (False, True)
     assert second.sandbox == first.sandbox
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
-    third = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    third = plain.mark()
     assert (third.sandbox.status, third.repeated) == (Status.AVAILABLE, True)
 
 
@@ -152,16 +121,9 @@ def test_a_mark_after_expiry_came_first_is_a_repetition(plain: World) -> None:
     plain.clock.advance(5 * HOUR)
     plain.expirer.run(by=BY)
     for named in (None, lease_id):
-        ending = plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=named)
+        ending = plain.mark(lease_id=named)
         assert ending.repeated
         assert flat(ending.sandbox).deletion_reason is DeletionReason.EXPIRED
-
-
-def test_a_mark_past_the_expiry_is_accepted(plain: World) -> None:
-    plain.pool(1)
-    plain.allocate()
-    plain.clock.advance(5 * HOUR)
-    assert not plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0").repeated
 
 
 def test_a_mark_by_another_track_changes_nothing_and_says_nothing_of_the_lease(world: World) -> None:
@@ -169,86 +131,57 @@ def test_a_mark_by_another_track_changes_nothing_and_says_nothing_of_the_lease(w
     plain_record = world.memory.dump()
     for lease_id in (None, "any"):
         with pytest.raises(NotSandboxOwner):
-            world.leases.mark_for_deletion(by=BY, track_id="track-2", sandbox_id="sbx-0", lease_id=lease_id)
+            world.mark(track_id="track-2", lease_id=lease_id)
     assert world.memory.dump() == plain_record
-
-
-def test_a_mark_under_another_lease_changes_nothing(world: World) -> None:
-    world.pool(1)
-    world.memory.seed(make_sandbox("sbx-1"))
-    claim = world.allocate().claim
-    before = world.memory.dump()
-    with pytest.raises(LeaseMismatch):
-        world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id=claim.sandbox_id, lease_id="earlier")
-    assert world.memory.dump() == before
 
 
 def test_a_late_mark_never_ends_the_same_tracks_next_lease(plain: World) -> None:
     plain.pool(1)
-    old = plain.allocate().claim
-    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-    plain.cleaner.delete_sandbox("sbx-0", by=BY)
-    plain.clock.advance(2)
+    old = plain.use_and_wipe().claim
     new = plain.allocate().claim
     with pytest.raises(LeaseMismatch):
-        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id=old.lease.lease_id)
+        plain.mark(lease_id=old.lease.lease_id)
     assert flat(plain.record("sbx-0")).lease_id == new.lease.lease_id
 
 
 def test_a_mark_is_bound_to_the_lease_that_it_read_first() -> None:
     world = World()
     world.pool(1)
-
-    class Overtaken(StoreWrapper):
-        """Between the read and the write of a mark, the sandbox goes round to the same track again."""
-
-        done = False
-
-        def commit(self, *changes: Change) -> None:
-            if not self.done:
-                self.done = True
-                world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-                world.cleaner.delete_sandbox("sbx-0", by=BY)
-                world.clock.advance(2)
-                world.allocate()
-            super().commit(*changes)
-
-    late = World(clock=world.clock, memory=world.memory, wrap=Overtaken)
+    late, store = flaky_world(clock=world.clock, memory=world.memory)
     first = world.allocate().claim
+
+    def go_round_to_the_same_track() -> None:
+        world.mark()
+        world.cleaner.delete_sandbox("sbx-0", by=BY)
+        world.clock.advance(2)
+        world.allocate()
+
+    store.just_before("end_allocation", go_round_to_the_same_track)
     with pytest.raises(LeaseMismatch):
-        late.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+        late.mark()
     record = world.record("sbx-0")
     assert record.status is Status.ALLOCATED
     assert flat(record).lease_id != first.lease.lease_id
 
 
 def test_a_mark_whose_sandbox_vanishes_meanwhile_is_not_found() -> None:
-    class Vanishing(StoreWrapper):
-        def commit(self, *changes: Change) -> None:
-            raise Conflict("gone", current=None)
-
-    world = World(wrap=Vanishing)
+    world, store = flaky_world()
     world.pool(1)
     world.allocate()
+    store.fail("end_allocation", Conflict("gone", current=None))
     with pytest.raises(SandboxNotFound):
-        world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+        world.mark()
 
 
 @pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER])
 def test_a_mark_whose_answer_was_lost_is_carried_out_by_repeating_it(fault: Fault) -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = flaky_world()
     world.pool(1)
     world.allocate()
-    stores[0].fail("end_allocation", fault)
+    store.fail("end_allocation", fault)
     with pytest.raises(StoreUnavailable):
-        world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-    ending = world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+        world.mark()
+    ending = world.mark()
     assert ending.sandbox.status is Status.PENDING_DELETION
     outcomes = [event.outcome for event in world.recorder.of(MarkEnded)]
     again = MarkOutcome.REPEATED if fault is Fault.LOST_AFTER else MarkOutcome.SUCCESS
@@ -258,14 +191,14 @@ def test_a_mark_whose_answer_was_lost_is_carried_out_by_repeating_it(fault: Faul
 def test_each_mark_is_recorded_with_its_outcome(plain: World) -> None:
     plain.pool(1)
     lease_id = plain.allocate().claim.lease.lease_id
-    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
+    plain.mark()
+    plain.mark()
     with pytest.raises(NotSandboxOwner):
-        plain.leases.mark_for_deletion(by=BY, track_id="track-2", sandbox_id="sbx-0")
+        plain.mark(track_id="track-2")
     with pytest.raises(SandboxNotFound):
-        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="nobody")
+        plain.mark("nobody")
     with pytest.raises(LeaseMismatch):
-        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0", lease_id="x")
+        plain.mark(lease_id="x")
     events = plain.recorder.of(MarkEnded)
     assert [event.outcome for event in events] == [
         MarkOutcome.SUCCESS,
@@ -300,10 +233,7 @@ def test_a_release_is_recorded_once_however_often_it_is_repeated(plain: World) -
 
 def test_a_release_of_an_earlier_lease_changes_nothing(plain: World) -> None:
     plain.pool(1)
-    old = plain.allocate().claim
-    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-    plain.cleaner.delete_sandbox("sbx-0", by=BY)
-    plain.clock.advance(2)
+    old = plain.use_and_wipe().claim
     plain.allocate("track-2")
     before = plain.memory.dump()
     with pytest.raises(LeaseMismatch):
@@ -317,19 +247,23 @@ def test_a_release_of_what_nobody_holds_is_refused(plain: World) -> None:
         plain.leases.release(by=BY, sandbox_id="sbx-0", lease_id="any")
 
 
+def expire_in(world: World, sandbox_id: str) -> bool:
+    return expire(
+        sandbox_id,
+        by=BY,
+        store=world.store,
+        guard=world.guard,
+        recorder=world.recorder,
+        clock=world.clock,
+        policy=world.policy,
+    )
+
+
 def test_expiring_what_is_not_overdue_does_nothing(plain: World) -> None:
     plain.pool(1)
     plain.allocate()
     for sandbox_id in ("sbx-0", "nobody"):
-        assert not expire(
-            sandbox_id,
-            store=plain.store,
-            guard=plain.guard,
-            recorder=plain.recorder,
-            clock=plain.clock,
-            policy=plain.policy,
-            by=BY,
-        )
+        assert not expire_in(plain, sandbox_id)
     assert plain.record("sbx-0").status is Status.ALLOCATED
 
 
@@ -338,21 +272,8 @@ def test_expiring_loses_to_a_mark_that_came_first() -> None:
     world.pool(1)
     world.allocate()
     world.clock.advance(5 * HOUR)
-
-    class Marked(StoreWrapper):
-        def commit(self, *changes: Change) -> None:
-            world.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-            super().commit(*changes)
-
-    late = World(clock=world.clock, memory=world.memory, wrap=Marked)
-    assert not expire(
-        "sbx-0",
-        by=BY,
-        store=late.store,
-        guard=late.guard,
-        recorder=late.recorder,
-        clock=late.clock,
-        policy=late.policy,
-    )
+    late, store = flaky_world(clock=world.clock, memory=world.memory)
+    store.just_before("end_allocation", world.mark)
+    assert not expire_in(late, "sbx-0")
     assert flat(world.record("sbx-0")).deletion_reason is DeletionReason.MARKED
     assert late.recorder.of(AllocationExpired) == []

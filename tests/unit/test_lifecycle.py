@@ -40,19 +40,25 @@ def make(before: Sandbox | None, after: Sandbox | None, kind: FactKind, **detail
     return change(before, after, kind, by=BY, now=NOW, details=details)
 
 
+def changing(status: Status, kind: FactKind, /, **changes: object) -> Change:
+    """Return a change of a sandbox in a status, with a fact of this kind."""
+    return make(in_status(status), later(in_status(status), **changes), kind)
+
+
+def wiping(as_before: Callable[[Sandbox], Sandbox] = lambda each: each, /, **changes: object) -> Change:
+    """Return the end of an attempt that wiped a sandbox."""
+    return make(as_before(taken(in_status(P))), later(in_status(P), **changes), FactKind.WIPED)
+
+
 def as_fact(told: Change, **changes: Any) -> Change:
     """Return a change whose fact says something else."""
     assert told.fact is not None
     return replace(told, fact=replace(told.fact, **changes))
 
 
-MARKED = make(
-    in_status(L),
-    later(in_status(L), status=P, lease_id=None, last_lease_id="x", last_track_id="y"),
-    FactKind.MARKED,
-)
-WIPED = make(taken(in_status(P)), later(in_status(P), status=A, dirty=False), FactKind.WIPED)
-RENAMED = make(in_status(A), later(in_status(A), name="new"), FactKind.UPDATED)
+MARKED = changing(L, FactKind.MARKED, status=P, lease_id=None, last_lease_id="x", last_track_id="y")
+WIPED = wiping(status=A, dirty=False)
+RENAMED = changing(A, FactKind.UPDATED, name="new")
 TAKEN = Change(in_status(P), later(taken(in_status(P))), None)
 
 
@@ -62,7 +68,7 @@ def test_what_the_contract_allows_passes(good: Change) -> None:
 
 
 BREACHES: dict[str, tuple[str, Change]] = {
-    "status": ("no sandbox.stale leads from", make(in_status(L), later(in_status(L), status=S), FactKind.STALE)),
+    "status": ("no sandbox.stale leads from", changing(L, FactKind.STALE, status=S)),
     "kind": ("no sandbox.stale leads from", as_fact(WIPED, kind=FactKind.STALE, status=A)),
     "no fact of a move": ("each change of status has its fact", replace(WIPED, fact=None)),
     "no fact of an addition": ("each change of status has its fact", Change(None, in_status(A), None)),
@@ -89,40 +95,25 @@ BREACHES: dict[str, tuple[str, Change]] = {
     "lease in the fact": ("a fact says what is true", as_fact(RENAMED, lease_id="another")),
     "sandbox of the fact": ("a fact says what is true", as_fact(RENAMED, sandbox_id="another")),
     "nobody": ("names its principal", as_fact(RENAMED, principal="")),
-    "another id": ("never change", make(in_status(A), later(in_status(A), sandbox_id="2"), FactKind.UPDATED)),
-    "another birth": ("never change", make(in_status(A), later(in_status(A), created_at=1), FactKind.UPDATED)),
-    "renamed by a wipe": (
-        "only a sync changes the description",
-        make(taken(in_status(P)), later(in_status(P), status=A, dirty=False, name="new"), FactKind.WIPED),
-    ),
-    "cleaned by nobody": (
-        "only a confirmed wipe makes",
-        make(in_status(F), later(in_status(F), status=P, dirty=False), FactKind.RETRIED),
-    ),
+    "another id": ("never change", changing(A, FactKind.UPDATED, sandbox_id="2")),
+    "another birth": ("never change", changing(A, FactKind.UPDATED, created_at=1)),
+    "renamed by a wipe": ("only a sync changes the description", wiping(status=A, dirty=False, name="new")),
+    "cleaned by nobody": ("only a confirmed wipe makes", changing(F, FactKind.RETRIED, status=P, dirty=False)),
     "dirty from nowhere": (
         "only an allocation makes a sandbox dirty",
-        make(in_status(A), later(in_status(A), status=S, dirty=True), FactKind.STALE),
+        changing(A, FactKind.STALE, status=S, dirty=True),
     ),
-    "wiped and dirty": (
-        "a wiped sandbox is clean",
-        make(taken(in_status(P)), later(in_status(P), status=D), FactKind.WIPED),
-    ),
-    "clean, wiped again": ("is available", make(in_status(S), later(in_status(S), status=P), FactKind.RESTORED)),
+    "wiped and dirty": ("a wiped sandbox is clean", wiping(status=D)),
+    "clean, wiped again": ("is available", changing(S, FactKind.RESTORED, status=P)),
     "clean tombstone back": (
         "only a dirty tombstone",
         make(in_status(D, dirty=False), later(in_status(P), dirty=False), FactKind.WIPE_FAILED),
     ),
     "dirty and gone": ("leaves a tombstone", make(in_status(F), None, FactKind.REMOVED)),
-    "another holder": (
-        "holder and times",
-        make(in_status(L), later(in_status(L), allocated_to_track="thief"), FactKind.UPDATED),
-    ),
-    "later expiry": ("holder and times", make(in_status(L), later(in_status(L), expires_at=NOW), FactKind.UPDATED)),
+    "another holder": ("holder and times", changing(L, FactKind.UPDATED, allocated_to_track="thief")),
+    "later expiry": ("holder and times", changing(L, FactKind.UPDATED, expires_at=NOW)),
     "lease forgotten": ("kept as the last one", MARKED),
-    "last lease forgotten": (
-        "stays until another one ends",
-        make(in_status(P), later(in_status(P), last_lease_id="x"), FactKind.UPDATED),
-    ),
+    "last lease forgotten": ("stays until another one ends", changing(P, FactKind.UPDATED, last_lease_id="x")),
     "last lease of an allocation": (
         "until the next one has ended",
         make(in_status(A, last_lease_id="l", last_track_id="t"), later(in_status(L)), FactKind.ALLOCATED),
@@ -140,10 +131,7 @@ BREACHES: dict[str, tuple[str, Change]] = {
         "only a wipe makes",
         make(in_status(P, dirty=False), later(rested(in_status(P))), FactKind.UPDATED),
     ),
-    "wiped and still waits": (
-        "leaves pending_deletion, or cools",
-        make(taken(in_status(P)), later(in_status(P), dirty=False), FactKind.WIPED),
-    ),
+    "wiped and still waits": ("leaves pending_deletion, or cools", wiping(dirty=False)),
     "available by itself": (
         "only a sandbox that has cooled",
         make(in_status(P, dirty=False), later(in_status(P), dirty=False, status=A), FactKind.AVAILABLE),
@@ -156,22 +144,13 @@ BREACHES: dict[str, tuple[str, Change]] = {
         "only a sync makes",
         make(taken(in_status(P)), later(rested(in_status(P))), FactKind.WIPED, accepted_only=True),
     ),
-    "flag ignored": (
-        "waits for a person",
-        make(flagged(taken(in_status(P))), later(in_status(P), status=A, dirty=False), FactKind.WIPED),
-    ),
-    "flag's reason lost": (
-        "reason of a quarantine is kept",
-        make(flagged(taken(in_status(P))), later(in_status(P), status=F, dirty=False), FactKind.WIPED),
-    ),
+    "flag ignored": ("waits for a person", wiping(flagged, status=A, dirty=False)),
+    "flag's reason lost": ("reason of a quarantine is kept", wiping(flagged, status=F, dirty=False)),
     "flagged and cools": (
         "does not cool",
         make(flagged(taken(in_status(P))), later(flagged(rested(in_status(P)))), FactKind.WIPED),
     ),
-    "set aside unasked": (
-        "only if an operator asked",
-        make(taken(in_status(P)), later(in_status(P), status=F, dirty=False), FactKind.WIPED),
-    ),
+    "set aside unasked": ("only if an operator asked", wiping(status=F, dirty=False)),
     "flag from nowhere": (
         "only an operator asks",
         make(in_status(P), later(flagged(in_status(P))), FactKind.UPDATED),

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.errors import InvalidTransition, SandboxNotFound
+from broker_common.core.errors import SandboxNotFound
 from broker_common.core.sandbox import DeletionReason, Status
-from tests.fakes import BY, FlakyStore, MemoryStore, flat, make_sandbox, removal_of
-from tests.world import World
+from tests.fakes import BY, flat, make_sandbox, removal_of
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,35 +35,11 @@ def test_an_unused_sandbox_is_set_aside_with_the_reason_kept(world: World, statu
     assert flat(after).deletion_reason is DeletionReason.QUARANTINED
 
 
-@pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED])
-def test_what_is_set_aside_or_removed_already_cannot_be_set_aside(world: World, status: Status) -> None:
-    sandbox = make_sandbox(status=status)
-    world.memory.seed(sandbox)
-    with pytest.raises(InvalidTransition, match=status):
-        world.operations.quarantine(sandbox.sandbox_id, by=BY, reason="odd")
-    assert world.record(sandbox.sandbox_id) == sandbox
-
-
-def test_a_sandbox_that_is_set_aside_is_not_allocated(plain: World) -> None:
-    plain.pool(2)
-    plain.allocate("warm-up")
-    free = next(each for each in ("sbx-0", "sbx-1") if plain.record(each).status is Status.AVAILABLE)
-    plain.operations.quarantine(free, by=BY, reason="odd")
-    with pytest.raises(Exception, match="no sandbox"):
-        plain.allocate("next")
-
-
 def test_a_quarantine_that_loses_to_an_allocate_leaves_the_sandbox_to_its_track_until_it_is_wiped() -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = flaky_world()
     world.pool(1)
     rival = World(clock=world.clock, memory=world.memory)
-    stores[0].before_call = lambda method: rival.allocate() if method == "update" else None
+    store.just_before("update", rival.allocate)
     after = world.operations.quarantine("sbx-0", by=BY, reason="odd")
     assert (after.status, after.quarantine) == (Status.ALLOCATED, "odd")
     assert after == world.record("sbx-0")
@@ -78,15 +54,6 @@ def test_a_failed_deletion_is_sent_back_to_be_wiped_with_a_fresh_count(world: Wo
     assert list(world.cleaner.find_due()) == ["sbx-0"]
 
 
-@pytest.mark.parametrize("status", [status for status in Status if status is not Status.DELETION_FAILED])
-def test_nothing_else_can_be_sent_back(world: World, status: Status) -> None:
-    sandbox = make_sandbox(status=status)
-    world.memory.seed(sandbox)
-    with pytest.raises(InvalidTransition, match=status):
-        world.operations.retry_deletion(sandbox.sandbox_id, by=BY)
-    assert world.record(sandbox.sandbox_id) == sandbox
-
-
 def test_all_failed_deletions_are_sent_back_and_counted(world: World) -> None:
     world.memory.seed(*[make_sandbox(f"{status}-{number}", status=status) for status in Status for number in range(3)])
     others = {key: each for key, each in world.memory.dump()[0].items() if each.status is not Status.DELETION_FAILED}
@@ -97,14 +64,8 @@ def test_all_failed_deletions_are_sent_back_and_counted(world: World) -> None:
 
 
 def test_a_failed_deletion_that_is_removed_meanwhile_is_not_counted() -> None:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    world = World(wrap=wrap)
+    world, store = flaky_world()
     sandbox = make_sandbox(status=Status.DELETION_FAILED)
     world.memory.seed(sandbox)
-    stores[0].before_call = lambda method: world.memory.commit(removal_of(sandbox)) if method == "update" else None
+    store.just_before("update", lambda: world.memory.commit(removal_of(sandbox)))
     assert world.operations.bulk_retry(by=BY) == 0

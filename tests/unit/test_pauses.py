@@ -142,13 +142,8 @@ def test_an_operator_who_resumes_what_another_has_just_resumed_succeeds_without_
 
 def _meanwhile(bench: Bench, wanted: dict[str, bool]) -> None:
     """Have another operator set pauses just before the next write of this process."""
-    other, waiting = PauseCache(bench.memory, bench.clock, Random(2)), [wanted]
-
-    def before(method: str) -> None:
-        if method == "set_pauses" and waiting:
-            other.set(waiting.pop(), by=OTHER)
-
-    bench.store.before_call = before
+    other = PauseCache(bench.memory, bench.clock, Random(2))
+    bench.store.just_before("set_pauses", lambda: other.set(wanted, by=OTHER))
 
 
 def test_what_was_known_last_holds_while_the_store_is_away_and_it_is_asked_once_an_age() -> None:
@@ -211,18 +206,13 @@ def test_a_request_that_cannot_wait_for_the_first_read_is_told_so() -> None:
 
 
 def test_many_requests_at_the_start_cost_one_read() -> None:
-    clock = FakeClock()
-    store = MemoryStore(clock)
-    board = PauseCache(store, clock, Random(1))
+    bench = Bench()
     begun = threading.Barrier(10)
 
-    def ask() -> None:
+    def ask(_: int) -> Pauses:
         begun.wait()
-        board.current()
+        return bench.board.current()
 
-    threads = [threading.Thread(target=ask) for _ in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert store.calls["read_pauses"] == 1
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(ask, range(10))) == [Pauses()] * 10
+    assert bench.memory.calls["read_pauses"] == 1

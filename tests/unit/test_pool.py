@@ -100,10 +100,6 @@ def test_a_quarantine_of_what_is_in_use_is_a_flag_and_changes_nothing_else(statu
     assert changed(after, quarantine_reason=None, version=before.version, updated_at=before.updated_at) == before
 
 
-def test_a_second_quarantine_gives_another_reason() -> None:
-    assert quarantine(flagged(in_status(L)), reason="worse", by=BY, now=NOW).result.quarantine == "worse"
-
-
 @pytest.mark.parametrize("status", [L, P])
 def test_a_quarantine_that_is_lifted_leaves_nothing_behind_and_is_told(status: Status) -> None:
     before = in_status(status)

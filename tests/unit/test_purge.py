@@ -5,23 +5,12 @@ from __future__ import annotations
 import pytest
 
 from broker_common.core.errors import InvalidInput
-from broker_common.core.policy import RecyclePolicy
 from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import ItemFailed
-from tests.fakes import BY, START, Fault, FlakyStore, MemoryStore, make_sandbox
-from tests.world import World
+from tests.fakes import BY, START, Fault, make_sandbox
+from tests.world import World, flaky_world
 
 DAY = 24 * 3600
-
-
-def flaky_world() -> tuple[World, FlakyStore]:
-    stores: list[FlakyStore] = []
-
-    def wrap(memory: MemoryStore) -> FlakyStore:
-        stores.append(FlakyStore(memory))
-        return stores[0]
-
-    return World(wrap=wrap), stores[0]
 
 
 def test_what_was_stale_for_the_grace_is_removed_and_nothing_younger(plain: World) -> None:
@@ -37,36 +26,13 @@ def test_what_was_stale_for_the_grace_is_removed_and_nothing_younger(plain: Worl
     assert set(plain.memory.dump()[0]) == {"young", "free", "failed"}
 
 
-@pytest.mark.parametrize(
-    ("recycle", "dirty", "stays"),
-    [
-        (RecyclePolicy.REUSE, False, False),
-        (RecyclePolicy.REUSE, True, True),
-        (RecyclePolicy.CONFIRM, True, True),
-        (RecyclePolicy.RETIRE, False, True),
-        (RecyclePolicy.RETIRE, True, True),
-    ],
-)
-def test_a_used_or_retired_record_leaves_a_tombstone(
-    plain: World, recycle: RecyclePolicy, dirty: bool, stays: bool
-) -> None:
-    plain.recycle(recycle)
-    plain.memory.seed(make_sandbox("old", status=Status.STALE, dirty=dirty))
-    plain.clock.advance(DAY)
-    assert plain.purger.run(by=BY).removed == 1
-    records, _ = plain.memory.dump()
-    assert ("old" in records) == stays
-    if stays:
-        assert (records["old"].status, records["old"].dirty) == (Status.DELETED, dirty)
-
-
-def test_a_sandbox_that_was_seen_again_meanwhile_is_left(plain: World) -> None:
+def test_a_sandbox_that_was_seen_again_meanwhile_is_left() -> None:
     world, store = flaky_world()
     world.pool(1)
     world.memory.seed(make_sandbox("sbx-0", status=Status.STALE))
     world.clock.advance(DAY)
     other = World(clock=world.clock, memory=world.memory, provider=world.provider)
-    store.before_call = lambda method: other.syncer.run(by=BY) if method == "remove" else None
+    store.just_before("remove", lambda: other.syncer.run(by=BY))
     assert world.purger.run(by=BY).removed == 0
     assert world.record("sbx-0").status is Status.AVAILABLE
 
@@ -75,12 +41,8 @@ def test_a_record_that_became_stale_again_meanwhile_has_a_grace_of_its_own() -> 
     world, store = flaky_world()
     world.memory.seed(make_sandbox("old", status=Status.STALE))
     world.clock.advance(DAY)
-
-    def again(method: str) -> None:
-        if method == "get":
-            world.memory.seed(make_sandbox("old", status=Status.STALE, version=3, status_order=world.clock.now()))
-
-    store.before_call = again
+    again = make_sandbox("old", status=Status.STALE, version=3, status_order=world.clock.now())
+    store.just_before("get", lambda: world.memory.seed(again))
     assert world.purger.run(by=BY).removed == 0
 
 
@@ -114,12 +76,6 @@ def test_a_bulk_delete_removes_all_of_its_status_of_any_age(plain: World, status
     assert plain.purger.bulk_delete(status, by=BY).removed == 3
     assert plain.memory.dump()[0] == others
     assert plain.provider.deletes == []
-
-
-def test_a_bulk_delete_of_used_sandboxes_leaves_tombstones(plain: World) -> None:
-    plain.memory.seed(make_sandbox("used", status=Status.DELETION_FAILED, dirty=True))
-    assert plain.purger.bulk_delete(Status.DELETION_FAILED, by=BY).removed == 1
-    assert plain.record("used").status is Status.DELETED
 
 
 @pytest.mark.parametrize("status", [Status.AVAILABLE, Status.ALLOCATED, Status.PENDING_DELETION, Status.DELETED])

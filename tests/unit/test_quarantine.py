@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.errors import (
-    InvalidTransition,
     ProviderFailing,
     ProviderMisconfigured,
     ProviderRejected,
@@ -43,7 +42,7 @@ def held(**policy: object) -> World:
 
 def give_back_and_wipe(world: World, *answers: WipeAnswer | Exception) -> Sandbox:
     """Give the sandbox back, and have it wiped with these answers, one by one; returns its record."""
-    world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
+    world.mark()
     for answer in answers:
         world.provider.answers.append(answer)
         world.cleaner.delete_sandbox("sbx-0", by=BY)
@@ -63,12 +62,8 @@ def test_its_track_keeps_it_and_gives_it_back_as_ever() -> None:
     assert world.allocate().replayed
     assert world.leases.read(track_id="track-1", sandbox_id="sbx-0") == record
     assert world.leases.list_held(track_id="track-1") == [record]
-    ended = world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY).sandbox
+    ended = world.mark().sandbox
     assert (ended.status, ended.quarantine) == (Status.PENDING_DELETION, "smells")
-
-
-def mark(world: World) -> None:
-    world.leases.mark_for_deletion(track_id="track-1", sandbox_id="sbx-0", by=BY)
 
 
 def release(world: World) -> None:
@@ -80,8 +75,8 @@ def expire(world: World) -> None:
     assert world.expirer.run(by=BY).expired == 1
 
 
-@pytest.mark.parametrize("end", [mark, release, expire])
-def test_however_its_lease_ends_it_is_wiped_and_goes_to_a_person(end: Callable[[World], None]) -> None:
+@pytest.mark.parametrize("end", [World.mark, release, expire])
+def test_however_its_lease_ends_it_is_wiped_and_goes_to_a_person(end: Callable[[World], object]) -> None:
     world = held()
     end(world)
     world.cleaner.delete_sandbox("sbx-0", by=BY)
@@ -129,15 +124,6 @@ def test_a_wipe_that_was_not_made_leaves_the_flag(plain: World) -> None:
     plain.provider.answers.append(ProviderMisconfigured("401", outcome_unknown=False))
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
     assert (plain.record("sbx-0").status, plain.record("sbx-0").quarantine) == (Status.PENDING_DELETION, "smells")
-
-
-def test_a_sandbox_that_waits_to_be_wiped_is_wiped_first_too(plain: World) -> None:
-    plain.pending()
-    after = plain.operations.quarantine("sbx-0", reason="smells", by=BY)
-    assert (after.status, after.dirty) == (Status.PENDING_DELETION, True)
-    plain.cleaner.delete_sandbox("sbx-0", by=BY)
-    assert len(plain.provider.deletes) == 1
-    assert plain.record("sbx-0").status is Status.DELETION_FAILED
 
 
 def while_called(world: World, act: Callable[[], object], answer: WipeAnswer | Exception) -> DeleteEnded:
@@ -217,7 +203,7 @@ def test_the_outcome_of_an_attempt_is_not_written_on_the_next_one_while_that_is_
 def test_it_is_not_allocated_again_until_a_person_has_had_it_wiped_again() -> None:
     world = held()
     give_back_and_wipe(world, WipeAnswer.WIPED)
-    world.syncer.run(by=BY)
+    world.sync()
     assert world.record("sbx-0").status is Status.DELETION_FAILED
     world.operations.retry_deletion("sbx-0", by=BY)
     world.cleaner.delete_sandbox("sbx-0", by=BY)
@@ -229,7 +215,7 @@ def test_it_is_not_allocated_again_until_a_person_has_had_it_wiped_again() -> No
 def test_a_lifted_quarantine_lets_it_go_the_usual_way(is_held: bool) -> None:
     world = held()
     if not is_held:
-        mark(world)
+        world.mark()
     assert world.operations.lift_quarantine("sbx-0", by=BY).quarantine is None
     assert give_back_and_wipe(world, WipeAnswer.WIPED).status is Status.AVAILABLE
 
@@ -239,14 +225,6 @@ def test_lifting_may_be_repeated_and_tells_once() -> None:
     first = world.operations.lift_quarantine("sbx-0", by=BY)
     assert world.operations.lift_quarantine("sbx-0", by=BY) == first == world.record("sbx-0")
     assert told(world) == [FactKind.ALLOCATED, FactKind.QUARANTINED, FactKind.UPDATED]
-
-
-@pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED, Status.DELETED])
-def test_what_is_in_use_by_nobody_cannot_be_let_go_again(plain: World, status: Status) -> None:
-    plain.pool(1)
-    plain.pending(status=status, dirty=False)
-    with pytest.raises(InvalidTransition, match=status):
-        plain.operations.lift_quarantine("sbx-0", by=BY)
 
 
 def test_a_repeated_quarantine_keeps_the_last_reason_and_reports_each(world: World) -> None:
@@ -266,7 +244,7 @@ def test_what_is_in_use_cannot_be_set_aside_while_a_release_that_would_not_heed_
     plain.pool(1)
     plain.allocate()
     if not is_held:
-        mark(plain)
+        plain.mark()
     plain.memory.is_upgraded = False
     plain.start()
     before = plain.record("sbx-0")

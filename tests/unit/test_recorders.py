@@ -107,21 +107,18 @@ def test_the_latency_has_the_buckets_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("recorder_type", [PrometheusApiRecorder, PrometheusJobRecorder])
-def test_an_expired_allocation_is_counted_wherever_it_was_expired(
-    recorder_type: type[PrometheusApiRecorder | PrometheusJobRecorder],
+@pytest.mark.parametrize(
+    ("event", "counter"),
+    [
+        (AllocationExpired(sandbox_id="1", lease_id="l", track_id="t"), "broker_expiry_marked_total"),
+        (RecordUnreadable(error="it cannot be read", sandbox_id="1"), "broker_unreadable_records_total"),
+    ],
+    ids=["expired allocation", "unreadable record"],
+)
+def test_what_may_happen_in_each_process_is_counted_by_each(
+    recorder_type: type[PrometheusApiRecorder | PrometheusJobRecorder], event: Event, counter: str
 ) -> None:
-    moved = changes(recorder_type, AllocationExpired(sandbox_id="1", lease_id="l", track_id="t"))
-
-    assert moved == {"broker_expiry_marked_total": 1}
-
-
-@pytest.mark.parametrize("recorder_type", [PrometheusApiRecorder, PrometheusJobRecorder])
-def test_an_unreadable_record_is_counted_wherever_it_was_met(
-    recorder_type: type[PrometheusApiRecorder | PrometheusJobRecorder],
-) -> None:
-    moved = changes(recorder_type, RecordUnreadable(error="it cannot be read", sandbox_id="1"))
-
-    assert moved == {"broker_unreadable_records_total": 1}
+    assert changes(recorder_type, event) == {counter: 1}
 
 
 def test_a_sync_counts_what_it_saw() -> None:

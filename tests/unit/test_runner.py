@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -128,6 +128,15 @@ class Bench:
         )
 
 
+def raising(error: BaseException) -> Callable[..., NoReturn]:
+    """Return what raises an error whenever it is called."""
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
@@ -166,10 +175,7 @@ def test_a_run_that_has_ended_is_not_done_again(bench: Bench) -> None:
 
 
 def test_a_run_that_was_cut_off_goes_on_as_the_same_run(bench: Bench) -> None:
-    def killed() -> Counted:
-        raise SystemExit
-
-    bench.does = killed
+    bench.does = raising(SystemExit())
     with pytest.raises(SystemExit):
         bench.run()
     bench.does = lambda: Counted(3)
@@ -180,10 +186,7 @@ def test_a_run_that_was_cut_off_goes_on_as_the_same_run(bench: Bench) -> None:
 
 
 def test_a_run_that_fails_is_recorded_with_its_reason(bench: Bench) -> None:
-    def brake() -> Counted:
-        raise SyncBraked("too many are missing")
-
-    bench.does = brake
+    bench.does = raising(SyncBraked("too many are missing"))
     with pytest.raises(JobFailed, match="too many are missing"):
         bench.run()
 
@@ -195,10 +198,7 @@ def test_a_run_that_fails_is_recorded_with_its_reason(bench: Bench) -> None:
 
 
 def test_an_error_that_nobody_foresaw_fails_the_run_and_shows_nothing_of_itself(bench: Bench) -> None:
-    def crash() -> Counted:
-        raise ValueError("a secret")
-
-    bench.does = crash
+    bench.does = raising(ValueError("a secret"))
     with pytest.raises(ValueError, match="a secret"):
         bench.run()
 
@@ -300,10 +300,7 @@ def test_a_stalled_cleanup_is_closed_as_partial_by_the_next(bench: Bench) -> Non
 
 
 def test_a_delete_that_finds_no_call_slot_is_not_reported(bench: Bench) -> None:
-    def busy(_: str) -> DeleteOutcome:
-        raise ProviderBusy("no slot")
-
-    bench.due, bench.deletes = ["1"], busy
+    bench.due, bench.deletes = ["1"], raising(ProviderBusy("no slot"))
     bench.run(Job.CLEANUP)
     with pytest.raises(ProviderBusy):
         bench.delete("1")
@@ -312,10 +309,7 @@ def test_a_delete_that_finds_no_call_slot_is_not_reported(bench: Bench) -> None:
 
 
 def test_an_error_that_nobody_foresaw_in_a_delete_is_counted(bench: Bench) -> None:
-    def crash(_: str) -> DeleteOutcome:
-        raise ValueError("a bug")
-
-    bench.due, bench.deletes = ["1"], crash
+    bench.due, bench.deletes = ["1"], raising(ValueError("a bug"))
     bench.run(Job.CLEANUP)
     with pytest.raises(ValueError, match="a bug"):
         bench.delete("1")

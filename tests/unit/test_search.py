@@ -5,21 +5,20 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from random import Random
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import InvalidInput, StoreUnavailable
 from broker_common.core.sandbox import Status
-from broker_common.core.search import MAX_AGE_SEC, Query, Search, SortField
+from broker_common.core.search import MAX_AGE_SEC, Query, SortField
 from broker_common.core.store import Watermark
-from tests.fakes import BY, FlakyStore, make_sandbox
-from tests.world import World
+from tests.fakes import BY, Fault, make_sandbox
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from broker_common.core.search import Found
-    from broker_common.core.store import Reports
 
 STATUSES = [Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED]
 
@@ -127,15 +126,9 @@ def test_the_copy_is_read_again_once_it_is_five_seconds_old(world: World) -> Non
 
 
 def test_many_who_ask_at_once_read_the_pool_once() -> None:
-    flaky: list[FlakyStore] = []
-
-    def wrap(memory: object) -> FlakyStore:
-        flaky.append(FlakyStore(memory))  # type: ignore[arg-type] # a store
-        return flaky[0]
-
-    world = World(wrap=wrap)
+    world, store = flaky_world()
     world.pool(3)
-    come, let_through = flaky[0].hold_up()
+    come, let_through = store.hold_up()
     threads = [threading.Thread(target=find, args=(world,)) for _ in range(5)]
     for thread in threads:
         thread.start()
@@ -143,13 +136,13 @@ def test_many_who_ask_at_once_read_the_pool_once() -> None:
     let_through.set()
     for thread in threads:
         thread.join(30)
-    assert flaky[0].calls["read_all"] == 1
+    assert store.calls["read_all"] == 1
 
 
 def test_who_waits_for_another_ones_read_is_refused_at_the_deadline() -> None:
-    world = World(wrap=FlakyStore)
+    world, store = flaky_world()
     world.pool(1)
-    come, let_through = world.store.hold_up()  # type: ignore[attr-defined] # it is the FlakyStore of this test
+    come, let_through = store.hold_up()
     reader = threading.Thread(target=find, args=(world,))
     reader.start()
     assert come.wait(30)
@@ -159,25 +152,13 @@ def test_who_waits_for_another_ones_read_is_refused_at_the_deadline() -> None:
     reader.join(30)
 
 
-def test_a_store_that_is_away_is_said_and_leaves_nothing_behind(world: World) -> None:
-    world.search = Search(reports=cast("Reports", _Away(world)), inventory=world.inventory, clock=world.clock)
+def test_a_store_that_is_away_is_said_and_leaves_nothing_behind() -> None:
+    world, store = flaky_world()
+    world.pool(3)
+    store.fail("read_all", Fault.REFUSED)
     with pytest.raises(StoreUnavailable):
         find(world)
-    assert len(ids(find(world))) == 12
-
-
-class _Away:
-    """Is away for the first call."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._calls = 0
-
-    def read_all(self, *, with_accounts: bool) -> object:
-        self._calls += 1
-        if self._calls == 1:
-            raise StoreUnavailable("away")
-        return self._world.memory.read_all(with_accounts=with_accounts)
+    assert len(ids(find(world))) == 3
 
 
 def test_available_sandboxes_show_when_a_sync_saw_them_last(world: World) -> None:
@@ -215,12 +196,6 @@ def test_any_other_text_is_no_cursor(world: World) -> None:
             # What is accepted all the same names a place, and does no harm.
             with suppress(InvalidInput):
                 find(world, query, cursor=broken)
-
-
-def test_a_sort_by_numbers_takes_no_cursor_with_a_text(world: World) -> None:
-    by_name = find(world, Query(sort=SortField.NAME), limit=1).cursor
-    with pytest.raises(InvalidInput):
-        find(world, Query(sort=SortField.EXPIRES_AT), cursor=by_name)
 
 
 def test_unreadable_records_are_named_on_the_first_page(world: World) -> None:

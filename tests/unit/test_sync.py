@@ -11,7 +11,6 @@ import pytest
 from broker_common.core.errors import ListingUnusable, ListNotWhole, ProviderFailing, StoreUnavailable, SyncBraked
 from broker_common.core.lease import begin
 from broker_common.core.policy import Policy, RecyclePolicy
-from broker_common.core.pool import update_account
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Watermark
@@ -29,18 +28,14 @@ from tests.fakes import (
     BY,
     START,
     WRITES,
-    FakeClock,
     Fault,
-    FlakyStore,
     LosingStore,
-    MemoryStore,
     flat,
     make_account,
     make_claim,
     make_sandbox,
-    removal_of,
 )
-from tests.world import World
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,8 +56,7 @@ def seeded(*records: Sandbox, listed: int = 0, policy: Policy | None = None) -> 
 
 
 def test_new_accounts_are_added_available_and_clean(plain: World) -> None:
-    plain.provider.accounts = [make_account("1", sfdc_account_id="001"), make_account("2")]
-    result = plain.syncer.run(by=BY)
+    result = plain.sync([make_account("1", sfdc_account_id="001"), make_account("2")])
     assert (result.synced, result.added, result.stale) == (2, 2, 0)
     assert result.message == "Synced 2 sandboxes, marked 0 as stale"
     record = plain.record("1")
@@ -76,65 +70,42 @@ def test_new_accounts_are_added_available_and_clean(plain: World) -> None:
 
 
 def test_added_sandboxes_can_be_allocated(world: World) -> None:
-    world.provider.accounts = World.accounts(5)
-    world.syncer.run(by=BY)
+    world.sync(World.accounts(5))
     world.clock.advance(3)
     assert world.allocate().claim
 
 
-def test_sandboxes_are_spread_over_the_ring(plain: World) -> None:
-    plain.provider.accounts = World.accounts(50)
-    plain.syncer.run(by=BY)
-    records, _ = plain.memory.dump()
-    assert len({each.status_order for each in records.values()}) == 50
-
-
 def test_an_unchanged_pool_costs_one_write_in_all(plain: World) -> None:
-    plain.provider.accounts = World.accounts(30)
-    plain.syncer.run(by=BY)
+    plain.sync(World.accounts(30))
     plain.memory.calls.clear()
     plain.clock.advance(600)
-    result = plain.syncer.run(by=BY)
+    result = plain.sync()
     assert writes(plain) == {"write_watermark": 1}
     assert plain.memory.calls["read_all"] == 1
     assert (result.synced, result.added, result.updated, result.overtaken) == (30, 0, 0, 0)
 
 
-def test_a_finished_sync_leaves_its_watermark(plain: World) -> None:
-    plain.provider.accounts = World.accounts(3)
-    plain.syncer.run(by=BY)
-    assert plain.memory.read_watermark() == Watermark(START, 3)
-
-
 def test_a_changed_name_is_taken_over(plain: World) -> None:
     plain.pool(1)
-    plain.provider.accounts = [make_account("sbx-0", name="new", sfdc_account_id="001")]
-    assert plain.syncer.run(by=BY).updated == 1
+    assert plain.sync([make_account("sbx-0", name="new", sfdc_account_id="001")]).updated == 1
     record = plain.record("sbx-0")
     assert (record.name, record.sfdc_account_id, record.status) == ("new", "001", Status.AVAILABLE)
 
 
 def test_a_missing_sandbox_becomes_stale_and_keeps_when_it_was_last_seen(plain: World) -> None:
     plain.pool(3)
-    plain.syncer.run(by=BY)
+    plain.sync()
     plain.clock.advance(600)
-    plain.provider.accounts = World.accounts(2)
-    assert plain.syncer.run(by=BY).stale == 1
+    assert plain.sync(World.accounts(2)).stale == 1
     record = plain.record("sbx-2")
     assert (record.status, record.stale_since, record.last_synced) == (Status.STALE, START + 600, START)
-
-
-def test_a_stale_sandbox_that_is_seen_again_is_available(plain: World) -> None:
-    plain.pool(2)
-    plain.memory.seed(make_sandbox("sbx-0", status=Status.STALE, stale_since=START))
-    assert plain.syncer.run(by=BY).restored == 1
-    assert plain.record("sbx-0").status is Status.AVAILABLE
+    assert plain.recorder.of(PoolSynced)[-1] == PoolSynced(synced=2, stale=1)
 
 
 def test_a_dirty_stale_sandbox_that_is_seen_again_is_wiped_first(plain: World) -> None:
     plain.pool(2)
     plain.memory.seed(make_sandbox("sbx-0", status=Status.STALE, dirty=True))
-    assert plain.syncer.run(by=BY).contradicted == 1
+    assert plain.sync().contradicted == 1
     record = plain.record("sbx-0")
     assert (record.status, record.dirty) == (Status.PENDING_DELETION, True)
     plain.clock.advance(120)
@@ -154,40 +125,33 @@ def test_allocated_and_waiting_sandboxes_are_never_touched(plain: World, seen: b
         for each in World.accounts(4)
         if seen or each.sandbox_id not in ours
     ]
-    plain.syncer.run(by=BY, force=True)
+    plain.sync(force=True)
     assert plain.memory.dump() == before
 
 
-def test_a_failed_deletion_that_is_still_listed_waits_for_its_person(plain: World) -> None:
-    failed = make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True)
-    plain.memory.seed(failed)
-    plain.provider.accounts = World.accounts(1)
-    plain.syncer.run(by=BY)
-    assert plain.record("sbx-0") == failed
+@pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED])
+def test_a_failed_deletion_and_a_tombstone_stay_as_they_are_while_listed(plain: World, status: Status) -> None:
+    before = make_sandbox("sbx-0", status=status, dirty=True)
+    plain.memory.seed(before)
+    assert plain.sync(World.accounts(1)).added == 0
+    assert plain.record("sbx-0") == before
 
 
-@pytest.mark.parametrize("dirty", [True, False])
-def test_a_failed_deletion_that_is_no_longer_listed_is_removed(plain: World, dirty: bool) -> None:
-    plain.memory.seed(make_sandbox("gone", status=Status.DELETION_FAILED, dirty=dirty))
-    plain.provider.accounts = World.accounts(1)
-    assert plain.syncer.run(by=BY).removed == 1
-    records, _ = plain.memory.dump()
-    assert [records["gone"].status] == [Status.DELETED] if dirty else "gone" not in records
-
-
-def test_a_tombstone_keeps_its_account_out_as_long_as_it_is_listed(plain: World) -> None:
-    tombstone = make_sandbox("sbx-0", status=Status.DELETED, dirty=True)
-    plain.memory.seed(tombstone)
-    plain.provider.accounts = World.accounts(1)
-    result = plain.syncer.run(by=BY)
-    assert (result.added, plain.record("sbx-0")) == (0, tombstone)
-
-
-def test_a_tombstone_that_is_no_longer_listed_goes_for_good(plain: World) -> None:
-    plain.memory.seed(make_sandbox("gone", status=Status.DELETED, dirty=True))
-    plain.provider.accounts = World.accounts(1)
-    assert plain.syncer.run(by=BY).removed == 1
-    assert "gone" not in plain.memory.dump()[0]
+@pytest.mark.parametrize(
+    ("status", "dirty", "left"),
+    [
+        (Status.DELETION_FAILED, True, Status.DELETED),
+        (Status.DELETION_FAILED, False, None),
+        (Status.DELETED, True, None),
+    ],
+)
+def test_a_failed_deletion_and_a_tombstone_are_removed_once_no_longer_listed(
+    plain: World, status: Status, dirty: bool, left: Status | None
+) -> None:
+    plain.memory.seed(make_sandbox("gone", status=status, dirty=dirty))
+    assert plain.sync(World.accounts(1)).removed == 1
+    record = plain.memory.dump()[0].get("gone")
+    assert (record and record.status) == left
 
 
 def test_a_tombstone_made_after_the_pool_was_read_stays(plain: World) -> None:
@@ -195,7 +159,7 @@ def test_a_tombstone_made_after_the_pool_was_read_stays(plain: World) -> None:
     plain.set_policy(recycle=RecyclePolicy.RETIRE)
     plain.pending("gone")
     plain.provider.during_list = lambda: plain.cleaner.delete_sandbox("gone", by=BY)
-    plain.syncer.run(by=BY)
+    plain.sync()
     assert plain.record("gone").status is Status.DELETED
 
 
@@ -213,7 +177,7 @@ def test_a_list_that_may_lack_accounts_adds_and_updates_and_takes_nothing_away(p
     plain.provider.inactive = [InactiveAccount("off")]
     plain.provider.doubt = "one entry stands twice"
     with pytest.raises(ListNotWhole, match="one entry stands twice"):
-        plain.syncer.run(by=BY, force=force)
+        plain.sync(force=force)
     assert {sandbox_id: record.status for sandbox_id, record in plain.memory.dump()[0].items()} == {
         "tomb": Status.DELETED,
         "failed": Status.DELETION_FAILED,
@@ -232,7 +196,7 @@ def test_an_account_that_cannot_be_read_is_recorded_and_its_sandbox_left_alone(p
     plain.pool(3)
     plain.provider.accounts = World.accounts(2)
     plain.provider.skipped = [SkippedAccount("no name", "sbx-2")]
-    result = plain.syncer.run(by=BY)
+    result = plain.sync()
     assert (result.synced, result.skipped, result.missing) == (2, 1, 0)
     assert plain.record("sbx-2").status is Status.AVAILABLE
     assert plain.recorder.of(AccountSkipped) == [AccountSkipped(reason="no name", sandbox_id="sbx-2")]
@@ -244,27 +208,19 @@ def test_without_a_usable_list_nothing_changes(plain: World, error: Exception) -
     before = plain.memory.dump()
     plain.provider.listing_error = error
     with pytest.raises(type(error)):
-        plain.syncer.run(by=BY, force=True)
+        plain.sync(force=True)
     assert plain.memory.dump() == before
     assert plain.memory.read_watermark() is None
 
 
-def on_a_flaky_store() -> tuple[World, FlakyStore]:
-    """Return a world and its store, whose calls a test can have fail."""
-    clock = FakeClock()
-    memory = MemoryStore(clock)
-    store = FlakyStore(memory)
-    return World(clock=clock, memory=memory, wrap=lambda _: store), store
-
-
 def test_a_sync_that_could_add_nothing_to_an_empty_table_does_not_say_that_it_had_records() -> None:
-    world, store = on_a_flaky_store()
+    world, store = flaky_world()
     world.provider.accounts = World.accounts(1)
     store.fail("add", Fault.REFUSED)
-    assert world.syncer.run(by=BY).failed == 1
+    assert world.sync().failed == 1
     assert world.memory.read_watermark() is None
     world.clock.advance(10)
-    assert world.syncer.run(by=BY).added == 1
+    assert world.sync().added == 1
     assert world.memory.read_watermark() == Watermark(START + 10, 1)
 
 
@@ -291,9 +247,9 @@ def test_the_brake_holds_at_more_than_half_and_at_least_five(
     plain.provider.accounts = [*World.accounts(listed), make_account("new")]
     if braked:
         with pytest.raises(SyncBraked, match=f"{records - listed} of {records}"):
-            plain.syncer.run(by=BY)
+            plain.sync()
     else:
-        assert plain.syncer.run(by=BY).stale == records - listed
+        assert plain.sync().stale == records - listed
     counted = plain.memory.count()
     assert counted[Status.STALE] == (0 if braked else records - listed)
     assert plain.record("new").status is Status.AVAILABLE
@@ -304,7 +260,7 @@ def test_a_braked_sync_leaves_no_watermark_and_removes_nothing_but_adds_and_upda
     plain.memory.seed(make_sandbox("tomb", status=Status.DELETED, dirty=True))
     plain.provider.accounts = [make_account("sbx-0", name="new-name"), make_account("new")]
     with pytest.raises(SyncBraked):
-        plain.syncer.run(by=BY)
+        plain.sync()
     assert plain.memory.read_watermark() is None
     assert plain.record("tomb").status is Status.DELETED
     assert plain.record("sbx-0").name == "new-name"
@@ -313,8 +269,7 @@ def test_a_braked_sync_leaves_no_watermark_and_removes_nothing_but_adds_and_upda
 
 def test_force_overrides_the_brake(plain: World) -> None:
     plain.pool(10)
-    plain.provider.accounts = World.accounts(1)
-    result = plain.syncer.run(by=BY, force=True)
+    result = plain.sync(World.accounts(1), force=True)
     assert (result.stale, result.missing, result.judged) == (9, 9, 10)
 
 
@@ -327,9 +282,9 @@ def test_the_brake_follows_its_settings(percent: int, least: int, braked: bool) 
     world.provider.accounts = World.accounts(4)
     if braked:
         with pytest.raises(SyncBraked):
-            world.syncer.run(by=BY)
+            world.sync()
     else:
-        assert world.syncer.run(by=BY).stale == 6
+        assert world.sync().stale == 6
 
 
 @pytest.mark.parametrize("status", [Status.DELETED, Status.STALE, Status.ALLOCATED, Status.PENDING_DELETION])
@@ -340,8 +295,7 @@ def test_what_a_sync_would_not_take_out_of_service_does_not_weigh(plain: World, 
             plain.allocate(f"track-{number}")
     else:
         plain.memory.seed(*[make_sandbox(f"other-{number}", status=status) for number in range(20)])
-    plain.provider.accounts = [make_account("new")]
-    result = plain.syncer.run(by=BY)
+    result = plain.sync([make_account("new")])
     assert (result.missing, result.judged) == (0, 0)
 
 
@@ -349,96 +303,65 @@ def test_missing_failed_deletions_weigh(plain: World) -> None:
     plain.memory.seed(*[make_sandbox(f"failed-{number}", status=Status.DELETION_FAILED) for number in range(6)])
     plain.provider.accounts = [make_account("new")]
     with pytest.raises(SyncBraked):
-        plain.syncer.run(by=BY)
+        plain.sync()
 
 
 # -- others at work
 
 
-def test_a_sandbox_that_was_allocated_meanwhile_is_left_to_its_track(plain: World) -> None:
+@pytest.mark.parametrize(
+    ("meanwhile", "status"),
+    [(World.allocate, Status.ALLOCATED), (World.use_and_wipe, Status.AVAILABLE)],
+    ids=["allocated", "used and wiped"],
+)
+def test_a_sandbox_that_was_allocated_meanwhile_is_left_as_it_is(
+    plain: World, meanwhile: Callable[[World], object], status: Status
+) -> None:
     plain.pool(1)
     plain.provider.accounts = [make_account("other")]
-    plain.provider.during_list = plain.allocate
-    result = plain.syncer.run(by=BY)
+    plain.provider.during_list = lambda: meanwhile(plain)
+    result = plain.sync()
     assert (result.overtaken, result.stale) == (1, 0)
-    assert plain.record("sbx-0").status is Status.ALLOCATED
-
-
-def test_a_sandbox_that_was_used_and_wiped_meanwhile_is_left_for_the_next_sync(plain: World) -> None:
-    plain.pool(1)
-    plain.provider.accounts = [make_account("other")]
-
-    def meanwhile() -> None:
-        plain.allocate()
-        plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-        plain.cleaner.delete_sandbox("sbx-0", by=BY)
-
-    plain.provider.during_list = meanwhile
-    assert plain.syncer.run(by=BY).overtaken == 1
-    assert plain.record("sbx-0").status is Status.AVAILABLE
+    assert plain.record("sbx-0").status is status
 
 
 def test_every_write_that_loses_a_race_is_counted_and_found_again_by_the_next_sync() -> None:
     world = World(wrap=LosingStore)
     world.pool(3)
     world.memory.seed(make_sandbox("sbx-1", status=Status.STALE), make_sandbox("tomb", status=Status.DELETED))
-    world.provider.accounts = [make_account("sbx-0", name="new"), make_account("sbx-1"), make_account("born")]
-    assert world.syncer.run(by=BY).overtaken == 5
-    result = world.syncer.run(by=BY)
+    assert world.sync([make_account("sbx-0", name="new"), make_account("sbx-1"), make_account("born")]).overtaken == 5
+    result = world.sync()
     assert (result.updated, result.restored, result.stale, result.removed) == (1, 1, 1, 1)
 
 
 def test_a_write_that_fails_does_not_stop_the_run() -> None:
-    world, store = on_a_flaky_store()
+    world, store = flaky_world()
     world.provider.accounts = World.accounts(5)
     world.memory.seed(*[make_sandbox(each.sandbox_id, name="old") for each in world.provider.accounts[:3]])
     store.fail("update", Fault.REFUSED, None, Fault.LOST_AFTER)
-    result = world.syncer.run(by=BY)
+    result = world.sync()
     assert (result.added, result.updated, result.failed) == (2, 1, 2)
     assert len(world.recorder.of(ItemFailed)) == 2
-    world.syncer.run(by=BY)
+    world.sync()
     assert {each.name for each in world.memory.dump()[0].values()} == {f"lab-sbx-{number}" for number in range(5)}
 
 
 def test_a_pool_that_cannot_be_read_asks_the_provider_for_nothing() -> None:
     asked: list[None] = []
-    world, store = on_a_flaky_store()
+    world, store = flaky_world()
     world.provider.during_list = lambda: asked.append(None)
     store.fail("read_all", Fault.REFUSED)
     with pytest.raises(StoreUnavailable):
-        world.syncer.run(by=BY)
+        world.sync()
     assert asked == []
-
-
-def test_a_sandbox_that_comes_back_has_a_version_that_was_never_there(plain: World) -> None:
-    plain.provider.accounts = World.accounts(1)
-    plain.syncer.run(by=BY)
-    record = plain.record("sbx-0")
-    for number in range(20):
-        renamed = update_account(record, make_account("sbx-0", name=f"name-{number}"), by=BY, now=plain.clock.now())
-        assert renamed is not None
-        plain.memory.commit(renamed)
-        record = renamed.result
-    plain.memory.commit(removal_of(record))
-    plain.clock.advance(1)
-    plain.syncer.run(by=BY)
-    assert plain.record("sbx-0").version > record.version
-
-
-def test_what_a_sync_wrote_is_recorded(plain: World) -> None:
-    plain.pool(3)
-    plain.provider.accounts = World.accounts(2)
-    plain.syncer.run(by=BY)
-    assert plain.recorder.of(PoolSynced) == [PoolSynced(synced=2, stale=1)]
 
 
 def test_a_list_that_was_cut_short_does_not_make_the_broker_forget_dirty_sandboxes() -> None:
     tombstones = [make_sandbox(f"sbx-{number}", status=Status.DELETED, dirty=True) for number in range(4, 100)]
     world = seeded(*[make_sandbox(f"sbx-{number}") for number in range(4)], *tombstones, listed=1)
     with pytest.raises(SyncBraked):
-        world.syncer.run(by=BY)
-    world.provider.accounts = World.accounts(100)
-    world.syncer.run(by=BY)
+        world.sync()
+    world.sync(World.accounts(100))
     records, _ = world.memory.dump()
     assert sum(record.status is Status.AVAILABLE for record in records.values()) == 4
 
@@ -446,7 +369,7 @@ def test_a_list_that_was_cut_short_does_not_make_the_broker_forget_dirty_sandbox
 def test_clean_tombstones_do_not_wear_the_brake_out() -> None:
     tombstones = [make_sandbox(f"sbx-{number}", status=Status.DELETED) for number in range(4, 30)]
     world = seeded(*[make_sandbox(f"sbx-{number}") for number in range(4)], *tombstones, listed=4)
-    assert world.syncer.run(by=BY).removed == 26
+    assert world.sync().removed == 26
 
 
 # -- listed means seen
@@ -462,10 +385,10 @@ def test_a_sandbox_that_is_listed_in_another_state_is_out_of_service_until_it_is
     plain.pool(3)
     switched_off(plain, "sbx-0")
     for _ in range(2):
-        assert plain.syncer.run(by=BY).removed == 0
+        assert plain.sync().removed == 0
         assert plain.record("sbx-0").status is Status.STALE
     plain.provider.accounts, plain.provider.inactive = World.accounts(3), ()
-    assert plain.syncer.run(by=BY).restored == 1
+    assert plain.sync().restored == 1
     assert plain.record("sbx-0").status is Status.AVAILABLE
 
 
@@ -477,19 +400,8 @@ def test_what_is_listed_in_another_state_is_never_forgotten(plain: World, status
     plain.memory.seed(record)
     switched_off(plain, "sbx-0")
     for _ in range(3):
-        plain.syncer.run(by=BY, force=True)
+        plain.sync(force=True)
     assert plain.record("sbx-0") == record
-
-
-def test_a_dirty_sandbox_that_is_switched_off_and_on_again_is_never_given_away_unwiped(plain: World) -> None:
-    plain.pool(3)
-    plain.memory.seed(make_sandbox("sbx-0", status=Status.DELETION_FAILED, dirty=True))
-    switched_off(plain, "sbx-0")
-    plain.syncer.run(by=BY)
-    plain.syncer.run(by=BY)
-    plain.provider.accounts, plain.provider.inactive = World.accounts(3), ()
-    plain.syncer.run(by=BY)
-    assert (plain.record("sbx-0").status, plain.record("sbx-0").dirty) == (Status.DELETION_FAILED, True)
 
 
 def test_a_dirty_sandbox_that_was_purged_while_it_was_switched_off_stays_out_and_is_counted(plain: World) -> None:
@@ -498,9 +410,9 @@ def test_a_dirty_sandbox_that_was_purged_while_it_was_switched_off_stays_out_and
     switched_off(plain, "sbx-0")
     plain.clock.advance(plain.policy.stale_grace_sec + 1)
     plain.purger.run(by=BY)
-    assert plain.syncer.run(by=BY).tombstones_listed == 1
+    assert plain.sync().tombstones_listed == 1
     plain.provider.accounts, plain.provider.inactive = World.accounts(3), ()
-    result = plain.syncer.run(by=BY)
+    result = plain.sync()
     assert (result.added, result.tombstones_listed) == (0, 1)
     assert (plain.record("sbx-0").status, plain.record("sbx-0").dirty) == (Status.DELETED, True)
     assert plain.recorder.of(PoolSynced)[-1] == PoolSynced(synced=3, stale=0, tombstones_listed=1)
@@ -510,7 +422,7 @@ def test_sandboxes_that_are_all_switched_off_at_once_brake_the_sync(plain: World
     plain.pool(10)
     switched_off(plain, *[f"sbx-{number}" for number in range(9)])
     with pytest.raises(SyncBraked, match=r"9 of 10 .* or not active"):
-        plain.syncer.run(by=BY)
+        plain.sync()
     assert plain.memory.count()[Status.STALE] == 0
 
 
@@ -534,12 +446,12 @@ def test_an_account_that_another_record_has_is_refused_until_that_record_is_gone
     renumbered = make_account("3101", external_id=spelt(owner.external_id))
     plain.provider.accounts = [renumbered, make_account("other")]
     for _ in range(2):
-        assert plain.syncer.run(by=BY).refused == 1
+        assert plain.sync().refused == 1
         assert "3101" not in plain.memory.dump()[0]
         assert refused(plain) == [(RefusalReason.ID_TAKEN, "3101", owner.sandbox_id)]
     plain.memory.seed(replace(owner, external_id="gone"))
     plain.clock.advance(1)
-    plain.syncer.run(by=BY)
+    plain.sync()
     assert (plain.record("3101").status, refused(plain)) == (Status.AVAILABLE, [])
 
 
@@ -555,11 +467,10 @@ def test_a_clean_sandbox_that_was_renumbered_is_added_under_its_new_id_once_the_
     plain: World,
 ) -> None:
     plain.pool(3)
-    plain.provider.accounts = [*World.accounts(2), make_account("new", external_id="uuid-sbx-2")]
-    assert plain.syncer.run(by=BY).stale == 1
+    assert plain.sync([*World.accounts(2), make_account("new", external_id="uuid-sbx-2")]).stale == 1
     plain.clock.advance(plain.policy.stale_grace_sec + 1)
     plain.purger.run(by=BY)
-    assert plain.syncer.run(by=BY).added == 1
+    assert plain.sync().added == 1
     assert plain.record("new").status is Status.AVAILABLE
 
 
@@ -567,20 +478,20 @@ def test_a_used_sandbox_that_was_renumbered_is_wiped_before_its_account_is_given
     plain.pool(1)
     plain.provider.accounts = [make_account("new", external_id="uuid-sbx-0"), make_account("other")]
     plain.allocate()
-    plain.syncer.run(by=BY)
-    plain.leases.mark_for_deletion(by=BY, track_id="track-1", sandbox_id="sbx-0")
-    plain.syncer.run(by=BY)
+    plain.sync()
+    plain.mark()
+    plain.sync()
     plain.provider.answers.append(WipeAnswer.GONE)
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
-    assert plain.syncer.run(by=BY).contradicted == 1
+    assert plain.sync().contradicted == 1
     plain.clock.advance(120)
     plain.cleaner.delete_sandbox("sbx-0", by=BY)
     assert [call.external_id for call in plain.provider.deletes] == ["uuid-sbx-0", "uuid-sbx-0"]
     assert (plain.record("sbx-0").dirty, "new" in plain.memory.dump()[0]) == (False, False)
-    plain.syncer.run(by=BY)
+    plain.sync()
     plain.clock.advance(plain.policy.stale_grace_sec + 1)
     plain.purger.run(by=BY)
-    plain.syncer.run(by=BY)
+    plain.sync()
     assert plain.record("new").status is Status.AVAILABLE
 
 
@@ -590,27 +501,18 @@ def test_a_used_sandbox_whose_account_is_listed_under_another_id_is_not_forgotte
     plain.memory.seed(record)
     plain.provider.accounts = [make_account("3101", external_id="uuid-0a"), make_account("other")]
     for _ in range(3):
-        plain.syncer.run(by=BY, force=True)
+        plain.sync(force=True)
     assert plain.record("3100") == record
     assert "3101" not in plain.memory.dump()[0]
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        in_status(Status.ALLOCATED),
-        in_status(Status.PENDING_DELETION),
-        in_status(Status.DELETION_FAILED),
-        in_status(Status.DELETED),
-    ],
-    ids=lambda record: record.status,
-)
+@pytest.mark.parametrize("status", [Status.ALLOCATED, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED])
 def test_what_is_held_or_must_be_wiped_keeps_its_account_when_its_id_is_listed_with_another(
-    plain: World, record: Sandbox
+    plain: World, status: Status
 ) -> None:
+    record = in_status(status)
     plain.memory.seed(record)
-    plain.provider.accounts = [make_account("3100", external_id="uuid-0b"), make_account("other")]
-    assert plain.syncer.run(by=BY, force=True).removed == 0
+    assert plain.sync([make_account("3100", external_id="uuid-0b"), make_account("other")], force=True).removed == 0
     assert plain.record("3100") == record
     assert refused(plain) == [(RefusalReason.ID_CHANGED, "3100", "3100")]
 
@@ -618,8 +520,7 @@ def test_what_is_held_or_must_be_wiped_keeps_its_account_when_its_id_is_listed_w
 @pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED])
 def test_a_clean_sandbox_takes_over_another_account(plain: World, status: Status) -> None:
     plain.memory.seed(make_sandbox("3100", status=status, external_id="uuid-0a"))
-    plain.provider.accounts = [make_account("3100", external_id="uuid-0b"), make_account("3101", external_id="uuid-0c")]
-    plain.syncer.run(by=BY)
+    plain.sync([make_account("3100", external_id="uuid-0b"), make_account("3101", external_id="uuid-0c")])
     assert plain.record("3100").external_id == "uuid-0b"
     assert plain.memory.read_all().accounts == {"uuid-0b": "3100", "uuid-0c": "3101"}
 
@@ -632,7 +533,7 @@ def gone_and_replaced(world: World) -> None:
 
 def test_a_used_sandbox_whose_account_is_gone_takes_over_another_and_has_it_wiped_first(plain: World) -> None:
     gone_and_replaced(plain)
-    assert plain.syncer.run(by=BY).restored == 1
+    assert plain.sync().restored == 1
     record = plain.record("3100")
     assert (record.status, record.dirty, record.external_id) == (Status.PENDING_DELETION, True, "uuid-0b")
     plain.cleaner.delete_sandbox("3100", by=BY)
@@ -650,9 +551,9 @@ def test_a_used_sandbox_keeps_its_account_while_that_may_still_exist(
     plain.provider.doubt, plain.provider.inactive = doubt, (inactive,) if inactive else ()
     if doubt:
         with pytest.raises(ListNotWhole):
-            plain.syncer.run(by=BY)
+            plain.sync()
     else:
-        plain.syncer.run(by=BY)
+        plain.sync()
     assert plain.record("3100") == before
     assert refused(plain) == [(RefusalReason.ID_CHANGED, "3100", "3100")]
 
@@ -661,7 +562,7 @@ def test_entries_that_share_an_id_add_and_change_nothing_and_are_not_missing(pla
     plain.pool(3)
     plain.provider.accounts = World.accounts(2)
     plain.provider.ambiguous = [make_account("sbx-2", external_id="uuid-x"), make_account("new", external_id="uuid-x")]
-    result = plain.syncer.run(by=BY)
+    result = plain.sync()
     assert (result.added, result.updated, result.stale, result.missing, result.refused) == (0, 0, 0, 0, 2)
     assert plain.record("sbx-2").status is Status.AVAILABLE
     assert refused(plain) == [(RefusalReason.AMBIGUOUS, "sbx-2", None), (RefusalReason.AMBIGUOUS, "new", None)]
@@ -672,14 +573,13 @@ def test_of_two_records_of_an_earlier_release_that_share_an_account_none_stays_i
     plain.memory.forget_accounts()
     twins = [make_sandbox(each, external_id="uuid-0a") for each in ("3100", "3101")]
     plain.memory.seed(*twins)
-    plain.provider.accounts = [*World.accounts(2), make_account("3101", external_id="uuid-0a")]
-    result = plain.syncer.run(by=BY)
+    result = plain.sync([*World.accounts(2), make_account("3101", external_id="uuid-0a")])
     assert (result.stale, result.overtaken) == (2, 0)
     assert {plain.record(each).status for each in ("3100", "3101")} == {Status.STALE}
     assert refused(plain) == [(RefusalReason.ID_TAKEN, "3101", "3100")]
     plain.clock.advance(plain.policy.stale_grace_sec + 1)
     plain.purger.bulk_delete(Status.STALE, by=BY)
-    plain.syncer.run(by=BY)
+    plain.sync()
     assert plain.record("3101").status is Status.AVAILABLE
 
 
@@ -688,18 +588,17 @@ def test_a_used_sandbox_that_shares_its_account_is_not_sent_to_be_wiped(plain: W
         make_sandbox("3100", status=Status.STALE, dirty=True, external_id="uuid-0a"),
         replace(in_status(Status.ALLOCATED), sandbox_id="3101"),
     )
-    plain.provider.accounts = [make_account("3100", external_id="uuid-0a"), make_account("other")]
-    plain.syncer.run(by=BY)
+    plain.sync([make_account("3100", external_id="uuid-0a"), make_account("other")])
     assert plain.record("3100").status is Status.STALE
 
 
 def test_the_accounts_of_an_earlier_release_s_records_are_recorded_once(plain: World) -> None:
     plain.pool(60)
     plain.memory.forget_accounts()
-    plain.syncer.run(by=BY)
+    plain.sync()
     assert plain.memory.read_all().accounts == {f"uuid-sbx-{number}": f"sbx-{number}" for number in range(60)}
     assert writes(plain) == {"record_accounts": 3, "write_watermark": 1}
-    plain.syncer.run(by=BY)
+    plain.sync()
     assert plain.memory.calls["record_accounts"] == 3
 
 
@@ -713,7 +612,7 @@ def refuse_to_know(world: World, rounds: int) -> list[Status]:
         world.clock.advance(world.policy.deletion_backoff_max_sec)
         world.provider.answers.append(WipeAnswer.GONE)
         world.cleaner.delete_sandbox("sbx-0", by=BY)
-        world.syncer.run(by=BY)
+        world.sync()
         seen.append(world.record("sbx-0").status)
     return seen
 
@@ -754,8 +653,7 @@ def test_a_404_that_is_true_leads_out_of_the_pool_as_before(plain: World) -> Non
     plain.pending("sbx-0")
     plain.provider.answers.append(WipeAnswer.GONE)
     assert plain.cleaner.delete_sandbox("sbx-0", by=BY).outcome is DeleteOutcome.GONE
-    plain.provider.accounts = World.accounts(3)[1:]
-    assert plain.syncer.run(by=BY).contradicted == 0
+    assert plain.sync(World.accounts(3)[1:]).contradicted == 0
     assert plain.record("sbx-0").status is Status.STALE
 
 
@@ -772,7 +670,7 @@ def test_a_tombstone_that_an_operator_or_a_purge_made_stays_though_it_came_of_a_
         plain.purger.run(by=BY)
     else:
         plain.purger.bulk_delete(Status.STALE, by=BY)
-    result = plain.syncer.run(by=BY)
+    result = plain.sync()
     assert (result.contradicted, result.tombstones_listed) == (0, 1)
     assert plain.record("sbx-0").status is Status.DELETED
 
@@ -780,33 +678,32 @@ def test_a_tombstone_that_an_operator_or_a_purge_made_stays_though_it_came_of_a_
 # -- many at once
 
 
-def test_new_accounts_are_added_many_with_one_write(plain: World) -> None:
-    plain.provider.accounts = World.accounts(60)
-    assert plain.syncer.run(by=BY).added == 60
+def test_new_accounts_are_added_many_with_one_write_and_spread_over_the_ring(plain: World) -> None:
+    assert plain.sync(World.accounts(60)).added == 60
     assert writes(plain) == {"add": 3, "write_watermark": 1}
+    assert len({each.status_order for each in plain.memory.dump()[0].values()}) == 60
 
 
 def test_of_many_new_accounts_one_that_cannot_be_added_keeps_no_other_out(plain: World) -> None:
     plain.provider.accounts = World.accounts(20)
     plain.provider.during_list = lambda: plain.memory.seed(make_sandbox("sbx-7", status=Status.DELETED))
-    result = plain.syncer.run(by=BY)
+    result = plain.sync()
     assert (result.added, result.overtaken) == (19, 1)
     assert plain.record("sbx-7").status is Status.DELETED
 
 
 def test_many_new_accounts_whose_write_fails_are_added_by_the_next_sync() -> None:
-    world, store = on_a_flaky_store()
+    world, store = flaky_world()
     world.provider.accounts = World.accounts(30)
     store.fail("add", Fault.LOST_AFTER)
-    result = world.syncer.run(by=BY)
+    result = world.sync()
     assert (result.added, result.failed, len(world.recorder.of(ItemFailed))) == (5, 25, 25)
-    assert world.syncer.run(by=BY).failed == 0
+    assert world.sync().failed == 0
     assert world.memory.count()[Status.AVAILABLE] == 30
 
 
 def test_a_long_sync_says_how_far_it_is(plain: World) -> None:
-    plain.provider.accounts = World.accounts(5001)
-    plain.syncer.run(by=BY)
+    plain.sync(World.accounts(5001))
     assert plain.recorder.of(SyncProgressed) == [
         SyncProgressed(change="added", done=done, total=5001) for done in (5000, 5001)
     ]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_common.core.errors import NoSandboxesAvailable, UnreadableRecord
-from broker_common.core.pauses import MAX_AGE_SEC, PauseCache
+from broker_common.core.pauses import MAX_AGE_SEC
 from broker_common.core.sandbox import Status
-from broker_common.core.store import CandidateGone, Pause, Pauses, Unreadable
+from broker_common.core.store import CandidateGone, Pause, Unreadable
 from broker_common.core.telemetry import DeleteOutcome, ItemFailed
-from tests.fakes import BY, SPOILED, FakeClock, MemoryStore, StoreWrapper, make_sandbox
-from tests.world import World
+from tests.fakes import BY, SPOILED, StoreWrapper, make_sandbox
+from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim
     from broker_common.core.store import AllocateAnswer
+
+
+DAMAGED = UnreadableRecord("the record of what is paused", "sync is not true or false")
 
 
 def test_the_next_candidate_is_tried_and_a_bad_one_only_once(plain: World) -> None:
@@ -89,11 +91,10 @@ def test_jobs_and_bulk_operations_leave_it_and_do_the_rest(plain: World) -> None
 def test_a_sync_does_not_add_it_again_and_does_not_miss_it(plain: World) -> None:
     plain.pool(3)
     plain.memory.spoil("sbx-0")
-    assert plain.syncer.run(by=BY).failed == 1
+    assert plain.sync().failed == 1
     (failed,) = plain.recorder.of(ItemFailed)
     assert (failed.sandbox_id, "cannot be read" in failed.error) == ("sbx-0", True)
-    plain.provider.accounts = plain.accounts(3)[1:]
-    assert plain.syncer.run(by=BY).missing == 0
+    assert plain.sync(plain.accounts(3)[1:]).missing == 0
 
 
 def test_what_a_track_holds_is_listed_with_what_cannot_be_read_of_it(plain: World) -> None:
@@ -107,39 +108,23 @@ def test_what_a_track_holds_is_listed_with_what_cannot_be_read_of_it(plain: Worl
     assert page.unreadable == (Unreadable(held[1], SPOILED),)
 
 
-class UnreadablePauses(MemoryStore):
-    """A store whose record of what is paused can be read until it is damaged."""
-
-    is_damaged = True
-
-    def read_pauses(self) -> Pauses:
-        pauses = super().read_pauses()
-        if self.is_damaged:
-            raise UnreadableRecord("the record of what is paused", "sync is not true or false")
-        return pauses
-
-
 def test_pauses_that_cannot_be_read_are_as_they_were_known_last() -> None:
-    clock = FakeClock()
-    store = UnreadablePauses(clock)
-    board = PauseCache(store, clock, Random(1))
+    world, store = flaky_world()
+    store.fail("read_pauses", DAMAGED, None, DAMAGED)
     with pytest.raises(UnreadableRecord):
-        board.current()
-    store.is_damaged = False
-    paused = board.set({"sync": True}, by=BY)
-    assert paused.sync == Pause(by=BY.principal, since=clock.now())
-    store.is_damaged = True
+        world.pauses.current()
+    paused = world.pauses.set({"sync": True}, by=BY)
+    assert paused.sync == Pause(by=BY.principal, since=world.clock.now())
     store.calls.clear()
-    clock.advance(MAX_AGE_SEC)
-    assert board.current() == paused
+    world.clock.advance(MAX_AGE_SEC)
+    assert world.pauses.current() == paused
     assert store.calls["read_pauses"] == 1
 
 
 def test_a_damaged_pause_is_set_right_by_setting_it_and_what_stays_damaged_is_told() -> None:
-    clock = FakeClock()
-    store = UnreadablePauses(clock)
-    board = PauseCache(store, clock, Random(1))
-    assert board.set({"sync": True}, by=BY).sync == Pause(by=BY.principal, since=clock.now())
-    clock.advance(1)
+    world, store = flaky_world()
+    store.fail("read_pauses", *[DAMAGED] * 9)
+    assert world.pauses.set({"sync": True}, by=BY).sync == Pause(by=BY.principal, since=world.clock.now())
+    world.clock.advance(1)
     with pytest.raises(UnreadableRecord):
-        board.set({"sync": True}, by=BY)
+        world.pauses.set({"sync": True}, by=BY)

@@ -180,12 +180,6 @@ def test_a_wiped_sandbox_cools_clean_until_its_time_has_come() -> None:
     assert (after.is_rested(ready_at - 1), after.is_rested(ready_at)) == (False, True)
 
 
-@pytest.mark.parametrize("policy", [CONFIRM, RETIRE])
-def test_what_does_not_become_available_need_not_cool(policy: Policy) -> None:
-    after = wipe(taken(in_status(P)), policy).result
-    assert flat(after).ready_at is None
-
-
 def test_a_sandbox_does_not_stop_cooling_before_its_time() -> None:
     cooling = changed(rested(in_status(P)), ready_at=NOW + 1)
     with pytest.raises(InvalidTransition):
@@ -198,18 +192,6 @@ def test_a_sandbox_that_has_cooled_is_available_at_its_new_place() -> None:
 
 
 # -- set aside once it is wiped
-
-
-@pytest.mark.parametrize("accepted_only", [True, False])
-@pytest.mark.parametrize("policy", [REUSE, CONFIRM, RETIRE, COOLING], ids=["reuse", "confirm", "retire", "cool"])
-def test_a_wiped_sandbox_that_is_to_be_set_aside_goes_to_a_person_with_the_reason(
-    policy: Policy, accepted_only: bool
-) -> None:
-    after = wipe(flagged(taken(in_status(P))), policy, accepted_only=accepted_only).result
-    assert (after.status, after.dirty, after.quarantine) == (F, False, None)
-    assert (flat(after).deletion_reason, flat(after).deletion_last_error) == (DeletionReason.QUARANTINED, "smells")
-    assert (flat(after).ready_at, flat(after).attempt_id) == (None, None)
-    assert flat(after).outcome_unknown == accepted_only
 
 
 @pytest.mark.parametrize("policy", [REUSE, CONFIRM, RETIRE], ids=["reuse", "confirm", "retire"])

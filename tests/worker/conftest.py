@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
+from celery import Celery as CeleryApp
 from coverage import Coverage
 from redis import Redis
 
@@ -30,6 +31,18 @@ if TYPE_CHECKING:
 _DATABASE = 9
 DEADLINE_SEC = 30.0
 ASKING = Actor(principal="alice", request_id="req-1")
+DEPLOYED = "broker_worker.celery_app"
+"""The application that is deployed."""
+NOWHERE = "http://127.0.0.1:1"
+OUT_OF_REACH = {
+    "DDB_ENDPOINT_URL": NOWHERE,
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "CSP_BASE_URL": NOWHERE,
+    "CSP_API_TOKEN": "the-provider-s-secret",
+    "API_BIND": "127.0.0.1",
+}
+"""Settings of a worker whose table and provider are out of reach."""
 _ENVIRONMENT = {"BROKER_ENV": "development", "PYTHONUNBUFFERED": "1"}
 
 
@@ -117,6 +130,12 @@ class Desk:
 
     def ask(self, job: Job, *, force: bool = False) -> str:
         return self.queue.enqueue(job, by=ASKING, flags={"force": force})
+
+    def send(self, task: str, **options: Any) -> str:
+        """Put a message in a queue past the API's own way; returns its id."""
+        with CeleryApp(broker=self.url, set_as_current=False) as producer:
+            sent: str = producer.send_task(task, ignore_result=True, **options).id
+            return sent
 
     def await_end(self, job_id: str) -> JobRun:
         def find() -> JobRun | None:

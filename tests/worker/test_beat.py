@@ -19,7 +19,7 @@ from broker_worker.clock_watch import ClockWatch
 from deploy.dev.processes import call, free_ports, wait_until
 from tests import wrong_clock
 from tests.fakes import FakeClock
-from tests.worker.conftest import Celery, until
+from tests.worker.conftest import DEPLOYED, Celery, until
 from tests.worker.scrape import scrape
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-APPLICATION = "broker_worker.celery_app"
 SELDOM = {"SYNC_INTERVAL_SEC": "86400", "CLEANUP_INTERVAL_SEC": "86400", "AUTO_EXPIRY_INTERVAL_SEC": "86400"}
 
 TAKE_OVER = timedelta(seconds=10)
@@ -37,7 +36,7 @@ TAKE_OVER = timedelta(seconds=10)
 
 def start_beat(url: str, port: int, **env: str) -> Celery:
     env = {**SELDOM, "METRICS_PORT": str(port), "API_BIND": "127.0.0.1", **env}
-    return Celery(url, "beat", application=APPLICATION, **env)
+    return Celery(url, "beat", application=DEPLOYED, **env)
 
 
 def sent(redis: Redis) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
 from deploy.dev.processes import answers, call, free_ports
-from tests.worker.conftest import Celery, until
+from tests.worker.conftest import DEPLOYED, OUT_OF_REACH, Celery, until
 from tests.worker.scrape import scrape
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.worker.conftest import Desk
-
-APPLICATION = "broker_worker.celery_app"
 
 
 @pytest.fixture
@@ -32,20 +30,14 @@ def port() -> int:
 
 def start_worker(database_url: str, port: int, **environ: str) -> Celery:
     """Make the worker as it is deployed, whose table and provider are out of reach."""
-    nowhere = "http://127.0.0.1:1"
     env = {
-        "DDB_ENDPOINT_URL": nowhere,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        **OUT_OF_REACH,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "CSP_BASE_URL": nowhere,
-        "CSP_API_TOKEN": "the-provider-s-secret",
         "REQUEST_DEADLINE_SEC": "0.3",
         "METRICS_PORT": str(port),
-        "API_BIND": "127.0.0.1",
     }
     words = ("worker", "-c", "2", "--without-mingle", "--without-gossip")
-    return Celery(database_url, *words, application=APPLICATION, **env, **environ)
+    return Celery(database_url, *words, application=DEPLOYED, **env, **environ)
 
 
 @pytest.fixture
@@ -59,7 +51,7 @@ def worker(database_url: str, port: int) -> Iterator[Celery]:
 @pytest.mark.parametrize("command", ["worker", "beat"])
 def test_bad_settings_are_named_one_a_line_and_end_the_process_with_2(database_url: str, command: str) -> None:
     env = {"SYNC_INTERVAL_SEC": "soon", "LOG_LEVEL": "LOUD"}
-    with Celery(database_url, command, application=APPLICATION, **env) as process:
+    with Celery(database_url, command, application=DEPLOYED, **env) as process:
         assert process.exit_code() == 2
 
     names = [line.split(":", 1)[0] for line in process.output]
@@ -118,16 +110,8 @@ def test_every_line_of_the_worker_is_json_and_holds_no_secret(worker: Celery, de
 @pytest.mark.parametrize("command", ["worker", "beat"])
 def test_a_port_that_is_taken_is_named_and_ends_the_process_with_2(database_url: str, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        env = {
-            "CSP_BASE_URL": "http://127.0.0.1:1",
-            "CSP_API_TOKEN": "token",
-            "DDB_ENDPOINT_URL": "http://127.0.0.1:1",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "API_BIND": "127.0.0.1",
-            "METRICS_PORT": str(taken.getsockname()[1]),
-        }
-        with Celery(database_url, command, application=APPLICATION, **env) as process:
+        env = {**OUT_OF_REACH, "METRICS_PORT": str(taken.getsockname()[1])}
+        with Celery(database_url, command, application=DEPLOYED, **env) as process:
             assert process.exit_code() == 2
 
     assert process.output[-1].startswith("METRICS_PORT: ")
@@ -136,7 +120,7 @@ def test_a_port_that_is_taken_is_named_and_ends_the_process_with_2(database_url:
 @pytest.mark.parametrize("credentials", [{}, {"FLOWER_BASIC_AUTH": "password-alone"}, {"FLOWER_BASIC_AUTH": ","}])
 def test_flower_does_not_start_in_production_without_a_password(database_url: str, credentials: dict[str, str]) -> None:
     env = {"BROKER_ENV": "production", **credentials}
-    with Celery(database_url, "flower", "--port=0", application=APPLICATION, **env) as flower:
+    with Celery(database_url, "flower", "--port=0", application=DEPLOYED, **env) as flower:
         assert flower.exit_code() == 2
 
     (line,) = flower.output
@@ -147,7 +131,7 @@ def test_flower_does_not_start_in_production_without_a_password(database_url: st
 def test_flower_in_production_asks_for_the_password(database_url: str, port: int) -> None:
     words = ("flower", f"--port={port}", "--address=127.0.0.1")
     env = {"BROKER_ENV": "production", "FLOWER_BASIC_AUTH": "operator:the-password"}
-    with Celery(database_url, *words, application=APPLICATION, **env) as flower:
+    with Celery(database_url, *words, application=DEPLOYED, **env) as flower:
         url = f"http://127.0.0.1:{port}"
         until(lambda: answers(f"{url}/healthcheck"), "Flower")
         for path in ("/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks"):
@@ -165,7 +149,7 @@ def basic(credentials: str) -> str:
 
 def test_flower_starts_without_provider_and_tokens(database_url: str, port: int) -> None:
     words = ("flower", f"--port={port}", "--address=127.0.0.1")
-    with Celery(database_url, *words, application=APPLICATION) as flower:
+    with Celery(database_url, *words, application=DEPLOYED) as flower:
         until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), "Flower")
         assert flower.is_running()
 

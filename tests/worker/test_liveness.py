@@ -18,24 +18,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from broker_common.core.job_names import Job
 from broker_worker.liveness import Pulse, watch_worker
 from deploy.dev.processes import Process, call, free_ports
-from tests.worker.conftest import DEADLINE_SEC, Celery, Desk, until
+from tests.worker.conftest import DEADLINE_SEC, DEPLOYED, OUT_OF_REACH, Celery, Desk, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery.utils.dispatch import Signal
 
-APPLICATION = "broker_worker.celery_app"
-NOWHERE = "http://127.0.0.1:1"
-ENV = {
-    "DDB_ENDPOINT_URL": NOWHERE,
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "CSP_BASE_URL": NOWHERE,
-    "CSP_API_TOKEN": "token",
-    "API_BIND": "127.0.0.1",
-    "LIVENESS_LIMIT_SEC": "2.5",
-}
 WORKER = ("worker", "-c", "1", "--without-mingle", "--without-gossip")
 
 
@@ -44,7 +33,8 @@ def url_of(redis: Process) -> str:
 
 
 def start(url: str, port: int, *words: str) -> Celery:
-    return Celery(url, *words, application=APPLICATION, METRICS_PORT=str(port), **ENV)
+    env = {**OUT_OF_REACH, "LIVENESS_LIMIT_SEC": "2.5", "METRICS_PORT": str(port)}
+    return Celery(url, *words, application=DEPLOYED, **env)
 
 
 def health(port: int) -> tuple[int, dict[str, Any]]:

@@ -7,8 +7,6 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from celery import Celery as CeleryApp
-
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
 from tests.worker.conftest import ASKING, until
@@ -36,10 +34,6 @@ def test_a_run_that_was_asked_for_ends_with_its_result_and_one_line_that_names_t
     assert line["latency_ms"] >= 0
 
 
-def test_every_job_has_a_task(worker: Celery, desk: Desk) -> None:
-    assert {job: desk.run(job).state for job in Job} == dict.fromkeys(Job, JobState.SUCCEEDED)
-
-
 def test_force_reaches_the_sync(worker: Celery, desk: Desk) -> None:
     desk.run(Job.SYNC, force=True)
     desk.run(Job.SYNC)
@@ -56,10 +50,7 @@ def test_a_job_is_done_by_who_asked_for_it(worker: Celery, desk: Desk) -> None:
 
 
 def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -> None:
-    producer = CeleryApp(broker=desk.url, set_as_current=False)
-    task = producer.send_task("broker.expire", queue="jobs", ignore_result=True)
-
-    run = desk.await_end(task.id)
+    run = desk.await_end(desk.send("broker.expire", queue="jobs"))
     assert (run.state, run.principal, run.requested_by) == (JobState.SUCCEEDED, "job:expire", None)
     (line,) = [line for line in worker.lines if line.get("action") == "auto_expiry"]
     assert (line["principal"], line.get("requested_by")) == ("job:expire", None)
@@ -68,9 +59,7 @@ def test_a_scheduled_run_makes_a_record_of_its_own(worker: Celery, desk: Desk) -
 def test_a_run_that_has_ended_is_not_done_again_when_its_message_comes_again(worker: Celery, desk: Desk) -> None:
     job_id = desk.ask(Job.SYNC)
     desk.await_end(job_id)
-    producer = CeleryApp(broker=desk.url, set_as_current=False)
-    producer.send_task("broker.sync", task_id=job_id, queue="jobs", ignore_result=True)
-    producer.close()
+    desk.send("broker.sync", queue="jobs", task_id=job_id)
 
     until(lambda: sum(f"[{job_id}] succeeded" in said for said in worker.messages) == 2, "the message to be settled")
     assert len(desk.calls("sync")) == 1
@@ -159,34 +148,12 @@ def test_a_cleanup_is_closed_by_its_last_delete(worker: Celery, desk: Desk) -> N
 def test_a_delete_that_the_earlier_release_sent_is_done_in_the_name_of_its_job(worker: Celery, desk: Desk) -> None:
     desk.runs.start("run", Job.CLEANUP, request_id="job-cleanup-1")
     desk.runs.dispatch("run", ["1"])
-    producer = CeleryApp(broker=desk.url, set_as_current=False)
     message = {"sandbox_id": "1", "run_id": "run"}
-    headers = {"run_request_id": "job-cleanup-1"}
-    producer.send_task("broker.delete_sandbox", kwargs=message, queue="deletions", headers=headers, ignore_result=True)
-    producer.close()
+    desk.send("broker.delete_sandbox", queue="deletions", kwargs=message, headers={"run_request_id": "job-cleanup-1"})
 
     assert desk.await_end("run").state is JobState.SUCCEEDED
     (line,) = [line for line in worker.lines if line["message"] == "Delete ended"]
     assert (line["principal"], line["request_id"]) == ("job:cleanup", "job-cleanup-1")
-
-
-def test_a_cleanup_that_finds_nothing_ends_at_once(worker: Celery, desk: Desk) -> None:
-    assert desk.run(Job.CLEANUP).state is JobState.SUCCEEDED
-    until(lambda: worker.has_said("Deleted 0 sandboxes, 0 failed"), "the run's sentence")
-
-
-def test_a_cleanup_is_skipped_while_deletes_of_the_one_before_wait(worker: Celery, desk: Desk) -> None:
-    desk.set_due("1", "2", "3")
-    desk.script(**{"1": "hold"})
-    first = desk.ask(Job.CLEANUP)
-    desk.await_calls("1")
-
-    second = desk.run(Job.CLEANUP)
-    desk.release("1")
-
-    assert second.state is JobState.SKIPPED
-    assert first in (second.error or "")
-    assert desk.await_end(first).state is JobState.SUCCEEDED
 
 
 def test_a_cleanup_that_lost_deletes_is_closed_as_partial_by_the_next(worker: Celery, desk: Desk) -> None:
@@ -203,15 +170,6 @@ def test_a_cleanup_that_lost_deletes_is_closed_as_partial_by_the_next(worker: Ce
     assert lost.result["partial"] is True
     closing = next(line for line in worker.lines if line["message"] == "Deleted 0 sandboxes, 0 failed")
     assert closing["request_id"] == "job-cleanup-1"
-
-
-def test_a_cleanup_whose_provider_is_misconfigured_fails_with_that_reason(worker: Celery, desk: Desk) -> None:
-    desk.set_due("1", "2")
-    desk.script(**{"1": "misconfigured"})
-
-    run = desk.run(Job.CLEANUP)
-
-    assert (run.state, run.error) == (JobState.FAILED, "as scripted")
 
 
 def test_a_delete_that_finds_no_call_slot_goes_back_to_the_queue(worker: Celery, desk: Desk) -> None:
@@ -276,13 +234,3 @@ def test_on_sigterm_what_has_begun_is_finished_and_nothing_else_is_begun(
         run = desk.await_end(job_id)
     assert run.result is not None
     assert run.result["deleted"] == 4
-
-
-def test_every_line_of_a_worker_is_json(start_worker: Callable[[], AbstractContextManager[Celery]], desk: Desk) -> None:
-    with start_worker() as worker:
-        desk.run(Job.SYNC)
-        worker.signal(signal.SIGTERM)
-        worker.exit_code()
-
-    assert [line for line in worker.output if not line.startswith("{")] == []
-    assert all({"timestamp", "level", "logger", "message"} <= line.keys() for line in worker.lines)

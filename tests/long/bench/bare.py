@@ -17,11 +17,10 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.flat import claim_of
 from broker_common.core.ids import new_id
+from broker_common.core.lease import candidate_of
 from broker_common.core.policy import Policy
-from broker_common.core.sandbox import Candidate
-from tests.fakes import BY
+from tests.fakes import BY, make_claim
 from tests.long.bench.load import Answer, Load
 from tests.long.bench.servers import REGION
 
@@ -114,26 +113,8 @@ def transactions(table: str, sandboxes: Sequence[Sandbox]) -> list[dict[str, Any
     store = DynamoStore(notebook, table, clock=SystemClock(), rng=rng, recorder=Recorders([]))
     for sandbox in sandboxes:
         track = str(uuid.uuid4())
-        claim = claim_of(
-            {
-                "track_id": track,
-                "idempotency_key": track,
-                "sandbox_id": sandbox.sandbox_id,
-                "lease_id": new_id(rng),
-                "allocated_at": now,
-                "expires_at": now + policy.lab_duration_sec,
-                "name": sandbox.name,
-                "external_id": sandbox.external_id,
-                "sfdc_account_id": sandbox.sfdc_account_id,
-            }
-        )
-        candidate = Candidate(
-            sandbox_id=sandbox.sandbox_id,
-            version=sandbox.version,
-            name=sandbox.name,
-            external_id=sandbox.external_id,
-            sfdc_account_id=sandbox.sfdc_account_id,
-        )
-        store.allocate(candidate, claim, by=BY, token=new_id(rng))
+        times = {"allocated_at": now, "expires_at": now + policy.lab_duration_sec}
+        claim = make_claim(sandbox, track, lease_id=new_id(rng), **times)
+        store.allocate(candidate_of(sandbox), claim, by=BY, token=new_id(rng))
     requests: list[dict[str, Any]] = notebook.requests
     return requests

@@ -19,12 +19,11 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import AllocateRequest, Allocation
 from broker_common.core.errors import NoSandboxesAvailable
-from broker_common.core.flat import claim_of
 from broker_common.core.ids import new_id
 from broker_common.core.lease import begin
 from broker_common.core.sandbox import Account, Claim, Sandbox, Status
 from tests.bulk_load import load_records
-from tests.fakes import BY, FakeClock, TimelessStore
+from tests.fakes import BY, FakeClock, TimelessStore, make_claim
 from tests.long.bench.load import new_tracks
 from tests.long.bench.pool import make_pool
 from tests.long.bench.report import columns
@@ -183,20 +182,8 @@ def _fill(client: DynamoDBClient, table: str, pool: int) -> list[Sandbox]:
 
 
 def _claim(sandbox: Sandbox, track: str, rng: Random, now: int) -> Claim:
-    return claim_of(
-        {
-            "track_id": track,
-            "idempotency_key": track,
-            "sandbox_id": sandbox.sandbox_id,
-            "lease_id": new_id(rng),
-            "allocated_at": now,
-            "expires_at": now + 7 * 24 * 3600,
-            "name": sandbox.name,
-            "external_id": sandbox.external_id,
-            "track_name": _TRACK_NAME,
-            "sfdc_account_id": sandbox.sfdc_account_id,
-        }
-    )
+    times = {"allocated_at": now, "expires_at": now + 7 * 24 * 3600}
+    return make_claim(sandbox, track, lease_id=new_id(rng), track_name=_TRACK_NAME, **times)
 
 
 def _account(sandbox: Sandbox) -> Account:
@@ -229,7 +216,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
             _allocate(empty, track)
 
     def mark() -> None:
-        full.leases.mark_for_deletion(by=BY, track_id=track, sandbox_id=held)
+        full.mark(held, track)
 
     steps: dict[str, Callable[[], object]] = {
         "allocate, repeated": lambda: _allocate(full, track),

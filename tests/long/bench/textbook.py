@@ -15,11 +15,11 @@ from broker_common.adapters.dynamo_table import INDEX, SHARDS, create_table, tab
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, AllocateRequest, Allocation
 from broker_common.core.errors import NoSandboxesAvailable
-from broker_common.core.flat import claim_of
 from broker_common.core.ids import new_id
 from broker_common.core.lease import claim_on
 from broker_common.core.sandbox import Claim, Status, next_version
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
+from tests.fakes import make_claim
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -113,19 +113,14 @@ class TextbookAllocator:
 
     def _claim(self, request: AllocateRequest, candidate: Candidate) -> Claim:
         now = int(time.time())
-        return claim_of(
-            {
-                "track_id": request.track_id,
-                "idempotency_key": request.idempotency_key,
-                "sandbox_id": candidate.sandbox_id,
-                "lease_id": new_id(self._rng),
-                "allocated_at": now,
-                "expires_at": now + self._policy.lab_duration_sec,
-                "name": candidate.name,
-                "external_id": candidate.external_id,
-                "track_name": request.track_name,
-                "sfdc_account_id": candidate.sfdc_account_id,
-            }
+        return make_claim(
+            candidate,
+            request.track_id,
+            idempotency_key=request.idempotency_key,
+            lease_id=new_id(self._rng),
+            allocated_at=now,
+            expires_at=now + self._policy.lab_duration_sec,
+            track_name=request.track_name,
         )
 
 

@@ -390,32 +390,6 @@ def _read_scan(items: list[dict[str, Any]], began: float, ended: float) -> Scan:
     return Scan(
         began=began,
         ended=ended,
-        rows=tuple(
-            Row(
-                sandbox_id=item["sandbox_id"],
-                external_id=item["external_id"],
-                name=item["name"],
-                status=item["status"],
-                version=item["version"],
-                dirty=item["dirty"],
-                lease_id=item.get("lease_id"),
-                track_id=item.get("allocated_to_track"),
-                key=item.get("idempotency_key"),
-                allocated_at=item.get("allocated_at"),
-                expires_at=item.get("expires_at"),
-                last_lease_id=item.get("last_lease_id"),
-            )
-            for item in items
-            if item["SK"] == "META"
-        ),
-        claims=tuple(
-            ClaimRow(
-                track_id=item["track_id"],
-                key=item["idempotency_key"],
-                lease_id=item["lease_id"],
-                sandbox_id=item["sandbox_id"],
-            )
-            for item in items
-            if item["SK"].startswith("CLAIM#")
-        ),
+        rows=tuple(Row.of(item) for item in items if item["SK"] == "META"),
+        claims=tuple(ClaimRow.of(item) for item in items if item["SK"].startswith("CLAIM#")),
     )

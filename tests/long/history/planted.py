@@ -157,13 +157,17 @@ class DynamoTable:
         self._store._transport.write("put_item", TableName=self._store._table, Item=item)
 
 
-class SyncWithoutCondition(StoreWrapper):
-    """Writes back what sync read before it listed, over all changes since then."""
+class Broken(StoreWrapper):
+    """A store with a bug: around a correct one and its table. `stall` waits at the moment when the bug does harm."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
         super().__init__(inner)
         self._table = table
         self._stall = stall
+
+
+class SyncWithoutCondition(Broken):
+    """Writes back what sync read before it listed, over all changes since then."""
 
     def commit(self, *changes: Change) -> None:
         for change in changes:
@@ -174,13 +178,8 @@ class SyncWithoutCondition(StoreWrapper):
                 self._table.put(change.after)
 
 
-class ClaimLookedUp(StoreWrapper):
+class ClaimLookedUp(Broken):
     """Uses the order of a textbook: read the claim; if the track has none, take a sandbox, then write the claim."""
-
-    def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
-        super().__init__(inner)
-        self._table = table
-        self._stall = stall
 
     def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         held = self.inner.get_claim(claim.lease.track_id, claim.lease.idempotency_key)
@@ -193,12 +192,8 @@ class ClaimLookedUp(StoreWrapper):
         return Allocated()
 
 
-class ExpiryOfAnyLease(StoreWrapper):
+class ExpiryOfAnyLease(Broken):
     """Ends the allocation that the sandbox has at the write, and not the one of the read."""
-
-    def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
-        super().__init__(inner)
-        self._stall = stall
 
     def commit(self, *changes: Change) -> None:
         (change,) = changes
@@ -208,12 +203,11 @@ class ExpiryOfAnyLease(StoreWrapper):
             self.inner.commit(end(current, reason=DeletionReason.EXPIRED, by=BY, now=change.result.updated_at))
 
 
-class CleanupWithoutTaking(StoreWrapper):
+class CleanupWithoutTaking(Broken):
     """Does not write the begin of an attempt, so others try too; writes the outcome over the record of the read."""
 
     def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
-        super().__init__(inner)
-        self._stall = stall
+        super().__init__(inner, table, stall)
         self._read: dict[str, Sandbox] = {}
 
     def commit(self, *changes: Change) -> None:
@@ -226,13 +220,8 @@ class CleanupWithoutTaking(StoreWrapper):
             super().commit(replace(change, before=self._read.pop(change.sandbox_id, before)))
 
 
-class ToldAfterwards(StoreWrapper):
+class ToldAfterwards(Broken):
     """Writes a change and then its fact, not both together."""
-
-    def __init__(self, inner: SandboxStore, table: Table, stall: Callable[[], None]) -> None:
-        super().__init__(inner)
-        self._table = table
-        self._stall = stall
 
     def commit(self, *changes: Change) -> None:
         (change,) = changes
@@ -244,12 +233,8 @@ class ToldAfterwards(StoreWrapper):
             self._table.tell(change.fact)
 
 
-class ToldAnyway(StoreWrapper):
+class ToldAnyway(Broken):
     """Reports an allocation also if it did not succeed."""
-
-    def __init__(self, inner: SandboxStore, table: Table, _: Callable[[], None]) -> None:
-        super().__init__(inner)
-        self._table = table
 
     def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
         answer = super().allocate(candidate, claim, by=by, token=token)

@@ -6,7 +6,7 @@ All times are Unix seconds of the one clock that a run has: its machine's, or it
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
@@ -67,6 +67,12 @@ class Row:
     expires_at: int | None = None
     last_lease_id: str | None = None
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Return the row of a record, given by its attributes in the table."""
+        given: dict[str, Any] = {each.name: record.get(each.name) for each in fields(cls)}
+        return cls(**given | {"track_id": record.get("allocated_to_track"), "key": record.get("idempotency_key")})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRow:
@@ -76,6 +82,16 @@ class ClaimRow:
     key: str
     lease_id: str
     sandbox_id: str
+
+    @classmethod
+    def of(cls, claim: Mapping[str, Any]) -> Self:
+        """Return the row of a claim, given by its attributes in the table."""
+        return cls(
+            track_id=claim["track_id"],
+            key=claim["idempotency_key"],
+            lease_id=claim["lease_id"],
+            sandbox_id=claim["sandbox_id"],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

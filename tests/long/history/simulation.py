@@ -17,10 +17,11 @@ from broker_api.schemas.tracks import AllocationSchema, HeldSandboxesSchema, Hel
 from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
 from broker_common.core.facts import Fact
+from broker_common.core.flat import flatten, flatten_claim
 from broker_common.core.policy import Policy
 from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
 from broker_common.core.sandbox import Account, Status
-from tests.fakes import BY, Crashed, FakeProvider, MemoryStore, StoreWrapper, flat
+from tests.fakes import BY, Crashed, FakeProvider, MemoryStore, StoreWrapper
 from tests.long.history.load import Answer, Budget, Client, Pace
 from tests.long.history.planted import Bug, MemoryTable, Place, break_store
 from tests.long.history.record import Account as ListedAccount
@@ -240,32 +241,8 @@ class _Simulation:
             Scan(
                 began=self._time.unix(),
                 ended=self._time.unix(),
-                rows=tuple(
-                    Row(
-                        sandbox_id=each.sandbox_id,
-                        external_id=each.external_id,
-                        name=each.name,
-                        status=each.status.value,
-                        version=each.version,
-                        dirty=each.dirty,
-                        lease_id=flat(each).lease_id,
-                        track_id=flat(each).allocated_to_track,
-                        key=flat(each).idempotency_key,
-                        allocated_at=flat(each).allocated_at,
-                        expires_at=flat(each).expires_at,
-                        last_lease_id=flat(each).last_lease_id,
-                    )
-                    for each in sandboxes.values()
-                ),
-                claims=tuple(
-                    ClaimRow(
-                        track_id=each.lease.track_id,
-                        key=each.lease.idempotency_key,
-                        lease_id=each.lease.lease_id,
-                        sandbox_id=each.sandbox_id,
-                    )
-                    for each in claims.values()
-                ),
+                rows=tuple(Row.of(flatten(each)) for each in sandboxes.values()),
+                claims=tuple(ClaimRow.of(flatten_claim(each)) for each in claims.values()),
             )
         )
 
@@ -335,7 +312,7 @@ def _serve(world: World, request: Request) -> Answer:
             return Answer(status=200, body=HeldSandboxSchema().dump(sandbox))
         case "POST", ["sandboxes", sandbox_id, _]:
             lease_id = request.body["lease_id"] if request.body else None
-            ending = world.leases.mark_for_deletion(by=BY, track_id=track_id, sandbox_id=sandbox_id, lease_id=lease_id)
+            ending = world.mark(sandbox_id, track_id, lease_id=lease_id)
             return Answer(status=200, body=MarkedSchema().dump(ending.sandbox))
         case _:
             raise AssertionError(f"no call of a track: {request}")

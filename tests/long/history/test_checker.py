@@ -137,51 +137,50 @@ def broken(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool =
     return check(history(*seen, drained=drained)).broken
 
 
+ANN_ALLOCATES, BOB_ALLOCATES = allocated("ann", "s1", "l1", 0), allocated("bob", "s1", "l2", 5)
+ANN_MARKS, S1_WIPED = marked("ann", "s1", "l1", 2), wiped("s1", 3)
+
+
 # -- 1: one holder
 
 
 def test_two_tracks_that_hold_one_sandbox_at_once_are_seen() -> None:
-    assert Promise.ONE_HOLDER in broken(allocated("ann", "s1", "l1", 0), allocated("bob", "s1", "l2", 5))
+    assert Promise.ONE_HOLDER in broken(ANN_ALLOCATES, BOB_ALLOCATES)
 
 
 def test_a_track_may_follow_another_once_that_gave_back_and_a_wipe_was_confirmed() -> None:
-    assert not broken(
-        allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2), wiped("s1", 3), allocated("bob", "s1", "l2", 5)
-    )
+    assert not broken(ANN_ALLOCATES, ANN_MARKS, S1_WIPED, BOB_ALLOCATES)
 
 
 def test_a_mark_without_an_answer_may_have_ended_a_lease_at_any_time_later() -> None:
     lost = marked("ann", "s1", "l1", 2, status=None, body={})
     assert not broken(
-        allocated("ann", "s1", "l1", 0),
+        ANN_ALLOCATES,
         lost,
         Fault(name="kill", began=T, ended=T + 9, refuses_calls=True),
-        wiped("s1", 3),
-        allocated("bob", "s1", "l2", 5),
+        S1_WIPED,
+        BOB_ALLOCATES,
     )
 
 
 def test_a_mark_that_was_refused_has_not_ended_a_lease() -> None:
     wrong = marked("ann", "s1", "l1", 2, status=409, body={"error": {}}, lease_id="another")
-    assert Promise.ONE_HOLDER in broken(
-        allocated("ann", "s1", "l1", 0), wrong, wiped("s1", 3), allocated("bob", "s1", "l2", 5)
-    )
+    assert Promise.ONE_HOLDER in broken(ANN_ALLOCATES, wrong, S1_WIPED, BOB_ALLOCATES)
 
 
 def test_a_lease_seen_again_after_a_mark_was_sent_had_not_ended_before() -> None:
     lost = marked("ann", "s1", "l1", 2, status=503, body={"error": {}})
     fault = Fault(name="store", began=T, ended=T + 9, refuses_calls=True)
-    again = allocated("ann", "s1", "l1", 8, status=200, replayed=True, body=allocated("ann", "s1", "l1", 0).body)
-    seen = (allocated("ann", "s1", "l1", 0), lost, fault, wiped("s1", 3), allocated("bob", "s1", "l2", 5))
+    again = allocated("ann", "s1", "l1", 8, status=200, replayed=True, body=ANN_ALLOCATES.body)
+    seen = (ANN_ALLOCATES, lost, fault, S1_WIPED, BOB_ALLOCATES)
     assert not broken(*seen)
     assert Promise.ONE_HOLDER in broken(*seen, again)
 
 
 def test_a_lease_lasts_until_its_expiry_and_buffer_and_may_end_then() -> None:
-    first = allocated("ann", "s1", "l1", 0)
     over = float(LAB + BUFFER)
-    assert Promise.ONE_HOLDER in broken(first, wiped("s1", over - 9), allocated("bob", "s1", "l2", over - 5))
-    assert not broken(first, wiped("s1", over), allocated("bob", "s1", "l2", over + 1))
+    assert Promise.ONE_HOLDER in broken(ANN_ALLOCATES, wiped("s1", over - 9), allocated("bob", "s1", "l2", over - 5))
+    assert not broken(ANN_ALLOCATES, wiped("s1", over), allocated("bob", "s1", "l2", over + 1))
 
 
 def test_a_sandbox_shown_as_held_to_another_track_is_seen() -> None:
@@ -189,20 +188,20 @@ def test_a_sandbox_shown_as_held_to_another_track_is_seen() -> None:
 
 
 def test_a_lease_that_two_tracks_were_given_is_seen() -> None:
-    assert Promise.ONE_HOLDER in broken(allocated("ann", "s1", "l1", 0), allocated("bob", "s1", "l1", 0))
+    assert Promise.ONE_HOLDER in broken(ANN_ALLOCATES, allocated("bob", "s1", "l1", 0))
 
 
 # -- 2: one sandbox for each (track, key)
 
 
 def test_two_sandboxes_under_one_key_are_seen() -> None:
-    first, second = allocated("ann", "s1", "l1", 0), allocated("ann", "s2", "l2", 1)
+    first, second = ANN_ALLOCATES, allocated("ann", "s2", "l2", 1)
     assert Promise.ONE_SANDBOX in broken(first, second)
     assert Promise.ONE_SANDBOX not in broken(first, replace(second, key="other"))
 
 
 def test_a_key_is_free_again_once_its_allocation_ended() -> None:
-    assert not broken(allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2), allocated("ann", "s2", "l2", 2.05))
+    assert not broken(ANN_ALLOCATES, ANN_MARKS, allocated("ann", "s2", "l2", 2.05))
 
 
 # -- 3: honest refusals
@@ -222,7 +221,7 @@ def test_a_refusal_is_honest_if_the_sandbox_was_free_for_less_than_a_second_befo
 
 
 def test_a_refusal_of_a_track_that_holds_one_is_seen() -> None:
-    first, refusal = allocated("ann", "s1", "l1", 0), refused("ann", 5)
+    first, refusal = ANN_ALLOCATES, refused("ann", 5)
     assert Promise.HONEST_REFUSAL in broken(first, refusal)
     assert not broken(first, replace(refusal, key="other"))
     assert not broken(first, refusal, marked("ann", "s1", "l1", 5.05))
@@ -233,14 +232,14 @@ def test_a_refusal_of_a_track_that_holds_one_is_seen() -> None:
 
 def test_a_lease_that_was_ended_by_nobody_who_may_is_seen() -> None:
     pending = free("s1", 3, status="pending_deletion", dirty=True)
-    assert Promise.CLAIMS_AGREE in broken(allocated("ann", "s1", "l1", 0), scan(5, pending))
-    assert not broken(allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 4.9), scan(5, pending))
+    assert Promise.CLAIMS_AGREE in broken(ANN_ALLOCATES, scan(5, pending))
+    assert not broken(ANN_ALLOCATES, marked("ann", "s1", "l1", 4.9), scan(5, pending))
 
 
 def test_a_lease_without_its_claim_is_seen() -> None:
     row, claim = held("ann", "s1", "l1", 0)
-    assert not broken(allocated("ann", "s1", "l1", 0), scan(5, row, claim))
-    assert Promise.CLAIMS_AGREE in broken(allocated("ann", "s1", "l1", 0), scan(5, row), scan(6, row, claim))
+    assert not broken(ANN_ALLOCATES, scan(5, row, claim))
+    assert Promise.CLAIMS_AGREE in broken(ANN_ALLOCATES, scan(5, row), scan(6, row, claim))
 
 
 def test_a_claim_that_outlives_its_allocation_is_seen_in_the_midst_of_a_run() -> None:
@@ -259,20 +258,18 @@ def test_an_allocation_without_a_claim_is_seen_in_the_midst_of_a_run() -> None:
 
 
 def test_a_holder_that_is_answered_as_if_it_were_none_is_seen() -> None:
-    first = allocated("ann", "s1", "l1", 0)
     forbidden: dict[str, Any] = {"status": 403, "body": {"error": {}}}
-    assert Promise.CLAIMS_AGREE in broken(first, read("ann", "s1", "l1", 5, **forbidden))
-    assert Promise.CLAIMS_AGREE in broken(first, marked("ann", "s1", "l1", 5, **forbidden))
+    assert Promise.CLAIMS_AGREE in broken(ANN_ALLOCATES, read("ann", "s1", "l1", 5, **forbidden))
+    assert Promise.CLAIMS_AGREE in broken(ANN_ALLOCATES, marked("ann", "s1", "l1", 5, **forbidden))
     empty = Call(kind=Kind.LIST, track_id="ann", began=T + 5, ended=T + 5.1, status=200, body={"sandboxes": []})
-    assert Promise.CLAIMS_AGREE in broken(first, empty)
-    assert not broken(first, read("ann", "s1", "l1", 5), read("bob", "s1", "l1", 5, **forbidden))
+    assert Promise.CLAIMS_AGREE in broken(ANN_ALLOCATES, empty)
+    assert not broken(ANN_ALLOCATES, read("ann", "s1", "l1", 5), read("bob", "s1", "l1", 5, **forbidden))
 
 
 def test_a_lease_shown_as_held_after_its_mark_was_answered_is_seen() -> None:
-    first = allocated("ann", "s1", "l1", 0)
-    replay = allocated("ann", "s1", "l1", 5, status=200, replayed=True, body=first.body)
-    assert Promise.CLAIMS_AGREE in broken(first, marked("ann", "s1", "l1", 2), replay)
-    assert not broken(first, marked("ann", "s1", "l1", 5.05), replay)
+    replay = allocated("ann", "s1", "l1", 5, status=200, replayed=True, body=ANN_ALLOCATES.body)
+    assert Promise.CLAIMS_AGREE in broken(ANN_ALLOCATES, ANN_MARKS, replay)
+    assert not broken(ANN_ALLOCATES, marked("ann", "s1", "l1", 5.05), replay)
 
 
 def test_a_claim_that_is_left_over_at_rest_is_seen() -> None:
@@ -287,28 +284,28 @@ def test_a_claim_that_is_left_over_at_rest_is_seen() -> None:
 
 
 def test_a_sandbox_given_out_again_without_a_confirmed_wipe_is_seen() -> None:
-    first, mark, second = allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2), allocated("bob", "s1", "l2", 5)
-    assert Promise.WIPED_IN_THE_END in broken(first, mark, second)
-    assert Promise.WIPED_IN_THE_END in broken(first, mark, second, wiped("s1", 3, answer=None))
-    assert Promise.WIPED_IN_THE_END in broken(first, mark, second, wiped("s1", 3, answer=500, applied=False))
-    assert Promise.WIPED_IN_THE_END in broken(first, mark, second, wiped("s1", 6))
-    assert Promise.WIPED_IN_THE_END in broken(first, mark, second, wiped("s2", 3))
+    assert Promise.WIPED_IN_THE_END in broken(ANN_ALLOCATES, ANN_MARKS, BOB_ALLOCATES)
+    assert Promise.WIPED_IN_THE_END in broken(ANN_ALLOCATES, ANN_MARKS, BOB_ALLOCATES, wiped("s1", 3, answer=None))
+    assert Promise.WIPED_IN_THE_END in broken(
+        ANN_ALLOCATES, ANN_MARKS, BOB_ALLOCATES, wiped("s1", 3, answer=500, applied=False)
+    )
+    assert Promise.WIPED_IN_THE_END in broken(ANN_ALLOCATES, ANN_MARKS, BOB_ALLOCATES, wiped("s1", 6))
+    assert Promise.WIPED_IN_THE_END in broken(ANN_ALLOCATES, ANN_MARKS, BOB_ALLOCATES, wiped("s2", 3))
 
 
 def test_a_dirty_sandbox_that_is_available_is_seen() -> None:
-    first, mark = allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2)
     assert Promise.WIPED_IN_THE_END in broken(scan(5, free("s1", dirty=True)))
-    assert Promise.WIPED_IN_THE_END in broken(first, mark, scan(5, free("s1", 4)))
-    assert not broken(first, mark, wiped("s1", 3), scan(5, free("s1", 4)))
+    assert Promise.WIPED_IN_THE_END in broken(ANN_ALLOCATES, ANN_MARKS, scan(5, free("s1", 4)))
+    assert not broken(ANN_ALLOCATES, ANN_MARKS, S1_WIPED, scan(5, free("s1", 4)))
 
 
 def test_an_accepted_mark_that_is_not_carried_out_is_seen() -> None:
-    first, mark, account = allocated("ann", "s1", "l1", 0), marked("ann", "s1", "l1", 2), account_of("s1")
+    account = account_of("s1")
     waiting = free("s1", 3, status="pending_deletion", dirty=True)
     given_up = free("s1", 3, status="deletion_failed", dirty=True)
-    assert Promise.WIPED_IN_THE_END in broken(first, mark, account, scan(99, waiting), drained=True)
-    assert not broken(first, mark, account, scan(99, given_up), drained=True)
-    assert not broken(first, mark, account, wiped("s1", 3), scan(99, free("s1", 4)), drained=True)
+    assert Promise.WIPED_IN_THE_END in broken(ANN_ALLOCATES, ANN_MARKS, account, scan(99, waiting), drained=True)
+    assert not broken(ANN_ALLOCATES, ANN_MARKS, account, scan(99, given_up), drained=True)
+    assert not broken(ANN_ALLOCATES, ANN_MARKS, account, S1_WIPED, scan(99, free("s1", 4)), drained=True)
 
 
 def test_a_lost_sandbox_is_seen() -> None:
@@ -323,10 +320,9 @@ def test_a_lost_sandbox_is_seen() -> None:
 
 
 def test_a_delete_that_begins_while_its_sandbox_is_held_is_seen() -> None:
-    first = allocated("ann", "s1", "l1", 0)
-    assert Promise.NO_DELETE_IN_USE in broken(first, wiped("s1", 5))
-    assert not broken(first, wiped("s1", 5), marked("ann", "s1", "l1", 4.9))
-    assert not broken(first, wiped("s2", 5))
+    assert Promise.NO_DELETE_IN_USE in broken(ANN_ALLOCATES, wiped("s1", 5))
+    assert not broken(ANN_ALLOCATES, wiped("s1", 5), marked("ann", "s1", "l1", 4.9))
+    assert not broken(ANN_ALLOCATES, wiped("s2", 5))
 
 
 def test_a_delete_that_begins_while_its_sandbox_is_available_is_seen() -> None:
@@ -487,7 +483,7 @@ def test_of_a_run_whose_facts_were_not_read_the_promise_says_nothing() -> None:
 
 
 def test_a_verdict_shows_what_breaks_a_promise_and_what_was_looked_at() -> None:
-    verdict = check(history(allocated("ann", "s1", "l1", 0), allocated("bob", "s1", "l2", 5)))
+    verdict = check(history(ANN_ALLOCATES, BOB_ALLOCATES))
     text = describe(verdict)
     assert "1. a sandbox has at most one holder: BROKEN once" in text
     assert "sandbox s1 had two holders at once" in text
@@ -498,10 +494,10 @@ def test_a_verdict_shows_what_breaks_a_promise_and_what_was_looked_at() -> None:
 def test_a_history_is_read_from_its_file_as_it_was_written(tmp_path: Path) -> None:
     row, claim = held("ann", "s1", "l1", 0)
     kept = history(
-        allocated("ann", "s1", "l1", 0),
+        ANN_ALLOCATES,
         marked("ann", "s1", "l1", 2, status=None, body={}),
         scan(1, row, claim),
-        wiped("s1", 3),
+        S1_WIPED,
         Fault(name="kill", began=T, ended=T + 1, refuses_calls=True),
         account_of("s1"),
         *LIFE,
