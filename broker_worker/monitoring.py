@@ -139,7 +139,7 @@ class _Handler(WSGIRequestHandler):
     """Logs no requests, because probes and scrapes would fill the log."""
 
     timeout = 10
-    """Seconds to wait for a client that neither sends nor reads."""
+    """Seconds to wait for a client that does not send and does not read."""
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""

@@ -40,7 +40,7 @@ class Forbidden(BrokerError):
 
 
 class NotSandboxOwner(BrokerError):
-    """The sandbox exists, but the calling track is neither its holder nor its last holder."""
+    """The sandbox exists, but the calling track does not hold it, and was not its last holder."""
 
     code = "NOT_SANDBOX_OWNER"
 

@@ -390,7 +390,7 @@ def test_a_worker_that_has_not_begun_to_serve_stops_at_once(bare: Bare) -> None:
     assert not bare.worker.alive
 
 
-def test_a_second_request_to_stop_does_not_begin_the_drain_anew(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_request_to_stop_does_not_begin_the_drain_again(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
     timer = [0.0]
     alarm = SimpleNamespace(
         ITIMER_REAL=signal.ITIMER_REAL,

@@ -244,7 +244,7 @@ def test_every_error_is_shown_in_both_shapes(document: dict[str, Any]) -> None:
     assert len(shown) == 2 * len(codes)
 
 
-def test_a_problems_type_leads_to_the_page_under_whatever_base_path(api: Api) -> None:
+def test_a_problems_type_leads_to_the_page_under_any_base_path(api: Api) -> None:
     for each, base_path in ((api, "/v1"), (make_api(API_BASE_PATH="/broker"), "/broker")):
         problem = each.call("POST", f"{base_path}/allocate", headers={"Accept": "application/problem+json"})
         page, _, code = body_of(problem)["type"].partition("#")

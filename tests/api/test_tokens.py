@@ -71,7 +71,7 @@ def test_a_bound_token_does_not_use_up_what_another_track_may_ask_for() -> None:
     assert api.rate_limit.keys == ["track:acme-7", "address:127.0.0.1"]
 
 
-def test_a_prefix_binds_as_it_stands_whatever_characters_it_has() -> None:
+def test_a_prefix_binds_as_it_stands_with_any_characters() -> None:
     api = make_api(BROKER_API_TOKEN="a[b]?*=token-of-odd")
     assert status(api, "token-of-odd", "a[b]?-7") == 200
     assert status(api, "token-of-odd", "abx-7") == 403

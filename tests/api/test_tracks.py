@@ -139,7 +139,7 @@ def test_a_holder_reads_its_sandbox(api: Api) -> None:
     assert body_of(answer) == allocation | {"status": "allocated", "allocated_to_track": "track-1"}
 
 
-def test_the_last_holder_reads_its_sandbox_until_it_is_allocated_anew(api: Api) -> None:
+def test_the_last_holder_reads_its_sandbox_until_it_is_allocated_again(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
     lease_id = api.allocate()["lease_id"]
     api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
@@ -265,7 +265,7 @@ def test_another_track_is_told_nothing_about_a_malformed_body(api: Api) -> None:
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])
 @pytest.mark.parametrize("path", ["/v1/allocate", "/v1/sandboxes/7/mark-for-deletion"])
-def test_an_empty_body_is_accepted_whatever_its_content_type(api: Api, path: str, content_type: str | None) -> None:
+def test_an_empty_body_is_accepted_with_any_content_type(api: Api, path: str, content_type: str | None) -> None:
     api.store.seed(make_sandbox("7"))
     api.allocate()
     assert api.track("POST", path, data=b"", content_type=content_type).status_code == 200

@@ -1,4 +1,4 @@
-"""Whatever the provider answers: no sandbox is changed that the answer does not validly name, and no job breaks.
+"""For any answer of the provider: no sandbox is changed that the answer does not validly name, and no job breaks.
 
 hypothesis makes the answers, byte by byte; a bare socket sends them to the real client under the real use cases.
 """
@@ -187,7 +187,7 @@ def answers(draw: st.DrawFn, bodies: st.SearchStrategy[bytes], statuses: st.Sear
     if framing == "no chunks":
         payload = draw(st.sampled_from([b"zz\r\n", b"-5\r\n", b"f" * 22 + b"\r\n", b"5\r\n"])) + payload
     lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
-    raw = "\r\n".join([f"HTTP/1.1 {status} Whatever", *lines, "", ""]).encode("latin-1") + payload
+    raw = "\r\n".join([f"HTTP/1.1 {status} Reason", *lines, "", ""]).encode("latin-1") + payload
     if framing == "cut":
         raw = raw[: draw(st.integers(0, len(raw) - 1))]
     if framing == "shorter":
@@ -329,7 +329,7 @@ def describes(entry: dict[str, Any], sandbox: Sandbox) -> bool:
 
 
 def says(label: Any, read: str | None, *, else_: str | None) -> bool:
-    """Tell whether a label was read as it is, but for what cannot be written."""
+    """Tell whether a label was read as it is, except for characters that cannot be written."""
     is_label = isinstance(label, (str, int, float)) and not isinstance(label, bool) and label != ""
     if not is_label or read is None:
         return not is_label and read == else_

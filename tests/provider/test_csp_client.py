@@ -67,7 +67,7 @@ def failure(client: CspClient, external_id: str = EXTERNAL_ID) -> ProviderError:
 
 
 class RawServer:
-    """Accepts connections, reads one request each, and does to them whatever a test says."""
+    """Accepts connections, reads one request each, and answers as a test says."""
 
     def __init__(self, behave: Callable[[socket.socket, str], None]) -> None:
         self._behave = behave
@@ -507,7 +507,7 @@ def test_a_connection_that_the_provider_keeps_is_used_again(make_client: MakeCli
 
 
 def paged(*pages: bytes) -> Callable[[socket.socket, str], None]:
-    """Answer with one page after the other, whatever is asked for."""
+    """Answer with one page after the other, to any request."""
     left = list(pages)
 
     def behave(connection: socket.socket, request: str) -> None:

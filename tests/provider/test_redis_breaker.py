@@ -40,7 +40,7 @@ def call(breaker: RedisBreaker, error: ProviderError | None = None) -> None:
 
 
 def state_of(breaker: RedisBreaker) -> str:
-    """Read the state anew: a type checker would take a property for a constant."""
+    """Read the state again: a type checker would take a property for a constant."""
     return str(breaker.state)
 
 
@@ -79,7 +79,7 @@ def test_a_refusal_says_for_how_long_and_why(redis: Redis) -> None:
         make_breaker(redis).check()
 
 
-def test_a_success_between_failures_starts_the_count_anew(redis: Redis) -> None:
+def test_a_success_between_failures_starts_the_count_again(redis: Redis) -> None:
     breaker = make_breaker(redis)
     for error in (FAILING, FAILING, None, FAILING, FAILING):
         call(breaker, error)
