@@ -72,7 +72,7 @@ def test_one_that_fails_does_not_stop_the_run_and_is_expired_by_the_next() -> No
     store.fail("end_allocation", None, Fault.REFUSED, Fault.LOST_BEFORE)
     result = world.expirer.run(by=BY)
     assert (result.expired, result.failed) == (2, 2)
-    assert [event.job for event in world.recorder.of(ItemFailed)] == [Job.EXPIRE] * 2
+    assert [(event.job, bool(event.error)) for event in world.recorder.of(ItemFailed)] == [(Job.EXPIRE, True)] * 2
     assert world.expirer.run(by=BY).expired == 2
 
 

@@ -58,6 +58,7 @@ def test_what_may_be_missing_may_be_left_out() -> None:
 def test_a_claim_comes_back_as_it_was() -> None:
     claim = make_claim(make_sandbox(sfdc_account_id="001"), track_name="intro")
     assert claim_of(flatten_claim(claim)) == claim
+    assert flatten_claim(claim)["sfdc_account_id"] == "001"
 
 
 @pytest.mark.parametrize("name", LEASE)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def held(plain: World) -> World:
     """Give a world in which a track holds three sandboxes, and another track one."""
-    plain.pool(4)
+    plain.memory.seed(*[make_sandbox(str(number)) for number in range(4)])
     for key in ("a", "b", "c"):
         plain.allocate("track-1", key=key)
     plain.allocate("track-2")

@@ -164,6 +164,7 @@ def test_a_used_sandbox_whose_account_was_replaced_is_told_as_restored(plain: Wo
     plain.provider.accounts = [make_account("sbx-0")]
     plain.syncer.run(by=SYNC)
     assert told(plain) == [said(FactKind.RESTORED, SYNC, S, P)]
+    assert plain.memory.facts[-1].details["external_id_before"] == "gone"
 
 
 def test_a_braked_sync_says_how_many_were_missing(plain: World) -> None:
