@@ -60,6 +60,12 @@ def test_a_listing_without_an_available_sandbox_needs_no_watermark(plain: World)
     assert plain.memory.calls["read_watermark"] == 0
 
 
+def test_the_last_sync_is_known_after_the_first_one(plain: World) -> None:
+    assert plain.inventory.last_sync() is None
+    plain.sync(World.accounts(1))
+    assert plain.inventory.last_sync() == plain.clock.now()
+
+
 def test_what_a_track_holds_is_listed_page_by_page_in_the_order_of_the_ids(held: World) -> None:
     expected = sorted(each.sandbox_id for each in held.leases.list_held(track_id="track-1"))
 
