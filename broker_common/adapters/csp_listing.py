@@ -27,12 +27,10 @@ _HIGHEST_ID = 2**63 - 1
 _LABEL_LIMIT = 256
 # Control characters, line separators and lone surrogates: they break logs, terminals and encoders.
 _UNFIT_FOR_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# The next two serve doubt alone: an answer that states such a number may lack accounts.
 _TOTALS = ("total", "total_size", "total_count", "total_results")
 _TOTAL_PAGES = ("total_pages", "page_count", "pages")
+_PAGE_SIZES = ("page_size", "per_page", "limit", "_limit")
 _ATLAS_PAGE = {"page_token", "size", "offset"}
-_UNREAD = (("links", "next"), ("_links", "next"), ("page", "page_token"))
-"""Places where an answer may name a next page, which the broker does not follow: the list is then not whole."""
 
 
 def account_uuid(external_id: str) -> str | None:
@@ -52,9 +50,10 @@ class Listing:
     answers state, an entry is listed twice, an entry has no id, a page repeats another, or the last page that was read
     says that there are more. A list that changes while its pages are read shows one of these signs.
 
-    The next page is named by a `next` link or a `Link` header; by the `offset` of a `page` object as in Infoblox'
-    atlas-app-toolkit (`collection_operators.proto`: null means that there is no more, `size` is the total); by a `page`
-    number; or by `_offset` and `_limit`. Every page must be on the origin of `base_url`.
+    The next page is named by a link (`next`, `links.next`, `_links.next` or a `Link` header); by the `offset` of a
+    `page` object as in Infoblox' atlas-app-toolkit (`collection_operators.proto`: null means that there is no more,
+    `size` is the total); by a `page` number; or by `_offset` and `_limit`. Every page must be on the origin of
+    `base_url`.
     """
 
     def __init__(self, base_url: str) -> None:
@@ -92,8 +91,8 @@ class Listing:
         self._take_numbers(answer)
         named = _next_link(answer) or link
         following = self._follow(url, named) if named else self._next_parameters(answer, before)
-        if following is None and _names_unread_page(answer):
-            self._doubt = self._doubt or "it names a next page in a way that the broker does not read"
+        if following is None and _names_token(answer.get("page")):
+            self._doubt = self._doubt or "it names a next page by a page_token, which the broker does not read"
         return following
 
     def finish(self) -> AccountListing:
@@ -133,7 +132,8 @@ class Listing:
                 self._least = max(self._least, _number(page.get("size")) or 0)
         if stated is not None:
             self._totals.add(stated)
-        self._total_pages = max(self._total_pages, _first_number(answer, _TOTAL_PAGES) or 0)
+        if _number(page) is not None:
+            self._total_pages = max(self._total_pages, _first_number(answer, _TOTAL_PAGES) or 0)
 
     def _find_unclear(self) -> set[_Ids]:
         """Find the entries that share one id with another entry, and those listed both as active and as not active."""
@@ -173,24 +173,28 @@ class Listing:
         return following
 
     def _next_parameters(self, answer: dict[str, Any], before: int) -> Mapping[str, int] | None:
-        page, is_empty = answer.get("page"), not answer["results"]
-        has_all_pages = 0 < self._total_pages <= self._pages
-        is_complete = has_all_pages or (bool(self._totals) and self._read >= max(self._totals))
+        page, entries = answer.get("page"), answer["results"]
+        total = max(self._totals, default=0)
+        is_end = not entries or 0 < total <= self._read
         if isinstance(page, dict):
             offset = _number(page.get("offset"))
             if offset is not None and offset > before:
                 return {"_offset": offset}
             # An offset that is this page's own does not name the next page, and its `size` may be the page's or the
             # whole list's: only an empty page is the end.
-            return {"_offset": self._read} if offset == before and not is_empty and not is_complete else None
-        limit = _number(answer.get("_limit"))
-        is_short = limit is not None and len(answer["results"]) < limit and not self._totals
-        if is_empty or is_complete or is_short:
+            return {"_offset": self._read} if offset == before and not is_end else None
+        number, size = _number(page), _first_number(answer, _PAGE_SIZES)
+        # A stated total is believed before the number and the size of pages, which also mean other things elsewhere.
+        if number is not None and self._total_pages and not total:
+            is_end = is_end or self._pages >= self._total_pages
+        elif size is not None and not total:
+            is_end = is_end or len(entries) < size
+        if is_end:
             return None
-        if (number := _number(page)) is not None:
+        if number is not None:
             return {"page": number + 1}
         if "_offset" in answer or "_limit" in answer:
-            return {"_offset": self._read} | ({} if limit is None else {"_limit": limit})
+            return {"_offset": self._read} | ({} if size is None else {"_limit": size})
         return None
 
 
@@ -267,15 +271,19 @@ def _read_label(value: Any) -> str | None:  # noqa: ANN401 - JSON
 
 
 def _next_link(answer: dict[str, Any]) -> str | None:
-    link = answer.get("next")
-    if link and not isinstance(link, str):
-        raise ListingUnusable("list accounts: the link to the next page cannot be read")
-    return link or None
+    places = [answer, *(links for key in ("links", "_links") if isinstance(links := answer.get(key), dict))]
+    for place in places:
+        named = place.get("next")
+        link = named.get("href") if isinstance(named, dict) else named
+        if isinstance(link, str) and link:
+            return link
+        if link:
+            raise ListingUnusable("list accounts: the link to the next page cannot be read")
+    return None
 
 
-def _names_unread_page(answer: dict[str, Any]) -> bool:
-    found = ((answer.get(place), name) for place, name in _UNREAD)
-    return any(place.get(name) and place[name] != "null" for place, name in found if isinstance(place, dict))
+def _names_token(page: Any) -> bool:  # noqa: ANN401 - JSON
+    return isinstance(page, dict) and page.get("page_token") not in {None, "", "null"}
 
 
 def _first_number(values: dict[str, Any], keys: tuple[str, ...]) -> int | None:
