@@ -1,8 +1,8 @@
 """`make check`: run four linters and the quick tests, side by side. Say at the end what was done and what was left out.
 
-The quick tests are those in `TESTS` that start no process and are not slow. `make test` also runs the others, for example
-interleavings and property, and `make lint` the other linters. Needs no network, and no program except Python. Exits with
-1 if a linter or a test failed.
+The quick tests are those in `TESTS` that start no process and are not slow. `make test` also runs the others, such as
+interleavings and property, and `make lint` the other linters. It needs no network, and no program except Python. It
+exits with 1 if a linter or a test failed.
 """
 
 from __future__ import annotations
