@@ -16,7 +16,7 @@ help: ## Show this list | at once |
 run: .venv/installed ## Start a whole broker here, until Ctrl-C; POOL=2000 and other settings as variables | 15 s |
 	@exec $(python) -m deploy.dev.run
 
-check: .venv/installed ## Run linters and all tests that start no process; options by ARGS="-k allocate" | 1 min |
+check: .venv/installed ## Run four linters and the quick tests, which start no process; options by ARGS="-k allocate" | 1 min |
 	@exec $(python) -m deploy.dev.check $(ARGS)
 
 test: .venv/installed dynamodb-local ## Run all tests; options by ARGS="-k allocate -x" | 10 min | java, npm, cc; else skips tests

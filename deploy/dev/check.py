@@ -1,6 +1,8 @@
-"""`make check`: run the linters and all tests that start no process, side by side. Say at the end what was done.
+"""`make check`: run four linters and the quick tests, side by side. Say at the end what was done and what was left out.
 
-It needs no network, and no program but Python. It exits with 1 if a linter or a test failed.
+The quick tests are those in `TESTS` that start no process and are not slow. `make test` also runs the others, such as
+interleavings and property, and `make lint` the other linters. It needs no network, and no program except Python. It
+exits with 1 if a linter or a test failed.
 """
 
 from __future__ import annotations

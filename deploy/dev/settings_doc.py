@@ -72,11 +72,11 @@ SECTIONS = {
         "DDB_TABLE_NAME": "The name of the table.",
         "DDB_ENDPOINT_URL": "The address of DynamoDB, if it is not AWS's own.",
         "AWS_REGION": "The region of the table. boto3 finds the credentials, as for any AWS tool.",
-        "REDIS_URL": "The server for queues, the records of runs, locks, the slots of calls to the provider, and the circuit breaker. `rediss://` uses TLS.",
+        "REDIS_URL": "The address of Redis; `rediss://` uses TLS. Set it in production: a missing value is no error, and means this machine. [What Redis holds](architecture.md#tracks-do-not-need-redis), and [how to configure it](deployment.md#redis).",
     },
     "Leases and the pool": {
         "LAB_DURATION_HOURS": "How long a lease lasts.",
-        "EXPIRY_BUFFER_HOURS": "How much later than its end the broker ends a lease that its track has not ended.",
+        "EXPIRY_BUFFER_HOURS": "Extra time after `expires_at` before the broker ends the lease.",
         "COOL_DOWN_SEC": "How long a wiped sandbox rests before a cleanup makes it available. Only used if `RECYCLE_POLICY` is `reuse`.",
         "RECYCLE_POLICY": "What happens after a wipe. `reuse`: the sandbox is available at once. `confirm`: it is available after a later sync has seen it. `retire`: it is never used again. Choose by what the provider's delete does to an account.",
         "HISTORY_DAYS": "How long facts are kept. Set it alike for API and workers.",
@@ -87,7 +87,7 @@ SECTIONS = {
         "CLEANUP_INTERVAL_SEC": "How often cleanup runs.",
         "AUTO_EXPIRY_INTERVAL_SEC": "How often expire runs.",
         "STALE_GRACE_HOURS": "How long a record stays `stale` before it is removed.",
-        "STALE_BRAKE_PERCENT": "If more than this share of the pool is missing from the provider's list, a sync marks nothing stale. `STALE_BRAKE_MIN` must be reached, too.",
+        "STALE_BRAKE_PERCENT": "If more than this share of the sandboxes that the [brake](contract.md#sync) counts is missing from the provider's list, a sync marks nothing stale. `STALE_BRAKE_MIN` must be reached, too.",
         "STALE_BRAKE_MIN": "The least number of missing sandboxes for which a sync brakes.",
     },
     "Provider": {

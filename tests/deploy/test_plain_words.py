@@ -1,4 +1,4 @@
-"""No file uses a word that has an everyday one: see "Plain English" in the glossary, `docs/glossary.md`."""
+"""No file uses a word that has an everyday one: see "Plain English" in CONTRIBUTING.md."""
 
 from __future__ import annotations
 
