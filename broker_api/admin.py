@@ -23,7 +23,7 @@ from broker_api.schemas.sandboxes import (
     SandboxQuerySchema,
     SandboxSchema,
 )
-from broker_common.core.errors import InvalidInput
+from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 from broker_common.core.search import Query, SortField
@@ -145,11 +145,17 @@ def stats() -> dict[str, int]:
 def overview() -> dict[str, Any]:
     """Read the pool's counts, its oldest pending deletion, its last sync and its pauses."""
     store = services().store
+    pauses, pauses_error = None, None
+    try:
+        pauses = store.read_pauses()
+    except UnreadableRecord as error:
+        pauses_error = error.message
     return {
         "counts": _count(),
         "oldest_pending_deletion_at": store.oldest_pending_deletion(),
         "last_sync_at": services().inventory.last_sync(),
-        "pauses": store.read_pauses(),
+        "pauses": pauses,
+        "pauses_error": pauses_error,
     }
 
 

@@ -87,7 +87,13 @@ class OverviewSchema(Schema):
         "Since when the sandbox waits that has waited longest to be wiped", 1759580000
     )
     last_sync_at = optional_time_field("When a sync last succeeded", 1759574955)
-    pauses = fields.Nested(PausesSchema, required=True, metadata={"description": "Which operations are paused"})
+    pauses = fields.Nested(
+        PausesSchema,
+        required=True,
+        allow_none=True,
+        metadata={"description": "Which operations are paused; null if their record cannot be read"},
+    )
+    pauses_error = optional_text_field(None, "Why the pauses cannot be read; else null")
 
 
 class PausesInputSchema(Schema):

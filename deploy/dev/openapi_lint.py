@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+from deploy.dev import npm
 from deploy.dev.processes import ROOT
 
 _PACKAGE = "@redocly/cli@2.77.0"
@@ -19,16 +20,16 @@ _HOME = ROOT / ".cache" / "redocly-cli-2.77.0"
 
 def main() -> int:
     """Lint `deploy/openapi.json`; return the exit code."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None or _version_of(node) < _OLDEST_NODE:
+    node, fetcher = shutil.which("node"), shutil.which("npm")
+    if node is None or fetcher is None or _version_of(node) < _OLDEST_NODE:
         print("redocly: skipped, it needs npm and Node.js 20.19 or newer")
         return 0
     linter = _HOME / "node_modules" / ".bin" / "redocly"
     if not linter.exists():
-        options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--silent", "--prefix", str(_HOME))
-        fetched = subprocess.run([npm, "install", *options, _PACKAGE], capture_output=True, check=False)
-        if fetched.returncode != 0:
-            print("redocly: npm cannot fetch it. Connect to a network, then run make lint again")
+        try:
+            npm.fetch(fetcher, _PACKAGE, _HOME)
+        except npm.FetchFailed as failed:
+            print(f"redocly: {failed}, then run make lint again" if failed.is_offline else f"redocly: {failed}")
             return 1
     command = [str(linter), "lint", "--config", str(ROOT / "deploy" / "dev" / "redocly.yaml"), "--format=stylish"]
     # By default it reports its use to its makers, and looks for newer releases.

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker_common.core.errors import UnreadableRecord
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Pause, Pauses, Watermark
 from tests.api.harness import Api, body_of, error_of, make_api, named_token, refusing
-from tests.fakes import SPOILED, START, make_sandbox
+from tests.fakes import SPOILED, START, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -293,6 +294,17 @@ def test_the_overview_of_a_new_pool_knows_no_times_and_no_pauses(api: Api) -> No
     assert overview["counts"] == body_of(api.admin("GET", "/v1/admin/stats"))
     assert (overview["oldest_pending_deletion_at"], overview["last_sync_at"]) == (None, None)
     assert overview["pauses"] == body_of(api.admin("GET", "/v1/admin/pause"))
+    assert overview["pauses_error"] is None
+
+
+def test_the_overview_says_why_damaged_pauses_cannot_be_read_and_shows_the_rest() -> None:
+    class Damaged(StoreWrapper):
+        def read_pauses(self) -> Pauses:
+            raise UnreadableRecord("the record of the pauses", "allocate is no boolean")
+
+    overview = body_of(make_api(around=Damaged).admin("GET", "/v1/admin/overview"))
+    assert (overview["counts"]["total"], overview["pauses"]) == (0, None)
+    assert "allocate is no boolean" in overview["pauses_error"]
 
 
 def test_the_overview_says_which_deletion_waits_longest_when_a_sync_last_succeeded_and_what_is_paused(api: Api) -> None:

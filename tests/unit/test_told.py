@@ -225,6 +225,21 @@ def test_a_change_whose_answer_was_lost_is_told_once(fault: Fault) -> None:
     assert [kind for kind, *_ in told(world)] == [FactKind.ALLOCATED, FactKind.MARKED]
 
 
+def test_a_sandbox_that_is_added_again_has_a_version_above_that_of_its_removal(plain: World) -> None:
+    plain.provider.accounts = World.accounts(2)
+    plain.syncer.run(by=SYNC)
+    plain.provider.accounts = World.accounts(2)[1:]
+    plain.syncer.run(by=SYNC)
+    plain.purger.bulk_delete(S, by=BY)
+    removal = plain.memory.facts[-1]
+    plain.provider.accounts = World.accounts(2)
+    plain.syncer.run(by=SYNC)
+    assert isinstance(removal, Fact)
+    assert (removal.kind, removal.sandbox_id) == (FactKind.REMOVED, "sbx-0")
+    assert plain.record("sbx-0").version > removal.version
+    assert [each[0] for each in told(plain)][-2:] == [FactKind.REMOVED, FactKind.ADDED]
+
+
 def test_what_is_added_first_asks_for_no_removal_where_nothing_is_new(plain: World) -> None:
     plain.pool(3)
     plain.syncer.run(by=SYNC)

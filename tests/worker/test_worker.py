@@ -156,6 +156,20 @@ def test_a_delete_that_the_earlier_release_sent_is_done_in_the_name_of_its_job(w
     assert (line["principal"], line["request_id"]) == ("job:cleanup", "job-cleanup-1")
 
 
+def test_a_cleanup_is_skipped_while_deletes_of_the_one_before_wait(worker: Celery, desk: Desk) -> None:
+    desk.set_due("1", "2", "3")
+    desk.script(**{"1": "hold"})
+    first = desk.ask(Job.CLEANUP)
+    desk.await_calls("1")
+
+    second = desk.run(Job.CLEANUP)
+    desk.release("1")
+
+    assert second.state is JobState.SKIPPED
+    assert first in (second.error or "")
+    assert desk.await_end(first).state is JobState.SUCCEEDED
+
+
 def test_a_cleanup_that_lost_deletes_is_closed_as_partial_by_the_next(worker: Celery, desk: Desk) -> None:
     desk.runs.start("lost", Job.CLEANUP, request_id="job-cleanup-1")
     desk.runs.dispatch("lost", ["1", "2"])
