@@ -110,7 +110,7 @@ def history(sandbox_id: str, *, as_json: bool) -> None:
 @sandbox.command()
 @click.argument("sandbox_id")
 @click.option("--lease", "lease_id", help="The lease to end. If left out, you are asked about the current one.")
-@click.option("--yes", is_flag=True, help="Do not ask: end the current lease, whose ever it is.")
+@click.option("--yes", is_flag=True, help="Do not ask: end the current lease, even if you looked at another.")
 def release(sandbox_id: str, lease_id: str | None, *, yes: bool) -> None:
     """End the lease of a sandbox for its track, and have it wiped.
 
@@ -119,7 +119,7 @@ def release(sandbox_id: str, lease_id: str | None, *, yes: bool) -> None:
 
     Example: broker sandbox release 2009521
 
-    A lease that you looked at: broker sandbox release 2009521 --lease 9f1c2d3e-0000-4000-8000-000000000001
+    A lease that you looked at: broker sandbox release 2009521 --lease LEASE_ID
     """
     api = operators_api()
     if lease_id is None:
