@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 UNREADABLE = "unreadable"
 """What stands for a status where a record cannot be read."""
+TOKEN_VARIABLE = "BROKER_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
 DEFAULT_URL = "http://127.0.0.1:8080/v1"
 _LISTED_BY = {"status", "track_id"}
 """The filters that the API answers from the table, not from its copy of the pool."""
@@ -24,7 +26,7 @@ _REMEMBERED = 100_000
 _TIMEOUT_SEC = (5, 65)
 """To connect, and to answer: bulk calls take up to 30 s, and a proxy may wait for a drained instance."""
 _ADVICE = {
-    "UNAUTHORIZED": "is BROKER_ADMIN_TOKEN right?",
+    "UNAUTHORIZED": "is {token} right?",
     "FORBIDDEN": "use a token that has the role",
     "NOT_FOUND": "is BROKER_API_URL right? It has the base path, as in …/v1",
     "SANDBOX_NOT_FOUND": "`broker sandboxes` lists the ids",
@@ -36,7 +38,8 @@ _ADVICE = {
     "TABLE_CHANGED": "the runbook says what to do, under BrokerTableChanged",
     "INTERNAL_ERROR": "look for the request in the API's log",
 }
-"""What to do about an error, by its code; some messages say it themselves."""
+"""What to do about an error, by its code; some messages say it themselves. `{token}` says where the token is from."""
+_BINDING = re.compile(r"[!-~]{1,128}?\*=")
 
 
 class ApiError(Exception):
@@ -59,8 +62,17 @@ def api_url(environ: Mapping[str, str] = os.environ) -> str:
 
 def operators_api(environ: Mapping[str, str] = os.environ) -> BrokerApi:
     """Return the API that an operator's environment names. Raises `ApiError` without a token that can be sent."""
-    token = environ.get("BROKER_ADMIN_TOKEN", "").split(",")[0].strip()
-    return BrokerApi(api_url(environ), checked_token(token, "BROKER_ADMIN_TOKEN"))
+    token, *_ = split_tokens(environ.get(TOKEN_VARIABLE, "")) or [""]
+    return BrokerApi(api_url(environ), checked_token(token, TOKEN_VARIABLE))
+
+
+def split_tokens(text: str) -> list[str]:
+    """Return the tokens of a setting or of a token file, each without the prefix that binds it to tracks.
+
+    The broker's processes read them in the same way, by `parse_tokens`.
+    """
+    words = (word.strip() for word in re.split(r"[,\n]", text))
+    return [word[bound.end() :] if (bound := _BINDING.match(word)) else word for word in words if word]
 
 
 def checked_token(token: str, source: str) -> str:
@@ -73,11 +85,15 @@ def checked_token(token: str, source: str) -> str:
 
 
 class BrokerApi:
-    """Calls the API with a token. `url` has the base path: `https://broker.example.com/v1`."""
+    """Calls the API with a token. `url` has the base path: `https://broker.example.com/v1`.
 
-    def __init__(self, url: str, token: str) -> None:
+    `source` says where the token is from, for the message about a token that the API does not know.
+    """
+
+    def __init__(self, url: str, token: str, source: str = TOKEN_VARIABLE) -> None:
         self._url = url.rstrip("/")
         self._token = token
+        self._source = source
         self._session = requests.Session()
         self._session.auth = self._authorize
 
@@ -175,7 +191,7 @@ class BrokerApi:
                 f"{url} answered {answer.status_code} without JSON: is this the broker's API?",
                 may_pass=_may_pass(answer),
             ) from None
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # requests lets some bad addresses end in ValueError
             raise ApiError(
                 f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?", may_pass=True
             ) from error
@@ -188,7 +204,7 @@ class BrokerApi:
             told = f"{fault['message']} ({about})"
         except (KeyError, TypeError):
             raise ApiError(f"{url} answered {answer.status_code}: is this the broker's API?") from None
-        advice = f": {_ADVICE[code]}" if code in _ADVICE else ""
+        advice = f": {_ADVICE[code].format(token=self._source)}" if code in _ADVICE else ""
         raise ApiError(f"{told}{advice}", code=code, may_pass=_may_pass(answer))
 
 

@@ -42,7 +42,7 @@ def check_command(process: str | None, *, as_json: bool) -> None:
 
     Example: broker check
 
-    In a pod: kubectl exec deploy/broker-api -- broker check --process api
+    In a pod: kubectl exec -n sandbox-broker deploy/broker-api -- broker check --process api
     """
     print_findings(check(os.environ, Process(process) if process else None), as_json=as_json)
 

@@ -40,9 +40,13 @@ def _look(url: str, workers: Sequence[str], beats: Sequence[str]) -> Iterator[Fi
     The API answers /healthz and /readyz outside of its base path, so only scheme and host of its `url` count. `workers`
     and `beats` are the URLs of their metrics' ports.
     """
-    parts = urlsplit(url)
-    origin = f"{parts.scheme}://{parts.netloc}"
-    yield from (_ask("api", f"{origin}{path}") for path in ("/healthz", "/readyz"))
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        yield Finding("api", ok=False, text=f"{url} is not an address ({error}): is BROKER_API_URL right?")
+    else:
+        origin = f"{parts.scheme}://{parts.netloc}"
+        yield from (_ask("api", f"{origin}{path}") for path in ("/healthz", "/readyz"))
     yield from (_ask("worker", f"{each.rstrip('/')}/healthz") for each in workers)
     yield from (_ask("beat", f"{each.rstrip('/')}/healthz") for each in beats)
 
@@ -53,7 +57,7 @@ def _ask(part: str, url: str) -> Finding:
         told = _told(answer.json())
     except requests.exceptions.JSONDecodeError:
         told = None
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # requests lets some bad addresses end in ValueError
         text = f"{url} cannot be reached ({type(error).__name__}): does it run, and is the address right?"
         return Finding(part, ok=False, text=text)
     if told is None:

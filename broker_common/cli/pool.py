@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from broker_common.cli.api import operators_api
+from broker_common.cli.api import ApiError, operators_api
 from broker_common.cli.output import json_option, print_json, show_fact, show_time
 from broker_common.core.facts import FactKind, PoolFactKind
+
+if TYPE_CHECKING:
+    from broker_common.cli.api import BrokerApi
 
 _FOLLOW_SEC = 2.0
 _KINDS = [kind.value for kind in (*FactKind, *PoolFactKind)]
@@ -25,7 +30,7 @@ def pool(*, as_json: bool) -> None:
 
     Example: broker pool
     """
-    overview = operators_api().get("/overview")
+    overview = _overview(operators_api())
     if as_json:
         print_json([overview])
         return
@@ -33,8 +38,31 @@ def pool(*, as_json: bool) -> None:
         click.echo(f"{status:<17} {count:>7,}")
     for title, name in _TIMES.items():
         click.echo(f"{title:<17} {show_time(overview[name])}")
-    paused = ", ".join(each["operation"] for each in overview["pauses"]["paused"])
-    click.echo(f"{'paused':<17} {paused or '-'}")
+    pauses = overview["pauses"]
+    if pauses is None:
+        paused = f"unknown: {overview.get('pauses_error') or 'the API does not say why'}"
+    else:
+        paused = ", ".join(each["operation"] for each in pauses["paused"]) or "-"
+    click.echo(f"{'paused':<17} {paused}")
+
+
+def _overview(api: BrokerApi) -> dict[str, Any]:
+    """Return the overview. Raises `ApiError`, which tells an API without this call from a wrong address."""
+    try:
+        return api.get("/overview")
+    except ApiError as error:
+        if error.code != "NOT_FOUND" or not _has_stats(api):
+            raise
+        raise ApiError(
+            "this API is of an earlier release, which has no overview: upgrade it, or use the `broker` of its release"
+        ) from error
+
+
+def _has_stats(api: BrokerApi) -> bool:
+    """Tell whether the API has a call that every release has."""
+    with suppress(ApiError):
+        return bool(api.get("/stats"))
+    return False
 
 
 def _seconds(text: str) -> int:

@@ -109,20 +109,37 @@ def history(sandbox_id: str, *, as_json: bool) -> None:
 
 @sandbox.command()
 @click.argument("sandbox_id")
-@click.option("--lease", "lease_id", help="The lease to end. If left out, it is the current one.")
-def release(sandbox_id: str, lease_id: str | None) -> None:
+@click.option("--lease", "lease_id", help="The lease to end. If left out, you are asked about the current one.")
+@click.option("--yes", is_flag=True, help="Do not ask: end the current lease, even if you looked at another.")
+def release(sandbox_id: str, lease_id: str | None, *, yes: bool) -> None:
     """End the lease of a sandbox for its track, and have it wiped.
 
-    The request names the lease. If another lease has begun meanwhile, the request is refused and nothing changes.
+    The request names the lease. If that lease is not the current one, the request is refused and nothing changes. Where
+    there is no terminal, give --lease with the `lease_id` that you looked at.
 
     Example: broker sandbox release 2009521
+
+    A lease that you looked at: broker sandbox release 2009521 --lease LEASE_ID
     """
     api = operators_api()
     if lease_id is None:
+        if not yes and not is_terminal():
+            raise click.UsageError(
+                "nobody can be asked here: name the lease by --lease, or give --yes to end the current one."
+            )
         found = api.get(sandbox_path(sandbox_id))
         lease_id = found["lease_id"]
         if lease_id is None:
             raise ApiError(f"{sandbox_id} is {found['status']}: no track holds it, so there is no lease to end")
+        if not yes:
+            for title, value in (
+                ("track", found["allocated_to_track"]),
+                ("lab", found["track_name"] or "-"),
+                ("since", show_time(found["allocated_at"])),
+                ("lease_id", lease_id),
+            ):
+                click.echo(f"{title:<8}  {value}", err=True)
+            click.confirm(f"End this lease, and have {sandbox_id} wiped?", abort=True, err=True)
     done = api.post(f"{sandbox_path(sandbox_id)}/release", {"lease_id": lease_id})
     click.echo(f"{sandbox_id} is {done['status']}: the lease {lease_id} has ended")
 
@@ -172,8 +189,9 @@ def unquarantine(sandbox_ids: tuple[str, ...]) -> None:
 def retry(sandbox_ids: tuple[str, ...]) -> None:
     """Have sandboxes wiped that are deletion_failed.
 
-    Their attempts are counted from zero again. Once wiped, they are back in service. Exits 1 if one of the sandboxes
-    was refused.
+    Their attempts are counted from zero again. RECYCLE_POLICY says what follows the wipe: with reuse they are back in
+    service, with confirm they come back once a sync has seen them, and with retire they are never used again. Exits 1
+    if one of the sandboxes was refused.
 
     Example: broker sandbox retry 2009521
     """

@@ -404,9 +404,11 @@ def test_a_lease_is_released_once_and_not_in_place_of_the_next_one(stack: Stack,
     sandbox_id, lease_id = held["sandbox_id"], held["lease_id"]
     refused = broker("sandbox", "release", sandbox_id, "--lease", "another")
     assert (refused.exit_code, "409 LEASE_MISMATCH" in refused.stderr) == (1, True)
-    released = broker("sandbox", "release", sandbox_id).stdout
+    unnamed = broker("sandbox", "release", sandbox_id)
+    assert (unnamed.exit_code, "name the lease by --lease" in unnamed.stderr) == (2, True)
+    released = broker("sandbox", "release", sandbox_id, "--lease", lease_id).stdout
     assert released == f"{sandbox_id} is pending_deletion: the lease {lease_id} has ended\n"
-    assert "no track holds it" in broker("sandbox", "release", sandbox_id).stderr
+    assert "no track holds it" in broker("sandbox", "release", sandbox_id, "--yes").stderr
 
 
 def test_records_are_removed_in_bulk(stack: Stack, broker: Callable[..., Result]) -> None:
@@ -499,7 +501,8 @@ def test_whoami_shows_what_the_api_makes_of_the_token(broker: Callable[..., Resu
         (("sandbox", "quarantine", "nobody", "--reason", "none"), {}, "404 SANDBOX_NOT_FOUND"),
         (("sandbox", "unquarantine", "a/../b"), {}, "404 SANDBOX_NOT_FOUND"),
         (("sandbox", "retry", "nobody"), {}, "404 SANDBOX_NOT_FOUND"),
-        (("sandbox", "release", "nobody"), {}, "404 SANDBOX_NOT_FOUND"),
+        (("sandbox", "release", "nobody"), {}, "name the lease by --lease"),
+        (("sandbox", "release", "nobody", "--yes"), {}, "404 SANDBOX_NOT_FOUND"),
         (("bulk", "retry"), {"BROKER_ADMIN_TOKEN": TRACK_TOKEN}, "403 FORBIDDEN"),
         (("events", "--since", "yesterday"), {}, "must be a length of time, such as 90s, 10m, 24h or 7d"),
         (("events", "--kind", "sandbox.lost"), {}, "'sandbox.lost' is not one of 'sandbox.added', "),

@@ -16,6 +16,7 @@ import boto3
 import pytest
 import requests
 
+from broker_common.core.policy import RecyclePolicy
 from deploy.dev.processes import ROOT, wait_until
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack, started_when_healthy
 from tests.observability.deployed import rules
@@ -148,6 +149,22 @@ def test_the_commands_of_an_alert_can_be_pasted(stack: Stack, shell: Shell, aler
             assert wait_until(lambda: stack.run_job("cleanup")["state"] == "succeeded", 10)
 
 
+def test_the_longest_held_lease_is_ended_by_the_id_that_the_list_showed(stack: Stack, shell: Shell) -> None:
+    held = allocate(stack, "is-forgotten")
+    (look,) = (code for code in inline(section("BrokerTracksRefused")) if "--sort allocated_at" in code)
+    (end,) = (code for code in inline(section("BrokerTracksRefused")) if "sandbox release" in code)
+
+    def listed() -> list[str]:
+        rows = [json.loads(line) for line in shell.run(look).splitlines()]
+        return next((row for row in rows if row[0] == held["sandbox_id"] and row[2] == "is-forgotten"), [])
+
+    assert wait_until(lambda: bool(listed()), 10)
+    sandbox_id, lease_id, *_ = listed()
+    assert shell.run(end, ID=sandbox_id, LEASE="another", exit_code=1) == ""
+    assert status_of(stack, sandbox_id) == "allocated"
+    assert "has ended" in shell.run(end, ID=sandbox_id, LEASE=lease_id)
+
+
 def test_the_three_looks_can_be_pasted(shell: Shell) -> None:
     _, looks = blocks("Before you begin")
     shown = shell.run(looks)
@@ -195,6 +212,7 @@ def test_paused_deletions_wait_until_they_are_resumed(stack: Stack, shell: Shell
 def test_a_sandbox_is_quarantined_released_and_given_back_into_service(stack: Stack, shell: Shell) -> None:
     quarantine, release, lift = blocks("Quarantine a sandbox")
     (retry,) = inline(section("Quarantine a sandbox"))
+    assert {f"`{policy}`" for policy in RecyclePolicy} <= set(section("Quarantine a sandbox").split())
     free = stack.as_admin("GET", "/sandboxes?status=available").json()["sandboxes"][0]["sandbox_id"]
     assert f"{free} is deletion_failed" in shell.run(quarantine, ID=free)
     assert f"{free} is pending_deletion" in shell.run(retry, ID=free)
@@ -202,10 +220,13 @@ def test_a_sandbox_is_quarantined_released_and_given_back_into_service(stack: St
     held = allocate(stack, "is-released")
     kept = allocate(stack, "keeps-it")["sandbox_id"]
     for sandbox_id in (held["sandbox_id"], kept):
-        assert f"{sandbox_id} is allocated, and is set aside" in shell.run(quarantine, ID=sandbox_id)
+        shown = shell.run(quarantine, ID=sandbox_id)
+        assert f"{sandbox_id} is allocated, and is set aside" in shown
+        assert re.search(r"^lease_id +\S", shown, re.MULTILINE)
     assert status_of(stack, kept) == "allocated"
     assert f"{kept} is allocated, and goes the usual way" in shell.run(lift, ID=kept)
-    told = shell.run(release, ID=held["sandbox_id"])
+    assert shell.run(release, ID=held["sandbox_id"], LEASE=kept, exit_code=1) == ""
+    told = shell.run(release, ID=held["sandbox_id"], LEASE=held["lease_id"])
     assert told == f"{held['sandbox_id']} is pending_deletion: the lease {held['lease_id']} has ended\n"
     give_back(stack, "keeps-it")
     stack.run_job("cleanup")

@@ -19,7 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_common.cli import jobs, pool, sandboxes, tokens
+from broker_common.cli.api import split_tokens
 from broker_common.cli.commands import main
+from broker_common.core.policy import RecyclePolicy
+from broker_common.core.principals import Role
+from broker_common.tokens import BadTokenError, parse_tokens
 
 SIGNS = (
     "BROKER_API_TOKEN",
@@ -126,6 +130,34 @@ def test_pool_is_one_call_however_much_is_pending(pending: int) -> None:
     assert (synced, at.partition(",")[0]) == ("last sync", "2025-06-15 15:06:40Z")
     assert paused == ["paused", "sync, cleanup" if pending else "-"]
     assert json.loads(broker("pool", "--json").stdout) == overview
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        ({"pauses_error": "DynamoDB does not answer"}, "unknown: DynamoDB does not answer"),
+        ({}, "unknown: the API does not say why"),
+    ],
+)
+def test_pool_says_why_the_pauses_are_unknown(why: dict[str, str], told: str) -> None:
+    times = {"oldest_pending_deletion_at": None, "last_sync_at": None}
+    responses.get(f"{URL}/overview", json={"counts": {"total": 3}, **times, "pauses": None, **why})
+    result = broker("pool")
+    assert (result.exit_code, re.split("  +", result.stdout.splitlines()[-1])) == (0, ["paused", told])
+
+
+@responses.activate
+@pytest.mark.parametrize("is_earlier", [True, False])
+def test_pool_tells_an_api_of_an_earlier_release_from_a_wrong_address(is_earlier: bool) -> None:
+    missing = refusal("NOT_FOUND", "no such path")
+    responses.get(f"{URL}/overview", json=missing, status=404)
+    responses.get(f"{URL}/stats", json={"total": 3} if is_earlier else missing, status=200 if is_earlier else 404)
+    result = broker("pool")
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert ("this API is of an earlier release, which has no overview: upgrade it" in line) is is_earlier
+    assert ("is BROKER_API_URL right?" in line) is not is_earlier
 
 
 @responses.activate
@@ -241,10 +273,93 @@ def test_a_token_for_tracks_alone_is_good_and_its_track_can_be_checked() -> None
 
 
 @responses.activate
-def test_an_unknown_token_is_told_and_exits_1() -> None:
+@pytest.mark.parametrize(
+    ("words", "source"),
+    [
+        ((), "BROKER_ADMIN_TOKEN"),
+        (("--env", "NEW_TOKEN"), "NEW_TOKEN"),
+        (("--stdin",), "the token on standard input"),
+    ],
+)
+def test_an_unknown_token_is_told_with_its_source_and_exits_1(words: tuple[str, ...], source: str) -> None:
     responses.get(f"{URL}/whoami", json=refusal("UNAUTHORIZED", "the token is unknown"), status=401)
-    result = broker("token", "check")
-    assert (result.exit_code, "the token is unknown" in result.stderr) == (1, True)
+    env = {"BROKER_ADMIN_TOKEN": "a-token", "NEW_TOKEN": "a-token"}
+    result = CliRunner().invoke(main, ["token", "check", *words], env=env, input="a-token\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    told = f"Error: the token is unknown (401 UNAUTHORIZED, request r): is {source} right?\n"
+    assert result.stderr == told
+
+
+SEVERAL = "the-new-token, acme-*=the-old-token\n"
+
+
+def with_several(*words: str, by: str) -> Result:
+    """Run a command of `broker token` on two tokens, given by a variable or on standard input."""
+    given = ("--stdin",) if by == "standard input" else ("--env", by)
+    result = CliRunner().invoke(main, ["token", *words, *given], env={by: SEVERAL}, input=SEVERAL)
+    assert not re.search("new-token|old-token|acme", result.output)
+    return result
+
+
+@pytest.mark.parametrize("by", ["NEW_TOKEN", "standard input"])
+def test_each_of_several_tokens_is_hashed_as_the_api_knows_it(by: str) -> None:
+    first, second = (each.digest.hex() for each in parse_tokens(SEVERAL, Role.TRACK))
+    assert with_several("hash", by=by).stdout.splitlines() == [
+        f"token 1 of {by}: {first}",
+        f"token 2 of {by}: {second}",
+    ]
+
+
+@QUICK
+@given(words=st.lists(st.sampled_from(["a", "b*", "*=", "=", ",", "\n", " "]), max_size=12))
+def test_a_list_of_tokens_is_divided_as_the_api_divides_it(words: list[str]) -> None:
+    text = "".join(words)
+    try:
+        known = [each.digest for each in parse_tokens(text, Role.TRACK)]
+    except BadTokenError:
+        assert "" in split_tokens(text), "nothing follows a prefix"
+    else:
+        assert [hashlib.sha256(each.encode()).digest() for each in split_tokens(text)] == known
+
+
+@pytest.mark.parametrize("command", ["hash", "check"])
+def test_one_of_several_tokens_that_is_hashed_is_told_by_its_position(command: str) -> None:
+    result = broker("token", command, BROKER_ADMIN_TOKEN=f"the-new-token,sha256:{64 * 'a'}")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: token 2 of BROKER_ADMIN_TOKEN: Missing: ")
+
+
+@responses.activate
+def test_each_of_several_tokens_is_checked_alone() -> None:
+    def of(token: str) -> list[Any]:
+        return [responses.matchers.header_matcher({"Authorization": f"Bearer {token}"})]
+
+    anna = {"principal": "anna", "roles": ["viewer"], "customer": None}
+    unknown = refusal("UNAUTHORIZED", "the token is unknown")
+    new = responses.get(f"{URL}/whoami", json=unknown, status=401, match=of("the-new-token"))
+    responses.get(f"{URL}/whoami", json=anna, match=of("the-old-token"))
+    result = with_several("check", by="NEW_TOKEN")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[:3] == ["token 1 of NEW_TOKEN:", "token 2 of NEW_TOKEN:", "principal  anna"]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: token 1 of NEW_TOKEN: the token is unknown (401 UNAUTHORIZED, request r)")
+    responses.replace(responses.GET, f"{URL}/whoami", json=anna, match=of("the-new-token"))
+    assert with_several("check", by="NEW_TOKEN").exit_code == 0
+    assert new.call_count == 1
+
+
+@responses.activate
+def test_an_api_that_is_away_ends_the_check_of_several_tokens_at_the_first() -> None:
+    responses.get(f"{URL}/whoami", body=requests.ConnectionError("away"))
+    assert (with_several("check", by="NEW_TOKEN").exit_code, len(responses.calls)) == (1, 1)
+
+
+@responses.activate
+def test_of_several_tokens_an_operator_s_calls_use_the_first() -> None:
+    match = [responses.matchers.header_matcher({"Authorization": "Bearer the-new-token"})]
+    whoami = {"principal": "anna", "roles": ["viewer"], "customer": None}
+    responses.get(f"{URL}/whoami", json=whoami, match=match)
+    assert broker("whoami", BROKER_ADMIN_TOKEN=f"\n{SEVERAL}").exit_code == 0
 
 
 @pytest.mark.parametrize("words", [("check",), ("hash",), ("check", "--env", "NOT_SET"), ("hash", "--stdin")])
@@ -254,6 +369,13 @@ def test_a_token_that_is_missing_or_hashed_is_told_where(words: tuple[str, ...])
     assert (result.exit_code, where in result.stderr) == (1, True)
 
 
+HELD = {
+    "status": "allocated",
+    "lease_id": "lease-1",
+    "allocated_to_track": "track-4711",
+    "track_name": "intro",
+    "allocated_at": 1_750_000_000,
+}
 PAUSES = {
     "allocate": False,
     "sync": False,
@@ -292,9 +414,9 @@ def test_an_operation_that_there_is_not_is_wrong_use(words: tuple[str, ...]) -> 
 
 
 @responses.activate
-@pytest.mark.parametrize("words", [(), ("--lease", "lease-1")])
+@pytest.mark.parametrize("words", [("--yes",), ("--lease", "lease-1"), ("--lease", "lease-1", "--yes")])
 def test_a_release_names_the_lease_so_that_another_one_is_refused(words: tuple[str, ...]) -> None:
-    responses.get(f"{URL}/sandboxes/7", json={"status": "allocated", "lease_id": "lease-1"})
+    responses.get(f"{URL}/sandboxes/7", json=HELD)
     match = [responses.matchers.json_params_matcher({"lease_id": "lease-1"})]
     responses.post(f"{URL}/sandboxes/7/release", json={"status": "pending_deletion"}, match=match)
     responses.post(f"{URL}/sandboxes/7/release", json=refusal("LEASE_MISMATCH", "not held"), status=409, match=match)
@@ -303,13 +425,42 @@ def test_a_release_names_the_lease_so_that_another_one_is_refused(words: tuple[s
     assert result.exit_code == 1
     assert "409 LEASE_MISMATCH" in result.stderr
     assert "`broker sandbox show` names the current one" in result.stderr
-    assert len(responses.calls) == (2 if words else 4)
+    assert len(responses.calls) == (2 if "--lease" in words else 4)
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    ("is_terminal", "answer", "exit_code"),
+    [(True, "y\n", 0), (True, "n\n", 1), (True, "\n", 1), (True, "", 1), (False, "y\n", 2)],
+)
+def test_a_lease_that_is_not_named_is_ended_only_if_somebody_who_saw_it_says_yes(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, answer: str, exit_code: int
+) -> None:
+    monkeypatch.setattr(sandboxes, "is_terminal", lambda: is_terminal)
+    responses.get(f"{URL}/sandboxes/7", json=HELD)
+    match = [responses.matchers.json_params_matcher({"lease_id": "lease-1"})]
+    ended = responses.post(f"{URL}/sandboxes/7/release", json={"status": "pending_deletion"}, match=match)
+    result = CliRunner().invoke(
+        main, ["sandbox", "release", "7"], env={"BROKER_ADMIN_TOKEN": "a-token"}, input=answer, prog_name="broker"
+    )
+    assert (result.exit_code, ended.call_count) == (exit_code, 0 if exit_code else 1)
+    assert result.stdout == ("" if exit_code else "7 is pending_deletion: the lease lease-1 has ended\n")
+    if is_terminal:
+        track, lab, since, lease, question, *_ = result.stderr.splitlines()
+        assert [line.split() for line in (track, lab, lease)] == [
+            ["track", "track-4711"], ["lab", "intro"], ["lease_id", "lease-1"]
+        ]  # fmt: skip
+        assert since.startswith("since     2025-06-15 15:06:40Z, ")
+        assert question.startswith("End this lease, and have 7 wiped? [y/N]:")
+    else:
+        assert "name the lease by --lease, or give --yes" in result.stderr
+        assert len(responses.calls) == 0
 
 
 @responses.activate
 def test_a_sandbox_without_a_lease_is_not_released() -> None:
     responses.get(f"{URL}/sandboxes/7", json={"status": "stale", "lease_id": None})
-    result = broker("sandbox", "release", "7")
+    result = broker("sandbox", "release", "7", "--yes")
     assert (result.exit_code, "7 is stale: no track holds it" in result.stderr) == (1, True)
 
 
@@ -406,6 +557,40 @@ def test_health_of_an_api_that_is_away_or_not_ready_is_a_failure() -> None:
     assert (away["ok"], not_ready["ok"], result.exit_code) == (False, False, 1)
     assert "cannot be reached (ConnectionError)" in away["text"]
     assert "not_ready: dynamodb error: DynamoDB does not answer" in not_ready["text"]
+
+
+@responses.activate
+@pytest.mark.parametrize("url", ["http://[", "http://a..b/", "nonsense"])
+def test_health_of_an_address_that_is_none_is_one_line_for_each_part(url: str) -> None:
+    responses.add_passthru("http")
+    result = broker("health", "--worker", url, BROKER_API_URL=url, BROKER_WORKER_URL="", BROKER_BEAT_URL="")
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    *of_api, of_worker = (line.split(maxsplit=2) for line in result.stdout.splitlines())
+    assert {tuple(words[:2]) for words in of_api} == {("api", "FAIL")}
+    assert of_worker[:2] == ["worker", "FAIL"]
+    if url == "http://[":
+        assert [words[2] for words in of_api] == [
+            "http://[ is not an address (Invalid IPv6 URL): is BROKER_API_URL right?"
+        ]
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://a..b/"])
+def test_a_command_whose_address_is_none_ends_in_one_line(url: str) -> None:
+    result = broker("pool", BROKER_API_URL=url)
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("is BROKER_API_URL right?")
+
+
+def test_every_kubectl_of_a_help_names_the_namespace() -> None:
+    told = CliRunner().invoke(main, ["check", "-h"], terminal_width=200).output
+    assert "kubectl exec -n sandbox-broker deploy/broker-api -- broker check --process api" in told
+
+
+def test_the_help_of_retry_says_what_each_policy_makes_of_a_wiped_sandbox() -> None:
+    told = " ".join(CliRunner().invoke(main, ["sandbox", "retry", "-h"]).output.split())
+    assert "RECYCLE_POLICY says" in told
+    assert all(f"with {policy} they" in told for policy in RecyclePolicy)
 
 
 @responses.activate
