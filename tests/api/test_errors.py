@@ -13,7 +13,7 @@ from broker_api.error_answers import describe
 from broker_api.errors import ANSWERED, ERROR_CODES, ERROR_OF, ERRORS, ErrorCode
 from broker_common.core.errors import BrokerError, SandboxNotFound, StoreRejected
 from broker_common.core.ports import Allowance
-from tests.api.harness import Api, body_of, error_of, make_api
+from tests.api.harness import Api, assert_error, body_of, error_of, make_api
 from tests.fakes import StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def test_a_request_that_the_store_calls_malformed_answers_500_without_its_text_w
 ) -> None:
     monkeypatch.setattr(Broken, "fault", StoreRejected("DynamoDB calls the request malformed: a-secret-value"))
     answer = make_api(around=Broken).admin("GET", "/v1/admin/sandboxes")
-    assert (answer.status_code, error_of(answer)["code"]) == (500, "INTERNAL_ERROR")
+    assert_error(answer, 500, "INTERNAL_ERROR")
     assert "secret" not in answer.text
     assert "INTERNAL_ERROR: DynamoDB calls the request malformed: a-secret-value" in caplog.text
 
@@ -98,7 +98,7 @@ def test_an_error_that_stands_in_no_table_is_unexpected(fault: Exception, monkey
     monkeypatch.setattr(Broken, "fault", fault)
     monkeypatch.delitem(cast("dict[type, ErrorCode]", ERROR_OF), SandboxNotFound)
     answer = make_api(around=Broken).admin("GET", "/v1/admin/sandboxes")
-    assert (answer.status_code, error_of(answer)["code"]) == (500, "INTERNAL_ERROR")
+    assert_error(answer, 500, "INTERNAL_ERROR")
     assert "secret" not in answer.text
 
 

@@ -9,7 +9,7 @@ import pytest
 from broker_common.core.facts import FactKind, PoolFactKind
 from broker_common.core.history import READ_AGAIN_SEC
 from broker_common.core.sandbox import Status
-from tests.api.harness import Api, body_of, error_of, make_api, named_token, refusing
+from tests.api.harness import Api, assert_error, body_of, error_of, make_api, named_token, refusing
 from tests.fakes import START, make_sandbox
 
 if TYPE_CHECKING:
@@ -32,18 +32,14 @@ FACT = {
 
 
 def history(api: Api, query: str = "", sandbox_id: str = "7") -> dict[str, Any]:
-    answer = api.admin("GET", f"/v1/admin/sandboxes/{sandbox_id}/history{query}")
-    assert answer.status_code == 200, answer.text
-    body = body_of(answer)
+    body = body_of(api.admin("GET", f"/v1/admin/sandboxes/{sandbox_id}/history{query}"), 200)
     assert set(body) == {"facts", "count", "cursor"}
     assert body["count"] == len(body["facts"])
     return body
 
 
 def events(api: Api, query: str = "") -> dict[str, Any]:
-    answer = api.admin("GET", f"/v1/admin/events{query}")
-    assert answer.status_code == 200, answer.text
-    body = body_of(answer)
+    body = body_of(api.admin("GET", f"/v1/admin/events{query}"), 200)
     assert set(body) == {"events", "count", "cursor", "is_last"}
     assert body["count"] == len(body["events"])
     return body
@@ -109,9 +105,7 @@ def test_a_removed_sandbox_is_not_found_but_its_history_is(api: Api) -> None:
 
 
 def test_the_history_of_what_never_was_answers_404(api: Api) -> None:
-    answer = api.admin("GET", "/v1/admin/sandboxes/nope/history")
-    assert answer.status_code == 404
-    assert error_of(answer)["code"] == "SANDBOX_NOT_FOUND"
+    assert_error(api.admin("GET", "/v1/admin/sandboxes/nope/history"), 404, "SANDBOX_NOT_FOUND")
 
 
 @pytest.mark.parametrize(
@@ -266,6 +260,4 @@ def test_nothing_is_told_until_the_upgrade_is_finished(used: Api, path: str) -> 
     ("path", "fails"), [("/v1/admin/events", "read_feed"), ("/v1/admin/sandboxes/7/history", "read_history")]
 )
 def test_a_store_that_is_away_answers_503(path: str, fails: str) -> None:
-    answer = make_api(around=refusing(fails)).admin("GET", path)
-    assert answer.status_code == 503
-    assert error_of(answer)["code"] == "SERVICE_UNAVAILABLE"
+    assert_error(make_api(around=refusing(fails)).admin("GET", path), 503, "SERVICE_UNAVAILABLE")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.harness import ADMIN_TOKEN, TRACK_TOKEN, Api, body_of, error_of, make_api
+from tests.api.harness import ADMIN_TOKEN, TRACK_TOKEN, Api, assert_error, body_of, error_of, make_api
 from tests.fakes import make_sandbox
 
 TRACK_CALLS = [
@@ -75,8 +75,7 @@ def test_a_missing_or_unknown_token_answers_401(
 )
 def test_a_token_of_the_other_kind_answers_403(shared_api: Api, method: str, path: str, token: str) -> None:
     answer = shared_api.call(method, path, headers={"X-Track-ID": "track-1", "Authorization": f"Bearer {token}"})
-    assert answer.status_code == 403
-    assert error_of(answer)["code"] == "FORBIDDEN"
+    assert_error(answer, 403, "FORBIDDEN")
 
 
 def test_each_of_several_tokens_is_accepted_and_the_scheme_in_any_case() -> None:
@@ -88,9 +87,7 @@ def test_each_of_several_tokens_is_accepted_and_the_scheme_in_any_case() -> None
 
 @pytest.mark.parametrize(("method", "path"), TRACK_CALLS)
 def test_a_track_must_say_who_it_is(shared_api: Api, method: str, path: str) -> None:
-    answer = shared_api.call(method, path, headers=shared_api.track_headers)
-    error = error_of(answer)
-    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    error = assert_error(shared_api.call(method, path, headers=shared_api.track_headers), 400, "VALIDATION_ERROR")
     assert "X-Track-ID" in error["message"]
     assert "X-Track-ID" in error["details"]
 
@@ -105,8 +102,7 @@ def test_the_alias_names_the_track_as_well(api: Api) -> None:
 
 def test_a_track_id_and_an_alias_that_differ_are_refused(api: Api) -> None:
     answer = api.track("POST", "/v1/allocate", "track-1", headers={"X-Instruqt-Sandbox-ID": "track-2"})
-    error = error_of(answer)
-    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    error = assert_error(answer, 400, "VALIDATION_ERROR")
     assert error["details"] == {
         "X-Track-ID": ["Differs from X-Instruqt-Sandbox-ID."],
         "X-Instruqt-Sandbox-ID": ["Differs from X-Track-ID."],
@@ -133,9 +129,7 @@ def test_a_malformed_header_is_refused_by_name_and_told_what_is_wrong(
     shared_api: Api, header: str, value: str, fault: str
 ) -> None:
     headers = shared_api.track_headers | {"X-Track-ID": "track-1", header: value}
-    answer = shared_api.call("GET", "/v1/sandboxes", headers=headers)
-    error = error_of(answer)
-    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    error = assert_error(shared_api.call("GET", "/v1/sandboxes", headers=headers), 400, "VALIDATION_ERROR")
     assert error["details"] == {header: [fault]}
     assert error["message"] == f"{header}: {fault}"
 
@@ -194,9 +188,7 @@ def test_a_malformed_body_is_refused_and_the_field_named(api: Api, path: str, bo
     api.store.seed(make_sandbox("7"))
     api.allocate()
     call = api.admin if "admin" in path else api.track
-    answer = call("POST", path, data=body, content_type="application/json")
-    error = error_of(answer)
-    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    error = assert_error(call("POST", path, data=body, content_type="application/json"), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
     assert field in error["message"]
 
@@ -321,9 +313,7 @@ def test_a_body_may_have_as_many_bytes_as_the_limit_however_it_is_sent(
     ],
 )
 def test_a_malformed_listing_is_refused_and_the_parameter_named(shared_api: Api, query: str, field: str) -> None:
-    answer = shared_api.admin("GET", f"/v1/admin/sandboxes?{query}")
-    error = error_of(answer)
-    assert (answer.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    error = assert_error(shared_api.admin("GET", f"/v1/admin/sandboxes?{query}"), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
     assert error["message"].startswith(f"{field}: ")
 
@@ -333,9 +323,7 @@ def test_a_malformed_listing_is_refused_and_the_parameter_named(shared_api: Api,
 )
 def test_a_bulk_delete_of_any_other_status_is_refused(api: Api, query: str) -> None:
     api.store.seed(make_sandbox("7"))
-    answer = api.admin("POST", f"/v1/admin/bulk-delete{query}")
-    assert answer.status_code == 400
-    assert error_of(answer)["code"] == "VALIDATION_ERROR"
+    assert_error(api.admin("POST", f"/v1/admin/bulk-delete{query}"), 400, "VALIDATION_ERROR")
     assert "7" in api.store.dump()[0]
 
 
@@ -370,9 +358,7 @@ def test_an_impossible_sandbox_id_is_refused(shared_api: Api, sandbox_id: str, a
     ],
 )
 def test_an_unknown_path_answers_404_in_the_same_shape(shared_api: Api, method: str, path: str) -> None:
-    answer = shared_api.call(method, path)
-    assert answer.status_code == 404
-    assert error_of(answer)["code"] == "NOT_FOUND"
+    assert_error(shared_api.call(method, path), 404, "NOT_FOUND")
 
 
 @pytest.mark.parametrize(
@@ -389,8 +375,7 @@ def test_a_wrong_method_answers_405_and_which_are_right(
     shared_api: Api, method: str, path: str, allowed: set[str]
 ) -> None:
     answer = shared_api.call(method, path)
-    assert answer.status_code == 405
-    assert error_of(answer)["code"] == "METHOD_NOT_ALLOWED"
+    assert_error(answer, 405, "METHOD_NOT_ALLOWED")
     assert set(answer.headers["Allow"].split(", ")) == allowed
 
 
