@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 
 TRACK_TOKEN = "track-token"
 ADMIN_TOKEN = "admin-token"
+ALLOCATION = {
+    *("sandbox_id", "name", "external_id", "lease_id", "allocated_at", "expires_at"),
+    *("track_name", "sfdc_account_id"),
+}
+"""The fields of what a track is allocated."""
 ENVIRONMENT = {"BROKER_ENV": "development", "BROKER_API_TOKEN": TRACK_TOKEN, "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
 
 

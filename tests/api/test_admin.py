@@ -12,40 +12,24 @@ from broker_common.core.errors import UnreadableRecord
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Pause, Pauses, Watermark
-from tests.api.harness import Api, assert_error, body_of, error_of, make_api, named_token, refusing
+from tests.api.harness import ALLOCATION, Api, assert_error, body_of, error_of, make_api, named_token, refusing
 from tests.fakes import SPOILED, START, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-EVERY_FIELD = {
-    "sandbox_id",
-    "name",
-    "external_id",
-    "lease_id",
-    "allocated_at",
-    "expires_at",
-    "track_name",
-    "sfdc_account_id",
-    "status",
-    "allocated_to_track",
-    "idempotency_key",
-    "dirty",
-    "deletion_requested_at",
-    "deletion_reason",
-    "deletion_retry_count",
-    "deletion_last_error",
-    "next_attempt_at",
-    "last_synced",
-    "stale_since",
-    "last_track_id",
-    "last_lease_id",
-    "created_at",
-    "updated_at",
-    "version",
-    "ready_at",
-    "quarantine_reason",
+EVERY_FIELD = ALLOCATION | {
+    *("status", "allocated_to_track", "idempotency_key", "dirty", "version", "created_at", "updated_at"),
+    *("deletion_requested_at", "deletion_reason", "deletion_retry_count", "deletion_last_error", "next_attempt_at"),
+    *("last_synced", "stale_since", "last_track_id", "last_lease_id", "ready_at", "quarantine_reason"),
 }
+ON_ONE_SANDBOX = [
+    ("GET", "", None),
+    ("POST", "/release", {"lease_id": "l"}),
+    ("POST", "/quarantine", {"reason": "r"}),
+    ("DELETE", "/quarantine", None),
+    ("POST", "/retry-deletion", None),
+]
 FAILED = make_sandbox(
     "f",
     status=Status.DELETION_FAILED,
@@ -104,16 +88,7 @@ def test_an_operator_reads_tombstones_too(api: Api) -> None:
     assert body_of(api.admin("GET", "/v1/admin/sandboxes/t"))["status"] == "deleted"
 
 
-@pytest.mark.parametrize(
-    ("method", "action", "body"),
-    [
-        ("GET", "", None),
-        ("POST", "/release", {"lease_id": "l"}),
-        ("POST", "/quarantine", {"reason": "r"}),
-        ("DELETE", "/quarantine", None),
-        ("POST", "/retry-deletion", None),
-    ],
-)
+@pytest.mark.parametrize(("method", "action", "body"), ON_ONE_SANDBOX)
 def test_an_operation_on_a_sandbox_that_is_not_there_answers_404(
     api: Api, method: str, action: str, body: dict[str, str] | None
 ) -> None:
@@ -248,22 +223,13 @@ def test_a_listing_of_a_track_goes_past_what_cannot_be_read(held_by_one_track: A
     assert ids(listed(held_by_one_track, f"?track_id=track-1&cursor={first['cursor']}")) == {"1", "2"}
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("GET", "/7", None),
-        ("POST", "/7/release", {"lease_id": "l"}),
-        ("POST", "/7/quarantine", {"reason": "r"}),
-        ("DELETE", "/7/quarantine", None),
-        ("POST", "/7/retry-deletion", None),
-    ],
-)
+@pytest.mark.parametrize(("method", "action", "body"), ON_ONE_SANDBOX)
 def test_a_record_that_cannot_be_read_answers_503_and_says_why(
-    api: Api, method: str, path: str, body: dict[str, str] | None
+    api: Api, method: str, action: str, body: dict[str, str] | None
 ) -> None:
     api.store.seed(make_sandbox("7"))
     api.store.spoil("7")
-    answer = api.admin(method, f"/v1/admin/sandboxes{path}", json=body)
+    answer = api.admin(method, f"/v1/admin/sandboxes/7{action}", json=body)
     assert answer.status_code == 503
     error = error_of(answer)
     assert (error["code"], error["message"]) == ("SERVICE_UNAVAILABLE", f"sandbox '7' cannot be read: {SPOILED}")

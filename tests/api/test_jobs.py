@@ -180,9 +180,10 @@ def test_a_run_that_is_not_known_answers_404(api: Api, job_id: str) -> None:
     assert_error(api.admin("GET", f"/v1/admin/jobs/{job_id}"), 404, "JOB_NOT_FOUND")
 
 
-def test_a_run_cannot_be_looked_up_while_the_queue_is_down(api: Api) -> None:
+@pytest.mark.parametrize("path", ["/v1/admin/jobs/job-1", "/v1/admin/jobs"], ids=["one", "all"])
+def test_runs_cannot_be_read_while_the_queue_is_down(api: Api, path: str) -> None:
     api.queue.down = True
-    assert_error(api.admin("GET", "/v1/admin/jobs/job-1"), 503, "QUEUE_UNAVAILABLE")
+    assert_error(api.admin("GET", path), 503, "QUEUE_UNAVAILABLE")
 
 
 @pytest.fixture
@@ -226,14 +227,8 @@ def test_twenty_runs_are_listed_if_nothing_is_said(api: Api) -> None:
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("job=nonsense", "job"),
-        ("job=purge-stale", "job"),
-        ("job=", "job"),
-        ("limit=0", "limit"),
-        ("limit=101", "limit"),
-        ("limit=-1", "limit"),
-        ("limit=many", "limit"),
-        ("limit=1&limit=2", "limit"),
+        *((f"job={each}", "job") for each in ("nonsense", "purge-stale", "")),
+        *((f"limit={each}", "limit") for each in ("0", "101", "-1", "many", "1&limit=2")),
         ("cursor=x", "cursor"),
     ],
 )
@@ -241,11 +236,6 @@ def test_a_listing_of_runs_names_the_parameter_that_is_wrong(api: Api, query: st
     answer = api.admin("GET", f"/v1/admin/jobs?{query}")
     assert answer.status_code == 400
     assert error_of(answer)["details"].keys() == {field}
-
-
-def test_runs_cannot_be_listed_while_the_queue_is_down(api: Api) -> None:
-    api.queue.down = True
-    assert_error(api.admin("GET", "/v1/admin/jobs"), 503, "QUEUE_UNAVAILABLE")
 
 
 def test_jobs_are_started_and_found_while_the_store_is_away() -> None:

@@ -144,8 +144,9 @@ def make_client(redis: Redis) -> Callable[..., CspClient]:
     """Make clients as workers do: all share the slots and the breaker in Redis."""
 
     def make(base_url: str, **changes: Any) -> CspClient:
-        slots = RedisSlots(redis, limit=changes.pop("limit", 10), lease_sec=60)
-        breaker = RedisBreaker(redis, threshold=changes.pop("threshold", 5), timeout_sec=60, trial_sec=60)
+        shared = changes.pop("redis", redis)
+        slots = RedisSlots(shared, limit=changes.pop("limit", 10), lease_sec=60)
+        breaker = RedisBreaker(shared, threshold=changes.pop("threshold", 5), timeout_sec=60, trial_sec=60)
         options = {"token": TOKEN, "connect_timeout": 2, "read_timeout": 5, **changes}
         return CspClient(
             base_url=base_url,
