@@ -49,6 +49,13 @@ def listed(api: Api, query: str) -> dict[str, Any]:
     return body
 
 
+def sandbox_of(api: Api, method: str, path: str, **options: Any) -> dict[str, Any]:
+    """Make a call that answers a sandbox, and return the sandbox after checking that it has every field."""
+    sandbox = body_of(api.admin(method, f"/v1/admin/sandboxes/{path}", **options), 200)
+    assert set(sandbox) == EVERY_FIELD
+    return sandbox
+
+
 def ids(body: dict[str, Any]) -> set[str]:
     return {sandbox["sandbox_id"] for sandbox in body["sandboxes"]}
 
@@ -66,8 +73,7 @@ def walk(api: Api, query: str) -> list[str]:
 
 def test_an_operator_reads_every_field(api: Api) -> None:
     api.store.seed(FAILED)
-    body = body_of(api.admin("GET", "/v1/admin/sandboxes/f"), 200)
-    assert set(body) == EVERY_FIELD
+    body = sandbox_of(api, "GET", "f")
     assert body["deletion_reason"] == "marked_by_track"
     assert body["deletion_last_error"] == "HTTP 422"
     assert (body["deletion_retry_count"], body["dirty"], body["version"]) == (8, True, 1)
@@ -284,8 +290,7 @@ def test_a_release_ends_the_allocation_under_the_lease(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
     lease_id = api.allocate()["lease_id"]
     for _ in range(2):
-        body = body_of(api.admin("POST", "/v1/admin/sandboxes/7/release", json={"lease_id": lease_id}), 200)
-        assert set(body) == EVERY_FIELD
+        body = sandbox_of(api, "POST", "7/release", json={"lease_id": lease_id})
         assert (body["status"], body["deletion_reason"]) == ("pending_deletion", "released_by_operator")
         assert body["last_lease_id"] == lease_id
     assert body_of(api.track("GET", "/v1/sandboxes"))["count"] == 0
@@ -302,8 +307,7 @@ def test_a_release_under_another_lease_answers_409(api: Api) -> None:
 def test_a_quarantined_sandbox_keeps_the_reason(api: Api, status: Status) -> None:
     api.store.seed(make_sandbox("7", status=status))
     reason = "naïve user broke it - " + "x" * 478
-    body = body_of(api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": reason}), 200)
-    assert set(body) == EVERY_FIELD
+    body = sandbox_of(api, "POST", "7/quarantine", json={"reason": reason})
     assert (body["status"], body["deletion_last_error"]) == ("deletion_failed", reason)
 
 
@@ -318,8 +322,7 @@ def quarantined(api: Api) -> Api:
     """Return an API where track-1 holds sandbox 7, and an operator wants it set aside."""
     api.store.seed(make_sandbox("7"))
     api.allocate()
-    body = body_of(api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "it smells"}), 200)
-    assert set(body) == EVERY_FIELD
+    body = sandbox_of(api, "POST", "7/quarantine", json={"reason": "it smells"})
     assert (body["status"], body["quarantine_reason"]) == ("allocated", "it smells")
     return api
 
@@ -335,8 +338,7 @@ def test_a_held_sandbox_that_is_quarantined_stays_with_its_track_which_is_not_to
 
 def test_a_quarantine_is_lifted_and_that_may_be_repeated(quarantined: Api) -> None:
     for _ in range(2):
-        body = body_of(quarantined.admin("DELETE", "/v1/admin/sandboxes/7/quarantine"), 200)
-        assert set(body) == EVERY_FIELD
+        body = sandbox_of(quarantined, "DELETE", "7/quarantine")
         assert (body["status"], body["quarantine_reason"]) == ("allocated", None)
 
 
@@ -364,8 +366,7 @@ def test_a_sandbox_that_rests_says_until_when(api: Api) -> None:
 
 def test_a_failed_deletion_is_tried_again(api: Api) -> None:
     api.store.seed(FAILED)
-    body = body_of(api.admin("POST", "/v1/admin/sandboxes/f/retry-deletion"), 200)
-    assert set(body) == EVERY_FIELD
+    body = sandbox_of(api, "POST", "f/retry-deletion")
     assert (body["status"], body["deletion_retry_count"]) == ("pending_deletion", 0)
 
 

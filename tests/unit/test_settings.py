@@ -33,6 +33,11 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+def api_with(**changes: str) -> Settings:
+    """Return the settings of an API with these variables changed."""
+    return Settings.from_env(API | changes, process=Process.API)
+
+
 def problems(environ: dict[str, str], process: Process = Process.API) -> list[str]:
     with pytest.raises(SettingsError) as refused:
         Settings.from_env(environ, process=process)
@@ -40,7 +45,7 @@ def problems(environ: dict[str, str], process: Process = Process.API) -> list[st
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
-    settings = Settings.from_env(API, process=Process.API)
+    settings = api_with()
     expected: dict[str, Any] = {
         "broker_env": Environment.PRODUCTION,
         "api_port": 8080,
@@ -76,16 +81,13 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 
 def test_given_values_are_parsed_to_their_types() -> None:
-    settings = Settings.from_env(
-        API | {"API_PORT": "9000", "LAB_DURATION_HOURS": "1.5", "DDB_ENDPOINT_URL": "http://127.0.0.1:8000"},
-        process=Process.API,
-    )
+    settings = api_with(API_PORT="9000", LAB_DURATION_HOURS="1.5", DDB_ENDPOINT_URL="http://127.0.0.1:8000")
     assert (settings.api_port, settings.lab_duration_hours) == (9000, 1.5)
     assert settings.ddb_endpoint_url == "http://127.0.0.1:8000"
 
 
 def test_an_empty_variable_counts_as_missing() -> None:
-    settings = Settings.from_env(API | {"API_PORT": "", "LAB_DURATION_HOURS": "  "}, process=Process.API)
+    settings = api_with(API_PORT="", LAB_DURATION_HOURS="  ")
     assert (settings.api_port, settings.lab_duration_hours) == (8080, 4)
     assert any(each.startswith("BROKER_API_TOKEN: Missing") for each in problems(API | {"BROKER_API_TOKEN": " "}))
 
@@ -228,16 +230,13 @@ def test_every_setting_is_named_after_its_variable() -> None:
 
 
 def test_tokens_are_kept_as_digests_only() -> None:
-    settings = Settings.from_env(API, process=Process.API)
+    settings = api_with()
     assert [token.digest for token in settings.broker_api_token] == [digest("track-s3cret-token")]
 
 
 def test_several_tokens_are_taken_plain_or_hashed() -> None:
     hashed = hashlib.sha256(b"third").hexdigest()
-    settings = Settings.from_env(
-        API | {"BROKER_API_TOKEN": f"first-long-token, second-long-token ,,sha256:{hashed.upper()}"},
-        process=Process.API,
-    )
+    settings = api_with(BROKER_API_TOKEN=f"first-long-token, second-long-token ,,sha256:{hashed.upper()}")
     expected = [digest("first-long-token"), digest("second-long-token"), digest("third")]
     assert [token.digest for token in settings.broker_api_token] == expected
 
@@ -250,9 +249,7 @@ def test_a_malformed_hash_is_refused_without_telling_it(value: str) -> None:
 
 
 def test_no_secret_appears_in_repr_or_str() -> None:
-    settings = Settings.from_env(
-        API | WORKER | {"REDIS_URL": "rediss://user:redis-s3cret@cache.example/0"}, process=Process.API
-    )
+    settings = api_with(**WORKER, REDIS_URL="rediss://user:redis-s3cret@cache.example/0")
     for text in (repr(settings), str(settings), f"{settings}"):
         assert "s3cret" not in text
         assert digest("track-s3cret-token").hex() not in text
@@ -275,7 +272,7 @@ def test_no_secret_appears_in_an_error() -> None:
 
 
 def test_settings_cannot_be_changed() -> None:
-    settings = Settings.from_env(API, process=Process.API)
+    settings = api_with()
     with pytest.raises(FrozenInstanceError):
         settings.api_port = 1  # type: ignore[misc] # what the test is about
 
@@ -332,8 +329,7 @@ def test_an_admins_token_cannot_be_bound_to_tracks() -> None:
 def test_tokens_may_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("track-s3cret-token\nacme-*=another-s3cret-token\n")
-    environ = API | {"BROKER_API_TOKEN": "", "BROKER_API_TOKEN_FILE": str(file)}
-    assert Settings.from_env(environ, process=Process.API).broker_api_token_file == str(file)
+    assert api_with(BROKER_API_TOKEN="", BROKER_API_TOKEN_FILE=str(file)).broker_api_token_file == str(file)
 
 
 @pytest.mark.parametrize(
@@ -480,14 +476,8 @@ def test_the_worker_needs_the_provider_and_the_api_and_beat_do_not() -> None:
 
 
 def test_development_allows_what_production_refuses() -> None:
-    settings = Settings.from_env(
-        {
-            "BROKER_ENV": "development",
-            "BROKER_API_TOKEN": DEVELOPMENT_TRACK_TOKEN,
-            "BROKER_ADMIN_TOKEN": DEVELOPMENT_ADMIN_TOKEN,
-        },
-        process=Process.API,
-    )
+    tokens = {"BROKER_API_TOKEN": DEVELOPMENT_TRACK_TOKEN, "BROKER_ADMIN_TOKEN": DEVELOPMENT_ADMIN_TOKEN}
+    settings = Settings.from_env({"BROKER_ENV": "development"} | tokens, process=Process.API)
     assert settings.recycle_policy is RecyclePolicy.REUSE
     assert settings.shutdown_drain_sec == 0
     worker = {"BROKER_ENV": "development", "CSP_BASE_URL": "http://csp.example", "CSP_API_TOKEN": "x"}
@@ -495,8 +485,7 @@ def test_development_allows_what_production_refuses() -> None:
 
 
 def test_a_drain_that_is_given_holds_in_development_too() -> None:
-    environ = API | {"BROKER_ENV": "development", "SHUTDOWN_DRAIN_SEC": "2"}
-    assert Settings.from_env(environ, process=Process.API).shutdown_drain_sec == 2
+    assert api_with(BROKER_ENV="development", SHUTDOWN_DRAIN_SEC="2").shutdown_drain_sec == 2
 
 
 @pytest.mark.parametrize(("process", "port"), [(Process.WORKER, 9101), (Process.BEAT, 9102)])
@@ -509,10 +498,7 @@ def test_each_process_has_a_metrics_port_of_its_own(process: Process, port: int)
 
 
 def test_the_policy_is_in_seconds() -> None:
-    policy = Settings.from_env(
-        API | {"LAB_DURATION_HOURS": "0.25", "EXPIRY_BUFFER_HOURS": "0", "STALE_GRACE_HOURS": "1.5"},
-        process=Process.API,
-    ).policy
+    policy = api_with(LAB_DURATION_HOURS="0.25", EXPIRY_BUFFER_HOURS="0", STALE_GRACE_HOURS="1.5").policy
     assert (policy.lab_duration_sec, policy.expiry_buffer_sec, policy.stale_grace_sec) == (900, 0, 5400)
     assert policy.recycle is RecyclePolicy.CONFIRM
 
