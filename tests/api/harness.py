@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 
 TRACK_TOKEN = "track-token"
 ADMIN_TOKEN = "admin-token"
+ALLOCATION = {
+    *("sandbox_id", "name", "external_id", "lease_id", "allocated_at", "expires_at"),
+    *("track_name", "sfdc_account_id"),
+}
+"""The fields of what a track is allocated."""
 ENVIRONMENT = {"BROKER_ENV": "development", "BROKER_API_TOKEN": TRACK_TOKEN, "BROKER_ADMIN_TOKEN": ADMIN_TOKEN}
 
 
@@ -140,13 +145,12 @@ class Api:
     def allocate(self, track_id: str = "track-1", **headers: str) -> dict[str, Any]:
         """Allocate a sandbox and return the answer's body."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = self.track("POST", "/v1/allocate", track_id, headers=named)
-        assert answer.status_code == 201, answer.text
-        return body_of(answer)
+        return body_of(self.track("POST", "/v1/allocate", track_id, headers=named), 201)
 
 
-def body_of(answer: TestResponse) -> dict[str, Any]:
-    """Return an answer's JSON object."""
+def body_of(answer: TestResponse, status: int | None = None) -> dict[str, Any]:
+    """Return an answer's JSON object, after checking the status if one is given."""
+    assert answer.status_code == (status or answer.status_code), answer.text
     body = answer.get_json()
     assert isinstance(body, dict)
     return body
@@ -162,6 +166,13 @@ def error_of(answer: TestResponse) -> dict[str, Any]:
     )
     assert error["request_id"] == answer.headers["X-Request-ID"]
     assert answer.headers.get("Retry-After") == (str(error["retry_after"]) if "retry_after" in error else None)
+    return error
+
+
+def assert_error(answer: TestResponse, status: int, code: str) -> dict[str, Any]:
+    """Check an answer's status and the code of its error, and return the error."""
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (status, code)
     return error
 
 

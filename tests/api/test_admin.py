@@ -12,40 +12,24 @@ from broker_common.core.errors import UnreadableRecord
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Pause, Pauses, Watermark
-from tests.api.harness import Api, body_of, error_of, make_api, named_token, refusing
+from tests.api.harness import ALLOCATION, Api, assert_error, body_of, error_of, make_api, named_token, refusing
 from tests.fakes import SPOILED, START, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-EVERY_FIELD = {
-    "sandbox_id",
-    "name",
-    "external_id",
-    "lease_id",
-    "allocated_at",
-    "expires_at",
-    "track_name",
-    "sfdc_account_id",
-    "status",
-    "allocated_to_track",
-    "idempotency_key",
-    "dirty",
-    "deletion_requested_at",
-    "deletion_reason",
-    "deletion_retry_count",
-    "deletion_last_error",
-    "next_attempt_at",
-    "last_synced",
-    "stale_since",
-    "last_track_id",
-    "last_lease_id",
-    "created_at",
-    "updated_at",
-    "version",
-    "ready_at",
-    "quarantine_reason",
+EVERY_FIELD = ALLOCATION | {
+    *("status", "allocated_to_track", "idempotency_key", "dirty", "version", "created_at", "updated_at"),
+    *("deletion_requested_at", "deletion_reason", "deletion_retry_count", "deletion_last_error", "next_attempt_at"),
+    *("last_synced", "stale_since", "last_track_id", "last_lease_id", "ready_at", "quarantine_reason"),
 }
+ON_ONE_SANDBOX = [
+    ("GET", "", None),
+    ("POST", "/release", {"lease_id": "l"}),
+    ("POST", "/quarantine", {"reason": "r"}),
+    ("DELETE", "/quarantine", None),
+    ("POST", "/retry-deletion", None),
+]
 FAILED = make_sandbox(
     "f",
     status=Status.DELETION_FAILED,
@@ -59,12 +43,17 @@ FAILED = make_sandbox(
 
 
 def listed(api: Api, query: str) -> dict[str, Any]:
-    answer = api.admin("GET", f"/v1/admin/sandboxes{query}")
-    assert answer.status_code == 200, answer.text
-    body = body_of(answer)
+    body = body_of(api.admin("GET", f"/v1/admin/sandboxes{query}"), 200)
     assert set(body) == {"sandboxes", "count", "unreadable", "cursor"}
     assert body["count"] == len(body["sandboxes"])
     return body
+
+
+def sandbox_of(api: Api, method: str, path: str, **options: Any) -> dict[str, Any]:
+    """Make a call that answers a sandbox, and return the sandbox after checking that it has every field."""
+    sandbox = body_of(api.admin(method, f"/v1/admin/sandboxes/{path}", **options), 200)
+    assert set(sandbox) == EVERY_FIELD
+    return sandbox
 
 
 def ids(body: dict[str, Any]) -> set[str]:
@@ -84,10 +73,7 @@ def walk(api: Api, query: str) -> list[str]:
 
 def test_an_operator_reads_every_field(api: Api) -> None:
     api.store.seed(FAILED)
-    answer = api.admin("GET", "/v1/admin/sandboxes/f")
-    body = body_of(answer)
-    assert answer.status_code == 200
-    assert set(body) == EVERY_FIELD
+    body = sandbox_of(api, "GET", "f")
     assert body["deletion_reason"] == "marked_by_track"
     assert body["deletion_last_error"] == "HTTP 422"
     assert (body["deletion_retry_count"], body["dirty"], body["version"]) == (8, True, 1)
@@ -108,22 +94,11 @@ def test_an_operator_reads_tombstones_too(api: Api) -> None:
     assert body_of(api.admin("GET", "/v1/admin/sandboxes/t"))["status"] == "deleted"
 
 
-@pytest.mark.parametrize(
-    ("method", "action", "body"),
-    [
-        ("GET", "", None),
-        ("POST", "/release", {"lease_id": "l"}),
-        ("POST", "/quarantine", {"reason": "r"}),
-        ("DELETE", "/quarantine", None),
-        ("POST", "/retry-deletion", None),
-    ],
-)
+@pytest.mark.parametrize(("method", "action", "body"), ON_ONE_SANDBOX)
 def test_an_operation_on_a_sandbox_that_is_not_there_answers_404(
     api: Api, method: str, action: str, body: dict[str, str] | None
 ) -> None:
-    answer = api.admin(method, f"/v1/admin/sandboxes/nope{action}", json=body)
-    assert answer.status_code == 404
-    assert error_of(answer)["code"] == "SANDBOX_NOT_FOUND"
+    assert_error(api.admin(method, f"/v1/admin/sandboxes/nope{action}", json=body), 404, "SANDBOX_NOT_FOUND")
 
 
 def test_the_last_sync_counts_for_available_sandboxes_that_it_did_not_have_to_write(api: Api) -> None:
@@ -254,22 +229,13 @@ def test_a_listing_of_a_track_goes_past_what_cannot_be_read(held_by_one_track: A
     assert ids(listed(held_by_one_track, f"?track_id=track-1&cursor={first['cursor']}")) == {"1", "2"}
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("GET", "/7", None),
-        ("POST", "/7/release", {"lease_id": "l"}),
-        ("POST", "/7/quarantine", {"reason": "r"}),
-        ("DELETE", "/7/quarantine", None),
-        ("POST", "/7/retry-deletion", None),
-    ],
-)
+@pytest.mark.parametrize(("method", "action", "body"), ON_ONE_SANDBOX)
 def test_a_record_that_cannot_be_read_answers_503_and_says_why(
-    api: Api, method: str, path: str, body: dict[str, str] | None
+    api: Api, method: str, action: str, body: dict[str, str] | None
 ) -> None:
     api.store.seed(make_sandbox("7"))
     api.store.spoil("7")
-    answer = api.admin(method, f"/v1/admin/sandboxes{path}", json=body)
+    answer = api.admin(method, f"/v1/admin/sandboxes/7{action}", json=body)
     assert answer.status_code == 503
     error = error_of(answer)
     assert (error["code"], error["message"]) == ("SERVICE_UNAVAILABLE", f"sandbox '7' cannot be read: {SPOILED}")
@@ -277,9 +243,7 @@ def test_a_record_that_cannot_be_read_answers_503_and_says_why(
 
 def test_stats_count_the_pool_by_status_without_tombstones(api: Api) -> None:
     api.store.seed(make_sandbox("1"), make_sandbox("2"), FAILED, make_sandbox("t", status=Status.DELETED))
-    answer = api.admin("GET", "/v1/admin/stats")
-    assert answer.status_code == 200
-    assert body_of(answer) == {
+    assert body_of(api.admin("GET", "/v1/admin/stats"), 200) == {
         "available": 2,
         "allocated": 0,
         "pending_deletion": 0,
@@ -326,10 +290,7 @@ def test_a_release_ends_the_allocation_under_the_lease(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
     lease_id = api.allocate()["lease_id"]
     for _ in range(2):
-        answer = api.admin("POST", "/v1/admin/sandboxes/7/release", json={"lease_id": lease_id})
-        body = body_of(answer)
-        assert answer.status_code == 200
-        assert set(body) == EVERY_FIELD
+        body = sandbox_of(api, "POST", "7/release", json={"lease_id": lease_id})
         assert (body["status"], body["deletion_reason"]) == ("pending_deletion", "released_by_operator")
         assert body["last_lease_id"] == lease_id
     assert body_of(api.track("GET", "/v1/sandboxes"))["count"] == 0
@@ -339,27 +300,21 @@ def test_a_release_under_another_lease_answers_409(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
     api.allocate()
     answer = api.admin("POST", "/v1/admin/sandboxes/7/release", json={"lease_id": "another"})
-    assert answer.status_code == 409
-    assert error_of(answer)["code"] == "LEASE_MISMATCH"
+    assert_error(answer, 409, "LEASE_MISMATCH")
 
 
 @pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE])
 def test_a_quarantined_sandbox_keeps_the_reason(api: Api, status: Status) -> None:
     api.store.seed(make_sandbox("7", status=status))
     reason = "naïve user broke it - " + "x" * 478
-    answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": reason})
-    body = body_of(answer)
-    assert answer.status_code == 200
-    assert set(body) == EVERY_FIELD
+    body = sandbox_of(api, "POST", "7/quarantine", json={"reason": reason})
     assert (body["status"], body["deletion_last_error"]) == ("deletion_failed", reason)
 
 
 @pytest.mark.parametrize("status", [Status.DELETION_FAILED, Status.DELETED])
 def test_what_is_set_aside_or_removed_already_cannot_be_quarantined(api: Api, status: Status) -> None:
     api.store.seed(make_sandbox("7", status=status))
-    answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "r"})
-    assert answer.status_code == 409
-    assert error_of(answer)["code"] == "INVALID_TRANSITION"
+    assert_error(api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "r"}), 409, "INVALID_TRANSITION")
 
 
 @pytest.fixture
@@ -367,10 +322,7 @@ def quarantined(api: Api) -> Api:
     """Return an API where track-1 holds sandbox 7, and an operator wants it set aside."""
     api.store.seed(make_sandbox("7"))
     api.allocate()
-    answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "it smells"})
-    assert answer.status_code == 200, answer.text
-    body = body_of(answer)
-    assert set(body) == EVERY_FIELD
+    body = sandbox_of(api, "POST", "7/quarantine", json={"reason": "it smells"})
     assert (body["status"], body["quarantine_reason"]) == ("allocated", "it smells")
     return api
 
@@ -386,19 +338,14 @@ def test_a_held_sandbox_that_is_quarantined_stays_with_its_track_which_is_not_to
 
 def test_a_quarantine_is_lifted_and_that_may_be_repeated(quarantined: Api) -> None:
     for _ in range(2):
-        answer = quarantined.admin("DELETE", "/v1/admin/sandboxes/7/quarantine")
-        body = body_of(answer)
-        assert answer.status_code == 200
-        assert set(body) == EVERY_FIELD
+        body = sandbox_of(quarantined, "DELETE", "7/quarantine")
         assert (body["status"], body["quarantine_reason"]) == ("allocated", None)
 
 
 @pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED, Status.DELETED])
 def test_what_nobody_uses_has_no_quarantine_to_be_lifted(api: Api, status: Status) -> None:
     api.store.seed(make_sandbox("7", status=status))
-    answer = api.admin("DELETE", "/v1/admin/sandboxes/7/quarantine")
-    assert answer.status_code == 409
-    assert error_of(answer)["code"] == "INVALID_TRANSITION"
+    assert_error(api.admin("DELETE", "/v1/admin/sandboxes/7/quarantine"), 409, "INVALID_TRANSITION")
 
 
 def test_what_is_held_cannot_be_quarantined_while_a_release_before_this_one_may_run(api: Api) -> None:
@@ -407,9 +354,7 @@ def test_what_is_held_cannot_be_quarantined_while_a_release_before_this_one_may_
     api.store.is_upgraded = False
     api.clock.advance(5)
     answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "r"})
-    assert answer.status_code == 503
-    error = error_of(answer)
-    assert error["code"] == "UPGRADE_UNFINISHED"
+    error = assert_error(answer, 503, "UPGRADE_UNFINISHED")
     assert "broker upgrade finish" in error["message"]
 
 
@@ -421,25 +366,18 @@ def test_a_sandbox_that_rests_says_until_when(api: Api) -> None:
 
 def test_a_failed_deletion_is_tried_again(api: Api) -> None:
     api.store.seed(FAILED)
-    answer = api.admin("POST", "/v1/admin/sandboxes/f/retry-deletion")
-    body = body_of(answer)
-    assert answer.status_code == 200
-    assert set(body) == EVERY_FIELD
+    body = sandbox_of(api, "POST", "f/retry-deletion")
     assert (body["status"], body["deletion_retry_count"]) == ("pending_deletion", 0)
 
 
 def test_only_a_failed_deletion_can_be_tried_again(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
-    answer = api.admin("POST", "/v1/admin/sandboxes/7/retry-deletion")
-    assert answer.status_code == 409
-    assert error_of(answer)["code"] == "INVALID_TRANSITION"
+    assert_error(api.admin("POST", "/v1/admin/sandboxes/7/retry-deletion"), 409, "INVALID_TRANSITION")
 
 
 def test_a_bulk_retry_says_how_many_it_sent_back(api: Api) -> None:
     api.store.seed(FAILED, make_sandbox("g", status=Status.DELETION_FAILED), make_sandbox("7"))
-    answer = api.admin("POST", "/v1/admin/bulk-retry")
-    body = body_of(answer)
-    assert answer.status_code == 200
+    body = body_of(api.admin("POST", "/v1/admin/bulk-retry"), 200)
     assert set(body) == {"retried", "duration_ms"}
     assert body["retried"] == 2
     assert body_of(api.admin("GET", "/v1/admin/stats"))["pending_deletion"] == 2
@@ -448,9 +386,7 @@ def test_a_bulk_retry_says_how_many_it_sent_back(api: Api) -> None:
 @pytest.mark.parametrize("status", [Status.STALE, Status.DELETION_FAILED])
 def test_a_bulk_delete_removes_the_records_of_one_status(api: Api, status: Status) -> None:
     api.store.seed(make_sandbox("1", status=status), make_sandbox("2", status=status, dirty=True), make_sandbox("3"))
-    answer = api.admin("POST", f"/v1/admin/bulk-delete?status={status}")
-    body = body_of(answer)
-    assert answer.status_code == 200
+    body = body_of(api.admin("POST", f"/v1/admin/bulk-delete?status={status}"), 200)
     assert set(body) == {"deleted", "duration_ms"}
     assert body["deleted"] == 2
     left = {sandbox_id: sandbox.status for sandbox_id, sandbox in api.store.dump()[0].items()}
@@ -507,6 +443,5 @@ def test_pauses_are_read_from_the_store_each_time(api: Api) -> None:
 def test_an_admin_call_while_the_store_is_away_answers_503(method: str, path: str, fails: str) -> None:
     api = make_api(around=refusing(fails))
     answer = api.admin(method, path)
-    assert answer.status_code == 503
-    assert error_of(answer)["code"] == "SERVICE_UNAVAILABLE"
+    assert_error(answer, 503, "SERVICE_UNAVAILABLE")
     assert int(answer.headers["Retry-After"]) > 0

@@ -72,11 +72,7 @@ def test_an_origin_that_is_configured_may_read_answers_and_their_headers() -> No
     assert "Origin" in answer.headers.getlist("Vary")
     exposed = {name.strip() for name in answer.headers["Access-Control-Expose-Headers"].split(",")}
     assert {
-        "X-Request-ID",
-        "Retry-After",
-        "Idempotent-Replayed",
-        "X-RateLimit-Remaining",
-        "RateLimit",
+        *("X-Request-ID", "Retry-After", "Idempotent-Replayed", "X-RateLimit-Remaining", "RateLimit"),
         "RateLimit-Policy",
     } <= exposed
 

@@ -13,7 +13,7 @@ from broker_api.error_answers import describe
 from broker_api.errors import ANSWERED, ERROR_CODES, ERROR_OF, ERRORS, ErrorCode
 from broker_common.core.errors import BrokerError, SandboxNotFound, StoreRejected
 from broker_common.core.ports import Allowance
-from tests.api.harness import Api, body_of, error_of, make_api
+from tests.api.harness import Api, assert_error, body_of, error_of, make_api
 from tests.fakes import StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def test_a_request_that_the_store_calls_malformed_answers_500_without_its_text_w
 ) -> None:
     monkeypatch.setattr(Broken, "fault", StoreRejected("DynamoDB calls the request malformed: a-secret-value"))
     answer = make_api(around=Broken).admin("GET", "/v1/admin/sandboxes")
-    assert (answer.status_code, error_of(answer)["code"]) == (500, "INTERNAL_ERROR")
+    assert_error(answer, 500, "INTERNAL_ERROR")
     assert "secret" not in answer.text
     assert "INTERNAL_ERROR: DynamoDB calls the request malformed: a-secret-value" in caplog.text
 
@@ -98,34 +98,24 @@ def test_an_error_that_stands_in_no_table_is_unexpected(fault: Exception, monkey
     monkeypatch.setattr(Broken, "fault", fault)
     monkeypatch.delitem(cast("dict[type, ErrorCode]", ERROR_OF), SandboxNotFound)
     answer = make_api(around=Broken).admin("GET", "/v1/admin/sandboxes")
-    assert (answer.status_code, error_of(answer)["code"]) == (500, "INTERNAL_ERROR")
+    assert_error(answer, 500, "INTERNAL_ERROR")
     assert "secret" not in answer.text
 
 
-PROBLEM = "application/problem+json"
+JSON, PROBLEM = "application/json", "application/problem+json"
 
 
 @pytest.mark.parametrize(
     ("accept", "media_type"),
     [
-        (None, "application/json"),
-        ("", "application/json"),
-        ("*/*", "application/json"),
-        ("application/*", "application/json"),
-        ("application/json", "application/json"),
-        ("text/html", "application/json"),
-        ("nonsense", "application/json"),
-        (PROBLEM, PROBLEM),
-        ("Application/Problem+JSON", PROBLEM),
-        (f"{PROBLEM}, */*", PROBLEM),
+        *((each, JSON) for each in (None, "", "*/*", "application/*", JSON, "text/html", "nonsense")),
+        *((each, PROBLEM) for each in (PROBLEM, "Application/Problem+JSON", f"{PROBLEM}, */*")),
         (f"{PROBLEM};q=0.5, */*;q=0.5", PROBLEM),
         # Such a caller takes plain JSON for answers that are no errors.
         (f"application/json, {PROBLEM}", PROBLEM),
         (f"application/json;q=0.5, {PROBLEM};q=0.9", PROBLEM),
-        (f"application/json, {PROBLEM};q=0.9", "application/json"),
-        (f"{PROBLEM};q=0.1, */*", "application/json"),
-        (f"{PROBLEM};q=0", "application/json"),
-        (f"{PROBLEM};q=0, */*;q=0.1", "application/json"),
+        *((f"{PROBLEM};{each}", JSON) for each in ("q=0.1, */*", "q=0", "q=0, */*;q=0.1")),
+        (f"application/json, {PROBLEM};q=0.9", JSON),
     ],
 )
 def test_an_error_comes_in_the_shape_that_the_caller_prefers(api: Api, accept: str | None, media_type: str) -> None:
@@ -207,11 +197,6 @@ def test_a_request_is_logged_under_its_id_principal_and_track_and_leaves_none_be
     api.track("GET", "/v1/sandboxes", "track-1", headers={"X-Request-ID": "req-1"})
     assert seen == [{"request_id": "req-1", "principal": "track", "track_id": "track-1"}]
     assert structlog.contextvars.get_contextvars() == {}
-
-
-def test_the_retry_time_stands_in_header_and_body(api: Api) -> None:
-    answer = api.track("POST", "/v1/allocate")
-    assert answer.headers["Retry-After"] == str(error_of(answer)["retry_after"])
 
 
 def test_a_message_tells_what_it_is_about(api: Api) -> None:

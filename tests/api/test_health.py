@@ -23,15 +23,11 @@ if TYPE_CHECKING:
 def test_a_process_that_runs_is_healthy_and_touches_nothing() -> None:
     api = make_api(around=lambda _: None)
     api.queue.down = True
-    answer = api.call("GET", "/healthz")
-    assert answer.status_code == 200
-    assert body_of(answer) == {"status": "healthy", "timestamp": START}
+    assert body_of(api.call("GET", "/healthz"), 200) == {"status": "healthy", "timestamp": START}
 
 
 def test_a_process_whose_store_answers_is_ready(api: Api) -> None:
-    answer = api.call("GET", "/readyz")
-    assert answer.status_code == 200
-    assert body_of(answer) == {
+    assert body_of(api.call("GET", "/readyz"), 200) == {
         "status": "ready",
         "timestamp": START,
         "checks": {"dynamodb": "ok", "clock": "ok", "table": "ok", "redis": "ok"},
@@ -106,9 +102,7 @@ def test_a_process_is_ready_however_long_its_requests_may_take(ministack_url: st
 
 def test_a_process_that_is_about_to_stop_is_not_ready_and_still_serves(api: Api) -> None:
     runtime_of(api.app).draining.set()
-    answer = api.call("GET", "/readyz")
-    assert answer.status_code == 503
-    assert body_of(answer)["status"] == "not_ready"
+    assert body_of(api.call("GET", "/readyz"), 503)["status"] == "not_ready"
     assert api.call("GET", "/healthz").status_code == 200
     assert api.track("GET", "/v1/sandboxes").status_code == 200
 

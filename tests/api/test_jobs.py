@@ -12,7 +12,7 @@ from broker_api.runtime import runtime_of
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
 from broker_common.core.principals import Actor
-from tests.api.harness import Api, body_of, error_of, make_api
+from tests.api.harness import Api, assert_error, body_of, error_of, make_api
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def test_a_sync_may_be_forced(api: Api, force: bool) -> None:
 @pytest.mark.parametrize(("path", "_job"), STARTS)
 def test_a_queue_that_is_down_answers_503(api: Api, path: str, _job: str) -> None:
     api.queue.down = True
-    answer = api.admin("POST", path, headers={"Prefer": "wait=5"})
-    assert answer.status_code == 503
-    assert error_of(answer)["code"] == "QUEUE_UNAVAILABLE"
+    assert_error(api.admin("POST", path, headers={"Prefer": "wait=5"}), 503, "QUEUE_UNAVAILABLE")
     assert api.clock.monotonic() == 0
 
 
@@ -118,9 +116,7 @@ def test_a_queue_that_goes_down_while_a_caller_waits_does_not_undo_the_start(api
         return find(job_id)
 
     api.queue.find = find_once_then_down  # type: ignore[method-assign, assignment] # the queue goes down here
-    answer = api.admin("POST", "/v1/admin/sync", headers={"Prefer": "wait=5"})
-    assert answer.status_code == 202
-    assert body_of(answer)["job_id"] == "job-1"
+    assert body_of(api.admin("POST", "/v1/admin/sync", headers={"Prefer": "wait=5"}), 202)["job_id"] == "job-1"
 
 
 def test_nobody_waits_while_the_process_is_about_to_stop(api: Api) -> None:
@@ -181,16 +177,13 @@ def test_a_failed_run_says_why(api: Api) -> None:
 
 @pytest.mark.parametrize("job_id", ["job-1", "nonsense", "job-0"])
 def test_a_run_that_is_not_known_answers_404(api: Api, job_id: str) -> None:
-    answer = api.admin("GET", f"/v1/admin/jobs/{job_id}")
-    assert answer.status_code == 404
-    assert error_of(answer)["code"] == "JOB_NOT_FOUND"
+    assert_error(api.admin("GET", f"/v1/admin/jobs/{job_id}"), 404, "JOB_NOT_FOUND")
 
 
-def test_a_run_cannot_be_looked_up_while_the_queue_is_down(api: Api) -> None:
+@pytest.mark.parametrize("path", ["/v1/admin/jobs/job-1", "/v1/admin/jobs"], ids=["one", "all"])
+def test_runs_cannot_be_read_while_the_queue_is_down(api: Api, path: str) -> None:
     api.queue.down = True
-    answer = api.admin("GET", "/v1/admin/jobs/job-1")
-    assert answer.status_code == 503
-    assert error_of(answer)["code"] == "QUEUE_UNAVAILABLE"
+    assert_error(api.admin("GET", path), 503, "QUEUE_UNAVAILABLE")
 
 
 @pytest.fixture
@@ -212,9 +205,7 @@ def asked(api: Api) -> Api:
     ],
 )
 def test_the_last_runs_of_one_job_or_of_all_are_listed_newest_first(asked: Api, query: str, found: list[str]) -> None:
-    answer = asked.admin("GET", f"/v1/admin/jobs{query}")
-    assert answer.status_code == 200
-    body = body_of(answer)
+    body = body_of(asked.admin("GET", f"/v1/admin/jobs{query}"), 200)
     assert [run["job_id"] for run in body["runs"]] == found
     assert body["count"] == len(found)
 
@@ -236,14 +227,8 @@ def test_twenty_runs_are_listed_if_nothing_is_said(api: Api) -> None:
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("job=nonsense", "job"),
-        ("job=purge-stale", "job"),
-        ("job=", "job"),
-        ("limit=0", "limit"),
-        ("limit=101", "limit"),
-        ("limit=-1", "limit"),
-        ("limit=many", "limit"),
-        ("limit=1&limit=2", "limit"),
+        *((f"job={each}", "job") for each in ("nonsense", "purge-stale", "")),
+        *((f"limit={each}", "limit") for each in ("0", "101", "-1", "many", "1&limit=2")),
         ("cursor=x", "cursor"),
     ],
 )
@@ -251,13 +236,6 @@ def test_a_listing_of_runs_names_the_parameter_that_is_wrong(api: Api, query: st
     answer = api.admin("GET", f"/v1/admin/jobs?{query}")
     assert answer.status_code == 400
     assert error_of(answer)["details"].keys() == {field}
-
-
-def test_runs_cannot_be_listed_while_the_queue_is_down(api: Api) -> None:
-    api.queue.down = True
-    answer = api.admin("GET", "/v1/admin/jobs")
-    assert answer.status_code == 503
-    assert error_of(answer)["code"] == "QUEUE_UNAVAILABLE"
 
 
 def test_jobs_are_started_and_found_while_the_store_is_away() -> None:

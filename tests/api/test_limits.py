@@ -10,7 +10,7 @@ import pytest
 from broker_api.threads import ThreadBudget
 from broker_common.core.deadline import time_left
 from broker_common.core.errors import StoreUnavailable
-from tests.api.harness import error_of, make_api
+from tests.api.harness import assert_error, make_api
 from tests.fakes import FakeClock, StoreWrapper
 
 
@@ -64,7 +64,7 @@ def test_health_is_told_and_more_requests_are_refused_while_the_store_hangs() ->
         finally:
             go_on.set()
         assert [answer.result(30).status_code for answer in hanging] == [200, 200]
-    assert (refused.status_code, error_of(refused)["code"]) == (503, "SERVICE_UNAVAILABLE")
+    assert_error(refused, 503, "SERVICE_UNAVAILABLE")
     assert int(refused.headers["Retry-After"]) > 0
     assert (healthy.status_code, ready.status_code) == (200, 200)
     assert api.track("GET", "/v1/sandboxes").status_code == 200

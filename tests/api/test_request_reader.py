@@ -112,13 +112,8 @@ def test_where_bytes_are_wrong_gunicorn_and_the_reader_do_not_differ_unnoticed(
 @pytest.mark.parametrize(
     "received",
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"\x00",
-        b"\r\n\r\n",
-        b"\nGET / HTTP/1.1",
-        b"\r\r\n",
-        b"GET / HTTP/1.1\nHost: broker\n\n",
-        b"GET / HTTP/1.1\r\nHost: broker\n",
+        *(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00", b"\r\n\r\n", b"\nGET / HTTP/1.1"),
+        *(b"\r\r\n", b"GET / HTTP/1.1\nHost: broker\n\n", b"GET / HTTP/1.1\r\nHost: broker\n"),
     ],
 )
 def test_what_cannot_become_a_request_is_refused_without_waiting_for_more(received: bytes) -> None:

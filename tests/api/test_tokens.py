@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from broker_api.auth import actor
 from broker_common.core.principals import Actor
-from tests.api.harness import Api, body_of, error_of, make_api, named_token
+from tests.api.harness import Api, assert_error, body_of, error_of, make_api, named_token
 from tests.fakes import StoreWrapper
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_a_bound_token_is_refused_for_another_track_on_every_call() -> None:
         ("POST", "/v1/sandboxes/1/mark-for-deletion"),
     ):
         answer = api.call(method, path, headers=headers)
-        assert (answer.status_code, error_of(answer)["code"]) == (403, "FORBIDDEN")
+        assert_error(answer, 403, "FORBIDDEN")
 
 
 def test_a_bound_token_does_not_use_up_what_another_track_may_ask_for() -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+import boto3
 import requests
 
 from deploy.dev import programs
@@ -24,6 +25,8 @@ from deploy.dev.processes import Process, free_ports, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
+
+    from mypy_boto3_dynamodb import DynamoDBClient
 
     from deploy.dev.plan import Plan
     from deploy.dev.processes import Program
@@ -132,6 +135,29 @@ class Stack:
     def csp_url(self) -> str:
         """Where the provider answers."""
         return self.plan.env["CSP_BASE_URL"]
+
+    def switch(self, **switches: Any) -> None:
+        """Set these switches of the provider."""
+        requests.patch(f"{self.csp_url}/_mock/switches", json=switches, timeout=30).raise_for_status()
+
+    def delete_log(self) -> dict[str, Any]:
+        """Return the `deletes` that the provider was asked for, and how many were `in_flight` at once."""
+        found: dict[str, Any] = requests.get(f"{self.csp_url}/_mock/deletes", timeout=30).json()
+        return found
+
+    def forget_deletes(self) -> None:
+        """Empty the provider's log of deletes."""
+        requests.delete(f"{self.csp_url}/_mock/deletes", timeout=30).raise_for_status()
+
+    def stats(self) -> dict[str, int]:
+        """Return the counts of the pool."""
+        found: dict[str, int] = self.as_admin("GET", "/stats").json()
+        return found
+
+    def dynamodb(self) -> DynamoDBClient:
+        """Return a client that writes past the broker."""
+        session = boto3.Session("test", "test", region_name="us-east-1")
+        return session.client("dynamodb", endpoint_url=self.plan.env["DDB_ENDPOINT_URL"])
 
     def __enter__(self) -> Self:
         try:

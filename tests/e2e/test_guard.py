@@ -136,11 +136,6 @@ class Wrong:
         return {"status_code": answer.status_code, **answer.json()}
 
 
-def deletes_of(stack: Stack) -> list[Any]:
-    calls: list[Any] = requests.get(f"{stack.csp_url}/_mock/deletes", timeout=10).json()["deletes"]
-    return calls
-
-
 def test_a_worker_six_hours_ahead_ends_no_live_allocation_and_is_red(
     tmp_path: Path, ministack_url: str, aws_environment: dict[str, str]
 ) -> None:
@@ -176,12 +171,12 @@ def test_a_worker_two_hours_ahead_delivers_no_running_delete_again_and_sends_no_
         _, held = allocate(stack, "track-0")
         stack.as_track("track-0", "POST", f"/sandboxes/{held}/mark-for-deletion")
         stack.as_admin("POST", "/cleanup")
-        assert wait_until(lambda: len(deletes_of(stack)) == 1, PATIENCE_SEC)
+        assert wait_until(lambda: len(stack.delete_log()["deletes"]) == 1, PATIENCE_SEC)
         stack.start("late")
         assert wait_until(
             lambda: stack.as_admin("GET", f"/sandboxes/{held}").json()["status"] == "available", PATIENCE_SEC
         )
-        assert len(deletes_of(stack)) == 1
+        assert len(stack.delete_log()["deletes"]) == 1
         assert not any("Delete ended" in record["message"] for record in stack.records("late"))
 
 

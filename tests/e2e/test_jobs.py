@@ -39,9 +39,9 @@ def well_behaved_provider(request: pytest.FixtureRequest) -> None:
         stack.as_admin("POST", "/bulk-retry")
         stack.run_job("cleanup")
         stack.run_job("sync")
-        return int(stats(stack)["available"]) == 30
+        return stack.stats()["available"] == 30
 
-    assert wait_until(is_free, 60), stats(stack)
+    assert wait_until(is_free, 60), stack.stats()
 
 
 def switch(stack: Stack, **switches: Any) -> None:
@@ -50,19 +50,13 @@ def switch(stack: Stack, **switches: Any) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def stats(stack: Stack) -> dict[str, Any]:
-    found: dict[str, Any] = stack.as_admin("GET", "/stats").json()
-    return found
-
-
 def record_of(stack: Stack, sandbox_id: str) -> dict[str, Any]:
     found: dict[str, Any] = stack.as_admin("GET", f"/sandboxes/{sandbox_id}").json()
     return found
 
 
 def deletes_of(stack: Stack, external_id: str) -> int:
-    found = requests.get(f"{stack.csp_url}/_mock/deletes", timeout=10).json()["deletes"]
-    return sum(delete["external_id"] == external_id for delete in found)
+    return sum(delete["external_id"] == external_id for delete in stack.delete_log()["deletes"])
 
 
 def allocate(stack: Stack, track: str) -> dict[str, Any]:
@@ -169,7 +163,7 @@ def test_a_list_that_cannot_be_believed_changes_nothing(stack: Stack, trouble: d
     run = stack.run_job("sync")
     assert run["state"] == "failed"
     assert run["error"]
-    assert stats(stack)["available"] == 30
+    assert stack.stats()["available"] == 30
 
 
 @pytest.mark.parametrize("paging", ["offset", "link", "limit", "number"])
@@ -177,7 +171,7 @@ def test_every_page_of_the_list_is_read(stack: Stack, paging: str) -> None:
     switch(stack, paging=paging, page_size=7)
     run = stack.run_job("sync")
     assert (run["state"], run["result"]["synced"]) == ("succeeded", 30)
-    assert stats(stack)["available"] == 30
+    assert stack.stats()["available"] == 30
 
 
 def test_one_malformed_account_is_skipped_and_the_rest_goes_on(stack: Stack) -> None:
@@ -219,13 +213,13 @@ def test_too_many_missing_accounts_brake_the_sync_unless_it_is_forced(tmp_path: 
         braked = stack.run_job("sync")
         assert braked["state"] == "failed"
         assert "20 of 30" in braked["error"]
-        assert stats(stack)["stale"] == 0
+        assert stack.stats()["stale"] == 0
         forced = stack.run_job("sync", json={"force": True})
         assert (forced["state"], forced["result"]["stale"]) == ("succeeded", 20)
-        assert stats(stack)["stale"] == 20
+        assert stack.stats()["stale"] == 20
         deleted = stack.as_admin("POST", "/bulk-delete?status=stale")
         assert deleted.json()["deleted"] == 20
-        assert stats(stack)["total"] == 10
+        assert stack.stats()["total"] == 10
 
 
 def test_an_operator_releases_an_allocation_by_its_lease(stack: Stack) -> None:
@@ -324,7 +318,7 @@ def test_a_pool_of_three_thousand_is_synced_given_out_and_listed(tmp_path: Path)
 
         assert wait_until(lambda: state() not in {"queued", "running"}, 110)
         assert state() == "succeeded"
-        assert stats(stack)["available"] == 3000
+        assert stack.stats()["available"] == 3000
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda number: stack.as_track(f"track-{number}", "POST", "/allocate"), range(40)))
         assert {answer.status_code for answer in answers} == {201}

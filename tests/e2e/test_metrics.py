@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
-import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,37 +17,20 @@ from tests.e2e.stack import Stack
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mypy_boto3_dynamodb import DynamoDBClient
-
 SETTINGS = {"API_WORKERS": "3"}
 POOL_GAUGES = {
-    "broker_pool_available",
-    "broker_pool_allocated",
-    "broker_pool_pending_deletion",
-    "broker_pool_stale",
-    "broker_pool_deletion_failed",
-    "broker_pool_total",
-    "broker_oldest_pending_deletion_seconds",
+    *("broker_pool_available", "broker_pool_allocated", "broker_pool_pending_deletion", "broker_pool_stale"),
+    *("broker_pool_deletion_failed", "broker_pool_total", "broker_oldest_pending_deletion_seconds"),
 }
 OF_TRACKS = {
-    "broker_allocate_total",
-    "broker_allocate_conflicts_total",
-    "broker_allocate_idempotent_hits_total",
-    "broker_allocation_latency_seconds_bucket",
-    "broker_deletion_marked_total",
-    "broker_request_latency_seconds_bucket",
-    "http_requests_total",
+    *("broker_allocate_total", "broker_allocate_conflicts_total", "broker_allocate_idempotent_hits_total"),
+    *("broker_allocation_latency_seconds_bucket", "broker_deletion_marked_total"),
+    *("broker_request_latency_seconds_bucket", "http_requests_total"),
 }
 OF_JOBS = {
-    "broker_sync_total",
-    "broker_sync_sandboxes_synced_total",
-    "broker_sync_sandboxes_stale_total",
-    "broker_cleanup_total",
-    "broker_cleanup_deleted_total",
-    "broker_cleanup_failed_total",
-    "broker_expiry_total",
-    "broker_job_duration_seconds_bucket",
-    "broker_job_last_success_timestamp_seconds",
+    *("broker_sync_total", "broker_sync_sandboxes_synced_total", "broker_sync_sandboxes_stale_total"),
+    *("broker_cleanup_total", "broker_cleanup_deleted_total", "broker_cleanup_failed_total"),
+    *("broker_expiry_total", "broker_job_duration_seconds_bucket", "broker_job_last_success_timestamp_seconds"),
     "broker_csp_request_seconds_bucket",
 }
 OF_BOTH = {"broker_expiry_marked_total", "broker_dynamodb_request_seconds_bucket"}
@@ -113,17 +94,6 @@ def hanging(stack: Stack, name: str) -> Iterator[None]:
         yield
     finally:
         stack.kill(name, signal.SIGCONT)
-
-
-@pytest.fixture
-def table(stack: Stack) -> DynamoDBClient:
-    return boto3.client(
-        "dynamodb",
-        region_name="us-east-1",
-        endpoint_url=stack.plan.env["DDB_ENDPOINT_URL"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
 
 
 def test_seed_test_1_the_metrics_endpoint(tmp_path: Path) -> None:
@@ -239,8 +209,8 @@ def test_the_api_is_not_ready_while_its_store_hangs_and_is_alive(stack: Stack) -
     assert wait_until(lambda: ready(stack)[0] == 200, FOLLOW_SEC)
 
 
-def test_the_api_is_not_ready_while_its_table_is_missing(stack: Stack, table: DynamoDBClient) -> None:
-    table.delete_table(TableName=stack.plan.settings.ddb_table_name)
+def test_the_api_is_not_ready_while_its_table_is_missing(stack: Stack) -> None:
+    stack.dynamodb().delete_table(TableName=stack.plan.settings.ddb_table_name)
     status, body = ready(stack)
     assert (status, body["status"]) == (503, "not_ready")
     assert body["checks"]["dynamodb"].startswith("error: ")

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 
 from deploy.dev.processes import wait_until
 
@@ -39,15 +38,6 @@ SETTINGS = {
 }
 
 
-def switch(stack: Stack, **switches: object) -> None:
-    requests.patch(f"{stack.csp_url}/_mock/switches", json=switches, timeout=10).raise_for_status()
-
-
-def deletes(stack: Stack) -> dict[str, Any]:
-    answer: dict[str, Any] = requests.get(f"{stack.csp_url}/_mock/deletes", timeout=10).json()
-    return answer
-
-
 def records(stack: Stack) -> list[dict[str, Any]]:
     found, cursor = [], None
     while True:
@@ -56,11 +46,6 @@ def records(stack: Stack) -> list[dict[str, Any]]:
         cursor = page["cursor"]
         if cursor is None:
             return found
-
-
-def statuses(stack: Stack) -> dict[str, int]:
-    counts: dict[str, int] = stack.as_admin("GET", "/stats").json()
-    return counts
 
 
 def give_back(stack: Stack, count: int) -> None:
@@ -83,23 +68,23 @@ def circuit_states(stack: Stack) -> set[float]:
 
 @pytest.mark.timeout(300)
 def test_after_sixteen_minutes_of_500s_all_are_wiped_and_none_needs_a_person(stack: Stack) -> None:
-    switch(stack, fail_deletes_for_seconds=16 * MINUTE, fail_status=500, html_errors=True)
-    requests.delete(f"{stack.csp_url}/_mock/deletes", timeout=10)
+    stack.switch(fail_deletes_for_seconds=16 * MINUTE, fail_status=500, html_errors=True)
+    stack.forget_deletes()
     give_back(stack, NIGHT)
     served: list[int] = []
 
     def is_over() -> bool:
         served.append(stack.as_track(f"late-{len(served) % 5}", "POST", "/allocate").status_code)
-        counts = statuses(stack)
+        counts = stack.stats()
         assert counts["deletion_failed"] == 0, records(stack)
         return counts["pending_deletion"] == 0
 
-    assert wait_until(is_over, 100), statuses(stack)
+    assert wait_until(is_over, 100), stack.stats()
     postponed = [record for name in WORKERS for record in stack.records(name) if record.get("outcome") == "postponed"]
     assert any("circuit breaker is open" in record["error"] for record in postponed), "the breaker has never opened"
     assert set(served) <= {200, 201}, served
-    switch(stack, html_errors=False)
-    log = deletes(stack)
+    stack.switch(html_errors=False)
+    log = stack.delete_log()
     assert log["highest_in_flight"] <= CONCURRENCY
     wiped = [each for each in log["deletes"] if each["applied"]]
     assert len(wiped) == len({each["external_id"] for each in wiped}) == NIGHT
@@ -108,19 +93,19 @@ def test_after_sixteen_minutes_of_500s_all_are_wiped_and_none_needs_a_person(sta
     for number in range(5):  # what was served meanwhile goes back
         held = stack.as_track(f"late-{number}", "POST", "/allocate").json()
         stack.as_track(f"late-{number}", "POST", f"/sandboxes/{held['sandbox_id']}/mark-for-deletion")
-    assert wait_until(lambda: statuses(stack)["available"] == POOL, 60), statuses(stack)
+    assert wait_until(lambda: stack.stats()["available"] == POOL, 60), stack.stats()
 
 
 @pytest.mark.timeout(300)
 def test_a_locked_door_loses_nothing_and_all_goes_on_when_it_is_open(stack: Stack) -> None:
     before = {each["sandbox_id"] for each in records(stack)}
-    requests.delete(f"{stack.csp_url}/_mock/deletes", timeout=10)
-    switch(stack, unauthorized=True)
+    stack.forget_deletes()
+    stack.switch(unauthorized=True)
     give_back(stack, 8)
     await_failed_runs(stack, naming="401")
-    switch(stack, unauthorized=False, redirect=True)
+    stack.switch(unauthorized=False, redirect=True)
     await_failed_runs(stack, naming="302")
-    assert not any(each["applied"] for each in deletes(stack)["deletes"])
+    assert not any(each["applied"] for each in stack.delete_log()["deletes"])
     waiting = records(stack)
     assert {each["sandbox_id"] for each in waiting} == before
     assert {each["status"] for each in waiting} == {"available", "pending_deletion"}
@@ -128,11 +113,11 @@ def test_a_locked_door_loses_nothing_and_all_goes_on_when_it_is_open(stack: Stac
     # BrokerCircuitOpen is the alert on this (deploy/prometheus, whose own tests show it firing).
     assert wait_until(lambda: max(circuit_states(stack)) >= 1, 20)
 
-    switch(stack, redirect=False)
-    assert wait_until(lambda: statuses(stack)["pending_deletion"] == 0, 60), statuses(stack)
-    assert wait_until(lambda: statuses(stack)["available"] == POOL, 60), statuses(stack)
+    stack.switch(redirect=False)
+    assert wait_until(lambda: stack.stats()["pending_deletion"] == 0, 60), stack.stats()
+    assert wait_until(lambda: stack.stats()["available"] == POOL, 60), stack.stats()
     assert wait_until(lambda: circuit_states(stack) == {0.0}, 20)
-    assert len({each["external_id"] for each in deletes(stack)["deletes"] if each["applied"]}) == 8
+    assert len({each["external_id"] for each in stack.delete_log()["deletes"] if each["applied"]}) == 8
 
 
 def await_failed_runs(stack: Stack, *, naming: str) -> None:

@@ -11,7 +11,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 
 from deploy.dev.processes import free_ports, wait_until
 from tests.e2e.stack import TRACK_TOKEN, Stack, with_workers
@@ -60,15 +59,15 @@ def test_workers_add_calls_up_to_the_provider_s_limit_while_both_apis_serve_ever
         for workers in (1, 2, 4):
             stack.start(*WORKERS[workers // 2 : workers] if workers > 1 else ())
             expected = min(workers * CHILDREN, LIMIT)
-            assert wait_until(lambda: deletes(stack)["in_flight"] == expected, 60), deletes(stack)["in_flight"]  # noqa: B023
+            assert wait_until(lambda: stack.delete_log()["in_flight"] == expected, 60), stack.delete_log()["in_flight"]  # noqa: B023
             hold_deletes(stack, expected)
             for port in api_ports:
                 answers += generator.send(port, allocations(TRACK_TOKEN, new_tracks(TRACKS // 2)), clients=2).statuses
-            assert wait_until(lambda: len(ended(stack)) > 4 * LIMIT, 60), deletes(stack)
+            assert wait_until(lambda: len(ended(stack)) > 4 * LIMIT, 60), stack.delete_log()
             hold_deletes(stack, NOBODY)
             calls_at_once[workers] = {delete["held_with"] for delete in ended(stack)}
-            assert deletes(stack)["highest_in_flight"] == expected
-        assert stack.as_admin("GET", "/stats").json()["pending_deletion"] > LIMIT, "the flood lasted until here"
+            assert stack.delete_log()["highest_in_flight"] == expected
+        assert stack.stats()["pending_deletion"] > LIMIT, "the flood lasted until here"
         hold_deletes(stack, 0)
         assert wait_until(lambda: stack.as_admin("GET", f"/jobs/{job_id}").json()["state"] == "succeeded", 60)
         run = stack.as_admin("GET", f"/jobs/{job_id}").json()
@@ -83,15 +82,9 @@ def test_workers_add_calls_up_to_the_provider_s_limit_while_both_apis_serve_ever
 def hold_deletes(stack: Stack, until: int) -> None:
     """Have deletes end only while so many are under way (0: freely); unless nothing is to end, count from here on."""
     if until != NOBODY:
-        requests.delete(f"{stack.csp_url}/_mock/deletes", timeout=30).raise_for_status()
-    switches = {"hold_deletes_until": until}
-    requests.patch(f"{stack.csp_url}/_mock/switches", json=switches, timeout=30).raise_for_status()
-
-
-def deletes(stack: Stack) -> dict[str, Any]:
-    found: dict[str, Any] = requests.get(f"{stack.csp_url}/_mock/deletes", timeout=30).json()
-    return found
+        stack.forget_deletes()
+    stack.switch(hold_deletes_until=until)
 
 
 def ended(stack: Stack) -> list[dict[str, Any]]:
-    return [delete for delete in deletes(stack)["deletes"] if delete["ended_at"] is not None]
+    return [delete for delete in stack.delete_log()["deletes"] if delete["ended_at"] is not None]

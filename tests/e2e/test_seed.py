@@ -6,30 +6,16 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 import requests
 
 from deploy.dev.processes import wait_until
 
 if TYPE_CHECKING:
-    from mypy_boto3_dynamodb import DynamoDBClient
-
     from tests.e2e.stack import Stack
 
 SETTINGS = {"SYNC_INTERVAL_SEC": "2", "CLEANUP_INTERVAL_SEC": "2", "AUTO_EXPIRY_INTERVAL_SEC": "2"}
 FIVE_HOURS = 5 * 3600
-
-
-@pytest.fixture
-def table(stack: Stack) -> DynamoDBClient:
-    return boto3.client(
-        "dynamodb",
-        region_name="us-east-1",
-        endpoint_url=stack.plan.env["DDB_ENDPOINT_URL"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
 
 
 def jobs_logged(stack: Stack, prefix: str) -> list[dict[str, Any]]:
@@ -73,7 +59,7 @@ def test_seed_test_3_background_jobs_run_on_schedule(stack: Stack, prefix: str, 
     assert last["message"]
 
 
-def test_seed_test_5_a_forgotten_sandbox_is_expired(stack: Stack, table: DynamoDBClient) -> None:
+def test_seed_test_5_a_forgotten_sandbox_is_expired(stack: Stack) -> None:
     before = metric(stack, "broker_expiry_marked_total")
     given = stack.as_track("test-track", "POST", "/allocate").json()
     assert stack.as_admin("GET", f"/sandboxes/{given['sandbox_id']}").json()["status"] == "allocated"
@@ -81,7 +67,7 @@ def test_seed_test_5_a_forgotten_sandbox_is_expired(stack: Stack, table: DynamoD
         ":allocated": {"N": str(given["allocated_at"] - FIVE_HOURS)},
         ":expires": {"N": str(given["expires_at"] - FIVE_HOURS)},
     }
-    name = stack.plan.settings.ddb_table_name
+    table, name = stack.dynamodb(), stack.plan.settings.ddb_table_name
     table.update_item(
         TableName=name,
         Key={"PK": {"S": f"SBX#{given['sandbox_id']}"}, "SK": {"S": "META"}},

@@ -9,21 +9,12 @@ from typing import TYPE_CHECKING
 import requests
 
 from deploy.dev.processes import wait_until
+from tests.api.harness import ALLOCATION
 
 if TYPE_CHECKING:
     from tests.e2e.stack import Stack
 
 SETTINGS = {"POOL": "40", "API_WORKERS": "4"}
-ALLOCATION = {
-    "sandbox_id",
-    "name",
-    "external_id",
-    "lease_id",
-    "allocated_at",
-    "expires_at",
-    "track_name",
-    "sfdc_account_id",
-}
 
 
 def a_track() -> str:
@@ -124,7 +115,7 @@ def test_an_empty_pool_answers_409_and_says_when_to_come_back(stack: Stack) -> N
     tracks = [a_track() for _ in range(45)]
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda track: stack.as_track(track, "POST", "/allocate"), tracks))
-    free = stack.as_admin("GET", "/stats").json()["available"]
+    free = stack.stats()["available"]
     assert free == 0
     given = [answer.json()["sandbox_id"] for answer in answers if answer.status_code == 201]
     refused = [answer for answer in answers if answer.status_code != 201]
@@ -144,7 +135,7 @@ def test_an_empty_pool_answers_409_and_says_when_to_come_back(stack: Stack) -> N
 def test_a_sandbox_that_was_given_back_is_wiped_and_given_out_again(stack: Stack) -> None:
     def cleaned() -> bool:
         stack.run_job("cleanup")
-        return int(stack.as_admin("GET", "/stats").json()["pending_deletion"]) == 0
+        return stack.stats()["pending_deletion"] == 0
 
     assert wait_until(cleaned, 60)
     track = a_track()
@@ -152,11 +143,11 @@ def test_a_sandbox_that_was_given_back_is_wiped_and_given_out_again(stack: Stack
     give_back(stack, track)
     run = stack.run_job("cleanup")
     assert (run["state"], run["result"]["deleted"]) == ("succeeded", 1)
-    asked = requests.get(f"{stack.csp_url}/_mock/deletes", timeout=10).json()["deletes"]
+    asked = stack.delete_log()["deletes"]
     assert sandbox["external_id"] in {delete["external_id"] for delete in asked}
     record = stack.as_admin("GET", f"/sandboxes/{sandbox['sandbox_id']}").json()
     assert (record["status"], record["dirty"], record["last_track_id"]) == ("available", False, track)
-    free = stack.as_admin("GET", "/stats").json()["available"]
+    free = stack.stats()["available"]
     tracks = [a_track() for _ in range(free)]
     given = {stack.as_track(each, "POST", "/allocate").json()["sandbox_id"] for each in tracks}
     assert sandbox["sandbox_id"] in given

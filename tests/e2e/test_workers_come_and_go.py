@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 from celery import Celery
 
 from broker_common.adapters.celery_names import JOBS_QUEUE
@@ -40,7 +39,7 @@ SETTINGS = {
 
 def give_back(stack: Stack, count: int) -> None:
     """Have tracks allocate sandboxes, and then all mark them; from here on the provider's log counts."""
-    requests.delete(f"{stack.csp_url}/_mock/deletes", timeout=30)
+    stack.forget_deletes()
 
     def allocate(number: int) -> tuple[str, str]:
         track_id = f"track-{number}"
@@ -58,15 +57,9 @@ def give_back(stack: Stack, count: int) -> None:
         list(pool.map(mark, held))
 
 
-def stats(stack: Stack) -> dict[str, Any]:
-    found: dict[str, Any] = stack.as_admin("GET", "/stats").json()
-    return found
-
-
 def deletes(stack: Stack) -> Counter[str]:
     """Return how often the provider was asked to delete each account."""
-    found = requests.get(f"{stack.csp_url}/_mock/deletes", timeout=30).json()["deletes"]
-    return Counter(delete["external_id"] for delete in found)
+    return Counter(delete["external_id"] for delete in stack.delete_log()["deletes"])
 
 
 def stop(stack: Stack, name: str) -> None:
@@ -83,7 +76,7 @@ def test_nothing_is_lost_while_workers_and_beat_come_and_go(stack: Stack) -> Non
     job_id = stack.as_admin("POST", "/cleanup").json()["job_id"]
     assert wait_until(lambda: deletes(stack).total() >= 20, 60)
     stack.kill("worker-1")
-    assert stats(stack)["pending_deletion"] > POOL / 2, "it happened in the middle"
+    assert stack.stats()["pending_deletion"] > POOL / 2, "it happened in the middle"
     stack.start("beat")
     stop(stack, "worker-2")
     stack.start("worker-1")
@@ -92,7 +85,7 @@ def test_nothing_is_lost_while_workers_and_beat_come_and_go(stack: Stack) -> Non
     stop(stack, "beat")
     stack.start("beat")
     stack.start("worker-3")
-    assert wait_until(lambda: stats(stack)["pending_deletion"] == 0, 120), stats(stack)
+    assert wait_until(lambda: stack.stats()["pending_deletion"] == 0, 120), stack.stats()
 
     asked = deletes(stack)
     assert len(asked) == POOL
@@ -101,9 +94,9 @@ def test_nothing_is_lost_while_workers_and_beat_come_and_go(stack: Stack) -> Non
     assert len(again) <= CHILDREN, "only what was under way in the worker that was killed is asked for again"
     assert stack.as_admin("GET", f"/jobs/{job_id}").json()["state"] in {"succeeded", "failed"}
     # What was under way there, whether it had gone out or not, waits for a sync that sees it.
-    assert stats(stack)["stale"] <= CHILDREN
+    assert stack.stats()["stale"] <= CHILDREN
     stack.run_job("sync")
-    assert stats(stack)["available"] == POOL
+    assert stack.stats()["available"] == POOL
 
 
 def test_a_schedule_that_fires_twice_does_its_work_once(stack: Stack) -> None:
@@ -118,5 +111,5 @@ def test_a_schedule_that_fires_twice_does_its_work_once(stack: Stack) -> None:
     assert wait_until(lambda: all(run.get("state") in {"succeeded", "skipped"} for run in runs()), 60), runs()
     assert sorted((run.get("result") or {}).get("deleted", 0) for run in runs()) == [0, 30], runs()
     assert list(deletes(stack).values()) == [1] * 30
-    assert stats(stack)["available"] == POOL
+    assert stack.stats()["available"] == POOL
     stack.start("beat")

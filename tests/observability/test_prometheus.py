@@ -185,13 +185,13 @@ def drive(stack: Stack, address: str) -> None:
     path = f"/sandboxes/{held[0]['sandbox_id']}/mark-for-deletion"
     assert stack.as_track(tracks[0], "POST", path).status_code == 200
     assert stack.as_track("a-stranger", "POST", path).status_code == 403
-    requests.patch(f"{stack.csp_url}/_mock/switches", json={"fail_next_deletes": 1}, timeout=10)
+    stack.switch(fail_next_deletes=1)
     stack.run_job("cleanup")
     let_expire(stack, held[-1], tracks[-1])
 
-    requests.patch(f"{stack.csp_url}/_mock/switches", json={"empty_list": True}, timeout=10)
+    stack.switch(empty_list=True)
     assert stack.run_job("sync")["state"] == "failed"
-    requests.patch(f"{stack.csp_url}/_mock/switches", json={"empty_list": False}, timeout=10)
+    stack.switch(empty_list=False)
     assert stack.run_job("sync")["state"] == "succeeded"
     stack.run_job("purge-stale")
 

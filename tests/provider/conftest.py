@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -139,24 +140,23 @@ def mock(shared_mock: MockCsp) -> MockCsp:
     return shared_mock
 
 
+def client_of(base_url: str, *, redis: Redis, limit: int = 10, threshold: int = 5, **changes: Any) -> CspClient:
+    """Make a client as workers do: all share the slots and the breaker in Redis."""
+    options: dict[str, Any] = {
+        "token": TOKEN,
+        "connect_timeout": 2,
+        "read_timeout": 5,
+        "slots": RedisSlots(redis, limit=limit, lease_sec=60),
+        "breaker": RedisBreaker(redis, threshold=threshold, timeout_sec=60, trial_sec=60),
+        "recorder": RecordingRecorder(),
+        "clock": SystemClock(),
+    }
+    return CspClient(base_url=base_url, **options | changes)
+
+
 @pytest.fixture
 def make_client(redis: Redis) -> Callable[..., CspClient]:
-    """Make clients as workers do: all share the slots and the breaker in Redis."""
-
-    def make(base_url: str, **changes: Any) -> CspClient:
-        slots = RedisSlots(redis, limit=changes.pop("limit", 10), lease_sec=60)
-        breaker = RedisBreaker(redis, threshold=changes.pop("threshold", 5), timeout_sec=60, trial_sec=60)
-        options = {"token": TOKEN, "connect_timeout": 2, "read_timeout": 5, **changes}
-        return CspClient(
-            base_url=base_url,
-            slots=slots,
-            breaker=breaker,
-            recorder=RecordingRecorder(),
-            clock=SystemClock(),
-            **options,
-        )
-
-    return make
+    return partial(client_of, redis=redis)
 
 
 @pytest.fixture

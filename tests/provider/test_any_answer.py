@@ -16,15 +16,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
-from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import ListNotWhole, ProviderError, SyncBraked
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.telemetry import DeleteOutcome
-from tests.fakes import BY, RecordingRecorder, flat, make_sandbox
-from tests.provider.conftest import TOKEN, connected
+from tests.fakes import BY, flat, make_sandbox
+from tests.provider.conftest import client_of, connected
 from tests.provider.test_csp_client import RawServer
 from tests.world import World
 
@@ -282,17 +280,22 @@ def make_world(provider: Provider, redis: Redis) -> World:
     """Make a broker with sandboxes in every state, whose breaker is closed."""
     redis.delete(*OWN_KEYS.values())
     world = World()
-    world.provider = CspClient(  # type: ignore[assignment] # the real one in the fake's place
-        base_url=provider.url,
-        token=TOKEN,
-        connect_timeout=2,
-        read_timeout=2,
-        slots=RedisSlots(redis, limit=10, lease_sec=60, key=OWN_KEYS["slots"]),
-        breaker=RedisBreaker(redis, threshold=5, timeout_sec=60, trial_sec=60, key=OWN_KEYS["breaker"]),
-        recorder=RecordingRecorder(),
-        clock=SystemClock(),
-    )
+    slots = RedisSlots(redis, limit=10, lease_sec=60, key=OWN_KEYS["slots"])
+    breaker = RedisBreaker(redis, threshold=5, timeout_sec=60, trial_sec=60, key=OWN_KEYS["breaker"])
+    real = client_of(provider.url, redis=redis, read_timeout=2, slots=slots, breaker=breaker)
+    world.provider = real  # type: ignore[assignment] # in the fake's place
     world.start()
+    now = world.clock.now()
+    times: dict[str, Any] = {"allocated_at": now, "expires_at": now + 3600}
+    of_status: dict[Status, dict[str, Any]] = {
+        Status.ALLOCATED: {
+            "allocated_to_track": "track-1",
+            "idempotency_key": "track-1",
+            "lease_id": "lease-1",
+            **times,
+        },
+        Status.PENDING_DELETION: {"last_track_id": "track-0", "last_lease_id": "lease-0", "next_attempt_at": now},
+    }
     for number, status in enumerate([Status.AVAILABLE] * 4 + list(Status), start=1):
         world.memory.seed(
             make_sandbox(
@@ -301,14 +304,7 @@ def make_world(provider: Provider, redis: Redis) -> World:
                 name=f"lab-{number}",
                 external_id=external_id(number),
                 dirty=status not in {Status.AVAILABLE, Status.DELETED},
-                allocated_to_track="track-1" if status is Status.ALLOCATED else None,
-                idempotency_key="track-1" if status is Status.ALLOCATED else None,
-                lease_id="lease-1" if status is Status.ALLOCATED else None,
-                allocated_at=world.clock.now() if status is Status.ALLOCATED else None,
-                expires_at=world.clock.now() + 3600 if status is Status.ALLOCATED else None,
-                last_track_id="track-0" if status is Status.PENDING_DELETION else None,
-                last_lease_id="lease-0" if status is Status.PENDING_DELETION else None,
-                next_attempt_at=world.clock.now() if status is Status.PENDING_DELETION else None,
+                **of_status.get(status, {}),
             )
         )
     return world

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -103,11 +104,9 @@ def test_many_workers_at_once_never_hold_more_than_the_limit(redis: Redis) -> No
                 with lock:
                     held -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(12) as threads:
+        for done in [threads.submit(work) for _ in range(12)]:
+            done.result()
     assert 1 <= most <= 3
     assert redis.zcard("sandbox-broker:csp:slots") == 0
 

@@ -26,6 +26,14 @@ def steps(count: int) -> Callable[[], None]:
     return work
 
 
+def run_both(schedule: Schedule, a: Callable[[], object], b: Callable[[], object]) -> str:
+    """Run two operations, and return the order of their steps."""
+    schedule.add("a", a)
+    schedule.add("b", b)
+    schedule.run()
+    return "".join(name for name, _ in schedule.steps)
+
+
 def orders_of(*counts: int) -> list[str]:
     """Play operations of so many steps each; return the orders as strings of the operations' letters."""
     orders: list[str] = []
@@ -72,10 +80,7 @@ def test_an_operation_that_takes_more_steps_after_some_orders_is_run_in_each_of_
             if seen:
                 steps(2)()
 
-        schedule.add("a", first)
-        schedule.add("b", second)
-        schedule.run()
-        orders.add("".join(name for name, _ in schedule.steps))
+        orders.add(run_both(schedule, first, second))
 
     assert explore(play) == 2
     assert orders == {"ba", "abbb"}
@@ -103,11 +108,9 @@ def test_a_lost_update_is_found_in_exactly_the_orders_in_which_both_read_before_
             stop("write")
             counter["value"] = value + 1
 
-        schedule.add("a", increment)
-        schedule.add("b", increment)
-        schedule.run()
+        order = run_both(schedule, increment, increment)
         if counter["value"] != 2:
-            wrong.add("".join(name for name, _ in schedule.steps))
+            wrong.add(order)
 
     assert explore(play) == 6
     assert wrong == {"abab", "abba", "baab", "baba"}
@@ -125,9 +128,7 @@ def test_a_lock_repairs_the_lost_update_and_leaves_only_the_orders_that_it_allow
                 stop("write")
                 counter["value"] = value + 1
 
-        schedule.add("a", increment)
-        schedule.add("b", increment)
-        schedule.run()
+        run_both(schedule, increment, increment)
         assert counter["value"] == 2
 
     # One begins. Then it ends before the other begins, or the other begins and waits for its end.
@@ -153,9 +154,7 @@ def test_a_deadlock_is_reported_with_the_order_that_leads_to_it() -> None:
                 with second:
                     pass
 
-        schedule.add("a", lambda: take(here, there))
-        schedule.add("b", lambda: take(there, here))
-        schedule.run()
+        run_both(schedule, lambda: take(here, there), lambda: take(there, here))
 
     with pytest.raises(Deadlock, match="a waits to take a lock, b waits to take a lock") as found:
         explore(play)
@@ -175,9 +174,7 @@ def test_stops_before_locks_show_what_happens_between_two_of_them() -> None:
             with lock:
                 counter["value"] = value + 1
 
-        schedule.add("a", increment)
-        schedule.add("b", increment)
-        schedule.run()
+        run_both(schedule, increment, increment)
         assert counter["value"] == 2
 
     assert explore(play) == 1

@@ -38,7 +38,6 @@ def test_a_line_is_one_json_object_with_its_fields_and_the_context(capsys: pytes
     configure_logging(level="INFO", fmt="json")
     with bound_contextvars(request_id="req-1", track_id="track-1"):
         structlog.get_logger("broker").info("Allocate ended", action="allocate", latency_ms=2.5)
-
     (line,) = read(capsys)
     assert list(line)[:4] == ["timestamp", "level", "logger", "message"]
     assert line.pop("timestamp").endswith("Z")
@@ -62,7 +61,6 @@ def test_libraries_log_in_the_same_format_once(capsys: pytest.CaptureFixture[str
     with bound_contextvars(request_id="req-1"):
         logger.warning("%s of %s", 1, 2)
     logger.removeHandler(own)
-
     (line,) = read(capsys)
     assert (line["logger"], line["level"], line["message"], line["request_id"]) == (name, "warning", "1 of 2", "req-1")
 
@@ -72,7 +70,6 @@ def test_a_client_s_text_never_breaks_a_line(capsys: pytest.CaptureFixture[str],
     configure_logging(level="INFO", fmt=fmt)
     structlog.get_logger("broker").info(FORGED, track_id=FORGED, details={"key": FORGED})
     logging.getLogger("library").info("said %s", FORGED)
-
     written = capsys.readouterr().out
     assert len(written.splitlines()) == 2
     assert not any(character in written for character in "\r\x1b\x00\u2028")
@@ -88,7 +85,6 @@ def test_a_traceback_s_text_cannot_pass_for_a_line(capsys: pytest.CaptureFixture
         fail()
     except ValueError:
         structlog.get_logger("broker").exception("Something failed")
-
     first, *rest = capsys.readouterr().out.splitlines()
     assert "Something failed" in first
     if fmt == "json":
@@ -113,7 +109,6 @@ def test_text_behind_a_pipe_has_colours_only_where_they_are_asked_for_and_not_fo
         monkeypatch.setenv(name, value)
     configure_logging(level="INFO", fmt="text")
     structlog.get_logger("broker").info("Allocate ended")
-
     assert ("\x1b" in capsys.readouterr().out) is coloured
 
 
@@ -121,7 +116,6 @@ def test_text_behind_a_pipe_has_colours_only_where_they_are_asked_for_and_not_fo
 def test_a_library_s_message_of_several_lines_is_made_one(capsys: pytest.CaptureFixture[str], fmt: str) -> None:
     configure_logging(level="INFO", fmt=fmt)
     logging.getLogger("library").warning("No answer.\nTrying again in %s s\n", 2)
-
     written = capsys.readouterr().out
     assert "No answer. Trying again in 2 s" in written
     assert "\\n" not in written
@@ -130,7 +124,6 @@ def test_a_library_s_message_of_several_lines_is_made_one(capsys: pytest.Capture
 def test_text_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="INFO", fmt="text")
     structlog.get_logger("broker").info("Grüße", track_id="läuft")
-
     written = capsys.readouterr().out
     assert "Grüße" in written
     assert "track_id=läuft" in written
@@ -141,7 +134,6 @@ def test_what_is_below_the_level_is_left_out(capsys: pytest.CaptureFixture[str])
     structlog.get_logger("broker").info("low")
     logging.getLogger("library").info("low")
     structlog.get_logger("broker").warning("high")
-
     assert [line["message"] for line in read(capsys)] == ["high"]
 
 
@@ -149,7 +141,6 @@ def test_libraries_that_would_write_credentials_do_not_debug(capsys: pytest.Capt
     configure_logging(level="DEBUG", fmt="json")
     logging.getLogger("botocore.auth").debug("x-amz-security-token:secret")
     logging.getLogger("library").debug("shown")
-
     assert [line["message"] for line in read(capsys)] == ["shown"]
 
 
@@ -157,5 +148,4 @@ def test_it_may_be_called_again(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="INFO", fmt="text")
     configure_logging(level="INFO", fmt="json")
     logging.getLogger("library").info("once")
-
     assert [line["message"] for line in read(capsys)] == ["once"]

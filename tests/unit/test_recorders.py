@@ -57,6 +57,9 @@ EVENTS: list[Event] = [
 ]
 
 
+FAILED_DELETES = (DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP, DeleteOutcome.MISCONFIGURED)
+
+
 def changes(recorder_type: type[PrometheusApiRecorder | PrometheusJobRecorder], *events: Event) -> dict[str, float]:
     """Record the events, and return the samples that moved, buckets left out."""
     registry = CollectorRegistry()
@@ -79,7 +82,6 @@ def samples(registry: CollectorRegistry) -> dict[str, float]:
 @pytest.mark.parametrize("outcome", AllocateOutcome)
 def test_an_allocate_is_counted_and_timed_by_its_outcome(outcome: AllocateOutcome) -> None:
     moved = changes(PrometheusApiRecorder, AllocateEnded(outcome=outcome, seconds=0.02, conflicts=2, track_id="t"))
-
     hits = {"broker_allocate_idempotent_hits_total": 1} if outcome is AllocateOutcome.IDEMPOTENT else {}
     assert moved == {
         f"broker_allocate_total,{outcome.value}": 1,
@@ -93,14 +95,12 @@ def test_an_allocate_is_counted_and_timed_by_its_outcome(outcome: AllocateOutcom
 @pytest.mark.parametrize("outcome", MarkOutcome)
 def test_a_mark_is_counted_by_its_outcome(outcome: MarkOutcome) -> None:
     moved = changes(PrometheusApiRecorder, MarkEnded(outcome=outcome, track_id="t", sandbox_id="1"))
-
     assert moved == {f"broker_deletion_marked_total,{outcome.value}": 1}
 
 
 def test_the_latency_has_the_buckets_of_the_contract() -> None:
     registry = CollectorRegistry()
     PrometheusApiRecorder(registry)
-
     buckets = {s.labels["le"] for m in registry.collect() for s in m.samples if s.name.endswith("_seconds_bucket")}
     expected = ["0.01", "0.025", "0.05", "0.075", "0.1", "0.15", "0.25", "0.5", "0.75", "1.0", "+Inf"]
     assert buckets == set(expected)
@@ -123,7 +123,6 @@ def test_what_may_happen_in_each_process_is_counted_by_each(
 
 def test_a_sync_counts_what_it_saw() -> None:
     moved = changes(PrometheusJobRecorder, PoolSynced(synced=15, stale=2, tombstones_listed=3, braked=True))
-
     assert moved == {
         "broker_sync_sandboxes_synced_total": 15,
         "broker_sync_sandboxes_stale_total": 2,
@@ -134,7 +133,6 @@ def test_a_sync_counts_what_it_saw() -> None:
 
 def test_an_account_that_cannot_be_read_is_counted_among_those_that_are_refused() -> None:
     event = AccountSkipped(reason="no id")
-
     assert changes(PrometheusJobRecorder, event) == {"broker_sync_accounts_refused_total,unreadable": 1}
     assert logged(event)["log_level"] == "warning"
 
@@ -142,7 +140,6 @@ def test_an_account_that_cannot_be_read_is_counted_among_those_that_are_refused(
 @pytest.mark.parametrize("reason", RefusalReason)
 def test_an_account_that_is_refused_is_counted_by_its_reason_and_logged_as_an_error(reason: RefusalReason) -> None:
     event = AccountRefused(reason=reason, sandbox_id="1", held_by="2")
-
     assert changes(PrometheusJobRecorder, event) == {f"broker_sync_accounts_refused_total,{reason.value}": 1}
     line = logged(event)
     assert (line["log_level"], line["error"], line["held_by"]) == ("error", reason.value, "2")
@@ -150,7 +147,6 @@ def test_an_account_that_is_refused_is_counted_by_its_reason_and_logged_as_an_er
 
 def test_a_delete_that_the_list_contradicts_is_counted_as_failed_and_logged_as_an_error() -> None:
     event = DeleteContradicted(sandbox_id="1", lease_id="l", attempts=3, error="404")
-
     assert changes(PrometheusJobRecorder, event) == {
         "broker_deletions_contradicted_total": 1,
         "broker_cleanup_failed_total": 1,
@@ -162,17 +158,12 @@ def test_a_delete_that_the_list_contradicts_is_counted_as_failed_and_logged_as_a
     ("outcome", "name"),
     [
         (DeleteOutcome.DELETED, "broker_cleanup_deleted_total"),
-        (DeleteOutcome.WILL_RETRY, "broker_cleanup_failed_total"),
-        (DeleteOutcome.GAVE_UP, "broker_cleanup_failed_total"),
-        (DeleteOutcome.MISCONFIGURED, "broker_cleanup_failed_total"),
-        (DeleteOutcome.GONE, None),
-        (DeleteOutcome.POSTPONED, None),
-        (DeleteOutcome.NOT_DUE, None),
+        *((each, "broker_cleanup_failed_total") for each in FAILED_DELETES),
+        *((each, None) for each in (DeleteOutcome.GONE, DeleteOutcome.POSTPONED, DeleteOutcome.NOT_DUE)),
     ],
 )
 def test_a_delete_is_counted_as_deleted_failed_or_not_at_all(outcome: DeleteOutcome, name: str | None) -> None:
     moved = changes(PrometheusJobRecorder, DeleteEnded(outcome=outcome, sandbox_id="1"))
-
     assert moved == ({} if name is None else {name: 1})
 
 
@@ -190,7 +181,6 @@ def test_a_run_is_counted_by_its_outcome_and_timed_unless_it_was_skipped(
     job: Job, counter: str | None, outcome: JobOutcome
 ) -> None:
     moved = changes(PrometheusJobRecorder, JobEnded(job=job, outcome=outcome, seconds=2, message="m"))
-
     succeeded_at = moved.pop(f"broker_job_last_success_timestamp_seconds,{job.value}", None)
     assert (succeeded_at is not None) == (outcome is JobOutcome.SUCCESS)
     counted = {} if counter is None else {f"{counter},{outcome.value}": 1}
@@ -211,7 +201,6 @@ def logged(event: Event) -> dict[str, object]:
 @pytest.mark.parametrize("event", EVENTS, ids=repr)
 def test_every_event_is_one_line_that_names_its_action(event: Event) -> None:
     line = logged(event)
-
     assert line["action"]
     assert line["event"]
     assert None not in line.values()
@@ -221,7 +210,6 @@ def test_a_job_s_line_is_the_seed_s() -> None:
     event = JobEnded(
         job=Job.SYNC, outcome=JobOutcome.SUCCESS, seconds=0.234, message="Synced 15 sandboxes, marked 2 as stale"
     )
-
     assert logged(event) == {
         "log_level": "info",
         "event": "Synced 15 sandboxes, marked 2 as stale",
@@ -244,7 +232,6 @@ def test_a_job_s_line_is_the_seed_s() -> None:
 )
 def test_an_allocate_s_line_is_as_loud_as_what_happened(outcome: AllocateOutcome, code: str | None, level: str) -> None:
     line = logged(AllocateEnded(outcome=outcome, seconds=0, conflicts=0, track_id="t", code=code))
-
     assert line["log_level"] == level
     assert line.get("code") == code
 
@@ -275,7 +262,6 @@ def test_a_mark_s_line_is_as_loud_as_what_happened(outcome: MarkOutcome, code: s
 def test_what_happens_many_times_a_second_is_no_line(event: Event) -> None:
     with structlog.testing.capture_logs() as lines:
         LogRecorder().record(event)
-
     assert lines == []
 
 
@@ -288,6 +274,5 @@ def test_a_recorder_that_fails_keeps_nothing_from_the_others_and_raises_nothing(
     event = PoolSynced(synced=1, stale=0)
     with structlog.testing.capture_logs() as lines:
         Recorders([Broken(), working]).record(event)
-
     assert working.events == [event]
     assert [line["log_level"] for line in lines] == ["error"]

@@ -33,6 +33,11 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+def api_with(**changes: str) -> Settings:
+    """Return the settings of an API with these variables changed."""
+    return Settings.from_env(API | changes, process=Process.API)
+
+
 def problems(environ: dict[str, str], process: Process = Process.API) -> list[str]:
     with pytest.raises(SettingsError) as refused:
         Settings.from_env(environ, process=process)
@@ -40,7 +45,7 @@ def problems(environ: dict[str, str], process: Process = Process.API) -> list[st
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
-    settings = Settings.from_env(API, process=Process.API)
+    settings = api_with()
     expected: dict[str, Any] = {
         "broker_env": Environment.PRODUCTION,
         "api_port": 8080,
@@ -76,16 +81,13 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 
 def test_given_values_are_parsed_to_their_types() -> None:
-    settings = Settings.from_env(
-        API | {"API_PORT": "9000", "LAB_DURATION_HOURS": "1.5", "DDB_ENDPOINT_URL": "http://127.0.0.1:8000"},
-        process=Process.API,
-    )
+    settings = api_with(API_PORT="9000", LAB_DURATION_HOURS="1.5", DDB_ENDPOINT_URL="http://127.0.0.1:8000")
     assert (settings.api_port, settings.lab_duration_hours) == (9000, 1.5)
     assert settings.ddb_endpoint_url == "http://127.0.0.1:8000"
 
 
 def test_an_empty_variable_counts_as_missing() -> None:
-    settings = Settings.from_env(API | {"API_PORT": "", "LAB_DURATION_HOURS": "  "}, process=Process.API)
+    settings = api_with(API_PORT="", LAB_DURATION_HOURS="  ")
     assert (settings.api_port, settings.lab_duration_hours) == (8080, 4)
     assert any(each.startswith("BROKER_API_TOKEN: Missing") for each in problems(API | {"BROKER_API_TOKEN": " "}))
 
@@ -108,114 +110,64 @@ def test_all_mistakes_are_reported_at_once_each_by_its_name() -> None:
         }
     )
     assert [each.split(":")[0] for each in found] == [
-        "API_PORT",
-        "BROKER_ADMIN_TOKEN",
-        "BROKER_API_TOKEN",
-        "DDB_TABLE_NAME",
-        "DELETION_BACKOFF_MAX_SEC",
-        "LAB_DURATION_HOURS",
-        "LOG_FORMAT",
-        "RECYCLE_POLICY",
+        *("API_PORT", "BROKER_ADMIN_TOKEN", "BROKER_API_TOKEN", "DDB_TABLE_NAME", "DELETION_BACKOFF_MAX_SEC"),
+        *("LAB_DURATION_HOURS", "LOG_FORMAT", "RECYCLE_POLICY"),
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("BROKER_ENV", "staging"),
-        ("API_BIND", "not a host"),
-        ("API_PORT", "0"),
-        ("API_PORT", "65536"),
-        ("API_PORT", "80.5"),
-        ("API_BASE_PATH", "v1"),
-        ("API_BASE_PATH", "/v1/"),
-        ("API_WORKERS", "0"),
-        ("API_WORKERS", "257"),
-        ("API_WORKERS", "four"),
-        ("API_THREADS", "2"),
-        ("REQUEST_DEADLINE_SEC", "0"),
-        ("REQUEST_DEADLINE_SEC", "nan"),
-        ("REQUEST_DEADLINE_SEC", "inf"),
-        ("REQUEST_DEADLINE_SEC", "60.5"),
-        ("SHUTDOWN_DRAIN_SEC", "-1"),
-        ("SHUTDOWN_DRAIN_SEC", "601"),
-        ("DDB_TABLE_NAME", "a b c"),
-        ("DDB_ENDPOINT_URL", "localhost:8000"),
-        ("AWS_REGION", "EU Central"),
-        ("REDIS_URL", "http://127.0.0.1"),
-        ("LAB_DURATION_HOURS", "0"),
-        ("LAB_DURATION_HOURS", "four"),
-        ("LAB_DURATION_HOURS", "8785"),
-        ("EXPIRY_BUFFER_HOURS", "-0.5"),
-        ("EXPIRY_BUFFER_HOURS", "8785"),
-        ("COOL_DOWN_SEC", "-1"),
-        ("COOL_DOWN_SEC", "1.5"),
-        ("COOL_DOWN_SEC", "604801"),
-        ("HISTORY_DAYS", "0"),
-        ("HISTORY_DAYS", "0.5"),
-        ("HISTORY_DAYS", "3661"),
-        ("K_CANDIDATES", "0"),
-        ("RECYCLE_POLICY", "REUSE"),
-        ("SYNC_INTERVAL_SEC", "0"),
-        ("SYNC_INTERVAL_SEC", "604801"),
-        ("CLEANUP_INTERVAL_SEC", "1.5"),
-        ("CLEANUP_INTERVAL_SEC", "604801"),
-        ("AUTO_EXPIRY_INTERVAL_SEC", "x"),
-        ("AUTO_EXPIRY_INTERVAL_SEC", "604801"),
-        ("STALE_GRACE_HOURS", "-1"),
-        ("STALE_GRACE_HOURS", "8785"),
-        ("STALE_BRAKE_PERCENT", "101"),
-        ("STALE_BRAKE_MIN", "0"),
-        ("STALE_BRAKE_MIN", "1000001"),
-        ("DELETION_RETRY_MAX_ATTEMPTS", "0"),
-        ("DELETION_RETRY_MAX_ATTEMPTS", "1001"),
-        ("DELETION_BACKOFF_BASE_SEC", "-1"),
-        ("DELETION_BACKOFF_MAX_SEC", "1"),
-        ("DELETION_BACKOFF_MAX_SEC", "604801"),
-        ("CSP_BASE_URL", "ftp://csp.example"),
-        ("CSP_BASE_URL", "https://csp.example/v2?x=1"),
-        ("CSP_API_TOKEN", "two words"),
-        ("CSP_TIMEOUT_CONNECT_SEC", "0"),
-        ("CSP_TIMEOUT_CONNECT_SEC", "301"),
-        ("CSP_TIMEOUT_READ_SEC", "-1"),
-        ("CSP_TIMEOUT_READ_SEC", "1e400"),
-        ("CSP_MAX_CONCURRENCY", "0"),
-        ("CSP_MAX_CONCURRENCY", "10001"),
-        ("CIRCUIT_BREAKER_THRESHOLD", "0"),
-        ("CIRCUIT_BREAKER_THRESHOLD", "10001"),
-        ("CIRCUIT_BREAKER_TIMEOUT_SEC", "0"),
-        ("CIRCUIT_BREAKER_TIMEOUT_SEC", "86401"),
-        ("LOG_LEVEL", "LOUD"),
-        ("LOG_FORMAT", "yaml"),
-        ("METRICS_PORT", "70000"),
-        ("POOL_GAUGE_CACHE_SEC", "-0.1"),
-        ("POOL_GAUGE_CACHE_SEC", "3601"),
-    ],
-)
+BAD_VALUES = {
+    "BROKER_ENV": ["staging"],
+    "API_BIND": ["not a host"],
+    "API_PORT": ["0", "65536", "80.5"],
+    "API_BASE_PATH": ["v1", "/v1/"],
+    "API_WORKERS": ["0", "257", "four"],
+    "API_THREADS": ["2"],
+    "REQUEST_DEADLINE_SEC": ["0", "nan", "inf", "60.5"],
+    "SHUTDOWN_DRAIN_SEC": ["-1", "601"],
+    "DDB_TABLE_NAME": ["a b c"],
+    "DDB_ENDPOINT_URL": ["localhost:8000"],
+    "AWS_REGION": ["EU Central"],
+    "REDIS_URL": ["http://127.0.0.1"],
+    "LAB_DURATION_HOURS": ["0", "four", "8785"],
+    "EXPIRY_BUFFER_HOURS": ["-0.5", "8785"],
+    "COOL_DOWN_SEC": ["-1", "1.5", "604801"],
+    "HISTORY_DAYS": ["0", "0.5", "3661"],
+    "K_CANDIDATES": ["0"],
+    "RECYCLE_POLICY": ["REUSE"],
+    "SYNC_INTERVAL_SEC": ["0", "604801"],
+    "CLEANUP_INTERVAL_SEC": ["1.5", "604801"],
+    "AUTO_EXPIRY_INTERVAL_SEC": ["x", "604801"],
+    "STALE_GRACE_HOURS": ["-1", "8785"],
+    "STALE_BRAKE_PERCENT": ["101"],
+    "STALE_BRAKE_MIN": ["0", "1000001"],
+    "DELETION_RETRY_MAX_ATTEMPTS": ["0", "1001"],
+    "DELETION_BACKOFF_BASE_SEC": ["-1"],
+    "DELETION_BACKOFF_MAX_SEC": ["1", "604801"],
+    "CSP_BASE_URL": ["ftp://csp.example", "https://csp.example/v2?x=1"],
+    "CSP_API_TOKEN": ["two words"],
+    "CSP_TIMEOUT_CONNECT_SEC": ["0", "301"],
+    "CSP_TIMEOUT_READ_SEC": ["-1", "1e400"],
+    "CSP_MAX_CONCURRENCY": ["0", "10001"],
+    "CIRCUIT_BREAKER_THRESHOLD": ["0", "10001"],
+    "CIRCUIT_BREAKER_TIMEOUT_SEC": ["0", "86401"],
+    "LOG_LEVEL": ["LOUD"],
+    "LOG_FORMAT": ["yaml"],
+    "METRICS_PORT": ["70000"],
+    "POOL_GAUGE_CACHE_SEC": ["-0.1", "3601"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, each) for name, values in BAD_VALUES.items() for each in values])
 def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
     found = problems(API | WORKER | {name: value})
     assert [each.split(":")[0] for each in found] == [name]
 
 
 _ADDRESSES_OF_NOTHING = [
-    "http://127.0.0.1:abc",
-    "http://127.0.0.1:0",
-    "http://127.0.0.1:70000",
-    "http://x y",
-    "http://x\ty",
-    "http://",
-    "http://:8000",
-    "http:///path",
-    "http://[::1",
-    "http://[zz]:8000",
-    "http://a..b",
-    "http://a_b",
-    "https://x:abc/",
-    "https://x/v2?x=1",
-    "https://x/#part",
-    "https://user:s3cr3t@x",
-    "https://user@x",
-    "https://[v1.a:b]",
+    *("http://127.0.0.1:abc", "http://127.0.0.1:0", "http://127.0.0.1:70000", "https://x:abc/"),
+    *("http://x y", "http://x\ty", "http://", "http://:8000", "http:///path", "http://a..b", "http://a_b"),
+    *("http://[::1", "http://[zz]:8000", "https://[v1.a:b]"),
+    *("https://x/v2?x=1", "https://x/#part", "https://user:s3cr3t@x", "https://user@x"),
 ]
 
 
@@ -223,9 +175,7 @@ _ADDRESSES_OF_NOTHING = [
 @pytest.mark.parametrize("value", _ADDRESSES_OF_NOTHING)
 def test_an_address_that_cannot_be_called_is_refused_without_telling_it(name: str, value: str) -> None:
     found = problems(WORKER | {name: value}, Process.WORKER)
-    assert found == [
-        f"{name}: Must be an http or https URL of a host, without a user, a query or a fragment.",
-    ]
+    assert found == [f"{name}: Must be an http or https URL of a host, without a user, a query or a fragment."]
 
 
 @pytest.mark.parametrize(
@@ -239,22 +189,15 @@ def test_an_address_that_can_be_called_is_kept_as_it_is(value: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "redis://:s3cr3t/word@127.0.0.1:6379/0",
-        "redis://:s3cr3t#word@127.0.0.1:6379/0",
-        "redis://:s3cr3t?word@127.0.0.1:6379/0",
-        "redis://:[s3cr3t@127.0.0.1:6379/0",
-        "redis://127.0.0.1:abc/0",
-        "redis://127.0.0.1/s3cr3t",
-        "redis://h:6379/0?socket_timeout=x",
-        "redis://h:6379/0?socket_timeout=1",
-        "redis://h:6379/0?s3cr3t=1",
+        *(
+            f"redis://:{password}@127.0.0.1:6379/0"
+            for password in ("s3cr3t/word", "s3cr3t#word", "s3cr3t?word", "[s3cr3t")
+        ),
+        *("redis://127.0.0.1:abc/0", "redis://127.0.0.1/s3cr3t", "redis://h h:6379/0"),
+        *("redis://", "REDIS://h", "unix:///s3cr3t"),
+        *(f"redis://h:6379/0?{option}" for option in ("socket_timeout=x", "socket_timeout=1", "s3cr3t=1")),
         "redis://h:6379/0?ssl_cert_reqs=none",
-        "rediss://h:6379/0?ssl_cert_reqs=s3cr3t",
-        "rediss://h:6379/0?ssl_s3cr3t=1",
-        "redis://h h:6379/0",
-        "redis://",
-        "REDIS://h",
-        "unix:///s3cr3t",
+        *("rediss://h:6379/0?ssl_cert_reqs=s3cr3t", "rediss://h:6379/0?ssl_s3cr3t=1"),
     ],
 )
 @pytest.mark.parametrize("process", list(Process))
@@ -287,16 +230,13 @@ def test_every_setting_is_named_after_its_variable() -> None:
 
 
 def test_tokens_are_kept_as_digests_only() -> None:
-    settings = Settings.from_env(API, process=Process.API)
+    settings = api_with()
     assert [token.digest for token in settings.broker_api_token] == [digest("track-s3cret-token")]
 
 
 def test_several_tokens_are_taken_plain_or_hashed() -> None:
     hashed = hashlib.sha256(b"third").hexdigest()
-    settings = Settings.from_env(
-        API | {"BROKER_API_TOKEN": f"first-long-token, second-long-token ,,sha256:{hashed.upper()}"},
-        process=Process.API,
-    )
+    settings = api_with(BROKER_API_TOKEN=f"first-long-token, second-long-token ,,sha256:{hashed.upper()}")
     expected = [digest("first-long-token"), digest("second-long-token"), digest("third")]
     assert [token.digest for token in settings.broker_api_token] == expected
 
@@ -309,9 +249,7 @@ def test_a_malformed_hash_is_refused_without_telling_it(value: str) -> None:
 
 
 def test_no_secret_appears_in_repr_or_str() -> None:
-    settings = Settings.from_env(
-        API | WORKER | {"REDIS_URL": "rediss://user:redis-s3cret@cache.example/0"}, process=Process.API
-    )
+    settings = api_with(**WORKER, REDIS_URL="rediss://user:redis-s3cret@cache.example/0")
     for text in (repr(settings), str(settings), f"{settings}"):
         assert "s3cret" not in text
         assert digest("track-s3cret-token").hex() not in text
@@ -334,7 +272,7 @@ def test_no_secret_appears_in_an_error() -> None:
 
 
 def test_settings_cannot_be_changed() -> None:
-    settings = Settings.from_env(API, process=Process.API)
+    settings = api_with()
     with pytest.raises(FrozenInstanceError):
         settings.api_port = 1  # type: ignore[misc] # what the test is about
 
@@ -391,8 +329,7 @@ def test_an_admins_token_cannot_be_bound_to_tracks() -> None:
 def test_tokens_may_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("track-s3cret-token\nacme-*=another-s3cret-token\n")
-    environ = API | {"BROKER_API_TOKEN": "", "BROKER_API_TOKEN_FILE": str(file)}
-    assert Settings.from_env(environ, process=Process.API).broker_api_token_file == str(file)
+    assert api_with(BROKER_API_TOKEN="", BROKER_API_TOKEN_FILE=str(file)).broker_api_token_file == str(file)
 
 
 @pytest.mark.parametrize(
@@ -507,12 +444,8 @@ def test_only_the_api_reads_the_file_of_named_tokens(process: Process) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "*",
-        "null",
-        "lab.example.com",
-        "https://lab.example.com/",
-        "https://Lab.example.com",
-        "https://u@lab.example.com",
+        *("*", "null", "lab.example.com"),
+        *(f"https://{each}" for each in ("lab.example.com/", "Lab.example.com", "u@lab.example.com")),
     ],
 )
 def test_an_origin_is_a_scheme_a_host_and_a_port(value: str) -> None:
@@ -543,14 +476,8 @@ def test_the_worker_needs_the_provider_and_the_api_and_beat_do_not() -> None:
 
 
 def test_development_allows_what_production_refuses() -> None:
-    settings = Settings.from_env(
-        {
-            "BROKER_ENV": "development",
-            "BROKER_API_TOKEN": DEVELOPMENT_TRACK_TOKEN,
-            "BROKER_ADMIN_TOKEN": DEVELOPMENT_ADMIN_TOKEN,
-        },
-        process=Process.API,
-    )
+    tokens = {"BROKER_API_TOKEN": DEVELOPMENT_TRACK_TOKEN, "BROKER_ADMIN_TOKEN": DEVELOPMENT_ADMIN_TOKEN}
+    settings = Settings.from_env({"BROKER_ENV": "development"} | tokens, process=Process.API)
     assert settings.recycle_policy is RecyclePolicy.REUSE
     assert settings.shutdown_drain_sec == 0
     worker = {"BROKER_ENV": "development", "CSP_BASE_URL": "http://csp.example", "CSP_API_TOKEN": "x"}
@@ -558,8 +485,7 @@ def test_development_allows_what_production_refuses() -> None:
 
 
 def test_a_drain_that_is_given_holds_in_development_too() -> None:
-    environ = API | {"BROKER_ENV": "development", "SHUTDOWN_DRAIN_SEC": "2"}
-    assert Settings.from_env(environ, process=Process.API).shutdown_drain_sec == 2
+    assert api_with(BROKER_ENV="development", SHUTDOWN_DRAIN_SEC="2").shutdown_drain_sec == 2
 
 
 @pytest.mark.parametrize(("process", "port"), [(Process.WORKER, 9101), (Process.BEAT, 9102)])
@@ -572,10 +498,7 @@ def test_each_process_has_a_metrics_port_of_its_own(process: Process, port: int)
 
 
 def test_the_policy_is_in_seconds() -> None:
-    policy = Settings.from_env(
-        API | {"LAB_DURATION_HOURS": "0.25", "EXPIRY_BUFFER_HOURS": "0", "STALE_GRACE_HOURS": "1.5"},
-        process=Process.API,
-    ).policy
+    policy = api_with(LAB_DURATION_HOURS="0.25", EXPIRY_BUFFER_HOURS="0", STALE_GRACE_HOURS="1.5").policy
     assert (policy.lab_duration_sec, policy.expiry_buffer_sec, policy.stale_grace_sec) == (900, 0, 5400)
     assert policy.recycle is RecyclePolicy.CONFIRM
 

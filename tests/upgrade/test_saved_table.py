@@ -23,7 +23,15 @@ from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.sandbox import Account
 from broker_common.settings import Process, Settings
-from tests.api.harness import ADMIN_TOKEN, ENVIRONMENT, TRACK_TOKEN, FakeQueue, FakeRateLimit, make_services
+from tests.api.harness import (
+    ADMIN_TOKEN,
+    ENVIRONMENT,
+    TRACK_TOKEN,
+    FakeQueue,
+    FakeRateLimit,
+    body_of,
+    make_services,
+)
 from tests.fakes import BY, FakeClock, FakeProvider, RecordingRecorder, TimelessStore
 from tests.world import World
 
@@ -123,12 +131,6 @@ def broker(client: DynamoDBClient) -> Iterator[Broker]:
     client.delete_table(TableName=table)
 
 
-def body_of(answer: TestResponse) -> dict[str, Any]:
-    body = answer.get_json()
-    assert isinstance(body, dict), answer.text
-    return body
-
-
 def lacks(answer: Any, saved: Any, at: str = "answer") -> list[str]:
     """Say where an answer is not the saved one; it may tell more than that."""
     if isinstance(saved, dict) and isinstance(answer, dict):
@@ -180,8 +182,7 @@ def test_every_holder_can_give_back_what_it_holds(broker: Broker) -> None:
         for _ in range(2):
             answer = broker.track(held["allocated_to_track"], "POST", f"/v1/sandboxes/{sandbox_id}/mark-for-deletion")
             told = {"status": "pending_deletion", "lease_id": held["lease_id"], "deletion_requested_at": TABLE["now"]}
-            assert answer.status_code == 200
-            assert lacks(body_of(answer), told | {"sandbox_id": sandbox_id}) == []
+            assert lacks(body_of(answer, 200), told | {"sandbox_id": sandbox_id}) == []
     for track_id in {held["allocated_to_track"] for held in before.values()}:
         assert body_of(broker.track(track_id, "GET", "/v1/sandboxes"))["count"] == 0
     assert body_of(broker.admin("GET", "/v1/admin/stats"))["allocated"] == 0
@@ -191,9 +192,8 @@ def test_an_operator_can_release_every_allocation(broker: Broker) -> None:
     for sandbox_id, held in broker.held().items():
         body = {"lease_id": held["lease_id"]}
         answer = broker.admin("POST", f"/v1/admin/sandboxes/{sandbox_id}/release", json=body)
-        assert answer.status_code == 200
         ended = {"status": "pending_deletion", "deletion_reason": "released_by_operator", "lease_id": None}
-        assert body_of(answer).items() >= (ended | {"last_lease_id": held["lease_id"]}).items()
+        assert body_of(answer, 200).items() >= (ended | {"last_lease_id": held["lease_id"]}).items()
 
 
 def test_only_what_is_overdue_expires_until_the_time_of_the_others_has_come(broker: Broker) -> None:
@@ -211,8 +211,7 @@ def test_only_what_is_overdue_expires_until_the_time_of_the_others_has_come(brok
 def test_a_track_whose_allocation_is_overdue_gets_another_sandbox(broker: Broker) -> None:
     overdue = broker.read(ID_OF["held-overdue"])
     answer = broker.track(overdue["allocated_to_track"], "POST", "/v1/allocate")
-    assert answer.status_code == 201
-    assert body_of(answer)["sandbox_id"] in ANSWERS["listed"]["available"]
+    assert body_of(answer, 201)["sandbox_id"] in ANSWERS["listed"]["available"]
     assert broker.read(ID_OF["held-overdue"])["deletion_reason"] == "expired"
 
 
