@@ -194,6 +194,7 @@ def listing(world: World) -> tuple[list[Sandbox], list[str]]:
             return sandboxes, unreadable
 
 
+@pytest.mark.timeout(300)  # it takes a minute of an idle machine
 @given(change=CHANGES, value=st.sampled_from(VALUES))
 @example(change=("free", "name"), value=None)
 @example(change=("free", "external_id"), value=None)
