@@ -9,17 +9,17 @@ python := $(bin)/python
 product := broker_*/*,deploy/gunicorn.conf.py
 
 help: ## Show this list | at once |
-	@echo 'Every target but help and clean first installs into .venv if needed (two minutes, network). Times: two cores.'
+	@echo 'Every target but help and clean first installs into .venv if needed (two minutes, network). Times are rough, for two cores.'
 	@echo
 	@awk -F ':.*## | *[|] *' '/^[a-z-]+:.*## / {printf "  make %-14s  %-10s  %s%s\n", $$1, $$3, $$2, ($$4 ? " [" $$4 "]" : "")}' Makefile
 
 run: .venv/installed ## Start a whole broker here, until Ctrl-C; POOL=2000 and other settings as variables | 15 s |
 	@exec $(python) -m deploy.dev.run
 
-check: .venv/installed ## Run four linters and the quick tests, which start no process; options by ARGS="-k allocate" | 1 min |
+check: .venv/installed ## Run four linters and the quick tests, which start no process; options by ARGS="-k allocate" | 90 s |
 	@exec $(python) -m deploy.dev.check $(ARGS)
 
-test: .venv/installed dynamodb-local ## Run all tests; options by ARGS="-k allocate -x" | 10 min | java, npm, cc; else skips tests
+test: .venv/installed dynamodb-local ## Run all tests; options by ARGS="-k allocate -x" | 17 min | java, npm, cc; else skips tests
 	@echo 'test: all tests, in three processes. Tests whose tools are missing are skipped, and listed at the end.'
 	@exec $(python) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -57,8 +57,15 @@ def parse_tokens(text: str, role: Role) -> tuple[Token, ...]:
     A token is plain, or the `sha256:<hex>` of one that only its owner knows. `prefix*=` before a token binds it to the
     tracks whose id starts with the prefix. Raises `BadTokenError`.
     """
-    words = [word.strip() for word in re.split(r"[,\n]", text) if word.strip()]
-    return tuple(_parse(word, position, role) for position, word in enumerate(words, 1))
+    return tuple(
+        _parse(prefix, secret, position, role) for position, (prefix, secret) in enumerate(split_tokens(text), 1)
+    )
+
+
+def split_tokens(text: str) -> list[tuple[str | None, str]]:
+    """Return each token that stands between commas or line feeds, with the prefix that binds it to tracks, or None."""
+    words = (word.strip() for word in re.split(r"[,\n]", text))
+    return [(bound[1], bound[2]) if (bound := _BINDING.fullmatch(word)) else (None, word) for word in words if word]
 
 
 def find_faults(tokens: Sequence[Token], *, production: bool) -> list[str]:
@@ -134,9 +141,7 @@ class TokenFile:
             _log.info("read %d tokens from %s", len(self._tokens), self._path)
 
 
-def _parse(word: str, position: int, role: Role) -> Token:
-    bound = _BINDING.fullmatch(word)
-    prefix, secret = (bound[1], bound[2]) if bound else (None, word)
+def _parse(prefix: str | None, secret: str, position: int, role: Role) -> Token:
     if not secret:
         raise BadTokenError(f"token {position}: nothing follows its prefix")
     if not secret.startswith(_HASHED):

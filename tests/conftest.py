@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip slow tests in a quick run."""
     for item in items:
         if config.getoption("quick") and item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip("slow"))
+            item.add_marker(pytest.mark.skip("slow, so `make check` leaves it out: `make test` runs it"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,7 +52,7 @@ def _no_process_in_a_quick_run(request: pytest.FixtureRequest) -> Iterator[None]
     """Skip each test that starts a process in a quick run, when it, or a fixture of it, does so."""
 
     def skip(*_: object, **__: object) -> None:
-        pytest.skip("starts a process")
+        pytest.skip("starts a process, so `make check` leaves it out: `make test` runs it")
 
     with pytest.MonkeyPatch.context() as patch:
         if request.config.getoption("quick"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import requests
+
+from broker_common.tokens import split_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +40,6 @@ _ADVICE = {
     "INTERNAL_ERROR": "look for the request in the API's log",
 }
 """What to do about an error, by its code; some messages say it themselves. `{token}` says where the token is from."""
-_BINDING = re.compile(r"[!-~]{1,128}?\*=")
 
 
 class ApiError(Exception):
@@ -62,17 +62,8 @@ def api_url(environ: Mapping[str, str] = os.environ) -> str:
 
 def operators_api(environ: Mapping[str, str] = os.environ) -> BrokerApi:
     """Return the API that an operator's environment names. Raises `ApiError` without a token that can be sent."""
-    token, *_ = split_tokens(environ.get(TOKEN_VARIABLE, "")) or [""]
+    (_, token), *_ = split_tokens(environ.get(TOKEN_VARIABLE, "")) or [(None, "")]
     return BrokerApi(api_url(environ), checked_token(token, TOKEN_VARIABLE))
-
-
-def split_tokens(text: str) -> list[str]:
-    """Return the tokens of a setting or of a token file, each without the prefix that binds it to tracks.
-
-    The broker's processes read them in the same way, by `parse_tokens`.
-    """
-    words = (word.strip() for word in re.split(r"[,\n]", text))
-    return [word[bound.end() :] if (bound := _BINDING.match(word)) else word for word in words if word]
 
 
 def checked_token(token: str, source: str) -> str:

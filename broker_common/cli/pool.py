@@ -24,9 +24,9 @@ _TIMES = {"oldest deletion": "oldest_pending_deletion_at", "last sync": "last_sy
 @click.command()
 @json_option
 def pool(*, as_json: bool) -> None:
-    """Show counts, the longest waiting deletion, the last sync, the pauses.
+    """Show the pool's counts, times and pauses.
 
-    The last sync is the last one that succeeded.
+    The times are those of the longest waiting deletion and of the last sync that succeeded.
 
     Example: broker pool
     """

@@ -15,9 +15,9 @@ from broker_common.cli.api import (
     api_url,
     checked_token,
     operators_api,
-    split_tokens,
 )
 from broker_common.cli.output import is_terminal
+from broker_common.tokens import split_tokens
 
 
 def _print_principal(found: dict[str, str]) -> None:
@@ -59,7 +59,7 @@ def _read(variable: str, *, from_stdin: bool) -> dict[str, str]:
         text = os.environ.get(variable, "")
     else:
         text = click.prompt("token", hide_input=True, err=True) if is_terminal() else sys.stdin.read()
-    found = split_tokens(text)
+    found = [secret for _, secret in split_tokens(text)]
     if len(found) <= 1:
         name = "the token on standard input" if from_stdin else source
         return {name: checked_token("".join(found), name)}

@@ -26,7 +26,7 @@ _PYTEST = ("pytest", "--quick", "--numprocesses=2", "--dist=loadfile", "--quiet"
 
 def main() -> int:
     """Run everything and print the summary; return the exit code."""
-    print("check: linters, and quick tests that start no process. It takes about a minute on two cores.", flush=True)
+    print("check: linters, and quick tests that start no process. It takes about 90 s on two cores.", flush=True)
     began = time.monotonic()
     with ThreadPoolExecutor(1) as aside:
         linting = aside.submit(_lint)
