@@ -29,6 +29,7 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
+from broker_common.core.counts import Counts
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
@@ -69,6 +70,7 @@ class ApiServices:
     store: SandboxStore
     guard: Guard
     pauses: PauseCache
+    counts: Counts
     allocator: Allocator
     leases: Leases
     inventory: Inventory
@@ -104,6 +106,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         store=store,
         guard=guard,
         pauses=pauses,
+        counts=Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec),
         allocator=Allocator(
             store=store,
             guard=guard,

@@ -35,6 +35,7 @@ from broker_common.core.store import (
     ClaimHeld,
     Conflict,
     Contended,
+    CountRecord,
     FactPage,
     FeedPage,
     Pauses,
@@ -230,6 +231,7 @@ class MemoryStore:
         self._tokens: dict[str, tuple[Candidate, Claim]] = {}
         self._watermark: Watermark | None = None
         self._pauses = Pauses()
+        self._counts = CountRecord()
         self.facts: list[Fact | PoolFact] = []
         """All facts in the order of their writes."""
         self._fact_names: set[tuple[str, int, str]] = set()
@@ -503,6 +505,16 @@ class MemoryStore:
         with self._called("finish_upgrade"):
             self.is_upgraded = True
 
+    def read_counts(self) -> CountRecord:
+        with self._called("read_counts"):
+            return self._counts
+
+    def write_counts(self, record: CountRecord, *, instead_of: str | None) -> None:
+        with self._called("write_counts"):
+            if self._counts.turn not in {instead_of, record.turn}:
+                raise Conflict("another process has just written the counts", current=None)
+            self._counts = record
+
     def ping(self) -> TableState:
         with self._called("ping"):
             synced_at = self._watermark.synced_at if self._watermark else None
@@ -710,6 +722,12 @@ class StoreWrapper:
     def finish_upgrade(self) -> None:
         self._call("finish_upgrade", self.inner.finish_upgrade)
 
+    def read_counts(self) -> CountRecord:
+        return self._call("read_counts", self.inner.read_counts)
+
+    def write_counts(self, record: CountRecord, *, instead_of: str | None) -> None:
+        self._call("write_counts", lambda: self.inner.write_counts(record, instead_of=instead_of))
+
     def ping(self) -> TableState:
         return self._call("ping", self.inner.ping)
 
@@ -793,6 +811,7 @@ WRITES = frozenset(
         "record",
         "identify",
         "finish_upgrade",
+        "write_counts",
     }
 )
 

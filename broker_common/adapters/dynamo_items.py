@@ -29,13 +29,14 @@ from broker_common.core.flat import (
     sandbox_of,
 )
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, Sandbox, Status
-from broker_common.core.store import PAUSABLE, Pause, Pauses, Watermark
+from broker_common.core.store import PAUSABLE, CountRecord, Pause, Pauses, PoolCount, Watermark
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
 PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
+COUNTS_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "COUNTS"}}
 ELSEWHERE = "elsewhere"
 """The part of a listing for sandboxes that have no place in the index where this release looks."""
 _COOLING = f"{Status.PENDING_DELETION}/cooling#0"
@@ -57,6 +58,10 @@ _PAUSES_FIELDS = fields_of(
         **{f"{name}_since": int for name in PAUSABLE},
         **_SCHEMA,
     },
+)
+_RIGHT_FIELDS = fields_of({"turn": str, "counter": str, "counting_until": int}, _SCHEMA)
+_COUNT_FIELDS = fields_of(
+    {**dict.fromkeys(Status, int), "began_at": int, "counted_by": str}, {"oldest_pending_deletion": int}
 )
 
 
@@ -234,6 +239,42 @@ def decode_pauses(item: Item | None) -> Pauses:
             if values.get(name)
         }
     )
+
+
+def encode_counts(record: CountRecord) -> Item:
+    """Return the whole item of the record of counts."""
+    count = record.count
+    of_count = {**count.by_status, "began_at": count.began_at, "counted_by": count.counted_by} if count else {}
+    return {
+        **COUNTS_KEY,
+        **encode_all({"turn": record.turn, "counter": record.counter, "counting_until": record.counting_until}),
+        **encode_all({**of_count, "oldest_pending_deletion": count and count.oldest_pending_deletion}),
+        "schema": encode(schema.WRITTEN),
+    }
+
+
+def decode_counts(item: Item) -> CountRecord:
+    """Return the record of counts of an item, with no count if nobody has counted yet; raises `UnreadableRecord`."""
+    try:
+        right = read_fields(item, _RIGHT_FIELDS)
+        counted = read_fields(item, _COUNT_FIELDS) if "began_at" in item else None
+    except ValueError as error:
+        raise UnreadableRecord("the record of counts", str(error)) from error
+    count = counted and PoolCount(
+        by_status={status: counted[status] for status in Status},
+        oldest_pending_deletion=counted.get("oldest_pending_deletion"),
+        began_at=counted["began_at"],
+        counted_by=counted["counted_by"],
+    )
+    return CountRecord(
+        turn=right["turn"], count=count, counter=right["counter"], counting_until=right["counting_until"]
+    )
+
+
+def turn_of(item: Item) -> str | None:
+    """Return the `turn` of the record of counts, even if the rest cannot be read; None if it is not a text."""
+    turn: str | None = item.get("turn", {}).get("S")
+    return turn
 
 
 def encode_cursor(status: Status | None, part: str, start: Item | None) -> str:

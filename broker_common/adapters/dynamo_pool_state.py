@@ -1,4 +1,4 @@
-"""The pool's own records on DynamoDB: watermark, pauses, and the layout, which identifies the table."""
+"""The pool's own records on DynamoDB: watermark, pauses, counts, and the layout, which identifies the table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from broker_common.adapters.dynamo_conditions import unless_newer
 from broker_common.adapters.dynamo_facts import encode_pool_fact
 from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
+    COUNTS_KEY,
     PAUSE_KEY,
     SYNC_KEY,
+    decode_counts,
     decode_pauses,
     decode_watermark,
+    encode_counts,
     status_keys,
     synced_at_of,
+    turn_of,
 )
 from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, Layout, decode_layout, index_problem
 from broker_common.adapters.dynamo_time import time_of
@@ -23,7 +27,7 @@ from broker_common.core import schema
 from broker_common.core.errors import LayoutMismatch, StoreMisconfigured, UnreadableRecord
 from broker_common.core.ids import new_id
 from broker_common.core.sandbox import Status
-from broker_common.core.store import PAUSABLE, Conflict, Pauses, TableState, Watermark
+from broker_common.core.store import PAUSABLE, Conflict, CountRecord, Pauses, TableState, Watermark
 
 if TYPE_CHECKING:
     from broker_common.core.facts import PoolFact
@@ -105,6 +109,30 @@ class DynamoPoolState(DynamoBase):
     def record(self, fact: PoolFact) -> None:
         """Implement the port: a put; the same fact again changes nothing."""
         self._transport.write("put_item", **self._put_pool_fact(fact)["Put"])
+
+    def read_counts(self) -> CountRecord:
+        """Implement the port: an eventually consistent read, which costs half as much."""
+        item = self._transport.read("get_item", TableName=self._table, Key=COUNTS_KEY).get("Item")
+        if item is None:
+            return CountRecord()
+        return self._readable(decode_counts, item) or CountRecord(turn=turn_of(item))
+
+    def write_counts(self, record: CountRecord, *, instead_of: str | None) -> None:
+        """Implement the port: a put on the condition that nobody has written since."""
+        is_unwritten = "attribute_not_exists(turn) OR NOT attribute_type(turn, :text)"
+        put = {
+            "TableName": self._table,
+            "Item": encode_counts(record),
+            "ConditionExpression": (is_unwritten if instead_of is None else "turn = :was") + " OR turn = :this",
+            "ExpressionAttributeValues": {
+                ":this": {"S": record.turn},
+                **({":text": {"S": "S"}} if instead_of is None else {":was": {"S": instead_of}}),
+            },
+        }
+        try:
+            self._transport.write("put_item", **unless_newer(put))
+        except ConditionFailed as failed:
+            raise Conflict("another process has just written the counts", current=None) from failed
 
     def ping(self) -> TableState:
         """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""

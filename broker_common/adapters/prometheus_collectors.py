@@ -13,21 +13,19 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from broker_common.adapters.redis_breaker import BreakerState
-from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import BrokerError
 from broker_common.core.sandbox import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from prometheus_client import Metric
 
+    from broker_common.core.counts import Counts
     from broker_common.core.ports import Clock
-    from broker_common.core.store import SandboxStore
 
 FIRST_WAIT_SEC = 1.0
 WAIT_SEC = 0.05
-_READ_LIMIT_SEC = 3.0
 _SHORTEST_PAUSE_SEC = 1.0
 """Between renewals that no scrape requests."""
 _UNSEEN_LIMIT = 60
@@ -51,16 +49,18 @@ class _Renewed(Generic[Value]):
 
     A read may take longer than a scrape may wait, and the last scrape may be a minute ago. So the thread also reads
     between scrapes: the shown value is no older than `max_age` plus one read. The thread ends when the scrapes stop.
+    If a read finds the value that it found before, because another process has no new one yet, the thread reads again
+    within a second.
     """
 
-    def __init__(self, read: Callable[[], Value], clock: Clock, *, max_age: float) -> None:
+    def __init__(self, read: Callable[[], tuple[float, Value]], clock: Clock, *, max_age: float) -> None:
+        """Take a `read` that returns since when its value is known (by the monotonic clock), and the value."""
         self._read = read
         self._clock = clock
         self._max_age = max_age
         self._changed = threading.Condition()
         self._value: Value | None = None
-        self._read_at = float("-inf")
-        """When the read of the value began. The value includes all that happened before."""
+        self._fresh_until = float("-inf")
         self._reads = 0
         self._unseen = 0
         self._wanted = False
@@ -76,7 +76,7 @@ class _Renewed(Generic[Value]):
         with self._changed:
             self._unseen = 0
             now = self._clock.monotonic()
-            if now - self._read_at < self._max_age:
+            if now < self._fresh_until:
                 return self._value
             if not self._renewing:
                 self._renewing, self._began_at, self._value = True, now, None
@@ -91,19 +91,20 @@ class _Renewed(Generic[Value]):
     def _renew(self) -> None:
         while True:
             began = self._clock.monotonic()
-            value = self._try_to_read()
+            since, value = self._try_to_read() or (began, None)
             with self._changed:
-                self._value, self._read_at, self._wanted = value, began, False
+                self._value, self._wanted = value, False
+                self._fresh_until = max(since + self._max_age, began + min(self._max_age, _SHORTEST_PAUSE_SEC))
                 self._reads += 1
                 self._changed.notify_all()
-                pause = max(began + self._max_age - self._clock.monotonic(), _SHORTEST_PAUSE_SEC)
+                pause = max(self._fresh_until - self._clock.monotonic(), _SHORTEST_PAUSE_SEC)
                 self._changed.wait_for(lambda: self._wanted, pause)
                 self._unseen += 1
                 if self._unseen > _UNSEEN_LIMIT:
                     self._renewing = False
                     return
 
-    def _try_to_read(self) -> Value | None:
+    def _try_to_read(self) -> tuple[float, Value] | None:
         try:
             return self._read()
         except BrokerError:
@@ -116,18 +117,17 @@ class _Renewed(Generic[Value]):
 class PoolCollector(Collector):
     """The pool's gauges; absent while the store is away."""
 
-    def __init__(self, store: SandboxStore, clock: Clock, *, max_age: float) -> None:
-        """Read the store at most once in `max_age` seconds."""
-        self._store = store
+    def __init__(self, counts: Counts, clock: Clock, *, max_age: float) -> None:
+        """Show what `counts` has; the pool is counted at most once in `max_age` seconds."""
         self._clock = clock
-        self._counts = _Renewed(self._read, clock, max_age=max_age)
+        self._counts = _Renewed(counts.latest, clock, max_age=max_age)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges."""
         known = self._counts.get()
         if known is None:
             return
-        counts, oldest = known
+        counts, oldest = known.by_status, known.oldest_pending_deletion
         for status, what in _GAUGES.items():
             yield GaugeMetricFamily(f"broker_pool_{status}", what, value=counts[status])
         total = sum(counts[status] for status in _GAUGES)
@@ -137,17 +137,13 @@ class PoolCollector(Collector):
             "broker_oldest_pending_deletion_seconds", "Age of the deletion that has waited longest", value=waited
         )
 
-    def _read(self) -> tuple[Mapping[Status, int], int | None]:
-        with deadline_in(_READ_LIMIT_SEC, self._clock):
-            return self._store.count(), self._store.oldest_pending_deletion()
-
 
 class CircuitCollector(Collector):
     """The circuit breaker's state: 0 closed, 1 half-open, 2 open."""
 
     def __init__(self, read: Callable[[], BreakerState], clock: Clock, *, max_age: float) -> None:
         """Ask `read` at most once in `max_age` seconds."""
-        self._state = _Renewed(read, clock, max_age=max_age)
+        self._state = _Renewed(lambda: (clock.monotonic(), read()), clock, max_age=max_age)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauge."""

@@ -5,6 +5,7 @@ index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and
 
 This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
 allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
+Only a damaged record of counts is written over, because the pool can be counted again.
 
 Every method may raise `StoreUnavailable`. Every write may also raise `OutcomeUnknown`; then it may have been applied.
 If the answer was lost, the caller may send the same write again: it succeeds if the first one was applied.
@@ -205,6 +206,32 @@ class TableState:
     """The store's own time in Unix seconds; None if it did not report the time."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolCount:
+    """A count of the pool that one process made."""
+
+    by_status: Mapping[Status, int]
+    oldest_pending_deletion: int | None
+    """When the sandbox that waits longest for its wipe was given back; None if none waits."""
+    began_at: int
+    """When the count began, in Unix seconds of that process's clock."""
+    counted_by: str
+    """The process's id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountRecord:
+    """The last count of the pool, and which process may count next. Everything is empty if there is no record yet."""
+
+    turn: str | None = None
+    """New with each write. None also if the record is not the broker's."""
+    count: PoolCount | None = None
+    counter: str | None = None
+    """The id of the process that may count."""
+    counting_until: int = 0
+    """Until when only that process may count, in Unix seconds of its clock."""
+
+
 class PoolState(Protocol):
     """Reads and writes the state of the pool as a whole, and of its table."""
 
@@ -225,6 +252,12 @@ class PoolState(Protocol):
 
     def record(self, fact: PoolFact) -> None:
         """Write a fact of the pool without a change."""
+
+    def read_counts(self) -> CountRecord:
+        """Return the record of counts, which may be out of date. If it cannot be read, return only its `turn`."""
+
+    def write_counts(self, record: CountRecord, *, instead_of: str | None) -> None:
+        """Write the record of counts. Raises `Conflict` unless the stored `turn` is `instead_of`."""
 
     def ping(self) -> TableState:
         """Make sure that the store answers and has the layout for this process, and return its table's state.

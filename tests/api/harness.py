@@ -15,6 +15,7 @@ from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import Allocator
 from broker_common.core.candidate_cache import CandidateCache
+from broker_common.core.counts import Counts
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
@@ -214,6 +215,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         store=store,
         guard=guard,
         pauses=pauses,
+        counts=Counts(store, clock, Random(2), max_age=settings.pool_gauge_cache_sec),
         allocator=Allocator(
             store=store,
             guard=guard,

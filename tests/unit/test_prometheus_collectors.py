@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from random import Random
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -12,6 +13,7 @@ from broker_common.adapters import prometheus_collectors
 from broker_common.adapters.prometheus_collectors import CircuitCollector, PoolCollector
 from broker_common.adapters.redis_breaker import BreakerState
 from broker_common.adapters.system_clock import SystemClock
+from broker_common.core.counts import Counts
 from broker_common.core.sandbox import Status
 from deploy.dev.processes import wait_until
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 def scrape(store: SandboxStore, clock: Clock, *, max_age: float = 2) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(PoolCollector(store, clock, max_age=max_age))
+    registry.register(PoolCollector(Counts(store, clock, Random(1), max_age=max_age), clock, max_age=max_age))
     return registry
 
 
@@ -134,7 +136,7 @@ def test_a_scrape_does_not_wait_for_a_slow_store_once_it_knows_the_pool() -> Non
     store.before_call = hold
     try:
         assert [registry.get_sample_value("broker_pool_total") for _ in range(3)] == [7, 7, 7]
-        assert reads == ["count"], "one renewal at a time"
+        assert reads == ["read_counts"], "one renewal at a time"
     finally:
         may_go_on.set()
 
