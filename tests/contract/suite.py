@@ -27,9 +27,11 @@ from broker_common.core.store import (
     ClaimHeld,
     Conflict,
     Contended,
+    CountRecord,
     Pause,
     Pauses,
     Pool,
+    PoolCount,
     Position,
     Unreadable,
     Watermark,
@@ -63,6 +65,12 @@ SHARED_STORE = settings(
 )
 """For tests whose examples leave the store unchanged. The class of each store runs the same test."""
 
+COUNT = PoolCount(
+    by_status={status: 10**number for number, status in enumerate(Status)},
+    oldest_pending_deletion=START - 90,
+    began_at=START,
+    counted_by="ann",
+)
 _tokens = count()
 PRINTABLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=40)
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -755,6 +763,34 @@ class StoreContract:
         assert store.set_pauses(Pauses(), Pauses(cleanup=theirs)) == replace(second, cleanup=theirs)
         assert store.read_pauses() == replace(second, cleanup=theirs)
 
+    def test_there_are_no_counts_before_the_first(self, store: SandboxStore) -> None:
+        assert store.read_counts() == CountRecord()
+
+    def test_counts_are_written_whole_and_only_over_those_that_were_read(self, store: SandboxStore) -> None:
+        taken = CountRecord(turn="one", counter="ann", counting_until=START + 7)
+        counted = replace(taken, turn="two", count=COUNT)
+        newer = replace(counted, turn="three", count=replace(COUNT, oldest_pending_deletion=None))
+        before = None
+        for record in (taken, counted, newer):
+            store.write_counts(record, instead_of=before)
+            store.write_counts(record, instead_of=before)  # its first answer may have been lost
+            assert store.read_counts() == record
+            before = record.turn
+        for old in (None, "one", "two"):
+            with pytest.raises(Conflict):
+                store.write_counts(replace(taken, turn="late"), instead_of=old)
+        assert store.read_counts() == newer
+
+    def test_counts_are_no_sandbox(self, store: SandboxStore) -> None:
+        store.write_counts(CountRecord(turn="one", count=COUNT, counter="ann"), instead_of=None)
+        assert not store.has_sandboxes()
+        assert store.read_all() == Pool((), {})
+        assert store.list_sandboxes(None, limit=5, cursor=None).sandboxes == ()
+        assert set(store.count().values()) == {0}
+        assert store.read_feed(since=0, cursor=None, limit=5).facts == ()
+        assert store.read_pauses() == Pauses()
+        assert store.ping().synced_at is None
+
     def test_a_ping_tells_the_time_or_nothing(self, store: SandboxStore) -> None:
         told = store.ping().time
         assert told is None or (type(told) is int and told > 1_500_000_000)
@@ -853,6 +889,18 @@ class ConcurrentStoreContract(StoreContract):
         assert [each.sandbox_id for each in pool.sandboxes if each.external_id == "uuid-0a"] == [
             pool.accounts["uuid-0a"]
         ]
+
+    def test_of_many_that_take_the_right_to_count_one_gets_it(self, store: SandboxStore) -> None:
+        def take_right(counter: str) -> str | None:
+            try:
+                store.write_counts(CountRecord(turn=f"turn-{counter}", counter=counter), instead_of=None)
+            except Conflict:
+                return None
+            return counter
+
+        names = [f"counter-{number}" for number in range(8)]
+        winners = {each for each in at_once([partial(take_right, name) for name in names]) if each}
+        assert winners == {store.read_counts().counter}
 
     def test_of_many_updates_of_one_version_one_is_written(self, store: SandboxStore) -> None:
         sandbox = add_new(store)

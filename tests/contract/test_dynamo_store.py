@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 from moto import mock_aws
 
-from broker_common.adapters.dynamo_items import claim_key, sandbox_key
+from broker_common.adapters.dynamo_items import COUNTS_KEY, claim_key, sandbox_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_ttl, table_definition
 from broker_common.adapters.dynamo_transport import make_client
@@ -20,9 +20,18 @@ from broker_common.core.errors import LayoutMismatch, UnreadableRecord
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, candidate_of, claim_on
 from broker_common.core.sandbox import ORDER_LIMIT, Status
-from broker_common.core.store import AllocateAnswer, CandidateGone, Pause, Pauses, Unreadable, Watermark
+from broker_common.core.store import (
+    AllocateAnswer,
+    CandidateGone,
+    Conflict,
+    CountRecord,
+    Pause,
+    Pauses,
+    Unreadable,
+    Watermark,
+)
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
-from tests.contract.suite import ConcurrentStoreContract, StoreContract, add_all, add_new, fresh_token, take
+from tests.contract.suite import COUNT, ConcurrentStoreContract, StoreContract, add_all, add_new, fresh_token, take
 from tests.fakes import BY, START, FakeClock, RecordingRecorder, add_of, make_claim, make_sandbox
 
 if TYPE_CHECKING:
@@ -107,6 +116,7 @@ class TableContract:
         store.record_accounts(make_sandbox())
         store.write_watermark(Watermark(START, 1))
         store.set_pauses(Pauses(), Pauses(sync=Pause(by="op", since=START)), pool_fact("one"))
+        store.write_counts(CountRecord(turn="one", count=COUNT, counter="ann"), instead_of=None)
         kept = {}
         for item in store.items():
             is_told = item["SK"]["S"].startswith("FACT#") or item["PK"]["S"].startswith("POOLFACTS#")
@@ -213,6 +223,37 @@ class TableContract:
             store.client.put_item(TableName=store.table, Item=item)
         assert history(store, "7", limit=1) == [added.fact]
         assert sorted(feed(store, limit=2)[0], key=repr) == sorted([added.fact, pool_fact("one")], key=repr)
+
+    # -- counts
+
+    @pytest.mark.parametrize(
+        ("update", "values", "turn"),
+        [
+            ("SET turn = :new", {"new": {"N": "1"}}, None),
+            ("REMOVE turn", {}, None),
+            ("REMOVE counted_by", {}, "one"),
+            ("SET available = :new", {"new": {"N": "-1"}}, "one"),
+            ("SET counting_until = :new", {"new": {"S": "later"}}, "one"),
+        ],
+    )
+    def test_counts_that_a_hand_spoiled_are_replaced(
+        self, store: Spoilable, update: str, values: dict[str, Any], turn: str | None
+    ) -> None:
+        store.write_counts(CountRecord(turn="one", count=COUNT, counter="ann"), instead_of=None)
+        store.by_hand(COUNTS_KEY, update, **values)
+        assert store.read_counts() == CountRecord(turn=turn)
+        newer = CountRecord(turn="two", count=COUNT, counter="bob")
+        store.write_counts(newer, instead_of=turn)
+        assert store.read_counts() == newer
+
+    def test_counts_of_a_newer_schema_are_never_changed(self, store: Spoilable) -> None:
+        store.write_counts(CountRecord(turn="one", count=COUNT, counter="ann"), instead_of=None)
+        store.by_hand(COUNTS_KEY, "SET #schema = :three", three={"N": "3"})
+        before = store.items()
+        assert store.read_counts() == CountRecord(turn="one")
+        with pytest.raises(Conflict):
+            store.write_counts(CountRecord(turn="two", count=COUNT, counter="bob"), instead_of="one")
+        assert sorted(store.items(), key=str) == sorted(before, key=str)
 
     # -- where a record stands in the index
 

@@ -33,6 +33,7 @@ from broker_common.core.store import (
     CandidateGone,
     Conflict,
     Contended,
+    CountRecord,
     Pause,
     Pauses,
     SandboxPage,
@@ -67,6 +68,7 @@ WRITES: list[Callable[[DynamoStore], None]] = [
     lambda store: store.commit(end(HELD, reason=DeletionReason.MARKED, by=BY, now=START)),
     lambda store: store.commit(Change(make_sandbox("1"), make_sandbox("1", version=2), None)),
     lambda store: store.record(PAUSED),
+    lambda store: store.write_counts(CountRecord(turn="t", counter="c"), instead_of=None),
     lambda store: store.finish_upgrade(),
 ]
 
