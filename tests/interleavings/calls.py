@@ -12,6 +12,8 @@ TOUCHED = {
     "read_pauses": "pauses",
     "read_watermark": "watermark",
     "write_watermark": "watermark",
+    "read_counts": "counts",
+    "write_counts": "counts",
 }
 """The thing that a call reads or writes, if that is not sandboxes and claims."""
 READS = {
@@ -23,6 +25,9 @@ READS = {
     "read_due",
     "read_watermark",
     "read_pauses",
+    "read_counts",
+    "count",
+    "oldest_pending_deletion",
     "list_accounts",
 }
 LOOKS = {"ping", "has_sandboxes"}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.recorders import Recorders
 from broker_common.core.allocation import AllocateRequest, Allocation
+from broker_common.core.counts import Counts
 from broker_common.core.errors import NoSandboxesAvailable
 from broker_common.core.ids import new_id
 from broker_common.core.lease import begin
@@ -55,8 +56,9 @@ _K_CANDIDATES = 15
 _READS = frozenset({"GetItem", "BatchGetItem", "Query", "Scan"})
 _SAMPLE = 60
 """The allocations of which a row is the mean: a multiple of the candidate cache's size."""
-GAUGES = "metrics: read the pool's gauges"
+GAUGES = "metrics: count the pool, for all processes"
 GAUGES_OF_NONE = "the same, of an empty pool"
+LOOK = "metrics: read the count, in each other process"
 _OF_A_LIFE = (
     "allocate, new",
     "allocate, repeated",
@@ -211,6 +213,11 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
     track = tracks[0]
     held = _allocate(full, track).claim.sandbox_id  # fills the candidate cache
 
+    counts = [Counts(world.store, world.clock, Random(3), max_age=2) for world in (full, empty)]
+    for each in counts:
+        each.latest()  # takes the right to count
+    reader = Counts(full.store, full.clock, Random(4), max_age=2)
+
     def refuse() -> None:
         with suppress(NoSandboxesAvailable):
             _allocate(empty, track)
@@ -229,8 +236,9 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
         "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held, by=BY),
         "admin: stats": full.store.count,
         "admin: a page of 50": lambda: full.store.list_sandboxes(Status.ALLOCATED, limit=50, cursor=None),
-        GAUGES: lambda: (full.store.count(), full.store.oldest_pending_deletion()),
-        GAUGES_OF_NONE: lambda: (empty.store.count(), empty.store.oldest_pending_deletion()),
+        GAUGES: counts[0].latest,
+        GAUGES_OF_NONE: counts[1].latest,
+        LOOK: reader.latest,
         "readiness, or a look at the table": full.guard.look,
         "look at the pauses": full.store.read_pauses,
     }
@@ -276,8 +284,8 @@ def price(units: Mapping[str, Units], measured_pool: int) -> Costs:
 def _month(units: Mapping[str, Units], allocations: float, pool: float, measured_pool: int) -> dict[str, float]:
     """Return the price of a month of allocations. Each is read once and marked; one in ten is requested twice.
 
-    One API of four processes gets health checks and scrapes. Its gauges count the pool: beyond the cost on an empty pool,
-    that costs in proportion to the pool.
+    One API of four processes gets health checks and scrapes. One of them counts the pool for the gauges of all: beyond
+    the cost on an empty pool, that costs in proportion to the pool.
     """
     on_empty = units[GAUGES_OF_NONE]
     gauges = on_empty + (units[GAUGES] + on_empty * -1) * (pool / measured_pool)
@@ -292,7 +300,8 @@ def _month(units: Mapping[str, Units], allocations: float, pool: float, measured
         "expire: find nothing due": _every(300),
         "look at the pauses": _every(3) * _API_PROCESSES,
         "readiness, or a look at the table": _every(3) * _API_PROCESSES,
-        GAUGES: _every(_GAUGES_EVERY_SEC[0]) * _API_PROCESSES,
+        GAUGES: _every(_GAUGES_EVERY_SEC[0]),
+        LOOK: _every(_GAUGES_EVERY_SEC[0]) * (_API_PROCESSES - 1),
     }
     return {name: (gauges if name == GAUGES else units[name]).dollars * count / 1e6 for name, count in times.items()}
 
@@ -300,10 +309,10 @@ def _month(units: Mapping[str, Units], allocations: float, pool: float, measured
 def _parts(month: dict[str, float]) -> dict[str, float]:
     """Add up a month: the allocations, the constant calls, and the gauges at both intervals."""
     lives = sum(month[name] for name in _OF_A_LIFE)
-    gauges = {
-        f"gauges every {seconds} s": month[GAUGES] * _GAUGES_EVERY_SEC[0] / seconds for seconds in _GAUGES_EVERY_SEC
+    gauges = month[GAUGES] + month[LOOK]
+    return {"allocations": lives, "jobs and probes": sum(month.values()) - lives - gauges} | {
+        f"gauges every {seconds} s": gauges * _GAUGES_EVERY_SEC[0] / seconds for seconds in _GAUGES_EVERY_SEC
     }
-    return {"allocations": lives, "jobs and probes": sum(month.values()) - lives - month[GAUGES]} | gauges
 
 
 def _every(seconds: float) -> float:

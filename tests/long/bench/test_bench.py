@@ -33,7 +33,7 @@ from tests.bulk_load import load_records
 from tests.fakes import BY, add_of, flat, make_claim
 from tests.http_server import Handler, serving
 from tests.long.bench.bare import Bare, transactions
-from tests.long.bench.cost import GAUGES, GAUGES_OF_NONE, Meter, Units, months_table, price
+from tests.long.bench.cost import GAUGES, GAUGES_OF_NONE, LOOK, Meter, Units, months_table, price
 from tests.long.bench.load import Answer, Generator, Load, allocations, drive, new_tracks, percentile
 from tests.long.bench.pool import make_pool
 from tests.long.bench.report import Findings, Goal, table, write_json, write_plot
@@ -268,18 +268,19 @@ def test_units_cost_what_their_price_says() -> None:
 
 def test_a_month_prices_lives_by_their_number_and_gauges_by_the_pool_that_they_need() -> None:
     units = defaultdict(Units, {"mark for deletion": Units(table_writes=8), GAUGES: Units(reads=24)})
-    units[GAUGES_OF_NONE] = Units(reads=8)
+    units |= {GAUGES_OF_NONE: Units(reads=8), LOOK: Units(reads=1)}
     costs = price(units, measured_pool=5000)
     assert costs.months[100_000]["allocations"] == pytest.approx(0.5)
     assert costs.months[10_000_000]["allocations"] == pytest.approx(50)
-    # 100,000 allocations need 2,055 sandboxes in busy hours. Four processes ask every 2 s: 5.256 million times.
-    gauges = 5.256 * (8 + 16 * 100_000 / 730 * 3 * 4 / 0.8 / 5000) * 0.125
+    # 100,000 allocations need 2,055 sandboxes in busy hours. One process counts every 2 s: 1.314 million times. Three
+    # others read that count as often.
+    gauges = 1.314 * (8 + 16 * 100_000 / 730 * 3 * 4 / 0.8 / 5000 + 3) * 0.125
     assert costs.months[100_000]["gauges every 2 s"] == pytest.approx(gauges)
     assert costs.months[100_000]["gauges every 30 s"] == pytest.approx(gauges / 15)
     # 730,000, spread evenly, need what was measured.
-    assert costs.month[GAUGES] == pytest.approx(5.256 * 24 * 0.125)
+    assert costs.month[GAUGES] == pytest.approx(1.314 * 24 * 0.125)
     assert costs.months[1_000]["jobs and probes"] == 0
-    assert months_table(costs).splitlines()[3].split() == ["100,000", "2,055", "0.50", "0.00", "9.58", "0.64"]
+    assert months_table(costs).splitlines()[3].split() == ["100,000", "2,055", "0.50", "0.00", "2.89", "0.19"]
 
 
 def test_what_workers_did_is_told_by_the_second_and_by_processor_time() -> None:
