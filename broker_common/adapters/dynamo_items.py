@@ -13,7 +13,7 @@ import json
 import math
 import zlib
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_fields
 from broker_common.core import schema
@@ -243,29 +243,34 @@ def decode_pauses(item: Item | None) -> Pauses:
 
 def encode_counts(record: CountRecord) -> Item:
     """Return the whole item of the record of counts."""
-    count = record.count
-    of_count = {**count.by_status, "began_at": count.began_at, "counted_by": count.counted_by} if count else {}
-    return {
-        **COUNTS_KEY,
-        **encode_all({"turn": record.turn, "counter": record.counter, "counting_until": record.counting_until}),
-        **encode_all({**of_count, "oldest_pending_deletion": count and count.oldest_pending_deletion}),
-        "schema": encode(schema.WRITTEN),
+    values: dict[str, Any] = {
+        "turn": record.turn,
+        "counter": record.counter,
+        "counting_until": record.counting_until,
     }
+    if record.count is not None:
+        values |= record.count.by_status
+        values["oldest_pending_deletion"] = record.count.oldest_pending_deletion
+        values["began_at"] = record.count.began_at
+        values["counted_by"] = record.count.counted_by
+    return {**COUNTS_KEY, **encode_all(values), "schema": encode(schema.WRITTEN)}
 
 
 def decode_counts(item: Item) -> CountRecord:
-    """Return the record of counts of an item, with no count if nobody has counted yet; raises `UnreadableRecord`."""
+    """Return the record of counts of an item, without a count if nobody has counted yet; raises `UnreadableRecord`."""
     try:
         right = read_fields(item, _RIGHT_FIELDS)
-        counted = read_fields(item, _COUNT_FIELDS) if "began_at" in item else None
+        values = read_fields(item, _COUNT_FIELDS) if "began_at" in item else None
     except ValueError as error:
         raise UnreadableRecord("the record of counts", str(error)) from error
-    count = counted and PoolCount(
-        by_status={status: counted[status] for status in Status},
-        oldest_pending_deletion=counted.get("oldest_pending_deletion"),
-        began_at=counted["began_at"],
-        counted_by=counted["counted_by"],
-    )
+    count = None
+    if values is not None:
+        count = PoolCount(
+            by_status={status: values[status] for status in Status},
+            oldest_pending_deletion=values.get("oldest_pending_deletion"),
+            began_at=values["began_at"],
+            counted_by=values["counted_by"],
+        )
     return CountRecord(
         turn=right["turn"], count=count, counter=right["counter"], counting_until=right["counting_until"]
     )

@@ -28,6 +28,8 @@ FIRST_WAIT_SEC = 1.0
 WAIT_SEC = 0.05
 _SHORTEST_PAUSE_SEC = 1.0
 """Between renewals that no scrape requests."""
+_LOOK_AGAIN_SEC = 0.25
+"""When a read is repeated that found the value of the read before."""
 _UNSEEN_LIMIT = 60
 """Renewals without a scrape until the thread ends: with the usual cache two minutes, longer than a scrape interval."""
 _GAUGES = {
@@ -49,8 +51,7 @@ class _Renewed(Generic[Value]):
 
     A read may take longer than a scrape may wait, and the last scrape may be a minute ago. So the thread also reads
     between scrapes: the shown value is no older than `max_age` plus one read. The thread ends when the scrapes stop.
-    If a read finds the value that it found before, because another process has no new one yet, the thread reads again
-    within a second.
+    If another process renews the value and is not done yet, the thread soon reads again.
     """
 
     def __init__(self, read: Callable[[], tuple[float, Value]], clock: Clock, *, max_age: float) -> None:
@@ -94,10 +95,11 @@ class _Renewed(Generic[Value]):
             since, value = self._try_to_read() or (began, None)
             with self._changed:
                 self._value, self._wanted = value, False
-                self._fresh_until = max(since + self._max_age, began + min(self._max_age, _SHORTEST_PAUSE_SEC))
+                self._fresh_until = max(since + self._max_age, began + min(self._max_age, _LOOK_AGAIN_SEC))
                 self._reads += 1
                 self._changed.notify_all()
-                pause = max(self._fresh_until - self._clock.monotonic(), _SHORTEST_PAUSE_SEC)
+                shortest = _SHORTEST_PAUSE_SEC if since >= began else 0
+                pause = max(self._fresh_until - self._clock.monotonic(), shortest)
                 self._changed.wait_for(lambda: self._wanted, pause)
                 self._unseen += 1
                 if self._unseen > _UNSEEN_LIMIT:
