@@ -249,7 +249,7 @@ def encode_counts(record: CountRecord) -> Item:
         "counting_until": record.counting_until,
     }
     if record.count is not None:
-        values |= record.count.by_status
+        values |= {status.value: number for status, number in record.count.by_status.items()}
         values["oldest_pending_deletion"] = record.count.oldest_pending_deletion
         values["began_at"] = record.count.began_at
         values["counted_by"] = record.count.counted_by

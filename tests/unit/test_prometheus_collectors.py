@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from broker_common.core.store import SandboxStore
 
 
-def scrape(store: SandboxStore, clock: Clock, *, max_age: float = 2) -> CollectorRegistry:
+def scrape(store: SandboxStore, clock: Clock, *, max_age: float = 2, process: int = 1) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(PoolCollector(Counts(store, clock, Random(1), max_age=max_age), clock, max_age=max_age))
+    counts = Counts(store, clock, Random(process), max_age=max_age)
+    registry.register(PoolCollector(counts, clock, max_age=max_age))
     return registry
 
 
@@ -76,6 +77,18 @@ def test_the_gauges_go_on_following_between_scrapes_that_are_far_apart() -> None
     registry = scrape(store, clock, max_age=0.1)
     assert registry.get_sample_value("broker_pool_total") == 7
     assert wait_until(lambda: store.calls["count"] >= 3, 30), "nobody has scraped since"
+
+
+def test_a_process_shows_what_another_counted_and_follows_it() -> None:
+    clock = FakeClock()
+    store = pool_of(clock)
+    counter, reader = scrape(store, clock), scrape(store, clock, process=2)
+    for total in (7, 8, 9):
+        assert wait_until(lambda total=total: counter.get_sample_value("broker_pool_total") == total, 30)  # type: ignore[misc] # bound early
+        clock.advance(0.5)
+        assert wait_until(lambda total=total: reader.get_sample_value("broker_pool_total") == total, 30)  # type: ignore[misc] # bound early
+        store.seed(make_sandbox(f"more-{total}"))
+        clock.advance(1.5)
 
 
 @pytest.fixture
