@@ -29,7 +29,7 @@ WAIT_SEC = 0.05
 _SHORTEST_PAUSE_SEC = 1.0
 """Between renewals that no scrape requests."""
 _LOOK_AGAIN_SEC = 0.25
-"""When a read is repeated that found the value of the read before."""
+"""When a read is repeated that found a value of before."""
 _UNSEEN_LIMIT = 60
 """Renewals without a scrape until the thread ends: with the usual cache two minutes, longer than a scrape interval."""
 _GAUGES = {
@@ -98,7 +98,7 @@ class _Renewed(Generic[Value]):
                 self._fresh_until = max(since + self._max_age, began + min(self._max_age, _LOOK_AGAIN_SEC))
                 self._reads += 1
                 self._changed.notify_all()
-                shortest = _SHORTEST_PAUSE_SEC if since >= began else 0
+                shortest = _SHORTEST_PAUSE_SEC if since >= began else _LOOK_AGAIN_SEC
                 pause = max(self._fresh_until - self._clock.monotonic(), shortest)
                 self._changed.wait_for(lambda: self._wanted, pause)
                 self._unseen += 1

@@ -32,6 +32,8 @@ COUNT_LIMIT_SEC = 3.0
 _SLACK_SEC = 2.0
 """How late the next count of the same process may begin."""
 _LOOK_AGAIN_SEC = 0.2
+_EARLIER_SEC = 0.1
+"""So much earlier than after `max_age` a process looks for the next count, and so approaches the time of its writes."""
 
 
 class Counts:
@@ -43,17 +45,21 @@ class Counts:
         self._clock = clock
         self._rng = rng
         self._me = new_id(rng)
+        self._max_age = max_age
         self._right_sec = math.ceil(max_age + COUNT_LIMIT_SEC + _SLACK_SEC)
         self._record = CountRecord()
         """The record as this process last read or wrote it."""
         self._right_ends_at = -math.inf
-        self._seen_at = -math.inf
-        """When this process first saw the count of the record."""
+        self._looked_at = -math.inf
+        self._known_since = -math.inf
+        """About when the count of the record was stored; -inf if this process did not look shortly before."""
         self._began_at = -math.inf
         """When that count began, by our monotonic clock."""
 
     def latest(self) -> tuple[float, PoolCount]:
-        """Return the latest count of the pool, and since when this process knows it (by its monotonic clock).
+        """Return the latest count of the pool, and about when it was stored (by this process's monotonic clock).
+
+        For a count of this process that is when it began. It is -inf if this process cannot tell.
 
         Counts the pool if this process may, also if it gets that right now. A count is shown for at most twice the
         time of a right. Takes at most `COUNT_LIMIT_SEC`. Raises `StoreUnavailable`, also if there is no count yet.
@@ -65,7 +71,7 @@ class Counts:
                     return self._count()
                 is_shown = self._clock.monotonic() - self._began_at <= 2 * self._right_sec
                 if self._record.count is not None and is_shown:
-                    return self._seen_at, self._record.count
+                    return self._known_since, self._record.count
                 if time_left(self._clock) < _LOOK_AGAIN_SEC:
                     raise StoreUnavailable("another process is counting the pool; try again")
                 self._clock.sleep(_LOOK_AGAIN_SEC)
@@ -75,9 +81,10 @@ class Counts:
         if record != self._record:
             self._right_ends_at = now + min(max(0, record.counting_until - wall_time), self._right_sec)
         if record.count is not None and record.count != self._record.count:
-            self._seen_at = now
+            looked_before = now - self._looked_at < self._max_age + 1
+            self._known_since = now - _EARLIER_SEC if looked_before else -math.inf
             self._began_at = now - max(0, wall_time - record.count.began_at)
-        self._record = record
+        self._record, self._looked_at = record, now
 
     def _may_count(self) -> bool:
         """Tell whether this process has the right to count. Takes the right if that of another has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
@@ -101,15 +102,18 @@ def test_others_follow_with_the_next_count(memory: MemoryStore, clock: FakeClock
     assert (available(counter), available(reader)) == (3, 3)
 
 
-def test_a_reader_knows_a_count_since_it_saw_it_first(memory: MemoryStore, clock: FakeClock) -> None:
+def test_a_reader_can_tell_when_a_count_was_stored_if_it_looked_shortly_before(
+    memory: MemoryStore, clock: FakeClock
+) -> None:
     counter, reader = process(memory, clock, 1), process(memory, clock, 2)
-    assert counter.latest()[0] == 0
+    assert (counter.latest()[0], reader.latest()[0]) == (0, -math.inf)
+    clock.advance(MAX_AGE)
+    assert (counter.latest()[0], reader.latest()[0]) == (MAX_AGE, pytest.approx(MAX_AGE - 0.1))
     clock.advance(0.5)
-    assert reader.latest()[0] == 0.5
-    clock.advance(0.5)
-    assert reader.latest()[0] == 0.5
-    clock.advance(1)
-    assert (counter.latest()[0], reader.latest()[0]) == (2, 2)
+    assert reader.latest()[0] == pytest.approx(MAX_AGE - 0.1), "it is still the same count"
+    clock.advance(60)
+    assert counter.latest()[0] == pytest.approx(MAX_AGE + 60.5)
+    assert reader.latest()[0] == -math.inf
 
 
 def test_a_process_that_stopped_is_replaced_once_its_right_has_ended(memory: MemoryStore, clock: FakeClock) -> None:

@@ -273,14 +273,14 @@ def test_a_month_prices_lives_by_their_number_and_gauges_by_the_pool_that_they_n
     assert costs.months[100_000]["allocations"] == pytest.approx(0.5)
     assert costs.months[10_000_000]["allocations"] == pytest.approx(50)
     # 100,000 allocations need 2,055 sandboxes in busy hours. One process counts every 2 s: 1.314 million times. Three
-    # others read that count as often.
-    gauges = 1.314 * (8 + 16 * 100_000 / 730 * 3 * 4 / 0.8 / 5000 + 3) * 0.125
+    # others read that count, half of the times twice.
+    gauges = 1.314 * (8 + 16 * 100_000 / 730 * 3 * 4 / 0.8 / 5000 + 3 * 1.5) * 0.125
     assert costs.months[100_000]["gauges every 2 s"] == pytest.approx(gauges)
     assert costs.months[100_000]["gauges every 30 s"] == pytest.approx(gauges / 15)
     # 730,000, spread evenly, need what was measured.
     assert costs.month[GAUGES] == pytest.approx(1.314 * 24 * 0.125)
     assert costs.months[1_000]["jobs and probes"] == 0
-    assert months_table(costs).splitlines()[3].split() == ["100,000", "2,055", "0.50", "0.00", "2.89", "0.19"]
+    assert months_table(costs).splitlines()[3].split() == ["100,000", "2,055", "0.50", "0.00", "3.13", "0.21"]
 
 
 def test_what_workers_did_is_told_by_the_second_and_by_processor_time() -> None:
