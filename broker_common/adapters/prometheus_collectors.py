@@ -29,7 +29,7 @@ WAIT_SEC = 0.05
 _SHORTEST_PAUSE_SEC = 1.0
 """Between renewals that no scrape requests."""
 _LOOK_AGAIN_SEC = 0.25
-"""When a read is repeated that found a value of before."""
+"""When a read is repeated that found a value of before; later if values may be older than 15 s."""
 _UNSEEN_LIMIT = 60
 """Renewals without a scrape until the thread ends: with the usual cache two minutes, longer than a scrape interval."""
 _GAUGES = {
@@ -59,6 +59,7 @@ class _Renewed(Generic[Value]):
         self._read = read
         self._clock = clock
         self._max_age = max_age
+        self._look_again = max(_LOOK_AGAIN_SEC, max_age / 60)
         self._changed = threading.Condition()
         self._value: Value | None = None
         self._fresh_until = float("-inf")
@@ -95,10 +96,10 @@ class _Renewed(Generic[Value]):
             since, value = self._try_to_read() or (began, None)
             with self._changed:
                 self._value, self._wanted = value, False
-                self._fresh_until = max(since + self._max_age, began + min(self._max_age, _LOOK_AGAIN_SEC))
+                self._fresh_until = max(since + self._max_age, began + min(self._max_age, self._look_again))
                 self._reads += 1
                 self._changed.notify_all()
-                shortest = _SHORTEST_PAUSE_SEC if since >= began else _LOOK_AGAIN_SEC
+                shortest = _SHORTEST_PAUSE_SEC if since >= began else self._look_again
                 pause = max(self._fresh_until - self._clock.monotonic(), shortest)
                 self._changed.wait_for(lambda: self._wanted, pause)
                 self._unseen += 1

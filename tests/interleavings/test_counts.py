@@ -86,7 +86,7 @@ def test_a_count_that_took_longer_than_the_right_to_it_never_replaces_a_newer_on
     every_order(slow, once=True)
 
 
-def test_a_store_that_writes_whatever_comes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_writes_without_its_condition_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(store: MemoryStore, record: CountRecord, *, instead_of: str | None) -> None:
         store._counts = record
 
