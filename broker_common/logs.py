@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import structlog
+from structlog import DropEvent
 from structlog.contextvars import merge_contextvars
 from structlog.dev import ConsoleRenderer
 from structlog.processors import EventRenamer, TimeStamper, format_exc_info
@@ -37,6 +38,8 @@ _FRAMEWORKS = (
 _TALKATIVE = ("boto3", "botocore", "urllib3", "kombu", "amqp")
 # `json.dumps` would make an encoder for each line: as much work as to encode it.
 _to_json = json.JSONEncoder(default=repr).encode
+# A logger that was used keeps this list, so `configure_logging` changes the list, also its level.
+_processors: list[Processor] = []
 
 
 def configure_logging(*, level: str, fmt: str) -> None:
@@ -63,11 +66,12 @@ def configure_logging(*, level: str, fmt: str) -> None:
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(capture=True)
+    _processors[:] = [_from(root.level), add_logger_name, *line]
     structlog.configure(
-        processors=[add_logger_name, *line],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=_processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=_Stdout,
-        cache_logger_on_first_use=False,  # a cached logger would keep its level and format when this is called again
+        cache_logger_on_first_use=True,
     )
 
 
@@ -100,6 +104,18 @@ def _line(fmt: str) -> list[Processor]:
     else:
         render = [_escape, ConsoleRenderer(colors=_has_colours())]
     return [merge_contextvars, add_log_level, stamp, format_exc_info, *render]
+
+
+def _from(level: int) -> Processor:
+    """Return what drops the events below `level`."""
+    dropped = {name.lower() for name, number in logging.getLevelNamesMapping().items() if number < level}
+
+    def drop(_logger: object, method: str, event: EventDict) -> EventDict:
+        if method in dropped:
+            raise DropEvent
+        return event
+
+    return drop
 
 
 def _has_colours() -> bool:

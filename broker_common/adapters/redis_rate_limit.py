@@ -105,8 +105,8 @@ class RedisRateLimit:
 
     def _call(self, connection: ConnectionInterface, command: str, script: str, key: str) -> list[int]:
         """Call the script, over a new connection if `connection` is not open."""
-        packed = connection.pack_command(command, script, 1, key, self._interval, self._burst)
-        connection.send_packed_command(packed, check_health=False)
+        packed = connection.pack_command(command, script, 1, key, self._interval, self._burst)  # type: ignore[no-untyped-call]
+        connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
         try:
             return cast("list[int]", connection.read_response())
         except NoScriptError:  # Redis keeps no scripts over a restart
