@@ -134,6 +134,7 @@ class Clock:
     pauses=st.lists(st.tuples(st.integers(-2, 2) | st.integers(0, 3_000_000), st.integers(0, 14)), max_size=40),
 )
 @example(rps=20, burst=200, pauses=[(0, 0)] * 202 + [(-1, 1), (1, 0), (0, 0), (0, 201)])
+@example(rps=1, burst=1, pauses=[(0, 0), (0, 0), (-1, 1), (1, 0)])
 @settings(deadline=None, max_examples=60)
 def test_every_answer_is_that_of_an_exact_bucket(
     clocked: tuple[str, Clock], rps: int, burst: int, pauses: list[tuple[int, int]]
