@@ -88,7 +88,7 @@ class _Stdout:
         try:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
-        except Exception:  # noqa: BLE001 - whatever the stream raises must not fail what logs
+        except Exception:  # noqa: BLE001 - no error of the stream may fail what logs
             logging.Handler().handleError(logging.makeLogRecord({"msg": line}))
 
     debug = info = warning = error = critical = _write
