@@ -22,7 +22,7 @@ _VALID = re.compile(PATTERN)
 # Probes and scrapers call these every few seconds. Nobody reads their log lines while the answer is 200.
 _PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 
 def register_tracing(app: Flask) -> None:

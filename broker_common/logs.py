@@ -1,17 +1,23 @@
-"""Logging: one JSON object a line on stdout, from our own code and from every library, or text for a terminal."""
+"""Logging: one JSON object a line on stdout, from our own code and from every library, or text for a terminal.
+
+Our own lines (`structlog.get_logger("broker")`) do not pass through the standard library's logging, which would take
+most of their time. Both ways end in the same processors, so all lines look alike.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING
 
 import structlog
+from structlog import DropEvent
 from structlog.contextvars import merge_contextvars
 from structlog.dev import ConsoleRenderer
-from structlog.processors import EventRenamer, JSONRenderer, TimeStamper, format_exc_info
-from structlog.stdlib import BoundLogger, LoggerFactory, ProcessorFormatter, add_log_level, add_logger_name
+from structlog.processors import EventRenamer, TimeStamper, format_exc_info
+from structlog.stdlib import ProcessorFormatter, add_log_level, add_logger_name
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
@@ -30,6 +36,10 @@ _FRAMEWORKS = (
 # At DEBUG these write request bodies and the signature's headers, with an AWS session token. At INFO every process says
 # where it found credentials.
 _TALKATIVE = ("boto3", "botocore", "urllib3", "kombu", "amqp")
+# `json.dumps` would make an encoder for each line: as much work as to encode it.
+_to_json = json.JSONEncoder(default=repr).encode
+# A logger that was used keeps this list, so `configure_logging` changes the list, also its level.
+_processors: list[Processor] = []
 
 
 def configure_logging(*, level: str, fmt: str) -> None:
@@ -39,8 +49,13 @@ def configure_logging(*, level: str, fmt: str) -> None:
     characters, so that no client's text can break or forge a line. Text has colours on a terminal, or if `FORCE_COLOR`
     is set (for a terminal behind a pipe), unless `NO_COLOR` is set. May be called again.
     """
+    line = _line(fmt)
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_formatter(fmt))
+    handler.setFormatter(
+        ProcessorFormatter(
+            processors=[_join_lines, add_logger_name, ProcessorFormatter.remove_processors_meta, *line],
+        )
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -51,34 +66,56 @@ def configure_logging(*, level: str, fmt: str) -> None:
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(capture=True)
+    _processors[:] = [_from(root.level), add_logger_name, *line]
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *_shared(fmt), ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=BoundLogger,
-        logger_factory=LoggerFactory(),
+        processors=_processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+        logger_factory=_Stdout,
         cache_logger_on_first_use=True,
     )
 
 
-def _shared(fmt: str) -> list[Processor]:
-    return [
-        merge_contextvars,
-        add_log_level,
-        add_logger_name,
-        # The reader of text is at this machine: local time is enough.
-        TimeStamper(fmt="%H:%M:%S", utc=False) if fmt == "text" else TimeStamper(fmt="iso", utc=True),
-    ]
+class _Stdout:
+    """Writes each line of ours to stdout in one piece.
+
+    A line that cannot be written goes to stderr, and the caller goes on: as with the standard library's handlers.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _write(self, line: str) -> None:
+        try:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+        except Exception:  # noqa: BLE001 - no error of the stream may fail what logs
+            logging.Handler().handleError(logging.makeLogRecord({"msg": line}))
+
+    debug = info = warning = error = critical = _write
 
 
-def _formatter(fmt: str) -> ProcessorFormatter:
+def _line(fmt: str) -> list[Processor]:
+    """Return what makes a line of an event, its level and its logger's name."""
+    # The reader of text is at this machine: local time is enough.
+    stamp = TimeStamper(fmt="%H:%M:%S", utc=False) if fmt == "text" else TimeStamper(fmt="iso", utc=True)
     render: list[Processor]
     if fmt == "json":
-        render = [EventRenamer("message"), _in_order, JSONRenderer()]
+        render = [EventRenamer("message"), _in_order, _render_json]
     else:
         render = [_escape, ConsoleRenderer(colors=_has_colours())]
-    return ProcessorFormatter(
-        foreign_pre_chain=[_join_lines, *_shared(fmt)],
-        processors=[ProcessorFormatter.remove_processors_meta, format_exc_info, *render],
-    )
+    return [merge_contextvars, add_log_level, stamp, format_exc_info, *render]
+
+
+def _from(level: int) -> Processor:
+    """Return what drops the events below `level`."""
+    dropped = {name.lower() for name, number in logging.getLevelNamesMapping().items() if number < level}
+
+    def drop(_logger: object, method: str, event: EventDict) -> EventDict:
+        if method in dropped:
+            raise DropEvent
+        return event
+
+    return drop
 
 
 def _has_colours() -> bool:
@@ -97,6 +134,10 @@ def _join_lines(_logger: object, _method: str, event: EventDict) -> EventDict:
 def _in_order(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Put the fields of every line first."""
     return {**{name: event[name] for name in _LEADING if name in event}, **event}
+
+
+def _render_json(_logger: object, _method: str, event: EventDict) -> str:
+    return _to_json(event)
 
 
 def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:

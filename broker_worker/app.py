@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from broker_common.services import WorkerServices
     from broker_common.settings import Settings
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 # Besides the call to the provider, a wipe waits for a slot, records the attempt, and writes the outcome.
 _DELETE_MARGIN_SEC = 60

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from broker_common.settings import Settings
     from broker_worker.clock_watch import ClockWatch
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 
 class BeatHealth(Pulse):

@@ -40,7 +40,7 @@ _OPTIONS = ("eta", "expires", "retries", "group", "chord", "compression")
 # All errors that kombu raises when it reads JSON or an envelope of another shape.
 _SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 
 class Unreadable(ValueError):

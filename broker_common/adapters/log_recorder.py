@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
@@ -69,62 +68,62 @@ class LogRecorder:
 
     def __init__(self, jobs: Jobs = JOBS) -> None:
         self._jobs = jobs
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
     def record(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case an event
         """Write `event`. Single calls and rate checks are not logged: only metrics count them."""
-        if isinstance(event, StoreCalled | ProviderCalled | RateChecked):
+        if isinstance(event, (StoreCalled, ProviderCalled, RateChecked)):
             return
         details = self._details(event)
         match event:
             case AllocateEnded():
-                self._write(_answer_level(event), "Allocate ended", action="allocate", **details)
+                self._log.log(_answer_level(event), "Allocate ended", action="allocate", **details)
             case MarkEnded():
-                self._write(_answer_level(event), "Mark for deletion ended", action="mark_for_deletion", **details)
+                self._log.log(_answer_level(event), "Mark for deletion ended", action="mark_for_deletion", **details)
             case AllocationReleased():
-                self._write(logging.INFO, "Allocation released by an operator", action="release", **details)
+                self._log.log(logging.INFO, "Allocation released by an operator", action="release", **details)
             case AllocationExpired():
-                self._write(logging.INFO, "Allocation expired", action="expire", **details)
+                self._log.log(logging.INFO, "Allocation expired", action="expire", **details)
             case AccountSkipped():
-                self._write(logging.WARNING, "Account skipped", action=_SYNC, **details)
+                self._log.log(logging.WARNING, "Account skipped", action=_SYNC, **details)
             case AccountRefused():
-                self._write(
+                self._log.log(
                     logging.ERROR,
                     "Account refused: another record is in the way",
                     action=_SYNC,
                     **details,
                 )
             case DeleteContradicted():
-                self._write(logging.ERROR, "Account is still listed after a 404", action=_SYNC, **details)
+                self._log.log(logging.ERROR, "Account is still listed after a 404", action=_SYNC, **details)
             case SyncProgressed():
-                self._write(
+                self._log.log(
                     logging.INFO,
                     f"Sync is at {event.done} of {event.total} sandboxes: {event.change}",
                     action=_SYNC,
                 )
             case ItemFailed():
-                self._write(logging.WARNING, "One item failed: the next run tries it again", **details)
+                self._log.log(logging.WARNING, "One item failed: the next run tries it again", **details)
             case PoolSynced():
-                self._write(logging.DEBUG, "Pool written", action=_SYNC, **details)
+                self._log.log(logging.DEBUG, "Pool written", action=_SYNC, **details)
             case DeleteEnded():
-                self._write(_level(event.outcome), "Delete ended", action="delete", **details)
+                self._log.log(_level(event.outcome), "Delete ended", action="delete", **details)
             case ActionsStopped():
-                self._write(logging.ERROR, _STOPPED[event.reason], action="guard", outcome="error", error=event.error)
+                self._log.log(logging.ERROR, _STOPPED[event.reason], action="guard", outcome="error", error=event.error)
             case RecordUnreadable():
-                self._write(
+                self._log.log(
                     logging.ERROR,
                     "A stored record cannot be read, and is left as it is",
                     action="read_record",
                     **details,
                 )
             case JobEnded():
-                self._write(_level(event.outcome), event.message, **details)
+                self._log.log(_level(event.outcome), event.message, **details)
             case _:
                 assert_never(event)
 
     def _details(self, event: Event) -> dict[str, Any]:
         """Return an event's fields under the names that all log lines use."""
-        details = {each.name: getattr(event, each.name) for each in fields(event)}
+        details = {name: getattr(event, name) for name in event.__slots__}
         details.pop("message", None)
         if "outcome" in details:
             details["outcome"] = details["outcome"].value
@@ -135,9 +134,6 @@ class LogRecorder:
         if "job" in details:
             details["action"] = self._jobs[details.pop("job")].log_action
         return {name: value for name, value in details.items() if value is not None}
-
-    def _write(self, level: int, message: str, **details: Any) -> None:  # noqa: ANN401 - the values of any event
-        self._log.log(level, message, **details)
 
 
 def _answer_level(event: AllocateEnded | MarkEnded) -> int:

@@ -18,7 +18,7 @@ class Recorders:
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = tuple(recorders)
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
     def record(self, event: Event) -> None:
         """Pass `event` on; never raises."""

@@ -1,54 +1,73 @@
 """The rate limit that all API processes share in Redis: a token bucket for each key, one round trip for each request.
 
-The bucket is throttled-py's GCRA (the generic cell rate algorithm): one small Redis key, which expires when the bucket
-is full again. So no caller leaves a key behind.
+The bucket is kept as GCRA does (the generic cell rate algorithm, ITU-T I.371): as the time when it is full again, in
+one small Redis key, which expires at that time. So no caller leaves a key behind. Redis' own clock counts, so the
+clocks of the processes need not agree.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, cast
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
-from throttled import RateLimiterType, Throttled, rate_limiter
-from throttled.exceptions import StoreUnavailableError
-from throttled.store import RedisStore
 
 from broker_common.core.ports import Allowance
 
 if TYPE_CHECKING:
-    from throttled import RateLimitResult
+    from redis.connection import ConnectionInterface
 
 TIMEOUT_SEC = 0.05
 """Time that one request loses when Redis stops answering. After it no request waits until Redis answers again."""
 _PROBE_SEC = 0.5
-_KEY_PREFIX = "sandbox-broker:rate"
+_PREFIX = "sandbox-broker:rate"
+# In microseconds, as Redis' clock counts. From 2025 on, so that fractions of one are kept, too.
+_SCRIPT = """
+local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call("TIME")
+local now = (time[1] - 1735689600) * 1000000 + time[2]
+local full_at = math.max(now, tonumber(redis.call("GET", KEYS[1]) or now))
+local wait = full_at - now - (burst - 1) * interval
+if wait > 0 then
+    return {0, math.ceil((full_at - now) / 1000000), math.ceil(wait / 1000000)}
+end
+full_at = full_at + interval
+local reset_after = math.ceil((full_at - now) / 1000000)
+redis.call("SET", KEYS[1], full_at, "EX", reset_after)
+return {math.floor(-wait / interval), reset_after, 0}
+"""
+_SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 _log = logging.getLogger(__name__)
 
 
 class RedisRateLimit:
-    """Implements the `RateLimit` port: each key may make `burst` requests at once, and `rps` a second without end."""
+    """Implements the `RateLimit` port: each key may make `burst` requests at once, and `rps` a second without end.
+
+    It uses connections of redis-py, but not its client or pool, which would take most of a call's processor time.
+    """
 
     def __init__(self, redis_url: str, *, rps: int, burst: int) -> None:
         self._options = {
             "socket_timeout": TIMEOUT_SEC,
             "socket_connect_timeout": TIMEOUT_SEC,
             "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,  # version 3 begins with a greeting, and all it adds is what a server sends unasked
         }
         self._redis_url = redis_url
-        self._limit = Throttled(
-            using=RateLimiterType.GCRA.value,
-            quota=rate_limiter.per_sec(rps, burst=burst),
-            store=RedisStore(server=redis_url, options={"CONNECTION_POOL_KWARGS": self._options}),
-            key_prefix=_KEY_PREFIX,
-        )
+        # It only makes connections: one for each thread that asks at the same moment.
+        self._pool = ConnectionPool.from_url(redis_url, max_connections=sys.maxsize, **self._options)
+        self._idle: deque[ConnectionInterface] = deque()
+        self._interval = 1_000_000 / rps
         self._burst = burst
         self._lock = threading.Lock()
         self._is_away = False
@@ -58,20 +77,42 @@ class RedisRateLimit:
         if self._is_away:
             return None
         try:
-            result: RateLimitResult = self._limit.limit(key)
-        except StoreUnavailableError as error:
-            self._note_away(error.__cause__ or error)
+            remaining, reset_after, retry_after = self._run_script(f"{_PREFIX}:{key}")
+        except RedisError as error:
+            self._note_away(error)
             return None
-        state = result.state
         return Allowance(
-            is_exceeded=result.limited,
+            is_exceeded=retry_after > 0,
             limit=self._burst,
-            remaining=max(0, state.remaining),
-            reset_after=math.ceil(state.reset_after),
-            retry_after=max(1, math.ceil(state.retry_after)) if result.limited else 0,
+            remaining=remaining,
+            reset_after=reset_after,
+            retry_after=retry_after,
         )
 
-    def _note_away(self, error: BaseException) -> None:
+    def _run_script(self, key: str) -> list[int]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._pool.make_connection()
+        try:
+            try:
+                return self._call(connection, "EVALSHA", _SCRIPT_SHA, key)
+            except RedisConnectionError:
+                # Redis closes connections that are idle, and all when it restarts. A new one tells whether it is away.
+                return self._call(connection, "EVALSHA", _SCRIPT_SHA, key)
+        finally:
+            self._idle.append(connection)
+
+    def _call(self, connection: ConnectionInterface, command: str, script: str, key: str) -> list[int]:
+        """Call the script, over a new connection if `connection` is not open."""
+        packed = connection.pack_command(command, script, 1, key, self._interval, self._burst)  # type: ignore[no-untyped-call]
+        connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
+        try:
+            return cast("list[int]", connection.read_response())
+        except NoScriptError:  # Redis keeps no scripts over a restart
+            return self._call(connection, "EVAL", _SCRIPT, key)
+
+    def _note_away(self, error: RedisError) -> None:
         with self._lock:
             if self._is_away:
                 return  # pragma: no cover - only where two requests find it away at the same moment
@@ -85,7 +126,7 @@ class RedisRateLimit:
         while True:
             time.sleep(_PROBE_SEC)
             try:
-                redis.set(f"{_KEY_PREFIX}:probe", "", ex=1)
+                redis.set(f"{_PREFIX}:probe", "", ex=1)
             except (RedisError, OSError):
                 continue
             redis.close()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
+import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+from fakeredis import TcpFakeServer
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_common.adapters.redis_rate_limit import RedisRateLimit
+from broker_common.core.ports import Allowance
 from deploy.dev.processes import Process, free_ports, wait_until
 from deploy.dev.programs import valkey
 
@@ -63,6 +72,99 @@ def test_every_key_expires_once_its_bucket_is_full_again(redis_url: str) -> None
     with Redis.from_url(redis_url) as redis:
         (stored,) = redis.keys(f"*{key}*")
         assert 0 < redis.ttl(stored) <= 5
+
+
+def test_threads_that_ask_at_once_get_just_the_burst(redis_url: str) -> None:
+    limit, key = RedisRateLimit(redis_url, rps=1, burst=100), str(uuid.uuid4())
+    with ThreadPoolExecutor(16) as threads:
+        allowances = list(threads.map(lambda _: limit.take(key), range(300)))
+    assert all(allowances)
+    assert sorted(each.remaining for each in allowances if each and not each.is_exceeded)[:99] == list(range(99))
+
+
+class ExactBucket:
+    """A bucket of `burst` tokens that gains `rps` a second, in exact numbers."""
+
+    def __init__(self, rps: int, burst: int) -> None:
+        self._rps = rps
+        self._burst = burst
+        self._tokens = Fraction(burst)
+
+    def take(self, elapsed_us: int) -> Allowance:
+        self._tokens = min(Fraction(self._burst), self._tokens + Fraction(elapsed_us * self._rps, 1_000_000))
+        is_exceeded = self._tokens < 1
+        if not is_exceeded:
+            self._tokens -= 1
+        return Allowance(
+            is_exceeded=is_exceeded,
+            limit=self._burst,
+            remaining=math.floor(self._tokens),
+            reset_after=math.ceil((self._burst - self._tokens) / self._rps),
+            retry_after=math.ceil((1 - self._tokens) / self._rps) if is_exceeded else 0,
+        )
+
+
+@pytest.fixture(scope="module")
+def clocked() -> Iterator[tuple[str, Clock]]:
+    """Return the URL of a Redis in this process, and its clock."""
+    with TcpFakeServer(("127.0.0.1", 0), server_type="valkey") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"redis://127.0.0.1:{server.server_address[1]}/0", Clock()
+        server.shutdown()
+
+
+class Clock:
+    """A clock that stands, in microseconds."""
+
+    def __init__(self) -> None:
+        self.now_us = 1_800_000_000_000_000
+
+    @contextmanager
+    def replacing_time(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(time, "time", lambda: self.now_us / 1_000_000)
+            yield
+
+
+# Rates at which a token takes whole microseconds, so that Redis' clock tells just when it is there.
+@given(
+    rps=st.sampled_from([1, 2, 5, 8, 20, 50, 64, 100, 1000]),
+    burst=st.integers(1, 12),
+    # Microseconds, and requests' worth of time: the moments when a token is just there, or just not yet.
+    pauses=st.lists(st.tuples(st.integers(-2, 2) | st.integers(0, 3_000_000), st.integers(0, 14)), max_size=40),
+)
+@example(rps=20, burst=200, pauses=[(0, 0)] * 202 + [(-1, 1), (1, 0), (0, 0), (0, 201)])
+@example(rps=1, burst=1, pauses=[(0, 0), (0, 0), (-1, 1), (1, 0)])
+@settings(deadline=None, max_examples=60)
+def test_every_answer_is_that_of_an_exact_bucket(
+    clocked: tuple[str, Clock], rps: int, burst: int, pauses: list[tuple[int, int]]
+) -> None:
+    url, clock = clocked
+    limit, key = RedisRateLimit(url, rps=rps, burst=burst), str(uuid.uuid4())
+    exact = ExactBucket(rps, burst)
+    with clock.replacing_time():
+        for microseconds, requests in pauses:
+            elapsed_us = max(0, microseconds + requests * 1_000_000 // rps)
+            clock.now_us += elapsed_us
+            assert limit.take(key) == exact.take(elapsed_us)
+
+
+def test_a_redis_that_was_restarted_or_closed_idle_connections_or_forgot_scripts_is_not_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with own_server() as (url, server):
+        limit = RedisRateLimit(url, rps=1, burst=1)
+        assert limit.take("one")
+        server.stop()
+        server.start()
+        assert wait_until(server.is_ready, 15)
+        assert limit.take("two")
+        with Redis.from_url(url) as redis:
+            redis.client_kill_filter(_type="normal", skipme=True)
+            assert limit.take("three")
+            redis.script_flush()
+            assert limit.take("four")
+    assert caplog.records == []
 
 
 def test_requests_pass_while_redis_is_away_and_are_limited_once_it_is_back(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,9 +18,35 @@ from structlog.contextvars import bound_contextvars
 from broker_common.logs import configure_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TextIO
 
 FORGED = 'x\n{"level": "error"}\r\x1b[31m\u2028\x00'
+
+
+# Four processes, of four threads each, write lines of both ways to one pipe.
+CROWD = """
+import contextlib, logging, os, sys, threading, structlog
+from broker_common.logs import configure_logging
+
+def write():
+    for _ in range(50):
+        structlog.get_logger("broker").info("ours", text="x" * 200)
+        logging.getLogger("library").info("theirs")
+
+sys.setswitchinterval(1e-6)
+configure_logging(level="INFO", fmt="json")
+for _ in range(2):
+    os.fork()
+threads = [threading.Thread(target=write) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+with contextlib.suppress(ChildProcessError):  # when all children of this process have ended
+    while True:
+        os.wait()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +180,76 @@ def test_it_may_be_called_again(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="INFO", fmt="json")
     logging.getLogger("library").info("once")
     assert [line["message"] for line in read(capsys)] == ["once"]
+
+
+def test_a_logger_that_was_used_follows_when_it_is_called_again(capsys: pytest.CaptureFixture[str]) -> None:
+    log = structlog.get_logger("broker")
+    configure_logging(level="WARNING", fmt="text")
+    log.info("low")
+    log.warning("as text")
+    assert "as text" in capsys.readouterr().out
+    configure_logging(level="INFO", fmt="json")
+    log.info("as json")
+    assert [line["message"] for line in read(capsys)] == ["as json"]
+
+
+@pytest.mark.parametrize("fmt", ["json", "text"])
+def test_our_lines_and_those_of_libraries_are_written_alike(capsys: pytest.CaptureFixture[str], fmt: str) -> None:
+    def fail() -> None:
+        raise ValueError(FORGED)
+
+    configure_logging(level="INFO", fmt=fmt)
+    with bound_contextvars(request_id="req-1", track_id=FORGED):
+        try:
+            fail()
+        except ValueError:
+            structlog.get_logger("one").exception("Grüße %s")
+            ours = capsys.readouterr().out
+            logging.getLogger("one").exception("Grüße %s")
+            theirs = capsys.readouterr().out
+    assert without_time(ours, fmt) == without_time(theirs, fmt)
+
+
+def without_time(written: str, fmt: str) -> str:
+    return written.partition("," if fmt == "json" else " ")[2]
+
+
+def test_a_line_goes_to_the_stdout_of_its_moment() -> None:
+    configure_logging(level="INFO", fmt="json")
+    with contextlib.redirect_stdout(io.StringIO()) as replaced:
+        structlog.get_logger("broker").info("there")
+    assert json.loads(replaced.getvalue())["message"] == "there"
+
+
+def closed() -> TextIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+def unread() -> TextIO:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w", encoding="utf-8")
+
+
+@pytest.mark.parametrize("stdout", [closed, unread, lambda: None], ids=["closed", "without a reader", "none"])
+def test_a_line_that_cannot_be_written_fails_no_caller_and_goes_to_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stdout: Callable[[], TextIO | None]
+) -> None:
+    configure_logging(level="INFO", fmt="json")
+    stream = stdout()
+    monkeypatch.setattr(sys, "stdout", stream)
+    structlog.get_logger("broker").info("Allocate ended")
+    monkeypatch.undo()
+    with contextlib.suppress(BrokenPipeError, AttributeError):
+        stream.close()  # type: ignore[union-attr]
+    assert "Allocate ended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_lines_of_threads_and_of_forked_processes_do_not_mix(unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run([sys.executable, "-c", CROWD], env=environment, capture_output=True, timeout=60, check=True)
+    messages = [json.loads(line)["message"] for line in ended.stdout.splitlines()]
+    assert messages.count("ours") == messages.count("theirs") == 4 * 4 * 50
