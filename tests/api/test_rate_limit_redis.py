@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from broker_common.adapters import redis_rate_limit
 from broker_common.adapters.redis_rate_limit import RedisRateLimit
 from broker_common.core.ports import Allowance
 from deploy.dev.processes import Process, free_ports, wait_until
@@ -28,6 +29,14 @@ from deploy.dev.programs import valkey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patient() -> Iterator[None]:
+    """Wait longer for Redis than a loaded machine can make it wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis_rate_limit, "TIMEOUT_SEC", 5)
+        yield
 
 
 @contextmanager
