@@ -93,6 +93,5 @@ def _show(response: Response) -> Response:
             allowance.remaining,
             allowance.reset_after,
         )
-        for header, value in zip(HEADERS, values, strict=True):
-            response.headers[header] = str(value)
+        response.headers.extend(zip(HEADERS, map(str, values), strict=True))
     return response
