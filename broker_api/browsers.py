@@ -57,7 +57,7 @@ class Answer(Response):
 
 
 def register_browser_policy(app: Flask, *, origins: Iterable[str]) -> None:
-    """Let every answer of `app` be an `Answer`. Let scripts of `origins` read answers; without origins there is no CORS.
+    """Add the headers to every answer, and let scripts of `origins` read answers. Without origins there is no CORS.
 
     A preflight has no token, so it is answered before the rest of the application handles it.
     """
