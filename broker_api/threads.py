@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from broker_common.core.ports import Clock
 
 _SPARE_THREADS = 2
-_LONGEST_QUEUE_SEC = 0.25
+_LONGEST_QUEUE_SEC = 1.0
+"""As long as one call to DynamoDB may take. If no permit comes free in this time, DynamoDB does more than pause."""
 
 
 class ThreadBudget:
@@ -36,8 +37,8 @@ class ThreadBudget:
     def store_call(self, seconds: float) -> Iterator[None]:
         """Run the block with a permit, and with a deadline of `seconds`. Who asked first gets the next permit.
 
-        Raises `StoreUnavailable` if no permit comes free soon. A request that waits for a permit uses a spare thread,
-        so the wait is short. After a wait without success, no request waits until another request has ended.
+        Raises `StoreUnavailable` if no permit comes free within a second or the deadline. A request that waits uses a
+        spare thread. So after a wait without success, no request waits until another request has ended.
         """
         with deadline_in(seconds, self._clock):
             if not self._permits.acquire(0) and not self._queue():
