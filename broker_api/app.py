@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from prometheus_client import CollectorRegistry
@@ -22,9 +22,17 @@ from broker_api.tracing import register_tracing
 from broker_common.core.job_registry import JOBS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker_common.core.jobs import Jobs
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
+
+
+class _Application(Flask):
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `func`: no view or hook is asynchronous. Flask would find that out again at each call."""
+        return func
 
 
 def create_app(
@@ -35,7 +43,7 @@ def create_app(
     `registry` holds the metrics of `services`, and gets those of the application; without one, there are only the
     application's. The application can start `jobs`.
     """
-    app = Flask("broker_api", static_folder=None)
+    app = _Application("broker_api", static_folder=None)
     # One byte more than is allowed, so that the reader of a body sees that it is too large.
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PROVIDE_AUTOMATIC_OPTIONS=False)
     # A redirect to the tidy form of a path would be an answer that no call is described with.

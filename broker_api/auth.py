@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flask import current_app, g, request
 from structlog.contextvars import bind_contextvars
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from broker_common.settings import Settings
     from broker_common.tokens import TokenSource
+
+
+_UNREAD: Any = object()
 
 
 def token_sources(settings: Settings) -> tuple[TokenSource, ...]:
@@ -50,12 +53,15 @@ def token_sources(settings: Settings) -> tuple[TokenSource, ...]:
 
 def principal() -> Principal | None:
     """Return the principal of the current request; None if its token is missing, unknown or expired."""
-    if "principal" not in g:
-        token = _token()
-        g.principal = None if token is None or token.is_expired(services().clock.now()) else token.principal
-        if g.principal is not None:
-            bind_contextvars(principal=g.principal.name)
-    return cast("Principal | None", g.principal)
+    # Each use of `g` looks for the current request.
+    found: Principal | None = g.get("principal", _UNREAD)
+    if found is _UNREAD:
+        token = _recognize(_presented_token())
+        found = None if token is None or token.is_expired(services().clock.now()) else token.principal
+        if found is not None:
+            bind_contextvars(principal=found.name)
+        g.principal = found
+    return found
 
 
 def actor() -> Actor:
@@ -94,15 +100,10 @@ def _refuse() -> NoReturn:
     # `gunicorn_worker` joins the values of a repeated header by a line feed.
     if "\n" in request.environ.get("HTTP_AUTHORIZATION", ""):
         raise RequestInvalid({"Authorization": ["Was sent several times with different values. Send it once."]})
-    if _presented_token() is None:
+    presented = _presented_token()
+    if presented is None:
         raise Unauthorized("the header 'Authorization: Bearer <token>' is missing")
-    raise Unauthorized("the token is unknown" if _token() is None else "the token has expired")
-
-
-def _token() -> Token | None:
-    if "token" not in g:
-        g.token = _recognize(_presented_token())
-    return cast("Token | None", g.token)
+    raise Unauthorized("the token is unknown" if _recognize(presented) is None else "the token has expired")
 
 
 def _presented_token() -> bytes | None:

@@ -135,6 +135,10 @@ def _read_query(req: Request) -> dict[str, str]:
 
 
 def _read_body(req: Request) -> dict[str, Any]:
+    # RFC 9112, section 6.3: without both headers a request has no body. werkzeug would make a stream that is empty.
+    wsgi = req.environ
+    if wsgi.get("CONTENT_LENGTH", "0") in {"", "0"} and "HTTP_TRANSFER_ENCODING" not in wsgi:
+        return {}
     data = req.get_data()
     # If a body comes in chunks, werkzeug reads up to its limit and does not report the rest.
     if len(data) > MAX_BODY_BYTES:

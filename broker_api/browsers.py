@@ -7,7 +7,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from flask import request
+from flask import Response, request
 from flask_cors import CORS
 
 from broker_api import rate_limit
@@ -16,8 +16,9 @@ from broker_api.tracing import HEADER as REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from wsgiref.types import WSGIEnvironment
 
-    from flask import Flask, Response
+    from flask import Flask
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -41,12 +42,27 @@ _PREFLIGHT_SEC = 600
 """How long a browser may cache the answer to a preflight. Chromium caches it for at most two hours."""
 
 
+class Answer(Response):
+    """An answer with the headers for browsers. A header that the view has set stays."""
+
+    def get_wsgi_response(self, environ: WSGIEnvironment) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
+        """Return body, status and headers for the server. The headers for browsers are added at once, which is fast."""
+        body, status, headers = super().get_wsgi_response(environ)
+        given = {name for name, _ in headers}
+        headers += [header for header in HEADERS.items() if header[0] not in given]
+        # RFC 6797, section 7.2: never over plain HTTP.
+        if environ["wsgi.url_scheme"] == "https":
+            headers.append(("Strict-Transport-Security", _HTTPS_ONLY))
+        return body, status, headers
+
+
 def register_browser_policy(app: Flask, *, origins: Iterable[str]) -> None:
     """Add the headers to every answer, and let scripts of `origins` read answers. Without origins there is no CORS.
 
     A preflight has no token, so it is answered before the rest of the application handles it.
     """
-    app.after_request(_protect)
+    app.response_class = Answer
+    app.after_request(_protect_page)
     # flask-cors guesses from the characters of a string whether it is a pattern.
     exact = [re.compile(rf"{re.escape(origin)}\Z") for origin in origins]
     if not exact:
@@ -69,14 +85,9 @@ def _answer_preflight() -> tuple[str, int] | None:
     return ("", 204) if is_preflight else None
 
 
-def _protect(response: Response) -> Response:
-    for header, value in HEADERS.items():
-        response.headers.setdefault(header, value)
+def _protect_page(response: Response) -> Response:
     if request.endpoint == DOCS_PAGE:
         response.headers["Content-Security-Policy"] = _policy_of_page(response.get_data())
-    # RFC 6797, section 7.2: never over plain HTTP.
-    if request.is_secure:
-        response.headers["Strict-Transport-Security"] = _HTTPS_ONLY
     return response
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flask import g, request
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_flask_exporter import PrometheusMetrics  # type: ignore[import-untyped] # it ships no types
 
-from broker_api.runtime import runtime_of, services
+from broker_api.runtime import runtime_of
 from broker_common.adapters.prometheus_collectors import PoolCollector
 from broker_common.adapters.prometheus_files import ProcessesCollector
 from broker_common.adapters.prometheus_recorder import LATENCY_BUCKETS
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "other"
+_MOST_LABELS = 1024
+"""More than there are label sets of requests."""
 
 
 class _Exporter(PrometheusMetrics):  # type: ignore[misc] # it ships no types
@@ -69,15 +72,21 @@ def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
         registry=registry,
     )
 
+    # `labels` takes a lock and makes strings at each call.
+    requests_of, latency_of = lru_cache(_MOST_LABELS)(requests.labels), lru_cache(_MOST_LABELS)(latency.labels)
+    clock = here.services.clock
+
     @app.before_request
     def begin() -> None:
-        g.started = services().clock.monotonic()
+        g.started = clock.monotonic()
 
     @app.after_request
     def count(response: Response) -> Response:
         # Labels come from closed sets: a path or method that a caller invents does not become a label.
-        endpoint = request.url_rule.rule if request.url_rule is not None else _OTHER
-        method = request.method if request.method in _METHODS else _OTHER
-        requests.labels(method, endpoint, str(response.status_code)).inc()
-        latency.labels(method, endpoint).observe(services().clock.monotonic() - g.started)
+        rule, method = request.url_rule, request.method
+        endpoint = rule.rule if rule is not None else _OTHER
+        if method not in _METHODS:
+            method = _OTHER
+        requests_of(method, endpoint, response.status_code).inc()
+        latency_of(method, endpoint).observe(clock.monotonic() - g.started)
         return response

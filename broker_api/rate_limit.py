@@ -14,7 +14,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from broker_api.auth import may_act_for, principal
 from broker_api.caller import presented_track_id
-from broker_api.runtime import runtime, services
+from broker_api.runtime import runtime_of, services
 from broker_common.core.errors import RateLimitExceeded
 from broker_common.core.principals import Role
 from broker_common.core.telemetry import RateChecked, RateOutcome
@@ -42,11 +42,30 @@ def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
             app.wsgi_app, x_for=trusted_proxies, x_proto=trusted_proxies, x_host=0, x_port=0, x_prefix=0
         )
     app.before_request(_take)
-    app.after_request(_show)
+    settings = runtime_of(app).settings
+    # The bucket fills in this time. The reset of the draft is when there is more, the other reset when it is full.
+    window = math.ceil(settings.rate_limit_burst / settings.rate_limit_rps)
+    policy = f'"default";q={settings.rate_limit_burst};w={window}'
+
+    @app.after_request
+    def show(response: Response) -> Response:
+        allowance: Allowance | None = g.get("allowance")
+        if allowance is not None:
+            more_after = allowance.retry_after if allowance.is_exceeded else min(1, allowance.reset_after)
+            values = (
+                policy,
+                f'"default";r={allowance.remaining};t={more_after}',
+                str(allowance.limit),
+                str(allowance.remaining),
+                str(allowance.reset_after),
+            )
+            response.headers.extend(zip(HEADERS, values, strict=True))
+        return response
 
 
 def _take() -> None:
-    if request.url_rule is not None and request.url_rule.rule in EXEMPT:
+    rule = request.url_rule
+    if rule is not None and rule.rule in EXEMPT:
         return
     allowance = services().rate_limit.take(_key())
     if allowance is None:
@@ -77,22 +96,3 @@ def _address() -> str:
     if address.version == 4:  # noqa: PLR2004 - the name of the protocol
         return str(address)
     return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
-
-
-def _show(response: Response) -> Response:
-    allowance: Allowance | None = g.get("allowance")
-    if allowance is not None:
-        settings = runtime().settings
-        # The bucket fills in this time. The reset of the draft is when there is more, the other reset when it is full.
-        window = math.ceil(settings.rate_limit_burst / settings.rate_limit_rps)
-        more_after = allowance.retry_after if allowance.is_exceeded else min(1, allowance.reset_after)
-        values = (
-            f'"default";q={settings.rate_limit_burst};w={window}',
-            f'"default";r={allowance.remaining};t={more_after}',
-            allowance.limit,
-            allowance.remaining,
-            allowance.reset_after,
-        )
-        for header, value in zip(HEADERS, values, strict=True):
-            response.headers[header] = str(value)
-    return response

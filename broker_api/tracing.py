@@ -44,10 +44,11 @@ def request_id() -> str:
 
 def _begin() -> None:
     g.began_at = time.monotonic()
-    g.request_id = choose_request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
+    chosen = choose_request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
+    g.request_id = chosen
     # A thread serves many requests, so values of the previous one must not stay.
     clear_contextvars()
-    bind_contextvars(request_id=g.request_id)
+    bind_contextvars(request_id=chosen)
 
 
 def _show(response: Response) -> Response:

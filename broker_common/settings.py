@@ -6,6 +6,7 @@ Each field is the environment variable with its name in capitals. Only command l
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
@@ -29,6 +30,7 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _DAY_SEC, _WEEK_SEC = 24 * 3600, 7 * 24 * 3600
 _YEAR_HOURS = 366 * 24
+_MAX_WORKERS = 256
 
 
 class Environment(StrEnum):
@@ -144,6 +146,12 @@ def _is_for_redis(url: str) -> bool:
     return True
 
 
+def _count_processors() -> int:
+    """Return how many processors this process may use. It does not see a CPU limit of a container."""
+    # macOS has no `sched_getaffinity`.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _var(default: object, kind: ma.Field[Any], *, secret: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
     return field(default=default, repr=not secret, metadata={"kind": kind})
 
@@ -175,7 +183,7 @@ class Settings:
     api_bind: str = _text("0.0.0.0", r"[0-9A-Za-z.:\[\]-]+\Z", "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
     api_port: int = _integer(8080, 1, 65535)
     api_base_path: str = _text("/v1", r"(/[A-Za-z0-9._~-]+)+\Z", "a path such as /v1, without a slash at its end")
-    api_workers: int = _integer(4, 1, 256)
+    api_workers: int = _integer(min(_count_processors(), _MAX_WORKERS), 1, _MAX_WORKERS)
     api_threads: int = _integer(16, 3, 256)
     request_deadline_sec: float = _number(3, 0, 60)
     rate_limit_rps: int = _integer(50, 1, 1_000_000)

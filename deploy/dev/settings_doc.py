@@ -59,7 +59,7 @@ SECTIONS = {
         "API_BIND": "The address that the API listens on. The metrics of worker and beat listen on it, too.",
         "API_PORT": "The port of the API, of its metrics and of its health checks.",
         "API_BASE_PATH": "The path before all paths of the API.",
-        "API_WORKERS": "The number of gunicorn's processes.",
+        "API_WORKERS": "The number of gunicorn's processes. The default does not see a container's CPU limit: set it there.",
         "API_THREADS": "The number of threads of each process.",
         "REQUEST_DEADLINE_SEC": "How long a track's call may take. After that it is answered with 503.",
         "RATE_LIMIT_RPS": "Requests a second. Each track, each operator, and each address without a valid token has a limit of its own.",
@@ -195,6 +195,8 @@ def _table(last: str, rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
 
 def _default(name: str) -> str:
     """Return the default of a setting, or which processes require it."""
+    if name == "API_WORKERS":
+        return "the number of processors"
     production, development = (_default_in(environment, name) for environment in Environment)
     is_everywhere = production == development or name == "BROKER_ENV"
     return production if is_everywhere else f"{production}; {development} in development"

@@ -44,6 +44,14 @@ def test_the_page_may_run_its_own_scripts_and_no_others() -> None:
     assert policy["connect-src"] == "'self'"
 
 
+def test_a_header_that_a_page_has_of_its_own_is_sent_once() -> None:
+    api = make_api()
+    assert len(api.call("GET", "/v1/docs").headers.getlist("Content-Security-Policy")) == 1
+    script = api.call("GET", "/v1/docs/swagger-ui.css").headers
+    assert script.getlist("Cache-Control") == ["no-cache"], "browsers may keep it, and ask whether it has changed"
+    assert script["X-Content-Type-Options"] == "nosniff"
+
+
 def test_https_is_insisted_on_only_where_it_was_used() -> None:
     api = make_api(TRUSTED_PROXIES="1")
     secure = api.call("GET", "/healthz", headers={"X-Forwarded-Proto": "https"})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
+from broker_api import threads
 from broker_api.threads import ThreadBudget
 from broker_common.core.deadline import time_left
 from broker_common.core.errors import StoreUnavailable
+from deploy.dev.processes import wait_until
 from tests.api.harness import assert_error, make_api
 from tests.fakes import FakeClock, StoreWrapper
 
@@ -53,8 +57,8 @@ def test_health_is_told_and_more_requests_are_refused_while_the_store_hangs() ->
             return list(super().read_claims(track_id))
 
     api = make_api(around=Hanging, API_THREADS="4")
-    with ThreadPoolExecutor(2) as threads:
-        hanging = [threads.submit(api.track, "GET", "/v1/sandboxes") for _ in range(2)]
+    with ThreadPoolExecutor(2) as clients:
+        hanging = [clients.submit(api.track, "GET", "/v1/sandboxes") for _ in range(2)]
         try:
             for _ in hanging:
                 assert inside.acquire(timeout=30)
@@ -87,6 +91,39 @@ def test_a_request_waits_for_one_that_is_about_to_end() -> None:
     with budget.store_call(3):
         assert ended.is_set()
     holder.join(30)
+
+
+def test_permits_go_to_requests_in_the_order_in_which_they_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_LONGEST_QUEUE_SEC", 30)
+    budget = ThreadBudget(3, FakeClock())
+    order: list[str] = []
+    go_on = threading.Event()
+
+    def ask(name: str) -> None:
+        with budget.store_call(30):
+            order.append(name)
+            assert go_on.wait(30)
+
+    asking = [threading.Thread(target=ask, args=[name]) for name in ("first", "second")]
+    with budget.store_call(30):
+        for each in asking:
+            each.start()
+            assert wait_until(partial(_is_waiting, each), 30)
+    try:
+        # This thread runs, and the one whose turn it is may not have woken up.
+        with pytest.raises(StoreUnavailable), budget.store_call(0):
+            pass
+    finally:
+        go_on.set()
+        for each in asking:
+            each.join(30)
+    assert order == ["first", "second"]
+
+
+def _is_waiting(thread: threading.Thread) -> bool:
+    """Tell whether a thread waits for another one."""
+    frame = sys._current_frames()[thread.ident or 0]
+    return (frame.f_code.co_filename, frame.f_code.co_name) == (threading.__file__, "wait")
 
 
 def test_a_request_without_time_left_does_not_wait_for_a_permit() -> None:

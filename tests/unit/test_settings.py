@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, fields
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +53,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "broker_env": Environment.PRODUCTION,
         "api_port": 8080,
         "api_base_path": "/v1",
-        "api_workers": 4,
+        "api_workers": len(os.sched_getaffinity(0)),
         "request_deadline_sec": 3,
         "shutdown_drain_sec": 5,
         "ddb_table_name": "SandboxPool",
@@ -113,6 +116,19 @@ def test_all_mistakes_are_reported_at_once_each_by_its_name() -> None:
         *("API_PORT", "BROKER_ADMIN_TOKEN", "BROKER_API_TOKEN", "DDB_TABLE_NAME", "DELETION_BACKOFF_MAX_SEC"),
         *("LAB_DURATION_HOURS", "LOG_FORMAT", "RECYCLE_POLICY"),
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system limits no process to processors")
+def test_by_default_the_api_has_a_process_for_each_processor_that_it_may_use() -> None:
+    (processor, *_) = os.sched_getaffinity(0)
+    look = f"""
+import os
+os.sched_setaffinity(0, [{processor}])
+from broker_common.settings import Settings
+print(Settings().api_workers)
+"""
+    run = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert run.stdout == "1\n"
 
 
 BAD_VALUES = {
