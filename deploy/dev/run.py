@@ -29,7 +29,17 @@ if TYPE_CHECKING:
 
     from deploy.dev.plan import Plan
 
-_COLOURS = {"api": 32, "worker": 36, "beat": 35, "flower": 33, "csp": 34, "redis": 31, "dynamodb": 94, "table": 94}
+_COLOURS = {
+    "api": 32,
+    "worker-jobs": 36,
+    "worker-deletions": 96,
+    "beat": 35,
+    "flower": 33,
+    "csp": 34,
+    "redis": 31,
+    "dynamodb": 94,
+    "table": 94,
+}
 _READY_SEC = 30
 _SYNC_SEC = 60
 _FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 0.5, 10
@@ -55,7 +65,7 @@ class Terminal:
 
     def say(self, name: str, line: str) -> None:
         """Write one line of the program `name`."""
-        prefix = f"{name:8} | "
+        prefix = f"{name:16} | "
         if self.is_coloured:
             prefix = f"\x1b[{_COLOURS.get(name, 1)}m{prefix}\x1b[0m"
         self.write(f"{prefix}{line}")
@@ -176,10 +186,10 @@ class Runner:
 
     def _start_services(self) -> None:
         has_redis = self._plan.embeds_redis or answers(self._plan.env["REDIS_URL"])
-        flower, worker, api, beat = self._services
-        self._start([worker, api])
-        self._await([worker, api] if has_redis else [api])
-        self._start([beat, flower])  # after the worker, which Flower asks at its own start
+        flower, *workers, api, beat = self._services
+        self._start([*workers, api])
+        self._await([*workers, api] if has_redis else [api])
+        self._start([beat, flower])  # after the workers, which Flower asks at its own start
         if has_redis:
             self._await([beat, flower])
             self._first_sync()
@@ -221,7 +231,8 @@ class Runner:
             "",
             f"  API      {url}   (docs {url}/docs, health {plan.api_url}/readyz)",
             f"  Flower   {plan.flower_url}",
-            f"  Metrics  {plan.api_url}/metrics; worker :{env['METRICS_PORT']}, beat :{env['BEAT_METRICS_PORT']}",
+            f"  Metrics  {plan.api_url}/metrics; worker-jobs :{env['METRICS_PORT']}, "
+            f"worker-deletions :{env['DELETIONS_METRICS_PORT']}, beat :{env['BEAT_METRICS_PORT']}",
             f"  Provider {env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
             f"  Tokens   track {track}   admin {admin}",
             "",
