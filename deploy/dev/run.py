@@ -221,6 +221,8 @@ class Runner:
     def _say_what_is_there(self, seconds: float) -> None:
         plan = self._plan
         env = plan.env
+        ports = ("METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
+        jobs, deletions, beat = (env[port] for port in ports)
         url = f"{plan.api_url}{plan.settings.api_base_path}"
         track, admin = _shown_token(plan, "BROKER_API_TOKEN"), _shown_token(plan, "BROKER_ADMIN_TOKEN")
         as_track = f'-H "Authorization: Bearer {track}" -H "X-Track-ID: my-track"'
@@ -231,8 +233,7 @@ class Runner:
             "",
             f"  API      {url}   (docs {url}/docs, health {plan.api_url}/readyz)",
             f"  Flower   {plan.flower_url}",
-            f"  Metrics  {plan.api_url}/metrics; worker-jobs :{env['METRICS_PORT']}, "
-            f"worker-deletions :{env['DELETIONS_METRICS_PORT']}, beat :{env['BEAT_METRICS_PORT']}",
+            f"  Metrics  {plan.api_url}/metrics; workers :{jobs} (jobs), :{deletions} (deletions), beat :{beat}",
             f"  Provider {env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
             f"  Tokens   track {track}   admin {admin}",
             "",

@@ -244,9 +244,9 @@ def test_the_linter_prints_each_fault_and_fails(capsys: pytest.CaptureFixture[st
 
 def test_every_process_is_deployed_and_every_queue_has_a_worker() -> None:
     assert {process(name) for name in DEPLOYMENTS} == set(PORTS)
-    assert sorted(queue for name in DEPLOYMENTS if process(name).startswith("worker-") for queue in queues(name)) == sorted(
-        QUEUES
-    )
+    assert sorted(
+        queue for name in DEPLOYMENTS if process(name).startswith("worker-") for queue in queues(name)
+    ) == sorted(QUEUES)
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)

@@ -49,9 +49,7 @@ def deletions_program(plan: Plan, scratch: Path, *, name: str, metrics_port: int
     return _worker(plan, scratch, name, metrics_port, queues="deletions", options=options)
 
 
-def _worker(
-    plan: Plan, scratch: Path, name: str, metrics_port: int, *, queues: str, options: Sequence[str]
-) -> Program:
+def _worker(plan: Plan, scratch: Path, name: str, metrics_port: int, *, queues: str, options: Sequence[str]) -> Program:
     with_port = replace(plan, env={**plan.env, "METRICS_PORT": str(metrics_port)})
     return programs.worker(with_port, scratch, name=name, queues=queues, options=options, port="METRICS_PORT")
 

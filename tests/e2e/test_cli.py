@@ -435,7 +435,9 @@ def test_health_is_told_by_every_process_itself(stack: Stack, broker: Callable[.
     }
     result = broker("health", **urls)
     assert result.exit_code == 0, result.output
-    assert [words[:2] for words in lines(result)] == [[part, "OK"] for part in ("api", "api", "worker", "worker", "beat")]
+    assert [words[:2] for words in lines(result)] == [
+        [part, "OK"] for part in ("api", "api", "worker", "worker", "beat")
+    ]
     assert "dynamodb ok" in result.stdout
 
 

@@ -99,7 +99,9 @@ def test_the_last_runs_say_who_asked_for_each(stack: Stack) -> None:
     assert run["queued_at"] <= run["started_at"] <= run["ended_at"] <= time.time() + 1
 
     def lines() -> list[dict[str, Any]]:
-        return [each for each in stack.records("worker-jobs") if each.get("requested_by") == "the-request-of-an-operator"]
+        return [
+            each for each in stack.records("worker-jobs") if each.get("requested_by") == "the-request-of-an-operator"
+        ]
 
     assert wait_until(lambda: bool(lines()), 10)
     assert [(line["action"], line["principal"]) for line in lines()] == [("auto_expiry", "admin")]

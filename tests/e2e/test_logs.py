@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from deploy.dev.processes import wait_until
-from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, WORKERS, Stack
 
 BROKER = ("api", *WORKERS, "beat", "flower")
 CSP_TOKEN = "the-provider-s-token"

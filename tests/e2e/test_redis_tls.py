@@ -17,7 +17,7 @@ from deploy.dev import programs
 from deploy.dev.processes import free_ports, wait_until
 from deploy.dev.programs import valkey
 from tests.backends import running
-from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, WORKERS, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,8 @@ def test_every_process_works_over_tls_and_none_tells_a_secret(tmp_path: Path, tl
         stack.run_job("cleanup")
         assert wait_until(lambda: stack.as_admin("GET", path).json()["status"] == "available", 20)
         metrics = {
-            name: f"{stack.plan.url(name)}/metrics" for name in ("API_PORT", "METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
+            name: f"{stack.plan.url(name)}/metrics"
+            for name in ("API_PORT", "METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
         }
         metrics["flower"] = f"{stack.plan.flower_url}/metrics"
         sent = 'broker_beat_sent_total{job="expire"}'

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from deploy.dev.processes import wait_until
+from tests.e2e.stack import WORKERS
 
 if TYPE_CHECKING:
     from tests.e2e.stack import Stack
