@@ -36,8 +36,8 @@ class CspTransport:
     """Sends requests that carry the provider's token; safe to use from many threads.
 
     Each request is sent once, without retries or redirects, and without a proxy or netrc from the environment. It ends
-    within `connect_timeout` + `read_timeout` seconds, even if the TLS handshake or the answer comes byte by byte. If
-    the look-up of the host and the connection take longer, nothing is sent. The first request connects.
+    within `connect_timeout` + `read_timeout` seconds, even if the answer comes byte by byte. If the look-up of the host
+    and the connection take longer, nothing is sent. The first request connects.
     """
 
     def __init__(self, *, token: str, connect_timeout: float, read_timeout: float, connections: int) -> None:
@@ -191,34 +191,20 @@ class _Exchange:
                 self._handle.close()
                 self._handle = None
 
-    def connected(self, sock: socket.socket) -> None:
-        """Note a new connection. From here on it can be cut, in the middle of a TLS handshake, too."""
-        with self._lock:
-            self._hold(sock)
-            if self.is_late:
-                self._shut_down()
-
     def sending(self, sock: socket.socket) -> None:
         """Note that the request goes out now by this connection; raises `TimeoutError` if its time is over."""
         with self._lock:
             if self.is_late or time.monotonic() > self._send_by:
                 raise TimeoutError
-            if self._handle is None:  # it was connected for an earlier request
-                self._hold(sock)
+            self._handle = socket.socket(fileno=os.dup(sock.fileno()))
             self.is_sent = True
-
-    def _hold(self, sock: socket.socket) -> None:
-        self._handle = socket.socket(fileno=os.dup(sock.fileno()))
 
     def _cut(self) -> None:
         with self._lock:
             self.is_late = True
-            self._shut_down()
-
-    def _shut_down(self) -> None:
-        if self._handle is not None:
-            with suppress(OSError):
-                self._handle.shutdown(socket.SHUT_RDWR)
+            if self._handle is not None:  # pragma: no branch - only if time is over just before the request goes out
+                with suppress(OSError):
+                    self._handle.shutdown(socket.SHUT_RDWR)
 
 
 _current: ContextVar[_Exchange] = ContextVar("_current")
@@ -257,11 +243,6 @@ class _Response(http.client.HTTPResponse):
 
 class _CuttableHTTPConnection(HTTPConnection):
     response_class = _Response
-
-    def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        _current.get().connected(sock)
-        return sock
 
     def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
         if self.sock is None:

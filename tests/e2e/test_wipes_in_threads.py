@@ -61,6 +61,13 @@ def result_of(stack: Stack, job_id: str) -> dict[str, Any]:
     return result
 
 
+def release(stack: Stack) -> None:
+    """Have the provider answer the calls that are under way, ten at a time: the embedded engine serves one at a time."""
+    for left in range(AT_ONCE - 10, -1, -10):
+        stack.switch(hold_deletes_until=left + 1 if left else 0, delete_seconds=0)
+        assert wait_until(lambda: stack.delete_log()["in_flight"] <= left, PATIENCE_SEC)  # noqa: B023 - called at once
+
+
 def times_asked(stack: Stack) -> set[int]:
     """Return how often the provider was asked to wipe an account."""
     return set(Counter(delete["external_id"] for delete in stack.delete_log()["deletes"]).values())
@@ -90,11 +97,12 @@ def test_a_worker_that_is_told_to_stop_finishes_a_hundred_wipes(tmp_path: Path) 
         stack.kill(WORKER, signal.SIGTERM)
         said = "[Scheduler] Received shutdown signal, stopping jobs..."
         assert wait_until(lambda: said in stack.output(WORKER), PATIENCE_SEC)
-        stack.switch(hold_deletes_until=0, delete_seconds=0)
+        release(stack)
         assert wait_until(lambda: not stack.is_running(WORKER), PATIENCE_SEC)
 
         assert stack.exit_code(WORKER) == 0
-        assert result_of(stack, job_id)["deleted"] == AT_ONCE
+        result = result_of(stack, job_id)
+        assert result["deleted"] == AT_ONCE, (result, stack.output(WORKER))
         assert times_asked(stack) == {1}
         assert stack.stats()["available"] == AT_ONCE
 
