@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _START_SEC = 60
 TRACK_TOKEN = "the-track-token"
-WORKERS = ("worker-jobs", "worker-deletions")
+MAKE_RUN_WORKERS = ("worker-jobs", "worker-deletions")
 """The workers of `make run`."""
 ADMIN_TOKEN = "the-admin-token"
 

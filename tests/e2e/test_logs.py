@@ -13,9 +13,9 @@ import pytest
 import requests
 
 from deploy.dev.processes import wait_until
-from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, WORKERS, Stack
+from tests.e2e.stack import ADMIN_TOKEN, MAKE_RUN_WORKERS, TRACK_TOKEN, Stack
 
-BROKER = ("api", *WORKERS, "beat", "flower")
+BROKER = ("api", *MAKE_RUN_WORKERS, "beat", "flower")
 CSP_TOKEN = "the-provider-s-token"
 FORGED = '\x1b[31m{"level": "critical"}\u202e\x07'
 SETTINGS = {
@@ -35,7 +35,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stack:
         stack.run_job("sync", headers={"X-Request-ID": REQUEST_ID})
         drive(stack)
         forge(stack)
-        for part in (*WORKERS, "beat", "api"):
+        for part in (*MAKE_RUN_WORKERS, "beat", "api"):
             stack.kill(part)
             stack.start(part)
         stack.kill("redis")

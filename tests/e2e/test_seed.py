@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from deploy.dev.processes import wait_until
-from tests.e2e.stack import WORKERS
+from tests.e2e.stack import MAKE_RUN_WORKERS
 
 if TYPE_CHECKING:
     from tests.e2e.stack import Stack
@@ -22,7 +22,7 @@ FIVE_HOURS = 5 * 3600
 def jobs_logged(stack: Stack, prefix: str) -> list[dict[str, Any]]:
     return [
         record
-        for record in stack.records(*WORKERS)
+        for record in stack.records(*MAKE_RUN_WORKERS)
         if re.fullmatch(rf"{prefix}-\d+", str(record.get("request_id"))) and "outcome" in record
     ]
 
@@ -53,7 +53,9 @@ def test_seed_test_2_health_checks_answer(stack: Stack) -> None:
     ],
 )
 def test_seed_test_3_background_jobs_run_on_schedule(stack: Stack, prefix: str, action: str) -> None:
-    assert wait_until(lambda: len(jobs_logged(stack, prefix)) >= 2, 30), [stack.output(name) for name in WORKERS]
+    assert wait_until(lambda: len(jobs_logged(stack, prefix)) >= 2, 30), [
+        stack.output(name) for name in MAKE_RUN_WORKERS
+    ]
     last = jobs_logged(stack, prefix)[-1]
     assert (last["action"], last["outcome"]) == (action, "success")
     assert last["latency_ms"] >= 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.dev import programs
-from tests.e2e.stack import TRACK_TOKEN, WORKERS, Stack
+from tests.e2e.stack import MAKE_RUN_WORKERS, TRACK_TOKEN, Stack
 from tests.long.bench.load import Generator, allocations, marks, new_tracks, request
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _memory_of(stack: Stack) -> dict[str, int]:
     Shared memory counts too: memory that children share with their parent is no leak.
     """
     found = {}
-    for name in ("api", *WORKERS):
+    for name in ("api", *MAKE_RUN_WORKERS):
         parent = stack.pid(name)
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         for pid in (str(parent), *children):
