@@ -128,18 +128,22 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     )
 
 
-def build_worker_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> WorkerServices:
-    """Build one worker process's services; call it after the fork. It connects to nothing yet.
+def build_worker_services(
+    settings: Settings, *, tasks: int = 1, registry: CollectorRegistry = REGISTRY
+) -> WorkerServices:
+    """Build the services of a worker process that runs `tasks` at once; call it after a fork.
 
+    It connects to nothing yet.
     The settings are a worker's: they have the provider's address and token.
     """
     clock, rng, policy = SystemClock(), Random(), settings.policy
     recorder = Recorders([LogRecorder(), PrometheusJobRecorder(registry)])
-    redis = connect_redis(settings)
-    store = _store(settings, clock, rng, recorder, threads=2 * BULK_THREADS)
+    connections = tasks + 2 * BULK_THREADS
+    redis = connect_redis(settings, connections=connections)
+    store = _store(settings, clock, rng, recorder, threads=connections)
     guard = Guard(store=store, memory=RedisTableMemory(redis, clock), recorder=recorder, clock=clock, rng=rng)
     pauses = PauseCache(store, clock, rng)
-    provider = _provider(settings, clock, redis, recorder, _breaker(settings, redis))
+    provider = _provider(settings, clock, redis, recorder, _breaker(settings, redis), connections=tasks)
     return WorkerServices(
         clock=clock,
         recorder=recorder,
@@ -183,7 +187,7 @@ def build_provider(settings: Settings) -> CspClient:
 
     It calls even if the workers' circuit breaker is open, and does not change that breaker.
     """
-    return _provider(settings, SystemClock(), connect_redis(settings), Recorders([]), NoBreaker())
+    return _provider(settings, SystemClock(), connect_redis(settings), Recorders([]), NoBreaker(), connections=1)
 
 
 def build_runs(settings: Settings, redis: Redis) -> Runs:
@@ -197,11 +201,13 @@ def build_circuit_collector(settings: Settings) -> CircuitCollector:
     return CircuitCollector(lambda: breaker.state, SystemClock(), max_age=settings.pool_gauge_cache_sec)
 
 
-def connect_redis(settings: Settings, *, timeout_sec: float = REDIS_TIMEOUT_SEC, tries: int = 2) -> Redis:
+def connect_redis(
+    settings: Settings, *, timeout_sec: float = REDIS_TIMEOUT_SEC, tries: int = 2, connections: int = 100
+) -> Redis:
     """Make a Redis client that fails fast; it connects at its first command.
 
     It sends a failed command again without a pause, `tries` times in all: after a restart of Redis the pooled
-    connections are dead.
+    connections are dead. A command fails while `connections` others run.
     """
     return Redis.from_url(
         settings.redis_url,
@@ -209,6 +215,7 @@ def connect_redis(settings: Settings, *, timeout_sec: float = REDIS_TIMEOUT_SEC,
         socket_connect_timeout=timeout_sec,
         retry=Retry(NoBackoff(), tries - 1),
         health_check_interval=30,
+        max_connections=connections,
     )
 
 
@@ -233,13 +240,20 @@ def _store(settings: Settings, clock: Clock, rng: Random, recorder: Recorder, *,
 
 
 def _provider(
-    settings: Settings, clock: Clock, redis: Redis, recorder: Recorder, breaker: RedisBreaker | NoBreaker
+    settings: Settings,
+    clock: Clock,
+    redis: Redis,
+    recorder: Recorder,
+    breaker: RedisBreaker | NoBreaker,
+    *,
+    connections: int,
 ) -> CspClient:
     return CspClient(
         base_url=settings.csp_base_url or "",
         token=settings.csp_api_token or "",
         connect_timeout=settings.csp_timeout_connect_sec,
         read_timeout=settings.csp_timeout_read_sec,
+        connections=connections,
         slots=RedisSlots(redis, limit=settings.csp_max_concurrency, lease_sec=_longest_call_sec(settings)),
         recorder=recorder,
         clock=clock,

@@ -15,6 +15,7 @@ from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from kombu import Queue
 
 from broker_common.adapters.celery_names import DELETE_SANDBOX, DELETIONS_QUEUE, JOBS_QUEUE, QUEUES
+from broker_common.core.cleanup import delete_limit_sec
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Every
 from broker_worker.messages import check_what_is_received
@@ -30,20 +31,22 @@ if TYPE_CHECKING:
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
-# Besides the call to the provider, a wipe waits for a slot, records the attempt, and writes the outcome.
-_DELETE_MARGIN_SEC = 60
+# A wipe keeps its own time limit, in a thread, too. Only in a process can Celery enforce one, as the last resort.
+_DELETE_MARGIN_SEC = 5
 _VISIBILITY_MARGIN_SEC = 60
+_MOST_THREADS = 10_000
 
 
 def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]) -> Celery:
     """Build the application that worker, beat and Flower share. This makes no connection.
 
-    `get_services` is called in each process that runs tasks, after the fork. It must always return the same services.
+    `get_services` is called in each process that runs tasks, after the fork, and by each thread that runs tasks. It
+    must always return the same services in one process.
     """
     check_what_is_received()
     app = Celery("sandbox-broker", broker=settings.redis_url, set_as_current=False)
-    delete_limit_sec = settings.csp_call_limit_sec + _DELETE_MARGIN_SEC
-    longest = time_limits(max(delete_limit_sec, *(job.time_limit_sec for job in JOBS.values())))["time_limit"]
+    delete_sec = delete_limit_sec(settings.policy) + _DELETE_MARGIN_SEC
+    longest = time_limits(max(delete_sec, *(job.time_limit_sec for job in JOBS.values())))["time_limit"]
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -66,6 +69,8 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
             "visibility_timeout": longest + _VISIBILITY_MARGIN_SEC,
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
+            # Each thread acknowledges its own messages. By default, more than 10 at once would be refused.
+            "max_connections": _MOST_THREADS,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 25,
@@ -79,7 +84,7 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         worker_redirect_stdouts=False,
     )
     app.Worker = app.subclass_with_self(_Worker, name="Worker")  # type: ignore[misc] # the stubs do not allow setting it
-    add_tasks(app, get_services, delete_limit_sec=delete_limit_sec)
+    add_tasks(app, get_services, delete_limit_sec=delete_sec)
     return app
 
 

@@ -11,9 +11,11 @@ import os
 import shutil
 import sys
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
+from celery.concurrency import get_implementation
+from celery.concurrency.thread import TaskPool as ThreadPool
 
 from broker_common.adapters.dynamo_time import make_time_reader
 from broker_common.adapters.system_clock import SystemClock
@@ -38,7 +40,8 @@ def _create() -> Celery:
     command = next((word for word in sys.argv[1:] if word in {"worker", "beat", "flower"}), None)
     process = Process.WORKER if command == "worker" else Process.BEAT
     settings = read_settings(os.environ, process=process)
-    get_services = functools.cache(lambda: build_worker_services(settings))
+    tasks_at_once = 1
+    get_services = functools.cache(lambda: build_worker_services(settings, tasks=tasks_at_once))
     signals.setup_logging.connect(
         lambda **_: configure_logging(level=settings.log_level, fmt=settings.log_format), weak=False
     )
@@ -50,6 +53,15 @@ def _create() -> Celery:
         share_metrics_through(directory)
         signals.worker_init.connect(lambda **_: check_table(settings), weak=False)
         signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
+
+        @signals.worker_init.connect(weak=False)
+        def build_before_threads(sender: Any, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
+            """Build for a pool of threads: it sends no `worker_process_init`, and its threads would build several."""
+            nonlocal tasks_at_once
+            if get_implementation(sender.pool_cls) is ThreadPool:
+                tasks_at_once = sender.concurrency
+                get_services()
+
         if settings.metrics_port:  # pragma: no branch - the tests start a beat without it, and no worker
             signals.worker_init.connect(lambda **_: watch.start(), weak=False)
             watch_worker(app, pulse, connect_redis(settings))

@@ -60,8 +60,8 @@ class Pulse:
 def watch_worker(app: Celery, pulse: Pulse, redis: Redis) -> None:
     """Make the pulse of a worker beat while the worker does its work.
 
-    A worker works if its event loop turns, its pool has processes, and it takes the work that waits in its queues. The
-    event loop turns only while the consumer is connected. Celery registers the timer again with each connection, and
+    A worker works if its event loop turns, its pool can work, and it takes the work that waits in its queues. The event
+    loop turns only while the consumer is connected. Celery registers the timer again with each connection, and
     drops it when the connection is lost.
     """
     work = _Work(redis)
@@ -69,7 +69,7 @@ def watch_worker(app: Celery, pulse: Pulse, redis: Redis) -> None:
     class Watch(StartStopStep):
         def register_with_event_loop(self, consumer: Consumer, hub: Any) -> None:  # noqa: ANN401 - kombu leaves it untyped
             def turn() -> None:
-                if consumer.pool.info["processes"] and work.is_taken(consumer):
+                if _can_work(consumer.pool) and work.is_taken(consumer):
                     pulse.beat()
 
             turn()
@@ -77,6 +77,11 @@ def watch_worker(app: Celery, pulse: Pulse, redis: Redis) -> None:
 
     app.steps["consumer"].add(Watch)
     signals.worker_shutting_down.connect(lambda **_: pulse.stop(), weak=False)
+
+
+def _can_work(pool: Any) -> bool:  # noqa: ANN401 - Celery leaves its pools untyped
+    """Tell whether a pool of processes has one left. A pool of threads lives as long as this process."""
+    return bool(pool.info.get("processes", True))
 
 
 class _Work:

@@ -30,7 +30,10 @@ _MESSAGES_AT_ONCE = 100
 
 
 def time_limits(soft: float) -> dict[str, Any]:
-    """Return Celery's options: at `soft` seconds an exception, and 10 s later the end of the process."""
+    """Return Celery's options: at `soft` seconds an exception, and 10 s later the end of the process.
+
+    Celery enforces them in a pool of processes only.
+    """
     return {"soft_time_limit": soft, "time_limit": soft + 10}
 
 
@@ -39,7 +42,7 @@ def add_tasks(
 ) -> None:
     """Register a task for each job, and the task that wipes a sandbox.
 
-    `get_services` is called in the process that runs a task, never before the fork.
+    `get_services` is called in the process and in the thread that run a task, never before the fork.
     """
 
     def runner() -> JobRunner:

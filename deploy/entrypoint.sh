@@ -7,7 +7,9 @@ usage() {
     cat >&2 <<'END'
 Commands:
   api                          serve the HTTP API
-  worker [QUEUES] [OPTIONS]    run jobs; QUEUES is jobs, deletions or jobs,deletions (the default); OPTIONS are Celery's
+  worker-jobs [OPTIONS]        run jobs, in two processes; OPTIONS are Celery's
+  worker-deletions [OPTIONS]   wipe sandboxes, in CSP_MAX_CONCURRENCY threads of one process
+  worker [QUEUES] [OPTIONS]    do both in four processes; or only QUEUES: jobs, or deletions
   beat                         send due jobs; two may run, one sends
   flower                       show jobs
   broker ...                   the operator's command; broker -h shows more
@@ -25,10 +27,22 @@ answers_at() {
 [ $# -gt 0 ] || usage
 command=$1
 shift
+run_worker() {
+    answers_at "${METRICS_PORT:-9101}/healthz"
+    # If an option is given twice, Celery uses the last one.
+    exec celery -A broker_worker.celery_app worker -E "$@"
+}
 case $command in
 api)
     answers_at "${API_PORT:-8080}/healthz"
     exec gunicorn -c deploy/gunicorn.conf.py broker_api.wsgi:app "$@"
+    ;;
+worker-jobs)
+    run_worker -Q jobs -c 2 "$@"
+    ;;
+worker-deletions)
+    # More threads would only wait for a call slot.
+    run_worker -Q deletions -P threads -c "${CSP_MAX_CONCURRENCY:-10}" "$@"
     ;;
 worker)
     queues=jobs,deletions
@@ -39,9 +53,7 @@ worker)
         shift
         ;;
     esac
-    answers_at "${METRICS_PORT:-9101}/healthz"
-    # If -c is given twice, Celery uses the last one.
-    exec celery -A broker_worker.celery_app worker -Q "$queues" -c 4 -E "$@"
+    run_worker -Q "$queues" -c 4 "$@"
     ;;
 beat)
     answers_at "${METRICS_PORT:-9102}/healthz"

@@ -76,6 +76,7 @@ class CspClient:
         token: str,
         connect_timeout: float,
         read_timeout: float,
+        connections: int,
         slots: RedisSlots,
         breaker: RedisBreaker | NoBreaker,
         recorder: Recorder,
@@ -88,7 +89,9 @@ class CspClient:
         self._recorder = recorder
         self._clock = clock
         self._admitted = threading.local()
-        self._transport = CspTransport(token=token, connect_timeout=connect_timeout, read_timeout=read_timeout)
+        self._transport = CspTransport(
+            token=token, connect_timeout=connect_timeout, read_timeout=read_timeout, connections=connections
+        )
 
     def list_accounts(self) -> AccountListing:
         """Return the active sandbox accounts of all pages; waits up to 30 s for a call slot.

@@ -40,7 +40,8 @@ class CspTransport:
     and the connection take longer, nothing is sent. The first request connects.
     """
 
-    def __init__(self, *, token: str, connect_timeout: float, read_timeout: float) -> None:
+    def __init__(self, *, token: str, connect_timeout: float, read_timeout: float, connections: int) -> None:
+        """Keep at most `connections` open for later requests: as many as there are requests at once."""
         self._timeouts = (connect_timeout, read_timeout)
         self._session = requests.Session()
         self._session.trust_env = False
@@ -49,7 +50,7 @@ class CspTransport:
             {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "sandbox-broker"}
         )
         for scheme in ("https://", "http://"):
-            self._session.mount(scheme, _CuttableAdapter())
+            self._session.mount(scheme, _CuttableAdapter(pool_maxsize=connections))
 
     def send(
         self, operation: str, request: requests.Request, *, max_bytes: int, send_within: float = math.inf

@@ -6,8 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.errors import (
     BrokerError,
+    DeadlineExceeded,
     ProviderBusy,
     ProviderFailing,
     ProviderMisconfigured,
@@ -43,6 +45,17 @@ if TYPE_CHECKING:
 
 SEND_WITHIN_SEC = 5.0
 """How many seconds after an attempt was recorded its call may begin; later it is not made."""
+_PREPARE_WITHIN_SEC = 30.0
+"""How many seconds after its start a wipe may begin to record the attempt; later it is postponed."""
+
+
+def delete_limit_sec(policy: Policy) -> float:
+    """Return the seconds within which `Cleaner.delete_sandbox` ends.
+
+    So a thread that wipes is free again, even if store and provider hang. After the call, the rest of the attempt's
+    window is left to store the outcome.
+    """
+    return _PREPARE_WITHIN_SEC + policy.attempt_window_sec
 
 
 class Cleaner:
@@ -79,10 +92,11 @@ class Cleaner:
         Gets a call slot, records the attempt, then calls the provider. May be called any number of times: it leaves a
         sandbox alone that is not due, because another worker makes or made the attempt. A sandbox that is wiped and has
         rested becomes available without a call. Raises `ProviderBusy` if no call slot became free: call again later.
-        Every other failure is an outcome.
+        Every other failure is an outcome. Ends within `delete_limit_sec`.
         """
         try:
-            ended = self._delete(sandbox_id, by)
+            with deadline_in(delete_limit_sec(self._policy), self._clock):
+                ended = self._delete(sandbox_id, by)
         except ProviderBusy:
             raise
         except BrokerError as error:
@@ -112,6 +126,8 @@ class Cleaner:
         with self._provider.admit():
             # By a wrong clock, an attempt that another worker makes at this moment would look as if it had ended.
             self._guard.check()
+            if time_left(self._clock) < self._policy.attempt_window_sec:
+                raise DeadlineExceeded("the preparation took too long, so the provider was not called")
             taken_at = self._clock.monotonic()
             attempt = begin_attempt(
                 sandbox, attempt_id=new_id(self._rng), by=by, now=self._clock.now(), policy=self._policy
@@ -123,12 +139,12 @@ class Cleaner:
             taken = attempt.result
             if taken.status is Status.DELETION_FAILED:
                 return _ended(taken, DeleteOutcome.GAVE_UP, _last_error(taken))
-            time_left = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)
-            if time_left < 0:
+            send_within = SEND_WITHIN_SEC - (self._clock.monotonic() - taken_at)
+            if send_within < 0:
                 late = "recording the attempt took too long, so the provider was not called"
                 given_up = partial(cancel_attempt, error=late, now=self._clock.now())
                 return self._write(taken, given_up, DeleteOutcome.POSTPONED, late)
-            return self._call(taken, by, send_within=time_left)
+            return self._call(taken, by, send_within=send_within)
 
     def _call(self, taken: Sandbox, by: Actor, *, send_within: float) -> DeleteEnded:
         try:

@@ -3,7 +3,8 @@
 - With `REDIS_URL` or `CSP_BASE_URL` set, that part is not started: the given one is used.
 - DynamoDB is embedded, unless `DDB_ENDPOINT_URL` is set, or `DYNAMODB=aws` chooses real AWS. AWS credentials or a
   profile in the environment do not choose AWS: they are hidden from all processes.
-- `METRICS_PORT` is the worker's. Beat's is `BEAT_METRICS_PORT`, since both share one environment here.
+- `METRICS_PORT` is that of the worker for jobs. The worker for deletions and beat have `DELETIONS_METRICS_PORT` and
+  `BEAT_METRICS_PORT`, since all share one environment here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ DEFAULTS = {
     "API_PORT": "8080",
     "API_WORKERS": "2",
     "METRICS_PORT": "9101",
+    "DELETIONS_METRICS_PORT": "9103",
     "BEAT_METRICS_PORT": "9102",
     "FLOWER_ADDRESS": LOOPBACK,
     "FLOWER_PORT": "5555",
@@ -43,6 +45,7 @@ _PORT = (1, 65535)
 _NUMBERS = {
     "API_PORT": _PORT,
     "METRICS_PORT": _PORT,
+    "DELETIONS_METRICS_PORT": _PORT,
     "BEAT_METRICS_PORT": _PORT,
     "FLOWER_PORT": _PORT,
     "DYNAMODB_PORT": _PORT,
@@ -78,7 +81,7 @@ class Plan:
         return self.url("API_PORT")
 
     def url(self, port: str) -> str:
-        """Return the URL of the API, or of the metrics of worker or beat, by the variable of its port."""
+        """Return the URL of the API, or of the metrics of a worker or beat, by the variable of its port."""
         host = self.settings.api_bind
         return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{self.env[port]}"  # noqa: S104 - compared, not bound
 

@@ -12,6 +12,7 @@ from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import ROOT, Program
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from deploy.dev.plan import Plan
@@ -81,26 +82,31 @@ def api(plan: Plan, scratch: Path) -> Program:
     )
 
 
-def worker(plan: Plan, scratch: Path) -> Program:
-    """Return a Celery worker for both queues. Before it stops it finishes the calls that it has begun."""
-    metrics = scratch / "prometheus-worker"
-    options = (
-        "-Q",
-        "jobs,deletions",
-        "-c",
-        "4",
-        "-E",
-        "--without-mingle",
-        "--without-gossip",
-        "--hostname",
-        "worker@%h",
-    )
+def worker_jobs(plan: Plan, scratch: Path) -> Program:
+    """Return a Celery worker of two processes for the jobs."""
+    return worker(plan, scratch, name="worker-jobs", queues="jobs", options=("-c", "2"), port="METRICS_PORT")
+
+
+def worker_deletions(plan: Plan, scratch: Path) -> Program:
+    """Return a Celery worker for the wipes, with a thread for each call that the provider allows at once."""
+    options = ("-P", "threads", "-c", str(plan.settings.csp_max_concurrency))
+    port = "DELETIONS_METRICS_PORT"
+    return worker(plan, scratch, name="worker-deletions", queues="deletions", options=options, port=port)
+
+
+def worker(plan: Plan, scratch: Path, *, name: str, queues: str, options: Sequence[str], port: str) -> Program:
+    """Return a Celery worker for `queues`. Before it stops it finishes the calls that it has begun.
+
+    `port` is the variable that holds the port of its metrics.
+    """
+    metrics = scratch / f"prometheus-{name}"
+    common = ("-E", "--without-mingle", "--without-gossip", "--hostname", f"{name}@%h")
     return Program(
-        name="worker",
-        command=(*_CELERY, "worker", *options),
-        env={**plan.env, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
-        ready_url=f"{plan.url('METRICS_PORT')}/healthz",
-        health_url=f"{plan.url('METRICS_PORT')}/healthz",
+        name=name,
+        command=(*_CELERY, "worker", "-Q", queues, *options, *common),
+        env={**plan.env, "METRICS_PORT": plan.env[port], "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+        ready_url=f"{plan.url(port)}/healthz",
+        health_url=f"{plan.url(port)}/healthz",
         stop_limit_sec=plan.settings.csp_call_limit_sec + 10,
         fresh_directory=metrics,
     )
@@ -142,13 +148,15 @@ def parts(plan: Plan, scratch: Path) -> list[Program]:
 
 def services(plan: Plan, scratch: Path) -> list[Program]:
     """Return the broker's own processes, which need the engines and the table. They stop in the opposite order."""
-    return [flower(plan), worker(plan, scratch), api(plan, scratch), beat(plan)]
+    workers = [worker_jobs(plan, scratch), worker_deletions(plan, scratch)]
+    return [flower(plan), *workers, api(plan, scratch), beat(plan)]
 
 
 def ports(plan: Plan) -> list[tuple[str, str, int]]:
     """Return (variable, address, port) of each program that will listen."""
     bind = plan.settings.api_bind
-    listening = [(name, bind, plan.number(name)) for name in ("API_PORT", "METRICS_PORT", "BEAT_METRICS_PORT")]
+    bound = ("API_PORT", "METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
+    listening = [(name, bind, plan.number(name)) for name in bound]
     listening.append(("FLOWER_PORT", plan.env["FLOWER_ADDRESS"], plan.number("FLOWER_PORT")))
     embedded = {
         "DYNAMODB_PORT": plan.embeds_dynamodb,

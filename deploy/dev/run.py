@@ -29,7 +29,17 @@ if TYPE_CHECKING:
 
     from deploy.dev.plan import Plan
 
-_COLOURS = {"api": 32, "worker": 36, "beat": 35, "flower": 33, "csp": 34, "redis": 31, "dynamodb": 94, "table": 94}
+_COLOURS = {
+    "api": 32,
+    "worker-jobs": 36,
+    "worker-deletions": 96,
+    "beat": 35,
+    "flower": 33,
+    "csp": 34,
+    "redis": 31,
+    "dynamodb": 94,
+    "table": 94,
+}
 _READY_SEC = 30
 _SYNC_SEC = 60
 _FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 0.5, 10
@@ -55,7 +65,7 @@ class Terminal:
 
     def say(self, name: str, line: str) -> None:
         """Write one line of the program `name`."""
-        prefix = f"{name:8} | "
+        prefix = f"{name:16} | "
         if self.is_coloured:
             prefix = f"\x1b[{_COLOURS.get(name, 1)}m{prefix}\x1b[0m"
         self.write(f"{prefix}{line}")
@@ -176,10 +186,10 @@ class Runner:
 
     def _start_services(self) -> None:
         has_redis = self._plan.embeds_redis or answers(self._plan.env["REDIS_URL"])
-        flower, worker, api, beat = self._services
-        self._start([worker, api])
-        self._await([worker, api] if has_redis else [api])
-        self._start([beat, flower])  # after the worker, which Flower asks at its own start
+        flower, *workers, api, beat = self._services
+        self._start([*workers, api])
+        self._await([*workers, api] if has_redis else [api])
+        self._start([beat, flower])  # after the workers, which Flower asks at its own start
         if has_redis:
             self._await([beat, flower])
             self._first_sync()
@@ -211,6 +221,8 @@ class Runner:
     def _say_what_is_there(self, seconds: float) -> None:
         plan = self._plan
         env = plan.env
+        ports = ("METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
+        jobs, deletions, beat = (env[port] for port in ports)
         url = f"{plan.api_url}{plan.settings.api_base_path}"
         track, admin = _shown_token(plan, "BROKER_API_TOKEN"), _shown_token(plan, "BROKER_ADMIN_TOKEN")
         as_track = f'-H "Authorization: Bearer {track}" -H "X-Track-ID: my-track"'
@@ -221,7 +233,7 @@ class Runner:
             "",
             f"  API      {url}   (docs {url}/docs, health {plan.api_url}/readyz)",
             f"  Flower   {plan.flower_url}",
-            f"  Metrics  {plan.api_url}/metrics; worker :{env['METRICS_PORT']}, beat :{env['BEAT_METRICS_PORT']}",
+            f"  Metrics  {plan.api_url}/metrics; workers :{jobs} (jobs), :{deletions} (deletions), beat :{beat}",
             f"  Provider {env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
             f"  Tokens   track {track}   admin {admin}",
             "",

@@ -159,7 +159,8 @@ MAKE_RUN = {
     "DYNAMODB_PORT": "The port of the embedded engine.",
     "REDIS_PORT": "The port of the embedded Redis-compatible server.",
     "MOCK_CSP_PORT": "The port of the mock provider. Its other variables stand at the top of [its file](../deploy/dev/mock_csp.py).",
-    "BEAT_METRICS_PORT": "`METRICS_PORT` of beat. In `make run`, `METRICS_PORT` is the worker's.",
+    "DELETIONS_METRICS_PORT": "`METRICS_PORT` of the worker for deletions.",
+    "BEAT_METRICS_PORT": "`METRICS_PORT` of beat. In `make run`, `METRICS_PORT` is that of the worker for jobs.",
     "FLOWER_ADDRESS": "The address that Flower listens on.",
 }
 

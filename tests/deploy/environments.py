@@ -15,8 +15,14 @@ from deploy.dev.processes import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-PROCESSES = {"api": Process.API, "worker": Process.WORKER, "beat": Process.BEAT, "flower": Process.BEAT}
-PORTS = {"api": 8080, "worker": 9101, "beat": 9102, "flower": 5555}
+PROCESSES = {
+    "api": Process.API,
+    "worker-jobs": Process.WORKER,
+    "worker-deletions": Process.WORKER,
+    "beat": Process.BEAT,
+    "flower": Process.BEAT,
+}
+PORTS = {"api": 8080, "worker-jobs": 9101, "worker-deletions": 9101, "beat": 9102, "flower": 5555}
 QUEUES = {"jobs", "deletions"}
 A_TOKEN = "0123456789abcdef0123456789abcdef"
 _LIMITS = """

@@ -38,7 +38,7 @@ def directories(name: str) -> dict[str, dict[str, str]]:
 
 def test_every_part_of_a_broker_is_there() -> None:
     assert set(SERVICES) == {
-        *("api", "worker", "beat", "flower", "table", "first-sync"),
+        *("api", "worker-jobs", "worker-deletions", "beat", "flower", "table", "first-sync"),
         *("dynamodb", "redis", "csp", "prometheus", "grafana"),
     }
 
@@ -154,7 +154,7 @@ def test_every_file_that_is_mounted_is_there() -> None:
 
 
 def test_a_process_has_as_long_to_stop_as_it_may_take() -> None:
-    api, worker = SERVICES["api"], SERVICES["worker"]
+    api, worker = SERVICES["api"], SERVICES["worker-deletions"]
     assert int(api["stop_grace_period"].removesuffix("s")) > graceful_timeout_sec(api["environment"])
     assert int(worker["stop_grace_period"].removesuffix("s")) > longest_task_sec(worker["environment"], ["deletions"])
 
@@ -165,12 +165,13 @@ def test_prometheus_scrapes_every_process_under_the_jobs_that_the_alerts_ask_for
     for name, job in here.items():
         assert job.get("honor_labels") == elsewhere[name].get("honor_labels")
         (found,) = job["dns_sd_configs"]
-        process = name.removeprefix("broker-")
-        assert (found["names"], found["port"]) == ([process], PORTS[process])
+        kinds = [process for process in PROCESSES if process.startswith(name.removeprefix("broker-"))]
+        assert (found["names"], {found["port"]}) == (kinds, {PORTS[process] for process in kinds})
 
 
-def test_the_worker_can_call_the_mock_provider() -> None:
-    worker, csp = SERVICES["worker"]["environment"], SERVICES["csp"]["environment"]
+@pytest.mark.parametrize("name", ["worker-jobs", "worker-deletions"])
+def test_a_worker_can_call_the_mock_provider(name: str) -> None:
+    worker, csp = SERVICES[name]["environment"], SERVICES["csp"]["environment"]
     assert worker["CSP_BASE_URL"] == f"http://csp:{csp['MOCK_CSP_PORT']}"
     assert worker["CSP_API_TOKEN"] == csp["MOCK_CSP_TOKEN"]
     assert csp["MOCK_CSP_BIND"] == "0.0.0.0"  # noqa: S104 - of its container

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ENTRYPOINT = ROOT / "deploy" / "entrypoint.sh"
 BUILD_LOCK = ROOT / "deploy" / "build-requirements.txt"
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
-COMMANDS = ["api", "worker", "beat", "flower"]
+COMMANDS = ["api", "worker-jobs", "worker-deletions", "worker", "beat", "flower"]
 
 
 @pytest.fixture
@@ -67,15 +67,28 @@ def started_by(*command: str, path: Path) -> list[str]:
 def documented(command: str) -> list[str]:
     """Return how the documents start a process."""
     text = (ROOT / "docs" / "deployment.md").read_text()
-    (line,) = re.findall(rf"^((?:gunicorn|celery) .*\b{command}\b[^#\n]*)", text, re.MULTILINE)
+    (line,) = re.findall(rf"^(?:METRICS_PORT=9103 )?((?:gunicorn|celery) .*\b{command}\b[^#\n]*)", text, re.MULTILINE)
     return shlex.split(line)
 
 
 @pytest.mark.parametrize(
-    ("command", "word"), [("api", "wsgi"), ("worker", "worker"), ("beat", "beat"), ("flower", "flower")]
+    ("command", "word"),
+    [
+        ("api", "wsgi"),
+        ("worker-jobs", "worker -E -Q jobs"),
+        ("worker-deletions", "worker -E -Q deletions"),
+        ("beat", "beat"),
+        ("flower", "flower"),
+    ],
 )
 def test_a_command_becomes_the_process_that_the_documents_start(stubs: Path, command: str, word: str) -> None:
     assert started_by(command, path=stubs) == documented(word)
+
+
+def test_a_worker_for_deletions_has_a_thread_for_each_call_that_the_provider_allows(stubs: Path) -> None:
+    code, output, errors = run("worker-deletions", path=stubs, CSP_MAX_CONCURRENCY="114")
+    assert code == 0, errors
+    assert output.splitlines()[0].endswith("-Q deletions -P threads -c 114")
 
 
 def test_a_worker_takes_the_queues_that_are_named(stubs: Path) -> None:
@@ -98,7 +111,7 @@ def test_the_operators_command_gets_its_arguments(stubs: Path) -> None:
 def test_what_is_no_command_ends_with_2_and_the_list(stubs: Path, command: tuple[str, ...]) -> None:
     code, output, errors = run(*command, path=stubs)
     assert (code, output) == (2, "")
-    assert re.findall(r"^  ([a-z]+) ", errors, re.MULTILINE) == [*COMMANDS, "broker", "healthcheck"]
+    assert re.findall(r"^  ([a-z-]+) ", errors, re.MULTILINE) == [*COMMANDS, "broker", "healthcheck"]
 
 
 def test_sigterm_reaches_the_process_itself(stubs: Path) -> None:
@@ -131,7 +144,8 @@ def server() -> Iterator[ThreadingHTTPServer]:
     ("command", "variable", "path"),
     [
         ("api", "API_PORT", "/healthz"),
-        ("worker", "METRICS_PORT", "/healthz"),
+        ("worker-jobs", "METRICS_PORT", "/healthz"),
+        ("worker-deletions", "METRICS_PORT", "/healthz"),
         ("beat", "METRICS_PORT", "/healthz"),
         ("flower", "FLOWER_PORT", "/healthcheck"),
     ],

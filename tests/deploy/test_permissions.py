@@ -188,10 +188,11 @@ def needed(ministack_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with ExitStack() as gates:
         operator, *others = (gates.enter_context(gate(ministack_url)) for _ in range(5))
         of = dict(zip(("api", "worker", "beat", "flower"), others, strict=True))
+        kind = {"worker-jobs": "worker", "worker-deletions": "worker"}
 
         def services(plan: Plan, scratch: Path) -> list[Program]:
             return [
-                replace(program, env={**program.env, "DDB_ENDPOINT_URL": of[program.name].url})
+                replace(program, env={**program.env, "DDB_ENDPOINT_URL": of[kind.get(program.name, program.name)].url})
                 for program in programs.services(plan, scratch)
             ]
 

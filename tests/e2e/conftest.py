@@ -1,6 +1,6 @@
 """One broker of real processes for each test module, with the settings in the module's `SETTINGS`.
 
-A module that needs several workers names them in `WORKERS`, and in `CHILDREN` the number of processes of each.
+A module that needs several workers for deletions names them in `WORKERS`, and in `THREADS` the number of threads of each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 
 from deploy.dev import programs
 from deploy.dev.processes import wait_until
-from tests.e2e.stack import Stack, with_workers
+from tests.e2e.stack import Stack, with_deletion_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     module = request.module
     settings: dict[str, str] = getattr(module, "SETTINGS", {})
     workers: tuple[str, ...] = getattr(module, "WORKERS", ())
-    services = with_workers(workers, children=module.CHILDREN) if workers else programs.services
+    services = with_deletion_workers(workers, threads=module.THREADS) if workers else programs.services
     with Stack(tmp_path_factory.mktemp("stack"), settings, services=services) as running:
         # Where the schedule sends a sync every few seconds, one may be running, and this one is skipped.
         assert wait_until(lambda: running.run_job("sync")["state"] == "succeeded", 30)

@@ -33,15 +33,25 @@ if TYPE_CHECKING:
 
 _START_SEC = 60
 TRACK_TOKEN = "the-track-token"
+MAKE_RUN_WORKERS = ("worker-jobs", "worker-deletions")
+"""The workers of `make run`."""
 ADMIN_TOKEN = "the-admin-token"
 
 
 def worker_program(plan: Plan, scratch: Path, *, name: str, metrics_port: int, children: int) -> Program:
-    """Return the worker of `make run` under a name of its own, so that a broker can have several."""
-    worker = programs.worker(replace(plan, env={**plan.env, "METRICS_PORT": str(metrics_port)}), scratch / name)
-    command = [f"{name}@%h" if word == "worker@%h" else word for word in worker.command]
-    command[command.index("-c") + 1] = str(children)
-    return replace(worker, name=name, command=command)
+    """Return a worker of several processes for both queues."""
+    return _worker(plan, scratch, name, metrics_port, queues="jobs,deletions", options=("-c", str(children)))
+
+
+def deletions_program(plan: Plan, scratch: Path, *, name: str, metrics_port: int, threads: int) -> Program:
+    """Return a worker for deletions with so many threads, under a name of its own."""
+    options = ("-P", "threads", "-c", str(threads))
+    return _worker(plan, scratch, name, metrics_port, queues="deletions", options=options)
+
+
+def _worker(plan: Plan, scratch: Path, name: str, metrics_port: int, *, queues: str, options: Sequence[str]) -> Program:
+    with_port = replace(plan, env={**plan.env, "METRICS_PORT": str(metrics_port)})
+    return programs.worker(with_port, scratch, name=name, queues=queues, options=options, port="METRICS_PORT")
 
 
 def api_program(plan: Plan, scratch: Path, *, name: str, port: int) -> Program:
@@ -67,6 +77,27 @@ def with_workers(
     return services
 
 
+def with_deletion_workers(
+    names: Sequence[str], *, threads: int, further_apis: Mapping[str, int] | None = None
+) -> Callable[[Plan, Path], list[Program]]:
+    """Return the `services` of a stack as it is deployed: like `with_workers`, but each worker wipes in threads.
+
+    Beside them is the worker for jobs.
+    """
+    ports = free_ports(len(names))
+
+    def services(plan: Plan, scratch: Path) -> list[Program]:
+        workers = [
+            deletions_program(plan, scratch, name=name, metrics_port=port, threads=threads)
+            for name, port in zip(names, ports, strict=True)
+        ]
+        apis = [api_program(plan, scratch, name=name, port=port) for name, port in (further_apis or {}).items()]
+        jobs = programs.worker_jobs(plan, scratch)
+        return [jobs, *workers, programs.api(plan, scratch), *apis, programs.beat(plan)]
+
+    return services
+
+
 def started_when_healthy(plan: Plan, scratch: Path) -> list[Program]:
     """Return the services of `make run`; an API counts as started although it is not ready."""
     return [
@@ -76,7 +107,7 @@ def started_when_healthy(plan: Plan, scratch: Path) -> list[Program]:
 
 
 class Stack:
-    """A broker with engines, mock provider, table, API, worker and beat; use it in a `with` statement.
+    """A broker with engines, mock provider, table, API, workers and beat; use it in a `with` statement.
 
     `settings` go over the defaults of `make run`, as its environment does: `DDB_ENDPOINT_URL` and `DDB_TABLE_NAME` use
     a server that runs already, `API_WORKERS` sets the API's processes, `POOL` the provider's accounts, `MOCK_CSP_…`
@@ -97,6 +128,7 @@ class Stack:
             "API_PORT",
             "FLOWER_PORT",
             "METRICS_PORT",
+            "DELETIONS_METRICS_PORT",
             "BEAT_METRICS_PORT",
             "DYNAMODB_PORT",
             "REDIS_PORT",
@@ -189,7 +221,7 @@ class Stack:
         subprocess.run(command, env=self.plan.env, check=True, timeout=_START_SEC)
 
     def pid(self, name: str) -> int:
-        """Return the process id of `dynamodb`, `redis`, `csp`, `worker`, `api` (gunicorn's master), `beat` or `flower`."""
+        """Return the process id of a program: a worker's main process, of `api` gunicorn's master."""
         return self._processes[name].pid
 
     def is_running(self, name: str) -> bool:
@@ -227,10 +259,10 @@ class Stack:
         """Return all that a process has written, over its restarts, too."""
         return "\n".join(self._lines[name])
 
-    def records(self, name: str) -> list[dict[str, Any]]:
-        """Return the log lines of a process that are JSON objects."""
+    def records(self, *names: str) -> list[dict[str, Any]]:
+        """Return the log lines of these processes that are JSON objects."""
         found = []
-        for line in list(self._lines[name]):
+        for line in [line for name in names for line in list(self._lines[name])]:
             with suppress(ValueError):
                 record = json.loads(line)
                 if isinstance(record, dict):

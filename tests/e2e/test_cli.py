@@ -430,12 +430,14 @@ def test_tokens_of_operators_and_of_tracks_are_checked(broker: Callable[..., Res
 
 def test_health_is_told_by_every_process_itself(stack: Stack, broker: Callable[..., Result]) -> None:
     urls = {
-        "BROKER_WORKER_URL": stack.plan.url("METRICS_PORT"),
+        "BROKER_WORKER_URL": " ".join(map(stack.plan.url, ("METRICS_PORT", "DELETIONS_METRICS_PORT"))),
         "BROKER_BEAT_URL": stack.plan.url("BEAT_METRICS_PORT"),
     }
     result = broker("health", **urls)
     assert result.exit_code == 0, result.output
-    assert [words[:2] for words in lines(result)] == [[part, "OK"] for part in ("api", "api", "worker", "beat")]
+    assert [words[:2] for words in lines(result)] == [
+        [part, "OK"] for part in ("api", "api", "worker", "worker", "beat")
+    ]
     assert "dynamodb ok" in result.stdout
 
 

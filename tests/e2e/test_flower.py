@@ -101,7 +101,9 @@ def test_no_page_of_flower_and_no_inspection_shows_a_secret(tmp_path: Path, guar
             pages[command] = subprocess.run(
                 words, env=dict(stack.plan.env), check=True, capture_output=True, text=True, timeout=60
             ).stdout
-        pages["logs"] = "".join(stack.output(part) for part in ("api", "worker", "beat", "flower"))
+        pages["logs"] = "".join(
+            stack.output(part) for part in ("api", "worker-jobs", "worker-deletions", "beat", "flower")
+        )
 
     assert "broker_url" in pages[f"/worker/{name}"]
     assert "broker_url" in pages["conf"]

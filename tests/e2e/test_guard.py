@@ -17,7 +17,7 @@ from broker_common.adapters.dynamo_transport import make_client
 from deploy.dev import programs
 from deploy.dev.processes import free_ports, wait_until
 from tests import wrong_clock
-from tests.e2e.stack import Stack, started_when_healthy, worker_program
+from tests.e2e.stack import MAKE_RUN_WORKERS, Stack, started_when_healthy, worker_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,8 @@ def test_on_another_table_than_was_known_nothing_happens_until_an_operator_accep
 
         if change is not lose_layout:  # without which no process starts
             stack.restart("api")  # forgets nothing, thanks to Redis
-            stack.restart("worker")
+            for worker in MAKE_RUN_WORKERS:
+                stack.restart(worker)
         assert allocate(stack, "another") == refused
         assert stack.run_job("sync")["state"] == "failed"
         assert client.scan(TableName=table)["Count"] == before

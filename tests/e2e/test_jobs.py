@@ -86,7 +86,7 @@ def test_a_cleanup_is_closed_by_its_last_delete_with_the_sums(stack: Stack) -> N
     assert (run["result"]["deleted"], run["result"]["will_retry"]) == (3, 1)
     # The worker records the end of the run first, and logs it then.
     sums = "Deleted 3 sandboxes, 1 failed"
-    assert wait_until(lambda: sums in {record.get("message") for record in stack.records("worker")}, 10)
+    assert wait_until(lambda: sums in {record.get("message") for record in stack.records("worker-deletions")}, 10)
 
 
 def test_the_last_runs_say_who_asked_for_each(stack: Stack) -> None:
@@ -99,7 +99,9 @@ def test_the_last_runs_say_who_asked_for_each(stack: Stack) -> None:
     assert run["queued_at"] <= run["started_at"] <= run["ended_at"] <= time.time() + 1
 
     def lines() -> list[dict[str, Any]]:
-        return [each for each in stack.records("worker") if each.get("requested_by") == "the-request-of-an-operator"]
+        return [
+            each for each in stack.records("worker-jobs") if each.get("requested_by") == "the-request-of-an-operator"
+        ]
 
     assert wait_until(lambda: bool(lines()), 10)
     assert [(line["action"], line["principal"]) for line in lines()] == [("auto_expiry", "admin")]
@@ -307,11 +309,11 @@ def test_a_worker_that_is_told_to_stop_finishes_the_delete_under_way(stack: Stac
     before = deletes_of(stack, sandbox["external_id"])
     stack.as_admin("POST", "/cleanup")
     assert wait_until(lambda: deletes_of(stack, sandbox["external_id"]) > before, 10)
-    stack.kill("worker", signal.SIGTERM)
-    assert wait_until(lambda: not stack.is_running("worker"), 30)
-    assert stack.exit_code("worker") == 0
+    stack.kill("worker-deletions", signal.SIGTERM)
+    assert wait_until(lambda: not stack.is_running("worker-deletions"), 30)
+    assert stack.exit_code("worker-deletions") == 0
     assert record_of(stack, sandbox["sandbox_id"])["status"] == "available"
-    stack.start("worker")
+    stack.start("worker-deletions")
 
 
 def test_a_pool_of_three_thousand_is_synced_given_out_and_listed(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import requests
 
 from deploy.dev.processes import wait_until
-from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.e2e.stack import ADMIN_TOKEN, MAKE_RUN_WORKERS, TRACK_TOKEN, Stack
 
-BROKER = ("api", "worker", "beat", "flower")
+BROKER = ("api", *MAKE_RUN_WORKERS, "beat", "flower")
 CSP_TOKEN = "the-provider-s-token"
 FORGED = '\x1b[31m{"level": "critical"}\u202e\x07'
 SETTINGS = {
@@ -35,13 +35,13 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stack:
         stack.run_job("sync", headers={"X-Request-ID": REQUEST_ID})
         drive(stack)
         forge(stack)
-        for part in ("worker", "beat", "api"):
+        for part in (*MAKE_RUN_WORKERS, "beat", "api"):
             stack.kill(part)
             stack.start(part)
         stack.kill("redis")
         assert stack.as_admin("POST", "/sync").status_code == 503
         said = "Cannot connect to redis"
-        assert wait_until(lambda: said in stack.output("worker"), 30), stack.output("worker")
+        assert wait_until(lambda: said in stack.output("worker-jobs"), 30), stack.output("worker-jobs")
         assert wait_until(lambda: not stack.is_running("beat"), 30), stack.output("beat")
         stack.start("redis")
         stack.start("beat")
@@ -123,7 +123,7 @@ def test_every_line_of_every_process_is_one_json_object_with_its_fields(stopped:
 
 
 def test_lines_have_the_fields_that_apply_to_them(stopped: Stack) -> None:
-    api, worker = lines(stopped, "api"), lines(stopped, "worker")
+    api, worker = lines(stopped, "api"), lines(stopped, "worker-deletions")
 
     def first(found: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
         return next(line for line in found if wanted.items() <= line.items())
@@ -148,7 +148,7 @@ def test_lines_have_the_fields_that_apply_to_them(stopped: Stack) -> None:
 
 
 def test_a_job_s_lines_name_the_request_that_started_it(stopped: Stack) -> None:
-    (run,) = [line for line in lines(stopped, "worker") if line.get("requested_by") == REQUEST_ID]
+    (run,) = [line for line in lines(stopped, "worker-jobs") if line.get("requested_by") == REQUEST_ID]
     assert run["action"] == "background_sync"
     assert any(line.get("request_id") == REQUEST_ID for line in lines(stopped, "api"))
 

@@ -107,7 +107,7 @@ def test_tracks_are_served_while_redis_is_away_from_the_start(tmp_path: Path) ->
         refused = stack.as_admin("POST", "/sync")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "QUEUE_UNAVAILABLE")
         stack.start("redis")
-        for name in ("worker", "beat"):
+        for name in ("worker-jobs", "worker-deletions", "beat"):
             # Beat ends when it loses Redis, and so does a worker that loses it with a message not yet acknowledged
             # (a weakness of kombu's): their supervisor starts them again.
             if not stack.is_running(name):

@@ -31,13 +31,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 PORTS = (
     "API_PORT",
     "METRICS_PORT",
+    "DELETIONS_METRICS_PORT",
     "BEAT_METRICS_PORT",
     "FLOWER_PORT",
     "DYNAMODB_PORT",
     "REDIS_PORT",
     "MOCK_CSP_PORT",
 )
-STOP_ORDER = ["beat", "api", "worker", "flower", "csp", "redis", "dynamodb"]
+STOP_ORDER = ["beat", "api", "worker-deletions", "worker-jobs", "flower", "csp", "redis", "dynamodb"]
 
 
 class MakeRun:
@@ -105,7 +106,7 @@ class MakeRun:
         return {pid for pid in now if is_alive(pid) and os.getsid(pid) == pid and has(pid, words)}
 
     def stopped(self) -> list[str]:
-        return re.findall(r"^run +\| (\w+) stopped after", self.output, re.MULTILINE)
+        return re.findall(r"^run +\| ([\w-]+) stopped after", self.output, re.MULTILINE)
 
     def assert_nothing_is_left(self) -> None:
         assert self._seen, "no process was ever seen"
@@ -213,7 +214,13 @@ def test_the_printed_export_line_is_all_that_broker_check_needs_in_another_shell
 
 
 @pytest.mark.parametrize(
-    ("part", "words"), [("worker", ("celery", "worker")), ("beat", ("celery", "beat")), ("csp", ())]
+    ("part", "words"),
+    [
+        ("worker-jobs", ("celery", "worker", "jobs")),
+        ("worker-deletions", ("celery", "worker", "deletions")),
+        ("beat", ("celery", "beat")),
+        ("csp", ()),
+    ],
 )
 def test_a_process_that_dies_is_named_with_its_reason_and_started_again(
     ready: MakeRun, part: str, words: tuple[str, ...]
@@ -228,15 +235,15 @@ def test_a_process_that_dies_is_named_with_its_reason_and_started_again(
 def test_a_worker_that_runs_and_takes_no_work_is_started_again(tmp_path: Path) -> None:
     with make_run(tmp_path / "scratch", LIVENESS_LIMIT_SEC="3") as run:
         run.wait_until_ready()
-        (first,) = run.leaders("broker_worker.celery_app", "worker")
+        (first,) = run.leaders("broker_worker.celery_app", "worker", "jobs")
         app = Celery(broker=f"redis://127.0.0.1:{run.ports['REDIS_PORT']}/0", set_as_current=False)
         # One task an hour: the next ones fill the worker's slots, and the rest waits.
         assert app.control.rate_limit("broker.purge_stale", "1/h", reply=True, timeout=20, limit=1)
         for _ in range(6):
             app.send_task("broker.purge_stale", queue="jobs", ignore_result=True)
-        run.wait_for("worker runs but no longer works: it is stopped")
-        run.wait_for("worker ended")
-        assert wait_until(lambda: run.leaders("broker_worker.celery_app", "worker") - {first} != set(), 30)
+        run.wait_for("worker-jobs runs but no longer works: it is stopped")
+        run.wait_for("worker-jobs ended")
+        assert wait_until(lambda: run.leaders("broker_worker.celery_app", "worker", "jobs") - {first} != set(), 30)
         with Redis(port=int(run.ports["REDIS_PORT"])) as redis:
             assert wait_until(lambda: not redis.llen("jobs") and not redis.hlen("unacked"), 30)
 
@@ -247,7 +254,7 @@ def test_ctrl_c_stops_everything_in_order_and_a_second_run_works_at_once(tmp_pat
         first.press_ctrl_c()
         first.wait_for_end()
         assert first.stopped() == STOP_ORDER, first.output
-        assert [line for line in first.lines if line.startswith("run ")][-1] == "run      | stopped"
+        assert [line for line in first.lines if line.startswith("run ")][-1].split() == ["run", "|", "stopped"]
         first.assert_nothing_is_left()
     with make_run(tmp_path / "scratch", **first.ports) as second:
         second.wait_until_ready()
@@ -274,7 +281,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_running_delete(tmp_path: Path) -> N
         run.wait_for("| api stopped")
         run.press_ctrl_c()
         run.wait_for_end()
-        assert "| worker killed after" in run.output
+        assert "| worker-deletions killed after" in run.output
         run.assert_nothing_is_left()
 
 
@@ -307,7 +314,7 @@ def test_a_busy_port_is_named_with_the_variable_that_changes_it_and_nothing_is_s
         with make_run(tmp_path / "scratch", FLOWER_PORT=str(port)) as run:
             assert run.wait_for_end() != 0
     assert [line for line in run.lines if line.startswith("run ")] == [
-        f"run      | port {port} cannot be used: Address already in use. Choose another: make run FLOWER_PORT=…"
+        f"{'run':16} | port {port} cannot be used: Address already in use. Choose another: make run FLOWER_PORT=…"
     ]
 
 

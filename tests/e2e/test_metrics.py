@@ -62,7 +62,7 @@ def value(stack: Stack, name: str, **labels: str) -> float | None:
 
 
 def worker_metrics(stack: Stack) -> str:
-    return requests.get(f"http://127.0.0.1:{stack.plan.env['METRICS_PORT']}/metrics", timeout=30).text
+    return stack.metrics_of("worker-jobs")
 
 
 def pool(stack: Stack) -> dict[str, float | None]:

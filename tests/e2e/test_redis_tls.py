@@ -17,7 +17,7 @@ from deploy.dev import programs
 from deploy.dev.processes import free_ports, wait_until
 from deploy.dev.programs import valkey
 from tests.backends import running
-from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
+from tests.e2e.stack import ADMIN_TOKEN, MAKE_RUN_WORKERS, TRACK_TOKEN, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,13 +106,14 @@ def test_every_process_works_over_tls_and_none_tells_a_secret(tmp_path: Path, tl
         stack.run_job("cleanup")
         assert wait_until(lambda: stack.as_admin("GET", path).json()["status"] == "available", 20)
         metrics = {
-            name: f"{stack.plan.url(name)}/metrics" for name in ("API_PORT", "METRICS_PORT", "BEAT_METRICS_PORT")
+            name: f"{stack.plan.url(name)}/metrics"
+            for name in ("API_PORT", "METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
         }
         metrics["flower"] = f"{stack.plan.flower_url}/metrics"
         sent = 'broker_beat_sent_total{job="expire"}'
         assert wait_until(lambda: sent in requests.get(metrics["BEAT_METRICS_PORT"], timeout=10).text, 20)
         shown = {name: requests.get(url, timeout=10).text for name, url in metrics.items()}
-    shown |= {name: stack.output(name) for name in ("api", "worker", "beat", "flower")}
+    shown |= {name: stack.output(name) for name in ("api", *MAKE_RUN_WORKERS, "beat", "flower")}
     assert all(shown.values())
     secrets = (PASSWORD, QUOTED, TRACK_TOKEN, ADMIN_TOKEN, stack.plan.env["CSP_API_TOKEN"], stack.plan.operator_token)
     assert [(name, secret) for name, text in shown.items() for secret in secrets if secret in text] == []

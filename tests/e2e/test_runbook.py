@@ -61,7 +61,7 @@ class Shell:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "BROKER_API_URL": f"{stack.api_url}/v1",
             "BROKER_ADMIN_TOKEN": ADMIN_TOKEN,
-            "BROKER_WORKER_URL": stack.plan.url("METRICS_PORT"),
+            "BROKER_WORKER_URL": " ".join(map(stack.plan.url, ("METRICS_PORT", "DELETIONS_METRICS_PORT"))),
             "BROKER_BEAT_URL": stack.plan.url("BEAT_METRICS_PORT"),
             "API": stack.api_url,
         }
@@ -168,8 +168,8 @@ def test_the_longest_held_lease_is_ended_by_the_id_that_the_list_showed(stack: S
 def test_the_three_looks_can_be_pasted(shell: Shell) -> None:
     _, looks = blocks("Before you begin")
     shown = shell.run(looks)
-    assert [line.split()[:2] for line in shown.splitlines()[:4]] == [
-        [part, "OK"] for part in ("api", "api", "worker", "beat")
+    assert [line.split()[:2] for line in shown.splitlines()[:5]] == [
+        [part, "OK"] for part in ("api", "api", "worker", "worker", "beat")
     ]
     for told in ("dynamodb ok", "\noldest deletion ", "\nlast sync ", "\noperation  state"):
         assert told in shown
@@ -193,7 +193,7 @@ def test_every_series_that_is_named_is_recorded_or_exposed(stack: Stack) -> None
     named = set(re.findall(r"(?<![\w/-])(?:[a-z_]+:)?broker[_:][\w:]+", re.sub(r"/deploy/\S+", "", RUNBOOK)))
     recorded = {rule["record"] for rule in rules("record")}
     assert len(named & recorded) > 10
-    exposed = requests.get(f"{stack.api_url}/metrics", timeout=10).text + stack.metrics_of("worker")
+    exposed = requests.get(f"{stack.api_url}/metrics", timeout=10).text + stack.metrics_of("worker-jobs")
     exposed += stack.metrics_of("beat")
     assert [name for name in named - recorded if f"# TYPE {name.removesuffix('_count')} " not in exposed] == []
 
@@ -308,7 +308,7 @@ def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
         restored.create_table()
         for record in [*rewound, {name: _plain(value) for name, value in json.loads(item).items()}]:
             table.Table(f"{TABLE}-restored").put_item(Item=record)
-        for name in ("api", "worker", "beat"):
+        for name in ("api", "worker-jobs", "worker-deletions", "beat"):
             stack.stop(name)
         with restored as again:
             assert status_of(again, held) == "available", "the record is wrong, as the text says"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploy.dev.processes import free_ports, wait_until
-from tests.e2e.stack import TRACK_TOKEN, Stack, with_workers
+from tests.e2e.stack import TRACK_TOKEN, Stack, with_deletion_workers
 from tests.long.bench.load import Generator, allocations, new_tracks
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ WAITING = 120
 """Deletions: far more than are made before the last step is over."""
 TRACKS = 16
 """That allocate at each step, half of them at each instance of the API."""
-CHILDREN, LIMIT = 1, 3
+THREADS, LIMIT = 1, 3
 NOBODY = LIMIT + 1
 """So many calls there cannot be: nothing ends while the provider waits for them."""
 WORKERS = ("worker-1", "worker-2", "worker-3", "worker-4")
@@ -46,7 +46,7 @@ SETTINGS = {
 @pytest.mark.timeout(300)
 def test_workers_add_calls_up_to_the_provider_s_limit_while_both_apis_serve_every_track(tmp_path: Path) -> None:
     (second_port,) = free_ports(1)
-    services = with_workers(WORKERS, children=CHILDREN, further_apis={"api-2": second_port})
+    services = with_deletion_workers(WORKERS, threads=THREADS, further_apis={"api-2": second_port})
     calls_at_once: dict[int, set[int]] = {}
     answers: Counter[int] = Counter()
     with Stack(tmp_path, SETTINGS, services=services, later=WORKERS[1:]) as stack, Generator() as generator:
@@ -58,7 +58,7 @@ def test_workers_add_calls_up_to_the_provider_s_limit_while_both_apis_serve_ever
         job_id = stack.as_admin("POST", "/cleanup").json()["job_id"]
         for workers in (1, 2, 4):
             stack.start(*WORKERS[workers // 2 : workers] if workers > 1 else ())
-            expected = min(workers * CHILDREN, LIMIT)
+            expected = min(workers * THREADS, LIMIT)
             assert wait_until(lambda: stack.delete_log()["in_flight"] == expected, 60), stack.delete_log()["in_flight"]  # noqa: B023
             hold_deletes(stack, expected)
             for port in api_ports:
@@ -71,7 +71,7 @@ def test_workers_add_calls_up_to_the_provider_s_limit_while_both_apis_serve_ever
         hold_deletes(stack, 0)
         assert wait_until(lambda: stack.as_admin("GET", f"/jobs/{job_id}").json()["state"] == "succeeded", 60)
         run = stack.as_admin("GET", f"/jobs/{job_id}").json()
-        for name in (*WORKERS, "api", "api-2", "beat"):
+        for name in (*WORKERS, "worker-jobs", "api", "api-2", "beat"):
             stack.kill(name)  # the test's end need not wait for theirs
 
     assert calls_at_once == {1: {1}, 2: {2}, 4: {LIMIT}}

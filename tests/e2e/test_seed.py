@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from deploy.dev.processes import wait_until
+from tests.e2e.stack import MAKE_RUN_WORKERS
 
 if TYPE_CHECKING:
     from tests.e2e.stack import Stack
@@ -21,7 +22,7 @@ FIVE_HOURS = 5 * 3600
 def jobs_logged(stack: Stack, prefix: str) -> list[dict[str, Any]]:
     return [
         record
-        for record in stack.records("worker")
+        for record in stack.records(*MAKE_RUN_WORKERS)
         if re.fullmatch(rf"{prefix}-\d+", str(record.get("request_id"))) and "outcome" in record
     ]
 
@@ -52,7 +53,9 @@ def test_seed_test_2_health_checks_answer(stack: Stack) -> None:
     ],
 )
 def test_seed_test_3_background_jobs_run_on_schedule(stack: Stack, prefix: str, action: str) -> None:
-    assert wait_until(lambda: len(jobs_logged(stack, prefix)) >= 2, 30), stack.output("worker")
+    assert wait_until(lambda: len(jobs_logged(stack, prefix)) >= 2, 30), [
+        stack.output(name) for name in MAKE_RUN_WORKERS
+    ]
     last = jobs_logged(stack, prefix)[-1]
     assert (last["action"], last["outcome"]) == (action, "success")
     assert last["latency_ms"] >= 0
@@ -102,10 +105,10 @@ def test_seed_test_5_a_forgotten_sandbox_is_expired(stack: Stack) -> None:
 
 
 def test_seed_test_4_a_stopping_worker_says_so_and_ends_cleanly(stack: Stack) -> None:
-    stack.kill("worker", signal.SIGTERM)
-    assert wait_until(lambda: not stack.is_running("worker"), 30)
-    assert stack.exit_code("worker") == 0
-    said = [str(record.get("message")) for record in stack.records("worker")]
+    stack.kill("worker-jobs", signal.SIGTERM)
+    assert wait_until(lambda: not stack.is_running("worker-jobs"), 30)
+    assert stack.exit_code("worker-jobs") == 0
+    said = [str(record.get("message")) for record in stack.records("worker-jobs")]
     lines = [line for line in said if line.startswith("[Scheduler]")]
     assert lines == [
         "[Scheduler] Received shutdown signal, stopping jobs...",
@@ -113,4 +116,4 @@ def test_seed_test_4_a_stopping_worker_says_so_and_ends_cleanly(stack: Stack) ->
         "[Scheduler] Cleanup job stopped",
         "[Scheduler] Auto-expiry job stopped",
     ]
-    stack.start("worker")
+    stack.start("worker-jobs")

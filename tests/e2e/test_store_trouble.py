@@ -53,7 +53,11 @@ def stack(proxy: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Yield a broker without beat, whose pool is full."""
 
     def services(plan: Plan, scratch: Path) -> list[Program]:
-        return [programs.worker(plan, scratch), programs.api(plan, scratch)]
+        return [
+            programs.worker_jobs(plan, scratch),
+            programs.worker_deletions(plan, scratch),
+            programs.api(plan, scratch),
+        ]
 
     here = SETTINGS | {"DDB_ENDPOINT_URL": proxy.url, "DDB_TABLE_NAME": "InTrouble"}
     with Stack(tmp_path_factory.mktemp("stack"), here, services=services) as started:

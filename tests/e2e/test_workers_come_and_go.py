@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 POOL = 120
 WORKERS = ("worker-1", "worker-2", "worker-3")
-CHILDREN = 3
+THREADS = 3
 SETTINGS = {
     "POOL": str(POOL),
     "MOCK_CSP_DELETE_SECONDS": "0.3",
@@ -91,10 +91,10 @@ def test_nothing_is_lost_while_workers_and_beat_come_and_go(stack: Stack) -> Non
     assert len(asked) == POOL
     assert max(asked.values()) <= 2
     again = [account for account, times in asked.items() if times > 1]
-    assert len(again) <= CHILDREN, "only what was under way in the worker that was killed is asked for again"
+    assert len(again) <= THREADS, "only what was under way in the worker that was killed is asked for again"
     assert stack.as_admin("GET", f"/jobs/{job_id}").json()["state"] in {"succeeded", "failed"}
     # What was under way there, whether it had gone out or not, waits for a sync that sees it.
-    assert stack.stats()["stale"] <= CHILDREN
+    assert stack.stats()["stale"] <= THREADS
     stack.run_job("sync")
     assert stack.stats()["available"] == POOL
 

@@ -91,8 +91,10 @@ def prometheus_program(binary: str, stack: Stack, scratch: Path) -> Program:
     configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     configuration["rule_files"] = [str(PROMETHEUS / name) for name in configuration["rule_files"]]
     for job in configuration["scrape_configs"]:
-        address = metrics_urls(stack)[job["job_name"]].split("/")[2]
-        job["static_configs"] = [{"targets": [address]}]
+        urls = [metrics_urls(stack)[job["job_name"]]]
+        if job["job_name"] == "broker-worker":
+            urls.append(stack.plan.url("DELETIONS_METRICS_PORT"))
+        job["static_configs"] = [{"targets": [url.split("/")[2] for url in urls]}]
     written = scratch / "prometheus.yml"
     written.write_text(yaml.safe_dump(configuration))
     port = free_ports(1)[0]

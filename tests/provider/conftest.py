@@ -146,6 +146,7 @@ def client_of(base_url: str, *, redis: Redis, limit: int = 10, threshold: int = 
         "token": TOKEN,
         "connect_timeout": 2,
         "read_timeout": 5,
+        "connections": 10,
         "slots": RedisSlots(redis, limit=limit, lease_sec=60),
         "breaker": RedisBreaker(redis, threshold=threshold, timeout_sec=60, trial_sec=60),
         "recorder": RecordingRecorder(),

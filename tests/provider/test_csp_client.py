@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -762,6 +762,43 @@ def test_a_tls_handshake_that_stalls_is_cut_off_and_sent_nothing(make_client: Ma
         error = failure(make_client(url, connect_timeout=0.3, read_timeout=0.3))
     assert_failing(error, outcome_unknown=False)
     assert "timed out" in error.message
+
+
+def test_a_tls_handshake_that_drips_in_is_cut_off_and_sent_nothing(make_client: MakeClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def begin_a_long_record() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                drip(connection, b"\x16\x03\x03\x40\x00")
+
+        server = threading.Thread(target=begin_a_long_record)
+        server.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        error = failure(make_client(url, connect_timeout=0.3, read_timeout=0.3))
+        server.join(25)
+    assert_failing(error, outcome_unknown=False)
+    assert "timed out" in error.message
+
+
+@pytest.mark.parametrize("answer", [None, b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n"], ids=["never", "drips"])
+def test_a_hundred_calls_of_one_process_to_a_provider_that_hangs_are_all_cut_off(
+    make_client: MakeClient, answer: bytes | None
+) -> None:
+    def hang(connection: socket.socket, _: str) -> None:
+        if answer is None:
+            connection.recv(1)  # until the client closes
+        else:
+            drip(connection, answer)
+
+    with raw_server(hang) as server, ThreadPoolExecutor(100) as threads:
+        options = {"limit": 100, "threshold": 1000, "connections": 100, "connect_timeout": 2, "read_timeout": 2}
+        client = make_client(server.url, **options)
+        errors = list(threads.map(lambda _: failure(client), range(100)))
+    for error in errors:
+        assert_failing(error, outcome_unknown=True)
+    assert len(server.requests) == 100
 
 
 NOT_WHOLE = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
 
-from broker_common.core.cleanup import SEND_WITHIN_SEC
+from broker_common.core.cleanup import SEND_WITHIN_SEC, delete_limit_sec
+from broker_common.core.deadline import time_left
 from broker_common.core.errors import (
     ProviderBusy,
     ProviderCircuitOpen,
@@ -245,6 +247,30 @@ def test_an_attempt_that_begins_just_in_time_is_sent() -> None:
     waits = [SEND_WITHIN_SEC]
     store.before_call = lambda method: world.clock.advance(waits.pop()) if method == "update" and waits else None
     assert delete(world).outcome is DeleteOutcome.DELETED
+
+
+# -- how long a wipe may take
+
+
+def test_every_call_of_the_store_in_a_wipe_has_the_wipe_s_deadline() -> None:
+    world, store = flaky_world()
+    world.pending()
+    left: list[float] = []
+    store.before_call = lambda _: left.append(time_left(world.clock))
+    assert delete(world).outcome is DeleteOutcome.DELETED
+    assert len(left) > 2
+    assert max(left) <= delete_limit_sec(world.policy)
+    assert time_left(world.clock) == math.inf, "it ends with the wipe"
+
+
+def test_a_wipe_that_has_too_little_time_left_to_store_its_outcome_calls_nobody() -> None:
+    world, store = flaky_world()
+    before = world.pending()
+    too_long = delete_limit_sec(world.policy) - world.policy.attempt_window_sec + 0.1
+    store.before_call = lambda method: world.clock.advance(too_long) if method == "get" else None
+    assert delete(world).outcome is DeleteOutcome.POSTPONED
+    assert world.provider.deletes == []
+    assert world.record("sbx-0") == before
 
 
 # -- lost and overtaken attempts

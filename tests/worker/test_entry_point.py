@@ -28,7 +28,7 @@ def port() -> int:
     return free_ports(1)[0]
 
 
-def start_worker(database_url: str, port: int, **environ: str) -> Celery:
+def start_worker(database_url: str, port: int, *options: str, **environ: str) -> Celery:
     """Make the worker as it is deployed, whose table and provider are out of reach."""
     env = {
         **OUT_OF_REACH,
@@ -36,7 +36,7 @@ def start_worker(database_url: str, port: int, **environ: str) -> Celery:
         "REQUEST_DEADLINE_SEC": "0.3",
         "METRICS_PORT": str(port),
     }
-    words = ("worker", "-c", "2", "--without-mingle", "--without-gossip")
+    words = ("worker", "-c", "2", "--without-mingle", "--without-gossip", *options)
     return Celery(database_url, *words, application=DEPLOYED, **env, **environ)
 
 
@@ -59,7 +59,13 @@ def test_bad_settings_are_named_one_a_line_and_end_the_process_with_2(database_u
     assert names == [*missing, "LOG_LEVEL", "SYNC_INTERVAL_SEC"]
 
 
-def test_a_worker_counts_what_its_processes_do(worker: Celery, desk: Desk, port: int) -> None:
+@pytest.mark.parametrize("options", [(), ("-P", "threads")], ids=["processes", "threads"])
+def test_a_worker_counts_what_its_pool_does(database_url: str, desk: Desk, port: int, options: tuple[str, ...]) -> None:
+    with start_worker(database_url, port, *options):
+        assert_runs_are_counted(desk, port)
+
+
+def assert_runs_are_counted(desk: Desk, port: int) -> None:
     runs = [desk.run(Job.SYNC) for _ in range(3)]
 
     assert {run.state for run in runs} == {JobState.FAILED}

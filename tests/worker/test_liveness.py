@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from celery.utils.dispatch import Signal
 
 WORKER = ("worker", "-c", "1", "--without-mingle", "--without-gossip")
+IN_THREADS = (*WORKER, "-P", "threads")
+POOLS = pytest.mark.parametrize("words", [WORKER, IN_THREADS], ids=["processes", "threads"])
 
 
 def url_of(redis: Process) -> str:
@@ -55,9 +57,12 @@ def is_red(port: int) -> bool:
     return status == 503 and body["status"] == "unhealthy" and bool(body["error"])
 
 
-def test_a_worker_is_red_while_redis_is_away_and_green_again_by_itself(own_redis: Process) -> None:
+@POOLS
+def test_a_worker_is_red_while_redis_is_away_and_green_again_by_itself(
+    own_redis: Process, words: tuple[str, ...]
+) -> None:
     (port,) = free_ports(1)
-    with start(url_of(own_redis), port, *WORKER) as worker:
+    with start(url_of(own_redis), port, *words) as worker:
         until(lambda: is_green(port), "the worker to be green")
         assert isinstance(health(port)[1]["timestamp"], int)
         own_redis.stop()
@@ -108,10 +113,11 @@ def test_a_worker_that_redis_refuses_is_red_and_green_again_once_redis_relents(o
         assert worker.is_running()
 
 
-def test_a_worker_that_takes_nothing_of_what_waits_is_red(own_redis: Process) -> None:
+@POOLS
+def test_a_worker_that_takes_nothing_of_what_waits_is_red(own_redis: Process, words: tuple[str, ...]) -> None:
     (port,) = free_ports(1)
     desk = Desk(url_of(own_redis))
-    with start(url_of(own_redis), port, *WORKER):
+    with start(url_of(own_redis), port, *words):
         until(lambda: is_green(port), "the worker to be green")
         # One task an hour: the next one fills the worker's only slot, and the rest waits.
         control = CeleryApp(broker=desk.url, set_as_current=False).control
@@ -162,7 +168,7 @@ class Watched:
     def __init__(self) -> None:
         self.now = 0.0
         self.waiting: int | Exception = 0
-        self.pool = SimpleNamespace(info={"processes": [4711]}, num_processes=1)
+        self.pool: Any = SimpleNamespace(info={"processes": [4711]}, num_processes=1)
         self.pulse = Pulse(60, monotonic=lambda: self.now)
         app: Any = SimpleNamespace(steps={"consumer": set()})
         watch_worker(app, self.pulse, SimpleNamespace(llen=self._length))  # type: ignore[arg-type] # all that it uses
@@ -202,6 +208,13 @@ def test_a_worker_whose_pool_has_no_process_left_has_no_pulse(watched: Watched) 
     assert watched.problem_after(61) == "it has not worked for 61 s"
     watched.pool.info["processes"] = [4711]
     assert watched.problem_after(1) is None
+
+
+def test_a_worker_whose_pool_has_threads_needs_no_processes(watched: Watched) -> None:
+    watched.pool.info = {"max-concurrency": 100, "threads": 0}
+    assert watched.problem_after(600) is None
+    watched.waiting = 1
+    assert watched.problem_after(61) == "it has not worked for 61 s"
 
 
 @pytest.mark.parametrize(

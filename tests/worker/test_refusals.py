@@ -97,13 +97,14 @@ def test_the_rate_limit_waits_until_redis_takes_writes_again(own_desk: Desk, cap
     assert caplog.text.count("does not answer") == caplog.text.count("answers again") == 1
 
 
-def test_a_worker_whose_acknowledgements_are_refused_for_a_while_takes_up_work_again(own_desk: Desk) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_whose_acknowledgements_are_refused_for_a_while_takes_up_work_again(own_desk: Desk, pool: str) -> None:
     redis = own_desk.redis
     own_desk.set_due("1", "2")
     own_desk.script(**{"1": "hold", "2": "hold"})
-    with Celery(own_desk.url, "worker", "-c", "2", "--without-mingle", "--without-gossip") as worker:
+    with Celery(own_desk.url, "worker", "-P", pool, "-c", "2", "--without-mingle", "--without-gossip") as worker:
         own_desk.ask(Job.CLEANUP)
-        until(lambda: redis.llen("calls") == 2, "both processes to be busy")
+        until(lambda: redis.llen("calls") == 2, "both wipes to be under way")
         rotate_password(redis)
         until(lambda: sum(REPEATED in message for message in worker.messages) == 2, "both to be refused")
         assert redis.hlen("unacked") == 2

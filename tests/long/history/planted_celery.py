@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _build_sound = services.build_worker_services
 
 
-def _build_broken(settings: Settings) -> WorkerServices:
-    sound, bug = _build_sound(settings), Bug(os.environ["PLANTED_BUG"])
+def _build_broken(settings: Settings, *, tasks: int) -> WorkerServices:
+    sound, bug = _build_sound(settings, tasks=tasks), Bug(os.environ["PLANTED_BUG"])
     store: Any = sound.store
     broken: Any = copy(getattr(sound, bug.place))
     broken._store = break_store(bug, store, DynamoTable(store))

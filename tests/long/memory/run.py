@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.dev import programs
-from tests.e2e.stack import TRACK_TOKEN, Stack, worker_program
+from tests.e2e.stack import MAKE_RUN_WORKERS, TRACK_TOKEN, Stack
 from tests.long.bench.load import Generator, allocations, marks, new_tracks, request
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _WARM_UP_ROUNDS = 4
 _CLIENTS = 8
 """No more than one process has threads for calls of the store. So no client is refused, even if all meet one process."""
 _CHILDREN = 2
-"""The processes of the API and of the worker: few, so that each has much to do."""
+"""The processes of the API and of the worker for jobs: few, so that each has much to do."""
 _NOISE_BYTES = 3 * 2**20
 _NOISE_BYTES_EACH = 128
 """A process may still grow after its warm-up: by `_NOISE_BYTES`, and by `_NOISE_BYTES_EACH` for each request or task."""
@@ -58,7 +58,7 @@ class Growth:
     before: int
     after: int
     share: int
-    """Requests for a process of the API, tasks for one of the worker."""
+    """Requests for a process of the API, tasks for one of a worker."""
 
     @property
     def bytes(self) -> int:
@@ -72,7 +72,7 @@ class Growth:
 
     def __str__(self) -> str:
         megabytes = f"{self.before / 2**20:7.1f} -> {self.after / 2**20:7.1f} MiB"
-        return f"{self.process:12} {megabytes}, {self.bytes / self.share:8.1f} bytes for each of {self.share}"
+        return f"{self.process:24} {megabytes}, {self.bytes / self.share:8.1f} bytes for each of {self.share}"
 
 
 def measure(rounds: int, scratch: Path, say: Callable[[str], None]) -> list[Growth]:
@@ -102,10 +102,13 @@ def _growths(seen: Sequence[Mapping[str, int]]) -> list[Growth]:
     before, after = seen[_WARM_UP_ROUNDS - 1], seen[-1]
     assert after.keys() == before.keys(), "a process was replaced"
     tasks = (len(seen) - _WARM_UP_ROUNDS) * POOL
-    done = {"api": tasks * REQUESTS_OF_A_LIFE, "worker": tasks}
+    share = {
+        "api": tasks * REQUESTS_OF_A_LIFE // _CHILDREN,
+        "worker-jobs": tasks // _CHILDREN,
+        "worker-deletions": tasks,
+    }
     return [
-        Growth(process=name, before=before[name], after=after[name], share=done[name.split()[0]] // _CHILDREN)
-        for name in before
+        Growth(process=name, before=before[name], after=after[name], share=share[name.split()[0]]) for name in before
     ]
 
 
@@ -161,17 +164,16 @@ def _request(method: str, path: str, track: str, *, token: str = TRACK_TOKEN) ->
 
 
 def _services(plan: Plan, scratch: Path) -> list[Program]:
-    worker = worker_program(plan, scratch, name="worker", metrics_port=plan.number("METRICS_PORT"), children=_CHILDREN)
-    return [worker, programs.api(plan, scratch)]
+    return [programs.worker_jobs(plan, scratch), programs.worker_deletions(plan, scratch), programs.api(plan, scratch)]
 
 
 def _memory_of(stack: Stack) -> dict[str, int]:
-    """Return the resident memory of the API's and the worker's processes, in bytes.
+    """Return the resident memory of the API's and the workers' processes, in bytes.
 
     Shared memory counts too: memory that children share with their parent is no leak.
     """
     found = {}
-    for name in ("api", "worker"):
+    for name in ("api", *MAKE_RUN_WORKERS):
         parent = stack.pid(name)
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         for pid in (str(parent), *children):

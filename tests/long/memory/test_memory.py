@@ -22,5 +22,5 @@ def test_no_process_grows_under_requests_and_tasks(tmp_path: Path) -> None:
     log: list[str] = []
     growths = measure(ROUNDS, tmp_path, log.append)
     told = "\n".join(log)
-    assert len(growths) == 6, f"API and worker have a parent and two children each\n{told}"
+    assert len(growths) == 7, f"API and jobs have a parent and two children each, deletions one process\n{told}"
     assert [growth.process for growth in growths if not growth.is_flat] == [], told

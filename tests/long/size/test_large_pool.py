@@ -70,6 +70,7 @@ def provider(large_provider: MockCsp, redis: Redis, recorder: RecordingRecorder)
         token=TOKEN,
         connect_timeout=5,
         read_timeout=60,
+        connections=1,
         slots=RedisSlots(redis, limit=1, lease_sec=120),
         breaker=RedisBreaker(redis, threshold=5, timeout_sec=60, trial_sec=60),
         recorder=recorder,
