@@ -22,8 +22,10 @@ PATIENCE_SEC = 20
 class Exchange:
     """One request, and the connection on which to answer it."""
 
-    def __init__(self, connection: socket.socket, operation: str, body: bytes) -> None:
-        self.operation = operation
+    def __init__(self, connection: socket.socket, headers: dict[bytes, bytes], body: bytes) -> None:
+        self.headers = headers
+        """The names are in lower case."""
+        self.operation = headers[b"x-amz-target"].decode().split(".")[1]
         self.request: dict[str, Any] = json.loads(body)
         self.connection = connection
         self.was_waited_for = False
@@ -72,12 +74,11 @@ class RawDynamoDB:
                 while source.readline():
                     lines = [line.split(b": ", 1) for line in iter(source.readline, b"\r\n")]
                     headers = {name.lower(): value.strip() for name, value in lines}
-                    operation = headers[b"x-amz-target"].decode().split(".")[1]
                     length = int(headers[b"content-length"])
                     body = source.read(length)
                     if len(body) < length:
                         return  # the connection was closed between the head and the body
-                    self.requests.append(Exchange(talk, operation, body))
+                    self.requests.append(Exchange(talk, headers, body))
                     self.behave(self.requests[-1])
         except OSError:
             return  # the client has gone, or behave has closed

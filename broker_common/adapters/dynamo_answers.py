@@ -41,20 +41,31 @@ def refuse_foreign_answers(client: DynamoDBClient, operations: Collection[str]) 
         *, response_dict: Item, customized_response_dict: Item, operation_model: OperationModel, **_: object
     ) -> None:
         try:
-            answer = _read(response_dict)
-            rest: Item = {}
-            if response_dict["status_code"] == HTTPStatus.OK:
-                kept = _read_success(answer, response_dict, operation_model)
-            else:
-                kept, rest = _read_error(answer, response_dict["status_code"])
+            fields, error = read_answer(
+                operation_model, response_dict["status_code"], response_dict["headers"], response_dict["body"]
+            )
         except NoAnswer:
             client.close()
             raise
-        customized_response_dict.update(kept)
-        response_dict["body"] = json.dumps(rest).encode()
+        customized_response_dict.update(fields)
+        response_dict["body"] = json.dumps(error).encode()
 
     for operation in operations:
         client.meta.events.register(f"before-parse.dynamodb.{operation}", take)
+
+
+def read_answer(
+    operation: OperationModel, status: int, headers: Mapping[str, str], body: bytes
+) -> tuple[Item, dict[str, str]]:
+    """Return the fields of an answer of any status, and of an error also its `__type` and `message`.
+
+    The fields are DynamoDB's own JSON, those that the operation has. Raises `NoAnswer` unless DynamoDB answered. The
+    headers are looked up by names in lower case.
+    """
+    answer = _read(headers, body)
+    if status == HTTPStatus.OK:
+        return _read_success(answer, headers, operation), {}
+    return _read_error(answer, status)
 
 
 def require(answer: Item, operation: str, request: Item) -> None:
@@ -77,14 +88,13 @@ _REQUIRED: Mapping[str, str] = {
 }
 
 
-def _read(response: Item) -> Item:
+def _read(headers: Mapping[str, str], body: bytes) -> Item:
     """Return the JSON object of an answer.
 
     Source for the checksum that DynamoDB sends with its answers: "Error handling with DynamoDB" in its guide.
     """
-    headers, body = response["headers"], response["body"]
     length, checksum = str(len(body)), str(zlib.crc32(body))
-    if headers.get("Content-Length", length) != length:
+    if headers.get("content-length", length) != length:
         raise NoAnswer(reason="an answer that is not as long as it says")
     if headers.get("x-amz-crc32", checksum) != checksum:
         raise NoAnswer(reason="an answer that does not match its checksum")
@@ -97,9 +107,9 @@ def _read(response: Item) -> Item:
     return answer
 
 
-def _read_success(answer: Item, response: Item, operation: OperationModel) -> Item:
+def _read_success(answer: Item, headers: Mapping[str, str], operation: OperationModel) -> Item:
     """Return the fields that the operation has, after a check of their types down to the items' attributes."""
-    if not response["headers"].get("Content-Type", "").startswith(_CONTENT_TYPE):
+    if not headers.get("content-type", "").startswith(_CONTENT_TYPE):
         raise NoAnswer(reason="a success that is not of DynamoDB's type")
     members = cast("StructureShape", operation.output_shape).members  # each of these operations has an output
     known = {name: value for name, value in answer.items() if name in members and value is not None}
@@ -117,7 +127,7 @@ def _read_success(answer: Item, response: Item, operation: OperationModel) -> It
     return known
 
 
-def _read_error(answer: Item, status: int) -> tuple[Item, Item]:
+def _read_error(answer: Item, status: int) -> tuple[Item, dict[str, str]]:
     """Return an error's fields about records, and its own code and message."""
     code, reasons = answer.get("__type"), answer.get("CancellationReasons", [])
     if status < HTTPStatus.BAD_REQUEST or type(code) is not str:

@@ -5,11 +5,12 @@ The parts of `dynamo_store` build the requests, and judge what an answer means f
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool, AWSHTTPSConnection, AWSHTTPSConnectionPool
@@ -23,9 +24,14 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.httpsession import get_cert_path
+from botocore.session import Session as BotocoreSession
+from botocore.utils import get_environ_proxies
 
 from broker_common.adapters.bounded_http import BoundedResponse, answer_within
 from broker_common.adapters.dynamo_answers import NoAnswer, refuse_foreign_answers, require
+from broker_common.adapters.dynamo_client import DynamoClient
+from broker_common.adapters.dynamo_http import Connections
 from broker_common.core.deadline import Backoff, time_left
 from broker_common.core.errors import (
     DeadlineExceeded,
@@ -117,13 +123,39 @@ _OPERATIONS = {
 
 
 def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, connections: int) -> DynamoDBClient:
-    """Make the low-level client of one process; call it after a fork. It connects at its first call.
+    """Make the client of one process; call it after a fork. It connects at its first call.
 
-    `timeout_sec` limits one call: a third of it for connecting, the rest for each read of the answer (`DynamoTransport`
-    limits the whole answer). The client never repeats a call: the store does, within the request's deadline. The
-    client's calls of the store's operations raise `NoAnswer` for an answer that is not DynamoDB's.
+    `timeout_sec` limits one call: a third of it for connecting to an address. The client never repeats a call: the
+    store does, within the request's deadline. The client's calls of the store's operations raise `NoAnswer` for an
+    answer that is not DynamoDB's. The most frequent calls go past boto3, unless they need its proxies.
     """
-    client = boto3.session.Session().client(
+    session = BotocoreSession()
+    options: Any = {"region": region, "endpoint_url": endpoint_url, "connections": connections}
+    client = make_boto3_client(**options, timeout_sec=timeout_sec, session=session)
+    url = client.meta.endpoint_url
+    parts = urlsplit(url)
+    if get_environ_proxies(url).get(parts.scheme) or parts.path.strip("/"):
+        return client
+    trusted: Any = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+    ca_file: Any = trusted or get_cert_path(verify=True)
+    pool = Connections(url, ca_file=ca_file, timeout_sec=timeout_sec / 3, kept=connections)
+    own = DynamoClient(client, session.get_credentials(), pool, timeout_sec=timeout_sec)
+    return cast("DynamoDBClient", own)
+
+
+def make_boto3_client(
+    *,
+    region: str,
+    endpoint_url: str | None,
+    timeout_sec: float,
+    connections: int,
+    session: BotocoreSession | None = None,
+) -> DynamoDBClient:
+    """Make a client whose calls are all boto3's: what it shares with `make_client` is said there.
+
+    Of `timeout_sec`, each read of an answer has two thirds; `DynamoTransport` limits the whole answer.
+    """
+    client = boto3.session.Session(botocore_session=session).client(
         "dynamodb",
         region_name=region,
         endpoint_url=endpoint_url,
@@ -141,26 +173,7 @@ def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, co
     # botocore has no public way to choose the classes of its connections, except to send each request ourselves.
     client._endpoint.http_session._pool_classes_by_scheme.update(http=_Pool, https=_TlsPool)  # type: ignore[attr-defined] # noqa: SLF001
     refuse_foreign_answers(client, _OPERATIONS.values())
-    _encode_transactions(client)
     return client
-
-
-def _encode_transactions(client: DynamoDBClient) -> None:
-    """Encode transactions by `json`: the store builds them as DynamoDB's JSON already.
-
-    botocore would compare every value with the operation's model: a fifth of a transaction's processor time.
-    """
-
-    def keep(params: Item, context: Item, **_: object) -> Item:
-        context["request"] = params
-        return {}
-
-    def encode(params: Item, context: Item, **_: object) -> None:
-        params["body"] = json.dumps(context["request"]).encode()
-
-    events, operation = client.meta.events, "dynamodb.TransactWriteItems"
-    events.register(f"provide-client-params.{operation}", keep)  # type: ignore[arg-type] # it takes an answer
-    events.register(f"before-call.{operation}", encode)
 
 
 class _Connection(AWSHTTPConnection):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import threading
 import time
 import zlib
 from contextlib import contextmanager
@@ -85,9 +86,12 @@ WRITES: dict[str, Callable[[DynamoStore], object]] = {
 CALLS = READS | WRITES
 
 
-@pytest.fixture(scope="module", params=["http", "https"])
+PROXIED = "http://dynamodb.example"
+
+
+@pytest.fixture(scope="module", params=["http", "https", "proxy"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RawDynamoDB]:
-    """Yield a socket to be told how to behave, behind plain HTTP and TLS in turn."""
+    """Yield a socket to be told how to behave, behind plain HTTP, TLS, and as a proxy, which boto3 asks for all calls."""
     tls = None
     with pytest.MonkeyPatch.context() as patch:
         for name, value in AWS_ENVIRONMENT.items():
@@ -99,6 +103,10 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             authority.cert_pem.write_to_path(str(file))
             patch.setenv("AWS_CA_BUNDLE", str(file))
         with raw_dynamodb(lambda _: None, tls=tls) as server:
+            if request.param == "proxy":
+                patch.setenv("http_proxy", server.url)
+                patch.setenv("no_proxy", "")
+                server.url = PROXIED
             yield server
 
 
@@ -243,16 +251,39 @@ def test_an_answer_that_is_cut_short_at_any_byte_is_none(
             store.get("1")
 
 
-@pytest.mark.parametrize("frame", [whole, unsized, chunked])
-def test_a_whole_answer_is_one_however_it_is_framed(
-    engine: RawDynamoDB, store: DynamoStore, frame: Callable[[bytes], bytes]
-) -> None:
-    answer = once if frame is unsized else keeping
-    engine.behave = answer(frame(b"{}"))
+def test_a_whole_answer_is_one(engine: RawDynamoDB, store: DynamoStore) -> None:
+    engine.behave = keeping(whole(b"{}"))
     assert allocate(store) == Allocated()
     assert store.get("1") is None
-    engine.behave = answer(frame(ITEM))
+    engine.behave = keeping(whole(ITEM))
     assert store.get("1") == FREE
+
+
+@pytest.mark.parametrize("frame", [unsized, chunked])
+def test_an_answer_that_does_not_say_its_length_is_one_only_if_a_proxy_may_have_framed_it(
+    engine: RawDynamoDB, store: DynamoStore, frame: Callable[[bytes], bytes]
+) -> None:
+    """DynamoDB always says the length."""
+    engine.behave = once(frame(b"{}"))
+    if engine.url == PROXIED:
+        assert allocate(store) == Allocated()
+    else:
+        with pytest.raises(OutcomeUnknown):
+            allocate(store)
+
+
+def test_an_idle_connection_that_dynamodb_has_closed_is_no_error(engine: RawDynamoDB, store: DynamoStore) -> None:
+    closed = threading.Event()
+
+    def behave(exchange: Exchange) -> None:
+        once(whole(b"{}"))(exchange)
+        closed.set()
+
+    engine.behave = behave
+    for _ in range(3):
+        assert allocate(store) == Allocated()
+        assert closed.wait(10)
+        closed.clear()
 
 
 def test_connections_are_kept_from_one_good_answer_to_the_next(engine: RawDynamoDB) -> None:

@@ -14,7 +14,7 @@ from moto import mock_aws
 from broker_common.adapters.dynamo_items import COUNTS_KEY, claim_key, sandbox_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_ttl, table_definition
-from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.dynamo_transport import make_boto3_client, make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import LayoutMismatch, UnreadableRecord
 from broker_common.core.facts import FactKind
@@ -317,21 +317,18 @@ def make(store: DynamoStore, change: Change) -> AllocateAnswer | None:
 
 @cache
 def client_of(url: str) -> DynamoDBClient:
-    return new_client(url)
-
-
-def new_client(url: str | None) -> DynamoDBClient:
-    return make_client(region="us-east-1", endpoint_url=url, timeout_sec=10, connections=48)
+    return make_client(region="us-east-1", endpoint_url=url, timeout_sec=60, connections=48)
 
 
 @pytest.mark.slow
 class TestOnMoto(StoreContract, FactContract, TableContract):
-    """In one thread only: moto copies the table for each transaction, without a lock."""
+    """In one thread only: moto copies the table for each transaction, without a lock. It answers in boto3's place."""
 
     @pytest.fixture
     def store(self, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         with mock_aws():
-            yield from empty_store(new_client(None))
+            client = make_boto3_client(region="us-east-1", endpoint_url=None, timeout_sec=60, connections=1)
+            yield from empty_store(client)
 
 
 class TestOnMinistack(ConcurrentStoreContract, FactContract, TableContract):

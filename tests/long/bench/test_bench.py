@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError
 from broker_common.adapters.dynamo_items import encode_sandbox
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import SHARDS, create_table
-from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.dynamo_transport import make_boto3_client
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import AllocateRequest
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def client(aws_environment: dict[str, str], dynamodb_local_url: str) -> DynamoDBClient:
-    return make_client(region=REGION, endpoint_url=dynamodb_local_url, timeout_sec=60, connections=8)
+    return make_boto3_client(region=REGION, endpoint_url=dynamodb_local_url, timeout_sec=60, connections=8)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from redis import Redis
 
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
-from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.dynamo_transport import make_boto3_client, make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.lease import begin
 from broker_common.core.pool import add
@@ -93,8 +93,8 @@ def pool(client: DynamoDBClient, accounts: list[Account]) -> str:
 
 @pytest.fixture
 def metered(dynamodb_local_url: str, aws: None) -> DynamoDBClient:
-    """Return a client for one test and its meter."""
-    return make_client(region="us-east-1", endpoint_url=dynamodb_local_url, timeout_sec=60, connections=16)
+    """Return a client for one test and its meter, which listens to boto3."""
+    return make_boto3_client(region="us-east-1", endpoint_url=dynamodb_local_url, timeout_sec=60, connections=16)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Counts a client's calls, and their cost by DynamoDB's own report, by operation."""
+    """Counts the calls of a client of boto3, and their cost by DynamoDB's own report, by operation."""
 
     def __init__(self, client: DynamoDBClient) -> None:
         self._lock = threading.Lock()

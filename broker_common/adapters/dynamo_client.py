@@ -1,0 +1,81 @@
+"""The client that sends the store's hot calls by itself, and leaves every other call to boto3."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partialmethod
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import NoCredentialsError
+
+from broker_common.adapters.dynamo_answers import read_answer
+from broker_common.adapters.dynamo_signer import sign
+
+if TYPE_CHECKING:
+    from botocore.credentials import Credentials
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+    from broker_common.adapters.dynamo_fields import Item
+    from broker_common.adapters.dynamo_http import Connections
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class DynamoClient:
+    """boto3's client, except that four calls take a fifth of its processor time; safe to use from many threads.
+
+    Their requests are DynamoDB's own JSON. They are sent once, and raise the same errors as boto3's, and `NoAnswer`.
+    """
+
+    def __init__(
+        self, boto3: DynamoDBClient, credentials: Credentials | None, connections: Connections, *, timeout_sec: float
+    ) -> None:
+        """Limit each of the four calls to `timeout_sec`, from connecting to the last byte of the answer."""
+        self._boto3: Any = boto3
+        self._credentials = credentials
+        self._connections = connections
+        self._timeout = timeout_sec
+        self._region: str = boto3.meta.region_name
+        names = ("GetItem", "Query", "TransactWriteItems", "UpdateItem")
+        self._models = {name: boto3.meta.service_model.operation_model(name) for name in names}
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - boto3's own
+        return getattr(self._boto3, name)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        self._connections.close()
+        self._boto3.close()
+
+    def _call(self, operation: str, /, **request: Any) -> Item:  # noqa: ANN401 - DynamoDB's own JSON
+        ends_at = time.monotonic() + self._timeout
+        message = self._message(f"DynamoDB_20120810.{operation}", _encode(request).encode())
+        connection = self._connections.take(ends_at)
+        try:
+            status, headers, body = connection.exchange(message, ends_at)
+            fields, error = read_answer(self._models[operation], status, headers, body)
+        except BaseException:
+            connection.close()
+            raise
+        self._connections.put_back(connection)
+        fields["ResponseMetadata"] = {"HTTPStatusCode": status, "HTTPHeaders": headers}
+        if not error:
+            return fields
+        code = error["__type"].split(":")[0].split("#")[-1]  # it may be "com.amazonaws.dynamodb.v20120810#Code:"
+        fields["Error"] = {"Code": code, "Message": error["message"]}
+        raise self._boto3.exceptions.from_code(code)(fields, operation)
+
+    get_item = partialmethod(_call, "GetItem")
+    query = partialmethod(_call, "Query")
+    transact_write_items = partialmethod(_call, "TransactWriteItems")
+    update_item = partialmethod(_call, "UpdateItem")
+
+    def _message(self, target: str, body: bytes) -> bytes:
+        if self._credentials is None:
+            raise NoCredentialsError
+        credentials, host = self._credentials.get_frozen_credentials(), self._connections.host
+        headers = sign(target, body, credentials, region=self._region, host=host, now=time.time())
+        head = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        rest = f"user-agent: sandbox-broker\r\naccept-encoding: identity\r\ncontent-length: {len(body)}\r\n\r\n"
+        return f"POST / HTTP/1.1\r\n{head}{rest}".encode() + body
