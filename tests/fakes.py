@@ -404,8 +404,9 @@ class MemoryStore:
 
     def read_all(self, *, with_accounts: bool = True) -> Pool:
         with self._called("read_all"):
-            readable = [self._records[each] for each in self._met() if each not in self._spoiled]
-            keys = {record.account_key for record in readable} & self._accounts.keys()
+            index = self._index()
+            readable = [index[each] for each in self._met() if each in index and each not in self._spoiled]
+            keys = {record.account_key for record in readable} & self._accounts.keys() if with_accounts else ()
             unreadable = tuple(Unreadable(each, SPOILED) for each in sorted(self._spoiled & self._records.keys()))
             return Pool(tuple(readable), {key: self._accounts[key] for key in keys}, unreadable)
 

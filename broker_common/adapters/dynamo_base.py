@@ -69,13 +69,16 @@ class DynamoBase:
         item: Item | None = answer.get("Item")
         return item
 
-    def _get_items(self, keys: Sequence[Item]) -> list[Item]:
-        """Return the items that exist for these keys, in any order, by consistent reads."""
+    def _get_items(self, keys: Sequence[Item], *, consistent: bool = True) -> list[Item]:
+        """Return the items that exist for these keys, in any order.
+
+        A read that is not `consistent` costs half as much, and may show an item as it was a second ago.
+        """
         found: list[Item] = []
         wanted = list(keys)
         backoff = Backoff(self._clock, self._rng, base=0.025, limit=1.0)
         while wanted:
-            request = {self._table: {"Keys": wanted[:_BATCH], "ConsistentRead": True}}
+            request = {self._table: {"Keys": wanted[:_BATCH], "ConsistentRead": consistent}}
             answer = self._transport.read("batch_get_item", RequestItems=request)
             found += answer["Responses"].get(self._table, [])
             unread = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])

@@ -49,7 +49,7 @@ SANDBOX_ATTRIBUTES = fields_of(SANDBOX_FIELDS, {**OPTIONAL_SANDBOX_FIELDS, **_SC
 _REQUESTED_AT = fields_of({}, {"deletion_requested_at": int})
 _CLAIM_FIELDS = fields_of(CLAIM_FIELDS, {**OPTIONAL_CLAIM_FIELDS, **_SCHEMA})
 _CANDIDATE_FIELDS = fields_of({"version": int, "name": str, "external_id": str}, {"sfdc_account_id": str})
-_WATERMARK_FIELDS = fields_of({"synced_at": int, "accounts": int}, _SCHEMA)
+_WATERMARK_FIELDS = fields_of({"synced_at": int, "accounts": int}, {"accounts_checked_at": int, **_SCHEMA})
 _PAUSES_FIELDS = fields_of(
     {},
     {
@@ -215,7 +215,11 @@ def decode_watermark(item: Item) -> Watermark:
         values = read_fields(item, _WATERMARK_FIELDS)
     except ValueError as error:
         raise UnreadableRecord("the record of the last sync", str(error)) from error
-    return Watermark(synced_at=values["synced_at"], accounts=values["accounts"])
+    return Watermark(
+        synced_at=values["synced_at"],
+        accounts=values["accounts"],
+        accounts_checked_at=values.get("accounts_checked_at"),
+    )
 
 
 def synced_at_of(item: Item) -> int:

@@ -43,12 +43,19 @@ class DynamoPoolState(DynamoBase):
 
     def write_watermark(self, watermark: Watermark) -> None:
         """Implement the port: an update on the condition that time goes forward."""
+        values = {":now": encode(watermark.synced_at), ":accounts": encode(watermark.accounts)}
+        change = "SET synced_at = :now, accounts = :accounts"
+        if watermark.accounts_checked_at is None:
+            change += " REMOVE accounts_checked_at"
+        else:
+            change += ", accounts_checked_at = :checked"
+            values[":checked"] = encode(watermark.accounts_checked_at)
         update = {
             "TableName": self._table,
             "Key": SYNC_KEY,
-            "UpdateExpression": "SET synced_at = :now, accounts = :accounts",
+            "UpdateExpression": change,
             "ConditionExpression": "attribute_not_exists(PK) OR synced_at <= :now",
-            "ExpressionAttributeValues": {":now": encode(watermark.synced_at), ":accounts": encode(watermark.accounts)},
+            "ExpressionAttributeValues": values,
         }
         try:
             self._transport.write("update_item", **unless_newer(update))

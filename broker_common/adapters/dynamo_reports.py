@@ -5,6 +5,7 @@ Keys come from the index, records from the table.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_common.adapters.dynamo_base import DynamoBase
@@ -58,7 +59,7 @@ class DynamoReports(DynamoBase):
     """`Reports` on one DynamoDB table."""
 
     def read_all(self, *, with_accounts: bool = True) -> Pool:
-        """Implement the port: keys from the index, then consistent reads of sandboxes, and of accounts.
+        """Implement the port: keys from the index, then eventually consistent reads of sandboxes, and of accounts.
 
         Never scans the table, most of which is facts.
         """
@@ -75,15 +76,17 @@ class DynamoReports(DynamoBase):
         places = [place for status in Status for place in status_keys(status, self._shards)]
         # A sandbox that changes its status meanwhile may be found twice.
         ids = list(dict.fromkeys(each for found in for_each(read_ids, places, threads=_THREADS) for each in found))
-        sandboxes, unreadable = self._decode_many(self._get_parallel([sandbox_key(each) for each in ids]))
+        sandboxes, unreadable = self._decode_many(
+            self._get_parallel([sandbox_key(each) for each in ids], consistent=False)
+        )
         keys = dict.fromkeys(sandbox.account_key for sandbox in sandboxes) if with_accounts else ()
-        accounts = self._get_parallel([account_item_key(key) for key in keys])
+        accounts = self._get_parallel([account_item_key(key) for key in keys], consistent=False)
         recorded = {account_key_of(item): item["sandbox_id"]["S"] for item in accounts}
         return Pool(tuple(sandboxes), recorded, tuple(unreadable))
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         """Implement the port: batches of consistent reads."""
-        items = self._get_parallel([removed_key(each) for each in dict.fromkeys(sandbox_ids)])
+        items = self._get_parallel([removed_key(each) for each in dict.fromkeys(sandbox_ids)], consistent=True)
         return {sandbox_id_of(item): decode_removed(item) for item in items}
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
@@ -228,9 +231,10 @@ class DynamoReports(DynamoBase):
         )
         return FeedPage(facts, encode_feed_cursor(since, marks), is_last and len(found) == len(shown))
 
-    def _get_parallel(self, keys: Sequence[Item]) -> list[Item]:
+    def _get_parallel(self, keys: Sequence[Item], *, consistent: bool) -> list[Item]:
+        get = partial(self._get_items, consistent=consistent)
         batches = [keys[first : first + _BATCH] for first in range(0, len(keys), _BATCH)]
-        return [item for batch in for_each(self._get_items, batches, threads=_THREADS) for item in batch]
+        return [item for batch in for_each(get, batches, threads=_THREADS) for item in batch]
 
     def _get_many(self, sandbox_ids: list[str]) -> tuple[list[Sandbox], list[Unreadable]]:
         """Return the readable records of these ids, in order, and the unreadable ones."""

@@ -166,6 +166,8 @@ class Watermark:
 
     synced_at: int
     accounts: int
+    accounts_checked_at: int | None = None
+    """When a sync last made sure that every sandbox has its account record, after the upgrade was finished."""
 
 
 PAUSABLE = ("allocate", "sync", "cleanup", "expire")
@@ -303,7 +305,8 @@ class SandboxPage:
 class Pool:
     """All sandboxes and tombstones, in no order, and their account records.
 
-    `accounts` maps an `account_key` to the sandbox id in its account record, for each recorded account of these.
+    `accounts` maps an `account_key` to the sandbox id in its account record, for each recorded account of these. It is
+    empty if the account records were not read.
     """
 
     sandboxes: tuple[Sandbox, ...]
@@ -335,7 +338,10 @@ class Reports(Protocol):
     """Reads many records, for jobs and operators."""
 
     def read_all(self, *, with_accounts: bool = True) -> Pool:
-        """Read all sandboxes and tombstones; also their account records, if `with_accounts`."""
+        """Read all sandboxes and tombstones; also their account records, if `with_accounts`.
+
+        A record may be out of date, as in the index.
+        """
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         """Return, for sandboxes whose record was removed, the version of their last fact if it is still kept."""

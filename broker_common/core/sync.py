@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.comparison import Comparison, counts_for_brake
-from broker_common.core.errors import BrokerError, ListNotWhole, SyncBraked
+from broker_common.core.errors import BrokerError, ListNotWhole, StoreMisconfigured, SyncBraked
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.ids import new_id
 from broker_common.core.job_names import Job
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _PROGRESS_STEP = 5000
 """A long run logs its progress each time it has written so many sandboxes."""
+_CHECK_ACCOUNTS_SEC = 24 * 3600
+"""How often the account records are read. Only a person can remove one while the sandbox is in the pool."""
 
 
 class _Done(StrEnum):
@@ -80,6 +82,7 @@ class _Newcomer:
         return self.account.sandbox_id
 
 
+_Element = TypeVar("_Element")
 _Item = TypeVar("_Item", Sandbox, _Newcomer)
 
 
@@ -146,8 +149,12 @@ class Syncer:
         usable list; then nothing was changed. Raises `UnsafeToAct` before the first write, or between two writes.
         """
         self._guard.check()
-        pool = self._store.read_all()
         watermark = self._store.read_watermark()
+        # A process of an earlier release may add sandboxes without account records until the upgrade is finished.
+        is_upgraded, began = self._guard.is_upgraded(), self._clock.now()
+        checked_at = watermark.accounts_checked_at if watermark and is_upgraded else None
+        checks_accounts = checked_at is None or began - checked_at >= _CHECK_ACCOUNTS_SEC
+        pool = self._store.read_all(with_accounts=checks_accounts)
         listing = self._provider.list_accounts()
         for skipped in listing.skipped:
             self._recorder.record(AccountSkipped(reason=skipped.reason, sandbox_id=skipped.sandbox_id))
@@ -165,10 +172,11 @@ class Syncer:
         if listing.doubt is None and not braked:
             seen_at = watermark.synced_at if watermark else None
             writes += [self._plan_absent(record, by, seen_at) for record in absent]
-        changes = self._in_batches(
-            _Done.ACCOUNT_RECORDED, list, self._store.record_accounts, comparison.without_account_record
-        )
-        changes += Counter(for_each(self._make, filter(None, writes), threads=self._threads))
+        unrecorded = comparison.without_account_record if checks_accounts else []
+        changes = self._in_batches(_Done.ACCOUNT_RECORDED, list, self._store.record_accounts, unrecorded)
+        if checks_accounts:
+            checked_at = began if is_upgraded and changes[_Done.ACCOUNT_RECORDED] == len(unrecorded) else None
+        changes += self._in_steps("records changed", list(filter(None, writes)), self._make_all)
         changes += self._in_batches(
             _Done.ADDED, partial(self._added, by), self._store.commit, self._newcomers(comparison.new)
         )
@@ -219,7 +227,9 @@ class Syncer:
             )
         if len(pool.sandboxes) + result.added > result.removed:
             # On a table without any record, the watermark would mean that the records were lost.
-            self._store.write_watermark(Watermark(synced_at=now, accounts=len(listing.accounts)))
+            self._store.write_watermark(
+                Watermark(synced_at=now, accounts=len(listing.accounts), accounts_checked_at=checked_at)
+            )
         return result
 
     def _is_braked(self, *, judged: int, missing: int) -> bool:
@@ -291,21 +301,33 @@ class Syncer:
         write: Callable[..., None],
         items: Sequence[_Item],
     ) -> Counter[_Done]:
-        """Make the same kind of write for many items, in batches, and record the progress of a long run.
+        """Make the same kind of write for many items, in batches.
 
         `prepare` is called just before a batch is written, and returns what to write.
         """
-        changes: Counter[_Done] = Counter()
-        for first_of_step in range(0, len(items), _PROGRESS_STEP):
-            part = items[first_of_step : first_of_step + _PROGRESS_STEP]
+
+        def write_part(part: Sequence[_Item]) -> Counter[_Done]:
             batches = [part[first : first + COMMIT_AT_ONCE] for first in range(0, len(part), COMMIT_AT_ONCE)]
-            for counted in for_each(partial(self._write_batch, done, prepare, write), batches, threads=self._threads):
-                changes += counted
+            return sum(
+                for_each(partial(self._write_batch, done, prepare, write), batches, threads=self._threads), Counter()
+            )
+
+        return self._in_steps(done.value, items, write_part)
+
+    def _in_steps(
+        self, change: str, items: Sequence[_Element], write: Callable[[Sequence[_Element]], Counter[_Done]]
+    ) -> Counter[_Done]:
+        """Call `write` with one part of the items after the other, and record the progress of a long run."""
+        changes: Counter[_Done] = Counter()
+        for first in range(0, len(items), _PROGRESS_STEP):
+            part = items[first : first + _PROGRESS_STEP]
+            changes += write(part)
             if len(items) > _PROGRESS_STEP:
-                self._recorder.record(
-                    SyncProgressed(change=done.value, done=first_of_step + len(part), total=len(items))
-                )
+                self._recorder.record(SyncProgressed(change=change, done=first + len(part), total=len(items)))
         return changes
+
+    def _make_all(self, writes: Sequence[_Write]) -> Counter[_Done]:
+        return Counter(for_each(self._make, writes, threads=self._threads))
 
     def _write_batch(
         self,
@@ -319,12 +341,14 @@ class Syncer:
         if len(batch) > 1:
             try:
                 write(*prepared)
-            except Conflict:
-                pass  # one item fails the whole batch, so each is written alone
-            except BrokerError as error:
+            except StoreMisconfigured as error:  # no item can be written
                 for each in batch:
                     self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=each.sandbox_id, error=error.message))
                 return Counter({_Done.FAILED: len(batch)})
+            except BrokerError:
+                # One item fails the whole batch, so each is written alone. If the batch was applied after all, and only
+                # its answer was lost, the same write succeeds again and changes nothing.
+                pass
             else:
                 return Counter({done: len(batch)})
         singles = [

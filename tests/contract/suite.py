@@ -748,8 +748,13 @@ class StoreContract:
         store.write_watermark(Watermark(START, 10))
         store.write_watermark(Watermark(START - 1, 99))
         assert store.read_watermark() == Watermark(START, 10)
-        store.write_watermark(Watermark(START + 1, 5))
-        assert store.read_watermark() == Watermark(START + 1, 5)
+        for later in (
+            Watermark(START + 1, 5),
+            Watermark(START + 1, 5, accounts_checked_at=START),
+            Watermark(START + 1, 5),
+        ):
+            store.write_watermark(later)
+            assert store.read_watermark() == later
 
     def test_nothing_is_paused_at_first(self, store: SandboxStore) -> None:
         assert store.read_pauses() == Pauses()

@@ -30,7 +30,16 @@ from broker_common.core.errors import BrokerError, OutcomeUnknown, StoreMisconfi
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.lease import candidate_of
 from broker_common.core.sandbox import Status
-from broker_common.core.store import AllocateAnswer, Allocated, Contended, Pause, Pauses, Position, Watermark
+from broker_common.core.store import (
+    AllocateAnswer,
+    Allocated,
+    Contended,
+    CountRecord,
+    Pause,
+    Pauses,
+    Position,
+    Watermark,
+)
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.suite import SHARED_STORE
 from tests.fakes import BY, FakeClock, RecordingRecorder, add_of, change_of, make_claim, make_sandbox, removal_of
@@ -65,6 +74,7 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "oldest_pending_deletion": lambda store: store.oldest_pending_deletion(),
     "read_watermark": lambda store: store.read_watermark(),
     "read_pauses": lambda store: store.read_pauses(),
+    "read_counts": lambda store: store.read_counts(),
     "read_removed": lambda store: store.read_removed(["1"]),
     "read_history": lambda store: store.read_history("1", limit=5, cursor=None),
     "read_feed": lambda store: store.read_feed(since=0, cursor=None, limit=5),
@@ -81,6 +91,7 @@ WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "set_pauses": lambda store: store.set_pauses(Pauses(), Pauses(sync=Pause(by="op", since=1)), PAUSED),
     "record": lambda store: store.record(PAUSED),
     "record_accounts": lambda store: store.record_accounts(FREE),
+    "write_counts": lambda store: store.write_counts(CountRecord(turn="t", counter="c"), instead_of=None),
     "finish_upgrade": lambda store: store.finish_upgrade(),
 }
 CALLS = READS | WRITES

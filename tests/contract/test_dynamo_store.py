@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import ReadTimeoutError
+from botocore.exceptions import ClientError, ReadTimeoutError
 from moto import mock_aws
 
 from broker_common.adapters.dynamo_items import COUNTS_KEY, claim_key, sandbox_key
@@ -32,7 +32,8 @@ from broker_common.core.store import (
 )
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
 from tests.contract.suite import COUNT, ConcurrentStoreContract, StoreContract, add_all, add_new, fresh_token, take
-from tests.fakes import BY, START, FakeClock, RecordingRecorder, add_of, make_claim, make_sandbox
+from tests.fakes import BY, START, FakeClock, RecordingRecorder, TimelessStore, add_of, make_claim, make_sandbox
+from tests.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -277,6 +278,45 @@ class TableContract:
         losing.commit(change)
         assert store.get("7") == change.after
         assert history(store, "7") == [*([change.fact] if change.fact else []), *earlier]
+
+    @pytest.mark.parametrize("trouble", ["answer lost", "TransactionConflict", "ValidationError"])
+    def test_a_sync_adds_and_tells_each_new_account_once_when_a_transaction_of_many_fails(
+        self, store: Spoilable, trouble: str
+    ) -> None:
+        clock = FakeClock()
+        failing = store.another(client=FailingForMany(store.client, trouble), clock=clock)
+        world = World(clock=clock, wrap=lambda _: TimelessStore(failing))
+        result = world.sync(World.accounts(3))
+        assert (result.added, result.overtaken, result.failed) == (3, 0, 0)
+        pool = store.read_all()
+        assert {each.sandbox_id for each in pool.sandboxes} == set(pool.accounts.values())
+        for each in pool.sandboxes:
+            assert [fact.kind for fact in history(store, each.sandbox_id)] == [FactKind.ADDED]
+
+
+class FailingForMany:
+    """A client whose every transaction of more than one sandbox fails, or is applied and loses its answer."""
+
+    def __init__(self, client: Any, trouble: str) -> None:
+        self._client = client
+        self._trouble = trouble
+
+    def __getattr__(self, operation: str) -> Any:
+        return getattr(self._client, operation)
+
+    def transact_write_items(self, **request: Any) -> Any:
+        items = len(request["TransactItems"])
+        if items <= len(("account", "sandbox", "fact")):
+            return self._client.transact_write_items(**request)
+        if self._trouble == "answer lost":
+            self._client.transact_write_items(**request)
+            raise ReadTimeoutError(endpoint_url="http://x")
+        error: Any = {
+            "Error": {"Code": "TransactionCanceledException", "Message": self._trouble},
+            "ResponseMetadata": {"HTTPStatusCode": 400},
+            "CancellationReasons": [{"Code": self._trouble}, *[{"Code": "None"}] * (items - 1)],
+        }
+        raise ClientError(error, "TransactWriteItems")
 
 
 class Losing:

@@ -96,7 +96,7 @@ def pool(client: DynamoDBClient) -> Iterator[World]:
             store.commit(add_of(make_sandbox(name, status_order=int(name[-1]) * 10**15)))
         store.set_pauses(Pauses(), ALL_PAUSED)
         store.set_pauses(ALL_PAUSED, Pauses())
-        store.write_watermark(Watermark(1, 1))
+        store.write_watermark(Watermark(1, 1, accounts_checked_at=1))
         world.start()
         yield world
     finally:
@@ -125,7 +125,7 @@ def attributes(which: str) -> list[str]:
     return {
         "claim": ["track_id", "idempotency_key", "sandbox_id", "lease_id", "allocated_at", "expires_at", "name"],
         "pauses": ["allocate", "sync", "cleanup", "expire"],
-        "watermark": ["synced_at", "accounts"],
+        "watermark": ["synced_at", "accounts", "accounts_checked_at"],
     }.get(which, [*names, "status_key"])
 
 

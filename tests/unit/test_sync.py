@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core.errors import ListingUnusable, ListNotWhole, ProviderFailing, StoreUnavailable, SyncBraked
+from broker_common.core.errors import (
+    ListingUnusable,
+    ListNotWhole,
+    ProviderFailing,
+    StoreMisconfigured,
+    StoreRejected,
+    StoreUnavailable,
+    SyncBraked,
+)
+from broker_common.core.facts import Fact, FactKind
+from broker_common.core.guard import MAX_AGE_SEC
 from broker_common.core.lease import begin
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
@@ -45,6 +55,11 @@ if TYPE_CHECKING:
 
 def writes(world: World) -> Counter[str]:
     return Counter({name: count for name, count in world.memory.calls.items() if name in WRITES})
+
+
+def told(world: World) -> list[tuple[str, FactKind]]:
+    """Return the sandbox and the kind of each of its facts."""
+    return [(fact.sandbox_id, fact.kind) for fact in world.memory.facts if isinstance(fact, Fact)]
 
 
 def seeded(*records: Sandbox, listed: int = 0, policy: Policy | None = None) -> World:
@@ -221,7 +236,7 @@ def test_a_sync_that_could_add_nothing_to_an_empty_table_does_not_say_that_it_ha
     assert world.memory.read_watermark() is None
     world.clock.advance(10)
     assert world.sync().added == 1
-    assert world.memory.read_watermark() == Watermark(START + 10, 1)
+    assert world.memory.read_watermark() == Watermark(START + 10, 1, accounts_checked_at=START + 10)
 
 
 # -- the brake
@@ -602,6 +617,43 @@ def test_the_accounts_of_an_earlier_release_s_records_are_recorded_once(plain: W
     assert plain.memory.calls["record_accounts"] == 3
 
 
+def test_the_account_records_are_read_by_each_sync_while_a_process_of_an_earlier_release_may_run(plain: World) -> None:
+    plain.pool(3)
+    plain.sync()
+    plain.memory.is_upgraded = False
+    plain.clock.advance(MAX_AGE_SEC)
+    for _ in range(2):
+        plain.memory.forget_accounts()
+        plain.sync()
+        assert len(plain.memory.read_all().accounts) == 3
+    plain.memory.forget_accounts()
+    plain.memory.finish_upgrade()
+    plain.clock.advance(MAX_AGE_SEC)
+    plain.sync()
+    assert len(plain.memory.read_all().accounts) == 3
+
+
+def test_after_the_upgrade_the_account_records_are_read_once_a_day(plain: World) -> None:
+    plain.pool(3)
+    plain.sync()
+    plain.memory.forget_accounts()
+    for passed, recorded in ((24 * 3600 - 1, 0), (1, 3)):
+        plain.clock.advance(passed)
+        plain.sync()
+        assert len(plain.memory.read_all().accounts) == recorded
+
+
+def test_account_records_that_could_not_be_written_are_written_by_the_next_sync() -> None:
+    world, store = flaky_world()
+    world.pool(3)
+    world.memory.forget_accounts()
+    store.fail("record_accounts", Fault.REFUSED, None, Fault.REFUSED)
+    world.sync()
+    assert len(world.memory.read_all().accounts) == 2
+    world.sync()
+    assert len(world.memory.read_all().accounts) == 3
+
+
 # -- deletes that were answered with 404
 
 
@@ -692,19 +744,42 @@ def test_of_many_new_accounts_one_that_cannot_be_added_keeps_no_other_out(plain:
     assert plain.record("sbx-7").status is Status.DELETED
 
 
-def test_many_new_accounts_whose_write_fails_are_added_by_the_next_sync() -> None:
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.LOST_BEFORE, Fault.LOST_AFTER])
+def test_many_new_accounts_whose_one_write_fails_or_is_lost_are_each_added_and_told_once(fault: Fault) -> None:
     world, store = flaky_world()
-    world.provider.accounts = World.accounts(30)
-    store.fail("add", Fault.LOST_AFTER)
-    result = world.sync()
-    assert (result.added, result.failed) == (5, 25)
-    assert [bool(each.error) for each in world.recorder.of(ItemFailed)] == [True] * 25
-    assert world.sync().failed == 0
+    store.fail("add", fault)
+    result = world.sync(World.accounts(30))
+    assert (result.added, result.overtaken, result.failed) == (30, 0, 0)
+    assert store.calls["add"] == 1 + 25 + 1
     assert world.memory.count()[Status.AVAILABLE] == 30
+    assert Counter(told(world)) == Counter((each.sandbox_id, FactKind.ADDED) for each in World.accounts(30))
 
 
-def test_a_long_sync_says_how_far_it_is(plain: World) -> None:
+def test_of_many_new_accounts_one_whose_write_fails_keeps_no_other_out() -> None:
+    world, store = flaky_world()
+    store.fail("add", Fault.REFUSED, *[None] * 7, StoreRejected("the record is too large"))
+    result = world.sync(World.accounts(20))
+    assert (result.added, result.failed) == (19, 1)
+    assert [(each.sandbox_id, each.error) for each in world.recorder.of(ItemFailed)] == [
+        ("sbx-7", "the record is too large")
+    ]
+    assert world.sync().added == 1
+
+
+def test_many_new_accounts_are_not_tried_one_by_one_if_a_person_must_repair_the_table() -> None:
+    world, store = flaky_world()
+    store.fail("add", StoreMisconfigured("there is no table"))
+    result = world.sync(World.accounts(30))
+    assert (result.added, result.failed, store.calls["add"]) == (5, 25, 2)
+    assert [each.error for each in world.recorder.of(ItemFailed)] == ["there is no table"] * 25
+    assert world.sync().added == 25
+
+
+@pytest.mark.parametrize(("before", "change"), [(None, "added"), ("old", "records changed")])
+def test_a_long_sync_says_how_far_it_is(plain: World, before: str | None, change: str) -> None:
+    if before:
+        plain.memory.seed(*[make_sandbox(f"sbx-{number}", name=before) for number in range(5001)])
     plain.sync(World.accounts(5001))
     assert plain.recorder.of(SyncProgressed) == [
-        SyncProgressed(change="added", done=done, total=5001) for done in (5000, 5001)
+        SyncProgressed(change=change, done=done, total=5001) for done in (5000, 5001)
     ]

@@ -252,6 +252,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
 def _of_jobs(meter: Meter, full: World, pool: int) -> dict[str, Units]:
     """Measure the items of jobs, and runs that find nothing. The sample's allocations expire."""
     cleanup = meter.measure(lambda: list(full.cleaner.find_due()))
+    full.syncer.run(by=BY)  # the first sync of a day also reads the account records
     unchanged = meter.measure(partial(full.syncer.run, by=BY))
     (newcomer,) = make_pool(1, first=pool)
     full.provider.accounts = [*full.provider.accounts, _account(newcomer)]
