@@ -456,6 +456,8 @@ def measure_parts(bench: Bench) -> None:
     costs = costs_of(spent)
     for part, values in costs.items():
         bench.findings.add(scenario, part, values, "ms")
+    other = sum(_other_than(CREATED, each) for each in loads.values())
+    bench.findings.add(scenario, "answers other than 201, by any of these APIs", other)
     bench.findings.series["parts"] |= costs
 
 
