@@ -432,15 +432,21 @@ def measure_pools(bench: Bench) -> None:
 
 
 def measure_parts(bench: Bench) -> None:
-    """Measure the processor time of each part of the API: see `parts`."""
-    requests, rounds, clients = bench.size(400), bench.rounds(7), 16
+    """Measure the processor time of each part of the API: see `parts`.
+
+    Each API has one process and 4 clients: as many for a process as 16 clients are for four.
+    """
+    requests, rounds, clients = bench.size(400), bench.rounds(7), 4
     with_database = PARTS.index("DynamoDB client") + 1
     table = bench.table("parts", with_database * (rounds + 1) * requests)
     with ExitStack() as opened:
         apis = [
             opened.enter_context(
                 bench.servers.api(
-                    table, application="tests.long.bench.parts_wsgi:app", variables={"BENCH_WITHOUT": str(without)}
+                    table,
+                    application="tests.long.bench.parts_wsgi:app",
+                    processes=1,
+                    variables={"BENCH_WITHOUT": str(without)},
                 )
             )
             for without in range(len(PARTS))
@@ -451,7 +457,7 @@ def measure_parts(bench: Bench) -> None:
         bench.in_turn(1, runs)  # warms up
         loads = bench.in_turn(rounds, runs)
     spent = [[load.milliseconds_of(API) for load in each] for each in loads.values()]
-    scenario = f"processor time of an allocation in the API, {clients} clients"
+    scenario = f"processor time of an allocation in one process of the API, {clients} clients"
     bench.findings.add(scenario, "in all", spent[0], "ms")
     costs = costs_of(spent)
     for part, values in costs.items():
