@@ -138,6 +138,20 @@ def test_a_sandbox_that_comes_back_costs_the_index_a_deleted_and_a_new_entry_eac
     assert names == {"available": 1, "allocated": 2, "pending_deletion": 1, "fact": 2}
 
 
+def test_changes_that_the_index_throttles_are_sent_again_until_each_is_written_with_its_fact() -> None:
+    count = WRITE_UNITS + 100
+    held = [
+        make_sandbox(name, status=Status.ALLOCATED, lease_id=name, allocated_to_track=name, idempotency_key=name)
+        for name in (f"sbx-{number}" for number in range(count))
+    ]
+    schedule, store = make_store(*held, shards=1, partitions=100)
+    endings = [end(each, reason=DeletionReason.MARKED, by=BY, now=schedule.time.now()) for each in held]
+    answers_to(schedule, *[lambda ending=ending: store.commit(ending) for ending in endings])  # type: ignore[misc] # bound in the loop
+    assert sum(store.throttled.values()) > 0
+    assert len(store.facts) == count
+    assert store.heat() == dict.fromkeys(("allocated#0", "pending_deletion#0", "fact#0"), count)
+
+
 def test_a_change_that_leaves_its_key_alone_costs_the_index_one_unit() -> None:
     schedule, store = make_store(FREE)
     answers_to(schedule, lambda: store.commit(Change(FREE, replace(FREE, name="renamed", version=2), None)))
