@@ -39,14 +39,16 @@ if TYPE_CHECKING:
 
 _MOST_THREADS = 64
 _ALLOCATED = 201
+_CONNECT_EVERY_SEC = 0.005
+"""Between the first requests of two threads. DynamoDB Local queues 50 new connections; Linux drops those beyond."""
 
 
 def make_bare_client(dynamodb_url: str) -> DynamoDBClient:
     """Make boto3's low-level client with the public options by which a careful user makes it fast.
 
     A connection for each thread, because boto3 closes those beyond `max_pool_connections`. No validation of parameters,
-    and one fixed user agent: both save processor time in each call. As in the broker, a request that is not answered is
-    sent once more; `ClientRequestToken` makes that safe.
+    and one fixed user agent: both save processor time in each call. A request that fails at DynamoDB, or is not answered,
+    is sent again, up to twice; `ClientRequestToken` makes that safe.
     """
     return boto3.client(
         "dynamodb",
@@ -55,7 +57,7 @@ def make_bare_client(dynamodb_url: str) -> DynamoDBClient:
         config=Config(
             max_pool_connections=_MOST_THREADS,
             parameter_validation=False,
-            retries={"mode": "standard", "total_max_attempts": 2},
+            retries={"mode": "standard"},
             user_agent="bare",
             connect_timeout=10,
             read_timeout=30,
@@ -95,6 +97,8 @@ class _Process:
 
     client: ClassVar[Any]
     together: ClassVar[Barrier]
+    connected: ClassVar[int] = 0
+    """The most threads so far: each has made a connection."""
 
     @classmethod
     def start(cls, dynamodb_url: str, together: Barrier) -> None:
@@ -104,7 +108,10 @@ class _Process:
 
     @classmethod
     def run(cls, table: str, sandboxes: Sequence[Sandbox], threads: int) -> Load:
-        """Send one transaction for each sandbox, at the same time as the other processes."""
+        """Send one transaction for each sandbox, at the same time as the other processes.
+
+        If there are more threads than before, they begin one after another: that run warms up.
+        """
         left = iter(list(enumerate(transactions(table, sandboxes))))
         answers: list[Answer] = []
         sent_again: list[int] = []
@@ -119,8 +126,12 @@ class _Process:
                 sent_again.append(answer["ResponseMetadata"]["RetryAttempts"])
 
         workers = [threading.Thread(target=act) for _ in range(threads)]
+        is_new, cls.connected = threads > cls.connected, max(threads, cls.connected)
+        if is_new:
+            begin.set()
         for worker in workers:
             worker.start()
+            time.sleep(_CONNECT_EVERY_SEC if is_new else 0)
         cls.together.wait()
         cpu = time.process_time()
         begin.set()
