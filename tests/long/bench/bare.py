@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from broker_common.adapters import dynamo_base
 from broker_common.adapters.dynamo_store import DynamoStore
@@ -81,7 +82,10 @@ class Bare:
         self._pool.join()
 
     def allocate(self, table: str, sandboxes: Sequence[Sandbox], *, clients: int) -> Load:
-        """Allocate each sandbox to a new track, `clients` at a time in all processes together."""
+        """Allocate each sandbox to a new track, `clients` at a time in all processes together.
+
+        A transaction that DynamoDB refuses has the status of that answer. One that is never answered is an error.
+        """
         threads = max(1, clients // self._processes)
         shares = [sandboxes[number :: self._processes] for number in range(self._processes)]
         parts = self._pool.starmap(_Process.run, [(table, share, threads) for share in shares], chunksize=1)
@@ -121,8 +125,13 @@ class _Process:
             begin.wait()
             for number, request in left:
                 began = time.monotonic()
-                answer = cls.client.transact_write_items(**request)
-                answers.append(Answer(number, _ALLOCATED, began, time.monotonic()))
+                status = _ALLOCATED
+                try:
+                    answer = cls.client.transact_write_items(**request)
+                except ClientError as error:
+                    answer = cast("dict[str, Any]", error.response)
+                    status = answer["ResponseMetadata"]["HTTPStatusCode"]
+                answers.append(Answer(number, status, began, time.monotonic()))
                 sent_again.append(answer["ResponseMetadata"]["RetryAttempts"])
 
         workers = [threading.Thread(target=act) for _ in range(threads)]
@@ -137,7 +146,7 @@ class _Process:
         begin.set()
         for worker in workers:
             worker.join()
-        assert len(answers) == len(sandboxes), "a transaction failed"
+        assert len(answers) == len(sandboxes), "a transaction was not answered"
         return Load(answers, time.process_time() - cpu, sent_again=sum(sent_again))
 
 

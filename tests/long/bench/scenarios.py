@@ -222,6 +222,7 @@ def add_level(findings: Findings, clients: int, broker: list[Load], bare: list[L
     add(scenario, "p99 to p50", tail, goal=P99_TO_P50.get(clients))
     other = 100 * _other_than(CREATED, broker) / sum(len(load.answers) for load in broker)
     add(scenario, "answers other than 201", other, "%", goal=OTHER_THAN_CREATED.get(clients))
+    add(scenario, "bare transactions refused", _other_than(CREATED, bare))
     add(scenario, "bare transactions sent again", sum(load.sent_again for load in bare))
     findings.series["rates"][clients] |= {"broker": _rates(broker), "bare": _rates(bare)}
     findings.series["latencies"][clients] = {f"p{percent}": _milliseconds(broker, percent) for percent in PERCENTS}

@@ -194,18 +194,20 @@ def test_bare_transactions_allocate_each_sandbox_to_a_track_of_its_own(
         assert (claim.sandbox_id, claim.lease.lease_id) == (each.sandbox_id, flat(each).lease_id)
 
 
-def test_a_bare_transaction_that_is_not_answered_is_sent_again_and_counted(aws_environment: dict[str, str]) -> None:
+def test_a_bare_transaction_that_is_not_answered_is_sent_again_and_one_that_is_refused_is_not_counted_as_made(
+    aws_environment: dict[str, str],
+) -> None:
     sent: list[bytes] = []
 
     class SilentAtFirst(Handler):
         def reply(self) -> None:
             sent.append(self.read_body())
             if len(sent) > 1:
-                self.answer(200, b"{}")
+                self.answer(200 if len(sent) == 2 else 400, b"{}")
 
     with serving(SilentAtFirst) as running, Bare(f"http://127.0.0.1:{running.server_port}", processes=1) as bare:
         load = bare.allocate("table", make_pool(2), clients=1)
-    assert (load.statuses, load.sent_again) == ({201: 2}, 1)
+    assert (load.statuses, load.sent_again) == ({201: 1, 400: 1}, 1)
     assert sent[0] == sent[1] != sent[2]
 
 
