@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from deploy.dev.dynamodb_local import NotInstalled
 from deploy.dev.processes import ROOT
 from tests.backends import AWS_ENVIRONMENT
 from tests.long.bench.load import Generator
+from tests.long.bench.parts import draw_parts
 from tests.long.bench.report import Findings, describe, write_json, write_plot
 from tests.long.bench.scenarios import SCENARIOS, Bench, Length
 from tests.long.bench.servers import API_PROCESSES, Servers
@@ -48,10 +50,15 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=ROOT / ".cache" / "bench",
-    help="Where bench.json and bench.png go (.cache/bench).",
+    help="Where bench.json, bench.png and parts.svg go (.cache/bench).",
 )
-def main(*, length: Length, only: tuple[str, ...], out: Path) -> None:
-    """Measure, print one table, and write JSON and a plot.
+@click.option(
+    "--before",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A bench.json of an earlier release, to be drawn beside in parts.svg.",
+)
+def main(*, length: Length, only: tuple[str, ...], out: Path, before: Path | None) -> None:
+    """Measure, print the figures and the tables of docs/performance.md, and write JSON and plots.
 
     Exits with 1 if a scenario fails; the others still run. A missed goal is no failure: machines are noisy. A stop by
     Ctrl-C or SIGTERM still prints all figures so far.
@@ -77,6 +84,9 @@ def main(*, length: Length, only: tuple[str, ...], out: Path) -> None:
             click.echo(describe(findings))
             click.echo(f"\n{time.monotonic() - began:.0f} s; {out / 'bench.json'}, {out / 'bench.png'}")
             write_plot(findings, out / "bench.png")
+        if costs := findings.series["parts"]:
+            earlier = {"before": json.loads(before.read_text())["series"]["parts"]} if before else {}
+            draw_parts(out / "parts.svg", {**earlier, "now": costs})
     if findings.failures:
         sys.exit(1)
 

@@ -50,6 +50,8 @@ class Load:
     answers: Sequence[Answer]
     cpu_seconds: float
     servers_cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    sent_again: int = 0
+    """The requests that the sender's own client sent a second time, because the first was not answered."""
 
     @property
     def seconds(self) -> float:
@@ -57,14 +59,23 @@ class Load:
         return max(each.ended for each in self.answers) - min(each.began for each in self.answers)
 
     @property
-    def rate(self) -> float:
-        """Successful requests per second."""
-        return sum(200 <= each.status < 300 for each in self.answers) / self.seconds
+    def succeeded(self) -> int:
+        """The number of successful requests."""
+        return sum(200 <= each.status < 300 for each in self.answers)
 
     @property
-    def cpu_milliseconds(self) -> float:
-        """The processor time of sender and servers for each answer."""
-        return 1000 * (self.cpu_seconds + sum(self.servers_cpu_seconds.values())) / len(self.answers)
+    def rate(self) -> float:
+        """Successful requests per second."""
+        return self.succeeded / self.seconds
+
+    def milliseconds_of(self, *servers: str) -> float:
+        """Return the processor time of these servers for each successful request."""
+        return 1000 * sum(self.servers_cpu_seconds[each] for each in servers) / self.succeeded
+
+    @property
+    def own_milliseconds(self) -> float:
+        """The processor time of the sender for each successful request."""
+        return 1000 * self.cpu_seconds / self.succeeded
 
     @property
     def statuses(self) -> Counter[int]:

@@ -131,6 +131,17 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def markdown(corner: str, rows: Mapping[Any, Mapping[str, str]]) -> str:
+    """Return rows of cells, each by its name and column, as a table in Markdown, as docs/performance.md shows it.
+
+    The first row names the columns; other rows may lack some. `corner` is the head of the rows' names.
+    """
+    heads = list(next(iter(rows.values())))
+    lines = [(corner, *heads), ("---", *["---:"] * len(heads))]
+    lines += [(str(name), *(cells.get(head, "") for head in heads)) for name, cells in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _show(value: float | None) -> str:
     if value is None:
         return ""

@@ -7,6 +7,7 @@ what reads them elsewhere is not its cost.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,15 +27,19 @@ from deploy.dev.plan import LOOPBACK, make_plan
 from deploy.dev.processes import Process, Program, call, free_ports, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
 TRACK_TOKEN = "the-track-token"
 ADMIN_TOKEN = "the-admin-token"
 API_PROCESSES = 4
+API, DYNAMODB, REDIS = "API", "DynamoDB Local", "Redis"
+"""The names of the servers whose processor time is measured."""
 REGION = "us-east-1"
 _REDIS_DATABASES = 16
+_SCHEDULER_CLOCK = 2
+"""`CPUCLOCK_SCHED`: the part of the id of a process's clock that says what it counts."""
 _START_SEC = 60
 
 
@@ -45,6 +50,12 @@ class Api:
     port: int
     metrics: Path
     """The directory of its processes' counters."""
+    pid: int
+    """The process that has started the others."""
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of all its processes so far."""
+        return cpu_seconds_of(self.pid)
 
     def counts(self) -> Counter[str]:
         """Return the sum of the counters of all its processes since its start, by their names in /metrics.
@@ -85,7 +96,7 @@ class Servers:
         self._dynamodb_port, self._redis_port = free_ports(2)
         self._tables: dict[str, int] = {}
         self._running = ExitStack()
-        self._masters: dict[str, list[int]] = {"DynamoDB Local": [], "Redis": [], "API": []}
+        self._masters: dict[str, int] = {}
         self._apis = 0
 
     @property
@@ -97,7 +108,7 @@ class Servers:
         with ExitStack() as starting:
             dynamodb = starting.enter_context(_running(dynamodb_local(self._dynamodb_port)))
             redis = starting.enter_context(_running(programs.valkey(self._redis_port)))
-            self._masters |= {"DynamoDB Local": [dynamodb.pid], "Redis": [redis.pid]}
+            self._masters = {DYNAMODB: dynamodb.pid, REDIS: redis.pid}
             self._running = starting.pop_all()
         return self
 
@@ -105,8 +116,8 @@ class Servers:
         self._running.close()
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Return the processor time of each kind of server so far, with its child processes."""
-        return {kind: sum(cpu_seconds_of(master) for master in masters) for kind, masters in self._masters.items()}
+        """Return the processor time of DynamoDB Local and of Redis so far."""
+        return {kind: cpu_seconds_of(master) for kind, master in self._masters.items()}
 
     def directory(self, name: str) -> Path:
         """Return a new directory that exists until the end of the bench."""
@@ -125,9 +136,14 @@ class Servers:
 
     @contextmanager
     def api(
-        self, table: str, *, application: str = "broker_api.wsgi:app", processes: int | None = None
+        self,
+        table: str,
+        *,
+        application: str = "broker_api.wsgi:app",
+        processes: int | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> Iterator[Api]:
-        """Run an API server on a table, with rate limit, metrics and logs on."""
+        """Run an API server on a table, with rate limit, metrics and logs on; `variables` are for `application`."""
         processes = processes or self.processes
         self._apis += 1
         scratch = self._scratch / f"api-{self._apis}"
@@ -142,6 +158,7 @@ class Servers:
             "DDB_ENDPOINT_URL": self.dynamodb_url,
             "DDB_TABLE_NAME": table,
             "REDIS_URL": self._redis_of(table),
+            **(variables or {}),
         }
         program = programs.api(make_plan(env), scratch)
         command = ["sh", "-c", 'exec "$@" >/dev/null', "sh", *program.command[:-1], application]
@@ -149,11 +166,7 @@ class Servers:
             metrics = scratch / "prometheus-api"
             started = wait_until(lambda: _count_ready(port, metrics) >= processes, _START_SEC)
             assert started, f"{application}: only some of its processes are up"
-            self._masters["API"].append(process.pid)
-            try:
-                yield Api(port, metrics)
-            finally:
-                self._masters["API"].remove(process.pid)
+            yield Api(port, metrics, process.pid)
 
     def _redis_of(self, table: str) -> str:
         """Return the URL of a database of Redis for a table: a broker remembers its table there."""
@@ -171,9 +184,8 @@ def cpu_seconds_of(master: int) -> float:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return user and system time of a process (proc(5): fields 14 and 15, counted after the name, which ends in `)`)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Return user and system time of a process with all its threads (clock_getcpuclockid(3), to the nanosecond)."""
+    return time.clock_gettime((~pid << 3) | _SCHEDULER_CLOCK)
 
 
 def _count_ready(port: int, metrics: Path) -> int:

@@ -35,9 +35,10 @@ from tests.http_server import Handler, serving
 from tests.long.bench.bare import Bare, transactions
 from tests.long.bench.cost import GAUGES, GAUGES_OF_NONE, LOOK, Meter, Units, months_table, price
 from tests.long.bench.load import Answer, Generator, Load, allocations, drive, new_tracks, percentile
+from tests.long.bench.parts import PARTS, costs_of, draw_parts
 from tests.long.bench.pool import make_pool
-from tests.long.bench.report import Findings, Goal, table, write_json, write_plot
-from tests.long.bench.scenarios import CALLS, add_drain
+from tests.long.bench.report import Findings, Goal, markdown, table, write_json, write_plot
+from tests.long.bench.scenarios import CALLS, add_drain, add_level
 from tests.long.bench.servers import REGION, TRACK_TOKEN, Servers
 from tests.long.bench.textbook import TextbookAllocator, make_textbook_table
 from tests.long.bench.workers import Work
@@ -111,6 +112,34 @@ def test_the_rate_of_a_load_counts_what_succeeded() -> None:
     assert Load(answers, cpu_seconds=0).rate == 0.5
 
 
+def test_processor_time_is_told_for_each_successful_request() -> None:
+    answers = [Answer(0, 201, 0.0, 1.0), Answer(1, 503, 0.0, 1.0), Answer(2, 201, 0.0, 1.0)]
+    load = Load(answers, cpu_seconds=0.2, servers_cpu_seconds={"API": 0.006, "Redis": 0.001, "DynamoDB Local": 0.008})
+    assert load.own_milliseconds == pytest.approx(100)
+    assert load.milliseconds_of("API", "Redis") == pytest.approx(3.5)
+
+
+def test_the_share_by_processor_time_counts_all_but_the_load_generator() -> None:
+    bare = Load([Answer(0, 201, 0.0, 1.0)], 0.002, {"DynamoDB Local": 0.004, "Redis": 1.0})
+    broker = Load([Answer(0, 201, 0.0, 1.0)], 9.0, {"API": 0.003, "DynamoDB Local": 0.004, "Redis": 0.001})
+    findings = Findings()
+    add_level(findings, 1, [broker], [bare])
+    share = next(each for each in findings.figures if each.name == "the same by processor time")
+    assert share.value == pytest.approx(0.75)
+    assert share.verdict == "MISSED"
+
+
+def test_a_part_costs_the_difference_between_the_api_with_it_and_without_it(tmp_path: Path) -> None:
+    costs = costs_of([[7.0 - part, 8.0 - part] for part in range(len(PARTS))])
+    assert list(costs) == list(PARTS)
+    assert set(map(tuple, list(costs.values())[:-1])) == {(1.0, 1.0)}
+    assert costs["gunicorn"] == [1.0, 2.0]
+    draw_parts(tmp_path / "parts.svg", {"before": costs, "now": costs})
+    drawn = (tmp_path / "parts.svg").read_text()
+    assert all(part in drawn for part in PARTS)
+    assert "now: 7.50 ms in all" in drawn
+
+
 def test_the_load_generator_fails_when_a_connection_ends_before_its_answer() -> None:
     class Closing(Handler):
         def handle(self) -> None:
@@ -165,6 +194,23 @@ def test_bare_transactions_allocate_each_sandbox_to_a_track_of_its_own(
         claim = store.get_claim(flat(each).allocated_to_track or "", flat(each).idempotency_key or "")
         assert claim is not None
         assert (claim.sandbox_id, claim.lease.lease_id) == (each.sandbox_id, flat(each).lease_id)
+
+
+def test_a_bare_transaction_that_is_not_answered_is_sent_again_and_one_that_is_refused_is_not_counted_as_made(
+    aws_environment: dict[str, str],
+) -> None:
+    sent: list[bytes] = []
+
+    class SilentAtFirst(Handler):
+        def reply(self) -> None:
+            sent.append(self.read_body())
+            if len(sent) > 1:
+                self.answer(200 if len(sent) == 2 else 400, b"{}")
+
+    with serving(SilentAtFirst) as running, Bare(f"http://127.0.0.1:{running.server_port}", processes=1) as bare:
+        load = bare.allocate("table", make_pool(2), clients=1)
+    assert (load.statuses, load.sent_again) == ({201: 1, 400: 1}, 1)
+    assert sent[0] == sent[1] != sent[2]
 
 
 def test_a_bare_transaction_is_refused_once_its_sandbox_is_taken(client: DynamoDBClient, table_name: str) -> None:
@@ -330,6 +376,16 @@ def test_the_table_says_of_each_goal_whether_it_is_met() -> None:
     assert lines[3].split() == ["rate", "2", "1", "to", "3", "≥", "2", "met"]
     assert lines[4].split() == ["calls", "3", "≤", "2", "MISSED"]
     assert lines[-1] == "1 of 2 goals met on this machine, this time."
+
+
+def test_a_table_for_the_documents_is_markdown() -> None:
+    rows = {16: {"p50": "8.8 ms", "p99": "18 ms"}, 64: {"p99": "20 ms"}}
+    assert markdown("clients", rows).splitlines() == [
+        "| clients | p50 | p99 |",
+        "| --- | ---: | ---: |",
+        "| 16 | 8.8 ms | 18 ms |",
+        "| 64 |  | 20 ms |",
+    ]
 
 
 def test_what_was_found_is_written_as_json_and_drawn(tmp_path: Path) -> None:

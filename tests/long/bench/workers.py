@@ -1,7 +1,7 @@
 """Real workers on DynamoDB Local: the load of one process, and the gain by more workers while tracks are served.
 
-The provider is the mock, which takes a given time for each delete. The API is there because the deletions come from
-tracks that give back, and to be watched meanwhile.
+One worker runs jobs. Others wipe: they take the deletions alone. The provider is the mock, which takes a given time for
+each delete. The API is there because the deletions come from tracks that give back, and to be watched meanwhile.
 """
 
 from __future__ import annotations
@@ -9,24 +9,30 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import requests
 
+from deploy.dev import programs
 from deploy.dev.processes import free_ports, wait_until
 from tests.bulk_load import load_records
-from tests.e2e.stack import TRACK_TOKEN, Stack, with_workers
+from tests.e2e.stack import TRACK_TOKEN, Stack, api_program, worker_program
 from tests.long.bench.load import Generator, Load, allocations, new_tracks
 from tests.long.bench.pool import make_pool
 from tests.long.bench.servers import cpu_seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
+    from deploy.dev.plan import Plan
+    from deploy.dev.processes import Program
     from tests.long.bench.servers import Servers
 
 _PATIENCE_SEC = 60
+_JOBS = "jobs"
+"""The worker that runs jobs."""
 _SELDOM = "86400"
 _SETTINGS = {
     "API_WORKERS": "1",
@@ -37,8 +43,10 @@ _SETTINGS = {
     "CLEANUP_INTERVAL_SEC": _SELDOM,
     "AUTO_EXPIRY_INTERVAL_SEC": _SELDOM,
 }
-CHILDREN, LIMIT = 4, 10
-"""The processes of each worker, and `CSP_MAX_CONCURRENCY`: both defaults."""
+_POOL = ("-P", "prefork")
+"""How a worker that wipes makes several calls at once."""
+AT_ONCE, LIMIT = 4, 10
+"""The calls that each worker makes at once, and `CSP_MAX_CONCURRENCY`."""
 DELETE_SEC = 1.0
 _OTHER_IDS = 1_000_000
 """The offset of the tracks' sandboxes from the provider's accounts."""
@@ -81,30 +89,30 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The work of so many workers, and the service for tracks at that time. Without workers nothing is deleted."""
+    """The work of so many workers that wipe, and the service for tracks at that time. Without them nothing is deleted."""
 
-    workers: int
+    name: str
     deletions: Work | None
     served: Served
 
 
 class _Site:
-    """A broker that starts with one worker."""
+    """A broker that starts with the worker for jobs, and one that wipes."""
 
-    def __init__(self, stack: Stack, workers: Sequence[str], apis: Sequence[str]) -> None:
+    def __init__(self, stack: Stack, wiping: Sequence[str], apis: Sequence[str]) -> None:
         self.stack = stack
-        self._workers = workers
+        self._wiping = wiping
         self._apis = apis
         self._running = 1
 
     def add_workers(self, running: int) -> None:
-        """Start or stop workers until `count` run."""
-        self.stack.start(*self._workers[self._running : running])
+        """Start workers that wipe until `running` run."""
+        self.stack.start(*self._wiping[self._running : running])
         self._running = running
 
     def kill_workers(self) -> None:
-        """End all workers at the same time."""
-        for name in self._workers[: self._running]:
+        """End all workers that wipe at the same time."""
+        for name in self._wiping[: self._running]:
             self.stack.kill(name)
 
     def run(self, job: str, counted: str) -> Work:
@@ -142,26 +150,46 @@ class _Site:
         return sum(cpu_seconds_of(self.stack.pid(name)) for name in self._apis)
 
     def _cpu_seconds(self) -> float:
-        return sum(cpu_seconds_of(self.stack.pid(name)) for name in self._workers[: self._running])
+        return sum(cpu_seconds_of(self.stack.pid(name)) for name in (_JOBS, *self._wiping[: self._running]))
 
 
 @contextmanager
 def _site(
-    servers: Servers, table: str, settings: Mapping[str, str], *, workers: int, children: int, apis: Sequence[int] = ()
+    servers: Servers, table: str, settings: Mapping[str, str], *, workers: int, at_once: int, apis: Sequence[int] = ()
 ) -> Iterator[_Site]:
     """Run a broker on a table of its own; `apis` are the ports of further APIs."""
-    names = [f"worker-{number}" for number in range(1, workers + 1)]
+    wiping = [f"wipes-{number}" for number in range(1, workers + 1)]
     on_table = {"DDB_ENDPOINT_URL": servers.dynamodb_url, "DDB_TABLE_NAME": table}
     further = {f"api-{number}": port for number, port in enumerate(apis, start=2)}
-    services = with_workers(names, children=children, further_apis=further)
+    services = _services(wiping, at_once, further)
     with Stack(
-        servers.directory(table), _SETTINGS | on_table | dict(settings), services=services, later=names[1:]
+        servers.directory(table), _SETTINGS | on_table | dict(settings), services=services, later=wiping[1:]
     ) as stack:
-        yield _Site(stack, names, ["api", *further])
+        yield _Site(stack, wiping, ["api", *further])
+
+
+def _services(
+    wiping: Sequence[str], at_once: int, further_apis: Mapping[str, int]
+) -> Callable[[Plan, Path], list[Program]]:
+    """Return the `services` of a stack with one process for jobs, and workers that wipe."""
+    options = {_JOBS: ("-Q", "jobs", "-c", "1")} | {
+        name: ("-Q", "deletions", *_POOL, "-c", str(at_once)) for name in wiping
+    }
+    ports = dict(zip(options, free_ports(len(options)), strict=True))
+
+    def services(plan: Plan, scratch: Path) -> list[Program]:
+        def worker(name: str) -> Program:
+            usual = worker_program(plan, scratch, name=name, metrics_port=ports[name], children=1)
+            return replace(usual, command=[*usual.command, *options[name]])  # the last of equal options counts
+
+        apis = [api_program(plan, scratch, name=name, port=port) for name, port in further_apis.items()]
+        return [*map(worker, options), programs.api(plan, scratch), *apis, programs.beat(plan)]
+
+    return services
 
 
 def scale(servers: Servers, *, rounds: int, round_size: int) -> list[Step]:
-    """Measure two APIs without deletions, then beside 1, 2 and 4 workers in a flood of them, then without again.
+    """Measure two APIs without deletions, then beside 1, 2 and 4 workers that wipe in a flood of them, then without again.
 
     At each step each API gets `rounds` times `round_size` allocations, from one client, without a pause.
     """
@@ -175,7 +203,7 @@ def scale(servers: Servers, *, rounds: int, round_size: int) -> list[Step]:
     with ExitStack() as opened:
         generators = [opened.enter_context(Generator()) for _ in range(2)]
         threads = opened.enter_context(ThreadPoolExecutor(2))
-        site = opened.enter_context(_site(servers, "scaling", settings, workers=4, children=CHILDREN, apis=further))
+        site = opened.enter_context(_site(servers, "scaling", settings, workers=4, at_once=AT_ONCE, apis=further))
         site.run("sync", "synced")
         held = generators[0].allocate(site.port, TRACK_TOKEN, waiting, clients=4)
         generators[0].give_back(site.port, TRACK_TOKEN, held, clients=4)
@@ -190,18 +218,18 @@ def scale(servers: Servers, *, rounds: int, round_size: int) -> list[Step]:
             return Served(loads, site.api_cpu_seconds() - before)
 
         serve_tracks()  # warms up
-        steps = [Step(0, None, serve_tracks())]
+        steps = [Step("no worker", None, serve_tracks())]
         assert site.stack.as_admin("POST", "/cleanup").ok
         for workers in (1, 2, 4):
             site.add_workers(workers)
-            _wait_until_under_way(site, min(workers * CHILDREN, LIMIT))
+            _wait_until_under_way(site, min(workers * AT_ONCE, LIMIT))
             with site.watch_deletions() as deletions:
                 served = serve_tracks()
-            steps.append(Step(workers, deletions[0], served))
+            steps.append(Step(f"{workers} of {AT_ONCE} calls", deletions[0], served))
         # Wait for the full number: between the end of a call and the next one there is one less.
         _wait_until_under_way(site, LIMIT)
         site.kill_workers()
-        return [*steps, Step(0, None, serve_tracks())]
+        return [*steps, Step("no worker, again", None, serve_tracks())]
 
 
 def _wait_until_under_way(site: _Site, calls: int) -> None:
@@ -221,7 +249,7 @@ def size(servers: Servers, *, items: int, lab_sec: int) -> dict[str, Work]:
         "LAB_DURATION_HOURS": str(lab_sec / 3600),
         "EXPIRY_BUFFER_HOURS": "0",
     }
-    with _site(servers, "sizing", settings, workers=1, children=1) as site, Generator() as generator:
+    with _site(servers, "sizing", settings, workers=1, at_once=1) as site, Generator() as generator:
         works = {
             "sync: new sandboxes": site.run("sync", "synced"),
             "sync: unchanged sandboxes": site.run("sync", "synced"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ import pytest
 
 from broker_common.core.facts import Change
 from broker_common.core.lease import candidate_of, end
+from broker_common.core.policy import Policy
 from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Sandbox, Status
 from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
+from broker_common.core.wipe import begin_attempt
 from tests.fakes import BY, flat, make_claim, make_sandbox, walk_ring
 from tests.long.simulation.broker import Scenario, simulate
 from tests.long.simulation.scale import SWEEPS, plot, run
@@ -136,6 +139,28 @@ def test_a_sandbox_that_comes_back_costs_the_index_a_deleted_and_a_new_entry_eac
     answers_to(schedule, live)
     names = {name.partition("#")[0]: units for name, units in store.heat().items()}
     assert names == {"available": 1, "allocated": 2, "pending_deletion": 1, "fact": 2}
+
+
+def test_a_change_that_the_index_throttles_is_sent_again_and_is_written_once_with_its_fact() -> None:
+    schedule, store = make_store(shards=1, partitions=100)
+    now = schedule.time.now()
+    endings = [
+        end(
+            make_sandbox(name, status=Status.ALLOCATED, lease_id=name, allocated_to_track=name, idempotency_key=name),
+            reason=DeletionReason.MARKED,
+            by=BY,
+            now=now,
+        )
+        for name in (f"sbx-{number}" for number in range(WRITE_UNITS // 2 + 100))
+    ]
+    ending, waiting = endings[:100], [each.result for each in endings[100:]]
+    # Each takes two units of `pending_deletion#0`, and has no fact.
+    taking = [begin_attempt(each, attempt_id="attempt", by=BY, now=now, policy=Policy()) for each in waiting]
+    store.seed(*(each.before for each in ending if each.before), *waiting)
+    answers_to(schedule, *[partial(store.commit, each) for each in (*taking, *ending)])
+    assert set(store.throttled) == {"pending_deletion#0"}
+    assert len(store.facts) == len(ending)
+    assert store.heat() == {"allocated#0": 100, "pending_deletion#0": WRITE_UNITS + 100, "fact#0": 100}
 
 
 def test_a_change_that_leaves_its_key_alone_costs_the_index_one_unit() -> None:
