@@ -85,7 +85,7 @@ def _create() -> Celery:
 
 
 def _watch_clock(settings: Settings) -> ClockWatch:
-    reader = make_time_reader(region=settings.aws_region, endpoint_url=settings.ddb_endpoint_url)
+    reader = make_time_reader(region=settings.aws_region, endpoint_url=settings.ddb_endpoint_url, timeout_sec=1)
     return ClockWatch(reader, SystemClock())
 
 

@@ -13,13 +13,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_TIMEOUT_SEC = 1.0
 
-
-def make_time_reader(*, region: str, endpoint_url: str | None) -> Callable[[], int | None]:
+def make_time_reader(*, region: str, endpoint_url: str | None, timeout_sec: float) -> Callable[[], int | None]:
     """Return a function that reads DynamoDB's time in Unix seconds, or None if no answer with a time comes.
 
-    The request is not signed, so it needs no permission. Every answer has the header `Date`, even a refusal.
+    It waits `timeout_sec` to connect, and as long for the answer. The request is not signed, so it needs no permission. Every answer has the header `Date`, even a refusal.
     """
     client: Any = boto3.session.Session().client(
         "dynamodb",
@@ -27,8 +25,8 @@ def make_time_reader(*, region: str, endpoint_url: str | None) -> Callable[[], i
         endpoint_url=endpoint_url,
         config=Config(
             signature_version=UNSIGNED,
-            connect_timeout=_TIMEOUT_SEC,
-            read_timeout=_TIMEOUT_SEC,
+            connect_timeout=timeout_sec,
+            read_timeout=timeout_sec,
             retries={"mode": "standard", "total_max_attempts": 1},
             user_agent="sandbox-broker",
         ),

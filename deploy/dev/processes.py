@@ -38,6 +38,8 @@ class Program:
     """The whole environment of the process: nothing is inherited."""
     ready_url: str = ""
     """Ready when this answers: `http://…` with 200, `tcp://host:port` by accepting. Empty if it runs to its end."""
+    ready_headers: Mapping[str, str] | None = None
+    """The headers of the POST of `{}` that an `http://…` address must answer. None for a GET without headers."""
     health_url: str = ""
     """Answers 503 when the program must be started again. Empty if it has no such address."""
     stop_limit_sec: float = 5
@@ -103,7 +105,7 @@ class Process:
 
     def is_ready(self) -> bool:
         """Tell whether the program answers."""
-        return answers(self.program.ready_url)
+        return answers(self.program.ready_url, self.program.ready_headers)
 
     def is_unwell(self) -> bool:
         """Tell whether the program was healthy since its start and now reports 503: it must be started again."""
@@ -189,19 +191,25 @@ def wait_until(condition: Callable[[], bool], seconds: float, *, give_up: Callab
     return True
 
 
-def answers(url: str) -> bool:
-    """Tell whether `http://…` answers 200, or `tcp://host:port` (any scheme but http) accepts a connection."""
+def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
+    """Tell whether `http://…` answers 200, or `tcp://host:port` (any scheme but http) accepts a connection.
+
+    With `headers` the HTTP request is a POST of `{}`, else a GET.
+    """
     parts = urlsplit(url)
     try:
         if parts.scheme == "http":
-            return call("GET", url)[0] == http.HTTPStatus.OK
+            sent = call("GET", url) if headers is None else call("POST", url, headers=headers, body="{}")
+            return sent[0] == http.HTTPStatus.OK
         socket.create_connection((parts.hostname or "", parts.port or 0), 1).close()
     except (OSError, http.client.HTTPException):
         return False
     return True
 
 
-def call(method: str, url: str, *, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+def call(
+    method: str, url: str, *, headers: Mapping[str, str] | None = None, body: str | None = None
+) -> tuple[int, Any]:
     """Make one HTTP request to this machine, past any proxy; return the status, and the body if it is JSON, else None.
 
     Raises `OSError` or `http.client.HTTPException` if there is no answer within 5 s.
@@ -209,13 +217,13 @@ def call(method: str, url: str, *, headers: Mapping[str, str] | None = None) -> 
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
     try:
-        connection.request(method, parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers or {})
+        connection.request(method, parts.path + (f"?{parts.query}" if parts.query else ""), body, headers or {})
         response = connection.getresponse()
-        body = response.read()
+        answer = response.read()
     finally:
         connection.close()
     try:
-        return response.status, json.loads(body)
+        return response.status, json.loads(answer)
     except ValueError:
         return response.status, None
 

@@ -515,7 +515,7 @@ def test_an_account_is_not_taken_from_a_sandbox_that_is_added_just_then(
 @pytest.mark.usefixtures("aws_environment")
 @pytest.mark.parametrize("engine", ["ministack_url", "dynamodb_local_url"])
 def test_an_engine_tells_its_time_to_a_request_without_a_signature(request: pytest.FixtureRequest, engine: str) -> None:
-    read = make_time_reader(region="us-east-1", endpoint_url=request.getfixturevalue(engine))
+    read = make_time_reader(region="us-east-1", endpoint_url=request.getfixturevalue(engine), timeout_sec=30)
     told = read()
     assert told is not None
     assert abs(told - time.time()) < 60
@@ -523,7 +523,7 @@ def test_an_engine_tells_its_time_to_a_request_without_a_signature(request: pyte
 
 @pytest.mark.usefixtures("aws_environment")
 def test_an_engine_that_is_away_tells_no_time() -> None:
-    assert make_time_reader(region="us-east-1", endpoint_url="http://127.0.0.1:1")() is None
+    assert make_time_reader(region="us-east-1", endpoint_url="http://127.0.0.1:1", timeout_sec=1)() is None
 
 
 @pytest.mark.parametrize(
