@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def make_time_reader(*, region: str, endpoint_url: str | None, timeout_sec: float) -> Callable[[], int | None]:
     """Return a function that reads DynamoDB's time in Unix seconds, or None if no answer with a time comes.
 
-    It waits `timeout_sec` to connect, and as long for the answer. The request is not signed, so it needs no permission. Every answer has the header `Date`, even a refusal.
+    It waits `timeout_sec` to connect, and as long for the answer. The request is not signed, so it needs no permission.
+    Every answer has the header `Date`, even a refusal.
     """
     client: Any = boto3.session.Session().client(
         "dynamodb",
