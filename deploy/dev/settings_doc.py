@@ -137,6 +137,11 @@ OTHERS = {
         "boto3",
         "One of the ways to give credentials. On AWS, use the role of the process instead.",
     ),
+    "REQUESTS_CA_BUNDLE": (
+        "",
+        "requests, boto3",
+        "The file of the certificate authorities to trust, in place of the built-in ones. `AWS_CA_BUNDLE` is for boto3 alone.",
+    ),
     "PROMETHEUS_MULTIPROC_DIR": (
         "a temporary directory",
         "API, worker",
