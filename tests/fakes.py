@@ -402,10 +402,10 @@ class MemoryStore:
                 self._check_account(sandbox)
             self._accounts |= {sandbox.account_key: sandbox.sandbox_id for sandbox in sandboxes}
 
-    def read_all(self, *, with_accounts: bool = True) -> Pool:
+    def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
         with self._called("read_all"):
-            index = self._index()
-            readable = [index[each] for each in self._met() if each in index and each not in self._spoiled]
+            shown = self._records if consistent else self._index()
+            readable = [shown[each] for each in self._met() if each in shown and each not in self._spoiled]
             keys = {record.account_key for record in readable} & self._accounts.keys() if with_accounts else ()
             unreadable = tuple(Unreadable(each, SPOILED) for each in sorted(self._spoiled & self._records.keys()))
             return Pool(tuple(readable), {key: self._accounts[key] for key in keys}, unreadable)
@@ -682,8 +682,8 @@ class StoreWrapper:
     def record_accounts(self, *sandboxes: Sandbox) -> None:
         self._call("record_accounts", lambda: self.inner.record_accounts(*sandboxes))
 
-    def read_all(self, *, with_accounts: bool = True) -> Pool:
-        return self._call("read_all", lambda: self.inner.read_all(with_accounts=with_accounts))
+    def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
+        return self._call("read_all", lambda: self.inner.read_all(with_accounts=with_accounts, consistent=consistent))
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         return self._call("read_removed", lambda: self.inner.read_removed(sandbox_ids))

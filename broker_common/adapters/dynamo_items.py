@@ -59,6 +59,7 @@ _PAUSES_FIELDS = fields_of(
         **_SCHEMA,
     },
 )
+_SCHEMA_FIELD = fields_of({}, _SCHEMA)
 _RIGHT_FIELDS = fields_of({"turn": str, "counter": str, "counting_until": int}, _SCHEMA)
 _COUNT_FIELDS = fields_of(
     {**dict.fromkeys(Status, int), "began_at": int, "counted_by": str}, {"oldest_pending_deletion": int}
@@ -278,6 +279,14 @@ def decode_counts(item: Item) -> CountRecord:
     return CountRecord(
         turn=right["turn"], count=count, counter=right["counter"], counting_until=right["counting_until"]
     )
+
+
+def check_schema_of_counts(item: Item) -> None:
+    """Raise `UnreadableRecord` if the record of counts has a schema that no write of this release replaces."""
+    try:
+        read_fields(item, _SCHEMA_FIELD)
+    except ValueError as error:
+        raise UnreadableRecord("the record of counts", str(error)) from error
 
 
 def turn_of(item: Item) -> str | None:

@@ -12,6 +12,7 @@ from broker_common.adapters.dynamo_items import (
     COUNTS_KEY,
     PAUSE_KEY,
     SYNC_KEY,
+    check_schema_of_counts,
     decode_counts,
     decode_pauses,
     decode_watermark,
@@ -122,6 +123,7 @@ class DynamoPoolState(DynamoBase):
         item = self._transport.read("get_item", TableName=self._table, Key=COUNTS_KEY).get("Item")
         if item is None:
             return CountRecord()
+        self._read(check_schema_of_counts, item)
         return self._readable(decode_counts, item) or CountRecord(turn=turn_of(item))
 
     def write_counts(self, record: CountRecord, *, instead_of: str | None) -> None:

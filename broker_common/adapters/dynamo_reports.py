@@ -58,8 +58,8 @@ _IN_ORDER: Item = {":zero": {"N": "0"}, ":highest": {"N": str(ORDER_LIMIT - 1)}}
 class DynamoReports(DynamoBase):
     """`Reports` on one DynamoDB table."""
 
-    def read_all(self, *, with_accounts: bool = True) -> Pool:
-        """Implement the port: keys from the index, then eventually consistent reads of sandboxes, and of accounts.
+    def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
+        """Implement the port: keys from the index, then reads of sandboxes, and of accounts.
 
         Never scans the table, most of which is facts.
         """
@@ -77,10 +77,10 @@ class DynamoReports(DynamoBase):
         # A sandbox that changes its status meanwhile may be found twice.
         ids = list(dict.fromkeys(each for found in for_each(read_ids, places, threads=_THREADS) for each in found))
         sandboxes, unreadable = self._decode_many(
-            self._get_parallel([sandbox_key(each) for each in ids], consistent=False)
+            self._get_parallel([sandbox_key(each) for each in ids], consistent=consistent)
         )
         keys = dict.fromkeys(sandbox.account_key for sandbox in sandboxes) if with_accounts else ()
-        accounts = self._get_parallel([account_item_key(key) for key in keys], consistent=False)
+        accounts = self._get_parallel([account_item_key(key) for key in keys], consistent=consistent)
         recorded = {account_key_of(item): item["sandbox_id"]["S"] for item in accounts}
         return Pool(tuple(sandboxes), recorded, tuple(unreadable))
 

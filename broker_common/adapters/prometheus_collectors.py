@@ -30,8 +30,8 @@ _SHORTEST_PAUSE_SEC = 1.0
 """Between renewals that no scrape requests."""
 _LOOK_AGAIN_SEC = 0.25
 """When a read is repeated that found a value of before; later if values may be older than 15 s."""
-_UNSEEN_LIMIT = 60
-"""Renewals without a scrape until the thread ends: with the usual cache two minutes, longer than a scrape interval."""
+_UNSEEN_LIMIT_SEC = 120.0
+"""How long after the last scrape the thread ends: longer than a usual scrape interval."""
 _GAUGES = {
     Status.AVAILABLE: "Number of sandboxes currently available",
     Status.ALLOCATED: "Number of sandboxes currently allocated",
@@ -44,6 +44,7 @@ _STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN:
 _log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+Answer = TypeVar("Answer")
 
 
 class _Renewed(Generic[Value]):
@@ -54,9 +55,20 @@ class _Renewed(Generic[Value]):
     If another process renews the value and is not done yet, the thread soon reads again.
     """
 
-    def __init__(self, read: Callable[[], tuple[float, Value]], clock: Clock, *, max_age: float) -> None:
-        """Take a `read` that returns since when its value is known (by the monotonic clock), and the value."""
+    def __init__(
+        self,
+        read: Callable[[], tuple[float, Value]],
+        clock: Clock,
+        *,
+        max_age: float,
+        at_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take a `read` that returns since when its value is known (by the monotonic clock), and the value.
+
+        The thread calls `at_end` before it ends.
+        """
         self._read = read
+        self._at_end = at_end
         self._clock = clock
         self._max_age = max_age
         self._look_again = max(_LOOK_AGAIN_SEC, max_age / 60)
@@ -64,7 +76,7 @@ class _Renewed(Generic[Value]):
         self._value: Value | None = None
         self._fresh_until = float("-inf")
         self._reads = 0
-        self._unseen = 0
+        self._scraped_at = float("-inf")
         self._wanted = False
         self._renewing = False
         self._began_at = float("-inf")
@@ -76,8 +88,7 @@ class _Renewed(Generic[Value]):
         value (at the first scrape, or after a long time without scrapes), it waits up to 1 s.
         """
         with self._changed:
-            self._unseen = 0
-            now = self._clock.monotonic()
+            now = self._scraped_at = self._clock.monotonic()
             if now < self._fresh_until:
                 return self._value
             if not self._renewing:
@@ -93,7 +104,7 @@ class _Renewed(Generic[Value]):
     def _renew(self) -> None:
         while True:
             began = self._clock.monotonic()
-            since, value = self._try_to_read() or (began, None)
+            since, value = self._try(self._read) or (began, None)
             with self._changed:
                 self._value, self._wanted = value, False
                 self._fresh_until = max(since + self._max_age, began + min(self._max_age, self._look_again))
@@ -102,14 +113,20 @@ class _Renewed(Generic[Value]):
                 shortest = _SHORTEST_PAUSE_SEC if since >= began else self._look_again
                 pause = max(self._fresh_until - self._clock.monotonic(), shortest)
                 self._changed.wait_for(lambda: self._wanted, pause)
-                self._unseen += 1
-                if self._unseen > _UNSEEN_LIMIT:
+                if self._is_scraped():
+                    continue
+            self._try(self._at_end)
+            with self._changed:
+                if not self._is_scraped():
                     self._renewing = False
                     return
 
-    def _try_to_read(self) -> tuple[float, Value] | None:
+    def _is_scraped(self) -> bool:
+        return self._clock.monotonic() - self._scraped_at < _UNSEEN_LIMIT_SEC
+
+    def _try(self, call: Callable[[], Answer]) -> Answer | None:
         try:
-            return self._read()
+            return call()
         except BrokerError:
             return None  # absent, not zero: the number is not known
         except Exception:  # noqa: BLE001 - an error that ended the thread would leave an old number in place
@@ -123,7 +140,7 @@ class PoolCollector(Collector):
     def __init__(self, counts: Counts, clock: Clock, *, max_age: float) -> None:
         """Show what `counts` has; the pool is counted at most once in `max_age` seconds."""
         self._clock = clock
-        self._counts = _Renewed(counts.latest, clock, max_age=max_age)
+        self._counts = _Renewed(counts.latest, clock, max_age=max_age, at_end=counts.give_back)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges."""

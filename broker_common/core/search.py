@@ -127,7 +127,7 @@ class Search:
                 copy = self._copy
                 if copy is None or self._is_old(copy):
                     began = self._clock.monotonic()
-                    copy = self._copy = (began, self._reports.read_all(with_accounts=False))
+                    copy = self._copy = (began, self._reports.read_all(with_accounts=False, consistent=True))
             finally:
                 self._reading.release()
         return copy

@@ -5,7 +5,8 @@ index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and
 
 This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
 allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
-Only a damaged record of counts is written over, because the pool can be counted again.
+Only a damaged record of counts is written over, because the pool can be counted again; but not if its schema is newer
+or no number.
 
 Every method may raise `StoreUnavailable`. Every write may also raise `OutcomeUnknown`; then it may have been applied.
 If the answer was lost, the caller may send the same write again: it succeeds if the first one was applied.
@@ -256,10 +257,16 @@ class PoolState(Protocol):
         """Write a fact of the pool without a change."""
 
     def read_counts(self) -> CountRecord:
-        """Return the record of counts, which may be out of date. If it cannot be read, return only its `turn`."""
+        """Return the record of counts, which may be out of date. If it is damaged, return only its `turn`.
+
+        Raises `UnreadableRecord` if its schema is newer or no number. Then it cannot be written over.
+        """
 
     def write_counts(self, record: CountRecord, *, instead_of: str | None) -> None:
-        """Write the record of counts. Raises `Conflict` unless the stored `turn` is `instead_of`."""
+        """Write the record of counts.
+
+        Raises `Conflict` unless the stored `turn` is `instead_of`, and its schema is one that this release reads.
+        """
 
     def ping(self) -> TableState:
         """Make sure that the store answers and has the layout for this process, and return its table's state.
@@ -337,10 +344,11 @@ class FeedPage:
 class Reports(Protocol):
     """Reads many records, for jobs and operators."""
 
-    def read_all(self, *, with_accounts: bool = True) -> Pool:
+    def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
         """Read all sandboxes and tombstones; also their account records, if `with_accounts`.
 
-        A record may be out of date, as in the index.
+        The index tells which there are, and may be out of date. So may a record, unless `consistent`, which costs
+        twice as much.
         """
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:

@@ -13,7 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.comparison import Comparison, counts_for_brake
-from broker_common.core.errors import BrokerError, ListNotWhole, StoreMisconfigured, SyncBraked
+from broker_common.core.errors import (
+    BrokerError,
+    ListNotWhole,
+    OutcomeUnknown,
+    StoreMisconfigured,
+    StoreUnavailable,
+    SyncBraked,
+)
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.ids import new_id
 from broker_common.core.job_names import Job
@@ -225,8 +232,9 @@ class Syncer:
                 f" more than {self._policy.stale_brake_percent} %, so no missing sandbox was marked stale or removed."
                 " If the list is right, run the sync with force"
             )
-        if len(pool.sandboxes) + result.added > result.removed:
-            # On a table without any record, the watermark would mean that the records were lost.
+        if len(pool.sandboxes) + result.added + result.overtaken > result.removed:
+            # On a table without any record, the watermark would mean that the records were lost. A new account that
+            # was overtaken has a record: another sync added it, or a track allocated it after a lost answer.
             self._store.write_watermark(
                 Watermark(synced_at=now, accounts=len(listing.accounts), accounts_checked_at=checked_at)
             )
@@ -342,19 +350,35 @@ class Syncer:
             try:
                 write(*prepared)
             except StoreMisconfigured as error:  # no item can be written
-                for each in batch:
-                    self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=each.sandbox_id, error=error.message))
-                return Counter({_Done.FAILED: len(batch)})
+                return self._failed(batch, error)
             except BrokerError:
                 # One item fails the whole batch, so each is written alone. If the batch was applied after all, and only
                 # its answer was lost, the same write succeeds again and changes nothing.
                 pass
             else:
                 return Counter({done: len(batch)})
-        singles = [
-            _Write(item.sandbox_id, done, partial(write, each)) for item, each in zip(batch, prepared, strict=True)
-        ]
-        return Counter(map(self._make, singles))
+        changes: Counter[_Done] = Counter()
+        for position, (item, each) in enumerate(zip(batch, prepared, strict=True)):
+            self._guard.check()
+            try:
+                write(each)
+            except Conflict:
+                changes[_Done.OVERTAKEN] += 1
+            except BrokerError as error:
+                # A store that is busy or away fails the rest at once: to try each would only add to its load.
+                is_away = isinstance(error, StoreUnavailable) and not isinstance(error, OutcomeUnknown)
+                failed = batch[position:] if is_away else [item]
+                changes += self._failed(failed, error)
+                if is_away:
+                    break
+            else:
+                changes[done] += 1
+        return changes
+
+    def _failed(self, items: Sequence[_Item], error: BrokerError) -> Counter[_Done]:
+        for each in items:
+            self._recorder.record(ItemFailed(job=Job.SYNC, sandbox_id=each.sandbox_id, error=error.message))
+        return Counter({_Done.FAILED: len(items)})
 
     def _make(self, write: _Write) -> _Done:
         self._guard.check()

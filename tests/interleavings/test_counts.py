@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 RIGHT_SEC = 7
 
 
-def counting(schedule: Schedule, *, dies: bool = False) -> tuple[Stage, dict[str, Counts]]:
+def counting(schedule: Schedule, *, dies: bool = False, gives_back: bool = False) -> tuple[Stage, dict[str, Counts]]:
     """Let two processes ask for the latest count. No stored count may be replaced by one that began earlier."""
     stage = Stage(schedule)
     stage.memory.seed(make_sandbox("sbx-0"))
     counts = {}
     for name, world in zip(("ann", "bob"), stage.worlds, strict=True):
         counts[name] = Counts(world.store, stage.clock, Random(name), max_age=2)
-        stage.play(name, latest(counts[name]))
+        stage.play(name, latest(counts[name], gives_back=gives_back and name == "ann"))
     if dies:
         stage.may_fail(stage.worlds[0], Fault.CRASH_BEFORE)
     began: list[int] = []
@@ -49,14 +49,17 @@ def counting(schedule: Schedule, *, dies: bool = False) -> tuple[Stage, dict[str
     return stage, counts
 
 
-def latest(counts: Counts) -> Callable[[], PoolCount | None]:
+def latest(counts: Counts, *, gives_back: bool) -> Callable[[], PoolCount | None]:
     """Make a question for the latest count; the answer is None if the process dies."""
 
     def ask() -> PoolCount | None:
         try:
-            return counts.latest()[1]
+            count = counts.latest()[1]
         except Crashed:
             return None
+        if gives_back:
+            counts.give_back()
+        return count
 
     return ask
 
@@ -93,6 +96,19 @@ def test_a_store_that_writes_without_its_condition_is_found(monkeypatch: pytest.
     monkeypatch.setattr(MemoryStore, "write_counts", write)
     with pytest.raises(Violation, match="an older count"):
         explore(slow)
+
+
+def test_a_process_that_gives_its_right_back_leaves_the_newest_count_in_place(every_order: Search) -> None:
+    def case(schedule: Schedule) -> None:
+        stage, counts = counting(schedule, gives_back=True)
+        stage.run()
+        stored = stage.memory.read_counts()
+        assert stored.count is not None
+        before = stage.memory.calls["count"]
+        counts["bob"].latest()
+        assert stage.memory.calls["count"] == before + 1, "at once"
+
+    every_order(case, once=True)
 
 
 def test_a_process_that_dies_at_any_moment_is_replaced(every_order: Search) -> None:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker_common.core.counts import COUNT_LIMIT_SEC, Counts
-from broker_common.core.errors import StoreUnavailable
+from broker_common.core.deadline import time_left
+from broker_common.core.errors import DeadlineExceeded, StoreUnavailable, UnreadableRecord
 from broker_common.core.sandbox import Status
 from broker_common.core.store import CountRecord
-from tests.fakes import START, FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
+from tests.fakes import START, FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.core.ports import Clock
     from broker_common.core.store import SandboxStore
+    from tests.fakes import Answer
 
 MAX_AGE = 2
 RIGHT_SEC = 7
@@ -242,7 +244,81 @@ def test_a_record_that_cannot_be_read_is_replaced_by_the_next_count(memory: Memo
     assert memory.calls["count"] == 2
 
 
-def test_each_process_counts_for_itself_while_the_store_takes_no_writes(memory: MemoryStore, clock: FakeClock) -> None:
+def test_each_process_counts_for_itself_while_a_record_of_a_later_release_is_in_place(
+    memory: MemoryStore, clock: FakeClock
+) -> None:
+    store = FlakyStore(memory)
+    processes = [process(store, clock, seed) for seed in (1, 2)]
+    for _ in range(3):
+        store.fail("read_counts", *[UnreadableRecord("the record of counts", "schema is 3")] * 2)
+        assert [available(each) for each in processes] == [2, 2]
+        clock.advance(MAX_AGE)
+    assert store.calls == {"read_counts": 6, "count": 6, "oldest_pending_deletion": 6}
+
+
+@pytest.mark.parametrize("fault", [None, Fault.REFUSED])
+def test_a_process_that_gives_its_right_back_is_replaced_at_once_or_else_in_the_usual_time(
+    memory: MemoryStore, clock: FakeClock, fault: Fault | None
+) -> None:
+    store = FlakyStore(memory)
+    counter, reader = process(store, clock, 1), process(memory, clock, 2)
+    assert (available(counter), available(reader)) == (2, 2)
+    reader.give_back()  # has none
+    assert counted_while(memory, lambda: (available(reader), available(process(memory, clock, 3)))) == 0
+    store.fail("write_counts", fault)
+    counter.give_back()
+    memory.seed(make_sandbox("3"))
+    assert (available(reader), available(process(memory, clock, 3))) == ((2, 2) if fault else (3, 3))
+    clock.advance(RIGHT_SEC)
+    assert (available(reader), available(counter)) == (3, 3)
+
+
+def test_a_process_that_gave_its_right_back_may_count_again(memory: MemoryStore, clock: FakeClock) -> None:
+    counter, reader = process(memory, clock, 1), process(memory, clock, 2)
+    assert available(counter) == 2
+    counter.give_back()
+    memory.seed(make_sandbox("3"))
+    assert counted_while(memory, lambda: (available(counter), available(reader))) == 1
+    assert available(reader) == 3
+
+
+class SlowStore(StoreWrapper):
+    """A count takes 2.9 s. No call begins with less than a second left, as on DynamoDB."""
+
+    def __init__(self, inner: SandboxStore, clock: FakeClock) -> None:
+        super().__init__(inner)
+        self._clock = clock
+
+    def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
+        if time_left(self._clock) < 1:
+            raise DeadlineExceeded("the store did not answer in time")
+        self._clock.advance({"count": 2.0, "oldest_pending_deletion": 0.9}.get(method, 0))
+        return call()
+
+
+def test_a_count_that_takes_almost_all_of_its_time_is_stored(memory: MemoryStore, clock: FakeClock) -> None:
+    counter, readers = process(SlowStore(memory, clock), clock), [process(memory, clock, seed) for seed in (2, 3)]
+    for _ in range(4):
+        began = clock.monotonic()
+        assert available(counter) == 2
+        assert {available(each) for each in readers} == {2}
+        clock.advance(began + MAX_AGE + 1 - clock.monotonic())
+    assert memory.calls["count"] == 4
+
+
+def test_a_process_that_had_no_time_to_take_the_right_does_not_count(memory: MemoryStore, clock: FakeClock) -> None:
+    store = FlakyStore(memory)
+    store.fail("write_counts", DeadlineExceeded("the store did not answer in time"))
+    counts = process(store, clock)
+    with pytest.raises(DeadlineExceeded):
+        counts.latest()
+    assert memory.calls["count"] == 0
+    assert available(counts) == 2
+
+
+def test_each_process_counts_for_itself_while_the_the_store_takes_no_writes(
+    memory: MemoryStore, clock: FakeClock
+) -> None:
     store = FlakyStore(memory)
     store.fail_writes(*[Fault.REFUSED] * 4)
     assert [available(process(store, clock, seed)) for seed in (1, 2)] == [2, 2]

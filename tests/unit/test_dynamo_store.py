@@ -278,6 +278,24 @@ def test_a_bad_record_is_said_once_a_minute_however_often_it_is_met(
     assert len({each.sandbox_id for each in recorder.of(RecordUnreadable)}) == 3
 
 
+@pytest.mark.parametrize("consistent", [True, False])
+def test_a_read_of_the_whole_pool_is_as_consistent_as_it_must_be(table: DynamoDBClient, consistent: bool) -> None:
+    asked: list[bool] = []
+
+    class Watched:
+        def __getattr__(self, operation: str) -> object:
+            return getattr(table, operation)
+
+        def batch_get_item(self, **request: Any) -> object:
+            asked.extend(each["ConsistentRead"] for each in request["RequestItems"].values())
+            return table.batch_get_item(**request)
+
+    store = store_on(Watched())
+    store.commit(add_of(make_sandbox("1")))
+    assert len(store.read_all(consistent=consistent).accounts) == 1
+    assert asked == [consistent] * 2, "sandboxes, and accounts"
+
+
 def test_pauses_that_cannot_be_read_are_said_and_can_be_set_again(table: DynamoDBClient) -> None:
     store = store_on(table)
     table.put_item(TableName="pool", Item={**PAUSE_KEY, "sync": {"S": "yes"}, "allocate": {"BOOL": True}})

@@ -82,20 +82,35 @@ def test_the_gauges_go_on_following_between_scrapes_that_are_far_apart() -> None
 def test_a_process_shows_what_another_counted_and_follows_it() -> None:
     clock = FakeClock()
     store = pool_of(clock)
-    counter, reader = scrape(store, clock), scrape(store, clock, process=2)
+    seen_by_reader = FlakyStore(store)
+    counter, reader = scrape(store, clock), scrape(seen_by_reader, clock, process=2)
     for total in (7, 8, 9):
         assert wait_until(lambda total=total: counter.get_sample_value("broker_pool_total") == total, 30)  # type: ignore[misc] # bound early
         clock.advance(0.5)
         assert wait_until(lambda total=total: reader.get_sample_value("broker_pool_total") == total, 30)  # type: ignore[misc] # bound early
         store.seed(make_sandbox(f"more-{total}"))
         clock.advance(1.5)
+    assert seen_by_reader.calls["read_counts"]
+    assert seen_by_reader.calls["count"] == 0
+
+
+def test_a_process_that_is_no_longer_scraped_lets_another_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus_collectors, "_SHORTEST_PAUSE_SEC", 0.01)
+    monkeypatch.setattr(prometheus_collectors, "_UNSEEN_LIMIT_SEC", 1)
+    clock = FakeClock()
+    store = pool_of(clock)
+    others = set(threading.enumerate())
+    assert scrape(store, clock, max_age=0.1).get_sample_value("broker_pool_total") == 7
+    clock.advance(1)
+    assert wait_until(lambda: set(threading.enumerate()) <= others, 30)
+    store.seed(make_sandbox("more"))
+    assert scrape(store, clock, max_age=0.1, process=2).get_sample_value("broker_pool_total") == 8
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have renewing end soon after a scrape."""
+    """Have the thread look soon whether scrapes go on."""
     monkeypatch.setattr(prometheus_collectors, "_SHORTEST_PAUSE_SEC", 0.01)
-    monkeypatch.setattr(prometheus_collectors, "_UNSEEN_LIMIT", 2)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -105,6 +120,10 @@ def test_the_store_is_left_alone_once_scrapes_stay_away() -> None:
     others = set(threading.enumerate())
     registry = scrape(store, clock, max_age=0)
     assert registry.get_sample_value("broker_pool_total") == 7
+    clock.advance(119)
+    reads = store.calls["read_counts"]
+    assert wait_until(lambda: store.calls["read_counts"] >= reads + 100, 30), "the next scrape may come after a minute"
+    clock.advance(1)
     assert wait_until(lambda: set(threading.enumerate()) <= others, 30)
     store.seed(make_sandbox("more"))
     assert registry.get_sample_value("broker_pool_total") == 8, "and is read again when a scrape comes"
@@ -117,8 +136,10 @@ def test_an_unexpected_failure_leaves_the_gauges_out_and_is_logged(caplog: pytes
             raise KeyError("status")
 
     others = set(threading.enumerate())
-    registry = scrape(Broken(MemoryStore()), SystemClock(), max_age=0)
+    clock = FakeClock()
+    registry = scrape(Broken(MemoryStore()), clock, max_age=0)
     assert registry.get_sample_value("broker_pool_total") is None
+    clock.advance(120)
     assert wait_until(lambda: set(threading.enumerate()) <= others, 30)
     assert "a gauge could not be read" in caplog.text
 
@@ -161,8 +182,10 @@ def test_the_breakers_state_is_absent_while_it_cannot_be_read() -> None:
 
     others = set(threading.enumerate())
     registry = CollectorRegistry()
-    registry.register(CircuitCollector(away, FakeClock(), max_age=0))
+    clock = FakeClock()
+    registry.register(CircuitCollector(away, clock, max_age=0))
     assert registry.get_sample_value("broker_circuit_state", {"name": "csp"}) is None
+    clock.advance(120)
     # Each renewal logs an error: one that went on would log it into the tests that follow.
     assert wait_until(lambda: set(threading.enumerate()) <= others, 30)
 

@@ -14,7 +14,7 @@ from broker_common.core.errors import InvalidInput, StoreUnavailable
 from broker_common.core.sandbox import Status
 from broker_common.core.search import MAX_AGE_SEC, Query, SortField
 from broker_common.core.store import Watermark
-from tests.fakes import BY, Fault, make_sandbox
+from tests.fakes import BY, FakeClock, Fault, LaggingStore, make_sandbox
 from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
@@ -123,6 +123,17 @@ def test_the_copy_is_read_again_once_it_is_five_seconds_old(world: World) -> Non
     found = find(world)
     assert "new" in ids(found)
     assert found.age_sec == 0
+
+
+def test_the_copy_has_each_sandbox_as_it_was_when_the_copy_was_read() -> None:
+    clock = FakeClock()
+    world = World(clock=clock, memory=LaggingStore(clock, Random(1)))
+    world.memory.seed(*[make_sandbox(f"sbx-{number}") for number in range(20)])
+    clock.advance(3)
+    for number in range(20):
+        world.allocate(f"track-{number}")
+    available = find(world, Query(status=Status.AVAILABLE))
+    assert ids(available) == []
 
 
 def test_many_who_ask_at_once_read_the_pool_once() -> None:

@@ -39,6 +39,7 @@ from tests.fakes import (
     START,
     WRITES,
     Fault,
+    FlakyStore,
     LosingStore,
     flat,
     make_account,
@@ -50,6 +51,7 @@ from tests.world import World, flaky_world
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.core.facts import Change
     from broker_common.core.sandbox import Sandbox
 
 
@@ -647,7 +649,7 @@ def test_account_records_that_could_not_be_written_are_written_by_the_next_sync(
     world, store = flaky_world()
     world.pool(3)
     world.memory.forget_accounts()
-    store.fail("record_accounts", Fault.REFUSED, None, Fault.REFUSED)
+    store.fail("record_accounts", Fault.REFUSED, None, StoreRejected("the record is too large"))
     world.sync()
     assert len(world.memory.read_all().accounts) == 2
     world.sync()
@@ -764,6 +766,48 @@ def test_of_many_new_accounts_one_whose_write_fails_keeps_no_other_out() -> None
         ("sbx-7", "the record is too large")
     ]
     assert world.sync().added == 1
+
+
+def test_many_new_accounts_whose_lost_write_is_repeated_after_a_second_are_each_added_and_told_once() -> None:
+    world, store = flaky_world()
+    store.fail("add", Fault.LOST_AFTER)
+    store.before_call = lambda method: world.clock.advance(1) if method == "add" else None
+    result = world.sync(World.accounts(20))
+    assert (result.added, result.overtaken, result.failed) == (20, 0, 0)
+    assert Counter(told(world)) == Counter((each.sandbox_id, FactKind.ADDED) for each in World.accounts(20))
+
+
+def test_new_sandboxes_that_tracks_get_after_a_lost_answer_are_not_taken_for_an_empty_table() -> None:
+    world, store = flaky_world()
+    store.fail("add", Fault.LOST_AFTER)
+    adds = 0
+
+    def allocate_both(method: str) -> None:
+        nonlocal adds
+        adds += method == "add"
+        if adds == 2:
+            adds += 1
+            world.clock.advance(3)
+            world.allocate("one")
+            world.allocate("two")
+
+    store.before_call = allocate_both
+    result = world.sync(World.accounts(2))
+    assert (result.added, result.overtaken) == (0, 2)
+    assert world.memory.read_watermark()
+
+
+def test_a_store_that_refuses_everything_is_asked_twice_for_each_batch() -> None:
+    class Busy(FlakyStore):
+        def commit(self, *changes: Change) -> None:
+            self.fail("add", Fault.REFUSED)
+            super().commit(*changes)
+
+    world = World(wrap=Busy)
+    result = world.sync(World.accounts(200))
+    assert (result.added, result.failed) == (0, 200)
+    assert world.store.calls["add"] == 2 * 8  # type: ignore[attr-defined] # it is a `FlakyStore`
+    assert len({each.sandbox_id for each in world.recorder.of(ItemFailed)}) == 200
 
 
 def test_many_new_accounts_are_not_tried_one_by_one_if_a_person_must_repair_the_table() -> None:
