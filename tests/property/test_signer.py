@@ -1,4 +1,4 @@
-"""Our signature of a request is botocore's, whatever is signed."""
+"""Our signature of a request is botocore's, for any request."""
 
 from __future__ import annotations
 
