@@ -94,8 +94,10 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     """Build one API process's services; call it after the fork. It connects to nothing yet."""
     clock, rng, policy = SystemClock(), Random(), settings.policy
     recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
-    store = _store(settings, clock, rng, recorder, threads=settings.api_threads + BULK_THREADS)
-    memory = RedisTableMemory(connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1), clock)
+    connections = settings.api_threads + BULK_THREADS
+    store = _store(settings, clock, rng, recorder, threads=connections)
+    remembering = connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1, connections=connections)
+    memory = RedisTableMemory(remembering, clock)
     guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
     pauses = PauseCache(store, clock, rng)
     leases = Leases(store=store, recorder=recorder, clock=clock)
@@ -123,7 +125,9 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
-        queue=CeleryJobQueue(settings.redis_url, build_runs(settings, connect_redis(settings))),
+        queue=CeleryJobQueue(
+            settings.redis_url, build_runs(settings, connect_redis(settings, connections=connections))
+        ),
         rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
     )
 
@@ -133,8 +137,7 @@ def build_worker_services(
 ) -> WorkerServices:
     """Build the services of a worker process that runs `tasks` at once; call it after a fork.
 
-    It connects to nothing yet.
-    The settings are a worker's: they have the provider's address and token.
+    It connects to nothing yet. The settings are a worker's: they have the provider's address and token.
     """
     clock, rng, policy = SystemClock(), Random(), settings.policy
     recorder = Recorders([LogRecorder(), PrometheusJobRecorder(registry)])

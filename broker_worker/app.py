@@ -72,6 +72,9 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
             # Each thread acknowledges its own messages. By default, more than 10 at once would be refused.
             "max_connections": _MOST_THREADS,
             "socket_connect_timeout": 5,
+            # Then a silent Redis holds up no thread that acknowledges a message. It does not end the wait for messages:
+            # that is the event loop's, and Redis itself answers it after a second.
+            "socket_timeout": 10,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },

@@ -56,7 +56,10 @@ def _create() -> Celery:
 
         @signals.worker_init.connect(weak=False)
         def build_before_threads(sender: Any, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
-            """Build for a pool of threads: it sends no `worker_process_init`, and its threads would build several."""
+            """Build the services for a pool of threads.
+
+            It sends no `worker_process_init`, and several threads would each build them.
+            """
             nonlocal tasks_at_once
             if get_implementation(sender.pool_cls) is ThreadPool:
                 tasks_at_once = sender.concurrency

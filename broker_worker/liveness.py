@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from celery import signals
 from celery.bootsteps import StartStopStep
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 
     from celery import Celery
     from celery.worker.consumer import Consumer
+    from celery.worker.request import Request
     from redis import Redis
 
 _TURN_SEC = 1
+# After its time limit, a task whose process was ended needs a moment until Celery knows it.
+_HANGS_AFTER_SEC = 30
 
 
 class Pulse:
@@ -57,19 +61,20 @@ class Pulse:
         return None if idle_sec <= self._limit_sec else f"it has not worked for {idle_sec:.0f} s"
 
 
-def watch_worker(app: Celery, pulse: Pulse, redis: Redis) -> None:
+def watch_worker(app: Celery, pulse: Pulse, redis: Redis, *, monotonic: Callable[[], float] = time.monotonic) -> None:
     """Make the pulse of a worker beat while the worker does its work.
 
-    A worker works if its event loop turns, its pool can work, and it takes the work that waits in its queues. The event
-    loop turns only while the consumer is connected. Celery registers the timer again with each connection, and
-    drops it when the connection is lost.
+    A worker works if its event loop turns, its pool can work, no task hangs, and it takes the work that waits in its
+    queues. The event loop turns only while the consumer is connected. Celery registers the timer again with each
+    connection, and drops it when the connection is lost.
     """
     work = _Work(redis)
+    tasks = _Tasks(monotonic)
 
     class Watch(StartStopStep):
         def register_with_event_loop(self, consumer: Consumer, hub: Any) -> None:  # noqa: ANN401 - kombu leaves it untyped
             def turn() -> None:
-                if _can_work(consumer.pool) and work.is_taken(consumer):
+                if _can_work(consumer.pool) and not tasks.hang() and work.is_taken(consumer):
                     pulse.beat()
 
             turn()
@@ -82,6 +87,34 @@ def watch_worker(app: Celery, pulse: Pulse, redis: Redis) -> None:
 def _can_work(pool: Any) -> bool:  # noqa: ANN401 - Celery leaves its pools untyped
     """Tell whether a pool of processes has one left. A pool of threads lives as long as this process."""
     return bool(pool.info.get("processes", True))
+
+
+class _Tasks:
+    """Tells whether a task runs longer than it may. A thread that hangs can only be ended with its process."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        # When each task was first seen at work. Only the main thread adds to it. Celery's own set of tasks cannot be
+        # iterated here, because the threads of the pool add to it meanwhile.
+        self._seen_at: WeakKeyDictionary[Request, float | None] = WeakKeyDictionary()
+        signals.task_received.connect(self._note, weak=False)
+
+    def hang(self) -> bool:
+        """Tell whether a task has run for longer than its time limit and a margin."""
+        now = self._monotonic()
+        for request, seen_at in self._seen_at.items():
+            if request not in active_requests:
+                continue
+            if seen_at is None:
+                self._seen_at[request] = now
+            # Every task of this broker has a time limit.
+            elif now - seen_at > request.task.time_limit + _HANGS_AFTER_SEC:  # type: ignore[operator]
+                return True
+        return False
+
+    def _note(self, request: Request | None = None, **_: object) -> None:
+        if request is not None:
+            self._seen_at[request] = None
 
 
 class _Work:

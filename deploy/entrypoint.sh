@@ -9,7 +9,7 @@ Commands:
   api                          serve the HTTP API
   worker-jobs [OPTIONS]        run jobs, in two processes; OPTIONS are Celery's
   worker-deletions [OPTIONS]   wipe sandboxes, in CSP_MAX_CONCURRENCY threads of one process
-  worker [QUEUES] [OPTIONS]    do both in four processes; or only QUEUES: jobs, or deletions
+  worker [QUEUES] [OPTIONS]    run jobs and wipes, in four processes; or only QUEUES: jobs, or deletions
   beat                         send due jobs; two may run, one sends
   flower                       show jobs
   broker ...                   the operator's command; broker -h shows more
@@ -41,6 +41,8 @@ worker-jobs)
     run_worker -Q jobs -c 2 "$@"
     ;;
 worker-deletions)
+    # Each thread needs up to five file descriptors.
+    ulimit -Sn "$(ulimit -Hn)"
     # More threads would only wait for a call slot.
     run_worker -Q deletions -P threads -c "${CSP_MAX_CONCURRENCY:-10}" "$@"
     ;;

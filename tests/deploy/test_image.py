@@ -91,6 +91,15 @@ def test_a_worker_for_deletions_has_a_thread_for_each_call_that_the_provider_all
     assert output.splitlines()[0].endswith("-Q deletions -P threads -c 114")
 
 
+def test_a_worker_for_deletions_may_open_as_many_files_as_its_machine_allows(stubs: Path) -> None:
+    (stubs / "celery").write_text("#!/bin/sh\necho $(ulimit -Sn) $(ulimit -Hn)\n")
+    limited = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"', str(ENTRYPOINT), "worker-deletions"]
+    env = {"PATH": f"{stubs}:/usr/bin:/bin", "TMPDIR": str(stubs)}
+    output = subprocess.run(limited, env=env, capture_output=True, text=True, check=True).stdout
+    soft, hard = output.split()
+    assert soft == hard != "64"
+
+
 def test_a_worker_takes_the_queues_that_are_named(stubs: Path) -> None:
     line = started_by("worker", "deletions", "-c", "8", path=stubs)
     assert line[line.index("-Q") + 1] == "deletions"

@@ -400,11 +400,13 @@ def test_prometheus_scrapes_every_pod_under_the_jobs_that_the_alerts_ask_for() -
     monitors, expected = objects("ServiceMonitor"), scrape_configs("prometheus.yml")
     assert set(monitors) == set(expected)
     scraped: list[str] = []
+    queues: list[str] = []
     for name, monitor in monitors.items():
         assert set(monitor["spec"]) == {"selector", "endpoints"}
         (endpoint,) = monitor["spec"]["endpoints"]
         assert set(endpoint) <= {"port", "interval", "honorLabels", "relabelings"}
-        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": name}]
+        job, *labels = endpoint["relabelings"]
+        assert job == {"targetLabel": "job", "replacement": name}
         assert endpoint.get("honorLabels") == expected[name].get("honor_labels")
         services = [
             each["spec"]
@@ -417,6 +419,14 @@ def test_prometheus_scrapes_every_pod_under_the_jobs_that_the_alerts_ask_for() -
             (port,) = [port for port in spec["ports"] if port["name"] == endpoint["port"]]
             assert port["targetPort"] in ports_of(deployment)
             scraped.append(deployment)
+            assert [label["targetLabel"] for label in labels] == (["queues"] if name == "broker-worker" else [])
+            for label in labels:
+                assert label["sourceLabels"] == ["__meta_kubernetes_service_label_app_kubernetes_io_component"]
+                component = spec["selector"]["app.kubernetes.io/component"]
+                found = re.fullmatch(label["regex"], component)
+                assert found is not None
+                queues.append(found.expand(label["replacement"].replace("$", "\\")))
+    assert sorted(queues) == sorted(QUEUES)
     assert sorted(scraped) == sorted(DEPLOYMENTS)
 
 

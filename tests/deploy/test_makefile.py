@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploy.dev import programs
+from deploy.dev.plan import make_plan
 from deploy.dev.processes import ROOT
+from tests.deploy.environments import longest_task_sec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,3 +45,12 @@ case "$(basename "$0") $*" in *"{failing}"*) exit 1; esac
     ran = steps.read_text().splitlines()
     assert any(failing in step for step in ran)
     assert last in ran[-1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"CSP_TIMEOUT_READ_SEC": "60"}], ids=["by default", "with a slow provider"])
+def test_a_worker_for_deletions_has_as_long_to_stop_as_a_wipe_may_take(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    plan = make_plan(settings)
+    longest = longest_task_sec(plan.env, ["deletions"])
+    assert programs.worker_deletions(plan, tmp_path).stop_limit_sec > longest

@@ -94,7 +94,8 @@ def prometheus_program(binary: str, stack: Stack, scratch: Path) -> Program:
         urls = [metrics_urls(stack)[job["job_name"]]]
         if job["job_name"] == "broker-worker":
             urls.append(stack.plan.url("DELETIONS_METRICS_PORT"))
-        job["static_configs"] = [{"targets": [url.split("/")[2] for url in urls]}]
+        for target, url in zip(job["static_configs"], urls, strict=True):
+            target["targets"] = [url.split("/")[2]]
     written = scratch / "prometheus.yml"
     written.write_text(yaml.safe_dump(configuration))
     port = free_ports(1)[0]
@@ -168,7 +169,7 @@ def ghost(stack: Stack) -> Iterator[None]:
 def drive(stack: Stack, address: str) -> None:
     """Do a bit of everything, after Prometheus has seen the full pool, and every counter at its start."""
     for job in metrics_urls(stack):
-        see(address, f'up{{job="{job}"}}', 1)
+        see(address, f'min(up{{job="{job}"}})', 1)
     see(address, "sum(broker_allocate_conflicts)", 0)
     see(address, "sum(broker_sync_total)", 1)
     see(address, "broker:pool_available:max", POOL)

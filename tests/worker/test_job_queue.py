@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from broker_common.adapters.celery_queue import CeleryJobQueue
@@ -17,7 +20,9 @@ from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
 from broker_common.core.runs import Runs
-from tests.worker.conftest import ASKING
+from broker_common.services import build_api_services
+from broker_common.settings import Settings
+from tests.worker.conftest import ASKING, NOWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,3 +81,21 @@ def test_a_queue_that_is_away_says_so_at_once(dead_port: int, redis: Redis, *, h
             queue.enqueue(Job.SYNC, by=ASKING, flags={})
 
         assert redis.keys() == []
+
+
+def test_as_many_threads_of_the_api_as_it_has_reach_redis_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        settings = Settings(redis_url=url, ddb_endpoint_url=NOWHERE, api_threads=256)
+        services = build_api_services(settings, registry=CollectorRegistry())
+
+        def cause_of_failure(_: int) -> BaseException | None:
+            with pytest.raises(QueueUnavailable) as raised:
+                services.queue.find("nobody")
+            return raised.value.__cause__
+
+        with ThreadPoolExecutor(settings.api_threads) as threads:
+            causes = list(threads.map(cause_of_failure, range(settings.api_threads)))
+    assert {type(cause) for cause in causes} == {RedisTimeoutError}, "none was refused a connection"

@@ -171,7 +171,8 @@ class Watched:
         self.pool: Any = SimpleNamespace(info={"processes": [4711]}, num_processes=1)
         self.pulse = Pulse(60, monotonic=lambda: self.now)
         app: Any = SimpleNamespace(steps={"consumer": set()})
-        watch_worker(app, self.pulse, SimpleNamespace(llen=self._length))  # type: ignore[arg-type] # all that it uses
+        redis: Any = SimpleNamespace(llen=self._length)  # all that it uses
+        watch_worker(app, self.pulse, redis, monotonic=lambda: self.now)
         (watch,) = app.steps["consumer"]
         self.queues = [SimpleNamespace(name="jobs")]
         consumer = SimpleNamespace(pool=self.pool, task_consumer=SimpleNamespace(queues=self.queues))
@@ -241,10 +242,46 @@ def test_a_worker_that_was_told_to_consume_nothing_is_well_while_work_waits(watc
     assert watched.problem_after(600) is None
 
 
-def test_a_worker_all_of_whose_processes_are_busy_is_well_while_work_waits(watched: Watched) -> None:
-    class Request:
-        """What Celery keeps of a task that runs."""
+class Request:
+    """What Celery keeps of a task that runs."""
 
+    task = SimpleNamespace(time_limit=100)
+
+
+def test_a_worker_has_no_pulse_while_one_of_its_tasks_runs_longer_than_it_may(watched: Watched) -> None:
+    watched.pool.num_processes = 2
+    hanging, other = Request(), Request()
+    for request in (hanging, other):
+        signals.task_received.send(sender=None, request=request)
+        active_requests.add(request)
+    assert watched.problem_after(100) is None
+    active_requests.discard(other)
+    assert watched.problem_after(60) is None, "its process may just have been ended"
+    assert watched.problem_after(40) is not None
+    active_requests.discard(hanging)
+    assert watched.problem_after(1) is None
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_a_worker_all_of_whose_tasks_hang_has_no_pulse(watched: Watched, waiting: int) -> None:
+    running = Request()
+    signals.task_received.send(sender=None, request=running)
+    active_requests.add(running)
+    watched.waiting = waiting
+    assert watched.problem_after(300) is not None
+    active_requests.discard(running)
+
+
+def test_a_task_that_waits_long_for_its_turn_does_not_hang(watched: Watched) -> None:
+    running = Request()
+    signals.task_received.send(sender=None, request=running)
+    assert watched.problem_after(600) is None
+    active_requests.add(running)
+    assert watched.problem_after(100) is None
+    active_requests.discard(running)
+
+
+def test_a_worker_all_of_whose_processes_are_busy_is_well_while_work_waits(watched: Watched) -> None:
     running = Request()
     watched.waiting = 1
     active_requests.add(running)

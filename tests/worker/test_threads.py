@@ -14,12 +14,12 @@ from broker_common.settings import Settings
 from broker_worker.app import create_celery
 from broker_worker.messages import CheckedTransport
 from deploy.dev.processes import free_ports
-from tests.worker.conftest import ASKING, OUT_OF_REACH, Celery, until
+from tests.worker.conftest import ASKING, DEADLINE_SEC, OUT_OF_REACH, Celery, Desk, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.worker.conftest import Desk
+    from deploy.dev.processes import Process
 
 THREADS = 60
 SANDBOXES = [str(number) for number in range(THREADS)]
@@ -74,6 +74,29 @@ def test_threads_that_end_at_once_acknowledge_their_messages_at_once(desk: Desk)
         acknowledged = [threads.submit(message.ack) for message in messages]
         for each in acknowledged:
             each.result()
+        assert desk.redis.hlen("unacked") == 0
+
+
+def test_a_thread_acknowledges_later_what_a_silent_redis_does_not_take(own_redis: Process) -> None:
+    desk = Desk(own_redis.program.ready_url.replace("tcp:", "redis:") + "/0")
+    options = create_celery(Settings(redis_url=desk.url), lambda: pytest.fail("no task runs")).conf
+    with (
+        Connection(
+            desk.url, transport=CheckedTransport, transport_options=options.broker_transport_options
+        ) as connection,
+        connection.SimpleQueue("jobs") as queue,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        desk.ask(Job.SYNC)
+        message = queue.get(timeout=5)
+        own_redis.kill(signal.SIGSTOP)
+        acknowledged = thread.submit(message.ack)
+        try:
+            acknowledged.result(timeout=DEADLINE_SEC)
+        finally:
+            own_redis.kill(signal.SIGCONT)
+        channel: Any = queue.channel
+        channel.qos.restore_visible()
         assert desk.redis.hlen("unacked") == 0
 
 
