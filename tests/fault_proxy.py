@@ -24,7 +24,8 @@ class FaultProxy:
 
     def __init__(self, port: int, upstream: str) -> None:
         self.url = f"http://{LOOPBACK}:{port}"
-        command = (sys.executable, "-m", "microburst", "--upstream", upstream, "--host", LOOPBACK, "--port", str(port))
+        microburst = (sys.executable, "-m", "tests.microburst_with_lengths")
+        command = (*microburst, "--upstream", upstream, "--host", LOOPBACK, "--port", str(port))
         self.program = Program(
             name="proxy",
             command=command,
