@@ -564,6 +564,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 BODIES = st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode())
 
 
+@pytest.mark.parametrize("engine", ["http", "proxy"], indirect=True)  # TLS changes no content
 @given(
     call=st.sampled_from(sorted(CALLS)),
     body=BODIES,
