@@ -143,18 +143,6 @@ def test_all_other_calls_are_boto3_s() -> None:
 # -- where requests go
 
 
-@pytest.fixture
-def hosts_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[RawDynamoDB], None]:
-    """Return what lets the names of all hosts lead to a socket."""
-    find = socket.getaddrinfo
-
-    def lead(server: RawDynamoDB) -> None:
-        port = int(server.url.rpartition(":")[2])
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **options: find("127.0.0.1", port, **options))
-
-    return lead
-
-
 ACCOUNT = {"AWS_ACCOUNT_ID": "123456789012"}
 FIPS = {"AWS_USE_FIPS_ENDPOINT": "true"}
 DUAL_STACK = {"AWS_USE_DUALSTACK_ENDPOINT": "true"}
@@ -180,10 +168,9 @@ DUAL_STACK = {"AWS_USE_DUALSTACK_ENDPOINT": "true"}
         ({"AWS_ENDPOINT_URL": "https://dynamodb.example/?a=query"}, "eu-west-1", "dynamodb.example"),
     ],
 )
-def test_a_request_goes_to_the_host_and_is_signed_for_the_region_that_boto3_chooses(  # noqa: PLR0917 - by name
+def test_a_request_goes_to_the_host_and_is_signed_for_the_region_that_boto3_chooses(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    hosts_at: Callable[[RawDynamoDB], None],
     variables: dict[str, str],
     region: str,
     host: str,
@@ -192,7 +179,8 @@ def test_a_request_goes_to_the_host_and_is_signed_for_the_region_that_boto3_choo
         monkeypatch.setenv(name, value)
     has_tls = region != "local"  # which boto3 looks for on this machine
     with tls_server(tmp_path, monkeypatch, host) if has_tls else raw_dynamodb(echo) as server:
-        hosts_at(server)
+        address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(server.url.rpartition(":")[2])))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [address])
         for make in (make_client, make_boto3_client):
             with closing(make(region=region, endpoint_url=None, timeout_sec=10, connections=1)) as client:
                 assert get(client)["Item"] == KEY
