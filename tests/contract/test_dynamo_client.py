@@ -350,7 +350,7 @@ class TimeIsUp(BaseException):
 def test_a_call_that_is_interrupted_leaves_its_answer_to_nobody() -> None:
     def interrupt(exchange: Exchange) -> None:
         server.behave = echo
-        signal.raise_signal(signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)  # it interrupts the reading
 
     def stop(*_: object) -> None:
         raise TimeIsUp
