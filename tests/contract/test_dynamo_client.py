@@ -23,6 +23,7 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     EndpointConnectionError,
     NoCredentialsError,
+    ReadTimeoutError,
     SSLError,
 )
 
@@ -340,6 +341,24 @@ def test_a_connection_that_dynamodb_wants_closed_is_not_used_again(value: str) -
     with raw_dynamodb(lambda exchange: exchange.send(raw)) as server, connected(server.url) as client:
         get(client)
         get(client)
+        assert server.connections == 2
+
+
+def test_a_connection_on_which_a_call_ran_out_of_time_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, passed, over = time.monotonic, [0.0], threading.Event()
+    monkeypatch.setattr(time, "monotonic", lambda: now() + passed[0])
+
+    def begin(exchange: Exchange) -> None:
+        server.behave = echo
+        passed[0] += 60
+        if not over.wait(0.5):  # the client reads already, and looks at the time after a byte
+            exchange.send(b"H")
+
+    with raw_dynamodb(begin) as server, connected(server.url) as client:
+        with pytest.raises(ReadTimeoutError):
+            get(client)
+        over.set()
+        assert get(client)["Item"] == KEY
         assert server.connections == 2
 
 
