@@ -169,9 +169,8 @@ def make_boto3_client(
             parameter_validation=False,
             retries={"mode": "standard", "total_max_attempts": 1},
             tcp_keepalive=True,
-            # Otherwise each call may have another host, by its credentials or by another request.
+            # Otherwise the host depends on the credentials of each call.
             account_id_endpoint_mode="disabled",
-            endpoint_discovery_enabled=False,
             # botocore would build its own again for each call, which takes a twentieth of a transaction's CPU.
             user_agent="sandbox-broker",
         ),
