@@ -22,7 +22,8 @@ PATIENCE_SEC = 20
 class Exchange:
     """One request, and the connection on which to answer it."""
 
-    def __init__(self, connection: socket.socket, headers: dict[bytes, bytes], body: bytes) -> None:
+    def __init__(self, connection: socket.socket, path: str, headers: dict[bytes, bytes], body: bytes) -> None:
+        self.path = path
         self.headers = headers
         """The names are in lower case."""
         self.operation = headers[b"x-amz-target"].decode().split(".")[1]
@@ -30,6 +31,8 @@ class Exchange:
         self.connection = connection
         self.was_waited_for = False
         """Whether the client waited until the behaviour ended. The behaviour sets it."""
+        self.ended = threading.Event()
+        """Is set when the behaviour has ended, or the client has gone."""
 
     def send(self, *parts: bytes) -> None:
         """Send these bytes and nothing else."""
@@ -71,15 +74,19 @@ class RawDynamoDB:
         try:
             with self._tls.wrap_socket(connection, server_side=True) if self._tls else connection as talk:
                 source = talk.makefile("rb")
-                while source.readline():
+                while first := source.readline():
                     lines = [line.split(b": ", 1) for line in iter(source.readline, b"\r\n")]
                     headers = {name.lower(): value.strip() for name, value in lines}
                     length = int(headers[b"content-length"])
                     body = source.read(length)
                     if len(body) < length:
                         return  # the connection was closed between the head and the body
-                    self.requests.append(Exchange(talk, headers, body))
-                    self.behave(self.requests[-1])
+                    exchange = Exchange(talk, first.decode().split()[1], headers, body)
+                    self.requests.append(exchange)
+                    try:
+                        self.behave(exchange)
+                    finally:
+                        exchange.ended.set()
         except OSError:
             return  # the client has gone, or behave has closed
 

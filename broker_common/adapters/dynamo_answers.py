@@ -57,7 +57,7 @@ def refuse_foreign_answers(client: DynamoDBClient, operations: Collection[str]) 
 def read_answer(
     operation: OperationModel, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[Item, dict[str, str]]:
-    """Return the fields of an answer of any status, and of an error also its `__type` and `message`.
+    """Return the fields of an answer of any status, and of an error also its code, as `__type`, and its `message`.
 
     The fields are DynamoDB's own JSON, those that the operation has. Raises `NoAnswer` unless DynamoDB answered. The
     headers are looked up by names in lower case.
@@ -129,8 +129,10 @@ def _read_success(answer: Item, headers: Mapping[str, str], operation: Operation
 
 def _read_error(answer: Item, status: int) -> tuple[Item, dict[str, str]]:
     """Return an error's fields about records, and its own code and message."""
-    code, reasons = answer.get("__type"), answer.get("CancellationReasons", [])
-    if status < HTTPStatus.BAD_REQUEST or type(code) is not str:
+    kind, reasons = answer.get("__type"), answer.get("CancellationReasons", [])
+    # A type may be "com.amazonaws.dynamodb.v20120810#Code:".
+    code = kind.split(":")[0].split("#")[-1] if type(kind) is str else ""
+    if status < HTTPStatus.BAD_REQUEST or not code:
         raise NoAnswer(reason=f"an answer of status {status} that is not DynamoDB's")
     if type(reasons) is not list or not all(type(each) is dict and type(each.get("Code")) is str for each in reasons):
         raise NoAnswer(reason="an error with malformed reasons")

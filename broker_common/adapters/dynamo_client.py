@@ -7,14 +7,14 @@ import time
 from functools import partialmethod
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
 from broker_common.adapters.dynamo_answers import read_answer
 from broker_common.adapters.dynamo_signer import sign
 
 if TYPE_CHECKING:
+    from botocore.client import BaseClient
     from botocore.credentials import Credentials
-    from mypy_boto3_dynamodb import DynamoDBClient
 
     from broker_common.adapters.dynamo_fields import Item
     from broker_common.adapters.dynamo_http import Connections
@@ -29,14 +29,17 @@ class DynamoClient:
     """
 
     def __init__(
-        self, boto3: DynamoDBClient, credentials: Credentials | None, connections: Connections, *, timeout_sec: float
+        self, boto3: BaseClient, credentials: Credentials | None, pool: Connections, *, region: str, timeout_sec: float
     ) -> None:
-        """Limit each of the four calls to `timeout_sec`, from connecting to the last byte of the answer."""
+        """Sign for `region`, and limit each of the four calls to `timeout_sec` from connecting to the answer's end.
+
+        The time in which credentials are renewed comes before that; botocore limits it.
+        """
         self._boto3: Any = boto3
         self._credentials = credentials
-        self._connections = connections
+        self._connections = pool
         self._timeout = timeout_sec
-        self._region: str = boto3.meta.region_name
+        self._region = region
         names = ("GetItem", "Query", "TransactWriteItems", "UpdateItem")
         self._models = {name: boto3.meta.service_model.operation_model(name) for name in names}
 
@@ -49,8 +52,8 @@ class DynamoClient:
         self._boto3.close()
 
     def _call(self, operation: str, /, **request: Any) -> Item:  # noqa: ANN401 - DynamoDB's own JSON
-        ends_at = time.monotonic() + self._timeout
         message = self._message(f"DynamoDB_20120810.{operation}", _encode(request).encode())
+        ends_at = time.monotonic() + self._timeout
         connection = self._connections.take(ends_at)
         try:
             status, headers, body = connection.exchange(message, ends_at)
@@ -62,9 +65,8 @@ class DynamoClient:
         fields["ResponseMetadata"] = {"HTTPStatusCode": status, "HTTPHeaders": headers}
         if not error:
             return fields
-        code = error["__type"].split(":")[0].split("#")[-1]  # it may be "com.amazonaws.dynamodb.v20120810#Code:"
-        fields["Error"] = {"Code": code, "Message": error["message"]}
-        raise self._boto3.exceptions.from_code(code)(fields, operation)
+        fields["Error"] = {"Code": error["__type"], "Message": error["message"]}
+        raise self._boto3.exceptions.from_code(error["__type"])(fields, operation)
 
     get_item = partialmethod(_call, "GetItem")
     query = partialmethod(_call, "Query")
@@ -75,6 +77,9 @@ class DynamoClient:
         if self._credentials is None:
             raise NoCredentialsError
         credentials, host = self._credentials.get_frozen_credentials(), self._connections.host
+        given = f"{credentials.access_key}{credentials.token or ''}"
+        if not (given.isascii() and given.isprintable()):  # a line break would begin another header
+            raise CredentialRetrievalError(provider="any", error_msg="a character that a header may not have")
         headers = sign(target, body, credentials, region=self._region, host=host, now=time.time())
         head = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         rest = f"user-agent: sandbox-broker\r\naccept-encoding: identity\r\ncontent-length: {len(body)}\r\n\r\n"

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from botocore.exceptions import (
@@ -30,9 +30,12 @@ _READ_BYTES = 64 * 2**10
 _STATUS_LINE = re.compile(r"HTTP/1\.1 (\d{3})( .*)?", re.ASCII)
 _LENGTH = re.compile(r"\d{1,9}", re.ASCII)
 
-
 Answer: TypeAlias = tuple[int, dict[str, str], bytes]
 """The status, headers and body of a whole answer. The headers' names are in lower case."""
+
+
+class TlsFailed(SSLError):
+    """The connection could not be secured, so nothing was sent; botocore's own may also come from a later read."""
 
 
 class Connections:
@@ -58,21 +61,18 @@ class Connections:
         """Return the idle connection that was used last, or else connect; the caller puts it back, or closes it.
 
         `ends_at`, by the monotonic clock, limits all of this except the look-up of the host's name. Raises botocore's
-        `EndpointConnectionError`, `ConnectTimeoutError` and `SSLError`.
+        `EndpointConnectionError` and `ConnectTimeoutError`, and `TlsFailed`.
         """
-        while self._idle:
-            with self._lock:
-                connection = self._idle.pop() if self._idle else None
-            if connection and connection.is_quiet():
+        while connection := self._pop():
+            if connection.is_quiet():
                 return connection
-            if connection:
-                connection.close()
+            connection.close()
         try:
             return Connection(self._connect(ends_at), self._url)
         except TimeoutError as error:
             raise ConnectTimeoutError(endpoint_url=self._url, error=error) from error
         except ssl.SSLError as error:
-            raise SSLError(endpoint_url=self._url, error=error) from error
+            raise TlsFailed(endpoint_url=self._url, error=error) from error
         except OSError as error:
             raise EndpointConnectionError(endpoint_url=self._url, error=error) from error
 
@@ -88,6 +88,10 @@ class Connections:
         with self._lock:
             _close_all(self._idle)
 
+    def _pop(self) -> Connection | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         context: ssl.SSLContext = create_urllib3_context()  # it requires a certificate
@@ -101,21 +105,25 @@ class Connections:
     def _connect(self, ends_at: float) -> socket.socket:
         """Connect to the first of the host's addresses that answers."""
         trouble: OSError = socket.gaierror("the host has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM):
-            link = socket.socket(family, kind, protocol)
+        for family, _, _, _, address in socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM):
             try:
-                link.settimeout(min(self._timeout, _left(ends_at)))
-                link.connect(address)
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                link.settimeout(_left(ends_at))
-                return self._tls.wrap_socket(link, server_hostname=self._address[0]) if self._has_tls else link
-            except BaseException as error:
-                link.close()
-                if not isinstance(error, OSError):
-                    raise
+                return self._open(family, address, ends_at)
+            except OSError as error:
                 trouble = error
         raise trouble
+
+    def _open(self, family: int, address: Any, ends_at: float) -> socket.socket:  # noqa: ANN401 - of any family
+        link = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            link.settimeout(min(self._timeout, _left(ends_at)))
+            link.connect(address)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            link.settimeout(_left(ends_at))
+            return self._tls.wrap_socket(link, server_hostname=self._address[0]) if self._has_tls else link
+        except BaseException:
+            link.close()
+            raise
 
 
 class Connection:
@@ -135,11 +143,14 @@ class Connection:
     def exchange(self, request: bytes, ends_at: float) -> Answer:
         """Send a request, and return its answer; `ends_at`, by the monotonic clock, limits both together.
 
-        Raises botocore's `ReadTimeoutError` and `ConnectionClosedError`, and `NoAnswer` for an answer that is cut short
-        or does not say its length: the outcome of the request is not known.
+        Raises botocore's `ConnectTimeoutError` if no time is left and nothing was sent. With its `ReadTimeoutError` and
+        `ConnectionClosedError`, and with `NoAnswer` for an answer that is cut short or does not say its length, the
+        outcome of the request is not known.
         """
+        if (seconds := ends_at - time.monotonic()) <= 0:
+            raise ConnectTimeoutError(endpoint_url=self._url)
         try:
-            self._link.settimeout(_left(ends_at))
+            self._link.settimeout(seconds)
             self._link.sendall(request)
             return self._read(ends_at)
         except TimeoutError as error:
@@ -152,6 +163,7 @@ class Connection:
         self._link.close()
 
     def _read(self, ends_at: float) -> Answer:
+        # "100 Continue" is no answer either: no request asks for it.
         data = bytearray()
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > _READ_BYTES:
@@ -166,7 +178,8 @@ class Connection:
             raise NoAnswer(reason="an answer that is too long")
         while len(data) < end:
             data += self._receive(ends_at)
-        self.can_be_kept = len(data) == end and headers.get("connection", "").lower() != "close"
+        options = headers.get("connection", "").lower().replace(" ", "").split(",")
+        self.can_be_kept = len(data) == end and "close" not in options
         return status, headers, bytes(data[begin:end])
 
     def _receive(self, ends_at: float) -> bytes:

@@ -38,7 +38,7 @@ def sign(
     return headers
 
 
-@lru_cache(maxsize=2)  # of today, and of the secret or the day before
+@lru_cache(maxsize=2)  # one for the current secret and day, one for the previous
 def _key(secret: str, day: str, region: str) -> bytes:
     key = f"AWS4{secret}".encode()
     for part in (day, region, "dynamodb", "aws4_request"):

@@ -9,6 +9,7 @@ import logging
 import os
 from enum import Enum
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -31,7 +32,7 @@ from botocore.utils import get_environ_proxies
 from broker_common.adapters.bounded_http import BoundedResponse, answer_within
 from broker_common.adapters.dynamo_answers import NoAnswer, refuse_foreign_answers, require
 from broker_common.adapters.dynamo_client import DynamoClient
-from broker_common.adapters.dynamo_http import Connections
+from broker_common.adapters.dynamo_http import Connections, TlsFailed
 from broker_common.core.deadline import Backoff, time_left
 from broker_common.core.errors import (
     DeadlineExceeded,
@@ -127,19 +128,20 @@ def make_client(*, region: str, endpoint_url: str | None, timeout_sec: float, co
 
     `timeout_sec` limits one call: a third of it for connecting to an address. The client never repeats a call: the
     store does, within the request's deadline. The client's calls of the store's operations raise `NoAnswer` for an
-    answer that is not DynamoDB's. The most frequent calls go past boto3, unless they need its proxies.
+    answer that is not DynamoDB's. The most frequent calls go past boto3, to the endpoint that it would choose, unless
+    they need its proxies.
     """
     session = BotocoreSession()
     options: Any = {"region": region, "endpoint_url": endpoint_url, "connections": connections}
     client = make_boto3_client(**options, timeout_sec=timeout_sec, session=session)
-    url = client.meta.endpoint_url
+    url, signing_region = _endpoint(client)
     parts = urlsplit(url)
-    if get_environ_proxies(url).get(parts.scheme) or parts.path.strip("/"):
+    if get_environ_proxies(url).get(parts.scheme) or parts.path.strip("/") or parts.query:
         return client
     trusted: Any = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
     ca_file: Any = trusted or get_cert_path(verify=True)
     pool = Connections(url, ca_file=ca_file, timeout_sec=timeout_sec / 3, kept=connections)
-    own = DynamoClient(client, session.get_credentials(), pool, timeout_sec=timeout_sec)
+    own = DynamoClient(client, session.get_credentials(), pool, region=signing_region, timeout_sec=timeout_sec)
     return cast("DynamoDBClient", own)
 
 
@@ -151,9 +153,10 @@ def make_boto3_client(
     connections: int,
     session: BotocoreSession | None = None,
 ) -> DynamoDBClient:
-    """Make a client whose calls are all boto3's: what it shares with `make_client` is said there.
+    """Make a client all of whose calls are boto3's.
 
-    Of `timeout_sec`, each read of an answer has two thirds; `DynamoTransport` limits the whole answer.
+    It never repeats a call either, and raises `NoAnswer` too. `timeout_sec` gives a third to connecting, and two thirds
+    to each read of an answer; `DynamoTransport` limits the whole answer.
     """
     client = boto3.session.Session(botocore_session=session).client(
         "dynamodb",
@@ -166,6 +169,8 @@ def make_boto3_client(
             parameter_validation=False,
             retries={"mode": "standard", "total_max_attempts": 1},
             tcp_keepalive=True,
+            # Otherwise the host depends on the credentials of each call.
+            account_id_endpoint_mode="disabled",
             # botocore would build its own again for each call, which takes a twentieth of a transaction's CPU.
             user_agent="sandbox-broker",
         ),
@@ -174,6 +179,25 @@ def make_boto3_client(
     client._endpoint.http_session._pool_classes_by_scheme.update(http=_Pool, https=_TlsPool)  # type: ignore[attr-defined] # noqa: SLF001
     refuse_foreign_answers(client, _OPERATIONS.values())
     return client
+
+
+def _endpoint(client: DynamoDBClient) -> tuple[str, str]:
+    """Return the URL and the signing region of boto3's requests, which are not always those of `client.meta`.
+
+    Nothing is sent, and no credentials are needed.
+    """
+    found: list[tuple[str, str]] = []
+
+    def keep(*, params: Any, request_signer: Any, context: Any, **_: object) -> Any:  # noqa: ANN401 - botocore's own
+        found.append((params["url"], context.get("signing", {}).get("region", request_signer.region_name)))
+        return SimpleNamespace(status_code=HTTPStatus.OK), {}  # boto3 takes this for the answer
+
+    client.meta.events.register("before-call.dynamodb.GetItem", keep)
+    try:
+        client.get_item(TableName="any", Key={})
+    finally:
+        client.meta.events.unregister("before-call.dynamodb.GetItem", keep)
+    return found[0]
 
 
 class _Connection(AWSHTTPConnection):
@@ -308,9 +332,9 @@ class DynamoTransport:
                 return refusal
             message = f"DynamoDB failed ({_code(error)})"
         elif isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
-            return StoreMisconfigured("there are no AWS credentials")
-        elif isinstance(error, (EndpointConnectionError, ConnectTimeoutError)):
-            return StoreUnavailable("DynamoDB cannot be reached")
+            return StoreMisconfigured("there are no AWS credentials that can be used")
+        elif isinstance(error, (EndpointConnectionError, ConnectTimeoutError, TlsFailed)):
+            return StoreUnavailable(f"DynamoDB cannot be reached ({type(error).__name__})")
         else:
             what = error if isinstance(error, NoAnswer) else type(error).__name__
             message = f"DynamoDB did not answer ({what})"

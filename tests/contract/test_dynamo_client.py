@@ -7,29 +7,41 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+from botocore.credentials import Credentials
 from botocore.exceptions import (
     ClientError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     NoCredentialsError,
+    ReadTimeoutError,
     SSLError,
 )
 
 from broker_common.adapters.dynamo_answers import NoAnswer
+from broker_common.adapters.dynamo_client import DynamoClient
+from broker_common.adapters.dynamo_http import Connections
+from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_boto3_client, make_client
+from broker_common.core.errors import OutcomeUnknown, StoreMisconfigured, StoreUnavailable
 from deploy.dev.processes import free_ports
+from tests.fakes import FakeClock, RecordingRecorder, add_of, make_sandbox
 from tests.raw_dynamodb import Exchange, RawDynamoDB, raw_dynamodb, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from botocore.credentials import ReadOnlyCredentials
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -51,6 +63,10 @@ def clients(url: str) -> Iterator[tuple[Any, Any]]:
     theirs = make_boto3_client(region="us-east-1", endpoint_url=url, timeout_sec=10, connections=1)
     with connected(url) as ours, closing(theirs):
         yield ours, theirs
+
+
+def store_on(client: Any) -> DynamoStore:
+    return DynamoStore(client, "pool", clock=FakeClock(), rng=Random(1), recorder=RecordingRecorder(), timeout_sec=10)
 
 
 def get(client: Any, key: dict[str, Any] = KEY) -> Any:
@@ -125,7 +141,111 @@ def test_all_other_calls_are_boto3_s() -> None:
         assert b"amz-sdk-invocation-id" in server.requests[0].headers
 
 
+# -- where requests go
+
+
+ACCOUNT = {"AWS_ACCOUNT_ID": "123456789012"}
+FIPS = {"AWS_USE_FIPS_ENDPOINT": "true"}
+DUAL_STACK = {"AWS_USE_DUALSTACK_ENDPOINT": "true"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "region", "host"),
+    [
+        ({}, "us-east-1", "dynamodb.us-east-1.amazonaws.com"),
+        (ACCOUNT, "us-east-1", "dynamodb.us-east-1.amazonaws.com"),
+        (ACCOUNT | {"AWS_ACCOUNT_ID_ENDPOINT_MODE": "required"}, "us-east-1", "dynamodb.us-east-1.amazonaws.com"),
+        ({"AWS_ENABLE_ENDPOINT_DISCOVERY": "true"}, "us-east-1", "dynamodb.us-east-1.amazonaws.com"),
+        (FIPS, "us-east-1", "dynamodb-fips.us-east-1.amazonaws.com"),
+        (FIPS, "us-gov-west-1", "dynamodb.us-gov-west-1.amazonaws.com"),
+        (DUAL_STACK, "us-east-1", "dynamodb.us-east-1.api.aws"),
+        (FIPS | DUAL_STACK, "us-east-1", "dynamodb-fips.us-east-1.api.aws"),
+        ({}, "fips-us-east-1", "dynamodb-fips.us-east-1.amazonaws.com"),
+        ({}, "cn-north-1", "dynamodb.cn-north-1.amazonaws.com.cn"),
+        ({}, "local", "localhost"),
+        ({"AWS_ENDPOINT_URL": "https://dynamodb.example"}, "eu-west-1", "dynamodb.example"),
+        ({"AWS_ENDPOINT_URL_DYNAMODB": "https://dynamodb.example"}, "eu-west-1", "dynamodb.example"),
+        ({"AWS_ENDPOINT_URL": "https://dynamodb.example/a/path"}, "eu-west-1", "dynamodb.example"),
+        ({"AWS_ENDPOINT_URL": "https://dynamodb.example/?a=query"}, "eu-west-1", "dynamodb.example"),
+    ],
+)
+def test_a_request_goes_to_the_host_and_is_signed_for_the_region_that_boto3_chooses(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    region: str,
+    host: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    has_tls = region != "local"  # which boto3 looks for on this machine
+    with tls_server(tmp_path, monkeypatch, host) if has_tls else raw_dynamodb(echo) as server:
+        address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(server.url.rpartition(":")[2])))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [address])
+        for make in (make_client, make_boto3_client):
+            with closing(make(region=region, endpoint_url=None, timeout_sec=10, connections=1)) as client:
+                assert get(client)["Item"] == KEY
+    ours, theirs = server.requests
+    assert ours.headers[b"host"] == theirs.headers[b"host"]
+    assert ours.headers[b"host"].partition(b":")[0] == host.encode()
+    assert ours.path == theirs.path
+    scopes = [each.headers[b"authorization"].split(b",")[0].split(b"/")[2:] for each in server.requests]
+    assert scopes[0] == scopes[1]
+
+
 # -- credentials
+
+
+class SlowCredentials(Credentials):
+    """They take longer than a call may take."""
+
+    def __init__(self, pass_time: Callable[[], None]) -> None:
+        super().__init__("key", "secret")
+        self._pass_time = pass_time
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        self._pass_time()
+        return super().get_frozen_credentials()
+
+
+@contextmanager
+def connected_as(credentials: Credentials, url: str) -> Iterator[Any]:
+    pool = Connections(url, ca_file="", timeout_sec=10, kept=1)
+    theirs = make_boto3_client(region="us-east-1", endpoint_url=url, timeout_sec=10, connections=1)
+    with closing(DynamoClient(theirs, credentials, pool, region="us-east-1", timeout_sec=10)) as client:
+        yield client
+
+
+def test_a_call_has_all_of_its_time_after_its_credentials_were_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, passed = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now() + passed[0])
+
+    def pass_time() -> None:
+        passed[0] += 60
+
+    with raw_dynamodb(echo) as server, connected_as(SlowCredentials(pass_time), server.url) as client:
+        for _ in range(2):
+            assert get(client)["Item"] == KEY
+
+
+def test_a_call_whose_time_is_over_before_it_is_sent_was_not_applied() -> None:
+    with raw_dynamodb(echo) as server:
+        pool = Connections(server.url, ca_file="", timeout_sec=10, kept=1)
+        with closing(pool.take(time.monotonic() + 10)) as connection, pytest.raises(ConnectTimeoutError):
+            connection.exchange(b"POST / HTTP/1.1\r\n", time.monotonic())
+
+
+@pytest.mark.parametrize("bad", ["SECRET\r\nx-other: 1", "SECRET\n", "SECRET\x00", "SECRET\u0100"])
+@pytest.mark.parametrize("part", ["key", "token"])
+def test_credentials_that_would_break_a_header_are_sent_to_nobody_and_shown_nowhere(bad: str, part: str) -> None:
+    credentials = Credentials(bad, "s") if part == "key" else Credentials("key", "s", bad)
+    with raw_dynamodb(echo) as server, connected_as(credentials, server.url) as client:
+        with pytest.raises(CredentialRetrievalError) as raised:
+            get(client)
+        assert "SECRET" not in repr(raised.value)
+        with pytest.raises(StoreMisconfigured, match="credentials"):
+            store_on(client).commit(add_of(make_sandbox("1")))
+        assert server.connections == 0
 
 
 def test_without_credentials_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,11 +335,30 @@ def test_what_comes_unasked_on_an_idle_connection_is_not_the_next_answer() -> No
         assert server.connections == 3
 
 
-def test_a_connection_that_dynamodb_wants_closed_is_not_used_again() -> None:
-    raw = whole(b"{}", status="200 OK\r\nConnection: close")
+@pytest.mark.parametrize("value", ["close", "Close", "x, close", "close , x"])
+def test_a_connection_that_dynamodb_wants_closed_is_not_used_again(value: str) -> None:
+    raw = whole(b"{}", status=f"200 OK\r\nConnection: {value}")
     with raw_dynamodb(lambda exchange: exchange.send(raw)) as server, connected(server.url) as client:
         get(client)
         get(client)
+        assert server.connections == 2
+
+
+def test_a_connection_on_which_a_call_ran_out_of_time_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, passed, over = time.monotonic, [0.0], threading.Event()
+    monkeypatch.setattr(time, "monotonic", lambda: now() + passed[0])
+
+    def begin(exchange: Exchange) -> None:
+        server.behave = echo
+        passed[0] += 60
+        if not over.wait(0.5):  # the client reads already, and looks at the time after a byte
+            exchange.send(b"H")
+
+    with raw_dynamodb(begin) as server, connected(server.url) as client:
+        with pytest.raises(ReadTimeoutError):
+            get(client)
+        over.set()
+        assert get(client)["Item"] == KEY
         assert server.connections == 2
 
 
@@ -230,7 +369,7 @@ class TimeIsUp(BaseException):
 def test_a_call_that_is_interrupted_leaves_its_answer_to_nobody() -> None:
     def interrupt(exchange: Exchange) -> None:
         server.behave = echo
-        signal.raise_signal(signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)  # it interrupts the reading
 
     def stop(*_: object) -> None:
         raise TimeIsUp
@@ -270,8 +409,12 @@ def test_a_server_whose_certificate_is_of_another_name_or_of_a_stranger_is_sent_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_trusted: bool
 ) -> None:
     with tls_server(tmp_path, monkeypatch, name, is_trusted=is_trusted) as server:
-        with connected(server.url) as client, pytest.raises(SSLError):
-            get(client)
+        with connected(server.url) as client:
+            with pytest.raises(SSLError):
+                get(client)
+            with pytest.raises(StoreUnavailable) as raised:
+                store_on(client).commit(add_of(make_sandbox("1")))
+        assert not isinstance(raised.value, OutcomeUnknown)
         assert not server.requests
 
 
@@ -310,6 +453,28 @@ def test_a_server_that_is_not_there_was_sent_nothing() -> None:
             get(client)
 
 
+@pytest.mark.parametrize("first", ["refused", "of a family that the machine lacks"])
+def test_a_host_whose_first_address_does_not_answer_is_asked_at_its_second(
+    monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    make = socket.socket
+    refused = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", free_ports(1)[0]))
+    lacking = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 1, 0, 0))
+
+    def make_known(family: int = -1, *rest: Any, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return make(family, *rest, **options)
+
+    with raw_dynamodb(echo) as server:
+        port = int(server.url.rpartition(":")[2])
+        found = [refused if first == "refused" else lacking, (*refused[:4], ("127.0.0.1", port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with connected(f"http://two.example:{port}") as client:
+            monkeypatch.setattr(socket, "socket", make_known)
+            assert get(client)["Item"] == KEY
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -321,7 +486,7 @@ def test_a_server_that_is_not_there_was_sent_nothing() -> None:
         b"SSH-2.0-OpenSSH\r\n\r\n",
     ],
 )
-def test_an_answer_that_dynamodb_never_gives_is_none(head: bytes) -> None:
+def test_an_answer_that_dynamodb_never_gives_is_refused(head: bytes) -> None:
     with (
         raw_dynamodb(lambda exchange: exchange.send(head)) as server,
         connected(server.url) as client,
