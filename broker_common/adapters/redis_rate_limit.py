@@ -135,10 +135,12 @@ class RedisRateLimit:
         with self._lock:
             if self._is_away:
                 return  # pragma: no cover - only where two requests find it away at the same moment
-            # Before the flag is set: without a thread that takes it back, the limit would stay off.
-            threading.Thread(target=self._wait_for_redis, name="rate-limit-probe", daemon=True).start()
             self._is_away = True
         _log.warning("Redis does not answer (%s): requests pass without a rate limit", type(error).__name__)
+        try:
+            threading.Thread(target=self._wait_for_redis, name="rate-limit-probe", daemon=True).start()
+        except RuntimeError:  # the system has no thread left, so the next request tries Redis itself
+            self._is_away = False
 
     def _wait_for_redis(self) -> None:
         """Repeat a write until Redis accepts it, as the limit needs, so that no request has to try."""

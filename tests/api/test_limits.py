@@ -21,6 +21,7 @@ class Watching(StoreWrapper):
 
     def __init__(self, inner: MemoryStore) -> None:
         super().__init__(inner)
+        assert inner._clock
         self._inner_clock = inner._clock
         self.left.clear()
 
