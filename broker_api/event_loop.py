@@ -47,7 +47,7 @@ _LINGER_MS = 2
 """How long an idle thread waits for the next request of the connection that it has just served."""
 _GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PROBES = (b"GET /healthz", b"GET /readyz", b"GET /metrics")
-"""Requests that have a thread each, so that a process under load is not taken for a dead one."""
+"""Each has a thread of its own, so that a process under load is not taken for a dead one, and shows its load."""
 
 
 def make_room_for(connections: int) -> int:
