@@ -280,7 +280,9 @@ class Switch:
             sink.shutdown(socket.SHUT_WR)
 
 
-def test_after_a_failover_no_request_takes_a_connection_to_the_server_that_writes_no_more() -> None:
+def test_after_a_failover_no_request_takes_a_connection_to_the_server_that_writes_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with own_server() as (old_url, _), own_server() as (new_url, _), ExitStack() as ending:
         switch = Switch(urlsplit(old_url).port or 0)
         ending.callback(switch.close)
@@ -297,6 +299,7 @@ def test_after_a_failover_no_request_takes_a_connection_to_the_server_that_write
         assert limit.take(str(uuid.uuid4())) is None
         assert wait_until(lambda: limit.take(str(uuid.uuid4())) is not None, 15)
         assert all(limit.take(str(uuid.uuid4())) for _ in range(8))
+    assert caplog.text.count("without a rate limit") == 1
 
 
 def test_an_answer_that_was_not_read_is_no_answer_to_another_key(
