@@ -110,13 +110,13 @@ def _line(fmt: str) -> list[Processor]:
 
 
 def _safely(render: Callable[[object, str, EventDict], str]) -> Processor:
-    """Return a processor that renders a line. If a value cannot be rendered, the line has only what every line has."""
+    """Return a processor that renders a line. If a value cannot be rendered, the line has only the strings."""
 
     def render_safely(logger: object, method: str, event: EventDict) -> str:
         try:
             return render(logger, method, event)
         except Exception:  # noqa: BLE001 - no value may fail what logs it
-            texts = {name: event[name] for name in (*_LEADING, "event") if isinstance(event.get(name), str)}
+            texts = {name: value for name, value in event.items() if isinstance(value, str)}
             line = render(logger, method, texts)
             _report(line)
             return line
