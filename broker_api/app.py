@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
@@ -17,7 +18,6 @@ from broker_api.jobs import make_blueprint
 from broker_api.metrics import register_metrics
 from broker_api.rate_limit import register_rate_limit
 from broker_api.runtime import Runtime, attach
-from broker_api.threads import ThreadBudget
 from broker_api.tracing import register_tracing
 from broker_common.core.job_registry import JOBS
 
@@ -53,7 +53,7 @@ def create_app(
         Runtime(
             settings=settings,
             services=services,
-            threads=ThreadBudget(settings.api_threads, services.clock),
+            job_waits=threading.BoundedSemaphore(settings.api_threads // 2),
             tokens=token_sources(settings),
         ),
     )

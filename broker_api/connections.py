@@ -38,6 +38,8 @@ class Exchange:
         self._begun = b""
         self._answer: list[bytes] = []
         self._was_short = False
+        self.arrived_at = 0.0
+        """When the request was complete, on the monotonic clock."""
 
     def begin(self, request: bytes) -> None:
         """Let gunicorn read `request` next."""

@@ -46,7 +46,8 @@ _PAUSE_SEC = 1
 _LINGER_MS = 2
 """How long an idle thread waits for the next request of the connection that it has just served."""
 _GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
-_HEALTH = b"GET /healthz "
+_PROBES = (b"GET /healthz", b"GET /readyz", b"GET /metrics")
+"""Each has a thread of its own, so that a process under load is not taken for a dead one, and shows its load."""
 
 
 def make_room_for(connections: int) -> int:
@@ -74,8 +75,10 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         )
         # At least so many that each thread can serve one and another one can be accepted.
         self.worker_connections = max(make_room_for(self.cfg.worker_connections), self.cfg.threads + 2)
-        # A health check always finds a thread, even if all others are busy.
-        self._health = ThreadPoolExecutor(max_workers=1, thread_name_prefix="health")
+        self._probes = {
+            probe: ThreadPoolExecutor(max_workers=1, thread_name_prefix=probe.rpartition(b"/")[2].decode())
+            for probe in _PROBES
+        }
         super().init_process()
 
     # -- called by gunicorn's own loop
@@ -106,8 +109,9 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
     def enqueue_req(self, conn: Connection) -> None:
         """Give a connection whose request is complete to a thread."""
         self._leave(conn)
-        is_health_check = conn.reader.is_for(_HEALTH)
-        served = self._health.submit(self._serve, conn) if is_health_check else self.tpool.submit(self.handle, conn)
+        conn.sock.arrived_at = time.monotonic()
+        probe = next((probe for probe in _PROBES if conn.reader.is_for(probe)), None)
+        served = self._probes[probe].submit(self._serve, conn) if probe else self.tpool.submit(self.handle, conn)
         served.add_done_callback(lambda future: self.method_queue.defer(self.finish_request, conn, future))
 
     def finish_request(self, conn: Connection, fs: Future[None]) -> None:
@@ -147,6 +151,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         """
         self._serve(conn)
         while self._is_followed(conn):
+            conn.sock.arrived_at = time.monotonic()
             self._serve(conn)
 
     def _serve(self, conn: Connection) -> None:

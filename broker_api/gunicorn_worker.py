@@ -26,6 +26,7 @@ from broker_api.caller import CALLER_HEADERS
 from broker_api.connections import Refused
 from broker_api.error_answers import JSON, PROBLEM, Fault, describe, prefers_problem
 from broker_api.event_loop import EventLoop
+from broker_api.limits import ARRIVED_AT
 from broker_api.runtime import runtime_of
 from broker_api.tracing import HEADER, choose_request_id
 
@@ -74,6 +75,17 @@ def keep_slashes_apart(target: str, path: str) -> str:
 
 class Worker(EventLoop):
     """A threaded worker that drains."""
+
+    def load_wsgi(self) -> None:
+        """Load the application, and tell it when each request arrived."""
+        super().load_wsgi()
+        serve = self.wsgi.wsgi_app
+
+        def wsgi_app(environ: dict[str, Any], start_response: Any) -> Any:  # noqa: ANN401 - the types of WSGI
+            environ[ARRIVED_AT] = environ["gunicorn.socket"].arrived_at
+            return serve(environ, start_response)
+
+        self.wsgi.wsgi_app = wsgi_app
 
     def init_signals(self) -> None:
         """Handle also the alarm that ends the drain."""

@@ -98,10 +98,13 @@ def _start(job: JobSpec, flags: Mapping[str, bool]) -> tuple[Any, int, dict[str,
     seconds = preferred_wait(request.environ.get("HTTP_PREFER", ""))
     if seconds is None:
         return accepted, 202, {}
-    with runtime().threads.waiting() as may_wait:
-        if not may_wait:
-            return accepted, 202, {}
+    job_waits = runtime().job_waits
+    if not job_waits.acquire(blocking=False):
+        return accepted, 202, {}
+    try:
         run = _await_end(job_id, seconds)
+    finally:
+        job_waits.release()
     applied = {"Preference-Applied": f"wait={seconds}"}
     if run is None:
         return accepted, 202, applied

@@ -1,12 +1,16 @@
-"""Decorators for views that call the store: they set the deadline, and take one of the limited threads."""
+"""Decorators for views that call the store: they set the deadline, which counts from the arrival of the request."""
 
 from __future__ import annotations
 
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from flask import request
+
 from broker_api.bounds import BULK_DEADLINE_SEC
 from broker_api.runtime import runtime
+from broker_common.core.deadline import deadline_in
+from broker_common.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,15 +18,16 @@ if TYPE_CHECKING:
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
+ARRIVED_AT = "broker.arrived_at"
+"""In the WSGI environment: when the server had read the request, by the monotonic clock. No header has such a name."""
+
 
 def store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Run `view` within the deadline of a request, and only while threads stay free for health checks."""
+    """Run `view` within the deadline of a request. If that passed while the request waited for a thread, answer 503."""
 
     @wraps(view)
     def bounded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
-        here = runtime()
-        with here.threads.store_call(here.settings.request_deadline_sec):
-            return view(*args, **kwargs)
+        return _within(runtime().settings.request_deadline_sec, view, *args, **kwargs)
 
     return bounded
 
@@ -32,7 +37,20 @@ def bulk_store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, An
 
     @wraps(view)
     def bounded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
-        with runtime().threads.store_call(BULK_DEADLINE_SEC):
-            return view(*args, **kwargs)
+        return _within(BULK_DEADLINE_SEC, view, *args, **kwargs)
 
     return bounded
+
+
+def _within(
+    seconds: float, view: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Answer:
+    clock = runtime().services.clock
+    # A server that does not tell the arrival has no queue that the broker knows of.
+    arrived_at = request.environ.get(ARRIVED_AT)
+    if arrived_at is not None:
+        seconds -= clock.monotonic() - arrived_at
+    if seconds <= 0:
+        raise StoreUnavailable("the request waited too long for a thread")
+    with deadline_in(seconds, clock):
+        return view(*args, **kwargs)

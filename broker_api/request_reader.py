@@ -66,9 +66,9 @@ class RequestReader:
         """Tell whether the client waits for `100 Continue` before it sends the body (RFC 9110, section 10.1.1)."""
         return self.state is State.PART_OF_BODY and _EXPECTS.match(self._received, 0, self._body) is not None
 
-    def is_for(self, beginning: bytes) -> bool:
-        """Tell whether the request begins with the bytes of `beginning`."""
-        return self._received.startswith(beginning)
+    def is_for(self, target: bytes) -> bool:
+        """Tell whether the request begins with the method and path of `target`, with or without a query."""
+        return self._received.startswith((target + b" ", target + b"?"))
 
     def feed(self, data: bytes) -> State:
         """Add the received `data`; set and return the state."""

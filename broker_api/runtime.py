@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from broker_api.threads import ThreadBudget
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
     from broker_common.tokens import TokenSource
@@ -27,7 +26,8 @@ class Runtime:
 
     settings: Settings
     services: ApiServices
-    threads: ThreadBudget
+    job_waits: threading.BoundedSemaphore
+    """One for each request that may keep its thread until a job has ended."""
     tokens: Sequence[TokenSource]
     draining: threading.Event = field(default_factory=threading.Event)
     """Set once the process must stop."""

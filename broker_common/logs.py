@@ -20,6 +20,8 @@ from structlog.processors import EventRenamer, TimeStamper, format_exc_info
 from structlog.stdlib import ProcessorFormatter, add_log_level, add_logger_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from structlog.typing import EventDict, Processor
 
 _LEADING = ("timestamp", "level", "logger", "message")
@@ -89,25 +91,46 @@ class _Stdout:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
         except Exception:  # noqa: BLE001 - no error of the stream may fail what logs
-            logging.Handler().handleError(logging.makeLogRecord({"msg": line}))
+            _report(line)
 
     debug = info = warning = error = critical = _write
 
 
 def _line(fmt: str) -> list[Processor]:
-    """Return what makes a line of an event, its level and its logger's name."""
+    """Return the processors that make a line of an event, its level and its logger's name."""
     # The reader of text is at this machine: local time is enough.
     stamp = TimeStamper(fmt="%H:%M:%S", utc=False) if fmt == "text" else TimeStamper(fmt="iso", utc=True)
     render: list[Processor]
     if fmt == "json":
-        render = [EventRenamer("message"), _in_order, _render_json]
+        render = [EventRenamer("message"), _safely(lambda _logger, _method, event: _to_json(_in_order(event)))]
     else:
-        render = [_escape, ConsoleRenderer(colors=_has_colours())]
+        to_text = ConsoleRenderer(colors=_has_colours())
+        render = [_safely(lambda logger, method, event: to_text(logger, method, _escape(event)))]
     return [merge_contextvars, add_log_level, stamp, format_exc_info, *render]
 
 
+def _safely(render: Callable[[object, str, EventDict], str]) -> Processor:
+    """Return a processor that renders a line. If a value cannot be rendered, the line has only the strings."""
+
+    def render_safely(logger: object, method: str, event: EventDict) -> str:
+        try:
+            return render(logger, method, event)
+        except Exception:  # noqa: BLE001 - no value may fail what logs it
+            texts = {name: value for name, value in event.items() if isinstance(value, str)}
+            line = render(logger, method, texts)
+            _report(line)
+            return line
+
+    return render_safely
+
+
+def _report(line: str) -> None:
+    """Write the current exception and the line that it concerns to stderr, as the standard library's handlers do."""
+    logging.Handler().handleError(logging.makeLogRecord({"msg": line}))
+
+
 def _from(level: int) -> Processor:
-    """Return what drops the events below `level`."""
+    """Return the processor that drops the events below `level`."""
     dropped = {name.lower() for name, number in logging.getLevelNamesMapping().items() if number < level}
 
     def drop(_logger: object, method: str, event: EventDict) -> EventDict:
@@ -131,16 +154,12 @@ def _join_lines(_logger: object, _method: str, event: EventDict) -> EventDict:
     return event
 
 
-def _in_order(_logger: object, _method: str, event: EventDict) -> EventDict:
+def _in_order(event: EventDict) -> EventDict:
     """Put the fields of every line first."""
     return {**{name: event[name] for name in _LEADING if name in event}, **event}
 
 
-def _render_json(_logger: object, _method: str, event: EventDict) -> str:
-    return _to_json(event)
-
-
-def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:
+def _escape(event: EventDict) -> EventDict:
     """Escape unprintable characters in strings; other values are written by their repr, which escapes them, too."""
     escaped = {name: _escaped(value) if isinstance(value, str) else value for name, value in event.items()}
     if isinstance(event.get("exception"), str):

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from redis import ConnectionPool, Redis
@@ -30,7 +31,7 @@ TIMEOUT_SEC = 0.05
 """Time that one request loses when Redis stops answering. After it no request waits until Redis answers again."""
 _PROBE_SEC = 0.5
 _PREFIX = "sandbox-broker:rate"
-# In microseconds, as Redis' clock counts. From 2025 on, so that fractions of one are kept, too.
+# Microseconds since 2025: a smaller number leaves room for fractions in a double.
 _SCRIPT = """
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call("TIME")
@@ -60,6 +61,7 @@ class RedisRateLimit:
         self._options = {
             "socket_timeout": TIMEOUT_SEC,
             "socket_connect_timeout": TIMEOUT_SEC,
+            "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,  # version 3 begins with a greeting, and all it adds is what a server sends unasked
         }
@@ -73,12 +75,17 @@ class RedisRateLimit:
         self._is_away = False
 
     def take(self, key: str) -> Allowance | None:
-        """Count one request of a key; returns None while Redis is away: then no request is limited."""
+        """Count one request of a key; returns None while Redis is away: then no request is limited.
+
+        A request may count twice if Redis closes an idle connection at that moment: it is sent once more.
+        """
         if self._is_away:
             return None
         try:
             remaining, reset_after, retry_after = self._run_script(f"{_PREFIX}:{key}")
         except RedisError as error:
+            # Also idle ones lead to a server that is gone, or that takes no writes any more.
+            self.close()
             self._note_away(error)
             return None
         return Allowance(
@@ -89,19 +96,31 @@ class RedisRateLimit:
             retry_after=retry_after,
         )
 
+    def close(self) -> None:
+        """Close the idle connections."""
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().disconnect()  # type: ignore[no-untyped-call]
+
     def _run_script(self, key: str) -> list[int]:
         try:
-            connection = self._idle.pop()
+            connection, was_open = self._idle.pop(), True
         except IndexError:
-            connection = self._pool.make_connection()
+            connection, was_open = self._pool.make_connection(), False
         try:
             try:
-                return self._call(connection, "EVALSHA", _SCRIPT_SHA, key)
+                counted = self._call(connection, "EVALSHA", _SCRIPT_SHA, key)
             except RedisConnectionError:
+                if not was_open:
+                    raise
                 # Redis closes connections that are idle, and all when it restarts. A new one tells whether it is away.
-                return self._call(connection, "EVALSHA", _SCRIPT_SHA, key)
-        finally:
-            self._idle.append(connection)
+                counted = self._call(connection, "EVALSHA", _SCRIPT_SHA, key)
+        except BaseException:
+            # An answer that nobody has read would be taken for the next one.
+            connection.disconnect()  # type: ignore[no-untyped-call]
+            raise
+        self._idle.append(connection)
+        return counted
 
     def _call(self, connection: ConnectionInterface, command: str, script: str, key: str) -> list[int]:
         """Call the script, over a new connection if `connection` is not open."""
@@ -118,7 +137,10 @@ class RedisRateLimit:
                 return  # pragma: no cover - only where two requests find it away at the same moment
             self._is_away = True
         _log.warning("Redis does not answer (%s): requests pass without a rate limit", type(error).__name__)
-        threading.Thread(target=self._wait_for_redis, name="rate-limit-probe", daemon=True).start()
+        try:
+            threading.Thread(target=self._wait_for_redis, name="rate-limit-probe", daemon=True).start()
+        except RuntimeError:  # the system has no thread left, so the next request tries Redis itself
+            self._is_away = False
 
     def _wait_for_redis(self) -> None:
         """Repeat a write until Redis accepts it, as the limit needs, so that no request has to try."""

@@ -62,12 +62,17 @@ def parse_answer(received: bytes) -> Answer:
     return Answer(int(status_line.split()[1]), parse_headers(BytesIO(lines)), body)
 
 
+def read_answer(answers: IO[bytes]) -> Answer:
+    """Read one whole answer from a kept connection."""
+    status, headers = int(answers.readline().split()[1]), parse_headers(answers)
+    body = answers.read(int(headers["Content-Length"]))
+    assert len(body) == int(headers["Content-Length"])
+    return Answer(status, headers, body)
+
+
 def read_status(answers: IO[bytes]) -> int:
     """Read one whole answer from a kept connection, and return its status."""
-    status = int(answers.readline().split()[1])
-    length = int(parse_headers(answers)["Content-Length"])
-    assert len(answers.read(length)) == length
-    return status
+    return read_answer(answers).status
 
 
 class Server:
@@ -516,17 +521,54 @@ def test_a_client_that_goes_on_sending_after_its_answer_is_cut_off(server: Serve
             connection.sendall(bytes(160_000_000))
 
 
-def test_a_health_check_is_answered_while_every_thread_waits_for_the_store(tmp_path: Path) -> None:
-    """/readyz asks the store, so each call of it may hold a thread for more than a second."""
+def as_track(path: bytes) -> bytes:
+    """Return a request of a view that calls the store."""
+    return call(b"Authorization: Bearer track-token", b"X-Track-ID: t", line=b"GET " + path + b" HTTP/1.1")
+
+
+def test_probes_and_scrapes_are_answered_while_more_requests_than_threads_wait_for_the_store(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent_store, ExitStack() as opened:
         url = f"http://127.0.0.1:{silent_store.getsockname()[1]}"
-        server = opened.enter_context(running(tmp_path, DDB_ENDPOINT_URL=url))
-        waiting = [opened.enter_context(server.connect()) for _ in range(10 * THREADS)]
+        server = opened.enter_context(running(tmp_path, DDB_ENDPOINT_URL=url, REQUEST_DEADLINE_SEC="60"))
+        waiting = [opened.enter_context(server.connect()) for _ in range(30 * THREADS)]
         for each in waiting:
-            each.sendall(call(line=b"GET /readyz HTTP/1.1"))
+            each.sendall(as_track(b"/v1/sandboxes"))
+        # A scrape and /readyz call the store, too, and wait for it.
+        slow = [opened.enter_context(server.connect()) for _ in range(3 * THREADS)]
+        for each in slow:
+            each.sendall(call(line=b"GET /readyz?verbose HTTP/1.1"))
         assert server.send(call(b"Connection: close")).status == 200
+        scrape = server.send(call(b"Connection: close", line=b"GET /metrics?name[]=http_requests_total HTTP/1.1"))
+        assert scrape.status == 200
+        answered, _, _ = select.select(slow, [], [], 0)
+        assert len(answered) < len(slow), "neither waited for /readyz"
+        assert select.select(slow[:1], [], [], 10)[0]
+        with slow[0].makefile("rb") as answers:
+            assert read_status(answers) == 503
         answered, _, _ = select.select(waiting, [], [], 0)
-        assert len(answered) < len(waiting)
+        assert len(answered) < len(waiting) - THREADS, "some had not begun"
+        server.process.kill(signal.SIGKILL)  # the test need not wait for a clean end
+
+
+def test_a_request_that_waited_past_its_deadline_for_a_thread_is_answered_503(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent_store, ExitStack() as opened:
+        silent_store.settimeout(10)
+        url = f"http://127.0.0.1:{silent_store.getsockname()[1]}"
+        server = opened.enter_context(running(tmp_path, DDB_ENDPOINT_URL=url, REQUEST_DEADLINE_SEC="0.5"))
+        bulk = call(
+            *(b"Authorization: Bearer admin-token", b"Content-Length: 0", b"Connection: close"),
+            line=b"POST /v1/admin/bulk-retry HTTP/1.1",
+        )
+        # Bulk calls have a longer deadline, and repeat a call that was not answered. They hold all threads.
+        for _ in range(THREADS):
+            opened.enter_context(server.connect()).sendall(bulk)
+            opened.enter_context(silent_store.accept()[0])
+        late = opened.enter_context(server.connect())
+        late.sendall(as_track(b"/v1/sandboxes"))
+        with late.makefile("rb") as received:
+            answer = read_answer(received)
+        assert (answer.status, answer.error["message"]) == (503, "the request waited too long for a thread")
+        assert int(answer.headers["Retry-After"]) > 0
         server.process.kill(signal.SIGKILL)  # the test need not wait for a clean end
 
 

@@ -127,8 +127,8 @@ def test_nobody_waits_while_the_process_is_about_to_stop(api: Api) -> None:
     assert api.clock.monotonic() == 0
 
 
-def test_callers_who_wait_hold_half_of_the_permits_at_most_and_the_rest_is_answered_at_once() -> None:
-    api = make_api(API_THREADS="6")
+def test_callers_who_wait_hold_half_of_the_threads_at_most_and_the_rest_is_answered_at_once() -> None:
+    api = make_api(API_THREADS="5")
     api.queue.states = deque([JobState.RUNNING])
     inside, go_on = threading.Semaphore(0), threading.Event()
     answers: list[int] = []

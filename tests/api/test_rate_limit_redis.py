@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import signal
 import socket
+import socketserver
 import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +20,7 @@ from fakeredis import TcpFakeServer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis import Redis
+from redis.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_common.adapters import redis_rate_limit
@@ -37,6 +39,22 @@ def patient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(redis_rate_limit, "TIMEOUT_SEC", 5)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the connections that the limits of a test have made."""
+    made: list[RedisRateLimit] = []
+    begin = RedisRateLimit.__init__
+
+    def remember(limit: RedisRateLimit, *args: Any, **options: Any) -> None:
+        begin(limit, *args, **options)
+        made.append(limit)
+
+    monkeypatch.setattr(RedisRateLimit, "__init__", remember)
+    yield
+    for limit in made:
+        limit.close()
 
 
 @contextmanager
@@ -65,6 +83,7 @@ def test_a_key_gets_its_burst_and_is_then_told_when_to_come_back(redis_url: str)
 def test_each_key_has_a_bucket_of_its_own(redis_url: str) -> None:
     limit = RedisRateLimit(redis_url, rps=1, burst=1)
     first = [limit.take(str(uuid.uuid4())) for _ in range(5)]
+    assert all(first)
     assert not any(allowance.is_exceeded for allowance in first if allowance)
 
 
@@ -85,9 +104,12 @@ def test_every_key_expires_once_its_bucket_is_full_again(redis_url: str) -> None
 
 def test_threads_that_ask_at_once_get_just_the_burst(redis_url: str) -> None:
     limit, key = RedisRateLimit(redis_url, rps=1, burst=100), str(uuid.uuid4())
+    began = time.monotonic()
     with ThreadPoolExecutor(16) as threads:
         allowances = list(threads.map(lambda _: limit.take(key), range(300)))
+    elapsed = time.monotonic() - began
     assert all(allowances)
+    assert 100 <= sum(not each.is_exceeded for each in allowances if each) <= 100 + math.ceil(elapsed)
     assert sorted(each.remaining for each in allowances if each and not each.is_exceeded)[:99] == list(range(99))
 
 
@@ -219,3 +241,124 @@ def test_a_redis_that_hangs_is_waited_for_once_and_limits_again_when_it_answers(
         assert len(said) == 1, "the next nine did not ask"
         server.kill(signal.SIGCONT)
         assert wait_until(lambda: limit.take("track") is not None, 15)
+
+
+class Switch:
+    """A port that leads each new connection to `target`; connections that it made before stay."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self._opened = [socket.create_server(("127.0.0.1", 0))]
+        self.url = f"redis://127.0.0.1:{self._opened[0].getsockname()[1]}/0"
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        for each in self._opened:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(15)
+        for each in self._opened:
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                ends = (self._opened[0].accept()[0], socket.create_connection(("127.0.0.1", self.target)))
+            except OSError:
+                return
+            self._opened += ends
+            for source, sink in (ends, ends[::-1]):
+                self._threads.append(threading.Thread(target=self._pass_on, args=(source, sink)))
+                self._threads[-1].start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_after_a_failover_no_request_takes_a_connection_to_the_server_that_writes_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with own_server() as (old_url, _), own_server() as (new_url, _), ExitStack() as ending:
+        switch = Switch(urlsplit(old_url).port or 0)
+        ending.callback(switch.close)
+        limit = RedisRateLimit(switch.url, rps=1, burst=1)
+        ending.callback(limit.close)
+        with Redis.from_url(old_url) as old, ThreadPoolExecutor(4) as threads:
+            old.client_pause(60_000, all=False)
+            together = [threads.submit(limit.take, str(uuid.uuid4())) for _ in range(4)]
+            assert wait_until(lambda: len(switch._opened) > 2 * 4, 15), "a connection for each"
+            old.client_unpause()
+            assert all(each.result(15) for each in together)
+            switch.target = urlsplit(new_url).port or 0
+            old.replicaof("127.0.0.1", "1")
+        assert limit.take(str(uuid.uuid4())) is None
+        assert wait_until(lambda: limit.take(str(uuid.uuid4())) is not None, 15)
+        assert all(limit.take(str(uuid.uuid4())) for _ in range(8))
+    assert caplog.text.count("without a rate limit") == 1
+
+
+def test_an_answer_that_was_not_read_is_no_answer_to_another_key(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, key = RedisRateLimit(redis_url, rps=1, burst=100), str(uuid.uuid4())
+    for _ in range(3):
+        limit.take(key)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AbstractConnection, "read_response", interrupt)
+        with pytest.raises(SystemExit):
+            limit.take(key)
+    another = limit.take(str(uuid.uuid4()))
+    assert another is not None
+    assert another.remaining == 99
+
+
+def test_a_request_is_sent_once_over_a_new_connection() -> None:
+    """Redis may have counted it before the connection broke."""
+    asked = 0
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            nonlocal asked
+            for line in self.rfile:
+                if line in {b"SETINFO\r\n", b"SET\r\n"}:
+                    self.wfile.write(b"+OK\r\n")
+                elif line == b"EVALSHA\r\n":
+                    asked += 1
+                    if asked == 1:
+                        return
+                    self.wfile.write(b"*3\r\n:0\r\n:1\r\n:0\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server, ExitStack() as ending:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ending.callback(server.shutdown)
+        limit = RedisRateLimit(f"redis://127.0.0.1:{server.server_address[1]}/0", rps=1, burst=1)
+        ending.callback(limit.close)
+        assert limit.take("key") is None
+        assert asked == 1
+        assert wait_until(lambda: limit.take("key") is not None, 15)
+
+
+def test_a_limit_whose_probe_could_not_start_is_not_off_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with own_server() as (url, server):
+        limit = RedisRateLimit(url, rps=1, burst=1)
+        assert limit.take("track")
+        server.stop()
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            assert limit.take("track") is None
+        server.start()
+        assert wait_until(server.is_ready, 15)
+        assert limit.take("another") is not None

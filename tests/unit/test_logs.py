@@ -247,6 +247,39 @@ def test_a_line_that_cannot_be_written_fails_no_caller_and_goes_to_stderr(
     assert "Allocate ended" in capsys.readouterr().err
 
 
+class Unwritable:
+    def __repr__(self) -> str:
+        raise RuntimeError("this object has no text")
+
+
+def circular() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    found["itself"] = found
+    return found
+
+
+@pytest.mark.parametrize("fmt", ["json", "text"])
+@pytest.mark.parametrize("value", [Unwritable(), {"inner": Unwritable()}], ids=["field", "inside"])
+def test_a_value_without_a_text_fails_no_caller_and_the_rest_of_the_line_is_written(
+    capsys: pytest.CaptureFixture[str], fmt: str, value: object
+) -> None:
+    configure_logging(level="INFO", fmt=fmt)
+    structlog.get_logger("broker").info("Allocate ended", details=value)
+    written = capsys.readouterr()
+    assert len(written.out.splitlines()) == 1
+    assert all(part in written.out for part in ("Allocate ended", "info", "broker"))
+    assert "this object has no text" in written.err
+
+
+@pytest.mark.parametrize("value", [circular(), {(1, 2): 3}], ids=["circular", "key"])
+def test_what_json_cannot_hold_fails_no_caller(capsys: pytest.CaptureFixture[str], value: object) -> None:
+    configure_logging(level="INFO", fmt="json")
+    structlog.get_logger("broker").info("Allocate ended", details=value)
+    written = capsys.readouterr()
+    assert json.loads(written.out)["message"] == "Allocate ended"
+    assert "Allocate ended" in written.err
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_lines_of_threads_and_of_forked_processes_do_not_mix(unbuffered: str) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}

@@ -80,6 +80,9 @@ class _Shortcut:
         self._answer = answer
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        return self.wsgi_app(environ, start_response)
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         answer = self._answer if environ["PATH_INFO"] == _PATH else self._behind
         return answer(environ, start_response)
 
