@@ -1,4 +1,4 @@
-"""Decorators for views that call the store: they set the deadline, which counts from the arrival of the request."""
+"""Decorators for views that call the store: they set the deadline, and refuse requests that waited too long for a thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARRIVED_AT = "broker.arrived_at"
 
 
 def store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Run `view` within the deadline of a request. If that passed while the request waited for a thread, answer 503."""
+    """Run `view` within the deadline of a request. If it waited as long as that for a thread, answer 503."""
 
     @wraps(view)
     def bounded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
@@ -48,9 +48,7 @@ def _within(
     clock = runtime().services.clock
     # A server that does not tell the arrival has no queue that the broker knows of.
     arrived_at = request.environ.get(ARRIVED_AT)
-    if arrived_at is not None:
-        seconds -= clock.monotonic() - arrived_at
-    if seconds <= 0:
+    if arrived_at is not None and clock.monotonic() - arrived_at >= seconds:
         raise StoreUnavailable("the request waited too long for a thread")
     with deadline_in(seconds, clock):
         return view(*args, **kwargs)
