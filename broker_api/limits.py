@@ -1,4 +1,4 @@
-"""Decorators for views that call the store: they set the deadline, and refuse requests that waited too long for a thread."""
+"""Decorators for views that call the store: they set the deadline, and refuse what waited too long for a thread."""
 
 from __future__ import annotations
 
