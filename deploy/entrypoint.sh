@@ -9,7 +9,7 @@ Commands:
   api                          serve the HTTP API
   worker-jobs [OPTIONS]        run jobs, in two processes; OPTIONS are Celery's
   worker-deletions [OPTIONS]   wipe sandboxes, in CSP_MAX_CONCURRENCY threads of one process
-  worker [QUEUES] [OPTIONS]    run jobs and wipes, in four processes; or only QUEUES: jobs, or deletions
+  worker [QUEUES] [OPTIONS]    run jobs and wipes, in four processes; QUEUES: jobs,deletions
   beat                         send due jobs; two may run, one sends
   flower                       show jobs
   broker ...                   the operator's command; broker -h shows more

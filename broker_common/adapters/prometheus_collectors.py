@@ -29,7 +29,7 @@ WAIT_SEC = 0.05
 _SHORTEST_PAUSE_SEC = 1.0
 """Between renewals that no scrape requests."""
 _LOOK_AGAIN_SEC = 0.25
-"""When a read is repeated that found a value of before; later if values may be older than 15 s."""
+"""If a read found the old value, it is repeated after this time, or after a sixtieth of `max_age` if that is longer."""
 _UNSEEN_LIMIT_SEC = 120.0
 """How long after the last scrape the thread ends: longer than a usual scrape interval."""
 _GAUGES = {
@@ -52,7 +52,8 @@ class _Renewed(Generic[Value]):
 
     A read may take longer than a scrape may wait, and the last scrape may be a minute ago. So the thread also reads
     between scrapes: the shown value is no older than `max_age` plus one read. The thread ends when the scrapes stop.
-    If another process renews the value and is not done yet, the thread soon reads again.
+    If another process renews the value and is not done yet, the thread soon reads again, so its value may be older by
+    that process's read and by the pause until the next look.
     """
 
     def __init__(

@@ -63,9 +63,9 @@ class Counts:
         """When that count began, by our monotonic clock."""
 
     def latest(self) -> tuple[float, PoolCount]:
-        """Return the latest count of the pool, and about when it was stored (by this process's monotonic clock).
+        """Return a time of this process's monotonic clock, and the latest count of the pool.
 
-        For a count of this process that is when it began. It is -inf if this process cannot tell.
+        The time is when this process began the count, or about when another stored it; -inf if that is not known.
 
         Counts the pool if this process has the right to, or can take it. A count is shown for at most twice the time
         of a right. Takes at most `COUNT_LIMIT_SEC`, and `_WRITE_LIMIT_SEC` to store a count. Raises `StoreUnavailable`,

@@ -5,8 +5,8 @@ index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and
 
 This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
 allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
-Only a damaged record of counts is written over, because the pool can be counted again; but not if its schema is newer
-or no number.
+Only a damaged record of counts is written over, because the pool can be counted again; but not if its schema is newer,
+or is not a number.
 
 Every method may raise `StoreUnavailable`. Every write may also raise `OutcomeUnknown`; then it may have been applied.
 If the answer was lost, the caller may send the same write again: it succeeds if the first one was applied.
@@ -259,7 +259,7 @@ class PoolState(Protocol):
     def read_counts(self) -> CountRecord:
         """Return the record of counts, which may be out of date. If it is damaged, return only its `turn`.
 
-        Raises `UnreadableRecord` if its schema is newer or no number. Then it cannot be written over.
+        Raises `UnreadableRecord` if its schema is newer, or is not a number. Then it cannot be written over.
         """
 
     def write_counts(self, record: CountRecord, *, instead_of: str | None) -> None:

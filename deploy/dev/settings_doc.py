@@ -61,7 +61,7 @@ SECTIONS = {
         "API_BASE_PATH": "The path before all paths of the API.",
         "API_WORKERS": "The number of gunicorn's processes. The default does not see a container's CPU limit: set it there.",
         "API_THREADS": "The number of threads of each process.",
-        "REQUEST_DEADLINE_SEC": "How long a track's call may take. After that it is answered with 503.",
+        "REQUEST_DEADLINE_SEC": "How long the broker may work on a track's call, and how long the call may wait for a thread before that. After either, the answer is 503.",
         "RATE_LIMIT_RPS": "Requests a second. Each track, each operator, and each address without a valid token has a limit of its own.",
         "RATE_LIMIT_BURST": "Requests at once, counted in the same way.",
         "TRUSTED_PROXIES": "The number of proxies that add to `X-Forwarded-For`. The API takes the caller's address from there.",
@@ -105,7 +105,7 @@ SECTIONS = {
     "Health and metrics": {
         "METRICS_PORT": "The port of `/metrics` and `/healthz` of worker and beat. 0 opens no port. The API's metrics are on `API_PORT`.",
         "LIVENESS_LIMIT_SEC": "`/healthz` of worker and beat answers 503 after the process was cut off from Redis, or stuck, for so long. A worker also answers 503 if it took no waiting task for so long although it could.",
-        "POOL_GAUGE_CACHE_SEC": "How old the pool's gauges on `/metrics` may be. A small value costs: see [Costs](costs.md).",
+        "POOL_GAUGE_CACHE_SEC": "How often one process counts the pool for the gauges on `/metrics`, in seconds. [Metrics](contract.md#6-metrics) says how old they may be. A small value costs: see [Costs](costs.md).",
     },
 }
 _OTHERS_TEXT = """\
@@ -140,7 +140,7 @@ OTHERS = {
     "REQUESTS_CA_BUNDLE": (
         "",
         "requests, boto3",
-        "The file of the certificate authorities to trust, in place of the built-in ones. `AWS_CA_BUNDLE` is for boto3 alone.",
+        "The file of the certificate authorities to trust, in place of the built-in ones. `AWS_CA_BUNDLE` is for the calls to DynamoDB alone.",
     ),
     "PROMETHEUS_MULTIPROC_DIR": (
         "a temporary directory",

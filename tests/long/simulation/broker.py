@@ -45,8 +45,8 @@ class Scenario:
     """A scenario. Without a `rate`, all requests come at once."""
 
     processes: int = 4
-    threads: int = 14
-    """Those of a process that may call the store: `API_THREADS` without the two that stay free for health checks."""
+    threads: int = 16
+    """`API_THREADS`."""
     requests: int = 1000
     rate: float | None = None
     """Requests per second, as a Poisson process. Each goes to a random process."""
