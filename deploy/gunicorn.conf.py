@@ -46,8 +46,8 @@ worker_class = Worker
 threads = _settings.api_threads
 # Longer than load balancers keep an idle connection (60 s is common), so that they close it, not the API.
 keepalive = 75
-# From SIGTERM to SIGKILL: the drain, then the longest call that may be running. A track's call may also wait for a thread
-# in this time.
+# From SIGTERM to SIGKILL: the drain, then the longest call that may be running. In this time, a track's call may also
+# wait for a thread.
 graceful_timeout = math.ceil(_settings.shutdown_drain_sec + max(_settings.request_deadline_sec, BULK_DEADLINE_SEC) + 5)
 # For each process. It is less if the limit of file descriptors does not allow so many.
 worker_connections = 1000
