@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NIGHT = 56
 POOL = NIGHT + 10
 WORKERS = ("worker-1", "worker-2", "worker-3")
-CHILDREN = 5
+THREADS = 5
 CONCURRENCY = 10
 MINUTE = 1.0
 SETTINGS = {

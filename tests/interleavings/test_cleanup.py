@@ -76,10 +76,15 @@ def two_deletes(
 ) -> Stage:
     stage = Stage(schedule, policy=replace(POLICY, recycle=recycle))
     stage.pending()
-    for name, world, answer in zip(("one", "two"), stage.worlds, (first, second), strict=True):
-        stage.play(name, answered(answer)(world))
+    one, two = stage.worlds
+    stage.play("one", answered(first)(one))
+    second_delete = answered(second)(two)
     if time:
+        # Its deadline counts from its own begin, which may come after that time.
+        stage.play("two", lambda: (two.store.get("sbx-0"), second_delete()))
         stage.time_passes(time)
+    else:
+        stage.play("two", second_delete)
     stage.run()
     return stage
 
