@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from botocore.credentials import ReadOnlyCredentials
 
-pytestmark = pytest.mark.usefixtures("aws_environment")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("aws_environment")]
 
 KEY = {"PK": {"S": "SBX#1"}, "SK": {"S": "META"}}
 
