@@ -10,6 +10,7 @@ import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
+import orjson
 from botocore.exceptions import BotoCoreError
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def _read(headers: Mapping[str, str], body: bytes) -> Item:
     if headers.get("x-amz-crc32", checksum) != checksum:
         raise NoAnswer(reason="an answer that does not match its checksum")
     try:
-        answer = json.loads(body.decode())
-    except (ValueError, RecursionError) as error:
+        answer = orjson.loads(body)
+    except ValueError as error:
         raise NoAnswer(reason="an answer that is not JSON") from error
     if not isinstance(answer, dict):
         raise NoAnswer(reason="an answer that is not a JSON object")

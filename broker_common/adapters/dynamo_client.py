@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partialmethod
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
 from broker_common.adapters.dynamo_answers import read_answer
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.dynamo_fields import Item
     from broker_common.adapters.dynamo_http import Connections
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class DynamoClient:
@@ -52,7 +50,7 @@ class DynamoClient:
         self._boto3.close()
 
     def _call(self, operation: str, /, **request: Any) -> Item:  # noqa: ANN401 - DynamoDB's own JSON
-        message = self._message(f"DynamoDB_20120810.{operation}", _encode(request).encode())
+        message = self._message(f"DynamoDB_20120810.{operation}", orjson.dumps(request))
         ends_at = time.monotonic() + self._timeout
         connection = self._connections.take(ends_at)
         try:

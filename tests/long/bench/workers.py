@@ -43,7 +43,7 @@ _SETTINGS = {
     "CLEANUP_INTERVAL_SEC": _SELDOM,
     "AUTO_EXPIRY_INTERVAL_SEC": _SELDOM,
 }
-_POOL = ("-P", "prefork")
+_POOL = ("-P", "threads")
 """How a worker that wipes makes several calls at once."""
 AT_ONCE, LIMIT = 4, 10
 """The calls that each worker makes at once, and `CSP_MAX_CONCURRENCY`."""
