@@ -39,7 +39,10 @@ from broker_common.core.store import (
     CountRecord,
     FactPage,
     FeedPage,
+    JoinAnswer,
+    Joined,
     Pauses,
+    PlaceHeld,
     Pool,
     Position,
     SandboxPage,
@@ -52,13 +55,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from random import Random
 
+    from broker_common.core.line import Place
     from broker_common.core.ports import Clock
     from broker_common.core.store import SandboxStore
     from broker_common.core.telemetry import Event
 
 Answer = TypeVar("Answer")
 Kind = TypeVar("Kind")
-Place = TypeVar("Place", str, int)
+At = TypeVar("At", str, int)
 
 START = 1_750_000_000
 """The Unix time at which a `FakeClock` starts."""
@@ -229,7 +233,8 @@ class MemoryStore:
         self._records: dict[str, Sandbox] = {}
         self._claims: dict[tuple[str, str], Claim] = {}
         self._accounts: dict[str, str] = {}
-        self._tokens: dict[str, tuple[Candidate, Claim]] = {}
+        self._tokens: dict[str, tuple[Candidate, Claim, str | None]] = {}
+        self._line: dict[str, Place] = {}
         self._watermark: Watermark | None = None
         self._pauses = Pauses()
         self._counts = CountRecord()
@@ -313,24 +318,75 @@ class MemoryStore:
         matching = tuple(candidate_of(sandbox) for sandbox in page if sandbox.name.startswith(prefix))
         return CandidatePage(matching, read_on, distance)
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         with self._called("allocate"):
             if token in self._tokens:
-                assert self._tokens[token] == (candidate, claim), "a token belongs to one request"
+                assert self._tokens[token] == (candidate, claim, place_id), "a token belongs to one request"
                 return Allocated()
             key = (claim.lease.track_id, claim.lease.idempotency_key)
             held = self._claim(*key)
             if held is not None:
                 return ClaimHeld(held)
+            waiting = self._waiting(*key)
+            if waiting is not None and waiting.place_id != place_id:
+                return PlaceHeld(waiting.place_id)
             sandbox = self._records.get(candidate.sandbox_id)
             if candidate.sandbox_id in self._spoiled:
                 return CandidateGone(None)
             if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
                 return CandidateGone(sandbox)
             self._write(begin(sandbox, claim.lease, by=by))
-            self._tokens[token] = (candidate, claim)
+            self._tokens[token] = (candidate, claim, place_id)
             self._claims[key] = claim
+            if waiting is not None:
+                del self._line[waiting.place_id]
             return Allocated()
+
+    def read_line(self, *, limit: int | None = None) -> list[Place]:
+        with self._called("read_line"):
+            return [self._line[place_id] for place_id in sorted(self._line)[:limit]]
+
+    def read_place(self, track_id: str, idempotency_key: str) -> Place | None:
+        with self._called("read_place"):
+            return self._waiting(track_id, idempotency_key)
+
+    def read_places(self, track_id: str) -> list[Place]:
+        with self._called("read_places"):
+            return [place for place in self._line.values() if place.track_id == track_id]
+
+    def join(self, place: Place) -> JoinAnswer:
+        with self._called("join"):
+            held = self._claim(place.track_id, place.idempotency_key)
+            if held is not None:
+                return ClaimHeld(held)
+            waiting = self._waiting(place.track_id, place.idempotency_key)
+            if waiting is not None:
+                return PlaceHeld(waiting.place_id)
+            self._line[place.place_id] = place
+            return Joined()
+
+    def renew(self, place: Place) -> bool:
+        with self._called("renew"):
+            known = self._line.get(place.place_id)
+            if known is not None:
+                wish = replace(known.wish, reservations=place.wish.reservations)
+                self._line[place.place_id] = replace(known, back_by=place.back_by, wish=wish)
+            return known is not None
+
+    def leave(self, place: Place, *, unless_renewed: bool = False) -> bool:
+        with self._called("leave"):
+            known = self._line.get(place.place_id)
+            if known is None or (unless_renewed and known.back_by != place.back_by):
+                return False
+            del self._line[place.place_id]
+            return True
+
+    def _waiting(self, track_id: str, idempotency_key: str) -> Place | None:
+        """Return the place of a (track, key)."""
+        owners = (each for each in self._line.values() if each.track_id == track_id)
+        return next((each for each in owners if each.idempotency_key == idempotency_key), None)
 
     def commit(self, *changes: Change) -> None:
         assert 0 < len(changes) <= COMMIT_AT_ONCE
@@ -590,7 +646,7 @@ def _write_cursor(of: str | None, at: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps([of, at]).encode()).decode()
 
 
-def _read_cursor(of: str | None, cursor: str | None, *, default: Place) -> Place:
+def _read_cursor(of: str | None, cursor: str | None, *, default: At) -> At:
     if cursor is None:
         return default
     try:
@@ -673,8 +729,30 @@ class StoreWrapper:
     def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
         return self._call("read_candidates", lambda: self.inner.read_candidates(position, limit=limit, prefix=prefix))
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
-        return self._call("allocate", lambda: self.inner.allocate(candidate, claim, by=by, token=token))
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
+        return self._call(
+            "allocate", lambda: self.inner.allocate(candidate, claim, by=by, token=token, place_id=place_id)
+        )
+
+    def read_line(self, *, limit: int | None = None) -> list[Place]:
+        return self._call("read_line", lambda: self.inner.read_line(limit=limit))
+
+    def read_place(self, track_id: str, idempotency_key: str) -> Place | None:
+        return self._call("read_place", lambda: self.inner.read_place(track_id, idempotency_key))
+
+    def read_places(self, track_id: str) -> list[Place]:
+        return self._call("read_places", lambda: self.inner.read_places(track_id))
+
+    def join(self, place: Place) -> JoinAnswer:
+        return self._call("join", lambda: self.inner.join(place))
+
+    def renew(self, place: Place) -> bool:
+        return self._call("renew", lambda: self.inner.renew(place))
+
+    def leave(self, place: Place, *, unless_renewed: bool = False) -> bool:
+        return self._call("leave", lambda: self.inner.leave(place, unless_renewed=unless_renewed))
 
     def commit(self, *changes: Change) -> None:
         self._call(kind_of(*changes), lambda: self.inner.commit(*changes))
@@ -860,11 +938,13 @@ class FlakyStore(StoreWrapper):
         self.before_call = wait
         return come, let_through
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         if self._script["allocate"] and self._script["allocate"][0] is Fault.CONTENDED:
             self._script["allocate"][0] = None
             return self._call("allocate", Contended)
-        return super().allocate(candidate, claim, by=by, token=token)
+        return super().allocate(candidate, claim, by=by, token=token, place_id=place_id)
 
     def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
         self.calls[method] += 1
@@ -915,7 +995,9 @@ class LosingStore(StoreWrapper):
         self._rival = rival
         self._lost: set[tuple[str, ...]] = set()
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         current = self.inner.get(candidate.sandbox_id)
         fits = current is not None and current.status is Status.AVAILABLE and current.version == candidate.version
         lease = claim.lease
@@ -926,7 +1008,7 @@ class LosingStore(StoreWrapper):
                 self.inner.allocate(candidate, replace(claim, lease=theirs), by=BY, token=f"rival-{token}")
             else:
                 self._bump(replace(current, name=f"{current.name}-renamed"))
-        return super().allocate(candidate, claim, by=by, token=token)
+        return super().allocate(candidate, claim, by=by, token=token, place_id=place_id)
 
     def commit(self, *changes: Change) -> None:
         kind = kind_of(*changes)

@@ -1,15 +1,16 @@
 """Allocate: give a sandbox to a track. A track that repeats its request gets the same sandbox.
 
-One transaction writes the claim and the lease. A track is answered "no sandbox is available" only after a read of the
-whole index, and never while it holds a sandbox.
+One transaction writes the claim and the lease. A track is answered "no sandbox is available", or waits in line, only
+after a read of the whole index, and never while it holds a sandbox. It takes no sandbox that is due to a track ahead of
+it in the line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, assert_never
 
-from broker_common.core.deadline import Backoff
+from broker_common.core.deadline import Backoff, deadline_in
 from broker_common.core.errors import (
     BrokerError,
     ClockWrong,
@@ -20,25 +21,31 @@ from broker_common.core.errors import (
     StoreMisconfigured,
     StoreUnavailable,
     UnreadableRecord,
+    UpgradeUnfinished,
 )
 from broker_common.core.ids import new_id
 from broker_common.core.lease import candidate_of, claim_on
 from broker_common.core.leases import expire
+from broker_common.core.line import Wish
 from broker_common.core.sandbox import Candidate, Claim, Lease, Status
-from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended
+from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended, PlaceHeld
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
+from broker_common.core.waiting import Waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
-    from broker_common.core.candidate_cache import CandidateCache, CandidateSearch
+    from broker_common.core.candidate_cache import CandidateCache, CandidateChoice, CandidateSearch
     from broker_common.core.guard import Guard
+    from broker_common.core.line import Place
     from broker_common.core.pauses import PauseCache
     from broker_common.core.policy import Policy
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Sandbox
     from broker_common.core.store import Commits
+    from broker_common.core.waiting import WaitingLine
 
 RETRY_AFTER_EMPTY_SEC = 30
 RETRY_AFTER_PAUSE_SEC = 30
@@ -46,12 +53,23 @@ RETRY_AFTER_PAUSE_SEC = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocateRequest:
-    """A track's request for a sandbox whose name starts with `prefix`; an empty `prefix` allows every name."""
+    """A track's request for a sandbox whose name starts with `prefix`; an empty `prefix` allows every name.
+
+    `wait_sec`: the track waits in line if no sandbox is free for it, and this request may be held for so long. None:
+    it does not wait.
+    """
 
     track_id: str
     idempotency_key: str
     prefix: str = ""
     track_name: str | None = None
+    customer: str | None = None
+    wait_sec: float | None = None
+
+    @property
+    def wish(self) -> Wish:
+        """What the track may be given."""
+        return Wish(prefix=self.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +81,16 @@ class Allocation:
 
 
 @dataclass(slots=True)
-class _Tally:
-    """How many candidates of one request had been taken by others."""
+class _Progress:
+    """How far one request has come.
 
+    `conflicts`: how many candidates others had taken. `place_id`: its place in the line, once it is known.
+    """
+
+    arrived_at: float
     conflicts: int = 0
+    place_id: str | None = None
+    held_sec: float = 0.0
 
 
 class Allocator:
@@ -78,38 +102,48 @@ class Allocator:
         store: Commits,
         guard: Guard,
         candidate_cache: CandidateCache,
+        line: WaitingLine,
         pauses: PauseCache,
         recorder: Recorder,
         clock: Clock,
         rng: Random,
         policy: Policy,
+        work_sec: float,
     ) -> None:
+        """`work_sec`: how long a request may work, without the time for which it is held."""
         self._store = store
         self._guard = guard
         self._candidates = candidate_cache
+        self._line = line
         self._pauses = pauses
         self._recorder = recorder
         self._clock = clock
         self._rng = rng
         self._policy = policy
+        self._work_sec = work_sec
 
-    def allocate(self, request: AllocateRequest, *, by: Actor) -> Allocation:
-        """Allocate a sandbox, or return the one that the (track, key) holds already.
+    def allocate(
+        self, request: AllocateRequest, *, by: Actor, may_hold: Callable[[], bool] = lambda: False
+    ) -> Allocation | Waiting:
+        """Allocate a sandbox, or return the one that the (track, key) holds already, or its place in the line.
 
-        Raises `NoSandboxesAvailable`, `TableChanged`, `UnreadableRecord`, `Paused` and `ClockWrong` (the last two only
-        if the (track, key) holds no sandbox), and `StoreUnavailable` if the store gives no certain answer before the
-        deadline. After an error or a crash the caller may send the same request again: it returns the sandbox that an
-        earlier one got.
+        The request is held while `may_hold` says so, for at most its `wait_sec`: its client is there, and its thread is
+        not needed.
+
+        Raises `NoSandboxesAvailable`, `TableChanged`, `UnreadableRecord`, `Paused`, `UpgradeUnfinished` and
+        `ClockWrong` (the last three only if the (track, key) holds no sandbox), and `StoreUnavailable` if the store
+        gives no certain answer before the deadline. After an error or a crash the caller may send the same request
+        again: it returns the sandbox that an earlier one got.
         """
         started = self._clock.monotonic()
-        tally = _Tally()
+        progress = _Progress(started)
         outcome = AllocateOutcome.ERROR
-        allocation: Allocation | None = None
+        result: Allocation | Waiting | None = None
         code: str | None = None
         error: str | None = "the request was abandoned"
         try:
-            allocation = self._allocate(request, by, tally)
-            outcome = AllocateOutcome.IDEMPOTENT if allocation.replayed else AllocateOutcome.SUCCESS
+            result = self._allocate_in_time(request, by, progress, may_hold)
+            outcome = _outcome_of(result)
             error = None
         except BrokerError as failed:
             if isinstance(failed, NoSandboxesAvailable):
@@ -117,21 +151,59 @@ class Allocator:
             code, error = failed.code, failed.message
             raise
         finally:
+            claim = result.claim if isinstance(result, Allocation) else None
             self._recorder.record(
                 AllocateEnded(
                     outcome=outcome,
-                    seconds=self._clock.monotonic() - started,
-                    conflicts=tally.conflicts,
+                    seconds=self._clock.monotonic() - started - progress.held_sec,
+                    conflicts=progress.conflicts,
                     track_id=request.track_id,
-                    sandbox_id=allocation.claim.sandbox_id if allocation else None,
-                    lease_id=allocation.claim.lease.lease_id if allocation else None,
+                    sandbox_id=claim.sandbox_id if claim else None,
+                    lease_id=claim.lease.lease_id if claim else None,
                     code=code,
                     error=error,
                 )
             )
-        return allocation
+        return result
 
-    def _allocate(self, request: AllocateRequest, by: Actor, tally: _Tally) -> Allocation:
+    def _allocate_in_time(
+        self, request: AllocateRequest, by: Actor, progress: _Progress, may_hold: Callable[[], bool]
+    ) -> Allocation | Waiting:
+        """Allocate, and hold the request while it waits."""
+        hold_until = progress.arrived_at + (request.wait_sec or 0)
+        while True:
+            with deadline_in(self._work_sec, self._clock):
+                result = self._allocate(request, by, progress)
+            if not isinstance(result, Waiting):
+                return result
+            began = self._clock.monotonic()
+            is_worth_a_try = self._line.hold(result.place, until=hold_until, may_hold=may_hold)
+            progress.arrived_at = self._clock.monotonic()
+            progress.held_sec += progress.arrived_at - began
+            if not is_worth_a_try:
+                return result
+
+    def _allocate(self, request: AllocateRequest, by: Actor, progress: _Progress) -> Allocation | Waiting:
+        held = self._held_if_stopped(request, by)
+        if held is not None:
+            return Allocation(held, replayed=True)
+        place, allocation = self._search(request, by, progress)
+        if allocation is not None:
+            return allocation
+        if place is not None and request.wait_sec is not None:
+            waiting = self._line.renew(replace(place, wish=request.wish))
+            if waiting is not None:
+                return waiting
+        held = self._held(request, by)
+        if held is not None:
+            return Allocation(held, replayed=True)
+        return self._wait_or_refuse(request)
+
+    def _held_if_stopped(self, request: AllocateRequest, by: Actor) -> Claim | None:
+        """Return the claim of the (track, key) if nothing may be allocated now; None if all is well.
+
+        Raises `ClockWrong`, `TableChanged` or `Paused` if there is no claim.
+        """
         try:
             self._guard.check()
         except ClockWrong:
@@ -139,31 +211,77 @@ class Allocator:
             claim = self._store.get_claim(request.track_id, request.idempotency_key)
             if claim is None:
                 raise
-            return Allocation(claim, replayed=True)
-        if self._pauses.current().allocate:
-            held = self._held(request, by)
-            if held is None:
-                raise Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC)
-            return Allocation(held, replayed=True)
-        search = self._candidates.search(request.prefix)
-        while (candidate := search.next()) is not None:
-            allocation = self._try(request, by, search, candidate, tally)
-            if allocation is not None:
-                return allocation
+            return claim
+        if not self._pauses.current().allocate:
+            return None
         held = self._held(request, by)
-        if held is not None:
-            return Allocation(held, replayed=True)
-        described = f"whose name starts with {request.prefix!r} " if request.prefix else ""
-        raise NoSandboxesAvailable(f"no sandbox {described}is available", retry_after=RETRY_AFTER_EMPTY_SEC)
+        if held is None:
+            self._line.keep(request.track_id, request.idempotency_key, seconds=RETRY_AFTER_PAUSE_SEC)
+            raise Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC)
+        return held
+
+    def _wait_or_refuse(self, request: AllocateRequest) -> Allocation | Waiting:
+        """Give the (track, key) a place in the line, if it wants to wait. Raises `NoSandboxesAvailable` if not."""
+        if request.wait_sec is None:
+            described = f"whose name starts with {request.prefix!r} " if request.prefix else ""
+            raise NoSandboxesAvailable(
+                f"no sandbox {described}is available",
+                retry_after=RETRY_AFTER_EMPTY_SEC,
+                details=self._line.outlook(),
+            )
+        if not self._guard.is_upgraded():
+            raise UpgradeUnfinished("wait in line")
+        joined = self._line.join(
+            request.track_id,
+            request.idempotency_key,
+            request.wish,
+            customer=request.customer,
+            track_name=request.track_name,
+        )
+        return joined if isinstance(joined, Waiting) else Allocation(joined, replayed=True)
+
+    def _search(
+        self, request: AllocateRequest, by: Actor, progress: _Progress
+    ) -> tuple[Place | None, Allocation | None]:
+        """Try the sandboxes that are due to nobody ahead. Return the request's place, and the allocation, if any."""
+        if self._line.is_empty():
+            search = self._candidates.search(request.prefix)
+            while (candidate := search.next()) is not None:
+                if not self._line.is_empty():  # the look at the line may be older than a second by now
+                    search.give_back(candidate)
+                    break
+                allocation = self._try(request, by, search, candidate, progress)
+                if allocation is not None:
+                    return None, allocation
+            else:
+                return None, None
+        turns = self._line.turns(arrived_at=progress.arrived_at)
+        if turns is None:
+            return self._search(request, by, progress)
+        place = self._line.place_of(request.track_id, request.idempotency_key)
+        if place is not None and place.wish.prefix != request.prefix:
+            place = None
+        progress.place_id = place.place_id if place else None
+        in_turn = self._candidates.choose(turns.open_to(request.wish, progress.place_id), request.prefix)
+        while (candidate := in_turn.next()) is not None:
+            allocation = self._try(request, by, in_turn, candidate, progress)
+            if allocation is not None:
+                return place, allocation
+        return place, None
 
     def _try(
-        self, request: AllocateRequest, by: Actor, search: CandidateSearch, candidate: Candidate, tally: _Tally
+        self,
+        request: AllocateRequest,
+        by: Actor,
+        search: CandidateSearch | CandidateChoice,
+        candidate: Candidate,
+        progress: _Progress,
     ) -> Allocation | None:
         """Try one candidate until the outcome is certain. Returns None if the caller must try the next candidate."""
         while True:
             claim = self._new_claim(request, candidate)
             try:
-                answer = self._write(candidate, claim, by)
+                answer = self._write(candidate, claim, by, progress.place_id)
             except UnreadableRecord:
                 # The record that this track holds cannot be read. The candidate is free for another track.
                 search.give_back(candidate)
@@ -173,30 +291,44 @@ class Allocator:
                 raise
             match answer:
                 case Allocated():
-                    search.mark_used(candidate)
-                    return Allocation(claim, replayed=False)
-                case ClaimHeld(held) if held.lease.lease_id == claim.lease.lease_id:
-                    # An earlier try of this request was applied; only its answer was lost.
-                    search.mark_used(candidate)
-                    return Allocation(claim, replayed=False)
+                    return self._won(search, candidate, claim, progress)
                 case ClaimHeld(held):
+                    if held.lease.lease_id == claim.lease.lease_id:
+                        # An earlier try of this request was applied; only its answer was lost.
+                        return self._won(search, candidate, claim, progress)
                     search.give_back(candidate)
-                    if not held.lease.is_overdue(self._clock.now(), self._policy):
-                        return Allocation(held, replayed=True)
-                    self._expire(held, by)
-                    return None
+                    return self._replay_unless_overdue(held, by)
+                case PlaceHeld(place_id):
+                    progress.place_id = place_id  # a place that this process did not know of
                 case CandidateGone(current):
                     if current and current.version != candidate.version and _matches(current, request.prefix):
                         # A sync has updated its description: it is still available.
                         candidate = candidate_of(current)
                         continue
-                    tally.conflicts += 1
+                    progress.conflicts += 1
                     search.mark_lost(candidate)
                     return None
                 case _:
                     assert_never(answer)
 
-    def _write(self, candidate: Candidate, claim: Claim, by: Actor) -> Allocated | ClaimHeld | CandidateGone:
+    def _replay_unless_overdue(self, held: Claim, by: Actor) -> Allocation | None:
+        """Return what the (track, key) holds; if that lease is overdue, end it, and return None."""
+        if not held.lease.is_overdue(self._clock.now(), self._policy):
+            return Allocation(held, replayed=True)
+        self._expire(held, by)
+        return None
+
+    def _won(
+        self, search: CandidateSearch | CandidateChoice, candidate: Candidate, claim: Claim, progress: _Progress
+    ) -> Allocation:
+        search.mark_used(candidate)
+        if progress.place_id is not None:
+            self._line.mark_served(progress.place_id)
+        return Allocation(claim, replayed=False)
+
+    def _write(
+        self, candidate: Candidate, claim: Claim, by: Actor, place_id: str | None
+    ) -> Allocated | ClaimHeld | CandidateGone | PlaceHeld:
         """Send the same write until its answer is certain.
 
         While an outcome is unknown, the token stays the same, so that the store recognizes the repetition. If a write
@@ -206,7 +338,7 @@ class Allocator:
         token = new_id(self._rng)
         while True:
             try:
-                answer = self._store.allocate(candidate, claim, by=by, token=token)
+                answer = self._store.allocate(candidate, claim, by=by, token=token, place_id=place_id)
             except (DeadlineExceeded, StoreMisconfigured):
                 raise
             except OutcomeUnknown as unknown:
@@ -257,3 +389,9 @@ class Allocator:
 
 def _matches(sandbox: Sandbox, prefix: str) -> bool:
     return sandbox.status is Status.AVAILABLE and sandbox.name.startswith(prefix)
+
+
+def _outcome_of(result: Allocation | Waiting) -> AllocateOutcome:
+    if isinstance(result, Waiting):
+        return AllocateOutcome.WAITING
+    return AllocateOutcome.IDEMPOTENT if result.replayed else AllocateOutcome.SUCCESS

@@ -22,6 +22,7 @@ from broker_common.core.errors import StoreUnavailable
 from broker_common.core.store import Position
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from random import Random
 
     from broker_common.core.ports import Clock
@@ -115,6 +116,18 @@ class CandidateCache:
                 known.reading.release()
             if not found:
                 return None, in_use
+
+    def choose(self, candidates: Iterable[Candidate], prefix: str) -> CandidateChoice:
+        """Begin a search among just these candidates, in their order."""
+        return CandidateChoice(self, candidates, prefix)
+
+    def hold(self, candidate: Candidate) -> bool:
+        """Let one request alone try a candidate; False if it is known to be used, or another request tries it."""
+        with self._lock:
+            if not self._is_fresh(candidate):
+                return False
+            self._hold(candidate)
+            return True
 
     def share(self, candidate: Candidate) -> bool:
         """Let a request try a candidate that another request may be trying; False if it is known to be used."""
@@ -275,4 +288,44 @@ class CandidateSearch:
 
     def discard(self, candidate: Candidate) -> None:
         """Report that nothing certain is known about the candidate. Only the index can bring it back."""
+        self._candidates.discard(candidate)
+
+
+class CandidateChoice:
+    """One request's search among candidates that were chosen for it. Those that other requests hold come last."""
+
+    def __init__(self, candidate_cache: CandidateCache, candidates: Iterable[Candidate], prefix: str) -> None:
+        self._candidates = candidate_cache
+        self._prefix = prefix
+        self._untried = deque(candidates)
+        self._in_use: list[Candidate] = []
+
+    def next(self) -> Candidate | None:
+        """Return the next candidate to try, or None if there is none. See `CandidateSearch.next`."""
+        while self._untried:
+            candidate = self._untried.popleft()
+            if self._candidates.hold(candidate):
+                return candidate
+            self._in_use.append(candidate)
+        while self._in_use:
+            candidate = self._in_use.pop()
+            if self._candidates.share(candidate):
+                return candidate
+        return None
+
+    def give_back(self, candidate: Candidate) -> None:
+        """Report that the candidate was not used. This request may try it again."""
+        self._candidates.discard(candidate)
+        self._untried.appendleft(candidate)
+
+    def mark_used(self, candidate: Candidate) -> None:
+        """Report that this request got the candidate."""
+        self._candidates.mark_used(candidate, prefix=self._prefix, lost=False)
+
+    def mark_lost(self, candidate: Candidate) -> None:
+        """Report that the candidate was no longer free."""
+        self._candidates.mark_used(candidate, prefix=self._prefix, lost=True)
+
+    def discard(self, candidate: Candidate) -> None:
+        """Report that nothing certain is known about the candidate."""
         self._candidates.discard(candidate)

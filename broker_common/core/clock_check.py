@@ -36,6 +36,17 @@ class ClockCheck:
         """Whether the store told its time when it was last asked."""
         return self._compared is not None
 
+    def error(self) -> int:
+        """Return by how many seconds the clock is surely ahead of the store's (negative: behind); 0 if it may be right.
+
+        The store tells whole seconds, so a difference of one proves nothing.
+        """
+        if self._compared is None:
+            return 0
+        least, most, compared_at, compared_monotonic = self._compared
+        was_set_by = int(self._clock.now() - compared_at - (self._clock.monotonic() - compared_monotonic))
+        return max(0, least + was_set_by - 1) + min(0, most + was_set_by + 1)
+
     def difference(self) -> int:
         """Return how many seconds the clock is ahead (negative: behind); 0 if within `MAX_DIFFERENCE_SEC`."""
         if self._compared is None:

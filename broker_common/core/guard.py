@@ -71,6 +71,10 @@ class Guard:
             return None
         return f"this process's clock is {difference:+d} s from the store's: correct the clock of its machine"
 
+    def clock_error(self) -> int:
+        """Return by how many seconds the clock is surely ahead of the store's (negative: behind)."""
+        return self._times.error()
+
     def table_problem(self) -> str | None:
         """Return a message about why this process must not use the table; None if it is the right one."""
         return self._change

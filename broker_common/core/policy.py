@@ -32,3 +32,7 @@ class Policy:
     cool_down_sec: int = 0
     """How long a wiped sandbox rests before it is available again."""
     k_candidates: int = 15
+    line_grace_sec: int = 600
+    """How long a place in the line is kept after its track should have been back."""
+    line_max: int = 10_000
+    """How many places the line may have."""

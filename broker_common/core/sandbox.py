@@ -75,13 +75,17 @@ def account_key(external_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An available sandbox as the index shows it, with all that an allocation needs. It may be out of date."""
+    """A free sandbox as the index shows it, with all that an allocation needs. It may be out of date.
+
+    `reservation_id`: the reservation that it is set aside for; None if it is available to every track.
+    """
 
     sandbox_id: str
     version: int
     name: str
     external_id: str
     sfdc_account_id: str | None = None
+    reservation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

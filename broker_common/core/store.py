@@ -1,7 +1,7 @@
-"""The port of the store, in four parts: commits, candidates, the pool's state, and reports.
+"""The port of the store, in five parts: commits, the line, candidates, the pool's state, and reports.
 
-A single read (in `Commits` and `PoolState`) sees every write that was answered before the read began. A read of the
-index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional write decides.
+A single read (in `Commits`, `Line` and `PoolState`) sees every write that was answered before the read began. A read of
+the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional write decides.
 
 This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
 allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from broker_common.core.facts import Change, Fact, PoolFact
+    from broker_common.core.line import Place
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status
 
@@ -73,7 +74,14 @@ class Contended:
     """Nothing was written: another transaction used the same records, or the table throttled. Try again."""
 
 
-AllocateAnswer = Allocated | ClaimHeld | CandidateGone | Contended
+@dataclass(frozen=True, slots=True)
+class PlaceHeld:
+    """Nothing was written: the (track, key) has this place in the line."""
+
+    place_id: str
+
+
+AllocateAnswer = Allocated | ClaimHeld | CandidateGone | PlaceHeld | Contended
 
 
 class Commits(Protocol):
@@ -92,12 +100,15 @@ class Commits(Protocol):
     def read_claims(self, track_id: str) -> list[Claim]:
         """Return all claims of a track."""
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
-        """Write the claim, the allocated sandbox and the fact; or nothing.
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
+        """Write the claim, the allocated sandbox and the fact, and delete the place `place_id`; or nothing.
 
-        Writes only if the (track, key) has no claim and the sandbox is available at the candidate's version. An
-        existing claim is reported first, even if the candidate is gone, too. `token` names one unchanged request
-        (candidate, claim and actor). A request that is sent again after `OutcomeUnknown` is never applied twice.
+        Writes only if the (track, key) has no claim, and no other place in the line than `place_id`, and the sandbox is
+        available at the candidate's version. An existing claim or place is reported first, even if the candidate is
+        gone, too. `token` names one unchanged request (candidate, claim, actor and place). A request that is sent again
+        after `OutcomeUnknown` is never applied twice.
         """
 
     def commit(self, *changes: Change) -> None:
@@ -116,6 +127,45 @@ class Commits(Protocol):
 
         Takes up to `COMMIT_AT_ONCE` sandboxes. Raises `Conflict` if another sandbox has one of the accounts.
         """
+
+
+# -- line
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The place was written."""
+
+
+JoinAnswer = Joined | ClaimHeld | PlaceHeld
+
+
+class Line(Protocol):
+    """The line of waiting tracks. A (track, idempotency key) never has both a claim and a place.
+
+    Places whose time is over stay for a while. The caller skips them, and may delete them by `leave`.
+    """
+
+    def read_line(self, *, limit: int | None = None) -> list[Place]:
+        """Return the places by their ids; with a `limit`, only the first ones. Places that cannot be read are left out.
+
+        Sees every write that was answered before the read began.
+        """
+
+    def read_place(self, track_id: str, idempotency_key: str) -> Place | None:
+        """Return the place of a (track, idempotency key); None if there is none."""
+
+    def read_places(self, track_id: str) -> list[Place]:
+        """Return all places of a track."""
+
+    def join(self, place: Place) -> JoinAnswer:
+        """Write a place, if its (track, key) has no claim and no other place."""
+
+    def renew(self, place: Place) -> bool:
+        """Write a place's `back_by` and the reservations of its wish. Return False if the place is gone."""
+
+    def leave(self, place: Place, *, unless_renewed: bool = False) -> bool:
+        """Delete a place; `unless_renewed`: only if its `back_by` is as it was read. Return whether it was there."""
 
 
 # -- candidates
@@ -209,6 +259,10 @@ class TableState:
     """The store's own time in Unix seconds; None if it did not report the time."""
 
 
+RETURN_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""A count tells when the first sandbox is expected back, the second, the fifth, and so on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolCount:
     """A count of the pool that one process made."""
@@ -220,6 +274,8 @@ class PoolCount:
     """When the count began, in Unix seconds of that process's clock."""
     counted_by: str
     """The process's id."""
+    returns: tuple[int, ...] = ()
+    """When the sandboxes of `RETURN_RANKS` are expected back, as far as so many are in use or wait for their wipe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -386,5 +442,5 @@ class Reports(Protocol):
         """
 
 
-class SandboxStore(Commits, Candidates, PoolState, Reports, Protocol):
-    """All four parts of the store."""
+class SandboxStore(Commits, Line, Candidates, PoolState, Reports, Protocol):
+    """All five parts of the store."""

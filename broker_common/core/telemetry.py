@@ -15,7 +15,15 @@ class AllocateOutcome(StrEnum):
     SUCCESS = "success"
     IDEMPOTENT = "idempotent"
     NO_SANDBOXES = "no_sandboxes"
+    WAITING = "waiting"
     ERROR = "error"
+
+
+class WaitOutcome(StrEnum):
+    """How a track's wait in the line ended."""
+
+    SERVED = "served"
+    GAVE_UP = "gave_up"
 
 
 class MarkOutcome(StrEnum):
@@ -122,6 +130,15 @@ class AllocateEnded:
     lease_id: str | None = None
     code: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitEnded:
+    """A track left the line: it got a sandbox, gave its place up, or did not come back."""
+
+    outcome: WaitOutcome
+    seconds: float
+    track_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +300,7 @@ class JobEnded:
 
 Event = (
     AllocateEnded
+    | WaitEnded
     | MarkEnded
     | AllocationReleased
     | AllocationExpired

@@ -229,7 +229,9 @@ def test_a_track_that_gives_back_while_a_copy_of_its_allocate_runs_keeps_what_it
 def allocate_without(*left_out: str) -> Callable[..., AllocateAnswer]:
     """Make a store's allocate that does not look at the claim, the sandbox's status or its version."""
 
-    def allocate(memory: MemoryStore, candidate: Candidate, new: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        memory: MemoryStore, candidate: Candidate, new: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         with memory._called("allocate"):
             held = memory._claims.get((new.lease.track_id, new.lease.idempotency_key))
             if held is not None and "claim" not in left_out:

@@ -39,9 +39,11 @@ class RecordingStore(FlakyStore):
         super().__init__(inner)
         self.sent: list[tuple[Candidate, Claim, str]] = []
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         self.sent.append((candidate, claim, token))
-        return super().allocate(candidate, claim, by=by, token=token)
+        return super().allocate(candidate, claim, by=by, token=token, place_id=place_id)
 
 
 def recorded_world(free: int = 3) -> tuple[World, RecordingStore]:

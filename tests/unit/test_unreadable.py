@@ -39,7 +39,9 @@ def test_the_next_candidate_is_tried_and_a_bad_one_only_once(plain: World) -> No
 class Unchanged(StoreWrapper):
     """A store that refuses a candidate, and shows its record as the candidate has it."""
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         return CandidateGone(self.inner.get(candidate.sandbox_id))
 
 

@@ -181,7 +181,9 @@ class SyncWithoutCondition(Broken):
 class ClaimLookedUp(Broken):
     """Uses the order of a textbook: read the claim; if the track has none, take a sandbox, then write the claim."""
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         held = self.inner.get_claim(claim.lease.track_id, claim.lease.idempotency_key)
         if held is not None:
             return ClaimHeld(held)
@@ -236,8 +238,10 @@ class ToldAfterwards(Broken):
 class ToldAnyway(Broken):
     """Reports an allocation also if it did not succeed."""
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
-        answer = super().allocate(candidate, claim, by=by, token=token)
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
+        answer = super().allocate(candidate, claim, by=by, token=token, place_id=place_id)
         if not isinstance(answer, Allocated):
             self._table.tell(allocated(candidate, claim, by=by))
         return answer

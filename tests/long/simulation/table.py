@@ -168,12 +168,14 @@ class SimulatedStore(MemoryStore):
     def read_pauses(self) -> Pauses:
         return self._read("read_pauses", self._table_partition("POOL"), super().read_pauses)
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         self.sent["allocate"] += 1
         try:
             return self._transact(
                 (candidate.sandbox_id, candidate.sandbox_id, claim.lease.track_id),
-                lambda: super(SimulatedStore, self).allocate(candidate, claim, by=by, token=token),
+                lambda: super(SimulatedStore, self).allocate(candidate, claim, by=by, token=token, place_id=place_id),
             )
         except Throttled:
             return Contended()

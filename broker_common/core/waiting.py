@@ -1,0 +1,391 @@
+"""What one process knows of the line, and its tracks' places in it: joining, coming back, and giving up.
+
+A process reads the line once a second while its tracks allocate, and the free sandboxes less often, and only while
+somebody waits. All requests of the process share these reads.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from broker_common.core.deadline import Backoff, deadline_in, time_left
+from broker_common.core.errors import (
+    DeadlineExceeded,
+    NoSandboxesAvailable,
+    OutcomeUnknown,
+    StoreUnavailable,
+)
+from broker_common.core.ids import new_id
+from broker_common.core.line import (
+    FRONT_RETRY_SEC,
+    Place,
+    Turns,
+    front_of,
+    in_order,
+    new_place_id,
+    next_round,
+    retry_after,
+)
+from broker_common.core.sandbox import Status
+from broker_common.core.shared_read import SharedRead
+from broker_common.core.store import RETURN_RANKS, ClaimHeld, Joined, PlaceHeld, Position
+from broker_common.core.telemetry import WaitEnded, WaitOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from random import Random
+
+    from broker_common.core.guard import Guard
+    from broker_common.core.line import Wish
+    from broker_common.core.policy import Policy
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.sandbox import Candidate, Claim
+    from broker_common.core.store import JoinAnswer, PoolCount, SandboxStore
+
+LINE_AGE_SEC = 1.0
+"""How old the known line may be when a track takes a sandbox."""
+WHOLE_AGE_SEC = 5.0
+"""How old the rest of a long line may be."""
+LONG_LINE = 2000
+"""Only so many places, the first ones, are read every second."""
+WALK_SPACING_SEC = 1.6
+"""The time between two reads of all free sandboxes: with four shards and the line, fewer than four reads a second."""
+VISIBLE_SEC = 1.0
+"""A sandbox that was visible in the index for so long before a request is found for it."""
+LONG_PAGE = 1000
+"""How many sandboxes each query reads."""
+POLL_SEC = 0.25
+"""How often a held request looks whether its turn has come."""
+SWEPT_AT_ONCE = 2
+"""How many places whose time is over a process deletes after a read of the line."""
+SWEEP_AFTER_SEC = 60
+"""How long after its time a place is deleted, so that a clock that is a bit ahead deletes no place that is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A track's place in the line, as its answer tells it.
+
+    `expected_by`: an estimate of when its turn comes, in Unix seconds; None if nothing supports one.
+    """
+
+    place: Place
+    position: int
+    waiting: int
+    retry_after: int
+    kept_until: int
+    expected_by: int | None
+
+
+class _View:
+    """The kept places in their order, as of one moment."""
+
+    def __init__(self, places: list[Place]) -> None:
+        self.places = places
+        self.by_owner = {(each.track_id, each.idempotency_key): each for each in places}
+
+
+class WaitingLine:
+    """The line as this process knows it; safe to use from many threads."""
+
+    def __init__(
+        self,
+        *,
+        store: SandboxStore,
+        guard: Guard,
+        pool_count: Callable[[], PoolCount | None],
+        recorder: Recorder,
+        clock: Clock,
+        rng: Random,
+        policy: Policy,
+    ) -> None:
+        """`pool_count` returns the last count of the pool that is known; None if there is none."""
+        self._store = store
+        self._guard = guard
+        self._pool_count = pool_count
+        self._recorder = recorder
+        self._clock = clock
+        self._rng = rng
+        self._policy = policy
+        self._first = SharedRead(self._read_first, clock)
+        self._whole = SharedRead(store.read_line, clock)
+        self._free = SharedRead(self._walk, clock, spacing=WALK_SPACING_SEC)
+        self._lock = threading.Lock()
+        self._written: dict[str, tuple[float, Place | None]] = {}
+        """What this process itself wrote to the line, and when: newer than an earlier read."""
+        self._view: tuple[object, _View] | None = None
+        self._turns: tuple[object, Turns] | None = None
+
+    def now(self) -> int:
+        """Return the time by which the line goes: the clock's, corrected by the store's."""
+        return self._clock.now() - self._guard.clock_error()
+
+    def is_empty(self) -> bool:
+        """Tell whether nobody waits, by a read that began less than a second ago."""
+        return not self._current().places
+
+    def places(self) -> list[Place]:
+        """Return the places that are kept, in their order."""
+        return self._current().places
+
+    def place_of(self, track_id: str, idempotency_key: str) -> Place | None:
+        """Return the place of a (track, key), if this process knows of one."""
+        return self._current().by_owner.get((track_id, idempotency_key))
+
+    def turns(self, *, arrived_at: float) -> Turns | None:
+        """Return whose turn it is, for a request that arrived at `arrived_at` (monotonic); None if nobody waits.
+
+        It has every sandbox that the index showed from a second before `arrived_at` on.
+        """
+        if self.is_empty():
+            return None
+        began, free = self._free.get(not_before=arrived_at - VISIBLE_SEC)
+        return self._turns_by(began, free)
+
+    def hold(self, place: Place, *, until: float, may_hold: Callable[[], bool]) -> bool:
+        """Wait until the turn of a place has come, or the place must be renewed: then another try is worth it.
+
+        Return False if the request must be answered now: it is `until` (monotonic), or `may_hold` says so, or the store
+        does not answer.
+        """
+        while True:
+            left = until - self._clock.monotonic()
+            if left <= 0 or not may_hold():
+                return False
+            self._clock.sleep(min(POLL_SEC, left))
+            try:
+                with deadline_in(LINE_AGE_SEC, self._clock):
+                    if self._is_worth_a_try(place):
+                        return may_hold()
+            except StoreUnavailable:
+                return False
+
+    def describe(self, place: Place) -> Waiting:
+        """Return what a track is told about its place."""
+        places = self.places()
+        position = 1 + sum(each.place_id < place.place_id for each in places)
+        return Waiting(
+            place=place,
+            position=position,
+            waiting=max(len(places), position),
+            retry_after=max(1, place.back_by - self.now()),
+            kept_until=place.back_by + self._policy.line_grace_sec,
+            expected_by=self._expected_by(position),
+        )
+
+    def join(
+        self, track_id: str, idempotency_key: str, wish: Wish, *, customer: str | None, track_name: str | None
+    ) -> Waiting | Claim:
+        """Give a (track, key) a place, or renew the one that it has; or return the claim that it holds.
+
+        A place whose track now wants other names is given up for a new one. Raises `NoSandboxesAvailable` if the line
+        is full.
+        """
+        place = self.place_of(track_id, idempotency_key)
+        while True:
+            if place is not None:
+                if place.is_kept(self.now(), self._policy.line_grace_sec) and place.wish.prefix == wish.prefix:
+                    renewed = self.renew(replace(place, wish=wish))
+                    if renewed is not None:
+                        return renewed
+                else:
+                    self.leave(place)
+            places = self.places()
+            if len(places) >= self._policy.line_max:
+                raise NoSandboxesAvailable(
+                    "no sandbox is available, and the line is full",
+                    retry_after=retry_after(len(places), self._front()),
+                    details={"line": "full", **self.outlook()},
+                )
+            now = self.now()
+            round_ = next_round(places, customer)
+            joining = Place(
+                place_id=new_place_id(round_, now, new_id(self._rng)),
+                track_id=track_id,
+                idempotency_key=idempotency_key,
+                wish=wish,
+                round=round_,
+                joined_at=now,
+                back_by=now + retry_after(len(places) + 1, self._front()),
+                customer=customer,
+                track_name=track_name,
+            )
+            match self._write(joining):
+                case Joined():
+                    self._note(joining.place_id, joining)
+                    return self.describe(joining)
+                case ClaimHeld(claim):
+                    return claim
+                case PlaceHeld(place_id) if place_id == joining.place_id:
+                    self._note(joining.place_id, joining)
+                    return self.describe(joining)
+                case PlaceHeld():  # a copy of this request was faster, or this process does not know of it yet
+                    place = self._store.read_place(track_id, idempotency_key)
+
+    def renew(self, place: Place) -> Waiting | None:
+        """Keep a place, because its track is back. Return None if the place is gone.
+
+        A place that is renewed proves that its (track, key) has no claim.
+        """
+        position = 1 + sum(each.place_id < place.place_id for each in self.places())
+        renewed = self._renew_until(place, self.now() + retry_after(position, self._front()))
+        if renewed is None:
+            self._note(place.place_id, None)
+        return renewed
+
+    def keep(self, track_id: str, idempotency_key: str, *, seconds: int) -> None:
+        """Keep the place of a (track, key), if it has one, for a track that is told to come back in `seconds`."""
+        place = self.place_of(track_id, idempotency_key)
+        if place is not None:
+            self._renew_until(place, self.now() + seconds)
+
+    def leave(self, place: Place) -> bool:
+        """Give a place up. Return whether it was there."""
+        was_there = self._store.leave(place)
+        self._note(place.place_id, None)
+        if was_there:
+            self._record_end(place, WaitOutcome.GAVE_UP)
+        return was_there
+
+    def mark_served(self, place_id: str) -> None:
+        """Remember that the track of a place got a sandbox, so that the place is gone."""
+        place = next((each for each in self.places() if each.place_id == place_id), None)
+        self._note(place_id, None)
+        if place is not None:
+            self._record_end(place, WaitOutcome.SERVED)
+
+    def outlook(self) -> Mapping[str, int | None]:
+        """Return why there is no sandbox, as it is known: counts of the pool, and when the next one is expected."""
+        count = self._pool_count()
+        numbers = count.by_status if count else {}
+        return {
+            "available": numbers.get(Status.AVAILABLE),
+            "reserved": None,
+            "waiting": len(self.places()),
+            "pending_deletion": numbers.get(Status.PENDING_DELETION),
+            "next_due_at": self._expected_by(1),
+        }
+
+    # -- the line
+
+    def _current(self) -> _View:
+        """Return the kept places, by a read that began less than a second ago."""
+        now = self._clock.monotonic()
+        began, first = self._first.get(not_before=now - LINE_AGE_SEC)
+        if not first and not self._written:
+            return _EMPTY
+        rest_began, rest = -math.inf, []
+        if len(first) >= LONG_LINE:
+            rest_began, whole = self._whole.get(not_before=now - WHOLE_AGE_SEC)
+            rest = [each for each in whole if each.place_id > first[-1].place_id]
+        with self._lock:
+            self._written = {
+                place_id: (at, place) for place_id, (at, place) in self._written.items() if at > now - 2 * WHOLE_AGE_SEC
+            }
+            written = dict(self._written)
+        key = (began, rest_began, self.now(), tuple(at for at, _ in written.values()))
+        view = self._view
+        if view is None or view[0] != key:
+            known = {each.place_id: (began, each) for each in first}
+            known |= {each.place_id: (rest_began, each) for each in rest}
+            for place_id, (at, place) in written.items():
+                read_at = began if len(first) < LONG_LINE or place_id <= first[-1].place_id else rest_began
+                if at >= read_at:
+                    known.pop(place_id, None)
+                    if place is not None:
+                        known[place_id] = (at, place)
+            kept = [each for _, each in known.values() if each.is_kept(self.now(), self._policy.line_grace_sec)]
+            self._view = view = (key, _View(in_order(kept)))
+        return view[1]
+
+    def _read_first(self) -> list[Place]:
+        places = self._store.read_line(limit=LONG_LINE)
+        over = self.now() - self._policy.line_grace_sec - SWEEP_AFTER_SEC
+        dead = [each for each in places if each.back_by < over]
+        for place in self._rng.sample(dead, min(len(dead), SWEPT_AT_ONCE)):
+            with suppress(StoreUnavailable):
+                if self._store.leave(place, unless_renewed=True):
+                    self._record_end(place, WaitOutcome.GAVE_UP)
+        return places
+
+    def _note(self, place_id: str, place: Place | None) -> None:
+        with self._lock:
+            self._written[place_id] = (self._clock.monotonic(), place)
+
+    def _write(self, place: Place) -> JoinAnswer:
+        backoff = Backoff(self._clock, self._rng)
+        while True:
+            try:
+                return self._store.join(place)
+            except DeadlineExceeded:
+                raise
+            except OutcomeUnknown as unknown:
+                backoff.pause(unknown)
+
+    def _renew_until(self, place: Place, back_by: int) -> Waiting | None:
+        renewed = replace(place, back_by=back_by)
+        if not self._store.renew(renewed):
+            return None
+        self._note(place.place_id, renewed)
+        return self.describe(renewed)
+
+    def _is_worth_a_try(self, place: Place) -> bool:
+        """Tell whether a held request has something to do: to take a sandbox, or to renew its place.
+
+        In the front of the line, where its turn may come, a place is renewed every few seconds. So it soon holds nobody
+        up if this process dies.
+        """
+        left = place.back_by - self.now()
+        is_in_front = any(each.place_id == place.place_id for each in self.places()[: self._front()])
+        if left <= 1 or (is_in_front and left > FRONT_RETRY_SEC):
+            return True
+        began, free = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
+        return self._turns_by(began, free).is_next(place.place_id)
+
+    def _record_end(self, place: Place, outcome: WaitOutcome) -> None:
+        self._recorder.record(
+            WaitEnded(outcome=outcome, seconds=max(0, self.now() - place.joined_at), track_id=place.track_id)
+        )
+
+    # -- the pool
+
+    def _walk(self) -> list[Candidate]:
+        """Read all sandboxes that are available."""
+        found: list[Candidate] = []
+        position, travelled = Position(0), 0
+        while travelled < self._store.positions:
+            if time_left(self._clock) <= 0:
+                raise StoreUnavailable("looking for a free sandbox took too long")
+            page = self._store.read_candidates(position, limit=LONG_PAGE, prefix="")
+            found += page.candidates
+            position, travelled = page.next, travelled + page.distance
+        return found
+
+    def _turns_by(self, began: float, free: list[Candidate]) -> Turns:
+        view = self._current()
+        key = (id(view), began, self.now())
+        known = self._turns
+        if known is None or known[0] != key:
+            self._turns = known = (key, Turns(view.places, free, now=self.now()))
+        return known[1]
+
+    def _front(self) -> int:
+        count = self._pool_count()
+        return front_of(sum(count.by_status.values()) - count.by_status.get(Status.DELETED, 0) if count else 0)
+
+    def _expected_by(self, sandboxes: int) -> int | None:
+        """Return when so many sandboxes are expected to have come back; None if nothing supports an estimate."""
+        count = self._pool_count()
+        if count is None:
+            return None
+        for rank, at in zip(RETURN_RANKS, count.returns, strict=False):
+            if rank >= sandboxes:
+                return max(at, self.now())
+        return None
+
+
+_EMPTY = _View([])
