@@ -58,8 +58,7 @@ def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
     else:
         served.register(registry)
     here = runtime_of(app)
-    max_age = here.settings.pool_gauge_cache_sec
-    served.register(PoolCollector(here.services.counts, here.services.clock, max_age=max_age))
+    served.register(PoolCollector(here.services.pool_count, here.services.clock))
     _Exporter(registry, served).init_app(app)
     requests = Counter(
         "http_requests_total", "HTTP requests answered", ["method", "endpoint", "status"], registry=registry

@@ -25,6 +25,7 @@ from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_rate_limit import RedisRateLimit
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.redis_table_memory import RedisTableMemory
+from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
 from broker_common.core.candidate_cache import CandidateCache
@@ -42,13 +43,14 @@ from broker_common.core.purge import Purger
 from broker_common.core.runs import Runs
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
+from broker_common.core.waiting import WaitingLine
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from broker_common.core.ports import Clock, RateLimit, Recorder
     from broker_common.core.runs import JobLocks, JobQueue
-    from broker_common.core.store import SandboxStore
+    from broker_common.core.store import PoolCount, SandboxStore
     from broker_common.settings import Settings
 
 BULK_THREADS = 8
@@ -70,7 +72,8 @@ class ApiServices:
     store: SandboxStore
     guard: Guard
     pauses: PauseCache
-    counts: Counts
+    pool_count: Renewed[PoolCount]
+    line: WaitingLine
     allocator: Allocator
     leases: Leases
     inventory: Inventory
@@ -102,22 +105,36 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     pauses = PauseCache(store, clock, rng)
     leases = Leases(store=store, recorder=recorder, clock=clock)
     inventory = Inventory(store=store, leases=leases)
+    counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec)
+    pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
+    line = WaitingLine(
+        store=store,
+        guard=guard,
+        pool_count=pool_count.get,
+        recorder=recorder,
+        clock=clock,
+        rng=rng,
+        policy=policy,
+    )
     return ApiServices(
         clock=clock,
         recorder=recorder,
         store=store,
         guard=guard,
         pauses=pauses,
-        counts=Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec),
+        pool_count=pool_count,
+        line=line,
         allocator=Allocator(
             store=store,
             guard=guard,
             candidate_cache=CandidateCache(store, clock, rng, size=policy.k_candidates),
+            line=line,
             pauses=pauses,
             recorder=recorder,
             clock=clock,
             rng=rng,
             policy=policy,
+            work_sec=settings.request_deadline_sec,
         ),
         leases=leases,
         inventory=inventory,

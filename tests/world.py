@@ -21,6 +21,7 @@ from broker_common.core.purge import Purger
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer, SyncResult
+from broker_common.core.waiting import Waiting, WaitingLine
 from tests.fakes import (
     BY,
     FakeClock,
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 
     from broker_common.core.facts import Change
     from broker_common.core.sandbox import Account
-    from broker_common.core.store import SandboxStore
+    from broker_common.core.store import PoolCount, SandboxStore
+
+WORK_SEC = 3.0
+"""`REQUEST_DEADLINE_SEC`."""
 
 
 class JudgedStore(StoreWrapper):
@@ -86,6 +90,8 @@ class World:
         self.provider = provider or FakeProvider(self.memory)
         self.table_memory = FakeTableMemory()
         self.rng = Random(seed)
+        self.pool_count: PoolCount | None = None
+        """What the use cases know of the pool's counts."""
         self.start()
 
     def start(self) -> None:
@@ -93,15 +99,26 @@ class World:
         store, clock, rng, recorder, policy = JudgedStore(self.store), self.clock, self.rng, self.recorder, self.policy
         self.guard = Guard(store=store, memory=self.table_memory, recorder=recorder, clock=clock, rng=rng)
         self.pauses = PauseCache(store, clock, Random(1))
+        self.line = WaitingLine(
+            store=store,
+            guard=self.guard,
+            pool_count=lambda: self.pool_count,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+        )
         self.allocator = Allocator(
             store=store,
             guard=self.guard,
             candidate_cache=CandidateCache(store, clock, rng, size=policy.k_candidates),
+            line=self.line,
             pauses=self.pauses,
             recorder=recorder,
             clock=clock,
             rng=rng,
             policy=policy,
+            work_sec=WORK_SEC,
         )
         self.leases = Leases(store=store, recorder=recorder, clock=clock)
         self.inventory = Inventory(store=store, leases=self.leases)
@@ -150,9 +167,20 @@ class World:
 
     def allocate(self, track_id: str = "track-1", key: str | None = None, prefix: str = "") -> Allocation:
         """Allocate as the route does."""
-        return self.allocator.allocate(
+        answer = self.allocator.allocate(
             AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix), by=BY
         )
+        assert isinstance(answer, Allocation), "a track that does not want to wait never waits"
+        return answer
+
+    def wait(
+        self, track_id: str = "track-1", *, prefix: str = "", customer: str | None = None, wait_sec: float = 0
+    ) -> Allocation | Waiting:
+        """Allocate as the route does for a track that waits in line, and stays connected."""
+        request = AllocateRequest(
+            track_id=track_id, idempotency_key=track_id, prefix=prefix, customer=customer, wait_sec=wait_sec
+        )
+        return self.allocator.allocate(request, by=BY, may_hold=lambda: True)
 
     def mark(self, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None) -> LeaseEnd:
         """Mark for deletion as the route does."""

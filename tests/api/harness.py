@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from broker_api.app import create_app
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
 from broker_common.adapters.recorders import Recorders
+from broker_common.adapters.renewed import Renewed
 from broker_common.core.allocation import Allocator
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.counts import Counts
@@ -29,6 +30,7 @@ from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
 from broker_common.core.runs import JobRun
 from broker_common.core.search import Search
+from broker_common.core.waiting import WaitingLine
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
 from tests.fakes import START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
@@ -209,22 +211,36 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     rng, pauses = Random(1), PauseCache(store, clock, Random(1))
     guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
     leases = Leases(store=store, recorder=recorder, clock=clock)
+    counts = Counts(store, clock, Random(2), max_age=settings.pool_gauge_cache_sec)
+    pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
+    line = WaitingLine(
+        store=store,
+        guard=guard,
+        pool_count=pool_count.get,
+        recorder=recorder,
+        clock=clock,
+        rng=rng,
+        policy=settings.policy,
+    )
     return ApiServices(
         clock=clock,
         recorder=recorder,
         store=store,
         guard=guard,
         pauses=pauses,
-        counts=Counts(store, clock, Random(2), max_age=settings.pool_gauge_cache_sec),
+        pool_count=pool_count,
+        line=line,
         allocator=Allocator(
             store=store,
             guard=guard,
             candidate_cache=CandidateCache(store, clock, rng, size=settings.k_candidates),
+            line=line,
             pauses=pauses,
             recorder=recorder,
             clock=clock,
             rng=rng,
             policy=settings.policy,
+            work_sec=settings.request_deadline_sec,
         ),
         leases=leases,
         inventory=Inventory(store=store, leases=leases),

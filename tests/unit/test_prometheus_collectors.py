@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 from prometheus_client import CollectorRegistry
 
-from broker_common.adapters import prometheus_collectors
+from broker_common.adapters import renewed
 from broker_common.adapters.prometheus_collectors import CircuitCollector, PoolCollector
 from broker_common.adapters.redis_breaker import BreakerState
+from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.counts import Counts
 from broker_common.core.sandbox import Status
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def scrape(store: SandboxStore, clock: Clock, *, max_age: float = 2, process: int = 1) -> CollectorRegistry:
     registry = CollectorRegistry()
     counts = Counts(store, clock, Random(process), max_age=max_age)
-    registry.register(PoolCollector(counts, clock, max_age=max_age))
+    registry.register(PoolCollector(Renewed(counts.latest, clock, max_age=max_age, at_end=counts.give_back), clock))
     return registry
 
 
@@ -95,8 +96,8 @@ def test_a_process_shows_what_another_counted_and_follows_it() -> None:
 
 
 def test_a_process_that_is_no_longer_scraped_lets_another_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus_collectors, "_SHORTEST_PAUSE_SEC", 0.01)
-    monkeypatch.setattr(prometheus_collectors, "_UNSEEN_LIMIT_SEC", 1)
+    monkeypatch.setattr(renewed, "_SHORTEST_PAUSE_SEC", 0.01)
+    monkeypatch.setattr(renewed, "_UNSEEN_LIMIT_SEC", 1)
     clock = FakeClock()
     store = pool_of(clock)
     others = set(threading.enumerate())
@@ -110,7 +111,7 @@ def test_a_process_that_is_no_longer_scraped_lets_another_count_at_once(monkeypa
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the thread look soon whether scrapes go on."""
-    monkeypatch.setattr(prometheus_collectors, "_SHORTEST_PAUSE_SEC", 0.01)
+    monkeypatch.setattr(renewed, "_SHORTEST_PAUSE_SEC", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -20,6 +20,7 @@ from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
 from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
 from broker_common.core.telemetry import AllocateEnded
+from broker_common.core.waiting import WaitingLine
 from broker_common.core.wipe import begin_attempt, confirm_wipe
 from tests.fakes import BY, FakeTableMemory, make_sandbox
 from tests.long.simulation.table import SimulatedStore, TableConditions
@@ -132,15 +133,27 @@ class _Process:
         self._run = run
         self._idle = run.scenario.threads
         self._queue: deque[Callable[[], None]] = deque()
+        guard = Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng)
+        policy = Policy()
         self.allocator = Allocator(
             store=run.store,
-            guard=Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng),
+            guard=guard,
             candidate_cache=CandidateCache(run.store, run.time, rng, size=run.scenario.cache_size),
+            line=WaitingLine(
+                store=run.store,
+                guard=guard,
+                pool_count=lambda: None,
+                recorder=run,
+                clock=run.time,
+                rng=rng,
+                policy=policy,
+            ),
             pauses=PauseCache(run.store, run.time, rng),
             recorder=run,
             clock=run.time,
             rng=rng,
-            policy=Policy(),
+            policy=policy,
+            work_sec=DEADLINE_SEC,
         )
 
     def accept(self, request: Callable[[], None]) -> None:
