@@ -334,7 +334,8 @@ class Allocator:
         While an outcome is unknown, the token stays the same, so that the store recognizes the repetition. If a write
         with an earlier token was applied all the same, the answer is `ClaimHeld` with the lease of this request.
         """
-        backoff = Backoff(self._clock, self._rng)
+        contention = Backoff(self._clock, self._rng)
+        trouble = Backoff(self._clock, self._rng, base=0.025, limit=1.0, tries=6)
         token = new_id(self._rng)
         while True:
             try:
@@ -342,14 +343,14 @@ class Allocator:
             except (DeadlineExceeded, StoreMisconfigured):
                 raise
             except OutcomeUnknown as unknown:
-                backoff.pause(unknown)
+                trouble.pause(unknown)
                 continue
             except StoreUnavailable as refused:
-                backoff.pause(refused)
+                trouble.pause(refused)
             else:
                 if not isinstance(answer, Contended):
                     return answer
-                backoff.pause(StoreUnavailable("the records of this request are in use by other requests"))
+                contention.pause(StoreUnavailable("the records of this request are in use by other requests"))
             token = new_id(self._rng)
 
     def _held(self, request: AllocateRequest, by: Actor) -> Claim | None:
