@@ -201,6 +201,10 @@ def kind_of(*changes: Change) -> str:
     return "end_allocation" if first.before.lease and not first.after.lease else "update"
 
 
+def _lease_id(sandbox: Sandbox) -> str | None:
+    return sandbox.lease.lease_id if sandbox.lease else None
+
+
 def walk_ring(store: SandboxStore, *, limit: int, prefix: str = "", start: int = 0) -> list[Candidate]:
     """Read the whole ring of available sandboxes once, page by page, from `start`."""
     found: list[Candidate] = []
@@ -356,7 +360,7 @@ class MemoryStore:
         if current is None or (current.status, current.version) != (before.status, before.version):
             self._refuse_spoiled(before.sandbox_id)
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
-        assert after is None or before.lease == after.lease or after.lease is None, "a lease begins by `allocate`"
+        assert after is None or _lease_id(after) in {None, _lease_id(before)}, "a lease begins by `allocate`"
         if after is not None and after.account_key != before.account_key:
             self._check_account(after)
 
@@ -370,10 +374,14 @@ class MemoryStore:
             self._accounts[after.account_key] = after.sandbox_id
         self._write(change)
         lease = before.lease if before else None
-        if lease is not None and (after is None or after.lease is None):
+        becomes = after.lease if after else None
+        if lease is not None and lease != becomes:
             claim = self._claims.get((lease.track_id, lease.idempotency_key))
             if claim is not None and claim.lease.lease_id == lease.lease_id:
-                del self._claims[lease.track_id, lease.idempotency_key]
+                if becomes is None:
+                    del self._claims[lease.track_id, lease.idempotency_key]
+                else:
+                    self._claims[lease.track_id, lease.idempotency_key] = replace(claim, lease=becomes)
 
     def _write(self, change: Change) -> None:
         self._check_fact(change)

@@ -17,7 +17,7 @@ from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status, Wipe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from broker_common.core.facts import PoolFact
+    from broker_common.core.facts import Detail, PoolFact
 
 A, L, P, S, F, D = (
     Status.AVAILABLE,
@@ -53,7 +53,7 @@ MOVES: Mapping[tuple[Status | None, Status | None], frozenset[FactKind]] = {
 """Every possible change of status, and the kinds of fact for it. None means that there is no record."""
 STAYS: Mapping[Status, frozenset[FactKind]] = {
     A: frozenset({FactKind.UPDATED}),
-    L: frozenset({FactKind.UPDATED, FactKind.QUARANTINED}),
+    L: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.EXTENDED}),
     P: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.WIPED, FactKind.WIPE_FAILED}),
     F: frozenset({FactKind.UPDATED}),
 }
@@ -122,6 +122,7 @@ def check_history(facts: Iterable[Fact]) -> None:
     """Raise `Violation` if the facts of one sandbox, oldest first, do not follow from each other."""
     last: Fact | None = None
     lease_ids: set[str | None] = set()
+    ends_at: Detail | None = None
     for fact in facts:
         if fact.kind not in kinds_of(fact.status_before, fact.status):
             _broken(f"no {fact.kind} leads from {fact.status_before} to {fact.status}", fact)
@@ -138,6 +139,11 @@ def check_history(facts: Iterable[Fact]) -> None:
             if fact.lease_id is None or fact.lease_id in lease_ids:
                 _broken("each allocation has a lease of its own", fact)
             lease_ids.add(fact.lease_id)
+            ends_at = fact.details.get("expires_at")
+        if fact.kind is FactKind.EXTENDED:
+            if ends_at not in {None, fact.details.get("expires_at_before")}:
+                _broken(f"an extension begins at the end of its lease, {ends_at}", fact)
+            ends_at = fact.details.get("expires_at")
         last = fact
 
 
@@ -246,8 +252,10 @@ def _check_dirt(before: Sandbox, after: Sandbox, fact: Fact) -> None:
 
 
 def _check_leases(before: Sandbox, after: Sandbox, fact: Fact) -> None:
-    if before.lease and after.lease and before.lease != after.lease:
-        _broken("holder and times of a lease do not change", before, after, fact)
+    if fact.kind is FactKind.EXTENDED:
+        _check_extension(before, after, fact)
+    elif before.lease and after.lease and before.lease != after.lease:
+        _broken("holder and times of a lease do not change, but by an extension", before, after, fact)
     if fact.kind is FactKind.ALLOCATED:
         last = [(each.lease_id, each.track_id) if each else None for each in (before.last_lease, after.last_lease)]
         if last[0] != last[1]:
@@ -259,6 +267,22 @@ def _check_leases(before: Sandbox, after: Sandbox, fact: Fact) -> None:
             _broken("a lease that ended is kept as the last one", before, after, fact)
     elif before.last_lease != after.last_lease:
         _broken("the last lease stays until another one ends", before, after, fact)
+
+
+def _check_extension(before: Sandbox, after: Sandbox, fact: Fact) -> None:
+    if before.lease is None or after.lease is None:
+        _broken("only a lease is extended", before, after, fact)
+    if after.lease.expires_at <= before.lease.expires_at:
+        _broken("a lease is never shortened", before, after, fact)
+    if fact.details != {"expires_at": after.lease.expires_at, "expires_at_before": before.lease.expires_at}:
+        _broken("an extension tells both ends", before, after, fact)
+    if after.status_order != after.lease.expires_at:
+        _broken("the index has the end of each lease", before, after, fact)
+    shortened = replace(after.lease, expires_at=before.lease.expires_at)
+    if replace(before, status_order=0, version=0, updated_at=0) != replace(
+        after, lease=shortened, status_order=0, version=0, updated_at=0
+    ):
+        _broken("an extension changes only the end of a lease", before, after, fact)
 
 
 def _check_wipe(before: Sandbox, after: Sandbox, fact: Fact) -> None:

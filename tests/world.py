@@ -13,7 +13,7 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
-from broker_common.core.leases import LeaseEnd, Leases
+from broker_common.core.leases import Extension, LeaseEnd, Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
@@ -103,7 +103,7 @@ class World:
             rng=rng,
             policy=policy,
         )
-        self.leases = Leases(store=store, recorder=recorder, clock=clock)
+        self.leases = Leases(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy)
         self.inventory = Inventory(store=store, leases=self.leases)
         self.search = Search(reports=store, inventory=self.inventory, clock=clock)
         self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
@@ -152,6 +152,14 @@ class World:
         """Allocate as the route does."""
         return self.allocator.allocate(
             AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix), by=BY
+        )
+
+    def extend(
+        self, expires_at: int, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None
+    ) -> Extension:
+        """Extend a lease as the route does."""
+        return self.leases.extend(
+            track_id=track_id, sandbox_id=sandbox_id, expires_at=expires_at, lease_id=lease_id, by=BY
         )
 
     def mark(self, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None) -> LeaseEnd:

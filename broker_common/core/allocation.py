@@ -46,12 +46,16 @@ RETRY_AFTER_PAUSE_SEC = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocateRequest:
-    """A track's request for a sandbox whose name starts with `prefix`; an empty `prefix` allows every name."""
+    """A track's request for a sandbox whose name starts with `prefix`; an empty `prefix` allows every name.
+
+    `duration_sec` is how long the lease lasts; None for the usual time. The caller has checked its bounds.
+    """
 
     track_id: str
     idempotency_key: str
     prefix: str = ""
     track_name: str | None = None
+    duration_sec: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +253,7 @@ class Allocator:
             track_id=request.track_id,
             idempotency_key=request.idempotency_key,
             allocated_at=now,
-            expires_at=now + self._policy.lab_duration_sec,
+            expires_at=now + (request.duration_sec or self._policy.lab_duration_sec),
             track_name=request.track_name,
         )
         return claim_on(candidate, lease)
