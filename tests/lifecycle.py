@@ -144,6 +144,8 @@ def check_history(facts: Iterable[Fact]) -> None:
             if ends_at not in {None, fact.details.get("expires_at_before")}:
                 _broken(f"an extension begins at the end of its lease, {ends_at}", fact)
             ends_at = fact.details.get("expires_at")
+        if fact.kind is FactKind.EXPIRED and isinstance(ends_at, int) and fact.at < ends_at:
+            _broken(f"expiry never ends a lease before the latest end that was told, {ends_at}", fact)
         last = fact
 
 

@@ -290,6 +290,13 @@ def test_a_lease_that_is_extended_twice_is_a_history_and_a_lost_extension_is_not
         check_history([EXTENDED[0], EXTENDED[2]])
 
 
+def test_a_lease_that_expires_before_its_latest_end_is_noticed() -> None:
+    at_its_end = replace(told(FactKind.EXPIRED, 5, L, P, "x"), at=30)
+    check_history([*EXTENDED, at_its_end])
+    with pytest.raises(Violation, match="never ends a lease before"):
+        check_history([*EXTENDED, replace(at_its_end, at=29)])
+
+
 END = {"1": in_status(A, sandbox_id="1", version=14)}
 
 
