@@ -15,7 +15,7 @@ from broker_common.core.facts import Fact, FactKind
 from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status, Wipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from broker_common.core.facts import Detail, PoolFact
 
@@ -120,9 +120,10 @@ def check_change(before: Sandbox | None, after: Sandbox | None, fact: Fact | Non
 
 def check_history(facts: Iterable[Fact]) -> None:
     """Raise `Violation` if the facts of one sandbox, oldest first, do not follow from each other."""
+    facts = list(facts)
+    _check_ends(facts)
     last: Fact | None = None
     lease_ids: set[str | None] = set()
-    ends_at: Detail | None = None
     for fact in facts:
         if fact.kind not in kinds_of(fact.status_before, fact.status):
             _broken(f"no {fact.kind} leads from {fact.status_before} to {fact.status}", fact)
@@ -139,14 +140,19 @@ def check_history(facts: Iterable[Fact]) -> None:
             if fact.lease_id is None or fact.lease_id in lease_ids:
                 _broken("each allocation has a lease of its own", fact)
             lease_ids.add(fact.lease_id)
-            ends_at = fact.details.get("expires_at")
-        if fact.kind is FactKind.EXTENDED:
-            if ends_at not in {None, fact.details.get("expires_at_before")}:
-                _broken(f"an extension begins at the end of its lease, {ends_at}", fact)
-            ends_at = fact.details.get("expires_at")
+        last = fact
+
+
+def _check_ends(facts: Sequence[Fact]) -> None:
+    """Check what the facts of one sandbox tell about the ends of its leases."""
+    ends_at: Detail | None = None
+    for fact in facts:
+        if fact.kind is FactKind.EXTENDED and ends_at not in {None, fact.details.get("expires_at_before")}:
+            _broken(f"an extension begins at the end of its lease, {ends_at}", fact)
         if fact.kind is FactKind.EXPIRED and isinstance(ends_at, int) and fact.at < ends_at:
             _broken(f"expiry never ends a lease before the latest end that was told, {ends_at}", fact)
-        last = fact
+        if fact.kind in {FactKind.ALLOCATED, FactKind.EXTENDED}:
+            ends_at = fact.details.get("expires_at")
 
 
 def check_histories(facts: Iterable[Fact | PoolFact], records: Mapping[str, Sandbox]) -> None:

@@ -340,7 +340,7 @@ def test_an_operator_extends_a_tracks_lease_up_to_thirty_days(api: Api) -> None:
     error = assert_error(api.admin("POST", path, json={"expires_at": limit + 1}), 409, "DURATION_LIMIT")
     assert error["details"] == {"latest_expires_at": limit}
     assert body_of(api.track("POST", "/v1/allocate"), 200)["expires_at"] == limit
-    (fact,) = [each for each in body_of(api.admin("GET", "/v1/admin/events?kind=sandbox.extended"))["events"]]
+    (fact,) = body_of(api.admin("GET", "/v1/admin/events?kind=sandbox.extended"))["events"]
     assert (fact["principal"], fact["details"]) == (
         "admin",
         {"expires_at": limit, "expires_at_before": held["expires_at"]},

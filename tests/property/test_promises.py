@@ -312,7 +312,7 @@ class Promises(RuleBasedStateMachine):
         failing=faults,
     )
     def extend(
-        self, index: int, track: str | None, sandbox_id: str, lease: str, seconds: int, failing: list[Fault | None]
+        self, *, index: int, track: str | None, sandbox_id: str, lease: str, seconds: int, failing: list[Fault | None]
     ) -> None:
         """Extend a lease as its track, or as an operator if `track` is None; `seconds` are beyond its end."""
         record = self._sandboxes().get(sandbox_id)
