@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives all of the track's back.
 
-In between, `track.py extend SECONDS` keeps them for so long from now. Each may be repeated. The environment and the exit codes are those of track.sh.
+In between, `track.py extend SECONDS` keeps them for so long from now. Each may be repeated. The environment and the exit
+codes are those of track.sh.
 """
 
 from __future__ import annotations
@@ -136,6 +137,16 @@ def expect(text: str, pattern: str, fault: str) -> None:
         sys.exit(EX_USAGE)
 
 
+def extend_all(broker: Broker, *, until: int) -> None:
+    """Have all leases of the track last until then at least, and print the broker's answers."""
+    mine = broker.held()
+    if not mine:
+        say("nothing to extend: the track holds no sandbox")
+        sys.exit(EX_UNAVAILABLE)
+    for held in mine:
+        sys.stdout.write(json.dumps(broker.extend(held, until)) + "\n")
+
+
 def main(words: list[str]) -> None:
     """Run `setup`, `extend` or `cleanup`."""
     for name in _REQUIRED:
@@ -162,13 +173,7 @@ def main(words: list[str]) -> None:
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
         case ["extend", seconds] if re.fullmatch("[0-9]{1,9}", seconds):
-            mine = broker.held()
-            if not mine:
-                say("nothing to extend: the track holds no sandbox")
-                sys.exit(EX_UNAVAILABLE)
-            expires_at = int(time.time()) + int(seconds)
-            for held in mine:
-                sys.stdout.write(json.dumps(broker.extend(held, expires_at)) + "\n")
+            extend_all(broker, until=int(time.time()) + int(seconds))
         case ["cleanup"]:
             # Ask the broker what the track holds. The state file may be missing, or older than a setup without answer.
             given_back = None

@@ -107,14 +107,16 @@ setup)
     if [[ $# != 2 || $2 == *[!0-9]* || ${#2} -gt 9 ]]; then usage; fi
     call GET /sandboxes
     if [[ $status != 200 || -n $code || $(<"$scratch/body") != *'"sandboxes":['* ]]; then refused; fi
-    tr '{' '\n' <"$scratch/body" | grep '"lease_id"' >"$scratch/held" || true # one sandbox a line
-    if [[ ! -s $scratch/held ]]; then
+    if [[ $(<"$scratch/body") == *'"sandboxes":[]'* ]]; then
         say "nothing to extend: the track holds no sandbox"
         exit 69
     fi
     expires_at=$(($(date +%s) + 10#$2))
+    sed 's/},{/}\
+{/g' "$scratch/body" >"$scratch/held" # one sandbox a line
     while read -r held; do
-        sandbox_id=$(field sandbox_id - <<<"$held") lease_id=$(field lease_id - <<<"$held")
+        printf '%s' "$held" >"$scratch/one"
+        sandbox_id=$(field sandbox_id "$scratch/one") lease_id=$(field lease_id "$scratch/one")
         call POST "/sandboxes/$sandbox_id/extend" --header 'Content-Type: application/json' \
             --data "{\"expires_at\": $expires_at, \"lease_id\": \"$lease_id\"}"
         if [[ $status != 200 || $(field lease_id "$scratch/body") != "$lease_id" ]]; then refused; fi

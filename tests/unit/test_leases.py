@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_common.core.allocation import AllocateRequest
 from broker_common.core.errors import (
     AllocationEnded,
+    BrokerError,
     DurationLimit,
     LeaseMismatch,
     NotSandboxOwner,
@@ -30,6 +32,9 @@ from broker_common.core.telemetry import (
 )
 from tests.fakes import BY, START, Fault, flat, make_sandbox
 from tests.world import World, flaky_world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HOUR = 3600
 
@@ -542,12 +547,13 @@ def test_each_extension_is_recorded_with_its_outcome(plain: World) -> None:
     plain.extend(lease.expires_at + 1)
     plain.extend(lease.expires_at + 1)
     plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=lease.expires_at + 2, by=BY)
-    for error, act in (
+    refused: list[tuple[type[BrokerError], Callable[[], object]]] = [
         (DurationLimit, lambda: plain.extend(2**60)),
         (NotSandboxOwner, lambda: plain.extend(START, track_id="track-2")),
         (SandboxNotFound, lambda: plain.extend(START, "nobody")),
         (LeaseMismatch, lambda: plain.extend(START, lease_id="x")),
-    ):
+    ]
+    for error, act in refused:
         with pytest.raises(error):
             act()
     plain.mark()
