@@ -47,7 +47,7 @@ class AllocationInputSchema(Schema):
     duration_sec = given_number_field(
         {
             "example": 7200,
-            "description": "How long the lease shall last, in seconds: at most `MAX_LAB_DURATION_HOURS`. Without it,"
+            "description": "How long the lease lasts, in seconds: at most `MAX_LAB_DURATION_HOURS`. Without it,"
             " `LAB_DURATION_HOURS`",
         },
         low=MIN_LAB_DURATION_SEC,
@@ -92,7 +92,7 @@ class HeldSandboxesSchema(Schema):
 
 
 class ExtendInputSchema(Schema):
-    """Until when a lease shall last."""
+    """Until when a lease must last."""
 
     expires_at = given_number_field(
         {"example": 1759592955, "description": "The new end of the lease, in Unix seconds"},

@@ -248,7 +248,7 @@ def test_an_empty_object_is_accepted_where_no_body_is_read(api: Api) -> None:
 
 
 @pytest.mark.parametrize("duration_sec", [300, 7200, 8 * 3600])
-def test_a_track_may_say_how_long_its_lease_shall_last(api: Api, duration_sec: int) -> None:
+def test_a_track_may_say_how_long_its_lease_lasts(api: Api, duration_sec: int) -> None:
     api.store.seed(make_sandbox("7"))
     body = body_of(api.track("POST", "/v1/allocate", json={"duration_sec": duration_sec}), 201)
     assert body["expires_at"] == body["allocated_at"] + duration_sec

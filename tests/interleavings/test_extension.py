@@ -42,7 +42,7 @@ def extend(world: World, claim: Claim, hours: int = 3) -> Extension:
     return world.extend(until, claim.sandbox_id, claim.lease.track_id, claim.lease.lease_id)
 
 
-def told_of(stage: Stage) -> list[Fact]:
+def extensions_of(stage: Stage) -> list[Fact]:
     return [fact for fact in stage.memory.facts if fact.kind is FactKind.EXTENDED]
 
 
@@ -56,7 +56,7 @@ def against_an_ending(schedule: Schedule, name: str) -> None:
     record, until = stage.records()["sbx-0"], claim.lease.expires_at + 3 * HOUR
     if isinstance(results["extend"], AllocationEnded):
         assert results[name] is True
-        assert told_of(stage) == []
+        assert extensions_of(stage) == []
     else:
         assert results["extend"].lease == replace(claim.lease, expires_at=until)
         assert flat(record).expires_at == until
@@ -109,7 +109,7 @@ def test_of_two_extensions_both_are_carried_out_and_the_later_end_holds(every_or
         for name, hours in asked.items():
             assert claim.lease.expires_at + hours * HOUR <= results[name].lease.expires_at <= latest
         assert flat(stage.records()["sbx-0"]).expires_at == latest
-        assert 1 <= len(told_of(stage)) <= 2
+        assert 1 <= len(extensions_of(stage)) <= 2
 
     every_order(case)
 
@@ -147,7 +147,7 @@ def test_an_extension_that_is_killed_at_any_of_its_calls_and_repeated_is_carried
         stage.play("other", ending(name, second, claim))
         results = stage.run()
         assert isinstance(results["killed"], (Extension, AllocationEnded))
-        assert len(told_of(stage)) <= 1
+        assert len(extensions_of(stage)) <= 1
         if name == "expire":
             assert (stage.records()["sbx-0"].status is Status.ALLOCATED) == isinstance(results["killed"], Extension)
 
@@ -165,7 +165,7 @@ def test_an_extension_whose_answer_gets_lost_is_carried_out_once_it_is_repeated(
         results = stage.run()
         assert isinstance(results["first"], (Extension, StoreUnavailable))
         assert extend(first, claim).lease.expires_at == claim.lease.expires_at + 3 * HOUR
-        assert len(told_of(stage)) <= 2
+        assert len(extensions_of(stage)) <= 2
 
     every_order(case)
 

@@ -306,7 +306,7 @@ def test_expiring_loses_to_a_mark_that_came_first() -> None:
 # -- extending
 
 
-def told_of(world: World) -> list[Fact]:
+def extensions_of(world: World) -> list[Fact]:
     return [fact for fact in world.memory.facts if isinstance(fact, Fact) and fact.kind is FactKind.EXTENDED]
 
 
@@ -330,7 +330,7 @@ def test_an_earlier_end_answers_the_present_one_and_writes_nothing(plain: World)
     for earlier in (0, START, lease.expires_at - 1, lease.expires_at):
         extension = plain.extend(earlier)
         assert (extension.lease, extension.unchanged) == (lease, True)
-    assert (plain.memory.dump(), told_of(plain)) == (before, [])
+    assert (plain.memory.dump(), extensions_of(plain)) == (before, [])
 
 
 def test_an_extension_is_told_once_however_often_it_is_repeated(plain: World) -> None:
@@ -338,7 +338,9 @@ def test_an_extension_is_told_once_however_often_it_is_repeated(plain: World) ->
     lease = plain.allocate().claim.lease
     until = lease.expires_at + HOUR
     assert [plain.extend(until).unchanged for _ in range(3)] == [False, True, True]
-    assert [fact.details for fact in told_of(plain)] == [{"expires_at": until, "expires_at_before": lease.expires_at}]
+    assert [fact.details for fact in extensions_of(plain)] == [
+        {"expires_at": until, "expires_at_before": lease.expires_at}
+    ]
 
 
 def test_a_lease_may_be_extended_until_its_limit_and_no_further(plain: World) -> None:
@@ -485,7 +487,7 @@ def test_an_extension_is_bound_to_the_lease_that_it_read_first(next_track: str) 
     with pytest.raises(LeaseMismatch):
         late.extend(old.expires_at + HOUR)
     assert flat(world.record("sbx-0")).allocated_to_track == next_track
-    assert told_of(world) == []
+    assert extensions_of(world) == []
 
 
 def test_an_extension_whose_sandbox_vanishes_meanwhile_is_not_found() -> None:
@@ -535,7 +537,7 @@ def test_an_extension_whose_answer_was_lost_is_carried_out_by_repeating_it(fault
     with pytest.raises(StoreUnavailable):
         world.extend(lease.expires_at + HOUR)
     assert world.extend(lease.expires_at + HOUR).lease.expires_at == lease.expires_at + HOUR
-    assert len(told_of(world)) == 1
+    assert len(extensions_of(world)) == 1
     outcomes = [event.outcome for event in world.recorder.of(ExtensionEnded)]
     again = ExtendOutcome.UNCHANGED if fault is Fault.LOST_AFTER else ExtendOutcome.SUCCESS
     assert outcomes == [ExtendOutcome.ERROR, again]
