@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives all of the track's back.
 
-In between, `track.py extend SECONDS` keeps them for so long from now. Each may be repeated. The environment and the exit
-codes are those of track.sh.
+In between, `track.py extend SECONDS` keeps them for so long from now. Each may be repeated. The environment and the
+exit codes are those of track.sh.
 """
 
 from __future__ import annotations

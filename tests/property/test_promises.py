@@ -49,7 +49,7 @@ from broker_common.core.facts import Fact
 from broker_common.core.policy import OPERATOR_MAX_SEC, Policy, RecyclePolicy
 from broker_common.core.pool import remove, restore
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
-from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.sandbox import Lease, Sandbox, Status
 from broker_common.core.store import Conflict
 from tests.fakes import (
     BY,
@@ -809,6 +809,39 @@ def test_the_model_objects_to_an_allocation_that_somebody_else_ended() -> None:
     machine.worlds[1].mark("s0", "ann")
     with pytest.raises(AssertionError, match="nobody who may"):
         machine.expire(index=0, failing=[])
+
+
+def extend_by_an_hour(machine: Promises) -> None:
+    machine.extend(index=0, track="ann", sandbox_id="s0", lease="right", seconds=3600, failing=[])
+
+
+def test_the_model_objects_to_an_expiry_before_the_latest_end_that_was_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Promises()
+    _use(machine)
+    extend_by_an_hour(machine)
+    machine.wait(seconds=OVERDUE)
+    machine.expire(index=1, failing=[])
+    monkeypatch.setattr(Lease, "is_overdue", lambda lease, now, _: now >= lease.allocated_at + OVERDUE)
+    with pytest.raises(AssertionError, match="nobody who may"):
+        machine.expire(index=1, failing=[])
+
+
+def test_the_model_objects_to_an_extension_that_leaves_the_claim_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = MemoryStore.commit
+
+    def forgetful(memory: MemoryStore, *changes: Change) -> None:
+        claims = dict(memory._claims)
+        commit(memory, *changes)
+        memory._claims.update(claims)
+
+    machine = Promises()
+    _use(machine)
+    monkeypatch.setattr(MemoryStore, "commit", forgetful)
+    extend_by_an_hour(machine)
+    with pytest.raises(AssertionError):
+        machine.a_claim_exists_exactly_while_its_sandbox_is_allocated_under_its_lease()
 
 
 def test_the_model_objects_to_a_change_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
