@@ -36,6 +36,19 @@ class StrictInteger(fields.Integer):
         return int(super()._deserialize(value, attr, data, **kwargs) or 0)
 
 
+class WholeNumber(fields.Integer):
+    """A whole JSON number. marshmallow's own field also takes texts, and strictly no `300.0`, which is whole.
+
+    Source: JSON Schema, "Validation", section 6.1.1.
+    """
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:  # noqa: ANN401 - marshmallow's signature
+        is_whole = isinstance(value, int) if not isinstance(value, float) else value.is_integer()
+        if isinstance(value, bool) or not is_whole:
+            raise self.make_error("invalid", input=value)
+        return int(value)
+
+
 class StrictBoolean(fields.Boolean):
     """A JSON boolean. marshmallow's own field also takes numbers and words."""
 
@@ -89,9 +102,8 @@ def omitted_time_field(description: str, example: int) -> fields.Integer:
 def given_number_field(
     metadata: Mapping[str, Any], *, low: int, high: int | None = None, required: bool = False
 ) -> fields.Integer:
-    """Return a field of a body that reads a whole JSON number from `low` to `high`."""
-    in_range = validate.Range(min=low, max=high)
-    return fields.Integer(required=required, strict=True, validate=in_range, metadata=metadata)
+    """Return a field of a body that reads a whole number from `low` to `high`."""
+    return WholeNumber(required=required, validate=validate.Range(min=low, max=high), metadata=metadata)
 
 
 def number_field(description: str, example: int = 0) -> fields.Integer:

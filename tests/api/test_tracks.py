@@ -247,7 +247,7 @@ def test_an_empty_object_is_accepted_where_no_body_is_read(api: Api) -> None:
 # -- how long a lease lasts
 
 
-@pytest.mark.parametrize("duration_sec", [300, 7200, 8 * 3600])
+@pytest.mark.parametrize("duration_sec", [300, 300.0, 7200, 8 * 3600])
 def test_a_track_may_say_how_long_its_lease_lasts(api: Api, duration_sec: int) -> None:
     api.store.seed(make_sandbox("7"))
     body = body_of(api.track("POST", "/v1/allocate", json={"duration_sec": duration_sec}), 201)

@@ -34,7 +34,7 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
         case.body = {name: False if value is True else value for name, value in case.body.items()}
     if case.operation.path.endswith("/allocate") and isinstance(case.body, dict):
         duration = case.body.get("duration_sec")
-        if isinstance(duration, int) and duration > _LONGEST_SEC:
+        if isinstance(duration, (int, float)) and duration > _LONGEST_SEC:
             case.body = case.body | {"duration_sec": _LONGEST_SEC}
     if _VALID.fullmatch(str(case.headers.get("X-Instruqt-Sandbox-ID", "")).strip(" \t")):
         del case.headers["X-Instruqt-Sandbox-ID"]
