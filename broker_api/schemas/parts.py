@@ -46,7 +46,7 @@ class WholeNumber(fields.Integer):
         is_whole = isinstance(value, int) if not isinstance(value, float) else value.is_integer()
         if isinstance(value, bool) or not is_whole:
             raise self.make_error("invalid", input=value)
-        return int(value)
+        return int(super()._deserialize(int(value), attr, data, **kwargs) or 0)
 
 
 class StrictBoolean(fields.Boolean):
