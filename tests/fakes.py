@@ -201,6 +201,10 @@ def kind_of(*changes: Change) -> str:
     return "end_allocation" if first.before.lease and not first.after.lease else "update"
 
 
+def _name_of(fact: Fact) -> tuple[str, int, str]:
+    return fact.sandbox_id, fact.version, fact.kind
+
+
 def _lease_id(sandbox: Sandbox) -> str | None:
     return sandbox.lease.lease_id if sandbox.lease else None
 
@@ -331,7 +335,11 @@ class MemoryStore:
                 return CandidateGone(None)
             if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
                 return CandidateGone(sandbox)
-            self._write(begin(sandbox, claim.lease, by=by))
+            allocation = begin(sandbox, claim.lease, by=by)
+            if allocation.fact is not None and _name_of(allocation.fact) in self._fact_names:
+                # The record was written over by an earlier one, as a planted bug does.
+                return CandidateGone(None)
+            self._write(allocation)
             self._tokens[token] = (candidate, claim)
             self._claims[key] = claim
             return Allocated()
@@ -398,7 +406,7 @@ class MemoryStore:
         becomes = (after.status, after.lease) if after else None
         assert fact or seen == becomes, "a change of status, holder or expiry has its fact"
         if fact is not None:
-            name = (change.sandbox_id, fact.version, fact.kind)
+            name = _name_of(fact)
             assert name not in self._fact_names, "a change has one fact"
             assert after is None or fact.version == after.version, "a fact has the version of its record"
             self._fact_names.add(name)
