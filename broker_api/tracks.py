@@ -11,9 +11,12 @@ from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
 from broker_api.openapi import SANDBOX_ID, answered_with
-from broker_api.runtime import services
+from broker_api.runtime import runtime, services
 from broker_api.schemas.tracks import (
+    AllocationInputSchema,
     AllocationSchema,
+    ExtendedSchema,
+    ExtendInputSchema,
     HeldSandboxesSchema,
     HeldSandboxSchema,
     MarkedSchema,
@@ -25,6 +28,7 @@ from broker_common.core.principals import Role
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.core.leases import Extension
     from broker_common.core.sandbox import Claim, Sandbox
 
 blueprint = Blueprint("tracks", __name__)
@@ -62,6 +66,7 @@ def _read(sandbox_id: str) -> Sandbox:
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
     errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
 )
+@blueprint.arguments(AllocationInputSchema(), required=False)
 @blueprint.response(201, AllocationSchema, description="A newly allocated sandbox")
 @blueprint.alt_response(
     200,
@@ -71,21 +76,30 @@ def _read(sandbox_id: str) -> Sandbox:
     success=True,
 )
 @store_call
-def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
+def allocate(body: dict[str, int]) -> Claim | tuple[Claim, int, dict[str, str]]:
     """Allocate a sandbox to the calling track."""
-    track = caller()
+    track, duration_sec = caller(), body.get("duration_sec")
+    if duration_sec is not None:
+        _check_duration(duration_sec)
     allocation = services().allocator.allocate(
         AllocateRequest(
             track_id=track.track_id,
             idempotency_key=track.idempotency_key,
             prefix=track.prefix,
             track_name=track.track_name,
+            duration_sec=duration_sec,
         ),
         by=actor(),
     )
     if allocation.replayed:
         return allocation.claim, 200, {"Idempotent-Replayed": "true"}
     return allocation.claim
+
+
+def _check_duration(duration_sec: int) -> None:
+    longest = runtime().settings.policy.max_lab_duration_sec
+    if duration_sec > longest:
+        raise RequestInvalid({"duration_sec": [f"Must be at most {longest} (MAX_LAB_DURATION_HOURS)."]})
 
 
 @blueprint.route("/sandboxes", methods=["GET"], role=Role.TRACK)
@@ -112,6 +126,25 @@ def list_held() -> dict[str, Any]:
 def read(sandbox_id: str) -> Sandbox:
     """Read a sandbox that the calling track holds, or held last."""
     return _read(sandbox_id)
+
+
+@blueprint.route("/sandboxes/<sandbox_id>/extend", methods=["POST"], role=Role.TRACK, parameters=[SANDBOX_ID])
+@blueprint.doc(
+    operationId="extend",
+    parameters=_TRACK,
+    errors=(
+        *("NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "ALLOCATION_ENDED", "DURATION_LIMIT"),
+        *("SERVICE_UNAVAILABLE", "TABLE_CHANGED"),
+    ),
+)
+@_refuse_others_first
+@blueprint.arguments(ExtendInputSchema())
+@blueprint.response(200, ExtendedSchema, description="The lease, which lasts at least as long as asked")
+@store_call
+def extend(body: dict[str, Any], sandbox_id: str) -> Extension:
+    """Have a lease last longer."""
+    require_plain("sandbox_id", sandbox_id)
+    return services().leases.extend(track_id=caller().track_id, sandbox_id=sandbox_id, by=actor(), **body)
 
 
 @blueprint.route(

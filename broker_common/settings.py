@@ -160,7 +160,7 @@ def _integer(default: int, low: int, high: int) -> Any:  # noqa: ANN401 - like d
     return _var(default, ma.Integer(validate=validate.Range(min=low, max=high)))
 
 
-def _number(default: float, low: float, high: float, *, inclusive: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
+def _number(default: float | None, low: float, high: float, *, inclusive: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
     in_range = validate.Range(min=low, max=high, min_inclusive=inclusive)
     return _var(default, ma.Float(allow_nan=False, validate=in_range))
 
@@ -198,6 +198,8 @@ class Settings:
     redis_url: str = _var("redis://127.0.0.1:6379/0", _RedisUrl(), secret=True)
 
     lab_duration_hours: float = _number(4, 0, _YEAR_HOURS)
+    max_lab_duration_hours: float | None = _number(None, 0, _YEAR_HOURS)
+    """None: twice `lab_duration_hours`."""
     expiry_buffer_hours: float = _number(0.5, 0, _YEAR_HOURS, inclusive=True)
     cool_down_sec: int = _integer(0, 0, _WEEK_SEC)
     history_days: int = _integer(90, 1, 3660)
@@ -280,6 +282,7 @@ class Settings:
         return Policy(
             cool_down_sec=self.cool_down_sec,
             lab_duration_sec=round(self.lab_duration_hours * 3600),
+            max_lab_duration_sec=round((self.max_lab_duration_hours or 2 * self.lab_duration_hours) * 3600),
             expiry_buffer_sec=round(self.expiry_buffer_hours * 3600),
             stale_grace_sec=round(self.stale_grace_hours * 3600),
             stale_brake_percent=self.stale_brake_percent,
@@ -308,6 +311,8 @@ class Settings:
             problems.append(
                 "RECYCLE_POLICY: Missing: give reuse, confirm or retire, by what the provider's delete does."
             )
+        if self.max_lab_duration_hours is not None and self.max_lab_duration_hours < self.lab_duration_hours:
+            problems.append("MAX_LAB_DURATION_HOURS: Must not be less than LAB_DURATION_HOURS.")
         if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
             problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
         return problems

@@ -205,6 +205,14 @@ def kind_of(*changes: Change) -> str:
     return "end_allocation" if first.before.lease and not first.after.lease else "update"
 
 
+def _name_of(fact: Fact) -> tuple[str, int, str]:
+    return fact.sandbox_id, fact.version, fact.kind
+
+
+def _lease_id(sandbox: Sandbox) -> str | None:
+    return sandbox.lease.lease_id if sandbox.lease else None
+
+
 def walk_ring(store: SandboxStore, *, limit: int, prefix: str = "", start: int = 0) -> list[Candidate]:
     """Read the whole ring of available sandboxes once, page by page, from `start`."""
     found: list[Candidate] = []
@@ -337,7 +345,11 @@ class MemoryStore:
                 return CandidateGone(None)
             if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
                 return CandidateGone(sandbox)
-            self._write(begin(sandbox, claim.lease, by=by))
+            allocation = begin(sandbox, claim.lease, by=by)
+            if allocation.fact is not None and _name_of(allocation.fact) in self._fact_names:
+                # The record was written over by an earlier one, as a planted bug does.
+                return CandidateGone(None)
+            self._write(allocation)
             self._tokens[token] = (candidate, claim, place_id)
             self._claims[key] = claim
             if waiting is not None:
@@ -412,7 +424,7 @@ class MemoryStore:
         if current is None or (current.status, current.version) != (before.status, before.version):
             self._refuse_spoiled(before.sandbox_id)
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
-        assert after is None or before.lease == after.lease or after.lease is None, "a lease begins by `allocate`"
+        assert after is None or _lease_id(after) in {None, _lease_id(before)}, "a lease begins by `allocate`"
         if after is not None and after.account_key != before.account_key:
             self._check_account(after)
 
@@ -426,10 +438,14 @@ class MemoryStore:
             self._accounts[after.account_key] = after.sandbox_id
         self._write(change)
         lease = before.lease if before else None
-        if lease is not None and (after is None or after.lease is None):
+        becomes = after.lease if after else None
+        if lease is not None and lease != becomes:
             claim = self._claims.get((lease.track_id, lease.idempotency_key))
             if claim is not None and claim.lease.lease_id == lease.lease_id:
-                del self._claims[lease.track_id, lease.idempotency_key]
+                if becomes is None:
+                    del self._claims[lease.track_id, lease.idempotency_key]
+                else:
+                    self._claims[lease.track_id, lease.idempotency_key] = replace(claim, lease=becomes)
 
     def _write(self, change: Change) -> None:
         self._check_fact(change)
@@ -446,7 +462,7 @@ class MemoryStore:
         becomes = (after.status, after.lease) if after else None
         assert fact or seen == becomes, "a change of status, holder or expiry has its fact"
         if fact is not None:
-            name = (change.sandbox_id, fact.version, fact.kind)
+            name = _name_of(fact)
             assert name not in self._fact_names, "a change has one fact"
             assert after is None or fact.version == after.version, "a fact has the version of its record"
             self._fact_names.add(name)

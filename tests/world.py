@@ -13,7 +13,7 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
-from broker_common.core.leases import LeaseEnd, Leases
+from broker_common.core.leases import Extension, LeaseEnd, Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
@@ -120,7 +120,7 @@ class World:
             policy=policy,
             work_sec=WORK_SEC,
         )
-        self.leases = Leases(store=store, recorder=recorder, clock=clock)
+        self.leases = Leases(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy)
         self.inventory = Inventory(store=store, leases=self.leases)
         self.search = Search(reports=store, inventory=self.inventory, clock=clock)
         self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
@@ -181,6 +181,14 @@ class World:
             track_id=track_id, idempotency_key=track_id, prefix=prefix, customer=customer, wait_sec=wait_sec
         )
         return self.allocator.allocate(request, by=BY, may_hold=lambda: True)
+
+    def extend(
+        self, expires_at: int, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None
+    ) -> Extension:
+        """Extend a lease as the route does."""
+        return self.leases.extend(
+            track_id=track_id, sandbox_id=sandbox_id, expires_at=expires_at, lease_id=lease_id, by=BY
+        )
 
     def mark(self, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None) -> LeaseEnd:
         """Mark for deletion as the route does."""

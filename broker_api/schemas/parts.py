@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields, validate
 
 from broker_api.caller import MAX_LENGTH, find_fault
 
@@ -34,6 +34,19 @@ class StrictInteger(fields.Integer):
         if not (value.isascii() and value.isdigit()):
             raise self.make_error("invalid", input=value)
         return int(super()._deserialize(value, attr, data, **kwargs) or 0)
+
+
+class WholeNumber(fields.Integer):
+    """A whole JSON number. marshmallow's own field also takes texts, and strictly no `300.0`, which is whole.
+
+    Source: JSON Schema, "Validation", section 6.1.1.
+    """
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:  # noqa: ANN401 - marshmallow's signature
+        is_whole = isinstance(value, int) if not isinstance(value, float) else value.is_integer()
+        if isinstance(value, bool) or not is_whole:
+            raise self.make_error("invalid", input=value)
+        return int(super()._deserialize(int(value), attr, data, **kwargs) or 0)
 
 
 class StrictBoolean(fields.Boolean):
@@ -84,6 +97,13 @@ def optional_time_field(description: str, example: int | None = None) -> fields.
 def omitted_time_field(description: str, example: int) -> fields.Integer:
     """Return a field that holds a time, and is left out while there is none."""
     return fields.Integer(metadata={"example": example, "description": f"{description} (Unix seconds)"})
+
+
+def given_number_field(
+    metadata: Mapping[str, Any], *, low: int, high: int | None = None, required: bool = False
+) -> fields.Integer:
+    """Return a field of a body that reads a whole number from `low` to `high`."""
+    return WholeNumber(required=required, validate=validate.Range(min=low, max=high), metadata=metadata)
 
 
 def number_field(description: str, example: int = 0) -> fields.Integer:

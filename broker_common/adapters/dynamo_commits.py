@@ -26,7 +26,7 @@ from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, Unreadab
 from broker_common.core.facts import allocated
 from broker_common.core.flat import flatten, of_allocation
 from broker_common.core.ids import new_id
-from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status
+from broker_common.core.sandbox import Candidate, Claim, Lease, Sandbox, Status
 from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Conflict, Contended
 
 if TYPE_CHECKING:
@@ -166,11 +166,10 @@ class DynamoCommits(DynamoBase):
             except ConditionFailed as failed:
                 self._settle(before, after, {"Code": "ConditionalCheckFailed", **failed.answer})
             return
-        ended = before.lease if after.lease is None else None
-        removal = [self._remove_claim(ended.track_id, ended.idempotency_key, ended.lease_id)] if ended else []
-        results = self._transact(update, *self._facts(fact), *removal)
-        if results is not None and removal and not any(map(_has_failed, results[:-1])):
-            # The claim belongs to another lease. It stays, and must not prevent the end of this lease.
+        of_claim = self._keep_in_step(before.lease, after.lease)
+        results = self._transact(update, *self._facts(fact), *of_claim)
+        if results is not None and of_claim and not any(map(_has_failed, results[:-1])):
+            # The claim belongs to another lease, or is missing. It stays so, and must not prevent this change.
             results = self._transact(update, *self._facts(fact))
         if results is not None:
             self._settle(before, after, results[0])
@@ -242,6 +241,30 @@ class DynamoCommits(DynamoBase):
                 "Item": encode_fact(fact, shards=self._shards, days=self._history_days),
                 "ConditionExpression": "attribute_not_exists(PK)",
             }
+        }
+
+    def _keep_in_step(self, before: Lease | None, after: Lease | None) -> list[Item]:
+        """Build the write of a claim that follows from the change of its lease, if any."""
+        if before is None or before == after:
+            return []
+        if after is None:
+            return [self._remove_claim(before.track_id, before.idempotency_key, before.lease_id)]
+        return [self._extend_claim(after)]
+
+    def _extend_claim(self, lease: Lease) -> Item:
+        return {
+            "Update": unless_newer(
+                {
+                    "TableName": self._table,
+                    "Key": claim_key(lease.track_id, lease.idempotency_key),
+                    "UpdateExpression": "SET expires_at = :expires_at",
+                    "ConditionExpression": "lease_id = :lease",
+                    "ExpressionAttributeValues": {
+                        ":lease": {"S": lease.lease_id},
+                        ":expires_at": encode(lease.expires_at),
+                    },
+                }
+            )
         }
 
     def _remove_claim(self, track_id: str, idempotency_key: str, lease_id: str) -> Item:

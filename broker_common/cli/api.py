@@ -32,6 +32,7 @@ _ADVICE = {
     "NOT_FOUND": "is BROKER_API_URL right? It has the base path, as in …/v1",
     "SANDBOX_NOT_FOUND": "`broker sandboxes` lists the ids",
     "LEASE_MISMATCH": "the lease has changed or ended. `broker sandbox show` names the current one",
+    "ALLOCATION_ENDED": "`broker sandbox show` says more",
     "INVALID_TRANSITION": "`broker sandbox show` says more",
     "RATE_LIMIT_EXCEEDED": "wait a few seconds, then try again",
     "SERVICE_UNAVAILABLE": "try again; `broker health` says more",

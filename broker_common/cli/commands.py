@@ -51,6 +51,7 @@ Examples:
   broker sandboxes --status deletion_failed
   broker sandbox show 2009521
   broker sandbox history 2009521
+  broker sandbox extend 2009521 --for 2h
   broker sandbox release 2009521
   broker bulk retry
   broker events --follow

@@ -55,6 +55,8 @@ RETRY_AFTER_PAUSE_SEC = 30
 class AllocateRequest:
     """A track's request for a sandbox whose name starts with `prefix`; an empty `prefix` allows every name.
 
+    `duration_sec` is how long the lease lasts; None for the usual time. The caller has checked its bounds.
+
     `wait_sec`: the track waits in line if no sandbox is free for it, and this request may be held for so long. None:
     it does not wait.
     """
@@ -63,6 +65,7 @@ class AllocateRequest:
     idempotency_key: str
     prefix: str = ""
     track_name: str | None = None
+    duration_sec: int | None = None
     customer: str | None = None
     wait_sec: float | None = None
 
@@ -382,7 +385,7 @@ class Allocator:
             track_id=request.track_id,
             idempotency_key=request.idempotency_key,
             allocated_at=now,
-            expires_at=now + self._policy.lab_duration_sec,
+            expires_at=now + (request.duration_sec or self._policy.lab_duration_sec),
             track_name=request.track_name,
         )
         return claim_on(candidate, lease)

@@ -115,9 +115,9 @@ class Commits(Protocol):
         """Make changes, each with its fact, its claim and its account record: all or nothing.
 
         A change is made only if the record has the status and version of `before`; or, if `before` is None, if there is
-        no record. When a lease ends, its claim is removed; a claim that is absent or of another lease is left
-        unchanged. Removing an absent record succeeds. Only `allocate` begins a lease. Takes one change of any kind, or
-        up to `COMMIT_AT_ONCE` changes that add a record.
+        no record. When a lease ends, its claim is removed. When it is extended, its claim gets the new end. A claim
+        that is absent or of another lease is left unchanged. Removing an absent record succeeds. Only `allocate` begins
+        a lease. Takes one change of any kind, or up to `COMMIT_AT_ONCE` changes that add a record.
 
         Raises `Conflict`. After a single change, it has the stored record.
         """

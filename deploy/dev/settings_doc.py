@@ -75,7 +75,8 @@ SECTIONS = {
         "REDIS_URL": "The address of Redis; `rediss://` uses TLS. Set it in production: a missing value is no error, and means this machine. [What Redis holds](architecture.md#tracks-do-not-need-redis), and [how to configure it](deployment.md#redis).",
     },
     "Leases and the pool": {
-        "LAB_DURATION_HOURS": "How long a lease lasts.",
+        "LAB_DURATION_HOURS": "How long a lease lasts, if its track asks for no other time.",
+        "MAX_LAB_DURATION_HOURS": "How long a lease may last at most: the longest time that a track may ask for, or extend its lease to. Not less than `LAB_DURATION_HOURS`. An operator may extend a lease to 30 days.",
         "EXPIRY_BUFFER_HOURS": "Extra time after `expires_at` before the broker ends the lease.",
         "COOL_DOWN_SEC": "How long a wiped sandbox rests before a cleanup makes it available. Only used if `RECYCLE_POLICY` is `reuse`.",
         "RECYCLE_POLICY": "What happens after a wipe. `reuse`: the sandbox is available at once. `confirm`: it is available after a later sync has seen it. `retire`: it is never used again. Choose by what the provider's delete does to an account.",
@@ -203,6 +204,8 @@ def _default(name: str) -> str:
     """Return the default of a setting, or which processes require it."""
     if name == "API_WORKERS":
         return "the number of processors"
+    if name == "MAX_LAB_DURATION_HOURS":
+        return "twice `LAB_DURATION_HOURS`"
     production, development = (_default_in(environment, name) for environment in Environment)
     is_everywhere = production == development or name == "BROKER_ENV"
     return production if is_everywhere else f"{production}; {development} in development"

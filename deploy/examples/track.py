@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives all of the track's back.
 
-Both may be repeated. The environment and the exit codes are those of track.sh.
+In between, `track.py extend SECONDS` keeps them for so long from now. Each may be repeated. The environment and the
+exit codes are those of track.sh.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ class Broker:
         if not all(isinstance(each, dict) and each.keys() >= {"sandbox_id", "lease_id"} for each in sandboxes):
             refuse(answer)
         return sandboxes
+
+    def extend(self, held: dict[str, Any], expires_at: int) -> dict[str, Any]:
+        """Have the lease last until `expires_at` at least, and return what the broker says. Exits if it may not."""
+        path = f"/sandboxes/{held['sandbox_id']}/extend"
+        answer = self._call("POST", path, json={"expires_at": expires_at, "lease_id": held["lease_id"]})
+        if answer.status_code != requests.codes.ok or body_of(answer).get("lease_id") != held["lease_id"]:
+            refuse(answer)
+        return body_of(answer)
 
     def give_back(self, held: dict[str, Any]) -> None:
         """End the lease, unless the broker has already ended it."""
@@ -128,8 +137,18 @@ def expect(text: str, pattern: str, fault: str) -> None:
         sys.exit(EX_USAGE)
 
 
+def extend_all(broker: Broker, *, until: int) -> None:
+    """Have all leases of the track last until then at least, and print the broker's answers."""
+    mine = broker.held()
+    if not mine:
+        say("nothing to extend: the track holds no sandbox")
+        sys.exit(EX_UNAVAILABLE)
+    for held in mine:
+        sys.stdout.write(json.dumps(broker.extend(held, until)) + "\n")
+
+
 def main(words: list[str]) -> None:
-    """Run `setup` or `cleanup`."""
+    """Run `setup`, `extend` or `cleanup`."""
     for name in _REQUIRED:
         expect(os.environ.get(name, ""), "[ -~]+", f"{name} is not set, or is not printable ASCII")
     url, token, track_id = (os.environ[name] for name in _REQUIRED)
@@ -153,6 +172,8 @@ def main(words: list[str]) -> None:
             held = broker.allocate(prefix or None)
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
+        case ["extend", seconds] if re.fullmatch("[0-9]{1,9}", seconds):
+            extend_all(broker, until=int(time.time()) + int(seconds))
         case ["cleanup"]:
             # Ask the broker what the track holds. The state file may be missing, or older than a setup without answer.
             given_back = None
@@ -167,7 +188,7 @@ def main(words: list[str]) -> None:
                 say("nothing to give back: the track holds no sandbox")
             state.unlink(missing_ok=True)
         case _:
-            say("usage: track.py setup|cleanup")
+            say("usage: track.py setup | extend SECONDS | cleanup")
             sys.exit(EX_USAGE)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A track's life with curl: `track.sh setup` gets a sandbox, `track.sh cleanup` gives back all sandboxes of the track.
-# Both may be repeated.
+# A track's life with curl: `track.sh setup` gets a sandbox, `track.sh extend SECONDS` keeps all sandboxes of the track
+# for so long from now, `track.sh cleanup` gives them back. Each may be repeated.
 #
 #   BROKER_API_URL  https://broker.example.com/v1
 #   BROKER_TOKEN    the track's token
@@ -86,6 +86,11 @@ refused() {
     exit 69
 }
 
+usage() {
+    say "usage: track.sh setup | extend SECONDS | cleanup"
+    exit 64
+}
+
 case $* in
 setup)
     # Empty the file before the call: if no answer comes, the file must not hold the answer of an earlier setup.
@@ -97,6 +102,26 @@ setup)
     if [[ $status != 20[01] || -z $(field lease_id "$scratch/body") ]]; then refused; fi
     cp "$scratch/body" "$state"
     cat "$state"
+    ;;
+"extend "[0-9]*)
+    if [[ $# != 2 || $2 == *[!0-9]* || ${#2} -gt 9 ]]; then usage; fi
+    call GET /sandboxes
+    if [[ $status != 200 || -n $code || $(<"$scratch/body") != *'"sandboxes":['* ]]; then refused; fi
+    if [[ $(<"$scratch/body") == *'"sandboxes":[]'* ]]; then
+        say "nothing to extend: the track holds no sandbox"
+        exit 69
+    fi
+    expires_at=$(($(date +%s) + 10#$2))
+    sed 's/},{/}\
+{/g' "$scratch/body" >"$scratch/held" # one sandbox a line
+    while read -r held; do
+        printf '%s' "$held" >"$scratch/one"
+        sandbox_id=$(field sandbox_id "$scratch/one") lease_id=$(field lease_id "$scratch/one")
+        call POST "/sandboxes/$sandbox_id/extend" --header 'Content-Type: application/json' \
+            --data "{\"expires_at\": $expires_at, \"lease_id\": \"$lease_id\"}"
+        if [[ $status != 200 || $(field lease_id "$scratch/body") != "$lease_id" ]]; then refused; fi
+        cat "$scratch/body"
+    done <"$scratch/held"
     ;;
 cleanup)
     # Ask the broker what the track holds. The state file may be missing, or older than a setup that got no answer.
@@ -127,7 +152,6 @@ cleanup)
     rm -f "$state"
     ;;
 *)
-    say "usage: track.sh setup|cleanup"
-    exit 64
+    usage
     ;;
 esac

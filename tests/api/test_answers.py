@@ -55,8 +55,11 @@ def to_a_track(api: Api) -> Iterator[TestResponse]:
     yield api.track("GET", "/v1/sandboxes/1")
     yield api.track("GET", "/v1/sandboxes/1", "track-2")
     yield api.track("GET", "/v1/sandboxes/2")
+    for until in (0, 10**12):
+        yield api.track("POST", "/v1/sandboxes/1/extend", json={"expires_at": until})
     yield api.track("POST", "/v1/sandboxes/1/mark-for-deletion", json={"lease_id": "another"})
     yield api.track("POST", "/v1/sandboxes/1/mark-for-deletion")
+    yield api.track("POST", "/v1/sandboxes/1/extend", json={"expires_at": 0})
 
 
 def to_an_operator(api: Api) -> Iterator[TestResponse]:
@@ -73,6 +76,8 @@ def to_an_operator(api: Api) -> Iterator[TestResponse]:
         "/whoami",
     ):
         yield api.admin("GET", f"/v1/admin{path}")
+    for until in (0, 10**12):
+        yield api.admin("POST", "/v1/admin/sandboxes/1/extend", json={"expires_at": until})
     yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": "another"})
     yield api.admin("POST", "/v1/admin/sandboxes/1/release", json={"lease_id": lease})
     yield api.admin("POST", "/v1/admin/sandboxes/1/quarantine", json={"reason": "slow"})

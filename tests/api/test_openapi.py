@@ -87,7 +87,7 @@ def test_every_answer_says_what_it_is_and_shows_one(document: dict[str, Any]) ->
 
 def test_every_body_that_a_call_reads_is_shown(document: dict[str, Any]) -> None:
     bodies = [operation["requestBody"] for operation in operations(document).values() if "requestBody" in operation]
-    assert len(bodies) == 5
+    assert len(bodies) == 8
     assert all(body["content"]["application/json"]["example"] for body in bodies)
 
 
@@ -167,6 +167,17 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
         "409": {"LEASE_MISMATCH"},
         "413": {"PAYLOAD_TOO_LARGE"},
         "503": {"SERVICE_UNAVAILABLE"},
+    }
+    extend = common | {
+        "403": {"FORBIDDEN"},
+        "404": {"SANDBOX_NOT_FOUND"},
+        "409": {"LEASE_MISMATCH", "ALLOCATION_ENDED", "DURATION_LIMIT"},
+        "413": {"PAYLOAD_TOO_LARGE"},
+        "503": {"SERVICE_UNAVAILABLE", "TABLE_CHANGED"},
+    }
+    assert shown_codes(document, "post", "/v1/admin/sandboxes/{sandbox_id}/extend") == extend
+    assert shown_codes(document, "post", "/v1/sandboxes/{sandbox_id}/extend") == extend | {
+        "403": {"FORBIDDEN", "NOT_SANDBOX_OWNER"}
     }
     assert shown_codes(document, "get", "/v1/admin/jobs/{job_id}") == common | {
         "403": {"FORBIDDEN"},

@@ -11,7 +11,7 @@ from broker_common.core.principals import Role
 from broker_common.core.sandbox import Status
 from tests.api.description import operations, read_document
 from tests.api.harness import Api, error_of, make_api, named_token
-from tests.fakes import make_sandbox
+from tests.fakes import START, make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("POST", "/v1/allocate"): TRACKS,
     ("GET", "/v1/sandboxes"): TRACKS,
     ("GET", "/v1/sandboxes/<sandbox_id>"): TRACKS,
+    ("POST", "/v1/sandboxes/<sandbox_id>/extend"): TRACKS,
     ("POST", "/v1/sandboxes/<sandbox_id>/mark-for-deletion"): TRACKS,
     ("GET", "/v1/admin/whoami"): READERS,
     ("GET", "/v1/admin/stats"): READERS,
@@ -40,6 +41,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("POST", "/v1/admin/cleanup"): OPERATORS,
     ("POST", "/v1/admin/expire"): OPERATORS,
     ("POST", "/v1/admin/purge-stale"): OPERATORS,
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/extend"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
     ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
@@ -61,12 +63,14 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
 
 SENT: dict[tuple[str, str], Any] = {
     ("POST", "/v1/admin/pause"): {"json": {"allocate": True}},
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/extend"): {"json": {"expires_at": START + 5 * 3600}},
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): {"json": {"lease_id": "lease-of-allocated"}},
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): {"json": {"reason": "it looks odd"}},
     ("POST", "/v1/admin/bulk-delete"): {"query_string": {"status": "stale"}},
 }
 """The body or query that a call needs to have an effect."""
 CHANGED = {
+    ("POST", "/v1/admin/sandboxes/<sandbox_id>/extend"): "allocated",
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): "allocated",
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "available",
     ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): "flagged",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.flat import flatten, sandbox_of
-from broker_common.core.lease import begin, candidate_of, end
+from broker_common.core.lease import begin, candidate_of, claim_on, end, extend
 from broker_common.core.pool import mark_stale, quarantine
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.store import (
@@ -164,6 +164,11 @@ def refused(store: SandboxStore, *changes: Change) -> Sandbox | None:
 
 def held_under(sandbox: Sandbox, claim: Claim) -> Sandbox:
     return begin(sandbox, claim.lease, by=BY).result
+
+
+def extending(sandbox: Sandbox, *, by_sec: int = 60) -> Change:
+    assert sandbox.lease
+    return extend(sandbox, expires_at=sandbox.lease.expires_at + by_sec, by=BY, now=START + 60)
 
 
 def ending(sandbox: Sandbox) -> Change:
@@ -600,6 +605,76 @@ class StoreContract:
         store.commit(ending(held))
         assert store.get(held.sandbox_id) == ended(held)
 
+    # -- extending a lease
+
+    def test_extending_a_lease_writes_the_sandbox_and_its_claim(self, store: SandboxStore) -> None:
+        held, claim = take(store, add_new(store))
+        longer = extending(held)
+        store.commit(longer)
+        assert store.get(held.sandbox_id) == longer.result
+        lease = replace(claim.lease, expires_at=claim.lease.expires_at + 60)
+        assert store.get_claim("track-1", "track-1") == claim_on(held, lease)
+        assert store.read_claims("track-1") == [claim_on(held, lease)]
+
+    def test_an_extended_lease_is_due_at_its_new_end(self, store: SandboxStore) -> None:
+        held, claim = take(store, add_new(store))
+        store.commit(extending(held))
+        assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at)) == []
+        assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at + 60)) == [held.sandbox_id]
+
+    def test_an_extension_that_is_sent_again_succeeds(self, store: SandboxStore) -> None:
+        held, _ = take(store, add_new(store))
+        for _ in range(2):
+            store.commit(extending(held))
+        assert store.get(held.sandbox_id) == extending(held).result
+
+    @pytest.mark.parametrize("theirs", ["ended", "extended further"])
+    def test_an_extension_of_what_has_changed_is_a_conflict_that_shows_it(
+        self, store: SandboxStore, theirs: str
+    ) -> None:
+        held, _ = take(store, add_new(store))
+        first = ending(held) if theirs == "ended" else extending(held, by_sec=120)
+        store.commit(first)
+        claims = store.read_claims("track-1")
+        assert refused(store, extending(held)) == first.result == store.get(held.sandbox_id)
+        assert store.read_claims("track-1") == claims
+
+    def test_an_extension_never_changes_the_next_lease(self, store: SandboxStore) -> None:
+        held, _ = take(store, add_new(store))
+        waiting = ended(held)
+        store.commit(change_of(held, waiting))
+        free = replace(waiting, status=Status.AVAILABLE, dirty=False, version=waiting.version + 1)
+        store.commit(change_of(waiting, free))
+        again, claim = take(store, free, lease_id="next-lease")
+        assert refused(store, extending(held)) == again
+        assert store.get_claim("track-1", "track-1") == claim
+
+    def test_a_missing_claim_does_not_keep_a_lease_from_being_extended_and_stays_missing(
+        self, store: SandboxStore
+    ) -> None:
+        held = held_under(make_sandbox(), make_claim(make_sandbox()))
+        store.commit(add_of(held))
+        store.commit(extending(held))
+        assert store.get(held.sandbox_id) == extending(held).result
+        assert store.get_claim("track-1", "track-1") is None
+
+    def test_the_claim_of_another_lease_is_left_alone_by_an_extension(self, store: SandboxStore) -> None:
+        orphan = held_under(make_sandbox("orphan"), make_claim(make_sandbox("orphan")))
+        other = make_sandbox("other")
+        add_all(store, orphan, other)
+        _, claim = take(store, other)
+        store.commit(extending(orphan))
+        assert store.get("orphan") == extending(orphan).result
+        assert store.get_claim("track-1", "track-1") == claim
+
+    def test_an_extended_lease_ends_with_its_claim(self, store: SandboxStore) -> None:
+        held, _ = take(store, add_new(store))
+        longer = extending(held).result
+        store.commit(extending(held))
+        store.commit(ending(longer))
+        assert store.get(held.sandbox_id) == ended(longer)
+        assert store.get_claim("track-1", "track-1") is None
+
     def test_ending_the_allocation_of_a_removed_record_is_a_conflict_with_nothing_to_show(
         self, store: SandboxStore
     ) -> None:
@@ -716,6 +791,7 @@ class StoreContract:
             lambda: store.commit(change_of(stale, replace(stale, version=9))),
             lambda: store.commit(removal_of(stale)),
             lambda: store.commit(ending(earlier)),
+            lambda: store.commit(extending(earlier)),
         ]
         for write in writes:
             with pytest.raises(UnreadableRecord):
@@ -878,6 +954,26 @@ class ConcurrentStoreContract(StoreContract):
         after = at_once([partial(give_back, now) for now in range(START, START + 12)])
         assert set(after) == {store.get(held.sandbox_id)}
         assert store.get_claim("track-1", "track-1") is None
+
+    def test_of_many_that_extend_and_end_one_version_of_a_lease_one_does_and_the_claim_agrees(
+        self, store: SandboxStore
+    ) -> None:
+        held, _ = take(store, add_new(store))
+
+        def write(number: int) -> Sandbox | None:
+            mine = extending(held, by_sec=number) if number % 3 else ending(held)
+            try:
+                store.commit(mine)
+            except Conflict as conflict:
+                return conflict.current
+            return mine.result
+
+        after = at_once([partial(write, number) for number in range(12)])
+        record = store.get(held.sandbox_id)
+        assert record is not None
+        assert set(after) == {record}
+        claim = store.get_claim("track-1", "track-1")
+        assert (claim and claim.lease) == record.lease
 
     def test_of_many_that_add_one_account_one_does(self, store: SandboxStore) -> None:
         def add(number: int) -> bool:

@@ -29,7 +29,7 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import BrokerError, OutcomeUnknown, StoreMisconfigured, StoreRejected, StoreUnavailable
 from broker_common.core.facts import PoolFact, PoolFactKind
-from broker_common.core.lease import candidate_of
+from broker_common.core.lease import candidate_of, extend
 from broker_common.core.sandbox import Status
 from broker_common.core.store import (
     AllocateAnswer,
@@ -43,7 +43,7 @@ from broker_common.core.store import (
 )
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.suite import SHARED_STORE
-from tests.fakes import BY, FakeClock, RecordingRecorder, add_of, change_of, make_claim, make_sandbox, removal_of
+from tests.fakes import BY, START, FakeClock, RecordingRecorder, add_of, change_of, make_claim, make_sandbox, removal_of
 from tests.raw_dynamodb import Behaviour, Exchange, RawDynamoDB, raw_dynamodb, whole
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "allocate": allocate,
     "end_allocation": lambda store: store.commit(change_of(HELD, make_sandbox("1", version=2))),
+    "extend": lambda store: store.commit(extend(HELD, expires_at=2**40, by=BY, now=START)),
     "add": lambda store: store.commit(add_of(FREE)),
     "update": lambda store: store.commit(change_of(FREE, make_sandbox("1", version=2))),
     "remove": lambda store: store.commit(removal_of(FREE)),

@@ -31,7 +31,16 @@ from broker_common.core.store import (
     Watermark,
 )
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
-from tests.contract.suite import COUNT, ConcurrentStoreContract, StoreContract, add_all, add_new, fresh_token, take
+from tests.contract.suite import (
+    COUNT,
+    ConcurrentStoreContract,
+    StoreContract,
+    add_all,
+    add_new,
+    extending,
+    fresh_token,
+    take,
+)
 from tests.fakes import BY, START, FakeClock, RecordingRecorder, TimelessStore, add_of, make_claim, make_sandbox
 from tests.world import World
 
@@ -208,6 +217,21 @@ class TableContract:
         store.by_hand(claim_key("track-1", "track-1"), "SET #schema = :three", three={"N": "3"})
         with pytest.raises(UnreadableRecord, match="schema"):
             store.get_claim("track-1", "track-1")
+
+    def test_a_claim_of_a_newer_schema_is_left_as_it_is_by_an_extension(self, store: Spoilable) -> None:
+        held, _ = take(store, add_new(store))
+        store.by_hand(claim_key("track-1", "track-1"), "SET #schema = :three", three={"N": "3"})
+        before = [item for item in store.items() if item["SK"]["S"].startswith("CLAIM")]
+        store.commit(extending(held))
+        assert store.get(held.sandbox_id) == extending(held).result
+        assert before == [item for item in store.items() if item["SK"]["S"].startswith("CLAIM")]
+
+    def test_an_extension_leaves_what_this_release_does_not_know_of_a_claim(self, store: Spoilable) -> None:
+        held, claim = take(store, add_new(store))
+        store.by_hand(claim_key("track-1", "track-1"), "SET colour = :colour", colour={"S": "red"})
+        store.commit(extending(held))
+        (item,) = (each for each in store.items() if each["SK"]["S"].startswith("CLAIM"))
+        assert (item["colour"], item["expires_at"]) == ({"S": "red"}, {"N": str(claim.lease.expires_at + 60)})
 
     def test_facts_that_a_later_release_wrote_are_left_out(self, store: Spoilable) -> None:
         added = add_of(make_sandbox("7"))

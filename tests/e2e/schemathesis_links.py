@@ -22,8 +22,10 @@ def _to_calls_of_the_track(sandbox: str) -> dict[str, Any]:
     as_track = own | {"X-Track-ID": "$request.header.X-Track-ID"}
     return (
         _link("readSandbox", as_track)
+        | _link("extend", as_track)
         | _link("markForDeletion", as_track, lease)
         | _link("adminReadSandbox", own)
+        | _link("adminExtend", own)
         | _link("adminRelease", own, lease)
     )
 

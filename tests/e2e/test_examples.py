@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,6 +99,25 @@ def test_cleanup_gives_back_all_that_the_track_holds_even_if_the_state_file_says
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [status_of(stack, each["sandbox_id"]) for each in held] == ["pending_deletion"] * 3
     assert stack.as_track(track, "GET", "/sandboxes").json()["count"] == 0
+
+
+def test_extend_keeps_all_that_the_track_holds_for_so_long_from_now(stack: Stack, script: Script) -> None:
+    track = "extends"
+    assert "the track holds no sandbox" in script("extend", "60", TRACK_ID=track).stderr
+    held = [json.loads(script("setup", TRACK_ID=track).stdout)]
+    held += [stack.as_track(track, "POST", "/allocate", headers={"Idempotency-Key": key}).json() for key in "ab"]
+    for seconds, least in ((5 * 3600, 5 * 3600), (60, 5 * 3600)):
+        asked_at = int(time.time())
+        extended = script("extend", str(seconds), TRACK_ID=track)
+        assert (extended.returncode, extended.stderr) == (0, "")
+        said = {each["lease_id"]: each["expires_at"] for each in map(json.loads, extended.stdout.splitlines())}
+        assert said.keys() == {each["lease_id"] for each in held}
+        assert all(abs(until - asked_at - least) < 60 for until in said.values())
+    listed = stack.as_track(track, "GET", "/sandboxes").json()["sandboxes"]
+    assert {each["lease_id"]: each["expires_at"] for each in listed} == said
+    refused = script("extend", str(9 * 3600), TRACK_ID=track)
+    assert (refused.returncode, "DURATION_LIMIT" in refused.stderr) == (69, True)
+    script("cleanup", TRACK_ID=track)
 
 
 HELD = b'{"count":1,"sandboxes":[{"lease_id":"a","name":"a\\",\\"lease_id\\":\\"b","sandbox_id":"1"}]}'
@@ -291,7 +311,9 @@ def test_a_setting_that_cannot_be_is_named_with_exit_code_64(script: Script, nam
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [(), ("begin",), ("setup", "cleanup", "both")])
+@pytest.mark.parametrize(
+    "words", [(), ("begin",), ("setup", "cleanup", "both"), ("extend",), ("extend", "1h"), ("extend", "1", "2")]
+)
 def test_wrong_use_is_exit_code_64(script: Script, words: tuple[str, ...]) -> None:
     assert script(*words).returncode == 64
 

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -455,6 +456,61 @@ def test_a_lease_that_is_not_named_is_ended_only_if_somebody_who_saw_it_says_yes
     else:
         assert "name the lease by --lease, or give --yes" in result.stderr
         assert len(responses.calls) == 0
+
+
+UNTIL = 1796144400
+"""2026-12-01 17:00 in UTC."""
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    "text",
+    ["2026-12-01T17:00Z", "2026-12-01 17:00:00Z", "2026-12-01T18:00+01:00", "2026-12-01T17:00+00:00", "1796144400"],
+)
+@pytest.mark.parametrize("lease", [None, "lease-1"])
+def test_a_lease_is_extended_to_a_time_as_people_write_it(text: str, lease: str | None) -> None:
+    body: dict[str, object] = {"expires_at": UNTIL} | ({"lease_id": lease} if lease else {})
+    match = [responses.matchers.json_params_matcher(body)]
+    responses.post(f"{URL}/sandboxes/7/extend", json=body | {"sandbox_id": "7", "lease_id": "lease-1"}, match=match)
+    result = broker("sandbox", "extend", "7", "--until", text, *(["--lease", lease] if lease else []))
+    assert result.exit_code == 0
+    assert result.stdout.startswith("7 is held until 2026-12-01 17:00:00Z, ")
+    assert result.stdout.endswith(": the lease lease-1\n")
+    assert "as before" not in result.stdout
+
+
+@responses.activate
+def test_a_lease_is_extended_for_a_time_from_now_and_one_that_lasts_longer_is_said_to() -> None:
+    extended = responses.post(
+        f"{URL}/sandboxes/7/extend", json={"sandbox_id": "7", "lease_id": "lease-1", "expires_at": UNTIL}
+    )
+    result = broker("sandbox", "extend", "7", "--for", "90m")
+    asked = json.loads(extended.calls[0].request.body)["expires_at"]
+    assert 0 <= time.time() + 5400 - asked < 60
+    assert ", as before: the lease lease-1\n" in result.stdout
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((), ("--until", "2026-12-01T18:00Z", "--for", "2h"), ("--for", "2"), ("--for", "2 hours")),
+        *(("--until", each) for each in ("tomorrow", "2026-12-01T18:00", "2026-12-01", "18:00Z", "20261201")),
+    ],
+)
+def test_an_extension_without_one_clear_end_is_not_sent(words: tuple[str, ...]) -> None:
+    result = broker("sandbox", "extend", "7", *words)
+    assert result.exit_code == 2
+    assert re.search(r"give the new end by|must be a (length of )?time", result.stderr)
+    assert len(responses.calls) == 0
+
+
+@responses.activate
+def test_an_extension_beyond_the_limit_says_the_limit() -> None:
+    refused = refusal("DURATION_LIMIT", "the lease on sandbox '7' can last until 1796144400 at most")
+    responses.post(f"{URL}/sandboxes/7/extend", json=refused, status=409)
+    result = broker("sandbox", "extend", "7", "--for", "60d")
+    assert (result.exit_code, "can last until 1796144400 at most (409 DURATION_LIMIT" in result.stderr) == (1, True)
 
 
 @responses.activate

@@ -235,6 +235,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
         "allocate, refused, within a second of that": refuse,
         "read a sandbox": lambda: full.leases.read(track_id=track, sandbox_id=held),
         "list what a track holds": lambda: full.leases.list_held(track_id=track),
+        "extend a lease": lambda: full.extend(full.clock.now() + 5 * 3600, held, track),
         "mark for deletion": mark,
         "mark for deletion, repeated": mark,
         "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held, by=BY),
