@@ -1,7 +1,8 @@
 """How records look in the table: keys, items and cursors, in DynamoDB's own JSON.
 
 A sandbox is (`SBX#<id>`, `META`), a claim (`TRACK#<track>`, `CLAIM#<key>`), an account (`ACCOUNT#<key>`, `ACCOUNT`);
-the pool's own records are (`POOL`, …). `dynamo_facts` has the facts, `dynamo_fields` the attributes.
+the pool's own records are (`POOL`, …). `dynamo_facts` has the facts, `dynamo_places` the line, `dynamo_fields` the
+attributes.
 The index splits each status into shards by a hash of the sandbox id, and orders each shard by `status_order`.
 """
 
@@ -42,7 +43,7 @@ ELSEWHERE = "elsewhere"
 _COOLING = f"{Status.PENDING_DELETION}/cooling#0"
 """The index's place of wiped sandboxes that cool down, apart from those that wait for their wipe."""
 TTL = "ttl"
-"""The attribute by which DynamoDB removes facts. Sandboxes and claims never have it."""
+"""The attribute by which DynamoDB removes facts and abandoned places. Sandboxes and claims never have it."""
 
 _SCHEMA: Mapping[str, type] = {"schema": int}
 SANDBOX_ATTRIBUTES = fields_of(SANDBOX_FIELDS, {**OPTIONAL_SANDBOX_FIELDS, **_SCHEMA})

@@ -935,10 +935,10 @@ def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:
         return list(pool.map(start, calls))
 
 
-def settle(store: SandboxStore, candidate: Candidate, claim: Claim) -> AllocateAnswer:
+def settle(store: SandboxStore, candidate: Candidate, claim: Claim, *, place_id: str | None = None) -> AllocateAnswer:
     """Allocate, again after each `Contended`."""
     for _ in range(1000):
-        answer = store.allocate(candidate, claim, by=BY, token=fresh_token())
+        answer = store.allocate(candidate, claim, by=BY, token=fresh_token(), place_id=place_id)
         if not isinstance(answer, Contended):
             return answer
     pytest.fail("the records stayed contended")

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from moto import mock_aws
 
 from broker_common.adapters.dynamo_items import COUNTS_KEY, claim_key, sandbox_key
+from broker_common.adapters.dynamo_places import place_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_ttl, table_definition
 from broker_common.adapters.dynamo_transport import make_boto3_client, make_client
@@ -31,6 +32,7 @@ from broker_common.core.store import (
     Watermark,
 )
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
+from tests.contract.line import ConcurrentLineContract, LineContract
 from tests.contract.suite import COUNT, ConcurrentStoreContract, StoreContract, add_all, add_new, fresh_token, take
 from tests.fakes import BY, START, FakeClock, RecordingRecorder, TimelessStore, add_of, make_claim, make_sandbox
 from tests.world import World
@@ -68,6 +70,9 @@ class Spoilable(DynamoStore):
 
     def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
         self.by_hand(claim_key(track_id, idempotency_key), "REMOVE expires_at")
+
+    def spoil_place(self, place_id: str) -> None:
+        self.by_hand(place_key(place_id), "REMOVE joined_at")
 
     def by_hand(self, key: Item, update: str, **values: Item) -> None:
         request: Item = {"TableName": self.table, "Key": key, "UpdateExpression": update}
@@ -368,7 +373,7 @@ def assert_counts_stay(store: Spoilable, schema: Item) -> None:
     assert sorted(store.items(), key=str) == sorted(before, key=str)
 
 
-class TestOnMoto(StoreContract, FactContract, TableContract):
+class TestOnMoto(StoreContract, FactContract, LineContract, TableContract):
     """In one thread only: moto copies the table for each transaction, without a lock. It answers in boto3's place."""
 
     @pytest.fixture
@@ -378,13 +383,13 @@ class TestOnMoto(StoreContract, FactContract, TableContract):
             yield from empty_store(client)
 
 
-class TestOnMinistack(ConcurrentStoreContract, FactContract, TableContract):
+class TestOnMinistack(ConcurrentStoreContract, FactContract, ConcurrentLineContract, TableContract):
     @pytest.fixture
     def store(self, ministack_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(ministack_url))
 
 
-class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, TableContract):
+class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, ConcurrentLineContract, TableContract):
     @pytest.fixture
     def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(dynamodb_local_url))
@@ -395,7 +400,7 @@ class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, TableContract):
         assert_counts_stay(store, schema)
 
 
-class TestOnDynamoDBLocalWithOneShard(ConcurrentStoreContract, FactContract):
+class TestOnDynamoDBLocalWithOneShard(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
     @pytest.fixture
     def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(dynamodb_local_url), shards=1)
