@@ -529,6 +529,11 @@ class MemoryStore:
             counted = Counter(sandbox.status for sandbox in self._index().values())
         return {status: counted[status] for status in Status}
 
+    def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
+        with self._called("read_next_due"):
+            orders = (each.status_order for each in self._index().values() if each.status is status)
+            return sorted(orders)[:limit]
+
     def oldest_pending_deletion(self) -> int | None:
         with self._called("oldest_pending_deletion"):
             asked = [
@@ -789,6 +794,9 @@ class StoreWrapper:
 
     def count(self) -> Mapping[Status, int]:
         return self._call("count", self.inner.count)
+
+    def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
+        return self._call("read_next_due", lambda: self.inner.read_next_due(status, limit=limit))
 
     def oldest_pending_deletion(self) -> int | None:
         return self._call("oldest_pending_deletion", self.inner.oldest_pending_deletion)

@@ -18,6 +18,7 @@ from broker_common.core.store import (
     Allocated,
     CandidateGone,
     ClaimHeld,
+    JoinAnswer,
     Joined,
     PlaceHeld,
 )
@@ -39,6 +40,8 @@ from tests.contract.suite import (
 from tests.fakes import BY, make_claim, make_sandbox, removal_of, walk_ring
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker_common.core.sandbox import Sandbox
     from broker_common.core.store import SandboxStore
 
@@ -316,7 +319,9 @@ class ConcurrentLineContract(LineContract):
     """The promises of a store to many callers at once, about the line."""
 
     def test_of_many_copies_of_a_join_one_gets_a_place_and_the_others_see_it(self, store: SandboxStore) -> None:
-        joins = [partial(store.join, make_place(unique=str(number))) for number in range(12)]
+        joins: list[Callable[[], JoinAnswer]] = [
+            partial(store.join, make_place(unique=str(number))) for number in range(12)
+        ]
         answers = at_once(joins)
         (place,) = store.read_line()
         assert answers.count(Joined()) == 1
@@ -326,8 +331,11 @@ class ConcurrentLineContract(LineContract):
         for number in range(8):
             sandbox, place = add_new(store, f"sbx-{number}"), make_place(f"track-{number}")
             claim = make_claim(sandbox, place.track_id)
-            calls = [partial(store.join, place), partial(settle, store, candidate_of(sandbox), claim)]
-            joined, given = at_once([calls[number % 2], calls[1 - number % 2]])[:: -1 if number % 2 else 1]
+            calls: list[Callable[[], object]] = [
+                partial(store.join, place),
+                partial(settle, store, candidate_of(sandbox), claim),
+            ]
+            joined, given = at_once(calls)
             seen = (store.read_place(place.track_id, place.track_id), store.get_claim(place.track_id, place.track_id))
             assert (joined, given, seen) in {
                 (Joined(), PlaceHeld(place.place_id), (place, None)),
@@ -341,7 +349,7 @@ class ConcurrentLineContract(LineContract):
             place = make_place(f"track-{number}")
             wait(store, place)
             claim = make_claim(sandbox, place.track_id)
-            calls: list[Any] = [
+            calls: list[Callable[[], object]] = [
                 partial(store.leave, place),
                 partial(settle, store, candidate_of(sandbox), claim, place_id=place.place_id),
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from random import Random
@@ -238,6 +239,7 @@ class TableContract:
             ("SET turn = :new", {"new": {"N": "1"}}, None),
             ("REMOVE turn", {}, None),
             ("REMOVE counted_by", {}, "one"),
+            ("SET returns = :new", {"new": {"S": "1,soon"}}, "one"),
             ("SET available = :new", {"new": {"N": "-1"}}, "one"),
             ("SET counting_until = :new", {"new": {"S": "later"}}, "one"),
         ],
@@ -251,6 +253,11 @@ class TableContract:
         newer = CountRecord(turn="two", count=COUNT, counter="bob")
         store.write_counts(newer, instead_of=turn)
         assert store.read_counts() == newer
+
+    def test_counts_of_a_release_that_knew_no_line_are_read(self, store: Spoilable) -> None:
+        store.write_counts(CountRecord(turn="one", count=COUNT, counter="ann"), instead_of=None)
+        store.by_hand(COUNTS_KEY, "REMOVE waiting, longest_waiting_since, returns")
+        assert store.read_counts().count == replace(COUNT, waiting=0, longest_waiting_since=None, returns=())
 
     @pytest.mark.parametrize("schema", [{"N": "3"}, {"N": "-1"}])
     def test_counts_of_a_newer_schema_are_never_changed(self, store: Spoilable, schema: Item) -> None:
