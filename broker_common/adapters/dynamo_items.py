@@ -64,7 +64,7 @@ _SCHEMA_FIELD = fields_of({}, _SCHEMA)
 _RIGHT_FIELDS = fields_of({"turn": str, "counter": str, "counting_until": int}, _SCHEMA)
 _COUNT_FIELDS = fields_of(
     {**dict.fromkeys(Status, int), "began_at": int, "counted_by": str},
-    {"oldest_pending_deletion": int, "waiting": int, "longest_waiting_since": int, "returns": str},
+    {"oldest_pending_deletion": int, "waiting": int, "longest_waiting_since": int, "returns_at": str},
 )
 
 
@@ -262,7 +262,7 @@ def encode_counts(record: CountRecord) -> Item:
         values["counted_by"] = record.count.counted_by
         values["waiting"] = record.count.waiting
         values["longest_waiting_since"] = record.count.longest_waiting_since
-        values["returns"] = ",".join(map(str, record.count.returns)) or None
+        values["returns_at"] = ",".join(map(str, record.count.returns)) or None
     return {**COUNTS_KEY, **encode_all(values), "schema": encode(schema.WRITTEN)}
 
 
@@ -271,7 +271,7 @@ def decode_counts(item: Item) -> CountRecord:
     try:
         right = read_fields(item, _RIGHT_FIELDS)
         values = read_fields(item, _COUNT_FIELDS) if "began_at" in item else {}
-        returns = tuple(map(int, values["returns"].split(","))) if "returns" in values else ()
+        returns = tuple(map(int, values["returns_at"].split(","))) if "returns_at" in values else ()
     except ValueError as error:
         raise UnreadableRecord("the record of counts", str(error)) from error
     count = None
