@@ -12,12 +12,14 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 from moto import mock_aws
 
+from broker_common.adapters.dynamo_fields import encode
 from broker_common.adapters.dynamo_items import COUNTS_KEY, claim_key, sandbox_key
 from broker_common.adapters.dynamo_places import encode_place, place_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_ttl, table_definition
 from broker_common.adapters.dynamo_transport import make_boto3_client, make_client
 from broker_common.adapters.system_clock import SystemClock
+from broker_common.core import schema
 from broker_common.core.errors import LayoutMismatch, UnreadableRecord
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, candidate_of, claim_on
@@ -165,8 +167,11 @@ class TableContract:
 
     # -- releases side by side
 
-    def test_a_table_of_the_release_before_is_unfinished_until_somebody_says_otherwise(self, store: Spoilable) -> None:
-        store.by_hand(LAYOUT_KEY, "REMOVE upgrade_finished")
+    @pytest.mark.parametrize("update", ["REMOVE upgrade_finished", "SET upgrade_finished = :before"])
+    def test_a_table_of_a_release_before_is_unfinished_until_somebody_says_otherwise(
+        self, store: Spoilable, update: str
+    ) -> None:
+        store.by_hand(LAYOUT_KEY, update, **({"before": encode(schema.UPGRADE - 1)} if "SET" in update else {}))
         assert not store.ping().is_upgraded
         create_table(store.client, store.table, shards=store.positions // ORDER_LIMIT)
         assert not store.ping().is_upgraded
