@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 HELD = make_sandbox("1", status=Status.ALLOCATED)
 PAUSED = PoolFact(kind=PoolFactKind.PAUSED, fact_id="f", at=START, principal="op", details={"operation": "sync"})
 PLACE = make_place()
-WRITES: list[Callable[[DynamoStore], None]] = [
+WRITES: list[Callable[[DynamoStore], object]] = [
     lambda store: store.commit(add_of(make_sandbox("1"))),
     lambda store: store.commit(change_of(make_sandbox("1"), make_sandbox("1", version=2))),
     lambda store: store.commit(removal_of(make_sandbox("1"))),
@@ -117,7 +117,7 @@ def store_on(client: Any, recorder: RecordingRecorder | None = None) -> DynamoSt
 )
 @pytest.mark.parametrize("write", WRITES)
 def test_a_write_that_failed_or_was_throttled_is_sent_again_because_its_condition_tells_whether_it_was_applied(
-    write: Callable[[DynamoStore], None], code: str, status: int, error: type[StoreUnavailable]
+    write: Callable[[DynamoStore], object], code: str, status: int, error: type[StoreUnavailable]
 ) -> None:
     client = Answers(code, status)
     with pytest.raises(error) as raised:
