@@ -220,7 +220,7 @@ class LineContract:
         assert store.leave(renewed, unless_renewed=True)
         assert store.read_line() == []
 
-    def test_a_late_leave_takes_neither_the_next_place_nor_the_claim(self, store: SandboxStore) -> None:
+    def test_a_late_leave_takes_no_later_place_and_no_claim(self, store: SandboxStore) -> None:
         place, following = make_place(), make_place(unique="b")
         wait(store, place)
         assert store.leave(place)

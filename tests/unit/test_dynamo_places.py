@@ -73,7 +73,7 @@ def test_the_item_at_a_claim_s_key_is_a_claim_or_names_a_place() -> None:
         ("lease_id", {"S": "lease"}, "track_id is missing"),
     ],
 )
-def test_an_item_that_is_neither_a_claim_nor_a_pointer_is_its_track_s_trouble(
+def test_an_item_that_is_no_claim_and_no_pointer_is_its_track_s_trouble(
     attribute: str, value: Any, reason: str
 ) -> None:
     with pytest.raises(UnreadableRecord) as raised:
