@@ -141,9 +141,9 @@ ERRORS = (
             },
         ),
         HTTPStatus.CONFLICT,
-        "No sandbox that matches was free, or those that are free are due to tracks that wait (see `details`). With"
-        " `details.line` `full`, no more tracks can wait.",
-        "Send the same request again after `Retry-After`, until you give up. Or wait in line: send `Prefer: wait=30`.",
+        "No sandbox that matches was free.",
+        "Send the same request again after `Retry-After`, until you give up, or wait in line with `Prefer: wait=30`."
+        " `details` says why. If its `line` is `full`, no more tracks can wait.",
     ),
     _answered(
         core.LeaseMismatch("sandbox '2009521' is not held under this lease_id"),

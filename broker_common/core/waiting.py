@@ -123,7 +123,7 @@ class WaitingLine:
         self._rng = rng
         self._policy = policy
         self._first = SharedRead(self._read_first, clock)
-        self._whole = SharedRead(store.read_line, clock)
+        self._whole = SharedRead(self._read_all, clock)
         self._free = SharedRead(self._walk, clock, spacing=WALK_SPACING_SEC)
         self._lock = threading.Lock()
         self._written: dict[str, tuple[float, Place | None]] = {}
@@ -201,7 +201,7 @@ class WaitingLine:
 
     def list_all(self) -> list[ListedPlace]:
         """Return the whole line in its order, as the store has it now."""
-        kept = [each for each in self._read_whole() if self._is_kept(each)]
+        kept = [each for each in self._read_all() if self._is_kept(each)]
         return [
             ListedPlace(place=place, position=position, kept_until=self._kept_until(place))
             for position, place in enumerate(in_order(kept), 1)
@@ -215,7 +215,7 @@ class WaitingLine:
 
     def remove(self, place_id: str) -> None:
         """Remove a place from the line, if it is there: its track must ask again, and then waits at the end."""
-        place = next((each for each in self._read_whole() if each.place_id == place_id), None)
+        place = next((each for each in self._read_all() if each.place_id == place_id), None)
         if place is not None:
             self.leave(place)
 
@@ -354,15 +354,14 @@ class WaitingLine:
                     self._record_end(place, WaitOutcome.GAVE_UP)
         return places
 
-    def _read_whole(self) -> list[Place]:
-        """Return all places, by a read that begins now. Requests of the same moment share it."""
-        return self._whole.get(not_before=self._clock.monotonic())[1]
-
     def _is_kept(self, place: Place) -> bool:
         return place.is_kept(self.now(), self._policy.line_grace_sec)
 
     def _kept_until(self, place: Place) -> int:
         return place.back_by + self._policy.line_grace_sec
+
+    def _read_all(self) -> list[Place]:
+        return self._store.read_line()
 
     def _note(self, place_id: str, place: Place | None) -> None:
         with self._lock:
