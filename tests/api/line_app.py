@@ -15,9 +15,7 @@ _clock = SystemClock()
 _settings = Settings.from_env(os.environ, process=Process.API)
 _store = MemoryStore(_clock)
 _numbers = count()
-app = create_app(
-    _settings, make_services(_store, _clock, FakeQueue(), RecordingRecorder(), _settings, FakeRateLimit())
-)
+app = create_app(_settings, make_services(_store, _clock, FakeQueue(), RecordingRecorder(), _settings, FakeRateLimit()))
 
 
 @app.post("/free")
