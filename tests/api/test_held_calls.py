@@ -90,7 +90,7 @@ def test_a_held_call_is_answered_soon_after_a_sandbox_is_free(server: Server) ->
 
 @pytest.mark.parametrize("how", ["closes", "ends its side", "resets"])
 def test_a_client_that_hangs_up_while_it_is_held_gets_no_sandbox(server: Server, how: str) -> None:
-    track = f"gone-{how.split()[0]}"
+    track = f"gone-{how.split(maxsplit=1)[0]}"
     held = allocate(server, track, 30)
     assert wait_until(lambda: waits(server, track), 10)
     if how == "ends its side":

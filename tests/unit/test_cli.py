@@ -511,7 +511,16 @@ def test_the_line_is_a_table_that_says_who_waits_since_when_and_how_many_are_not
     line_of(waiting=4)
     result = broker("line", "--limit", "1")
     heading, row = result.stdout.splitlines()
-    assert heading.split() == "position track_id track_name customer name_prefix waits_since back_by place_id".split()
+    assert heading.split() == [
+        "position",
+        "track_id",
+        "track_name",
+        "customer",
+        "name_prefix",
+        "waits_since",
+        "back_by",
+        "place_id",
+    ]
     assert row.split()[:5] == ["1", "track-7", "-", "acme", "-"]
     assert "2025-06-15 15:06:40Z" in row
     assert row.endswith("place-1")
