@@ -143,7 +143,7 @@ class Connection:
         """Do nothing: gunicorn calls this before each request."""
 
     def is_client_there(self) -> bool:
-        """Tell whether the client has neither ended its side of the connection nor lost it. Reads nothing."""
+        """Tell whether the client is still connected: it has not ended its side of the connection. Reads nothing."""
         try:
             return bool(self.stream.recv(1, socket.MSG_PEEK))
         except BlockingIOError:

@@ -187,7 +187,7 @@ class Allocator:
             progress.waits_at = result.place
 
     def _as_it_is_now(self, waiting: Waiting) -> Waiting:
-        """Return what the track is told of a place after it was held, if the line can be read."""
+        """Return what the track is told after it was held, by the line of this moment if that can be read."""
         try:
             with deadline_in(self._work_sec, self._clock):
                 return self._line.describe(waiting.place)

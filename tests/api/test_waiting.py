@@ -137,7 +137,7 @@ def test_a_held_call_is_answered_201_once_a_sandbox_was_given_back_and_wiped(api
 
 
 @pytest.mark.parametrize(("prefer", "seconds"), APPLIED)
-def test_a_call_is_held_as_long_as_asked_and_at_most_thirty_seconds_whatever_the_deadline_of_its_work_is(
+def test_a_call_is_held_as_long_as_asked_and_at_most_thirty_seconds_past_the_deadline_of_its_work(
     api: Api, prefer: str, seconds: int
 ) -> None:
     answer = api.track("POST", "/v1/allocate", headers={"Prefer": prefer})

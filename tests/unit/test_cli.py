@@ -536,7 +536,7 @@ def test_the_line_is_shown_as_json_with_every_field() -> None:
 
 
 @responses.activate
-def test_a_place_is_removed_by_its_id_whatever_characters_that_has() -> None:
+def test_a_place_is_removed_by_its_id_with_any_characters() -> None:
     responses.delete(f"{URL}/waiting/a%2Fb", status=204)
     result = broker("line", "remove", "a/b")
     assert (result.exit_code, result.stdout) == (0, "a/b is not in the line, or is no longer\n")
