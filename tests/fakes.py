@@ -345,9 +345,7 @@ class MemoryStore:
             waiting = self._waiting(*key)
             if waiting is not None and waiting.place_id != place_id:
                 return PlaceHeld(waiting.place_id)
-            sandbox = self._records.get(candidate.sandbox_id)
-            if candidate.sandbox_id in self._spoiled:
-                return CandidateGone(None)
+            sandbox = None if candidate.sandbox_id in self._spoiled else self._records.get(candidate.sandbox_id)
             if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
                 return CandidateGone(sandbox)
             allocation = begin(sandbox, claim.lease, by=by)

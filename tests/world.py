@@ -167,9 +167,11 @@ class World:
 
     def allocate(self, track_id: str = "track-1", key: str | None = None, prefix: str = "") -> Allocation:
         """Allocate as the route does."""
-        answer = self.allocator.allocate(
-            AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix), by=BY
-        )
+        return self.ask(AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix))
+
+    def ask(self, request: AllocateRequest) -> Allocation:
+        """Make a request of a track that does not want to wait."""
+        answer = self.allocator.allocate(request, by=BY)
         assert isinstance(answer, Allocation), "a track that does not want to wait never waits"
         return answer
 

@@ -62,9 +62,7 @@ def outcomes(world: World) -> list[AllocateOutcome]:
 
 def test_a_track_gets_a_sandbox_and_holds_it_as_answered(world: World) -> None:
     world.pool(5)
-    allocation = world.allocator.allocate(
-        AllocateRequest(track_id="track-1", idempotency_key="key", track_name="intro"), by=BY
-    )
+    allocation = world.ask(AllocateRequest(track_id="track-1", idempotency_key="key", track_name="intro"))
     claim = allocation.claim
     assert not allocation.replayed
     assert (claim.lease.track_id, claim.lease.idempotency_key, claim.lease.track_name) == ("track-1", "key", "intro")

@@ -579,7 +579,7 @@ def test_each_extension_is_recorded_with_its_outcome(plain: World) -> None:
 def test_an_allocation_lasts_as_long_as_its_track_asks_for(plain: World) -> None:
     plain.pool(2)
     asked = AllocateRequest(track_id="track-1", idempotency_key="k", duration_sec=600)
-    lease = plain.allocator.allocate(asked, by=BY).claim.lease
+    lease = plain.ask(asked).claim.lease
     assert lease.expires_at == lease.allocated_at + 600
-    replay = plain.allocator.allocate(replace(asked, duration_sec=7200), by=BY)
+    replay = plain.ask(replace(asked, duration_sec=7200))
     assert (replay.claim.lease, replay.replayed) == (lease, True)
