@@ -55,7 +55,7 @@ WHOLE_AGE_SEC = 5.0
 LONG_LINE = 2000
 """Only so many places, the first ones, are read every second."""
 WALK_SPACING_SEC = 1.6
-"""The time between two reads of all free sandboxes: with four shards and the line, fewer than four reads a second."""
+"""The time between two looks at all free sandboxes, and once more at the line: fewer than four reads a second."""
 VISIBLE_SEC = 1.0
 """A sandbox that was visible in the index for so long before a request is found for it."""
 LONG_PAGE = 1000
@@ -83,11 +83,24 @@ class Waiting:
     expected_by: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The free sandboxes, and the places just after they were read.
+
+    A place that has left since then counts as there. Else the sandbox that its track took, which this look still has,
+    would be assigned to the next place, and that one's sandbox to a place behind it.
+    """
+
+    free: list[Candidate]
+    places: list[Place]
+
+
 class _View:
     """The kept places in their order, as of one moment."""
 
     def __init__(self, places: list[Place]) -> None:
         self.places = places
+        self.ids = {each.place_id for each in places}
         self.by_owner = {(each.track_id, each.idempotency_key): each for each in places}
 
 
@@ -115,7 +128,7 @@ class WaitingLine:
         self._policy = policy
         self._first = SharedRead(self._read_first, clock)
         self._whole = SharedRead(store.read_line, clock)
-        self._free = SharedRead(self._walk, clock, spacing=WALK_SPACING_SEC)
+        self._looks = SharedRead(self._look, clock, spacing=WALK_SPACING_SEC)
         self._lock = threading.Lock()
         self._written: dict[str, tuple[float, Place | None]] = {}
         """What this process itself wrote to the line, and when: newer than an earlier read."""
@@ -147,10 +160,11 @@ class WaitingLine:
         """
         if self.is_empty():
             return None
-        began, free = self._free.get(not_before=arrived_at - VISIBLE_SEC)
+        began, look = self._looks.get(not_before=arrived_at - VISIBLE_SEC)
         if without is not None:
-            return Turns((each for each in self.places() if each != without), free, now=self.now())
-        return self._turns_by(began, free)
+            others = (each for each in _count(look, self._current()) if each.place_id != without.place_id)
+            return Turns(others, look.free, now=self.now())
+        return self._turns_by(began, look)
 
     def hold(self, waiting: Waiting, *, since: float, until: float, may_hold: Callable[[], bool]) -> Waiting | None:
         """Wait until another try is worth it: the turn of a place has come, or the place must be renewed.
@@ -354,8 +368,8 @@ class WaitingLine:
         is_in_front = any(each.place_id == place.place_id for each in self.places()[: self._front()])
         if left <= 0 or (is_in_front and left > FRONT_RETRY_SEC):
             return True
-        began, free = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
-        return began > since and self._turns_by(began, free).is_next(place.place_id)
+        began, look = self._looks.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
+        return began > since and self._turns_by(began, look).is_next(place.place_id)
 
     def _describe_again(self, waiting: Waiting) -> Waiting:
         """Return what a held request is told at its end: its track comes back as it was promised, not later."""
@@ -370,6 +384,11 @@ class WaitingLine:
 
     # -- the pool
 
+    def _look(self) -> _Look:
+        free = self._walk()
+        self._first.get(not_before=math.inf)
+        return _Look(free, self.places())
+
     def _walk(self) -> list[Candidate]:
         """Read all sandboxes that are available."""
         found: list[Candidate] = []
@@ -383,11 +402,11 @@ class WaitingLine:
         self._rng.shuffle(found)  # else the processes would try the same sandboxes first
         return found
 
-    def _turns_by(self, began: float, free: list[Candidate]) -> Turns:
+    def _turns_by(self, began: float, look: _Look) -> Turns:
         view, key = self._current(), (began, self.now())
         known = self._turns
         if known is None or known[0] is not view or known[1] != key:
-            self._turns = known = (view, key, Turns(view.places, free, now=self.now()))
+            self._turns = known = (view, key, Turns(_count(look, view), look.free, now=self.now()))
         return known[2]
 
     def _front(self) -> int:
@@ -403,6 +422,11 @@ class WaitingLine:
             if rank >= sandboxes:
                 return max(at, self.now())
         return None
+
+
+def _count(look: _Look, view: _View) -> list[Place]:
+    """Return the places that count when the sandboxes of a look are assigned."""
+    return [*view.places, *(each for each in look.places if each.place_id not in view.ids)]
 
 
 def _position(place_id: str, places: Iterable[Place]) -> int:
