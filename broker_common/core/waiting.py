@@ -96,12 +96,18 @@ class _Look:
 
 
 class _View:
-    """The kept places in their order, as of one moment."""
+    """The kept places in their order, and what they were made of: two reads of the line, the time, and own writes."""
 
-    def __init__(self, places: list[Place]) -> None:
+    def __init__(self, places: list[Place], first: list[Place], whole: list[Place], now: int, writes: int) -> None:
         self.places = places
         self.ids = {each.place_id for each in places}
         self.by_owner = {(each.track_id, each.idempotency_key): each for each in places}
+        self._reads = first, whole
+        self._rest = now, writes
+
+    def is_of(self, first: list[Place], whole: list[Place], now: int, writes: int) -> bool:
+        """Tell whether the view was made of just these."""
+        return self._reads[0] is first and self._reads[1] is whole and self._rest == (now, writes)
 
 
 class WaitingLine:
@@ -133,8 +139,8 @@ class WaitingLine:
         self._written: dict[str, tuple[float, Place | None]] = {}
         """What this process itself wrote to the line, and when: newer than an earlier read."""
         self._writes = 0
-        self._view: tuple[object, _View] = (None, _EMPTY)
-        self._turns: tuple[_View, object, Turns] | None = None
+        self._view = _EMPTY
+        self._turns: tuple[_View, _Look, int, Turns] | None = None
 
     def now(self) -> int:
         """Return the time by which the line goes: the clock's, corrected by the store's."""
@@ -160,11 +166,11 @@ class WaitingLine:
         """
         if self.is_empty():
             return None
-        began, look = self._looks.get(not_before=arrived_at - VISIBLE_SEC)
+        _, look = self._looks.get(not_before=arrived_at - VISIBLE_SEC)
         if without is not None:
             others = (each for each in _count(look, self._current()) if each.place_id != without.place_id)
             return Turns(others, look.free, now=self.now())
-        return self._turns_by(began, look)
+        return self._turns_by(look)
 
     def hold(self, waiting: Waiting, *, since: float, until: float, may_hold: Callable[[], bool]) -> Waiting | None:
         """Wait until another try is worth it: the turn of a place has come, or the place must be renewed.
@@ -275,8 +281,7 @@ class WaitingLine:
 
     def mark_served(self, place_id: str) -> None:
         """Remember that the track of a place got a sandbox, so that the place is gone. Reads nothing."""
-        _, view = self._view
-        place = next((each for each in view.places if each.place_id == place_id), None)
+        place = next((each for each in self._view.places if each.place_id == place_id), None)
         self._note(place_id, None)
         if place is not None:
             self._record_end(place, WaitOutcome.SERVED)
@@ -301,29 +306,27 @@ class WaitingLine:
         began, first = self._first.get(not_before=now - LINE_AGE_SEC)
         if not first and not self._written:
             return _EMPTY
-        rest_began, rest = -math.inf, []
+        whole_began, whole = began, first
         if len(first) >= LONG_LINE:
-            rest_began, whole = self._whole.get(not_before=now - WHOLE_AGE_SEC)
-            rest = [each for each in whole if each.place_id > first[-1].place_id]
+            whole_began, whole = self._whole.get(not_before=now - WHOLE_AGE_SEC)
         with self._lock:
             self._written = {
                 place_id: (at, place) for place_id, (at, place) in self._written.items() if at > now - 2 * WHOLE_AGE_SEC
             }
             written, writes = dict(self._written), self._writes
-        key = (began, rest_began, self.now(), writes)
         view = self._view
-        if view[0] != key:
-            known = {each.place_id: (began, each) for each in first}
-            known |= {each.place_id: (rest_began, each) for each in rest}
+        if not view.is_of(first, whole, self.now(), writes):
+            end = first[-1].place_id if whole is not first else ""
+            known = {each.place_id: each for each in first}
+            known |= {each.place_id: each for each in whole if each.place_id > end}
             for place_id, (at, place) in written.items():
-                read_at = began if len(first) < LONG_LINE or place_id <= first[-1].place_id else rest_began
-                if at >= read_at:
+                if at >= (began if place_id <= end else whole_began):
                     known.pop(place_id, None)
                     if place is not None:
-                        known[place_id] = (at, place)
-            kept = [each for _, each in known.values() if each.is_kept(self.now(), self._policy.line_grace_sec)]
-            self._view = view = (key, _View(in_order(kept)))
-        return view[1]
+                        known[place_id] = place
+            kept = [each for each in known.values() if each.is_kept(self.now(), self._policy.line_grace_sec)]
+            self._view = view = _View(in_order(kept), first, whole, self.now(), writes)
+        return view
 
     def _read_first(self) -> list[Place]:
         places = self._store.read_line(limit=LONG_LINE)
@@ -369,7 +372,7 @@ class WaitingLine:
         if left <= 0 or (is_in_front and left > FRONT_RETRY_SEC):
             return True
         began, look = self._looks.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
-        return began > since and self._turns_by(began, look).is_next(place.place_id)
+        return began > since and self._turns_by(look).is_next(place.place_id)
 
     def _describe_again(self, waiting: Waiting) -> Waiting:
         """Return what a held request is told at its end: its track comes back as it was promised, not later."""
@@ -402,12 +405,12 @@ class WaitingLine:
         self._rng.shuffle(found)  # else the processes would try the same sandboxes first
         return found
 
-    def _turns_by(self, began: float, look: _Look) -> Turns:
-        view, key = self._current(), (began, self.now())
+    def _turns_by(self, look: _Look) -> Turns:
+        view, now = self._current(), self.now()
         known = self._turns
-        if known is None or known[0] is not view or known[1] != key:
-            self._turns = known = (view, key, Turns(_count(look, view), look.free, now=self.now()))
-        return known[2]
+        if known is None or known[0] is not view or known[1] is not look or known[2] != now:
+            self._turns = known = (view, look, now, Turns(_count(look, view), look.free, now=now))
+        return known[3]
 
     def _front(self) -> int:
         count = self._pool_count()
@@ -434,4 +437,4 @@ def _position(place_id: str, places: Iterable[Place]) -> int:
     return 1 + sum(each.place_id < place_id for each in places)
 
 
-_EMPTY = _View([])
+_EMPTY = _View([], [], [], 0, 0)

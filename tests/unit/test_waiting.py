@@ -867,7 +867,7 @@ def test_of_a_long_line_the_first_places_are_read_each_second_and_the_rest_less_
         world.clock.advance(1.01)
         assert waiting(world.wait("a")).position == 2501
     seconds = world.clock.monotonic()
-    assert limits.count(2000) <= seconds * 1.25 + 2
+    assert limits.count(2000) <= seconds * 1.25 + 3
     assert limits.count(None) <= seconds / 5 + 2
 
 
@@ -901,7 +901,7 @@ def test_on_an_index_that_lags_the_line_is_served_in_order_and_nobody_is_refused
     first = World(clock=clock, memory=LaggingStore(clock, rng, lag=lag), seed=seed)
     processes = [first, another_process(first), another_process(first)]
     tracks = [f"t{number}" for number in range(6)]
-    for number, track in enumerate(tracks):
+    for number in range(len(tracks)):
         for each in tracks[: number + 1]:
             waiting(rng.choice(processes).wait(each))
         clock.advance(1)
