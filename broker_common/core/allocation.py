@@ -30,7 +30,7 @@ from broker_common.core.line import Wish
 from broker_common.core.sandbox import Candidate, Claim, Lease, Status
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended, PlaceHeld
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
-from broker_common.core.waiting import Waiting
+from broker_common.core.waiting import VISIBLE_SEC, WALK_SPACING_SEC, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,25 +177,20 @@ class Allocator:
         """Allocate, and hold the request while it waits."""
         hold_until = progress.arrived_at + (request.wait_sec or 0)
         while True:
+            tried_at = self._clock.monotonic()
             with deadline_in(self._work_sec, self._clock):
                 result = self._allocate(request, by, progress)
             if not isinstance(result, Waiting):
                 return result
             began = self._clock.monotonic()
-            is_worth_a_try = self._line.hold(result.place, until=hold_until, may_hold=may_hold)
-            progress.arrived_at = self._clock.monotonic()
-            progress.held_sec += progress.arrived_at - began
-            if not is_worth_a_try:
-                return self._as_it_is_now(result)
+            answer = self._line.hold(result, since=tried_at, until=hold_until, may_hold=may_hold)
+            now = self._clock.monotonic()
+            progress.held_sec += now - began
+            if answer is not None:
+                return answer
             progress.waits_at = result.place
-
-    def _as_it_is_now(self, waiting: Waiting) -> Waiting:
-        """Return what the track is told after it was held, by the line of this moment if that can be read."""
-        try:
-            with deadline_in(self._work_sec, self._clock):
-                return self._line.describe(waiting.place)
-        except StoreUnavailable:
-            return waiting
+            # The look at the free sandboxes that made `hold` return is new enough for the next try.
+            progress.arrived_at = max(progress.arrived_at, now + VISIBLE_SEC - WALK_SPACING_SEC)
 
     def _allocate(self, request: AllocateRequest, by: Actor, progress: _Progress) -> Allocation | Waiting:
         held = self._held_if_stopped(request, by)
@@ -273,15 +268,19 @@ class Allocator:
                     return None, allocation
             else:
                 return None, None
-        turns = self._line.turns(arrived_at=progress.arrived_at)
+        known = self._line.place_of(request.track_id, request.idempotency_key)
+        # A place for other names gives no turn, and its own track is not behind it.
+        place, other = (known, None) if known and known.wish.prefix == request.prefix else (None, known)
+        turns = self._line.turns(arrived_at=progress.arrived_at, without=other)
         if turns is None:
             return self._search(request, by, progress)
-        place = self._line.place_of(request.track_id, request.idempotency_key)
-        if place is not None and place.wish.prefix != request.prefix:
-            place = None
         progress.place_id = place.place_id if place else None
         in_turn = self._candidates.choose(turns.open_to(request.wish, progress.place_id), request.prefix)
         while (candidate := in_turn.next()) is not None:
+            turns = self._line.turns(arrived_at=progress.arrived_at, without=other)  # of now: a try may take its time
+            if turns is not None and not turns.may_take(candidate, progress.place_id):
+                in_turn.discard(candidate)
+                continue
             allocation = self._try(request, by, in_turn, candidate, progress)
             if allocation is not None:
                 return place, allocation

@@ -31,6 +31,8 @@ class SharedRead(Generic[Value]):
     def get(self, *, not_before: float) -> tuple[float, Value]:
         """Return when a read began (by the monotonic clock), and its value. It began at `not_before` or later.
 
+        If `not_before` is in the future, it begins now: after all that this thread did before.
+
         Waits for another thread's read, and for the time between two reads. Raises the errors of `read`, and
         `StoreUnavailable` if the deadline passes first.
         """

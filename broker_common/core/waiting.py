@@ -10,7 +10,7 @@ import math
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.deadline import Backoff, deadline_in, time_left
 from broker_common.core.errors import (
@@ -36,7 +36,7 @@ from broker_common.core.store import RETURN_RANKS, ClaimHeld, Joined, PlaceHeld,
 from broker_common.core.telemetry import WaitEnded, WaitOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from random import Random
 
     from broker_common.core.guard import Guard
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from broker_common.core.policy import Policy
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.sandbox import Candidate, Claim
-    from broker_common.core.store import JoinAnswer, PoolCount, SandboxStore
+    from broker_common.core.store import PoolCount, SandboxStore
+
+Answer = TypeVar("Answer")
 
 LINE_AGE_SEC = 1.0
 """How old the known line may be when a track takes a sandbox."""
@@ -53,7 +55,7 @@ WHOLE_AGE_SEC = 5.0
 LONG_LINE = 2000
 """Only so many places, the first ones, are read every second."""
 WALK_SPACING_SEC = 1.6
-"""The time between two reads of all free sandboxes: with four shards and the line, fewer than four reads a second."""
+"""The time between two looks at all free sandboxes, and once more at the line: fewer than four reads a second."""
 VISIBLE_SEC = 1.0
 """A sandbox that was visible in the index for so long before a request is found for it."""
 LONG_PAGE = 1000
@@ -92,12 +94,31 @@ class ListedPlace:
     kept_until: int
 
 
-class _View:
-    """The kept places in their order, as of one moment."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The free sandboxes, and the places just after they were read.
 
-    def __init__(self, places: list[Place]) -> None:
+    A place that has left since then counts as there. Else the sandbox that its track took, which this look still has,
+    would be assigned to the next place, and that one's sandbox to a place behind it.
+    """
+
+    free: list[Candidate]
+    places: list[Place]
+
+
+class _View:
+    """The kept places in their order, and what they were made of: two reads of the line, the time, and own writes."""
+
+    def __init__(self, places: list[Place], first: list[Place], whole: list[Place], now: int, writes: int) -> None:
         self.places = places
+        self.ids = {each.place_id for each in places}
         self.by_owner = {(each.track_id, each.idempotency_key): each for each in places}
+        self._reads = first, whole
+        self._rest = now, writes
+
+    def is_of(self, first: list[Place], whole: list[Place], now: int, writes: int) -> bool:
+        """Tell whether the view was made of just these."""
+        return self._reads[0] is first and self._reads[1] is whole and self._rest == (now, writes)
 
 
 class WaitingLine:
@@ -124,12 +145,13 @@ class WaitingLine:
         self._policy = policy
         self._first = SharedRead(self._read_first, clock)
         self._whole = SharedRead(self._read_all, clock)
-        self._free = SharedRead(self._walk, clock, spacing=WALK_SPACING_SEC)
+        self._looks = SharedRead(self._look, clock, spacing=WALK_SPACING_SEC)
         self._lock = threading.Lock()
         self._written: dict[str, tuple[float, Place | None]] = {}
         """What this process itself wrote to the line, and when: newer than an earlier read."""
-        self._view: tuple[object, _View] | None = None
-        self._turns: tuple[object, Turns] | None = None
+        self._writes = 0
+        self._view = _EMPTY
+        self._turns: tuple[_View, _Look, int, Turns] | None = None
 
     def now(self) -> int:
         """Return the time by which the line goes: the clock's, corrected by the store's."""
@@ -147,38 +169,43 @@ class WaitingLine:
         """Return the place of a (track, key), if this process knows of one."""
         return self._current().by_owner.get((track_id, idempotency_key))
 
-    def turns(self, *, arrived_at: float) -> Turns | None:
+    def turns(self, *, arrived_at: float, without: Place | None = None) -> Turns | None:
         """Return whose turn it is, for a request that arrived at `arrived_at` (monotonic); None if nobody waits.
 
-        It has every sandbox that the index showed from a second before `arrived_at` on.
+        It has every sandbox that the index showed from a second before `arrived_at` on, and the line as it was less
+        than a second ago. `without`: a place that does not count.
         """
         if self.is_empty():
             return None
-        began, free = self._free.get(not_before=arrived_at - VISIBLE_SEC)
-        return self._turns_by(began, free)
+        _, look = self._looks.get(not_before=arrived_at - VISIBLE_SEC)
+        if without is not None:
+            others = (each for each in _count(look, self._current()) if each.place_id != without.place_id)
+            return Turns(others, look.free, now=self.now())
+        return self._turns_by(look)
 
-    def hold(self, place: Place, *, until: float, may_hold: Callable[[], bool]) -> bool:
-        """Wait until the turn of a place has come, or it must be renewed, or it is gone: then a try is worth it.
+    def hold(self, waiting: Waiting, *, since: float, until: float, may_hold: Callable[[], bool]) -> Waiting | None:
+        """Wait until another try is worth it: the turn of a place has come, or it must be renewed, or it is gone.
 
-        Return False if the request must be answered now: it is `until` (monotonic), or `may_hold` says so, or the store
-        does not answer.
+        Return None then, or the answer if the request must be answered now: it is `until`, or `may_hold` says so, or
+        the store does not answer. `since`: when the last try began. Both are by the monotonic clock.
         """
         while True:
             left = until - self._clock.monotonic()
             if left <= 0 or not may_hold():
-                return False
+                return self._describe_again(waiting)
             self._clock.sleep(min(POLL_SEC, left))
             try:
                 with deadline_in(LINE_AGE_SEC, self._clock):
-                    if self._is_worth_a_try(place):
-                        return may_hold()
+                    is_worth_a_try = self._is_worth_a_try(waiting.place, since)
             except StoreUnavailable:
-                return False
+                return self._describe_again(waiting)
+            if is_worth_a_try:
+                return None if may_hold() else self._describe_again(waiting)
 
     def describe(self, place: Place) -> Waiting:
         """Return what a track is told about its place."""
         places = self.places()
-        position = 1 + sum(each.place_id < place.place_id for each in places)
+        position = _position(place.place_id, places)
         return Waiting(
             place=place,
             position=position,
@@ -235,7 +262,7 @@ class WaitingLine:
                     if renewed is not None:
                         return renewed
                 else:
-                    self.leave(place)
+                    self.leave(place, unless_renewed=place.wish.prefix == wish.prefix)
             places = self.places()
             if len(places) >= self._policy.line_max:
                 raise NoSandboxesAvailable(
@@ -245,24 +272,25 @@ class WaitingLine:
                 )
             now = self.now()
             round_ = next_round(places, customer)
+            place_id = new_place_id(round_, now, new_id(self._rng))
             joining = Place(
-                place_id=new_place_id(round_, now, new_id(self._rng)),
+                place_id=place_id,
                 track_id=track_id,
                 idempotency_key=idempotency_key,
                 wish=wish,
                 round=round_,
                 joined_at=now,
-                back_by=now + retry_after(len(places) + 1, self._front()),
+                back_by=now + retry_after(_position(place_id, places), self._front()),
                 customer=customer,
                 track_name=track_name,
             )
-            match self._write(joining):
+            match self._insist(lambda joining=joining: self._store.join(joining)):  # type: ignore[misc] # bound in the loop
                 case Joined():
                     self._note(joining.place_id, joining)
                     return self.describe(joining)
                 case ClaimHeld(claim):
                     return claim
-                case PlaceHeld(place_id) if place_id == joining.place_id:
+                case PlaceHeld(held_id) if held_id == place_id:
                     self._note(joining.place_id, joining)
                     return self.describe(joining)
                 case PlaceHeld():  # a copy of this request was faster, or this process does not know of it yet
@@ -273,7 +301,7 @@ class WaitingLine:
 
         A place that is renewed proves that its (track, key) has no claim.
         """
-        position = 1 + sum(each.place_id < place.place_id for each in self.places())
+        position = _position(place.place_id, self.places())
         renewed = self._renew_until(place, self.now() + retry_after(position, self._front()))
         if renewed is None:
             self._note(place.place_id, None)
@@ -285,17 +313,17 @@ class WaitingLine:
         if place is not None:
             self._renew_until(place, self.now() + seconds)
 
-    def leave(self, place: Place) -> bool:
-        """Give a place up. Return whether it was there."""
-        was_there = self._store.leave(place)
+    def leave(self, place: Place, *, unless_renewed: bool = False) -> bool:
+        """Give a place up; `unless_renewed`: only if its track has not come back. Return whether it was given up."""
+        was_there = self._insist(lambda: self._store.leave(place, unless_renewed=unless_renewed))
         self._note(place.place_id, None)
         if was_there:
             self._record_end(place, WaitOutcome.GAVE_UP)
         return was_there
 
     def mark_served(self, place_id: str) -> None:
-        """Remember that the track of a place got a sandbox, so that the place is gone."""
-        place = next((each for each in self.places() if each.place_id == place_id), None)
+        """Remember that the track of a place got a sandbox, so that the place is gone. Reads nothing."""
+        place = next((each for each in self._view.places if each.place_id == place_id), None)
         self._note(place_id, None)
         if place is not None:
             self._record_end(place, WaitOutcome.SERVED)
@@ -320,29 +348,27 @@ class WaitingLine:
         began, first = self._first.get(not_before=now - LINE_AGE_SEC)
         if not first and not self._written:
             return _EMPTY
-        rest_began, rest = -math.inf, []
+        whole_began, whole = began, first
         if len(first) >= LONG_LINE:
-            rest_began, whole = self._whole.get(not_before=now - WHOLE_AGE_SEC)
-            rest = [each for each in whole if each.place_id > first[-1].place_id]
+            whole_began, whole = self._whole.get(not_before=now - WHOLE_AGE_SEC)
         with self._lock:
             self._written = {
                 place_id: (at, place) for place_id, (at, place) in self._written.items() if at > now - 2 * WHOLE_AGE_SEC
             }
-            written = dict(self._written)
-        key = (began, rest_began, self.now(), tuple(at for at, _ in written.values()))
+            written, writes = dict(self._written), self._writes
         view = self._view
-        if view is None or view[0] != key:
-            known = {each.place_id: (began, each) for each in first}
-            known |= {each.place_id: (rest_began, each) for each in rest}
+        if not view.is_of(first, whole, self.now(), writes):
+            end = first[-1].place_id if whole is not first else ""
+            known = {each.place_id: each for each in first}
+            known |= {each.place_id: each for each in whole if each.place_id > end}
             for place_id, (at, place) in written.items():
-                read_at = began if len(first) < LONG_LINE or place_id <= first[-1].place_id else rest_began
-                if at >= read_at:
+                if at >= (began if place_id <= end else whole_began):
                     known.pop(place_id, None)
                     if place is not None:
-                        known[place_id] = (at, place)
-            kept = [each for _, each in known.values() if self._is_kept(each)]
-            self._view = view = (key, _View(in_order(kept)))
-        return view[1]
+                        known[place_id] = place
+            kept = [each for each in known.values() if self._is_kept(each)]
+            self._view = view = _View(in_order(kept), first, whole, self.now(), writes)
+        return view
 
     def _read_first(self) -> list[Place]:
         places = self._store.read_line(limit=LONG_LINE)
@@ -366,12 +392,14 @@ class WaitingLine:
     def _note(self, place_id: str, place: Place | None) -> None:
         with self._lock:
             self._written[place_id] = (self._clock.monotonic(), place)
+            self._writes += 1
 
-    def _write(self, place: Place) -> JoinAnswer:
+    def _insist(self, write: Callable[[], Answer]) -> Answer:
+        """Send a write of the line again while its outcome is unknown. A repeated one has the same effect."""
         backoff = Backoff(self._clock, self._rng)
         while True:
             try:
-                return self._store.join(place)
+                return write()
             except DeadlineExceeded:
                 raise
             except OutcomeUnknown as unknown:
@@ -379,23 +407,29 @@ class WaitingLine:
 
     def _renew_until(self, place: Place, back_by: int) -> Waiting | None:
         renewed = replace(place, back_by=back_by)
-        if not self._store.renew(renewed):
+        if not self._insist(lambda: self._store.renew(renewed)):
             return None
         self._note(place.place_id, renewed)
         return self.describe(renewed)
 
-    def _is_worth_a_try(self, place: Place) -> bool:
+    def _is_worth_a_try(self, place: Place, since: float) -> bool:
         """Tell whether a held request has something to do: to take a sandbox, to renew its place, or to end.
 
         In the front of the line, where its turn may come, a place is renewed every few seconds. So it soon holds nobody
-        up if this process dies.
+        up if this process dies. A try is not repeated before another look at the free sandboxes.
         """
         left = place.back_by - self.now()
         is_in_front = any(each.place_id == place.place_id for each in self.places()[: self._front()])
-        if not self.waits_at(place) or left <= 1 or (is_in_front and left > FRONT_RETRY_SEC):
+        if not self.waits_at(place) or left <= 0 or (is_in_front and left > FRONT_RETRY_SEC):
             return True
-        began, free = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
-        return self._turns_by(began, free).is_next(place.place_id)
+        began, look = self._looks.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
+        return began > since and self._turns_by(look).is_next(place.place_id)
+
+    def _describe_again(self, waiting: Waiting) -> Waiting:
+        """Return what a held request is told at its end: its track comes back as it was promised, not later."""
+        with suppress(StoreUnavailable), deadline_in(LINE_AGE_SEC, self._clock):
+            return self.describe(waiting.place)
+        return replace(waiting, retry_after=max(1, waiting.place.back_by - self.now()))
 
     def _record_end(self, place: Place, outcome: WaitOutcome) -> None:
         self._recorder.record(
@@ -403,6 +437,11 @@ class WaitingLine:
         )
 
     # -- the pool
+
+    def _look(self) -> _Look:
+        free = self._walk()
+        self._first.get(not_before=math.inf)
+        return _Look(free, self.places())
 
     def _walk(self) -> list[Candidate]:
         """Read all sandboxes that are available."""
@@ -414,15 +453,15 @@ class WaitingLine:
             page = self._store.read_candidates(position, limit=LONG_PAGE, prefix="")
             found += page.candidates
             position, travelled = page.next, travelled + page.distance
+        self._rng.shuffle(found)  # else the processes would try the same sandboxes first
         return found
 
-    def _turns_by(self, began: float, free: list[Candidate]) -> Turns:
-        view = self._current()
-        key = (view, began, self.now())
+    def _turns_by(self, look: _Look) -> Turns:
+        view, now = self._current(), self.now()
         known = self._turns
-        if known is None or known[0] != key:
-            self._turns = known = (key, Turns(view.places, free, now=self.now()))
-        return known[1]
+        if known is None or known[0] is not view or known[1] is not look or known[2] != now:
+            self._turns = known = (view, look, now, Turns(_count(look, view), look.free, now=now))
+        return known[3]
 
     def _front(self) -> int:
         count = self._pool_count()
@@ -439,4 +478,14 @@ class WaitingLine:
         return None
 
 
-_EMPTY = _View([])
+def _count(look: _Look, view: _View) -> list[Place]:
+    """Return the places that count when the sandboxes of a look are assigned."""
+    return [*view.places, *(each for each in look.places if each.place_id not in view.ids)]
+
+
+def _position(place_id: str, places: Iterable[Place]) -> int:
+    """Return the position of a place among `places`, which may have it or not."""
+    return 1 + sum(each.place_id < place_id for each in places)
+
+
+_EMPTY = _View([], [], [], 0, 0)

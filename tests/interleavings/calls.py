@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.scheduler.schedule import Step
 
+RECORDS, LINE = "sandboxes and claims", "the line"
 TOUCHED = {
-    "list_accounts": "the provider's list",
-    "read_pauses": "pauses",
-    "read_watermark": "watermark",
-    "write_watermark": "watermark",
-    "read_counts": "counts",
-    "write_counts": "counts",
+    "list_accounts": {"the provider's list"},
+    "read_pauses": {"pauses"},
+    "read_watermark": {"watermark"},
+    "write_watermark": {"watermark"},
+    "read_counts": {"counts"},
+    "write_counts": {"counts"},
+    "read_line": {LINE},
+    "read_place": {LINE},
+    "renew": {LINE},
+    "leave": {LINE},
+    "join": {LINE, RECORDS},
+    "allocate": {LINE, RECORDS},
 }
-"""The thing that a call reads or writes, if that is not sandboxes and claims."""
+"""The things that a call reads or writes, if they are not just sandboxes and claims."""
 READS = {
     "get",
     "get_claim",
@@ -28,12 +35,15 @@ READS = {
     "read_counts",
     "read_line",
     "read_next_due",
+    "read_place",
     "count",
     "oldest_pending_deletion",
     "list_accounts",
 }
 LOOKS = {"ping", "has_sandboxes"}
 """Calls of the guard. No case changes what they read, so their place does not matter and they are no steps."""
+LOOKS_AT_NOBODY = {*LOOKS, "read_line"}
+"""Where nobody waits, a look at the line finds nothing, at any place."""
 
 
 def commute(one: Step, other: Step) -> bool:
@@ -44,4 +54,6 @@ def commute(one: Step, other: Step) -> bool:
     """
     if one.by is None or other.by is None or one.by == other.by:
         return False
-    return {one.what, other.what} <= READS or TOUCHED.get(one.what) != TOUCHED.get(other.what)
+    if {one.what, other.what} <= READS:
+        return True
+    return not TOUCHED.get(one.what, {RECORDS}) & TOUCHED.get(other.what, {RECORDS})

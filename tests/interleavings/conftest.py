@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core import candidate_cache, pauses
+from broker_common.core import candidate_cache, pauses, shared_read, waiting
 from tests.interleavings.calls import commute
 from tests.scheduler.locks import Lock
 from tests.scheduler.strategies import explore
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard the memory of a process by the scheduler's locks."""
     known = SimpleNamespace(Lock=Lock, TIMEOUT_MAX=threading.TIMEOUT_MAX)
-    monkeypatch.setattr(candidate_cache, "threading", known)
-    monkeypatch.setattr(pauses, "threading", known)
+    for module in (candidate_cache, pauses, shared_read, waiting):
+        monkeypatch.setattr(module, "threading", known)
 
 
 @pytest.fixture

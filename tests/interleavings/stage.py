@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from broker_common.core.allocation import Allocation
 from broker_common.core.errors import BrokerError, NoSandboxesAvailable, ProviderFailing
 from broker_common.core.facts import Fact
-from broker_common.core.lease import begin
+from broker_common.core.lease import begin, candidate_of
+from broker_common.core.line import Place, Wish, new_place_id
 from broker_common.core.policy import Policy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import Claim, Sandbox, Status
+from broker_common.core.waiting import Waiting
+from tests import line_model
 from tests.fakes import (
     BY,
     WRITES,
@@ -29,7 +32,7 @@ from tests.fakes import (
     make_claim,
     make_sandbox,
 )
-from tests.interleavings.calls import LOOKS
+from tests.interleavings.calls import LOOKS, LOOKS_AT_NOBODY
 from tests.lifecycle import Violation, check_history, check_record, kinds_of
 from tests.scheduler.schedule import present_task, stop
 from tests.scheduler.strategies import choose
@@ -44,14 +47,23 @@ if TYPE_CHECKING:
 POLICY = Policy(stale_brake_min=1)
 OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
 WINDOW = POLICY.attempt_window_sec
+UNKNOWN_SEC = 2
+"""So long another process may not know of a new place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """All stored records and claims after one step."""
+    """All stored records, claims and places after one step."""
 
     records: dict[str, Sandbox]
     claims: dict[tuple[str, str], Claim]
+    places: tuple[Place, ...]
+    now: int
+
+    def due(self) -> dict[str, Place]:
+        """Return to whom each available sandbox is due, by sandbox id."""
+        free = [candidate_of(each) for each in self.records.values() if each.status is Status.AVAILABLE]
+        return line_model.find_due(self.places, free, self.now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,13 @@ class Request:
 
     track_id: str
     prefix: str
+
+    def is_ahead(self, other: Place, places: tuple[Place, ...]) -> bool:
+        """Tell whether another track's place comes before this request."""
+        own = next((each for each in places if each.track_id == self.track_id), None)
+        if own is not None and own.wish.prefix != self.prefix:
+            return other != own
+        return own is None or line_model.in_order([own, other])[0] != own
 
 
 class Provider(FakeProvider):
@@ -92,8 +111,19 @@ class Stage:
     between tries, and by `time_passes`.
     """
 
-    def __init__(self, schedule: Schedule, *, processes: int = 2, policy: Policy = POLICY, shards: int = 1) -> None:
-        """Start the processes. Each has already read the pauses and the table's identity."""
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        processes: int = 2,
+        policy: Policy = POLICY,
+        shards: int = 1,
+        has_line: bool = False,
+    ) -> None:
+        """Start the processes. Each has already read the pauses and the table's identity.
+
+        Tracks may wait only with `has_line`.
+        """
         self.clock = schedule.time
         self.memory = MemoryStore(self.clock, shards=shards)
         self.deletes: list[Sandbox] = []
@@ -108,6 +138,7 @@ class Stage:
         self._doubted: set[str] = set()
         self._in_flight: Counter[str] = Counter()
         self._policy = policy
+        self._looks = LOOKS if has_line else LOOKS_AT_NOBODY
         schedule.after_step = self._watch
         self.worlds = [self._process(number) for number in range(processes)]
 
@@ -134,6 +165,25 @@ class Stage:
         """Store a sandbox that the track ann has just given back."""
         claim = self.held("ann")
         self.worlds[0].mark(claim.sandbox_id, "ann")
+
+    def waits(self, *track_ids: str, prefix: str = "", since: int = 60, late_by: int = -3) -> list[Place]:
+        """Store the places of tracks that have waited for `since` seconds, in this order. Each is late by `late_by`."""
+        joined_at = self.clock.now() - since
+        places = [
+            Place(
+                place_id=new_place_id(0, joined_at + number, track_id),
+                track_id=track_id,
+                idempotency_key=track_id,
+                wish=Wish(prefix=prefix),
+                round=0,
+                joined_at=joined_at + number,
+                back_by=self.clock.now() - late_by,
+            )
+            for number, track_id in enumerate(track_ids)
+        ]
+        for each in places:
+            self.memory.join(each)
+        return places
 
     def look_ahead(self, world: World) -> None:
         """Fill the candidate cache of a process, as earlier requests do."""
@@ -182,6 +232,15 @@ class Stage:
         self._requests[name] = Request(track_id, prefix)
         self.play(name, work or (lambda: world.allocate(track_id, prefix=prefix)), arrives=arrives)
 
+    def wait(
+        self, name: str, world: World, track_id: str | None = None, *, prefix: str = "", arrives: bool = False
+    ) -> None:
+        """Add an allocate by a track that waits if it must. Without `track_id` the track has the operation's name."""
+        track_id = track_id or name
+        self.allocate(
+            name, world, track_id, prefix=prefix, arrives=arrives, work=lambda: world.wait(track_id, prefix=prefix)
+        )
+
     def time_passes(self, seconds: float) -> None:
         """Add an operation that only lets time pass."""
 
@@ -193,9 +252,8 @@ class Stage:
 
     def run(self) -> dict[str, Any]:
         """Run all operations to their end, and return their results by name."""
-        records, claims = self.memory.dump()
-        self._moments = [Moment(records, claims)]
-        self._versions.update({sandbox_id: record.version for sandbox_id, record in records.items()})
+        self._moments = [self._moment()]
+        self._versions.update({sandbox_id: record.version for sandbox_id, record in self.records().items()})
         results = self._schedule.run()
         for name, request in self._requests.items():
             self._judge(name, request, results[name])
@@ -273,7 +331,7 @@ class Stage:
     def _process(self, number: int) -> World:
         def stepping(memory: MemoryStore) -> FlakyStore:
             store = FlakyStore(memory)
-            store.before_call = lambda method: None if method in LOOKS else self.step(number, method)
+            store.before_call = lambda method: None if method in self._looks else self.step(number, method)
             return store
 
         world = World(
@@ -289,7 +347,7 @@ class Stage:
         return world
 
     def _watch(self) -> None:
-        before, now = self._moments[-1], Moment(*self.memory.dump())
+        before, now = self._moments[-1], self._moment()
         self._moments.append(now)
         if now == before:
             return
@@ -318,6 +376,24 @@ class Stage:
         holders = [each for each in now.records.values() if each.status is Status.ALLOCATED]
         if held != claimed or len(holders) != len(held):
             raise Violation(f"claims {claimed} while allocated are {holders}")
+        self._check_line(before, now)
+
+    def _moment(self) -> Moment:
+        records, claims = self.memory.dump()
+        return Moment(records, claims, tuple(MemoryStore.read_line(self.memory)), self.clock.now())
+
+    def _check_line(self, before: Moment, now: Moment) -> None:
+        """Check that nobody has a place and a claim, or two places, and that a new holder took what was due to it."""
+        owners = Counter((each.track_id, each.idempotency_key) for each in now.places)
+        if owners.keys() & now.claims.keys() or owners.total() != len(owners):
+            raise Violation(f"claims {list(now.claims)} while there are the places {now.places}")
+        for (track_id, _), claim in now.claims.items() - before.claims.items():
+            owner = before.due().get(claim.sandbox_id)
+            request = next((each for each in self._requests.values() if each.track_id == track_id), None)
+            if owner is None or request is None or before.now - owner.joined_at <= UNKNOWN_SEC:
+                continue
+            if request.is_ahead(owner, before.places):
+                raise Violation(f"{track_id} took {claim.sandbox_id}, which was due to {owner}")
 
     def _check_change(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox | None) -> None:
         """Check one write of one record against the contract."""
@@ -368,12 +444,21 @@ class Stage:
         """Check the answer of an allocate against all that was stored from the beginning until then."""
         key = (request.track_id, request.track_id)
         moments = self._moments[: self._answered_after[name] + 1]
-        if isinstance(result, NoSandboxesAvailable):
+        if isinstance(result, Waiting) and all(
+            result.place.place_id != each.place_id for m in moments for each in m.places
+        ):
+            raise Violation(f"{name} was told a place that was never stored: {result}")
+        if isinstance(result, NoSandboxesAvailable | Waiting):
             free = [
                 {
                     record.sandbox_id
                     for record in moment.records.values()
-                    if record.status is Status.AVAILABLE and record.name.startswith(request.prefix)
+                    if record.status is Status.AVAILABLE
+                    and record.name.startswith(request.prefix)
+                    and not (
+                        record.sandbox_id in moment.due()
+                        and request.is_ahead(moment.due()[record.sandbox_id], moment.places)
+                    )
                 }
                 for moment in moments
             ]
