@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from broker_common.core.line import Place
 
 LINE_PAGE = 2000
-"""Places in one page of a query: about 600 KB."""
+"""Places in one page of a query: about 450 KB."""
 
 
 class DynamoLine(DynamoBase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,7 +38,7 @@ from tests.contract.suite import (
     settle,
     take,
 )
-from tests.fakes import BY, make_claim, make_sandbox, removal_of, walk_ring
+from tests.fakes import BY, MemoryStore, make_claim, make_sandbox, removal_of, walk_ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,17 @@ if TYPE_CHECKING:
 FAR = 10**11
 """A time for which no engine removes a record while a test runs."""
 GONE = make_sandbox("gone")
+_runs = count()
+_TRACK = (st.sampled_from("xy"), st.sampled_from("ab"))
+_BY = st.integers(3, 5)
+STEPS = st.one_of(
+    st.tuples(st.just("join"), *_TRACK),
+    st.tuples(st.just("renew"), *_TRACK, _BY),
+    st.tuples(st.just("leave"), *_TRACK, _BY, st.booleans()),
+    st.tuples(st.just("allocate"), *_TRACK, st.integers(0, 3), st.booleans()),
+    st.tuples(st.just("end"), st.sampled_from("xy")),
+)
+"""What two tracks do, each with a place of two ids, and four sandboxes."""
 
 
 def make_place(track_id: str = "track-1", *, unique: str = "a", round_: int = 0, **changes: Any) -> Place:
@@ -313,6 +325,53 @@ class LineContract:
         assert allocate(store, sandbox, place, place_id=None) == PlaceHeld(place.place_id)
         assert allocate(store, sandbox, place, place_id=place.place_id) == Allocated()
         assert store.read_place("track-1", "track-1") is None
+
+    # -- any order
+
+    @given(steps=st.lists(STEPS, min_size=4, max_size=12))
+    @settings(SHARED_STORE, max_examples=10)
+    def test_any_calls_in_any_order_are_answered_as_by_the_store_in_memory(
+        self, store: SandboxStore, steps: list[tuple[Any, ...]]
+    ) -> None:
+        run = f"run-{next(_runs)}"
+        stores = [store, MemoryStore()]
+        for each in stores:
+            for number in range(4):
+                add_new(each, f"{run}-{number}")
+        for step in steps:
+            ours, expected = (make(each, run, *step) for each in stores)
+            assert ours == expected, step
+            ours, expected = (seen(each, run) for each in stores)
+            assert ours == expected, step
+
+
+def make(store: SandboxStore, run: str, kind: str, track: str, *more: Any) -> object:
+    """Make one of `STEPS`, and return its answer."""
+    track_id = f"{run}-{track}"
+    if kind == "end":
+        claim = store.get_claim(track_id, track_id)
+        held = store.get(claim.sandbox_id) if claim else None
+        if held is not None:
+            store.commit(ending(held))
+        return held
+    place = make_place(track_id, unique=more[0])
+    if kind == "join":
+        return store.join(place)
+    if kind == "allocate":
+        _, number, is_named = more
+        return allocate(store, make_sandbox(f"{run}-{number}"), place, place_id=place.place_id if is_named else None)
+    place = replace(place, back_by=FAR + more[1])
+    return store.renew(place) if kind == "renew" else store.leave(place, unless_renewed=more[2])
+
+
+def seen(store: SandboxStore, run: str) -> object:
+    """Return all that a store has of a run."""
+    tracks = [f"{run}-{track}" for track in "xy"]
+    return (
+        [place for place in store.read_line() if place.track_id in tracks],
+        [(store.read_place(each, each), store.read_places(each)) for each in tracks],
+        [(store.get_claim(each, each), store.read_claims(each)) for each in tracks],
+    )
 
 
 class ConcurrentLineContract(LineContract):
