@@ -234,8 +234,13 @@ def test_a_setup_that_is_stopped_while_it_waits_gives_its_place_up_at_once(
         "NAME_PREFIX": "nobody-s-",
         "STATE_FILE": str(tmp_path / "sandbox.json"),
     }
-    # In a session of its own and by the script's own id: as a platform stops it, not as a terminal does.
-    with subprocess.Popen([*COMMANDS[command], "setup"], env=environment, start_new_session=True) as setup:
+    # A program that ignores a signal has its children ignore it, too, as a shell's background jobs ignore SIGINT.
+    before = signal.signal(how, signal.default_int_handler)
+    try:
+        setup = subprocess.Popen([*COMMANDS[command], "setup"], env=environment, start_new_session=True)
+    finally:
+        signal.signal(how, before)
+    with setup:
         assert wait_until(lambda: track in waiting_tracks(stack), 20)
         setup.send_signal(how)
         assert setup.wait(10) == 128 + how
