@@ -881,6 +881,9 @@ class Fault(Enum):
 WRITES = frozenset(
     {
         "allocate",
+        "join",
+        "renew",
+        "leave",
         "end_allocation",
         "add",
         "record_accounts",
