@@ -17,6 +17,7 @@ from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.facts import Change, Fact, allocated
 from broker_common.core.lease import begin, end
+from broker_common.core.policy import Policy
 from broker_common.core.sandbox import DeletionReason, Status, next_version
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict
 from tests.fakes import BY, StoreWrapper
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.dynamo_fields import Item
     from broker_common.adapters.dynamo_store import DynamoStore
+    from broker_common.core.line import Place as WaitingPlace
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim, Sandbox
     from broker_common.core.store import AllocateAnswer, SandboxStore
@@ -56,6 +58,10 @@ class Bug(StrEnum):
     """Cleanup writes the outcome of a wipe, and its fact later: a kill or a lost answer loses the fact."""
     FALSE_FACT = "false-fact"
     """An allocation is reported even if it failed."""
+    IGNORED_LINE = "ignored-line"
+    """A process does not look at the places ahead: who first sees a sandbox in the index gets it."""
+    DEAD_HEAD = "dead-head"
+    """A place whose track is gone blocks what is due to it, until its grace is over."""
 
     @property
     def place(self) -> Place:
@@ -70,6 +76,8 @@ _PLACES = {
     Bug.CLEANUP: Place.CLEANUP,
     Bug.LATE_FACT: Place.CLEANUP,
     Bug.FALSE_FACT: Place.API,
+    Bug.IGNORED_LINE: Place.API,
+    Bug.DEAD_HEAD: Place.API,
 }
 
 
@@ -247,6 +255,21 @@ class ToldAnyway(Broken):
         return answer
 
 
+class LineIgnored(Broken):
+    """Sees nobody in the line."""
+
+    def read_line(self, *, limit: int | None = None) -> list[WaitingPlace]:
+        return []
+
+
+class DeadHead(Broken):
+    """Counts a track as late only when its place would be given up."""
+
+    def read_line(self, *, limit: int | None = None) -> list[WaitingPlace]:
+        grace = Policy().line_grace_sec
+        return [replace(each, back_by=each.back_by + grace) for each in super().read_line(limit=limit)]
+
+
 def _name(fact: Fact) -> object:
     return fact.sandbox_id, fact.version, fact.kind
 
@@ -258,6 +281,8 @@ _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxSt
     Bug.CLEANUP: CleanupWithoutTaking,
     Bug.LATE_FACT: ToldAfterwards,
     Bug.FALSE_FACT: ToldAnyway,
+    Bug.IGNORED_LINE: LineIgnored,
+    Bug.DEAD_HEAD: DeadHead,
 }
 _LONGEST_STALL = {
     Bug.SYNC: 0.3,
@@ -266,6 +291,8 @@ _LONGEST_STALL = {
     Bug.CLEANUP: 3.0,
     Bug.LATE_FACT: 1.0,
     Bug.FALSE_FACT: 0.0,
+    Bug.IGNORED_LINE: 0.0,
+    Bug.DEAD_HEAD: 0.0,
 }
 
 

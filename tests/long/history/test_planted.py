@@ -22,6 +22,8 @@ SEEDS = (1, 2, 3)
         (Bug.CLEANUP, {Promise.NO_DELETE_IN_USE}),
         (Bug.LATE_FACT, {Promise.FACTS}),
         (Bug.FALSE_FACT, {Promise.FACTS}),
+        (Bug.IGNORED_LINE, {Promise.TURN}),
+        (Bug.DEAD_HEAD, {Promise.TURN, Promise.HONEST_REFUSAL}),
     ],
 )
 def test_a_planted_bug_is_found_by_the_promises_that_it_breaks(bug: Bug, promises: set[Promise]) -> None:
