@@ -176,11 +176,17 @@ class World:
         return answer
 
     def wait(
-        self, track_id: str = "track-1", *, prefix: str = "", customer: str | None = None, wait_sec: float = 0
+        self,
+        track_id: str = "track-1",
+        key: str | None = None,
+        *,
+        prefix: str = "",
+        customer: str | None = None,
+        wait_sec: float = 0,
     ) -> Allocation | Waiting:
         """Allocate as the route does for a track that waits in line, and stays connected."""
         request = AllocateRequest(
-            track_id=track_id, idempotency_key=track_id, prefix=prefix, customer=customer, wait_sec=wait_sec
+            track_id=track_id, idempotency_key=key or track_id, prefix=prefix, customer=customer, wait_sec=wait_sec
         )
         return self.allocator.allocate(request, by=BY, may_hold=lambda: True)
 

@@ -1,6 +1,7 @@
 """Random operations of two processes on one pool, with faults and crashes, against a small model of the promises.
 
-After every step the promises 1, 2, 4, 5, 6, 10 and 11 are checked, and 3 for every refusal (docs/contract.md).
+After every step the promises 1, 2, 4, 5, 6, 10 and 11 are checked, 3 for every refusal and every place in the line, and
+8 for every allocation (docs/contract.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from broker_common.core import comparison, purge, sync
+from broker_common.core import comparison, line, purge, sync
 from broker_common.core.errors import (
     AllocationEnded,
     BrokerError,
@@ -46,13 +47,18 @@ from broker_common.core.errors import (
     TableChanged,
 )
 from broker_common.core.facts import Fact
+from broker_common.core.lease import candidate_of
+from broker_common.core.line import Place, Wish
 from broker_common.core.policy import OPERATOR_MAX_SEC, Policy, RecyclePolicy
 from broker_common.core.pool import remove, restore
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from broker_common.core.sandbox import Lease, Sandbox, Status
 from broker_common.core.store import Conflict
+from broker_common.core.waiting import WALK_SPACING_SEC, Waiting, WaitingLine
+from tests import line_model
 from tests.fakes import (
     BY,
+    START,
     Crashed,
     FakeClock,
     FakeProvider,
@@ -69,11 +75,12 @@ from tests.world import World, flaky_world
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from broker_common.core.allocation import Allocation
     from broker_common.core.facts import Change
     from broker_common.core.sandbox import Account, Claim
 
 PROFILE = settings(
-    max_examples=150,
+    max_examples=130,
     stateful_step_count=50,
     deadline=None,
     derandomize=os.environ.get("CI") == "true",
@@ -81,6 +88,7 @@ PROFILE = settings(
 )
 
 TRACKS = ("ann", "bob", "cho")
+CUSTOMER_OF = {"ann": "one", "bob": "one", "cho": None}
 IDS = ("s0", "s1", "s2", "s3", "s4")
 BORN: Account = make_account("s5", name="gpu-s5")
 ACCOUNTS = {each: make_account(each, name=f"{'gpu' if each > 's2' else 'lab'}-{each}") for each in IDS}
@@ -89,6 +97,7 @@ OVERDUE = POLICY.lab_duration_sec + POLICY.expiry_buffer_sec
 
 tracks = st.sampled_from(TRACKS)
 keys = st.sampled_from(["k1", "k2"])
+prefixes = st.sampled_from(["", "", "lab-", "gpu-"])
 ids = st.sampled_from([*IDS, "s5", "s9", "unknown"])
 some_id = st.none() | st.none() | st.sampled_from(IDS)
 processes = st.integers(0, 1)
@@ -143,6 +152,12 @@ class Promises(RuleBasedStateMachine):
         self.answered: dict[str, Claim] = {}
         """Allocations that a track knows and that nothing has ended, by lease."""
         self.free_since: dict[str, float] = {}
+        self.told: dict[tuple[str, str], Waiting] = {}
+        """The places that tracks know."""
+        self.places: dict[str, Place] = {}
+        """The stored places after the last step, by id."""
+        self.moved_at = float("-inf")
+        """When last a sandbox was taken, or a place was new, gone, or no longer late: that may move what is due to whom."""
         self.wiping: dict[str, str | None] = {}
         """The attempt whose delete call the provider last confirmed, by sandbox."""
         self.answer: Any = WipeAnswer.WIPED
@@ -176,6 +191,8 @@ class Promises(RuleBasedStateMachine):
                 self.free_since[one.sandbox_id] = self.clock.monotonic()
         else:
             self.free_since.pop(one.sandbox_id, None)
+        if was is Status.AVAILABLE:
+            self.moved_at = self.clock.monotonic()
 
     def _forget(self, gone: Sandbox) -> None:
         """Hold it to the list that an account is given up for lost: that list is whole, and lacks it."""
@@ -232,38 +249,61 @@ class Promises(RuleBasedStateMachine):
             self.memory.seed(make_sandbox(sandbox_id, name=ACCOUNTS[sandbox_id].name, status_order=number * 2**50))
             self.free_since[sandbox_id] = float("-inf")
 
-    @rule(index=processes, track=tracks, key=keys, prefix=st.sampled_from(["", "", "lab-", "gpu-"]), failing=faults)
-    def allocate(self, index: int, track: str, key: str, prefix: str, failing: list[Fault | None]) -> None:
+    @rule(index=processes, track=tracks, key=keys, prefix=prefixes, waits=st.booleans(), failing=faults)
+    def allocate(
+        self, index: int, track: str, key: str, prefix: str, failing: list[Fault | None], *, waits: bool = False
+    ) -> None:
         held = self._claims().get((track, key))
         overdue = held is not None and held.lease.is_overdue(self.clock.now(), POLICY)
-        settled = self.clock.monotonic() - 1 - self.lag
-        free = [
-            sandbox_id
-            for sandbox_id, since in self.free_since.items()
-            if since < settled and self._sandboxes()[sandbox_id].name.startswith(prefix)
-        ]
+        request = _Request(self, track, key, prefix)
+        answer: Allocation | Waiting | None = None
         with self._process(index, failing) as world:
             try:
-                allocation = world.allocate(track, key, prefix)
+                if waits:
+                    answer = world.wait(track, key, prefix=prefix, customer=CUSTOMER_OF[track])
+                else:
+                    answer = world.allocate(track, key, prefix)
             except NoSandboxesAvailable:
-                assert held is None or overdue, "a track that holds a sandbox was refused"
-                assert free == [], "a track was refused though a sandbox was free"
+                assert not waits, "the line is never full here"
+                request.check_refusal()
             except Paused:
-                assert held is None or overdue
+                pass
             except StoreUnavailable:
                 assert failing
-            else:
-                claim = allocation.claim
+                return
+            if answer is None or isinstance(answer, Waiting):
+                assert held is None or overdue, "a track that holds a sandbox was refused"
+            if isinstance(answer, Waiting):
+                request.check_refusal()
+                request.check_place(answer)
+                self.told[track, key] = answer
+            elif answer is not None:
+                claim = answer.claim
                 assert claim == self._claims()[track, key]
                 if held is not None and not overdue:
                     assert claim == held
-                    assert allocation.replayed
+                    assert answer.replayed
                 else:
-                    assert not allocation.replayed
+                    assert not answer.replayed
                     assert claim.name.startswith(prefix)
-                    assert claim.lease.allocated_at == self.clock.now()
+                    request.check_turn(claim.sandbox_id)
                 self.answered[claim.lease.lease_id] = claim
+                self.told.pop((track, key), None)
         self._forget_ended(lambda ended: overdue and ended == held)
+
+    @rule(index=processes, track=tracks, key=keys, failing=faults)
+    @precondition(lambda self: self.places)
+    def give_up(self, index: int, track: str, key: str, failing: list[Fault | None]) -> None:
+        place = self.memory.read_place(track, key)
+        if place is not None:
+            with self._process(index, failing) as world:
+                try:
+                    world.line.leave(place)
+                except StoreUnavailable:
+                    assert failing
+                    return
+                assert self.memory.read_place(track, key) is None
+                self.told.pop((track, key), None)
 
     @rule(
         index=processes,
@@ -616,7 +656,7 @@ class Promises(RuleBasedStateMachine):
     def pause(self, index: int, what: str, paused: bool) -> None:
         self.worlds[index].pauses.set({what: paused}, by=BY)
 
-    @rule(seconds=st.sampled_from([0.5, 1.5, 4, 61, 3600, OVERDUE, 25 * 3600]))
+    @rule(seconds=st.sampled_from([0.5, 1.5, 3, 4, 8, 61, 3600, OVERDUE, 25 * 3600]))
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
@@ -657,6 +697,17 @@ class Promises(RuleBasedStateMachine):
         self.writes.clear()
 
     @invariant()
+    def nobody_has_two_places_or_a_place_and_a_claim(self) -> None:
+        places = {each.place_id: each for each in MemoryStore.read_line(self.memory)}
+        owners = [(each.track_id, each.idempotency_key) for each in places.values()]
+        assert len(set(owners)) == len(owners)
+        assert not set(owners) & self._claims().keys()
+        renewed = [each for each in self.places.values() if each.place_id in places and places[each.place_id] != each]
+        if places.keys() != self.places.keys() or any(line_model.is_late(each, self.clock.now()) for each in renewed):
+            self.moved_at = self.clock.monotonic()
+        self.places = places
+
+    @invariant()
     def a_claim_exists_exactly_while_its_sandbox_is_allocated_under_its_lease(self) -> None:
         sandboxes, claims = self.memory.dump()
         held = {
@@ -694,6 +745,11 @@ class Promises(RuleBasedStateMachine):
                 assert sandbox.status_order == due_at
                 assert due_at - self.clock.now() <= POLICY.deletion_backoff_max_sec
 
+    @property
+    def window(self) -> float:
+        """For how many seconds a process may not know what has moved in the line, or in the index if that lags."""
+        return 2 + (self.lag and self.lag + WALK_SPACING_SEC)
+
     def teardown(self) -> None:
         """Let the provider answer again: everything that was given back is wiped, and nothing waits for ever."""
         self.worlds[0].pauses.set({"cleanup": False, "allocate": False}, by=BY)
@@ -703,6 +759,58 @@ class Promises(RuleBasedStateMachine):
             for sandbox_id in list(self.worlds[0].cleaner.find_due()):
                 self.worlds[0].cleaner.delete_sandbox(sandbox_id, by=BY)
         assert Status.PENDING_DELETION not in {each.status for each in self._sandboxes().values()}
+
+
+class _Request:
+    """What the line and the pool were when a request arrived, to judge its answer."""
+
+    def __init__(self, machine: Promises, track: str, key: str, prefix: str) -> None:
+        self._machine = machine
+        self._now, self._arrived_at = machine.clock.now(), machine.clock.monotonic()
+        self._wish = Wish(prefix=prefix)
+        self._places = list(machine.places.values())
+        self._own = machine.memory.read_place(track, key)
+        self._told = machine.told.get((track, key))
+        settled = self._arrived_at - 1 - machine.lag
+        self._sandboxes = machine.memory.dump()[0]
+        self._free_since = dict(machine.free_since)
+        self._free = [each for each, since in self._free_since.items() if since < settled and self._fits(each)]
+        self._is_settled = machine.moved_at < self._arrived_at - machine.window
+
+    def _fits(self, sandbox_id: str) -> bool:
+        return self._sandboxes[sandbox_id].name.startswith(self._wish.prefix)
+
+    def _open(self, now: int) -> set[str]:
+        """Return the sandboxes that the request may try at a time."""
+        own = self._own if self._own and self._own.wish == self._wish else None
+        places = [each for each in self._places if own or each != self._own]
+        free = [candidate_of(self._sandboxes[each]) for each in self._free_since]
+        return line_model.may_have(self._wish, own, places, free, now)
+
+    def _times(self) -> range:
+        return range(int(self._now - self._machine.window) - 1, self._machine.clock.now() + 1)
+
+    def check_refusal(self) -> None:
+        """Check promise 3: nothing was free all the time, but what was due to places ahead."""
+        if not self._places:
+            assert self._free == [], "a track was refused though a sandbox was free"
+        elif self._is_settled:
+            free = set(self._free).intersection(*(self._open(now) for now in self._times()))
+            assert not free, "a track was refused though a sandbox was free that was due to nobody ahead"
+
+    def check_turn(self, sandbox_id: str) -> None:
+        """Check promise 8: the sandbox was not all the time due to a place ahead."""
+        if self._is_settled and sandbox_id in self._free_since:
+            allowed = set[str]().union(*(self._open(now) for now in self._times()))
+            assert sandbox_id in allowed, "a track took a sandbox that was due to a place ahead of it"
+
+    def check_place(self, answer: Waiting) -> None:
+        """Check promise 8: a track that comes back in time has its place still."""
+        told, clock = self._told, self._machine.clock
+        assert self._machine.memory.read_place(answer.place.track_id, answer.place.idempotency_key) == answer.place
+        assert answer.place.back_by <= clock.now() + answer.retry_after
+        if told is not None and told.place.wish == self._wish and clock.now() <= told.kept_until:
+            assert answer.place.place_id == told.place.place_id, "a track that came back in time lost its place"
 
 
 class Confirming(Promises):
@@ -733,6 +841,52 @@ def _case(machine: type[Promises]) -> Any:
     case = machine.TestCase
     case.settings = PROFILE
     return case
+
+
+def _wait(machine: Promises, seconds: float) -> None:
+    """Let ann wait in line for some time, at the first process, and then a sandbox come."""
+    machine.fill(free=0)
+    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[], waits=True)
+    machine.nobody_has_two_places_or_a_place_and_a_claim()
+    machine.wait(seconds=seconds)
+    machine.fill(free=1)
+
+
+def test_the_model_objects_to_a_process_that_ignores_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Promises()
+    _wait(machine, 3)
+    monkeypatch.setattr(WaitingLine, "is_empty", lambda _: True)
+    with pytest.raises(AssertionError, match="due to a place ahead"):
+        machine.allocate(index=1, track="bob", key="k1", prefix="", failing=[])
+
+
+def test_the_model_objects_to_a_dead_place_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Promises()
+    _wait(machine, 61)
+    monkeypatch.setattr(line, "LATE_SEC", POLICY.line_grace_sec)
+    with pytest.raises(AssertionError, match="due to nobody ahead"):
+        machine.allocate(index=1, track="bob", key="k1", prefix="", failing=[])
+
+
+def test_the_model_objects_to_a_place_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Promises()
+    machine.fill(free=0)
+    machine.allocate(index=0, track="ann", key="k1", prefix="", failing=[], waits=True)
+    machine.wait(seconds=4)
+    monkeypatch.setattr(Place, "is_kept", lambda *_: False)
+    with pytest.raises(AssertionError, match="lost its place"):
+        machine.allocate(index=1, track="ann", key="k1", prefix="", failing=[], waits=True)
+
+
+def test_the_model_objects_to_a_place_beside_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Promises()
+    _use(machine)
+    place = Place(
+        place_id="1", track_id="ann", idempotency_key="k1", wish=Wish(), round=0, joined_at=START, back_by=START
+    )
+    machine.memory._line[place.place_id] = place
+    with pytest.raises(AssertionError):
+        machine.nobody_has_two_places_or_a_place_and_a_claim()
 
 
 def _use(machine: Promises) -> None:

@@ -517,24 +517,25 @@ def test_a_held_request_whose_client_is_gone_takes_nothing(world: World) -> None
 def test_the_client_is_looked_at_after_the_turn_has_come_and_before_the_sandbox_is_taken(world: World) -> None:
     """The last look is the one just before the try."""
     client = Client()
-    order: list[str] = []
+    order: list[tuple[str, float]] = []
+    allocate = world.memory.allocate
 
     def look() -> bool:
-        order.append("look")
+        order.append(("look", world.clock.monotonic()))
         if len(order) == 3:
             free_one(world)
         return client()
 
-    allocate = world.memory.allocate
-    world.memory.allocate = lambda *given, **named: (order.append("take"), allocate(*given, **named))[1]  # type: ignore[method-assign] # watched
-    began: list[float] = []
-    monotonic = world.clock.monotonic
+    def take(*given: Any, **named: Any) -> AllocateAnswer:
+        order.append(("take", world.clock.monotonic()))
+        return allocate(*given, **named)
+
+    world.memory.allocate = take  # type: ignore[method-assign] # watched
     request = AllocateRequest(track_id="a", idempotency_key="a", wait_sec=30)
-    answer = world.allocator.allocate(request, by=BY, may_hold=lambda: (began.append(monotonic()), look())[1])
+    answer = world.allocator.allocate(request, by=BY, may_hold=look)
     got(answer)
-    assert order[-1] == "take"
-    assert order[-3:-1] == ["look", "look"]
-    assert monotonic() - began[-1] < 0.1
+    assert [what for what, _ in order[-3:]] == ["look", "look", "take"]
+    assert order[-1][1] - order[-2][1] < 0.1
 
 
 def test_a_held_request_is_answered_when_allocating_is_paused_meanwhile(world: World) -> None:
@@ -860,7 +861,12 @@ def test_of_a_long_line_the_first_places_are_read_each_second_and_the_rest_less_
     fill(world, 2500, back=60)
     limits: list[int | None] = []
     read_line = world.memory.read_line
-    world.memory.read_line = lambda *, limit=None: (limits.append(limit), read_line(limit=limit))[1]  # type: ignore[method-assign] # watched
+
+    def read(*, limit: int | None = None) -> list[Place]:
+        limits.append(limit)
+        return read_line(limit=limit)
+
+    world.memory.read_line = read  # type: ignore[method-assign] # watched
     last = waiting(world.wait("a"))
     assert (last.position, last.waiting, last.retry_after) == (2501, 2501, 20)
     for _ in range(10):

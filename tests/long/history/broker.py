@@ -33,7 +33,7 @@ from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack, worker_program
 from tests.fault_proxy import FaultProxy
 from tests.long.history.load import Answer
 from tests.long.history.planted import Place
-from tests.long.history.record import Account, Call, ClaimRow, Delete, Fault, Kind, Row, Scan, read_fact
+from tests.long.history.record import Account, Call, ClaimRow, Delete, Fault, Kind, PlaceRow, Row, Scan, read_fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -350,6 +350,7 @@ class Broker:
             status=response.status,
             body=json.loads(text) if text else {},
             replayed=response.headers.get("Idempotent-Replayed") == "true",
+            retry_after=int(response.headers.get("Retry-After", 0)),
         )
 
 
@@ -392,5 +393,7 @@ def _read_scan(items: list[dict[str, Any]], began: float, ended: float) -> Scan:
         began=began,
         ended=ended,
         rows=tuple(Row.of(item) for item in items if item["SK"] == "META"),
-        claims=tuple(ClaimRow.of(item) for item in items if item["SK"].startswith("CLAIM#")),
+        # The pointer to a place has the key of a claim, and no lease.
+        claims=tuple(ClaimRow.of(item) for item in items if item["SK"].startswith("CLAIM#") and "lease_id" in item),
+        places=tuple(PlaceRow.of(item, item["SK"]) for item in items if item["PK"] == "LINE"),
     )

@@ -111,6 +111,7 @@ class Certainties:
             if delete.is_confirmed:
                 self._wipes[delete.external_id].append(delete)
         self.external_ids = _external_ids(self.history)
+        self._waiting_calls = [call for call in self.history.calls if call.wait_sec is not None]
         self._scan_starts = [scan.began for scan in self.history.scans]
 
     def scans_within(self, began: float, ended: float) -> Iterator[tuple[int, Scan]]:
@@ -197,8 +198,9 @@ class Certainties:
                     open_claims[held_by] = held = ClaimStretch(claim, number, number)
                     self.claim_stretches.append(held)
 
-    def free_throughout(self, began: float, ended: float, prefix: str) -> Row | None:
-        """Return a sandbox with this prefix that was surely available all the time from `began` to `ended`."""
+    def free_throughout(self, began: float, ended: float, prefix: str) -> list[Row]:
+        """Return the sandboxes with this prefix that were surely available all the time from `began` to `ended`."""
+        found = []
         for stretches in self.stretches.values():
             scans = self.history.scans
             at = bisect_right(stretches, began, key=lambda each: scans[each.first].ended) - 1
@@ -206,8 +208,41 @@ class Certainties:
                 continue
             row, (since, until) = stretches[at].row, self.surely(stretches[at])
             if row.status == "available" and row.name.startswith(prefix) and since <= began and ended <= until:
-                return row
-        return None
+                found.append(row)
+        return found
+
+    def maybe_free(self, began: float, ended: float, prefix: str) -> set[str]:
+        """Return the sandboxes with this prefix that may have been available at some time from `began` to `ended`."""
+        return {
+            sandbox_id
+            for sandbox_id, stretches in self.stretches.items()
+            if any(each.row.name.startswith(prefix) for each in stretches)
+            and not any(
+                each.row.status != "available" and since <= began and ended <= until
+                for each in stretches
+                for since, until in [self.surely(each)]
+            )
+        }
+
+    def waiting_within(self, began: float, ended: float) -> set[tuple[str, str]]:
+        """Return the (track, key) of each request that would wait in line and ran at some time of an interval."""
+        return {
+            (call.track_id, call.key)
+            for call in self._waiting_calls
+            if call.began <= ended and (began <= call.ended or call.status is None or call.status >= 500)
+        }
+
+    def scans_around(self, began: float, ended: float) -> list[Scan]:
+        """Return the scans from the last one that ended before an interval to the first one that began after it.
+
+        Empty if the interval is not between two scans.
+        """
+        scans = self.history.scans
+        first = bisect_left(self._scan_starts, began) - 1
+        while first >= 0 and scans[first].ended > began:
+            first -= 1
+        last = bisect_right(self._scan_starts, ended)
+        return list(scans[first : last + 1]) if first >= 0 and last < len(scans) else []
 
 
 def _external_ids(history: History) -> dict[str, str]:

@@ -13,6 +13,13 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tests.long.history.certainty import Certainties
+from tests.long.history.queueing import (
+    find_double_places,
+    find_held_up,
+    find_lost_places,
+    find_overtaken,
+    might_be_ahead,
+)
 from tests.long.history.record import Kind
 from tests.long.history.telling import (
     find_broken_histories,
@@ -41,12 +48,13 @@ INDEX_SEC = 1.0
 IMPATIENT_SEC = 5.0
 """A client that waited less than this gave up too early: its missing answer proves nothing."""
 _ALLOWED: Mapping[Kind, frozenset[int | None]] = {
-    Kind.ALLOCATE: frozenset({200, 201, 409}),
+    Kind.ALLOCATE: frozenset({200, 201, 202, 409}),
     Kind.READ: frozenset({200, 403, 404}),
     Kind.LIST: frozenset({200}),
     Kind.EXTEND: frozenset({200, 403, 404, 409}),
     Kind.MARK: frozenset({200, 403, 404, 409}),
     Kind.RELEASE: frozenset({200, 404, 409}),
+    Kind.GIVE_UP: frozenset({204}),
 }
 
 
@@ -60,6 +68,7 @@ class Promise(IntEnum):
     WIPED_IN_THE_END = 5
     NO_DELETE_IN_USE = 6
     STORE_ALONE = 7
+    TURN = 8
     FACTS = 10
     LATEST_END = 11
 
@@ -72,11 +81,12 @@ class Promise(IntEnum):
 _SENTENCES = {
     Promise.ONE_HOLDER: "a sandbox has at most one holder",
     Promise.ONE_SANDBOX: "a (track, key) holds at most one sandbox",
-    Promise.HONEST_REFUSAL: "409 only if nothing matching was available, and never to who holds one",
+    Promise.HONEST_REFUSAL: "409 or 202 only if nothing matching was free for it, and never to who holds one",
     Promise.CLAIMS_AGREE: "claims and sandboxes agree, and an allocation lasts until it may end",
     Promise.WIPED_IN_THE_END: "what was given back is wiped, nothing dirty is available, no sandbox is lost",
     Promise.NO_DELETE_IN_USE: "the provider is never asked to delete what is available or allocated",
     Promise.STORE_ALONE: "tracks need the store alone, and get an honest answer",
+    Promise.TURN: "who waits is served in turn, keeps its place, and holds nobody up once it is gone",
     Promise.FACTS: "each change has exactly one fact, and none is lost or made up",
     Promise.LATEST_END: "a lease lasts until the latest end that was told, and none is given an end beyond its limit",
 }
@@ -150,15 +160,19 @@ def _find_second_sandboxes(known: Certainties, examined: Counter[str]) -> Iterat
 
 
 def _find_false_refusals(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a 409 although a matching sandbox was available all the time, or the (track, key) held one."""
+    """Find a 409 or 202 although a matching sandbox was available all the time, or the (track, key) held one.
+
+    As many of them as there may be places ahead may be due to these.
+    """
     holders = _group(known.leases.values(), lambda lease: (lease.track_id, lease.key))
     for call in known.history.calls:
-        if call.kind is not Kind.ALLOCATE or call.status != 409:
+        if call.kind is not Kind.ALLOCATE or call.status not in {202, 409}:
             continue
-        examined["refusals"] += 1
+        examined["refusals" if call.status == 409 else "answers to wait"] += 1
         free = known.free_throughout(call.began - INDEX_SEC, call.ended, call.prefix)
-        if free is not None:
-            yield f"track {call.track_id} was refused though {free.sandbox_id} ({free.name}) was available", call, free
+        if free and len(free) > len(might_be_ahead(known, call)):
+            first = free[0]
+            yield f"track {call.track_id} was refused though {first.sandbox_id} ({first.name}) was free", call, first
         for lease in holders.get((call.track_id, call.key), ()):
             if lease.covers(call.began, call.ended):
                 yield f"track {call.track_id} was refused though it held {lease.sandbox_id}", call, lease
@@ -345,7 +359,7 @@ def _find_bad_answers(known: Certainties, examined: Counter[str]) -> Iterator[Fi
     for call in known.history.calls:
         examined[f"{call.kind} {call.status or 'without an answer'}"] += 1
         if call.status is not None and call.status in _ALLOWED[call.kind]:
-            if call.kind is Kind.ALLOCATE and (call.status == 200) != call.replayed and call.status != 409:
+            if call.kind is Kind.ALLOCATE and (call.status == 200) != call.replayed and call.status in {200, 201}:
                 yield "a replay was not called so, or something new was", call
             continue
         if call.status is None and call.patience < IMPATIENT_SEC:
@@ -371,6 +385,10 @@ _CHECKS: tuple[tuple[Promise, Callable[[Certainties, Counter[str]], Iterator[Fin
     (Promise.WIPED_IN_THE_END, _find_lost_sandboxes),
     (Promise.NO_DELETE_IN_USE, _find_deletes_in_use),
     (Promise.STORE_ALONE, _find_bad_answers),
+    (Promise.CLAIMS_AGREE, find_double_places),
+    (Promise.TURN, find_overtaken),
+    (Promise.TURN, find_lost_places),
+    (Promise.TURN, find_held_up),
     (Promise.FACTS, find_broken_histories),
     (Promise.FACTS, find_disagreeing_facts),
     (Promise.FACTS, find_untold_leases),

@@ -1,5 +1,7 @@
 """The clients: tracks that allocate, repeat a request, send copies at once, read, give back, give back late, or forget.
 
+Some wait in line. Of these some come back late, some give up, and some are not seen again.
+
 The same clients run over HTTP against real processes, and in a simulation: `Surroundings` is all that they need.
 """
 
@@ -21,6 +23,9 @@ _TRIES = 12
 _KEYS = ("", "", "", "first", "second")
 _PREFIXES = ("", "", "", "lab-adventure-", "lab-expedition-")
 _SHARED_TRACKS = 4
+_WAITS = (0, 0, 1, 2)
+_TURNS = 20
+"""A track that waits comes back so often at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,7 @@ class Answer:
     status: int
     body: Mapping[str, Any]
     replayed: bool = False
+    retry_after: int = 0
 
 
 class Surroundings(Protocol):
@@ -124,7 +130,8 @@ class Client:
         track_id = f"shared-{rng.randrange(_SHARED_TRACKS)}" if shared else f"{self._name}-{self._sessions}"
         key, prefix = rng.choice(_KEYS), rng.choice(_PREFIXES)
         copies = rng.choice([1, 1, 1, 1, 2, 3, 4])
-        answers = self._around.together(*[lambda: self._allocate(track_id, key, prefix)] * copies)
+        waits = rng.choice(_WAITS) if rng.random() < 0.5 else None
+        answers = self._around.together(*[lambda: self._allocate(track_id, key, prefix, waits)] * copies)
         held = next((answer.body for answer in answers if answer is not None and answer.status in {200, 201}), None)
         if held is None:
             self._around.sleep(rng.uniform(0.5, 1.5))
@@ -167,8 +174,24 @@ class Client:
             case _:
                 return
 
-    def _allocate(self, track_id: str, key: str, prefix: str) -> Answer | None:
-        return self._insist(Kind.ALLOCATE, track_id, key=key, prefix=prefix)
+    def _allocate(self, track_id: str, key: str, prefix: str, waits: int | None) -> Answer | None:
+        """Allocate. A track that waits comes back as it was told, or late, or gives up, or is not seen again."""
+        rng = self._rng
+        for _ in range(_TURNS):
+            answer = self._insist(Kind.ALLOCATE, track_id, key=key, prefix=prefix, wait_sec=waits)
+            if answer is None or answer.status != 202:
+                return answer
+            match rng.choice(["back"] * 14 + ["late", "gives up", "gone"]):
+                case "late":
+                    self._around.sleep(answer.retry_after + rng.uniform(4, 9))
+                case "gives up":
+                    self._insist(Kind.GIVE_UP, track_id, key=key)
+                    return answer
+                case "gone":
+                    return answer
+                case _:
+                    self._around.sleep(answer.retry_after)
+        return answer
 
     def _extend(self, track_id: str, held: Mapping[str, Any]) -> None:
         """Extend the lease, at most to its limit. The end may be one that it has already."""
@@ -199,12 +222,22 @@ class Client:
         sandbox_id: str = "",
         lease_id: str | None = None,
         until: int = 0,
+        wait_sec: int | None = None,
     ) -> Answer | None:
         patience = _HASTY_SEC if self._rng.random() < 0.02 else PATIENCE_SEC
         self._budget.count()
         began = self._around.now()
         answer = self._around.send(
-            make_request(kind, track_id, key=key, prefix=prefix, sandbox_id=sandbox_id, lease_id=lease_id, until=until),
+            make_request(
+                kind,
+                track_id,
+                key=key,
+                prefix=prefix,
+                sandbox_id=sandbox_id,
+                lease_id=lease_id,
+                until=until,
+                wait_sec=wait_sec,
+            ),
             patience=patience,
         )
         self._around.record(
@@ -215,13 +248,14 @@ class Client:
                 status=answer.status if answer else None,
                 body=answer.body if answer else {},
                 track_id=track_id,
-                key=(key or track_id) if kind is Kind.ALLOCATE else "",
+                key=(key or track_id) if kind in {Kind.ALLOCATE, Kind.GIVE_UP} else "",
                 prefix=prefix,
                 sandbox_id=sandbox_id,
                 lease_id=lease_id,
                 until=until,
                 replayed=answer.replayed if answer else False,
                 patience=patience,
+                wait_sec=wait_sec,
             )
         )
         return answer
@@ -239,13 +273,20 @@ def make_request(
     sandbox_id: str = "",
     lease_id: str | None = None,
     until: int = 0,
+    wait_sec: int | None = None,
 ) -> Request:
     """Return the request for a call of a track."""
+    given = {
+        "Idempotency-Key": key,
+        "X-Sandbox-Name-Prefix": prefix,
+        "Prefer": "" if wait_sec is None else f"wait={wait_sec}",
+    }
+    headers = {name: value for name, value in given.items() if value}
     match kind:
         case Kind.ALLOCATE:
-            given = {"Idempotency-Key": key, "X-Sandbox-Name-Prefix": prefix}
-            headers = {name: value for name, value in given.items() if value}
             return Request(method="POST", path="/allocate", track_id=track_id, headers=headers)
+        case Kind.GIVE_UP:
+            return Request(method="DELETE", path="/waiting", track_id=track_id, headers=headers)
         case Kind.READ:
             return Request(method="GET", path=f"/sandboxes/{sandbox_id}", track_id=track_id)
         case Kind.LIST:

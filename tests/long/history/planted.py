@@ -17,6 +17,7 @@ from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.facts import Change, Fact, FactKind, allocated
 from broker_common.core.lease import begin, end
+from broker_common.core.policy import Policy
 from broker_common.core.sandbox import DeletionReason, Status, next_version
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict
 from tests.fakes import BY, StoreWrapper
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.dynamo_fields import Item
     from broker_common.adapters.dynamo_store import DynamoStore
+    from broker_common.core.line import Place as WaitingPlace
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim, Sandbox
     from broker_common.core.store import AllocateAnswer, SandboxStore
@@ -58,6 +60,10 @@ class Bug(StrEnum):
     """An extension is written without a condition, over what ended the lease meanwhile."""
     FALSE_FACT = "false-fact"
     """An allocation is reported even if it failed."""
+    IGNORED_LINE = "ignored-line"
+    """A process does not look at the places ahead: who first sees a sandbox in the index gets it."""
+    DEAD_HEAD = "dead-head"
+    """A place whose track is gone blocks what is due to it, until its grace is over."""
 
     @property
     def place(self) -> Place:
@@ -73,6 +79,8 @@ _PLACES = {
     Bug.LATE_FACT: Place.CLEANUP,
     Bug.EXTENSION: Place.API,
     Bug.FALSE_FACT: Place.API,
+    Bug.IGNORED_LINE: Place.API,
+    Bug.DEAD_HEAD: Place.API,
 }
 
 
@@ -263,6 +271,21 @@ class ToldAnyway(Broken):
         return answer
 
 
+class LineIgnored(Broken):
+    """Sees nobody in the line."""
+
+    def read_line(self, *, limit: int | None = None) -> list[WaitingPlace]:
+        return []
+
+
+class DeadHead(Broken):
+    """Counts a track as late only when its place would be given up."""
+
+    def read_line(self, *, limit: int | None = None) -> list[WaitingPlace]:
+        grace = Policy().line_grace_sec
+        return [replace(each, back_by=each.back_by + grace) for each in super().read_line(limit=limit)]
+
+
 def _name(fact: Fact) -> object:
     return fact.sandbox_id, fact.version, fact.kind
 
@@ -275,6 +298,8 @@ _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxSt
     Bug.LATE_FACT: ToldAfterwards,
     Bug.EXTENSION: ExtensionOfAnyVersion,
     Bug.FALSE_FACT: ToldAnyway,
+    Bug.IGNORED_LINE: LineIgnored,
+    Bug.DEAD_HEAD: DeadHead,
 }
 _LONGEST_STALL = {
     Bug.SYNC: 0.3,
@@ -284,6 +309,8 @@ _LONGEST_STALL = {
     Bug.LATE_FACT: 1.0,
     Bug.EXTENSION: 2.0,
     Bug.FALSE_FACT: 0.0,
+    Bug.IGNORED_LINE: 0.0,
+    Bug.DEAD_HEAD: 0.0,
 }
 
 

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     EXTEND = "extend"
     MARK = "mark"
     RELEASE = "release"
+    GIVE_UP = "give up"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class Call:
     """Whether the answer's header said that it is a repetition."""
     patience: float = 0
     """The seconds after which the caller gives up."""
+    wait_sec: int | None = None
+    """For how long an allocate waits in line before its answer; None if its track does not wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,28 @@ class ClaimRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceRow:
+    """A place in the line, in the table. Places are served in the order of their ids."""
+
+    place_id: str
+    track_id: str
+    key: str
+    prefix: str
+    back_by: int
+
+    @classmethod
+    def of(cls, place: Mapping[str, Any], place_id: str) -> Self:
+        """Return the row of a place, given by its attributes in the table."""
+        return cls(
+            place_id=place_id,
+            track_id=place["track_id"],
+            key=place["idempotency_key"],
+            prefix=place["prefix"],
+            back_by=place["back_by"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
     """A consistent read of the whole table. Each record is of some moment from `began` to `ended`."""
 
@@ -105,6 +130,7 @@ class Scan:
     ended: float
     rows: tuple[Row, ...]
     claims: tuple[ClaimRow, ...]
+    places: tuple[PlaceRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +226,13 @@ def _read_call(values: dict[str, Any]) -> Call:
 def _read_scan(values: dict[str, Any]) -> Scan:
     rows: Iterable[dict[str, Any]] = values.pop("rows")
     claims: Iterable[dict[str, Any]] = values.pop("claims")
-    return Scan(**values, rows=tuple(Row(**each) for each in rows), claims=tuple(ClaimRow(**each) for each in claims))
+    places: Iterable[dict[str, Any]] = values.pop("places", ())
+    return Scan(
+        **values,
+        rows=tuple(Row(**each) for each in rows),
+        claims=tuple(ClaimRow(**each) for each in claims),
+        places=tuple(PlaceRow(**each) for each in places),
+    )
 
 
 def read_fact(values: Mapping[str, Any]) -> Fact:

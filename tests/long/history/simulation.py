@@ -7,7 +7,7 @@ call of the store or the provider. The seed decides about everything, so a run i
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,12 @@ from broker_common.core.flat import flatten, flatten_claim
 from broker_common.core.policy import Policy
 from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
 from broker_common.core.sandbox import Account, Status
+from broker_common.core.waiting import Waiting
 from tests.fakes import BY, Crashed, FakeProvider, MemoryStore, StoreWrapper
 from tests.long.history.load import Answer, Budget, Client, Pace
 from tests.long.history.planted import Bug, MemoryTable, Place, break_store
 from tests.long.history.record import Account as ListedAccount
-from tests.long.history.record import ClaimRow, Delete, History, Row, Scan, Terms
+from tests.long.history.record import ClaimRow, Delete, History, PlaceRow, Row, Scan, Terms
 from tests.scheduler.schedule import Schedule, stop
 from tests.scheduler.strategies import AtRandom
 from tests.world import World
@@ -47,7 +48,12 @@ if TYPE_CHECKING:
     from tests.scheduler.schedule import VirtualTime
 
 POLICY = Policy(
-    lab_duration_sec=6, max_lab_duration_sec=12, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3
+    lab_duration_sec=6,
+    max_lab_duration_sec=12,
+    expiry_buffer_sec=2,
+    deletion_backoff_base_sec=0,
+    k_candidates=3,
+    line_grace_sec=20,
 )
 POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
 DEADLINE_SEC = 3
@@ -187,10 +193,14 @@ class _Simulation:
             stop("wait for a process")
         world = self._idle.pop(self._rng.randrange(len(self._idle)))
         try:
-            with deadline_in(DEADLINE_SEC, self._time):
+            with deadline_in(DEADLINE_SEC + _wait_of(request), self._time):
                 answer = _serve(world, request)
         except BrokerError as error:
-            answer = Answer(status=ERROR_OF[type(error)].status, body={"error": {"code": error.code}})
+            answer = Answer(
+                status=ERROR_OF[type(error)].status,
+                body={"error": {"code": error.code}},
+                retry_after=getattr(error, "retry_after", None) or 0,
+            )
         self._idle.append(world)
         stop("receive")
         return answer
@@ -257,6 +267,10 @@ class _Simulation:
                 ended=self._time.unix(),
                 rows=tuple(Row.of(flatten(each)) for each in sandboxes.values()),
                 claims=tuple(ClaimRow.of(flatten_claim(each)) for each in claims.values()),
+                places=tuple(
+                    PlaceRow.of(asdict(each) | {"prefix": each.wish.prefix}, each.place_id)
+                    for each in MemoryStore.read_line(self._memory)
+                ),
             )
         )
 
@@ -303,6 +317,23 @@ def _work(job: Place, world: World) -> None:
             return
 
 
+def _wait_of(request: Request) -> int:
+    """Return for how many seconds a request may be held."""
+    return int(request.headers.get("Prefer", "wait=0").removeprefix("wait="))
+
+
+def _tell(waiting: Waiting) -> Answer:
+    body = {
+        "state": "waiting",
+        "position": waiting.position,
+        "waiting": waiting.waiting,
+        "joined_at": waiting.place.joined_at,
+        "place_kept_until": waiting.kept_until,
+        "expected_by": waiting.expected_by,
+    }
+    return Answer(status=202, body=body, retry_after=waiting.retry_after)
+
+
 def _of_sandboxes(facts: Iterable[Fact | PoolFact]) -> Iterator[Fact]:
     return (fact for fact in facts if isinstance(fact, Fact))
 
@@ -312,12 +343,24 @@ def _serve(world: World, request: Request) -> Answer:
     match request.method, request.path.split("/")[1:]:
         case "POST", ["allocate"]:
             given = request.headers
-            allocation = world.allocate(track_id, given.get("Idempotency-Key"), given.get("X-Sandbox-Name-Prefix", ""))
+            key, prefix = given.get("Idempotency-Key"), given.get("X-Sandbox-Name-Prefix", "")
+            if "Prefer" not in given:
+                allocation = world.allocate(track_id, key, prefix)
+            else:
+                answer = world.wait(track_id, key, prefix=prefix, wait_sec=_wait_of(request))
+                if isinstance(answer, Waiting):
+                    return _tell(answer)
+                allocation = answer
             return Answer(
                 status=200 if allocation.replayed else 201,
                 body=AllocationSchema().dump(allocation.claim),
                 replayed=allocation.replayed,
             )
+        case "DELETE", ["waiting"]:
+            place = world.store.read_place(track_id, request.headers.get("Idempotency-Key", track_id))
+            if place is not None:
+                world.line.leave(place)
+            return Answer(status=204, body={})
         case "GET", ["sandboxes"]:
             held = world.leases.list_held(track_id=track_id)
             return Answer(status=200, body=HeldSandboxesSchema().dump({"sandboxes": held, "count": len(held)}))

@@ -23,6 +23,8 @@ SEEDS = (1, 2, 3)
         (Bug.EXTENSION, {Promise.CLAIMS_AGREE, Promise.FACTS, Promise.LATEST_END}),
         (Bug.LATE_FACT, {Promise.FACTS}),
         (Bug.FALSE_FACT, {Promise.FACTS}),
+        (Bug.IGNORED_LINE, {Promise.TURN}),
+        (Bug.DEAD_HEAD, {Promise.TURN, Promise.HONEST_REFUSAL}),
     ],
 )
 def test_a_planted_bug_is_found_by_the_promises_that_it_breaks(bug: Bug, promises: set[Promise]) -> None:
