@@ -191,7 +191,7 @@ class Allocator:
         if allocation is not None:
             return allocation
         if place is not None and request.wait_sec is not None:
-            waiting = self._line.renew(replace(place, wish=request.wish))
+            waiting = self._line.renew(replace(place, wish=request.wish), may_be_held=request.wait_sec > 0)
             if waiting is not None:
                 return waiting
         held = self._held(request, by)
@@ -237,6 +237,7 @@ class Allocator:
             request.wish,
             customer=request.customer,
             track_name=request.track_name,
+            may_be_held=request.wait_sec > 0,
         )
         return joined if isinstance(joined, Waiting) else Allocation(joined, replayed=True)
 
@@ -255,19 +256,20 @@ class Allocator:
                     return None, allocation
             else:
                 return None, None
-        turns = self._line.turns(arrived_at=progress.arrived_at)
-        if turns is None:
-            return self._search(request, by, progress)
-        place = self._line.place_of(request.track_id, request.idempotency_key)
-        if place is not None and place.wish.prefix != request.prefix:
-            place = None
-        progress.place_id = place.place_id if place else None
-        in_turn = self._candidates.choose(turns.open_to(request.wish, progress.place_id), request.prefix)
-        while (candidate := in_turn.next()) is not None:
+        while (turns := self._line.turns(arrived_at=progress.arrived_at)) is not None:
+            place = self._line.place_of(request.track_id, request.idempotency_key)
+            if place is not None and place.wish.prefix != request.prefix:
+                place = None
+            progress.place_id = place.place_id if place else None
+            in_turn = self._candidates.choose(turns.open_to(request.wish, progress.place_id), request.prefix)
+            candidate = in_turn.next()
+            if candidate is None:
+                return place, None
             allocation = self._try(request, by, in_turn, candidate, progress)
             if allocation is not None:
                 return place, allocation
-        return place, None
+            # Without a lost sandbox, the others may be due to other places.
+        return self._search(request, by, progress)
 
     def _try(
         self,
@@ -307,6 +309,7 @@ class Allocator:
                         continue
                     progress.conflicts += 1
                     search.mark_lost(candidate)
+                    self._line.mark_taken(candidate)
                     return None
                 case _:
                     assert_never(answer)
@@ -322,6 +325,7 @@ class Allocator:
         self, search: CandidateSearch | CandidateChoice, candidate: Candidate, claim: Claim, progress: _Progress
     ) -> Allocation:
         search.mark_used(candidate)
+        self._line.mark_taken(candidate)
         if progress.place_id is not None:
             self._line.mark_served(progress.place_id)
         return Allocation(claim, replayed=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -56,6 +57,8 @@ WALK_SPACING_SEC = 1.6
 """The time between two reads of all free sandboxes: with four shards and the line, fewer than four reads a second."""
 VISIBLE_SEC = 1.0
 """A sandbox that was visible in the index for so long before a request is found for it."""
+INDEX_LAG_SEC = 0.1
+"""How far the index is usually behind, at most: so long after the line, the free sandboxes are read."""
 LONG_PAGE = 1000
 """How many sandboxes each query reads."""
 POLL_SEC = 0.25
@@ -89,6 +92,14 @@ class _View:
         self.by_owner = {(each.track_id, each.idempotency_key): each for each in places}
 
 
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """The sandboxes that were free, and the places of the line before they were read."""
+
+    places: list[Place]
+    free: list[Candidate]
+
+
 class WaitingLine:
     """The line as this process knows it; safe to use from many threads."""
 
@@ -119,6 +130,8 @@ class WaitingLine:
         """What this process itself wrote to the line, and when: newer than an earlier read."""
         self._view: tuple[object, _View] | None = None
         self._turns: tuple[object, Turns] | None = None
+        self._taken: OrderedDict[str, int] = OrderedDict()
+        """The last versions of sandboxes that are known to be taken. The index may still show them."""
 
     def now(self) -> int:
         """Return the time by which the line goes: the clock's, corrected by the store's."""
@@ -143,8 +156,7 @@ class WaitingLine:
         """
         if self.is_empty():
             return None
-        began, free = self._free.get(not_before=arrived_at - VISIBLE_SEC)
-        return self._turns_by(began, free)
+        return self._turns_by(*self._free.get(not_before=arrived_at - VISIBLE_SEC))
 
     def hold(self, place: Place, *, until: float, may_hold: Callable[[], bool]) -> bool:
         """Wait until the turn of a place has come, or the place must be renewed: then another try is worth it.
@@ -178,18 +190,26 @@ class WaitingLine:
         )
 
     def join(
-        self, track_id: str, idempotency_key: str, wish: Wish, *, customer: str | None, track_name: str | None
+        self,
+        track_id: str,
+        idempotency_key: str,
+        wish: Wish,
+        *,
+        customer: str | None,
+        track_name: str | None,
+        may_be_held: bool,
     ) -> Waiting | Claim:
         """Give a (track, key) a place, or renew the one that it has; or return the claim that it holds.
 
-        A place whose track now wants other names is given up for a new one. Raises `NoSandboxesAvailable` if the line
+        `may_be_held`: this process may hold the request, and so renews the place itself; less often than a track that
+        must come back to learn that its turn has come. A place whose track now wants other names is given up for a new one. Raises `NoSandboxesAvailable` if the line
         is full.
         """
         place = self.place_of(track_id, idempotency_key)
         while True:
             if place is not None:
                 if place.is_kept(self.now(), self._policy.line_grace_sec) and place.wish.prefix == wish.prefix:
-                    renewed = self.renew(replace(place, wish=wish))
+                    renewed = self.renew(replace(place, wish=wish), may_be_held=may_be_held)
                     if renewed is not None:
                         return renewed
                 else:
@@ -210,7 +230,7 @@ class WaitingLine:
                 wish=wish,
                 round=round_,
                 joined_at=now,
-                back_by=now + retry_after(len(places) + 1, self._front()),
+                back_by=now + self._retry_after(len(places) + 1, may_be_held),
                 customer=customer,
                 track_name=track_name,
             )
@@ -226,13 +246,13 @@ class WaitingLine:
                 case PlaceHeld():  # a copy of this request was faster, or this process does not know of it yet
                     place = self._store.read_place(track_id, idempotency_key)
 
-    def renew(self, place: Place) -> Waiting | None:
+    def renew(self, place: Place, *, may_be_held: bool) -> Waiting | None:
         """Keep a place, because its track is back. Return None if the place is gone.
 
-        A place that is renewed proves that its (track, key) has no claim.
+        A place that is renewed proves that its (track, key) has no claim. `may_be_held`: see `join`.
         """
         position = 1 + sum(each.place_id < place.place_id for each in self.places())
-        renewed = self._renew_until(place, self.now() + retry_after(position, self._front()))
+        renewed = self._renew_until(place, self.now() + self._retry_after(position, may_be_held))
         if renewed is None:
             self._note(place.place_id, None)
         return renewed
@@ -257,6 +277,11 @@ class WaitingLine:
         self._note(place_id, None)
         if place is not None:
             self._record_end(place, WaitOutcome.SERVED)
+
+    def mark_taken(self, candidate: Candidate) -> None:
+        """Remember that a sandbox is not available any more, so that it is due to nobody."""
+        with self._lock:
+            self._taken[candidate.sandbox_id] = max(candidate.version, self._taken.pop(candidate.sandbox_id, -1))
 
     def outlook(self) -> Mapping[str, int | None]:
         """Return why there is no sandbox, as it is known: counts of the pool, and when the next one is expected."""
@@ -298,7 +323,7 @@ class WaitingLine:
                     known.pop(place_id, None)
                     if place is not None:
                         known[place_id] = (at, place)
-            kept = [each for _, each in known.values() if each.is_kept(self.now(), self._policy.line_grace_sec)]
+            kept = [each for _, each in known.values() if each.is_kept(key[2], self._policy.line_grace_sec)]
             self._view = view = (key, _View(in_order(kept)))
         return view[1]
 
@@ -343,8 +368,8 @@ class WaitingLine:
         is_in_front = any(each.place_id == place.place_id for each in self.places()[: self._front()])
         if left <= 1 or (is_in_front and left > FRONT_RETRY_SEC):
             return True
-        began, free = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
-        return self._turns_by(began, free).is_next(place.place_id)
+        walk = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
+        return self._turns_by(*walk).is_next(place.place_id)
 
     def _record_end(self, place: Place, outcome: WaitOutcome) -> None:
         self._recorder.record(
@@ -353,8 +378,11 @@ class WaitingLine:
 
     # -- the pool
 
-    def _walk(self) -> list[Candidate]:
-        """Read all sandboxes that are available."""
+    def _walk(self) -> _Walk:
+        """Read the line, then all sandboxes that are available."""
+        self._first.get(not_before=self._clock.monotonic())
+        places = self._current().places
+        self._clock.sleep(INDEX_LAG_SEC)
         found: list[Candidate] = []
         position, travelled = Position(0), 0
         while travelled < self._store.positions:
@@ -363,15 +391,28 @@ class WaitingLine:
             page = self._store.read_candidates(position, limit=LONG_PAGE, prefix="")
             found += page.candidates
             position, travelled = page.next, travelled + page.distance
-        return found
+        return _Walk(places, found)
 
-    def _turns_by(self, began: float, free: list[Candidate]) -> Turns:
+    def _turns_by(self, began: float, walk: _Walk) -> Turns:
+        """Return whose turn it is, by the line and a walk.
+
+        A place that is gone since the walk may have got one of its sandboxes, and nobody knows which. So it still
+        counts, unless this process itself has deleted it.
+        """
         view = self._current()
-        key = (id(view), began, self.now())
+        key = (id(view), began, self.now(), len(self._taken))
         known = self._turns
         if known is None or known[0] != key:
-            self._turns = known = (key, Turns(view.places, free, now=self.now()))
+            ids = {each.place_id for each in view.places}
+            with self._lock:
+                gone = [each for each in walk.places if each.place_id not in ids | self._written.keys()]
+                free = [each for each in walk.free if each.version > self._taken.get(each.sandbox_id, -1)]
+            self._turns = known = (key, Turns([*view.places, *gone], free, now=self.now()))
         return known[1]
+
+    def _retry_after(self, position: int, may_be_held: bool) -> int:
+        seconds = retry_after(position, self._front())
+        return max(seconds, FRONT_RETRY_SEC) if may_be_held else seconds
 
     def _front(self) -> int:
         count = self._pool_count()
