@@ -177,11 +177,11 @@ class Allocator:
             if not isinstance(result, Waiting):
                 return result
             began = self._clock.monotonic()
-            is_worth_a_try = self._line.hold(result.place, until=hold_until, may_hold=may_hold)
+            answer = self._line.hold(result, until=hold_until, may_hold=may_hold)
             progress.arrived_at = self._clock.monotonic()
             progress.held_sec += progress.arrived_at - began
-            if not is_worth_a_try:
-                return result
+            if answer is not None:
+                return answer
 
     def _allocate(self, request: AllocateRequest, by: Actor, progress: _Progress) -> Allocation | Waiting:
         held = self._held_if_stopped(request, by)
@@ -191,7 +191,7 @@ class Allocator:
         if allocation is not None:
             return allocation
         if place is not None and request.wait_sec is not None:
-            waiting = self._line.renew(replace(place, wish=request.wish), may_be_held=request.wait_sec > 0)
+            waiting = self._line.renew(replace(place, wish=request.wish))
             if waiting is not None:
                 return waiting
         held = self._held(request, by)
@@ -237,7 +237,6 @@ class Allocator:
             request.wish,
             customer=request.customer,
             track_name=request.track_name,
-            may_be_held=request.wait_sec > 0,
         )
         return joined if isinstance(joined, Waiting) else Allocation(joined, replayed=True)
 

@@ -25,7 +25,7 @@ LATE_SEC = 5
 FRONT_MIN, FRONT_PERCENT = 20, 10
 """The front of the line: so many places, or so many percent of the pool if that is more."""
 NEXT_RETRY_SEC, FRONT_RETRY_SEC, MAX_RETRY_SEC = 1, 3, 20
-"""`Retry-After` for the first `FRONT_MIN` places, for the rest of the front, and at the end of a long line."""
+"""`Retry-After` for the places whose turn is next, in the rest of the front, and at the end of a long line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +100,10 @@ def front_of(pool: int) -> int:
 def retry_after(position: int, front: int) -> int:
     """Return after how many seconds the track at a position (from 1 on) should come back.
 
-    It is back before its turn, even if as many sandboxes as the front has places come back in a second.
+    It is back before its turn, even if a tenth of the pool comes back in a second, or 20 sandboxes of a small pool.
     """
-    if position <= FRONT_MIN:
-        return NEXT_RETRY_SEC
-    return min(MAX_RETRY_SEC, max(FRONT_RETRY_SEC, position // front))
+    near = min(FRONT_RETRY_SEC, position // FRONT_MIN)
+    return min(MAX_RETRY_SEC, max(NEXT_RETRY_SEC, near, position // front))
 
 
 class Turns:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from broker_common.core.deadline import Backoff, deadline_in, time_left
@@ -48,13 +50,14 @@ if TYPE_CHECKING:
     from broker_common.core.store import JoinAnswer, PoolCount, SandboxStore
 
 LINE_AGE_SEC = 1.0
-"""How old the known line may be when a track takes a sandbox."""
+"""How old the knowledge that nobody waits may be when a track takes a sandbox."""
 WHOLE_AGE_SEC = 5.0
 """How old the rest of a long line may be."""
 LONG_LINE = 2000
 """Only so many places, the first ones, are read every second."""
-WALK_SPACING_SEC = 1.6
-"""The time between two reads of all free sandboxes: with four shards and the line, fewer than four reads a second."""
+WALK_SPACING_SEC = 1.3
+"""The time between two reads of a line that is not empty, and of all free sandboxes: with four shards, fewer than four
+reads a second."""
 VISIBLE_SEC = 1.0
 """A sandbox that was visible in the index for so long before a request is found for it."""
 INDEX_LAG_SEC = 0.1
@@ -158,58 +161,57 @@ class WaitingLine:
             return None
         return self._turns_by(*self._free.get(not_before=arrived_at - VISIBLE_SEC))
 
-    def hold(self, place: Place, *, until: float, may_hold: Callable[[], bool]) -> bool:
-        """Wait until the turn of a place has come, or the place must be renewed: then another try is worth it.
+    def hold(self, waiting: Waiting, *, until: float, may_hold: Callable[[], bool]) -> Waiting | None:
+        """Wait until another try is worth it, because the turn of a place has come, or the place is gone: None.
 
-        Return False if the request must be answered now: it is `until` (monotonic), or `may_hold` says so, or the store
-        does not answer.
+        Otherwise return the track's answer: it is `until` (monotonic), or `may_hold` says so, or the store does not
+        answer, or the turn cannot come soon. Threads that hold calls are for the places near the front. Meanwhile the
+        place is renewed every few seconds. So it soon holds nobody up if this process dies.
         """
+        place_id = waiting.place.place_id
         while True:
             left = until - self._clock.monotonic()
-            if left <= 0 or not may_hold():
-                return False
+            if left <= 0 or not may_hold() or self._retry_after(self._position(place_id)) > FRONT_RETRY_SEC:
+                return waiting
             self._clock.sleep(min(POLL_SEC, left))
             try:
                 with deadline_in(LINE_AGE_SEC, self._clock):
-                    if self._is_worth_a_try(place):
-                        return may_hold()
+                    if waiting.place.back_by <= self.now():
+                        renewed = self._renew_until(waiting.place, self.now() + FRONT_RETRY_SEC)
+                        if renewed is None:
+                            return None
+                        waiting = renewed
+                    walk = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
+                    if self._turns_by(*walk).is_next(place_id):
+                        return None if may_hold() else waiting
             except StoreUnavailable:
-                return False
+                return waiting
 
     def describe(self, place: Place) -> Waiting:
         """Return what a track is told about its place."""
-        places = self.places()
-        position = 1 + sum(each.place_id < place.place_id for each in places)
+        position = self._position(place.place_id)
         return Waiting(
             place=place,
             position=position,
-            waiting=max(len(places), position),
+            waiting=max(len(self.places()), position),
             retry_after=max(1, place.back_by - self.now()),
             kept_until=place.back_by + self._policy.line_grace_sec,
             expected_by=self._expected_by(position),
         )
 
     def join(
-        self,
-        track_id: str,
-        idempotency_key: str,
-        wish: Wish,
-        *,
-        customer: str | None,
-        track_name: str | None,
-        may_be_held: bool,
+        self, track_id: str, idempotency_key: str, wish: Wish, *, customer: str | None, track_name: str | None
     ) -> Waiting | Claim:
         """Give a (track, key) a place, or renew the one that it has; or return the claim that it holds.
 
-        `may_be_held`: this process may hold the request, and so renews the place itself; less often than a track that
-        must come back to learn that its turn has come. A place whose track now wants other names is given up for a new one. Raises `NoSandboxesAvailable` if the line
+        A place whose track now wants other names is given up for a new one. Raises `NoSandboxesAvailable` if the line
         is full.
         """
         place = self.place_of(track_id, idempotency_key)
         while True:
             if place is not None:
                 if place.is_kept(self.now(), self._policy.line_grace_sec) and place.wish.prefix == wish.prefix:
-                    renewed = self.renew(replace(place, wish=wish), may_be_held=may_be_held)
+                    renewed = self.renew(replace(place, wish=wish))
                     if renewed is not None:
                         return renewed
                 else:
@@ -218,7 +220,7 @@ class WaitingLine:
             if len(places) >= self._policy.line_max:
                 raise NoSandboxesAvailable(
                     "no sandbox is available, and the line is full",
-                    retry_after=retry_after(len(places), self._front()),
+                    retry_after=self._retry_after(len(places)),
                     details={"line": "full", **self.outlook()},
                 )
             now = self.now()
@@ -230,7 +232,7 @@ class WaitingLine:
                 wish=wish,
                 round=round_,
                 joined_at=now,
-                back_by=now + self._retry_after(len(places) + 1, may_be_held),
+                back_by=now + self._retry_after(len(places) + 1),
                 customer=customer,
                 track_name=track_name,
             )
@@ -246,13 +248,12 @@ class WaitingLine:
                 case PlaceHeld():  # a copy of this request was faster, or this process does not know of it yet
                     place = self._store.read_place(track_id, idempotency_key)
 
-    def renew(self, place: Place, *, may_be_held: bool) -> Waiting | None:
+    def renew(self, place: Place) -> Waiting | None:
         """Keep a place, because its track is back. Return None if the place is gone.
 
-        A place that is renewed proves that its (track, key) has no claim. `may_be_held`: see `join`.
+        A place that is renewed proves that its (track, key) has no claim.
         """
-        position = 1 + sum(each.place_id < place.place_id for each in self.places())
-        renewed = self._renew_until(place, self.now() + self._retry_after(position, may_be_held))
+        renewed = self._renew_until(place, self.now() + self._retry_after(self._position(place.place_id)))
         if renewed is None:
             self._note(place.place_id, None)
         return renewed
@@ -298,9 +299,11 @@ class WaitingLine:
     # -- the line
 
     def _current(self) -> _View:
-        """Return the kept places, by a read that began less than a second ago."""
+        """Return the kept places, by a read that is not older than it may be."""
         now = self._clock.monotonic()
-        began, first = self._first.get(not_before=now - LINE_AGE_SEC)
+        began, first = self._first.get(not_before=now - WALK_SPACING_SEC)
+        if not first and began < now - LINE_AGE_SEC:
+            began, first = self._first.get(not_before=now - LINE_AGE_SEC)
         if not first and not self._written:
             return _EMPTY
         rest_began, rest = -math.inf, []
@@ -358,18 +361,9 @@ class WaitingLine:
         self._note(place.place_id, renewed)
         return self.describe(renewed)
 
-    def _is_worth_a_try(self, place: Place) -> bool:
-        """Tell whether a held request has something to do: to take a sandbox, or to renew its place.
-
-        In the front of the line, where its turn may come, a place is renewed every few seconds. So it soon holds nobody
-        up if this process dies.
-        """
-        left = place.back_by - self.now()
-        is_in_front = any(each.place_id == place.place_id for each in self.places()[: self._front()])
-        if left <= 1 or (is_in_front and left > FRONT_RETRY_SEC):
-            return True
-        walk = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
-        return self._turns_by(*walk).is_next(place.place_id)
+    def _position(self, place_id: str) -> int:
+        """Return the position of a place, from 1 on, or the one that it would have."""
+        return 1 + bisect_left(self.places(), place_id, key=attrgetter("place_id"))
 
     def _record_end(self, place: Place, outcome: WaitOutcome) -> None:
         self._recorder.record(
@@ -403,20 +397,17 @@ class WaitingLine:
         key = (id(view), began, self.now(), len(self._taken))
         known = self._turns
         if known is None or known[0] != key:
-            ids = {each.place_id for each in view.places}
             with self._lock:
-                gone = [each for each in walk.places if each.place_id not in ids | self._written.keys()]
+                known_ids = self._written.keys() | {each.place_id for each in view.places}
+                gone = [each for each in walk.places if each.place_id not in known_ids]
                 free = [each for each in walk.free if each.version > self._taken.get(each.sandbox_id, -1)]
             self._turns = known = (key, Turns([*view.places, *gone], free, now=self.now()))
         return known[1]
 
-    def _retry_after(self, position: int, may_be_held: bool) -> int:
-        seconds = retry_after(position, self._front())
-        return max(seconds, FRONT_RETRY_SEC) if may_be_held else seconds
-
-    def _front(self) -> int:
+    def _retry_after(self, position: int) -> int:
         count = self._pool_count()
-        return front_of(sum(count.by_status.values()) - count.by_status.get(Status.DELETED, 0) if count else 0)
+        pool = sum(count.by_status.values()) - count.by_status.get(Status.DELETED, 0) if count else 0
+        return retry_after(position, front_of(pool))
 
     def _expected_by(self, sandboxes: int) -> int | None:
         """Return when so many sandboxes are expected to have come back; None if nothing supports an estimate."""

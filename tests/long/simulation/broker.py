@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from broker_common.core import candidate_cache
-from broker_common.core.allocation import AllocateRequest, Allocator
+from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
@@ -265,13 +265,15 @@ class _Run:
             outcome = result.allocated
             try:
                 with deadline_in(DEADLINE_SEC, self.time):
-                    claim = process.allocator.allocate(request, by=BY).claim
+                    allocation = process.allocator.allocate(request, by=BY)
             except NoSandboxesAvailable:
                 outcome = result.refused
                 result.false_refusals += self.store.shows_since(began_at - 1)
             except StoreUnavailable:
                 outcome = result.unavailable
             else:
+                assert isinstance(allocation, Allocation), "a request that does not wait gets no place"
+                claim = allocation.claim
                 assert claim.sandbox_id not in self._holders, "a sandbox has one holder"
                 self._holders[claim.sandbox_id] = claim.lease.track_id
                 self._allocated.append(claim.sandbox_id)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
-from dataclasses import dataclass, field, replace
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.allocation import AllocateRequest
-from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
 from broker_common.core.lease import candidate_of
 from broker_common.core.line import FRONT_MIN, FRONT_RETRY_SEC, Place, Turns
