@@ -52,8 +52,8 @@ class LineScenario:
     join_sec: float = 30.0
     dead: float = 0.1
     """Tracks that never come back: half of them after their first answer, the others at a random moment."""
-    late: float = 0.1
-    """Tracks of which every third coming back is up to a minute late."""
+    late: float = 0.05
+    """Tracks that are up to a minute late every tenth time that they come back."""
     held: float = 0.3
     """Tracks that ask to be held for 20 seconds. The others ask for an answer at once."""
     customers: int = 1
@@ -190,8 +190,14 @@ class _Judge:
     def _is_due(
         candidate: Candidate, place_id: str | None, places: list[Place], free: list[Candidate], now: int
     ) -> bool:
-        known = {each.sandbox_id: each for each in (*free, candidate)}
-        return not Turns(places, known.values(), now=now).may_take(candidate, place_id)
+        """Tell whether a place ahead gets a sandbox only if this one is free."""
+        ahead = [each for each in places if place_id is None or each.place_id < place_id]
+        others = [each for each in free if each.sandbox_id != candidate.sandbox_id]
+        served = [
+            sum(map(Turns(ahead, some, now=now).is_next, (each.place_id for each in ahead)))
+            for some in ([*others, candidate], others)
+        ]
+        return served[0] > served[1]
 
 
 class _LineRun:
@@ -322,7 +328,7 @@ class _LineRun:
             self._result.lost_places += 1
         track.place = told.place
         pause = told.retry_after + self._rng.uniform(*TRIP_SEC)
-        if track.is_late and self._rng.random() < 1 / 3:
+        if track.is_late and self._rng.random() < 0.1:
             pause += self._rng.uniform(0, 60)
         return pause
 
