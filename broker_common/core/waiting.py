@@ -90,8 +90,10 @@ class Waiting:
 class _View:
     """The kept places in their order, as of one moment."""
 
-    def __init__(self, places: list[Place]) -> None:
+    def __init__(self, places: list[Place], now: int) -> None:
         self.places = places
+        self.live_ids = [each.place_id for each in places if each.is_live(now)]
+        """The ids of the places that a sandbox may be due to."""
         self.by_owner = {(each.track_id, each.idempotency_key): each for each in places}
 
 
@@ -171,7 +173,7 @@ class WaitingLine:
         place_id = waiting.place.place_id
         while True:
             left = until - self._clock.monotonic()
-            if left <= 0 or not may_hold() or self._retry_after(self._position(place_id)) > FRONT_RETRY_SEC:
+            if left <= 0 or not may_hold() or self._retry_after(place_id) > FRONT_RETRY_SEC:
                 return waiting
             self._clock.sleep(min(POLL_SEC, left))
             try:
@@ -189,14 +191,15 @@ class WaitingLine:
 
     def describe(self, place: Place) -> Waiting:
         """Return what a track is told about its place."""
-        position = self._position(place.place_id)
+        places = self.places()
+        position = 1 + bisect_left(places, place.place_id, key=attrgetter("place_id"))
         return Waiting(
             place=place,
             position=position,
-            waiting=max(len(self.places()), position),
+            waiting=max(len(places), position),
             retry_after=max(1, place.back_by - self.now()),
             kept_until=place.back_by + self._policy.line_grace_sec,
-            expected_by=self._expected_by(position),
+            expected_by=self._expected_by(1 + self._live_ahead(place.place_id)),
         )
 
     def join(
@@ -220,19 +223,20 @@ class WaitingLine:
             if len(places) >= self._policy.line_max:
                 raise NoSandboxesAvailable(
                     "no sandbox is available, and the line is full",
-                    retry_after=self._retry_after(len(places)),
+                    retry_after=self._retry_after(places[-1].place_id),
                     details={"line": "full", **self.outlook()},
                 )
             now = self.now()
             round_ = next_round(places, customer)
+            place_id = new_place_id(round_, now, new_id(self._rng))
             joining = Place(
-                place_id=new_place_id(round_, now, new_id(self._rng)),
+                place_id=place_id,
                 track_id=track_id,
                 idempotency_key=idempotency_key,
                 wish=wish,
                 round=round_,
                 joined_at=now,
-                back_by=now + self._retry_after(len(places) + 1),
+                back_by=now + self._retry_after(place_id),
                 customer=customer,
                 track_name=track_name,
             )
@@ -242,7 +246,7 @@ class WaitingLine:
                     return self.describe(joining)
                 case ClaimHeld(claim):
                     return claim
-                case PlaceHeld(place_id) if place_id == joining.place_id:
+                case PlaceHeld(held_id) if held_id == place_id:
                     self._note(joining.place_id, joining)
                     return self.describe(joining)
                 case PlaceHeld():  # a copy of this request was faster, or this process does not know of it yet
@@ -253,7 +257,7 @@ class WaitingLine:
 
         A place that is renewed proves that its (track, key) has no claim.
         """
-        renewed = self._renew_until(place, self.now() + self._retry_after(self._position(place.place_id)))
+        renewed = self._renew_until(place, self.now() + self._retry_after(place.place_id))
         if renewed is None:
             self._note(place.place_id, None)
         return renewed
@@ -327,7 +331,7 @@ class WaitingLine:
                     if place is not None:
                         known[place_id] = (at, place)
             kept = [each for _, each in known.values() if each.is_kept(key[2], self._policy.line_grace_sec)]
-            self._view = view = (key, _View(in_order(kept)))
+            self._view = view = (key, _View(in_order(kept), key[2]))
         return view[1]
 
     def _read_first(self) -> list[Place]:
@@ -361,9 +365,9 @@ class WaitingLine:
         self._note(place.place_id, renewed)
         return self.describe(renewed)
 
-    def _position(self, place_id: str) -> int:
-        """Return the position of a place, from 1 on, or the one that it would have."""
-        return 1 + bisect_left(self.places(), place_id, key=attrgetter("place_id"))
+    def _live_ahead(self, place_id: str) -> int:
+        """Return how many places ahead of a place a sandbox may be due to."""
+        return bisect_left(self._current().live_ids, place_id)
 
     def _record_end(self, place: Place, outcome: WaitOutcome) -> None:
         self._recorder.record(
@@ -374,7 +378,7 @@ class WaitingLine:
 
     def _walk(self) -> _Walk:
         """Read the line, then all sandboxes that are available."""
-        self._first.get(not_before=self._clock.monotonic())
+        self._first.get(not_before=self._clock.monotonic() - INDEX_LAG_SEC)
         places = self._current().places
         self._clock.sleep(INDEX_LAG_SEC)
         found: list[Candidate] = []
@@ -404,10 +408,11 @@ class WaitingLine:
             self._turns = known = (key, Turns([*view.places, *gone], free, now=self.now()))
         return known[1]
 
-    def _retry_after(self, position: int) -> int:
+    def _retry_after(self, place_id: str) -> int:
+        """Return after how many seconds the track of a place should come back; tracks that are gone do not count."""
         count = self._pool_count()
         pool = sum(count.by_status.values()) - count.by_status.get(Status.DELETED, 0) if count else 0
-        return retry_after(position, front_of(pool))
+        return retry_after(1 + self._live_ahead(place_id), front_of(pool))
 
     def _expected_by(self, sandboxes: int) -> int | None:
         """Return when so many sandboxes are expected to have come back; None if nothing supports an estimate."""
@@ -420,4 +425,4 @@ class WaitingLine:
         return None
 
 
-_EMPTY = _View([])
+_EMPTY = _View([], 0)

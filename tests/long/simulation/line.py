@@ -160,11 +160,10 @@ class _WatchedStore(SimulatedStore):
 
 
 class _Judge:
-    """Knows the true line and the free sandboxes of the last two seconds, and whether a sandbox was due to another."""
+    """Knows the true line and what the index showed in the last two seconds, and so whether a sandbox is due to another."""
 
     def __init__(self, run: _LineRun) -> None:
         self._run = run
-        self.free: dict[str, Candidate] = {}
         self._glances: deque[tuple[float, list[Place], list[Candidate]]] = deque()
 
     def glance(self) -> None:
@@ -173,7 +172,7 @@ class _Judge:
         now = run.time.monotonic()
         while self._glances and self._glances[0][0] < now - WINDOW_SEC - GLANCE_SEC:
             self._glances.popleft()
-        self._glances.append((now, [each for each in run.store.places() if run.is_alive(each)], [*self.free.values()]))
+        self._glances.append((now, [each for each in run.store.places() if run.is_alive(each)], run.store.shown()))
 
     def judge(self, candidate: Candidate, place_id: str | None) -> tuple[bool, bool]:
         """Tell whether a sandbox that is being taken is due to a place ahead: now, and throughout the window."""
@@ -372,7 +371,6 @@ class _LineRun:
         if after is None:
             return
         if after.status is Status.AVAILABLE:
-            self._judge.free[after.sandbox_id] = candidate_of(after)
             self._freed_at[after.sandbox_id] = self.time.monotonic()
         elif after.status is Status.ALLOCATED and before is not None and after.lease is not None:
             track = self._tracks.get(after.lease.track_id)
@@ -381,7 +379,6 @@ class _LineRun:
             self._result.out_of_turn += is_due_now
             if is_due_throughout:
                 self._result.violations.append(f"{self.time.monotonic():.1f} s: {after.lease.track_id}, {place}")
-            del self._judge.free[after.sandbox_id]
             if track and self._is_long():
                 self._result.idle.append(self.time.monotonic() - self._freed_at[after.sandbox_id])
 

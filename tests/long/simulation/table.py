@@ -141,6 +141,10 @@ class SimulatedStore(MemoryStore):
             for entry in ring
         )
 
+    def shown(self) -> list[Candidate]:
+        """Return the sandboxes that the index shows as available."""
+        return [each.candidate for each in self._shown.values()]
+
     def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
         segment, at = divmod(position.at, ORDER_LIMIT)
 
