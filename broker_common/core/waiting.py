@@ -66,6 +66,8 @@ LONG_PAGE = 1000
 """How many sandboxes each query reads."""
 POLL_SEC = 0.25
 """How often a held request looks whether its turn has come."""
+TAKEN_KEPT = 8192
+"""How many sandboxes that are known to be taken are remembered."""
 SWEPT_AT_ONCE = 2
 """How many places whose time is over a process deletes after a read of the line."""
 SWEEP_AFTER_SEC = 60
@@ -137,6 +139,8 @@ class WaitingLine:
         self._turns: tuple[object, Turns] | None = None
         self._taken: OrderedDict[str, int] = OrderedDict()
         """The last versions of sandboxes that are known to be taken. The index may still show them."""
+        self._takings = 0
+        """Grows with each change of `_taken`."""
 
     def now(self) -> int:
         """Return the time by which the line goes: the clock's, corrected by the store's."""
@@ -287,6 +291,9 @@ class WaitingLine:
         """Remember that a sandbox is not available any more, so that it is due to nobody."""
         with self._lock:
             self._taken[candidate.sandbox_id] = max(candidate.version, self._taken.pop(candidate.sandbox_id, -1))
+            self._takings += 1
+            if len(self._taken) > TAKEN_KEPT:
+                self._taken.popitem(last=False)
 
     def outlook(self) -> Mapping[str, int | None]:
         """Return why there is no sandbox, as it is known: counts of the pool, and when the next one is expected."""
@@ -398,7 +405,7 @@ class WaitingLine:
         counts, unless this process itself has deleted it.
         """
         view = self._current()
-        key = (id(view), began, self.now(), len(self._taken))
+        key = (id(view), began, self.now(), self._takings)
         known = self._turns
         if known is None or known[0] != key:
             with self._lock:
