@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import flask_smorest
-from flask import current_app, request
+from flask import Response, current_app, request
 from marshmallow import RAISE
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
@@ -100,6 +101,22 @@ class Blueprint(flask_smorest.Blueprint):
     def alt_response(self, status_code: int, *, schema: type[Schema], **options: Any) -> Callable[[Any], Any]:  # type: ignore[override] # noqa: ANN401 - the same
         """Declare what a view may answer as well; see flask-smorest."""
         return super().alt_response(status_code, schema=schema, **{"example": example_of(schema())} | options)
+
+    def empty_response(self, *, description: str) -> Callable[[Any], Any]:
+        """Declare that a view, which returns nothing, is answered 204 without a body."""
+        describe = super().response(204, description=description)
+
+        def declare(view: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
+            @wraps(view)
+            def answer(*args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - the view's
+                view(*args, **kwargs)
+                response = Response(status=204)
+                del response.headers["Content-Type"]
+                return response
+
+            return describe(answer)
+
+        return declare
 
 
 def refuse_surplus() -> None:

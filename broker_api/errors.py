@@ -22,8 +22,8 @@ class RequestInvalid(core.InvalidInput):
     """The request is malformed. `details` has the messages by header, parameter or field."""
 
     def __init__(self, details: Mapping[str, list[str]], *, message: str | None = None) -> None:
-        super().__init__(message or " ".join(f"{name}: {' '.join(texts)}" for name, texts in details.items()))
-        self.details = details
+        told = message or " ".join(f"{name}: {' '.join(texts)}" for name, texts in details.items())
+        super().__init__(told, details=details)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ErrorCode:
     kinds: tuple[type[core.BrokerError], ...] = ()
     message: str = ""
     retry_after: int | None = None
-    details: Mapping[str, list[str]] | None = None
+    details: Mapping[str, object] | None = None
 
 
 def _answered(
@@ -63,7 +63,7 @@ def _answered(
         kinds=(type(example), *more_kinds),
         message=example.message,
         retry_after=example.retry_after,
-        details=example.details if isinstance(example, RequestInvalid) else None,
+        details=example.details,
     )
 
 
@@ -129,10 +129,21 @@ ERRORS = (
         "Send the whole request again.",
     ),
     _answered(
-        core.NoSandboxesAvailable("no sandbox is available", retry_after=RETRY_AFTER_EMPTY_SEC),
+        core.NoSandboxesAvailable(
+            "no sandbox is available",
+            retry_after=RETRY_AFTER_EMPTY_SEC,
+            details={
+                "available": 0,
+                "reserved": 20,
+                "waiting": 3,
+                "pending_deletion": 4,
+                "next_due_at": 1759575300,
+            },
+        ),
         HTTPStatus.CONFLICT,
         "No sandbox that matches was free.",
-        "Send the same request again after `Retry-After`, until you give up.",
+        "Send the same request again after `Retry-After`, until you give up, or wait in line with `Prefer: wait=30`."
+        " `details` says why. If its `line` is `full`, no more tracks can wait.",
     ),
     _answered(
         core.LeaseMismatch("sandbox '2009521' is not held under this lease_id"),

@@ -202,6 +202,8 @@ class Settings:
     cool_down_sec: int = _integer(0, 0, _WEEK_SEC)
     history_days: int = _integer(90, 1, 3660)
     k_candidates: int = _integer(15, 1, 1000)
+    line_grace_sec: int = _integer(600, 10, _DAY_SEC)
+    line_max: int = _integer(10_000, 1, 100_000)
     recycle_policy: RecyclePolicy = _var(RecyclePolicy.REUSE, ma.Enum(RecyclePolicy, by_value=True))
 
     sync_interval_sec: int = _integer(600, 1, _WEEK_SEC)
@@ -290,6 +292,8 @@ class Settings:
             deletion_backoff_max_sec=self.deletion_backoff_max_sec,
             attempt_window_sec=round(self.csp_call_limit_sec) + 30,
             k_candidates=self.k_candidates,
+            line_grace_sec=self.line_grace_sec,
+            line_max=self.line_max,
         )
 
     @property

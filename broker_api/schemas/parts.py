@@ -17,6 +17,7 @@ PLAIN = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": "^[ -~]+$"}
 """1 to 128 printable ASCII characters, as OpenAPI says it."""
 LEASE_ID = "5b7f2ad1-6b6e-4f0e-8a55-0d9a52b3a6f1"
 REQUEST_ID = "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11"
+PLACE_ID = "00000000-001759574955-8d1f6a52-3c0b-4e57-9a65-2d7f0c9e4b13"
 JOB_ID = "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11"
 MAX_CURSOR = 2048
 _MAX_REASON = 500
@@ -89,6 +90,12 @@ def omitted_time_field(description: str, example: int) -> fields.Integer:
 def number_field(description: str, example: int = 0) -> fields.Integer:
     """Return a field that holds a whole number."""
     return fields.Integer(required=True, metadata={"example": example, "description": description})
+
+
+def optional_number_field(description: str, example: int | None = None) -> fields.Integer:
+    """Return a field that holds a whole number or null."""
+    metadata = {"example": example, "description": f"{description}; null if that is not known"}
+    return fields.Integer(required=True, allow_none=True, metadata=metadata)
 
 
 def enum_field(kind: type[Enum], metadata: Mapping[str, Any], **options: Any) -> fields.Enum[Any]:  # noqa: ANN401 - marshmallow's

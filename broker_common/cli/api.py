@@ -97,7 +97,10 @@ class BrokerApi:
         return self._call("POST", f"/admin{path}", json=body, params=parameters)
 
     def delete(self, path: str) -> dict[str, Any]:
-        """Make a call of operators that takes something back, and return the answer. Raises `ApiError`."""
+        """Make a call of operators that takes something back, and return the answer; {} if that is empty.
+
+        Raises `ApiError`.
+        """
         return self._call("DELETE", f"/admin{path}")
 
     def held_by(self, track_id: str) -> dict[str, Any]:
@@ -176,6 +179,8 @@ class BrokerApi:
         url = f"{self._url}{path}"
         try:
             answer = self._session.request(method, url, timeout=_TIMEOUT_SEC, allow_redirects=False, **options)
+            if method == "DELETE" and answer.status_code == HTTPStatus.NO_CONTENT:
+                return {}
             body = answer.json()
         except requests.exceptions.JSONDecodeError:
             raise ApiError(

@@ -10,6 +10,7 @@ import click
 from broker_common.cli.api import ApiError
 from broker_common.cli.health import health
 from broker_common.cli.jobs import job_commands
+from broker_common.cli.line import line
 from broker_common.cli.pauses import pause, resume
 from broker_common.cli.pool import events, pool
 from broker_common.cli.sandboxes import bulk, sandbox, sandboxes
@@ -53,6 +54,7 @@ Examples:
   broker sandbox history 2009521
   broker sandbox release 2009521
   broker bulk retry
+  broker line
   broker events --follow
   broker job run sync --wait
   broker jobs --job sync
@@ -75,7 +77,7 @@ def main() -> None:
 
 for _command in (
     *(health, pool, events, pause, resume),
-    *(sandboxes, sandbox, bulk),
+    *(sandboxes, sandbox, bulk, line),
     *job_commands(JOBS),
     *(whoami, token),
 ):

@@ -84,13 +84,15 @@ class Allocation:
 class _Progress:
     """How far one request has come.
 
-    `conflicts`: how many candidates others had taken. `place_id`: its place in the line, once it is known.
+    `conflicts`: how many candidates others had taken. `place_id`: its place in the line, once it is known. `waits_at`:
+    the place at which it was held.
     """
 
     arrived_at: float
     conflicts: int = 0
     place_id: str | None = None
     held_sec: float = 0.0
+    waits_at: Place | None = None
 
 
 class Allocator:
@@ -181,7 +183,16 @@ class Allocator:
             progress.arrived_at = self._clock.monotonic()
             progress.held_sec += progress.arrived_at - began
             if answer is not None:
-                return answer
+                return self._as_it_is_now(answer) if progress.held_sec else answer
+            progress.waits_at = result.place
+
+    def _as_it_is_now(self, waiting: Waiting) -> Waiting:
+        """Return what the track is told after it was held, by the line of this moment if that can be read."""
+        try:
+            with deadline_in(self._work_sec, self._clock):
+                return self._line.describe(waiting.place)
+        except StoreUnavailable:
+            return waiting
 
     def _allocate(self, request: AllocateRequest, by: Actor, progress: _Progress) -> Allocation | Waiting:
         held = self._held_if_stopped(request, by)
@@ -197,6 +208,9 @@ class Allocator:
         held = self._held(request, by)
         if held is not None:
             return Allocation(held, replayed=True)
+        if progress.waits_at is not None:
+            # A held request does not undo what its track, or an operator, has done meanwhile.
+            raise self._refusal("the place in the line was given up or removed")
         return self._wait_or_refuse(request)
 
     def _held_if_stopped(self, request: AllocateRequest, by: Actor) -> Claim | None:
@@ -224,11 +238,7 @@ class Allocator:
         """Give the (track, key) a place in the line, if it wants to wait. Raises `NoSandboxesAvailable` if not."""
         if request.wait_sec is None:
             described = f"whose name starts with {request.prefix!r} " if request.prefix else ""
-            raise NoSandboxesAvailable(
-                f"no sandbox {described}is available",
-                retry_after=RETRY_AFTER_EMPTY_SEC,
-                details=self._line.outlook(),
-            )
+            raise self._refusal(f"no sandbox {described}is available")
         if not self._guard.is_upgraded():
             raise UpgradeUnfinished("wait in line")
         joined = self._line.join(
@@ -240,10 +250,15 @@ class Allocator:
         )
         return joined if isinstance(joined, Waiting) else Allocation(joined, replayed=True)
 
+    def _refusal(self, message: str) -> NoSandboxesAvailable:
+        return NoSandboxesAvailable(message, retry_after=RETRY_AFTER_EMPTY_SEC, details=self._line.outlook())
+
     def _search(
         self, request: AllocateRequest, by: Actor, progress: _Progress
     ) -> tuple[Place | None, Allocation | None]:
         """Try the sandboxes that are due to nobody ahead. Return the request's place, and the allocation, if any."""
+        if progress.waits_at is not None and not self._line.waits_at(progress.waits_at):
+            return None, None
         if self._line.is_empty():
             search = self._candidates.search(request.prefix)
             while (candidate := search.next()) is not None:

@@ -182,6 +182,4 @@ def _sort_by_need(free: Sequence[Candidate], wishes: Collection[Wish]) -> Mappin
         takers = [wish for wish in wishes if wish.fits(candidate)]
         for wish in takers:
             fitting[wish].append((len(takers), candidate.version, candidate.sandbox_id, candidate))
-    return {
-        wish: deque(each for *_, each in sorted(found, key=lambda one: one[:3])) for wish, found in fitting.items()
-    }
+    return {wish: deque(each for *_, each in sorted(found, key=lambda one: one[:3])) for wish, found in fitting.items()}

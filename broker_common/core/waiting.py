@@ -78,7 +78,8 @@ SWEEP_AFTER_SEC = 60
 class Waiting:
     """A track's place in the line, as its answer tells it.
 
-    `expected_by`: an estimate of when its turn comes, in Unix seconds; None if nothing supports one.
+    `expected_by`: an estimate of when its turn comes, in Unix seconds; None if nothing supports one. `details`: why
+    there is no sandbox, as `WaitingLine.outlook` returns it.
     """
 
     place: Place
@@ -87,6 +88,16 @@ class Waiting:
     retry_after: int
     kept_until: int
     expected_by: int | None
+    details: Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedPlace:
+    """A place in the line, as operators see it."""
+
+    place: Place
+    position: int
+    kept_until: int
 
 
 class _View:
@@ -130,7 +141,7 @@ class WaitingLine:
         self._rng = rng
         self._policy = policy
         self._first = SharedRead(self._read_first, clock)
-        self._whole = SharedRead(store.read_line, clock)
+        self._whole = SharedRead(self._read_all, clock)
         self._free = SharedRead(self._walk, clock, spacing=WALK_SPACING_SEC)
         self._lock = threading.Lock()
         self._written: dict[str, tuple[float, Place | None]] = {}
@@ -182,6 +193,8 @@ class WaitingLine:
             self._clock.sleep(min(POLL_SEC, left))
             try:
                 with deadline_in(LINE_AGE_SEC, self._clock):
+                    if not self.waits_at(waiting.place):
+                        return None
                     if waiting.place.back_by <= self.now():
                         renewed = self._renew_until(waiting.place, self.now() + FRONT_RETRY_SEC)
                         if renewed is None:
@@ -202,9 +215,40 @@ class WaitingLine:
             position=position,
             waiting=max(len(places), position),
             retry_after=max(1, place.back_by - self.now()),
-            kept_until=place.back_by + self._policy.line_grace_sec,
+            kept_until=self._kept_until(place),
             expected_by=self._expected_by(1 + self._live_ahead(place.place_id)),
+            details=self.outlook(),
         )
+
+    def waits_at(self, place: Place) -> bool:
+        """Tell whether a track still has this place, as far as this process knows."""
+        known = self.place_of(place.track_id, place.idempotency_key)
+        return known is not None and known.place_id == place.place_id
+
+    def places_of(self, track_id: str) -> list[Waiting]:
+        """Return the places of a track in their order, as the store has them now."""
+        kept = [each for each in self._store.read_places(track_id) if self._is_kept(each)]
+        return [self.describe(each) for each in in_order(kept)]
+
+    def list_all(self) -> list[ListedPlace]:
+        """Return the whole line in its order, as the store has it now."""
+        kept = [each for each in self._read_all() if self._is_kept(each)]
+        return [
+            ListedPlace(place=place, position=position, kept_until=self._kept_until(place))
+            for position, place in enumerate(in_order(kept), 1)
+        ]
+
+    def give_up(self, track_id: str, idempotency_key: str) -> None:
+        """Give up the place of a (track, key), if it has one."""
+        while (place := self._store.read_place(track_id, idempotency_key)) is not None:
+            if self.leave(place):
+                return
+
+    def remove(self, place_id: str) -> None:
+        """Remove a place from the line, if it is there: its track must ask again, and then waits at the end."""
+        place = next((each for each in self._read_all() if each.place_id == place_id), None)
+        if place is not None:
+            self.leave(place)
 
     def join(
         self, track_id: str, idempotency_key: str, wish: Wish, *, customer: str | None, track_name: str | None
@@ -217,7 +261,7 @@ class WaitingLine:
         place = self.place_of(track_id, idempotency_key)
         while True:
             if place is not None:
-                if place.is_kept(self.now(), self._policy.line_grace_sec) and place.wish.prefix == wish.prefix:
+                if self._is_kept(place) and place.wish.prefix == wish.prefix:
                     renewed = self.renew(replace(place, wish=wish))
                     if renewed is not None:
                         return renewed
@@ -351,6 +395,15 @@ class WaitingLine:
                     self._record_end(place, WaitOutcome.GAVE_UP)
         return places
 
+    def _is_kept(self, place: Place) -> bool:
+        return place.is_kept(self.now(), self._policy.line_grace_sec)
+
+    def _kept_until(self, place: Place) -> int:
+        return place.back_by + self._policy.line_grace_sec
+
+    def _read_all(self) -> list[Place]:
+        return self._store.read_line()
+
     def _note(self, place_id: str, place: Place | None) -> None:
         with self._lock:
             self._written[place_id] = (self._clock.monotonic(), place)
@@ -405,7 +458,7 @@ class WaitingLine:
         counts, unless this process itself has deleted it.
         """
         view = self._current()
-        key = (id(view), began, self.now(), self._takings)
+        key = (view, began, self.now(), self._takings)
         known = self._turns
         if known is None or known[0] != key:
             with self._lock:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +22,7 @@ from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout  
 EX_USAGE, EX_UNAVAILABLE, EX_CANTCREAT, EX_TEMPFAIL, EX_NOPERM = 64, 69, 73, 75, 77
 _REQUIRED = ("BROKER_API_URL", "BROKER_TOKEN", "TRACK_ID")
 _LATER = {429, 500, 502, 503, 504}
+_HELD_SEC = 30
 _TAKEN_BACK = {"NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH"}
 
 
@@ -38,8 +41,15 @@ class Broker:
         self._session.auth = self._authorize
 
     def allocate(self, prefix: str | None) -> dict[str, Any]:
-        """Return the track's sandbox. Exits if no sandbox can be had."""
-        answer = self._call("POST", "/allocate", headers={"X-Sandbox-Name-Prefix": prefix})
+        """Return the track's sandbox, and wait in line for it if there is patience. Exits if no sandbox can be had."""
+        may_have_place = self._time_left() > 0
+        try:
+            answer = self._call("POST", "/allocate", waits=may_have_place, headers={"X-Sandbox-Name-Prefix": prefix})
+            may_have_place = False
+        finally:
+            if may_have_place:  # so that no other track waits for this one
+                with suppress(requests.RequestException):
+                    self._session.delete(f"{self._url}/waiting", timeout=5)
         held = body_of(answer)
         if answer.status_code not in {200, 201} or "lease_id" not in held:
             refuse(answer)
@@ -69,16 +79,31 @@ class Broker:
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
-    def _call(self, method: str, path: str, **options: Any) -> requests.Response:  # noqa: ANN401 - requests' own options
+    def _time_left(self) -> float:
+        return max(0.0, self._give_up_at - time.monotonic())
+
+    def _call(self, method: str, path: str, *, waits: bool = False, **options: Any) -> requests.Response:  # noqa: ANN401 - requests' own options
+        headers = options.pop("headers", {})
         pause = 1.0
         while True:
             wait = pause
+            # Wait in line, and let the broker hold the request for so long.
+            held = min(_HELD_SEC, int(self._time_left())) if waits else 0
+            prefer = {"Prefer": f"wait={held}"} if waits else {}
             try:
                 answer = self._session.request(
-                    method, f"{self._url}{path}", timeout=10, allow_redirects=False, **options
+                    method,
+                    f"{self._url}{path}",
+                    headers={**headers, **prefer},
+                    timeout=10 + held,
+                    allow_redirects=False,
+                    **options,
                 )
-                what = f"{answer.status_code} {code_of(answer)}"
-                if answer.status_code not in _LATER and code_of(answer) != "NO_SANDBOXES_AVAILABLE":
+                state = str(body_of(answer).get("state", ""))
+                what = f"{answer.status_code} {code_of(answer) or state}"
+                is_waiting = (answer.status_code, state) == (requests.codes.accepted, "waiting")
+                is_final = answer.status_code not in _LATER and code_of(answer) != "NO_SANDBOXES_AVAILABLE"
+                if is_final and not is_waiting:
                     return answer
                 # In seconds. A date, which a proxy may send, is ignored.
                 retry_after = answer.headers.get("Retry-After", "")
@@ -172,6 +197,7 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as in a shell; and it gives up its place in the line
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

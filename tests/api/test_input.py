@@ -13,6 +13,8 @@ from tests.fakes import make_sandbox
 
 TRACK_CALLS = [
     ("POST", "/v1/allocate"),
+    ("GET", "/v1/waiting"),
+    ("DELETE", "/v1/waiting"),
     ("GET", "/v1/sandboxes"),
     ("GET", "/v1/sandboxes/7"),
     ("POST", "/v1/sandboxes/7/mark-for-deletion"),

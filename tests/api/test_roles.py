@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker_common.core.line import Place, Wish
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import Status
 from tests.api.description import operations, read_document
 from tests.api.harness import Api, error_of, make_api, named_token
-from tests.fakes import make_sandbox
+from tests.fakes import START, make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,8 @@ OPERATORS = {Role.OPERATOR, Role.ADMIN}
 ADMINS = {Role.ADMIN}
 ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("POST", "/v1/allocate"): TRACKS,
+    ("GET", "/v1/waiting"): TRACKS,
+    ("DELETE", "/v1/waiting"): TRACKS,
     ("GET", "/v1/sandboxes"): TRACKS,
     ("GET", "/v1/sandboxes/<sandbox_id>"): TRACKS,
     ("POST", "/v1/sandboxes/<sandbox_id>/mark-for-deletion"): TRACKS,
@@ -46,6 +49,8 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("GET", "/v1/admin/sandboxes/<sandbox_id>/history"): READERS,
     ("GET", "/v1/admin/events"): READERS,
     ("GET", "/v1/admin/jobs"): READERS,
+    ("GET", "/v1/admin/waiting"): READERS,
+    ("DELETE", "/v1/admin/waiting/<place_id>"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): OPERATORS,
     ("POST", "/v1/admin/bulk-retry"): OPERATORS,
     ("POST", "/v1/admin/bulk-delete"): ADMINS,
@@ -73,6 +78,16 @@ CHANGED = {
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/retry-deletion"): "deletion_failed",
 }
 """The sandbox that a call can change."""
+PLACE = Place(
+    place_id="place-1",
+    track_id="track-2",
+    idempotency_key="track-2",
+    wish=Wish(),
+    round=0,
+    joined_at=START,
+    back_by=START + 3,
+)
+"""The place in the line that a call can remove."""
 
 
 @pytest.fixture
@@ -86,6 +101,7 @@ def api(tmp_path: Path) -> Api:
     api.store.seed(
         make_sandbox("flagged", status=Status.PENDING_DELETION, dirty=True, quarantine_reason="it looks odd")
     )
+    api.store.join(PLACE)
     return api
 
 
@@ -97,7 +113,9 @@ def served(api: Api) -> Iterator[tuple[str, str]]:
 
 def make_call(api: Api, method: str, rule: str, role: Role | None) -> tuple[int, str | None]:
     """Make a call that could have an effect. Return its status and the code of an error."""
-    path = rule.replace("<path:filename>", "index.css").replace("<job_id>", "job-1")
+    path = (
+        rule.replace("<path:filename>", "index.css").replace("<job_id>", "job-1").replace("<place_id>", PLACE.place_id)
+    )
     path = path.replace("<sandbox_id>", CHANGED.get((method, rule), "allocated"))
     headers = {"X-Track-ID": "track-1"} | ({"Authorization": f"Bearer token-of-{role}"} if role else {})
     answer = api.call(method, path, headers=headers, **SENT.get((method, rule), {}))
@@ -144,12 +162,12 @@ def test_each_of_these_calls_would_change_something_for_who_may_make_it(api: Api
     for method, rule in ALLOWED:
         if method != "GET" and "/admin/" in rule:
             before = state_of(api)
-            assert make_call(api, method, rule, Role.ADMIN)[0] in {200, 202}, rule
+            assert make_call(api, method, rule, Role.ADMIN)[0] in {200, 202, 204}, rule
             assert state_of(api) != before, rule
 
 
 def state_of(api: Api) -> object:
-    return repr((api.store.dump(), api.store.read_pauses(), api.queue.enqueued))
+    return repr((api.store.dump(), api.store.read_line(), api.store.read_pauses(), api.queue.enqueued))
 
 
 def test_the_description_says_of_each_call_which_role_it_needs(api: Api) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploy.dev.processes import ROOT, free_ports
+from deploy.dev.processes import ROOT, free_ports, wait_until
 from tests.e2e.stack import TRACK_TOKEN, Stack
 from tests.http_server import Handler, serving
 
@@ -178,10 +180,76 @@ def test_what_the_broker_refuses_is_exit_code_69_with_its_words(script: Script) 
     assert "X-Sandbox-Name-Prefix" in result.stderr
 
 
-def test_when_no_sandbox_comes_free_in_time_it_is_exit_code_75(script: Script) -> None:
+def test_without_patience_setup_does_not_wait_and_an_empty_pool_is_exit_code_75(stack: Stack, script: Script) -> None:
+    result = script("setup", NAME_PREFIX="nobody-s-", PATIENCE_SEC="0")
+    assert result.returncode == 75
+    assert "409 NO_SANDBOXES_AVAILABLE" in result.stderr
+    assert stack.as_admin("GET", "/waiting").json()["places"] == []
+
+
+def test_when_no_sandbox_comes_free_in_time_setup_gives_its_place_up_with_exit_code_75(
+    stack: Stack, script: Script
+) -> None:
     result = script("setup", NAME_PREFIX="nobody-s-", PATIENCE_SEC="1")
     assert result.returncode == 75
-    assert "NO_SANDBOXES_AVAILABLE" in result.stderr
+    assert "202 waiting" in result.stderr
+    assert stack.as_admin("GET", "/waiting").json()["places"] == []
+
+
+def waiting_tracks(stack: Stack) -> list[str]:
+    return [each["track_id"] for each in stack.as_admin("GET", "/waiting").json()["places"]]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_setup_that_is_stopped_while_it_waits_gives_its_place_up_at_once(
+    stack: Stack, tmp_path: Path, command: str, how: signal.Signals
+) -> None:
+    track = f"stopped-{command}-{how.name}"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "BROKER_API_URL": f"{stack.api_url}/v1",
+        "BROKER_TOKEN": TRACK_TOKEN,
+        "TRACK_ID": track,
+        "NAME_PREFIX": "nobody-s-",
+        "STATE_FILE": str(tmp_path / "sandbox.json"),
+    }
+    # In a session of its own and by the script's own id: as a platform stops it, not as a terminal does.
+    with subprocess.Popen([*COMMANDS[command], "setup"], env=environment, start_new_session=True) as setup:
+        assert wait_until(lambda: track in waiting_tracks(stack), 20)
+        setup.send_signal(how)
+        assert setup.wait(10) == 128 + how
+    assert track not in waiting_tracks(stack)
+
+
+def test_a_setup_that_waits_gets_the_sandbox_that_another_track_gives_back(stack: Stack, script: Script) -> None:
+    name = stack.as_admin("GET", "/sandboxes?status=available&limit=1").json()["sandboxes"][0]["name"]
+    first = json.loads(script("setup", NAME_PREFIX=name, TRACK_ID="first").stdout)
+    with ThreadPoolExecutor(1) as another:
+        second = another.submit(script, "setup", NAME_PREFIX=name, TRACK_ID="second")
+        assert wait_until(lambda: "second" in waiting_tracks(stack), 20)
+        assert script("cleanup", TRACK_ID="first").returncode == 0
+        assert wait_until(lambda: stack.run_job("cleanup")["state"] == "succeeded", 20)
+        result = second.result()
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["sandbox_id"] == first["sandbox_id"]
+    script("cleanup", TRACK_ID="second")
+
+
+def test_setup_asks_to_wait_comes_back_when_told_and_leaves_the_line_only_if_it_gets_nothing(script: Script) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Waits(Handler):
+        def reply(self) -> None:
+            asked.append((f"{self.command} {self.path}", self.headers["Prefer"]))
+            if len(asked) == 1:
+                self.answer(202, b'{"position":1,"state":"waiting"}', Retry_After="1")
+            else:
+                self.answer(201, b'{"sandbox_id":"1","lease_id":"a"}')
+
+    with serving(Waits) as server:
+        result = script("setup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1", PATIENCE_SEC="300")
+    assert (result.returncode, asked) == (0, [("POST /v1/allocate", "wait=30")] * 2), result.stderr
 
 
 def test_a_broker_that_cannot_be_reached_in_time_is_exit_code_75(script: Script) -> None:

@@ -486,6 +486,82 @@ def test_what_no_sandbox_could_pass_ends_a_change_of_many_at_the_first(code: str
     assert (result.exit_code, len(responses.calls)) == (1, 1)
 
 
+WAITS = {
+    "position": 1,
+    "track_id": "track-7",
+    "idempotency_key": "track-7",
+    "track_name": None,
+    "customer": "acme",
+    "name_prefix": "",
+    "joined_at": 1_750_000_000,
+    "back_by": 1_750_000_003,
+    "place_kept_until": 1_750_000_603,
+    "place_id": "place-1",
+}
+
+
+def line_of(waiting: int) -> None:
+    """Have the API list one place of a line of so many."""
+    body = {"places": [WAITS], "count": 1, "waiting": waiting}
+    responses.get(f"{URL}/waiting", json=body, match=[responses.matchers.query_param_matcher({"limit": "1"})])
+
+
+@responses.activate
+def test_the_line_is_a_table_that_says_who_waits_since_when_and_how_many_are_not_shown() -> None:
+    line_of(waiting=4)
+    result = broker("line", "--limit", "1")
+    heading, row = result.stdout.splitlines()
+    assert heading.split() == [
+        "position",
+        "track_id",
+        "track_name",
+        "customer",
+        "name_prefix",
+        "waits_since",
+        "back_by",
+        "place_id",
+    ]
+    assert row.split()[:5] == ["1", "track-7", "-", "acme", "-"]
+    assert "2025-06-15 15:06:40Z" in row
+    assert row.endswith("place-1")
+    assert "3 more tracks wait behind these" in result.stderr
+
+
+@responses.activate
+def test_the_line_is_shown_as_json_with_every_field() -> None:
+    line_of(waiting=1)
+    result = broker("line", "--limit", "1", "--json")
+    assert [json.loads(row) for row in result.stdout.splitlines()] == [WAITS]
+    assert result.stderr == ""
+
+
+@responses.activate
+def test_a_place_is_removed_by_its_id_with_any_characters() -> None:
+    responses.delete(f"{URL}/waiting/a%2Fb", status=204)
+    result = broker("line", "remove", "a/b")
+    assert (result.exit_code, result.stdout) == (0, "a/b is not in the line, or is no longer\n")
+
+
+@responses.activate
+def test_a_removal_that_is_refused_says_why() -> None:
+    told = refusal("FORBIDDEN", "this call needs the role operator")
+    responses.delete(f"{URL}/waiting/place-1", json=told, status=403)
+    result = broker("line", "remove", "place-1")
+    assert (result.exit_code, "needs the role operator" in result.output) == (1, True)
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "many"])
+def test_a_limit_of_the_line_that_cannot_be_is_wrong_use(limit: str) -> None:
+    assert broker("line", "--limit", limit).exit_code == 2
+
+
+@responses.activate
+def test_an_empty_answer_to_a_question_is_not_the_broker_s() -> None:
+    responses.get(f"{URL}/waiting", status=204)
+    result = broker("line")
+    assert (result.exit_code, "is this the broker's API?" in result.output) == (1, True)
+
+
 @responses.activate
 def test_all_that_failed_are_sent_back_to_be_wiped() -> None:
     responses.post(f"{URL}/bulk-retry", json={"retried": 12, "duration_ms": 34})
