@@ -60,10 +60,10 @@ WALK_SPACING_SEC = 1.3
 reads a second."""
 VISIBLE_SEC = 1.0
 """A sandbox that was visible in the index for so long before a request is found for it."""
-INDEX_LAG_SEC = 0.1
-"""How far the index is usually behind, at most: so long after the line, the free sandboxes are read."""
 LONG_PAGE = 1000
 """How many sandboxes each query reads."""
+SAME_TIME_SEC = 0.1
+"""A read of the line that began so long before a read of the free sandboxes counts as made with it."""
 POLL_SEC = 0.25
 """How often a held request looks whether its turn has come."""
 TAKEN_KEPT = 8192
@@ -438,9 +438,8 @@ class WaitingLine:
 
     def _walk(self) -> _Walk:
         """Read the line, then all sandboxes that are available."""
-        self._first.get(not_before=self._clock.monotonic() - INDEX_LAG_SEC)
+        self._first.get(not_before=self._clock.monotonic() - SAME_TIME_SEC)
         places = self._current().places
-        self._clock.sleep(INDEX_LAG_SEC)
         found: list[Candidate] = []
         position, travelled = Position(0), 0
         while travelled < self._store.positions:
