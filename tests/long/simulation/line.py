@@ -175,27 +175,27 @@ class _Judge:
         self._glances.append((now, [each for each in run.store.places() if run.is_alive(each)], run.store.shown()))
 
     def judge(self, candidate: Candidate, place_id: str | None) -> tuple[bool, bool]:
-        """Tell whether a sandbox that is being taken is due to a place ahead: now, and throughout the window."""
+        """Tell whether a sandbox that is being taken is due to a place ahead: now, and throughout the window.
+
+        A process reads the line and the index one after the other, so each may be of another moment of the window.
+        """
         self.glance()
-        start = self._run.time.now() - int(self._run.time.monotonic())
-        is_due = (
-            self._is_due(candidate, place_id, places, free, start + int(at))
-            for at, places, free in reversed(self._glances)
+        start, now = self._run.time.now(), self._run.time.monotonic()
+        is_due_now = self._is_due(candidate, place_id, self._glances[-1][1], self._glances[-1][2], start)
+        return is_due_now, is_due_now and all(
+            self._is_due(candidate, place_id, places, shown, start - int(now - at))
+            for at, places, _ in reversed(self._glances)
+            for _, _, shown in reversed(self._glances)
         )
-        is_due_now = next(is_due)
-        return is_due_now, is_due_now and all(is_due)
 
     @staticmethod
     def _is_due(
         candidate: Candidate, place_id: str | None, places: list[Place], free: list[Candidate], now: int
     ) -> bool:
         """Tell whether a place ahead gets a sandbox only if this one is free."""
-        ahead = [each for each in places if place_id is None or each.place_id < place_id]
+        ahead = [each.place_id for each in places if place_id is None or each.place_id < place_id]
         others = [each for each in free if each.sandbox_id != candidate.sandbox_id]
-        served = [
-            sum(map(Turns(ahead, some, now=now).is_next, (each.place_id for each in ahead)))
-            for some in ([*others, candidate], others)
-        ]
+        served = [sum(map(Turns(places, some, now=now).is_next, ahead)) for some in ([*others, candidate], others)]
         return served[0] > served[1]
 
 

@@ -222,8 +222,8 @@ def test_who_goes_first_past_a_place_that_is_back_in_time_is_found(monkeypatch: 
 
 def test_a_dead_place_that_blocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Place, "is_live", lambda *_: True)
-    result = simulate_line(LineScenario(tracks=60, join_sec=5, returns=5, dead=0.2))
-    assert max(result.idle) > 30
+    result = simulate_line(LineScenario(tracks=60, join_sec=5, returns=1, dead=0.4))
+    assert result.starved
 
 
 def test_two_transactions_on_one_place_at_once_conflict() -> None:
