@@ -177,13 +177,12 @@ class Allocator:
         """Allocate, and hold the request while it waits."""
         hold_until = progress.arrived_at + (request.wait_sec or 0)
         while True:
-            tried_at = self._clock.monotonic()
             with deadline_in(self._work_sec, self._clock):
                 result = self._allocate(request, by, progress)
             if not isinstance(result, Waiting):
                 return result
             began = self._clock.monotonic()
-            answer = self._line.hold(result, since=tried_at, until=hold_until, may_hold=may_hold)
+            answer = self._line.hold(result, until=hold_until, may_hold=may_hold)
             now = self._clock.monotonic()
             progress.held_sec += now - began
             if answer is not None:
@@ -271,20 +270,17 @@ class Allocator:
         known = self._line.place_of(request.track_id, request.idempotency_key)
         # A place for other names gives no turn, and its own track is not behind it.
         place, other = (known, None) if known and known.wish.prefix == request.prefix else (None, known)
-        turns = self._line.turns(arrived_at=progress.arrived_at, without=other)
-        if turns is None:
-            return self._search(request, by, progress)
         progress.place_id = place.place_id if place else None
-        in_turn = self._candidates.choose(turns.open_to(request.wish, progress.place_id), request.prefix)
-        while (candidate := in_turn.next()) is not None:
-            turns = self._line.turns(arrived_at=progress.arrived_at, without=other)  # of now: a try may take its time
-            if turns is not None and not turns.may_take(candidate, progress.place_id):
-                in_turn.discard(candidate)
-                continue
+        while (turns := self._line.turns(arrived_at=progress.arrived_at, without=other)) is not None:
+            in_turn = self._candidates.choose(turns.open_to(request.wish, progress.place_id), request.prefix)
+            candidate = in_turn.next()
+            if candidate is None:
+                return place, None
             allocation = self._try(request, by, in_turn, candidate, progress)
             if allocation is not None:
                 return place, allocation
-        return place, None
+            # Without a lost sandbox, the others may be due to other places.
+        return self._search(request, by, progress)
 
     def _try(
         self,
@@ -324,6 +320,7 @@ class Allocator:
                         continue
                     progress.conflicts += 1
                     search.mark_lost(candidate)
+                    self._line.mark_taken(candidate)
                     return None
                 case _:
                     assert_never(answer)
@@ -339,6 +336,7 @@ class Allocator:
         self, search: CandidateSearch | CandidateChoice, candidate: Candidate, claim: Claim, progress: _Progress
     ) -> Allocation:
         search.mark_used(candidate)
+        self._line.mark_taken(candidate)
         if progress.place_id is not None:
             self._line.mark_served(progress.place_id)
         return Allocation(claim, replayed=False)

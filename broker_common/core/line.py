@@ -24,8 +24,8 @@ LATE_SEC = 5
 """How late after its `back_by` a track may be, before it is passed over."""
 FRONT_MIN, FRONT_PERCENT = 20, 10
 """The front of the line: so many places, or so many percent of the pool if that is more."""
-FRONT_RETRY_SEC, MAX_RETRY_SEC = 3, 20
-"""`Retry-After` in the front of the line, and at the end of a long line."""
+NEXT_RETRY_SEC, FRONT_RETRY_SEC, MAX_RETRY_SEC = 1, 3, 20
+"""`Retry-After` for the places whose turn is next, in the rest of the front, and at the end of a long line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +100,10 @@ def front_of(pool: int) -> int:
 def retry_after(position: int, front: int) -> int:
     """Return after how many seconds the track at a position (from 1 on) should come back.
 
-    It grows beyond the front, and is longest for a position of ten times the front.
+    It is back before its turn, even if a tenth of the pool comes back in a second, or 20 sandboxes of a small pool.
     """
-    beyond = max(0, position - front) / (9 * front)
-    return min(MAX_RETRY_SEC, FRONT_RETRY_SEC + math.ceil(beyond * (MAX_RETRY_SEC - FRONT_RETRY_SEC)))
+    near = min(FRONT_RETRY_SEC, position // FRONT_MIN)
+    return min(MAX_RETRY_SEC, max(NEXT_RETRY_SEC, near, position // front))
 
 
 class Turns:
@@ -174,13 +174,12 @@ class Turns:
 def _sort_by_need(free: Sequence[Candidate], wishes: Collection[Wish]) -> Mapping[Wish, deque[Candidate]]:
     """Return, for each wish, the sandboxes that fit it, those first that the fewest wishes fit.
 
-    Of those, the ids decide, so that all processes assign the same sandbox to the same place.
+    Of those, the one that has been free for the longest time: versions follow the time. Then the ids decide, so that
+    all processes assign the same sandbox to the same place.
     """
-    fitting: dict[Wish, list[tuple[int, str, Candidate]]] = {wish: [] for wish in wishes}
+    fitting: dict[Wish, list[tuple[int, int, str, Candidate]]] = {wish: [] for wish in wishes}
     for candidate in free:
         takers = [wish for wish in wishes if wish.fits(candidate)]
         for wish in takers:
-            fitting[wish].append((len(takers), candidate.sandbox_id, candidate))
-    return {
-        wish: deque(each for _, _, each in sorted(found, key=lambda one: one[:2])) for wish, found in fitting.items()
-    }
+            fitting[wish].append((len(takers), candidate.version, candidate.sandbox_id, candidate))
+    return {wish: deque(each for *_, each in sorted(found, key=lambda one: one[:3])) for wish, found in fitting.items()}

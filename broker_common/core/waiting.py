@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import bisect_left
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.deadline import Backoff, deadline_in, time_left
@@ -36,7 +39,7 @@ from broker_common.core.store import RETURN_RANKS, ClaimHeld, Joined, PlaceHeld,
 from broker_common.core.telemetry import WaitEnded, WaitOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from random import Random
 
     from broker_common.core.guard import Guard
@@ -49,19 +52,24 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 LINE_AGE_SEC = 1.0
-"""How old the known line may be when a track takes a sandbox."""
+"""How old the knowledge that nobody waits may be when a track takes a sandbox."""
 WHOLE_AGE_SEC = 5.0
 """How old the rest of a long line may be."""
 LONG_LINE = 2000
 """Only so many places, the first ones, are read every second."""
-WALK_SPACING_SEC = 1.6
-"""The time between two looks at all free sandboxes, and once more at the line: fewer than four reads a second."""
+WALK_SPACING_SEC = 1.3
+"""The time between two reads of a line that is not empty, and of all free sandboxes: with four shards, fewer than four
+reads a second."""
 VISIBLE_SEC = 1.0
 """A sandbox that was visible in the index for so long before a request is found for it."""
 LONG_PAGE = 1000
 """How many sandboxes each query reads."""
+SAME_TIME_SEC = 0.1
+"""A read of the line that began so long before a read of the free sandboxes counts as made with it."""
 POLL_SEC = 0.25
 """How often a held request looks whether its turn has come."""
+TAKEN_KEPT = 8192
+"""How many sandboxes that are known to be taken are remembered."""
 SWEPT_AT_ONCE = 2
 """How many places whose time is over a process deletes after a read of the line."""
 SWEEP_AFTER_SEC = 60
@@ -94,31 +102,22 @@ class ListedPlace:
     kept_until: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """The free sandboxes, and the places just after they were read.
-
-    A place that has left since then counts as there. Else the sandbox that its track took, which this look still has,
-    would be assigned to the next place, and that one's sandbox to a place behind it.
-    """
-
-    free: list[Candidate]
-    places: list[Place]
-
-
 class _View:
-    """The kept places in their order, and what they were made of: two reads of the line, the time, and own writes."""
+    """The kept places in their order, as of one moment."""
 
-    def __init__(self, places: list[Place], first: list[Place], whole: list[Place], now: int, writes: int) -> None:
+    def __init__(self, places: list[Place], now: int) -> None:
         self.places = places
-        self.ids = {each.place_id for each in places}
+        self.live_ids = [each.place_id for each in places if each.is_live(now)]
+        """The ids of the places that a sandbox may be due to."""
         self.by_owner = {(each.track_id, each.idempotency_key): each for each in places}
-        self._reads = first, whole
-        self._rest = now, writes
 
-    def is_of(self, first: list[Place], whole: list[Place], now: int, writes: int) -> bool:
-        """Tell whether the view was made of just these."""
-        return self._reads[0] is first and self._reads[1] is whole and self._rest == (now, writes)
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """The sandboxes that were free, and the places of the line before they were read."""
+
+    places: list[Place]
+    free: list[Candidate]
 
 
 class WaitingLine:
@@ -145,13 +144,16 @@ class WaitingLine:
         self._policy = policy
         self._first = SharedRead(self._read_first, clock)
         self._whole = SharedRead(self._read_all, clock)
-        self._looks = SharedRead(self._look, clock, spacing=WALK_SPACING_SEC)
+        self._free = SharedRead(self._walk, clock, spacing=WALK_SPACING_SEC)
         self._lock = threading.Lock()
         self._written: dict[str, tuple[float, Place | None]] = {}
         """What this process itself wrote to the line, and when: newer than an earlier read."""
-        self._writes = 0
-        self._view = _EMPTY
-        self._turns: tuple[_View, _Look, int, Turns] | None = None
+        self._view: tuple[object, _View] | None = None
+        self._turns: tuple[object, Turns] | None = None
+        self._taken: OrderedDict[str, int] = OrderedDict()
+        """The last versions of sandboxes that are known to be taken. The index may still show them."""
+        self._takings = 0
+        """Grows with each change of `_taken`."""
 
     def now(self) -> int:
         """Return the time by which the line goes: the clock's, corrected by the store's."""
@@ -172,47 +174,60 @@ class WaitingLine:
     def turns(self, *, arrived_at: float, without: Place | None = None) -> Turns | None:
         """Return whose turn it is, for a request that arrived at `arrived_at` (monotonic); None if nobody waits.
 
-        It has every sandbox that the index showed from a second before `arrived_at` on, and the line as it was less
-        than a second ago. `without`: a place that does not count.
+        It has every sandbox that the index showed from a second before `arrived_at` on. `without`: a place that does
+        not count.
         """
         if self.is_empty():
             return None
-        _, look = self._looks.get(not_before=arrived_at - VISIBLE_SEC)
-        if without is not None:
-            others = (each for each in _count(look, self._current()) if each.place_id != without.place_id)
-            return Turns(others, look.free, now=self.now())
-        return self._turns_by(look)
+        began, walk = self._free.get(not_before=arrived_at - VISIBLE_SEC)
+        if without is None:
+            return self._turns_by(began, walk)
+        places, free = self._count(walk, self._current())
+        return Turns([each for each in places if each.place_id != without.place_id], free, now=self.now())
 
-    def hold(self, waiting: Waiting, *, since: float, until: float, may_hold: Callable[[], bool]) -> Waiting | None:
-        """Wait until another try is worth it: the turn of a place has come, or it must be renewed, or it is gone.
+    def hold(self, waiting: Waiting, *, until: float, may_hold: Callable[[], bool]) -> Waiting | None:
+        """Wait until another try is worth it, because the turn of a place has come, or the place is gone: None.
 
-        Return None then, or the answer if the request must be answered now: it is `until`, or `may_hold` says so, or
-        the store does not answer. `since`: when the last try began. Both are by the monotonic clock.
+        Otherwise return the track's answer: it is `until` (monotonic), or `may_hold` says so, or the store does not
+        answer, or the turn cannot come soon. Threads that hold calls are for the places near the front. Meanwhile the
+        place is renewed every few seconds. So it soon holds nobody up if this process dies.
         """
+        place_id = waiting.place.place_id
         while True:
             left = until - self._clock.monotonic()
             if left <= 0 or not may_hold():
                 return self._describe_again(waiting)
-            self._clock.sleep(min(POLL_SEC, left))
             try:
                 with deadline_in(LINE_AGE_SEC, self._clock):
-                    is_worth_a_try = self._is_worth_a_try(waiting.place, since)
+                    if self._retry_after(place_id) > FRONT_RETRY_SEC:
+                        return self._describe_again(waiting)
+                self._clock.sleep(min(POLL_SEC, left))
+                with deadline_in(LINE_AGE_SEC, self._clock):
+                    if not self.waits_at(waiting.place):
+                        return None
+                    if waiting.place.back_by <= self.now() and may_hold():
+                        renewed = self._renew_until(waiting.place, self.now() + FRONT_RETRY_SEC)
+                        if renewed is None:
+                            self._note(place_id, None)
+                            return None
+                        waiting = renewed
+                    walk = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
+                    if self._turns_by(*walk).is_next(place_id):
+                        return None if may_hold() else self._describe_again(waiting)
             except StoreUnavailable:
                 return self._describe_again(waiting)
-            if is_worth_a_try:
-                return None if may_hold() else self._describe_again(waiting)
 
     def describe(self, place: Place) -> Waiting:
         """Return what a track is told about its place."""
         places = self.places()
-        position = _position(place.place_id, places)
+        position = 1 + bisect_left(places, place.place_id, key=attrgetter("place_id"))
         return Waiting(
             place=place,
             position=position,
             waiting=max(len(places), position),
             retry_after=max(1, place.back_by - self.now()),
             kept_until=self._kept_until(place),
-            expected_by=self._expected_by(position),
+            expected_by=self._expected_by(1 + self._live_ahead(place.place_id)),
             details=self.outlook(),
         )
 
@@ -267,7 +282,7 @@ class WaitingLine:
             if len(places) >= self._policy.line_max:
                 raise NoSandboxesAvailable(
                     "no sandbox is available, and the line is full",
-                    retry_after=retry_after(len(places), self._front()),
+                    retry_after=self._retry_after(places[-1].place_id),
                     details={"line": "full", **self.outlook()},
                 )
             now = self.now()
@@ -280,7 +295,7 @@ class WaitingLine:
                 wish=wish,
                 round=round_,
                 joined_at=now,
-                back_by=now + retry_after(_position(place_id, places), self._front()),
+                back_by=now + self._retry_after(place_id),
                 customer=customer,
                 track_name=track_name,
             )
@@ -301,8 +316,7 @@ class WaitingLine:
 
         A place that is renewed proves that its (track, key) has no claim.
         """
-        position = _position(place.place_id, self.places())
-        renewed = self._renew_until(place, self.now() + retry_after(position, self._front()))
+        renewed = self._renew_until(place, self.now() + self._retry_after(place.place_id))
         if renewed is None:
             self._note(place.place_id, None)
         return renewed
@@ -323,10 +337,19 @@ class WaitingLine:
 
     def mark_served(self, place_id: str) -> None:
         """Remember that the track of a place got a sandbox, so that the place is gone. Reads nothing."""
-        place = next((each for each in self._view.places if each.place_id == place_id), None)
+        known = self._view[1].places if self._view else []
+        place = next((each for each in known if each.place_id == place_id), None)
         self._note(place_id, None)
         if place is not None:
             self._record_end(place, WaitOutcome.SERVED)
+
+    def mark_taken(self, candidate: Candidate) -> None:
+        """Remember that a sandbox is not available any more, so that it is due to nobody."""
+        with self._lock:
+            self._taken[candidate.sandbox_id] = max(candidate.version, self._taken.pop(candidate.sandbox_id, -1))
+            self._takings += 1
+            if len(self._taken) > TAKEN_KEPT:
+                self._taken.popitem(last=False)
 
     def outlook(self) -> Mapping[str, int | None]:
         """Return why there is no sandbox, as it is known: counts of the pool, and when the next one is expected."""
@@ -343,32 +366,36 @@ class WaitingLine:
     # -- the line
 
     def _current(self) -> _View:
-        """Return the kept places, by a read that began less than a second ago."""
+        """Return the kept places, by a read that is not older than it may be."""
         now = self._clock.monotonic()
-        began, first = self._first.get(not_before=now - LINE_AGE_SEC)
+        began, first = self._first.get(not_before=now - WALK_SPACING_SEC)
+        if not first and began < now - LINE_AGE_SEC:
+            began, first = self._first.get(not_before=now - LINE_AGE_SEC)
         if not first and not self._written:
             return _EMPTY
-        whole_began, whole = began, first
+        rest_began, rest = -math.inf, []
         if len(first) >= LONG_LINE:
-            whole_began, whole = self._whole.get(not_before=now - WHOLE_AGE_SEC)
+            rest_began, whole = self._whole.get(not_before=now - WHOLE_AGE_SEC)
+            rest = [each for each in whole if each.place_id > first[-1].place_id]
         with self._lock:
             self._written = {
                 place_id: (at, place) for place_id, (at, place) in self._written.items() if at > now - 2 * WHOLE_AGE_SEC
             }
-            written, writes = dict(self._written), self._writes
+            written = dict(self._written)
+        key = (began, rest_began, self.now(), tuple(at for at, _ in written.values()))
         view = self._view
-        if not view.is_of(first, whole, self.now(), writes):
-            end = first[-1].place_id if whole is not first else ""
-            known = {each.place_id: each for each in first}
-            known |= {each.place_id: each for each in whole if each.place_id > end}
+        if view is None or view[0] != key:
+            known = {each.place_id: (began, each) for each in first}
+            known |= {each.place_id: (rest_began, each) for each in rest}
             for place_id, (at, place) in written.items():
-                if at >= (began if place_id <= end else whole_began):
+                read_at = began if len(first) < LONG_LINE or place_id <= first[-1].place_id else rest_began
+                if at >= read_at:
                     known.pop(place_id, None)
                     if place is not None:
-                        known[place_id] = place
-            kept = [each for each in known.values() if self._is_kept(each)]
-            self._view = view = _View(in_order(kept), first, whole, self.now(), writes)
-        return view
+                        known[place_id] = (at, place)
+            kept = [each for _, each in known.values() if self._is_kept(each)]
+            self._view = view = (key, _View(in_order(kept), self.now()))
+        return view[1]
 
     def _read_first(self) -> list[Place]:
         places = self._store.read_line(limit=LONG_LINE)
@@ -392,7 +419,6 @@ class WaitingLine:
     def _note(self, place_id: str, place: Place | None) -> None:
         with self._lock:
             self._written[place_id] = (self._clock.monotonic(), place)
-            self._writes += 1
 
     def _insist(self, write: Callable[[], Answer]) -> Answer:
         """Send a write of the line again while its outcome is unknown. A repeated one has the same effect."""
@@ -412,18 +438,9 @@ class WaitingLine:
         self._note(place.place_id, renewed)
         return self.describe(renewed)
 
-    def _is_worth_a_try(self, place: Place, since: float) -> bool:
-        """Tell whether a held request has something to do: to take a sandbox, to renew its place, or to end.
-
-        In the front of the line, where its turn may come, a place is renewed every few seconds. So it soon holds nobody
-        up if this process dies. A try is not repeated before another look at the free sandboxes.
-        """
-        left = place.back_by - self.now()
-        is_in_front = any(each.place_id == place.place_id for each in self.places()[: self._front()])
-        if not self.waits_at(place) or left <= 0 or (is_in_front and left > FRONT_RETRY_SEC):
-            return True
-        began, look = self._looks.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
-        return began > since and self._turns_by(look).is_next(place.place_id)
+    def _live_ahead(self, place_id: str) -> int:
+        """Return how many places ahead of a place a sandbox may be due to."""
+        return bisect_left(self._current().live_ids, place_id)
 
     def _describe_again(self, waiting: Waiting) -> Waiting:
         """Return what a held request is told at its end: its track comes back as it was promised, not later."""
@@ -438,13 +455,10 @@ class WaitingLine:
 
     # -- the pool
 
-    def _look(self) -> _Look:
-        free = self._walk()
-        self._first.get(not_before=math.inf)
-        return _Look(free, self.places())
-
-    def _walk(self) -> list[Candidate]:
-        """Read all sandboxes that are available."""
+    def _walk(self) -> _Walk:
+        """Read the line, then all sandboxes that are available."""
+        self._first.get(not_before=self._clock.monotonic() - SAME_TIME_SEC)
+        places = self._current().places
         found: list[Candidate] = []
         position, travelled = Position(0), 0
         while travelled < self._store.positions:
@@ -454,18 +468,35 @@ class WaitingLine:
             found += page.candidates
             position, travelled = page.next, travelled + page.distance
         self._rng.shuffle(found)  # else the processes would try the same sandboxes first
-        return found
+        return _Walk(places, found)
 
-    def _turns_by(self, look: _Look) -> Turns:
-        view, now = self._current(), self.now()
+    def _turns_by(self, began: float, walk: _Walk) -> Turns:
+        """Return whose turn it is, by the line and a walk."""
+        view = self._current()
+        key = (view, began, self.now(), self._takings)
         known = self._turns
-        if known is None or known[0] is not view or known[1] is not look or known[2] != now:
-            self._turns = known = (view, look, now, Turns(_count(look, view), look.free, now=now))
-        return known[3]
+        if known is None or known[0] != key:
+            places, free = self._count(walk, view)
+            self._turns = known = (key, Turns(places, free, now=self.now()))
+        return known[1]
 
-    def _front(self) -> int:
+    def _count(self, walk: _Walk, view: _View) -> tuple[list[Place], list[Candidate]]:
+        """Return the places and sandboxes that count when the sandboxes of a walk are assigned.
+
+        A place that is gone since the walk may have got one of its sandboxes, and nobody knows which. So it still
+        counts, unless this process itself has deleted it.
+        """
+        with self._lock:
+            known_ids = self._written.keys() | {each.place_id for each in view.places}
+            gone = [each for each in walk.places if each.place_id not in known_ids]
+            free = [each for each in walk.free if each.version > self._taken.get(each.sandbox_id, -1)]
+        return [*view.places, *gone], free
+
+    def _retry_after(self, place_id: str) -> int:
+        """Return after how many seconds the track of a place should come back; tracks that are gone do not count."""
         count = self._pool_count()
-        return front_of(sum(count.by_status.values()) - count.by_status.get(Status.DELETED, 0) if count else 0)
+        pool = sum(count.by_status.values()) - count.by_status.get(Status.DELETED, 0) if count else 0
+        return retry_after(1 + self._live_ahead(place_id), front_of(pool))
 
     def _expected_by(self, sandboxes: int) -> int | None:
         """Return when so many sandboxes are expected to have come back; None if nothing supports an estimate."""
@@ -478,14 +509,4 @@ class WaitingLine:
         return None
 
 
-def _count(look: _Look, view: _View) -> list[Place]:
-    """Return the places that count when the sandboxes of a look are assigned."""
-    return [*view.places, *(each for each in look.places if each.place_id not in view.ids)]
-
-
-def _position(place_id: str, places: Iterable[Place]) -> int:
-    """Return the position of a place among `places`, which may have it or not."""
-    return 1 + sum(each.place_id < place_id for each in places)
-
-
-_EMPTY = _View([], [], [], 0, 0)
+_EMPTY = _View([], 0)

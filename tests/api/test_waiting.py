@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WAITING = {"state", "position", "waiting", "joined_at", "place_kept_until", "expected_by", "details"}
 WHY = {"available", "reserved", "waiting", "pending_deletion", "next_due_at"}
-FRONT_RETRY = 3
+FRONT_RETRY = 1
 MALFORMED = ["wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "wait=+1", "wait=\xb2", "wait=abc", "foo, wait=abc"]
 IGNORED = ["", "respond-async", "waiting=5", ",;=", '"wait=5', "return=minimal; wait=5"]
 APPLIED = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from broker_common.core import candidate_cache
-from broker_common.core.allocation import AllocateRequest, Allocator
+from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
@@ -31,6 +31,8 @@ from tests.scheduler.strategies import ByTime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker_common.core.ports import Recorder
+    from broker_common.core.store import SandboxStore
     from broker_common.core.telemetry import Event
 
 DEADLINE_SEC = 3
@@ -125,32 +127,40 @@ def simulate(scenario: Scenario) -> Result:
             schedule.close()
 
 
-class _Process:
+class Process:
     """An API process: threads that serve requests, and a queue of requests that wait for one."""
 
-    def __init__(self, run: _Run, seed: int) -> None:
-        rng = Random(seed)
-        self._run = run
-        self._idle = run.scenario.threads
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        store: SandboxStore,
+        recorder: Recorder,
+        threads: int,
+        seed: int,
+        cache_size: int = 15,
+    ) -> None:
+        rng, clock, policy = Random(seed), schedule.time, Policy()
+        self._schedule = schedule
+        self._idle = threads
         self._queue: deque[Callable[[], None]] = deque()
-        guard = Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng)
-        policy = Policy()
+        guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
         self.allocator = Allocator(
-            store=run.store,
+            store=store,
             guard=guard,
-            candidate_cache=CandidateCache(run.store, run.time, rng, size=run.scenario.cache_size),
+            candidate_cache=CandidateCache(store, clock, rng, size=cache_size),
             line=WaitingLine(
-                store=run.store,
+                store=store,
                 guard=guard,
                 pool_count=lambda: None,
-                recorder=run,
-                clock=run.time,
+                recorder=recorder,
+                clock=clock,
                 rng=rng,
                 policy=policy,
             ),
-            pauses=PauseCache(run.store, run.time, rng),
-            recorder=run,
-            clock=run.time,
+            pauses=PauseCache(store, clock, rng),
+            recorder=recorder,
+            clock=clock,
             rng=rng,
             policy=policy,
             work_sec=DEADLINE_SEC,
@@ -161,7 +171,7 @@ class _Process:
         self._queue.append(request)
         if self._idle:
             self._idle -= 1
-            self._run.schedule.start(self._serve)
+            self._schedule.start(self._serve)
 
     def _serve(self) -> None:
         while self._queue:
@@ -190,9 +200,20 @@ class _Run:
 
     def result(self) -> Result:
         """Run the scenario and return its result."""
-        processes = [_Process(self, 1000 * self.scenario.seed + number) for number in range(self.scenario.processes)]
+        scenario = self.scenario
+        processes = [
+            Process(
+                schedule=self.schedule,
+                store=self.store,
+                recorder=self,
+                threads=scenario.threads,
+                seed=1000 * scenario.seed + number,
+                cache_size=scenario.cache_size,
+            )
+            for number in range(scenario.processes)
+        ]
         self.schedule.start(lambda: self._arrive(processes))
-        if self.scenario.returns:
+        if scenario.returns:
             self.schedule.start(self._give_back_some)
         self.schedule.run(lambda: not self._unanswered)
         result, store = self._result, self.store
@@ -229,7 +250,7 @@ class _Run:
                 ]
             )
 
-    def _arrive(self, processes: list[_Process]) -> None:
+    def _arrive(self, processes: list[Process]) -> None:
         for number in range(self.scenario.requests):
             if self.scenario.rate:
                 self.time.sleep(self._rng.expovariate(self.scenario.rate))
@@ -237,20 +258,22 @@ class _Run:
             process = self._rng.choice(processes)
             process.accept(self._answer(process, request, self.time.monotonic()))
 
-    def _answer(self, process: _Process, request: AllocateRequest, arrived_at: float) -> Callable[[], None]:
+    def _answer(self, process: Process, request: AllocateRequest, arrived_at: float) -> Callable[[], None]:
         def answer() -> None:
             result = self._result
             began_at = self.time.monotonic()
             outcome = result.allocated
             try:
                 with deadline_in(DEADLINE_SEC, self.time):
-                    claim = process.allocator.allocate(request, by=BY).claim
+                    allocation = process.allocator.allocate(request, by=BY)
             except NoSandboxesAvailable:
                 outcome = result.refused
                 result.false_refusals += self.store.shows_since(began_at - 1)
             except StoreUnavailable:
                 outcome = result.unavailable
             else:
+                assert isinstance(allocation, Allocation), "a request that does not wait gets no place"
+                claim = allocation.claim
                 assert claim.sandbox_id not in self._holders, "a sandbox has one holder"
                 self._holders[claim.sandbox_id] = claim.lease.track_id
                 self._allocated.append(claim.sandbox_id)
@@ -267,14 +290,17 @@ class _Run:
                 self.schedule.start(lambda sandbox_id=sandbox_id: self._give_back(sandbox_id))  # type: ignore[misc] # bound in the loop
 
     def _give_back(self, sandbox_id: str) -> None:
-        """End an allocation and wipe its sandbox, with the writes that the broker makes."""
-        now, policy, store = self.time.now(), Policy(), self.store
-        allocated = store.get(sandbox_id)
-        assert allocated
-        marking = end(allocated, reason=DeletionReason.MARKED, by=BY, now=now)
         self._holders.pop(sandbox_id, None)
-        store.commit(marking)
-        taking = begin_attempt(marking.result, attempt_id="attempt", by=BY, now=now, policy=policy)
-        store.commit(taking)
-        order = self._rng.randrange(ORDER_LIMIT)
-        store.commit(confirm_wipe(taking.result, accepted_only=False, order=order, by=BY, now=now, policy=policy))
+        give_back(self.store, sandbox_id, order=self._rng.randrange(ORDER_LIMIT), now=self.time.now())
+
+
+def give_back(store: SimulatedStore, sandbox_id: str, *, order: int, now: int) -> None:
+    """End an allocation and wipe its sandbox, with the writes that the broker makes."""
+    policy = Policy()
+    allocated = store.get(sandbox_id)
+    assert allocated
+    marking = end(allocated, reason=DeletionReason.MARKED, by=BY, now=now)
+    store.commit(marking)
+    taking = begin_attempt(marking.result, attempt_id="attempt", by=BY, now=now, policy=policy)
+    store.commit(taking)
+    store.commit(confirm_wipe(taking.result, accepted_only=False, order=order, by=BY, now=now, policy=policy))

@@ -21,7 +21,7 @@ from broker_common.core.deadline import Backoff
 from broker_common.core.errors import StoreUnavailable
 from broker_common.core.lease import candidate_of
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, Sandbox, Status
-from broker_common.core.store import AllocateAnswer, CandidatePage, Contended, Pauses, Position
+from broker_common.core.store import AllocateAnswer, CandidatePage, Contended, JoinAnswer, Pauses, Position
 from tests.fakes import MemoryStore
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker_common.core.facts import Change
+    from broker_common.core.line import Place
     from broker_common.core.principals import Actor
     from tests.scheduler.schedule import Schedule
 
@@ -40,6 +41,8 @@ BURST_SEC = 300
 """The seconds of unused capacity that a partition saves."""
 INDEX_BYTES = 200
 """The size of an item of the index: its keys and projected attributes."""
+PLACE_BYTES = 400
+"""The size of an item of the line."""
 CLIENT_TIMEOUT = 1.0
 """The time that a request must have left for another try of the store (`services.STORE_TIMEOUT_SEC`)."""
 
@@ -138,6 +141,10 @@ class SimulatedStore(MemoryStore):
             for entry in ring
         )
 
+    def shown(self) -> list[Candidate]:
+        """Return the sandboxes that the index shows as available."""
+        return [each.candidate for each in self._shown.values()]
+
     def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
         segment, at = divmod(position.at, ORDER_LIMIT)
 
@@ -172,13 +179,68 @@ class SimulatedStore(MemoryStore):
         self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
     ) -> AllocateAnswer:
         self.sent["allocate"] += 1
+        keys = [candidate.sandbox_id, candidate.sandbox_id, claim.lease.track_id]
+        if place_id is not None:
+            keys.append(f"LINE/{place_id}")
         try:
             return self._transact(
-                (candidate.sandbox_id, candidate.sandbox_id, claim.lease.track_id),
+                tuple(keys),
                 lambda: super(SimulatedStore, self).allocate(candidate, claim, by=by, token=token, place_id=place_id),
             )
         except Throttled:
             return Contended()
+
+    def read_line(self, *, limit: int | None = None) -> list[Place]:
+        def look() -> list[Place]:
+            places = super(SimulatedStore, self).read_line(limit=limit)
+            self._read_bucket(partition).spend(_read_units(len(places) * PLACE_BYTES) - 1)
+            return places
+
+        partition = self._table_partition("LINE")
+        return self._read("read_line", partition, look)
+
+    def read_place(self, track_id: str, idempotency_key: str) -> Place | None:
+        return self._read(
+            "read_place",
+            self._table_partition(track_id),
+            lambda: super(SimulatedStore, self).read_place(track_id, idempotency_key),
+        )
+
+    def join(self, place: Place) -> JoinAnswer:
+        keys = (f"LINE/{place.place_id}", place.track_id)
+        return self._write_line("join", lambda: self._transact(keys, lambda: super(SimulatedStore, self).join(place)))
+
+    def renew(self, place: Place) -> bool:
+        key = f"LINE/{place.place_id}"
+
+        def write() -> bool:
+            travel = self._latency() / 2
+            self._time.sleep(travel)
+            self._demand(key not in self._in_transaction, "conflict")
+            self._charge_table((key,), units=1)
+            was_there = super(SimulatedStore, self).renew(place)
+            self._time.sleep(travel)
+            return was_there
+
+        return self._write_line("renew", write)
+
+    def leave(self, place: Place, *, unless_renewed: bool = False) -> bool:
+        keys = (f"LINE/{place.place_id}", place.track_id)
+
+        def write() -> bool:
+            return super(SimulatedStore, self).leave(place, unless_renewed=unless_renewed)
+
+        return self._write_line("leave", lambda: self._transact(keys, write))
+
+    def _write_line(self, method: str, write: Callable[[], Answer]) -> Answer:
+        """Write to the line as `DynamoStore` does: when throttled, again after a pause, within the deadline."""
+        backoff = Backoff(self._time, self._rng, base=0.025, limit=1.0, tries=6)
+        while True:
+            self.sent[method] += 1
+            try:
+                return write()
+            except Throttled:
+                backoff.pause(StoreUnavailable("DynamoDB is busy"), need=CLIENT_TIMEOUT)
 
     def commit(self, *changes: Change) -> None:
         """Implement the port. It waits for capacity without limit, as no figure measures it.
@@ -310,7 +372,8 @@ class SimulatedStore(MemoryStore):
         return f"{status}#{shard}/{order * self._conditions.available_splits // ORDER_LIMIT}"
 
     def _table_partition(self, key: str) -> str:
-        return f"table#{zlib.crc32(key.encode()) % self._conditions.partitions}"
+        """Return the partition of an item: its partition key is the part of its key before a slash."""
+        return f"table#{zlib.crc32(key.partition('/')[0].encode()) % self._conditions.partitions}"
 
     def _write_bucket(self, partition: str) -> Bucket:
         if partition not in self._writes:

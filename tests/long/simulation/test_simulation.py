@@ -11,14 +11,20 @@ import pytest
 
 from broker_common.core.facts import Change
 from broker_common.core.lease import candidate_of, end
+from broker_common.core.line import Place, Turns
 from broker_common.core.policy import Policy
 from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Sandbox, Status
 from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
 from broker_common.core.wipe import begin_attempt
+from tests.contract.line import make_place
 from tests.fakes import BY, flat, make_claim, make_sandbox, walk_ring
 from tests.long.simulation.broker import Scenario, simulate
+from tests.long.simulation.line import LineScenario, simulate_line
 from tests.long.simulation.scale import SWEEPS, plot, run
 from tests.long.simulation.table import WRITE_UNITS, SimulatedStore, TableConditions
+from tests.long.simulation.waiting import IDLE_P50_SEC, IDLE_P99_SEC, MOST_READS, MOST_WRITES
+from tests.long.simulation.waiting import plot as plot_line
+from tests.long.simulation.waiting import run as run_line
 from tests.scheduler.schedule import Schedule
 from tests.scheduler.strategies import ByTime
 
@@ -181,6 +187,62 @@ def test_four_processes_drain_a_pool_to_a_tenth_with_few_conflicts_and_calls() -
 def test_a_pool_is_drained_to_the_last_sandbox_and_no_track_is_refused_before() -> None:
     result = simulate(Scenario(requests=330, free=300, rate=400))
     assert (len(result.allocated), len(result.refused), result.false_refusals) == (300, 30, 0)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        LineScenario(tracks=150, join_sec=10, returns=5, dead=0.2),
+        LineScenario(tracks=200, join_sec=10, returns=10, dead=0.05, processes=20),
+        LineScenario(tracks=100, join_sec=10, returns=2, customers=3, prefixes=("", "a-", "b-"), held=1.0),
+    ],
+    ids=["4-processes", "20-processes", "customers-and-wishes"],
+)
+def test_a_line_is_served_in_its_order_soon_and_at_a_bounded_cost(scenario: LineScenario) -> None:
+    result = simulate_line(scenario)
+    assert (result.violations, result.starved, result.lost_places, result.unavailable) == ([], 0, 0, 0)
+    figures = result.summary()
+    assert len(result.idle) >= 50
+    assert float(figures["idle_p50_s"]) <= IDLE_P50_SEC
+    assert float(figures["idle_p99_s"]) <= IDLE_P99_SEC
+    assert result.reads <= MOST_READS
+    assert result.writes <= MOST_WRITES
+
+
+def test_the_same_line_gives_the_same_run() -> None:
+    scenario = LineScenario(tracks=40, join_sec=5)
+    assert simulate_line(scenario) == simulate_line(scenario)
+
+
+def test_who_goes_first_past_a_place_that_is_back_in_time_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Turns, "may_take", lambda *_: True)
+    result = simulate_line(LineScenario(tracks=60, join_sec=5, returns=2))
+    assert result.violations
+
+
+def test_a_dead_place_that_blocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Place, "is_live", lambda *_: True)
+    result = simulate_line(LineScenario(tracks=60, join_sec=5, returns=1, dead=0.4))
+    assert result.starved
+
+
+def test_two_transactions_on_one_place_at_once_conflict() -> None:
+    place = make_place()
+    schedule, store = make_store(FREE)
+    answers_to(schedule, lambda: store.join(place))
+    candidate = candidate_of(FREE)
+    claim = make_claim(candidate, place.track_id)
+    taken, _ = answers_to(
+        schedule,
+        lambda: store.allocate(candidate, claim, by=BY, token="token", place_id=place.place_id),
+        lambda: store.leave(place),
+    )
+    assert isinstance(taken, Allocated | Contended)
+    assert store.throttled["conflict"] == 1
+
+
+def test_a_quick_line_can_be_plotted() -> None:
+    assert len(plot_line(list(run_line(quick=True))).axes) == 2
 
 
 def test_a_quick_sweep_of_each_kind_can_be_plotted() -> None:
