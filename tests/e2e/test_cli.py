@@ -576,3 +576,18 @@ def test_an_address_that_is_not_the_api_s_is_told_apart(stack: Stack, broker: Ca
     result = broker("pool", BROKER_API_URL=stack.csp_url)
     assert result.exit_code == 1
     assert "is this the broker's API?" in result.stderr
+
+
+def test_the_line_shows_a_track_that_waits_and_a_place_is_removed_from_it(
+    broker: Callable[..., Result], stack: Stack
+) -> None:
+    waits = {"Prefer": "wait=0", "X-Sandbox-Name-Prefix": "nobody-s-", "X-Instruqt-Track-ID": "intro"}
+    assert stack.as_track("patient", "POST", "/allocate", headers=waits).status_code == 202
+    (place,) = [json.loads(line) for line in broker("line", "--json").stdout.splitlines()]
+    assert (place["position"], place["track_id"], place["name_prefix"]) == (1, "patient", "nobody-s-")
+    heading, row = lines(broker("line"))
+    assert (heading[:3], row[:3]) == (["position", "track_id", "track_name"], ["1", "patient", "intro"])
+    for _ in range(2):
+        removed = broker("line", "remove", place["place_id"])
+        assert (removed.exit_code, removed.stdout) == (0, f"{place['place_id']} is not in the line, or is no longer\n")
+    assert broker("line", "--json").stdout == ""
