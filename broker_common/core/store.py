@@ -274,6 +274,10 @@ class PoolCount:
     """When the count began, in Unix seconds of that process's clock."""
     counted_by: str
     """The process's id."""
+    waiting: int = 0
+    """How many live places the line has."""
+    longest_waiting_since: int | None = None
+    """When the live place that waits longest joined; None if nobody waits."""
     returns: tuple[int, ...] = ()
     """When the sandboxes of `RETURN_RANKS` are expected back, as far as so many are in use or wait for their wipe."""
 
