@@ -1,4 +1,4 @@
-"""Gauges that are read at a scrape: the counts of pool and line from the store, the circuit breaker's state from Redis."""
+"""Gauges that are read at a scrape: counts of pool and line from the store, the circuit breaker's state from Redis."""
 
 from __future__ import annotations
 
