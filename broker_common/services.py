@@ -105,7 +105,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     pauses = PauseCache(store, clock, rng)
     leases = Leases(store=store, recorder=recorder, clock=clock)
     inventory = Inventory(store=store, leases=leases)
-    counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec)
+    counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec, policy=policy)
     pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
     line = WaitingLine(
         store=store,

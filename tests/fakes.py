@@ -248,6 +248,7 @@ class MemoryStore:
         self.accepted_at = -1
         self._spoiled: set[str] = set()
         self._spoiled_claims: set[tuple[str, str]] = set()
+        self._spoiled_places: set[str] = set()
 
     def spoil(self, sandbox_id: str) -> None:
         """Make a record unreadable, as a person or a later release may; the index still shows it as before."""
@@ -256,6 +257,10 @@ class MemoryStore:
     def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
         """Make a claim unreadable."""
         self._spoiled_claims.add((track_id, idempotency_key))
+
+    def spoil_place(self, place_id: str) -> None:
+        """Make a place unreadable."""
+        self._spoiled_places.add(place_id)
 
     def seed(self, *sandboxes: Sandbox) -> None:
         """Write records over existing ones, and the claim of each allocated one."""
@@ -346,15 +351,19 @@ class MemoryStore:
 
     def read_line(self, *, limit: int | None = None) -> list[Place]:
         with self._called("read_line"):
-            return [self._line[place_id] for place_id in sorted(self._line)[:limit]]
+            return [self._line[place_id] for place_id in sorted(self._line.keys() - self._spoiled_places)[:limit]]
 
     def read_place(self, track_id: str, idempotency_key: str) -> Place | None:
         with self._called("read_place"):
-            return self._waiting(track_id, idempotency_key)
+            place = self._waiting(track_id, idempotency_key)
+            if place is not None and place.place_id in self._spoiled_places:
+                raise UnreadableRecord(f"place {place.place_id!r}", SPOILED, track_id=track_id)
+            return place
 
     def read_places(self, track_id: str) -> list[Place]:
         with self._called("read_places"):
-            return [place for place in self._line.values() if place.track_id == track_id]
+            readable = sorted(self._line.keys() - self._spoiled_places)
+            return [place for place in map(self._line.__getitem__, readable) if place.track_id == track_id]
 
     def join(self, place: Place) -> JoinAnswer:
         with self._called("join"):
@@ -519,6 +528,11 @@ class MemoryStore:
         with self._called("count"):
             counted = Counter(sandbox.status for sandbox in self._index().values())
         return {status: counted[status] for status in Status}
+
+    def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
+        with self._called("read_next_due"):
+            orders = (each.status_order for each in self._index().values() if each.status is status)
+            return sorted(orders)[:limit]
 
     def oldest_pending_deletion(self) -> int | None:
         with self._called("oldest_pending_deletion"):
@@ -781,6 +795,9 @@ class StoreWrapper:
     def count(self) -> Mapping[Status, int]:
         return self._call("count", self.inner.count)
 
+    def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
+        return self._call("read_next_due", lambda: self.inner.read_next_due(status, limit=limit))
+
     def oldest_pending_deletion(self) -> int | None:
         return self._call("oldest_pending_deletion", self.inner.oldest_pending_deletion)
 
@@ -881,6 +898,9 @@ class Fault(Enum):
 WRITES = frozenset(
     {
         "allocate",
+        "join",
+        "renew",
+        "leave",
         "end_allocation",
         "add",
         "record_accounts",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
-from broker_common.adapters.dynamo_conditions import expression_name, only_if_allocatable, unless_newer
+from broker_common.adapters.dynamo_conditions import expression_name, only_if_allocatable, unless_newer, unless_taken
 from broker_common.adapters.dynamo_facts import encode_fact, encode_removed
 from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
     account_item_key,
     claim_key,
-    decode_claim,
     encode_account,
     encode_claim,
     encode_sandbox,
@@ -20,12 +19,12 @@ from broker_common.adapters.dynamo_items import (
     shard_of,
     status_key,
 )
+from broker_common.adapters.dynamo_places import decode_held, place_key
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import schema
-from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import StoreUnavailable, UnreadableRecord
 from broker_common.core.facts import allocated
 from broker_common.core.flat import flatten, of_allocation
-from broker_common.core.ids import new_id
 from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status
 from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Conflict, Contended
 
@@ -53,21 +52,17 @@ class DynamoCommits(DynamoBase):
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
         """Implement the port: a consistent read."""
         item = self._get(claim_key(track_id, idempotency_key))
-        return self._read(decode_claim, item) if item else None
+        held = self._read(decode_held, item) if item else None
+        return held.claim if isinstance(held, ClaimHeld) else None
 
     def read_claims(self, track_id: str) -> list[Claim]:
         """Implement the port: a consistent query of the track's partition."""
-        any_of_them = claim_key(track_id, "")
-        return [
-            self._read(decode_claim, item)
-            for item in self._query(
-                ConsistentRead=True,
-                KeyConditionExpression="PK = :track AND begins_with(SK, :claim)",
-                ExpressionAttributeValues={":track": any_of_them["PK"], ":claim": any_of_them["SK"]},
-            )
-        ]
+        held = [self._read(decode_held, item) for item in self._query_claims(track_id)]
+        return [each.claim for each in held if isinstance(each, ClaimHeld)]
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         """Implement the port: one TransactWriteItems, sent once."""
         fact = allocated(candidate, claim, by=by)
         changes = self._allocation(candidate, claim, fact.version)
@@ -76,25 +71,21 @@ class DynamoCommits(DynamoBase):
         reasons = self._transport.transact_once(
             ClientRequestToken=token,
             TransactItems=[
-                {
-                    "Put": {
-                        "TableName": self._table,
-                        "Item": encode_claim(claim),
-                        "ConditionExpression": "attribute_not_exists(PK)",
-                        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-                    }
-                },
+                {"Put": unless_taken({"TableName": self._table, "Item": encode_claim(claim)}, place_id=place_id)},
                 {"Update": only_if_allocatable(update, candidate.sandbox_id)},
                 self._put_fact(fact),
+                *self._remove_place(place_id),
             ],
         )
         if reasons is None:
             return Allocated()
-        held, taken, recorded = reasons
+        held, taken, recorded, *left = reasons
         if held["Code"] == "ConditionalCheckFailed":
-            if not held.get("Item"):
-                raise OutcomeUnknown("DynamoDB reports a claim, but does not return it")
-            return ClaimHeld(self._read(decode_claim, held["Item"]))
+            return self._held(held)
+        if any(map(_has_failed, left)):
+            error = UnreadableRecord(f"place {place_id!r}", "its schema is newer", track_id=claim.lease.track_id)
+            self._report(error)
+            raise error
         if taken["Code"] == "ConditionalCheckFailed":
             return CandidateGone(self._readable(self._decode, taken["Item"]) if taken.get("Item") else None)
         if "ValidationError" in {each["Code"] for each in reasons}:
@@ -123,6 +114,11 @@ class DynamoCommits(DynamoBase):
     def _allocation(self, candidate: Candidate, claim: Claim, version: int) -> Mapping[str, Any]:
         place = status_key(Status.ALLOCATED, shard_of(candidate.sandbox_id, self._shards))
         return {**of_allocation(claim.lease, version=version), "status_key": place}
+
+    def _remove_place(self, place_id: str | None) -> list[Item]:
+        if place_id is None:
+            return []
+        return [{"Delete": unless_newer({"TableName": self._table, "Key": place_key(place_id)})}]
 
     def _commit_one(self, change: Change) -> None:
         before, after = change.before, change.after
@@ -220,17 +216,6 @@ class DynamoCommits(DynamoBase):
     def _write_all(self, *actions: Item) -> None:
         if self._transact(*actions) is not None:
             raise Conflict("another writer has written one of several records", current=None)
-
-    def _transact(self, *actions: Item) -> list[Item] | None:
-        """Send a TransactWriteItems; returns None if it was applied, or each item's result if a condition failed."""
-        try:
-            self._transport.write(
-                "transact_write_items", ClientRequestToken=new_id(self._rng), TransactItems=list(actions)
-            )
-        except ConditionFailed as failed:
-            reasons: list[Item] = failed.answer["CancellationReasons"]
-            return reasons
-        return None
 
     def _facts(self, fact: Fact | None) -> list[Item]:
         return [] if fact is None else [self._put_fact(fact)]

@@ -275,9 +275,9 @@ class PoolCount:
     counted_by: str
     """The process's id."""
     waiting: int = 0
-    """How many live places the line has."""
+    """How many places the line had, at most 15 seconds earlier."""
     longest_waiting_since: int | None = None
-    """When the live place that waits longest joined; None if nobody waits."""
+    """When the place joined that waits longest of those whose tracks are not late; None if there is none."""
     returns: tuple[int, ...] = ()
     """When the sandboxes of `RETURN_RANKS` are expected back, as far as so many are in use or wait for their wipe."""
 
@@ -427,6 +427,9 @@ class Reports(Protocol):
 
     def count(self) -> Mapping[Status, int]:
         """Count the sandboxes of every status, by the index. So records that cannot be read count, too."""
+
+    def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
+        """Return the lowest `status_order` of the sandboxes in a status, in order (an index read)."""
 
     def oldest_pending_deletion(self) -> int | None:
         """Return when the sandbox that waits longest for its wipe was given back (an index read), or None."""

@@ -211,7 +211,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     rng, pauses = Random(1), PauseCache(store, clock, Random(1))
     guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
     leases = Leases(store=store, recorder=recorder, clock=clock)
-    counts = Counts(store, clock, Random(2), max_age=settings.pool_gauge_cache_sec)
+    counts = Counts(store, clock, Random(2), max_age=settings.pool_gauge_cache_sec, policy=settings.policy)
     pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
     line = WaitingLine(
         store=store,

@@ -70,6 +70,9 @@ COUNT = PoolCount(
     oldest_pending_deletion=START - 90,
     began_at=START,
     counted_by="ann",
+    waiting=7,
+    longest_waiting_since=START - 600,
+    returns=(START - 1, START + 60),
 )
 _tokens = count()
 PRINTABLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=40)
@@ -669,6 +672,15 @@ class StoreContract:
         expected = dict.fromkeys(Status, 0) | {Status.STALE: 9, Status.AVAILABLE: 1, Status.DELETED: 1}
         assert store.count() == expected
 
+    @pytest.mark.parametrize("limit", [1, 5, 8, 40, 100])
+    def test_those_that_are_due_next_are_read_in_the_order_of_one_status(self, store: SandboxStore, limit: int) -> None:
+        orders = [START + 7 * number % 60 for number in range(40)]
+        for number, order in enumerate(orders):
+            add_new(store, f"sbx-{number}", status=Status.PENDING_DELETION, status_order=order)
+        add_new(store, "stale", status=Status.STALE, status_order=1)
+        assert list(store.read_next_due(Status.PENDING_DELETION, limit=limit)) == sorted(orders)[:limit]
+        assert list(store.read_next_due(Status.ALLOCATED, limit=limit)) == []
+
     def test_the_oldest_pending_deletion_is_the_one_that_was_asked_for_first(self, store: SandboxStore) -> None:
         assert store.oldest_pending_deletion() is None
         for number, asked_at in enumerate((300, 100, 200)):
@@ -774,7 +786,8 @@ class StoreContract:
     def test_counts_are_written_whole_and_only_over_those_that_were_read(self, store: SandboxStore) -> None:
         taken = CountRecord(turn="one", counter="ann", counting_until=START + 7)
         counted = replace(taken, turn="two", count=COUNT)
-        newer = replace(counted, turn="three", count=replace(COUNT, oldest_pending_deletion=None))
+        nothing = replace(COUNT, oldest_pending_deletion=None, waiting=0, longest_waiting_since=None, returns=())
+        newer = replace(counted, turn="three", count=nothing)
         before = None
         for record in (taken, counted, newer):
             store.write_counts(record, instead_of=before)
@@ -935,10 +948,10 @@ def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:
         return list(pool.map(start, calls))
 
 
-def settle(store: SandboxStore, candidate: Candidate, claim: Claim) -> AllocateAnswer:
+def settle(store: SandboxStore, candidate: Candidate, claim: Claim, *, place_id: str | None = None) -> AllocateAnswer:
     """Allocate, again after each `Contended`."""
     for _ in range(1000):
-        answer = store.allocate(candidate, claim, by=BY, token=fresh_token())
+        answer = store.allocate(candidate, claim, by=BY, token=fresh_token(), place_id=place_id)
         if not isinstance(answer, Contended):
             return answer
     pytest.fail("the records stayed contended")

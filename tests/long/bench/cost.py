@@ -202,9 +202,11 @@ def _account(sandbox: Sandbox) -> Account:
 
 
 def _allocate(world: World, track: str) -> Allocation:
-    return world.allocator.allocate(
+    allocation = world.allocator.allocate(
         AllocateRequest(track_id=track, idempotency_key=track, track_name=_TRACK_NAME), by=BY
     )
+    assert isinstance(allocation, Allocation)
+    return allocation
 
 
 def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
@@ -217,10 +219,10 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
     track = tracks[0]
     held = _allocate(full, track).claim.sandbox_id  # fills the candidate cache
 
-    counts = [Counts(world.store, world.clock, Random(3), max_age=2) for world in (full, empty)]
+    counts = [Counts(world.store, world.clock, Random(3), max_age=2, policy=world.policy) for world in (full, empty)]
     for each in counts:
         each.latest()  # takes the right to count
-    reader = Counts(full.store, full.clock, Random(4), max_age=2)
+    reader = Counts(full.store, full.clock, Random(4), max_age=2, policy=full.policy)
 
     def refuse() -> None:
         with suppress(NoSandboxesAvailable):
