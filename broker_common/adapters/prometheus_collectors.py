@@ -52,10 +52,10 @@ class PoolCollector(Collector):
             "Age of the deletion that has waited longest",
             value=self._age(known.oldest_pending_deletion),
         )
-        yield GaugeMetricFamily("broker_line_length", "Tracks that wait in line for a sandbox", value=known.waiting)
+        yield GaugeMetricFamily("broker_line_length", "Places in the line of tracks that wait", value=known.waiting)
         yield GaugeMetricFamily(
             "broker_line_oldest_seconds",
-            "How long the track that waits longest has been in line",
+            "How long the track that waits longest has been in line, of those that are not late",
             value=self._age(known.longest_waiting_since),
         )
 
