@@ -14,6 +14,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     In a quick run they go on in memory; `make test` runs them on every engine.
     """
     for item in items:
-        is_on_moto = isinstance(item, pytest.Function) and item.cls is not None and item.cls.__name__ == SLOW_ENGINE
-        if is_on_moto and getattr(item.obj, "is_hypothesis_test", False):
+        if not isinstance(item, pytest.Function) or item.cls is None or item.cls.__name__ != SLOW_ENGINE:
+            continue
+        if getattr(item.obj, "is_hypothesis_test", False):
             item.add_marker(pytest.mark.slow)
