@@ -8,17 +8,21 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
 
+from broker_common.adapters.dynamo_transport import make_boto3_client
 from deploy.dev.dynamodb_local import NotInstalled, dynamodb_local
 from deploy.dev.processes import Process, free_ports, wait_until
 from deploy.dev.programs import ministack, valkey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mypy_boto3_dynamodb import DynamoDBClient
 
     from deploy.dev.processes import Program
 
@@ -32,6 +36,12 @@ AWS_ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 """All that boto3 gets to know about AWS in a test: dummy credentials, and no way to find others."""
+
+
+@cache
+def moto_client() -> DynamoDBClient:
+    """Return the boto3 client of all tests on moto, for use within `mock_aws`. To make one takes longer than most tests."""
+    return make_boto3_client(region="us-east-1", endpoint_url=None, timeout_sec=60, connections=1)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from broker_common.core.telemetry import (
     StopReason,
     StoreCalled,
     SyncProgressed,
+    WaitEnded,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class LogRecorder:
         match event:
             case AllocateEnded():
                 self._log.log(_answer_level(event), "Allocate ended", action="allocate", **details)
+            case WaitEnded():
+                self._log.log(logging.INFO, "Wait in line ended", action="wait", **details)
             case MarkEnded():
                 self._log.log(_answer_level(event), "Mark for deletion ended", action="mark_for_deletion", **details)
             case ExtensionEnded():
@@ -131,7 +134,7 @@ class LogRecorder:
         details.pop("message", None)
         if "outcome" in details:
             details["outcome"] = details["outcome"].value
-        if "seconds" in details:
+        if "seconds" in details and not isinstance(event, WaitEnded):  # a wait is no latency: nothing worked on it
             details["latency_ms"] = round(details.pop("seconds") * 1000, 1)
         if "reason" in details:
             details["error"] = details.pop("reason")

@@ -1,4 +1,4 @@
-"""Gauges that are read at a scrape: the pool's counts from the store, the circuit breaker's state from Redis."""
+"""Gauges that are read at a scrape: counts of pool and line from the store, the circuit breaker's state from Redis."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN:
 
 
 class PoolCollector(Collector):
-    """The pool's gauges; absent while the store is away."""
+    """The gauges of pool and line; absent while the store is away."""
 
     def __init__(self, counts: Renewed[PoolCount], clock: Clock) -> None:
         """Show the last count of the pool."""
@@ -42,15 +42,26 @@ class PoolCollector(Collector):
         known = self._counts.get()
         if known is None:
             return
-        counts, oldest = known.by_status, known.oldest_pending_deletion
+        counts = known.by_status
         for status, what in _GAUGES.items():
             yield GaugeMetricFamily(f"broker_pool_{status}", what, value=counts[status])
         total = sum(counts[status] for status in _GAUGES)
         yield GaugeMetricFamily("broker_pool_total", "Sandboxes in the pool", value=total)
-        waited = max(0, self._clock.now() - oldest) if oldest is not None else 0
         yield GaugeMetricFamily(
-            "broker_oldest_pending_deletion_seconds", "Age of the deletion that has waited longest", value=waited
+            "broker_oldest_pending_deletion_seconds",
+            "Age of the deletion that has waited longest",
+            value=self._age(known.oldest_pending_deletion),
         )
+        yield GaugeMetricFamily("broker_line_length", "Places in the line of tracks that wait", value=known.waiting)
+        yield GaugeMetricFamily(
+            "broker_line_oldest_seconds",
+            "How long the track that waits longest has been in line, of those that are not late",
+            value=self._age(known.longest_waiting_since),
+        )
+
+    def _age(self, since: int | None) -> int:
+        """Return how many seconds ago something began; 0 if there is nothing."""
+        return 0 if since is None else max(0, self._clock.now() - since)
 
 
 class CircuitCollector(Collector):

@@ -36,6 +36,8 @@ from broker_common.core.telemetry import (
     RefusalReason,
     StopReason,
     StoreCalled,
+    WaitEnded,
+    WaitOutcome,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 Outcome = TypeVar("Outcome", AllocateOutcome, MarkOutcome, ExtendOutcome, JobOutcome)
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
+WAIT_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
+"""A line moves in seconds, or as slowly as labs end."""
 _UNREADABLE = "unreadable"
 """The reason for an account whose entry in the list does not parse."""
 _JOB_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -81,6 +85,14 @@ class PrometheusApiRecorder:
             registry=registry,
         )
         self._latency = {outcome: latency.labels(outcome) for outcome in AllocateOutcome}
+        waits = Histogram(
+            "broker_line_wait_seconds",
+            "How long tracks waited in the line, in seconds",
+            ["outcome"],
+            buckets=WAIT_BUCKETS,
+            registry=registry,
+        )
+        self._waits = {outcome: waits.labels(outcome) for outcome in WaitOutcome}
         self._marks = _counter(registry, "broker_deletion_marked_total", "Marks for deletion", MarkOutcome)
         self._extensions = _counter(registry, "broker_extensions_total", "Requests to extend a lease", ExtendOutcome)
         # A track's next allocate may itself expire the track's old lease.
@@ -104,6 +116,8 @@ class PrometheusApiRecorder:
                 self._conflicts.inc(event.conflicts)
                 if event.outcome is AllocateOutcome.IDEMPOTENT:
                     self._idempotent_hits.inc()
+            case WaitEnded():
+                self._waits[event.outcome].observe(event.seconds)
             case MarkEnded():
                 self._marks[event.outcome].inc()
             case ExtensionEnded():

@@ -17,7 +17,7 @@ from broker_common.adapters.dynamo_items import COUNTS_KEY, claim_key, sandbox_k
 from broker_common.adapters.dynamo_places import encode_place, place_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_ttl, table_definition
-from broker_common.adapters.dynamo_transport import make_boto3_client, make_client
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core import schema
 from broker_common.core.errors import LayoutMismatch, UnreadableRecord
@@ -38,6 +38,7 @@ from broker_common.core.store import (
     Unreadable,
     Watermark,
 )
+from tests.backends import moto_client
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
 from tests.contract.line import FAR, ConcurrentLineContract, LineContract, make_place, wait
 from tests.contract.suite import (
@@ -561,8 +562,7 @@ class TestOnMoto(StoreContract, FactContract, LineContract, TableContract):
     @pytest.fixture
     def store(self, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         with mock_aws():
-            client = make_boto3_client(region="us-east-1", endpoint_url=None, timeout_sec=60, connections=1)
-            yield from empty_store(client)
+            yield from empty_store(moto_client())
 
 
 class TestOnMinistack(ConcurrentStoreContract, FactContract, ConcurrentLineContract, TableContract):

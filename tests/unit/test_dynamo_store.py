@@ -15,7 +15,7 @@ from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY, encode_clai
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, index_problem, table_definition
 from broker_common.adapters.dynamo_time import make_time_reader, time_of
-from broker_common.adapters.dynamo_transport import make_boto3_client, make_client
+from broker_common.adapters.dynamo_transport import make_client
 from broker_common.core.errors import (
     InvalidInput,
     LayoutMismatch,
@@ -41,7 +41,11 @@ from broker_common.core.store import (
     Watermark,
 )
 from broker_common.core.telemetry import RecordUnreadable
+<<<<<<< HEAD
 from tests.contract.line import make_place
+=======
+from tests.backends import moto_client
+>>>>>>> x-seen
 from tests.fakes import (
     BY,
     START,
@@ -189,7 +193,7 @@ def test_credentials_that_are_missing_or_refused_need_a_person(client: object) -
 @pytest.fixture
 def table(aws_environment: dict[str, str]) -> Iterator[DynamoDBClient]:
     with mock_aws():
-        client = make_boto3_client(region="us-east-1", endpoint_url=None, timeout_sec=10, connections=4)
+        client = moto_client()
         create_table(client, "pool")
         client.put_item(
             TableName="pool",

@@ -17,6 +17,7 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.counts import Counts
 from broker_common.core.policy import Policy
 from broker_common.core.sandbox import Status
+from broker_common.core.store import PoolCount
 from deploy.dev.processes import wait_until
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
 
@@ -59,6 +60,23 @@ def test_a_scrape_shows_every_status_and_the_total_without_tombstones() -> None:
         "total": 7,
     }
     assert registry.get_sample_value("broker_oldest_pending_deletion_seconds") == 90
+
+
+@pytest.mark.parametrize(("joined_ago", "oldest"), [(None, 0), (0, 0), (75, 75), (-3, 0)])
+def test_a_scrape_shows_how_many_wait_in_line_and_since_when(joined_ago: int | None, oldest: int) -> None:
+    clock = FakeClock()
+    count = PoolCount(
+        by_status=dict.fromkeys(Status, 0),
+        oldest_pending_deletion=None,
+        began_at=clock.now(),
+        counted_by="another",
+        waiting=0 if joined_ago is None else 3,
+        longest_waiting_since=None if joined_ago is None else clock.now() - joined_ago,
+    )
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(Renewed(lambda: (clock.monotonic(), count), clock, max_age=2), clock))
+    assert registry.get_sample_value("broker_line_length") == count.waiting
+    assert registry.get_sample_value("broker_line_oldest_seconds") == oldest
 
 
 def test_the_store_is_read_at_most_once_in_the_maximum_age() -> None:
@@ -153,6 +171,7 @@ def test_the_gauges_are_absent_while_the_store_is_away_and_come_back() -> None:
     store.fail("count", Fault.REFUSED)
     assert registry.get_sample_value("broker_pool_total") is None
     assert registry.get_sample_value("broker_oldest_pending_deletion_seconds") is None
+    assert registry.get_sample_value("broker_line_length") is None
     clock.advance(2)
     assert registry.get_sample_value("broker_pool_total") == 7
 

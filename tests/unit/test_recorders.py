@@ -39,11 +39,14 @@ from broker_common.core.telemetry import (
     StoreCalled,
     StoreOutcome,
     SyncProgressed,
+    WaitEnded,
+    WaitOutcome,
 )
 from tests.fakes import RecordingRecorder
 
 EVENTS: list[Event] = [
     *(AllocateEnded(outcome=each, seconds=0.02, conflicts=2, track_id="t") for each in AllocateOutcome),
+    *(WaitEnded(outcome=each, seconds=90, track_id="t") for each in WaitOutcome),
     *(MarkEnded(outcome=each, track_id="t", sandbox_id="1") for each in MarkOutcome),
     *(ExtensionEnded(outcome=each, sandbox_id="1") for each in ExtendOutcome),
     AllocationReleased(sandbox_id="1", lease_id="l", track_id="t"),
@@ -95,6 +98,26 @@ def test_an_allocate_is_counted_and_timed_by_its_outcome(outcome: AllocateOutcom
     }
 
 
+@pytest.mark.parametrize("outcome", WaitOutcome)
+def test_a_wait_is_timed_by_its_outcome(outcome: WaitOutcome) -> None:
+    assert changes(PrometheusApiRecorder, WaitEnded(outcome=outcome, seconds=90, track_id="t")) == {
+        f"broker_line_wait_seconds_count,{outcome.value}": 1,
+        f"broker_line_wait_seconds_sum,{outcome.value}": 90,
+    }
+
+
+def test_a_wait_of_a_second_and_one_of_most_of_an_hour_can_be_told_apart_from_others() -> None:
+    registry = CollectorRegistry()
+    recorder = PrometheusApiRecorder(registry)
+    for seconds in (0.5, 3, 50, 3000, 7000):
+        recorder.record(WaitEnded(outcome=WaitOutcome.SERVED, seconds=seconds, track_id="t"))
+
+    def up_to(limit: str) -> float | None:
+        return registry.get_sample_value("broker_line_wait_seconds_bucket", {"outcome": "served", "le": limit})
+
+    assert [up_to(limit) for limit in ("1.0", "5.0", "60.0", "1800.0", "3600.0", "+Inf")] == [1, 2, 3, 3, 4, 5]
+
+
 @pytest.mark.parametrize("outcome", MarkOutcome)
 def test_a_mark_is_counted_by_its_outcome(outcome: MarkOutcome) -> None:
     moved = changes(PrometheusApiRecorder, MarkEnded(outcome=outcome, track_id="t", sandbox_id="1"))
@@ -110,7 +133,8 @@ def test_an_extension_is_counted_by_its_outcome(outcome: ExtendOutcome) -> None:
 def test_the_latency_has_the_buckets_of_the_contract() -> None:
     registry = CollectorRegistry()
     PrometheusApiRecorder(registry)
-    buckets = {s.labels["le"] for m in registry.collect() for s in m.samples if s.name.endswith("_seconds_bucket")}
+    name = "broker_allocation_latency_seconds_bucket"
+    buckets = {s.labels["le"] for m in registry.collect() for s in m.samples if s.name == name}
     expected = ["0.01", "0.025", "0.05", "0.075", "0.1", "0.15", "0.25", "0.5", "0.75", "1.0", "+Inf"]
     assert buckets == set(expected)
 
@@ -225,6 +249,31 @@ def test_a_job_s_line_is_the_seed_s() -> None:
         "action": "background_sync",
         "outcome": "success",
         "latency_ms": 234.0,
+    }
+
+
+@pytest.mark.parametrize("outcome", WaitOutcome)
+def test_the_line_of_a_wait_says_how_it_ended_whose_it_was_and_how_many_seconds_it_took(outcome: WaitOutcome) -> None:
+    assert logged(WaitEnded(outcome=outcome, seconds=90, track_id="t")) == {
+        "log_level": "info",
+        "event": "Wait in line ended",
+        "action": "wait",
+        "outcome": outcome.value,
+        "track_id": "t",
+        "seconds": 90,
+    }
+
+
+def test_the_line_of_an_allocate_that_waits_is_a_usual_answer() -> None:
+    line = logged(AllocateEnded(outcome=AllocateOutcome.WAITING, seconds=0.02, conflicts=0, track_id="t"))
+    assert line == {
+        "log_level": "info",
+        "event": "Allocate ended",
+        "action": "allocate",
+        "outcome": "waiting",
+        "track_id": "t",
+        "latency_ms": 20.0,
+        "conflicts": 0,
     }
 
 

@@ -1,4 +1,4 @@
-"""A provider with 105,000 accounts, and the same pool in DynamoDB Local. Both are made once a session."""
+"""A provider with 35,000 accounts, and the same pool in DynamoDB Local. Both are made once a session."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 TABLE = "size"
-ALLOCATED = 100_000
+ALLOCATED = 30_000
 AVAILABLE = 5_000
 DUE = 100
 _DATABASE = 10
