@@ -111,11 +111,7 @@ class PrometheusApiRecorder:
         """Count an event."""
         match event:
             case AllocateEnded():
-                self._allocations[event.outcome].inc()
-                self._latency[event.outcome].observe(event.seconds)
-                self._conflicts.inc(event.conflicts)
-                if event.outcome is AllocateOutcome.IDEMPOTENT:
-                    self._idempotent_hits.inc()
+                self._count_allocate(event)
             case WaitEnded():
                 self._waits[event.outcome].observe(event.seconds)
             case MarkEnded():
@@ -134,6 +130,13 @@ class PrometheusApiRecorder:
                 (self._limited if event.outcome is RateOutcome.LIMITED else self._unchecked).inc()
             case _:
                 pass
+
+    def _count_allocate(self, event: AllocateEnded) -> None:
+        self._allocations[event.outcome].inc()
+        self._latency[event.outcome].observe(event.seconds)
+        self._conflicts.inc(event.conflicts)
+        if event.outcome is AllocateOutcome.IDEMPOTENT:
+            self._idempotent_hits.inc()
 
 
 class PrometheusJobRecorder:

@@ -41,11 +41,8 @@ from broker_common.core.store import (
     Watermark,
 )
 from broker_common.core.telemetry import RecordUnreadable
-<<<<<<< HEAD
-from tests.contract.line import make_place
-=======
 from tests.backends import moto_client
->>>>>>> x-seen
+from tests.contract.line import make_place
 from tests.fakes import (
     BY,
     START,
