@@ -537,7 +537,8 @@ class Promises(RuleBasedStateMachine):
                 assert busy is refused  # noqa: PT017 - any other would be a bug
         self.provider.admit_error = None
         # What has rested needs no call.
-        rested = {sandbox_id for sandbox_id, record in before.items() if record.is_rested(self.clock.now())}
+        is_paused = self.worlds[index].pauses.current().cleanup
+        rested = {each for each, record in before.items() if not is_paused and record.is_rested(self.clock.now())}
         after = self._sandboxes()
         assert all(after[sandbox_id] == record for sandbox_id, record in before.items() if sandbox_id not in rested)
         assert not any(after[sandbox_id].is_cooling for sandbox_id in rested)
