@@ -265,15 +265,14 @@ class Promises(RuleBasedStateMachine):
                     answer = world.allocate(track, key, prefix)
             except NoSandboxesAvailable:
                 assert not waits, "the line is never full here"
+                assert held is None or overdue, "a track that holds a sandbox was refused"
                 request.check_refusal()
             except Paused:
-                pass
+                assert held is None or overdue
             except StoreUnavailable:
                 assert failing
-                return
-            if answer is None or isinstance(answer, Waiting):
-                assert held is None or overdue, "a track that holds a sandbox was refused"
             if isinstance(answer, Waiting):
+                assert held is None or overdue, "a track that holds a sandbox waits"
                 request.check_refusal()
                 request.check_place(answer)
                 self.told[track, key] = answer
@@ -288,7 +287,6 @@ class Promises(RuleBasedStateMachine):
                     assert claim.name.startswith(prefix)
                     request.check_turn(claim.sandbox_id)
                 self.answered[claim.lease.lease_id] = claim
-                self.told.pop((track, key), None)
         self._forget_ended(lambda ended: overdue and ended == held)
 
     @rule(index=processes, track=tracks, key=keys, failing=faults)
@@ -296,14 +294,14 @@ class Promises(RuleBasedStateMachine):
     def give_up(self, index: int, track: str, key: str, failing: list[Fault | None]) -> None:
         place = self.memory.read_place(track, key)
         if place is not None:
+            self.told.pop((track, key), None)
             with self._process(index, failing) as world:
                 try:
                     world.line.leave(place)
                 except StoreUnavailable:
                     assert failing
-                    return
-                assert self.memory.read_place(track, key) is None
-                self.told.pop((track, key), None)
+                else:
+                    assert self.memory.read_place(track, key) is None
 
     @rule(
         index=processes,
@@ -595,7 +593,8 @@ class Promises(RuleBasedStateMachine):
                 assert busy is refused  # noqa: PT017 - any other would be a bug
         self.provider.admit_error = None
         # What has rested needs no call.
-        rested = {sandbox_id for sandbox_id, record in before.items() if record.is_rested(self.clock.now())}
+        is_paused = self.worlds[index].pauses.current().cleanup
+        rested = {each for each, record in before.items() if not is_paused and record.is_rested(self.clock.now())}
         after = self._sandboxes()
         assert all(after[sandbox_id] == record for sandbox_id, record in before.items() if sandbox_id not in rested)
         assert not any(after[sandbox_id].is_cooling for sandbox_id in rested)
@@ -770,7 +769,7 @@ class _Request:
         self._wish = Wish(prefix=prefix)
         self._places = list(machine.places.values())
         self._own = machine.memory.read_place(track, key)
-        self._told = machine.told.get((track, key))
+        self._told = machine.told.pop((track, key), None)
         settled = self._arrived_at - 1 - machine.lag
         self._sandboxes = machine.memory.dump()[0]
         self._free_since = dict(machine.free_since)

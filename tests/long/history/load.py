@@ -130,7 +130,7 @@ class Client:
         track_id = f"shared-{rng.randrange(_SHARED_TRACKS)}" if shared else f"{self._name}-{self._sessions}"
         key, prefix = rng.choice(_KEYS), rng.choice(_PREFIXES)
         copies = rng.choice([1, 1, 1, 1, 2, 3, 4])
-        waits = rng.choice(_WAITS) if rng.random() < 0.5 else None
+        waits = rng.choice(_WAITS) if rng.random() < 0.6 else None
         answers = self._around.together(*[lambda: self._allocate(track_id, key, prefix, waits)] * copies)
         held = next((answer.body for answer in answers if answer is not None and answer.status in {200, 201}), None)
         if held is None:

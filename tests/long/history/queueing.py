@@ -6,6 +6,7 @@ a track may have come back, or a place may have come and gone.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -76,10 +77,12 @@ def find_lost_places(known: Certainties, examined: Counter[str]) -> Iterator[tup
             by_owner[call.track_id, call.key].append(call)
     for calls in by_owner.values():
         calls.sort(key=lambda each: each.began)
-        overlapped = -1.0
-        for one, other in pairwise(calls):
-            overlapped = max(overlapped, one.ended)
-            if one.status != 202 or other.status != 202 or other.began < overlapped or one.prefix != other.prefix:
+        ended = -math.inf
+        for at, (one, other) in enumerate(pairwise(calls)):
+            are_alone = ended < one.began and one.ended < other.began
+            are_alone = are_alone and all(other.ended < each.began for each in calls[at + 2 : at + 3])
+            ended = max(ended, one.ended)
+            if not are_alone or not one.status == other.status == 202 or one.prefix != other.prefix:
                 continue
             if other.ended < one.body["place_kept_until"] - ROUNDING_SEC:
                 examined["returns in time"] += 1

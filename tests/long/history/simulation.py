@@ -60,9 +60,9 @@ DEADLINE_SEC = 3
 _KILLED_IN_GAP = 0.1
 
 
-def simulate(seed: int, *, calls: int, bug: Bug | None = None) -> History:
-    """Run `calls` calls of clients beside jobs that repeat, with a planted bug or without."""
-    return _Simulation(seed, calls, bug).run()
+def simulate(seed: int, *, calls: int, bug: Bug | None = None, pool: int = POOL) -> History:
+    """Run `calls` calls of clients beside jobs that repeat, with a planted bug or without, on so many sandboxes."""
+    return _Simulation(seed, calls, bug, pool).run()
 
 
 class _SlowStore(StoreWrapper):
@@ -128,8 +128,8 @@ class _Provider(FakeProvider):
 class _Simulation:
     """One run, which is also the `Surroundings` of its clients."""
 
-    def __init__(self, seed: int, calls: int, bug: Bug | None) -> None:
-        self._seed, self._bug = seed, bug
+    def __init__(self, seed: int, calls: int, bug: Bug | None, pool: int) -> None:
+        self._seed, self._bug, self._pool = seed, bug, pool
         self._rng = Random(seed)
         self._schedule = Schedule(AtRandom(self._rng, least=0.001, most=0.02))
         self._time = self._schedule.time
@@ -142,7 +142,7 @@ class _Simulation:
         self._scans: list[Scan] = []
 
     def run(self) -> History:
-        names = (f"lab-{'expedition' if number % 4 == 0 else 'adventure'}-{number}" for number in range(POOL))
+        names = (f"lab-{'expedition' if number % 4 == 0 else 'adventure'}-{number}" for number in range(self._pool))
         for number, name in enumerate(names):
             account = Account(sandbox_id=str(number), external_id=f"identity/accounts/{number}", name=name)
             self._provider.listed[account.sandbox_id] = account

@@ -10,7 +10,19 @@ import pytest
 from broker_common.core.facts import Fact, FactKind
 from broker_common.core.sandbox import Status
 from tests.long.history.checker import Promise, check
-from tests.long.history.record import Account, Call, ClaimRow, Delete, Fault, History, Kind, Row, Scan, Terms
+from tests.long.history.record import (
+    Account,
+    Call,
+    ClaimRow,
+    Delete,
+    Fault,
+    History,
+    Kind,
+    PlaceRow,
+    Row,
+    Scan,
+    Terms,
+)
 from tests.long.history.report import describe, summarize
 
 if TYPE_CHECKING:
@@ -28,6 +40,7 @@ def allocated(track_id: str, sandbox_id: str, lease_id: str, at: float, **change
     """Return an allocate from `at` to `at + 0.1`."""
     body = {
         "sandbox_id": sandbox_id,
+        "name": f"lab-{sandbox_id}",
         "external_id": external_id(sandbox_id),
         "lease_id": lease_id,
         "allocated_at": T + int(at),
@@ -109,12 +122,22 @@ def held(track_id: str, sandbox_id: str, lease_id: str, at: float, version: int 
     return row, ClaimRow(track_id=track_id, key=track_id, lease_id=lease_id, sandbox_id=sandbox_id)
 
 
-def scan(at: float, *records: Row | ClaimRow) -> Scan:
+def place(track_id: str, number: int, back_by: float, *, prefix: str = "") -> PlaceRow:
+    return PlaceRow(place_id=f"{number:08}", track_id=track_id, key=track_id, prefix=prefix, back_by=T + int(back_by))
+
+
+def told_to_wait(track_id: str, at: float, joined_at: float = 0, kept_until: float = 600, **changes: Any) -> Call:
+    body = {"state": "waiting", "joined_at": T + int(joined_at), "place_kept_until": T + int(kept_until)}
+    return refused(track_id, at, **{"status": 202, "body": body, "wait_sec": 0} | changes)
+
+
+def scan(at: float, *records: Row | ClaimRow | PlaceRow) -> Scan:
     return Scan(
         began=T + at,
         ended=T + at + 0.01,
         rows=tuple(each for each in records if isinstance(each, Row)),
         claims=tuple(each for each in records if isinstance(each, ClaimRow)),
+        places=tuple(each for each in records if isinstance(each, PlaceRow)),
     )
 
 
@@ -355,6 +378,105 @@ def test_a_caller_that_did_not_wait_is_no_witness() -> None:
 def test_a_replay_says_so_and_nothing_else_does() -> None:
     assert broken(allocated("ann", "s1", "l1", 0, status=200)) == {Promise.STORE_ALONE}
     assert broken(allocated("ann", "s1", "l1", 0, replayed=True)) == {Promise.STORE_ALONE}
+
+
+# -- 8: turn
+
+
+def while_waiting(*places: PlaceRow, since: float = 0, until: float = 12, free_from: float = 2) -> list[Scan]:
+    """Return a scan of every second, with these places, and the sandbox s1 free from a time on until it is taken at 10."""
+    stale = free("s1", status="stale")
+    seen = []
+    for at in range(int(since), int(until)):
+        row = stale if at < free_from else free("s1", 2)
+        taken = held("new", "s1", "l1", 10, version=3) if at > 10 else (row,)
+        seen.append(scan(at, *taken, *places))
+    return seen
+
+
+TAKES = allocated("new", "s1", "l1", 10.2)
+
+
+def test_a_sandbox_that_goes_to_a_newcomer_while_it_is_due_to_a_place_is_seen() -> None:
+    assert broken(*while_waiting(place("ann", 1, 60)), TAKES) == {Promise.TURN}
+
+
+def test_a_sandbox_that_goes_to_a_place_further_behind_is_seen() -> None:
+    places = place("ann", 1, 60), place("new", 2, 60)
+    scans = while_waiting(*places)
+    scans[-1] = scan(11, *held("new", "s1", "l1", 10, version=3), places[0])
+    assert broken(*scans, TAKES) == {Promise.TURN}
+
+
+def test_the_first_place_may_take_it() -> None:
+    places = place("new", 1, 60), place("ann", 2, 60)
+    scans = while_waiting(*places)
+    scans[-1] = scan(11, *held("new", "s1", "l1", 10, version=3), places[1])
+    assert not broken(*scans, TAKES)
+
+
+@pytest.mark.parametrize(
+    "ahead",
+    [
+        place("late", 1, 4),
+        place("other", 1, 60, prefix="gpu-"),
+    ],
+)
+def test_a_newcomer_may_take_what_no_place_of_a_track_that_is_back_wants(ahead: PlaceRow) -> None:
+    assert not broken(*while_waiting(ahead), TAKES)
+
+
+def test_a_newcomer_may_take_a_sandbox_if_another_one_was_free_for_the_place() -> None:
+    scans = [replace(each, rows=(*each.rows, free("s2"))) for each in while_waiting(place("ann", 1, 60))]
+    assert not broken(*scans, TAKES)
+
+
+def test_a_place_that_was_new_within_the_window_may_be_overtaken() -> None:
+    scans = [each if each.began >= T + 8 else replace(each, places=()) for each in while_waiting(place("ann", 1, 60))]
+    assert not broken(*scans, TAKES)
+
+
+def test_a_newcomer_that_is_refused_for_a_track_that_is_gone_is_seen() -> None:
+    scans = while_waiting(place("gone", 1, 0), until=11)
+    assert broken(*scans, refused("new", 9.5)) == {Promise.TURN, Promise.HONEST_REFUSAL}
+    assert broken(*scans, told_to_wait("new", 9.5)) == {Promise.TURN, Promise.HONEST_REFUSAL}
+
+
+@pytest.mark.parametrize("back_by", [4, 60])
+def test_a_newcomer_may_be_refused_for_a_track_that_is_not_surely_gone(back_by: float) -> None:
+    scans = while_waiting(place("ann", 1, back_by), until=11)
+    assert not broken(*scans, refused("new", 9))
+
+
+def test_a_newcomer_may_be_refused_for_a_track_that_is_just_joining() -> None:
+    joins = told_to_wait("ann", 7.6, joined_at=8, ended=T + 8.5)
+    assert not broken(*while_waiting(until=11, free_from=7), refused("new", 9), joins)
+    assert broken(*while_waiting(until=11, free_from=7), refused("new", 9)) == {Promise.HONEST_REFUSAL}
+
+
+def test_a_track_that_comes_back_in_time_and_is_told_another_place_is_seen() -> None:
+    assert broken(told_to_wait("ann", 0), told_to_wait("ann", 3, joined_at=3)) == {Promise.TURN}
+
+
+def test_a_track_that_comes_back_too_late_or_gave_up_may_have_another_place() -> None:
+    first, again = told_to_wait("ann", 0, kept_until=600), told_to_wait("ann", 700, joined_at=700)
+    assert not broken(first, again)
+    gives_up = replace(first, kind=Kind.GIVE_UP, status=204, body={}, began=T + 1, ended=T + 1.1)
+    assert not broken(first, gives_up, told_to_wait("ann", 3, joined_at=3))
+    copy = replace(gives_up, began=T + 2.9, ended=T + 3.05)
+    assert not broken(first, copy, told_to_wait("ann", 3, joined_at=3))
+
+
+def test_a_track_with_a_place_and_a_claim_or_with_two_places_is_seen() -> None:
+    records = held("ann", "s1", "l1", 0)
+    claimed = [scan(at, *records) for at in (1, 2, 3)]
+    claimed[1] = scan(2, *records, place("ann", 1, 5))
+    assert broken(ANN_ALLOCATES, *claimed) == {Promise.CLAIMS_AGREE}
+    assert broken(scan(1, place("ann", 1, 5), place("ann", 2, 5))) == {Promise.CLAIMS_AGREE}
+
+
+def test_a_track_that_waits_although_it_holds_a_sandbox_is_seen() -> None:
+    assert Promise.HONEST_REFUSAL in broken(ANN_ALLOCATES, told_to_wait("ann", 1))
 
 
 # -- 10: facts

@@ -7,35 +7,38 @@ import pytest
 from tests.long.history.checker import Promise, check
 from tests.long.history.planted import Bug
 from tests.long.history.report import describe
-from tests.long.history.simulation import simulate
+from tests.long.history.simulation import POOL, simulate
 
 CALLS = 600
 SEEDS = (1, 2, 3)
+SMALL_POOL = 3
+"""So few sandboxes that the line is long."""
 
 
 @pytest.mark.parametrize(
-    ("bug", "promises"),
+    ("bug", "promises", "pool"),
     [
-        (Bug.SYNC, {Promise.ONE_HOLDER, Promise.CLAIMS_AGREE, Promise.NO_DELETE_IN_USE}),
-        (Bug.CLAIM, {Promise.ONE_SANDBOX, Promise.CLAIMS_AGREE}),
-        (Bug.EXPIRY, {Promise.ONE_HOLDER, Promise.CLAIMS_AGREE, Promise.NO_DELETE_IN_USE}),
-        (Bug.CLEANUP, {Promise.NO_DELETE_IN_USE}),
-        (Bug.EXTENSION, {Promise.CLAIMS_AGREE, Promise.FACTS, Promise.LATEST_END}),
-        (Bug.LATE_FACT, {Promise.FACTS}),
-        (Bug.FALSE_FACT, {Promise.FACTS}),
-        (Bug.IGNORED_LINE, {Promise.TURN}),
-        (Bug.DEAD_HEAD, {Promise.TURN, Promise.HONEST_REFUSAL}),
+        (Bug.SYNC, {Promise.ONE_HOLDER, Promise.CLAIMS_AGREE, Promise.NO_DELETE_IN_USE}, POOL),
+        (Bug.CLAIM, {Promise.ONE_SANDBOX, Promise.CLAIMS_AGREE}, POOL),
+        (Bug.EXPIRY, {Promise.ONE_HOLDER, Promise.CLAIMS_AGREE, Promise.NO_DELETE_IN_USE}, POOL),
+        (Bug.CLEANUP, {Promise.NO_DELETE_IN_USE}, POOL),
+        (Bug.EXTENSION, {Promise.CLAIMS_AGREE, Promise.FACTS, Promise.LATEST_END}, POOL),
+        (Bug.LATE_FACT, {Promise.FACTS}, POOL),
+        (Bug.FALSE_FACT, {Promise.FACTS}, POOL),
+        (Bug.IGNORED_LINE, {Promise.TURN}, SMALL_POOL),
+        (Bug.DEAD_HEAD, {Promise.TURN, Promise.HONEST_REFUSAL}, SMALL_POOL),
     ],
 )
-def test_a_planted_bug_is_found_by_the_promises_that_it_breaks(bug: Bug, promises: set[Promise]) -> None:
-    verdicts = [check(simulate(seed, calls=CALLS, bug=bug)) for seed in SEEDS]
+def test_a_planted_bug_is_found_by_the_promises_that_it_breaks(bug: Bug, promises: set[Promise], pool: int) -> None:
+    verdicts = [check(simulate(seed, calls=CALLS, bug=bug, pool=pool)) for seed in SEEDS]
     broken = set[Promise]().union(*(verdict.broken for verdict in verdicts))
     assert promises <= broken, "\n".join(map(describe, verdicts))
 
 
+@pytest.mark.parametrize("pool", [POOL, SMALL_POOL])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_same_run_without_a_bug_breaks_nothing(seed: int) -> None:
-    verdict = check(simulate(seed, calls=CALLS))
+def test_the_same_run_without_a_bug_breaks_nothing(seed: int, pool: int) -> None:
+    verdict = check(simulate(seed, calls=CALLS, pool=pool))
     assert not verdict.violations, describe(verdict)
     idle = {promise for promise, examined in verdict.examined.items() if not sum(examined.values())}
     assert not idle, "every promise was looked at"
