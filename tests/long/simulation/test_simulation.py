@@ -241,6 +241,18 @@ def test_two_transactions_on_one_place_at_once_conflict() -> None:
     assert store.throttled["conflict"] == 1
 
 
+def test_a_class_that_draws_within_a_minute_needs_no_more_than_one_item_for_its_counters() -> None:
+    result = simulate(Scenario(requests=300, rate=5, free=285, table=TableConditions(counters=1)))
+    assert (len(result.allocated), len(result.refused), result.unavailable) == (285, 15, [])
+    assert 0 < result.contended <= 0.1 * 285
+    assert float(result.summary()["p99_ms"]) <= 100
+
+
+def test_draws_at_once_meet_on_the_one_item_of_their_counters() -> None:
+    runs = [simulate(Scenario(requests=100, free=200, table=TableConditions(counters=each))) for each in (0, 1)]
+    assert runs[0].contended < runs[1].contended
+
+
 def test_a_quick_line_can_be_plotted() -> None:
     assert len(plot_line(list(run_line(quick=True))).axes) == 2
 
