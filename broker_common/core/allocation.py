@@ -173,17 +173,23 @@ class Allocator:
     ) -> Allocation | Waiting:
         """Allocate, and hold the request while it waits."""
         hold_until = progress.arrived_at + (request.wait_sec or 0)
+
+        def goes_on() -> bool:
+            return may_hold() and not self._pauses.current().allocate
+
         while True:
             with deadline_in(self._work_sec, self._clock):
                 result = self._allocate(request, by, progress)
             if not isinstance(result, Waiting):
                 return result
             began = self._clock.monotonic()
-            answer = self._line.hold(result, until=hold_until, may_hold=may_hold)
+            answer = self._line.hold(result, until=hold_until, may_hold=goes_on)
             progress.arrived_at = self._clock.monotonic()
             progress.held_sec += progress.arrived_at - began
-            if answer is not None:
-                return self._as_it_is_now(answer) if progress.held_sec else answer
+            if answer is not None and not progress.held_sec:
+                return answer
+            if answer is not None and not self._pauses.current().allocate:
+                return self._as_it_is_now(answer)
             progress.waits_at = result.place
 
     def _as_it_is_now(self, waiting: Waiting) -> Waiting:
