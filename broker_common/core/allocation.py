@@ -176,16 +176,20 @@ class Allocator:
     ) -> Allocation | Waiting:
         """Allocate, and hold the request while it waits."""
         hold_until = progress.arrived_at + (request.wait_sec or 0)
+
+        def goes_on() -> bool:
+            return may_hold() and not self._pauses.current().allocate
+
         while True:
             with deadline_in(self._work_sec, self._clock):
                 result = self._allocate(request, by, progress)
             if not isinstance(result, Waiting):
                 return result
             began = self._clock.monotonic()
-            answer = self._line.hold(result, until=hold_until, may_hold=may_hold)
+            answer = self._line.hold(result, until=hold_until, may_hold=goes_on)
             now = self._clock.monotonic()
             progress.held_sec += now - began
-            if answer is not None:
+            if answer is not None and not self._pauses.current().allocate:
                 return answer
             progress.waits_at = result.place
             # The look at the free sandboxes that made `hold` return is new enough for the next try.

@@ -16,12 +16,14 @@ import uuid
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from deploy.dev.plan import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+Result = TypeVar("Result")
 
 _SILENCE_SEC = 30
 """After so long without any answer the server counts as stuck."""
@@ -138,6 +140,10 @@ class Generator:
     def send(self, port: int, requests: Sequence[bytes], *, clients: int) -> Load:
         """Send the requests from `clients`. Each client sends its next one right after an answer."""
         return self._pool.apply(drive, (port, requests, clients))
+
+    def start(self, work: Callable[..., Result], *arguments: object) -> Callable[[], Result]:
+        """Begin other work in the same process; return what waits for its result."""
+        return self._pool.apply_async(work, arguments).get
 
     def allocate(self, port: int, token: str, count: int, *, clients: int) -> dict[str, str]:
         """Allocate for new tracks; return the sandbox id of each. Fails unless all succeed."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.telemetry import StoreOutcome
 from tests.bulk_load import load_records
-from tests.long.bench import cost, workers
+from tests.long.bench import cost, line, workers
 from tests.long.bench.bare import Bare
 from tests.long.bench.load import Load, allocations, marks, new_tracks, percentile, request
 from tests.long.bench.parts import PARTS, costs_of
@@ -561,6 +561,30 @@ def measure_scaling(bench: Bench) -> None:
     )
 
 
+def measure_line(bench: Bench) -> None:
+    """Free sandboxes one by one while 1, 100 and 1,000 tracks wait, until whose turn it is has its answer."""
+    rows: dict[str, dict[str, str]] = {}
+    for usual in (1, 100, 1000):
+        waiting, sandboxes = max(1, bench.size(usual)), max(3, bench.size(100))
+        table = bench.table(f"line-{usual}", 0)
+
+        def free(number: int, table: str = table) -> str:
+            bench.fill(table, 1, first=number)
+            return make_pool(1, first=number)[0].sandbox_id
+
+        with bench.servers.api(table) as api:
+            answers = bench.generator.start(line.wait_in_line, api.port, waiting, sandboxes)
+            freed = line.free_some(api.port, waiting, sandboxes, free)
+            seconds = line.delays(freed, answers())
+        scenario = f"a line of {waiting}"
+        for percent in (50, 99):
+            bench.findings.add(
+                scenario, f"from the wipe to the 201 of whose turn it is, p{percent}", percentile(seconds, percent), "s"
+            )
+        rows[f"{waiting:,}"] = line.percentiles(seconds)
+    bench.findings.tables.append(markdown("tracks in the line", rows))
+
+
 SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "clients": measure_clients,
     "textbook": measure_textbook,
@@ -573,4 +597,5 @@ SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "cost": price_calls,
     "sizing": measure_sizing,
     "scaling": measure_scaling,
+    "line": measure_line,
 }

@@ -34,6 +34,7 @@ from tests.fakes import BY, add_of, flat, make_claim
 from tests.http_server import Handler, serving
 from tests.long.bench.bare import Bare, transactions
 from tests.long.bench.cost import GAUGES, GAUGES_OF_NONE, LOOK, Meter, Units, months_table, price
+from tests.long.bench.line import delays
 from tests.long.bench.load import Answer, Generator, Load, allocations, drive, new_tracks, percentile
 from tests.long.bench.parts import PARTS, costs_of, draw_parts
 from tests.long.bench.pool import make_pool
@@ -65,6 +66,11 @@ def table_name(client: DynamoDBClient) -> str:
 
 def store_on(client: DynamoDBClient, name: str) -> DynamoStore:
     return DynamoStore(client, name, clock=SystemClock(), rng=Random(1), recorder=Recorders([]))
+
+
+def test_a_freed_sandbox_is_late_by_the_time_until_its_tracks_answer_ended() -> None:
+    answers = [Answer(0, 201, 5.0, 12.5, b'{"sandbox_id": "b"}'), Answer(0, 201, 5.0, 11.0, b'{"sandbox_id": "a"}')]
+    assert delays({"a": 10.0, "b": 12.0, "not taken": 13.0}, answers) == [1.0, 0.5]
 
 
 @contextmanager

@@ -74,6 +74,8 @@ class Result:
     conflicts: int = 0
     calls: int = 0
     throttled: int = 0
+    contended: int = 0
+    """The transactions that met another one on the same item."""
     seconds: float = 0.0
     hottest: str = ""
     """The partition of the index with the most writes."""
@@ -101,6 +103,7 @@ class Result:
             "p99_ms": milliseconds(self.allocated, 99),
             "refused_p99_ms": milliseconds(self.refused, 99),
             "throttled": self.throttled,
+            "contended": round(self.contended / len(self.allocated), 3) if self.allocated else 0,
             "seconds": round(self.seconds, 2),
             "hottest": self.hottest,
             "heat": round(self.heat),
@@ -220,6 +223,7 @@ class _Run:
         heat = store.heat()
         result.seconds = self.time.monotonic()
         result.calls = sum(store.sent[method] for method in ALLOCATE_CALLS)
+        result.contended = store.throttled["conflict"]
         result.throttled = store.throttled.total() - store.throttled["conflict"]
         result.hottest = max(heat, key=lambda name: heat[name], default="")
         result.heat = heat.get(result.hottest, 0) / result.seconds

@@ -97,9 +97,9 @@ class LineResult:
             "out_of_turn": self.out_of_turn,
             "starved": self.starved,
             "lost_places": self.lost_places,
-            "idle_p50_s": milliseconds(self.idle, 50) / 1000,
-            "idle_p99_s": milliseconds(self.idle, 99) / 1000,
-            "wait_p50_s": milliseconds([each for _, each in self.waits], 50) / 1000,
+            "idle_p50_s": round(milliseconds(self.idle, 50) / 1000, 2),
+            "idle_p99_s": round(milliseconds(self.idle, 99) / 1000, 2),
+            "wait_p50_s": round(milliseconds([each for _, each in self.waits], 50) / 1000, 1),
             "longest_wait_s": round(max(each for _, each in self.waits), 1),
             "reads": round(self.reads, 2),
             "writes": round(self.writes, 2),
@@ -146,7 +146,7 @@ class _CountedStore(StoreWrapper):
 
 
 class _WatchedStore(SimulatedStore):
-    """Tells of each change at the moment when it is made."""
+    """Reports each change at the moment when it is made."""
 
     on_change: Callable[[Change], None] = staticmethod(lambda _: None)
 

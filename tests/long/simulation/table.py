@@ -79,6 +79,8 @@ class TableConditions:
     """The partitions of the table itself, over which its keys spread by hash."""
     available_splits: int = 1
     """Partitions into which each `available#<shard>` was split for heat, by its random sort key."""
+    counters: int = 0
+    """The items, one of which each allocation changes, too: a reservation's counters, spread over so many."""
     saved_seconds: float = 1.0
     """The idle time before the run, in which each partition has saved units."""
     latency: tuple[float, float] = (0.005, 0.015)
@@ -182,6 +184,8 @@ class SimulatedStore(MemoryStore):
         keys = [candidate.sandbox_id, candidate.sandbox_id, claim.lease.track_id]
         if place_id is not None:
             keys.append(f"LINE/{place_id}")
+        if self._conditions.counters:
+            keys.append(f"POOL/counter-{self._rng.randrange(self._conditions.counters)}")
         try:
             return self._transact(
                 tuple(keys),

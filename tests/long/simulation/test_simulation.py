@@ -221,9 +221,11 @@ def test_who_goes_first_past_a_place_that_is_back_in_time_is_found(monkeypatch: 
 
 
 def test_a_dead_place_that_blocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = LineScenario(tracks=60, join_sec=5, returns=1, dead=0.4, late=0)
+    without = simulate_line(scenario)
     monkeypatch.setattr(Place, "is_live", lambda *_: True)
-    result = simulate_line(LineScenario(tracks=60, join_sec=5, returns=1, dead=0.4))
-    assert result.starved
+    blocked = simulate_line(scenario)
+    assert max(blocked.waits, key=lambda each: each[1])[1] > 1.1 * max(without.waits, key=lambda each: each[1])[1]
 
 
 def test_two_transactions_on_one_place_at_once_conflict() -> None:
@@ -239,6 +241,18 @@ def test_two_transactions_on_one_place_at_once_conflict() -> None:
     )
     assert isinstance(taken, Allocated | Contended)
     assert store.throttled["conflict"] == 1
+
+
+def test_a_class_that_draws_within_a_minute_needs_no_more_than_one_item_for_its_counters() -> None:
+    result = simulate(Scenario(requests=300, rate=5, free=285, table=TableConditions(counters=1)))
+    assert (len(result.allocated), len(result.refused), result.unavailable) == (285, 15, [])
+    assert 0 < result.contended <= 0.1 * 285
+    assert float(result.summary()["p99_ms"]) <= 100
+
+
+def test_draws_at_once_meet_on_the_one_item_of_their_counters() -> None:
+    runs = [simulate(Scenario(requests=100, free=200, table=TableConditions(counters=each))) for each in (0, 1)]
+    assert runs[0].contended < runs[1].contended
 
 
 def test_a_quick_line_can_be_plotted() -> None:

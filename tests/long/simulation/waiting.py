@@ -29,6 +29,7 @@ IDLE_P50_SEC, IDLE_P99_SEC = 1.0, 6.0
 """The bars of how long a freed sandbox may be idle. One of a hundred is due to a track that is gone or late."""
 MOST_READS, MOST_WRITES = 4.0, 1.1
 """The bars of reads a second of a process, and of writes for each `Retry-After`: some answers come a bit earlier."""
+VARIED = ("tracks", "processes", "returns", "dead")
 FIGURES = (
     "violations",
     "out_of_turn",
@@ -50,18 +51,22 @@ def scenarios(quick: bool) -> list[LineScenario]:
     """Vary the processes, the sandboxes that come back, and the tracks that are gone. Quick: one short line."""
     if quick:
         return [LineScenario(tracks=60, join_sec=5)]
-    varied = ((4, 10.0, 0.1), (20, 10.0, 0.1), (20, 5.0, 0.05), (20, 5.0, 0.2), (4, 2.0, 0.1), (20, 2.0, 0.1))
-    return [LineScenario(processes=processes, returns=returns, dead=dead) for processes, returns, dead in varied]
+    return [
+        LineScenario(processes=4, returns=10),
+        LineScenario(processes=20, returns=10),
+        LineScenario(processes=20, returns=5, dead=0.2),
+        LineScenario(processes=4, returns=2, dead=0.05, tracks=300),
+    ]
 
 
 def run(*, quick: bool) -> Iterator[tuple[LineScenario, LineResult]]:
     """Simulate each scenario, and print a line for it."""
-    heading = ("processes", "returns", "dead", *FIGURES)
+    heading = (*VARIED, *FIGURES)
     say("".join(f"{name:>15}" for name in heading))
     planned = scenarios(quick)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for scenario, result in zip(planned, pool.map(simulate_line, planned), strict=True):
-            row = {name: getattr(scenario, name) for name in heading[:3]} | result.summary()
+            row = {name: getattr(scenario, name) for name in VARIED} | result.summary()
             say("".join(f"{row[name]:>15}" for name in heading))
             yield scenario, result
 
@@ -72,7 +77,7 @@ def plot(runs: list[tuple[LineScenario, LineResult]]) -> Figure:
     figure = Figure(figsize=(11, 4), layout="constrained")
     idle, waits = figure.subplots(1, 2)
     for scenario, result in runs:
-        label = f"{scenario.processes} processes, {scenario.returns:g} a second, {100 * scenario.dead:g} % dead"
+        label = f"{scenario.tracks:,} tracks, {scenario.processes} processes, {scenario.returns:g} a second, {100 * scenario.dead:g} % dead"
         _draw_idle(idle, result, label)
         _draw_waits(waits, result, label)
     idle.set(title="Freed sandboxes that are taken", xlabel="seconds since they are free", ylabel="share", xlim=(0, 8))
@@ -105,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runs = list(run(quick=options.quick))
-    rows = [{name: getattr(s, name) for name in ("processes", "returns", "dead")} | r.summary() for s, r in runs]
+    rows = [{name: getattr(s, name) for name in VARIED} | r.summary() for s, r in runs]
     (options.out / "line.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot(runs).savefig(options.out / "line.svg", metadata={"Date": None})
 
