@@ -39,7 +39,7 @@ class Fault:
     message: str
     request_id: str
     retry_after: int | None = None
-    details: Mapping[str, list[str]] | None = None
+    details: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the body in plain JSON."""
@@ -107,7 +107,7 @@ def _answer_broker_error(error: core.BrokerError) -> Response:
         known.code,
         known.message if is_internal else error.message,
         retry_after=error.retry_after,
-        details=error.details if isinstance(error, RequestInvalid) else None,
+        details=None if is_internal else error.details,
     )
     if isinstance(error, core.Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
@@ -139,7 +139,7 @@ def _answer(
     message: str,
     *,
     retry_after: int | None = None,
-    details: Mapping[str, list[str]] | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> Response:
     fault = Fault(
         status=status,

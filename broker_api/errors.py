@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker_api.bounds import BODY_SEC, HEAD_SEC, MAX_BODY_BYTES
 from broker_common.core import errors as core
@@ -22,8 +22,8 @@ class RequestInvalid(core.InvalidInput):
     """The request is malformed. `details` has the messages by header, parameter or field."""
 
     def __init__(self, details: Mapping[str, list[str]], *, message: str | None = None) -> None:
-        super().__init__(message or " ".join(f"{name}: {' '.join(texts)}" for name, texts in details.items()))
-        self.details = details
+        described = " ".join(f"{name}: {' '.join(texts)}" for name, texts in details.items())
+        super().__init__(message or described, details=details)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ErrorCode:
     kinds: tuple[type[core.BrokerError], ...] = ()
     message: str = ""
     retry_after: int | None = None
-    details: Mapping[str, list[str]] | None = None
+    details: Mapping[str, Any] | None = None
 
 
 def _answered(
@@ -63,7 +63,7 @@ def _answered(
         kinds=(type(example), *more_kinds),
         message=example.message,
         retry_after=example.retry_after,
-        details=example.details if isinstance(example, RequestInvalid) else None,
+        details=example.details,
     )
 
 

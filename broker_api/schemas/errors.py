@@ -25,8 +25,10 @@ class _FaultSchema(Schema):
     retry_after = fields.Integer(metadata={"description": "Seconds, as in the header `Retry-After`"})
     details = fields.Dict(
         keys=fields.String(),
-        values=fields.List(fields.String()),
-        metadata={"description": "Messages by header, parameter or field"},
+        metadata={
+            "description": "With `VALIDATION_ERROR`, lists of messages by header, parameter or field. With other codes,"
+            " what the table of errors says"
+        },
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields, validate
 
 from broker_api.caller import MAX_LENGTH, find_fault
 
@@ -84,6 +84,14 @@ def optional_time_field(description: str, example: int | None = None) -> fields.
 def omitted_time_field(description: str, example: int) -> fields.Integer:
     """Return a field that holds a time, and is left out while there is none."""
     return fields.Integer(metadata={"example": example, "description": f"{description} (Unix seconds)"})
+
+
+def given_number_field(
+    metadata: Mapping[str, Any], *, low: int, high: int | None = None, required: bool = False
+) -> fields.Integer:
+    """Return a field of a body that reads a whole JSON number from `low` to `high`."""
+    in_range = validate.Range(min=low, max=high)
+    return fields.Integer(required=required, strict=True, validate=in_range, metadata=metadata)
 
 
 def number_field(description: str, example: int = 0) -> fields.Integer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from broker_common.cli.api import ApiError, operators_api
 from broker_common.cli.output import json_option, print_json, show_fact, show_time
+from broker_common.cli.times import parse_length
 from broker_common.core.facts import FactKind, PoolFactKind
 
 if TYPE_CHECKING:
@@ -65,20 +65,12 @@ def _has_stats(api: BrokerApi) -> bool:
     return False
 
 
-def _seconds(text: str) -> int:
-    """Return the seconds of a length of time such as 90s, 10m, 24h or 7d."""
-    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    if found is None:
-        raise click.BadParameter("must be a length of time, such as 90s, 10m, 24h or 7d")
-    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
 @click.command()
 @click.option("--follow", is_flag=True, help="Show new facts as they come, until Ctrl-C.")
 @click.option(
     "--since",
     default="10m",
-    callback=lambda _ctx, _name, value: _seconds(value),
+    callback=lambda _ctx, _name, value: parse_length(value),
     help="How far back: 90s, 10m (the default), 24h, 7d.",
 )
 @click.option("--kind", type=click.Choice(_KINDS), metavar="KIND", help="Only this kind, such as sandbox.allocated.")
