@@ -14,6 +14,7 @@ from broker_api.errors import ERROR_CODES
 from broker_api.schemas.errors import ErrorSchema, ProblemSchema
 from broker_api.schemas.parts import JOB_ID as EXAMPLE_JOB_ID
 from broker_api.schemas.parts import PLAIN, REQUEST_ID
+from broker_api.schemas.parts import RESERVATION_ID as EXAMPLE_RESERVATION_ID
 from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ SANDBOX_ID = {
     "description": "The sandbox's id",
     "schema": PLAIN | {"type": "string"},
     "example": "2009521",
+}
+RESERVATION_ID = {
+    "name": "reservation_id",
+    "in": "path",
+    "required": True,
+    "description": "The reservation's id",
+    "schema": PLAIN | {"type": "string"},
+    "example": EXAMPLE_RESERVATION_ID,
 }
 JOB_ID = {
     "name": "job_id",
@@ -54,6 +63,14 @@ _CALLER_HEADERS: dict[str, dict[str, Any]] = {
     "idempotency_key": {
         "name": "Idempotency-Key",
         "description": "A track gets one sandbox for each key. Without this header, the key is the track's id",
+    },
+    "reservation_to_draw_from": {
+        "name": "X-Reservation-ID",
+        "description": "Draw a sandbox that is set aside for this reservation, whatever the lab's name is",
+    },
+    "booking_key": {
+        "name": "Idempotency-Key",
+        "description": "A repetition with the same key and the same body books nothing more",
     },
 }
 _OTHER_HEADERS: dict[str, dict[str, Any]] = {
@@ -152,7 +169,7 @@ class SharedDescription(BasePlugin):
                 *_OF_EVERY_CALL,
                 *(["RATE_LIMIT_EXCEEDED"] if is_counted else []),
                 *(["UNAUTHORIZED", "FORBIDDEN"] if operation["security"] else []),
-                *(["PAYLOAD_TOO_LARGE"] if method == "post" else []),
+                *(["PAYLOAD_TOO_LARGE"] if method in {"post", "patch"} else []),
             }
             answers = {
                 status: answer | {"headers": answer.get("headers", {}) | headers}

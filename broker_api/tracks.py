@@ -59,8 +59,8 @@ def _read(sandbox_id: str) -> Sandbox:
 @blueprint.route("/allocate", methods=["POST"], role=Role.TRACK)
 @blueprint.doc(
     operationId="allocate",
-    parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key"],
-    errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
+    parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key", "reservation_to_draw_from"],
+    errors=("RESERVATION_NOT_FOUND", "NO_SANDBOXES_AVAILABLE", "RESERVATION_NOT_OPEN", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
 )
 @blueprint.response(201, AllocationSchema, description="A newly allocated sandbox")
 @blueprint.alt_response(
@@ -80,6 +80,7 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
             idempotency_key=track.idempotency_key,
             prefix=track.prefix,
             track_name=track.track_name,
+            reservation_id=track.reservation_id,
         ),
         by=actor(),
     )
