@@ -117,6 +117,12 @@ ERRORS = (
         "No run has this id, or the run ended more than 24 hours ago.",
         "Check the id, or start the job again.",
     ),
+    _answered(
+        core.ReservationNotFound("there is no reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e'"),
+        HTTPStatus.NOT_FOUND,
+        "No reservation has this id, or it ended more than 90 days ago.",
+        "Check the id.",
+    ),
     _of_http(
         HTTPStatus.METHOD_NOT_ALLOWED,
         "The path exists, but not for this method.",
@@ -145,6 +151,27 @@ ERRORS = (
         HTTPStatus.CONFLICT,
         "The sandbox's status does not allow this.",
         "Read the sandbox, and decide again.",
+    ),
+    _answered(
+        core.CapacityNotAvailable("only 12 sandboxes can be reserved for that time", details={"could_have": 12}),
+        HTTPStatus.CONFLICT,
+        "So many sandboxes cannot be reserved for that time. `details.could_have` says how many can be.",
+        "Ask for fewer, or for another time (`GET /v1/admin/capacity`).",
+    ),
+    _answered(
+        core.ReservationNotOpen(
+            "the reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e' opens at 1796111400",
+            details={"opens_at": 1796111400},
+        ),
+        HTTPStatus.CONFLICT,
+        "The reservation is not open yet (`details.opens_at` says when it opens), has ended, or was cancelled.",
+        "Wait until it opens. If it is over, leave out `X-Reservation-ID`, or book another.",
+    ),
+    _answered(
+        core.VersionMismatch("the reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e' has another version"),
+        HTTPStatus.CONFLICT,
+        "The reservation was changed or cancelled since you read it.",
+        "Read it again, and decide again.",
     ),
     _in_jobs(
         Conflict,
@@ -181,6 +208,12 @@ ERRORS = (
         HTTPStatus.EXPECTATION_FAILED,
         "The header `Expect` asks for something other than `100-continue`.",
         "Leave out the header.",
+    ),
+    _answered(
+        core.IdempotencyMismatch("this Idempotency-Key was sent before, with another body"),
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "The same `Idempotency-Key` was sent before, with another body.",
+        "Send another key for another request.",
     ),
     _answered(
         core.RateLimitExceeded("too many requests", retry_after=1),

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 LATE_START_SEC = 60
 """A reservation may start so long ago: the time that a person takes to type `now`."""
 
+_STORED = ReservationSchema().fields.keys() - {"state"}
+
 blueprint = Blueprint("reservations", __name__)
 blueprint.before_request(refuse_surplus)
 
@@ -122,7 +124,7 @@ def change(body: dict[str, Any], reservation_id: str) -> dict[str, Any]:
 @blueprint.route("/reservations/<reservation_id>", methods=["DELETE"], role=Role.OPERATOR, parameters=[RESERVATION_ID])
 @blueprint.doc(
     operationId="adminCancelReservation",
-    errors=("RESERVATION_NOT_FOUND", "SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"),
+    errors=("RESERVATION_NOT_FOUND", "RESERVATION_NOT_OPEN", "SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"),
 )
 @blueprint.response(
     200,
@@ -166,4 +168,5 @@ def _refuse_the_past(body: dict[str, Any]) -> None:
 
 
 def _shown(reservation: Reservation) -> dict[str, Any]:
-    raise NotImplementedError
+    fields = {name: getattr(reservation, name) for name in _STORED}
+    return fields | {"state": reservation.state_at(services().clock.now())}

@@ -60,7 +60,10 @@ def _read(sandbox_id: str) -> Sandbox:
 @blueprint.doc(
     operationId="allocate",
     parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key", "reservation_to_draw_from"],
-    errors=("RESERVATION_NOT_FOUND", "NO_SANDBOXES_AVAILABLE", "RESERVATION_NOT_OPEN", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
+    errors=(
+        *("RESERVATION_NOT_FOUND", "NO_SANDBOXES_AVAILABLE", "RESERVATION_NOT_OPEN"),
+        *("SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"),
+    ),
 )
 @blueprint.response(201, AllocationSchema, description="A newly allocated sandbox")
 @blueprint.alt_response(

@@ -28,6 +28,7 @@ from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
+from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.counts import Counts
@@ -81,6 +82,7 @@ class ApiServices:
     history: History
     operations: Operations
     purger: Purger
+    bookings: Bookings
     queue: JobQueue
     rate_limit: RateLimit
 
@@ -142,6 +144,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        bookings=Bookings(),
         queue=CeleryJobQueue(
             settings.redis_url, build_runs(settings, connect_redis(settings, connections=connections))
         ),

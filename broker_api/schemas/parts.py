@@ -53,9 +53,7 @@ def plain_field(metadata: Mapping[str, Any], *, required: bool = False, allow_no
     )
 
 
-def reason_field(
-    metadata: Mapping[str, Any], *, required: bool = True, allow_none: bool = False
-) -> fields.String:
+def reason_field(metadata: Mapping[str, Any], *, required: bool = True, allow_none: bool = False) -> fields.String:
     """Return a field that reads a person's words: one line of text that is not blank."""
     pattern = f"^{_FIT}*[^\\s{_CONTROLS}]{_FIT}*$"
     shape = {"minLength": 1, "maxLength": _MAX_REASON, "pattern": pattern}

@@ -21,11 +21,10 @@ from broker_api.schemas.parts import (
     text_field,
     time_field,
 )
-from broker_common.core.reservation import ReservationState
+from broker_common.core.reservation import OPENS_BEFORE_SEC, ReservationState
 
 DAY_SEC = 24 * 3600
 MAX_COUNT = 100_000
-MIN_LEAD_SEC, MAX_LEAD_SEC = 600, DAY_SEC
 MAX_DAYS = 90
 """How many days a reservation may last, and a curve of the capacity may cover."""
 MAX_TRACK_NAMES = 50
@@ -76,7 +75,9 @@ class BookingInputSchema(Schema):
     prefix = fields.String(
         validate=_check_prefix,
         metadata={
-            **{"maxLength": MAX_LENGTH, "pattern": "^[ -~]*$", "example": _PREFIX},
+            "maxLength": MAX_LENGTH,
+            "pattern": "^[ -~]*$",
+            "example": _PREFIX,
             "description": "Only sandboxes whose name starts with this; empty: sandboxes of any name",
         },
     )
@@ -84,7 +85,9 @@ class BookingInputSchema(Schema):
         plain_field({"example": _LAB}),
         validate=_check_track_names,
         metadata={
-            **{"maxItems": MAX_TRACK_NAMES, "uniqueItems": True, "example": [_LAB]},
+            "maxItems": MAX_TRACK_NAMES,
+            "uniqueItems": True,
+            "example": [_LAB],
             "description": "The labs whose tracks may draw, as they name them in `X-Instruqt-Track-ID`. Tracks of other"
             " labs must name the reservation in `X-Reservation-ID`",
         },
@@ -92,8 +95,8 @@ class BookingInputSchema(Schema):
     customer = plain_field({"description": _CUSTOMER}, allow_none=True)
     lead_sec = given_number_field(
         {"example": 900, "description": "How long before `starts_at` sandboxes are set aside from; 900 if left out"},
-        low=MIN_LEAD_SEC,
-        high=MAX_LEAD_SEC,
+        low=OPENS_BEFORE_SEC,
+        high=DAY_SEC,
     )
     hold_sec = fields.Integer(
         strict=True,
@@ -128,7 +131,9 @@ class ReservationSchema(Schema):
     ends_at = time_field("When what nobody has drawn becomes available again", _ENDS_AT)
     prefix = text_field(_PREFIX, "Only sandboxes whose name starts with this; empty: sandboxes of any name")
     track_names = fields.List(
-        fields.String(), required=True, metadata={"example": [_LAB], "description": "The labs whose tracks may draw"}
+        fields.String(metadata={"example": _LAB}),
+        required=True,
+        metadata={"description": "The labs whose tracks may draw without naming it"},
     )
     customer = optional_text_field(None, _CUSTOMER)
     lead_sec = number_field("How long before `starts_at` sandboxes are set aside from", 900)

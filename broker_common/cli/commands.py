@@ -12,6 +12,7 @@ from broker_common.cli.health import health
 from broker_common.cli.jobs import job_commands
 from broker_common.cli.pauses import pause, resume
 from broker_common.cli.pool import events, pool
+from broker_common.cli.reservations import capacity, reservation
 from broker_common.cli.sandboxes import bulk, sandbox, sandboxes
 from broker_common.cli.tokens import token, whoami
 from broker_common.core.job_registry import JOBS
@@ -53,6 +54,8 @@ Examples:
   broker sandbox history 2009521
   broker sandbox release 2009521
   broker bulk retry
+  broker reservation list
+  broker capacity
   broker events --follow
   broker job run sync --wait
   broker jobs --job sync
@@ -76,6 +79,7 @@ def main() -> None:
 for _command in (
     *(health, pool, events, pause, resume),
     *(sandboxes, sandbox, bulk),
+    *(reservation, capacity),
     *job_commands(JOBS),
     *(whoami, token),
 ):

@@ -33,6 +33,7 @@ from broker_common.core.search import Search
 from broker_common.core.waiting import WaitingLine
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
+from tests.api.bookings import FakeBookings
 from tests.fakes import START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
+        bookings=FakeBookings(store, guard, clock),
         queue=queue,
         rate_limit=rate_limit,
     )
