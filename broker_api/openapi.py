@@ -120,6 +120,9 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
     "X-RateLimit-Reset": {"description": "Seconds until all of them may be made again", "schema": _NUMBER},
 }
 
+_RETRY_AFTER_OF_SOME = "Retry-After-of-some"
+"""The name of the description of `Retry-After` for an answer of which only some codes have it."""
+
 _REFUSED_UNREAD = ("REQUEST_TIMEOUT", "URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE")
 """The broker refuses such a request before it counts it."""
 _OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
@@ -193,11 +196,14 @@ class SharedDescription(BasePlugin):
             headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else []), "Vary", tracing.HEADER]
             if not set(codes) <= set(_REFUSED_UNREAD):
                 headers += rate_limit.HEADERS
+            described = answered_with(*headers)
+            if waits and waits != codes:
+                described["Retry-After"] = {"$ref": f"#/components/headers/{_RETRY_AFTER_OF_SOME}"}
             answer = {
                 "description": "\n\n".join(
                     f"`{code}`: {ERROR_CODES[code].meaning} {ERROR_CODES[code].remedy}" for code in codes
                 ),
-                "headers": answered_with(*headers),
+                "headers": described,
                 "content": {
                     JSON: {"schema": ErrorSchema, "examples": {code: _example(code) for code in codes}},
                     PROBLEM: {
@@ -254,5 +260,7 @@ def describe_shared_parts(spec: APISpec) -> None:
         spec.components.parameter(name, "header", {"schema": PLAIN | _TEXT} | header)
     for name, header in _OTHER_HEADERS.items():
         spec.components.parameter(name, "header", {"schema": _TEXT} | header)
+    sometimes = {name: value for name, value in _ANSWER_HEADERS["Retry-After"].items() if name != "required"}
+    spec.components.header(_RETRY_AFTER_OF_SOME, sometimes)
     for name, described in _ANSWER_HEADERS.items():
         spec.components.header(name, described)
