@@ -11,9 +11,10 @@ from zoneinfo import ZoneInfo, available_timezones
 import click
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_LENGTH = re.compile("".join(rf"(?:(\d{{1,9}}){unit})?" for unit in _UNITS))
+_LENGTH = re.compile("".join(rf"(?:(\d{{1,9}}){unit})?" for unit in _UNITS), re.ASCII)
 _MOMENT = re.compile(
-    r"(\d{4}-\d\d-\d\d)[ T](\d\d?):(\d\d)(?::(\d\d))?(?:\s*(Z|[+-]\d\d(?::?\d\d)?)|\s+([A-Za-z][\w+/-]*))?"
+    r"(\d{4}-\d\d-\d\d)[ T](\d\d?):(\d\d)(?::(\d\d))?(?:\s*(Z|[+-]\d\d(?::?\d\d)?)|\s+([A-Za-z][\w+/-]*))?",
+    re.ASCII,
 )
 _EXAMPLES = "now, 2026-12-01 09:00 Europe/Berlin, or 2026-12-01T09:00+01:00"
 
@@ -55,7 +56,7 @@ def parse_moment(text: str) -> Moment:
     """
     if text == "now":
         return Moment(int(datetime.now(UTC).timestamp()))
-    if re.fullmatch(r"\d{9,12}", text):
+    if re.fullmatch(r"[0-9]{9,12}", text):
         return Moment(int(text))
     found = _MOMENT.fullmatch(text.strip())
     if found is None:
