@@ -66,7 +66,7 @@ _CALLER_HEADERS: dict[str, dict[str, Any]] = {
     },
     "reservation_to_draw_from": {
         "name": "X-Reservation-ID",
-        "description": "Draw a sandbox that is set aside for this reservation, whatever the lab's name is",
+        "description": "Draw a sandbox that is set aside for this reservation, even if that is not for the track's lab",
     },
     "booking_key": {
         "name": "Idempotency-Key",

@@ -75,7 +75,7 @@ def test_a_reservation_keeps_every_field_that_is_sent(api: Api) -> None:
         (ENDS_AT, "ended"),
     ],
 )
-def test_the_state_is_that_of_the_time_whatever_a_job_has_done(api: Api, moment: int, state: str) -> None:
+def test_the_state_is_that_of_the_time(api: Api, moment: int, state: str) -> None:
     made = book(api)
     api.clock.advance(moment - START)
     assert body_of(api.admin("GET", f"{PATH}/{made['reservation_id']}"))["state"] == state

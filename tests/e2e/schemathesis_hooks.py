@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import schemathesis
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from schemathesis import Case, HookContext
 
 _VALID = re.compile(r"[ -~]{1,128}")
+_UUID = re.compile(r"[0-9a-f-]{36}")
+_DAY_SEC = 24 * 3600
 
 
 @schemathesis.hook
@@ -23,12 +26,27 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Resume what the call would pause, and send no second name of a track.
+    """Resume what the call would pause, send no second name of a track, and give reservations that exist and times in order.
 
     A paused allocate answers the same 503 to everything. The alias of `X-Track-ID` is refused beside another track's
-    id, and is accepted in place of a missing one. No schema can say that.
+    id, and is accepted in place of a missing one. A reservation that does not exist keeps allocate from doing anything.
+    Times that have no order are only refused. No schema can say that.
     """
     if case.operation.path.endswith("/admin/pause") and isinstance(case.body, dict):
         case.body = {name: False if value is True else value for name, value in case.body.items()}
     if _VALID.fullmatch(str(case.headers.get("X-Instruqt-Sandbox-ID", "")).strip(" \t")):
         del case.headers["X-Instruqt-Sandbox-ID"]
+    reservation_id = str(case.headers.get("X-Reservation-ID", "")).strip(" \t")
+    if _VALID.fullmatch(reservation_id) and not _UUID.fullmatch(reservation_id):
+        del case.headers["X-Reservation-ID"]
+    if "/admin/reservations" in case.operation.path and isinstance(case.body, dict):
+        case.body = _in_some_days(case.body)
+
+
+def _in_some_days(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a booking whose times, if they are well-formed, are in the next days, one after the other."""
+    starts_at, ends_at = body.get("starts_at"), body.get("ends_at")
+    if not all(type(each) is int and 0 <= each < 2**32 - 2**28 for each in (starts_at, ends_at)):
+        return body
+    begin = int(time.time()) + 3 * _DAY_SEC + starts_at % _DAY_SEC
+    return body | {"starts_at": begin, "ends_at": begin + 60 + ends_at % _DAY_SEC}
