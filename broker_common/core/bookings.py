@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.principals import Actor
     from broker_common.core.reservation import ReservationState
+    from broker_common.core.store import ReservationPage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +54,6 @@ class CapacityPoint:
     at: int
     reservable: int
     reserved: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReservationPage:
-    """A page of reservations. `cursor` reads the next page; it is None on the last one."""
-
-    reservations: tuple[Reservation, ...]
-    cursor: str | None
 
 
 class Bookings:

@@ -264,7 +264,7 @@ class WaitingLine:
         numbers = count.by_status if count else {}
         return {
             "available": numbers.get(Status.AVAILABLE),
-            "reserved": None,
+            "reserved": numbers.get(Status.RESERVED),
             "waiting": len(self.places()),
             "pending_deletion": numbers.get(Status.PENDING_DELETION),
             "next_due_at": self._expected_by(1),
