@@ -366,20 +366,12 @@ class MemoryStore:
             if waiting is not None and waiting.place_id != place_id:
                 return PlaceHeld(waiting.place_id)
             sandbox = self._records.get(candidate.sandbox_id)
-            if candidate.sandbox_id in self._spoiled:
-                return CandidateGone(None)
+            is_spoiled = candidate.sandbox_id in self._spoiled
             shown = (sandbox.version, sandbox.reservation_id) if sandbox is not None and sandbox.is_free else None
-            if sandbox is None or shown != (candidate.version, candidate.reservation_id):
-                return CandidateGone(sandbox)
-            if candidate.reservation_id is not None:
-                reservation = self.reservations.get(candidate.reservation_id)
-                if (
-                    reservation is None
-                    or not reservation.set_aside
-                    or not reservation.is_open_at(claim.lease.allocated_at)
-                ):
-                    return CandidateGone(None)
-                self._count(reservation, set_aside=-1, drawn=1)
+            if sandbox is None or is_spoiled or shown != (candidate.version, candidate.reservation_id):
+                return CandidateGone(None if is_spoiled else sandbox)
+            if not self._draw(candidate, claim.lease.allocated_at):
+                return CandidateGone(None)
             self._write(begin(sandbox, claim.lease, by=by))
             self._tokens[token] = (candidate, claim, place_id)
             self._claims[key] = claim
@@ -484,6 +476,16 @@ class MemoryStore:
         reservation = self.reservations.get(becomes or was or "")
         if reservation is not None and (becomes or reservation.set_aside):
             self._count(reservation, set_aside=1 if becomes else -1)
+
+    def _draw(self, candidate: Candidate, at: int) -> bool:
+        """Draw a sandbox from its reservation, if it has one. Return False if the reservation is not open."""
+        if candidate.reservation_id is None:
+            return True
+        reservation = self.reservations.get(candidate.reservation_id)
+        if reservation is None or not reservation.set_aside or not reservation.is_open_at(at):
+            return False
+        self._count(reservation, set_aside=-1, drawn=1)
+        return True
 
     def _count(self, reservation: Reservation, *, set_aside: int, drawn: int = 0) -> None:
         self.reservations[reservation.reservation_id] = replace(

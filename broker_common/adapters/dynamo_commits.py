@@ -114,11 +114,10 @@ class DynamoCommits(DynamoBase):
             # With the fields of an allocation its record would be too large.
             self._report(UnreadableRecord("", "it cannot be written", sandbox_id=candidate.sandbox_id))
             return CandidateGone(None)
-        if recorded["Code"] == "ConditionalCheckFailed":
-            # A fact of this name exists already: the record was added again while a clock was behind.
+        if any(map(_has_failed, [recorded, *drawn])):
+            # A fact of this name exists already: the record was added again while a clock was behind. Or the
+            # reservation that it is set aside for is not open.
             return CandidateGone(None)
-        if any(map(_has_failed, drawn)):
-            return CandidateGone(None)  # its reservation is not open
         return Contended()
 
     def commit(self, *changes: Change) -> None:

@@ -326,8 +326,9 @@ def merge_reserved(places: list[str], cursor: str | None) -> list[str]:
         _, part, _ = _parse(cursor) if cursor is not None else (None, None, None)
     except (ValueError, TypeError, binascii.Error, RecursionError):
         part = None
-    is_reserved = isinstance(part, str) and part.startswith(RESERVED)
-    return sorted({*places, part}) if is_reserved else places
+    if isinstance(part, str) and part.startswith(RESERVED):
+        return sorted({*places, part})
+    return places
 
 
 def _parse(cursor: str) -> list[Any]:

@@ -172,7 +172,7 @@ class DynamoReservations(DynamoOpenReservations):
             }
             write: Item = {"Put": put}
         else:
-            write = {"Update": unless_newer(self._difference(before, after))}
+            write = {"Update": unless_newer(self._change_of(before, after))}
         facts = [] if fact is None else [self._put_reservation_fact(fact)]
         self._write_or_conflict(after, write, self._next_version(version), *facts)
 
@@ -238,7 +238,7 @@ class DynamoReservations(DynamoOpenReservations):
         last = answer.get("LastEvaluatedKey")
         return ReservationPage(reservations, _encode_cursor(last) if last else None)
 
-    def _difference(self, before: Reservation, after: Reservation) -> Item:
+    def _change_of(self, before: Reservation, after: Reservation) -> Item:
         """Build an update of the fields that differ, on condition that nobody else has changed or ended it."""
         old, new = _flatten(before), _flatten(after)
         changed = {name: new[name] for name in new if new[name] != old[name] and name not in _COUNTERS}
@@ -274,9 +274,9 @@ class DynamoReservations(DynamoOpenReservations):
         return {"Update": unless_newer(update)}
 
     def _write_or_conflict(self, after: Reservation | None, *actions: Item) -> None:
-        """Send a transaction. Raises `Conflict` if a condition fails, unless it was our own write whose answer was lost.
+        """Send a transaction. Raises `Conflict` if a condition fails, unless the stored record is as `after` already.
 
-        Then the stored record is as `after`.
+        Then it was our own write, whose answer was lost.
         """
         try:
             self._transport.write(
@@ -339,10 +339,10 @@ def _decode(item: Item) -> Reservation:
     try:
         values = read_fields(item, _FIELDS)
         labs = json.loads(values.pop("track_names"))
-        if not isinstance(labs, list) or not all(isinstance(each, str) for each in labs):
-            raise ValueError("track_names is not a list of texts")  # noqa: TRY004 - as for every other field
     except ValueError as error:
         raise UnreadableRecord(name, str(error)) from error
+    if not isinstance(labs, list) or not all(isinstance(each, str) for each in labs):
+        raise UnreadableRecord(name, "track_names is not a list of texts")
     values.pop("schema", None)
     return Reservation(track_names=tuple(labs), **values)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker_common.core.reservation import drawn_by, place_for
+from broker_common.core.errors import StoreUnavailable
+from broker_common.core.reservation import drawn_by, place_for, served_first
 from broker_common.core.shared_read import KeptRead
 from broker_common.core.store import ReservationFull
 
@@ -56,10 +57,21 @@ class KnownReservations:
     def place_for(self, name: str, *, without: set[str] | None = None) -> str | None:
         """Return the id of the reservation that lacks a sandbox of this name now, or None.
 
-        It is none of those in `without`.
+        It is none of those in `without`. None also if no reservations are known, because they cannot be read: then the
+        sandbox is available, and is set aside later.
         """
-        found = place_for(name, self.current(), now=self._clock.now(), without=without or ())
+        try:
+            known = self.current()
+        except StoreUnavailable:
+            return None
+        found = place_for(name, known, now=self._clock.now(), without=without or ())
         return found.reservation_id if found else None
+
+    def lacking(self) -> dict[Reservation, int]:
+        """Return the reservations that lack sandboxes now and how many, in the order in which they are served."""
+        now = self._clock.now()
+        filled = [each for each in self.current() if each.is_filled_at(now) and each.lacking > 0]
+        return {each: each.lacking for each in sorted(filled, key=served_first)}
 
     def commit_freed(self, name: str, make: Callable[[str | None], Change], *, store: Commits) -> Change:
         """Commit a change by which a sandbox of this name becomes free, and return it.

@@ -140,7 +140,12 @@ def place_for(
         and name.startswith(each.prefix)
         and each.reservation_id not in excluded
     ]
-    return min(lacking, key=lambda each: (each.starts_at, -len(each.prefix), each.reservation_id), default=None)
+    return min(lacking, key=served_first, default=None)
+
+
+def served_first(reservation: Reservation) -> tuple[int, int, str]:
+    """Return the key by which reservations are served with free sandboxes."""
+    return reservation.starts_at, -len(reservation.prefix), reservation.reservation_id
 
 
 def drawn_by(

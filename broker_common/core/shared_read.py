@@ -56,10 +56,10 @@ class SharedRead(Generic[Value]):
 
 
 class KeptRead(Generic[Value]):
-    """A value that is read at most every few seconds, and kept while it cannot be read; safe to use from many threads."""
+    """A value that is read at most every few seconds, and kept while it cannot be read. Thread-safe."""
 
     def __init__(self, read: Callable[[], Value], clock: Clock, *, max_age: float, what: str) -> None:
-        """Call `read` again when the value is `max_age` seconds old. `what` names the value in messages: "the pauses"."""
+        """Call `read` again when the value is `max_age` seconds old. `what` names the value in messages."""
         self._read = read
         self._clock = clock
         self._max_age = max_age

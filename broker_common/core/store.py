@@ -1,7 +1,8 @@
 """The port of the store: commits, the line, reservations, candidates, the pool's state, and reports.
 
-A single read (in `Commits`, `Line`, `ReservationRecords` and `PoolState`) sees every write that was answered before the read began. A read of
-the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional write decides.
+A single read (in `Commits`, `Line`, `ReservationRecords` and `PoolState`) sees every write that was answered before the
+read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional
+write decides.
 
 This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
 allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
@@ -114,9 +115,9 @@ class Commits(Protocol):
 
         Writes only if the (track, key) has no claim, and no other place in the line than `place_id`, and the sandbox is
         free at the candidate's version. A sandbox that is set aside is drawn from its reservation, whose counters
-        change, too: only if the reservation is open when the lease begins. An existing claim or place is reported first, even if the candidate is
-        gone, too. `token` names one unchanged request (candidate, claim, actor and place). A request that is sent again
-        after `OutcomeUnknown` is never applied twice.
+        change, too: only if the reservation is open when the lease begins. An existing claim or place is reported
+        first, even if the candidate is gone, too. `token` names one unchanged request (candidate, claim, actor and
+        place). A request that is sent again after `OutcomeUnknown` is never applied twice.
         """
 
     def commit(self, *changes: Change) -> None:
