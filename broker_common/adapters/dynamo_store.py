@@ -6,7 +6,8 @@ from broker_common.adapters.dynamo_candidates import DynamoCandidates
 from broker_common.adapters.dynamo_commits import DynamoCommits
 from broker_common.adapters.dynamo_pool_state import DynamoPoolState
 from broker_common.adapters.dynamo_reports import DynamoReports
+from broker_common.adapters.dynamo_reservations import DynamoReservations
 
 
-class DynamoStore(DynamoCommits, DynamoCandidates, DynamoPoolState, DynamoReports):
+class DynamoStore(DynamoCommits, DynamoReservations, DynamoCandidates, DynamoPoolState, DynamoReports):
     """`SandboxStore` on one DynamoDB table; safe to use from many threads."""

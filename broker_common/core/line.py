@@ -174,13 +174,12 @@ class Turns:
 def _sort_by_need(free: Sequence[Candidate], wishes: Collection[Wish]) -> Mapping[Wish, deque[Candidate]]:
     """Return, for each wish, the sandboxes that fit it, those first that the fewest wishes fit.
 
-    Of those, the ids decide, so that all processes assign the same sandbox to the same place.
+    Of those, first the ones that are set aside for a reservation. Then the ids decide, so that all processes assign the
+    same sandbox to the same place.
     """
-    fitting: dict[Wish, list[tuple[int, str, Candidate]]] = {wish: [] for wish in wishes}
+    fitting: dict[Wish, list[tuple[int, bool, str, Candidate]]] = {wish: [] for wish in wishes}
     for candidate in free:
         takers = [wish for wish in wishes if wish.fits(candidate)]
         for wish in takers:
-            fitting[wish].append((len(takers), candidate.sandbox_id, candidate))
-    return {
-        wish: deque(each for _, _, each in sorted(found, key=lambda one: one[:2])) for wish, found in fitting.items()
-    }
+            fitting[wish].append((len(takers), candidate.reservation_id is None, candidate.sandbox_id, candidate))
+    return {wish: deque(each for *_, each in sorted(found, key=lambda one: one[:3])) for wish, found in fitting.items()}

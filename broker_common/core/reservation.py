@@ -5,7 +5,7 @@ How a reservation is booked is in `bookings`, how sandboxes are set aside for it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,8 @@ def place_for(
 ) -> Reservation | None:
     """Return the reservation for which a free sandbox of this name must be set aside; None if no reservation lacks it.
 
-    It is the one that starts first of those that are being filled, except those whose id is in `without`.
+    It is the one that starts first of those that are being filled, except those whose id is in `without`. If two start
+    together, it is the one that fewer names fit.
     """
     excluded = set(without)
     lacking = [
@@ -139,7 +140,12 @@ def place_for(
         and name.startswith(each.prefix)
         and each.reservation_id not in excluded
     ]
-    return min(lacking, key=lambda each: (each.starts_at, each.reservation_id), default=None)
+    return min(lacking, key=served_first, default=None)
+
+
+def served_first(reservation: Reservation) -> tuple[int, int, str]:
+    """Return the key by which reservations are served with free sandboxes."""
+    return reservation.starts_at, -len(reservation.prefix), reservation.reservation_id
 
 
 def drawn_by(
@@ -148,3 +154,9 @@ def drawn_by(
     """Return the open reservations from which a track of this lab and customer draws, the one that ends first first."""
     fitting = [each for each in reservations if each.is_open_at(now) and each.is_for(track_name, customer)]
     return sorted(fitting, key=lambda each: (each.ends_at, each.reservation_id))
+
+
+def is_same(stored: Reservation, written: Reservation) -> bool:
+    """Tell whether a stored reservation is as it was written, in all but what changes by itself: its counters."""
+    counted = replace(stored, set_aside=written.set_aside, drawn=written.drawn, opened_at=written.opened_at)
+    return counted == written

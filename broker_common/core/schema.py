@@ -9,5 +9,5 @@ WRITTEN = 1
 """The schema that this release writes. A record without a number has this one, too."""
 KNOWN = 2
 """The newest schema that this release reads. It never changes a record of a newer one."""
-UPGRADE = 1
+UPGRADE = 2
 """Grows with each release that stores what its predecessor cannot. `broker upgrade finish` writes it to the table."""

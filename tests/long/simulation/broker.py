@@ -15,6 +15,7 @@ from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
 from broker_common.core.guard import Guard
+from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.lease import end
 from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
@@ -135,6 +136,7 @@ class _Process:
         self._queue: deque[Callable[[], None]] = deque()
         guard = Guard(store=run.store, memory=FakeTableMemory(), recorder=run, clock=run.time, rng=rng)
         policy = Policy()
+        reservations = KnownReservations(run.store, run.time)
         self.allocator = Allocator(
             store=run.store,
             guard=guard,
@@ -142,6 +144,7 @@ class _Process:
             line=WaitingLine(
                 store=run.store,
                 guard=guard,
+                reservations=reservations,
                 pool_count=lambda: None,
                 recorder=run,
                 clock=run.time,
@@ -149,6 +152,7 @@ class _Process:
                 policy=policy,
             ),
             pauses=PauseCache(run.store, run.time, rng),
+            reservations=reservations,
             recorder=run,
             clock=run.time,
             rng=rng,

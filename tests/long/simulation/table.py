@@ -138,7 +138,9 @@ class SimulatedStore(MemoryStore):
             for entry in ring
         )
 
-    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
+    def read_candidates(
+        self, position: Position, *, limit: int, prefix: str, reservation_id: str | None = None
+    ) -> CandidatePage:
         segment, at = divmod(position.at, ORDER_LIMIT)
 
         def look() -> CandidatePage:
