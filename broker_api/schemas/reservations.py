@@ -21,13 +21,12 @@ from broker_api.schemas.parts import (
     text_field,
     time_field,
 )
+from broker_common.core.bookings import MAX_COUNT, MAX_LEAD_SEC, MAX_TRACK_NAMES
 from broker_common.core.reservation import OPENS_BEFORE_SEC, ReservationState
 
 DAY_SEC = 24 * 3600
-MAX_COUNT = 100_000
 MAX_DAYS = 90
 """How many days a reservation may last, and a curve of the capacity may cover."""
-MAX_TRACK_NAMES = 50
 _LATEST = 4_102_444_800
 """The year 2100. A later time was most likely given in milliseconds."""
 _STARTS_AT, _ENDS_AT = 1796112000, 1796122800
@@ -96,7 +95,7 @@ class BookingInputSchema(Schema):
     lead_sec = given_number_field(
         {"example": 900, "description": "How long before `starts_at` sandboxes are set aside from; 900 if left out"},
         low=OPENS_BEFORE_SEC,
-        high=DAY_SEC,
+        high=MAX_LEAD_SEC,
     )
     hold_sec = fields.Integer(
         strict=True,

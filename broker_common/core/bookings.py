@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 MAX_RESERVATIONS = 1000
 """How many reservations there may be that have not ended: every process reads all of them every few seconds."""
-MAX_COUNT = 1_000_000
+MAX_COUNT = 100_000
 MAX_LEAD_SEC = 24 * 3600
 MAX_TRACK_NAMES = 20
 MAX_TEXT = 128
@@ -179,9 +179,12 @@ class Bookings:
                     details={"version": current.version},
                 )
             changed = replace(current, **cast("Mapping[str, Any]", changes), version=version + 1)
-            _check(changed, min(self._clock.now(), current.starts_at))
+            now = self._clock.now()
+            _check(changed, min(now, current.starts_at))
+            if changed.ends_at <= now:
+                raise _fault("ends_at", "must be in the future")
             if changed.count < current.drawn:
-                raise InvalidInput(f"count: must be at least {current.drawn}, because so many sandboxes were drawn")
+                raise _fault("count", f"must be at least {current.drawn}, because so many sandboxes were drawn")
             if _needs_more(current, changed):
                 self._check_capacity(changed, known)
             surplus = current.set_aside + current.drawn - changed.count
@@ -359,7 +362,8 @@ def _check(reservation: Reservation, now: int) -> None:
         "name": not reservation.name and "must not be empty",
         "count": not 1 <= reservation.count <= MAX_COUNT and f"must be from 1 to {MAX_COUNT}",
         "starts_at": not now - MAX_DIFFERENCE_SEC <= reservation.starts_at < _MAX_TIME and "must not be in the past",
-        "ends_at": not reservation.starts_at < reservation.ends_at < _MAX_TIME and "must be later than starts_at",
+        "ends_at": not max(reservation.starts_at, now) < reservation.ends_at < _MAX_TIME
+        and "must be later than starts_at, and in the future",
         "lead_sec": not OPENS_BEFORE_SEC <= reservation.lead_sec <= MAX_LEAD_SEC
         and f"must be from {OPENS_BEFORE_SEC} to {MAX_LEAD_SEC}",
         "hold_sec": reservation.hold_sec is not None
@@ -371,11 +375,15 @@ def _check(reservation: Reservation, now: int) -> None:
     }
     for field, problem in problems.items():
         if problem:
-            raise InvalidInput(f"{field}: {problem}")
+            raise _fault(field, problem)
     texts |= {"track_names": max(reservation.track_names, key=len, default="")}
     for field, text in texts.items():
         if len(text) > MAX_TEXT:
-            raise InvalidInput(f"{field}: must have at most {MAX_TEXT} characters")
+            raise _fault(field, f"must have at most {MAX_TEXT} characters")
+
+
+def _fault(field: str, problem: str) -> InvalidInput:
+    return InvalidInput(f"{field}: {problem}", details={field: [problem]})
 
 
 def _by_start(reservation: Reservation) -> tuple[int, str]:

@@ -218,7 +218,7 @@ MALFORMED: list[tuple[str, Any]] = [
     *(("prefix", each) for each in ("x" * 129, "é", "a\tb", 1, None)),
     *(("customer", each) for each in NO_NAMES),
     *(("track_names", each) for each in ("intro", None, [""], ["é"], [1], ["x" * 129], ["a", "a"])),
-    ("track_names", [f"lab-{number}" for number in range(51)]),
+    ("track_names", [f"lab-{number}" for number in range(21)]),
     *(("lead_sec", each) for each in (*NO_NUMBERS, 599, 0, -1, DAY + 1)),
     *(("hold_sec", each) for each in (*NO_NUMBERS[1:], -1, 10**9)),
     *(("note", each) for each in ("", " ", "x" * 501, "two\nlines", "escape \x1b[31m", 1)),
@@ -267,14 +267,14 @@ def test_a_class_may_start_now_and_must_end_later(api: Api) -> None:
     error = assert_error(
         api.admin("POST", PATH, json=A_CLASS | {"starts_at": START - 60, "ends_at": START}), 400, "VALIDATION_ERROR"
     )
-    assert error["details"] == {"ends_at": ["Must be in the future."]}
+    assert error["details"] == {"ends_at": ["must be later than starts_at, and in the future"]}
 
 
 def test_the_longest_of_everything_is_accepted(api: Api) -> None:
     longest = {
         "name": "n" * 128,
         "ends_at": STARTS_AT + 90 * DAY,
-        "track_names": [f"{number:0>128}" for number in range(50)],
+        "track_names": [f"{number:0>128}" for number in range(20)],
         "lead_sec": DAY,
         "hold_sec": 90 * DAY,
         "note": "x" * 500,
