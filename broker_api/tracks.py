@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker_api.auth import actor
+from broker_api.auth import actor, known_principal
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
@@ -83,6 +83,7 @@ def allocate() -> Claim | tuple[Claim, int, dict[str, str]]:
             idempotency_key=track.idempotency_key,
             prefix=track.prefix,
             track_name=track.track_name,
+            customer=known_principal().customer,
             reservation_id=track.reservation_id,
         ),
         by=actor(),

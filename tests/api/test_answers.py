@@ -50,6 +50,7 @@ def to_a_track(api: Api) -> Iterator[TestResponse]:
     yield api.track("POST", "/v1/allocate")
     api.store.seed(make_sandbox("1"))
     api.clock.advance(2)  # the API remembers for a second that none was free
+    yield api.track("POST", "/v1/allocate", headers={"X-Reservation-ID": "none"})
     yield api.track("POST", "/v1/allocate", headers={"X-Instruqt-Track-ID": "intro"})
     yield api.track("POST", "/v1/allocate")
     yield api.track("GET", "/v1/sandboxes")
@@ -104,6 +105,7 @@ def about_reservations(api: Api) -> Iterator[TestResponse]:
     yield api.admin("GET", f"{path}?state=ended")
     yield api.admin("GET", one)
     yield api.admin("GET", f"{path}/none")
+    yield api.track("POST", "/v1/allocate", headers={"X-Reservation-ID": one.rpartition("/")[2]})
     yield api.admin("PATCH", one, json={"version": 7, "count": 3})
     yield api.admin("PATCH", one, json={"version": 1, "count": 3, "track_names": ["intro"]})
     yield api.admin("GET", f"/v1/admin/capacity?from={START}&to={START + 7200}")

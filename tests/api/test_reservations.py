@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.api.harness import Api, assert_error, body_of, make_api
+from broker_api.runtime import runtime_of
+from broker_common.core.principals import Actor
+from broker_common.core.reserving import Reserver
+from tests.api.harness import Api, assert_error, body_of, make_api, named_token
 from tests.fakes import START, make_sandbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from werkzeug.test import TestResponse
 
 PATH = "/v1/admin/reservations"
 HOUR, DAY = 3600, 24 * 3600
@@ -106,6 +115,14 @@ def test_a_repeated_booking_with_the_same_key_books_once(api: Api) -> None:
     assert body_of(first) == body_of(again)
     assert_error(api.admin("POST", PATH, json=A_CLASS | {"count": 2}, headers=key), 422, "IDEMPOTENCY_MISMATCH")
     assert body_of(api.admin("GET", PATH))["count"] == 1
+
+
+def test_a_booking_is_repeated_by_its_key_even_after_the_class_has_begun(api: Api) -> None:
+    key = {"Idempotency-Key": "monday"}
+    made = body_of(api.admin("POST", PATH, json=A_CLASS, headers=key), 201)
+    api.clock.advance(2 * HOUR)
+    again = body_of(api.admin("POST", PATH, json=A_CLASS, headers=key), 200)
+    assert (again["reservation_id"], again["state"]) == (made["reservation_id"], "open")
 
 
 def test_without_a_key_each_call_books_another(api: Api) -> None:
@@ -319,3 +336,113 @@ def test_times_in_the_past_are_refused_for_a_change_too(api: Api) -> None:
     for field in ("starts_at", "ends_at"):
         error = assert_error(api.admin("PATCH", one, json={"version": 1, field: START - 61}), 400, "VALIDATION_ERROR")
         assert list(error["details"]) == [field]
+
+
+# -- tracks that draw
+
+
+def fill(api: Api) -> None:
+    """Let the job run that sets sandboxes aside and ends reservations, and every process read what it did."""
+    services = runtime_of(api.app).services
+    Reserver(
+        store=services.store,
+        guard=services.guard,
+        recorder=services.recorder,
+        clock=api.clock,
+        rng=Random(3),
+        threads=1,
+    ).run(by=Actor(principal="job:reserve"))
+    api.clock.advance(5)
+
+
+def opened(api: Api, **different: Any) -> dict[str, Any]:
+    """Return a reservation that is open and filled."""
+    made = book(api, **different)
+    api.clock.advance(STARTS_AT - 600 - START)
+    fill(api)
+    found = body_of(api.admin("GET", f"{PATH}/{made['reservation_id']}"))
+    assert (found["state"], found["set_aside"], found["short_by"]) == ("open", made["count"], 0)
+    return found
+
+
+def reservation_of(api: Api, sandbox_id: str) -> str | None:
+    return api.store.get(sandbox_id).lease.reservation_id
+
+
+def test_a_track_draws_by_naming_the_reservation_or_by_its_lab(api: Api) -> None:
+    reservation_id = opened(api, track_names=["networking-101"])["reservation_id"]
+    for track_id, headers in (
+        ("by-header", {"X-Reservation-ID": reservation_id}),
+        ("by-lab", {"X-Instruqt-Track-ID": "networking-101"}),
+        ("by-both", {"X-Reservation-ID": f" {reservation_id} ", "X-Instruqt-Track-ID": "another-lab"}),
+    ):
+        assert reservation_of(api, api.allocate(track_id, **headers)["sandbox_id"]) == reservation_id
+    found = body_of(api.admin("GET", f"{PATH}/{reservation_id}"))
+    assert (found["set_aside"], found["drawn"], found["short_by"]) == (0, 3, 0)
+
+
+def test_strangers_never_draw_and_a_class_that_is_used_up_goes_on_as_any_other(api: Api) -> None:
+    reservation_id = opened(api, count=8, track_names=["networking-101"])["reservation_id"]
+    strangers = [api.allocate(f"stranger-{number}")["sandbox_id"] for number in range(2)]
+    assert {reservation_of(api, each) for each in strangers} == {None}
+    assert_error(api.track("POST", "/v1/allocate", "stranger-3"), 409, "NO_SANDBOXES_AVAILABLE")
+    lab = {"X-Instruqt-Track-ID": "networking-101"}
+    drawn = [api.allocate(f"student-{number}", **lab)["sandbox_id"] for number in range(8)]
+    assert {reservation_of(api, each) for each in drawn} == {reservation_id}
+    assert_error(api.track("POST", "/v1/allocate", "student-9", headers=lab), 409, "NO_SANDBOXES_AVAILABLE")
+
+
+def test_a_cancel_gives_back_what_is_set_aside_at_once_and_tracks_keep_theirs(api: Api) -> None:
+    reservation_id = opened(api, count=8)["reservation_id"]
+    held = api.allocate("student", **{"X-Reservation-ID": reservation_id})
+    cancelled = body_of(api.admin("DELETE", f"{PATH}/{reservation_id}"), 200)
+    assert (cancelled["state"], cancelled["set_aside"], cancelled["drawn"]) == ("cancelled", 0, 1)
+    assert body_of(api.admin("GET", "/v1/admin/stats"))["available"] == 9
+    assert body_of(api.track("GET", f"/v1/sandboxes/{held['sandbox_id']}", "student"))["status"] == "allocated"
+
+
+def test_an_unknown_reservation_in_the_header_answers_404(api: Api) -> None:
+    for named in ("none", "x" * 128):
+        answer = api.track("POST", "/v1/allocate", headers={"X-Reservation-ID": named})
+        assert_error(answer, 404, "RESERVATION_NOT_FOUND")
+    assert api.store.dump()[1] == {}
+
+
+@pytest.mark.parametrize("moment", [START, STARTS_AT - 601, ENDS_AT, ENDS_AT + DAY])
+def test_a_reservation_outside_its_time_answers_409_and_when_it_opens(api: Api, moment: int) -> None:
+    made = book(api)
+    api.clock.advance(moment - START)
+    answer = api.track("POST", "/v1/allocate", headers={"X-Reservation-ID": made["reservation_id"]})
+    error = assert_error(answer, 409, "RESERVATION_NOT_OPEN")
+    assert error["details"] == {"opens_at": STARTS_AT - 600}
+
+
+def test_what_a_track_holds_is_answered_with_any_reservation_named(api: Api) -> None:
+    held = api.allocate()
+    answer = api.track("POST", "/v1/allocate", headers={"X-Reservation-ID": "none"})
+    assert (body_of(answer, 200), answer.headers["Idempotent-Replayed"]) == (held, "true")
+
+
+def test_another_customer_s_reservation_is_as_one_that_does_not_exist(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(
+        named_token("acme", "of-acme", "track", more='customer = "acme"')
+        + named_token("other", "of-other", "track", more='customer = "other"')
+    )
+    api = make_api(BROKER_TOKENS_FILE=str(file))
+    api.store.seed(*(make_sandbox(str(number)) for number in range(10)))
+    reservation_id = opened(api, customer="acme", track_names=["networking-101"])["reservation_id"]
+
+    def allocate(token: str, **headers: str) -> TestResponse:
+        return api.call(
+            "POST",
+            "/v1/allocate",
+            headers={"Authorization": f"Bearer {token}", "X-Track-ID": token, **headers},
+        )
+
+    named = {"X-Reservation-ID": reservation_id}
+    assert_error(allocate("of-other", **named), 404, "RESERVATION_NOT_FOUND")
+    stranger = body_of(allocate("of-other", **{"X-Instruqt-Track-ID": "networking-101"}), 201)
+    assert reservation_of(api, stranger["sandbox_id"]) is None
+    student = body_of(allocate("of-acme", **named), 201)
+    assert reservation_of(api, student["sandbox_id"]) == reservation_id

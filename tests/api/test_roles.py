@@ -45,6 +45,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("POST", "/v1/admin/cleanup"): OPERATORS,
     ("POST", "/v1/admin/expire"): OPERATORS,
     ("POST", "/v1/admin/purge-stale"): OPERATORS,
+    ("POST", "/v1/admin/reserve"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
     ("DELETE", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,
