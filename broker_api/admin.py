@@ -23,12 +23,14 @@ from broker_api.schemas.sandboxes import (
     SandboxQuerySchema,
     SandboxSchema,
 )
+from broker_api.schemas.tracks import ExtendedSchema, ExtendInputSchema
 from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 from broker_common.core.search import Query, SortField
 
 if TYPE_CHECKING:
+    from broker_common.core.leases import Extension
     from broker_common.core.store import Pauses
 
 blueprint = Blueprint("admin", __name__)
@@ -176,6 +178,23 @@ def release(body: dict[str, str], sandbox_id: str) -> Sandbox:
     """End an allocation on behalf of its track."""
     require_plain("sandbox_id", sandbox_id)
     return _answer(services().leases.release(sandbox_id=sandbox_id, lease_id=body["lease_id"], by=actor()).sandbox)
+
+
+@blueprint.route("/sandboxes/<sandbox_id>/extend", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
+@blueprint.doc(
+    operationId="adminExtend",
+    errors=(
+        *("SANDBOX_NOT_FOUND", "LEASE_MISMATCH", "ALLOCATION_ENDED", "DURATION_LIMIT"),
+        *("SERVICE_UNAVAILABLE", "TABLE_CHANGED"),
+    ),
+)
+@blueprint.arguments(ExtendInputSchema())
+@blueprint.response(200, ExtendedSchema, description="The lease, which lasts at least as long as asked")
+@store_call
+def extend(body: dict[str, Any], sandbox_id: str) -> Extension:
+    """Have a track's lease last longer."""
+    require_plain("sandbox_id", sandbox_id)
+    return services().leases.extend_for_operator(sandbox_id=sandbox_id, by=actor(), **body)
 
 
 @blueprint.route("/sandboxes/<sandbox_id>/quarantine", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from broker_api import admin, health, history, reservations, tracks
+from broker_api import admin, health, history, line, reservations, tracks
 from broker_api.auth import token_sources
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.browsers import register_browser_policy
@@ -53,7 +53,9 @@ def create_app(
         Runtime(
             settings=settings,
             services=services,
+            # A quarter of the threads is left for requests that do not wait.
             job_waits=threading.BoundedSemaphore(settings.api_threads // 2),
+            line_waits=threading.BoundedSemaphore(settings.api_threads // 4),
             tokens=token_sources(settings),
         ),
     )
@@ -67,6 +69,7 @@ def create_app(
     api.register_blueprint(tracks.blueprint, url_prefix=base_path)
     api.register_blueprint(admin.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(history.blueprint, url_prefix=f"{base_path}/admin")
+    api.register_blueprint(line.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(reservations.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(make_blueprint(jobs), url_prefix=f"{base_path}/admin")
     api.register_blueprint(health.blueprint)

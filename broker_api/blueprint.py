@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import flask_smorest
-from flask import current_app, request
+from flask import Response, current_app, request
 from marshmallow import RAISE
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
@@ -80,14 +81,15 @@ class Blueprint(flask_smorest.Blueprint):
         return declare
 
     def arguments(self, schema: Schema, *, location: str = "json", **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - flask-smorest's
-        """Declare what a view reads; see flask-smorest."""
+        """Declare what a view reads; see flask-smorest. Without a body, one that is not required costs no parsing."""
         if location == "json":
             options = {"example": example_of(schema)} | options
+        is_optional = location == "json" and not options.get("required", True)
         decorate = super().arguments(schema, location=location, **options)
 
         def declare(view: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
             reads = getattr(view, "reads", frozenset()) | {location}
-            view = decorate(view)
+            view = _unless_empty(decorate(view), view, schema.load({})) if is_optional else decorate(view)
             view.reads = reads
             return view
 
@@ -100,6 +102,22 @@ class Blueprint(flask_smorest.Blueprint):
     def alt_response(self, status_code: int, *, schema: type[Schema], **options: Any) -> Callable[[Any], Any]:  # type: ignore[override] # noqa: ANN401 - the same
         """Declare what a view may answer as well; see flask-smorest."""
         return super().alt_response(status_code, schema=schema, **{"example": example_of(schema())} | options)
+
+    def empty_response(self, *, description: str) -> Callable[[Any], Any]:
+        """Declare that a view, which returns nothing, is answered 204 without a body."""
+        describe = super().response(204, description=description)
+
+        def declare(view: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
+            @wraps(view)
+            def answer(*args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - the view's
+                view(*args, **kwargs)
+                response = Response(status=204)
+                del response.headers["Content-Type"]
+                return response
+
+            return describe(answer)
+
+        return declare
 
 
 def refuse_surplus() -> None:
@@ -141,10 +159,24 @@ def _read_query(req: Request) -> dict[str, str]:
     return {name: values[0] for name, values in parameters.items()}
 
 
-def _read_body(req: Request) -> dict[str, Any]:
+def _unless_empty(parsing: Callable[..., Any], view: Callable[..., Any], empty: dict[str, Any]) -> Callable[..., Any]:
+    """Return a view that parses the request's body, or gets `empty` if there is none."""
+
+    @wraps(parsing)
+    def read(*args: Any, **of_path: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
+        return parsing(*args, **of_path) if _has_body(request) else view(*args, dict(empty), **of_path)
+
+    return read
+
+
+def _has_body(req: Request) -> bool:
     # RFC 9112, section 6.3: without both headers a request has no body. werkzeug would make a stream that is empty.
     wsgi = req.environ
-    if wsgi.get("CONTENT_LENGTH", "0") in {"", "0"} and "HTTP_TRANSFER_ENCODING" not in wsgi:
+    return wsgi.get("CONTENT_LENGTH", "0") not in {"", "0"} or "HTTP_TRANSFER_ENCODING" in wsgi
+
+
+def _read_body(req: Request) -> dict[str, Any]:
+    if not _has_body(req):
         return {}
     data = req.get_data()
     # If a body comes in chunks, werkzeug reads up to its limit and does not report the rest.

@@ -15,6 +15,7 @@ from gunicorn.http.errors import ParseException  # type: ignore[import-untyped] 
 from broker_api.request_reader import RequestReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from http import HTTPStatus
 
 _RECEIVE_BYTES = 16 * 1024
@@ -33,7 +34,8 @@ class Refused(ParseException):  # type: ignore[misc] # gunicorn ships no types
 class Exchange:
     """One request and its answer in memory. gunicorn uses it as if it were the client's socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_client_there: Callable[[], bool] = lambda: True) -> None:
+        self.is_client_there = is_client_there
         self._request = b""
         self._begun = b""
         self._answer: list[bytes] = []
@@ -114,7 +116,7 @@ class Connection:
         self.stream = stream
         self.client = client
         self.server = server
-        self.sock = Exchange()
+        self.sock = Exchange(self.is_client_there)
         self.parser = http.get_parser(cfg, self.sock, client)
         self.reader = RequestReader(max_head_bytes=max_head_bytes)
         self.unsent = memoryview(b"")
@@ -139,6 +141,15 @@ class Connection:
 
     def init(self) -> None:
         """Do nothing: gunicorn calls this before each request."""
+
+    def is_client_there(self) -> bool:
+        """Tell whether the client is still connected: it has not ended its side of the connection. Reads nothing."""
+        try:
+            return bool(self.stream.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def receive(self) -> None:
         """Give the bytes that have arrived to the reader."""

@@ -39,7 +39,7 @@ class Fault:
     message: str
     request_id: str
     retry_after: int | None = None
-    details: Mapping[str, Any] | None = None
+    details: Mapping[str, object] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the body in plain JSON."""
@@ -139,7 +139,7 @@ def _answer(
     message: str,
     *,
     retry_after: int | None = None,
-    details: Mapping[str, Any] | None = None,
+    details: Mapping[str, object] | None = None,
 ) -> Response:
     fault = Fault(
         status=status,

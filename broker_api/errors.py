@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from broker_api.bounds import BODY_SEC, HEAD_SEC, MAX_BODY_BYTES
 from broker_common.core import errors as core
@@ -22,8 +22,8 @@ class RequestInvalid(core.InvalidInput):
     """The request is malformed. `details` has the messages by header, parameter or field."""
 
     def __init__(self, details: Mapping[str, list[str]], *, message: str | None = None) -> None:
-        described = " ".join(f"{name}: {' '.join(texts)}" for name, texts in details.items())
-        super().__init__(message or described, details=details)
+        told = message or " ".join(f"{name}: {' '.join(texts)}" for name, texts in details.items())
+        super().__init__(told, details=details)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ErrorCode:
     kinds: tuple[type[core.BrokerError], ...] = ()
     message: str = ""
     retry_after: int | None = None
-    details: Mapping[str, Any] | None = None
+    details: Mapping[str, object] | None = None
 
 
 def _answered(
@@ -135,16 +135,42 @@ ERRORS = (
         "Send the whole request again.",
     ),
     _answered(
-        core.NoSandboxesAvailable("no sandbox is available", retry_after=RETRY_AFTER_EMPTY_SEC),
+        core.NoSandboxesAvailable(
+            "no sandbox is available",
+            retry_after=RETRY_AFTER_EMPTY_SEC,
+            details={
+                "available": 0,
+                "reserved": 20,
+                "waiting": 3,
+                "pending_deletion": 4,
+                "next_due_at": 1759575300,
+            },
+        ),
         HTTPStatus.CONFLICT,
         "No sandbox that matches was free.",
-        "Send the same request again after `Retry-After`, until you give up.",
+        "Send the same request again after `Retry-After`, until you give up, or wait in line with `Prefer: wait=30`."
+        " `details` says why. If its `line` is `full`, no more tracks can wait.",
     ),
     _answered(
         core.LeaseMismatch("sandbox '2009521' is not held under this lease_id"),
         HTTPStatus.CONFLICT,
         "The sandbox is not held under this `lease_id`, or is no longer.",
         "Do nothing. The lease that you named has ended.",
+    ),
+    _answered(
+        core.AllocationEnded("no track holds sandbox '2009521': its lease has ended"),
+        HTTPStatus.CONFLICT,
+        "The lease has ended, so it cannot be extended.",
+        "Allocate a sandbox again. The old one is wiped.",
+    ),
+    _answered(
+        core.DurationLimit(
+            "the lease on sandbox '2009521' can last until 1759603755 at most",
+            details={"latest_expires_at": 1759603755},
+        ),
+        HTTPStatus.CONFLICT,
+        "The lease may not last so long. `details.latest_expires_at` has its latest possible end.",
+        "Ask for an earlier end, or ask an operator to extend the lease.",
     ),
     _answered(
         core.InvalidTransition("sandbox 2009521 is allocated and cannot become deletion_failed"),

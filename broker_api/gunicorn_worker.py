@@ -26,6 +26,7 @@ from broker_api.caller import CALLER_HEADERS
 from broker_api.connections import Refused
 from broker_api.error_answers import JSON, PROBLEM, Fault, describe, prefers_problem
 from broker_api.event_loop import EventLoop
+from broker_api.holding import IS_CLIENT_THERE
 from broker_api.limits import ARRIVED_AT
 from broker_api.runtime import runtime_of
 from broker_api.tracing import HEADER, choose_request_id
@@ -77,12 +78,14 @@ class Worker(EventLoop):
     """A threaded worker that drains."""
 
     def load_wsgi(self) -> None:
-        """Load the application, and tell it when each request arrived."""
+        """Load the application, and tell it of each request when it arrived, and whether its client is still there."""
         super().load_wsgi()
         serve = self.wsgi.wsgi_app
 
         def wsgi_app(environ: dict[str, Any], start_response: Any) -> Any:  # noqa: ANN401 - the types of WSGI
-            environ[ARRIVED_AT] = environ["gunicorn.socket"].arrived_at
+            exchange: Exchange = environ["gunicorn.socket"]
+            environ[ARRIVED_AT] = exchange.arrived_at
+            environ[IS_CLIENT_THERE] = exchange.is_client_there
             return serve(environ, start_response)
 
         self.wsgi.wsgi_app = wsgi_app

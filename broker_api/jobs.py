@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flask import jsonify, request
-from werkzeug.http import parse_list_header, unquote_header_value
+from flask import jsonify
 
 from broker_api.auth import actor
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.openapi import JOB_ID, answered_with
+from broker_api.preferences import preferred_wait, wait_applied
 from broker_api.runtime import runtime, services
 from broker_api.schemas.jobs import JobAcceptedSchema, JobRunSchema, JobRunsSchema, flags_schema, job_runs_query_schema
 from broker_api.schemas.parts import example_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from broker_common.core.jobs import Jobs, JobSpec
     from broker_common.core.runs import JobRun
 
-MAX_WAIT_SEC = 30
 _POLL_SEC = 0.2
 
 _RUN = JobRunSchema()
@@ -93,9 +92,9 @@ def _example(jobs: Jobs) -> dict[str, Any]:
 
 
 def _start(job: JobSpec, flags: Mapping[str, bool]) -> tuple[Any, int, dict[str, str]]:
+    seconds = preferred_wait()
     job_id = services().queue.enqueue(job.name, by=actor(), flags=flags)
     accepted = {"job_id": job_id, "status_url": f"{runtime().settings.api_base_path}/admin/jobs/{job_id}"}
-    seconds = preferred_wait(request.environ.get("HTTP_PREFER", ""))
     if seconds is None:
         return accepted, 202, {}
     job_waits = runtime().job_waits
@@ -105,7 +104,7 @@ def _start(job: JobSpec, flags: Mapping[str, bool]) -> tuple[Any, int, dict[str,
         run = _await_end(job_id, seconds)
     finally:
         job_waits.release()
-    applied = {"Preference-Applied": f"wait={seconds}"}
+    applied = wait_applied(seconds)
     if run is None:
         return accepted, 202, applied
     return jsonify(_RUN.dump(_shown(run))), 200, applied
@@ -133,19 +132,6 @@ def _await_end(job_id: str, seconds: int) -> JobRun | None:
         if left <= 0 or draining.is_set():
             return None
         clock.sleep(min(_POLL_SEC, left))
-
-
-def preferred_wait(header: str) -> int | None:
-    """Return the seconds that the caller prefers to wait, at most 30; None without a well-formed `wait=N`.
-
-    Source: RFC 7240, sections 2 and 4.3. If `wait` stands several times, the first one counts.
-    """
-    for preference in parse_list_header(header):
-        name, _, value = preference.partition(";")[0].partition("=")
-        if name.strip().lower() == "wait":
-            value = unquote_header_value(value.strip())
-            return min(int(value), MAX_WAIT_SEC) if value.isascii() and value.isdigit() else None
-    return None
 
 
 def _shown(run: JobRun) -> dict[str, Any]:

@@ -32,6 +32,17 @@ def store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]
     return bounded
 
 
+def held_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Run a view that sets the deadlines of its work itself. If it waited too long for a thread, answer 503."""
+
+    @wraps(view)
+    def bounded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        _refuse_if_late(runtime().settings.request_deadline_sec)
+        return view(*args, **kwargs)
+
+    return bounded
+
+
 def bulk_store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
     """Do the same with the longer deadline of a view that goes through many records."""
 
@@ -45,10 +56,13 @@ def bulk_store_call(view: Callable[Arguments, Answer]) -> Callable[Arguments, An
 def _within(
     seconds: float, view: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Answer:
-    clock = runtime().services.clock
+    _refuse_if_late(seconds)
+    with deadline_in(seconds, runtime().services.clock):
+        return view(*args, **kwargs)
+
+
+def _refuse_if_late(seconds: float) -> None:
     # A server that does not tell the arrival has no queue that the broker knows of.
     arrived_at = request.environ.get(ARRIVED_AT)
-    if arrived_at is not None and clock.monotonic() - arrived_at >= seconds:
+    if arrived_at is not None and runtime().services.clock.monotonic() - arrived_at >= seconds:
         raise StoreUnavailable("the request waited too long for a thread")
-    with deadline_in(seconds, clock):
-        return view(*args, **kwargs)

@@ -13,6 +13,7 @@ from broker_api.error_answers import JSON, PROBLEM, Fault
 from broker_api.errors import ERROR_CODES
 from broker_api.schemas.errors import ErrorSchema, ProblemSchema
 from broker_api.schemas.parts import JOB_ID as EXAMPLE_JOB_ID
+from broker_api.schemas.parts import PLACE_ID as EXAMPLE_PLACE_ID
 from broker_api.schemas.parts import PLAIN, REQUEST_ID
 from broker_api.schemas.parts import RESERVATION_ID as EXAMPLE_RESERVATION_ID
 from broker_common.core.principals import Role
@@ -37,6 +38,14 @@ RESERVATION_ID = {
     "description": "The reservation's id",
     "schema": PLAIN | {"type": "string"},
     "example": EXAMPLE_RESERVATION_ID,
+}
+PLACE_ID = {
+    "name": "place_id",
+    "in": "path",
+    "required": True,
+    "description": "The place's id, from the list of the line",
+    "schema": PLAIN | {"type": "string"},
+    "example": EXAMPLE_PLACE_ID,
 }
 JOB_ID = {
     "name": "job_id",
@@ -82,6 +91,11 @@ _OTHER_HEADERS: dict[str, dict[str, Any]] = {
         "name": "Prefer",
         "description": "`wait=N`: wait at most N seconds for the end of the run. More than 30 counts as 30",
     },
+    "prefer_line": {
+        "name": "Prefer",
+        "description": "`wait=N`: if no sandbox is free, wait in line. The answer may take N seconds. More than 30"
+        " counts as 30",
+    },
 }
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "integer"}
@@ -99,7 +113,7 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
         "schema": _TEXT | {"enum": ["true"]},
     },
     "Preference-Applied": {
-        "description": "`wait=N`, if the call waited: N is how long it was ready to wait",
+        "description": "`wait=N`: the call was ready to wait for N seconds",
         "schema": _TEXT,
     },
     "Vary": {"required": True, "description": "`Accept`: it chooses the shape of errors", "schema": _TEXT},

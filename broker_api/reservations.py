@@ -29,7 +29,8 @@ from broker_common.core.principals import Role
 from broker_common.core.reservation import ReservationState
 
 if TYPE_CHECKING:
-    from broker_common.core.bookings import CapacityPoint, Fit
+    from broker_common.core.bookings import Fit
+    from broker_common.core.capacity import CapacityPoint
     from broker_common.core.reservation import Reservation
 
 

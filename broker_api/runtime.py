@@ -28,6 +28,8 @@ class Runtime:
     services: ApiServices
     job_waits: threading.BoundedSemaphore
     """One for each request that may keep its thread until a job has ended."""
+    line_waits: threading.BoundedSemaphore
+    """One for each request that may keep its thread while its track waits in line."""
     tokens: Sequence[TokenSource]
     draining: threading.Event = field(default_factory=threading.Event)
     """Set once the process must stop."""

@@ -108,9 +108,9 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
     pauses = PauseCache(store, clock, rng)
     reservations = KnownReservations(store, clock)
-    leases = Leases(store=store, recorder=recorder, clock=clock)
+    leases = Leases(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy)
     inventory = Inventory(store=store, leases=leases)
-    counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec)
+    counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec, policy=policy)
     pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
     line = WaitingLine(
         store=store,

@@ -160,7 +160,7 @@ def _integer(default: int, low: int, high: int) -> Any:  # noqa: ANN401 - like d
     return _var(default, ma.Integer(validate=validate.Range(min=low, max=high)))
 
 
-def _number(default: float, low: float, high: float, *, inclusive: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
+def _number(default: float | None, low: float, high: float, *, inclusive: bool = False) -> Any:  # noqa: ANN401 - like dataclasses.field
     in_range = validate.Range(min=low, max=high, min_inclusive=inclusive)
     return _var(default, ma.Float(allow_nan=False, validate=in_range))
 
@@ -198,10 +198,14 @@ class Settings:
     redis_url: str = _var("redis://127.0.0.1:6379/0", _RedisUrl(), secret=True)
 
     lab_duration_hours: float = _number(4, 0, _YEAR_HOURS)
+    max_lab_duration_hours: float | None = _number(None, 0, _YEAR_HOURS)
+    """None: twice `lab_duration_hours`."""
     expiry_buffer_hours: float = _number(0.5, 0, _YEAR_HOURS, inclusive=True)
     cool_down_sec: int = _integer(0, 0, _WEEK_SEC)
     history_days: int = _integer(90, 1, 3660)
     k_candidates: int = _integer(15, 1, 1000)
+    line_grace_sec: int = _integer(600, 10, _DAY_SEC)
+    line_max: int = _integer(10_000, 1, 100_000)
     recycle_policy: RecyclePolicy = _var(RecyclePolicy.REUSE, ma.Enum(RecyclePolicy, by_value=True))
 
     sync_interval_sec: int = _integer(600, 1, _WEEK_SEC)
@@ -280,6 +284,7 @@ class Settings:
         return Policy(
             cool_down_sec=self.cool_down_sec,
             lab_duration_sec=round(self.lab_duration_hours * 3600),
+            max_lab_duration_sec=round((self.max_lab_duration_hours or 2 * self.lab_duration_hours) * 3600),
             expiry_buffer_sec=round(self.expiry_buffer_hours * 3600),
             stale_grace_sec=round(self.stale_grace_hours * 3600),
             stale_brake_percent=self.stale_brake_percent,
@@ -290,6 +295,8 @@ class Settings:
             deletion_backoff_max_sec=self.deletion_backoff_max_sec,
             attempt_window_sec=round(self.csp_call_limit_sec) + 30,
             k_candidates=self.k_candidates,
+            line_grace_sec=self.line_grace_sec,
+            line_max=self.line_max,
         )
 
     @property
@@ -308,6 +315,8 @@ class Settings:
             problems.append(
                 "RECYCLE_POLICY: Missing: give reuse, confirm or retire, by what the provider's delete does."
             )
+        if self.max_lab_duration_hours is not None and self.max_lab_duration_hours < self.lab_duration_hours:
+            problems.append("MAX_LAB_DURATION_HOURS: Must not be less than LAB_DURATION_HOURS.")
         if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
             problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
         return problems

@@ -7,7 +7,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_items import encode_account, encode_claim, encode_sandbox
+from broker_common.adapters.dynamo_places import encode_place, encode_pointer
 from broker_common.adapters.dynamo_table import SHARDS
+from broker_common.core.line import Place
 from broker_common.core.sandbox import Claim, Sandbox
 
 if TYPE_CHECKING:
@@ -22,14 +24,14 @@ _BATCH = 25
 _THREADS = 4
 
 
-def load_records(client: DynamoDBClient, table_name: str, records: Iterable[Sandbox | Claim]) -> None:
+def load_records(client: DynamoDBClient, table_name: str, records: Iterable[Sandbox | Claim | Place]) -> None:
     """Write records over existing ones, in no order."""
     with ThreadPoolExecutor(_THREADS) as threads:
         for unwritten in threads.map(lambda batch: _write(client, table_name, batch), _batches(records)):
             assert not unwritten, "a local engine does not throttle"
 
 
-def _batches(records: Iterable[Sandbox | Claim]) -> Iterator[list[Item]]:
+def _batches(records: Iterable[Sandbox | Claim | Place]) -> Iterator[list[Item]]:
     batch: list[Item] = []
     for item in chain.from_iterable(map(_items, records)):
         batch.append(item)
@@ -40,9 +42,11 @@ def _batches(records: Iterable[Sandbox | Claim]) -> Iterator[list[Item]]:
         yield batch
 
 
-def _items(record: Sandbox | Claim) -> list[Item]:
+def _items(record: Sandbox | Claim | Place) -> list[Item]:
     if isinstance(record, Claim):
         return [encode_claim(record)]
+    if isinstance(record, Place):
+        return [encode_place(record), encode_pointer(record)]
     return [encode_sandbox(record, SHARDS), encode_account(record)]
 
 

@@ -227,6 +227,14 @@ def kind_of(*changes: Change) -> str:
     return "end_allocation" if first.before.lease and not first.after.lease else "update"
 
 
+def _name_of(fact: Fact) -> tuple[str, int, str]:
+    return fact.sandbox_id, fact.version, fact.kind
+
+
+def _lease_id(sandbox: Sandbox) -> str | None:
+    return sandbox.lease.lease_id if sandbox.lease else None
+
+
 def walk_ring(
     store: SandboxStore, *, limit: int, prefix: str = "", start: int = 0, reservation_id: str | None = None
 ) -> list[Candidate]:
@@ -276,6 +284,7 @@ class MemoryStore:
         self.accepted_at = -1
         self._spoiled: set[str] = set()
         self._spoiled_claims: set[tuple[str, str]] = set()
+        self._spoiled_places: set[str] = set()
 
     def spoil(self, sandbox_id: str) -> None:
         """Make a record unreadable, as a person or a later release may; the index still shows it as before."""
@@ -284,6 +293,10 @@ class MemoryStore:
     def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
         """Make a claim unreadable."""
         self._spoiled_claims.add((track_id, idempotency_key))
+
+    def spoil_place(self, place_id: str) -> None:
+        """Make a place unreadable."""
+        self._spoiled_places.add(place_id)
 
     def seed(self, *sandboxes: Sandbox) -> None:
         """Write records over existing ones, and the claim of each allocated one."""
@@ -365,14 +378,17 @@ class MemoryStore:
             waiting = self._waiting(*key)
             if waiting is not None and waiting.place_id != place_id:
                 return PlaceHeld(waiting.place_id)
-            sandbox = self._records.get(candidate.sandbox_id)
             is_spoiled = candidate.sandbox_id in self._spoiled
+            sandbox = None if is_spoiled else self._records.get(candidate.sandbox_id)
             shown = (sandbox.version, sandbox.reservation_id) if sandbox is not None and sandbox.is_free else None
-            if sandbox is None or is_spoiled or shown != (candidate.version, candidate.reservation_id):
-                return CandidateGone(None if is_spoiled else sandbox)
-            if not self._draw(candidate, claim.lease.allocated_at):
+            if sandbox is None or shown != (candidate.version, candidate.reservation_id):
+                return CandidateGone(sandbox)
+            allocation = begin(sandbox, claim.lease, by=by)
+            # A planted bug may write an earlier record over this one, so that its fact is there already.
+            is_known = allocation.fact is not None and _name_of(allocation.fact) in self._fact_names
+            if is_known or not self._draw(candidate, claim.lease.allocated_at):
                 return CandidateGone(None)
-            self._write(begin(sandbox, claim.lease, by=by))
+            self._write(allocation)
             self._tokens[token] = (candidate, claim, place_id)
             self._claims[key] = claim
             if waiting is not None:
@@ -381,15 +397,19 @@ class MemoryStore:
 
     def read_line(self, *, limit: int | None = None) -> list[Place]:
         with self._called("read_line"):
-            return [self._line[place_id] for place_id in sorted(self._line)[:limit]]
+            return [self._line[place_id] for place_id in sorted(self._line.keys() - self._spoiled_places)[:limit]]
 
     def read_place(self, track_id: str, idempotency_key: str) -> Place | None:
         with self._called("read_place"):
-            return self._waiting(track_id, idempotency_key)
+            place = self._waiting(track_id, idempotency_key)
+            if place is not None and place.place_id in self._spoiled_places:
+                raise UnreadableRecord(f"place {place.place_id!r}", SPOILED, track_id=track_id)
+            return place
 
     def read_places(self, track_id: str) -> list[Place]:
         with self._called("read_places"):
-            return [place for place in self._line.values() if place.track_id == track_id]
+            readable = sorted(self._line.keys() - self._spoiled_places)
+            return [place for place in map(self._line.__getitem__, readable) if place.track_id == track_id]
 
     def join(self, place: Place) -> JoinAnswer:
         with self._called("join"):
@@ -450,7 +470,7 @@ class MemoryStore:
         if current is None or (current.status, current.version) != (before.status, before.version):
             self._refuse_spoiled(before.sandbox_id)
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
-        assert after is None or before.lease == after.lease or after.lease is None, "a lease begins by `allocate`"
+        assert after is None or _lease_id(after) in {None, _lease_id(before)}, "a lease begins by `allocate`"
         if after is not None and after.account_key != before.account_key:
             self._check_account(after)
         self._check_reservation(change)
@@ -503,10 +523,14 @@ class MemoryStore:
         self._follow_reservation(change)
         self._write(change)
         lease = before.lease if before else None
-        if lease is not None and (after is None or after.lease is None):
+        becomes = after.lease if after else None
+        if lease is not None and lease != becomes:
             claim = self._claims.get((lease.track_id, lease.idempotency_key))
             if claim is not None and claim.lease.lease_id == lease.lease_id:
-                del self._claims[lease.track_id, lease.idempotency_key]
+                if becomes is None:
+                    del self._claims[lease.track_id, lease.idempotency_key]
+                else:
+                    self._claims[lease.track_id, lease.idempotency_key] = replace(claim, lease=becomes)
 
     def _write(self, change: Change) -> None:
         self._check_fact(change)
@@ -523,7 +547,7 @@ class MemoryStore:
         becomes = (after.status, after.lease) if after else None
         assert fact or seen == becomes, "a change of status, holder or expiry has its fact"
         if fact is not None:
-            name = (change.sandbox_id, fact.version, fact.kind)
+            name = _name_of(fact)
             assert name not in self._fact_names, "a change has one fact"
             assert after is None or fact.version == after.version, "a fact has the version of its record"
             self._fact_names.add(name)
@@ -652,6 +676,11 @@ class MemoryStore:
         with self._called("count"):
             counted = Counter(sandbox.status for sandbox in self._index().values())
         return {status: counted[status] for status in Status}
+
+    def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
+        with self._called("read_next_due"):
+            orders = (each.status_order for each in self._index().values() if each.status is status)
+            return sorted(orders)[:limit]
 
     def oldest_pending_deletion(self) -> int | None:
         with self._called("oldest_pending_deletion"):
@@ -939,6 +968,9 @@ class StoreWrapper:
     def count(self) -> Mapping[Status, int]:
         return self._call("count", self.inner.count)
 
+    def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
+        return self._call("read_next_due", lambda: self.inner.read_next_due(status, limit=limit))
+
     def oldest_pending_deletion(self) -> int | None:
         return self._call("oldest_pending_deletion", self.inner.oldest_pending_deletion)
 
@@ -1039,6 +1071,9 @@ class Fault(Enum):
 WRITES = frozenset(
     {
         "allocate",
+        "join",
+        "renew",
+        "leave",
         "end_allocation",
         "add",
         "record_accounts",

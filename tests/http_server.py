@@ -23,6 +23,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.reply()
 
+    def do_DELETE(self) -> None:
+        self.reply()
+
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         """Send a whole answer. In the name of a header `_` means a hyphen."""
         self.send_response_only(status)

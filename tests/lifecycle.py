@@ -15,9 +15,9 @@ from broker_common.core.facts import Fact, FactKind
 from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status, Wipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from broker_common.core.facts import PoolFact
+    from broker_common.core.facts import Detail, PoolFact
 
 A, L, P, S, F, D = (
     Status.AVAILABLE,
@@ -53,7 +53,7 @@ MOVES: Mapping[tuple[Status | None, Status | None], frozenset[FactKind]] = {
 """Every possible change of status, and the kinds of fact for it. None means that there is no record."""
 STAYS: Mapping[Status, frozenset[FactKind]] = {
     A: frozenset({FactKind.UPDATED}),
-    L: frozenset({FactKind.UPDATED, FactKind.QUARANTINED}),
+    L: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.EXTENDED}),
     P: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.WIPED, FactKind.WIPE_FAILED}),
     F: frozenset({FactKind.UPDATED}),
 }
@@ -120,6 +120,8 @@ def check_change(before: Sandbox | None, after: Sandbox | None, fact: Fact | Non
 
 def check_history(facts: Iterable[Fact]) -> None:
     """Raise `Violation` if the facts of one sandbox, oldest first, do not follow from each other."""
+    facts = list(facts)
+    _check_ends(facts)
     last: Fact | None = None
     lease_ids: set[str | None] = set()
     for fact in facts:
@@ -139,6 +141,18 @@ def check_history(facts: Iterable[Fact]) -> None:
                 _broken("each allocation has a lease of its own", fact)
             lease_ids.add(fact.lease_id)
         last = fact
+
+
+def _check_ends(facts: Sequence[Fact]) -> None:
+    """Check what the facts of one sandbox tell about the ends of its leases."""
+    ends_at: Detail | None = None
+    for fact in facts:
+        if fact.kind is FactKind.EXTENDED and ends_at not in {None, fact.details.get("expires_at_before")}:
+            _broken(f"an extension begins at the end of its lease, {ends_at}", fact)
+        if fact.kind is FactKind.EXPIRED and isinstance(ends_at, int) and fact.at < ends_at:
+            _broken(f"expiry never ends a lease before the latest end that was told, {ends_at}", fact)
+        if fact.kind in {FactKind.ALLOCATED, FactKind.EXTENDED}:
+            ends_at = fact.details.get("expires_at")
 
 
 def check_histories(facts: Iterable[Fact | PoolFact], records: Mapping[str, Sandbox]) -> None:
@@ -246,8 +260,10 @@ def _check_dirt(before: Sandbox, after: Sandbox, fact: Fact) -> None:
 
 
 def _check_leases(before: Sandbox, after: Sandbox, fact: Fact) -> None:
-    if before.lease and after.lease and before.lease != after.lease:
-        _broken("holder and times of a lease do not change", before, after, fact)
+    if fact.kind is FactKind.EXTENDED:
+        _check_extension(before, after, fact)
+    elif before.lease and after.lease and before.lease != after.lease:
+        _broken("holder and times of a lease do not change, but by an extension", before, after, fact)
     if fact.kind is FactKind.ALLOCATED:
         last = [(each.lease_id, each.track_id) if each else None for each in (before.last_lease, after.last_lease)]
         if last[0] != last[1]:
@@ -259,6 +275,22 @@ def _check_leases(before: Sandbox, after: Sandbox, fact: Fact) -> None:
             _broken("a lease that ended is kept as the last one", before, after, fact)
     elif before.last_lease != after.last_lease:
         _broken("the last lease stays until another one ends", before, after, fact)
+
+
+def _check_extension(before: Sandbox, after: Sandbox, fact: Fact) -> None:
+    if before.lease is None or after.lease is None:
+        _broken("only a lease is extended", before, after, fact)
+    if after.lease.expires_at <= before.lease.expires_at:
+        _broken("a lease is never shortened", before, after, fact)
+    if fact.details != {"expires_at": after.lease.expires_at, "expires_at_before": before.lease.expires_at}:
+        _broken("an extension tells both ends", before, after, fact)
+    if after.status_order != after.lease.expires_at:
+        _broken("the index has the end of each lease", before, after, fact)
+    shortened = replace(after.lease, expires_at=before.lease.expires_at)
+    if replace(before, status_order=0, version=0, updated_at=0) != replace(
+        after, lease=shortened, status_order=0, version=0, updated_at=0
+    ):
+        _broken("an extension changes only the end of a lease", before, after, fact)
 
 
 def _check_wipe(before: Sandbox, after: Sandbox, fact: Fact) -> None:

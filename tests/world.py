@@ -15,7 +15,7 @@ from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.known_reservations import KnownReservations
-from broker_common.core.leases import LeaseEnd, Leases
+from broker_common.core.leases import Extension, LeaseEnd, Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
@@ -126,7 +126,7 @@ class World:
             policy=policy,
             work_sec=WORK_SEC,
         )
-        self.leases = Leases(store=store, recorder=recorder, clock=clock)
+        self.leases = Leases(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy)
         self.inventory = Inventory(store=store, leases=self.leases)
         self.search = Search(reports=store, inventory=self.inventory, clock=clock)
         self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
@@ -184,9 +184,11 @@ class World:
 
     def allocate(self, track_id: str = "track-1", key: str | None = None, prefix: str = "") -> Allocation:
         """Allocate as the route does."""
-        answer = self.allocator.allocate(
-            AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix), by=BY
-        )
+        return self.ask(AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix))
+
+    def ask(self, request: AllocateRequest) -> Allocation:
+        """Make a request of a track that does not want to wait."""
+        answer = self.allocator.allocate(request, by=BY)
         assert isinstance(answer, Allocation), "a track that does not want to wait never waits"
         return answer
 
@@ -198,6 +200,14 @@ class World:
             track_id=track_id, idempotency_key=track_id, prefix=prefix, customer=customer, wait_sec=wait_sec
         )
         return self.allocator.allocate(request, by=BY, may_hold=lambda: True)
+
+    def extend(
+        self, expires_at: int, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None
+    ) -> Extension:
+        """Extend a lease as the route does."""
+        return self.leases.extend(
+            track_id=track_id, sandbox_id=sandbox_id, expires_at=expires_at, lease_id=lease_id, by=BY
+        )
 
     def mark(self, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None) -> LeaseEnd:
         """Mark for deletion as the route does."""

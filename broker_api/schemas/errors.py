@@ -25,9 +25,17 @@ class _FaultSchema(Schema):
     retry_after = fields.Integer(metadata={"description": "Seconds, as in the header `Retry-After`"})
     details = fields.Dict(
         keys=fields.String(),
+        values=fields.Raw(
+            metadata={
+                "anyOf": [
+                    {"type": "array", "items": {"type": "string"}},
+                    {"type": ["string", "integer", "null"]},
+                ]
+            }
+        ),
         metadata={
-            "description": "With `VALIDATION_ERROR`, lists of messages by header, parameter or field. With other codes,"
-            " what the table of errors says"
+            "description": "With `VALIDATION_ERROR`: messages by header, parameter or field. With other codes: facts"
+            " about the error"
         },
     )
 

@@ -17,6 +17,7 @@ PLAIN = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": "^[ -~]+$"}
 """1 to 128 printable ASCII characters, as OpenAPI says it."""
 LEASE_ID = "5b7f2ad1-6b6e-4f0e-8a55-0d9a52b3a6f1"
 REQUEST_ID = "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11"
+PLACE_ID = "00000000-001759574955-8d1f6a52-3c0b-4e57-9a65-2d7f0c9e4b13"
 JOB_ID = "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11"
 RESERVATION_ID = "0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e"
 MAX_CURSOR = 2048
@@ -35,6 +36,19 @@ class StrictInteger(fields.Integer):
         if not (value.isascii() and value.isdigit()):
             raise self.make_error("invalid", input=value)
         return int(super()._deserialize(value, attr, data, **kwargs) or 0)
+
+
+class WholeNumber(fields.Integer):
+    """A whole JSON number. marshmallow's own field also takes texts, and strictly no `300.0`, which is whole.
+
+    Source: JSON Schema, "Validation", section 6.1.1.
+    """
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:  # noqa: ANN401 - marshmallow's signature
+        is_whole = isinstance(value, int) if not isinstance(value, float) else value.is_integer()
+        if isinstance(value, bool) or not is_whole:
+            raise self.make_error("invalid", input=value)
+        return int(super()._deserialize(int(value), attr, data, **kwargs) or 0)
 
 
 class StrictBoolean(fields.Boolean):
@@ -94,14 +108,19 @@ def omitted_time_field(description: str, example: int) -> fields.Integer:
 def given_number_field(
     metadata: Mapping[str, Any], *, low: int, high: int | None = None, required: bool = False
 ) -> fields.Integer:
-    """Return a field of a body that reads a whole JSON number from `low` to `high`."""
-    in_range = validate.Range(min=low, max=high)
-    return fields.Integer(required=required, strict=True, validate=in_range, metadata=metadata)
+    """Return a field of a body that reads a whole number from `low` to `high`."""
+    return WholeNumber(required=required, validate=validate.Range(min=low, max=high), metadata=metadata)
 
 
 def number_field(description: str, example: int = 0) -> fields.Integer:
     """Return a field that holds a whole number."""
     return fields.Integer(required=True, metadata={"example": example, "description": description})
+
+
+def optional_number_field(description: str, example: int | None = None) -> fields.Integer:
+    """Return a field that holds a whole number or null."""
+    metadata = {"example": example, "description": f"{description}; null if that is not known"}
+    return fields.Integer(required=True, allow_none=True, metadata=metadata)
 
 
 def enum_field(kind: type[Enum], metadata: Mapping[str, Any], **options: Any) -> fields.Enum[Any]:  # noqa: ANN401 - marshmallow's

@@ -9,6 +9,7 @@ from marshmallow import Schema, fields, pre_dump
 from broker_api.schemas.parts import (
     LEASE_ID,
     enum_field,
+    given_number_field,
     number_field,
     optional_text_field,
     optional_time_field,
@@ -17,10 +18,12 @@ from broker_api.schemas.parts import (
     time_field,
 )
 from broker_common.core.flat import flatten, flatten_claim
-from broker_common.core.sandbox import Status
+from broker_common.core.policy import MIN_LAB_DURATION_SEC
+from broker_common.core.sandbox import ORDER_LIMIT, Status
 
 if TYPE_CHECKING:
     from broker_common.core.flat import Flat
+    from broker_common.core.leases import Extension
     from broker_common.core.sandbox import Claim, Sandbox
 
 _STATUS = "The sandbox's status"
@@ -36,6 +39,19 @@ class _AccountSchema(Schema):
     )
     sfdc_account_id = optional_text_field("0010CBF5B44E795C05", "The provider's, if the provider gave one; else null")
     track_name = optional_text_field("intro-to-dns", "From the header `X-Instruqt-Track-ID` of allocate; else null")
+
+
+class AllocationInputSchema(Schema):
+    """What a track asks for."""
+
+    duration_sec = given_number_field(
+        {
+            "example": 7200,
+            "description": "How long the lease lasts, in seconds: at most `MAX_LAB_DURATION_HOURS`. Without it,"
+            " `LAB_DURATION_HOURS`",
+        },
+        low=MIN_LAB_DURATION_SEC,
+    )
 
 
 class AllocationSchema(_AccountSchema):
@@ -73,6 +89,33 @@ class HeldSandboxesSchema(Schema):
 
     sandboxes = fields.List(fields.Nested(HeldSandboxSchema), required=True)
     count = number_field("How many are in `sandboxes`", 1)
+
+
+class ExtendInputSchema(Schema):
+    """Until when a lease must last."""
+
+    expires_at = given_number_field(
+        {"example": 1759592955, "description": "The new end of the lease, in Unix seconds"},
+        low=0,
+        high=ORDER_LIMIT - 1,
+        required=True,
+    )
+    lease_id = plain_field(
+        {"example": LEASE_ID, "description": "The lease to extend. Without it, the lease that is read first"}
+    )
+
+
+class ExtendedSchema(Schema):
+    """A lease that lasts at least as long as asked."""
+
+    @pre_dump
+    def _flatten(self, extension: Extension, **_: Any) -> Flat:  # noqa: ANN401 - marshmallow's options
+        lease = extension.lease
+        return {"sandbox_id": extension.sandbox_id, "lease_id": lease.lease_id, "expires_at": lease.expires_at}
+
+    sandbox_id = text_field("2009521", "As in the path")
+    lease_id = text_field(LEASE_ID, "The lease that was extended")
+    expires_at = time_field("Until when the track may use the sandbox", 1759592955)
 
 
 class MarkInputSchema(Schema):

@@ -6,11 +6,13 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker_common.adapters.dynamo_items import decode_sandbox
+from broker_common.adapters.dynamo_items import claim_key, decode_sandbox
+from broker_common.adapters.dynamo_places import decode_held
 from broker_common.adapters.dynamo_table import SHARDS
-from broker_common.adapters.dynamo_transport import DynamoTransport
+from broker_common.adapters.dynamo_transport import ConditionFailed, DynamoTransport
 from broker_common.core.deadline import Backoff
-from broker_common.core.errors import StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
+from broker_common.core.ids import new_id
 from broker_common.core.telemetry import RecordUnreadable
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from broker_common.adapters.dynamo_fields import Item
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.sandbox import Sandbox
+    from broker_common.core.store import ClaimHeld, PlaceHeld
 
 _BATCH = 100
 """BatchGetItem's limit."""
@@ -121,11 +124,37 @@ class DynamoBase:
             RecordUnreadable(error=error.message, sandbox_id=error.sandbox_id, track_id=error.track_id)
         )
 
+    def _query_claims(self, track_id: str) -> Iterator[Item]:
+        """Read the claims of a track, and the pointers to its places."""
+        any_of_them = claim_key(track_id, "")
+        return self._query(
+            ConsistentRead=True,
+            KeyConditionExpression="PK = :track AND begins_with(SK, :claim)",
+            ExpressionAttributeValues={":track": any_of_them["PK"], ":claim": any_of_them["SK"]},
+        )
+
+    def _held(self, reason: Item) -> ClaimHeld | PlaceHeld:
+        """Return what made a put at a claim's key fail, by the result of the put."""
+        if not reason.get("Item"):
+            raise OutcomeUnknown("DynamoDB reports a claim, but does not return it")
+        return self._read(decode_held, reason["Item"])
+
+    def _transact(self, *actions: Item) -> list[Item] | None:
+        """Send a TransactWriteItems; returns None if it was applied, or each item's result if a condition failed."""
+        try:
+            self._transport.write(
+                "transact_write_items", ClientRequestToken=new_id(self._rng), TransactItems=list(actions)
+            )
+        except ConditionFailed as failed:
+            reasons: list[Item] = failed.answer["CancellationReasons"]
+            return reasons
+        return None
+
     def _query(self, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
         return self._pages("query", **request)
 
     def _pages(self, operation: str, **request: Any) -> Iterator[Item]:  # noqa: ANN401 - DynamoDB's own JSON
-        request |= {"TableName": self._table, "Limit": PAGE}
+        request = {"TableName": self._table, "Limit": PAGE, **request}
         while True:
             answer = self._transport.read(operation, **request)
             yield from answer["Items"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
-from broker_common.adapters.dynamo_conditions import expression_name, only_if_allocatable, unless_newer
+from broker_common.adapters.dynamo_conditions import expression_name, only_if_allocatable, unless_newer, unless_taken
 from broker_common.adapters.dynamo_facts import encode_fact, encode_removed
 from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
     account_item_key,
     claim_key,
-    decode_claim,
     encode_account,
     encode_claim,
     encode_sandbox,
@@ -21,14 +20,14 @@ from broker_common.adapters.dynamo_items import (
     shard_of,
     status_key,
 )
+from broker_common.adapters.dynamo_places import decode_held, place_key
 from broker_common.adapters.dynamo_reservations import counters, draw
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import schema
-from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import StoreUnavailable, UnreadableRecord
 from broker_common.core.facts import allocated
 from broker_common.core.flat import flatten, of_allocation
-from broker_common.core.ids import new_id
-from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status
+from broker_common.core.sandbox import Candidate, Claim, Lease, Sandbox, Status
 from broker_common.core.store import (
     AllocateAnswer,
     Allocated,
@@ -63,21 +62,17 @@ class DynamoCommits(DynamoBase):
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
         """Implement the port: a consistent read."""
         item = self._get(claim_key(track_id, idempotency_key))
-        return self._read(decode_claim, item) if item else None
+        held = self._read(decode_held, item) if item else None
+        return held.claim if isinstance(held, ClaimHeld) else None
 
     def read_claims(self, track_id: str) -> list[Claim]:
         """Implement the port: a consistent query of the track's partition."""
-        any_of_them = claim_key(track_id, "")
-        return [
-            self._read(decode_claim, item)
-            for item in self._query(
-                ConsistentRead=True,
-                KeyConditionExpression="PK = :track AND begins_with(SK, :claim)",
-                ExpressionAttributeValues={":track": any_of_them["PK"], ":claim": any_of_them["SK"]},
-            )
-        ]
+        held = [self._read(decode_held, item) for item in self._query_claims(track_id)]
+        return [each.claim for each in held if isinstance(each, ClaimHeld)]
 
-    def allocate(self, candidate: Candidate, claim: Claim, *, by: Actor, token: str) -> AllocateAnswer:
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
         """Implement the port: one TransactWriteItems, sent once."""
         fact = allocated(candidate, claim, by=by)
         changes = self._allocation(candidate, claim, fact.version)
@@ -85,29 +80,27 @@ class DynamoCommits(DynamoBase):
         if candidate.reservation_id is not None:
             status, place = Status.RESERVED, reserved_key(candidate.reservation_id)
         update = self._update(candidate.sandbox_id, place, candidate.version, changes)
+        removal = self._remove_place(place_id)
         reasons = self._transport.transact_once(
             ClientRequestToken=token,
             TransactItems=[
-                {
-                    "Put": {
-                        "TableName": self._table,
-                        "Item": encode_claim(claim),
-                        "ConditionExpression": "attribute_not_exists(PK)",
-                        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-                    }
-                },
+                {"Put": unless_taken({"TableName": self._table, "Item": encode_claim(claim)}, place_id=place_id)},
                 {"Update": only_if_allocatable(update, candidate.sandbox_id, status)},
                 self._put_fact(fact),
+                *removal,
                 *draw(self._table, candidate, at=claim.lease.allocated_at),
             ],
         )
         if reasons is None:
             return Allocated()
-        held, taken, recorded, *drawn = reasons
+        held, taken, recorded, *others = reasons
+        left, drawn = others[: len(removal)], others[len(removal) :]
         if held["Code"] == "ConditionalCheckFailed":
-            if not held.get("Item"):
-                raise OutcomeUnknown("DynamoDB reports a claim, but does not return it")
-            return ClaimHeld(self._read(decode_claim, held["Item"]))
+            return self._held(held)
+        if any(map(_has_failed, left)):
+            error = UnreadableRecord(f"place {place_id!r}", "its schema is newer", track_id=claim.lease.track_id)
+            self._report(error)
+            raise error
         if taken["Code"] == "ConditionalCheckFailed":
             return CandidateGone(self._readable(self._decode, taken["Item"]) if taken.get("Item") else None)
         if "ValidationError" in {each["Code"] for each in reasons}:
@@ -137,6 +130,11 @@ class DynamoCommits(DynamoBase):
     def _allocation(self, candidate: Candidate, claim: Claim, version: int) -> Mapping[str, Any]:
         place = status_key(Status.ALLOCATED, shard_of(candidate.sandbox_id, self._shards))
         return {**of_allocation(claim.lease, version=version), "status_key": place}
+
+    def _remove_place(self, place_id: str | None) -> list[Item]:
+        if place_id is None:
+            return []
+        return [{"Delete": unless_newer({"TableName": self._table, "Key": place_key(place_id)})}]
 
     def _commit_one(self, change: Change) -> None:
         before, after = change.before, change.after
@@ -182,12 +180,11 @@ class DynamoCommits(DynamoBase):
             except ConditionFailed as failed:
                 self._settle(before, after, [{"Code": "ConditionalCheckFailed", **failed.answer}])
             return
-        ended = before.lease if after.lease is None else None
-        removal = [self._remove_claim(ended.track_id, ended.idempotency_key, ended.lease_id)] if ended else []
-        results = self._transact(*writes, *removal)
-        leaves = bool(removal) or before.reservation_id is not None
-        if results is not None and leaves and not any(map(_has_failed, results[:-1])):
-            # The claim belongs to another lease, or the reservation is gone. It must not prevent the end.
+        of_claim = self._keep_in_step(before.lease, after.lease)
+        results = self._transact(*writes, *of_claim)
+        loose = bool(of_claim) or before.reservation_id is not None
+        if results is not None and loose and not any(map(_has_failed, results[:-1])):
+            # The claim belongs to another lease or is missing, or the reservation is gone. It must not prevent this.
             results = self._transact(update, *self._facts(fact))
         if results is not None:
             self._settle(before, after, results)
@@ -238,17 +235,6 @@ class DynamoCommits(DynamoBase):
         if self._transact(*actions) is not None:
             raise Conflict("another writer has written one of several records", current=None)
 
-    def _transact(self, *actions: Item) -> list[Item] | None:
-        """Send a TransactWriteItems; returns None if it was applied, or each item's result if a condition failed."""
-        try:
-            self._transport.write(
-                "transact_write_items", ClientRequestToken=new_id(self._rng), TransactItems=list(actions)
-            )
-        except ConditionFailed as failed:
-            reasons: list[Item] = failed.answer["CancellationReasons"]
-            return reasons
-        return None
-
     def _counters(self, change: Change) -> list[Item]:
         return counters(self._table, change)
 
@@ -262,6 +248,30 @@ class DynamoCommits(DynamoBase):
                 "Item": encode_fact(fact, shards=self._shards, days=self._history_days),
                 "ConditionExpression": "attribute_not_exists(PK)",
             }
+        }
+
+    def _keep_in_step(self, before: Lease | None, after: Lease | None) -> list[Item]:
+        """Build the write of a claim that follows from the change of its lease, if any."""
+        if before is None or before == after:
+            return []
+        if after is None:
+            return [self._remove_claim(before.track_id, before.idempotency_key, before.lease_id)]
+        return [self._extend_claim(after)]
+
+    def _extend_claim(self, lease: Lease) -> Item:
+        return {
+            "Update": unless_newer(
+                {
+                    "TableName": self._table,
+                    "Key": claim_key(lease.track_id, lease.idempotency_key),
+                    "UpdateExpression": "SET expires_at = :expires_at",
+                    "ConditionExpression": "lease_id = :lease",
+                    "ExpressionAttributeValues": {
+                        ":lease": {"S": lease.lease_id},
+                        ":expires_at": encode(lease.expires_at),
+                    },
+                }
+            )
         }
 
     def _remove_claim(self, track_id: str, idempotency_key: str, lease_id: str) -> Item:

@@ -63,12 +63,31 @@ _ALLOCATABLE_VALUES = {
 
 def unless_newer(write: Item) -> Item:
     """Return a write that fails where the stored record has a newer schema than this release knows."""
+    condition = "attribute_not_exists(#schema) OR #schema BETWEEN :zero AND :known"
+    if "ConditionExpression" in write:
+        condition = f"({write['ConditionExpression']}) AND ({condition})"
     return write | {
-        "ConditionExpression": f"({write['ConditionExpression']})"
-        " AND (attribute_not_exists(#schema) OR #schema BETWEEN :zero AND :known)",
+        "ConditionExpression": condition,
         "ExpressionAttributeNames": write.get("ExpressionAttributeNames", {}) | {"#schema": "schema"},
-        "ExpressionAttributeValues": write["ExpressionAttributeValues"]
+        "ExpressionAttributeValues": write.get("ExpressionAttributeValues", {})
         | {":zero": encode(0), ":known": encode(schema.KNOWN)},
+    }
+
+
+def unless_taken(put: Item, *, place_id: str | None) -> Item:
+    """Return a put at a claim's key that fails where there is a claim, or another place than `place_id`."""
+    if place_id is None:
+        condition = {"ConditionExpression": "attribute_not_exists(PK)"}
+    else:
+        condition = unless_newer(only_of_place({}, place_id))
+    return put | condition | {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+
+
+def only_of_place(write: Item, place_id: str) -> Item:
+    """Return a write at a claim's key that fails unless there is nothing, or the pointer to the place `place_id`."""
+    return write | {
+        "ConditionExpression": "attribute_not_exists(PK) OR (place_id = :place AND attribute_not_exists(lease_id))",
+        "ExpressionAttributeValues": {":place": encode(place_id)},
     }
 
 

@@ -1,7 +1,8 @@
 """How records look in the table: keys, items and cursors, in DynamoDB's own JSON.
 
 A sandbox is (`SBX#<id>`, `META`), a claim (`TRACK#<track>`, `CLAIM#<key>`), an account (`ACCOUNT#<key>`, `ACCOUNT`);
-the pool's own records are (`POOL`, …). `dynamo_facts` has the facts, `dynamo_fields` the attributes.
+the pool's own records are (`POOL`, …). `dynamo_facts` has the facts, `dynamo_places` the line, `dynamo_fields` the
+attributes.
 The index splits each status into shards by a hash of the sandbox id, and orders each shard by `status_order`.
 """
 
@@ -44,7 +45,7 @@ _COOLING = f"{Status.PENDING_DELETION}/cooling#0"
 RESERVED = f"{Status.RESERVED}/"
 """What the index's places of reserved sandboxes begin with."""
 TTL = "ttl"
-"""The attribute by which DynamoDB removes facts. Sandboxes and claims never have it."""
+"""The attribute by which DynamoDB removes facts and abandoned places. Sandboxes and claims never have it."""
 
 _SCHEMA: Mapping[str, type] = {"schema": int}
 SANDBOX_ATTRIBUTES = fields_of(SANDBOX_FIELDS, {**OPTIONAL_SANDBOX_FIELDS, **_SCHEMA})
@@ -65,7 +66,13 @@ _SCHEMA_FIELD = fields_of({}, _SCHEMA)
 _RIGHT_FIELDS = fields_of({"turn": str, "counter": str, "counting_until": int}, _SCHEMA)
 _COUNT_FIELDS = fields_of(
     {**{status: int for status in Status if status is not Status.RESERVED}, "began_at": int, "counted_by": str},
-    {"oldest_pending_deletion": int, Status.RESERVED: int},  # an earlier release has no reserved sandboxes
+    {
+        "oldest_pending_deletion": int,
+        "waiting": int,
+        "longest_waiting_since": int,
+        "returns_at": str,
+        Status.RESERVED: int,  # an earlier release has no reserved sandboxes
+    },
 )
 
 
@@ -276,6 +283,9 @@ def encode_counts(record: CountRecord) -> Item:
         values["oldest_pending_deletion"] = record.count.oldest_pending_deletion
         values["began_at"] = record.count.began_at
         values["counted_by"] = record.count.counted_by
+        values["waiting"] = record.count.waiting
+        values["longest_waiting_since"] = record.count.longest_waiting_since
+        values["returns_at"] = ",".join(map(str, record.count.returns)) or None
     return {**COUNTS_KEY, **encode_all(values), "schema": encode(schema.WRITTEN)}
 
 
@@ -283,16 +293,20 @@ def decode_counts(item: Item) -> CountRecord:
     """Return the record of counts of an item, without a count if nobody has counted yet; raises `UnreadableRecord`."""
     try:
         right = read_fields(item, _RIGHT_FIELDS)
-        values = read_fields(item, _COUNT_FIELDS) if "began_at" in item else None
+        values = read_fields(item, _COUNT_FIELDS) if "began_at" in item else {}
+        returns = tuple(map(int, values["returns_at"].split(","))) if "returns_at" in values else ()
     except ValueError as error:
         raise UnreadableRecord("the record of counts", str(error)) from error
     count = None
-    if values is not None:
+    if values:
         count = PoolCount(
             by_status={status: values.get(status, 0) for status in Status},
             oldest_pending_deletion=values.get("oldest_pending_deletion"),
             began_at=values["began_at"],
             counted_by=values["counted_by"],
+            waiting=values.get("waiting", 0),
+            longest_waiting_since=values.get("longest_waiting_since"),
+            returns=returns,
         )
     return CountRecord(
         turn=right["turn"], count=count, counter=right["counter"], counting_until=right["counting_until"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from broker_common.adapters.dynamo_candidates import DynamoCandidates
 from broker_common.adapters.dynamo_commits import DynamoCommits
+from broker_common.adapters.dynamo_line import DynamoLine
 from broker_common.adapters.dynamo_pool_state import DynamoPoolState
 from broker_common.adapters.dynamo_reports import DynamoReports
 from broker_common.adapters.dynamo_reservations import DynamoReservations
 
 
-class DynamoStore(DynamoCommits, DynamoReservations, DynamoCandidates, DynamoPoolState, DynamoReports):
+class DynamoStore(DynamoCommits, DynamoLine, DynamoReservations, DynamoCandidates, DynamoPoolState, DynamoReports):
     """`SandboxStore` on one DynamoDB table; safe to use from many threads."""

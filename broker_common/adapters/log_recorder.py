@@ -21,6 +21,8 @@ from broker_common.core.telemetry import (
     DeleteContradicted,
     DeleteEnded,
     DeleteOutcome,
+    ExtendOutcome,
+    ExtensionEnded,
     ItemFailed,
     JobEnded,
     JobOutcome,
@@ -80,6 +82,8 @@ class LogRecorder:
                 self._log.log(_answer_level(event), "Allocate ended", action="allocate", **details)
             case MarkEnded():
                 self._log.log(_answer_level(event), "Mark for deletion ended", action="mark_for_deletion", **details)
+            case ExtensionEnded():
+                self._log.log(_answer_level(event), "Extend ended", action="extend", **details)
             case AllocationReleased():
                 self._log.log(logging.INFO, "Allocation released by an operator", action="release", **details)
             case AllocationExpired():
@@ -136,8 +140,8 @@ class LogRecorder:
         return {name: value for name, value in details.items() if value is not None}
 
 
-def _answer_level(event: AllocateEnded | MarkEnded) -> int:
-    if event.outcome not in {AllocateOutcome.ERROR, MarkOutcome.ERROR}:
+def _answer_level(event: AllocateEnded | MarkEnded | ExtensionEnded) -> int:
+    if event.outcome not in {AllocateOutcome.ERROR, MarkOutcome.ERROR, ExtendOutcome.ERROR}:
         return logging.INFO
     return _LEVELS_BY_CODE.get(event.code, logging.INFO)
 

@@ -22,6 +22,8 @@ from broker_common.core.telemetry import (
     DeleteContradicted,
     DeleteEnded,
     DeleteOutcome,
+    ExtendOutcome,
+    ExtensionEnded,
     JobEnded,
     JobOutcome,
     MarkEnded,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from broker_common.core.jobs import Jobs
     from broker_common.core.telemetry import Event, StoreOutcome
 
-Outcome = TypeVar("Outcome", AllocateOutcome, MarkOutcome, JobOutcome)
+Outcome = TypeVar("Outcome", AllocateOutcome, MarkOutcome, ExtendOutcome, JobOutcome)
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 _UNREADABLE = "unreadable"
@@ -80,6 +82,7 @@ class PrometheusApiRecorder:
         )
         self._latency = {outcome: latency.labels(outcome) for outcome in AllocateOutcome}
         self._marks = _counter(registry, "broker_deletion_marked_total", "Marks for deletion", MarkOutcome)
+        self._extensions = _counter(registry, "broker_extensions_total", "Requests to extend a lease", ExtendOutcome)
         # A track's next allocate may itself expire the track's old lease.
         self._expired = _expired(registry)
         self._stopped = _stopped(registry)
@@ -103,6 +106,8 @@ class PrometheusApiRecorder:
                     self._idempotent_hits.inc()
             case MarkEnded():
                 self._marks[event.outcome].inc()
+            case ExtensionEnded():
+                self._extensions[event.outcome].inc()
             case AllocationExpired():
                 self._expired.inc()
             case ActionsStopped():

@@ -35,6 +35,7 @@ _ADVICE = {
     "CAPACITY_NOT_AVAILABLE": "`broker capacity` shows when more can be had",
     "VERSION_MISMATCH": "`broker reservation show` says what it is now",
     "LEASE_MISMATCH": "the lease has changed or ended. `broker sandbox show` names the current one",
+    "ALLOCATION_ENDED": "`broker sandbox show` says more",
     "INVALID_TRANSITION": "`broker sandbox show` says more",
     "RATE_LIMIT_EXCEEDED": "wait a few seconds, then try again",
     "SERVICE_UNAVAILABLE": "try again; `broker health` says more",
@@ -104,7 +105,10 @@ class BrokerApi:
         return self._call("PATCH", f"/admin{path}", json=body)
 
     def delete(self, path: str) -> dict[str, Any]:
-        """Make a call of operators that takes something back, and return the answer. Raises `ApiError`."""
+        """Make a call of operators that takes something back, and return the answer; {} if that is empty.
+
+        Raises `ApiError`.
+        """
         return self._call("DELETE", f"/admin{path}")
 
     def book(self, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
@@ -198,6 +202,8 @@ class BrokerApi:
         url = f"{self._url}{path}"
         try:
             answer = self._session.request(method, url, timeout=_TIMEOUT_SEC, allow_redirects=False, **options)
+            if method == "DELETE" and answer.status_code == HTTPStatus.NO_CONTENT:
+                return {}
             body = answer.json()
         except requests.exceptions.JSONDecodeError:
             raise ApiError(

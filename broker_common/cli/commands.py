@@ -10,6 +10,7 @@ import click
 from broker_common.cli.api import ApiError
 from broker_common.cli.health import health
 from broker_common.cli.jobs import job_commands
+from broker_common.cli.line import line
 from broker_common.cli.pauses import pause, resume
 from broker_common.cli.pool import events, pool
 from broker_common.cli.reservations import capacity, reservation
@@ -52,8 +53,10 @@ Examples:
   broker sandboxes --status deletion_failed
   broker sandbox show 2009521
   broker sandbox history 2009521
+  broker sandbox extend 2009521 --for 2h
   broker sandbox release 2009521
   broker bulk retry
+  broker line
   broker reservation list
   broker capacity
   broker events --follow
@@ -78,7 +81,7 @@ def main() -> None:
 
 for _command in (
     *(health, pool, events, pause, resume),
-    *(sandboxes, sandbox, bulk),
+    *(sandboxes, sandbox, bulk, line),
     *(reservation, capacity),
     *job_commands(JOBS),
     *(whoami, token),

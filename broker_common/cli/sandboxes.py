@@ -18,6 +18,7 @@ from broker_common.cli.output import (
     show_fact,
     show_time,
 )
+from broker_common.cli.times import parse_length, parse_time
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.core.sandbox import Status
 from broker_common.core.search import SortField
@@ -74,7 +75,7 @@ def sandboxes(form: str | None, sort: str | None, *, unreadable: bool, **filters
 
 @click.group()
 def sandbox() -> None:
-    """Look at one sandbox, end its lease, or set it aside.
+    """Look at one sandbox, extend or end its lease, or set it aside.
 
     Example: broker sandbox show 2009521
     """
@@ -147,6 +148,39 @@ def release(sandbox_id: str, lease_id: str | None, *, yes: bool) -> None:
             click.confirm(f"End this lease, and have {sandbox_id} wiped?", abort=True, err=True)
     done = api.post(f"{sandbox_path(sandbox_id)}/release", {"lease_id": lease_id})
     click.echo(f"{sandbox_id} is {done['status']}: the lease {lease_id} has ended")
+
+
+@sandbox.command()
+@click.argument("sandbox_id")
+@click.option(
+    "--until",
+    callback=lambda _ctx, _name, value: None if value is None else parse_time(value),
+    help="The new end, such as 2026-12-01T18:00Z, or in Unix seconds.",
+)
+@click.option(
+    "--for",
+    "seconds",
+    callback=lambda _ctx, _name, value: None if value is None else parse_length(value),
+    help="The new end, as a length of time from now: 90m, 2h, 3d.",
+)
+@click.option("--lease", "lease_id", help="The lease to extend. If left out, it is the current one.")
+def extend(sandbox_id: str, until: int | None, seconds: int | None, lease_id: str | None) -> None:
+    """Have the lease of a sandbox last longer, for its track.
+
+    A lease is never shortened: if it lasts as long already, nothing changes. An operator may extend it to 30 days after
+    its begin. May be repeated.
+
+    Example: broker sandbox extend 2009521 --for 2h
+
+    To a time: broker sandbox extend 2009521 --until 2026-12-01T18:00+01:00
+    """
+    if (until is None) == (seconds is None):
+        raise click.UsageError("give the new end by --until or by --for.")
+    expires_at = until if until is not None else int(time.time()) + (seconds or 0)
+    body = {"expires_at": expires_at} | ({} if lease_id is None else {"lease_id": lease_id})
+    done = operators_api().post(f"{sandbox_path(sandbox_id)}/extend", body)
+    unchanged = "" if done["expires_at"] == expires_at else ", as before"
+    click.echo(f"{sandbox_id} is held until {show_time(done['expires_at'])}{unchanged}: the lease {done['lease_id']}")
 
 
 _ids = click.argument("sandbox_ids", metavar="ID...", nargs=-1, required=True)

@@ -58,6 +58,8 @@ RETRY_AFTER_PAUSE_SEC = 30
 class AllocateRequest:
     """A track's request for a sandbox whose name starts with `prefix`; an empty `prefix` allows every name.
 
+    `duration_sec` is how long the lease lasts; None for the usual time. The caller has checked its bounds.
+
     `wait_sec`: the track waits in line if no sandbox is free for it, and this request may be held for so long. None:
     it does not wait. `reservation_id`: the reservation that it names, to draw from.
     """
@@ -66,6 +68,7 @@ class AllocateRequest:
     idempotency_key: str
     prefix: str = ""
     track_name: str | None = None
+    duration_sec: int | None = None
     customer: str | None = None
     wait_sec: float | None = None
     reservation_id: str | None = None
@@ -83,8 +86,8 @@ class Allocation:
 class _Progress:
     """How far one request has come.
 
-    `conflicts`: how many candidates others had taken. `place_id`: its place in the line, once it is known. `wish`: what
-    the track may be given now.
+    `conflicts`: how many candidates others had taken. `place_id`: its place in the line, once it is known. `waits_at`:
+    the place at which it was held. `wish`: what the track may be given now.
     """
 
     arrived_at: float
@@ -92,6 +95,7 @@ class _Progress:
     conflicts: int = 0
     place_id: str | None = None
     held_sec: float = 0.0
+    waits_at: Place | None = None
 
 
 class Allocator:
@@ -185,7 +189,16 @@ class Allocator:
             progress.arrived_at = self._clock.monotonic()
             progress.held_sec += progress.arrived_at - began
             if not is_worth_a_try:
-                return result
+                return self._as_it_is_now(result)
+            progress.waits_at = result.place
+
+    def _as_it_is_now(self, waiting: Waiting) -> Waiting:
+        """Return what the track is told after it was held, by the line of this moment if that can be read."""
+        try:
+            with deadline_in(self._work_sec, self._clock):
+                return self._line.describe(waiting.place)
+        except StoreUnavailable:
+            return waiting
 
     def _allocate(self, request: AllocateRequest, by: Actor, progress: _Progress) -> Allocation | Waiting:
         held = self._held_if_stopped(request, by)
@@ -208,6 +221,9 @@ class Allocator:
         held = self._held(request, by)
         if held is not None:
             return Allocation(held, replayed=True)
+        if progress.waits_at is not None:
+            # A held request does not undo what its track, or an operator, has done meanwhile.
+            raise self._refusal("the place in the line was given up or removed")
         return self._wait_or_refuse(request, progress.wish)
 
     def _wish(self, request: AllocateRequest) -> Wish:
@@ -249,11 +265,7 @@ class Allocator:
         """Give the (track, key) a place in the line, if it wants to wait. Raises `NoSandboxesAvailable` if not."""
         if request.wait_sec is None:
             described = f"whose name starts with {request.prefix!r} " if request.prefix else ""
-            raise NoSandboxesAvailable(
-                f"no sandbox {described}is available",
-                retry_after=RETRY_AFTER_EMPTY_SEC,
-                details=self._line.outlook(),
-            )
+            raise self._refusal(f"no sandbox {described}is available")
         if not self._guard.is_upgraded():
             raise UpgradeUnfinished("wait in line")
         joined = self._line.join(
@@ -265,10 +277,15 @@ class Allocator:
         )
         return joined if isinstance(joined, Waiting) else Allocation(joined, replayed=True)
 
+    def _refusal(self, message: str) -> NoSandboxesAvailable:
+        return NoSandboxesAvailable(message, retry_after=RETRY_AFTER_EMPTY_SEC, details=self._line.outlook())
+
     def _search(
         self, request: AllocateRequest, by: Actor, progress: _Progress
     ) -> tuple[Place | None, Allocation | None]:
         """Try the sandboxes that are due to nobody ahead. Return the request's place, and the allocation, if any."""
+        if progress.waits_at is not None and not self._line.waits_at(progress.waits_at):
+            return None, None
         is_empty = False
         for reservation_id in (*progress.wish.reservations, None):
             allocation, is_empty = self._search_ring(request, by, reservation_id, progress)
@@ -374,7 +391,8 @@ class Allocator:
         While an outcome is unknown, the token stays the same, so that the store recognizes the repetition. If a write
         with an earlier token was applied all the same, the answer is `ClaimHeld` with the lease of this request.
         """
-        backoff = Backoff(self._clock, self._rng)
+        contention = Backoff(self._clock, self._rng)
+        trouble = Backoff(self._clock, self._rng, base=0.025, limit=1.0, tries=6)
         token = new_id(self._rng)
         while True:
             try:
@@ -382,14 +400,14 @@ class Allocator:
             except (DeadlineExceeded, StoreMisconfigured):
                 raise
             except OutcomeUnknown as unknown:
-                backoff.pause(unknown)
+                trouble.pause(unknown)
                 continue
             except StoreUnavailable as refused:
-                backoff.pause(refused)
+                trouble.pause(refused)
             else:
                 if not isinstance(answer, Contended):
                     return answer
-                backoff.pause(StoreUnavailable("the records of this request are in use by other requests"))
+                contention.pause(StoreUnavailable("the records of this request are in use by other requests"))
             token = new_id(self._rng)
 
     def _held(self, request: AllocateRequest, by: Actor) -> Claim | None:
@@ -421,7 +439,7 @@ class Allocator:
             track_id=request.track_id,
             idempotency_key=request.idempotency_key,
             allocated_at=now,
-            expires_at=now + self._policy.lab_duration_sec,
+            expires_at=now + (request.duration_sec or self._policy.lab_duration_sec),
             track_name=request.track_name,
             reservation_id=candidate.reservation_id,
         )

@@ -180,9 +180,7 @@ class Bookings:
                 )
             changed = replace(current, **cast("Mapping[str, Any]", changes), version=version + 1)
             now = self._clock.now()
-            _check(changed, min(now, current.starts_at))
-            if changed.ends_at <= now:
-                raise _fault("ends_at", "must be in the future")
+            _check(changed, now, earliest=min(now, current.starts_at))
             if changed.count < current.drawn:
                 raise _fault("count", f"must be at least {current.drawn}, because so many sandboxes were drawn")
             if _needs_more(current, changed):
@@ -355,13 +353,18 @@ def _needs_more(before: Reservation, after: Reservation) -> bool:
     return not (is_within and after.count <= before.count and after.prefix == before.prefix)
 
 
-def _check(reservation: Reservation, now: int) -> None:
-    """Raise `InvalidInput` unless a reservation makes sense that is booked at `now`."""
+def _check(reservation: Reservation, now: int, *, earliest: int | None = None) -> None:
+    """Raise `InvalidInput` unless a reservation makes sense that is booked or changed at `now`.
+
+    It must not start before `earliest`, which is `now` if it is not given.
+    """
+    earliest = now if earliest is None else earliest
     texts = {"name": reservation.name, "prefix": reservation.prefix, "customer": reservation.customer or ""}
     problems = {
         "name": not reservation.name and "must not be empty",
         "count": not 1 <= reservation.count <= MAX_COUNT and f"must be from 1 to {MAX_COUNT}",
-        "starts_at": not now - MAX_DIFFERENCE_SEC <= reservation.starts_at < _MAX_TIME and "must not be in the past",
+        "starts_at": not earliest - MAX_DIFFERENCE_SEC <= reservation.starts_at < _MAX_TIME
+        and "must not be in the past",
         "ends_at": not max(reservation.starts_at, now) < reservation.ends_at < _MAX_TIME
         and "must be later than starts_at, and in the future",
         "lead_sec": not OPENS_BEFORE_SEC <= reservation.lead_sec <= MAX_LEAD_SEC

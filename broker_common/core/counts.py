@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.errors import DeadlineExceeded, StoreUnavailable, UnreadableRecord
 from broker_common.core.ids import new_id
-from broker_common.core.store import Conflict, CountRecord, PoolCount
+from broker_common.core.sandbox import Status
+from broker_common.core.store import RETURN_RANKS, Conflict, CountRecord, PoolCount
 
 if TYPE_CHECKING:
     from random import Random
 
+    from broker_common.core.policy import Policy
     from broker_common.core.ports import Clock
     from broker_common.core.store import SandboxStore
 
@@ -35,6 +37,8 @@ _WRITE_LIMIT_SEC = 1.5
 _SLACK_SEC = 2.0
 """How late the next count of the same process may be stored: it may begin late, and the write takes time."""
 _LOOK_AGAIN_SEC = 0.2
+_OUTLOOK_SEC = 15.0
+"""How long a process uses what it read of the line and of the next returns: each read costs as much as a count."""
 _EARLIER_SEC = 0.1
 """A process that found a new count looks for the next one this much before `max_age` has passed.
 
@@ -42,16 +46,26 @@ So its looks move, step by step, to the moments at which counts are stored.
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outlook:
+    """The fields of a `PoolCount` that are read less often than the others."""
+
+    waiting: int
+    longest_waiting_since: int | None
+    returns: tuple[int, ...]
+
+
 class Counts:
     """The latest count of the pool; for use by one thread."""
 
-    def __init__(self, store: SandboxStore, clock: Clock, rng: Random, *, max_age: float) -> None:
+    def __init__(self, store: SandboxStore, clock: Clock, rng: Random, *, max_age: float, policy: Policy) -> None:
         """Expect that the process with the right to count does so every `max_age` seconds."""
         self._store = store
         self._clock = clock
         self._rng = rng
         self._me = new_id(rng)
         self._max_age = max_age
+        self._policy = policy
         self._right_sec = math.ceil(max_age + COUNT_LIMIT_SEC + _SLACK_SEC)
         self._record = CountRecord()
         """The record as this process last read or wrote it."""
@@ -61,6 +75,8 @@ class Counts:
         """About when the count of the record was stored; -inf if this process did not look shortly before."""
         self._began_at = -math.inf
         """When that count began, by our monotonic clock."""
+        self._outlook: tuple[float, _Outlook] | None = None
+        """What was last read of the line and of the next returns, and when."""
 
     def latest(self) -> tuple[float, PoolCount]:
         """Return a time of this process's monotonic clock, and the latest count of the pool.
@@ -123,11 +139,38 @@ class Counts:
         """Count the pool; return when that began (by our monotonic clock), and the count."""
         began = self._clock.monotonic()
         began_at = self._clock.now()
+        outlook = self._look_ahead(began, began_at)
         return began, PoolCount(
             by_status=self._store.count(),
             oldest_pending_deletion=self._store.oldest_pending_deletion(),
             began_at=began_at,
             counted_by=self._me,
+            waiting=outlook.waiting,
+            longest_waiting_since=outlook.longest_waiting_since,
+            returns=outlook.returns,
+        )
+
+    def _look_ahead(self, began: float, now: int) -> _Outlook:
+        """Return what is known of the line and of the next returns, for a count that began at these times."""
+        if self._outlook is None or began - self._outlook[0] >= _OUTLOOK_SEC:
+            self._outlook = (began, self._read_outlook(now))
+        return self._outlook[1]
+
+    def _read_outlook(self, now: int) -> _Outlook:
+        policy, most = self._policy, RETURN_RANKS[-1]
+        places = self._store.read_line()
+        since = (each.joined_at for each in places if each.is_live(now))
+        in_use = self._store.read_next_due(Status.ALLOCATED, limit=most)
+        back = sorted(
+            [
+                *self._store.read_next_due(Status.PENDING_DELETION, limit=most),
+                *(at + policy.expiry_buffer_sec + policy.cool_down_sec for at in in_use),
+            ]
+        )
+        return _Outlook(
+            waiting=sum(each.is_kept(now, policy.line_grace_sec) for each in places),
+            longest_waiting_since=min(since, default=None),
+            returns=tuple(back[rank - 1] for rank in RETURN_RANKS if rank <= len(back)),
         )
 
     def _try_to_write(self, record: CountRecord) -> None:

@@ -5,7 +5,7 @@ No class here knows HTTP: a table in the API maps these classes to status codes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,13 +15,13 @@ class BrokerError(Exception):
     """Base of all errors that the broker raises on purpose.
 
     `code` is stable and public. The message is written for the caller and holds no secret. `retry_after` is in whole
-    seconds, or None if repeating the call does not help. `details` are facts about the error, for programs.
+    seconds, or None if repeating the call does not help. `details` are for programs: numbers or texts by name.
     """
 
     code = "INTERNAL_ERROR"
 
     def __init__(
-        self, message: str, *, retry_after: int | None = None, details: Mapping[str, object] | None = None
+        self, message: str, *, retry_after: int | None = None, details: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -111,6 +111,18 @@ class LeaseMismatch(BrokerError):
     """The caller named another lease than the sandbox's latest one."""
 
     code = "LEASE_MISMATCH"
+
+
+class AllocationEnded(BrokerError):
+    """The lease has ended, so it cannot be extended."""
+
+    code = "ALLOCATION_ENDED"
+
+
+class DurationLimit(BrokerError):
+    """The lease may not last so long. `details` has the latest possible end as `latest_expires_at` (Unix seconds)."""
+
+    code = "DURATION_LIMIT"
 
 
 class InvalidTransition(BrokerError):

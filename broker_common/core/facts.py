@@ -26,6 +26,7 @@ class FactKind(StrEnum):
     ADDED = "sandbox.added"
     UPDATED = "sandbox.updated"
     ALLOCATED = "sandbox.allocated"
+    EXTENDED = "sandbox.extended"
     MARKED = "sandbox.marked"
     RELEASED = "sandbox.released"
     EXPIRED = "sandbox.expired"

@@ -1,4 +1,4 @@
-"""Begin and end leases: pure functions on the record of a sandbox."""
+"""Begin, extend and end leases: pure functions on the record of a sandbox."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from broker_common.core.sandbox import (
     moved,
     next_version,
     not_allowed,
+    touched,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +68,21 @@ def begin(sandbox: Sandbox, lease: Lease, *, by: Actor) -> Change:
     held = sandbox_of({**flatten(sandbox), **of_allocation(lease, version=version)})
     candidate = candidate_of(sandbox)
     return Change(sandbox, held, allocated(candidate, claim_on(candidate, lease), by=by))
+
+
+def extend(sandbox: Sandbox, *, expires_at: int, by: Actor, now: int) -> Change:
+    """Move the end of an allocated sandbox's lease to a later `expires_at`. The lease stays the same one.
+
+    Raises `InvalidTransition` if there is no lease, and `ValueError` if `expires_at` is not later than its end.
+    """
+    lease = sandbox.lease
+    if lease is None:
+        raise not_allowed(sandbox, Status.ALLOCATED)
+    if expires_at <= lease.expires_at:
+        raise ValueError(f"sandbox {sandbox.sandbox_id}: a lease that ends at {lease.expires_at} is never shortened")
+    longer = replace(touched(sandbox, now=now), lease=replace(lease, expires_at=expires_at), status_order=expires_at)
+    details = {"expires_at": expires_at, "expires_at_before": lease.expires_at}
+    return change(sandbox, longer, FactKind.EXTENDED, by=by, now=now, details=details)
 
 
 def end(sandbox: Sandbox, *, reason: DeletionReason, by: Actor, now: int) -> Change:

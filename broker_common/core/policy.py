@@ -1,9 +1,14 @@
-"""The settings of the core's rules."""
+"""The settings of the core's rules, and their fixed bounds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+MIN_LAB_DURATION_SEC = 300
+"""The shortest lease that a track may ask for."""
+OPERATOR_MAX_SEC = 30 * 24 * 3600
+"""How long a lease may last if an operator extends it. A longer `max_lab_duration_sec` holds for operators, too."""
 
 
 class RecyclePolicy(StrEnum):
@@ -19,6 +24,8 @@ class Policy:
     """The settings of the rules. Durations are in seconds."""
 
     lab_duration_sec: int = 4 * 3600
+    max_lab_duration_sec: int = 8 * 3600
+    """How long a lease may last at most, with all that its track extends it by."""
     expiry_buffer_sec: int = 1800
     stale_grace_sec: int = 24 * 3600
     stale_brake_percent: int = 50

@@ -124,9 +124,9 @@ class Commits(Protocol):
         """Make changes, each with its fact, its claim and its account record: all or nothing.
 
         A change is made only if the record has the status and version of `before`; or, if `before` is None, if there is
-        no record. When a lease ends, its claim is removed; a claim that is absent or of another lease is left
-        unchanged. Removing an absent record succeeds. Only `allocate` begins a lease. Takes one change of any kind, or
-        up to `COMMIT_AT_ONCE` changes that add a record that is not reserved.
+        no record. When a lease ends, its claim is removed. When it is extended, its claim gets the new end. A claim
+        that is absent or of another lease is left unchanged. Removing an absent record succeeds. Only `allocate` begins
+        a lease. Takes one change of any kind, or up to `COMMIT_AT_ONCE` changes that add a record that is not reserved.
 
         A change that sets a sandbox aside for a reservation, or ends that, changes the reservation's counters, too. It
         is set aside only while the reservation lacks one and is being filled, by the time of the fact. Otherwise raises
@@ -348,6 +348,10 @@ class PoolCount:
     """When the count began, in Unix seconds of that process's clock."""
     counted_by: str
     """The process's id."""
+    waiting: int = 0
+    """How many places the line had, at most 15 seconds earlier."""
+    longest_waiting_since: int | None = None
+    """When the place joined that waits longest of those whose tracks are not late; None if there is none."""
     returns: tuple[int, ...] = ()
     """When the sandboxes of `RETURN_RANKS` are expected back, as far as so many are in use or wait for their wipe."""
 
@@ -497,6 +501,9 @@ class Reports(Protocol):
 
     def count(self) -> Mapping[Status, int]:
         """Count the sandboxes of every status, by the index. So records that cannot be read count, too."""
+
+    def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
+        """Return the lowest `status_order` of the sandboxes in a status, in order (an index read)."""
 
     def oldest_pending_deletion(self) -> int | None:
         """Return when the sandbox that waits longest for its wipe was given back (an index read), or None."""

@@ -36,6 +36,19 @@ class MarkOutcome(StrEnum):
     ERROR = "error"
 
 
+class ExtendOutcome(StrEnum):
+    """How a request to extend a lease ended."""
+
+    SUCCESS = "success"
+    UNCHANGED = "unchanged"
+    """The lease lasted long enough already."""
+    LIMIT = "limit"
+    ENDED = "ended"
+    NOT_OWNER = "not_owner"
+    NOT_FOUND = "not_found"
+    ERROR = "error"
+
+
 class DeleteOutcome(StrEnum):
     """How one attempt to wipe a sandbox ended."""
 
@@ -148,6 +161,18 @@ class MarkEnded:
     outcome: MarkOutcome
     track_id: str
     sandbox_id: str
+    lease_id: str | None = None
+    code: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionEnded:
+    """A request to extend a lease ended. `track_id` may be None in an operator's. `code` is as in `AllocateEnded`."""
+
+    outcome: ExtendOutcome
+    sandbox_id: str
+    track_id: str | None = None
     lease_id: str | None = None
     code: str | None = None
     error: str | None = None
@@ -305,6 +330,7 @@ Event = (
     AllocateEnded
     | WaitEnded
     | MarkEnded
+    | ExtensionEnded
     | AllocationReleased
     | AllocationExpired
     | AccountSkipped

@@ -71,7 +71,8 @@ SWEEP_AFTER_SEC = 60
 class Waiting:
     """A track's place in the line, as its answer tells it.
 
-    `expected_by`: an estimate of when its turn comes, in Unix seconds; None if nothing supports one.
+    `expected_by`: an estimate of when its turn comes, in Unix seconds; None if nothing supports one. `details`: why
+    there is no sandbox, as `WaitingLine.outlook` returns it.
     """
 
     place: Place
@@ -80,6 +81,16 @@ class Waiting:
     retry_after: int
     kept_until: int
     expected_by: int | None
+    details: Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedPlace:
+    """A place in the line, as operators see it."""
+
+    place: Place
+    position: int
+    kept_until: int
 
 
 class _View:
@@ -115,7 +126,7 @@ class WaitingLine:
         self._rng = rng
         self._policy = policy
         self._first = SharedRead(self._read_first, clock)
-        self._whole = SharedRead(store.read_line, clock)
+        self._whole = SharedRead(self._read_all, clock)
         self._free = SharedRead(self._walk, clock, spacing=WALK_SPACING_SEC)
         self._lock = threading.Lock()
         self._written: dict[str, tuple[float, Place | None]] = {}
@@ -159,7 +170,7 @@ class WaitingLine:
         return self._turns_by(began, free)
 
     def hold(self, place: Place, *, until: float, may_hold: Callable[[], bool]) -> bool:
-        """Wait until the turn of a place has come, or the place must be renewed: then another try is worth it.
+        """Wait until the turn of a place has come, or it must be renewed, or it is gone: then a try is worth it.
 
         Return False if the request must be answered now: it is `until` (monotonic), or `may_hold` says so, or the store
         does not answer.
@@ -185,9 +196,40 @@ class WaitingLine:
             position=position,
             waiting=max(len(places), position),
             retry_after=max(1, place.back_by - self.now()),
-            kept_until=place.back_by + self._policy.line_grace_sec,
+            kept_until=self._kept_until(place),
             expected_by=self._expected_by(position),
+            details=self.outlook(),
         )
+
+    def waits_at(self, place: Place) -> bool:
+        """Tell whether a track still has this place, as far as this process knows."""
+        known = self.place_of(place.track_id, place.idempotency_key)
+        return known is not None and known.place_id == place.place_id
+
+    def places_of(self, track_id: str) -> list[Waiting]:
+        """Return the places of a track in their order, as the store has them now."""
+        kept = [each for each in self._store.read_places(track_id) if self._is_kept(each)]
+        return [self.describe(each) for each in in_order(kept)]
+
+    def list_all(self) -> list[ListedPlace]:
+        """Return the whole line in its order, as the store has it now."""
+        kept = [each for each in self._read_all() if self._is_kept(each)]
+        return [
+            ListedPlace(place=place, position=position, kept_until=self._kept_until(place))
+            for position, place in enumerate(in_order(kept), 1)
+        ]
+
+    def give_up(self, track_id: str, idempotency_key: str) -> None:
+        """Give up the place of a (track, key), if it has one."""
+        while (place := self._store.read_place(track_id, idempotency_key)) is not None:
+            if self.leave(place):
+                return
+
+    def remove(self, place_id: str) -> None:
+        """Remove a place from the line, if it is there: its track must ask again, and then waits at the end."""
+        place = next((each for each in self._read_all() if each.place_id == place_id), None)
+        if place is not None:
+            self.leave(place)
 
     def join(
         self, track_id: str, idempotency_key: str, wish: Wish, *, customer: str | None, track_name: str | None
@@ -200,7 +242,7 @@ class WaitingLine:
         place = self.place_of(track_id, idempotency_key)
         while True:
             if place is not None:
-                if place.is_kept(self.now(), self._policy.line_grace_sec) and place.wish.prefix == wish.prefix:
+                if self._is_kept(place) and place.wish.prefix == wish.prefix:
                     renewed = self.renew(replace(place, wish=wish))
                     if renewed is not None:
                         return renewed
@@ -310,7 +352,7 @@ class WaitingLine:
                     known.pop(place_id, None)
                     if place is not None:
                         known[place_id] = (at, place)
-            kept = [each for _, each in known.values() if each.is_kept(self.now(), self._policy.line_grace_sec)]
+            kept = [each for _, each in known.values() if self._is_kept(each)]
             self._view = view = (key, _View(in_order(kept)))
         return view[1]
 
@@ -323,6 +365,15 @@ class WaitingLine:
                 if self._store.leave(place, unless_renewed=True):
                     self._record_end(place, WaitOutcome.GAVE_UP)
         return places
+
+    def _is_kept(self, place: Place) -> bool:
+        return place.is_kept(self.now(), self._policy.line_grace_sec)
+
+    def _kept_until(self, place: Place) -> int:
+        return place.back_by + self._policy.line_grace_sec
+
+    def _read_all(self) -> list[Place]:
+        return self._store.read_line()
 
     def _note(self, place_id: str, place: Place | None) -> None:
         with self._lock:
@@ -346,14 +397,14 @@ class WaitingLine:
         return self.describe(renewed)
 
     def _is_worth_a_try(self, place: Place) -> bool:
-        """Tell whether a held request has something to do: to take a sandbox, or to renew its place.
+        """Tell whether a held request has something to do: to take a sandbox, to renew its place, or to end.
 
         In the front of the line, where its turn may come, a place is renewed every few seconds. So it soon holds nobody
         up if this process dies.
         """
         left = place.back_by - self.now()
         is_in_front = any(each.place_id == place.place_id for each in self.places()[: self._front()])
-        if left <= 1 or (is_in_front and left > FRONT_RETRY_SEC):
+        if not self.waits_at(place) or left <= 1 or (is_in_front and left > FRONT_RETRY_SEC):
             return True
         began, free = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
         return self._turns_by(began, free).is_next(place.place_id)
@@ -389,7 +440,7 @@ class WaitingLine:
 
     def _turns_by(self, began: float, free: list[Candidate]) -> Turns:
         view = self._current()
-        key = (id(view), began, self.now())
+        key = (view, began, self.now())
         known = self._turns
         if known is None or known[0] != key:
             self._turns = known = (key, Turns(view.places, free, now=self.now()))

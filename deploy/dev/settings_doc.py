@@ -60,8 +60,8 @@ SECTIONS = {
         "API_PORT": "The port of the API, of its metrics and of its health checks.",
         "API_BASE_PATH": "The path before all paths of the API.",
         "API_WORKERS": "The number of gunicorn's processes. The default does not see a container's CPU limit: set it there.",
-        "API_THREADS": "The number of threads of each process.",
-        "REQUEST_DEADLINE_SEC": "How long the broker may work on a track's call, and how long the call may wait for a thread before that. After either, the answer is 503.",
+        "API_THREADS": "The number of threads of each process. At most a quarter of them holds calls of tracks that wait in line, and at most half of them holds calls that wait for the end of a job.",
+        "REQUEST_DEADLINE_SEC": "How long the broker may work on a track's call, and how long the call may wait for a thread before that. After either, the answer is 503. The time for which a call is held in line does not count.",
         "RATE_LIMIT_RPS": "Requests a second. Each track, each operator, and each address without a valid token has a limit of its own.",
         "RATE_LIMIT_BURST": "Requests at once, counted in the same way.",
         "TRUSTED_PROXIES": "The number of proxies that add to `X-Forwarded-For`. The API takes the caller's address from there.",
@@ -75,12 +75,15 @@ SECTIONS = {
         "REDIS_URL": "The address of Redis; `rediss://` uses TLS. Set it in production: a missing value is no error, and means this machine. [What Redis holds](architecture.md#tracks-do-not-need-redis), and [how to configure it](deployment.md#redis).",
     },
     "Leases and the pool": {
-        "LAB_DURATION_HOURS": "How long a lease lasts.",
+        "LAB_DURATION_HOURS": "How long a lease lasts, if its track asks for no other time.",
+        "MAX_LAB_DURATION_HOURS": "How long a lease may last at most: the longest time that a track may ask for, or extend its lease to. Not less than `LAB_DURATION_HOURS`. An operator may extend a lease to 30 days.",
         "EXPIRY_BUFFER_HOURS": "Extra time after `expires_at` before the broker ends the lease.",
         "COOL_DOWN_SEC": "How long a wiped sandbox rests before a cleanup makes it available. Only used if `RECYCLE_POLICY` is `reuse`.",
         "RECYCLE_POLICY": "What happens after a wipe. `reuse`: the sandbox is available at once. `confirm`: it is available after a later sync has seen it. `retire`: it is never used again. Choose by what the provider's delete does to an account.",
         "HISTORY_DAYS": "How long facts are kept. Set it alike for API and workers.",
         "K_CANDIDATES": "How many candidates an API process keeps ready.",
+        "LINE_GRACE_SEC": "How long a place in the line is kept after the time at which `Retry-After` told its track to be back.",
+        "LINE_MAX": "How many tracks may wait in line.",
     },
     "Jobs": {
         "SYNC_INTERVAL_SEC": "How often sync runs.",
@@ -203,6 +206,8 @@ def _default(name: str) -> str:
     """Return the default of a setting, or which processes require it."""
     if name == "API_WORKERS":
         return "the number of processors"
+    if name == "MAX_LAB_DURATION_HOURS":
+        return "twice `LAB_DURATION_HOURS`"
     production, development = (_default_in(environment, name) for environment in Environment)
     is_everywhere = production == development or name == "BROKER_ENV"
     return production if is_everywhere else f"{production}; {development} in development"

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A track's life with requests: `track.py setup` gets a sandbox, `track.py cleanup` gives all of the track's back.
 
-Both may be repeated. The environment and the exit codes are those of track.sh.
+In between, `track.py extend SECONDS` keeps them for so long from now. Each may be repeated. The environment and the
+exit codes are those of track.sh.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +23,7 @@ from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout  
 EX_USAGE, EX_UNAVAILABLE, EX_CANTCREAT, EX_TEMPFAIL, EX_NOPERM = 64, 69, 73, 75, 77
 _REQUIRED = ("BROKER_API_URL", "BROKER_TOKEN", "TRACK_ID")
 _LATER = {429, 500, 502, 503, 504}
+_HELD_SEC = 30
 _TAKEN_BACK = {"NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH"}
 
 
@@ -38,8 +42,15 @@ class Broker:
         self._session.auth = self._authorize
 
     def allocate(self, prefix: str | None) -> dict[str, Any]:
-        """Return the track's sandbox. Exits if no sandbox can be had."""
-        answer = self._call("POST", "/allocate", headers={"X-Sandbox-Name-Prefix": prefix})
+        """Return the track's sandbox, and wait in line for it if there is patience. Exits if no sandbox can be had."""
+        may_have_place = self._time_left() > 0
+        try:
+            answer = self._call("POST", "/allocate", waits=may_have_place, headers={"X-Sandbox-Name-Prefix": prefix})
+            may_have_place = False
+        finally:
+            if may_have_place:  # so that no other track waits for this one
+                with suppress(requests.RequestException):
+                    self._session.delete(f"{self._url}/waiting", timeout=5)
         held = body_of(answer)
         if answer.status_code not in {200, 201} or "lease_id" not in held:
             refuse(answer)
@@ -55,6 +66,14 @@ class Broker:
             refuse(answer)
         return sandboxes
 
+    def extend(self, held: dict[str, Any], expires_at: int) -> dict[str, Any]:
+        """Have the lease last until `expires_at` at least, and return what the broker says. Exits if it may not."""
+        path = f"/sandboxes/{held['sandbox_id']}/extend"
+        answer = self._call("POST", path, json={"expires_at": expires_at, "lease_id": held["lease_id"]})
+        if answer.status_code != requests.codes.ok or body_of(answer).get("lease_id") != held["lease_id"]:
+            refuse(answer)
+        return body_of(answer)
+
     def give_back(self, held: dict[str, Any]) -> None:
         """End the lease, unless the broker has already ended it."""
         path = f"/sandboxes/{held['sandbox_id']}/mark-for-deletion"
@@ -69,16 +88,31 @@ class Broker:
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
-    def _call(self, method: str, path: str, **options: Any) -> requests.Response:  # noqa: ANN401 - requests' own options
+    def _time_left(self) -> float:
+        return max(0.0, self._give_up_at - time.monotonic())
+
+    def _call(self, method: str, path: str, *, waits: bool = False, **options: Any) -> requests.Response:  # noqa: ANN401 - requests' own options
+        headers = options.pop("headers", {})
         pause = 1.0
         while True:
             wait = pause
+            # Wait in line, and let the broker hold the request for so long.
+            held = min(_HELD_SEC, int(self._time_left())) if waits else 0
+            prefer = {"Prefer": f"wait={held}"} if waits else {}
             try:
                 answer = self._session.request(
-                    method, f"{self._url}{path}", timeout=10, allow_redirects=False, **options
+                    method,
+                    f"{self._url}{path}",
+                    headers={**headers, **prefer},
+                    timeout=10 + held,
+                    allow_redirects=False,
+                    **options,
                 )
-                what = f"{answer.status_code} {code_of(answer)}"
-                if answer.status_code not in _LATER and code_of(answer) != "NO_SANDBOXES_AVAILABLE":
+                state = str(body_of(answer).get("state", ""))
+                what = f"{answer.status_code} {code_of(answer) or state}"
+                is_waiting = (answer.status_code, state) == (requests.codes.accepted, "waiting")
+                is_final = answer.status_code not in _LATER and code_of(answer) != "NO_SANDBOXES_AVAILABLE"
+                if is_final and not is_waiting:
                     return answer
                 # In seconds. A date, which a proxy may send, is ignored.
                 retry_after = answer.headers.get("Retry-After", "")
@@ -128,8 +162,18 @@ def expect(text: str, pattern: str, fault: str) -> None:
         sys.exit(EX_USAGE)
 
 
+def extend_all(broker: Broker, *, until: int) -> None:
+    """Have all leases of the track last until then at least, and print the broker's answers."""
+    mine = broker.held()
+    if not mine:
+        say("nothing to extend: the track holds no sandbox")
+        sys.exit(EX_UNAVAILABLE)
+    for held in mine:
+        sys.stdout.write(json.dumps(broker.extend(held, until)) + "\n")
+
+
 def main(words: list[str]) -> None:
-    """Run `setup` or `cleanup`."""
+    """Run `setup`, `extend` or `cleanup`."""
     for name in _REQUIRED:
         expect(os.environ.get(name, ""), "[ -~]+", f"{name} is not set, or is not printable ASCII")
     url, token, track_id = (os.environ[name] for name in _REQUIRED)
@@ -153,6 +197,8 @@ def main(words: list[str]) -> None:
             held = broker.allocate(prefix or None)
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
+        case ["extend", seconds] if re.fullmatch("[0-9]{1,9}", seconds):
+            extend_all(broker, until=int(time.time()) + int(seconds))
         case ["cleanup"]:
             # Ask the broker what the track holds. The state file may be missing, or older than a setup without answer.
             given_back = None
@@ -167,11 +213,12 @@ def main(words: list[str]) -> None:
                 say("nothing to give back: the track holds no sandbox")
             state.unlink(missing_ok=True)
         case _:
-            say("usage: track.py setup|cleanup")
+            say("usage: track.py setup | extend SECONDS | cleanup")
             sys.exit(EX_USAGE)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as in a shell; and it gives up its place in the line
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -215,8 +215,8 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
     reservations = KnownReservations(store, clock)
     reserver = Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=rng, threads=1)
-    leases = Leases(store=store, recorder=recorder, clock=clock)
-    counts = Counts(store, clock, Random(2), max_age=settings.pool_gauge_cache_sec)
+    leases = Leases(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy)
+    counts = Counts(store, clock, Random(2), max_age=settings.pool_gauge_cache_sec, policy=settings.policy)
     pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
     line = WaitingLine(
         store=store,

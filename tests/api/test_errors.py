@@ -142,6 +142,7 @@ def test_a_problem_says_the_same_as_the_error(api: Api) -> None:
         "code": "NO_SANDBOXES_AVAILABLE",
         "request_id": "req-1",
         "retry_after": plain["retry_after"],
+        "details": plain["details"],
     }
 
 

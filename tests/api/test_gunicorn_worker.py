@@ -76,9 +76,9 @@ def read_status(answers: IO[bytes]) -> int:
 
 
 class Server:
-    """gunicorn as it is deployed. Its store and its queue do not answer."""
+    """gunicorn as it is deployed. Its store and its queue do not answer, unless `app` has others."""
 
-    def __init__(self, scratch: str, **environment: str) -> None:
+    def __init__(self, scratch: str, *, app: str = COMMANDS["api"][-1], **environment: str) -> None:
         self.lines: list[str] = []
         (self._port,) = free_ports(1)
         machine = {each: os.environ[each] for each in ("PATH", "HOME", "LANG") if each in os.environ}
@@ -96,7 +96,7 @@ class Server:
         }
         program = Program(
             name="api",
-            command=(sys.executable, "-m", *COMMANDS["api"]),
+            command=(sys.executable, "-m", *COMMANDS["api"][:-1], app),
             env=machine | ENVIRONMENT | settings | environment,
             ready_url=f"http://127.0.0.1:{self._port}/healthz",
         )
@@ -129,8 +129,8 @@ class Server:
 
 
 @contextmanager
-def running(scratch: Path, **environment: str) -> Iterator[Server]:
-    server = Server(str(scratch), **environment)
+def running(scratch: Path, **options: str) -> Iterator[Server]:
+    server = Server(str(scratch), **options)
     server.process.start()
     try:
         assert wait_until(server.process.is_ready, 30, give_up=server.process.has_ended), "\n".join(server.lines)

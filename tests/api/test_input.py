@@ -13,8 +13,11 @@ from tests.fakes import make_sandbox
 
 TRACK_CALLS = [
     ("POST", "/v1/allocate"),
+    ("GET", "/v1/waiting"),
+    ("DELETE", "/v1/waiting"),
     ("GET", "/v1/sandboxes"),
     ("GET", "/v1/sandboxes/7"),
+    ("POST", "/v1/sandboxes/7/extend"),
     ("POST", "/v1/sandboxes/7/mark-for-deletion"),
 ]
 WITH_A_TOKEN = [call for call, roles in ALLOWED.items() if None not in roles]
@@ -151,6 +154,40 @@ def test_a_malformed_body_is_refused_and_the_field_named(api: Api, path: str, bo
     assert field in error["message"]
 
 
+NO_NUMBERS = ["300", "", 300.5, True, None, [300], {}, -1]
+
+
+@pytest.mark.parametrize("duration", [*NO_NUMBERS, 0, 299, 299.0, 1e308, 8 * 3600 + 1, 10**30])
+def test_a_duration_that_is_no_whole_number_or_out_of_bounds_is_refused(api: Api, duration: object) -> None:
+    api.store.seed(make_sandbox("7"))
+    answer = api.track("POST", "/v1/allocate", json={"duration_sec": duration})
+    error = assert_error(answer, 400, "VALIDATION_ERROR")
+    assert list(error["details"]) == ["duration_sec"]
+    assert "duration_sec" in error["message"]
+    assert api.store.dump()[1] == {}
+
+
+@pytest.mark.parametrize("path", ["/v1/sandboxes/7/extend", "/v1/admin/sandboxes/7/extend"])
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "expires_at"),
+        *(({"expires_at": each}, "expires_at") for each in (*NO_NUMBERS, 2**53, 10**30)),
+        *(({"expires_at": 1, "lease_id": each}, "lease_id") for each in ("", 1, None, "x" * 129, "a\nb")),
+        ({"expires_at": 1, "hours": 2}, "hours"),
+    ],
+)
+def test_a_malformed_extension_is_refused_and_the_field_named(
+    api: Api, path: str, body: dict[str, Any], field: str
+) -> None:
+    api.store.seed(make_sandbox("7"))
+    held = api.allocate()
+    call = api.admin if "admin" in path else api.track
+    error = assert_error(call("POST", path, json=body), 400, "VALIDATION_ERROR")
+    assert list(error["details"]) == [field]
+    assert body_of(api.track("GET", "/v1/sandboxes/7"))["expires_at"] == held["expires_at"]
+
+
 NO_REASONS = ["", "   ", "x" * 501, "two\nlines", "escape \x1b[31m", "line\u2028separator", ["list"]]
 
 
@@ -275,10 +312,10 @@ def test_a_query_that_no_call_reads_is_refused(shared_api: Api, method: str, pat
 
 
 @pytest.mark.parametrize("sandbox_id", ["x" * 129, "%C3%A9", "%ff", "%00", "a%0Ab", "%ED%A0%80"])
-@pytest.mark.parametrize("action", ["", "/mark-for-deletion"])
+@pytest.mark.parametrize("action", ["", "/mark-for-deletion", "/extend"])
 def test_an_impossible_sandbox_id_is_refused(shared_api: Api, sandbox_id: str, action: str) -> None:
-    method = "POST" if action else "GET"
-    answer = shared_api.track(method, f"/v1/sandboxes/{sandbox_id}{action}")
+    body = {"expires_at": 1} if action == "/extend" else None
+    answer = shared_api.track("POST" if action else "GET", f"/v1/sandboxes/{sandbox_id}{action}", json=body)
     assert answer.status_code == 400
     assert "sandbox_id" in error_of(answer)["details"]
 

@@ -79,6 +79,9 @@ def test_every_parameter_header_and_field_says_what_it_is(document: dict[str, An
 def test_every_answer_says_what_it_is_and_shows_one(document: dict[str, Any]) -> None:
     for status, answer in answers(document):
         assert answer["description"] not in {"", "OK"}, status
+        if status == "204":
+            assert "content" not in answer
+            continue
         assert answer["content"], status
         for body in answer["content"].values():
             assert body["schema"], status
@@ -87,7 +90,7 @@ def test_every_answer_says_what_it_is_and_shows_one(document: dict[str, Any]) ->
 
 def test_every_body_that_a_call_reads_is_shown(document: dict[str, Any]) -> None:
     bodies = [operation["requestBody"] for operation in operations(document).values() if "requestBody" in operation]
-    assert len(bodies) == 8
+    assert len(bodies) == 11
     assert all(body["content"]["application/json"]["example"] for body in bodies)
 
 
@@ -160,7 +163,7 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
         "404": {"RESERVATION_NOT_FOUND"},
         "409": {"NO_SANDBOXES_AVAILABLE", "RESERVATION_NOT_OPEN"},
         "413": {"PAYLOAD_TOO_LARGE"},
-        "503": {"SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED"},
+        "503": {"SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED", "UPGRADE_UNFINISHED"},
     }
     assert shown_codes(document, "post", "/v1/sandboxes/{sandbox_id}/mark-for-deletion") == common | {
         "403": {"FORBIDDEN", "NOT_SANDBOX_OWNER"},
@@ -168,6 +171,17 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
         "409": {"LEASE_MISMATCH"},
         "413": {"PAYLOAD_TOO_LARGE"},
         "503": {"SERVICE_UNAVAILABLE"},
+    }
+    extend = common | {
+        "403": {"FORBIDDEN"},
+        "404": {"SANDBOX_NOT_FOUND"},
+        "409": {"LEASE_MISMATCH", "ALLOCATION_ENDED", "DURATION_LIMIT"},
+        "413": {"PAYLOAD_TOO_LARGE"},
+        "503": {"SERVICE_UNAVAILABLE", "TABLE_CHANGED"},
+    }
+    assert shown_codes(document, "post", "/v1/admin/sandboxes/{sandbox_id}/extend") == extend
+    assert shown_codes(document, "post", "/v1/sandboxes/{sandbox_id}/extend") == extend | {
+        "403": {"FORBIDDEN", "NOT_SANDBOX_OWNER"}
     }
     assert shown_codes(document, "get", "/v1/admin/jobs/{job_id}") == common | {
         "403": {"FORBIDDEN"},
@@ -201,7 +215,7 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
 def test_every_error_names_its_codes_and_shows_each_under_its_own_status(document: dict[str, Any]) -> None:
     assert set(document["components"]["schemas"]["ErrorDetail"]["properties"]["code"]["enum"]) == set(ANSWERED)
     for status, answer in answers(document):
-        examples = answer["content"].get("application/json", {}).get("examples", {})
+        examples = answer.get("content", {}).get("application/json", {}).get("examples", {})
         assert re.findall(r"^`([A-Z_]+)`: ", answer["description"], re.MULTILINE) == list(examples)
         waits = []
         for code, reference in examples.items():
@@ -333,7 +347,7 @@ def test_nothing_is_described_that_no_call_uses(document: dict[str, Any]) -> Non
 
 def test_a_tracks_headers_are_described(document: dict[str, Any]) -> None:
     parameters = {each["name"]: each for each in operations(document)["post", "/v1/allocate"]["parameters"]}
-    assert set(parameters) == {*CALLER_HEADERS, "X-Request-ID"}
+    assert set(parameters) == {*CALLER_HEADERS, "X-Request-ID", "Prefer"}
     # Another header may be sent in its place, which only the words can say.
     assert {name for name, each in parameters.items() if each.get("required")} == {"X-Track-ID"}
     assert "X-Instruqt-Sandbox-ID" in parameters["X-Track-ID"]["description"]

@@ -148,7 +148,7 @@ def test_a_change_takes_the_version_that_was_read(api: Api) -> None:
 
 def test_a_change_may_take_back_what_is_optional(api: Api) -> None:
     made = body_of(api.admin("POST", PATH, json=FULL), 201)
-    nothing = {"prefix": "", "track_names": [], "customer": None, "hold_sec": None, "note": None}
+    nothing: dict[str, Any] = {"prefix": "", "track_names": [], "customer": None, "hold_sec": None, "note": None}
     changed = body_of(api.admin("PATCH", f"{PATH}/{made['reservation_id']}", json={"version": 1, **nothing}), 200)
     assert {name: changed[name] for name in nothing} == nothing
 
@@ -218,14 +218,14 @@ def test_the_capacity_is_a_curve_of_what_is_booked_and_what_can_be(api: Api) -> 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
 def test_an_unknown_reservation_answers_404_and_an_impossible_id_400(api: Api, method: str) -> None:
-    options = {"json": {"version": 1, "count": 1}} if method == "PATCH" else {}
+    options: dict[str, Any] = {"json": {"version": 1, "count": 1}} if method == "PATCH" else {}
     assert_error(api.admin(method, f"{PATH}/none", **options), 404, "RESERVATION_NOT_FOUND")
     for reservation_id in ("x" * 129, "%C3%A9", "a%0Ab", "%00"):
         error = assert_error(api.admin(method, f"{PATH}/{reservation_id}", **options), 400, "VALIDATION_ERROR")
         assert list(error["details"]) == ["reservation_id"]
 
 
-NO_NUMBERS = [None, "1", 1.5, True, [1], {}]
+NO_NUMBERS: list[Any] = [None, "1", 1.5, True, [1], {}]
 NO_NAMES = ["", "x" * 129, "café", "two\nlines", 1, ["list"]]
 MALFORMED: list[tuple[str, Any]] = [
     *(("name", each) for each in (*NO_NAMES, None)),
@@ -366,7 +366,8 @@ def opened(api: Api, **different: Any) -> dict[str, Any]:
 
 
 def reservation_of(api: Api, sandbox_id: str) -> str | None:
-    return api.store.get(sandbox_id).lease.reservation_id
+    (found,) = [each for each in api.store.dump()[0].values() if each.sandbox_id == sandbox_id]
+    return found.lease.reservation_id if found.lease else found.reservation_id
 
 
 def test_a_track_draws_by_naming_the_reservation_or_by_its_lab(api: Api) -> None:

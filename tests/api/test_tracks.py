@@ -242,3 +242,117 @@ def test_an_empty_body_is_accepted_with_any_content_type(api: Api, path: str, co
 def test_an_empty_object_is_accepted_where_no_body_is_read(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
     assert api.track("POST", "/v1/allocate", json={}).status_code == 201
+
+
+# -- how long a lease lasts
+
+
+@pytest.mark.parametrize("duration_sec", [300, 300.0, 7200, 8 * 3600])
+def test_a_track_may_say_how_long_its_lease_lasts(api: Api, duration_sec: int) -> None:
+    api.store.seed(make_sandbox("7"))
+    body = body_of(api.track("POST", "/v1/allocate", json={"duration_sec": duration_sec}), 201)
+    assert body["expires_at"] == body["allocated_at"] + duration_sec
+
+
+def test_a_replay_ignores_another_duration(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    held = api.allocate()
+    answer = api.track("POST", "/v1/allocate", json={"duration_sec": 300})
+    assert (body_of(answer, 200), answer.headers["Idempotent-Replayed"]) == (held, "true")
+
+
+def test_the_longest_duration_is_the_settings(api: Api) -> None:
+    for hours, longest in (("8", 8 * 3600), ("4.5", 16200)):
+        made = make_api(MAX_LAB_DURATION_HOURS=hours)
+        made.store.seed(make_sandbox("7"))
+        error = error_of(made.track("POST", "/v1/allocate", json={"duration_sec": longest + 1}))
+        assert error["details"] == {"duration_sec": [f"Must be at most {longest} (MAX_LAB_DURATION_HOURS)."]}
+        assert made.track("POST", "/v1/allocate", json={"duration_sec": longest}).status_code == 201
+
+
+EXTEND = "/v1/sandboxes/7/extend"
+
+
+def test_a_holder_extends_its_lease(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    held = api.allocate()
+    until = held["expires_at"] + 3600
+    expected = {"sandbox_id": "7", "lease_id": held["lease_id"], "expires_at": until}
+    for body in ({"expires_at": until}, {"expires_at": until, "lease_id": held["lease_id"]}, {"expires_at": START}):
+        assert body_of(api.track("POST", EXTEND, json=body), 200) == expected
+    assert body_of(api.track("POST", "/v1/allocate"), 200) == held | {"expires_at": until}
+    assert body_of(api.track("GET", "/v1/sandboxes/7"))["expires_at"] == until
+
+
+def test_a_lease_past_its_end_is_extended_while_nobody_has_ended_it(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    held = api.allocate()
+    api.clock.advance(PAST_BUFFER)
+    until = held["expires_at"] + FOUR_HOURS
+    assert body_of(api.track("POST", EXTEND, json={"expires_at": until}), 200)["expires_at"] == until
+    assert body_of(api.track("POST", "/v1/allocate"), 200)["lease_id"] == held["lease_id"]
+
+
+@pytest.mark.parametrize("accept", [None, "application/problem+json"])
+def test_an_extension_beyond_the_limit_answers_409_and_the_latest_end(api: Api, accept: str | None) -> None:
+    api.accept = accept
+    api.store.seed(make_sandbox("7"))
+    limit = api.allocate()["allocated_at"] + 8 * 3600
+    body = body_of(api.track("POST", EXTEND, json={"expires_at": limit + 1}), 409)
+    error = body if accept else body["error"]
+    assert (error["code"], error["details"]) == ("DURATION_LIMIT", {"latest_expires_at": limit})
+    assert "retry_after" not in error
+    assert body_of(api.track("POST", EXTEND, json={"expires_at": limit}), 200)["expires_at"] == limit
+
+
+def test_an_extension_under_another_lease_or_of_an_ended_one_answers_409(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    held = api.allocate()
+    assert_error(api.track("POST", EXTEND, json={"expires_at": START, "lease_id": "another"}), 409, "LEASE_MISMATCH")
+    api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
+    for named in ({}, {"lease_id": held["lease_id"]}):
+        answer = api.track("POST", EXTEND, json={"expires_at": START + FOUR_HOURS, **named})
+        assert_error(answer, 409, "ALLOCATION_ENDED")
+
+
+@pytest.mark.parametrize("body", [b'{"expires_at": 1}', b'{"expires_at": "no"}', b"{", b'{"other": 1}', b""])
+def test_an_extension_tells_another_track_nothing_about_the_lease_or_its_malformed_body(api: Api, body: bytes) -> None:
+    api.store.seed(make_sandbox("7"))
+    api.allocate("track-1")
+    answer = api.track("POST", EXTEND, "track-2", data=body, content_type="application/json")
+    assert_error(answer, 403, "NOT_SANDBOX_OWNER")
+
+
+def test_an_extension_of_a_sandbox_that_is_not_there_answers_404(api: Api) -> None:
+    assert_error(api.track("POST", EXTEND, json={"expires_at": START}), 404, "SANDBOX_NOT_FOUND")
+
+
+def test_an_operator_extends_a_tracks_lease_up_to_thirty_days(api: Api) -> None:
+    api.store.seed(make_sandbox("7"))
+    held = api.allocate()
+    limit = held["allocated_at"] + 30 * 24 * 3600
+    path = "/v1/admin/sandboxes/7/extend"
+    assert body_of(api.admin("POST", path, json={"expires_at": limit}), 200) == {
+        "sandbox_id": "7",
+        "lease_id": held["lease_id"],
+        "expires_at": limit,
+    }
+    error = assert_error(api.admin("POST", path, json={"expires_at": limit + 1}), 409, "DURATION_LIMIT")
+    assert error["details"] == {"latest_expires_at": limit}
+    assert body_of(api.track("POST", "/v1/allocate"), 200)["expires_at"] == limit
+    (fact,) = body_of(api.admin("GET", "/v1/admin/events?kind=sandbox.extended"))["events"]
+    assert (fact["principal"], fact["details"]) == (
+        "admin",
+        {"expires_at": limit, "expires_at_before": held["expires_at"]},
+    )
+
+
+def test_a_body_is_read_only_where_there_is_one(api: Api) -> None:
+    """A track that asks for nothing special pays for no parsing."""
+    api.store.seed(make_sandbox("7"))
+
+    class Unread:
+        def read(self, *_: int) -> bytes:
+            raise AssertionError("read")
+
+    assert api.track("POST", "/v1/allocate", environ_overrides={"wsgi.input": Unread()}).status_code == 201

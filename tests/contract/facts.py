@@ -9,7 +9,7 @@ import pytest
 
 from broker_common.core.errors import InvalidInput
 from broker_common.core.facts import Change, Fact, FactKind, PoolFact, PoolFactKind, allocated
-from broker_common.core.lease import begin, candidate_of, end
+from broker_common.core.lease import begin, candidate_of, end, extend
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.pool import lift_quarantine, mark_stale, quarantine, remove, restore, update_account
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status, next_version
@@ -42,6 +42,7 @@ TRIED = begin_attempt(PENDING, attempt_id="a", by=BY, now=START, policy=POLICY).
 COOLED = confirm_wipe(TRIED, accepted_only=False, order=5, by=BY, now=START, policy=replace(POLICY, cool_down_sec=30))
 COOLING = COOLED.result
 HELD = make_sandbox("7", status=Status.ALLOCATED)
+LATER = START + 9 * 3600
 STALE = make_sandbox("7", status=Status.STALE)
 FAILED = make_sandbox("7", status=Status.DELETION_FAILED, dirty=True)
 
@@ -60,6 +61,7 @@ def wiped(policy: RecyclePolicy) -> Change:
 CHANGES: Mapping[str, Change] = {
     "updated": told(update_account(STALE, make_account("7", name="other"), by=BY, now=NOW)),
     "another account": told(update_account(STALE, make_account("7", external_id="uuid-x"), by=BY, now=NOW)),
+    "extended": extend(HELD, expires_at=LATER, by=BY, now=NOW),
     "marked": end(HELD, reason=DeletionReason.MARKED, by=BY, now=NOW),
     "released": end(HELD, reason=DeletionReason.RELEASED, by=BY, now=NOW),
     "expired": end(HELD, reason=DeletionReason.EXPIRED, by=BY, now=NOW),
@@ -411,6 +413,7 @@ def life(store: SandboxStore, sandbox_id: str, *, began: int = START) -> list[Ch
     claim = make_claim(added, f"track-of-{sandbox_id}", allocated_at=began)
     store.allocate(candidate_of(added), claim, by=BY, token=fresh_token())
     changes.append(begin(added, claim.lease, by=BY))
+    commit(extend(changes[-1].result, expires_at=claim.lease.expires_at + 60, by=BY, now=began + 5))
     ended = commit(end(changes[-1].result, reason=DeletionReason.MARKED, by=BY, now=began + 10)).result
     tried = commit(begin_attempt(ended, attempt_id="a", by=BY, now=began + 20, policy=POLICY)).result
     wipe = confirm_wipe(

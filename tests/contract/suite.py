@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.flat import flatten, sandbox_of
-from broker_common.core.lease import begin, candidate_of, end
+from broker_common.core.lease import begin, candidate_of, claim_on, end, extend
 from broker_common.core.pool import mark_stale, quarantine
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.store import (
@@ -70,6 +70,9 @@ COUNT = PoolCount(
     oldest_pending_deletion=START - 90,
     began_at=START,
     counted_by="ann",
+    waiting=7,
+    longest_waiting_since=START - 600,
+    returns=(START - 1, START + 60),
 )
 _tokens = count()
 PRINTABLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=40)
@@ -166,6 +169,11 @@ def refused(store: SandboxStore, *changes: Change) -> Sandbox | None:
 
 def held_under(sandbox: Sandbox, claim: Claim) -> Sandbox:
     return begin(sandbox, claim.lease, by=BY).result
+
+
+def extending(sandbox: Sandbox, *, by_sec: int = 60) -> Change:
+    assert sandbox.lease
+    return extend(sandbox, expires_at=sandbox.lease.expires_at + by_sec, by=BY, now=START + 60)
 
 
 def ending(sandbox: Sandbox) -> Change:
@@ -602,6 +610,76 @@ class StoreContract:
         store.commit(ending(held))
         assert store.get(held.sandbox_id) == ended(held)
 
+    # -- extending a lease
+
+    def test_extending_a_lease_writes_the_sandbox_and_its_claim(self, store: SandboxStore) -> None:
+        held, claim = take(store, add_new(store))
+        longer = extending(held)
+        store.commit(longer)
+        assert store.get(held.sandbox_id) == longer.result
+        lease = replace(claim.lease, expires_at=claim.lease.expires_at + 60)
+        assert store.get_claim("track-1", "track-1") == claim_on(held, lease)
+        assert store.read_claims("track-1") == [claim_on(held, lease)]
+
+    def test_an_extended_lease_is_due_at_its_new_end(self, store: SandboxStore) -> None:
+        held, claim = take(store, add_new(store))
+        store.commit(extending(held))
+        assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at)) == []
+        assert list(store.read_due(Status.ALLOCATED, until=claim.lease.expires_at + 60)) == [held.sandbox_id]
+
+    def test_an_extension_that_is_sent_again_succeeds(self, store: SandboxStore) -> None:
+        held, _ = take(store, add_new(store))
+        for _ in range(2):
+            store.commit(extending(held))
+        assert store.get(held.sandbox_id) == extending(held).result
+
+    @pytest.mark.parametrize("theirs", ["ended", "extended further"])
+    def test_an_extension_of_what_has_changed_is_a_conflict_that_shows_it(
+        self, store: SandboxStore, theirs: str
+    ) -> None:
+        held, _ = take(store, add_new(store))
+        first = ending(held) if theirs == "ended" else extending(held, by_sec=120)
+        store.commit(first)
+        claims = store.read_claims("track-1")
+        assert refused(store, extending(held)) == first.result == store.get(held.sandbox_id)
+        assert store.read_claims("track-1") == claims
+
+    def test_an_extension_never_changes_the_next_lease(self, store: SandboxStore) -> None:
+        held, _ = take(store, add_new(store))
+        waiting = ended(held)
+        store.commit(change_of(held, waiting))
+        free = replace(waiting, status=Status.AVAILABLE, dirty=False, version=waiting.version + 1)
+        store.commit(change_of(waiting, free))
+        again, claim = take(store, free, lease_id="next-lease")
+        assert refused(store, extending(held)) == again
+        assert store.get_claim("track-1", "track-1") == claim
+
+    def test_a_missing_claim_does_not_keep_a_lease_from_being_extended_and_stays_missing(
+        self, store: SandboxStore
+    ) -> None:
+        held = held_under(make_sandbox(), make_claim(make_sandbox()))
+        store.commit(add_of(held))
+        store.commit(extending(held))
+        assert store.get(held.sandbox_id) == extending(held).result
+        assert store.get_claim("track-1", "track-1") is None
+
+    def test_the_claim_of_another_lease_is_left_alone_by_an_extension(self, store: SandboxStore) -> None:
+        orphan = held_under(make_sandbox("orphan"), make_claim(make_sandbox("orphan")))
+        other = make_sandbox("other")
+        add_all(store, orphan, other)
+        _, claim = take(store, other)
+        store.commit(extending(orphan))
+        assert store.get("orphan") == extending(orphan).result
+        assert store.get_claim("track-1", "track-1") == claim
+
+    def test_an_extended_lease_ends_with_its_claim(self, store: SandboxStore) -> None:
+        held, _ = take(store, add_new(store))
+        longer = extending(held).result
+        store.commit(extending(held))
+        store.commit(ending(longer))
+        assert store.get(held.sandbox_id) == ended(longer)
+        assert store.get_claim("track-1", "track-1") is None
+
     def test_ending_the_allocation_of_a_removed_record_is_a_conflict_with_nothing_to_show(
         self, store: SandboxStore
     ) -> None:
@@ -671,6 +749,15 @@ class StoreContract:
         expected = dict.fromkeys(Status, 0) | {Status.STALE: 9, Status.AVAILABLE: 1, Status.DELETED: 1}
         assert store.count() == expected
 
+    @pytest.mark.parametrize("limit", [1, 5, 8, 40, 100])
+    def test_those_that_are_due_next_are_read_in_the_order_of_one_status(self, store: SandboxStore, limit: int) -> None:
+        orders = [START + 7 * number % 60 for number in range(40)]
+        for number, order in enumerate(orders):
+            add_new(store, f"sbx-{number}", status=Status.PENDING_DELETION, status_order=order)
+        add_new(store, "stale", status=Status.STALE, status_order=1)
+        assert list(store.read_next_due(Status.PENDING_DELETION, limit=limit)) == sorted(orders)[:limit]
+        assert list(store.read_next_due(Status.ALLOCATED, limit=limit)) == []
+
     def test_the_oldest_pending_deletion_is_the_one_that_was_asked_for_first(self, store: SandboxStore) -> None:
         assert store.oldest_pending_deletion() is None
         for number, asked_at in enumerate((300, 100, 200)):
@@ -718,6 +805,7 @@ class StoreContract:
             lambda: store.commit(change_of(stale, replace(stale, version=9))),
             lambda: store.commit(removal_of(stale)),
             lambda: store.commit(ending(earlier)),
+            lambda: store.commit(extending(earlier)),
         ]
         for write in writes:
             with pytest.raises(UnreadableRecord):
@@ -776,7 +864,8 @@ class StoreContract:
     def test_counts_are_written_whole_and_only_over_those_that_were_read(self, store: SandboxStore) -> None:
         taken = CountRecord(turn="one", counter="ann", counting_until=START + 7)
         counted = replace(taken, turn="two", count=COUNT)
-        newer = replace(counted, turn="three", count=replace(COUNT, oldest_pending_deletion=None))
+        nothing = replace(COUNT, oldest_pending_deletion=None, waiting=0, longest_waiting_since=None, returns=())
+        newer = replace(counted, turn="three", count=nothing)
         before = None
         for record in (taken, counted, newer):
             store.write_counts(record, instead_of=before)
@@ -881,6 +970,26 @@ class ConcurrentStoreContract(StoreContract):
         assert set(after) == {store.get(held.sandbox_id)}
         assert store.get_claim("track-1", "track-1") is None
 
+    def test_of_many_that_extend_and_end_one_version_of_a_lease_one_does_and_the_claim_agrees(
+        self, store: SandboxStore
+    ) -> None:
+        held, _ = take(store, add_new(store))
+
+        def write(number: int) -> Sandbox | None:
+            mine = extending(held, by_sec=number) if number % 3 else ending(held)
+            try:
+                store.commit(mine)
+            except Conflict as conflict:
+                return conflict.current
+            return mine.result
+
+        after = at_once([partial(write, number) for number in range(12)])
+        record = store.get(held.sandbox_id)
+        assert record is not None
+        assert set(after) == {record}
+        claim = store.get_claim("track-1", "track-1")
+        assert (claim and claim.lease) == record.lease
+
     def test_of_many_that_add_one_account_one_does(self, store: SandboxStore) -> None:
         def add(number: int) -> bool:
             others = [make_sandbox(f"other-{number}")] if number % 2 else []
@@ -937,10 +1046,10 @@ def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:
         return list(pool.map(start, calls))
 
 
-def settle(store: SandboxStore, candidate: Candidate, claim: Claim) -> AllocateAnswer:
+def settle(store: SandboxStore, candidate: Candidate, claim: Claim, *, place_id: str | None = None) -> AllocateAnswer:
     """Allocate, again after each `Contended`."""
     for _ in range(1000):
-        answer = store.allocate(candidate, claim, by=BY, token=fresh_token())
+        answer = store.allocate(candidate, claim, by=BY, token=fresh_token(), place_id=place_id)
         if not isinstance(answer, Contended):
             return answer
     pytest.fail("the records stayed contended")

@@ -29,7 +29,7 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import BrokerError, OutcomeUnknown, StoreMisconfigured, StoreRejected, StoreUnavailable
 from broker_common.core.facts import PoolFact, PoolFactKind
-from broker_common.core.lease import candidate_of
+from broker_common.core.lease import candidate_of, extend
 from broker_common.core.sandbox import Status
 from broker_common.core.store import (
     AllocateAnswer,
@@ -42,8 +42,9 @@ from broker_common.core.store import (
     Watermark,
 )
 from tests.backends import AWS_ENVIRONMENT
+from tests.contract.line import make_place
 from tests.contract.suite import SHARED_STORE
-from tests.fakes import BY, FakeClock, RecordingRecorder, add_of, change_of, make_claim, make_sandbox, removal_of
+from tests.fakes import BY, START, FakeClock, RecordingRecorder, add_of, change_of, make_claim, make_sandbox, removal_of
 from tests.raw_dynamodb import Behaviour, Exchange, RawDynamoDB, raw_dynamodb, whole
 
 if TYPE_CHECKING:
@@ -55,12 +56,13 @@ pytestmark = pytest.mark.slow
 
 FREE = make_sandbox("1")
 HELD = make_sandbox("1", status=Status.ALLOCATED)
+PLACE = make_place()
 PAUSED = PoolFact(kind=PoolFactKind.PAUSED, fact_id="f", at=1, principal="op", details={"operation": "sync"})
 ITEM = json.dumps({"Item": encode_sandbox(FREE, 4)}).encode()
 
 
-def allocate(store: DynamoStore) -> AllocateAnswer:
-    return store.allocate(candidate_of(FREE), make_claim(FREE), by=BY, token="t")
+def allocate(store: DynamoStore, *, place_id: str | None = None) -> AllocateAnswer:
+    return store.allocate(candidate_of(FREE), make_claim(FREE), by=BY, token="t", place_id=place_id)
 
 
 READS: dict[str, Callable[[DynamoStore], object]] = {
@@ -72,6 +74,10 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "read_due": lambda store: list(store.read_due(Status.STALE, until=5)),
     "list_sandboxes": lambda store: store.list_sandboxes(None, limit=5, cursor=None),
     "count": lambda store: store.count(),
+    "read_line": lambda store: store.read_line(),
+    "read_place": lambda store: store.read_place("t", "t"),
+    "read_places": lambda store: store.read_places("t"),
+    "read_next_due": lambda store: store.read_next_due(Status.ALLOCATED, limit=5),
     "oldest_pending_deletion": lambda store: store.oldest_pending_deletion(),
     "read_watermark": lambda store: store.read_watermark(),
     "read_pauses": lambda store: store.read_pauses(),
@@ -84,7 +90,12 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "allocate": allocate,
+    "allocate in line": lambda store: allocate(store, place_id=PLACE.place_id),
+    "join": lambda store: store.join(PLACE),
+    "renew": lambda store: store.renew(PLACE),
+    "leave": lambda store: store.leave(PLACE),
     "end_allocation": lambda store: store.commit(change_of(HELD, make_sandbox("1", version=2))),
+    "extend": lambda store: store.commit(extend(HELD, expires_at=2**40, by=BY, now=START)),
     "add": lambda store: store.commit(add_of(FREE)),
     "update": lambda store: store.commit(change_of(FREE, make_sandbox("1", version=2))),
     "remove": lambda store: store.commit(removal_of(FREE)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from random import Random
@@ -11,42 +12,62 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 from moto import mock_aws
 
+from broker_common.adapters.dynamo_fields import encode
 from broker_common.adapters.dynamo_items import COUNTS_KEY, claim_key, sandbox_key
+from broker_common.adapters.dynamo_places import encode_place, place_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_ttl, table_definition
 from broker_common.adapters.dynamo_transport import make_boto3_client, make_client
 from broker_common.adapters.system_clock import SystemClock
+from broker_common.core import schema
 from broker_common.core.errors import LayoutMismatch, UnreadableRecord
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, candidate_of, claim_on
 from broker_common.core.sandbox import ORDER_LIMIT, Status
 from broker_common.core.store import (
     AllocateAnswer,
+    Allocated,
     CandidateGone,
+    ClaimHeld,
     Conflict,
     CountRecord,
+    Joined,
     Pause,
     Pauses,
+    PlaceHeld,
     Unreadable,
     Watermark,
 )
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
-from tests.contract.suite import COUNT, ConcurrentStoreContract, StoreContract, add_all, add_new, fresh_token, take
+from tests.contract.line import FAR, ConcurrentLineContract, LineContract, make_place, wait
+from tests.contract.suite import (
+    COUNT,
+    ConcurrentStoreContract,
+    StoreContract,
+    add_all,
+    add_new,
+    extending,
+    fresh_token,
+    take,
+)
 from tests.fakes import BY, START, FakeClock, RecordingRecorder, TimelessStore, add_of, make_claim, make_sandbox
 from tests.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
     from broker_common.adapters.dynamo_fields import Item
     from broker_common.core.facts import Change
+    from broker_common.core.line import Place
+    from broker_common.core.sandbox import Sandbox
 
 _tables = count()
 KEPT_DAYS = 100_000
 """How long facts are kept here: DynamoDB Local removes what its time is over for, and the tests' time has long passed."""
 _DAY_SEC = 24 * 3600
+POINTER = claim_key("track-1", "track-1")
 
 
 class Spoilable(DynamoStore):
@@ -68,6 +89,9 @@ class Spoilable(DynamoStore):
 
     def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
         self.by_hand(claim_key(track_id, idempotency_key), "REMOVE expires_at")
+
+    def spoil_place(self, place_id: str) -> None:
+        self.by_hand(place_key(place_id), "REMOVE joined_at")
 
     def by_hand(self, key: Item, update: str, **values: Item) -> None:
         request: Item = {"TableName": self.table, "Key": key, "UpdateExpression": update}
@@ -152,8 +176,11 @@ class TableContract:
 
     # -- releases side by side
 
-    def test_a_table_of_the_release_before_is_unfinished_until_somebody_says_otherwise(self, store: Spoilable) -> None:
-        store.by_hand(LAYOUT_KEY, "REMOVE upgrade_finished")
+    @pytest.mark.parametrize("update", ["REMOVE upgrade_finished", "SET upgrade_finished = :before"])
+    def test_a_table_of_a_release_before_is_unfinished_until_somebody_says_otherwise(
+        self, store: Spoilable, update: str
+    ) -> None:
+        store.by_hand(LAYOUT_KEY, update, **({"before": encode(schema.UPGRADE - 1)} if "SET" in update else {}))
         assert not store.ping().is_upgraded
         create_table(store.client, store.table, shards=store.positions // ORDER_LIMIT)
         assert not store.ping().is_upgraded
@@ -209,6 +236,21 @@ class TableContract:
         with pytest.raises(UnreadableRecord, match="schema"):
             store.get_claim("track-1", "track-1")
 
+    def test_a_claim_of_a_newer_schema_is_left_as_it_is_by_an_extension(self, store: Spoilable) -> None:
+        held, _ = take(store, add_new(store))
+        store.by_hand(claim_key("track-1", "track-1"), "SET #schema = :three", three={"N": "3"})
+        before = [item for item in store.items() if item["SK"]["S"].startswith("CLAIM")]
+        store.commit(extending(held))
+        assert store.get(held.sandbox_id) == extending(held).result
+        assert before == [item for item in store.items() if item["SK"]["S"].startswith("CLAIM")]
+
+    def test_an_extension_leaves_what_this_release_does_not_know_of_a_claim(self, store: Spoilable) -> None:
+        held, claim = take(store, add_new(store))
+        store.by_hand(claim_key("track-1", "track-1"), "SET colour = :colour", colour={"S": "red"})
+        store.commit(extending(held))
+        (item,) = (each for each in store.items() if each["SK"]["S"].startswith("CLAIM"))
+        assert (item["colour"], item["expires_at"]) == ({"S": "red"}, {"N": str(claim.lease.expires_at + 60)})
+
     def test_facts_that_a_later_release_wrote_are_left_out(self, store: Spoilable) -> None:
         added = add_of(make_sandbox("7"))
         store.commit(added)
@@ -225,6 +267,136 @@ class TableContract:
         assert history(store, "7", limit=1) == [added.fact]
         assert sorted(feed(store, limit=2)[0], key=repr) == sorted([added.fact, pool_fact("one")], key=repr)
 
+    # -- places in the line
+
+    def test_a_place_is_removed_a_day_after_its_track_was_due_back_and_a_claim_never(self, store: Spoilable) -> None:
+        place, sandbox = make_place(), add_new(store)
+        wait(store, place)
+        assert self._ttl(store, POINTER) == FAR + 90 * _DAY_SEC
+        later = replace(place, back_by=FAR + 500)
+        assert store.renew(later)
+        assert self._ttl(store, place_key(place.place_id)) == FAR + 500 + _DAY_SEC
+        assert allocate_in_line(store, sandbox, place) == Allocated()
+        assert all("ttl" not in item for item in store.items() if item["SK"] == POINTER["SK"])
+
+    def test_a_pointer_that_outlives_its_place_keeps_its_track_from_nothing(self, store: Spoilable) -> None:
+        first, second, third = (make_place(unique=unique) for unique in "abc")
+        wait(store, first)
+        store.client.delete_item(TableName=store.table, Key=place_key(first.place_id))
+        assert (store.read_place("track-1", "track-1"), store.read_places("track-1")) == (None, [])
+        assert not store.renew(first)
+        wait(store, second)
+        assert store.read_place("track-1", "track-1") == second
+        store.client.delete_item(TableName=store.table, Key=place_key(second.place_id))
+        assert allocate_in_line(store, add_new(store), second) == Allocated()
+        assert isinstance(store.join(third), ClaimHeld)
+
+    def test_a_place_that_outlives_its_pointer_can_be_left_and_used(self, store: Spoilable) -> None:
+        places = [make_place(), make_place("track-2")]
+        wait(store, *places)
+        for place in places:
+            store.client.delete_item(TableName=store.table, Key=claim_key(place.track_id, place.track_id))
+        assert store.leave(places[0])
+        assert allocate_in_line(store, add_new(store), places[1]) == Allocated()
+        assert store.read_line() == []
+
+    def test_a_place_beside_a_claim_is_left_without_the_claim(self, store: Spoilable) -> None:
+        place = make_place()
+        _, claim = take(store, add_new(store))
+        store.client.put_item(TableName=store.table, Item=encode_place(place))
+        assert store.leave(place)
+        assert store.read_line() == []
+        assert store.get_claim("track-1", "track-1") == claim
+
+    @pytest.mark.parametrize("place_id", [make_place().place_id, make_place(unique="b").place_id])
+    def test_a_claim_that_a_hand_gave_a_place_stays_a_claim(self, store: Spoilable, place_id: str) -> None:
+        place = make_place()
+        _, claim = take(store, add_new(store))
+        store.by_hand(POINTER, "SET place_id = :place", place={"S": place_id})
+        other = add_new(store, "other")
+        assert allocate_in_line(store, other, place) == ClaimHeld(claim)
+        assert store.join(place) == ClaimHeld(claim)
+        store.client.put_item(TableName=store.table, Item=encode_place(place))
+        assert store.leave(place)
+        assert store.get_claim("track-1", "track-1") == claim
+
+    @pytest.mark.parametrize(
+        ("update", "values", "reason"),
+        [
+            ("SET place_id = :new", {"new": {"N": "1"}}, "place_id is not a text"),
+            ("SET #schema = :new", {"new": {"N": "3"}}, "schema is 3, newer than this release knows"),
+            ("REMOVE place_id", {}, "track_id is missing"),
+        ],
+    )
+    def test_a_pointer_that_cannot_be_read_is_its_own_track_s_trouble_and_stays(
+        self, store: Spoilable, update: str, values: dict[str, Any], reason: str
+    ) -> None:
+        place, other, sandbox = make_place(), make_place("track-2"), add_new(store)
+        wait(store, place, other)
+        store.by_hand(POINTER, update, **values)
+        before = store.items()
+        calls: list[Callable[[], object]] = [
+            lambda: store.get_claim("track-1", "track-1"),
+            lambda: store.read_claims("track-1"),
+            lambda: store.read_place("track-1", "track-1"),
+            lambda: store.join(make_place(unique="b")),
+            lambda: allocate_in_line(store, sandbox, place),
+            lambda: allocate_in_line(store, sandbox, place, place_id=None),
+        ]
+        for call in calls:
+            with pytest.raises(UnreadableRecord) as raised:
+                call()
+            assert (raised.value.track_id, raised.value.reason) == ("track-1", reason)
+        assert store.read_places("track-1") == []
+        assert sorted(store.items(), key=str) == sorted(before, key=str)
+        assert store.read_line() == [place, other]
+        assert allocate_in_line(store, sandbox, other) == Allocated()
+
+    def test_a_place_of_a_newer_schema_is_never_changed(self, store: Spoilable) -> None:
+        place, sandbox = make_place(), add_new(store)
+        wait(store, place)
+        store.by_hand(place_key(place.place_id), "SET #schema = :three", three={"N": "3"})
+        before = store.items()
+        calls: list[Callable[[], object]] = [
+            lambda: store.read_place("track-1", "track-1"),
+            lambda: store.renew(place),
+            lambda: store.leave(place),
+            lambda: store.leave(place, unless_renewed=True),
+            lambda: allocate_in_line(store, sandbox, place),
+        ]
+        for call in calls:
+            with pytest.raises(UnreadableRecord, match="schema is"):
+                call()
+        assert store.read_line() == []
+        assert sorted(store.items(), key=str) == sorted(before, key=str)
+
+    def test_what_this_release_does_not_know_of_a_place_survives_its_renewal(self, store: Spoilable) -> None:
+        place = make_place()
+        wait(store, place)
+        key = place_key(place.place_id)
+        store.by_hand(key, "SET colour = :red, #schema = :two", red={"S": "red"}, two={"N": "2"})
+        assert store.renew(place)
+        item = store.client.get_item(TableName=store.table, Key=key)["Item"]
+        assert (item["colour"], item["schema"]) == ({"S": "red"}, {"N": "2"})
+
+    def test_a_place_whose_answers_were_lost_is_had_renewed_and_left_once(self, store: Spoilable) -> None:
+        place = make_place()
+        assert self._losing(store).join(place) in {Joined(), PlaceHeld(place.place_id)}
+        later = replace(place, back_by=FAR + 9)
+        assert self._losing(store).renew(later)
+        assert store.read_line() == [later]
+        self._losing(store).leave(later)  # moto keeps no tokens, so there the second try finds nothing
+        assert store.read_line() == []
+        assert not [item for item in store.items() if item["SK"] == POINTER["SK"]]
+
+    @staticmethod
+    def _losing(store: Spoilable) -> DynamoStore:
+        return store.another(client=Losing(store.client), clock=FakeClock())
+
+    @staticmethod
+    def _ttl(store: Spoilable, key: Item) -> int:
+        return int(store.client.get_item(TableName=store.table, Key=key)["Item"]["ttl"]["N"])
+
     # -- counts
 
     @pytest.mark.parametrize(
@@ -233,6 +405,7 @@ class TableContract:
             ("SET turn = :new", {"new": {"N": "1"}}, None),
             ("REMOVE turn", {}, None),
             ("REMOVE counted_by", {}, "one"),
+            ("SET returns_at = :new", {"new": {"S": "1,soon"}}, "one"),
             ("SET available = :new", {"new": {"N": "-1"}}, "one"),
             ("SET counting_until = :new", {"new": {"S": "later"}}, "one"),
         ],
@@ -246,6 +419,11 @@ class TableContract:
         newer = CountRecord(turn="two", count=COUNT, counter="bob")
         store.write_counts(newer, instead_of=turn)
         assert store.read_counts() == newer
+
+    def test_counts_of_a_release_that_knew_no_line_are_read(self, store: Spoilable) -> None:
+        store.write_counts(CountRecord(turn="one", count=COUNT, counter="ann"), instead_of=None)
+        store.by_hand(COUNTS_KEY, "REMOVE waiting, longest_waiting_since, returns_at")
+        assert store.read_counts().count == replace(COUNT, waiting=0, longest_waiting_since=None, returns=())
 
     @pytest.mark.parametrize("schema", [{"N": "3"}, {"N": "-1"}])
     def test_counts_of_a_newer_schema_are_never_changed(self, store: Spoilable, schema: Item) -> None:
@@ -287,6 +465,15 @@ class TableContract:
         assert {each.sandbox_id for each in pool.sandboxes} == set(pool.accounts.values())
         for each in pool.sandboxes:
             assert [fact.kind for fact in history(store, each.sandbox_id)] == [FactKind.ADDED]
+
+
+def allocate_in_line(
+    store: DynamoStore, sandbox: Sandbox, place: Place, *, place_id: str | None = "its"
+) -> AllocateAnswer:
+    """Allocate a sandbox for the track of a place, which the request names if it is not told otherwise."""
+    claim = make_claim(sandbox, place.track_id)
+    named = place.place_id if place_id == "its" else place_id
+    return store.allocate(candidate_of(sandbox), claim, by=BY, token=fresh_token(), place_id=named)
 
 
 class FailingForMany:
@@ -368,7 +555,7 @@ def assert_counts_stay(store: Spoilable, schema: Item) -> None:
     assert sorted(store.items(), key=str) == sorted(before, key=str)
 
 
-class TestOnMoto(StoreContract, FactContract, TableContract):
+class TestOnMoto(StoreContract, FactContract, LineContract, TableContract):
     """In one thread only: moto copies the table for each transaction, without a lock. It answers in boto3's place."""
 
     @pytest.fixture
@@ -378,13 +565,13 @@ class TestOnMoto(StoreContract, FactContract, TableContract):
             yield from empty_store(client)
 
 
-class TestOnMinistack(ConcurrentStoreContract, FactContract, TableContract):
+class TestOnMinistack(ConcurrentStoreContract, FactContract, ConcurrentLineContract, TableContract):
     @pytest.fixture
     def store(self, ministack_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(ministack_url))
 
 
-class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, TableContract):
+class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, ConcurrentLineContract, TableContract):
     @pytest.fixture
     def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(dynamodb_local_url))
@@ -395,7 +582,7 @@ class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, TableContract):
         assert_counts_stay(store, schema)
 
 
-class TestOnDynamoDBLocalWithOneShard(ConcurrentStoreContract, FactContract):
+class TestOnDynamoDBLocalWithOneShard(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
     @pytest.fixture
     def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(dynamodb_local_url), shards=1)

@@ -8,6 +8,7 @@ import pytest
 
 from broker_common.core.pool import mark_stale
 from tests.contract.facts import FactContract
+from tests.contract.line import ConcurrentLineContract
 from tests.contract.suite import ConcurrentStoreContract
 from tests.fakes import (
     BY,
@@ -22,25 +23,25 @@ from tests.fakes import (
 )
 
 
-class TestMemoryStore(ConcurrentStoreContract, FactContract):
+class TestMemoryStore(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore(FakeClock())
 
 
-class TestMemoryStoreWithOneSegment(ConcurrentStoreContract, FactContract):
+class TestMemoryStoreWithOneSegment(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore(shards=1)
 
 
-class TestLaggingStoreWithoutLag(ConcurrentStoreContract, FactContract):
+class TestLaggingStoreWithoutLag(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
     @pytest.fixture
     def store(self) -> LaggingStore:
         return LaggingStore(FakeClock(), Random(1), lag=0)
 
 
-class TestFlakyStoreThatIsLeftAlone(ConcurrentStoreContract, FactContract):
+class TestFlakyStoreThatIsLeftAlone(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
     @pytest.fixture
     def store(self) -> StoreWrapper:
         return FlakyStore(LosingStore(MemoryStore()).inner)

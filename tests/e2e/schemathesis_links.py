@@ -15,15 +15,20 @@ def _link(operation: str, parameters: dict[str, str], body: dict[str, str] | Non
     return {operation: link | ({"requestBody": body} if body else {})}
 
 
+_AS_TRACK = {"X-Track-ID": "$request.header.X-Track-ID"}
+
+
 def _to_calls_of_the_track(sandbox: str) -> dict[str, Any]:
     """Return the links of an answer whose body has, at the JSON pointer `sandbox`, a sandbox of the calling track."""
     lease = {"lease_id": f"$response.body#{sandbox}/lease_id"}
     own = {"sandbox_id": f"$response.body#{sandbox}/sandbox_id"}
-    as_track = own | {"X-Track-ID": "$request.header.X-Track-ID"}
+    as_track = own | _AS_TRACK
     return (
         _link("readSandbox", as_track)
+        | _link("extend", as_track)
         | _link("markForDeletion", as_track, lease)
         | _link("adminReadSandbox", own)
+        | _link("adminExtend", own)
         | _link("adminRelease", own, lease)
     )
 
@@ -43,6 +48,8 @@ _TO_RESERVATION = (
 LINKS: dict[tuple[str, str, str], dict[str, Any]] = {
     ("post", "/v1/allocate", "201"): _to_calls_of_the_track(""),
     ("post", "/v1/allocate", "200"): _to_calls_of_the_track(""),
+    ("post", "/v1/allocate", "202"): _link("listWaiting", _AS_TRACK) | _link("giveUpWaiting", _AS_TRACK),
+    ("get", "/v1/admin/waiting", "200"): _link("adminRemovePlace", {"place_id": "$response.body#/places/0/place_id"}),
     ("get", "/v1/sandboxes", "200"): _to_calls_of_the_track("/sandboxes/0"),
     ("get", "/v1/admin/sandboxes", "200"): _link("adminReadSandbox", _FIRST)
     | _link("adminQuarantine", _FIRST)

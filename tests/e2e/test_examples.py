@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploy.dev.processes import ROOT, free_ports
+from deploy.dev.processes import ROOT, free_ports, wait_until
 from tests.e2e.stack import TRACK_TOKEN, Stack
 from tests.http_server import Handler, serving
 
@@ -100,6 +103,25 @@ def test_cleanup_gives_back_all_that_the_track_holds_even_if_the_state_file_says
     assert stack.as_track(track, "GET", "/sandboxes").json()["count"] == 0
 
 
+def test_extend_keeps_all_that_the_track_holds_for_so_long_from_now(stack: Stack, script: Script) -> None:
+    track = "extends"
+    assert "the track holds no sandbox" in script("extend", "60", TRACK_ID=track).stderr
+    held = [json.loads(script("setup", TRACK_ID=track).stdout)]
+    held += [stack.as_track(track, "POST", "/allocate", headers={"Idempotency-Key": key}).json() for key in "ab"]
+    for seconds, least in ((5 * 3600, 5 * 3600), (60, 5 * 3600)):
+        asked_at = int(time.time())
+        extended = script("extend", str(seconds), TRACK_ID=track)
+        assert (extended.returncode, extended.stderr) == (0, "")
+        said = {each["lease_id"]: each["expires_at"] for each in map(json.loads, extended.stdout.splitlines())}
+        assert said.keys() == {each["lease_id"] for each in held}
+        assert all(abs(until - asked_at - least) < 60 for until in said.values())
+    listed = stack.as_track(track, "GET", "/sandboxes").json()["sandboxes"]
+    assert {each["lease_id"]: each["expires_at"] for each in listed} == said
+    refused = script("extend", str(9 * 3600), TRACK_ID=track)
+    assert (refused.returncode, "DURATION_LIMIT" in refused.stderr) == (69, True)
+    script("cleanup", TRACK_ID=track)
+
+
 HELD = b'{"count":1,"sandboxes":[{"lease_id":"a","name":"a\\",\\"lease_id\\":\\"b","sandbox_id":"1"}]}'
 NONE_HELD = b'{"count":0,"sandboxes":[]}'
 
@@ -178,10 +200,76 @@ def test_what_the_broker_refuses_is_exit_code_69_with_its_words(script: Script) 
     assert "X-Sandbox-Name-Prefix" in result.stderr
 
 
-def test_when_no_sandbox_comes_free_in_time_it_is_exit_code_75(script: Script) -> None:
+def test_without_patience_setup_does_not_wait_and_an_empty_pool_is_exit_code_75(stack: Stack, script: Script) -> None:
+    result = script("setup", NAME_PREFIX="nobody-s-", PATIENCE_SEC="0")
+    assert result.returncode == 75
+    assert "409 NO_SANDBOXES_AVAILABLE" in result.stderr
+    assert stack.as_admin("GET", "/waiting").json()["places"] == []
+
+
+def test_when_no_sandbox_comes_free_in_time_setup_gives_its_place_up_with_exit_code_75(
+    stack: Stack, script: Script
+) -> None:
     result = script("setup", NAME_PREFIX="nobody-s-", PATIENCE_SEC="1")
     assert result.returncode == 75
-    assert "NO_SANDBOXES_AVAILABLE" in result.stderr
+    assert "202 waiting" in result.stderr
+    assert stack.as_admin("GET", "/waiting").json()["places"] == []
+
+
+def waiting_tracks(stack: Stack) -> list[str]:
+    return [each["track_id"] for each in stack.as_admin("GET", "/waiting").json()["places"]]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_setup_that_is_stopped_while_it_waits_gives_its_place_up_at_once(
+    stack: Stack, tmp_path: Path, command: str, how: signal.Signals
+) -> None:
+    track = f"stopped-{command}-{how.name}"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "BROKER_API_URL": f"{stack.api_url}/v1",
+        "BROKER_TOKEN": TRACK_TOKEN,
+        "TRACK_ID": track,
+        "NAME_PREFIX": "nobody-s-",
+        "STATE_FILE": str(tmp_path / "sandbox.json"),
+    }
+    # In a session of its own and by the script's own id: as a platform stops it, not as a terminal does.
+    with subprocess.Popen([*COMMANDS[command], "setup"], env=environment, start_new_session=True) as setup:
+        assert wait_until(lambda: track in waiting_tracks(stack), 20)
+        setup.send_signal(how)
+        assert setup.wait(10) == 128 + how
+    assert track not in waiting_tracks(stack)
+
+
+def test_a_setup_that_waits_gets_the_sandbox_that_another_track_gives_back(stack: Stack, script: Script) -> None:
+    name = stack.as_admin("GET", "/sandboxes?status=available&limit=1").json()["sandboxes"][0]["name"]
+    first = json.loads(script("setup", NAME_PREFIX=name, TRACK_ID="first").stdout)
+    with ThreadPoolExecutor(1) as another:
+        second = another.submit(script, "setup", NAME_PREFIX=name, TRACK_ID="second")
+        assert wait_until(lambda: "second" in waiting_tracks(stack), 20)
+        assert script("cleanup", TRACK_ID="first").returncode == 0
+        assert wait_until(lambda: stack.run_job("cleanup")["state"] == "succeeded", 20)
+        result = second.result()
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["sandbox_id"] == first["sandbox_id"]
+    script("cleanup", TRACK_ID="second")
+
+
+def test_setup_asks_to_wait_comes_back_when_told_and_leaves_the_line_only_if_it_gets_nothing(script: Script) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Waits(Handler):
+        def reply(self) -> None:
+            asked.append((f"{self.command} {self.path}", self.headers["Prefer"]))
+            if len(asked) == 1:
+                self.answer(202, b'{"position":1,"state":"waiting"}', Retry_After="1")
+            else:
+                self.answer(201, b'{"sandbox_id":"1","lease_id":"a"}')
+
+    with serving(Waits) as server:
+        result = script("setup", BROKER_API_URL=f"http://127.0.0.1:{server.server_port}/v1", PATIENCE_SEC="300")
+    assert (result.returncode, asked) == (0, [("POST /v1/allocate", "wait=30")] * 2), result.stderr
 
 
 def test_a_broker_that_cannot_be_reached_in_time_is_exit_code_75(script: Script) -> None:
@@ -291,7 +379,9 @@ def test_a_setting_that_cannot_be_is_named_with_exit_code_64(script: Script, nam
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [(), ("begin",), ("setup", "cleanup", "both")])
+@pytest.mark.parametrize(
+    "words", [(), ("begin",), ("setup", "cleanup", "both"), ("extend",), ("extend", "1h"), ("extend", "1", "2")]
+)
 def test_wrong_use_is_exit_code_64(script: Script, words: tuple[str, ...]) -> None:
     assert script(*words).returncode == 64
 

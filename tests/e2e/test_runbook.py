@@ -268,6 +268,15 @@ def test_a_rotated_token_can_be_hashed_and_checked(shell: Shell, tmp_path: Path)
         assert shell.run(attempt).startswith(told)
 
 
+def test_a_lease_is_extended_as_the_procedure_says(shell: Shell, stack: Stack) -> None:
+    held = allocate(stack, "needs-longer")
+    (extend,) = blocks("Extend a lease")
+    told = shell.run(extend, ID=held["sandbox_id"])
+    assert told.startswith(f"{held['sandbox_id']} is held until ")
+    assert told.endswith(f"as before: the lease {held['lease_id']}\n")
+    assert "as before" not in shell.run(extend.replace("2h", "5h"), ID=held["sandbox_id"])
+
+
 @pytest.mark.parametrize("title", ["Change LAB_DURATION_HOURS while allocations run", "Upgrade without downtime"])
 def test_the_looks_of_a_procedure_can_be_pasted(shell: Shell, title: str) -> None:
     (look,) = blocks(title)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 PROCESSES, THREADS, CLIENTS = 2, 6, 16
 TROUBLE_SEC = 3
-MOST_TRIES = 20
-"""What one call of a track may ask of the store, repetitions included: so often an allocation is tried."""
+MOST_TRIES = 8
+"""What one call of a track may ask of the store, repetitions included: six tries, and a look at its claim."""
 SETTINGS = {
     "POOL": "1000",
     "API_WORKERS": str(PROCESSES),

@@ -7,7 +7,7 @@ last reported a wipe, and whether a delete call is running or has an unknown out
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from broker_common.core.allocation import Allocation
@@ -304,6 +304,7 @@ class Stage:
             (flat(each).allocated_to_track, flat(each).idempotency_key): (
                 each.sandbox_id,
                 flat(each).lease_id,
+                flat(each).expires_at,
                 each.name,
                 each.external_id,
             )
@@ -311,7 +312,7 @@ class Stage:
             if each.status is Status.ALLOCATED
         }
         claimed = {
-            key: (claim.sandbox_id, claim.lease.lease_id, claim.name, claim.external_id)
+            key: (claim.sandbox_id, claim.lease.lease_id, claim.lease.expires_at, claim.name, claim.external_id)
             for key, claim in now.claims.items()
         }
         holders = [each for each in now.records.values() if each.status is Status.ALLOCATED]
@@ -322,8 +323,11 @@ class Stage:
         """Check one write of one record against the contract."""
         if not kinds_of(was.status if was else None, becomes.status if becomes else None):
             raise Violation(f"no such transition: {was} -> {becomes}")
-        if was and becomes and None not in {was.lease, becomes.lease} and was.lease != becomes.lease:
-            raise Violation(f"no such transition, to another lease: {was} -> {becomes}")
+        if was and becomes and was.lease and becomes.lease:
+            if becomes.lease.expires_at < was.lease.expires_at:
+                raise Violation(f"a lease is shortened: {was} -> {becomes}")
+            if becomes.lease != replace(was.lease, expires_at=becomes.lease.expires_at):
+                raise Violation(f"no such transition, to another lease: {was} -> {becomes}")
         if becomes is None:
             if was is None or (was.dirty and was.status is not Status.DELETED):
                 raise Violation(f"removed: {was}")

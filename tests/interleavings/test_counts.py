@@ -30,7 +30,7 @@ def counting(schedule: Schedule, *, dies: bool = False, gives_back: bool = False
     stage.memory.seed(make_sandbox("sbx-0"))
     counts = {}
     for name, world in zip(("ann", "bob"), stage.worlds, strict=True):
-        counts[name] = Counts(world.store, stage.clock, Random(name), max_age=2)
+        counts[name] = Counts(world.store, stage.clock, Random(name), max_age=2, policy=world.policy)
         stage.play(name, latest(counts[name], gives_back=gives_back and name == "ann"))
     if dies:
         stage.may_fail(stage.worlds[0], Fault.CRASH_BEFORE)

@@ -1,6 +1,6 @@
 """Random operations of two processes on one pool, with faults and crashes, against a small model of the promises.
 
-After every step the promises 1, 2, 4, 5, 6 and 10 are checked, and 3 for every refusal (docs/contract.md).
+After every step the promises 1, 2, 4, 5, 6, 10 and 11 are checked, and 3 for every refusal (docs/contract.md).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from hypothesis.stateful import (
 
 from broker_common.core import comparison, purge, sync
 from broker_common.core.errors import (
+    AllocationEnded,
     BrokerError,
+    DurationLimit,
     InvalidTransition,
     LeaseMismatch,
     ListingUnusable,
@@ -44,10 +46,10 @@ from broker_common.core.errors import (
     TableChanged,
 )
 from broker_common.core.facts import Fact
-from broker_common.core.policy import Policy, RecyclePolicy
+from broker_common.core.policy import OPERATOR_MAX_SEC, Policy, RecyclePolicy
 from broker_common.core.pool import remove, restore
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
-from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.sandbox import Lease, Sandbox, Status
 from broker_common.core.store import Conflict
 from tests.fakes import (
     BY,
@@ -233,7 +235,7 @@ class Promises(RuleBasedStateMachine):
     @rule(index=processes, track=tracks, key=keys, prefix=st.sampled_from(["", "", "lab-", "gpu-"]), failing=faults)
     def allocate(self, index: int, track: str, key: str, prefix: str, failing: list[Fault | None]) -> None:
         held = self._claims().get((track, key))
-        overdue = held is not None and self.clock.now() >= held.lease.allocated_at + OVERDUE
+        overdue = held is not None and held.lease.is_overdue(self.clock.now(), POLICY)
         settled = self.clock.monotonic() - 1 - self.lag
         free = [
             sandbox_id
@@ -300,6 +302,60 @@ class Promises(RuleBasedStateMachine):
         self._forget_ended(
             lambda ended: ended.lease.track_id == track and ended.sandbox_id == sandbox_id and lease != "wrong"
         )
+
+    @rule(
+        index=processes,
+        track=st.none() | tracks,
+        sandbox_id=ids,
+        lease=st.sampled_from(["none", "right", "wrong"]),
+        seconds=st.sampled_from([-3600, 0, 60, 3600, 6 * 3600, 31 * 24 * 3600]),
+        failing=faults,
+    )
+    def extend(
+        self, *, index: int, track: str | None, sandbox_id: str, lease: str, seconds: int, failing: list[Fault | None]
+    ) -> None:
+        """Extend a lease as its track, or as an operator if `track` is None; `seconds` are beyond its end."""
+        record = self._sandboxes().get(sandbox_id)
+        held = record.lease if record else None
+        right = record.latest_lease_id if record else None
+        lease_id = {"none": None, "right": right, "wrong": "another-lease"}[lease]
+        until = (held.expires_at if held else self.clock.now()) + seconds
+        longest = POLICY.max_lab_duration_sec if track else OPERATOR_MAX_SEC
+        named = {"sandbox_id": sandbox_id, "expires_at": until, "lease_id": lease_id}
+        with self._process(index, failing) as world:
+            try:
+                if track is None:
+                    extension = world.leases.extend_for_operator(**named, by=BY)  # type: ignore[arg-type] # as named
+                else:
+                    extension = world.leases.extend(**named, track_id=track, by=BY)  # type: ignore[arg-type] # as named
+            except SandboxNotFound:
+                assert record is None or (track is not None and record.status is Status.DELETED)
+            except NotSandboxOwner:
+                assert record
+                assert record.latest_track_id != track is not None
+            except LeaseMismatch:
+                assert lease == "wrong"
+            except AllocationEnded:
+                assert held is None
+            except DurationLimit:
+                assert held
+                assert until > max(held.allocated_at + longest, held.expires_at)
+            except StoreUnavailable:
+                assert failing
+            else:
+                assert held
+                assert until <= extension.lease.expires_at == max(until, held.expires_at)
+                assert extension.lease.expires_at <= max(held.allocated_at + longest, held.expires_at)
+                assert extension.unchanged == (seconds <= 0)
+        self._note_extension(sandbox_id, {until, held.expires_at if held else None})
+        self._forget_ended(lambda _: False)
+
+    def _note_extension(self, sandbox_id: str, possible: set[int | None]) -> None:
+        """Expect the new end of a lease from now on. Whether one was written is only known afterwards."""
+        for claim in self._claims().values():
+            if claim.sandbox_id == sandbox_id:
+                assert claim.lease.expires_at in possible
+                self.answered[claim.lease.lease_id] = claim
 
     @rule(index=processes, sandbox_id=ids, right=st.booleans(), failing=faults)
     def release(self, index: int, sandbox_id: str, right: bool, failing: list[Fault | None]) -> None:
@@ -604,11 +660,11 @@ class Promises(RuleBasedStateMachine):
     def a_claim_exists_exactly_while_its_sandbox_is_allocated_under_its_lease(self) -> None:
         sandboxes, claims = self.memory.dump()
         held = {
-            (flat(each).allocated_to_track, flat(each).idempotency_key, each.sandbox_id, flat(each).lease_id)
+            (each.lease.track_id, each.lease.idempotency_key): (each.sandbox_id, each.lease)
             for each in sandboxes.values()
-            if each.status is Status.ALLOCATED
+            if each.lease
         }
-        assert held == {(track, key, claim.sandbox_id, claim.lease.lease_id) for (track, key), claim in claims.items()}
+        assert held == {key: (claim.sandbox_id, claim.lease) for key, claim in claims.items()}
 
     @invariant()
     def every_sandbox_has_one_holder_and_every_answered_allocation_stands(self) -> None:
@@ -753,6 +809,40 @@ def test_the_model_objects_to_an_allocation_that_somebody_else_ended() -> None:
     machine.worlds[1].mark("s0", "ann")
     with pytest.raises(AssertionError, match="nobody who may"):
         machine.expire(index=0, failing=[])
+
+
+def extend_by_an_hour(machine: Promises) -> None:
+    machine.extend(index=0, track="ann", sandbox_id="s0", lease="right", seconds=3600, failing=[])
+
+
+def test_the_model_objects_to_an_expiry_before_the_latest_end_that_was_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Promises()
+    _use(machine)
+    extend_by_an_hour(machine)
+    machine.wait(seconds=OVERDUE)
+    monkeypatch.setattr(MemoryStore, "read_due", lambda *_, **__: iter(["s0"]))  # as an index that lags
+    machine.expire(index=1, failing=[])
+    monkeypatch.setattr(Lease, "is_overdue", lambda lease, now, _: now >= lease.allocated_at + OVERDUE)
+    with pytest.raises(AssertionError, match="nobody who may"):
+        machine.expire(index=1, failing=[])
+
+
+def test_the_model_objects_to_an_extension_that_leaves_the_claim_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = MemoryStore.commit
+
+    def forgetful(memory: MemoryStore, *changes: Change) -> None:
+        claims = dict(memory._claims)
+        commit(memory, *changes)
+        memory._claims.update(claims)
+
+    machine = Promises()
+    _use(machine)
+    monkeypatch.setattr(MemoryStore, "commit", forgetful)
+    extend_by_an_hour(machine)
+    with pytest.raises(AssertionError):
+        machine.a_claim_exists_exactly_while_its_sandbox_is_allocated_under_its_lease()
 
 
 def test_the_model_objects_to_a_change_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:

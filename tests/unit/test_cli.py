@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -457,6 +458,61 @@ def test_a_lease_that_is_not_named_is_ended_only_if_somebody_who_saw_it_says_yes
         assert len(responses.calls) == 0
 
 
+UNTIL = 1796144400
+"""2026-12-01 17:00 in UTC."""
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    "text",
+    ["2026-12-01T17:00Z", "2026-12-01 17:00:00Z", "2026-12-01T18:00+01:00", "2026-12-01T17:00+00:00", "1796144400"],
+)
+@pytest.mark.parametrize("lease", [None, "lease-1"])
+def test_a_lease_is_extended_to_a_time_as_people_write_it(text: str, lease: str | None) -> None:
+    body: dict[str, object] = {"expires_at": UNTIL} | ({"lease_id": lease} if lease else {})
+    match = [responses.matchers.json_params_matcher(body)]
+    responses.post(f"{URL}/sandboxes/7/extend", json=body | {"sandbox_id": "7", "lease_id": "lease-1"}, match=match)
+    result = broker("sandbox", "extend", "7", "--until", text, *(["--lease", lease] if lease else []))
+    assert result.exit_code == 0
+    assert result.stdout.startswith("7 is held until 2026-12-01 17:00:00Z, ")
+    assert result.stdout.endswith(": the lease lease-1\n")
+    assert "as before" not in result.stdout
+
+
+@responses.activate
+def test_a_lease_is_extended_for_a_time_from_now_and_one_that_lasts_longer_is_said_to() -> None:
+    extended = responses.post(
+        f"{URL}/sandboxes/7/extend", json={"sandbox_id": "7", "lease_id": "lease-1", "expires_at": UNTIL}
+    )
+    result = broker("sandbox", "extend", "7", "--for", "90m")
+    asked = json.loads(extended.calls[0].request.body)["expires_at"]
+    assert 0 <= time.time() + 5400 - asked < 60
+    assert ", as before: the lease lease-1\n" in result.stdout
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((), ("--until", "2026-12-01T18:00Z", "--for", "2h"), ("--for", "2"), ("--for", "2 hours")),
+        *(("--until", each) for each in ("tomorrow", "2026-12-01T18:00", "2026-12-01", "18:00Z", "20261201")),
+    ],
+)
+def test_an_extension_without_one_clear_end_is_not_sent(words: tuple[str, ...]) -> None:
+    result = broker("sandbox", "extend", "7", *words)
+    assert result.exit_code == 2
+    assert re.search(r"give the new end by|must be a (length of )?time", result.stderr)
+    assert len(responses.calls) == 0
+
+
+@responses.activate
+def test_an_extension_beyond_the_limit_says_the_limit() -> None:
+    refused = refusal("DURATION_LIMIT", "the lease on sandbox '7' can last until 1796144400 at most")
+    responses.post(f"{URL}/sandboxes/7/extend", json=refused, status=409)
+    result = broker("sandbox", "extend", "7", "--for", "60d")
+    assert (result.exit_code, "can last until 1796144400 at most (409 DURATION_LIMIT" in result.stderr) == (1, True)
+
+
 @responses.activate
 def test_a_sandbox_without_a_lease_is_not_released() -> None:
     responses.get(f"{URL}/sandboxes/7", json={"status": "stale", "lease_id": None})
@@ -484,6 +540,82 @@ def test_what_no_sandbox_could_pass_ends_a_change_of_many_at_the_first(code: str
     responses.post(re.compile(".*/retry-deletion"), json=refusal(code, "no") if code else {}, status=status)
     result = broker("sandbox", "retry", "1", "2", "3")
     assert (result.exit_code, len(responses.calls)) == (1, 1)
+
+
+WAITS = {
+    "position": 1,
+    "track_id": "track-7",
+    "idempotency_key": "track-7",
+    "track_name": None,
+    "customer": "acme",
+    "name_prefix": "",
+    "joined_at": 1_750_000_000,
+    "back_by": 1_750_000_003,
+    "place_kept_until": 1_750_000_603,
+    "place_id": "place-1",
+}
+
+
+def line_of(waiting: int) -> None:
+    """Have the API list one place of a line of so many."""
+    body = {"places": [WAITS], "count": 1, "waiting": waiting}
+    responses.get(f"{URL}/waiting", json=body, match=[responses.matchers.query_param_matcher({"limit": "1"})])
+
+
+@responses.activate
+def test_the_line_is_a_table_that_says_who_waits_since_when_and_how_many_are_not_shown() -> None:
+    line_of(waiting=4)
+    result = broker("line", "--limit", "1")
+    heading, row = result.stdout.splitlines()
+    assert heading.split() == [
+        "position",
+        "track_id",
+        "track_name",
+        "customer",
+        "name_prefix",
+        "waits_since",
+        "back_by",
+        "place_id",
+    ]
+    assert row.split()[:5] == ["1", "track-7", "-", "acme", "-"]
+    assert "2025-06-15 15:06:40Z" in row
+    assert row.endswith("place-1")
+    assert "3 more tracks wait behind these" in result.stderr
+
+
+@responses.activate
+def test_the_line_is_shown_as_json_with_every_field() -> None:
+    line_of(waiting=1)
+    result = broker("line", "--limit", "1", "--json")
+    assert [json.loads(row) for row in result.stdout.splitlines()] == [WAITS]
+    assert result.stderr == ""
+
+
+@responses.activate
+def test_a_place_is_removed_by_its_id_with_any_characters() -> None:
+    responses.delete(f"{URL}/waiting/a%2Fb", status=204)
+    result = broker("line", "remove", "a/b")
+    assert (result.exit_code, result.stdout) == (0, "a/b is not in the line, or is no longer\n")
+
+
+@responses.activate
+def test_a_removal_that_is_refused_says_why() -> None:
+    told = refusal("FORBIDDEN", "this call needs the role operator")
+    responses.delete(f"{URL}/waiting/place-1", json=told, status=403)
+    result = broker("line", "remove", "place-1")
+    assert (result.exit_code, "needs the role operator" in result.output) == (1, True)
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "many"])
+def test_a_limit_of_the_line_that_cannot_be_is_wrong_use(limit: str) -> None:
+    assert broker("line", "--limit", limit).exit_code == 2
+
+
+@responses.activate
+def test_an_empty_answer_to_a_question_is_not_the_broker_s() -> None:
+    responses.get(f"{URL}/waiting", status=204)
+    result = broker("line")
+    assert (result.exit_code, "is this the broker's API?" in result.output) == (1, True)
 
 
 @responses.activate

@@ -12,8 +12,11 @@ import pytest
 from broker_common.core.counts import COUNT_LIMIT_SEC, Counts
 from broker_common.core.deadline import time_left
 from broker_common.core.errors import DeadlineExceeded, StoreUnavailable, UnreadableRecord
+from broker_common.core.line import LATE_SEC
+from broker_common.core.policy import Policy
 from broker_common.core.sandbox import Status
 from broker_common.core.store import CountRecord
+from tests.contract.line import make_place, wait
 from tests.fakes import START, FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ def memory(clock: FakeClock) -> MemoryStore:
 
 
 def process(store: SandboxStore, clock: Clock, seed: int = 1) -> Counts:
-    return Counts(store, clock, Random(seed), max_age=MAX_AGE)
+    return Counts(store, clock, Random(seed), max_age=MAX_AGE, policy=Policy())
 
 
 def available(counts: Counts) -> int:
@@ -253,7 +256,13 @@ def test_each_process_counts_for_itself_while_a_record_of_a_later_release_is_in_
         store.fail("read_counts", *[UnreadableRecord("the record of counts", "schema is 3")] * 2)
         assert [available(each) for each in processes] == [2, 2]
         clock.advance(MAX_AGE)
-    assert store.calls == {"read_counts": 6, "count": 6, "oldest_pending_deletion": 6}
+    assert store.calls == {
+        "read_counts": 6,
+        "count": 6,
+        "oldest_pending_deletion": 6,
+        "read_line": 2,
+        "read_next_due": 4,
+    }
 
 
 @pytest.mark.parametrize("fault", [None, Fault.REFUSED])
@@ -342,7 +351,53 @@ def test_no_count_is_known_while_the_store_is_away(memory: MemoryStore, clock: F
     store = FlakyStore(memory)
     counts = process(store, clock)
     assert available(counts) == 2
-    for method in ("read_counts", "count", "oldest_pending_deletion"):
+    clock.advance(15)
+    for method in ("read_counts", "read_line", "read_next_due", "count", "oldest_pending_deletion"):
         store.fail(method, Fault.REFUSED)
         with pytest.raises(StoreUnavailable):
             counts.latest()
+
+
+# -- the line, and the next returns
+
+
+def test_a_count_has_the_places_that_are_kept_and_since_when_one_waits_whose_track_is_not_late(
+    memory: MemoryStore, clock: FakeClock
+) -> None:
+    grace = Policy().line_grace_sec
+    wait(
+        memory,
+        make_place("over", joined_at=START - 5000, back_by=START - grace - 1),
+        make_place("late", joined_at=START - 900, back_by=START - LATE_SEC - 1),
+        make_place("longest", joined_at=START - 600, back_by=START - LATE_SEC),
+        make_place("new", joined_at=START, back_by=START + 3),
+    )
+    _, count = process(memory, clock).latest()
+    assert (count.waiting, count.longest_waiting_since) == (3, START - 600)
+
+
+def test_a_count_tells_when_the_first_sandboxes_are_expected_back(memory: MemoryStore, clock: FakeClock) -> None:
+    policy = Policy(expiry_buffer_sec=100, cool_down_sec=10)
+    pending = [START - 5, START + 30]
+    held = [START + 60 + number for number in range(19)]
+    memory.seed(
+        *(make_sandbox(f"p-{at}", status=Status.PENDING_DELETION, status_order=at) for at in pending),
+        *(make_sandbox(f"h-{at}", status=Status.ALLOCATED, status_order=at) for at in held),
+        make_sandbox("failed", status=Status.DELETION_FAILED, status_order=START),
+    )
+    counts = Counts(memory, clock, Random(1), max_age=MAX_AGE, policy=policy)
+    back = pending + [at + 110 for at in held]
+    assert counts.latest()[1].returns == tuple(back[rank - 1] for rank in (1, 2, 5, 10, 20))
+
+
+def test_the_line_and_the_returns_are_read_again_after_a_quarter_of_a_minute(
+    memory: MemoryStore, clock: FakeClock
+) -> None:
+    counts = process(memory, clock)
+    seen = []
+    for number in range(9):
+        seen.append(counts.latest()[1].waiting)
+        wait(memory, make_place(f"track-{number}", joined_at=START + 60))
+        clock.advance(MAX_AGE)
+    assert seen == [0] * 8 + [8]
+    assert (memory.calls["read_line"], memory.calls["read_next_due"], memory.calls["count"]) == (2, 4, 9)

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from moto import mock_aws
 
 from broker_common.adapters import dynamo_base
-from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY, sandbox_key
+from broker_common.adapters.dynamo_items import PAUSE_KEY, SYNC_KEY, encode_claim, sandbox_key
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, index_problem, table_definition
 from broker_common.adapters.dynamo_time import make_time_reader, time_of
@@ -30,6 +30,7 @@ from broker_common.core.pauses import PauseCache
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import (
     AllocateAnswer,
+    Allocated,
     CandidateGone,
     Conflict,
     Contended,
@@ -40,6 +41,7 @@ from broker_common.core.store import (
     Watermark,
 )
 from broker_common.core.telemetry import RecordUnreadable
+from tests.contract.line import make_place
 from tests.fakes import (
     BY,
     START,
@@ -60,7 +62,8 @@ if TYPE_CHECKING:
 
 HELD = make_sandbox("1", status=Status.ALLOCATED)
 PAUSED = PoolFact(kind=PoolFactKind.PAUSED, fact_id="f", at=START, principal="op", details={"operation": "sync"})
-WRITES: list[Callable[[DynamoStore], None]] = [
+PLACE = make_place()
+WRITES: list[Callable[[DynamoStore], object]] = [
     lambda store: store.commit(add_of(make_sandbox("1"))),
     lambda store: store.commit(change_of(make_sandbox("1"), make_sandbox("1", version=2))),
     lambda store: store.commit(removal_of(make_sandbox("1"))),
@@ -70,6 +73,9 @@ WRITES: list[Callable[[DynamoStore], None]] = [
     lambda store: store.record(PAUSED),
     lambda store: store.write_counts(CountRecord(turn="t", counter="c"), instead_of=None),
     lambda store: store.finish_upgrade(),
+    lambda store: store.join(PLACE),
+    lambda store: store.renew(PLACE),
+    lambda store: store.leave(PLACE),
 ]
 
 
@@ -111,7 +117,7 @@ def store_on(client: Any, recorder: RecordingRecorder | None = None) -> DynamoSt
 )
 @pytest.mark.parametrize("write", WRITES)
 def test_a_write_that_failed_or_was_throttled_is_sent_again_because_its_condition_tells_whether_it_was_applied(
-    write: Callable[[DynamoStore], None], code: str, status: int, error: type[StoreUnavailable]
+    write: Callable[[DynamoStore], object], code: str, status: int, error: type[StoreUnavailable]
 ) -> None:
     client = Answers(code, status)
     with pytest.raises(error) as raised:
@@ -125,6 +131,34 @@ def test_an_allocation_that_met_others_says_so_and_is_not_repeated_here(code: st
     client = cancelling("None", code, "None")
     assert allocate(store_on(client)) == Contended()
     assert client.calls == 1
+
+
+class Keeps:
+    """A client that applies every call, and keeps its request."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+
+    def transact_write_items(self, **request: Any) -> dict[str, Any]:
+        self.requests.append(request)
+        return {}
+
+
+def test_an_allocation_of_who_does_not_wait_writes_the_claim_the_sandbox_and_the_fact_and_nothing_else() -> None:
+    client = Keeps()
+    assert allocate(store_on(client)) == Allocated()
+    (request,) = client.requests
+    claim, sandbox, fact = request["TransactItems"]
+    assert claim == {
+        "Put": {
+            "TableName": "pool",
+            "Item": encode_claim(make_claim(make_sandbox("1"))),
+            "ConditionExpression": "attribute_not_exists(PK)",
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+    }
+    assert sandbox["Update"]["Key"] == sandbox_key("1")
+    assert fact["Put"]["Item"]["PK"] == sandbox_key("1")["PK"]
 
 
 class Raises:

@@ -15,6 +15,7 @@ from broker_common.core.errors import (
     ClockWrong,
     LayoutMismatch,
     NoSandboxesAvailable,
+    NotSandboxOwner,
     QueueUnavailable,
     StoreUnavailable,
     TableChanged,
@@ -166,6 +167,20 @@ class TestWhatAWrongClockDoesNot:
         replay = world.allocate("holder")
         assert (replay.claim, replay.replayed) == (held, True)
         assert world.record(held.sandbox_id).status is Status.ALLOCATED
+
+    def test_extend_changes_nothing_and_still_refuses_other_tracks_first(self, off: int) -> None:
+        world, clock = world_of()
+        world.pool(1)
+        lease = world.allocate().claim.lease
+        clock.off = off
+        for until in (lease.expires_at, lease.expires_at + 60):
+            with pytest.raises(ClockWrong):
+                world.extend(until)
+            with pytest.raises(ClockWrong):
+                world.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=until, by=BY)
+            with pytest.raises(NotSandboxOwner):
+                world.extend(until, track_id="another")
+        assert world.record("sbx-0").lease == lease
 
     def test_expiry_ends_nothing(self, off: int) -> None:
         world, clock = world_of()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from broker_common.core.facts import FactKind
-from broker_common.core.lease import begin, candidate_of, claim_on, end
+from broker_common.core.lease import begin, candidate_of, claim_on, end, extend
 from broker_common.core.sandbox import DeletionReason, EndedLease
 from tests.fakes import BY, changed, flat, make_claim, make_sandbox
 from tests.lifecycle import L
@@ -43,6 +47,28 @@ def test_a_lease_that_began_is_told_with_its_end_and_its_lab() -> None:
     unnamed = begin(make_sandbox(), make_claim(make_sandbox()).lease, by=BY).fact
     assert unnamed is not None
     assert unnamed.details == {"expires_at": claim.lease.expires_at}
+
+
+def test_a_lease_that_is_extended_stays_the_same_and_ends_later() -> None:
+    before = in_status(L, track_name="intro", quarantine_reason="smells")
+    assert before.lease is not None
+    longer = extend(before, expires_at=before.lease.expires_at + 60, by=BY, now=NOW)
+    after = longer.result
+    assert after.lease == replace(before.lease, expires_at=before.lease.expires_at + 60)
+    assert (after.status_order, after.updated_at) == (before.lease.expires_at + 60, NOW)
+    assert after.version > before.version
+    assert longer.fact is not None
+    assert longer.fact.details == {
+        "expires_at": before.lease.expires_at + 60,
+        "expires_at_before": before.lease.expires_at,
+    }
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_lease_is_never_shortened(earlier: int) -> None:
+    before = in_status(L)
+    with pytest.raises(ValueError, match="never shortened"):
+        extend(before, expires_at=flat(before).expires_at - earlier, by=BY, now=NOW)
 
 
 def test_an_ended_lease_is_due_at_once_and_its_sandbox_still_answers_to_its_last_holder() -> None:

@@ -1,16 +1,40 @@
-"""Reading what is held, and ending it: marked by its track, released by an operator, expired."""
+"""Reading what is held, extending it, and ending it: marked by its track, released by an operator, expired."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
 import pytest
 
-from broker_common.core.errors import LeaseMismatch, NotSandboxOwner, SandboxNotFound, StoreUnavailable
+from broker_common.core.allocation import AllocateRequest
+from broker_common.core.errors import (
+    AllocationEnded,
+    BrokerError,
+    DurationLimit,
+    LeaseMismatch,
+    NotSandboxOwner,
+    SandboxNotFound,
+    StoreUnavailable,
+)
+from broker_common.core.facts import Fact, FactKind
 from broker_common.core.leases import expire
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.store import Conflict
-from broker_common.core.telemetry import AllocationExpired, AllocationReleased, MarkEnded, MarkOutcome
-from tests.fakes import BY, Fault, flat, make_sandbox
+from broker_common.core.telemetry import (
+    AllocationExpired,
+    AllocationReleased,
+    ExtendOutcome,
+    ExtensionEnded,
+    MarkEnded,
+    MarkOutcome,
+)
+from tests.fakes import BY, START, Fault, flat, make_sandbox
 from tests.world import World, flaky_world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HOUR = 3600
 
@@ -277,3 +301,285 @@ def test_expiring_loses_to_a_mark_that_came_first() -> None:
     assert not expire_in(late, "sbx-0")
     assert flat(world.record("sbx-0")).deletion_reason is DeletionReason.MARKED
     assert late.recorder.of(AllocationExpired) == []
+
+
+# -- extending
+
+
+def extensions_of(world: World) -> list[Fact]:
+    return [fact for fact in world.memory.facts if isinstance(fact, Fact) and fact.kind is FactKind.EXTENDED]
+
+
+def test_a_holder_extends_its_lease_and_its_replay_answers_the_new_end(world: World) -> None:
+    world.pool(3)
+    claim = world.allocate().claim
+    world.clock.advance(60)
+    until = claim.lease.expires_at + HOUR
+    extension = world.extend(until, claim.sandbox_id, lease_id=claim.lease.lease_id)
+    longer = replace(claim.lease, expires_at=until)
+    assert (extension.lease, extension.unchanged) == (longer, False)
+    assert world.record(claim.sandbox_id).lease == longer
+    again = world.allocate()
+    assert (again.claim, again.replayed) == (replace(claim, lease=longer), True)
+
+
+def test_an_earlier_end_answers_the_present_one_and_writes_nothing(plain: World) -> None:
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    before = plain.memory.dump()
+    for earlier in (0, START, lease.expires_at - 1, lease.expires_at):
+        extension = plain.extend(earlier)
+        assert (extension.lease, extension.unchanged) == (lease, True)
+    assert (plain.memory.dump(), extensions_of(plain)) == (before, [])
+
+
+def test_an_extension_is_told_once_however_often_it_is_repeated(plain: World) -> None:
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    until = lease.expires_at + HOUR
+    assert [plain.extend(until).unchanged for _ in range(3)] == [False, True, True]
+    assert [fact.details for fact in extensions_of(plain)] == [
+        {"expires_at": until, "expires_at_before": lease.expires_at}
+    ]
+
+
+def test_a_lease_may_be_extended_until_its_limit_and_no_further(plain: World) -> None:
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    limit = lease.allocated_at + plain.policy.max_lab_duration_sec
+    for beyond in (limit + 1, 2**60):
+        with pytest.raises(DurationLimit) as refused:
+            plain.extend(beyond)
+        assert refused.value.details == {"latest_expires_at": limit}
+        assert str(limit) in refused.value.message
+    assert plain.record("sbx-0").lease == lease
+    assert plain.extend(limit).lease.expires_at == limit
+
+
+def test_an_operator_extends_a_lease_to_thirty_days_and_its_track_never_shortens_that(plain: World) -> None:
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    limit = lease.allocated_at + 30 * 24 * HOUR
+    with pytest.raises(DurationLimit) as refused:
+        plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=limit + 1, by=BY)
+    assert refused.value.details == {"latest_expires_at": limit}
+    extension = plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=limit, by=BY, lease_id=lease.lease_id)
+    assert extension.lease.expires_at == limit
+    assert plain.extend(lease.expires_at + HOUR).lease.expires_at == limit
+    with pytest.raises(DurationLimit) as refused:
+        plain.extend(limit + 1)
+    assert refused.value.details == {"latest_expires_at": limit}
+
+
+def test_the_limit_of_tracks_is_an_operators_too_where_it_is_longer(plain: World) -> None:
+    plain.set_policy(max_lab_duration_sec=60 * 24 * HOUR)
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    until = lease.allocated_at + 60 * 24 * HOUR
+    assert plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=until, by=BY).lease.expires_at == until
+
+
+def test_a_lease_of_more_than_its_limit_of_today_is_not_shortened(plain: World) -> None:
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    plain.set_policy(max_lab_duration_sec=HOUR)
+    assert plain.extend(lease.allocated_at + HOUR).lease == lease
+    with pytest.raises(DurationLimit) as refused:
+        plain.extend(lease.expires_at + 1)
+    assert refused.value.details == {"latest_expires_at": lease.expires_at}
+
+
+@pytest.mark.parametrize("late", [4 * HOUR + 60, 6 * HOUR])
+def test_a_lease_that_nobody_has_ended_yet_is_extended_after_its_end_and_then_it_is_not_overdue(
+    plain: World, late: int
+) -> None:
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    plain.clock.advance(late)
+    plain.extend(lease.allocated_at + 8 * HOUR)
+    plain.expirer.run(by=BY)
+    assert plain.record("sbx-0").status is Status.ALLOCATED
+    assert plain.allocate().replayed
+    plain.clock.advance(8 * HOUR + plain.policy.expiry_buffer_sec - late)
+    plain.expirer.run(by=BY)
+    assert plain.record("sbx-0").status is Status.PENDING_DELETION
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_an_allocate_that_read_an_overdue_claim_does_not_end_the_lease_that_is_extended_meanwhile(free: int) -> None:
+    world, store = flaky_world()
+    world.pool(1)
+    claim = world.allocate().claim
+    world.memory.seed(*[make_sandbox(f"free-{number}") for number in range(free)])
+    world.clock.advance(5 * HOUR)
+    other = World(clock=world.clock, memory=world.memory)
+    until = claim.lease.allocated_at + 8 * HOUR
+    store.just_before("get", partial(other.extend, until))
+    again = world.allocate()
+    assert (again.claim, again.replayed) == (replace(claim, lease=replace(claim.lease, expires_at=until)), True)
+    assert world.record("sbx-0").status is Status.ALLOCATED
+
+
+def test_another_track_is_refused_before_anything_else(plain: World) -> None:
+    plain.pool(2)
+    claim = plain.allocate().claim
+    before = plain.memory.dump()
+    for sandbox_id in ("sbx-0", "sbx-1"):
+        for lease_id in (None, claim.lease.lease_id, "any"):
+            with pytest.raises(NotSandboxOwner):
+                plain.extend(2**60, sandbox_id, "track-2", lease_id)
+    assert plain.memory.dump() == before
+
+
+def test_an_unknown_sandbox_or_a_tombstone_cannot_be_extended(plain: World) -> None:
+    tombstone = make_sandbox(status=Status.DELETED, last_track_id="track-1", last_lease_id="lease-1")
+    plain.memory.seed(tombstone)
+    for sandbox_id in ("nobody", tombstone.sandbox_id):
+        with pytest.raises(SandboxNotFound):
+            plain.extend(START, sandbox_id)
+    with pytest.raises(SandboxNotFound):
+        plain.leases.extend_for_operator(sandbox_id="nobody", expires_at=START, by=BY)
+
+
+def test_a_lease_that_has_ended_is_not_extended(plain: World) -> None:
+    plain.pool(1)
+    lease_id = plain.allocate().claim.lease.lease_id
+    plain.mark()
+    before = plain.memory.dump()
+    for named in (None, lease_id):
+        with pytest.raises(AllocationEnded):
+            plain.extend(START + HOUR, lease_id=named)
+        with pytest.raises(AllocationEnded):
+            plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=START + HOUR, by=BY, lease_id=named)
+    assert plain.memory.dump() == before
+
+
+def test_a_sandbox_that_nobody_ever_held_has_no_lease_to_extend(plain: World) -> None:
+    plain.pool(1)
+    with pytest.raises(AllocationEnded):
+        plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=START, by=BY)
+    with pytest.raises(LeaseMismatch):
+        plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=START, by=BY, lease_id="any")
+
+
+def test_an_extension_of_an_earlier_lease_changes_nothing(plain: World) -> None:
+    plain.pool(1)
+    old = plain.use_and_wipe().claim.lease
+    new = plain.allocate().claim.lease
+    for lease_id in (old.lease_id, "any"):
+        with pytest.raises(LeaseMismatch):
+            plain.extend(new.expires_at + HOUR, lease_id=lease_id)
+    assert plain.record("sbx-0").lease == new
+
+
+@pytest.mark.parametrize("next_track", ["track-1", "track-2"])
+def test_an_extension_is_bound_to_the_lease_that_it_read_first(next_track: str) -> None:
+    world = World()
+    world.pool(1)
+    late, store = flaky_world(clock=world.clock, memory=world.memory)
+    old = world.allocate().claim.lease
+
+    def go_round() -> None:
+        world.use_and_wipe()
+        world.allocate(next_track)
+
+    store.just_before("update", go_round)
+    with pytest.raises(LeaseMismatch):
+        late.extend(old.expires_at + HOUR)
+    assert flat(world.record("sbx-0")).allocated_to_track == next_track
+    assert extensions_of(world) == []
+
+
+def test_an_extension_whose_sandbox_vanishes_meanwhile_is_not_found() -> None:
+    world, store = flaky_world()
+    world.pool(1)
+    lease = world.allocate().claim.lease
+    store.fail("update", Conflict("gone", current=None))
+    with pytest.raises(SandboxNotFound):
+        world.extend(lease.expires_at + HOUR)
+
+
+@pytest.mark.parametrize("change", ["quarantine", "lift_quarantine"])
+def test_an_extension_tries_again_on_a_record_that_has_changed(change: str) -> None:
+    world, store = flaky_world()
+    world.pool(1)
+    lease = world.allocate().claim.lease
+    operator = World(clock=world.clock, memory=world.memory)
+    operator.operations.quarantine("sbx-0", reason="smells", by=BY)
+    if change == "lift_quarantine":
+        store.just_before("update", lambda: operator.operations.lift_quarantine("sbx-0", by=BY))
+    world.extend(lease.expires_at + HOUR)
+    record = world.record("sbx-0")
+    assert (flat(record).expires_at, record.quarantine is None) == (
+        lease.expires_at + HOUR,
+        change == "lift_quarantine",
+    )
+
+
+def test_of_two_extensions_the_later_end_holds_in_either_order() -> None:
+    for ends in ((1, 2), (2, 1)):
+        world, store = flaky_world()
+        world.pool(1)
+        lease = world.allocate().claim.lease
+        other = World(clock=world.clock, memory=world.memory)
+        first, second = (lease.expires_at + each * HOUR for each in ends)
+        store.just_before("update", partial(other.extend, second))
+        answered = world.extend(first).lease.expires_at
+        assert answered == flat(world.record("sbx-0")).expires_at == lease.expires_at + 2 * HOUR
+
+
+@pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER])
+def test_an_extension_whose_answer_was_lost_is_carried_out_by_repeating_it(fault: Fault) -> None:
+    world, store = flaky_world()
+    world.pool(1)
+    lease = world.allocate().claim.lease
+    store.fail("update", fault)
+    with pytest.raises(StoreUnavailable):
+        world.extend(lease.expires_at + HOUR)
+    assert world.extend(lease.expires_at + HOUR).lease.expires_at == lease.expires_at + HOUR
+    assert len(extensions_of(world)) == 1
+    outcomes = [event.outcome for event in world.recorder.of(ExtensionEnded)]
+    again = ExtendOutcome.UNCHANGED if fault is Fault.LOST_AFTER else ExtendOutcome.SUCCESS
+    assert outcomes == [ExtendOutcome.ERROR, again]
+
+
+def test_each_extension_is_recorded_with_its_outcome(plain: World) -> None:
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    plain.extend(lease.expires_at + 1)
+    plain.extend(lease.expires_at + 1)
+    plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=lease.expires_at + 2, by=BY)
+    refused: list[tuple[type[BrokerError], Callable[[], object]]] = [
+        (DurationLimit, lambda: plain.extend(2**60)),
+        (NotSandboxOwner, lambda: plain.extend(START, track_id="track-2")),
+        (SandboxNotFound, lambda: plain.extend(START, "nobody")),
+        (LeaseMismatch, lambda: plain.extend(START, lease_id="x")),
+    ]
+    for error, act in refused:
+        with pytest.raises(error):
+            act()
+    plain.mark()
+    with pytest.raises(AllocationEnded):
+        plain.extend(START)
+    events = plain.recorder.of(ExtensionEnded)
+    assert [event.outcome for event in events] == [
+        ExtendOutcome.SUCCESS,
+        ExtendOutcome.UNCHANGED,
+        ExtendOutcome.SUCCESS,
+        ExtendOutcome.LIMIT,
+        ExtendOutcome.NOT_OWNER,
+        ExtendOutcome.NOT_FOUND,
+        ExtendOutcome.ERROR,
+        ExtendOutcome.ENDED,
+    ]
+    assert {(event.track_id, event.lease_id) for event in events[:3]} == {("track-1", lease.lease_id)}
+    assert [event.error is None for event in events] == [True] * 3 + [False] * 5
+
+
+def test_an_allocation_lasts_as_long_as_its_track_asks_for(plain: World) -> None:
+    plain.pool(2)
+    asked = AllocateRequest(track_id="track-1", idempotency_key="k", duration_sec=600)
+    lease = plain.ask(asked).claim.lease
+    assert lease.expires_at == lease.allocated_at + 600
+    replay = plain.ask(replace(asked, duration_sec=7200))
+    assert (replay.claim.lease, replay.replayed) == (lease, True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.facts import Change, Fact, FactKind, change
-from tests.fakes import BY, START, changed
+from tests.fakes import BY, START, changed, flat
 from tests.lifecycle import (
     A,
     D,
@@ -31,12 +31,15 @@ if TYPE_CHECKING:
     from broker_common.core.sandbox import Sandbox, Status
 
 
+END_OF_LEASE: int = flat(in_status(L)).expires_at
+
+
 def later(sandbox: Sandbox, **changes: object) -> Sandbox:
     """Return a record after one more change."""
     return changed(sandbox, version=NOW * 1000, updated_at=NOW, **changes)
 
 
-def make(before: Sandbox | None, after: Sandbox | None, kind: FactKind, **details: str | bool) -> Change:
+def make(before: Sandbox | None, after: Sandbox | None, kind: FactKind, **details: str | int) -> Change:
     return change(before, after, kind, by=BY, now=NOW, details=details)
 
 
@@ -48,6 +51,12 @@ def changing(status: Status, kind: FactKind, /, **changes: object) -> Change:
 def wiping(as_before: Callable[[Sandbox], Sandbox] = lambda each: each, /, **changes: object) -> Change:
     """Return the end of an attempt that wiped a sandbox."""
     return make(as_before(taken(in_status(P))), later(in_status(P), **changes), FactKind.WIPED)
+
+
+def extending(expires_at: int = END_OF_LEASE + 60, /, told_before: int = END_OF_LEASE, **changes: object) -> Change:
+    """Return an extension of a lease, whose fact tells `told_before` as the end until now."""
+    longer = later(in_status(L), **{"expires_at": expires_at, "status_order": expires_at, **changes})
+    return make(in_status(L), longer, FactKind.EXTENDED, expires_at=expires_at, expires_at_before=told_before)
 
 
 def as_fact(told: Change, **changes: Any) -> Change:
@@ -62,7 +71,7 @@ RENAMED = changing(A, FactKind.UPDATED, name="new")
 TAKEN = Change(in_status(P), later(taken(in_status(P))), None)
 
 
-@pytest.mark.parametrize("good", [WIPED, RENAMED, TAKEN])
+@pytest.mark.parametrize("good", [WIPED, RENAMED, TAKEN, extending()])
 def test_what_the_contract_allows_passes(good: Change) -> None:
     check_change(good.before, good.after, good.fact)
 
@@ -112,6 +121,17 @@ BREACHES: dict[str, tuple[str, Change]] = {
     "dirty and gone": ("leaves a tombstone", make(in_status(F), None, FactKind.REMOVED)),
     "another holder": ("holder and times", changing(L, FactKind.UPDATED, allocated_to_track="thief")),
     "later expiry": ("holder and times", changing(L, FactKind.UPDATED, expires_at=NOW)),
+    "shortened": ("never shortened", extending(END_OF_LEASE - 1)),
+    "extended to the same end": ("never shortened", extending(END_OF_LEASE)),
+    "extended, and another end told": ("tells both ends", extending(told_before=END_OF_LEASE - 1)),
+    "extended, but not in the index": ("the index has the end", extending(status_order=END_OF_LEASE)),
+    "extended under another lease": ("only the end of a lease", extending(lease_id="another")),
+    "extended for another track": ("only the end of a lease", extending(allocated_to_track="thief")),
+    "extended and flagged": ("only the end of a lease", extending(quarantine_reason="smells")),
+    "extended without a lease": (
+        "no sandbox.extended leads from",
+        make(in_status(P), later(in_status(P)), FactKind.EXTENDED),
+    ),
     "lease forgotten": ("kept as the last one", MARKED),
     "last lease forgotten": ("stays until another one ends", changing(P, FactKind.UPDATED, last_lease_id="x")),
     "last lease of an allocation": (
@@ -253,6 +273,28 @@ def test_a_fact_that_is_missing_from_a_history_is_noticed(lost: int) -> None:
 def test_a_history_that_cannot_be_is_named(rule: str, bad: list[Fact]) -> None:
     with pytest.raises(Violation, match=rule):
         check_history(bad)
+
+
+def extended(version: int, before: int, after: int) -> Fact:
+    fact = told(FactKind.EXTENDED, version, L, L, "x")
+    return replace(fact, details={"expires_at": after, "expires_at_before": before})
+
+
+EXTENDED = [replace(LIFE[1], details={"expires_at": 10}), extended(3, 10, 20), extended(4, 20, 30)]
+
+
+def test_a_lease_that_is_extended_twice_is_a_history_and_a_lost_extension_is_noticed() -> None:
+    for first in range(3):
+        check_history(EXTENDED[first:])
+    with pytest.raises(Violation, match="begins at the end of its lease"):
+        check_history([EXTENDED[0], EXTENDED[2]])
+
+
+def test_a_lease_that_expires_before_its_latest_end_is_noticed() -> None:
+    at_its_end = replace(told(FactKind.EXPIRED, 5, L, P, "x"), at=30)
+    check_history([*EXTENDED, at_its_end])
+    with pytest.raises(Violation, match="never ends a lease before"):
+        check_history([*EXTENDED, replace(at_its_end, at=29)])
 
 
 END = {"1": in_status(A, sandbox_id="1", version=14)}

@@ -15,6 +15,7 @@ from broker_common.adapters.redis_breaker import BreakerState
 from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.counts import Counts
+from broker_common.core.policy import Policy
 from broker_common.core.sandbox import Status
 from deploy.dev.processes import wait_until
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def scrape(store: SandboxStore, clock: Clock, *, max_age: float = 2, process: int = 1) -> CollectorRegistry:
     registry = CollectorRegistry()
-    counts = Counts(store, clock, Random(process), max_age=max_age)
+    counts = Counts(store, clock, Random(process), max_age=max_age, policy=Policy())
     registry.register(PoolCollector(Renewed(counts.latest, clock, max_age=max_age, at_end=counts.give_back), clock))
     return registry
 

@@ -22,6 +22,8 @@ from broker_common.core.telemetry import (
     DeleteEnded,
     DeleteOutcome,
     Event,
+    ExtendOutcome,
+    ExtensionEnded,
     ItemFailed,
     JobEnded,
     JobOutcome,
@@ -43,6 +45,7 @@ from tests.fakes import RecordingRecorder
 EVENTS: list[Event] = [
     *(AllocateEnded(outcome=each, seconds=0.02, conflicts=2, track_id="t") for each in AllocateOutcome),
     *(MarkEnded(outcome=each, track_id="t", sandbox_id="1") for each in MarkOutcome),
+    *(ExtensionEnded(outcome=each, sandbox_id="1") for each in ExtendOutcome),
     AllocationReleased(sandbox_id="1", lease_id="l", track_id="t"),
     AllocationExpired(sandbox_id="1", lease_id="l", track_id="t"),
     AccountSkipped(reason="no id"),
@@ -96,6 +99,12 @@ def test_an_allocate_is_counted_and_timed_by_its_outcome(outcome: AllocateOutcom
 def test_a_mark_is_counted_by_its_outcome(outcome: MarkOutcome) -> None:
     moved = changes(PrometheusApiRecorder, MarkEnded(outcome=outcome, track_id="t", sandbox_id="1"))
     assert moved == {f"broker_deletion_marked_total,{outcome.value}": 1}
+
+
+@pytest.mark.parametrize("outcome", ExtendOutcome)
+def test_an_extension_is_counted_by_its_outcome(outcome: ExtendOutcome) -> None:
+    moved = changes(PrometheusApiRecorder, ExtensionEnded(outcome=outcome, track_id="t", sandbox_id="1"))
+    assert moved == {f"broker_extensions_total,{outcome.value}": 1}
 
 
 def test_the_latency_has_the_buckets_of_the_contract() -> None:
@@ -248,6 +257,23 @@ def test_an_allocate_s_line_is_as_loud_as_what_happened(outcome: AllocateOutcome
 )
 def test_a_mark_s_line_is_as_loud_as_what_happened(outcome: MarkOutcome, code: str | None, level: str) -> None:
     assert logged(MarkEnded(outcome=outcome, track_id="t", sandbox_id="1", code=code))["log_level"] == level
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "level"),
+    [
+        (ExtendOutcome.SUCCESS, None, "info"),
+        (ExtendOutcome.UNCHANGED, None, "info"),
+        (ExtendOutcome.LIMIT, "DURATION_LIMIT", "info"),
+        (ExtendOutcome.ERROR, "LEASE_MISMATCH", "info"),
+        (ExtendOutcome.ERROR, "SERVICE_UNAVAILABLE", "warning"),
+        (ExtendOutcome.ERROR, None, "error"),
+    ],
+)
+def test_an_extensions_line_is_as_loud_as_what_happened(outcome: ExtendOutcome, code: str | None, level: str) -> None:
+    line = logged(ExtensionEnded(outcome=outcome, track_id="t", sandbox_id="1", lease_id="l", code=code))
+    assert (line["log_level"], line["action"], line["outcome"]) == (level, "extend", outcome.value)
+    assert (line["track_id"], line["sandbox_id"], line["lease_id"]) == ("t", "1", "l")
 
 
 @pytest.mark.parametrize(

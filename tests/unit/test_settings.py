@@ -59,6 +59,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "ddb_table_name": "SandboxPool",
         "ddb_endpoint_url": None,
         "lab_duration_hours": 4,
+        "max_lab_duration_hours": None,
         "expiry_buffer_hours": 0.5,
         "cool_down_sec": 0,
         "history_days": 90,
@@ -69,6 +70,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "stale_brake_percent": 50,
         "stale_brake_min": 5,
         "k_candidates": 15,
+        "line_grace_sec": 600,
+        "line_max": 10_000,
         "deletion_retry_max_attempts": 8,
         "deletion_backoff_base_sec": 60,
         "deletion_backoff_max_sec": 3600,
@@ -145,10 +148,13 @@ BAD_VALUES = {
     "AWS_REGION": ["EU Central"],
     "REDIS_URL": ["http://127.0.0.1"],
     "LAB_DURATION_HOURS": ["0", "four", "8785"],
+    "MAX_LAB_DURATION_HOURS": ["0", "3.9", "eight", "8785"],
     "EXPIRY_BUFFER_HOURS": ["-0.5", "8785"],
     "COOL_DOWN_SEC": ["-1", "1.5", "604801"],
     "HISTORY_DAYS": ["0", "0.5", "3661"],
     "K_CANDIDATES": ["0"],
+    "LINE_GRACE_SEC": ["9", "1.5", "86401"],
+    "LINE_MAX": ["0", "100001", "many"],
     "RECYCLE_POLICY": ["REUSE"],
     "SYNC_INTERVAL_SEC": ["0", "604801"],
     "CLEANUP_INTERVAL_SEC": ["1.5", "604801"],
@@ -517,6 +523,16 @@ def test_the_policy_is_in_seconds() -> None:
     policy = api_with(LAB_DURATION_HOURS="0.25", EXPIRY_BUFFER_HOURS="0", STALE_GRACE_HOURS="1.5").policy
     assert (policy.lab_duration_sec, policy.expiry_buffer_sec, policy.stale_grace_sec) == (900, 0, 5400)
     assert policy.recycle is RecyclePolicy.CONFIRM
+
+
+def test_a_lease_may_last_twice_the_usual_time_unless_a_limit_is_given() -> None:
+    assert api_with(LAB_DURATION_HOURS="1.5").policy.max_lab_duration_sec == 3 * 3600
+    assert api_with(LAB_DURATION_HOURS="1.5", MAX_LAB_DURATION_HOURS="1.5").policy.max_lab_duration_sec == 5400
+
+
+def test_a_limit_below_the_usual_time_is_refused_and_says_so() -> None:
+    found = problems(API | {"LAB_DURATION_HOURS": "6", "MAX_LAB_DURATION_HOURS": "5.9"})
+    assert found == ["MAX_LAB_DURATION_HOURS: Must not be less than LAB_DURATION_HOURS."]
 
 
 @pytest.mark.parametrize(("connect", "read"), [("5", "15"), ("30", "120"), ("0.5", "0.5")])

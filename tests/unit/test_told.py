@@ -84,6 +84,22 @@ def test_an_end_is_told_once_however_often_it_is_asked_for(plain: World, kind: F
     assert (last.lease_id, last.track_id) == (lease.lease_id, "track-1")
 
 
+@pytest.mark.parametrize("is_operators", [True, False])
+def test_an_extension_is_told_once_with_who_made_it_and_its_lease(plain: World, is_operators: bool) -> None:
+    plain.pool(1)
+    lease = plain.allocate().claim.lease
+    until = lease.expires_at + HOUR
+    for _ in range(2):
+        if is_operators:
+            plain.leases.extend_for_operator(sandbox_id="sbx-0", expires_at=until, by=OPERATOR)
+        else:
+            plain.leases.extend(track_id="track-1", sandbox_id="sbx-0", expires_at=until, by=OPERATOR)
+    assert told(plain)[1:] == [said(FactKind.EXTENDED, OPERATOR, L, L)]
+    last = plain.memory.facts[-1]
+    assert isinstance(last, Fact)
+    assert (last.lease_id, last.track_id) == (lease.lease_id, "track-1")
+
+
 def test_an_allocate_that_ends_its_overdue_lease_first_says_so_in_its_own_name(plain: World) -> None:
     plain.pool(1)
     plain.allocate()

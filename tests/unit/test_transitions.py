@@ -12,7 +12,7 @@ import pytest
 from broker_common.core import sandbox as core
 from broker_common.core.errors import InvalidTransition
 from broker_common.core.facts import FactKind
-from broker_common.core.lease import begin, end
+from broker_common.core.lease import begin, end, extend
 from broker_common.core.pool import add, lift_quarantine, mark_stale, quarantine, remove, restore
 from broker_common.core.sandbox import TRANSITIONS, DeletionReason, Sandbox, Status
 from broker_common.core.wipe import (
@@ -60,6 +60,11 @@ def lose(sandbox: Sandbox, policy: Policy) -> Change:
 Table = dict[Status, Status | None]
 CHANGES: dict[str, tuple[Callable[[Sandbox], Change | None], Table, FactKind | None]] = {
     "begin": (lambda each: begin(each, make_claim(each).lease, by=BY), {A: L}, FactKind.ALLOCATED),
+    "extend": (
+        lambda each: extend(each, expires_at=(each.lease.expires_at if each.lease else 0) + 1, by=BY, now=NOW),
+        {L: L},
+        FactKind.EXTENDED,
+    ),
     "end, marked": (partial(end, reason=DeletionReason.MARKED, by=BY, now=NOW), {L: P}, FactKind.MARKED),
     "end, released": (partial(end, reason=DeletionReason.RELEASED, by=BY, now=NOW), {L: P}, FactKind.RELEASED),
     "end, expired": (partial(end, reason=DeletionReason.EXPIRED, by=BY, now=NOW), {L: P}, FactKind.EXPIRED),

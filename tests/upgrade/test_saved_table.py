@@ -21,7 +21,10 @@ from prometheus_client import CollectorRegistry
 from broker_api.app import create_app
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
+from broker_common.core.allocation import Allocation
+from broker_common.core.errors import UpgradeUnfinished
 from broker_common.core.sandbox import Account
+from broker_common.core.waiting import Waiting
 from broker_common.settings import Process, Settings
 from tests.api.harness import (
     ADMIN_TOKEN,
@@ -242,6 +245,27 @@ def test_accounts_are_recorded_where_the_release_before_looks_for_them(broker: B
     account = next(each for each in TABLE["accounts"] if each["sandbox_id"] == ID_OF["removed"])
     assert added == (f"ACCOUNT#{account['external_id'].lower()}", ID_OF["removed"])
     assert before < broker.accounts()
+
+
+def test_a_track_waits_in_line_once_the_upgrade_is_finished_and_gets_what_comes_back(broker: Broker) -> None:
+    for number in range(len(ANSWERS["listed"]["available"])):
+        assert broker.track(f"first-{number}", "POST", "/v1/allocate").status_code == 201
+    with pytest.raises(UpgradeUnfinished):
+        broker.jobs.wait("late")
+    broker.jobs.store.finish_upgrade()
+    broker.clock.advance(10)
+    waiting = broker.jobs.wait("late")
+    assert isinstance(waiting, Waiting)
+    assert (waiting.position, waiting.waiting) == (1, 1)
+
+    held = broker.held()
+    broker.wipe_what_is_due()
+    broker.jobs.wait("late")  # more than its time to come back has passed, so it is at the end of the line, alone
+    broker.clock.advance(2)
+    given = broker.jobs.wait("late")
+    assert isinstance(given, Allocation)
+    assert given.claim.sandbox_id not in held
+    assert broker.held() == held
 
 
 def test_the_whole_pool_comes_back_and_can_be_allocated_once_each(broker: Broker) -> None:

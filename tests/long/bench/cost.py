@@ -23,9 +23,11 @@ from broker_common.core.counts import Counts
 from broker_common.core.errors import NoSandboxesAvailable
 from broker_common.core.ids import new_id
 from broker_common.core.lease import begin
+from broker_common.core.line import Place, Wish, new_place_id
 from broker_common.core.sandbox import Account, Claim, Sandbox, Status
+from broker_common.core.store import RETURN_RANKS, Position
 from tests.bulk_load import load_records
-from tests.fakes import BY, FakeClock, TimelessStore, make_claim
+from tests.fakes import BY, FakeClock, TimelessStore, make_claim, walk_ring
 from tests.long.bench.load import new_tracks
 from tests.long.bench.pool import make_pool
 from tests.long.bench.report import columns
@@ -61,6 +63,10 @@ _SAMPLE = 60
 GAUGES = "metrics: count the pool, for all processes"
 GAUGES_OF_NONE = "the same, of an empty pool"
 LOOK = "metrics: read the count, in each other process"
+AHEAD = "metrics: the line and the next returns"
+_AHEAD_EVERY_SEC = 15
+LINE = "look at the line, nobody waits"
+_WAITING = 1_000
 _LOOKS = 1.5
 """How often a process reads the record between two counts: it comes too early about every second time."""
 _OF_A_LIFE = (
@@ -163,7 +169,9 @@ def measure_costs(servers: Servers, *, pool: int) -> Costs:
     full = _world(client, servers.make_table("cost"))
     full.provider.accounts = [_account(each) for each in _fill(servers.client(), "cost", pool)]
     empty = _world(client, servers.make_table("cost-empty"))
-    units = _of_calls(meter, full, empty) | _of_jobs(meter, full, pool)
+    units = (
+        _of_calls(meter, full, empty) | _of_line(meter, full, servers.client(), "cost") | _of_jobs(meter, full, pool)
+    )
     return price(units, pool)
 
 
@@ -202,9 +210,11 @@ def _account(sandbox: Sandbox) -> Account:
 
 
 def _allocate(world: World, track: str) -> Allocation:
-    return world.allocator.allocate(
+    allocation = world.allocator.allocate(
         AllocateRequest(track_id=track, idempotency_key=track, track_name=_TRACK_NAME), by=BY
     )
+    assert isinstance(allocation, Allocation)
+    return allocation
 
 
 def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
@@ -217,10 +227,10 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
     track = tracks[0]
     held = _allocate(full, track).claim.sandbox_id  # fills the candidate cache
 
-    counts = [Counts(world.store, world.clock, Random(3), max_age=2) for world in (full, empty)]
+    counts = [Counts(world.store, world.clock, Random(3), max_age=2, policy=world.policy) for world in (full, empty)]
     for each in counts:
         each.latest()  # takes the right to count
-    reader = Counts(full.store, full.clock, Random(4), max_age=2)
+    reader = Counts(full.store, full.clock, Random(4), max_age=2, policy=full.policy)
 
     def refuse() -> None:
         with suppress(NoSandboxesAvailable):
@@ -235,6 +245,7 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
         "allocate, refused, within a second of that": refuse,
         "read a sandbox": lambda: full.leases.read(track_id=track, sandbox_id=held),
         "list what a track holds": lambda: full.leases.list_held(track_id=track),
+        "extend a lease": lambda: full.extend(full.clock.now() + 5 * 3600, held, track),
         "mark for deletion": mark,
         "mark for deletion, repeated": mark,
         "delete attempt: take it, write the outcome": lambda: full.cleaner.delete_sandbox(held, by=BY),
@@ -243,10 +254,53 @@ def _of_calls(meter: Meter, full: World, empty: World) -> dict[str, Units]:
         GAUGES: counts[0].latest,
         GAUGES_OF_NONE: counts[1].latest,
         LOOK: reader.latest,
+        LINE: full.store.read_line,
         "readiness, or a look at the table": full.guard.look,
         "look at the pauses": full.store.read_pauses,
     }
-    return units | {name: meter.measure(step) for name, step in steps.items()}
+    units |= {name: meter.measure(step) for name, step in steps.items()}
+    full.clock.advance(_AHEAD_EVERY_SEC)
+    return units | {AHEAD: meter.measure(counts[0].latest) + units[GAUGES] * -1}
+
+
+def _of_line(meter: Meter, full: World, client: DynamoDBClient, table: str) -> dict[str, Units]:
+    """Measure what waiting costs: a place, and the reads of a process while a thousand tracks wait."""
+    places = [_place(f"track-{number}", number) for number in range(_WAITING)]
+    load_records(client, table, places)
+    one, other = _place("one", 0), _place("other", 0)
+    (free,) = full.store.read_candidates(Position(0), limit=1, prefix="").candidates
+    claim = make_claim(free, "other", track_name=_TRACK_NAME)
+    steps: dict[str, Callable[[], object]] = {
+        "join the line": lambda: full.store.join(one),
+        "come back to a place": lambda: full.store.renew(one),
+        "leave the line": lambda: full.store.leave(one),
+        f"look at the line, {_WAITING:,} wait": full.store.read_line,
+        "look at the free sandboxes, if somebody waits": lambda: walk_ring(full.store, limit=1000),
+        "join the line again": lambda: full.store.join(other),
+        "allocate from the line": lambda: full.store.allocate(
+            free, claim, by=BY, token=new_id(Random(5)), place_id=other.place_id
+        ),
+    }
+    units = {name: meter.measure(step) for name, step in steps.items()}
+    del units["join the line again"]
+    for each in places:
+        full.store.leave(each)
+    return units
+
+
+def _place(track: str, number: int) -> Place:
+    at = 10**11 + number  # DynamoDB Local removes what its time is over for
+    return Place(
+        place_id=new_place_id(0, at, new_id(Random(track))),
+        track_id=track,
+        idempotency_key=track,
+        wish=Wish(),
+        round=0,
+        joined_at=at,
+        back_by=at + 20,
+        customer="Example Company",
+        track_name=_TRACK_NAME,
+    )
 
 
 def _of_jobs(meter: Meter, full: World, pool: int) -> dict[str, Units]:
@@ -294,6 +348,7 @@ def _month(units: Mapping[str, Units], allocations: float, pool: float, measured
     """
     on_empty = units[GAUGES_OF_NONE]
     gauges = on_empty + (units[GAUGES] + on_empty * -1) * (pool / measured_pool)
+    shown = min(1, pool / RETURN_RANKS[-1])
     times = {
         "allocate, new": allocations,
         "allocate, repeated": allocations / 10,
@@ -307,6 +362,8 @@ def _month(units: Mapping[str, Units], allocations: float, pool: float, measured
         "readiness, or a look at the table": _every(3) * _API_PROCESSES,
         GAUGES: _every(_GAUGES_EVERY_SEC[0]),
         LOOK: _every(_GAUGES_EVERY_SEC[0]) * _LOOKS * (_API_PROCESSES - 1),
+        AHEAD: _every(_AHEAD_EVERY_SEC) * shown,
+        LINE: min(allocations, _every(1) * _API_PROCESSES),
     }
     return {name: (gauges if name == GAUGES else units[name]).dollars * count / 1e6 for name, count in times.items()}
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tests.long.history.load import Request
     from tests.long.history.planted import Bug
 
-LAB_SEC, BUFFER_SEC = 6, 2
+LAB_SEC, MAX_LAB_SEC, BUFFER_SEC = 6, 12, 2
 DELETE_SEC = 0.2
 SETTINGS = {
     "DDB_TABLE_NAME": "History",
@@ -55,6 +55,7 @@ SETTINGS = {
     # Long enough for a busy machine: a 503 must come from a fault, not from a slow machine.
     "REQUEST_DEADLINE_SEC": "6",
     "LAB_DURATION_HOURS": repr(LAB_SEC / 3600),
+    "MAX_LAB_DURATION_HOURS": repr(MAX_LAB_SEC / 3600),
     "EXPIRY_BUFFER_HOURS": repr(BUFFER_SEC / 3600),
     "SYNC_INTERVAL_SEC": "2",
     "CLEANUP_INTERVAL_SEC": "1",

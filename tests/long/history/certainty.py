@@ -31,6 +31,7 @@ class Lease:
     key: str | None
     """None until an allocate or a scan shows it."""
     expires_at: float
+    """The latest end that was seen."""
     born_from: float
     """The lease did not exist before this time."""
     sure_from: float = math.inf
@@ -43,6 +44,8 @@ class Lease:
     """The lease had ended at this time: the end of the first call whose answer said so."""
     is_marked: bool = False
     """Whether a mark of the lease was accepted."""
+    seen: list[Sighting] = field(default_factory=list)
+    """Every observation of the lease as held."""
 
     def covers(self, began: float, ended: float) -> bool:
         """Tell whether the lease was surely held all the time from `began` to `ended`."""
@@ -61,6 +64,8 @@ class Sighting:
     born_from: float
     began: float
     ended: float
+    allocated_at: int | None
+    """None if it was not shown."""
 
 
 @dataclass(slots=True)
@@ -144,13 +149,12 @@ class Certainties:
                 born_from=sighting.born_from,
             )
         lease.key = lease.key if lease.key is not None else sighting.key
-        if (lease.sandbox_id, lease.track_id, lease.expires_at) != (
-            sighting.sandbox_id,
-            sighting.track_id,
-            sighting.expires_at,
-        ) or sighting.key not in {None, lease.key}:
+        is_same = (lease.sandbox_id, lease.track_id) == (sighting.sandbox_id, sighting.track_id)
+        if not is_same or sighting.key not in {None, lease.key}:
             self.disputes.append((lease, sighting))
             return
+        lease.seen.append(sighting)
+        lease.expires_at = max(lease.expires_at, sighting.expires_at)
         lease.born_from = max(lease.born_from, sighting.born_from)
         lease.sure_from = min(lease.sure_from, sighting.ended)
         lease.seen_until = max(lease.seen_until, sighting.began)
@@ -219,15 +223,8 @@ def _external_ids(history: History) -> dict[str, str]:
 
 def _sightings(history: History) -> Iterator[Sighting]:
     for call in history.calls:
-        if call.status not in {200, 201}:
-            continue
-        if call.kind is Kind.ALLOCATE:
-            created = call.began if call.status == 201 else -math.inf
-            yield _of_body(call, call.body, key=call.key, created=created)
-        elif call.kind in {Kind.READ, Kind.LIST}:
-            for body in [call.body] if call.kind is Kind.READ else call.body["sandboxes"]:
-                if body["status"] == "allocated":
-                    yield _of_body(call, body, key=None, created=-math.inf)
+        if call.status in {200, 201}:
+            yield from _in_answer(call)
     for scan in history.scans:
         for row in scan.rows:
             if row.status == "allocated" and row.lease_id is not None:
@@ -240,7 +237,21 @@ def _sightings(history: History) -> Iterator[Sighting]:
                     row.allocated_at or 0,
                     scan.began,
                     scan.ended,
+                    row.allocated_at,
                 )
+
+
+def _in_answer(call: Call) -> Iterator[Sighting]:
+    """Yield the leases that an answer shows as held."""
+    if call.kind is Kind.ALLOCATE:
+        created = call.began if call.status == 201 else -math.inf
+        yield _of_body(call, call.body, key=call.key, created=created)
+    elif call.kind is Kind.EXTEND:
+        yield _of_body(call, call.body, key=None, created=-math.inf)
+    elif call.kind in {Kind.READ, Kind.LIST}:
+        for body in [call.body] if call.kind is Kind.READ else call.body["sandboxes"]:
+            if body["status"] == "allocated":
+                yield _of_body(call, body, key=None, created=-math.inf)
 
 
 def _of_body(call: Call, body: object, *, key: str | None, created: float) -> Sighting:
@@ -252,9 +263,10 @@ def _of_body(call: Call, body: object, *, key: str | None, created: float) -> Si
         key,
         body["expires_at"],
         # The claim gets its time, in whole seconds, before its write.
-        max(created, body["allocated_at"]),
+        max(created, body.get("allocated_at", -math.inf)),
         call.began,
         call.ended,
+        body.get("allocated_at"),
     )
 
 

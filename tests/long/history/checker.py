@@ -5,11 +5,11 @@ No honest broker is ever blamed: what is not certain counts for the broker (`cer
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tests.long.history.certainty import Certainties
@@ -17,6 +17,8 @@ from tests.long.history.record import Kind
 from tests.long.history.telling import (
     find_broken_histories,
     find_disagreeing_facts,
+    find_early_expiries,
+    find_made_up_extensions,
     find_made_up_facts,
     find_two_accounts,
     find_untold_leases,
@@ -42,6 +44,7 @@ _ALLOWED: Mapping[Kind, frozenset[int | None]] = {
     Kind.ALLOCATE: frozenset({200, 201, 409}),
     Kind.READ: frozenset({200, 403, 404}),
     Kind.LIST: frozenset({200}),
+    Kind.EXTEND: frozenset({200, 403, 404, 409}),
     Kind.MARK: frozenset({200, 403, 404, 409}),
     Kind.RELEASE: frozenset({200, 404, 409}),
 }
@@ -58,6 +61,7 @@ class Promise(IntEnum):
     NO_DELETE_IN_USE = 6
     STORE_ALONE = 7
     FACTS = 10
+    LATEST_END = 11
 
     @property
     def sentence(self) -> str:
@@ -74,6 +78,7 @@ _SENTENCES = {
     Promise.NO_DELETE_IN_USE: "the provider is never asked to delete what is available or allocated",
     Promise.STORE_ALONE: "tracks need the store alone, and get an honest answer",
     Promise.FACTS: "each change has exactly one fact, and none is lost or made up",
+    Promise.LATEST_END: "a lease lasts until the latest end that was told, and none is given an end beyond its limit",
 }
 
 
@@ -175,7 +180,7 @@ def _find_disagreeing_rows(known: Certainties, examined: Counter[str]) -> Iterat
                     break
     for lease, sighting in known.disputes:
         if (lease.sandbox_id, lease.track_id) == (sighting.sandbox_id, sighting.track_id):
-            yield f"lease {lease.lease_id} was shown with two keys or times", lease, sighting
+            yield f"lease {lease.lease_id} was shown with two keys", lease, sighting
 
 
 def _find_disagreeing_claims(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
@@ -215,9 +220,29 @@ def _find_holders_turned_away(known: Certainties, examined: Counter[str]) -> Ite
             elif (
                 call.kind is Kind.ALLOCATE
                 and _shows(call, lease)
-                and call.began >= lease.expires_at + known.history.terms.buffer_sec
+                and call.began >= call.body["expires_at"] + known.history.terms.buffer_sec
             ):
                 yield f"lease {lease.lease_id} was given out past its expiry and buffer", call, lease
+
+
+def _find_moved_ends(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
+    """Find an end that is earlier than one that was told before, or beyond the limit."""
+    for lease in known.leases.values():
+        seen = sorted(lease.seen, key=lambda each: each.ended)
+        latest = list(accumulate((each.expires_at for each in seen), max))
+        for sighting in seen:
+            examined["ends"] += 1
+            before = bisect_left(seen, sighting.began, key=lambda each: each.ended)
+            if before and sighting.expires_at < latest[before - 1]:
+                yield f"lease {lease.lease_id} was shortened", lease, sighting
+            began_at = sighting.allocated_at
+            if began_at is not None and sighting.expires_at > began_at + known.history.terms.max_lab_sec:
+                yield f"lease {lease.lease_id} was given an end beyond its limit", lease, sighting
+    for call in known.history.calls:
+        if call.kind is Kind.EXTEND and call.status == 200:
+            examined["extensions"] += 1
+            if call.body["expires_at"] < call.until:
+                yield "an extension was answered with an earlier end than it asked for", call
 
 
 def _find_what_is_left(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
@@ -350,7 +375,10 @@ _CHECKS: tuple[tuple[Promise, Callable[[Certainties, Counter[str]], Iterator[Fin
     (Promise.FACTS, find_disagreeing_facts),
     (Promise.FACTS, find_untold_leases),
     (Promise.FACTS, find_made_up_facts),
+    (Promise.FACTS, find_made_up_extensions),
     (Promise.FACTS, find_two_accounts),
+    (Promise.LATEST_END, _find_moved_ends),
+    (Promise.LATEST_END, find_early_expiries),
 )
 
 
@@ -382,7 +410,7 @@ def _grants(call: Call, lease: Lease) -> bool:
             return _shows(call, lease)
         case Kind.ALLOCATE if call.key == lease.key and call.status != 409:
             return _shows(call, lease)
-        case Kind.MARK if call.sandbox_id == lease.sandbox_id and call.lease_id in {None, lease.lease_id}:
+        case Kind.EXTEND | Kind.MARK if call.sandbox_id == lease.sandbox_id and call.lease_id in {None, lease.lease_id}:
             return call.status == 200
         case _:
             return True

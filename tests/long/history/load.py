@@ -92,9 +92,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Durations in seconds: of the lab, of the buffer before it may expire, and of a pause between calls."""
+    """Durations in seconds: of the lab, of the longest one, of the buffer after its end, and of a pause between calls."""
 
     lab_sec: float
+    max_lab_sec: float
     buffer_sec: float
     think_sec: float
 
@@ -135,13 +136,15 @@ class Client:
         self._give_back(track_id, held)
 
     def _use(self, track_id: str, key: str, held: Mapping[str, Any]) -> None:
-        match self._rng.choice(["read", "read", "list", "again", "others"]):
+        match self._rng.choice(["read", "read", "list", "again", "longer", "others"]):
             case "read":
                 self._call(Kind.READ, track_id, sandbox_id=held["sandbox_id"])
             case "list":
                 self._call(Kind.LIST, track_id)
             case "again":
                 self._call(Kind.ALLOCATE, track_id, key=key, prefix=self._rng.choice(_PREFIXES))
+            case "longer":
+                self._extend(track_id, held)
             case _:
                 self._call(Kind.READ, f"nosy-{self._name}", sandbox_id=held["sandbox_id"])
 
@@ -167,6 +170,12 @@ class Client:
     def _allocate(self, track_id: str, key: str, prefix: str) -> Answer | None:
         return self._insist(Kind.ALLOCATE, track_id, key=key, prefix=prefix)
 
+    def _extend(self, track_id: str, held: Mapping[str, Any]) -> None:
+        """Extend the lease, at most to its limit. The end may be one that it has already."""
+        until = held["allocated_at"] + int(self._rng.uniform(0, self._pace.max_lab_sec))
+        lease_id = held["lease_id"] if self._rng.random() < 0.5 else None
+        self._insist(Kind.EXTEND, track_id, sandbox_id=held["sandbox_id"], lease_id=lease_id, until=until)
+
     def _mark(self, track_id: str, sandbox_id: str, lease_id: str | None) -> Answer | None:
         return self._insist(Kind.MARK, track_id, sandbox_id=sandbox_id, lease_id=lease_id)
 
@@ -189,12 +198,13 @@ class Client:
         prefix: str = "",
         sandbox_id: str = "",
         lease_id: str | None = None,
+        until: int = 0,
     ) -> Answer | None:
         patience = _HASTY_SEC if self._rng.random() < 0.02 else PATIENCE_SEC
         self._budget.count()
         began = self._around.now()
         answer = self._around.send(
-            make_request(kind, track_id, key=key, prefix=prefix, sandbox_id=sandbox_id, lease_id=lease_id),
+            make_request(kind, track_id, key=key, prefix=prefix, sandbox_id=sandbox_id, lease_id=lease_id, until=until),
             patience=patience,
         )
         self._around.record(
@@ -209,6 +219,7 @@ class Client:
                 prefix=prefix,
                 sandbox_id=sandbox_id,
                 lease_id=lease_id,
+                until=until,
                 replayed=answer.replayed if answer else False,
                 patience=patience,
             )
@@ -220,7 +231,14 @@ class Client:
 
 
 def make_request(
-    kind: Kind, track_id: str, *, key: str = "", prefix: str = "", sandbox_id: str = "", lease_id: str | None = None
+    kind: Kind,
+    track_id: str,
+    *,
+    key: str = "",
+    prefix: str = "",
+    sandbox_id: str = "",
+    lease_id: str | None = None,
+    until: int = 0,
 ) -> Request:
     """Return the request for a call of a track."""
     match kind:
@@ -232,6 +250,10 @@ def make_request(
             return Request(method="GET", path=f"/sandboxes/{sandbox_id}", track_id=track_id)
         case Kind.LIST:
             return Request(method="GET", path="/sandboxes", track_id=track_id)
+        case Kind.EXTEND:
+            named = {} if lease_id is None else {"lease_id": lease_id}
+            path = f"/sandboxes/{sandbox_id}/extend"
+            return Request(method="POST", path=path, track_id=track_id, body={"expires_at": until, **named})
         case _:
             return Request(
                 method="POST",

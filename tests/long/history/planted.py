@@ -15,7 +15,7 @@ from broker_common.adapters.dynamo_facts import encode_fact
 from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox, shard_of, status_key
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed
-from broker_common.core.facts import Change, Fact, allocated
+from broker_common.core.facts import Change, Fact, FactKind, allocated
 from broker_common.core.lease import begin, end
 from broker_common.core.sandbox import DeletionReason, Status, next_version
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict
@@ -54,6 +54,8 @@ class Bug(StrEnum):
     """Cleanup calls the provider before it has begun an attempt."""
     LATE_FACT = "late-fact"
     """Cleanup writes the outcome of a wipe, and its fact later: a kill or a lost answer loses the fact."""
+    EXTENSION = "extension"
+    """An extension is written without a condition, over what ended the lease meanwhile."""
     FALSE_FACT = "false-fact"
     """An allocation is reported even if it failed."""
 
@@ -69,6 +71,7 @@ _PLACES = {
     Bug.EXPIRY: Place.EXPIRY,
     Bug.CLEANUP: Place.CLEANUP,
     Bug.LATE_FACT: Place.CLEANUP,
+    Bug.EXTENSION: Place.API,
     Bug.FALSE_FACT: Place.API,
 }
 
@@ -222,6 +225,19 @@ class CleanupWithoutTaking(Broken):
             super().commit(replace(change, before=self._read.pop(change.sandbox_id, before)))
 
 
+class ExtensionOfAnyVersion(Broken):
+    """Writes an extension over all changes since its read."""
+
+    def commit(self, *changes: Change) -> None:
+        (change,) = changes
+        if change.fact is None or change.fact.kind is not FactKind.EXTENDED:
+            super().commit(change)
+        else:
+            self._stall()
+            self._table.put(change.result)
+            self._table.tell(change.fact)
+
+
 class ToldAfterwards(Broken):
     """Writes a change and then its fact, not both together."""
 
@@ -257,6 +273,7 @@ _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxSt
     Bug.EXPIRY: ExpiryOfAnyLease,
     Bug.CLEANUP: CleanupWithoutTaking,
     Bug.LATE_FACT: ToldAfterwards,
+    Bug.EXTENSION: ExtensionOfAnyVersion,
     Bug.FALSE_FACT: ToldAnyway,
 }
 _LONGEST_STALL = {
@@ -265,6 +282,7 @@ _LONGEST_STALL = {
     Bug.EXPIRY: 4.0,
     Bug.CLEANUP: 3.0,
     Bug.LATE_FACT: 1.0,
+    Bug.EXTENSION: 2.0,
     Bug.FALSE_FACT: 0.0,
 }
 

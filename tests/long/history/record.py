@@ -24,6 +24,7 @@ class Kind(StrEnum):
     ALLOCATE = "allocate"
     READ = "read"
     LIST = "list"
+    EXTEND = "extend"
     MARK = "mark"
     RELEASE = "release"
 
@@ -43,7 +44,9 @@ class Call:
     prefix: str = ""
     sandbox_id: str = ""
     lease_id: str | None = None
-    """The lease that a mark or a release named."""
+    """The lease that an extension, a mark or a release named."""
+    until: int = 0
+    """The end that an extension asked for."""
     replayed: bool = False
     """Whether the answer's header said that it is a repetition."""
     patience: float = 0
@@ -137,6 +140,7 @@ class Terms:
     """The broker's settings, and how the run ended."""
 
     lab_sec: int
+    max_lab_sec: int
     buffer_sec: int
     seed: int
     drained: bool

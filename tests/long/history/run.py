@@ -9,7 +9,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tests.long.history.broker import BUFFER_SEC, LAB_SEC, Broker
+from tests.long.history.broker import BUFFER_SEC, LAB_SEC, MAX_LAB_SEC, Broker
 from tests.long.history.faults import deal
 from tests.long.history.load import Budget, Client, Pace
 from tests.long.history.record import Fault, History, Terms
@@ -98,7 +98,9 @@ class _Run:
         order, broker = self._order, self._broker
         dealt = deal(self._rng, order.faults)
         due = sorted(self._rng.uniform(0.02, 0.95) * order.calls for _ in dealt)
-        pace = Pace(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, think_sec=CLIENTS / order.calls_a_second)
+        pace = Pace(
+            lab_sec=LAB_SEC, max_lab_sec=MAX_LAB_SEC, buffer_sec=BUFFER_SEC, think_sec=CLIENTS / order.calls_a_second
+        )
         self._budget.goes_on = True
         with ThreadPoolExecutor(CLIENTS) as threads:
             names = [f"{order.seed}-{number}" for number in range(CLIENTS)]
@@ -115,7 +117,14 @@ class _Run:
             client.result()
 
     def _terms(self, *, drained: bool = False, is_told: bool = False) -> Terms:
-        return Terms(lab_sec=LAB_SEC, buffer_sec=BUFFER_SEC, seed=self._order.seed, drained=drained, is_told=is_told)
+        return Terms(
+            lab_sec=LAB_SEC,
+            max_lab_sec=MAX_LAB_SEC,
+            buffer_sec=BUFFER_SEC,
+            seed=self._order.seed,
+            drained=drained,
+            is_told=is_told,
+        )
 
     def _seen(self, terms: Terms) -> History:
         broker = self._broker
@@ -191,7 +200,7 @@ class _Run:
         broker = self._broker
         self._say(f"{self._budget.made:6} calls  no more clients: waiting until every sandbox is back")
         self._show_again(list(self._hidden))
-        time.sleep(LAB_SEC + BUFFER_SEC + 1)
+        time.sleep(MAX_LAB_SEC + BUFFER_SEC + 1)
         give_up_at = time.monotonic() + (_DRAIN_SEC if self._order.bug is None else _DRAIN_OF_BROKEN_SEC)
         total = len(broker.accounts())
         while time.monotonic() < give_up_at:

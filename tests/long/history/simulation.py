@@ -13,7 +13,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from broker_api.errors import ERROR_OF
-from broker_api.schemas.tracks import AllocationSchema, HeldSandboxesSchema, HeldSandboxSchema, MarkedSchema
+from broker_api.schemas.tracks import (
+    AllocationSchema,
+    ExtendedSchema,
+    HeldSandboxesSchema,
+    HeldSandboxSchema,
+    MarkedSchema,
+)
 from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
 from broker_common.core.facts import Fact
@@ -40,7 +46,9 @@ if TYPE_CHECKING:
     from tests.long.history.record import Call
     from tests.scheduler.schedule import VirtualTime
 
-POLICY = Policy(lab_duration_sec=6, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3)
+POLICY = Policy(
+    lab_duration_sec=6, max_lab_duration_sec=12, expiry_buffer_sec=2, deletion_backoff_base_sec=0, k_candidates=3
+)
 POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
 DEADLINE_SEC = 3
 _KILLED_IN_GAP = 0.1
@@ -143,6 +151,7 @@ class _Simulation:
         return History(
             terms=Terms(
                 lab_sec=POLICY.lab_duration_sec,
+                max_lab_sec=POLICY.max_lab_duration_sec,
                 buffer_sec=POLICY.expiry_buffer_sec,
                 seed=self._seed,
                 drained=True,
@@ -192,7 +201,12 @@ class _Simulation:
         """Fill the pool, run clients and jobs, and then the jobs alone until nothing is left to do."""
         with suppress(ListNotWhole):
             self._process(Place.SYNC).syncer.run(by=BY)
-        pace = Pace(lab_sec=POLICY.lab_duration_sec, buffer_sec=POLICY.expiry_buffer_sec, think_sec=0.4)
+        pace = Pace(
+            lab_sec=POLICY.lab_duration_sec,
+            max_lab_sec=POLICY.max_lab_duration_sec,
+            buffer_sec=POLICY.expiry_buffer_sec,
+            think_sec=0.4,
+        )
         for number in range(CLIENTS):
             client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
             self._schedule.start(partial(self._follow, client))
@@ -206,7 +220,7 @@ class _Simulation:
         client.run()
         self._clients_left -= 1
         if not self._clients_left:
-            self._time.sleep(POLICY.lab_duration_sec + POLICY.expiry_buffer_sec + 1)
+            self._time.sleep(POLICY.max_lab_duration_sec + POLICY.expiry_buffer_sec + 1)
             while any(row.status is not Status.AVAILABLE for row in self._memory.dump()[0].values()):
                 for place in (Place.EXPIRY, Place.CLEANUP, Place.SYNC):
                     _work(place, self._process(place))
@@ -310,6 +324,10 @@ def _serve(world: World, request: Request) -> Answer:
         case "GET", ["sandboxes", sandbox_id]:
             sandbox = world.leases.read(track_id=track_id, sandbox_id=sandbox_id)
             return Answer(status=200, body=HeldSandboxSchema().dump(sandbox))
+        case "POST", ["sandboxes", sandbox_id, "extend"]:
+            asked = request.body or {}
+            extension = world.extend(asked["expires_at"], sandbox_id, track_id, asked.get("lease_id"))
+            return Answer(status=200, body=ExtendedSchema().dump(extension))
         case "POST", ["sandboxes", sandbox_id, _]:
             lease_id = request.body["lease_id"] if request.body else None
             ending = world.mark(sandbox_id, track_id, lease_id=lease_id)

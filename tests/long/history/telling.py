@@ -68,17 +68,15 @@ def find_untold_leases(known: Certainties, examined: Counter[str]) -> Iterator[F
     """Find a lease that was seen, but whose begin or end has no fact, or a fact that says otherwise."""
     if not known.history.terms.is_told:
         return
-    begun, ended = _begun(known.history), _ended(known.history)
+    begun, ended, ends = _begun(known.history), _ended(known.history), _ends(known.history)
     held = {row.lease_id for row in known.history.scans[-1].rows} if known.history.scans else set()
     for lease in known.leases.values():
         examined["leases"] += 1
         beginning, ending = begun.get(lease.lease_id), ended.get(lease.lease_id)
         if beginning is None:
             yield f"no fact tells that lease {lease.lease_id} began", lease
-        elif (beginning.sandbox_id, beginning.track_id, beginning.details["expires_at"]) != (
-            lease.sandbox_id,
-            lease.track_id,
-            lease.expires_at,
+        elif (beginning.sandbox_id, beginning.track_id) != (lease.sandbox_id, lease.track_id) or not (
+            {sighting.expires_at for sighting in lease.seen} <= ends[lease.lease_id]
         ):
             yield f"lease {lease.lease_id} was told as another one", lease, beginning
         is_over = lease.lease_id not in held if known.history.scans else lease.over_by < math.inf
@@ -101,19 +99,43 @@ def find_made_up_facts(known: Certainties, examined: Counter[str]) -> Iterator[F
         requests = asked[Kind.ALLOCATE, fact.track_id, ""]
         if not any(_may_have_begun(call, lease_id) and _came_before(call, fact) for call in requests):
             yield f"nobody asked for lease {lease_id}", fact
+    ends = _ends(known.history)
     for lease_id, fact in _ended(known.history).items():
         if lease_id not in begun:
             continue
         examined["leases that ended"] += 1
         if fact.kind is FactKind.EXPIRED:
-            expires_at = begun[lease_id].details["expires_at"]
-            if fact.at < int(expires_at) + known.history.terms.buffer_sec:
+            if fact.at < max(ends[lease_id]) + known.history.terms.buffer_sec:
                 yield f"lease {lease_id} was told as expired before its time", fact, begun[lease_id]
             continue
         kind, track_id = (Kind.MARK, fact.track_id) if fact.kind is FactKind.MARKED else (Kind.RELEASE, None)
         requests = asked[kind, track_id, fact.sandbox_id]
         if not any(call.lease_id in {None, lease_id} and _came_before(call, fact) for call in requests):
             yield f"nobody asked for that end of lease {lease_id}", fact
+
+
+def find_made_up_extensions(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
+    """Find a fact that a lease was extended, although no call asked for that end."""
+    asked: dict[tuple[str, str], list[Call]] = defaultdict(list)
+    for call in known.history.calls:
+        if call.kind is Kind.EXTEND:
+            asked[call.track_id, call.sandbox_id].append(call)
+    for fact in known.history.feed:
+        if fact.kind is FactKind.EXTENDED:
+            examined["extensions"] += 1
+            requests = asked[str(fact.track_id), fact.sandbox_id]
+            if not any(_may_have_extended(call, fact) and _came_before(call, fact) for call in requests):
+                yield f"nobody asked for that extension of lease {fact.lease_id}", fact
+
+
+def find_early_expiries(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
+    """Find a lease that expired before the latest end that anybody saw."""
+    for lease_id, fact in _ended(known.history).items():
+        lease = known.leases.get(lease_id)
+        if fact.kind is FactKind.EXPIRED and lease is not None:
+            examined["expiries"] += 1
+            if fact.at < lease.expires_at + known.history.terms.buffer_sec:
+                yield f"lease {lease_id} expired before the latest end that was told", lease, fact
 
 
 def find_two_accounts(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
@@ -162,6 +184,12 @@ def _may_have_begun(call: Call, lease_id: str) -> bool:
     return call.status is None or call.status >= 500
 
 
+def _may_have_extended(call: Call, fact: Fact) -> bool:
+    """Tell whether a call may have made an extension: it asked for that end, and was not refused."""
+    is_fit = call.until == fact.details["expires_at"] and call.lease_id in {None, fact.lease_id}
+    return is_fit and (call.status in {None, 200} or call.status >= 500)
+
+
 def _came_before(call: Call, fact: Fact) -> bool:
     return call.began <= fact.at + _WHOLE_SECOND
 
@@ -186,6 +214,15 @@ def _violation(check: Callable[[], None], what: str, *evidence: object) -> Itera
 
 def _begun(history: History) -> dict[str, Fact]:
     return {str(fact.lease_id): fact for fact in history.feed if fact.kind is FactKind.ALLOCATED}
+
+
+def _ends(history: History) -> Mapping[str, set[float]]:
+    """Return all ends of each lease that facts tell."""
+    ends: dict[str, set[float]] = defaultdict(set)
+    for fact in history.feed:
+        if fact.kind in {FactKind.ALLOCATED, FactKind.EXTENDED}:
+            ends[str(fact.lease_id)].add(int(fact.details["expires_at"]))
+    return ends
 
 
 def _ended(history: History) -> dict[str, Fact]:

@@ -122,7 +122,7 @@ def history(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool 
     """Return a history; with facts, these are complete."""
     feed = tuple(each for each in seen if isinstance(each, Fact))
     return History(
-        terms=Terms(lab_sec=LAB, buffer_sec=BUFFER, seed=0, drained=drained, is_told=bool(feed)),
+        terms=Terms(lab_sec=LAB, max_lab_sec=2 * LAB, buffer_sec=BUFFER, seed=0, drained=drained, is_told=bool(feed)),
         calls=tuple(each for each in seen if isinstance(each, Call)),
         scans=tuple(each for each in seen if isinstance(each, Scan)),
         deletes=tuple(each for each in seen if isinstance(each, Delete)),
@@ -404,7 +404,7 @@ def test_facts_of_one_sandbox_in_another_order_are_seen() -> None:
 
 def test_a_fact_of_a_change_that_did_not_hold_is_seen() -> None:
     again = fact(FactKind.EXPIRED, 4, 5, Status.ALLOCATED, Status.PENDING_DELETION, **OF_LEASE)
-    assert broken(*LIVED, *LIFE[:3], again, replace(WIPED, version=5)) == {Promise.FACTS}
+    assert broken(*LIVED, *LIFE[:3], again, replace(WIPED, version=5)) == {Promise.FACTS, Promise.LATEST_END}
 
 
 def test_a_fact_that_is_told_in_two_ways_is_seen() -> None:
@@ -451,7 +451,8 @@ def test_an_ending_that_nobody_asked_for_is_seen() -> None:
 def test_an_expiry_before_its_time_is_seen() -> None:
     expired = replace(MARKED, kind=FactKind.EXPIRED)
     unanswered = replace(GIVEN_BACK, status=None, body={}, patience=0)
-    assert broken(*ASKED, unanswered, *AFTERWARDS, ADDED, ALLOCATED, expired, WIPED) == {Promise.FACTS}
+    told = (ADDED, ALLOCATED, expired, WIPED)
+    assert broken(*ASKED, unanswered, *AFTERWARDS, *told) == {Promise.FACTS, Promise.LATEST_END}
 
 
 def test_a_mark_that_was_answered_first_is_told_as_a_mark_unless_another_end_may_have_come_before() -> None:
@@ -505,3 +506,79 @@ def test_a_history_is_read_from_its_file_as_it_was_written(tmp_path: Path) -> No
     kept.save(tmp_path / "history.jsonl")
     assert History.load(tmp_path / "history.jsonl") == kept
     assert "calls 2, leases 1" in summarize(kept)
+
+
+# -- extensions
+
+LATER = T + 2 + LAB + 600
+
+
+def extended(at: float, until: int = LATER, **changes: Any) -> Call:
+    """Return an extension of ann's lease from `at` to `at + 0.1`."""
+    call = Call(
+        kind=Kind.EXTEND,
+        track_id="ann",
+        sandbox_id="s1",
+        lease_id="l1",
+        until=until,
+        began=T + at,
+        ended=T + at + 0.1,
+        status=200,
+        body={"sandbox_id": "s1", "lease_id": "l1", "expires_at": until},
+        patience=20,
+    )
+    return replace(call, **changes)
+
+
+TOLD_LATER = fact(
+    FactKind.EXTENDED,
+    3,
+    3,
+    Status.ALLOCATED,
+    Status.ALLOCATED,
+    **OF_LEASE,
+    details={"expires_at": LATER, "expires_at_before": T + 2 + LAB},
+)
+LONGER_LIFE = (ADDED, ALLOCATED, TOLD_LATER, replace(MARKED, version=4), replace(WIPED, version=5))
+AFTER_MORE = (wiped("s1", 5.5), scan(9, free("s1", 5, last_lease_id="l1")))
+
+
+def replayed(at: float, expires_at: int) -> Call:
+    first = allocated("ann", "s1", "l1", 2.5)
+    body = {**first.body, "expires_at": expires_at}
+    return replace(first, began=T + at, ended=T + at + 0.1, status=200, replayed=True, body=body)
+
+
+def test_an_extension_that_holds_breaks_nothing() -> None:
+    said = (*ASKED, extended(3), replayed(3.5, LATER), extended(3.7, T, body=extended(3).body))
+    assert not broken(*said, GIVEN_BACK, *AFTER_MORE, *LONGER_LIFE)
+    lost = extended(3, status=None, body={}, patience=0)
+    assert not broken(*ASKED, lost, GIVEN_BACK, *AFTER_MORE, *LONGER_LIFE)
+
+
+def test_an_end_that_is_told_and_then_an_earlier_one_are_seen() -> None:
+    assert broken(*ASKED, extended(3), replayed(3.5, T + 2 + LAB)) == {Promise.LATEST_END}
+    assert broken(*ASKED, extended(3, body={**extended(3).body, "expires_at": LATER - 1})) == {Promise.LATEST_END}
+
+
+def test_an_end_beyond_the_limit_is_seen() -> None:
+    assert not broken(*ASKED, replayed(3, T + 2 + 2 * LAB))
+    assert broken(*ASKED, replayed(3, T + 2 + 2 * LAB + 1)) == {Promise.LATEST_END}
+
+
+def test_a_holder_that_is_refused_an_extension_is_seen() -> None:
+    refusal = extended(3, status=409, body={"error": {"code": "ALLOCATION_ENDED"}})
+    assert broken(*ASKED, refusal, GIVEN_BACK) == {Promise.CLAIMS_AGREE}
+
+
+def test_an_extension_that_is_not_told_or_that_nobody_asked_for_is_seen() -> None:
+    assert broken(*ASKED, extended(3), GIVEN_BACK, *AFTERWARDS, *LIFE) == {Promise.FACTS}
+    assert broken(*ASKED, GIVEN_BACK, *AFTER_MORE, *LONGER_LIFE) == {Promise.FACTS}
+    assert broken(*ASKED, extended(3, LATER - 1), GIVEN_BACK, *AFTER_MORE, *LONGER_LIFE) == {Promise.FACTS}
+
+
+def test_an_expiry_before_the_latest_end_is_seen() -> None:
+    expired = replace(LONGER_LIFE[3], kind=FactKind.EXPIRED, at=T + 2 + LAB + BUFFER)
+    told = (*LONGER_LIFE[:3], expired, replace(WIPED, version=5, at=T + 2 + LAB + BUFFER + 1))
+    gone = (wiped("s1", LAB + BUFFER + 4), scan(LAB + BUFFER + 9, free("s1", 5, last_lease_id="l1")))
+    assert Promise.LATEST_END in broken(*ASKED, extended(3), *gone, *told)

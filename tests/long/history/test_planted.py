@@ -20,6 +20,7 @@ SEEDS = (1, 2, 3)
         (Bug.CLAIM, {Promise.ONE_SANDBOX, Promise.CLAIMS_AGREE}),
         (Bug.EXPIRY, {Promise.ONE_HOLDER, Promise.CLAIMS_AGREE, Promise.NO_DELETE_IN_USE}),
         (Bug.CLEANUP, {Promise.NO_DELETE_IN_USE}),
+        (Bug.EXTENSION, {Promise.CLAIMS_AGREE, Promise.FACTS, Promise.LATEST_END}),
         (Bug.LATE_FACT, {Promise.FACTS}),
         (Bug.FALSE_FACT, {Promise.FACTS}),
     ],
