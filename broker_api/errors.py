@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from broker_api.bounds import BODY_SEC, HEAD_SEC, MAX_BODY_BYTES
 from broker_common.core import errors as core
 from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, RETRY_AFTER_PAUSE_SEC
-from broker_common.core.store import Conflict
+from broker_common.core.store import Conflict, ReservationFull
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,9 +72,16 @@ def _of_http(status: HTTPStatus, meaning: str, remedy: str, *, code: str = "", m
     return ErrorCode(code or status.name, status, meaning, remedy, message=message or status.description)
 
 
-def _in_jobs(kind: type[core.BrokerError], status: HTTPStatus, meaning: str, remedy: str) -> ErrorCode:
+def _in_jobs(
+    kind: type[core.BrokerError],
+    status: HTTPStatus,
+    meaning: str,
+    remedy: str,
+    *,
+    more_kinds: tuple[type[core.BrokerError], ...] = (),
+) -> ErrorCode:
     """Return the line of a code that no call answers."""
-    return ErrorCode(kind.code, status, meaning, remedy, kinds=(kind,))
+    return ErrorCode(kind.code, status, meaning, remedy, kinds=(kind, *more_kinds))
 
 
 ERRORS = (
@@ -204,6 +211,7 @@ ERRORS = (
         HTTPStatus.CONFLICT,
         "Another process changed the record first.",
         "Read the record again, and decide again.",
+        more_kinds=(ReservationFull,),
     ),
     _in_jobs(
         core.SyncBraked,
