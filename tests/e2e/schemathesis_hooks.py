@@ -55,9 +55,11 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
 
 
 def _in_some_days(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a booking whose times, if they are well-formed, are in the next days, one after the other."""
-    starts_at, ends_at = (body.get(name, 0) for name in ("starts_at", "ends_at"))
-    if not all(type(each) is int and 0 < each <= _YEAR_2100 for each in (starts_at, ends_at)):
-        return body
-    begin = int(time.time()) + 3 * _DAY_SEC + starts_at % _DAY_SEC
-    return body | {"starts_at": begin, "ends_at": begin + 60 + ends_at % _DAY_SEC}
+    """Return a booking whose times, if they are well-formed, are in some days, the end after the start."""
+    days = {"starts_at": 3, "ends_at": 5}
+    moved = {
+        name: int(time.time()) + days[name] * _DAY_SEC + value % _DAY_SEC
+        for name, value in body.items()
+        if name in days and type(value) is int and 0 <= value <= _YEAR_2100
+    }
+    return body | moved
