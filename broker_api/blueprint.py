@@ -54,7 +54,7 @@ class StrictParser(FlaskParser):
         """Raise `RequestInvalid` with the messages by field."""
         # webargs groups the messages by their location, which does not help a caller.
         (messages,) = error.normalized_messages().values()  # type: ignore[no-untyped-call] # marshmallow leaves it untyped
-        raise RequestInvalid({str(name): _flatten(texts) for name, texts in messages.items()}) from error
+        raise RequestInvalid({name: _flatten(texts) for name, texts in sorted(messages.items())}) from error
 
 
 class Blueprint(flask_smorest.Blueprint):
