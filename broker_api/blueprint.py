@@ -54,7 +54,7 @@ class StrictParser(FlaskParser):
         """Raise `RequestInvalid` with the messages by field."""
         # webargs groups the messages by their location, which does not help a caller.
         (messages,) = error.normalized_messages().values()  # type: ignore[no-untyped-call] # marshmallow leaves it untyped
-        raise RequestInvalid({str(name): [str(text) for text in texts] for name, texts in messages.items()}) from error
+        raise RequestInvalid({name: _flatten(texts) for name, texts in sorted(messages.items())}) from error
 
 
 class Blueprint(flask_smorest.Blueprint):
@@ -137,6 +137,13 @@ def require_plain(name: str, value: str) -> None:
     fault = find_fault(value)
     if fault is not None:
         raise RequestInvalid({name: [fault]})
+
+
+def _flatten(texts: Any) -> list[str]:  # noqa: ANN401 - marshmallow's messages
+    """Return the messages about a field; those about the items of a list stand by their positions."""
+    if isinstance(texts, dict):
+        return [f"Item {position + 1}: {text}" for position, found in texts.items() for text in _flatten(found)]
+    return [str(text) for text in texts]
 
 
 def _refuse(surplus: dict[str, Any]) -> None:

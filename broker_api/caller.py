@@ -21,8 +21,9 @@ CALLER_HEADERS = (
     "X-Instruqt-Track-ID",
     "X-Sandbox-Name-Prefix",
     "Idempotency-Key",
+    "X-Reservation-ID",
 )
-_TRACK_ID, _TRACK_ID_ALIAS, _TRACK_NAME, _PREFIX, _KEY = CALLER_HEADERS
+_TRACK_ID, _TRACK_ID_ALIAS, _TRACK_NAME, _PREFIX, _KEY, _RESERVATION_ID = CALLER_HEADERS
 MAX_LENGTH = 128
 
 
@@ -34,6 +35,7 @@ class Caller:
     idempotency_key: str
     prefix: str
     track_name: str | None
+    reservation_id: str | None
 
 
 def find_fault(text: str) -> str | None:
@@ -72,6 +74,7 @@ def require_caller() -> None:
         idempotency_key=_read(environ, _KEY) or track_id,
         prefix=_read(environ, _PREFIX) or "",
         track_name=_read(environ, _TRACK_NAME),
+        reservation_id=_read(environ, _RESERVATION_ID),
     )
 
 
@@ -88,6 +91,11 @@ def presented_track_id() -> str | None:
 def caller() -> Caller:
     """Return the track that makes the current request."""
     return cast("Caller", g.caller)
+
+
+def idempotency_key() -> str | None:
+    """Return the key that the current request names; None if it has none. Raises `RequestInvalid`."""
+    return _read(request.environ, _KEY)
 
 
 def _read(environ: Mapping[str, str], header: str) -> str | None:

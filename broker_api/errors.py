@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from broker_api.bounds import BODY_SEC, HEAD_SEC, MAX_BODY_BYTES
 from broker_common.core import errors as core
 from broker_common.core.allocation import RETRY_AFTER_EMPTY_SEC, RETRY_AFTER_PAUSE_SEC
-from broker_common.core.store import Conflict
+from broker_common.core.store import Conflict, ReservationFull
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,9 +72,16 @@ def _of_http(status: HTTPStatus, meaning: str, remedy: str, *, code: str = "", m
     return ErrorCode(code or status.name, status, meaning, remedy, message=message or status.description)
 
 
-def _in_jobs(kind: type[core.BrokerError], status: HTTPStatus, meaning: str, remedy: str) -> ErrorCode:
+def _in_jobs(
+    kind: type[core.BrokerError],
+    status: HTTPStatus,
+    meaning: str,
+    remedy: str,
+    *,
+    more_kinds: tuple[type[core.BrokerError], ...] = (),
+) -> ErrorCode:
     """Return the line of a code that no call answers."""
-    return ErrorCode(kind.code, status, meaning, remedy, kinds=(kind,))
+    return ErrorCode(kind.code, status, meaning, remedy, kinds=(kind, *more_kinds))
 
 
 ERRORS = (
@@ -116,6 +123,12 @@ ERRORS = (
         HTTPStatus.NOT_FOUND,
         "No run has this id, or the run ended more than 24 hours ago.",
         "Check the id, or start the job again.",
+    ),
+    _answered(
+        core.ReservationNotFound("there is no reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e'"),
+        HTTPStatus.NOT_FOUND,
+        "No reservation has this id, or it ended more than 90 days ago.",
+        "Check the id.",
     ),
     _of_http(
         HTTPStatus.METHOD_NOT_ALLOWED,
@@ -172,11 +185,33 @@ ERRORS = (
         "The sandbox's status does not allow this.",
         "Read the sandbox, and decide again.",
     ),
+    _answered(
+        core.CapacityNotAvailable("only 12 sandboxes can be reserved for that time", details={"could_have": 12}),
+        HTTPStatus.CONFLICT,
+        "So many sandboxes cannot be reserved for that time. `details.could_have` says how many can be.",
+        "Ask for fewer, or for another time (`GET /v1/admin/capacity`).",
+    ),
+    _answered(
+        core.ReservationNotOpen(
+            "the reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e' opens at 1796111400",
+            details={"opens_at": 1796111400},
+        ),
+        HTTPStatus.CONFLICT,
+        "The reservation is not open yet (`details.opens_at` says when it opens), has ended, or was cancelled.",
+        "Wait until it opens. If it is over, leave out `X-Reservation-ID`, or book another.",
+    ),
+    _answered(
+        core.VersionMismatch("the reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e' has another version"),
+        HTTPStatus.CONFLICT,
+        "The reservation was changed or cancelled since you read it.",
+        "Read it again, and decide again.",
+    ),
     _in_jobs(
         Conflict,
         HTTPStatus.CONFLICT,
         "Another process changed the record first.",
         "Read the record again, and decide again.",
+        more_kinds=(ReservationFull,),
     ),
     _in_jobs(
         core.SyncBraked,
@@ -207,6 +242,12 @@ ERRORS = (
         HTTPStatus.EXPECTATION_FAILED,
         "The header `Expect` asks for something other than `100-continue`.",
         "Leave out the header.",
+    ),
+    _answered(
+        core.IdempotencyMismatch("this Idempotency-Key was sent before, with another body"),
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "The same `Idempotency-Key` was sent before, with another body.",
+        "Send another key for another request.",
     ),
     _answered(
         core.RateLimitExceeded("too many requests", retry_after=1),

@@ -15,6 +15,7 @@ from broker_api.schemas.errors import ErrorSchema, ProblemSchema
 from broker_api.schemas.parts import JOB_ID as EXAMPLE_JOB_ID
 from broker_api.schemas.parts import PLACE_ID as EXAMPLE_PLACE_ID
 from broker_api.schemas.parts import PLAIN, REQUEST_ID
+from broker_api.schemas.parts import RESERVATION_ID as EXAMPLE_RESERVATION_ID
 from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ SANDBOX_ID = {
     "description": "The sandbox's id",
     "schema": PLAIN | {"type": "string"},
     "example": "2009521",
+}
+RESERVATION_ID = {
+    "name": "reservation_id",
+    "in": "path",
+    "required": True,
+    "description": "The reservation's id",
+    "schema": PLAIN | {"type": "string"},
+    "example": EXAMPLE_RESERVATION_ID,
 }
 PLACE_ID = {
     "name": "place_id",
@@ -63,6 +72,14 @@ _CALLER_HEADERS: dict[str, dict[str, Any]] = {
     "idempotency_key": {
         "name": "Idempotency-Key",
         "description": "A track gets one sandbox for each key. Without this header, the key is the track's id",
+    },
+    "reservation_to_draw_from": {
+        "name": "X-Reservation-ID",
+        "description": "Draw a sandbox that is set aside for this reservation, even if that is not for the track's lab",
+    },
+    "booking_key": {
+        "name": "Idempotency-Key",
+        "description": "A repetition with the same key and the same body books nothing more",
     },
 }
 _OTHER_HEADERS: dict[str, dict[str, Any]] = {
@@ -117,6 +134,9 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
     "X-RateLimit-Reset": {"description": "Seconds until all of them may be made again", "schema": _NUMBER},
 }
 
+_RETRY_AFTER_OF_SOME = "Retry-After-of-some"
+"""The name of the description of `Retry-After` for an answer of which only some codes have it."""
+
 _REFUSED_UNREAD = ("REQUEST_TIMEOUT", "URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE")
 """The broker refuses such a request before it counts it."""
 _OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
@@ -166,7 +186,7 @@ class SharedDescription(BasePlugin):
                 *_OF_EVERY_CALL,
                 *(["RATE_LIMIT_EXCEEDED"] if is_counted else []),
                 *(["UNAUTHORIZED", "FORBIDDEN"] if operation["security"] else []),
-                *(["PAYLOAD_TOO_LARGE"] if method == "post" else []),
+                *(["PAYLOAD_TOO_LARGE"] if method in {"post", "patch"} else []),
             }
             answers = {
                 status: answer | {"headers": answer.get("headers", {}) | headers}
@@ -190,11 +210,14 @@ class SharedDescription(BasePlugin):
             headers = [*_HEADERS_OF_ERRORS.get(status, ()), *(["Retry-After"] if waits else []), "Vary", tracing.HEADER]
             if not set(codes) <= set(_REFUSED_UNREAD):
                 headers += rate_limit.HEADERS
+            described = answered_with(*headers)
+            if waits and waits != codes:
+                described["Retry-After"] = {"$ref": f"#/components/headers/{_RETRY_AFTER_OF_SOME}"}
             answer = {
                 "description": "\n\n".join(
                     f"`{code}`: {ERROR_CODES[code].meaning} {ERROR_CODES[code].remedy}" for code in codes
                 ),
-                "headers": answered_with(*headers),
+                "headers": described,
                 "content": {
                     JSON: {"schema": ErrorSchema, "examples": {code: _example(code) for code in codes}},
                     PROBLEM: {
@@ -251,5 +274,7 @@ def describe_shared_parts(spec: APISpec) -> None:
         spec.components.parameter(name, "header", {"schema": PLAIN | _TEXT} | header)
     for name, header in _OTHER_HEADERS.items():
         spec.components.parameter(name, "header", {"schema": _TEXT} | header)
+    sometimes = {name: value for name, value in _ANSWER_HEADERS["Retry-After"].items() if name != "required"}
+    spec.components.header(_RETRY_AFTER_OF_SOME, sometimes)
     for name, described in _ANSWER_HEADERS.items():
         spec.components.header(name, described)

@@ -72,8 +72,11 @@ def _read(sandbox_id: str) -> Sandbox:
 @blueprint.route("/allocate", methods=["POST"], role=Role.TRACK)
 @blueprint.doc(
     operationId="allocate",
-    parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key", "prefer_line"],
-    errors=("NO_SANDBOXES_AVAILABLE", "SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED", "UPGRADE_UNFINISHED"),
+    parameters=[*_TRACK, "track_name", "name_prefix", "idempotency_key", "prefer_line", "reservation_to_draw_from"],
+    errors=(
+        *("RESERVATION_NOT_FOUND", "NO_SANDBOXES_AVAILABLE", "RESERVATION_NOT_OPEN"),
+        *("SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED", "UPGRADE_UNFINISHED"),
+    ),
 )
 @blueprint.response(
     201, AllocationSchema, description="A newly allocated sandbox", headers=answered_with("Preference-Applied")
@@ -107,6 +110,7 @@ def allocate(body: dict[str, int]) -> tuple[Claim | Response, int, dict[str, str
         duration_sec=duration_sec,
         customer=known_principal().customer,
         wait_sec=wait_sec,
+        reservation_id=track.reservation_id,
     )
     with may_hold() as ask:
         result = services().allocator.allocate(asked, by=actor(), may_hold=ask)

@@ -28,6 +28,7 @@ from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.allocation import Allocator
+from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.counts import Counts
@@ -36,10 +37,12 @@ from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.jobs import Work
+from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
 from broker_common.core.purge import Purger
+from broker_common.core.reserving import Reserver
 from broker_common.core.runs import Runs
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
@@ -81,6 +84,7 @@ class ApiServices:
     history: History
     operations: Operations
     purger: Purger
+    bookings: Bookings
     queue: JobQueue
     rate_limit: RateLimit
 
@@ -103,6 +107,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     memory = RedisTableMemory(remembering, clock)
     guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
     pauses = PauseCache(store, clock, rng)
+    reservations = KnownReservations(store, clock)
     leases = Leases(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy)
     inventory = Inventory(store=store, leases=leases)
     counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec, policy=policy)
@@ -110,6 +115,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     line = WaitingLine(
         store=store,
         guard=guard,
+        reservations=reservations,
         pool_count=pool_count.get,
         recorder=recorder,
         clock=clock,
@@ -130,6 +136,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             candidate_cache=CandidateCache(store, clock, rng, size=policy.k_candidates),
             line=line,
             pauses=pauses,
+            reservations=reservations,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -142,6 +149,14 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        bookings=Bookings(
+            store=store,
+            guard=guard,
+            reserver=Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=rng, threads=BULK_THREADS),
+            clock=clock,
+            rng=rng,
+            policy=policy,
+        ),
         queue=CeleryJobQueue(
             settings.redis_url, build_runs(settings, connect_redis(settings, connections=connections))
         ),
@@ -163,6 +178,7 @@ def build_worker_services(
     store = _store(settings, clock, rng, recorder, threads=connections)
     guard = Guard(store=store, memory=RedisTableMemory(redis, clock), recorder=recorder, clock=clock, rng=rng)
     pauses = PauseCache(store, clock, rng)
+    reservations = KnownReservations(store, clock)
     provider = _provider(settings, clock, redis, recorder, _breaker(settings, redis), connections=tasks)
     return WorkerServices(
         clock=clock,
@@ -174,6 +190,7 @@ def build_worker_services(
             store=store,
             provider=provider,
             guard=guard,
+            reservations=reservations,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -185,6 +202,7 @@ def build_worker_services(
             provider=provider,
             guard=guard,
             pauses=pauses,
+            reservations=reservations,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -192,6 +210,7 @@ def build_worker_services(
         ),
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
+        reserver=Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=rng, threads=BULK_THREADS),
         runs=build_runs(settings, redis),
         locks=RedisJobLocks(redis),
     )

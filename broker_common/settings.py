@@ -206,6 +206,7 @@ class Settings:
     k_candidates: int = _integer(15, 1, 1000)
     line_grace_sec: int = _integer(600, 10, _DAY_SEC)
     line_max: int = _integer(10_000, 1, 100_000)
+    reservable_percent: int = _integer(80, 0, 100)
     recycle_policy: RecyclePolicy = _var(RecyclePolicy.REUSE, ma.Enum(RecyclePolicy, by_value=True))
 
     sync_interval_sec: int = _integer(600, 1, _WEEK_SEC)
@@ -297,6 +298,7 @@ class Settings:
             k_candidates=self.k_candidates,
             line_grace_sec=self.line_grace_sec,
             line_max=self.line_max,
+            reservable_percent=self.reservable_percent,
         )
 
     @property

@@ -25,7 +25,8 @@ from broker_common.core.flat import claim_of, flatten, sandbox_of
 from broker_common.core.lease import begin, candidate_of, claim_on, end
 from broker_common.core.ports import AccountListing, InactiveAccount, KnownTable, SkippedAccount, WipeAnswer
 from broker_common.core.principals import Actor
-from broker_common.core.sandbox import ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
+from broker_common.core.reservation import Reservation, ReservationStage, is_same
+from broker_common.core.sandbox import FREE, ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.store import (
     COMMIT_AT_ONCE,
     PAUSABLE,
@@ -41,10 +42,13 @@ from broker_common.core.store import (
     FeedPage,
     JoinAnswer,
     Joined,
+    OpenReservations,
     Pauses,
     PlaceHeld,
     Pool,
     Position,
+    ReservationFull,
+    ReservationPage,
     SandboxPage,
     TableState,
     Unreadable,
@@ -143,7 +147,7 @@ def make_sandbox(sandbox_id: str = "2009521", *, status: Status = Status.AVAILAB
         "name": f"lab-{sandbox_id}",
         "external_id": f"uuid-{sandbox_id}",
         "status": status,
-        "status_order": spread if status is Status.AVAILABLE else START,
+        "status_order": spread if status in FREE else START,
         "version": 1,
         "created_at": START - 3600,
         "updated_at": START - 3600,
@@ -151,6 +155,8 @@ def make_sandbox(sandbox_id: str = "2009521", *, status: Status = Status.AVAILAB
     }
     if status is Status.ALLOCATED:
         flat |= {"dirty": True, **LEASE}
+    if status is Status.RESERVED:
+        flat["reservation_id"] = "res-1"
     return sandbox_of(flat | changes)
 
 
@@ -191,8 +197,24 @@ def make_claim(sandbox: Sandbox | Candidate, track_id: str = "track-1", **change
         "name": sandbox.name,
         "external_id": sandbox.external_id,
         "sfdc_account_id": sandbox.sfdc_account_id,
+        "reservation_id": sandbox.reservation_id,
     }
     return claim_of(flat | changes)
+
+
+def make_reservation(reservation_id: str = "res-1", **changes: Any) -> Reservation:
+    """Return a reservation of three sandboxes, which has just opened and lasts for two hours."""
+    values: dict[str, Any] = {
+        "reservation_id": reservation_id,
+        "name": "Class",
+        "count": 3,
+        "starts_at": START + 600,
+        "ends_at": START + 600 + 7200,
+        "track_names": ("lab-1",),
+        "created_at": START - 3600,
+        "created_by": "somebody",
+    }
+    return Reservation(**{**values, **changes})
 
 
 def kind_of(*changes: Change) -> str:
@@ -213,12 +235,14 @@ def _lease_id(sandbox: Sandbox) -> str | None:
     return sandbox.lease.lease_id if sandbox.lease else None
 
 
-def walk_ring(store: SandboxStore, *, limit: int, prefix: str = "", start: int = 0) -> list[Candidate]:
-    """Read the whole ring of available sandboxes once, page by page, from `start`."""
+def walk_ring(
+    store: SandboxStore, *, limit: int, prefix: str = "", start: int = 0, reservation_id: str | None = None
+) -> list[Candidate]:
+    """Read the whole ring of available or reserved sandboxes once, page by page, from `start`."""
     found: list[Candidate] = []
     position, travelled = Position(start), 0
     while travelled < store.positions:
-        page = store.read_candidates(position, limit=limit, prefix=prefix)
+        page = store.read_candidates(position, limit=limit, prefix=prefix, reservation_id=reservation_id)
         found += page.candidates
         position, travelled = page.next, travelled + page.distance
     return found
@@ -243,6 +267,10 @@ class MemoryStore:
         self._accounts: dict[str, str] = {}
         self._tokens: dict[str, tuple[Candidate, Claim, str | None]] = {}
         self._line: dict[str, Place] = {}
+        self.reservations: dict[str, Reservation] = {}
+        """Those that were not archived."""
+        self._archive: dict[str, Reservation] = {}
+        self.bookings_version = 0
         self._watermark: Watermark | None = None
         self._pauses = Pauses()
         self._counts = CountRecord()
@@ -308,14 +336,20 @@ class MemoryStore:
             found = [self._claim(*key) for key in self._claims if key[0] == track_id]
             return [claim for claim in found if claim]
 
-    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
+    def read_candidates(
+        self, position: Position, *, limit: int, prefix: str, reservation_id: str | None = None
+    ) -> CandidatePage:
         with self._called("read_candidates"):
             segment, at = divmod(position.at, ORDER_LIMIT)
+            scale, end = 1, (segment + 1) * ORDER_LIMIT
+            if reservation_id is not None:
+                segment, at, scale, end = 0, position.at // self._shards, self._shards, self.positions
             onwards = sorted(
                 (sandbox.status_order, sandbox.sandbox_id, sandbox)
                 for sandbox in self._index().values()
-                if sandbox.status is Status.AVAILABLE
-                and self._segment(sandbox.sandbox_id) == segment
+                if sandbox.is_free
+                and sandbox.reservation_id == reservation_id
+                and (reservation_id is not None or self._segment(sandbox.sandbox_id) == segment)
                 and (
                     sandbox.status_order > at
                     or (sandbox.status_order == at and (position.after is None or sandbox.sandbox_id > position.after))
@@ -323,10 +357,9 @@ class MemoryStore:
             )
         page = [sandbox for _, _, sandbox in onwards[:limit]]
         if len(page) == limit:
-            place = segment * ORDER_LIMIT + page[-1].status_order
+            place = segment * ORDER_LIMIT + page[-1].status_order * scale
             read_on, distance = Position(place, page[-1].sandbox_id), place - position.at
         else:
-            end = (segment + 1) * ORDER_LIMIT
             read_on, distance = Position(end % self.positions), end - position.at
         matching = tuple(candidate_of(sandbox) for sandbox in page if sandbox.name.startswith(prefix))
         return CandidatePage(matching, read_on, distance)
@@ -345,12 +378,15 @@ class MemoryStore:
             waiting = self._waiting(*key)
             if waiting is not None and waiting.place_id != place_id:
                 return PlaceHeld(waiting.place_id)
-            sandbox = None if candidate.sandbox_id in self._spoiled else self._records.get(candidate.sandbox_id)
-            if sandbox is None or sandbox.status is not Status.AVAILABLE or sandbox.version != candidate.version:
+            is_spoiled = candidate.sandbox_id in self._spoiled
+            sandbox = None if is_spoiled else self._records.get(candidate.sandbox_id)
+            shown = (sandbox.version, sandbox.reservation_id) if sandbox is not None and sandbox.is_free else None
+            if sandbox is None or shown != (candidate.version, candidate.reservation_id):
                 return CandidateGone(sandbox)
             allocation = begin(sandbox, claim.lease, by=by)
-            if allocation.fact is not None and _name_of(allocation.fact) in self._fact_names:
-                # The record was written over by an earlier one, as a planted bug does.
+            # A planted bug may write an earlier record over this one, so that its fact is there already.
+            is_known = allocation.fact is not None and _name_of(allocation.fact) in self._fact_names
+            if is_known or not self._draw(candidate, claim.lease.allocated_at):
                 return CandidateGone(None)
             self._write(allocation)
             self._tokens[token] = (candidate, claim, place_id)
@@ -410,6 +446,7 @@ class MemoryStore:
     def commit(self, *changes: Change) -> None:
         assert 0 < len(changes) <= COMMIT_AT_ONCE
         assert len(changes) == 1 or all(each.before is None for each in changes), "a commit of many changes only adds"
+        assert len(changes) == 1 or not any(each.result.reservation_id for each in changes), "and reserves nothing"
         with self._called(kind_of(*changes)):
             for each in changes:
                 self._check(each, alone=len(changes) == 1)
@@ -425,6 +462,8 @@ class MemoryStore:
                 self._refuse_spoiled(change.sandbox_id)
                 raise Conflict(f"sandbox {change.sandbox_id} has a record", current=current)
             self._check_account(change.result)
+            if current is None:
+                self._check_reservation(change)
             return
         if current == after:
             return
@@ -434,6 +473,44 @@ class MemoryStore:
         assert after is None or _lease_id(after) in {None, _lease_id(before)}, "a lease begins by `allocate`"
         if after is not None and after.account_key != before.account_key:
             self._check_account(after)
+        self._check_reservation(change)
+
+    def _check_reservation(self, change: Change) -> None:
+        """Raise `ReservationFull` if a change sets a sandbox aside for a reservation that may not have it."""
+        was = change.before.reservation_id if change.before else None
+        wanted = change.after.reservation_id if change.after else None
+        assert was == wanted or None in {was, wanted}, "a sandbox leaves one reservation before the next"
+        if wanted is None or wanted == was:
+            return
+        reservation = self.reservations.get(wanted)
+        at = change.result.updated_at
+        if reservation is None or not reservation.is_filled_at(at) or reservation.lacking <= 0:
+            raise ReservationFull("the reservation lacks no sandbox", current=change.before)
+
+    def _follow_reservation(self, change: Change) -> None:
+        """Count a change in the reservation that it enters or leaves."""
+        was = change.before.reservation_id if change.before else None
+        becomes = change.after.reservation_id if change.after else None
+        if was == becomes:
+            return
+        reservation = self.reservations.get(becomes or was or "")
+        if reservation is not None and (becomes or reservation.set_aside):
+            self._count(reservation, set_aside=1 if becomes else -1)
+
+    def _draw(self, candidate: Candidate, at: int) -> bool:
+        """Draw a sandbox from its reservation, if it has one. Return False if the reservation is not open."""
+        if candidate.reservation_id is None:
+            return True
+        reservation = self.reservations.get(candidate.reservation_id)
+        if reservation is None or not reservation.set_aside or not reservation.is_open_at(at):
+            return False
+        self._count(reservation, set_aside=-1, drawn=1)
+        return True
+
+    def _count(self, reservation: Reservation, *, set_aside: int, drawn: int = 0) -> None:
+        self.reservations[reservation.reservation_id] = replace(
+            reservation, set_aside=reservation.set_aside + set_aside, drawn=reservation.drawn + drawn
+        )
 
     def _commit(self, change: Change) -> None:
         before, after = change.before, change.after
@@ -443,6 +520,7 @@ class MemoryStore:
             self._leave_account(before)
         if after is not None and (before is None or after.account_key != before.account_key):
             self._accounts[after.account_key] = after.sandbox_id
+        self._follow_reservation(change)
         self._write(change)
         lease = before.lease if before else None
         becomes = after.lease if after else None
@@ -488,6 +566,62 @@ class MemoryStore:
             keys = {record.account_key for record in readable} & self._accounts.keys() if with_accounts else ()
             unreadable = tuple(Unreadable(each, SPOILED) for each in sorted(self._spoiled & self._records.keys()))
             return Pool(tuple(readable), {key: self._accounts[key] for key in keys}, unreadable)
+
+    def read_reservations(self) -> OpenReservations:
+        with self._called("read_reservations"):
+            return OpenReservations(self.bookings_version, tuple(self.reservations.values()))
+
+    def read_reservation(self, reservation_id: str) -> Reservation | None:
+        with self._called("read_reservation"):
+            return self.reservations.get(reservation_id) or self._archive.get(reservation_id)
+
+    def write_reservation(
+        self, before: Reservation | None, after: Reservation, *, version: int, fact: PoolFact | None = None
+    ) -> None:
+        with self._called("write_reservation"):
+            stored = self.reservations.get(after.reservation_id)
+            known = stored or self._archive.get(after.reservation_id)
+            if known is not None and is_same(known, after):
+                return
+            if version != self.bookings_version:
+                raise Conflict("the reservations were changed by another writer", current=None)
+            if before is None:
+                if stored is not None:
+                    raise Conflict("the reservation exists", current=None)
+                self.reservations[after.reservation_id] = after
+            else:
+                if stored is None or not is_same(stored, before):
+                    raise Conflict("the reservation was changed by another writer", current=None)
+                counted = replace(after, set_aside=stored.set_aside, drawn=stored.drawn, opened_at=stored.opened_at)
+                if counted.count < stored.count and counted.lacking < 0:
+                    raise Conflict("more sandboxes are set aside", current=None)
+                self.reservations[after.reservation_id] = counted
+            self.bookings_version += 1
+            self.facts += [fact] if fact is not None else []
+
+    def mark_opened(self, reservation: Reservation, fact: PoolFact) -> None:
+        with self._called("mark_opened"):
+            stored = self.reservations.get(reservation.reservation_id)
+            if stored is None or stored.opened_at is not None or stored.stage is not ReservationStage.BOOKED:
+                raise Conflict("the reservation has begun already", current=None)
+            self.reservations[reservation.reservation_id] = replace(stored, opened_at=reservation.opened_at)
+            self.facts.append(fact)
+
+    def archive_reservation(self, reservation: Reservation) -> None:
+        with self._called("archive_reservation"):
+            stored = self.reservations.get(reservation.reservation_id)
+            if stored is None:
+                return
+            if stored.set_aside or stored.stage is ReservationStage.BOOKED:
+                raise Conflict("sandboxes are set aside for the reservation", current=None)
+            self._archive[reservation.reservation_id] = self.reservations.pop(reservation.reservation_id)
+
+    def list_archived(self, *, limit: int, cursor: str | None) -> ReservationPage:
+        with self._called("list_archived"):
+            ordered = sorted(self._archive.values(), key=lambda each: (-(each.ended_at or 0), each.reservation_id))
+            first = _read_cursor("archived", cursor, default=0)
+            more = _write_cursor("archived", first + limit) if len(ordered) > first + limit else None
+            return ReservationPage(tuple(ordered[first : first + limit]), more)
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         with self._called("read_removed"):
@@ -754,8 +888,33 @@ class StoreWrapper:
     def read_claims(self, track_id: str) -> list[Claim]:
         return self._call("read_claims", lambda: self.inner.read_claims(track_id))
 
-    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
-        return self._call("read_candidates", lambda: self.inner.read_candidates(position, limit=limit, prefix=prefix))
+    def read_candidates(
+        self, position: Position, *, limit: int, prefix: str, reservation_id: str | None = None
+    ) -> CandidatePage:
+        return self._call(
+            "read_candidates",
+            lambda: self.inner.read_candidates(position, limit=limit, prefix=prefix, reservation_id=reservation_id),
+        )
+
+    def read_reservations(self) -> OpenReservations:
+        return self._call("read_reservations", self.inner.read_reservations)
+
+    def read_reservation(self, reservation_id: str) -> Reservation | None:
+        return self._call("read_reservation", lambda: self.inner.read_reservation(reservation_id))
+
+    def write_reservation(
+        self, before: Reservation | None, after: Reservation, *, version: int, fact: PoolFact | None = None
+    ) -> None:
+        self._call("write_reservation", lambda: self.inner.write_reservation(before, after, version=version, fact=fact))
+
+    def mark_opened(self, reservation: Reservation, fact: PoolFact) -> None:
+        self._call("mark_opened", lambda: self.inner.mark_opened(reservation, fact))
+
+    def archive_reservation(self, reservation: Reservation) -> None:
+        self._call("archive_reservation", lambda: self.inner.archive_reservation(reservation))
+
+    def list_archived(self, *, limit: int, cursor: str | None) -> ReservationPage:
+        return self._call("list_archived", lambda: self.inner.list_archived(limit=limit, cursor=cursor))
 
     def allocate(
         self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
@@ -926,6 +1085,9 @@ WRITES = frozenset(
         "identify",
         "finish_upgrade",
         "write_counts",
+        "write_reservation",
+        "mark_opened",
+        "archive_reservation",
     }
 )
 
@@ -1033,7 +1195,7 @@ class LosingStore(StoreWrapper):
         self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
     ) -> AllocateAnswer:
         current = self.inner.get(candidate.sandbox_id)
-        fits = current is not None and current.status is Status.AVAILABLE and current.version == candidate.version
+        fits = current is not None and current.is_free and current.version == candidate.version
         lease = claim.lease
         if current is not None and fits and self._first("allocate", lease.track_id, lease.idempotency_key):
             if self._rival is Rival.TAKES:

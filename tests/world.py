@@ -7,17 +7,20 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
+from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
+from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.leases import Extension, LeaseEnd, Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
 from broker_common.core.purge import Purger
+from broker_common.core.reserving import Reserver
 from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer, SyncResult
@@ -99,9 +102,11 @@ class World:
         store, clock, rng, recorder, policy = JudgedStore(self.store), self.clock, self.rng, self.recorder, self.policy
         self.guard = Guard(store=store, memory=self.table_memory, recorder=recorder, clock=clock, rng=rng)
         self.pauses = PauseCache(store, clock, Random(1))
+        self.reservations = KnownReservations(store, clock)
         self.line = WaitingLine(
             store=store,
             guard=self.guard,
+            reservations=self.reservations,
             pool_count=lambda: self.pool_count,
             recorder=recorder,
             clock=clock,
@@ -114,6 +119,7 @@ class World:
             candidate_cache=CandidateCache(store, clock, rng, size=policy.k_candidates),
             line=self.line,
             pauses=self.pauses,
+            reservations=self.reservations,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -128,6 +134,7 @@ class World:
             store=store,
             provider=self.provider,
             guard=self.guard,
+            reservations=self.reservations,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -139,6 +146,7 @@ class World:
             provider=self.provider,
             guard=self.guard,
             pauses=self.pauses,
+            reservations=self.reservations,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -146,6 +154,15 @@ class World:
         )
         self.expirer = Expirer(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
         self.purger = Purger(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
+        self.reserver = Reserver(store=store, guard=self.guard, recorder=recorder, clock=clock, rng=rng, threads=1)
+        self.bookings = Bookings(
+            store=store,
+            guard=self.guard,
+            reserver=self.reserver,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+        )
         self.operations = Operations(store=store, guard=self.guard, clock=clock, threads=1)
 
     def set_policy(self, **changes: object) -> None:

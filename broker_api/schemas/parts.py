@@ -19,6 +19,7 @@ LEASE_ID = "5b7f2ad1-6b6e-4f0e-8a55-0d9a52b3a6f1"
 REQUEST_ID = "0f3c1f0e-6f0a-4f5e-9a4e-2f1d8d0f6c11"
 PLACE_ID = "00000000-001759574955-8d1f6a52-3c0b-4e57-9a65-2d7f0c9e4b13"
 JOB_ID = "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11"
+RESERVATION_ID = "0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e"
 MAX_CURSOR = 2048
 _MAX_REASON = 500
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
@@ -59,16 +60,20 @@ class StrictBoolean(fields.Boolean):
         return bool(super()._deserialize(value, attr, data, **kwargs))
 
 
-def plain_field(metadata: Mapping[str, Any], *, required: bool = False) -> fields.String:
+def plain_field(metadata: Mapping[str, Any], *, required: bool = False, allow_none: bool = False) -> fields.String:
     """Return a field that reads 1 to 128 printable ASCII characters."""
-    return fields.String(required=required, validate=_check_plain, metadata={**PLAIN, **metadata})
+    return fields.String(
+        required=required, allow_none=allow_none, validate=_check_plain, metadata={**PLAIN, **metadata}
+    )
 
 
-def reason_field(metadata: Mapping[str, Any]) -> fields.String:
-    """Return a required field that reads a person's words: one line of text that is not blank."""
+def reason_field(metadata: Mapping[str, Any], *, required: bool = True, allow_none: bool = False) -> fields.String:
+    """Return a field that reads a person's words: one line of text that is not blank."""
     pattern = f"^{_FIT}*[^\\s{_CONTROLS}]{_FIT}*$"
     shape = {"minLength": 1, "maxLength": _MAX_REASON, "pattern": pattern}
-    return fields.String(required=True, validate=_check_reason, metadata={**shape, **metadata})
+    return fields.String(
+        required=required, allow_none=allow_none, validate=_check_reason, metadata={**shape, **metadata}
+    )
 
 
 def text_field(example: str, description: str) -> fields.String:

@@ -32,6 +32,7 @@ class StatsSchema(Schema):
     """How many sandboxes have which status. Tombstones are out of the pool and are not counted."""
 
     available = number_field("May be allocated", 42)
+    reserved = number_field("Set aside for a reservation")
     allocated = number_field("Held by a track", 7)
     pending_deletion = number_field("Wait for the provider to wipe them, or rest after their wipe", 1)
     stale = number_field("Out of service until a sync sees them")

@@ -55,6 +55,9 @@ class SandboxSchema(HeldSandboxSchema):
     stale_since = optional_time_field("Since when it is stale")
     last_track_id = optional_text_field(None, "The track of its latest ended allocation; else null")
     last_lease_id = optional_text_field(None, "The lease of its latest ended allocation; else null")
+    reservation_id = optional_text_field(
+        None, "The reservation that it is set aside for, or that its lease was drawn from; else null"
+    )
     created_at = time_field("When the broker first saw it", 1759500000)
     updated_at = time_field("When the record last changed")
     version = number_field("Grows with every change of the record", 7)

@@ -15,18 +15,28 @@ from broker_common.adapters.dynamo_items import (
     encode_claim,
     encode_sandbox,
     place_of,
+    reserved_key,
     sandbox_key,
     shard_of,
     status_key,
 )
 from broker_common.adapters.dynamo_places import decode_held, place_key
+from broker_common.adapters.dynamo_reservations import counters, draw
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import schema
 from broker_common.core.errors import StoreUnavailable, UnreadableRecord
 from broker_common.core.facts import allocated
 from broker_common.core.flat import flatten, of_allocation
 from broker_common.core.sandbox import Candidate, Claim, Lease, Sandbox, Status
-from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Conflict, Contended
+from broker_common.core.store import (
+    AllocateAnswer,
+    Allocated,
+    CandidateGone,
+    ClaimHeld,
+    Conflict,
+    Contended,
+    ReservationFull,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,20 +76,25 @@ class DynamoCommits(DynamoBase):
         """Implement the port: one TransactWriteItems, sent once."""
         fact = allocated(candidate, claim, by=by)
         changes = self._allocation(candidate, claim, fact.version)
-        place = status_key(Status.AVAILABLE, shard_of(candidate.sandbox_id, self._shards))
+        status, place = Status.AVAILABLE, status_key(Status.AVAILABLE, shard_of(candidate.sandbox_id, self._shards))
+        if candidate.reservation_id is not None:
+            status, place = Status.RESERVED, reserved_key(candidate.reservation_id)
         update = self._update(candidate.sandbox_id, place, candidate.version, changes)
+        removal = self._remove_place(place_id)
         reasons = self._transport.transact_once(
             ClientRequestToken=token,
             TransactItems=[
                 {"Put": unless_taken({"TableName": self._table, "Item": encode_claim(claim)}, place_id=place_id)},
-                {"Update": only_if_allocatable(update, candidate.sandbox_id)},
+                {"Update": only_if_allocatable(update, candidate.sandbox_id, status)},
                 self._put_fact(fact),
-                *self._remove_place(place_id),
+                *removal,
+                *draw(self._table, candidate, at=claim.lease.allocated_at),
             ],
         )
         if reasons is None:
             return Allocated()
-        held, taken, recorded, *left = reasons
+        held, taken, recorded, *others = reasons
+        left, drawn = others[: len(removal)], others[len(removal) :]
         if held["Code"] == "ConditionalCheckFailed":
             return self._held(held)
         if any(map(_has_failed, left)):
@@ -92,8 +107,9 @@ class DynamoCommits(DynamoBase):
             # With the fields of an allocation its record would be too large.
             self._report(UnreadableRecord("", "it cannot be written", sandbox_id=candidate.sandbox_id))
             return CandidateGone(None)
-        if recorded["Code"] == "ConditionalCheckFailed":
-            # A fact of this name exists already: the record was added again while a clock was behind.
+        if any(map(_has_failed, [recorded, *drawn])):
+            # A fact of this name exists already: the record was added again while a clock was behind. Or the
+            # reservation that it is set aside for is not open.
             return CandidateGone(None)
         return Contended()
 
@@ -125,13 +141,13 @@ class DynamoCommits(DynamoBase):
         if change.fact is None and _needs_fact(change):
             raise ValueError(f"sandbox {change.sandbox_id}: a change of status or holder without its fact")
         if before is None and after is not None:
-            results = self._write_with_account(after, *self._adding(change)[1:])
+            results = self._write_with_account(after, *self._adding(change)[1:], *self._counters(change))
             if results is not None:
-                self._settle(None, after, results[0])
+                self._settle(None, after, results)
         elif before is not None and after is None:
             self._remove(before, change.fact)
         elif before is not None and after is not None:
-            self._replace(before, after, change.fact)
+            self._replace(before, after, change)
 
     def _adding(self, change: Change) -> list[Item]:
         """Build the writes that add a sandbox: its account's record, its own record, and its fact."""
@@ -146,29 +162,32 @@ class DynamoCommits(DynamoBase):
         }
         return [self._put_account(sandbox), put, *self._facts(change.fact)]
 
-    def _replace(self, before: Sandbox, after: Sandbox, fact: Fact | None) -> None:
+    def _replace(self, before: Sandbox, after: Sandbox, change: Change) -> None:
+        fact = change.fact
         update = {"Update": self._difference(before, after)}
+        writes = [update, *self._facts(fact), *self._counters(change)]
         if before.account_key != after.account_key:
-            results = self._write_with_account(after, update, *self._facts(fact), self._remove_account(before))
+            results = self._write_with_account(after, *writes, self._remove_account(before))
             if results is not None and not any(map(_has_failed, results[:-1])):
                 # The record of its previous account belongs to another sandbox, and stays.
-                results = self._write_with_account(after, update, *self._facts(fact))
+                results = self._write_with_account(after, *writes)
             if results is not None:
-                self._settle(before, after, results[0])
+                self._settle(before, after, results)
             return
         if fact is None:
             try:
                 self._transport.write("update_item", **update["Update"])
             except ConditionFailed as failed:
-                self._settle(before, after, {"Code": "ConditionalCheckFailed", **failed.answer})
+                self._settle(before, after, [{"Code": "ConditionalCheckFailed", **failed.answer}])
             return
         of_claim = self._keep_in_step(before.lease, after.lease)
-        results = self._transact(update, *self._facts(fact), *of_claim)
-        if results is not None and of_claim and not any(map(_has_failed, results[:-1])):
-            # The claim belongs to another lease, or is missing. It stays so, and must not prevent this change.
+        results = self._transact(*writes, *of_claim)
+        loose = bool(of_claim) or before.reservation_id is not None
+        if results is not None and loose and not any(map(_has_failed, results[:-1])):
+            # The claim belongs to another lease or is missing, or the reservation is gone. It must not prevent this.
             results = self._transact(update, *self._facts(fact))
         if results is not None:
-            self._settle(before, after, results[0])
+            self._settle(before, after, results)
 
     def _remove(self, before: Sandbox, fact: Fact | None) -> None:
         delete = {
@@ -189,7 +208,7 @@ class DynamoCommits(DynamoBase):
         if failed is not None and not _has_failed(failed[0]):
             failed = self._transact(delete, *facts)  # the account's record belongs to another sandbox, and stays
         if failed is not None:
-            self._settle(before, None, failed[0])
+            self._settle(before, None, failed)
 
     def _write_with_account(self, sandbox: Sandbox, *writes: Item) -> list[Item] | None:
         """Send `writes` in one transaction with a sandbox's account record.
@@ -215,6 +234,9 @@ class DynamoCommits(DynamoBase):
     def _write_all(self, *actions: Item) -> None:
         if self._transact(*actions) is not None:
             raise Conflict("another writer has written one of several records", current=None)
+
+    def _counters(self, change: Change) -> list[Item]:
+        return counters(self._table, change)
 
     def _facts(self, fact: Fact | None) -> list[Item]:
         return [] if fact is None else [self._put_fact(fact)]
@@ -334,12 +356,17 @@ class DynamoCommits(DynamoBase):
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
 
-    def _settle(self, before: Sandbox | None, after: Sandbox | None, result: Item) -> None:
-        """Raise an error for a failed condition, unless the stored record is our own write, whose answer was lost."""
-        if not _has_failed(result):
+    def _settle(self, before: Sandbox | None, after: Sandbox | None, results: list[Item]) -> None:
+        """Raise an error for a failed condition, unless the stored record is our own write, whose answer was lost.
+
+        `results` are those of the record, its fact, and the counters of its reservation.
+        """
+        if not _has_failed(results[0]):
+            if any(map(_has_failed, results[2:])):
+                raise ReservationFull("the reservation lacks no sandbox, or is not being filled now", current=before)
             # A clock was behind when the record was added again. In the next second the fact has another name.
             raise StoreUnavailable("a fact of the same name exists already")
-        item = result.get("Item")
+        item = results[0].get("Item")
         current = self._sandbox(item) if item else None
         if current != after:
             known = before or after

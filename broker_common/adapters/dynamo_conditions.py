@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from broker_common.adapters.dynamo_fields import encode
 from broker_common.adapters.dynamo_items import SANDBOX_ATTRIBUTES
 from broker_common.core import schema
-from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Status
+from broker_common.core.sandbox import FREE, ORDER_LIMIT, DeletionReason, Status
 
 if TYPE_CHECKING:
     from broker_common.adapters.dynamo_fields import Item
@@ -21,11 +21,11 @@ def expression_name(name: str) -> str:
     return f"#{name}" if f"#{name}" in _RESERVED else name
 
 
-def _allocatable() -> str:
-    """Return the condition that a record is available and clean, and that `decode_sandbox` can read all of it."""
+def _allocatable(status: Status) -> str:
+    """Return the condition that a record has a status and is clean, and that `decode_sandbox` can read all of it."""
     reasons = ", ".join(f":{reason.name}" for reason in DeletionReason)
     special = {
-        "status": "#status = :available",
+        "status": "#status = :free",
         "sandbox_id": "sandbox_id = :sandbox_id",
         "dirty": "dirty = :clean",
         "deletion_reason": f"deletion_reason IN ({reasons})",
@@ -45,12 +45,13 @@ def _allocatable() -> str:
         name = expression_name(each.name)
         term = special.get(each.name) or usual[each.tag].format(name)
         terms.append(term if each.is_required else f"(attribute_not_exists({name}) OR {term})")
+    if status is Status.RESERVED:
+        terms.append("attribute_exists(reservation_id)")
     return " AND ".join(terms)
 
 
-_ALLOCATABLE = _allocatable()
+_ALLOCATABLE = {status: _allocatable(status) for status in FREE}
 _ALLOCATABLE_VALUES = {
-    ":available": encode(Status.AVAILABLE),
     ":clean": encode(False),  # noqa: FBT003 - the value itself
     ":zero": encode(0),
     ":highest": encode(ORDER_LIMIT - 1),
@@ -90,15 +91,15 @@ def only_of_place(write: Item, place_id: str) -> Item:
     }
 
 
-def only_if_allocatable(update: Item, sandbox_id: str) -> Item:
-    """Return an update that fails unless the record is available and clean, and can be read.
+def only_if_allocatable(update: Item, sandbox_id: str, status: Status) -> Item:
+    """Return an update that fails unless the record has this free status, is clean, and can be read.
 
     The index has only a part of each record. That part may be readable where the rest is not.
     """
     return update | {
-        "ConditionExpression": f"{update['ConditionExpression']} AND {_ALLOCATABLE}",
+        "ConditionExpression": f"{update['ConditionExpression']} AND {_ALLOCATABLE[status]}",
         "ExpressionAttributeNames": _RESERVED | update["ExpressionAttributeNames"],
         "ExpressionAttributeValues": update["ExpressionAttributeValues"]
         | _ALLOCATABLE_VALUES
-        | {":sandbox_id": encode(sandbox_id)},
+        | {":sandbox_id": encode(sandbox_id), ":free": encode(status)},
     }

@@ -42,6 +42,8 @@ ELSEWHERE = "elsewhere"
 """The part of a listing for sandboxes that have no place in the index where this release looks."""
 _COOLING = f"{Status.PENDING_DELETION}/cooling#0"
 """The index's place of wiped sandboxes that cool down, apart from those that wait for their wipe."""
+RESERVED = f"{Status.RESERVED}/"
+"""What the index's places of reserved sandboxes begin with."""
 TTL = "ttl"
 """The attribute by which DynamoDB removes facts and abandoned places. Sandboxes and claims never have it."""
 
@@ -63,8 +65,14 @@ _PAUSES_FIELDS = fields_of(
 _SCHEMA_FIELD = fields_of({}, _SCHEMA)
 _RIGHT_FIELDS = fields_of({"turn": str, "counter": str, "counting_until": int}, _SCHEMA)
 _COUNT_FIELDS = fields_of(
-    {**dict.fromkeys(Status, int), "began_at": int, "counted_by": str},
-    {"oldest_pending_deletion": int, "waiting": int, "longest_waiting_since": int, "returns_at": str},
+    {**{status: int for status in Status if status is not Status.RESERVED}, "began_at": int, "counted_by": str},
+    {
+        "oldest_pending_deletion": int,
+        "waiting": int,
+        "longest_waiting_since": int,
+        "returns_at": str,
+        Status.RESERVED: int,  # an earlier release has no reserved sandboxes
+    },
 )
 
 
@@ -79,13 +87,25 @@ def status_key(status: Status, shard: int) -> str:
 
 
 def status_keys(status: Status, shards: int) -> list[str]:
-    """Return all partition keys of the index that sandboxes of a status may have."""
+    """Return all partition keys of the index that sandboxes of a status may have.
+
+    Those of reserved sandboxes follow from the reservations instead: see `reserved_key`.
+    """
+    if status is Status.RESERVED:
+        return []
     keys = [status_key(status, shard) for shard in range(shards)]
     return [*keys, _COOLING] if status is Status.PENDING_DELETION else keys
 
 
+def reserved_key(reservation_id: str) -> str:
+    """Return the index's partition key of the sandboxes that are set aside for a reservation."""
+    return f"{RESERVED}{reservation_id}#0"
+
+
 def place_of(sandbox: Sandbox, shards: int) -> str:
     """Return the index's partition key of a sandbox."""
+    if sandbox.reservation_id is not None:
+        return reserved_key(sandbox.reservation_id)
     if sandbox.is_cooling:
         return _COOLING
     return status_key(sandbox.status, shard_of(sandbox.sandbox_id, shards))
@@ -186,11 +206,14 @@ def _claim_of(item: Item) -> Claim:
     return claim
 
 
-def decode_candidate(item: Item) -> Candidate:
-    """Return the candidate that an item of the index describes; raises `UnreadableRecord`."""
+def decode_candidate(item: Item, reservation_id: str | None) -> Candidate:
+    """Return the candidate that an item of the index describes; raises `UnreadableRecord`.
+
+    `reservation_id` follows from the item's place in the index.
+    """
     sandbox_id = sandbox_id_of(item)
     try:
-        return Candidate(sandbox_id=sandbox_id, **read_fields(item, _CANDIDATE_FIELDS))
+        return Candidate(sandbox_id=sandbox_id, reservation_id=reservation_id, **read_fields(item, _CANDIDATE_FIELDS))
     except ValueError as error:
         raise UnreadableRecord(f"sandbox {sandbox_id!r}", str(error), sandbox_id=sandbox_id) from error
 
@@ -277,7 +300,7 @@ def decode_counts(item: Item) -> CountRecord:
     count = None
     if values:
         count = PoolCount(
-            by_status={status: values[status] for status in Status},
+            by_status={status: values.get(status, 0) for status in Status},
             oldest_pending_deletion=values.get("oldest_pending_deletion"),
             began_at=values["began_at"],
             counted_by=values["counted_by"],
@@ -311,11 +334,27 @@ def encode_cursor(status: Status | None, part: str, start: Item | None) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
+def merge_reserved(places: list[str], cursor: str | None) -> list[str]:
+    """Return the places of reserved sandboxes in order, with that of the cursor, whose reservation may be over."""
+    try:
+        _, part, _ = _parse(cursor) if cursor is not None else (None, None, None)
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        part = None
+    if isinstance(part, str) and part.startswith(RESERVED):
+        return sorted({*places, part})
+    return places
+
+
+def _parse(cursor: str) -> list[Any]:
+    padded = cursor + "=" * (-len(cursor) % 4)
+    content: list[Any] = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    return content
+
+
 def decode_cursor(cursor: str, status: Status | None, parts: list[str]) -> tuple[int, Item | None]:
     """Return the position in `parts` and the key to start after; raises `InvalidInput` for any other text."""
     try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        of, part, after = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        of, part, after = _parse(cursor)
         at = parts.index(part) if of == status else None
         sandbox_id, order = (None, None) if after is None else after
     except (ValueError, TypeError, binascii.Error, RecursionError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker_common.adapters.dynamo_base import DynamoBase
 from broker_common.adapters.dynamo_conditions import unless_newer
 from broker_common.adapters.dynamo_facts import encode_pool_fact
 from broker_common.adapters.dynamo_fields import Item, encode
@@ -21,6 +20,7 @@ from broker_common.adapters.dynamo_items import (
     synced_at_of,
     turn_of,
 )
+from broker_common.adapters.dynamo_reservations import DynamoOpenReservations
 from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, Layout, decode_layout, index_problem
 from broker_common.adapters.dynamo_time import time_of
 from broker_common.adapters.dynamo_transport import ConditionFailed
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from broker_common.core.facts import PoolFact
 
 
-class DynamoPoolState(DynamoBase):
+class DynamoPoolState(DynamoOpenReservations):
     """`PoolState` on one DynamoDB table."""
 
     def read_watermark(self) -> Watermark | None:
@@ -184,7 +184,7 @@ class DynamoPoolState(DynamoBase):
             )["Count"]
             for status in Status
             for place in status_keys(status, self._shards)
-        )
+        ) or any(each.set_aside for each in self._open_reservations())
 
     def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
         """Implement the port: a conditional update of the layout record."""

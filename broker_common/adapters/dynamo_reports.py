@@ -10,7 +10,6 @@ from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from broker_common.adapters.dynamo_base import DynamoBase
 from broker_common.adapters.dynamo_facts import (
     FACTS,
     Mark,
@@ -25,17 +24,20 @@ from broker_common.adapters.dynamo_facts import (
 )
 from broker_common.adapters.dynamo_items import (
     ELSEWHERE,
+    RESERVED,
     account_item_key,
     account_key_of,
     decode_cursor,
     decode_requested_at,
     encode_cursor,
+    merge_reserved,
     order_of,
     sandbox_id_of,
     sandbox_key,
     status_key,
     status_keys,
 )
+from broker_common.adapters.dynamo_reservations import DynamoOpenReservations
 from broker_common.adapters.dynamo_table import INDEX
 from broker_common.core.deadline import time_left
 from broker_common.core.errors import UnreadableRecord
@@ -57,7 +59,7 @@ _SCAN_MARGIN_SEC = 2.0
 _IN_ORDER: Item = {":zero": {"N": "0"}, ":highest": {"N": str(ORDER_LIMIT - 1)}}
 
 
-class DynamoReports(DynamoBase):
+class DynamoReports(DynamoOpenReservations):
     """`Reports` on one DynamoDB table."""
 
     def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
@@ -75,7 +77,8 @@ class DynamoReports(DynamoBase):
             )
             return [sandbox_id_of(item) for item in query]
 
-        places = [place for status in Status for place in status_keys(status, self._shards)]
+        reserved = self._reserved_places()
+        places = [*(place for status in Status for place in status_keys(status, self._shards)), *reserved]
         # A sandbox that changes its status meanwhile may be found twice.
         ids = list(dict.fromkeys(each for found in for_each(read_ids, places, threads=_THREADS) for each in found))
         sandboxes, unreadable = self._decode_many(
@@ -105,6 +108,9 @@ class DynamoReports(DynamoBase):
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
         """Implement the port: keys from the index, then consistent reads; last, records that the index lacks."""
         places = [place for each in ([status] if status else Status) for place in status_keys(each, self._shards)]
+        fixed = list(places)
+        if status in {None, Status.RESERVED}:
+            places += merge_reserved(self._reserved_places(), cursor)
         parts = places if status else [*places, ELSEWHERE]
         part, start = decode_cursor(cursor, status, parts) if cursor is not None else (0, None)
         ids: list[str] = []
@@ -112,7 +118,7 @@ class DynamoReports(DynamoBase):
             if parts[part] == ELSEWHERE:
                 if ids:
                     break
-                ids, start = self._find_elsewhere(places, start, limit=limit)
+                ids, start = self._find_elsewhere(fixed, start, limit=limit)
                 part += 0 if start else 1
                 # Most of the table is facts: many pages have no sandbox.
                 if time_left(self._clock) < _SCAN_MARGIN_SEC:
@@ -138,7 +144,7 @@ class DynamoReports(DynamoBase):
         return SandboxPage(sandboxes, more, tuple(unreadable))
 
     def count(self) -> Mapping[Status, int]:
-        """Implement the port: a counting query for each place of the index."""
+        """Implement the port: a counting query for each place of the index, and the counters of reservations."""
 
         def count_at(place: str) -> int:
             request: Item = {
@@ -160,6 +166,7 @@ class DynamoReports(DynamoBase):
         totals = dict.fromkeys(Status, 0)
         for place, count in zip(places, for_each(count_at, places, threads=_THREADS), strict=True):
             totals[places[place]] += count
+        totals[Status.RESERVED] = sum(each.set_aside for each in self._open_reservations())
         return totals
 
     def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:
@@ -283,8 +290,9 @@ class DynamoReports(DynamoBase):
         request: Item = {
             "TableName": self._table,
             "FilterExpression": "SK = :meta AND (attribute_not_exists(status_key) OR attribute_not_exists(status_order)"
-            f" OR NOT status_order BETWEEN :zero AND :highest OR NOT status_key IN ({', '.join(names)}))",
-            "ExpressionAttributeValues": {":meta": {"S": "META"}, **_IN_ORDER, **names},
+            " OR NOT status_order BETWEEN :zero AND :highest"
+            f" OR NOT (status_key IN ({', '.join(names)}) OR begins_with(status_key, :reserved)))",
+            "ExpressionAttributeValues": {":meta": {"S": "META"}, ":reserved": {"S": RESERVED}, **_IN_ORDER, **names},
             "ProjectionExpression": "PK, SK",
         }
         if start:

@@ -7,7 +7,8 @@ from broker_common.adapters.dynamo_commits import DynamoCommits
 from broker_common.adapters.dynamo_line import DynamoLine
 from broker_common.adapters.dynamo_pool_state import DynamoPoolState
 from broker_common.adapters.dynamo_reports import DynamoReports
+from broker_common.adapters.dynamo_reservations import DynamoReservations
 
 
-class DynamoStore(DynamoCommits, DynamoLine, DynamoCandidates, DynamoPoolState, DynamoReports):
+class DynamoStore(DynamoCommits, DynamoLine, DynamoReservations, DynamoCandidates, DynamoPoolState, DynamoReports):
     """`SandboxStore` on one DynamoDB table; safe to use from many threads."""

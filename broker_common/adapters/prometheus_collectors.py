@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _GAUGES = {
     Status.AVAILABLE: "Number of sandboxes currently available",
+    Status.RESERVED: "Sandboxes that are set aside for reservations",
     Status.ALLOCATED: "Number of sandboxes currently allocated",
     Status.PENDING_DELETION: "Sandboxes that wait to be wiped",
     Status.STALE: "Sandboxes out of service until a sync sees them",

@@ -31,6 +31,9 @@ _ADVICE = {
     "FORBIDDEN": "use a token that has the role",
     "NOT_FOUND": "is BROKER_API_URL right? It has the base path, as in …/v1",
     "SANDBOX_NOT_FOUND": "`broker sandboxes` lists the ids",
+    "RESERVATION_NOT_FOUND": "`broker reservation list` lists the ids",
+    "CAPACITY_NOT_AVAILABLE": "`broker capacity` shows when more can be had",
+    "VERSION_MISMATCH": "`broker reservation show` says what it is now",
     "LEASE_MISMATCH": "the lease has changed or ended. `broker sandbox show` names the current one",
     "ALLOCATION_ENDED": "`broker sandbox show` says more",
     "INVALID_TRANSITION": "`broker sandbox show` says more",
@@ -97,12 +100,31 @@ class BrokerApi:
         """Make a call of operators that changes something, and return the answer. Raises `ApiError`."""
         return self._call("POST", f"/admin{path}", json=body, params=parameters)
 
+    def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a call of operators that changes a record, and return the answer. Raises `ApiError`."""
+        return self._call("PATCH", f"/admin{path}", json=body)
+
     def delete(self, path: str) -> dict[str, Any]:
         """Make a call of operators that takes something back, and return the answer; {} if that is empty.
 
         Raises `ApiError`.
         """
         return self._call("DELETE", f"/admin{path}")
+
+    def book(self, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
+        """Book a reservation, and return it. With the same `key`, nothing is booked twice. Raises `ApiError`."""
+        headers = {} if key is None else {"Idempotency-Key": key}
+        return self._call("POST", "/admin/reservations", json=body, headers=headers)
+
+    def reservations(self, *, state: str | None) -> Iterator[dict[str, Any]]:
+        """Yield every reservation in a state, or all, page after page. Raises `ApiError`."""
+        cursor = None
+        while True:
+            page = self.get("/reservations", state=state, limit=100, cursor=cursor)
+            yield from page["reservations"]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
 
     def held_by(self, track_id: str) -> dict[str, Any]:
         """Return what a track holds, by the call of that track. Raises `ApiError`."""

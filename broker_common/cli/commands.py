@@ -13,6 +13,7 @@ from broker_common.cli.jobs import job_commands
 from broker_common.cli.line import line
 from broker_common.cli.pauses import pause, resume
 from broker_common.cli.pool import events, pool
+from broker_common.cli.reservations import capacity, reservation
 from broker_common.cli.sandboxes import bulk, sandbox, sandboxes
 from broker_common.cli.tokens import token, whoami
 from broker_common.core.job_registry import JOBS
@@ -56,6 +57,8 @@ Examples:
   broker sandbox release 2009521
   broker bulk retry
   broker line
+  broker reservation list
+  broker capacity
   broker events --follow
   broker job run sync --wait
   broker jobs --job sync
@@ -79,6 +82,7 @@ def main() -> None:
 for _command in (
     *(health, pool, events, pause, resume),
     *(sandboxes, sandbox, bulk, line),
+    *(reservation, capacity),
     *job_commands(JOBS),
     *(whoami, token),
 ):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every field.")
 
@@ -34,6 +34,14 @@ def print_json(records: Iterable[Mapping[str, Any]]) -> None:
     """Print one JSON object a line."""
     for each in records:
         click.echo(json.dumps(each))
+
+
+def print_fields(record: Mapping[str, Any], times: Collection[str] = ()) -> None:
+    """Print one field a line. Fields whose name ends with `_at`, and those of `times`, hold times."""
+    width = max(map(len, record))
+    for name, value in record.items():
+        is_time = value is not None and (name.endswith("_at") or name in times)
+        click.echo(f"{name:<{width}}  {'-' if value is None else value}{f'  ({show_time(value)})' if is_time else ''}")
 
 
 def show_time(moment: int | None) -> str:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from broker_common.cli.api import UNREADABLE, ApiError, operators_api, sandbox_path
-from broker_common.cli.output import is_terminal, json_option, print_json, print_rows, show_fact, show_time
+from broker_common.cli.output import (
+    is_terminal,
+    json_option,
+    print_fields,
+    print_json,
+    print_rows,
+    show_fact,
+    show_time,
+)
 from broker_common.cli.times import parse_length, parse_time
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.core.sandbox import Status
@@ -84,11 +92,8 @@ def show(sandbox_id: str, *, as_json: bool) -> None:
     record = operators_api().get(sandbox_path(sandbox_id))
     if as_json:
         print_json([record])
-        return
-    width = max(map(len, record))
-    for name, value in record.items():
-        is_time = value is not None and (name.endswith("_at") or name in _TIMES)
-        click.echo(f"{name:<{width}}  {'-' if value is None else value}{f'  ({show_time(value)})' if is_time else ''}")
+    else:
+        print_fields(record, _TIMES)
 
 
 @sandbox.command()

@@ -7,7 +7,7 @@ it in the line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, assert_never
 
 from broker_common.core.deadline import Backoff, deadline_in
@@ -18,6 +18,8 @@ from broker_common.core.errors import (
     NoSandboxesAvailable,
     OutcomeUnknown,
     Paused,
+    ReservationNotFound,
+    ReservationNotOpen,
     StoreMisconfigured,
     StoreUnavailable,
     UnreadableRecord,
@@ -27,7 +29,7 @@ from broker_common.core.ids import new_id
 from broker_common.core.lease import candidate_of, claim_on
 from broker_common.core.leases import expire
 from broker_common.core.line import Wish
-from broker_common.core.sandbox import Candidate, Claim, Lease, Status
+from broker_common.core.sandbox import Candidate, Claim, Lease
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended, PlaceHeld
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 from broker_common.core.waiting import VISIBLE_SEC, WALK_SPACING_SEC, Waiting
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.candidate_cache import CandidateCache, CandidateChoice, CandidateSearch
     from broker_common.core.guard import Guard
+    from broker_common.core.known_reservations import KnownReservations
     from broker_common.core.line import Place
     from broker_common.core.pauses import PauseCache
     from broker_common.core.policy import Policy
@@ -58,7 +61,7 @@ class AllocateRequest:
     `duration_sec` is how long the lease lasts; None for the usual time. The caller has checked its bounds.
 
     `wait_sec`: the track waits in line if no sandbox is free for it, and this request may be held for so long. None:
-    it does not wait.
+    it does not wait. `reservation_id`: the reservation that it names, to draw from.
     """
 
     track_id: str
@@ -68,11 +71,7 @@ class AllocateRequest:
     duration_sec: int | None = None
     customer: str | None = None
     wait_sec: float | None = None
-
-    @property
-    def wish(self) -> Wish:
-        """What the track may be given."""
-        return Wish(prefix=self.prefix)
+    reservation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +87,11 @@ class _Progress:
     """How far one request has come.
 
     `conflicts`: how many candidates others had taken. `place_id`: its place in the line, once it is known. `waits_at`:
-    the place at which it was held.
+    the place at which it was held. `wish`: what the track may be given now.
     """
 
     arrived_at: float
+    wish: Wish = field(default_factory=Wish)
     conflicts: int = 0
     place_id: str | None = None
     held_sec: float = 0.0
@@ -109,6 +109,7 @@ class Allocator:
         candidate_cache: CandidateCache,
         line: WaitingLine,
         pauses: PauseCache,
+        reservations: KnownReservations,
         recorder: Recorder,
         clock: Clock,
         rng: Random,
@@ -121,6 +122,7 @@ class Allocator:
         self._candidates = candidate_cache
         self._line = line
         self._pauses = pauses
+        self._reservations = reservations
         self._recorder = recorder
         self._clock = clock
         self._rng = rng
@@ -135,8 +137,9 @@ class Allocator:
         The request is held while `may_hold` says so, for at most its `wait_sec`: its client is there, and its thread is
         not needed.
 
-        Raises `NoSandboxesAvailable`, `TableChanged`, `UnreadableRecord`, `Paused`, `UpgradeUnfinished` and
-        `ClockWrong` (the last three only if the (track, key) holds no sandbox), and `StoreUnavailable` if the store
+        Raises `NoSandboxesAvailable`, `TableChanged`, `UnreadableRecord`, `Paused`, `UpgradeUnfinished`, `ClockWrong`,
+        `ReservationNotFound` and `ReservationNotOpen` (the last five only if the (track, key) holds no sandbox), and
+        `StoreUnavailable` if the store
         gives no certain answer before the deadline. After an error or a crash the caller may send the same request
         again: it returns the sandbox that an earlier one got.
         """
@@ -199,11 +202,18 @@ class Allocator:
         held = self._held_if_stopped(request, by)
         if held is not None:
             return Allocation(held, replayed=True)
+        try:
+            progress.wish = self._wish(request)
+        except (ReservationNotFound, ReservationNotOpen):
+            held = self._held(request, by)
+            if held is None:
+                raise
+            return Allocation(held, replayed=True)
         place, allocation = self._search(request, by, progress)
         if allocation is not None:
             return allocation
         if place is not None and request.wait_sec is not None:
-            waiting = self._line.renew(replace(place, wish=request.wish))
+            waiting = self._line.renew(replace(place, wish=progress.wish))
             if waiting is not None:
                 return waiting
         held = self._held(request, by)
@@ -212,7 +222,21 @@ class Allocator:
         if progress.waits_at is not None:
             # A held request does not undo what its track, or an operator, has done meanwhile.
             raise self._refusal("the place in the line was given up or removed")
-        return self._wait_or_refuse(request)
+        return self._wait_or_refuse(request, progress.wish)
+
+    def _wish(self, request: AllocateRequest) -> Wish:
+        """Return what a track may be given now. Raises `ReservationNotFound` or `ReservationNotOpen`."""
+        if request.reservation_id is None:
+            drawn = self._reservations.drawn_by(track_name=request.track_name, customer=request.customer)
+            return Wish(prefix=request.prefix, reservations=tuple(each.reservation_id for each in drawn))
+        named = self._reservations.find(request.reservation_id)
+        if named is None or not named.is_for_customer(request.customer):
+            raise ReservationNotFound(f"there is no reservation {request.reservation_id!r}")
+        if not named.is_open_at(self._clock.now()):
+            raise ReservationNotOpen(
+                f"reservation {request.reservation_id!r} is not open now", details={"opens_at": named.opens_at}
+            )
+        return Wish(prefix=request.prefix, reservations=(named.reservation_id,))
 
     def _held_if_stopped(self, request: AllocateRequest, by: Actor) -> Claim | None:
         """Return the claim of the (track, key) if nothing may be allocated now; None if all is well.
@@ -235,7 +259,7 @@ class Allocator:
             raise Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC)
         return held
 
-    def _wait_or_refuse(self, request: AllocateRequest) -> Allocation | Waiting:
+    def _wait_or_refuse(self, request: AllocateRequest, wish: Wish) -> Allocation | Waiting:
         """Give the (track, key) a place in the line, if it wants to wait. Raises `NoSandboxesAvailable` if not."""
         if request.wait_sec is None:
             described = f"whose name starts with {request.prefix!r} " if request.prefix else ""
@@ -245,7 +269,7 @@ class Allocator:
         joined = self._line.join(
             request.track_id,
             request.idempotency_key,
-            request.wish,
+            wish,
             customer=request.customer,
             track_name=request.track_name,
         )
@@ -260,23 +284,19 @@ class Allocator:
         """Try the sandboxes that are due to nobody ahead. Return the request's place, and the allocation, if any."""
         if progress.waits_at is not None and not self._line.waits_at(progress.waits_at):
             return None, None
-        if self._line.is_empty():
-            search = self._candidates.search(request.prefix)
-            while (candidate := search.next()) is not None:
-                if not self._line.is_empty():  # the look at the line may be older than a second by now
-                    search.give_back(candidate)
-                    break
-                allocation = self._try(request, by, search, candidate, progress)
-                if allocation is not None:
-                    return None, allocation
-            else:
-                return None, None
+        is_empty = False
+        for reservation_id in (*progress.wish.reservations, None):
+            allocation, is_empty = self._search_ring(request, by, reservation_id, progress)
+            if allocation is not None:
+                return None, allocation
+        if is_empty:
+            return None, None
         known = self._line.place_of(request.track_id, request.idempotency_key)
         # A place for other names gives no turn, and its own track is not behind it.
         place, other = (known, None) if known and known.wish.prefix == request.prefix else (None, known)
         progress.place_id = place.place_id if place else None
         while (turns := self._line.turns(arrived_at=progress.arrived_at, without=other)) is not None:
-            in_turn = self._candidates.choose(turns.open_to(request.wish, progress.place_id), request.prefix)
+            in_turn = self._candidates.choose(turns.open_to(progress.wish, progress.place_id), request.prefix)
             candidate = in_turn.next()
             if candidate is None:
                 return place, None
@@ -285,6 +305,25 @@ class Allocator:
                 return place, allocation
             # Without a lost sandbox, the others may be due to other places.
         return self._search(request, by, progress)
+
+    def _search_ring(
+        self, request: AllocateRequest, by: Actor, reservation_id: str | None, progress: _Progress
+    ) -> tuple[Allocation | None, bool]:
+        """Try the sandboxes that are set aside for a reservation, or the available ones if that is None.
+
+        Only while nobody waits for them. Return the allocation, if any, and whether there is surely no other sandbox.
+        """
+        if self._line.has_turns(reservation_id):
+            return None, False
+        search = self._candidates.search(request.prefix, reservation_id)
+        while (candidate := search.next()) is not None:
+            if self._line.has_turns(reservation_id):  # the look at the line may be older than a second by now
+                search.give_back(candidate)
+                return None, False
+            allocation = self._try(request, by, search, candidate, progress)
+            if allocation is not None:
+                return allocation, False
+        return None, True
 
     def _try(
         self,
@@ -318,8 +357,8 @@ class Allocator:
                 case PlaceHeld(place_id):
                     progress.place_id = place_id  # a place that this process did not know of
                 case CandidateGone(current):
-                    if current and current.version != candidate.version and _matches(current, request.prefix):
-                        # A sync has updated its description: it is still available.
+                    if current and _is_still_free(current, candidate) and progress.wish.fits(candidate_of(current)):
+                        # A sync has updated its description.
                         candidate = candidate_of(current)
                         continue
                     progress.conflicts += 1
@@ -403,12 +442,15 @@ class Allocator:
             allocated_at=now,
             expires_at=now + (request.duration_sec or self._policy.lab_duration_sec),
             track_name=request.track_name,
+            reservation_id=candidate.reservation_id,
         )
         return claim_on(candidate, lease)
 
 
-def _matches(sandbox: Sandbox, prefix: str) -> bool:
-    return sandbox.status is Status.AVAILABLE and sandbox.name.startswith(prefix)
+def _is_still_free(current: Sandbox, candidate: Candidate) -> bool:
+    """Tell whether a candidate is free at another version, for the same tracks."""
+    is_newer = current.version != candidate.version
+    return is_newer and current.is_free and current.reservation_id == candidate.reservation_id
 
 
 def _outcome_of(result: Allocation | Waiting) -> AllocateOutcome:

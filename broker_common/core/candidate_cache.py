@@ -43,15 +43,23 @@ MAX_NEW_PLACES = 3
 """After so many new places in a row, the cache takes the candidates that it finds, even if they are few."""
 LONG_PAGE = 1000
 """How many sandboxes each query reads after a first, short one has found no candidate."""
-PREFIXES = 64
-"""The cache keeps candidates for so many name prefixes. It drops the least recently used prefix."""
+RINGS = 64
+"""The cache keeps candidates for so many rings. It drops the least recently used one."""
 USED_KEPT = 8192
 """The cache remembers so many used candidates, because the index lags and may still show them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """The free sandboxes whose names start with `prefix`: available ones, or those set aside for `reservation_id`."""
+
+    prefix: str
+    reservation_id: str | None = None
+
+
 @dataclass(slots=True)
-class _PrefixCandidates:
-    """The candidates of one name prefix."""
+class _RingCandidates:
+    """The candidates of one ring."""
 
     reading: threading.Lock
     """Held by the thread that reads along the ring."""
@@ -79,27 +87,30 @@ class CandidateCache:
     """The candidates that this process keeps ready; safe to use from many threads."""
 
     def __init__(self, store: Candidates, clock: Clock, rng: Random, *, size: int) -> None:
-        """Keep about `size` candidates per prefix."""
+        """Keep about `size` candidates per ring."""
         self._store = store
         self._clock = clock
         self._rng = rng
         self._size = size
         self._lock = threading.Lock()
-        self._by_prefix: OrderedDict[str, _PrefixCandidates] = OrderedDict()
+        self._by_ring: OrderedDict[Ring, _RingCandidates] = OrderedDict()
         self._held: dict[str, int] = {}
         self._used: OrderedDict[str, int] = OrderedDict()
 
-    def search(self, prefix: str) -> CandidateSearch:
-        """Begin one request's search for a sandbox whose name starts with `prefix`."""
-        return CandidateSearch(self, prefix, arrived_at=self._clock.monotonic())
+    def search(self, prefix: str, reservation_id: str | None = None) -> CandidateSearch:
+        """Begin one request's search for a sandbox whose name starts with `prefix`.
 
-    def take(self, prefix: str, *, arrived_at: float) -> tuple[Candidate | None, list[Candidate]]:
+        It is available, or set aside for `reservation_id`.
+        """
+        return CandidateSearch(self, Ring(prefix, reservation_id), arrived_at=self._clock.monotonic())
+
+    def take(self, ring: Ring, *, arrived_at: float) -> tuple[Candidate | None, list[Candidate]]:
         """Return a candidate for one request alone, or else those that other requests of this process try now.
 
         If there is neither, the index showed no matching sandbox as available from a second before `arrived_at` until
         now. To try a candidate of another request, call `share` first.
         """
-        known = self._of_prefix(prefix)
+        known = self._of_ring(ring)
         while True:
             candidate = self._pop(known)
             if candidate:
@@ -111,7 +122,7 @@ class CandidateCache:
                     continue
                 if known.empty_at >= arrived_at - EMPTY_MEMORY_SEC:
                     return None, []
-                found, in_use = self._read_on(known, prefix)
+                found, in_use = self._read_on(known, ring)
             finally:
                 known.reading.release()
             if not found:
@@ -119,7 +130,7 @@ class CandidateCache:
 
     def choose(self, candidates: Iterable[Candidate], prefix: str) -> CandidateChoice:
         """Begin a search among just these candidates, in their order."""
-        return CandidateChoice(self, candidates, prefix)
+        return CandidateChoice(self, candidates, Ring(prefix))
 
     def hold(self, candidate: Candidate) -> bool:
         """Let one request alone try a candidate; False if it is known to be used, or another request tries it."""
@@ -142,16 +153,16 @@ class CandidateCache:
         with self._lock:
             self._let_go(candidate)
 
-    def give_back(self, prefix: str, candidate: Candidate) -> None:
+    def give_back(self, ring: Ring, candidate: Candidate) -> None:
         """Keep a candidate for the next request, because this one did not use it."""
-        known = self._of_prefix(prefix)
+        known = self._of_ring(ring)
         with self._lock:
             self._let_go(candidate)
             known.ready.appendleft((self._clock.monotonic(), candidate))
-            for each in self._by_prefix.values():
+            for each in self._by_ring.values():
                 each.empty_at = float("-inf")
 
-    def mark_used(self, candidate: Candidate, *, lost: bool, prefix: str) -> None:
+    def mark_used(self, candidate: Candidate, *, lost: bool, ring: Ring) -> None:
         """Remember that a candidate is no longer available at its version.
 
         `lost`: another process was faster. That process probably reads near our cursor, so we read on elsewhere.
@@ -163,18 +174,18 @@ class CandidateCache:
             )
             if len(self._used) > USED_KEPT:
                 self._used.popitem(last=False)
-            if lost and prefix in self._by_prefix:
-                self._by_prefix[prefix].cursor = None
+            if lost and ring in self._by_ring:
+                self._by_ring[ring].cursor = None
 
-    def _of_prefix(self, prefix: str) -> _PrefixCandidates:
+    def _of_ring(self, ring: Ring) -> _RingCandidates:
         with self._lock:
-            known = self._by_prefix.pop(prefix, None) or _PrefixCandidates(threading.Lock())
-            self._by_prefix[prefix] = known
-            if len(self._by_prefix) > PREFIXES:
-                self._by_prefix.popitem(last=False)
+            known = self._by_ring.pop(ring, None) or _RingCandidates(threading.Lock())
+            self._by_ring[ring] = known
+            if len(self._by_ring) > RINGS:
+                self._by_ring.popitem(last=False)
             return known
 
-    def _pop(self, known: _PrefixCandidates) -> Candidate | None:
+    def _pop(self, known: _RingCandidates) -> Candidate | None:
         oldest = self._clock.monotonic() - CANDIDATE_AGE_SEC
         with self._lock:
             while known.ready:
@@ -184,7 +195,7 @@ class CandidateCache:
                     return candidate
         return None
 
-    def _read_on(self, known: _PrefixCandidates, prefix: str) -> tuple[bool, list[Candidate]]:
+    def _read_on(self, known: _RingCandidates, ring: Ring) -> tuple[bool, list[Candidate]]:
         """Read along the ring until a page has fresh candidates, or until the whole ring was read.
 
         Returns whether it found fresh candidates, and if not, those that other requests of this process hold. It goes
@@ -200,7 +211,9 @@ class CandidateCache:
             if position is None:
                 position, limit = self._random_position(), self._size * LOOK_AHEAD
             known.cursor = position
-            page = self._store.read_candidates(position, limit=limit, prefix=prefix)
+            page = self._store.read_candidates(
+                position, limit=limit, prefix=ring.prefix, reservation_id=ring.reservation_id
+            )
             with self._lock:
                 in_use |= {
                     each.sandbox_id: each
@@ -245,11 +258,11 @@ class CandidateCache:
 
 
 class CandidateSearch:
-    """One request's search among the candidates of a prefix."""
+    """One request's search among the candidates of a ring."""
 
-    def __init__(self, candidate_cache: CandidateCache, prefix: str, *, arrived_at: float) -> None:
+    def __init__(self, candidate_cache: CandidateCache, ring: Ring, *, arrived_at: float) -> None:
         self._candidates = candidate_cache
-        self._prefix = prefix
+        self._ring = ring
         self._arrived_at = arrived_at
         self._in_use: list[Candidate] = []
         self._shared: set[tuple[str, int]] = set()
@@ -266,7 +279,7 @@ class CandidateSearch:
                 self._shared.add((candidate.sandbox_id, candidate.version))
                 if self._candidates.share(candidate):
                     return candidate
-            taken, in_use = self._candidates.take(self._prefix, arrived_at=self._arrived_at)
+            taken, in_use = self._candidates.take(self._ring, arrived_at=self._arrived_at)
             if taken:
                 return taken
             self._in_use = [each for each in in_use if (each.sandbox_id, each.version) not in self._shared]
@@ -276,15 +289,15 @@ class CandidateSearch:
     def give_back(self, candidate: Candidate) -> None:
         """Report that the candidate was not used. The next request may try it, or this one again."""
         self._shared.discard((candidate.sandbox_id, candidate.version))
-        self._candidates.give_back(self._prefix, candidate)
+        self._candidates.give_back(self._ring, candidate)
 
     def mark_used(self, candidate: Candidate) -> None:
         """Report that this request got the candidate."""
-        self._candidates.mark_used(candidate, prefix=self._prefix, lost=False)
+        self._candidates.mark_used(candidate, ring=self._ring, lost=False)
 
     def mark_lost(self, candidate: Candidate) -> None:
         """Report that the candidate was no longer available."""
-        self._candidates.mark_used(candidate, prefix=self._prefix, lost=True)
+        self._candidates.mark_used(candidate, ring=self._ring, lost=True)
 
     def discard(self, candidate: Candidate) -> None:
         """Report that nothing certain is known about the candidate. Only the index can bring it back."""
@@ -294,9 +307,9 @@ class CandidateSearch:
 class CandidateChoice:
     """One request's search among candidates that were chosen for it. Those that other requests hold come last."""
 
-    def __init__(self, candidate_cache: CandidateCache, candidates: Iterable[Candidate], prefix: str) -> None:
+    def __init__(self, candidate_cache: CandidateCache, candidates: Iterable[Candidate], ring: Ring) -> None:
         self._candidates = candidate_cache
-        self._prefix = prefix
+        self._ring = ring
         self._untried = deque(candidates)
         self._in_use: list[Candidate] = []
 
@@ -320,11 +333,11 @@ class CandidateChoice:
 
     def mark_used(self, candidate: Candidate) -> None:
         """Report that this request got the candidate."""
-        self._candidates.mark_used(candidate, prefix=self._prefix, lost=False)
+        self._candidates.mark_used(candidate, ring=self._ring, lost=False)
 
     def mark_lost(self, candidate: Candidate) -> None:
         """Report that the candidate was no longer free."""
-        self._candidates.mark_used(candidate, prefix=self._prefix, lost=True)
+        self._candidates.mark_used(candidate, ring=self._ring, lost=True)
 
     def discard(self, candidate: Candidate) -> None:
         """Report that nothing certain is known about the candidate."""

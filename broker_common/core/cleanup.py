@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.facts import Change
     from broker_common.core.guard import Guard
+    from broker_common.core.known_reservations import KnownReservations
     from broker_common.core.pauses import PauseCache
     from broker_common.core.policy import Policy
     from broker_common.core.ports import Clock, Provider, Recorder
@@ -68,6 +69,7 @@ class Cleaner:
         provider: Provider,
         guard: Guard,
         pauses: PauseCache,
+        reservations: KnownReservations,
         recorder: Recorder,
         clock: Clock,
         rng: Random,
@@ -77,6 +79,7 @@ class Cleaner:
         self._provider = provider
         self._guard = guard
         self._pauses = pauses
+        self._reservations = reservations
         self._recorder = recorder
         self._clock = clock
         self._rng = rng
@@ -116,7 +119,7 @@ class Cleaner:
         sandbox = self._store.get(sandbox_id)
         if sandbox is not None and sandbox.is_rested(self._clock.now()):
             rested = partial(finish_cooling, order=self._rng.randrange(ORDER_LIMIT), by=by, now=self._clock.now())
-            return self._write(sandbox, rested, DeleteOutcome.RESTED, None)
+            return self._write(sandbox, rested, DeleteOutcome.RESTED, None, frees=True)
         if sandbox is None or not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         return self._attempt(sandbox, by)
@@ -183,19 +186,31 @@ class Cleaner:
             now=now,
             policy=self._policy if self._guard.is_upgraded() else replace(self._policy, cool_down_sec=0),
         )
-        return self._write(taken, wiped, DeleteOutcome.DELETED, None)
+        return self._write(taken, wiped, DeleteOutcome.DELETED, None, frees=True)
 
     def _write(
-        self, sandbox: Sandbox, make: Callable[[Sandbox], Change], outcome: DeleteOutcome, error: str | None
+        self,
+        sandbox: Sandbox,
+        make: Callable[..., Change],
+        outcome: DeleteOutcome,
+        error: str | None,
+        *,
+        frees: bool = False,
     ) -> DeleteEnded:
         """Store an outcome, unless another attempt has begun meanwhile: then nothing changes.
 
+        `frees`: the sandbox may become free, and `make` takes the `reservation_id` that lacks it.
         If an operator sets or lifts a quarantine while the call runs, the attempt is still the same: write again.
         """
         while True:
-            change = make(sandbox)
             try:
-                self._store.commit(change)
+                if frees:
+                    change = self._reservations.commit_freed(
+                        sandbox.name, partial(_make, make, sandbox), store=self._store
+                    )
+                else:
+                    change = make(sandbox)
+                    self._store.commit(change)
             except Conflict as conflict:
                 current = conflict.current
                 if current is None or _attempt_of(current) is None or _attempt_of(current) != _attempt_of(sandbox):
@@ -203,6 +218,10 @@ class Cleaner:
                 sandbox = current
             else:
                 return _ended(change.result, outcome, error)
+
+
+def _make(make: Callable[..., Change], sandbox: Sandbox, reservation_id: str | None) -> Change:
+    return make(sandbox, reservation_id=reservation_id)
 
 
 def _ended(sandbox: Sandbox, outcome: DeleteOutcome, error: str | None) -> DeleteEnded:

@@ -73,7 +73,7 @@ class Comparison:
 
         A record goes out of service if it is not listed as active. It is removed only if it is not listed at all.
         """
-        if record.status is Status.AVAILABLE and not self.is_shared(record):
+        if record.is_free and not self.is_shared(record):
             return record.sandbox_id not in self._entries and record.sandbox_id not in self._undecided
         return record.status in {Status.DELETION_FAILED, Status.DELETED} and not self.is_listed(record)
 
@@ -95,7 +95,7 @@ class Comparison:
             # A stale and dirty sandbox has an account that answered 404. If this account is not listed either, it is
             # gone. The new account is wiped before a track gets it.
             return record.status is Status.STALE and self._is_whole and record.account_key not in self._accounts
-        return record.status in {Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED}
+        return record.is_free or record.status in {Status.STALE, Status.DELETION_FAILED}
 
     def _refuse(self, account: Account, reason: RefusalReason, *, held_by: str) -> None:
         self.refused.append(AccountRefused(reason=reason, sandbox_id=account.sandbox_id, held_by=held_by))
@@ -107,5 +107,5 @@ def counts_for_brake(record: Sandbox) -> bool:
     A dirty tombstone counts: if a list that was cut short removed it, its sandbox would come back as new and clean. A
     clean tombstone does not count: its account is expected to go. Else normal work under `retire` would pull the brake.
     """
-    in_service = record.status in {Status.AVAILABLE, Status.DELETION_FAILED}
+    in_service = record.is_free or record.status is Status.DELETION_FAILED
     return in_service or (record.status is Status.DELETED and record.dirty)

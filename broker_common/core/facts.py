@@ -34,6 +34,8 @@ class FactKind(StrEnum):
     WIPE_FAILED = "sandbox.wipe_failed"
     NEEDS_ATTENTION = "sandbox.needs_attention"
     AVAILABLE = "sandbox.available"
+    RESERVED = "sandbox.reserved"
+    UNRESERVED = "sandbox.unreserved"
     RETRIED = "sandbox.retried"
     STALE = "sandbox.stale"
     RESTORED = "sandbox.restored"
@@ -47,6 +49,9 @@ class PoolFactKind(StrEnum):
     PAUSED = "pool.paused"
     RESUMED = "pool.resumed"
     SYNC_BRAKED = "sync.braked"
+    RESERVATION_OPEN = "reservation.open"
+    RESERVATION_SHORT = "reservation.short"
+    RESERVATION_ENDED = "reservation.ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +121,13 @@ def change(
     now: int,
     details: Mapping[str, Detail | None] | None = None,
 ) -> Change:
-    """Return a change with its fact. Leaves out the `details` that are None."""
+    """Return a change with its fact. Leaves out the `details` that are None.
+
+    The details name the reservation for which the sandbox is, or was until now, set aside.
+    """
     record = _existing(after, before)
     lease = record.latest_lease
+    reservation_id = record.reservation_id or (before.reservation_id if before else None)
     fact = Fact(
         kind=kind,
         sandbox_id=record.sandbox_id,
@@ -130,7 +139,11 @@ def change(
         lease_id=lease.lease_id if lease else None,
         status=after.status if after else None,
         status_before=before.status if before else None,
-        details={name: value for name, value in (details or {}).items() if value is not None},
+        details={
+            name: value
+            for name, value in {**(details or {}), "reservation_id": reservation_id}.items()
+            if value is not None
+        },
     )
     return Change(before, after, fact)
 
@@ -138,7 +151,11 @@ def change(
 def allocated(candidate: Candidate, claim: Claim, *, by: Actor) -> Fact:
     """Return the fact that `candidate` is allocated under `claim`."""
     lease = claim.lease
-    details = {"expires_at": lease.expires_at, "track_name": lease.track_name}
+    details = {
+        "expires_at": lease.expires_at,
+        "track_name": lease.track_name,
+        "reservation_id": lease.reservation_id,
+    }
     return Fact(
         kind=FactKind.ALLOCATED,
         sandbox_id=candidate.sandbox_id,
@@ -149,7 +166,7 @@ def allocated(candidate: Candidate, claim: Claim, *, by: Actor) -> Fact:
         track_id=lease.track_id,
         lease_id=lease.lease_id,
         status=Status.ALLOCATED,
-        status_before=Status.AVAILABLE,
+        status_before=Status.AVAILABLE if candidate.reservation_id is None else Status.RESERVED,
         details={name: value for name, value in details.items() if value is not None},
     )
 

@@ -49,6 +49,7 @@ OPTIONAL_SANDBOX_FIELDS: Mapping[str, type] = {
     "quarantine_reason": str,
     "stale_since": int,
     "last_synced": int,
+    "reservation_id": str,
 }
 """The fields that a record of a sandbox may lack."""
 CLAIM_FIELDS: Mapping[str, type] = {
@@ -62,7 +63,7 @@ CLAIM_FIELDS: Mapping[str, type] = {
     "external_id": str,
 }
 """The fields that every record of a claim has."""
-OPTIONAL_CLAIM_FIELDS: Mapping[str, type] = {"track_name": str, "sfdc_account_id": str}
+OPTIONAL_CLAIM_FIELDS: Mapping[str, type] = {"track_name": str, "sfdc_account_id": str, "reservation_id": str}
 """The fields that a record of a claim may lack."""
 _LEASE_FIELDS = ("lease_id", "allocated_to_track", "idempotency_key", "allocated_at", "expires_at")
 
@@ -85,6 +86,7 @@ def flatten(sandbox: Sandbox) -> Flat:
         "quarantine_reason": sandbox.quarantine,
         "stale_since": sandbox.stale_since,
         "last_synced": sandbox.last_synced,
+        "reservation_id": sandbox.lease.reservation_id if sandbox.lease else sandbox.reservation_id,
     }
 
 
@@ -127,6 +129,7 @@ def of_allocation(lease: Lease, *, version: int) -> Flat:
         **of_lease(lease),
         **of_wipe(None),
         "stale_since": None,
+        "reservation_id": lease.reservation_id,
     }
 
 
@@ -144,6 +147,7 @@ def flatten_claim(claim: Claim) -> Flat:
         "external_id": claim.external_id,
         "track_name": lease.track_name,
         "sfdc_account_id": claim.sfdc_account_id,
+        "reservation_id": lease.reservation_id,
     }
 
 
@@ -166,6 +170,7 @@ def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
             allocated_at=flat["allocated_at"],
             expires_at=flat["expires_at"],
             track_name=flat.get("track_name"),
+            reservation_id=flat.get("reservation_id"),
         )
     wipe = Wipe(
         requested_at=flat.get("deletion_requested_at"),
@@ -195,6 +200,7 @@ def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
         quarantine=flat.get("quarantine_reason"),
         stale_since=flat.get("stale_since"),
         last_synced=flat.get("last_synced"),
+        reservation_id=flat.get("reservation_id") if status is Status.RESERVED else None,
     )
 
 
@@ -212,6 +218,7 @@ def claim_of(flat: Mapping[str, Any]) -> Claim:
             allocated_at=flat["allocated_at"],
             expires_at=flat["expires_at"],
             track_name=flat.get("track_name"),
+            reservation_id=flat.get("reservation_id"),
         ),
     )
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from broker_common.core.errors import InvalidInput, SandboxNotFound
-from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.sandbox import Sandbox
 from broker_common.core.store import SandboxPage, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from broker_common.core.leases import Leases
+    from broker_common.core.sandbox import Status
     from broker_common.core.store import SandboxStore
 
 
@@ -63,19 +64,19 @@ class Inventory:
         )
 
     def show(self, sandboxes: Iterable[Sandbox]) -> tuple[Sandbox, ...]:
-        """Return the sandboxes; available ones get the time of the last sync as `last_synced`.
+        """Return the sandboxes; free ones get the time of the last sync as `last_synced`.
 
         Sync does not write a record that has not changed, so the record's own `last_synced` may be older.
         """
         shown = tuple(sandboxes)
-        if not any(sandbox.status is Status.AVAILABLE for sandbox in shown):
+        if not any(sandbox.is_free for sandbox in shown):
             return shown
         watermark = self._store.read_watermark()
         if watermark is None:
             return shown
         return tuple(
             replace(sandbox, last_synced=max(sandbox.last_synced or 0, watermark.synced_at))
-            if sandbox.status is Status.AVAILABLE
+            if sandbox.is_free
             else sandbox
             for sandbox in shown
         )

@@ -12,3 +12,4 @@ class Job(StrEnum):
     CLEANUP = "cleanup"
     EXPIRE = "expire"
     PURGE_STALE = "purge_stale"
+    RESERVE = "reserve"

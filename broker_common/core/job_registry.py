@@ -9,6 +9,7 @@ from broker_common.core.expiry import ExpiryResult
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import Daily, Dispatch, Every, Flag, JobSpec, declare
 from broker_common.core.purge import PurgeResult
+from broker_common.core.reserving import ReserveResult
 from broker_common.core.runs import CleanupTally
 from broker_common.core.sync import SyncResult
 from broker_common.core.telemetry import DeleteOutcome
@@ -37,6 +38,10 @@ def _expire(work: Work, by: Actor, flags: Mapping[str, bool]) -> ExpiryResult:  
 
 def _purge_stale(work: Work, by: Actor, flags: Mapping[str, bool]) -> PurgeResult:  # noqa: ARG001 - the same
     return work.purger.run(by=by)
+
+
+def _reserve(work: Work, by: Actor, flags: Mapping[str, bool]) -> ReserveResult:  # noqa: ARG001 - the same
+    return work.reserver.run(by=by)
 
 
 JOBS = declare(
@@ -118,6 +123,19 @@ JOBS = declare(
         example=asdict(PurgeResult(removed=4, failed=0)),
         log_action="purge_stale",
         log_word="purge-stale",
+    ),
+    JobSpec(
+        name=Job.RESERVE,
+        title="Reserve",
+        summary="Set sandboxes aside for reservations, and return those that are not needed.",
+        description="A run also tells that a reservation begins or is short, and ends those whose time is over.",
+        schedule=Every(seconds=15),
+        work=_reserve,
+        example=asdict(ReserveResult(set_aside=50, returned=0, opened=1, short=0, ended=1, failed=0)),
+        log_action="reserve",
+        log_word="reserve",
+        # A run may be delayed by long ones of other jobs; the draws do not depend on it.
+        overdue_intervals=20,
     ),
 )
 """All jobs by name."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.principals import Actor
     from broker_common.core.purge import Purger
+    from broker_common.core.reserving import Reserver
     from broker_common.core.store import Pauses, SandboxStore
     from broker_common.core.sync import Syncer
 
@@ -96,6 +97,7 @@ class Work:
     cleaner: Cleaner
     expirer: Expirer
     purger: Purger
+    reserver: Reserver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

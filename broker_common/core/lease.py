@@ -35,13 +35,14 @@ _KINDS: Mapping[DeletionReason, FactKind] = {
 
 
 def candidate_of(sandbox: Sandbox) -> Candidate:
-    """Return the fields of an available sandbox that an allocation needs."""
+    """Return the fields of a free sandbox that an allocation needs."""
     return Candidate(
         sandbox_id=sandbox.sandbox_id,
         version=sandbox.version,
         name=sandbox.name,
         external_id=sandbox.external_id,
         sfdc_account_id=sandbox.sfdc_account_id,
+        reservation_id=sandbox.reservation_id,
     )
 
 
@@ -57,8 +58,11 @@ def claim_on(candidate: Candidate | Sandbox, lease: Lease) -> Claim:
 
 
 def begin(sandbox: Sandbox, lease: Lease, *, by: Actor) -> Change:
-    """Allocate an available sandbox under `lease`. Raises `InvalidTransition` from any other status."""
-    if sandbox.status is not Status.AVAILABLE:
+    """Allocate a free sandbox under `lease`.
+
+    Raises `InvalidTransition` unless it is available, or is set aside for the reservation that the lease names.
+    """
+    if not sandbox.is_free or sandbox.reservation_id != lease.reservation_id:
         raise not_allowed(sandbox, Status.ALLOCATED)
     version = next_version(sandbox.version, lease.allocated_at)
     held = sandbox_of({**flatten(sandbox), **of_allocation(lease, version=version)})

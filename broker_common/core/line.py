@@ -174,12 +174,13 @@ class Turns:
 def _sort_by_need(free: Sequence[Candidate], wishes: Collection[Wish]) -> Mapping[Wish, deque[Candidate]]:
     """Return, for each wish, the sandboxes that fit it, those first that the fewest wishes fit.
 
-    Of those, the one that has been free for the longest time: versions follow the time. Then the ids decide, so that
-    all processes assign the same sandbox to the same place.
+    Of those, first the ones that are set aside for a reservation, then the one that has been free for the longest time:
+    versions follow the time. Then the ids decide, so that all processes assign the same sandbox to the same place.
     """
-    fitting: dict[Wish, list[tuple[int, int, str, Candidate]]] = {wish: [] for wish in wishes}
+    fitting: dict[Wish, list[tuple[tuple[int, bool, int, str], Candidate]]] = {wish: [] for wish in wishes}
     for candidate in free:
         takers = [wish for wish in wishes if wish.fits(candidate)]
+        order = (len(takers), candidate.reservation_id is None, candidate.version, candidate.sandbox_id)
         for wish in takers:
-            fitting[wish].append((len(takers), candidate.version, candidate.sandbox_id, candidate))
-    return {wish: deque(each for *_, each in sorted(found, key=lambda one: one[:3])) for wish, found in fitting.items()}
+            fitting[wish].append((order, candidate))
+    return {wish: deque(each for _, each in sorted(found, key=lambda one: one[0])) for wish, found in fitting.items()}

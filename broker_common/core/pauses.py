@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from broker_common.core.deadline import time_left
-from broker_common.core.errors import StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import UnreadableRecord
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.ids import new_id
+from broker_common.core.shared_read import KeptRead
 from broker_common.core.store import Conflict, Pause, Pauses
 
 if TYPE_CHECKING:
@@ -31,36 +30,14 @@ class PauseCache:
         self._store = store
         self._clock = clock
         self._rng = rng
-        self._reading = threading.Lock()
-        self._known: Pauses | None = None
-        self._read_at = 0.0
+        self._kept = KeptRead(store.read_pauses, clock, max_age=MAX_AGE_SEC, what="the pauses")
 
     def current(self) -> Pauses:
         """Return the pauses, at most a few seconds old. If they cannot be read now, return the last known ones.
 
         Raises `StoreUnavailable` or `UnreadableRecord` if no pauses are known yet.
         """
-        known = self._known
-        if known is not None:
-            fresh = self._clock.monotonic() - self._read_at < MAX_AGE_SEC
-            if fresh or not self._reading.acquire(blocking=False):
-                return known
-        elif not self._reading.acquire(timeout=max(0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
-            raise StoreUnavailable("the pauses are not known yet, because the store has not answered; try again")
-        try:
-            if known is None and self._known is not None:
-                return self._known
-            # Set before the read: while the store is away, it is asked once per `MAX_AGE_SEC`, not once per request.
-            self._read_at = self._clock.monotonic()
-            self._known = self._store.read_pauses()
-        except (StoreUnavailable, UnreadableRecord):
-            if known is None:
-                raise
-            return known
-        else:
-            return self._known
-        finally:
-            self._reading.release()
+        return self._kept.current()
 
     def set(self, wanted: Mapping[str, bool], *, by: Actor) -> Pauses:
         """Pause or resume the named operations, and return all pauses. An existing pause is left unchanged."""
@@ -68,13 +45,13 @@ class PauseCache:
             before, unreadable = self._before(wanted)
             changed = {name: pause for name, pause in wanted.items() if pause != (getattr(before, name) is not None)}
             try:
-                self._known = self._set(before, changed, by) if changed else before
+                pauses = self._set(before, changed, by) if changed else before
             except Conflict:
                 if unreadable is not None:
                     raise unreadable from None
                 continue
-            self._read_at = self._clock.monotonic()
-            return self._known
+            self._kept.note(pauses)
+            return pauses
 
     def _before(self, wanted: Mapping[str, bool]) -> tuple[Pauses, UnreadableRecord | None]:
         """Return the stored pauses. If they cannot be read, return the opposite of `wanted`, and the error.

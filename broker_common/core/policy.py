@@ -43,3 +43,5 @@ class Policy:
     """How long a place in the line is kept after its track should have been back."""
     line_max: int = 10_000
     """How many places the line may have."""
+    reservable_percent: int = 80
+    """How much of the pool may be reserved at a time."""

@@ -14,6 +14,7 @@ from broker_common.core.sandbox import (
     Sandbox,
     Status,
     Wipe,
+    freed,
     moved,
     not_allowed,
     touched,
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 _REMOVABLE = frozenset({Status.STALE, Status.DELETION_FAILED})
 
 
-def add(account: Account, *, order: int, by: Actor, now: int, version: int) -> Change:
-    """Add a sandbox for an account that has no record: available and clean.
+def add(
+    account: Account, *, order: int, by: Actor, now: int, version: int, reservation_id: str | None = None
+) -> Change:
+    """Add a sandbox for an account that has no record: clean, and available or set aside for a reservation.
 
     `version` must be greater than any version of an earlier record of the same id. Else a writer that read the earlier
     record could write over this one.
@@ -38,7 +41,8 @@ def add(account: Account, *, order: int, by: Actor, now: int, version: int) -> C
         name=account.name,
         external_id=account.external_id,
         sfdc_account_id=account.sfdc_account_id,
-        status=Status.AVAILABLE,
+        status=Status.AVAILABLE if reservation_id is None else Status.RESERVED,
+        reservation_id=reservation_id,
         status_order=order,
         version=version,
         created_at=now,
@@ -49,8 +53,8 @@ def add(account: Account, *, order: int, by: Actor, now: int, version: int) -> C
 
 
 def mark_stale(sandbox: Sandbox, *, by: Actor, now: int, last_seen: int | None) -> Change:
-    """Take an available sandbox out of service: it is not listed as active, or another record has its account."""
-    if sandbox.status is not Status.AVAILABLE:
+    """Take a free sandbox out of service: it is not listed as active, or another record has its account."""
+    if not sandbox.is_free:
         raise not_allowed(sandbox, Status.STALE)
     after = replace(
         moved(sandbox, Status.STALE, now=now, order=now),
@@ -60,9 +64,12 @@ def mark_stale(sandbox: Sandbox, *, by: Actor, now: int, last_seen: int | None) 
     return change(sandbox, after, FactKind.STALE, by=by, now=now)
 
 
-def restore(sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: int) -> Change:
-    """Bring back a stale sandbox that the provider lists again: available if clean, waiting to be wiped if dirty.
+def restore(
+    sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: int, reservation_id: str | None = None
+) -> Change:
+    """Bring back a stale sandbox that the provider lists again: free if clean, waiting to be wiped if dirty.
 
+    A clean one is set aside for `reservation_id`, or available to every track.
     A dirty one is restored with another account, because its own is gone. If its own is listed, see `wipe.contradict`.
     """
     if sandbox.status is not Status.STALE:
@@ -77,7 +84,7 @@ def restore(sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: i
     if sandbox.dirty:
         return change(sandbox, sent_to_wipe(seen, now=now), FactKind.RESTORED, by=by, now=now, details=details)
     seen = replace(seen, wipe=replace(seen.wipe, outcome_unknown=False) if seen.wipe else None)
-    after = moved(seen, Status.AVAILABLE, now=now, order=order)
+    after = freed(seen, now=now, order=order, reservation_id=reservation_id)
     return change(sandbox, after, FactKind.RESTORED, by=by, now=now, details=details)
 
 
@@ -96,12 +103,28 @@ def quarantine(sandbox: Sandbox, *, reason: str, by: Actor, now: int) -> Change:
     """Set a sandbox aside for an operator: at once, or after the wipe if it is held or waits to be wiped."""
     if sandbox.status in {Status.ALLOCATED, Status.PENDING_DELETION}:
         after = replace(touched(sandbox, now=now), quarantine=reason)
-    elif sandbox.status in {Status.AVAILABLE, Status.STALE}:
+    elif sandbox.is_free or sandbox.status is Status.STALE:
         wipe = replace(sandbox.wipe or Wipe(), reason=DeletionReason.QUARANTINED, last_error=reason, gone_at=None)
         after = replace(moved(sandbox, Status.DELETION_FAILED, now=now, order=now), wipe=wipe, stale_since=None)
     else:
         raise not_allowed(sandbox, Status.DELETION_FAILED)
     return change(sandbox, after, FactKind.QUARANTINED, by=by, now=now, details={"reason": reason})
+
+
+def set_aside(sandbox: Sandbox, *, reservation_id: str, order: int, by: Actor, now: int) -> Change:
+    """Set an available sandbox aside for a reservation."""
+    if sandbox.status is not Status.AVAILABLE:
+        raise not_allowed(sandbox, Status.RESERVED)
+    after = freed(sandbox, now=now, order=order, reservation_id=reservation_id)
+    return change(sandbox, after, FactKind.RESERVED, by=by, now=now)
+
+
+def give_up_reserved(sandbox: Sandbox, *, order: int, by: Actor, now: int) -> Change:
+    """Make a sandbox available to every track that was set aside for a reservation."""
+    if sandbox.status is not Status.RESERVED:
+        raise not_allowed(sandbox, Status.AVAILABLE)
+    after = freed(sandbox, now=now, order=order, reservation_id=None)
+    return change(sandbox, after, FactKind.UNRESERVED, by=by, now=now)
 
 
 def lift_quarantine(sandbox: Sandbox, *, by: Actor, now: int) -> Change | None:

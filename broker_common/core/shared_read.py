@@ -1,4 +1,4 @@
-"""A value of the store that one thread at a time reads for all threads of the process."""
+"""Values of the store that one thread at a time reads for all threads of the process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from broker_common.core.deadline import time_left
-from broker_common.core.errors import StoreUnavailable
+from broker_common.core.errors import StoreUnavailable, UnreadableRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,3 +55,50 @@ class SharedRead(Generic[Value]):
             return known
         finally:
             self._reading.release()
+
+
+class KeptRead(Generic[Value]):
+    """A value that is read at most every few seconds, and kept while it cannot be read. Thread-safe."""
+
+    def __init__(self, read: Callable[[], Value], clock: Clock, *, max_age: float, what: str) -> None:
+        """Call `read` again when the value is `max_age` seconds old. `what` names the value in messages."""
+        self._read = read
+        self._clock = clock
+        self._max_age = max_age
+        self._what = what
+        self._reading = threading.Lock()
+        self._known: tuple[Value] | None = None
+        self._read_at = 0.0
+
+    def current(self) -> Value:
+        """Return the value, at most a few seconds old. If it cannot be read now, return the last known one.
+
+        Raises `StoreUnavailable` or `UnreadableRecord` if no value is known yet.
+        """
+        known = self._known
+        if known is not None:
+            fresh = self._clock.monotonic() - self._read_at < self._max_age
+            if fresh or not self._reading.acquire(blocking=False):
+                return known[0]
+        elif not self._reading.acquire(timeout=max(0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
+            raise StoreUnavailable(f"{self._what} are not known yet, because the store has not answered; try again")
+        try:
+            if known is None and self._known is not None:
+                return self._known[0]
+            # Set before the read: while the store is away, it is asked once per `max_age`, not once per request.
+            self._read_at = self._clock.monotonic()
+            value = self._read()
+            self._known = (value,)
+        except (StoreUnavailable, UnreadableRecord):
+            if known is None:
+                raise
+            return known[0]
+        else:
+            return value
+        finally:
+            self._reading.release()
+
+    def note(self, value: Value) -> None:
+        """Keep a value that was read, or written, just now."""
+        self._known = (value,)
+        self._read_at = self._clock.monotonic()

@@ -1,7 +1,8 @@
-"""The port of the store, in five parts: commits, the line, candidates, the pool's state, and reports.
+"""The port of the store: commits, the line, reservations, candidates, the pool's state, and reports.
 
-A single read (in `Commits`, `Line` and `PoolState`) sees every write that was answered before the read began. A read of
-the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional write decides.
+A single read (in `Commits`, `Line`, `ReservationRecords` and `PoolState`) sees every write that was answered before the
+read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional
+write decides.
 
 This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
 allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from broker_common.core.facts import Change, Fact, PoolFact
     from broker_common.core.line import Place
     from broker_common.core.principals import Actor
+    from broker_common.core.reservation import Reservation
     from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status
 
 COMMIT_AT_ONCE = 25
@@ -44,6 +46,10 @@ class Conflict(BrokerError):
         self.current = current
 
 
+class ReservationFull(Conflict):
+    """A sandbox cannot be set aside for a reservation, which lacks none, or is not being filled now."""
+
+
 # -- commit
 
 
@@ -61,7 +67,9 @@ class ClaimHeld:
 
 @dataclass(frozen=True, slots=True)
 class CandidateGone:
-    """Nothing was written: the candidate is no longer available at its version, or its record cannot be read.
+    """Nothing was written: the candidate is no longer free at its version, or its record cannot be read.
+
+    Or it is set aside for a reservation that is not open, or is gone.
 
     `current` is the stored record, if there is one that can be read.
     """
@@ -106,9 +114,10 @@ class Commits(Protocol):
         """Write the claim, the allocated sandbox and the fact, and delete the place `place_id`; or nothing.
 
         Writes only if the (track, key) has no claim, and no other place in the line than `place_id`, and the sandbox is
-        available at the candidate's version. An existing claim or place is reported first, even if the candidate is
-        gone, too. `token` names one unchanged request (candidate, claim, actor and place). A request that is sent again
-        after `OutcomeUnknown` is never applied twice.
+        free at the candidate's version. A sandbox that is set aside is drawn from its reservation, whose counters
+        change, too: only if the reservation is open when the lease begins. An existing claim or place is reported
+        first, even if the candidate is gone, too. `token` names one unchanged request (candidate, claim, actor and
+        place). A request that is sent again after `OutcomeUnknown` is never applied twice.
         """
 
     def commit(self, *changes: Change) -> None:
@@ -117,7 +126,11 @@ class Commits(Protocol):
         A change is made only if the record has the status and version of `before`; or, if `before` is None, if there is
         no record. When a lease ends, its claim is removed. When it is extended, its claim gets the new end. A claim
         that is absent or of another lease is left unchanged. Removing an absent record succeeds. Only `allocate` begins
-        a lease. Takes one change of any kind, or up to `COMMIT_AT_ONCE` changes that add a record.
+        a lease. Takes one change of any kind, or up to `COMMIT_AT_ONCE` changes that add a record that is not reserved.
+
+        A change that sets a sandbox aside for a reservation, or ends that, changes the reservation's counters, too. It
+        is set aside only while the reservation lacks one and is being filled, by the time of the fact. Otherwise raises
+        `ReservationFull`. A reservation whose record is gone does not prevent the end.
 
         Raises `Conflict`. After a single change, it has the stored record.
         """
@@ -168,12 +181,71 @@ class Line(Protocol):
         """Delete a place; `unless_renewed`: only if its `back_by` is as it was read. Return whether it was there."""
 
 
+# -- reservations
+
+
+@dataclass(frozen=True, slots=True)
+class OpenReservations:
+    """All reservations that were not archived. `version` grows whenever one is booked, changed, cancelled or ended."""
+
+    version: int
+    reservations: tuple[Reservation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationPage:
+    """A page of reservations. `cursor` reads the next page; it is None on the last one."""
+
+    reservations: tuple[Reservation, ...]
+    cursor: str | None
+
+
+class ReservationRecords(Protocol):
+    """The reservations. `Commits` changes their counters, `set_aside` and `drawn`; nothing here does.
+
+    One that has ended is archived as soon as nothing is set aside for it.
+    """
+
+    def read_reservations(self) -> OpenReservations:
+        """Return the reservations that were not archived. Those that cannot be read are left out."""
+
+    def read_reservation(self, reservation_id: str) -> Reservation | None:
+        """Return a reservation, also an archived one; None if there is none."""
+
+    def write_reservation(
+        self, before: Reservation | None, after: Reservation, *, version: int, fact: PoolFact | None = None
+    ) -> None:
+        """Book a reservation (`before` is None), or change, cancel or end one, with its fact: all or nothing.
+
+        Raises `Conflict` unless `version` is that of `OpenReservations`, the stored record is as `before` in all but
+        its counters, and `count` stays at least the sum of the counters.
+        """
+
+    def mark_opened(self, reservation: Reservation, fact: PoolFact) -> None:
+        """Write the `opened_at` of a reservation, and the fact about its start.
+
+        Raises `Conflict` if it has one already, or is no longer booked.
+        """
+
+    def archive_reservation(self, reservation: Reservation) -> None:
+        """Move a reservation that has ended to the archive, where it stays for 90 days.
+
+        Raises `Conflict` while sandboxes are set aside for it.
+        """
+
+    def list_archived(self, *, limit: int, cursor: str | None) -> ReservationPage:
+        """List the archived reservations, the one that ended last first (an index read).
+
+        Raises `InvalidInput` for a cursor that was not given by this listing.
+        """
+
+
 # -- candidates
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A position among all available sandboxes, which are in a random order.
+    """A position among all available sandboxes, or all that are set aside for a reservation: in a random order.
 
     `at` is in [0, `Candidates.positions`). `after` is a sandbox id: of the sandboxes at the same position, those up to
     this id were already returned.
@@ -194,14 +266,16 @@ class CandidatePage:
 
 
 class Candidates(Protocol):
-    """Reads sandboxes that may be available."""
+    """Reads sandboxes that may be free."""
 
     @property
     def positions(self) -> int:
         """The number of positions."""
 
-    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
-        """Read available sandboxes from a position on, by one query.
+    def read_candidates(
+        self, position: Position, *, limit: int, prefix: str, reservation_id: str | None = None
+    ) -> CandidatePage:
+        """Read sandboxes that are available, or set aside for `reservation_id`, from a position on, by one query.
 
         The query reads at most `limit` sandboxes, and skips those whose name does not start with `prefix`. So an empty
         page is not the end.
@@ -449,5 +523,5 @@ class Reports(Protocol):
         """
 
 
-class SandboxStore(Commits, Line, Candidates, PoolState, Reports, Protocol):
-    """All five parts of the store."""
+class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, Protocol):
+    """All parts of the store."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.facts import Change
     from broker_common.core.guard import Guard
+    from broker_common.core.known_reservations import KnownReservations
     from broker_common.core.policy import Policy
     from broker_common.core.ports import Clock, Provider, Recorder
     from broker_common.core.principals import Actor
@@ -132,6 +133,7 @@ class Syncer:
         store: SandboxStore,
         provider: Provider,
         guard: Guard,
+        reservations: KnownReservations,
         recorder: Recorder,
         clock: Clock,
         rng: Random,
@@ -139,6 +141,7 @@ class Syncer:
         threads: int,
     ) -> None:
         self._store = store
+        self._reservations = reservations
         self._guard = guard
         self._provider = provider
         self._recorder = recorder
@@ -183,10 +186,12 @@ class Syncer:
         changes = self._in_batches(_Done.ACCOUNT_RECORDED, list, self._store.record_accounts, unrecorded)
         if checks_accounts:
             checked_at = began if is_upgraded and changes[_Done.ACCOUNT_RECORDED] == len(unrecorded) else None
+        newcomers = self._newcomers(comparison.new)
+        reserved = self._plan_reserved(newcomers, by)
+        writes += reserved.values()
         changes += self._in_steps("records changed", list(filter(None, writes)), self._make_all)
-        changes += self._in_batches(
-            _Done.ADDED, partial(self._added, by), self._store.commit, self._newcomers(comparison.new)
-        )
+        available = [each for each in newcomers if each.sandbox_id not in reserved]
+        changes += self._in_batches(_Done.ADDED, partial(self._added, by), self._store.commit, available)
         result = SyncResult(
             synced=len(listing.accounts),
             added=changes[_Done.ADDED],
@@ -251,7 +256,7 @@ class Syncer:
 
     def _plan_present(self, record: Sandbox, comparison: Comparison, by: Actor) -> _Write | None:
         """Plan what the list's entry of a record needs, or what another record with the same account needs."""
-        if record.status is Status.AVAILABLE and comparison.is_shared(record):
+        if record.is_free and comparison.is_shared(record):
             return self._plan(_Done.STALE, record, partial(mark_stale, record, by=by, last_seen=None))
         if is_thought_gone(record) and comparison.has_active_account(record):
             return self._plan_contradiction(record, by)
@@ -259,8 +264,10 @@ class Syncer:
         if account is None:
             return None
         if record.status is Status.STALE:
-            return self._plan(_Done.RESTORED, record, partial(restore, record, account, order=self._order(), by=by))
-        if record.status in {Status.AVAILABLE, Status.DELETION_FAILED} and differs(record, account):
+            return self._plan_freed(
+                _Done.RESTORED, account, partial(restore, record, account, order=self._order(), by=by)
+            )
+        if (record.is_free or record.status is Status.DELETION_FAILED) and differs(record, account):
             return self._plan(_Done.UPDATED, record, partial(update_account, record, account, by=by))
         return None
 
@@ -284,7 +291,7 @@ class Syncer:
 
     def _plan_absent(self, record: Sandbox, by: Actor, seen_at: int | None) -> _Write:
         """Plan what a missing record needs, if the list is right."""
-        if record.status is Status.AVAILABLE:
+        if record.is_free:
             return self._plan(_Done.STALE, record, partial(mark_stale, record, by=by, last_seen=seen_at))
         return self._plan(_Done.REMOVED, record, partial(remove, record, by=by, policy=self._policy))
 
@@ -292,12 +299,45 @@ class Syncer:
         """Plan a change of a record. `change` takes the time as `now`."""
         return _Write(record.sandbox_id, done, lambda: self._store.commit(change(now=self._clock.now())))
 
+    def _plan_freed(self, done: _Done, account: Account, change: Callable[..., Change]) -> _Write:
+        """Plan a change by which a sandbox may become free. `change` takes the time as `now`, and `reservation_id`."""
+
+        def make() -> None:
+            self._reservations.commit_freed(
+                account.name,
+                lambda reservation_id: change(now=self._clock.now(), reservation_id=reservation_id),
+                store=self._store,
+            )
+
+        return _Write(account.sandbox_id, done, make)
+
+    def _plan_reserved(self, newcomers: Sequence[_Newcomer], by: Actor) -> dict[str, _Write]:
+        """Plan the additions of those that reservations lack, by sandbox id. The others are added in batches."""
+        lacking = self._reservations.lacking()
+        planned: dict[str, _Write] = {}
+        for each in newcomers:
+            reservation = next(
+                (one for one in lacking if lacking[one] > 0 and each.account.name.startswith(one.prefix)), None
+            )
+            if reservation is not None:
+                lacking[reservation] -= 1
+                planned[each.sandbox_id] = self._plan_freed(_Done.ADDED, each.account, partial(self._add_one, each, by))
+        return planned
+
+    @staticmethod
+    def _add_one(newcomer: _Newcomer, by: Actor, *, now: int, reservation_id: str | None) -> Change:
+        return add(
+            newcomer.account,
+            order=newcomer.order,
+            by=by,
+            now=now,
+            version=next_version(newcomer.above, now),
+            reservation_id=reservation_id,
+        )
+
     def _added(self, by: Actor, newcomers: Sequence[_Newcomer]) -> list[Change]:
         now = self._clock.now()
-        return [
-            add(each.account, order=each.order, by=by, now=now, version=next_version(each.above, now))
-            for each in newcomers
-        ]
+        return [self._add_one(each, by, now=now, reservation_id=None) for each in newcomers]
 
     def _order(self) -> int:
         return self._rng.randrange(ORDER_LIMIT)

@@ -240,10 +240,13 @@ class SyncProgressed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemFailed:
-    """A job failed for one item. The run goes on, and the next run tries the item again."""
+    """A job failed for one item. The run goes on, and the next run tries the item again.
+
+    `sandbox_id` is None if the item is not a sandbox.
+    """
 
     job: str
-    sandbox_id: str
+    sandbox_id: str | None
     error: str
 
 

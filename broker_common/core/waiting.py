@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker_common.core.guard import Guard
+    from broker_common.core.known_reservations import KnownReservations
     from broker_common.core.line import Wish
     from broker_common.core.policy import Policy
     from broker_common.core.ports import Clock, Recorder
@@ -128,6 +129,7 @@ class WaitingLine:
         *,
         store: SandboxStore,
         guard: Guard,
+        reservations: KnownReservations,
         pool_count: Callable[[], PoolCount | None],
         recorder: Recorder,
         clock: Clock,
@@ -137,6 +139,7 @@ class WaitingLine:
         """`pool_count` returns the last count of the pool that is known; None if there is none."""
         self._store = store
         self._guard = guard
+        self._reservations = reservations
         self._pool_count = pool_count
         self._recorder = recorder
         self._clock = clock
@@ -162,6 +165,15 @@ class WaitingLine:
     def is_empty(self) -> bool:
         """Tell whether nobody waits, by a read that began less than a second ago."""
         return not self._current().places
+
+    def has_turns(self, reservation_id: str | None) -> bool:
+        """Tell whether somebody waits who may have to be served first.
+
+        With sandboxes that are set aside for a reservation, or with available ones if it is None.
+        """
+        if reservation_id is None:
+            return not self.is_empty()
+        return reservation_id in self._wanted()
 
     def places(self) -> list[Place]:
         """Return the places that are kept, in their order."""
@@ -357,7 +369,7 @@ class WaitingLine:
         numbers = count.by_status if count else {}
         return {
             "available": numbers.get(Status.AVAILABLE),
-            "reserved": None,
+            "reserved": numbers.get(Status.RESERVED),
             "waiting": len(self.places()),
             "pending_deletion": numbers.get(Status.PENDING_DELETION),
             "next_due_at": self._expected_by(1),
@@ -456,19 +468,29 @@ class WaitingLine:
     # -- the pool
 
     def _walk(self) -> _Walk:
-        """Read the line, then all sandboxes that are available."""
+        """Read the line, then all sandboxes that are free for somebody who waits: set aside, or available."""
         self._first.get(not_before=self._clock.monotonic() - SAME_TIME_SEC)
         places = self._current().places
         found: list[Candidate] = []
-        position, travelled = Position(0), 0
-        while travelled < self._store.positions:
-            if time_left(self._clock) <= 0:
-                raise StoreUnavailable("looking for a free sandbox took too long")
-            page = self._store.read_candidates(position, limit=LONG_PAGE, prefix="")
-            found += page.candidates
-            position, travelled = page.next, travelled + page.distance
+        wanted = self._wanted()
+        reserved = sorted(wanted & self._reservations.open_ids()) if wanted else []
+        for reservation_id in (*reserved, None):
+            position, travelled = Position(0), 0
+            while travelled < self._store.positions:
+                if time_left(self._clock) <= 0:
+                    raise StoreUnavailable("looking for a free sandbox took too long")
+                page = self._store.read_candidates(position, limit=LONG_PAGE, prefix="", reservation_id=reservation_id)
+                found += page.candidates
+                position, travelled = page.next, travelled + page.distance
         self._rng.shuffle(found)  # else the processes would try the same sandboxes first
         return _Walk(places, found)
+
+    def _wanted(self) -> set[str]:
+        """Return the ids of the reservations from which tracks that wait may draw."""
+        now = self.now()
+        return {
+            reservation_id for each in self.places() if each.is_live(now) for reservation_id in each.wish.reservations
+        }
 
     def _turns_by(self, began: float, walk: _Walk) -> Turns:
         """Return whose turn it is, by the line and a walk."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from broker_common.core.errors import InvalidTransition
 from broker_common.core.facts import Change, Detail, FactKind, change
 from broker_common.core.policy import RecyclePolicy
-from broker_common.core.sandbox import DeletionReason, Sandbox, Status, Wipe, moved, not_allowed, touched
+from broker_common.core.sandbox import DeletionReason, Sandbox, Status, Wipe, freed, moved, not_allowed, touched
 
 if TYPE_CHECKING:
     from broker_common.core.policy import Policy
@@ -69,12 +69,21 @@ def reject_deletion(sandbox: Sandbox, *, error: str, by: Actor, now: int) -> Cha
     return _give_up(sandbox, _open_attempt(sandbox), error, by=by, now=now)
 
 
-def confirm_wipe(sandbox: Sandbox, *, accepted_only: bool, order: int, by: Actor, now: int, policy: Policy) -> Change:
+def confirm_wipe(
+    sandbox: Sandbox,
+    *,
+    accepted_only: bool,
+    order: int,
+    by: Actor,
+    now: int,
+    policy: Policy,
+    reservation_id: str | None = None,
+) -> Change:
     """Follow the recycle policy after the provider confirmed the wipe. A quarantined sandbox is set aside instead.
 
     `accepted_only`: the provider said that it will wipe (202), not that it did. Then the wipe is in doubt, and also if
     an earlier attempt since the last lease may still be under way. After a wipe in doubt, only a later sync makes the
-    sandbox available.
+    sandbox available. A sandbox that would be available is set aside for `reservation_id` instead, if there is one.
     """
     wipe = _open_attempt(sandbox)
     is_doubtful = accepted_only or wipe.outcome_unknown
@@ -93,19 +102,22 @@ def confirm_wipe(sandbox: Sandbox, *, accepted_only: bool, order: int, by: Actor
         ready_at = now + policy.cool_down_sec
         after = replace(touched(wiped, now=now), status_order=ready_at, wipe=replace(wipe, ready_at=ready_at))
     else:
-        after = moved(wiped, Status.AVAILABLE, now=now, order=order)
+        after = freed(wiped, now=now, order=order, reservation_id=reservation_id)
     return change(sandbox, after, FactKind.WIPED, by=by, now=now, details={"accepted_only": accepted_only or None})
 
 
-def finish_cooling(sandbox: Sandbox, *, order: int, by: Actor, now: int) -> Change:
-    """Make a wiped sandbox available after its rest. A quarantined one is set aside instead."""
+def finish_cooling(sandbox: Sandbox, *, order: int, by: Actor, now: int, reservation_id: str | None = None) -> Change:
+    """Make a wiped sandbox available after its rest, or set it aside for `reservation_id`.
+
+    A quarantined one is set aside for an operator instead.
+    """
     if not sandbox.is_rested(now) or sandbox.wipe is None:
         raise not_allowed(sandbox, Status.AVAILABLE)
     rested = replace(sandbox, wipe=replace(sandbox.wipe, ready_at=None))
     if sandbox.quarantine is not None:
         after = _quarantined(rested, rested.wipe, sandbox.quarantine, now=now)
         return change(sandbox, after, FactKind.NEEDS_ATTENTION, by=by, now=now, details={"error": sandbox.quarantine})
-    after = moved(rested, Status.AVAILABLE, now=now, order=order)
+    after = freed(rested, now=now, order=order, reservation_id=reservation_id)
     return change(sandbox, after, FactKind.AVAILABLE, by=by, now=now)
 
 

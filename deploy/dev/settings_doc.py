@@ -84,6 +84,7 @@ SECTIONS = {
         "K_CANDIDATES": "How many candidates an API process keeps ready.",
         "LINE_GRACE_SEC": "How long a place in the line is kept after the time at which `Retry-After` told its track to be back.",
         "LINE_MAX": "How many tracks may wait in line.",
+        "RESERVABLE_PERCENT": "How much of the sandboxes of a name reservations may take together, in percent.",
     },
     "Jobs": {
         "SYNC_INTERVAL_SEC": "How often sync runs.",

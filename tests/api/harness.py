@@ -15,6 +15,7 @@ from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.renewed import Renewed
 from broker_common.core.allocation import Allocator
+from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.counts import Counts
 from broker_common.core.errors import JobNotFound, QueueUnavailable
@@ -23,11 +24,13 @@ from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
+from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
+from broker_common.core.reserving import Reserver
 from broker_common.core.runs import JobRun
 from broker_common.core.search import Search
 from broker_common.core.waiting import WaitingLine
@@ -210,12 +213,15 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     """Return the services that the routes call, with every id and order fixed."""
     rng, pauses = Random(1), PauseCache(store, clock, Random(1))
     guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
+    reservations = KnownReservations(store, clock)
+    reserver = Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=rng, threads=1)
     leases = Leases(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy)
     counts = Counts(store, clock, Random(2), max_age=settings.pool_gauge_cache_sec, policy=settings.policy)
     pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
     line = WaitingLine(
         store=store,
         guard=guard,
+        reservations=reservations,
         pool_count=pool_count.get,
         recorder=recorder,
         clock=clock,
@@ -236,6 +242,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
             candidate_cache=CandidateCache(store, clock, rng, size=settings.k_candidates),
             line=line,
             pauses=pauses,
+            reservations=reservations,
             recorder=recorder,
             clock=clock,
             rng=rng,
@@ -248,6 +255,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
+        bookings=Bookings(store=store, guard=guard, reserver=reserver, clock=clock, rng=rng, policy=settings.policy),
         queue=queue,
         rate_limit=rate_limit,
     )

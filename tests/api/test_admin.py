@@ -22,6 +22,7 @@ EVERY_FIELD = ALLOCATION | {
     *("status", "allocated_to_track", "idempotency_key", "dirty", "version", "created_at", "updated_at"),
     *("deletion_requested_at", "deletion_reason", "deletion_retry_count", "deletion_last_error", "next_attempt_at"),
     *("last_synced", "stale_since", "last_track_id", "last_lease_id", "ready_at", "quarantine_reason"),
+    "reservation_id",
 }
 ON_ONE_SANDBOX = [
     ("GET", "", None),
@@ -87,6 +88,12 @@ def test_an_operator_sees_the_present_lease_and_key_of_an_allocated_sandbox(api:
     api.track("POST", "/v1/sandboxes/7/mark-for-deletion")
     body = body_of(api.admin("GET", "/v1/admin/sandboxes/7"))
     assert (body["lease_id"], body["last_lease_id"], body["last_track_id"]) == (None, lease_id, "track-1")
+
+
+def test_an_operator_sees_which_reservation_a_sandbox_is_set_aside_for(api: Api) -> None:
+    api.store.seed(make_sandbox("r", status=Status.RESERVED, reservation_id="monday"), make_sandbox("a"))
+    assert {each: sandbox_of(api, "GET", each)["reservation_id"] for each in ("r", "a")} == {"r": "monday", "a": None}
+    assert body_of(api.admin("GET", "/v1/admin/stats"))["reserved"] == 1
 
 
 def test_an_operator_reads_tombstones_too(api: Api) -> None:
@@ -245,6 +252,7 @@ def test_stats_count_the_pool_by_status_without_tombstones(api: Api) -> None:
     api.store.seed(make_sandbox("1"), make_sandbox("2"), FAILED, make_sandbox("t", status=Status.DELETED))
     assert body_of(api.admin("GET", "/v1/admin/stats"), 200) == {
         "available": 2,
+        "reserved": 0,
         "allocated": 0,
         "pending_deletion": 0,
         "stale": 0,

@@ -15,7 +15,8 @@ from broker_common.core.ports import Allowance
 from broker_common.core.sandbox import Status
 from tests.api.description import faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of, make_api, refusing
-from tests.fakes import StoreWrapper, make_sandbox
+from tests.api.test_roles import A_CLASS
+from tests.fakes import START, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,7 @@ def to_a_track(api: Api) -> Iterator[TestResponse]:
     yield api.track("DELETE", "/v1/waiting")
     api.store.seed(make_sandbox("1"))
     api.clock.advance(2)  # the API remembers for a second that none was free
+    yield api.track("POST", "/v1/allocate", headers={"X-Reservation-ID": "none"})
     yield api.track("POST", "/v1/allocate", headers={"X-Instruqt-Track-ID": "intro"})
     yield api.track("POST", "/v1/allocate")
     yield api.track("GET", "/v1/sandboxes")
@@ -98,6 +100,33 @@ def to_an_operator(api: Api) -> Iterator[TestResponse]:
     yield api.admin("POST", "/v1/admin/pause", json={"sync": True})
     for path in ("/sandboxes/1/history", "/sandboxes/none/history", "/events", "/events?after=none", "/events?kind=no"):
         yield api.admin("GET", f"/v1/admin{path}")
+
+
+def about_reservations(api: Api) -> Iterator[TestResponse]:
+    api.store.seed(*(make_sandbox(str(number)) for number in range(10)))
+    path, key = "/v1/admin/reservations", {"Idempotency-Key": "monday"}
+    booked = api.admin("POST", path, json=A_CLASS, headers=key)
+    one = f"{path}/{body_of(booked, 201)['reservation_id']}"
+    yield booked
+    yield api.admin("POST", path, json=A_CLASS, headers=key)
+    yield api.admin("POST", path, json=A_CLASS | {"count": 3}, headers=key)
+    yield api.admin("POST", path, json=A_CLASS | {"count": 100})
+    yield api.admin("POST", path, json=A_CLASS | {"count": 0})
+    yield api.admin("POST", f"{path}/check", json=A_CLASS)
+    yield api.admin("GET", path)
+    yield api.admin("GET", f"{path}?state=ended")
+    yield api.admin("GET", one)
+    yield api.admin("GET", f"{path}/none")
+    yield api.track("POST", "/v1/allocate", headers={"X-Reservation-ID": one.rpartition("/")[2]})
+    yield api.admin("PATCH", one, json={"version": 7, "count": 3})
+    yield api.admin("PATCH", one, json={"version": 1, "count": 3, "track_names": ["intro"]})
+    yield api.admin("GET", f"/v1/admin/capacity?from={START}&to={START + 7200}")
+    yield api.admin("GET", f"/v1/admin/capacity?from={START}&to={START}")
+    yield api.admin("DELETE", one)
+    yield api.admin("PATCH", one, json={"version": 3, "count": 4})
+    api.store.is_upgraded = False
+    api.clock.advance(5)
+    yield api.admin("POST", path, json=A_CLASS)
 
 
 def during_an_upgrade(api: Api) -> Iterator[TestResponse]:
@@ -177,7 +206,7 @@ class Answer:
 def answers(document: dict[str, Any]) -> list[Answer]:
     described = operations(document)
     found = []
-    groups = (to_a_track, to_an_operator, during_an_upgrade, about_jobs, without_token, refused)
+    groups = (to_a_track, to_an_operator, about_reservations, during_an_upgrade, about_jobs, without_token, refused)
     for calls, accept in product(groups, (None, PROBLEM)):
         api = make_api()
         api.accept = accept

@@ -28,6 +28,7 @@ CALLER_HEADERS = [
     "X-Instruqt-Track-ID",
     "X-Sandbox-Name-Prefix",
     "Idempotency-Key",
+    "X-Reservation-ID",
 ]
 
 

@@ -90,7 +90,7 @@ def test_every_answer_says_what_it_is_and_shows_one(document: dict[str, Any]) ->
 
 def test_every_body_that_a_call_reads_is_shown(document: dict[str, Any]) -> None:
     bodies = [operation["requestBody"] for operation in operations(document).values() if "requestBody" in operation]
-    assert len(bodies) == 8
+    assert len(bodies) == 11
     assert all(body["content"]["application/json"]["example"] for body in bodies)
 
 
@@ -160,7 +160,8 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
     }
     assert shown_codes(document, "post", "/v1/allocate") == common | {
         "403": {"FORBIDDEN"},
-        "409": {"NO_SANDBOXES_AVAILABLE"},
+        "404": {"RESERVATION_NOT_FOUND"},
+        "409": {"NO_SANDBOXES_AVAILABLE", "RESERVATION_NOT_OPEN"},
         "413": {"PAYLOAD_TOO_LARGE"},
         "503": {"SERVICE_UNAVAILABLE", "PAUSED", "TABLE_CHANGED", "UPGRADE_UNFINISHED"},
     }
@@ -188,6 +189,22 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
         "500": {"INTERNAL_ERROR"},
         "503": {"QUEUE_UNAVAILABLE"},
     }
+    unready = {"SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"}
+    assert shown_codes(document, "post", "/v1/admin/reservations") == common | {
+        "403": {"FORBIDDEN"},
+        "409": {"CAPACITY_NOT_AVAILABLE"},
+        "413": {"PAYLOAD_TOO_LARGE"},
+        "422": {"IDEMPOTENCY_MISMATCH"},
+        "503": unready,
+    }
+    change = common | {
+        "403": {"FORBIDDEN"},
+        "404": {"RESERVATION_NOT_FOUND"},
+        "409": {"CAPACITY_NOT_AVAILABLE", "RESERVATION_NOT_OPEN", "VERSION_MISMATCH"},
+        "413": {"PAYLOAD_TOO_LARGE"},
+        "503": unready,
+    }
+    assert shown_codes(document, "patch", "/v1/admin/reservations/{reservation_id}") == change
     quarantine = shown_codes(document, "post", "/v1/admin/sandboxes/{sandbox_id}/quarantine")
     assert quarantine["409"] == {"INVALID_TRANSITION"}
     assert quarantine["503"] == {"SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"}
@@ -200,10 +217,14 @@ def test_every_error_names_its_codes_and_shows_each_under_its_own_status(documen
     for status, answer in answers(document):
         examples = answer.get("content", {}).get("application/json", {}).get("examples", {})
         assert re.findall(r"^`([A-Z_]+)`: ", answer["description"], re.MULTILINE) == list(examples)
+        waits = []
         for code, reference in examples.items():
             error = look_up(document, reference)["value"]["error"]
             assert (error["code"], ERROR_CODES[code].status) == (code, int(status))
-            assert ("retry_after" in error) == ("Retry-After" in answer["headers"])
+            waits.append("retry_after" in error)
+        if examples:
+            assert any(waits) == ("Retry-After" in answer["headers"])
+            assert all(waits) == look_up(document, answer["headers"].get("Retry-After", {})).get("required", False)
 
 
 def test_every_error_is_shown_in_both_shapes(document: dict[str, Any]) -> None:
@@ -264,7 +285,7 @@ def test_the_description_has_no_links_and_those_of_the_fuzzer_lead_to_calls_that
             assert set(link["parameters"]) <= taken[link["operationId"]]
 
 
-SCENARIO_CALL = re.compile(r"`(GET|POST|DELETE) (/[^`\s]*)`")
+SCENARIO_CALL = re.compile(r"`(GET|POST|PATCH|DELETE) (/[^`\s]*)`")
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -340,7 +361,7 @@ def test_every_call_takes_the_callers_request_id(document: dict[str, Any]) -> No
 
 def test_answers_have_the_fields_that_are_described(api: Api, document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for name in ("Allocation", "HeldSandbox", "Sandbox", "Stats", "Marked"):
+    for name in ("Allocation", "HeldSandbox", "Sandbox", "Stats", "Marked", "Reservation", "Fit", "CapacityPoint"):
         assert set(schemas[name]["required"]) == set(schemas[name]["properties"])
     for name, call in (("Stats", "stats"), ("Overview", "overview")):
         assert set(body_of(api.admin("GET", f"/v1/admin/{call}"))) == set(schemas[name]["properties"])
@@ -348,7 +369,10 @@ def test_answers_have_the_fields_that_are_described(api: Api, document: dict[str
 
 def test_nothing_but_what_is_described_is_accepted_in_a_body(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for name in ("MarkInput", "ReleaseInput", "QuarantineInput", "PausesInput", "SyncInput"):
+    for name in (
+        *("MarkInput", "ReleaseInput", "QuarantineInput", "PausesInput", "SyncInput"),
+        *("BookingInput", "ChangeInput"),
+    ):
         assert schemas[name]["additionalProperties"] is False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import schemathesis
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 _LONGEST_SEC = 8 * 3600
 """The default of `MAX_LAB_DURATION_HOURS`."""
 _VALID = re.compile(r"[ -~]{1,128}")
+_UUID = re.compile(r"[0-9a-f-]{36}")
+_DAY_SEC = 24 * 3600
+_YEAR_2100 = 4_102_444_800
 
 
 @schemathesis.hook
@@ -25,11 +29,12 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Resume what the call would pause, ask for no lease beyond the limit, and wait in line without being held.
+    """Resume what the call would pause, and send what the schema allows only together with what it cannot say.
 
     A paused allocate answers the same 503 to everything. The longest lease is a setting, which the schema leaves out.
-    The alias of `X-Track-ID` is refused beside another track's id, and is accepted in place of a missing one. No schema
-    can say that.
+    The alias of `X-Track-ID` is refused beside another track's id, and is accepted in place of a missing one. A `wait`
+    would hold the call. A reservation that does not exist keeps allocate from doing anything. Times that have no order
+    are only refused. No schema can say that.
     """
     if case.operation.path.endswith("/admin/pause") and isinstance(case.body, dict):
         case.body = {name: False if value is True else value for name, value in case.body.items()}
@@ -42,3 +47,19 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
         case.headers["Prefer"] = "wait=0"
     if _VALID.fullmatch(str(case.headers.get("X-Instruqt-Sandbox-ID", "")).strip(" \t")):
         del case.headers["X-Instruqt-Sandbox-ID"]
+    reservation_id = str(case.headers.get("X-Reservation-ID", "")).strip(" \t")
+    if _VALID.fullmatch(reservation_id) and not _UUID.fullmatch(reservation_id):
+        del case.headers["X-Reservation-ID"]
+    if "/admin/reservations" in case.operation.path and isinstance(case.body, dict):
+        case.body = _in_some_days(case.body)
+
+
+def _in_some_days(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a booking whose times, if they are well-formed, are in some days, the end after the start."""
+    days = {"starts_at": 3, "ends_at": 5}
+    moved = {
+        name: int(time.time()) + days[name] * _DAY_SEC + value % _DAY_SEC
+        for name, value in body.items()
+        if name in days and type(value) is int and 0 <= value <= _YEAR_2100
+    }
+    return body | moved

@@ -37,6 +37,14 @@ _FIRST = {"sandbox_id": "$response.body#/sandboxes/0/sandbox_id"}
 _SAME = {"sandbox_id": "$response.body#/sandbox_id"}
 _TO_SAME = _link("adminReadSandbox", _SAME)
 
+_RESERVATION = {"reservation_id": "$response.body#/reservation_id"}
+_VERSION = {"version": "$response.body#/version"}
+_TO_RESERVATION = (
+    _link("adminReadReservation", _RESERVATION)
+    | _link("adminChangeReservation", _RESERVATION, _VERSION)
+    | _link("adminCancelReservation", _RESERVATION)
+)
+
 LINKS: dict[tuple[str, str, str], dict[str, Any]] = {
     ("post", "/v1/allocate", "201"): _to_calls_of_the_track(""),
     ("post", "/v1/allocate", "200"): _to_calls_of_the_track(""),
@@ -54,6 +62,13 @@ LINKS: dict[tuple[str, str, str], dict[str, Any]] = {
     ("post", "/v1/admin/sandboxes/{sandbox_id}/quarantine", "200"): _link("adminRetryDeletion", _SAME)
     | _link("adminLiftQuarantine", _SAME),
     ("get", "/v1/admin/events", "200"): _link("adminReadEvents", {"after": "$response.body#/cursor"}),
+    ("post", "/v1/admin/reservations", "201"): _TO_RESERVATION
+    | _link("allocate", {"X-Reservation-ID": "$response.body#/reservation_id"}),
+    ("patch", "/v1/admin/reservations/{reservation_id}", "200"): _TO_RESERVATION,
+    ("get", "/v1/admin/reservations", "200"): _link(
+        "adminReadReservation", {"reservation_id": "$response.body#/reservations/0/reservation_id"}
+    )
+    | _link("adminListReservations", {"cursor": "$response.body#/cursor", "state": "$request.query.state"}),
     ("get", "/v1/admin/jobs", "200"): _link("adminReadJob", {"job_id": "$response.body#/runs/0/job_id"}),
 } | {
     ("post", f"/v1/admin/{job.path}", status): _link("adminReadJob", {"job_id": "$response.body#/job_id"})

@@ -304,7 +304,7 @@ def test_the_search_finds_a_request_that_does_not_try_again_what_it_gave_back(mo
     """The bug that this search found in the broker: a copy was refused the one sandbox that was left."""
 
     def forget_nothing(search: CandidateSearch, candidate: Candidate) -> None:
-        search._candidates.give_back(search._prefix, candidate)
+        search._candidates.give_back(search._ring, candidate)
 
     monkeypatch.setattr(CandidateSearch, "give_back", forget_nothing)
     with pytest.raises(Violation, match="was refused, although there was always"):

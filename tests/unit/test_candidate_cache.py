@@ -13,7 +13,7 @@ import pytest
 from broker_common.core.candidate_cache import (
     CANDIDATE_AGE_SEC,
     LOOK_AHEAD,
-    PREFIXES,
+    RINGS,
     USED_KEPT,
     CandidateCache,
     CandidateSearch,
@@ -116,8 +116,10 @@ class EvenRing(MemoryStore):
         """Called while a page is on its way."""
         self.seed(*[make_sandbox(f"sbx-{n:04}", status_order=n * (ORDER_LIMIT // free)) for n in range(free)])
 
-    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
-        page = super().read_candidates(position, limit=limit, prefix=prefix)
+    def read_candidates(
+        self, position: Position, *, limit: int, prefix: str, reservation_id: str | None = None
+    ) -> CandidatePage:
+        page = super().read_candidates(position, limit=limit, prefix=prefix, reservation_id=reservation_id)
         self.on_read()
         self.began.append(position)
         self.pages.append(page)
@@ -361,7 +363,7 @@ def test_prefixes_beyond_the_limit_are_forgotten_and_work_again() -> None:
     bench = Bench(3)
     first = bench.candidate_cache.search("lab-")
     candidate = first.next()
-    for number in range(PREFIXES + 5):
+    for number in range(RINGS + 5):
         assert bench.next(f"nothing-{number}") is None
     assert candidate
     first.give_back(candidate)

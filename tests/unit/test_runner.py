@@ -125,6 +125,7 @@ class Bench:
             cleaner=stand_in,
             expirer=world.expirer,
             purger=world.purger,
+            reserver=world.reserver,
         )
 
 

@@ -154,6 +154,7 @@ BAD_VALUES = {
     "HISTORY_DAYS": ["0", "0.5", "3661"],
     "K_CANDIDATES": ["0"],
     "LINE_GRACE_SEC": ["9", "1.5", "86401"],
+    "RESERVABLE_PERCENT": ["-1", "101", "80.5", "all"],
     "LINE_MAX": ["0", "100001", "many"],
     "RECYCLE_POLICY": ["REUSE"],
     "SYNC_INTERVAL_SEC": ["0", "604801"],

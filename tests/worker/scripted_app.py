@@ -28,6 +28,7 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.pauses import PauseCache
 from broker_common.core.purge import Purger
+from broker_common.core.reserving import Reserver
 from broker_common.core.runs import Runs
 from broker_common.core.store import Pause, Pauses
 from broker_common.core.sync import SyncResult
@@ -115,6 +116,7 @@ def _services() -> WorkerServices:
         cleaner=cast("Cleaner", script),
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
+        reserver=Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=Random(1), threads=1),
         runs=Runs(RedisJobRuns(redis), stall_limit_sec=0.2),
         locks=RedisJobLocks(redis),
     )

@@ -86,7 +86,7 @@ class TextbookAllocator:
         for shard in range(SHARDS):
             items = self._read(INDEX, "status_key", status_key(Status.AVAILABLE, shard))
             if items:
-                return self._rng.sample([decode_candidate(item) for item in items], len(items))
+                return self._rng.sample([decode_candidate(item, None) for item in items], len(items))
         return []
 
     def _read(self, index: str, key: str, value: str) -> list[Item]:

@@ -15,6 +15,7 @@ from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import NoSandboxesAvailable, StoreUnavailable
 from broker_common.core.guard import Guard
+from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.lease import end
 from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
@@ -148,6 +149,7 @@ class Process:
         self._idle = threads
         self._queue: deque[Callable[[], None]] = deque()
         guard = Guard(store=store, memory=FakeTableMemory(), recorder=recorder, clock=clock, rng=rng)
+        reservations = KnownReservations(store, clock)
         self.allocator = Allocator(
             store=store,
             guard=guard,
@@ -155,6 +157,7 @@ class Process:
             line=WaitingLine(
                 store=store,
                 guard=guard,
+                reservations=reservations,
                 pool_count=lambda: None,
                 recorder=recorder,
                 clock=clock,
@@ -162,6 +165,7 @@ class Process:
                 policy=policy,
             ),
             pauses=PauseCache(store, clock, rng),
+            reservations=reservations,
             recorder=recorder,
             clock=clock,
             rng=rng,

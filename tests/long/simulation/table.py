@@ -147,7 +147,9 @@ class SimulatedStore(MemoryStore):
         """Return the sandboxes that the index shows as available."""
         return [each.candidate for each in self._shown.values()]
 
-    def read_candidates(self, position: Position, *, limit: int, prefix: str) -> CandidatePage:
+    def read_candidates(
+        self, position: Position, *, limit: int, prefix: str, reservation_id: str | None = None
+    ) -> CandidatePage:
         segment, at = divmod(position.at, ORDER_LIMIT)
 
         def look() -> CandidatePage:

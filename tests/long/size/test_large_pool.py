@@ -21,6 +21,7 @@ from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.expiry import Expirer, ExpiryResult
 from broker_common.core.guard import Guard
+from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.lease import begin, candidate_of, end
 from broker_common.core.policy import Policy
 from broker_common.core.sandbox import DeletionReason, Status
@@ -104,6 +105,7 @@ def a_syncer(store: DynamoStore, provider: Provider, recorder: Recorder) -> Sync
         store=store,
         provider=provider,
         guard=a_guard(),
+        reservations=KnownReservations(store, SystemClock()),
         recorder=recorder,
         clock=SystemClock(),
         rng=Random(3),
