@@ -56,7 +56,7 @@ class AllocateRequest:
     """A track's request for a sandbox whose name starts with `prefix`; an empty `prefix` allows every name.
 
     `wait_sec`: the track waits in line if no sandbox is free for it, and this request may be held for so long. None:
-    it does not wait.
+    it does not wait. `reservation_id`: the reservation that it names, to draw from.
     """
 
     track_id: str
@@ -65,6 +65,7 @@ class AllocateRequest:
     track_name: str | None = None
     customer: str | None = None
     wait_sec: float | None = None
+    reservation_id: str | None = None
 
     @property
     def wish(self) -> Wish:

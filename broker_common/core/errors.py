@@ -77,6 +77,36 @@ class NoSandboxesAvailable(BrokerError):
     code = "NO_SANDBOXES_AVAILABLE"
 
 
+class CapacityNotAvailable(BrokerError):
+    """So many sandboxes cannot be reserved for that time. `details` say how many can: `could_have`."""
+
+    code = "CAPACITY_NOT_AVAILABLE"
+
+
+class ReservationNotFound(BrokerError):
+    """No reservation has this id, or it ended more than 90 days ago."""
+
+    code = "RESERVATION_NOT_FOUND"
+
+
+class ReservationNotOpen(BrokerError):
+    """The reservation is not open now, or has ended. `details` say when it opens: `opens_at`."""
+
+    code = "RESERVATION_NOT_OPEN"
+
+
+class VersionMismatch(BrokerError):
+    """The caller read another version of the record than the stored one."""
+
+    code = "VERSION_MISMATCH"
+
+
+class IdempotencyMismatch(BrokerError):
+    """The idempotency key was used before, for another request."""
+
+    code = "IDEMPOTENCY_MISMATCH"
+
+
 class LeaseMismatch(BrokerError):
     """The caller named another lease than the sandbox's latest one."""
 

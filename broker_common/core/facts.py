@@ -33,6 +33,8 @@ class FactKind(StrEnum):
     WIPE_FAILED = "sandbox.wipe_failed"
     NEEDS_ATTENTION = "sandbox.needs_attention"
     AVAILABLE = "sandbox.available"
+    RESERVED = "sandbox.reserved"
+    UNRESERVED = "sandbox.unreserved"
     RETRIED = "sandbox.retried"
     STALE = "sandbox.stale"
     RESTORED = "sandbox.restored"
@@ -46,6 +48,9 @@ class PoolFactKind(StrEnum):
     PAUSED = "pool.paused"
     RESUMED = "pool.resumed"
     SYNC_BRAKED = "sync.braked"
+    RESERVATION_OPEN = "reservation.open"
+    RESERVATION_SHORT = "reservation.short"
+    RESERVATION_ENDED = "reservation.ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

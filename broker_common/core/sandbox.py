@@ -24,6 +24,7 @@ class Status(StrEnum):
     """The stages of a sandbox's life."""
 
     AVAILABLE = "available"
+    RESERVED = "reserved"
     ALLOCATED = "allocated"
     PENDING_DELETION = "pending_deletion"
     STALE = "stale"
@@ -32,14 +33,21 @@ class Status(StrEnum):
 
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
-    Status.AVAILABLE: frozenset({Status.ALLOCATED, Status.STALE, Status.DELETION_FAILED}),
+    Status.AVAILABLE: frozenset({Status.ALLOCATED, Status.RESERVED, Status.STALE, Status.DELETION_FAILED}),
+    Status.RESERVED: frozenset({Status.ALLOCATED, Status.AVAILABLE, Status.STALE, Status.DELETION_FAILED}),
     Status.ALLOCATED: frozenset({Status.PENDING_DELETION}),
-    Status.PENDING_DELETION: frozenset({Status.AVAILABLE, Status.STALE, Status.DELETED, Status.DELETION_FAILED}),
-    Status.STALE: frozenset({Status.AVAILABLE, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED}),
+    Status.PENDING_DELETION: frozenset(
+        {Status.AVAILABLE, Status.RESERVED, Status.STALE, Status.DELETED, Status.DELETION_FAILED}
+    ),
+    Status.STALE: frozenset(
+        {Status.AVAILABLE, Status.RESERVED, Status.PENDING_DELETION, Status.DELETION_FAILED, Status.DELETED}
+    ),
     Status.DELETION_FAILED: frozenset({Status.PENDING_DELETION, Status.DELETED}),
     Status.DELETED: frozenset({Status.PENDING_DELETION, Status.DELETION_FAILED}),
 }
 """All allowed changes of status. The only other way out of a status is to remove the record."""
+FREE = frozenset({Status.AVAILABLE, Status.RESERVED})
+"""A sandbox in one of these is clean, in service, and held by no track."""
 
 
 class DeletionReason(StrEnum):
@@ -90,7 +98,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right of one track to one sandbox, from `allocated_at` to `expires_at`."""
+    """The right of one track to one sandbox, from `allocated_at` to `expires_at`.
+
+    `reservation_id`: the reservation that it was drawn from, if any.
+    """
 
     lease_id: str
     track_id: str
@@ -98,6 +109,7 @@ class Lease:
     allocated_at: int
     expires_at: int
     track_name: str | None = None
+    reservation_id: str | None = None
 
     def is_overdue(self, now: int, policy: Policy) -> bool:
         """Tell whether its expiry and buffer are over, so that the broker may end the lease."""
@@ -151,7 +163,8 @@ class Sandbox:
     """The record of one sandbox.
 
     `lease` is the current lease; only an allocated sandbox has one. `last_lease` is the last one that ended.
-    `quarantine`: why an operator wants it set aside after the wipe.
+    `quarantine`: why an operator wants it set aside after the wipe. `reservation_id`: the reservation that a reserved
+    sandbox is set aside for; only a reserved one has it.
     """
 
     sandbox_id: str
@@ -170,14 +183,24 @@ class Sandbox:
     quarantine: str | None = None
     stale_since: int | None = None
     last_synced: int | None = None
+    reservation_id: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dirty and self.status is Status.AVAILABLE:
-            raise InvalidTransition(f"sandbox {self.sandbox_id} is dirty and must not be available")
+        if self.dirty and self.is_free:
+            raise InvalidTransition(f"sandbox {self.sandbox_id} is dirty and must not be {self.status}")
+        if (self.reservation_id is not None) != (self.status is Status.RESERVED):
+            raise InvalidTransition(
+                f"sandbox {self.sandbox_id} must have a reservation if it is reserved, and only then"
+            )
         if (self.lease is not None) != (self.status is Status.ALLOCATED):
             raise InvalidTransition(f"sandbox {self.sandbox_id} must have a lease if it is allocated, and only then")
         if self.lease is not None and self.wipe is not None:
             raise InvalidTransition(f"sandbox {self.sandbox_id} is allocated, so it must not have a wipe")
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it may be allocated: to every track, or to those that its reservation is for."""
+        return self.status in FREE
 
     @property
     def account_key(self) -> str:
@@ -231,7 +254,7 @@ def next_version(version: int, now: int) -> int:
     return max(version + 1, now * 1000)
 
 
-def moved(sandbox: Sandbox, to: Status, *, now: int, order: int) -> Sandbox:
+def moved(sandbox: Sandbox, to: Status, *, now: int, order: int, reservation_id: str | None = None) -> Sandbox:
     """Return a sandbox in another status, without a lease. Raises `InvalidTransition` if that is not allowed."""
     if to not in TRANSITIONS[sandbox.status]:
         raise not_allowed(sandbox, to)
@@ -242,7 +265,14 @@ def moved(sandbox: Sandbox, to: Status, *, now: int, order: int) -> Sandbox:
         version=next_version(sandbox.version, now),
         updated_at=now,
         lease=None,
+        reservation_id=reservation_id,
     )
+
+
+def freed(sandbox: Sandbox, *, now: int, order: int, reservation_id: str | None) -> Sandbox:
+    """Return a sandbox that is free now: set aside for a reservation, or available to every track."""
+    to = Status.AVAILABLE if reservation_id is None else Status.RESERVED
+    return moved(sandbox, to, now=now, order=order, reservation_id=reservation_id)
 
 
 def touched(sandbox: Sandbox, *, now: int) -> Sandbox:
