@@ -1,8 +1,12 @@
-"""What `deploy/` says of rules, alerts, their tests, and the dashboard."""
+"""What `deploy/` says of rules, alerts, their tests, and the dashboard.
+
+The files of rules and their tests are read once: to parse them takes seconds.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import yaml
@@ -15,6 +19,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "sandbox-broker.json"
 PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 
 
+@cache
 def rules(kind: str) -> list[dict[str, Any]]:
     """Return the rules of a kind, `record` or `alert`."""
     files = sorted(PROMETHEUS.glob("*.rules.yml"))
@@ -22,6 +27,7 @@ def rules(kind: str) -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"] if kind in rule]
 
 
+@cache
 def rule_tests() -> list[dict[str, Any]]:
     """Return the tests that promtool runs."""
     files = sorted(PROMETHEUS.glob("*.test.yml"))
