@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_flask_exporter import PrometheusMetrics  # type: ignore[import-untyped] # it ships no types
 
 from broker_api.runtime import runtime_of
-from broker_common.adapters.prometheus_collectors import PoolCollector
+from broker_common.adapters.prometheus_collectors import PoolCollector, ReservationCollector
 from broker_common.adapters.prometheus_files import ProcessesCollector
 from broker_common.adapters.prometheus_recorder import LATENCY_BUCKETS
 
@@ -59,6 +59,11 @@ def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
         served.register(registry)
     here = runtime_of(app)
     served.register(PoolCollector(here.services.pool_count, here.services.clock))
+    served.register(
+        ReservationCollector(
+            here.services.reservations.current, here.services.clock, max_age=here.settings.pool_gauge_cache_sec
+        )
+    )
     _Exporter(registry, served).init_app(app)
     requests = Counter(
         "http_requests_total", "HTTP requests answered", ["method", "endpoint", "status"], registry=registry

@@ -29,6 +29,8 @@ from broker_common.core.principals import Role
 from broker_common.core.reservation import ReservationState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from broker_common.core.bookings import Fit
     from broker_common.core.capacity import CapacityPoint
     from broker_common.core.reservation import Reservation
@@ -142,7 +144,7 @@ def cancel(reservation_id: str) -> dict[str, Any]:
 @blueprint.arguments(CapacityQuerySchema(), location="query")
 @blueprint.response(200, CapacitySchema, description="The curve")
 @store_call
-def read_capacity(query: dict[str, Any]) -> dict[str, list[CapacityPoint]]:
+def read_capacity(query: dict[str, Any]) -> dict[str, Sequence[CapacityPoint]]:
     """Read how many sandboxes can be reserved, and how many are, over a time."""
     return {"points": services().bookings.capacity(**query)}
 

@@ -76,6 +76,7 @@ class ApiServices:
     guard: Guard
     pauses: PauseCache
     pool_count: Renewed[PoolCount]
+    reservations: KnownReservations
     line: WaitingLine
     allocator: Allocator
     leases: Leases
@@ -129,6 +130,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         guard=guard,
         pauses=pauses,
         pool_count=pool_count,
+        reservations=reservations,
         line=line,
         allocator=Allocator(
             store=store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily
@@ -9,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from broker_common.adapters.redis_breaker import BreakerState
 from broker_common.adapters.renewed import Renewed
+from broker_common.core.reservation import ReservationState
 from broker_common.core.sandbox import Status
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from broker_common.core.ports import Clock
+    from broker_common.core.reservation import Reservation
     from broker_common.core.store import PoolCount
 
 _GAUGES = {
@@ -63,6 +66,33 @@ class PoolCollector(Collector):
     def _age(self, since: int | None) -> int:
         """Return how many seconds ago something began; 0 if there is nothing."""
         return 0 if since is None else max(0, self._clock.now() - since)
+
+
+class ReservationCollector(Collector):
+    """The gauges of reservations; absent while the store is away."""
+
+    def __init__(self, read: Callable[[], Iterable[Reservation]], clock: Clock, *, max_age: float) -> None:
+        """Ask `read` for the reservations that are not archived, at most once in `max_age` seconds."""
+        self._clock = clock
+        self._known = Renewed(lambda: (clock.monotonic(), tuple(read())), clock, max_age=max_age)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the gauges. A reservation is short from when it opens, ten minutes before its start."""
+        known = self._known.get()
+        if known is None:
+            return
+        now = self._clock.now()
+        states = Counter(each.state_at(now) for each in known)
+        by_state = GaugeMetricFamily(
+            "broker_reservations", "Reservations that are not archived, by state", labels=["state"]
+        )
+        for state in ReservationState:
+            by_state.add_metric([state.value], states[state])
+        yield by_state
+        short_by = sum(each.short_by for each in known if each.is_open_at(now) and each.is_filled_at(now))
+        yield GaugeMetricFamily(
+            "broker_reservation_short_by", "Sandboxes that the open reservations lack", value=short_by
+        )
 
 
 class CircuitCollector(Collector):

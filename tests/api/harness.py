@@ -235,6 +235,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         guard=guard,
         pauses=pauses,
         pool_count=pool_count,
+        reservations=reservations,
         line=line,
         allocator=Allocator(
             store=store,

@@ -318,6 +318,8 @@ def test_every_recording_rule_gives_the_value_that_was_driven(watched: Watched) 
         "broker:pool_available_per_total:ratio": between(0.2, 0.2),
         "broker:pool_allocated_per_total:ratio": between(0.7, 0.7),
         "broker:pool_exhaustion_seconds:deriv30m": between(0, 600),
+        "state:broker_reservations:max": between(0, 0),
+        "broker:reservation_short_by:max": between(0, 0),
         "broker:line_length:max": between(0, 0),
         "broker:line_oldest_seconds:max": between(0, 0),
         "outcome:broker_line_wait:rate5m": between(0, WAITED / WINDOW_SEC * 1.35),

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import threading
 from random import Random
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_common.adapters import renewed
-from broker_common.adapters.prometheus_collectors import CircuitCollector, PoolCollector
+from broker_common.adapters.prometheus_collectors import CircuitCollector, PoolCollector, ReservationCollector
 from broker_common.adapters.redis_breaker import BreakerState
 from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.counts import Counts
+from broker_common.core.errors import StoreUnavailable
 from broker_common.core.policy import Policy
+from broker_common.core.reservation import Reservation, ReservationStage, ReservationState
 from broker_common.core.sandbox import Status
 from broker_common.core.store import PoolCount
 from deploy.dev.processes import wait_until
-from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
+from tests.fakes import START, FakeClock, Fault, FlakyStore, MemoryStore, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
     from broker_common.core.ports import Clock
@@ -49,10 +51,11 @@ def test_a_scrape_shows_every_status_and_the_total_without_tombstones() -> None:
     registry = scrape(pool_of(clock), clock)
     shown = {
         name: registry.get_sample_value(f"broker_pool_{name}")
-        for name in ("available", "allocated", "pending_deletion", "stale", "deletion_failed", "total")
+        for name in ("available", "reserved", "allocated", "pending_deletion", "stale", "deletion_failed", "total")
     }
     assert shown == {
         "available": 4,
+        "reserved": 0,
         "allocated": 2,
         "pending_deletion": 1,
         "stale": 0,
@@ -77,6 +80,68 @@ def test_a_scrape_shows_how_many_wait_in_line_and_since_when(joined_ago: int | N
     registry.register(PoolCollector(Renewed(lambda: (clock.monotonic(), count), clock, max_age=2), clock))
     assert registry.get_sample_value("broker_line_length") == count.waiting
     assert registry.get_sample_value("broker_line_oldest_seconds") == oldest
+
+
+def reservation_gauges(*reservations: Reservation, now: int = START) -> dict[str, float | None]:
+    clock = FakeClock(now)
+    registry = CollectorRegistry()
+    registry.register(ReservationCollector(lambda: reservations, clock, max_age=2))
+    states = {
+        state.value: registry.get_sample_value("broker_reservations", {"state": state}) for state in ReservationState
+    }
+    return {**states, "short_by": registry.get_sample_value("broker_reservation_short_by")}
+
+
+def reservation(name: str = "class", **changes: Any) -> Reservation:
+    """Return a reservation of 30 sandboxes that starts in an hour, unless changed."""
+    fields = {"count": 30, "starts_at": START + 3600, "ends_at": START + 3 * 3600, "created_at": START}
+    return Reservation(reservation_id=name, name=name, created_by="op", **(fields | changes))
+
+
+def test_a_scrape_counts_reservations_by_their_state_at_that_moment() -> None:
+    found = reservation_gauges(
+        reservation("of tomorrow", starts_at=START + 86_400, ends_at=START + 90_000),
+        reservation("being filled", starts_at=START + 601),
+        reservation("of now", starts_at=START + 600),
+        reservation("of before", starts_at=START - 3600, ends_at=START),
+        reservation("not wanted", stage=ReservationStage.CANCELLED),
+    )
+    found.pop("short_by")
+    assert found == {"scheduled": 1, "filling": 1, "open": 1, "ended": 1, "cancelled": 1}
+
+
+@pytest.mark.parametrize("now", [START + 3000, START + 3600, START + 7199])
+def test_what_open_reservations_lack_is_added_up(now: int) -> None:
+    short, shorter, full = (
+        reservation("short", set_aside=20, drawn=7),
+        reservation("shorter", set_aside=5),
+        reservation("full", set_aside=10, drawn=20),
+    )
+    assert reservation_gauges(short, shorter, full, now=now)["short_by"] == 3 + 25
+
+
+@pytest.mark.parametrize(
+    ("changes", "now"),
+    [
+        ({}, START + 2999),
+        ({"hold_sec": 600}, START + 3600 + 600),
+        ({}, START + 3 * 3600),
+        ({"stage": ReservationStage.CANCELLED}, START + 3600),
+    ],
+    ids=["before it opens", "after its hold", "after its end", "cancelled"],
+)
+def test_a_reservation_is_short_only_while_it_is_open_and_filled(changes: dict[str, Any], now: int) -> None:
+    assert reservation_gauges(reservation(**changes), now=now)["short_by"] == 0
+
+
+def test_the_gauges_of_reservations_are_absent_while_the_store_is_away() -> None:
+    def away() -> NoReturn:
+        raise StoreUnavailable("away")
+
+    registry = CollectorRegistry()
+    registry.register(ReservationCollector(away, FakeClock(), max_age=2))
+    assert registry.get_sample_value("broker_reservations", {"state": "open"}) is None
+    assert registry.get_sample_value("broker_reservation_short_by") is None
 
 
 def test_the_store_is_read_at_most_once_in_the_maximum_age() -> None:
