@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import Response, g, jsonify, request
+from flask import Response, current_app, g, jsonify, request
 from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[import-untyped] # it ships no types
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 
@@ -120,8 +120,21 @@ def _answer_http_exception(error: HTTPException) -> Response:
         return _answer_unexpected(error)
     response = _answer(status, *describe(status))
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
-        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        response.headers["Allow"] = ", ".join(sorted(_methods_of_path() or error.valid_methods))
     return response
+
+
+def _methods_of_path() -> set[str]:
+    """Return the methods of the call that has just the request's path; empty if the path has an id.
+
+    werkzeug also names the methods of a call that would take the last part of the path for an id.
+    """
+    return {
+        method
+        for rule in current_app.url_map.iter_rules()
+        if rule.rule == request.path
+        for method in rule.methods or ()
+    }
 
 
 def _answer_unreadable_body(_error: Exception) -> Response:

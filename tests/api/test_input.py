@@ -346,6 +346,8 @@ def test_an_unknown_path_answers_404_in_the_same_shape(shared_api: Api, method: 
         ("OPTIONS", "/v1/allocate", {"POST"}),
         ("PUT", "/v1/admin/pause", {"GET", "HEAD", "POST"}),
         ("POST", "/healthz", {"GET", "HEAD"}),
+        ("PUT", "/v1/admin/reservations/some", {"GET", "HEAD", "PATCH", "DELETE"}),
+        ("OPTIONS", "/v1/admin/reservations/check", {"POST"}),
     ],
 )
 def test_a_wrong_method_answers_405_and_which_are_right(
