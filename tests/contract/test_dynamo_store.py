@@ -69,6 +69,9 @@ class Spoilable(DynamoStore):
     def spoil_claim(self, track_id: str, idempotency_key: str) -> None:
         self.by_hand(claim_key(track_id, idempotency_key), "REMOVE expires_at")
 
+    def lose_reservation(self, reservation_id: str) -> None:
+        self.client.delete_item(TableName=self.table, Key={**LAYOUT_KEY, "SK": {"S": f"RESERVATION#{reservation_id}"}})
+
     def by_hand(self, key: Item, update: str, **values: Item) -> None:
         request: Item = {"TableName": self.table, "Key": key, "UpdateExpression": update}
         if values:
