@@ -26,6 +26,8 @@ READS = {
     "read_watermark",
     "read_pauses",
     "read_counts",
+    "read_reservations",
+    "read_reservation",
     "count",
     "oldest_pending_deletion",
     "list_accounts",

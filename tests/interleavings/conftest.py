@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core import candidate_cache, pauses
+from broker_common.core import candidate_cache, shared_read
 from tests.interleavings.calls import commute
 from tests.scheduler.locks import Lock
 from tests.scheduler.strategies import explore
@@ -27,7 +27,7 @@ def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard the memory of a process by the scheduler's locks."""
     known = SimpleNamespace(Lock=Lock, TIMEOUT_MAX=threading.TIMEOUT_MAX)
     monkeypatch.setattr(candidate_cache, "threading", known)
-    monkeypatch.setattr(pauses, "threading", known)
+    monkeypatch.setattr(shared_read, "threading", known)
 
 
 @pytest.fixture
