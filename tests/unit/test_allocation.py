@@ -268,7 +268,7 @@ def test_no_further_try_is_made_past_the_deadline() -> None:
     world, store = recorded_world()
     store.before_call = lambda _: world.clock.advance(1.0)
     store.fail("allocate", *[Fault.LOST_BEFORE] * 20)
-    with deadline_in(5.5, world.clock), pytest.raises(OutcomeUnknown):
+    with deadline_in(4.5, world.clock), pytest.raises(OutcomeUnknown):
         world.allocate()
     assert 1 <= len(store.sent) <= 3
 
