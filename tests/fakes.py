@@ -309,6 +309,10 @@ class MemoryStore:
                         sandbox, sandbox.lease
                     )
 
+    def lose_reservation(self, reservation_id: str) -> None:
+        """Remove the record of a reservation, as a person may."""
+        del self.reservations[reservation_id]
+
     def forget_accounts(self) -> None:
         """Remove the records of all accounts: a table of an earlier release has none."""
         self._accounts.clear()

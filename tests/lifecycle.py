@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from broker_common.core.facts import Detail, PoolFact
 
-A, L, P, S, F, D = (
+A, R, L, P, S, F, D = (
     Status.AVAILABLE,
+    Status.RESERVED,
     Status.ALLOCATED,
     Status.PENDING_DELETION,
     Status.STALE,
@@ -30,15 +31,23 @@ A, L, P, S, F, D = (
 
 MOVES: Mapping[tuple[Status | None, Status | None], frozenset[FactKind]] = {
     (None, A): frozenset({FactKind.ADDED}),
+    (None, R): frozenset({FactKind.ADDED}),
+    (A, R): frozenset({FactKind.RESERVED}),
     (A, L): frozenset({FactKind.ALLOCATED}),
     (A, S): frozenset({FactKind.STALE}),
     (A, F): frozenset({FactKind.QUARANTINED}),
+    (R, A): frozenset({FactKind.UNRESERVED}),
+    (R, L): frozenset({FactKind.ALLOCATED}),
+    (R, S): frozenset({FactKind.STALE}),
+    (R, F): frozenset({FactKind.QUARANTINED}),
     (L, P): frozenset({FactKind.MARKED, FactKind.RELEASED, FactKind.EXPIRED}),
     (P, A): frozenset({FactKind.WIPED, FactKind.AVAILABLE}),
+    (P, R): frozenset({FactKind.WIPED, FactKind.AVAILABLE}),
     (P, S): frozenset({FactKind.WIPED, FactKind.STALE}),
     (P, D): frozenset({FactKind.WIPED, FactKind.REMOVED}),
     (P, F): frozenset({FactKind.WIPED, FactKind.NEEDS_ATTENTION}),
     (S, A): frozenset({FactKind.RESTORED}),
+    (S, R): frozenset({FactKind.RESTORED}),
     (S, P): frozenset({FactKind.RESTORED, FactKind.WIPE_FAILED}),
     (S, F): frozenset({FactKind.QUARANTINED, FactKind.NEEDS_ATTENTION}),
     (S, D): frozenset({FactKind.REMOVED}),
@@ -53,6 +62,7 @@ MOVES: Mapping[tuple[Status | None, Status | None], frozenset[FactKind]] = {
 """Every possible change of status, and the kinds of fact for it. None means that there is no record."""
 STAYS: Mapping[Status, frozenset[FactKind]] = {
     A: frozenset({FactKind.UPDATED}),
+    R: frozenset({FactKind.UPDATED}),
     L: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.EXTENDED}),
     P: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.WIPED, FactKind.WIPE_FAILED}),
     F: frozenset({FactKind.UPDATED}),
@@ -78,8 +88,10 @@ def kinds_of(before: Status | None, after: Status | None) -> frozenset[FactKind]
 def check_record(sandbox: Sandbox) -> None:
     """Raise `Violation` if a record by itself breaks a rule."""
     wipe = sandbox.wipe
-    if sandbox.dirty and sandbox.status is A:
-        _broken("a dirty sandbox is never available", sandbox)
+    if sandbox.dirty and sandbox.status in {A, R}:
+        _broken("a dirty sandbox is never available, and never reserved", sandbox)
+    if (sandbox.reservation_id is not None) != (sandbox.status is R):
+        _broken("a sandbox has a reservation exactly while it is reserved", sandbox)
     if not sandbox.dirty and sandbox.status is L:
         _broken("an allocated sandbox is dirty", sandbox)
     if (sandbox.lease is not None) != (sandbox.status is L):
@@ -116,6 +128,7 @@ def check_change(before: Sandbox | None, after: Sandbox | None, fact: Fact | Non
     _check_leases(before, after, fact)
     _check_wipe(before, after, fact)
     _check_quarantine(before, after, fact)
+    _check_reservation(before, after, fact)
 
 
 def check_history(facts: Iterable[Fact]) -> None:
@@ -312,7 +325,7 @@ def _check_wipe(before: Sandbox, after: Sandbox, fact: Fact) -> None:
     if fact.kind is FactKind.AVAILABLE and not _cools(before):
         _broken("only a sandbox that has cooled becomes available by itself", before, after, fact)
     in_doubt = (before.wipe is not None and before.wipe.outcome_unknown) or bool(fact.details.get("accepted_only"))
-    if fact.kind is FactKind.WIPED and in_doubt and after.status in {A, P}:
+    if fact.kind is FactKind.WIPED and in_doubt and after.status in {A, R, P}:
         _broken("after a wipe in doubt only a sync makes a sandbox available", before, after, fact)
 
 
@@ -332,6 +345,17 @@ def _check_quarantine(before: Sandbox, after: Sandbox, fact: Fact) -> None:
     is_lifted = fact.kind is FactKind.UPDATED and fact.details.get("quarantine") == "lifted"
     if flag is not None and still is None and not is_lifted and F not in {before.status, after.status}:
         _broken("a quarantine stays until it is lifted", before, after, fact)
+
+
+def _check_reservation(before: Sandbox, after: Sandbox, fact: Fact) -> None:
+    if fact.kind is FactKind.ALLOCATED and (after.lease is None or after.lease.reservation_id != before.reservation_id):
+        _broken("a reserved sandbox is allocated for its reservation, and no other one is", before, after, fact)
+    if None not in {before.reservation_id, after.reservation_id} and before.reservation_id != after.reservation_id:
+        _broken("a sandbox leaves one reservation before it is set aside for another", before, after, fact)
+    lease = after.lease if fact.kind is FactKind.ALLOCATED else None
+    said = after.reservation_id or before.reservation_id or (lease.reservation_id if lease else None)
+    if fact.details.get("reservation_id") != said:
+        _broken("a fact names the reservation that a sandbox enters, leaves or stays in", before, after, fact)
 
 
 def _broken(rule: str, *shown: object) -> NoReturn:

@@ -14,6 +14,7 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
+from broker_common.core.known_reservations import MAX_AGE_SEC as KNOWN_SEC
 from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.leases import Extension, LeaseEnd, Leases
 from broker_common.core.operations import Operations
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from broker_common.core.facts import Change
+    from broker_common.core.reservation import Reservation
     from broker_common.core.sandbox import Account
     from broker_common.core.store import PoolCount, SandboxStore
 
@@ -182,9 +184,11 @@ class World:
         """Return the accounts of the sandboxes that `pool` makes."""
         return [make_account(f"sbx-{number}") for number in range(count)]
 
-    def allocate(self, track_id: str = "track-1", key: str | None = None, prefix: str = "") -> Allocation:
+    def allocate(
+        self, track_id: str = "track-1", key: str | None = None, prefix: str = "", **request: Any
+    ) -> Allocation:
         """Allocate as the route does."""
-        return self.ask(AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix))
+        return self.ask(AllocateRequest(track_id=track_id, idempotency_key=key or track_id, prefix=prefix, **request))
 
     def ask(self, request: AllocateRequest) -> Allocation:
         """Make a request of a track that does not want to wait."""
@@ -198,14 +202,14 @@ class World:
         key: str | None = None,
         *,
         prefix: str = "",
-        customer: str | None = None,
         wait_sec: float = 0,
+        **request: Any,
     ) -> Allocation | Waiting:
         """Allocate as the route does for a track that waits in line, and stays connected."""
-        request = AllocateRequest(
-            track_id=track_id, idempotency_key=key or track_id, prefix=prefix, customer=customer, wait_sec=wait_sec
+        wanted = AllocateRequest(
+            track_id=track_id, idempotency_key=key or track_id, prefix=prefix, wait_sec=wait_sec, **request
         )
-        return self.allocator.allocate(request, by=BY, may_hold=lambda: True)
+        return self.allocator.allocate(wanted, by=BY, may_hold=lambda: True)
 
     def extend(
         self, expires_at: int, sandbox_id: str = "sbx-0", track_id: str = "track-1", lease_id: str | None = None
@@ -248,6 +252,22 @@ class World:
         sandbox = changed(sandbox, **changes)
         self.memory.seed(sandbox)
         return sandbox
+
+    def reserve(self, reservation: Reservation, *, set_aside: int = 0) -> Reservation:
+        """Store a reservation, with so many available sandboxes set aside for it, as all processes know it."""
+        self.memory.reservations[reservation.reservation_id] = replace(reservation, set_aside=set_aside)
+        free = [each for each in self.memory.dump()[0].values() if each.status is Status.AVAILABLE]
+        for sandbox in free[:set_aside]:
+            reserved = changed(sandbox, status=Status.RESERVED, reservation_id=reservation.reservation_id)
+            self.memory.seed(reserved)
+        self.clock.advance(KNOWN_SEC)
+        return reservation
+
+    def counters(self, reservation_id: str = "res-1") -> tuple[int, int]:
+        """Return how many sandboxes are set aside for a reservation, and how many were drawn."""
+        found = self.memory.read_reservation(reservation_id)
+        assert found is not None
+        return found.set_aside, found.drawn
 
     def record(self, sandbox_id: str) -> Sandbox:
         """Return the stored record of a sandbox."""

@@ -37,6 +37,7 @@ from broker_common.core.store import (
     Watermark,
 )
 from broker_common.core.wipe import retry_deletion
+from tests.contract.reservations import ReservationContract
 from tests.fakes import (
     BY,
     SPOILED,
@@ -45,6 +46,7 @@ from tests.fakes import (
     add_of,
     change_of,
     make_claim,
+    make_reservation,
     make_sandbox,
     removal_of,
     walk_ring,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.core.facts import Change
+    from broker_common.core.reservation import Reservation
     from broker_common.core.store import SandboxStore
 
 SHARED_STORE = settings(
@@ -142,8 +145,17 @@ def add_many(store: SandboxStore, count: int) -> list[Sandbox]:
 
 
 def add_all(store: SandboxStore, *sandboxes: Sandbox) -> None:
+    """Add sandboxes; book the reservations that they are set aside for, if they do not exist."""
+    for reservation_id in {each.reservation_id for each in sandboxes} - {None}:
+        if store.read_reservation(reservation_id or "") is None:
+            book(store, make_reservation(reservation_id or "", count=100, lead_sec=24 * 3600))
     for sandbox in sandboxes:
         store.commit(add_of(sandbox))
+
+
+def book(store: SandboxStore, *reservations: Reservation) -> None:
+    for each in reservations:
+        store.write_reservation(None, each, version=store.read_reservations().version)
 
 
 def take(store: SandboxStore, sandbox: Sandbox, track_id: str = "track-1", **claim: object) -> tuple[Sandbox, Claim]:
@@ -184,7 +196,7 @@ def ended(sandbox: Sandbox) -> Sandbox:
     return ending(sandbox).result
 
 
-class StoreContract:
+class StoreContract(ReservationContract):
     """The promises of every store to a single caller."""
 
     # -- single records
@@ -439,7 +451,7 @@ class StoreContract:
         assert [each.sandbox_id for each in walk_ring(store, limit=9, prefix="x%")] == ["a"]
 
     def test_only_available_sandboxes_are_in_the_ring(self, store: SandboxStore) -> None:
-        add_all(store, *[make_sandbox(str(status), status=status) for status in ALONE])
+        add_all(store, *[make_sandbox(str(status), status=status) for status in Status])
         assert [each.sandbox_id for each in walk_ring(store, limit=10)] == ["available"]
 
     def test_a_sandbox_leaves_the_ring_and_returns_to_it_with_its_status(self, store: SandboxStore) -> None:
@@ -712,7 +724,7 @@ class StoreContract:
         assert list(store.read_due(Status.PENDING_DELETION, until=ended(held).status_order)) == [sandbox.sandbox_id]
 
     @pytest.mark.parametrize("limit", [1, 7, 100])
-    @pytest.mark.parametrize("status", [None, Status.STALE, Status.AVAILABLE])
+    @pytest.mark.parametrize("status", [None, Status.STALE, Status.AVAILABLE, Status.RESERVED])
     def test_pages_of_a_listing_hold_each_sandbox_once(
         self, store: SandboxStore, status: Status | None, limit: int
     ) -> None:
@@ -916,7 +928,7 @@ class StoreContract:
         self, store: SandboxStore, status: Status
     ) -> None:
         assert not store.has_sandboxes()
-        store.commit(add_of(make_sandbox(status=status)))
+        add_all(store, make_sandbox(status=status))
         assert store.has_sandboxes()
 
 

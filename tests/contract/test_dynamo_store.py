@@ -94,6 +94,9 @@ class Spoilable(DynamoStore):
     def spoil_place(self, place_id: str) -> None:
         self.by_hand(place_key(place_id), "REMOVE joined_at")
 
+    def lose_reservation(self, reservation_id: str) -> None:
+        self.client.delete_item(TableName=self.table, Key={**LAYOUT_KEY, "SK": {"S": f"RESERVATION#{reservation_id}"}})
+
     def by_hand(self, key: Item, update: str, **values: Item) -> None:
         request: Item = {"TableName": self.table, "Key": key, "UpdateExpression": update}
         if values:

@@ -36,6 +36,8 @@ READS = {
     "read_line",
     "read_next_due",
     "read_place",
+    "read_reservations",
+    "read_reservation",
     "count",
     "oldest_pending_deletion",
     "list_accounts",

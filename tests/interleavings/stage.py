@@ -343,6 +343,7 @@ class Stage:
             seed=number,
         )
         world.pauses.current()
+        world.reservations.current()
         world.guard.check()
         return world
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.policy import Policy, RecyclePolicy
 from tests.fakes import START, changed, make_claim, make_sandbox
-from tests.lifecycle import A, D, F, L, P
+from tests.lifecycle import D, F, L, P
 
 if TYPE_CHECKING:
     from broker_common.core.sandbox import Sandbox, Status
@@ -36,7 +36,7 @@ def taken(sandbox: Sandbox) -> Sandbox:
 
 def used(sandbox: Sandbox) -> Sandbox:
     """Return a sandbox that is dirty, where it can be."""
-    return sandbox if sandbox.status is A else changed(sandbox, dirty=True)
+    return sandbox if sandbox.is_free else changed(sandbox, dirty=True)
 
 
 def rested(sandbox: Sandbox) -> Sandbox:

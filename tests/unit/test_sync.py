@@ -477,6 +477,8 @@ def in_status(status: Status) -> Sandbox:
     sandbox = make_sandbox("3100", external_id="uuid-0a")
     if status is Status.ALLOCATED:
         return begin(sandbox, make_claim(sandbox).lease, by=BY).result
+    if status is Status.RESERVED:
+        return replace(sandbox, status=status, reservation_id="res-1")
     return replace(sandbox, status=status, dirty=status is not Status.AVAILABLE)
 
 

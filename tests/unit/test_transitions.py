@@ -13,7 +13,16 @@ from broker_common.core import sandbox as core
 from broker_common.core.errors import InvalidTransition
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, end, extend
-from broker_common.core.pool import add, lift_quarantine, mark_stale, quarantine, remove, restore
+from broker_common.core.pool import (
+    add,
+    give_up_reserved,
+    lift_quarantine,
+    mark_stale,
+    quarantine,
+    remove,
+    restore,
+    set_aside,
+)
 from broker_common.core.sandbox import TRANSITIONS, DeletionReason, Sandbox, Status
 from broker_common.core.wipe import (
     account_gone,
@@ -27,7 +36,7 @@ from broker_common.core.wipe import (
     retry_deletion,
 )
 from tests.fakes import BY, START, change_of, changed, make_account, make_claim, make_sandbox
-from tests.lifecycle import MOVES, STAYS, A, D, F, L, P, S, check_change, check_record, kinds_of
+from tests.lifecycle import MOVES, STAYS, A, D, F, L, P, R, S, check_change, check_record, kinds_of
 from tests.unit.states import CONFIRM, COOLING, NOW, RETIRE, REUSE, flagged, in_status, rested, taken, used
 
 if TYPE_CHECKING:
@@ -39,8 +48,16 @@ if TYPE_CHECKING:
 ONCE = replace(REUSE, deletion_max_attempts=1)
 
 
-def wipe(sandbox: Sandbox, policy: Policy, *, accepted_only: bool = False) -> Change:
-    return confirm_wipe(taken(sandbox), accepted_only=accepted_only, order=9, by=BY, now=NOW, policy=policy)
+def wipe(sandbox: Sandbox, policy: Policy, *, accepted_only: bool = False, reservation_id: str | None = None) -> Change:
+    return confirm_wipe(
+        taken(sandbox),
+        accepted_only=accepted_only,
+        order=9,
+        by=BY,
+        now=NOW,
+        policy=policy,
+        reservation_id=reservation_id,
+    )
 
 
 def fail(sandbox: Sandbox, policy: Policy) -> Change:
@@ -59,7 +76,7 @@ def lose(sandbox: Sandbox, policy: Policy) -> Change:
 
 Table = dict[Status, Status | None]
 CHANGES: dict[str, tuple[Callable[[Sandbox], Change | None], Table, FactKind | None]] = {
-    "begin": (lambda each: begin(each, make_claim(each).lease, by=BY), {A: L}, FactKind.ALLOCATED),
+    "begin": (lambda each: begin(each, make_claim(each).lease, by=BY), {A: L, R: L}, FactKind.ALLOCATED),
     "extend": (
         lambda each: extend(each, expires_at=(each.lease.expires_at if each.lease else 0) + 1, by=BY, now=NOW),
         {L: L},
@@ -80,6 +97,7 @@ CHANGES: dict[str, tuple[Callable[[Sandbox], Change | None], Table, FactKind | N
         FactKind.NEEDS_ATTENTION,
     ),
     "confirm_wipe under reuse": (partial(wipe, policy=REUSE), {P: A}, FactKind.WIPED),
+    "confirm_wipe for a reservation": (partial(wipe, policy=REUSE, reservation_id="res-2"), {P: R}, FactKind.WIPED),
     "confirm_wipe under reuse, accepted only": (
         partial(wipe, policy=REUSE, accepted_only=True),
         {P: S},
@@ -90,6 +108,11 @@ CHANGES: dict[str, tuple[Callable[[Sandbox], Change | None], Table, FactKind | N
     "confirm_wipe with a time to cool": (partial(wipe, policy=COOLING), {P: P}, FactKind.WIPED),
     "confirm_wipe of one to be set aside": (lambda each: wipe(flagged(each), REUSE), {P: F}, FactKind.WIPED),
     "finish_cooling": (lambda each: finish_cooling(rested(each), order=9, by=BY, now=NOW), {P: A}, FactKind.AVAILABLE),
+    "finish_cooling for a reservation": (
+        lambda each: finish_cooling(rested(each), order=9, by=BY, now=NOW, reservation_id="res-2"),
+        {P: R},
+        FactKind.AVAILABLE,
+    ),
     "finish_cooling of one to be set aside": (
         lambda each: finish_cooling(flagged(rested(each)), order=9, by=BY, now=NOW),
         {P: F},
@@ -106,8 +129,15 @@ CHANGES: dict[str, tuple[Callable[[Sandbox], Change | None], Table, FactKind | N
         {P: F},
         FactKind.NEEDS_ATTENTION,
     ),
-    "mark_stale": (partial(mark_stale, by=BY, now=NOW, last_seen=None), {A: S}, FactKind.STALE),
+    "mark_stale": (partial(mark_stale, by=BY, now=NOW, last_seen=None), {A: S, R: S}, FactKind.STALE),
     "restore": (lambda each: restore(each, make_account(), order=9, by=BY, now=NOW), {S: A}, FactKind.RESTORED),
+    "restore for a reservation": (
+        lambda each: restore(each, make_account(), order=9, by=BY, now=NOW, reservation_id="res-2"),
+        {S: R},
+        FactKind.RESTORED,
+    ),
+    "set_aside": (partial(set_aside, reservation_id="res-2", order=9, by=BY, now=NOW), {A: R}, FactKind.RESERVED),
+    "give_up_reserved": (partial(give_up_reserved, order=9, by=BY, now=NOW), {R: A}, FactKind.UNRESERVED),
     "restore, dirty": (
         lambda each: restore(used(each), make_account(), order=9, by=BY, now=NOW),
         {S: P},
@@ -117,7 +147,7 @@ CHANGES: dict[str, tuple[Callable[[Sandbox], Change | None], Table, FactKind | N
     "contradict, the last one": (partial(deny, policy=ONCE), {S: F, D: F}, FactKind.NEEDS_ATTENTION),
     "quarantine": (
         partial(quarantine, reason="odd", by=BY, now=NOW),
-        {A: F, S: F, L: L, P: P},
+        {A: F, R: F, S: F, L: L, P: P},
         FactKind.QUARANTINED,
     ),
     "lift_quarantine": (
@@ -163,6 +193,7 @@ def test_the_transitions_that_exist_are_exactly_those_of_the_contract() -> None:
             if was is not to and kind is not None:
                 told[was, to].add(kind)
     told[None, A].add(FactKind.ADDED)
+    told[None, R].add(FactKind.ADDED)
     assert told == MOVES
 
 
@@ -187,16 +218,32 @@ def test_a_change_of_status_that_the_table_lacks_is_refused_although_all_else_al
                 make(in_status(status))
 
 
-def test_a_sandbox_that_is_added_is_a_move_of_the_contract() -> None:
-    change = add(make_account(), order=3, by=BY, now=NOW, version=NOW * 1000)
+@pytest.mark.parametrize("reservation_id", [None, "res-2"])
+def test_a_sandbox_that_is_added_is_a_move_of_the_contract(reservation_id: str | None) -> None:
+    change = add(make_account(), order=3, by=BY, now=NOW, version=NOW * 1000, reservation_id=reservation_id)
     check_change(change.before, change.after, change.fact)
 
 
-@pytest.mark.parametrize("status", [status for status in Status if status is not A])
-def test_a_sandbox_may_be_dirty_in_any_status_but_available(status: Status) -> None:
+@pytest.mark.parametrize("status", [status for status in Status if status not in {A, R}])
+def test_a_sandbox_may_be_dirty_in_any_status_but_available_and_reserved(status: Status) -> None:
     assert make_sandbox(status=status, dirty=True).dirty
-    with pytest.raises(InvalidTransition, match="dirty"):
-        make_sandbox(dirty=True)
+    for free in (A, R):
+        with pytest.raises(InvalidTransition, match="dirty"):
+            make_sandbox(status=free, dirty=True)
+
+
+def test_a_sandbox_has_a_reservation_exactly_while_it_is_reserved() -> None:
+    with pytest.raises(InvalidTransition, match="reservation"):
+        replace(in_status(R), reservation_id=None)
+    with pytest.raises(InvalidTransition, match="reservation"):
+        replace(in_status(A), reservation_id="res-1")
+
+
+@pytest.mark.parametrize("reservation_id", [None, "res-2"])
+def test_a_reserved_sandbox_is_not_allocated_for_others(reservation_id: str | None) -> None:
+    lease = make_claim(in_status(R), reservation_id=reservation_id).lease
+    with pytest.raises(InvalidTransition, match="cannot become allocated"):
+        begin(in_status(R), lease, by=BY)
 
 
 def test_a_sandbox_has_a_lease_exactly_while_it_is_allocated() -> None:
