@@ -215,6 +215,7 @@ class Settings:
     stale_grace_hours: float = _number(24, 0, _YEAR_HOURS, inclusive=True)
     stale_brake_percent: int = _integer(50, 0, 100)
     stale_brake_min: int = _integer(5, 1, 1_000_000)
+    reservable_percent: int = _integer(80, 0, 100)
 
     deletion_retry_max_attempts: int = _integer(8, 1, 1000)
     deletion_backoff_base_sec: float = _number(60, 0, _WEEK_SEC, inclusive=True)
@@ -290,6 +291,7 @@ class Settings:
             stale_grace_sec=round(self.stale_grace_hours * 3600),
             stale_brake_percent=self.stale_brake_percent,
             stale_brake_min=self.stale_brake_min,
+            reservable_percent=self.reservable_percent,
             recycle=self.recycle_policy,
             deletion_max_attempts=self.deletion_retry_max_attempts,
             deletion_backoff_base_sec=self.deletion_backoff_base_sec,

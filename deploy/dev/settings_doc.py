@@ -91,6 +91,7 @@ SECTIONS = {
         "CLEANUP_INTERVAL_SEC": "How often cleanup runs.",
         "AUTO_EXPIRY_INTERVAL_SEC": "How often expire runs.",
         "STALE_GRACE_HOURS": "How long a record stays `stale` before it is removed.",
+        "RESERVABLE_PERCENT": "So much of the pool may be reserved at a time, of all names and of each prefix that a reservation has. The rest is left to tracks without a reservation.",
         "STALE_BRAKE_PERCENT": "If more than this share of the sandboxes that the [brake](contract.md#sync) counts is missing from the provider's list, a sync marks nothing stale. `STALE_BRAKE_MIN` must be reached, too.",
         "STALE_BRAKE_MIN": "The least number of missing sandboxes for which a sync brakes.",
     },

@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import BrokerError, OutcomeUnknown, StoreMisconfigured, StoreRejected, StoreUnavailable
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.lease import candidate_of, extend
+from broker_common.core.reservation import ReservationStage
 from broker_common.core.sandbox import Status
 from broker_common.core.store import (
     AllocateAnswer,
@@ -44,7 +46,18 @@ from broker_common.core.store import (
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.line import make_place
 from tests.contract.suite import SHARED_STORE
-from tests.fakes import BY, START, FakeClock, RecordingRecorder, add_of, change_of, make_claim, make_sandbox, removal_of
+from tests.fakes import (
+    BY,
+    START,
+    FakeClock,
+    RecordingRecorder,
+    add_of,
+    change_of,
+    make_claim,
+    make_reservation,
+    make_sandbox,
+    removal_of,
+)
 from tests.raw_dynamodb import Behaviour, Exchange, RawDynamoDB, raw_dynamodb, whole
 
 if TYPE_CHECKING:
@@ -58,6 +71,9 @@ FREE = make_sandbox("1")
 HELD = make_sandbox("1", status=Status.ALLOCATED)
 PLACE = make_place()
 PAUSED = PoolFact(kind=PoolFactKind.PAUSED, fact_id="f", at=1, principal="op", details={"operation": "sync"})
+CLASS = make_reservation()
+CLASS_OVER = replace(CLASS, stage=ReservationStage.ENDED)
+RESERVED = make_sandbox("1", status=Status.RESERVED, version=2)
 ITEM = json.dumps({"Item": encode_sandbox(FREE, 4)}).encode()
 
 
@@ -87,6 +103,10 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "read_feed": lambda store: store.read_feed(since=0, cursor=None, limit=5),
     "has_sandboxes": lambda store: store.has_sandboxes(),
     "ping": lambda store: store.ping(),
+    "read_ring": lambda store: store.read_candidates(Position(0), limit=5, prefix="", reservation_id="res-1"),
+    "read_reservations": lambda store: store.read_reservations(),
+    "read_reservation": lambda store: store.read_reservation("res-1"),
+    "list_archived": lambda store: store.list_archived(limit=5, cursor=None),
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "allocate": allocate,
@@ -105,6 +125,12 @@ WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "record_accounts": lambda store: store.record_accounts(FREE),
     "write_counts": lambda store: store.write_counts(CountRecord(turn="t", counter="c"), instead_of=None),
     "finish_upgrade": lambda store: store.finish_upgrade(),
+    "set_aside": lambda store: store.commit(change_of(FREE, RESERVED)),
+    "draw": lambda store: store.allocate(candidate_of(RESERVED), make_claim(RESERVED), by=BY, token="t"),
+    "book": lambda store: store.write_reservation(None, CLASS, version=0),
+    "end": lambda store: store.write_reservation(CLASS, CLASS_OVER, version=1, fact=PAUSED),
+    "mark_opened": lambda store: store.mark_opened(replace(CLASS, opened_at=1), PAUSED),
+    "archive_reservation": lambda store: store.archive_reservation(CLASS_OVER),
 }
 CALLS = READS | WRITES
 

@@ -28,6 +28,7 @@ from tests.fakes import (
     Fault,
     FlakyStore,
     MemoryStore,
+    changed,
     flat,
     make_claim,
     make_sandbox,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_common.core.ports import AccountListing
+    from broker_common.core.reservation import Reservation
     from tests.scheduler.schedule import Schedule
 
 POLICY = Policy(stale_brake_min=1)
@@ -185,9 +187,22 @@ class Stage:
             self.memory.join(each)
         return places
 
-    def look_ahead(self, world: World) -> None:
+    def reserve(self, reservation: Reservation, *, set_aside: int = 0) -> None:
+        """Store a reservation that all processes know, with so many of the available sandboxes set aside for it."""
+        free = [each for each in self.records().values() if each.status is Status.AVAILABLE]
+        for sandbox in free[:set_aside]:
+            self.memory.seed(changed(sandbox, status=Status.RESERVED, reservation_id=reservation.reservation_id))
+        self.memory.reservations[reservation.reservation_id] = replace(reservation, set_aside=set_aside)
+        for world in self.worlds:
+            world.start()
+            world.pauses.current()
+            world.guard.check()
+            world.line.is_empty()
+            world.reservations.current()
+
+    def look_ahead(self, world: World, reservation_id: str | None = None) -> None:
         """Fill the candidate cache of a process, as earlier requests do."""
-        search = world.allocator._candidates.search("")
+        search = world.allocator._candidates.search("", reservation_id)
         candidate = search.next()
         assert candidate is not None
         search.give_back(candidate)
@@ -348,6 +363,7 @@ class Stage:
         return world
 
     def _watch(self) -> None:
+        self._check_reservations()
         before, now = self._moments[-1], self._moment()
         self._moments.append(now)
         if now == before:
@@ -396,6 +412,15 @@ class Stage:
             if request.is_ahead(owner, before.places):
                 raise Violation(f"{track_id} took {claim.sandbox_id}, which was due to {owner}")
 
+    def _check_reservations(self) -> None:
+        """Check the counters of the reservations against the sandboxes, and against what may be set aside."""
+        reserved = Counter(each.reservation_id for each in self.records().values() if each.reservation_id is not None)
+        for each in self.memory.reservations.values():
+            if each.set_aside != reserved.pop(each.reservation_id, 0) or each.lacking < 0:
+                raise Violation(f"the counters are wrong: {each}")
+        if reserved:
+            raise Violation(f"set aside for no reservation: {reserved}")
+
     def _check_change(self, sandbox_id: str, was: Sandbox | None, becomes: Sandbox | None) -> None:
         """Check one write of one record against the contract."""
         if not kinds_of(was.status if was else None, becomes.status if becomes else None):
@@ -433,12 +458,12 @@ class Stage:
         """Check a record against the truth about its account."""
         if becomes.status is Status.ALLOCATED:
             self._used.add(sandbox_id)
-        if becomes.status is Status.AVAILABLE and sandbox_id in self._used:
+        if becomes.is_free and sandbox_id in self._used:
             raise Violation(f"became available unwiped: {was} -> {becomes}")
-        at_once = becomes.status is Status.AVAILABLE and was and was.status is Status.PENDING_DELETION
+        at_once = becomes.is_free and was and was.status is Status.PENDING_DELETION
         if at_once and (sandbox_id in self._doubted or self._in_flight[sandbox_id]):
             raise Violation(f"became available at once, although a delete may still run: {was} -> {becomes}")
-        if becomes.status in {Status.AVAILABLE, Status.ALLOCATED}:
+        if becomes.is_free or becomes.status is Status.ALLOCATED:
             self._doubted.discard(sandbox_id)
 
     def _judge(self, name: str, request: Request, result: object) -> None:
