@@ -215,7 +215,6 @@ class Settings:
     stale_grace_hours: float = _number(24, 0, _YEAR_HOURS, inclusive=True)
     stale_brake_percent: int = _integer(50, 0, 100)
     stale_brake_min: int = _integer(5, 1, 1_000_000)
-    reservable_percent: int = _integer(80, 0, 100)
 
     deletion_retry_max_attempts: int = _integer(8, 1, 1000)
     deletion_backoff_base_sec: float = _number(60, 0, _WEEK_SEC, inclusive=True)
@@ -300,7 +299,6 @@ class Settings:
             k_candidates=self.k_candidates,
             line_grace_sec=self.line_grace_sec,
             line_max=self.line_max,
-            reservable_percent=self.reservable_percent,
         )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -196,11 +196,12 @@ class Reservations(RuleBasedStateMachine):
 
     @property
     def asked(self) -> dict[tuple[str, int], tuple[set[str | None], set[str | None]]]:
-        return self.__dict__.setdefault("_asked", {})
+        asked = self.__dict__.setdefault("_asked", {})
+        return cast("dict[tuple[str, int], tuple[set[str | None], set[str | None]]]", asked)
 
     @property
     def ends(self) -> dict[str, int]:
-        return self.__dict__.setdefault("_ends", {})
+        return cast("dict[str, int]", self.__dict__.setdefault("_ends", {}))
 
     def _nth(self, which: int) -> Reservation | None:
         known = sorted(self.memory.reservations.values(), key=lambda each: each.reservation_id)
