@@ -108,10 +108,12 @@ class DynamoReports(DynamoOpenReservations):
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
         """Implement the port: keys from the index, then consistent reads; last, records that the index lacks."""
         places = [place for each in ([status] if status else Status) for place in status_keys(each, self._shards)]
-        fixed = list(places)
+        fixed, last = list(places), [] if status else [ELSEWHERE]
         if status in {None, Status.RESERVED}:
+            if cursor is not None:  # a malformed one needs no read
+                decode_cursor(cursor, status, [*places, *merge_reserved([], cursor), *last])
             places += merge_reserved(self._reserved_places(), cursor)
-        parts = places if status else [*places, ELSEWHERE]
+        parts = [*places, *last]
         part, start = decode_cursor(cursor, status, parts) if cursor is not None else (0, None)
         ids: list[str] = []
         while part < len(parts) and len(ids) < limit:

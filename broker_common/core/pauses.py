@@ -30,7 +30,10 @@ class PauseCache:
         self._store = store
         self._clock = clock
         self._rng = rng
-        self._kept = KeptRead(store.read_pauses, clock, max_age=MAX_AGE_SEC, what="the pauses")
+        self._kept = KeptRead(self._read, clock, max_age=MAX_AGE_SEC, what="the pauses")
+
+    def _read(self) -> Pauses:
+        return self._store.read_pauses()
 
     def current(self) -> Pauses:
         """Return the pauses, at most a few seconds old. If they cannot be read now, return the last known ones.
