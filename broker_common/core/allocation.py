@@ -182,7 +182,7 @@ class Allocator:
             if not isinstance(result, Waiting):
                 return result
             began = self._clock.monotonic()
-            answer = self._line.hold(result, until=hold_until, may_hold=may_hold)
+            answer = self._line.hold(result, until=hold_until, may_hold=may_hold, is_paused=self._is_paused)
             now = self._clock.monotonic()
             progress.held_sec += now - began
             if answer is not None:
@@ -223,13 +223,16 @@ class Allocator:
             if claim is None:
                 raise
             return claim
-        if not self._pauses.current().allocate:
+        if not self._is_paused():
             return None
         held = self._held(request, by)
         if held is None:
             self._line.keep(request.track_id, request.idempotency_key, seconds=RETRY_AFTER_PAUSE_SEC)
             raise Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC)
         return held
+
+    def _is_paused(self) -> bool:
+        return bool(self._pauses.current().allocate)
 
     def _wait_or_refuse(self, request: AllocateRequest) -> Allocation | Waiting:
         """Give the (track, key) a place in the line, if it wants to wait. Raises `NoSandboxesAvailable` if not."""
@@ -256,10 +259,10 @@ class Allocator:
         """Try the sandboxes that are due to nobody ahead. Return the request's place, and the allocation, if any."""
         if progress.waits_at is not None and not self._line.waits_at(progress.waits_at):
             return None, None
-        if self._line.is_empty():
+        if self._line.is_clear_for(request.wish):
             search = self._candidates.search(request.prefix)
             while (candidate := search.next()) is not None:
-                if not self._line.is_empty():  # the look at the line may be older than a second by now
+                if not self._line.is_clear_for(request.wish):  # the look at the line may be older than a second by now
                     search.give_back(candidate)
                     break
                 allocation = self._try(request, by, search, candidate, progress)
@@ -271,7 +274,8 @@ class Allocator:
         # A place for other names gives no turn, and its own track is not behind it.
         place, other = (known, None) if known and known.wish.prefix == request.prefix else (None, known)
         progress.place_id = place.place_id if place else None
-        while (turns := self._line.turns(arrived_at=progress.arrived_at, without=other)) is not None:
+        while not self._line.is_clear_for(request.wish):
+            turns = self._line.turns(arrived_at=progress.arrived_at, without=other)
             in_turn = self._candidates.choose(turns.open_to(request.wish, progress.place_id), request.prefix)
             candidate = in_turn.next()
             if candidate is None:

@@ -401,6 +401,8 @@ class _LineRun:
         while self._is_long():
             self.time.sleep(1)
         seconds = self.time.monotonic() - began
+        if not seconds:
+            return
         calls = [Counter(each.calls) - old for each, old in zip(self._stores, before, strict=True)]
         self._result.reads = max(sum(each[name] for name in LINE_READS) for each in calls) / seconds
         self._result.writes = sum(each[name] for each in calls for name in LINE_WRITES) / (self._renewals() - told)
