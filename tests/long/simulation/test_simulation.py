@@ -222,7 +222,7 @@ def test_who_goes_first_past_a_place_that_is_back_in_time_is_found(monkeypatch: 
 
 def test_a_dead_place_that_blocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Place, "is_live", lambda *_: True)
-    result = simulate_line(LineScenario(tracks=60, join_sec=5, returns=1, dead=0.4))
+    result = simulate_line(LineScenario(tracks=60, pool=15, join_sec=5, returns=1, dead=0.4))
     assert result.starved
 
 
