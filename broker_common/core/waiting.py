@@ -439,9 +439,14 @@ class WaitingLine:
         now = self.now()
         with self._lock:
             self._written[place_id] = (self._clock.monotonic(), place)
-            known = self._view.by_owner.get((place.track_id, place.idempotency_key)) if place is not None else None
-            is_in_view = known is not None and known.is_live(now) and known.place_id == place_id
-            self._writes += not is_in_view
+            known = self._view.by_owner.get((place.track_id, place.idempotency_key)) if place else None
+            if (
+                place is None
+                or known is None
+                or not known.is_live(now)
+                or place != replace(known, back_by=place.back_by)
+            ):
+                self._writes += 1
 
     def _insist(self, write: Callable[[], Answer]) -> Answer:
         """Send a write of the line again while its outcome is unknown. A repeated one has the same effect."""
