@@ -270,6 +270,7 @@ class Promises(RuleBasedStateMachine):
                 pass
             except StoreUnavailable:
                 assert failing
+                self._forget_ended(lambda ended: overdue and ended == held)  # it is ended first, by a write of its own
                 return
             if answer is None or isinstance(answer, Waiting):
                 assert held is None or overdue, "a track that holds a sandbox was refused"
