@@ -49,6 +49,7 @@ from broker_common.core.store import (
     Position,
     ReservationFull,
     ReservationPage,
+    ReservationShut,
     SandboxPage,
     TableState,
     Unreadable,
@@ -391,7 +392,7 @@ class MemoryStore:
             # A planted bug may write an earlier record over this one, so that its fact is there already.
             is_known = allocation.fact is not None and _name_of(allocation.fact) in self._fact_names
             if is_known or not self._draw(candidate, claim.lease.allocated_at):
-                return CandidateGone(None)
+                return CandidateGone(None) if is_known else ReservationShut()
             self._write(allocation)
             self._tokens[token] = (candidate, claim, place_id)
             self._claims[key] = claim

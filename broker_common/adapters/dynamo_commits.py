@@ -36,6 +36,7 @@ from broker_common.core.store import (
     Conflict,
     Contended,
     ReservationFull,
+    ReservationShut,
 )
 
 if TYPE_CHECKING:
@@ -80,21 +81,22 @@ class DynamoCommits(DynamoBase):
         if candidate.reservation_id is not None:
             status, place = Status.RESERVED, reserved_key(candidate.reservation_id)
         update = self._update(candidate.sandbox_id, place, candidate.version, changes)
-        removal = self._remove_place(place_id)
         reasons = self._transport.transact_once(
             ClientRequestToken=token,
             TransactItems=[
                 {"Put": unless_taken({"TableName": self._table, "Item": encode_claim(claim)}, place_id=place_id)},
                 {"Update": only_if_allocatable(update, candidate.sandbox_id, status)},
                 self._put_fact(fact),
-                *removal,
+                *self._remove_place(place_id),
                 *draw(self._table, candidate, at=claim.lease.allocated_at),
             ],
         )
-        if reasons is None:
-            return Allocated()
+        return Allocated() if reasons is None else self._refused(reasons, candidate, claim, place_id)
+
+    def _refused(self, reasons: list[Item], candidate: Candidate, claim: Claim, place_id: str | None) -> AllocateAnswer:
+        """Return why an allocation was not written, by the result of each of its writes."""
         held, taken, recorded, *others = reasons
-        left, drawn = others[: len(removal)], others[len(removal) :]
+        left, drawn = (others[:1], others[1:]) if place_id is not None else ([], others)
         if held["Code"] == "ConditionalCheckFailed":
             return self._held(held)
         if any(map(_has_failed, left)):
@@ -103,15 +105,13 @@ class DynamoCommits(DynamoBase):
             raise error
         if taken["Code"] == "ConditionalCheckFailed":
             return CandidateGone(self._readable(self._decode, taken["Item"]) if taken.get("Item") else None)
-        if "ValidationError" in {each["Code"] for each in reasons}:
-            # With the fields of an allocation its record would be too large.
+        is_too_large = "ValidationError" in {each["Code"] for each in reasons}
+        if is_too_large:  # with the fields of an allocation
             self._report(UnreadableRecord("", "it cannot be written", sandbox_id=candidate.sandbox_id))
+        if is_too_large or _has_failed(recorded):
+            # Or a fact of this name exists already: the record was added again while a clock was behind.
             return CandidateGone(None)
-        if any(map(_has_failed, [recorded, *drawn])):
-            # A fact of this name exists already: the record was added again while a clock was behind. Or the
-            # reservation that it is set aside for is not open.
-            return CandidateGone(None)
-        return Contended()
+        return ReservationShut() if any(map(_has_failed, drawn)) else Contended()
 
     def commit(self, *changes: Change) -> None:
         """Implement the port: one TransactWriteItems, or one UpdateItem for a change without a fact."""

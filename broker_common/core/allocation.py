@@ -30,7 +30,7 @@ from broker_common.core.lease import candidate_of, claim_on
 from broker_common.core.leases import expire
 from broker_common.core.line import Wish
 from broker_common.core.sandbox import Candidate, Claim, Lease
-from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended, PlaceHeld
+from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended, PlaceHeld, ReservationShut
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 from broker_common.core.waiting import VISIBLE_SEC, WALK_SPACING_SEC, Waiting
 
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_EMPTY_SEC = 30
 RETRY_AFTER_PAUSE_SEC = 30
+MOST_RESERVATIONS = 20
+"""From so many reservations of its lab a track may draw: a place in the line stores them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,11 @@ class _Progress:
     place_id: str | None = None
     held_sec: float = 0.0
     waits_at: Place | None = None
+
+    def shut(self, reservation_id: str | None) -> None:
+        """Draw no more from a reservation."""
+        others = tuple(each for each in self.wish.reservations if each != reservation_id)
+        self.wish = replace(self.wish, reservations=others)
 
 
 class Allocator:
@@ -179,20 +186,16 @@ class Allocator:
     ) -> Allocation | Waiting:
         """Allocate, and hold the request while it waits."""
         hold_until = progress.arrived_at + (request.wait_sec or 0)
-
-        def goes_on() -> bool:
-            return may_hold() and not self._pauses.current().allocate
-
         while True:
             with deadline_in(self._work_sec, self._clock):
                 result = self._allocate(request, by, progress)
             if not isinstance(result, Waiting):
                 return result
             began = self._clock.monotonic()
-            answer = self._line.hold(result, until=hold_until, may_hold=goes_on)
+            answer = self._line.hold(result, until=hold_until, may_hold=may_hold, is_paused=self._is_paused)
             now = self._clock.monotonic()
             progress.held_sec += now - began
-            if answer is not None and not self._pauses.current().allocate:
+            if answer is not None:
                 return answer
             progress.waits_at = result.place
             # The look at the free sandboxes that made `hold` return is new enough for the next try.
@@ -228,7 +231,8 @@ class Allocator:
         """Return what a track may be given now. Raises `ReservationNotFound` or `ReservationNotOpen`."""
         if request.reservation_id is None:
             drawn = self._reservations.drawn_by(track_name=request.track_name, customer=request.customer)
-            return Wish(prefix=request.prefix, reservations=tuple(each.reservation_id for each in drawn))
+            ids = tuple(each.reservation_id for each in drawn[:MOST_RESERVATIONS])
+            return Wish(prefix=request.prefix, reservations=ids)
         named = self._reservations.find(request.reservation_id)
         if named is None or not named.is_for_customer(request.customer):
             raise ReservationNotFound(f"there is no reservation {request.reservation_id!r}")
@@ -251,13 +255,16 @@ class Allocator:
             if claim is None:
                 raise
             return claim
-        if not self._pauses.current().allocate:
+        if not self._is_paused():
             return None
         held = self._held(request, by)
         if held is None:
             self._line.keep(request.track_id, request.idempotency_key, seconds=RETRY_AFTER_PAUSE_SEC)
             raise Paused("allocation is paused by an operator", retry_after=RETRY_AFTER_PAUSE_SEC)
         return held
+
+    def _is_paused(self) -> bool:
+        return bool(self._pauses.current().allocate)
 
     def _wait_or_refuse(self, request: AllocateRequest, wish: Wish) -> Allocation | Waiting:
         """Give the (track, key) a place in the line, if it wants to wait. Raises `NoSandboxesAvailable` if not."""
@@ -284,18 +291,20 @@ class Allocator:
         """Try the sandboxes that are due to nobody ahead. Return the request's place, and the allocation, if any."""
         if progress.waits_at is not None and not self._line.waits_at(progress.waits_at):
             return None, None
-        is_empty = False
+        is_empty = True
         for reservation_id in (*progress.wish.reservations, None):
-            allocation, is_empty = self._search_ring(request, by, reservation_id, progress)
+            allocation, nothing_left = self._search_ring(request, by, reservation_id, progress)
             if allocation is not None:
                 return None, allocation
+            is_empty = is_empty and nothing_left
         if is_empty:
             return None, None
         known = self._line.place_of(request.track_id, request.idempotency_key)
         # A place for other names gives no turn, and its own track is not behind it.
         place, other = (known, None) if known and known.wish.prefix == request.prefix else (None, known)
         progress.place_id = place.place_id if place else None
-        while (turns := self._line.turns(arrived_at=progress.arrived_at, without=other)) is not None:
+        while not self._line.is_clear_for(progress.wish):
+            turns = self._line.turns(arrived_at=progress.arrived_at, without=other)
             in_turn = self._candidates.choose(turns.open_to(progress.wish, progress.place_id), request.prefix)
             candidate = in_turn.next()
             if candidate is None:
@@ -313,16 +322,19 @@ class Allocator:
 
         Only while nobody waits for them. Return the allocation, if any, and whether there is surely no other sandbox.
         """
-        if self._line.has_turns(reservation_id):
+        wish = progress.wish
+        if not self._line.is_clear_for(wish, reservation_id):
             return None, False
         search = self._candidates.search(request.prefix, reservation_id)
         while (candidate := search.next()) is not None:
-            if self._line.has_turns(reservation_id):  # the look at the line may be older than a second by now
+            if not self._line.is_clear_for(wish, reservation_id):  # the look at the line may be too old by now
                 search.give_back(candidate)
                 return None, False
             allocation = self._try(request, by, search, candidate, progress)
             if allocation is not None:
                 return allocation, False
+            if progress.wish != wish:
+                break  # the reservation is shut
         return None, True
 
     def _try(
@@ -356,17 +368,34 @@ class Allocator:
                     return self._replay_unless_overdue(held, by)
                 case PlaceHeld(place_id):
                     progress.place_id = place_id  # a place that this process did not know of
-                case CandidateGone(current):
-                    if current and _is_still_free(current, candidate) and progress.wish.fits(candidate_of(current)):
-                        # A sync has updated its description.
-                        candidate = candidate_of(current)
-                        continue
-                    progress.conflicts += 1
-                    search.mark_lost(candidate)
-                    self._line.mark_taken(candidate)
-                    return None
+                case CandidateGone() | ReservationShut():
+                    renamed = self._after_loss(answer, search, candidate, progress)
+                    if renamed is None:
+                        return None
+                    candidate = renamed
                 case _:
                     assert_never(answer)
+
+    def _after_loss(
+        self,
+        answer: CandidateGone | ReservationShut,
+        search: CandidateSearch | CandidateChoice,
+        candidate: Candidate,
+        progress: _Progress,
+    ) -> Candidate | None:
+        """Note that a candidate was not to be had. Return it if only its description has changed."""
+        if isinstance(answer, ReservationShut):
+            # This process knew an earlier state of the reservation. Its sandboxes are as they were.
+            search.discard(candidate)
+            progress.shut(candidate.reservation_id)
+            return None
+        current = answer.current
+        if current and _is_still_free(current, candidate) and progress.wish.fits(candidate_of(current)):
+            return candidate_of(current)  # a sync has updated its description
+        progress.conflicts += 1
+        search.mark_lost(candidate)
+        self._line.mark_taken(candidate)
+        return None
 
     def _replay_unless_overdue(self, held: Claim, by: Actor) -> Allocation | None:
         """Return what the (track, key) holds; if that lease is overdue, end it, and return None."""
@@ -386,7 +415,7 @@ class Allocator:
 
     def _write(
         self, candidate: Candidate, claim: Claim, by: Actor, place_id: str | None
-    ) -> Allocated | ClaimHeld | CandidateGone | PlaceHeld:
+    ) -> Allocated | ClaimHeld | CandidateGone | PlaceHeld | ReservationShut:
         """Send the same write until its answer is certain.
 
         While an outcome is unknown, the token stays the same, so that the store recognizes the repetition. If a write

@@ -43,6 +43,10 @@ class Wish:
         is_for_it = candidate.reservation_id is None or candidate.reservation_id in self.reservations
         return is_for_it and candidate.name.startswith(self.prefix)
 
+    def overlaps(self, other: Wish) -> bool:
+        """Tell whether a sandbox can fit both wishes."""
+        return self.prefix.startswith(other.prefix) or other.prefix.startswith(self.prefix)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:

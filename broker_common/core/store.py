@@ -89,7 +89,12 @@ class PlaceHeld:
     place_id: str
 
 
-AllocateAnswer = Allocated | ClaimHeld | CandidateGone | PlaceHeld | Contended
+@dataclass(frozen=True, slots=True)
+class ReservationShut:
+    """Nothing was written: no lease may be drawn from the candidate's reservation now."""
+
+
+AllocateAnswer = Allocated | ClaimHeld | CandidateGone | PlaceHeld | ReservationShut | Contended
 
 
 class Commits(Protocol):

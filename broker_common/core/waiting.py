@@ -54,23 +54,25 @@ Answer = TypeVar("Answer")
 
 LINE_AGE_SEC = 1.0
 """How old the knowledge that nobody waits may be when a track takes a sandbox."""
+BUSY_AGE_SEC = 1.5
+"""How old the line may be while somebody waits. It is seldom so old: each look at the free sandboxes reads it, too."""
 WHOLE_AGE_SEC = 5.0
 """How old the rest of a long line may be."""
 LONG_LINE = 2000
 """Only so many places, the first ones, are read every second."""
-WALK_SPACING_SEC = 1.3
+WALK_SPACING_SEC = 1.35
 """The time between two reads of a line that is not empty, and of all free sandboxes: with four shards, fewer than four
 reads a second."""
 VISIBLE_SEC = 1.0
 """A sandbox that was visible in the index for so long before a request is found for it."""
 LONG_PAGE = 1000
 """How many sandboxes each query reads."""
-SAME_TIME_SEC = 0.1
-"""A read of the line that began so long before a read of the free sandboxes counts as made with it."""
 POLL_SEC = 0.25
 """How often a held request looks whether its turn has come."""
 TAKEN_KEPT = 8192
 """How many sandboxes that are known to be taken are remembered."""
+_LOOK_LIMIT_SEC = 3.0
+"""How long a look at the store may take while a request is held. The store refuses calls near a deadline."""
 SWEPT_AT_ONCE = 2
 """How many places whose time is over a process deletes after a read of the line."""
 SWEEP_AFTER_SEC = 60
@@ -104,18 +106,32 @@ class ListedPlace:
 
 
 class _View:
-    """The kept places in their order, as of one moment."""
+    """The kept places in their order, as of one moment, and what they were made of."""
 
-    def __init__(self, places: list[Place], now: int) -> None:
+    def __init__(
+        self, places: list[Place], *, first: list[Place], whole: list[Place] | None, now: int, writes: int
+    ) -> None:
         self.places = places
         self.live_ids = [each.place_id for each in places if each.is_live(now)]
         """The ids of the places that a sandbox may be due to."""
         self.by_owner = {(each.track_id, each.idempotency_key): each for each in places}
+        self.wishes = {each.wish for each in places if each.is_live(now)}
+        """What the tracks want that a sandbox may be due to."""
+        self._first, self._whole, self._now, self._writes = first, whole, now, writes
+
+    def is_of(self, first: list[Place], whole: list[Place] | None, now: int, writes: int) -> bool:
+        """Tell whether it was made of just these two reads, at this time, with these writes."""
+        is_read = self._first is first and self._whole is whole
+        return is_read and (self._now, self._writes) == (now, writes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """The sandboxes that were free, and the places of the line before they were read."""
+    """The sandboxes that were free, and the places of the line just after they were read.
+
+    In the other order, a track that got its sandbox between the two would be assigned another one, too. So one that is
+    due to nobody ahead would be refused.
+    """
 
     places: list[Place]
     free: list[Candidate]
@@ -151,8 +167,10 @@ class WaitingLine:
         self._lock = threading.Lock()
         self._written: dict[str, tuple[float, Place | None]] = {}
         """What this process itself wrote to the line, and when: newer than an earlier read."""
-        self._view: tuple[object, _View] | None = None
-        self._turns: tuple[object, Turns] | None = None
+        self._writes = 0
+        """Grows with each change of `_written` that a view must not lack."""
+        self._view = _EMPTY
+        self._turns: tuple[_View, _Walk, tuple[int, int], Turns] | None = None
         self._taken: OrderedDict[str, int] = OrderedDict()
         """The last versions of sandboxes that are known to be taken. The index may still show them."""
         self._takings = 0
@@ -162,18 +180,15 @@ class WaitingLine:
         """Return the time by which the line goes: the clock's, corrected by the store's."""
         return self._clock.now() - self._guard.clock_error()
 
-    def is_empty(self) -> bool:
-        """Tell whether nobody waits, by a read that began less than a second ago."""
-        return not self._current().places
+    def is_clear_for(self, wish: Wish, reservation_id: str | None = None) -> bool:
+        """Tell whether no track that may have to be served first waits for a sandbox that fits `wish`, too.
 
-    def has_turns(self, reservation_id: str | None) -> bool:
-        """Tell whether somebody waits who may have to be served first.
-
-        With sandboxes that are set aside for a reservation, or with available ones if it is None.
+        `reservation_id`: for a sandbox that is set aside for this reservation; None: for any sandbox.
         """
-        if reservation_id is None:
-            return not self.is_empty()
-        return reservation_id in self._wanted()
+        return not any(
+            wish.overlaps(each) and (reservation_id is None or reservation_id in each.reservations)
+            for each in self._current().wishes
+        )
 
     def places(self) -> list[Place]:
         """Return the places that are kept, in their order."""
@@ -183,22 +198,22 @@ class WaitingLine:
         """Return the place of a (track, key), if this process knows of one."""
         return self._current().by_owner.get((track_id, idempotency_key))
 
-    def turns(self, *, arrived_at: float, without: Place | None = None) -> Turns | None:
-        """Return whose turn it is, for a request that arrived at `arrived_at` (monotonic); None if nobody waits.
+    def turns(self, *, arrived_at: float, without: Place | None = None) -> Turns:
+        """Return whose turn it is, for a request that arrived at `arrived_at` (monotonic).
 
         It has every sandbox that the index showed from a second before `arrived_at` on. `without`: a place that does
         not count.
         """
-        if self.is_empty():
-            return None
-        began, walk = self._free.get(not_before=arrived_at - VISIBLE_SEC)
+        _, walk = self._free.get(not_before=arrived_at - VISIBLE_SEC)
         if without is None:
-            return self._turns_by(began, walk)
+            return self._turns_by(walk)
         places, free = self._count(walk, self._current())
         return Turns([each for each in places if each.place_id != without.place_id], free, now=self.now())
 
-    def hold(self, waiting: Waiting, *, until: float, may_hold: Callable[[], bool]) -> Waiting | None:
-        """Wait until another try is worth it, because the turn of a place has come, or the place is gone: None.
+    def hold(
+        self, waiting: Waiting, *, until: float, may_hold: Callable[[], bool], is_paused: Callable[[], bool]
+    ) -> Waiting | None:
+        """Wait until the allocator must act: the turn of a place has come, the place is gone, or a pause began: None.
 
         Otherwise return the track's answer: it is `until` (monotonic), or `may_hold` says so, or the store does not
         answer, or the turn cannot come soon. Threads that hold calls are for the places near the front. Meanwhile the
@@ -210,12 +225,12 @@ class WaitingLine:
             if left <= 0 or not may_hold():
                 return self._describe_again(waiting)
             try:
-                with deadline_in(LINE_AGE_SEC, self._clock):
+                with deadline_in(_LOOK_LIMIT_SEC, self._clock):
                     if self._retry_after(place_id) > FRONT_RETRY_SEC:
                         return self._describe_again(waiting)
                 self._clock.sleep(min(POLL_SEC, left))
-                with deadline_in(LINE_AGE_SEC, self._clock):
-                    if not self.waits_at(waiting.place):
+                with deadline_in(_LOOK_LIMIT_SEC, self._clock):
+                    if is_paused() or not self.waits_at(waiting.place):
                         return None
                     if waiting.place.back_by <= self.now() and may_hold():
                         renewed = self._renew_until(waiting.place, self.now() + FRONT_RETRY_SEC)
@@ -223,8 +238,8 @@ class WaitingLine:
                             self._note(place_id, None)
                             return None
                         waiting = renewed
-                    walk = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
-                    if self._turns_by(*walk).is_next(place_id):
+                    _, walk = self._free.get(not_before=self._clock.monotonic() - WALK_SPACING_SEC)
+                    if self._turns_by(walk).is_next(place_id):
                         return None if may_hold() else self._describe_again(waiting)
             except StoreUnavailable:
                 return self._describe_again(waiting)
@@ -349,8 +364,7 @@ class WaitingLine:
 
     def mark_served(self, place_id: str) -> None:
         """Remember that the track of a place got a sandbox, so that the place is gone. Reads nothing."""
-        known = self._view[1].places if self._view else []
-        place = next((each for each in known if each.place_id == place_id), None)
+        place = next((each for each in self._view.places if each.place_id == place_id), None)
         self._note(place_id, None)
         if place is not None:
             self._record_end(place, WaitOutcome.SERVED)
@@ -380,34 +394,34 @@ class WaitingLine:
     def _current(self) -> _View:
         """Return the kept places, by a read that is not older than it may be."""
         now = self._clock.monotonic()
-        began, first = self._first.get(not_before=now - WALK_SPACING_SEC)
+        began, first = self._first.get(not_before=now - BUSY_AGE_SEC)
         if not first and began < now - LINE_AGE_SEC:
             began, first = self._first.get(not_before=now - LINE_AGE_SEC)
         if not first and not self._written:
             return _EMPTY
-        rest_began, rest = -math.inf, []
+        rest_began, whole = began, None
         if len(first) >= LONG_LINE:
             rest_began, whole = self._whole.get(not_before=now - WHOLE_AGE_SEC)
-            rest = [each for each in whole if each.place_id > first[-1].place_id]
-        with self._lock:
-            self._written = {
-                place_id: (at, place) for place_id, (at, place) in self._written.items() if at > now - 2 * WHOLE_AGE_SEC
-            }
-            written = dict(self._written)
-        key = (began, rest_began, self.now(), tuple(at for at, _ in written.values()))
-        view = self._view
-        if view is None or view[0] != key:
-            known = {each.place_id: (began, each) for each in first}
-            known |= {each.place_id: (rest_began, each) for each in rest}
+        made_at, writes, view = self.now(), self._writes, self._view
+        if not view.is_of(first, whole, made_at, writes):
+            with self._lock:
+                self._written = {
+                    place_id: (at, place)
+                    for place_id, (at, place) in self._written.items()
+                    if at > now - 2 * WHOLE_AGE_SEC
+                }
+                written = dict(self._written)
+            end = first[-1].place_id if whole is not None else ""
+            known = {each.place_id: each for each in first}
+            known |= {each.place_id: each for each in whole or () if each.place_id > end}
             for place_id, (at, place) in written.items():
-                read_at = began if len(first) < LONG_LINE or place_id <= first[-1].place_id else rest_began
-                if at >= read_at:
+                if at >= (began if place_id <= end else rest_began):
                     known.pop(place_id, None)
                     if place is not None:
-                        known[place_id] = (at, place)
-            kept = [each for _, each in known.values() if self._is_kept(each)]
-            self._view = view = (key, _View(in_order(kept), self.now()))
-        return view[1]
+                        known[place_id] = place
+            kept = [each for each in known.values() if each.is_kept(made_at, self._policy.line_grace_sec)]
+            self._view = view = _View(in_order(kept), first=first, whole=whole, now=made_at, writes=writes)
+        return view
 
     def _read_first(self) -> list[Place]:
         places = self._store.read_line(limit=LONG_LINE)
@@ -429,8 +443,22 @@ class WaitingLine:
         return self._store.read_line()
 
     def _note(self, place_id: str, place: Place | None) -> None:
+        """Remember what this process wrote: a place, or None if it is gone.
+
+        A long line is renewed many times a second, and takes long to sort. A view that is made in the next second is
+        soon enough for the renewal of a place that is live already.
+        """
+        now = self.now()
         with self._lock:
             self._written[place_id] = (self._clock.monotonic(), place)
+            known = self._view.by_owner.get((place.track_id, place.idempotency_key)) if place else None
+            if (
+                place is None
+                or known is None
+                or not known.is_live(now)
+                or place != replace(known, back_by=place.back_by)
+            ):
+                self._writes += 1
 
     def _insist(self, write: Callable[[], Answer]) -> Answer:
         """Send a write of the line again while its outcome is unknown. A repeated one has the same effect."""
@@ -456,7 +484,7 @@ class WaitingLine:
 
     def _describe_again(self, waiting: Waiting) -> Waiting:
         """Return what a held request is told at its end: its track comes back as it was promised, not later."""
-        with suppress(StoreUnavailable), deadline_in(LINE_AGE_SEC, self._clock):
+        with suppress(StoreUnavailable), deadline_in(_LOOK_LIMIT_SEC, self._clock):
             return self.describe(waiting.place)
         return replace(waiting, retry_after=max(1, waiting.place.back_by - self.now()))
 
@@ -468,9 +496,7 @@ class WaitingLine:
     # -- the pool
 
     def _walk(self) -> _Walk:
-        """Read the line, then all sandboxes that are free for somebody who waits: set aside, or available."""
-        self._first.get(not_before=self._clock.monotonic() - SAME_TIME_SEC)
-        places = self._current().places
+        """Read all sandboxes that are free for somebody who waits, set aside or available, then the line."""
         found: list[Candidate] = []
         wanted = self._wanted()
         reserved = sorted(wanted & self._reservations.open_ids()) if wanted else []
@@ -483,24 +509,21 @@ class WaitingLine:
                 found += page.candidates
                 position, travelled = page.next, travelled + page.distance
         self._rng.shuffle(found)  # else the processes would try the same sandboxes first
-        return _Walk(places, found)
+        self._first.get(not_before=math.inf)
+        return _Walk(self._current().places, found)
 
     def _wanted(self) -> set[str]:
         """Return the ids of the reservations from which tracks that wait may draw."""
-        now = self.now()
-        return {
-            reservation_id for each in self.places() if each.is_live(now) for reservation_id in each.wish.reservations
-        }
+        return {reservation_id for wish in self._current().wishes for reservation_id in wish.reservations}
 
-    def _turns_by(self, began: float, walk: _Walk) -> Turns:
+    def _turns_by(self, walk: _Walk) -> Turns:
         """Return whose turn it is, by the line and a walk."""
-        view = self._current()
-        key = (view, began, self.now(), self._takings)
-        known = self._turns
-        if known is None or known[0] != key:
+        view, now = self._current(), self.now()
+        numbers, known = (now, self._takings), self._turns
+        if known is None or known[0] is not view or known[1] is not walk or known[2] != numbers:
             places, free = self._count(walk, view)
-            self._turns = known = (key, Turns(places, free, now=self.now()))
-        return known[1]
+            self._turns = known = (view, walk, numbers, Turns(places, free, now=now))
+        return known[3]
 
     def _count(self, walk: _Walk, view: _View) -> tuple[list[Place], list[Candidate]]:
         """Return the places and sandboxes that count when the sandboxes of a walk are assigned.
@@ -531,4 +554,4 @@ class WaitingLine:
         return None
 
 
-_EMPTY = _View([], 0)
+_EMPTY = _View([], first=[], whole=None, now=0, writes=0)

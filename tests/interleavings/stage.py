@@ -197,7 +197,7 @@ class Stage:
             world.start()
             world.pauses.current()
             world.guard.check()
-            world.line.is_empty()
+            world.line.places()
             world.reservations.current()
 
     def look_ahead(self, world: World, reservation_id: str | None = None) -> None:

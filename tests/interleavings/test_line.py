@@ -312,7 +312,7 @@ def test_the_search_finds_an_allocate_that_leaves_its_place_behind(monkeypatch: 
 
 
 def test_the_search_finds_a_process_that_ignores_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WaitingLine, "is_empty", lambda _line: True)
+    monkeypatch.setattr(WaitingLine, "is_clear_for", lambda *_: True)
     with pytest.raises(Violation, match="which was due to"):
         explore(lambda schedule: waiting_and_newcomer(schedule, newcomer_waits=False))
 

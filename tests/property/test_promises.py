@@ -854,7 +854,7 @@ def _wait(machine: Promises, seconds: float) -> None:
 def test_the_model_objects_to_a_process_that_ignores_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Promises()
     _wait(machine, 3)
-    monkeypatch.setattr(WaitingLine, "is_empty", lambda _: True)
+    monkeypatch.setattr(WaitingLine, "is_clear_for", lambda *_: True)
     with pytest.raises(AssertionError, match="due to a place ahead"):
         machine.allocate(index=1, track="bob", key="k1", prefix="", failing=[])
 

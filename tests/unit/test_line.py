@@ -137,16 +137,31 @@ def test_the_front_is_twenty_places_or_a_tenth_of_the_pool(pool: int, front: int
     assert front_of(pool) == front
 
 
-@pytest.mark.parametrize(("position", "seconds"), [(1, 3), (20, 3), (21, 4), (110, 12), (200, 20), (10_000, 20)])
+@pytest.mark.parametrize(
+    ("position", "seconds"), [(1, 1), (39, 1), (40, 2), (60, 3), (79, 3), (80, 4), (220, 11), (400, 20), (10_000, 20)]
+)
 def test_a_track_comes_back_the_later_the_further_behind_it_is(position: int, seconds: int) -> None:
     assert retry_after(position, 20) == seconds
 
 
 @given(st.integers(1, 20_000), st.integers(20, 1000))
-def test_the_time_to_come_back_grows_with_the_position_from_three_to_twenty_seconds(position: int, front: int) -> None:
+def test_the_time_to_come_back_grows_with_the_position_and_is_short_in_the_front(position: int, front: int) -> None:
     seconds = retry_after(position, front)
-    assert 3 <= seconds <= retry_after(position + 1, front) <= 20
-    assert (seconds == 3) == (position <= front)
+    assert 1 <= seconds <= retry_after(position + 1, front) <= 20
+    assert seconds <= 3 or position > front
+    assert retry_after(20 * front, front) == 20
+
+
+# -- which wishes compete
+
+prefixes = st.text("ab", max_size=3)
+
+
+@given(prefixes, prefixes, prefixes)
+def test_two_wishes_overlap_if_a_sandbox_can_fit_both(one: str, other: str, rest: str) -> None:
+    a, b = Wish(prefix=one), Wish(prefix=other)
+    (longer,) = free(max(one, other, key=len) + rest)
+    assert a.overlaps(b) == b.overlaps(a) == (a.fits(longer) and b.fits(longer))
 
 
 # -- late and dead places

@@ -40,6 +40,7 @@ from tests.world import World
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from broker_common.core.allocation import Allocation
     from broker_common.core.facts import PoolFact
     from broker_common.core.ports import Clock
     from broker_common.core.store import SandboxStore
@@ -338,24 +339,27 @@ def _of_sandboxes(facts: Iterable[Fact | PoolFact]) -> Iterator[Fact]:
     return (fact for fact in facts if isinstance(fact, Fact))
 
 
+def _allocate(world: World, request: Request) -> Answer:
+    given = request.headers
+    key, prefix = given.get("Idempotency-Key"), given.get("X-Sandbox-Name-Prefix", "")
+    if "Prefer" not in given:
+        answer: Allocation | Waiting = world.allocate(request.track_id, key, prefix)
+    else:
+        answer = world.wait(request.track_id, key, prefix=prefix, wait_sec=_wait_of(request))
+    if isinstance(answer, Waiting):
+        return _tell(answer)
+    return Answer(
+        status=200 if answer.replayed else 201,
+        body=AllocationSchema().dump(answer.claim),
+        replayed=answer.replayed,
+    )
+
+
 def _serve(world: World, request: Request) -> Answer:
     track_id = request.track_id
     match request.method, request.path.split("/")[1:]:
         case "POST", ["allocate"]:
-            given = request.headers
-            key, prefix = given.get("Idempotency-Key"), given.get("X-Sandbox-Name-Prefix", "")
-            if "Prefer" not in given:
-                allocation = world.allocate(track_id, key, prefix)
-            else:
-                answer = world.wait(track_id, key, prefix=prefix, wait_sec=_wait_of(request))
-                if isinstance(answer, Waiting):
-                    return _tell(answer)
-                allocation = answer
-            return Answer(
-                status=200 if allocation.replayed else 201,
-                body=AllocationSchema().dump(allocation.claim),
-                replayed=allocation.replayed,
-            )
+            return _allocate(world, request)
         case "DELETE", ["waiting"]:
             place = world.store.read_place(track_id, request.headers.get("Idempotency-Key", track_id))
             if place is not None:

@@ -34,6 +34,8 @@ GLANCE_SEC = 0.1
 """How often the observer looks at the true line."""
 LINE_READS = ("read_line", "read_candidates", "read_place")
 LINE_WRITES = ("join", "renew", "leave")
+ENOUGH_SEC = 120.0
+"""Who is not served so long after twice the time in which enough sandboxes come back is starved."""
 TRIP_SEC = (0.01, 0.1)
 """How long an answer and the next request travel, together."""
 
@@ -88,7 +90,7 @@ class LineResult:
     conflicts: int = 0
     seconds: float = 0.0
     starved: int = 0
-    """The tracks that kept coming back and got nothing."""
+    """The tracks that kept coming back and got nothing in more than twice the time that they needed."""
 
     def summary(self) -> dict[str, float | int | str]:
         """Return the figures of the run. Times are in seconds."""
@@ -110,7 +112,10 @@ class LineResult:
 
 
 def simulate_line(scenario: LineScenario) -> LineResult:
-    """Run a scenario until every track that still comes back has its sandbox. The same one gives the same result."""
+    """Run a scenario until every track that still comes back has its sandbox, or is starved.
+
+    The same scenario gives the same result.
+    """
     schedule = Schedule(ByTime())
     with known_locks():
         try:
@@ -211,6 +216,7 @@ class _LineRun:
         self.store.on_change = self._see
         self._result = LineResult()
         self._judge = _Judge(self)
+        self._ends_at = scenario.join_sec + 2 * scenario.tracks / scenario.returns + ENOUGH_SEC
         self._freed_at: dict[str, float] = {}
         self._used: deque[str] = deque()
         self._tracks = {name: self._new_track(name) for name in (f"track-{each}" for each in range(scenario.tracks))}
@@ -267,6 +273,8 @@ class _LineRun:
         return self.time.monotonic() < track.dies_at
 
     def _is_over(self) -> bool:
+        if self.time.monotonic() > self._ends_at:
+            return True
         return all(each.is_served or not self._comes_back(each) for each in self._tracks.values())
 
     def _new_track(self, name: str) -> _Track:
@@ -401,6 +409,8 @@ class _LineRun:
         while self._is_long():
             self.time.sleep(1)
         seconds = self.time.monotonic() - began
+        if not seconds:
+            return
         calls = [Counter(each.calls) - old for each, old in zip(self._stores, before, strict=True)]
         self._result.reads = max(sum(each[name] for name in LINE_READS) for each in calls) / seconds
         self._result.writes = sum(each[name] for each in calls for name in LINE_WRITES) / (self._renewals() - told)
