@@ -1033,7 +1033,9 @@ def test_a_track_is_never_told_to_wait_while_an_allocate_with_a_lost_answer_gave
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_whatever_fails_the_store_never_holds_a_claim_and_a_place_and_all_are_served_in_the_end(seed: int) -> None:
+def test_through_all_failures_the_store_never_holds_a_claim_and_a_place_and_all_are_served_in_the_end(
+    seed: int,
+) -> None:
     rng = Random(seed)
     clock = FakeClock()
     memory = MemoryStore(clock)
