@@ -340,7 +340,7 @@ def test_a_live_place_is_next_exactly_if_a_sandbox_is_due_to_it_and_tries_that_o
 
 @MANY
 @given(lines(), pools(), st.integers(0, 10**6))
-def test_each_process_assigns_the_same_sandboxes_all_that_the_order_in_which_it_read_them(
+def test_each_process_assigns_the_same_sandboxes_in_any_order_of_its_reads(
     line: list[Place], pool: list[Candidate], seed: int
 ) -> None:
     read, other = list(line), list(pool)
