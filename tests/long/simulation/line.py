@@ -151,7 +151,7 @@ class _CountedStore(StoreWrapper):
 
 
 class _WatchedStore(SimulatedStore):
-    """Tells of each change at the moment when it is made."""
+    """Reports each change at the moment when it is made."""
 
     on_change: Callable[[Change], None] = staticmethod(lambda _: None)
 
