@@ -340,7 +340,7 @@ def test_a_live_place_is_next_exactly_if_a_sandbox_is_due_to_it_and_tries_that_o
 
 @MANY
 @given(lines(), pools(), st.integers(0, 10**6))
-def test_each_process_assigns_the_same_sandboxes_although_it_read_them_in_another_order(
+def test_each_process_assigns_the_same_sandboxes_in_any_order_of_its_reads(
     line: list[Place], pool: list[Candidate], seed: int
 ) -> None:
     read, other = list(line), list(pool)
@@ -366,7 +366,7 @@ def test_a_newcomer_is_refused_only_for_places_that_want_what_it_wants(
 
 
 @MANY
-@given(lines(), pools(), wishes, st.sampled_from(["lab-new", "gpu-also"]))
+@given(lines(), pools(), wishes, st.sampled_from(["lab-new", "gpu-again"]))
 def test_a_sandbox_that_is_new_is_due_to_each_live_place_that_got_nothing_and_may_have_it(
     line: list[Place], pool: list[Candidate], newcomer: Wish, name: str
 ) -> None:

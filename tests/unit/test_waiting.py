@@ -1040,7 +1040,9 @@ def test_a_track_is_never_told_to_wait_while_an_allocate_with_a_lost_answer_gave
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_store_that_fails_at_random_never_holds_a_claim_and_a_place_and_all_are_served_in_the_end(seed: int) -> None:
+def test_through_all_failures_the_store_never_holds_a_claim_and_a_place_and_all_are_served_in_the_end(
+    seed: int,
+) -> None:
     rng = Random(seed)
     clock = FakeClock()
     memory = MemoryStore(clock)
