@@ -267,7 +267,7 @@ class Bookings:
         found += [each for each in page.reservations if state in {None, each.state_at(now)}]
         return ReservationPage(tuple(found), _write_cursor(state, page.cursor) if page.cursor is not None else None)
 
-    def capacity(self, *, since: int, until: int, prefix: str = "") -> list[CapacityPoint]:
+    def capacity(self, *, since: int, until: int, prefix: str = "") -> Sequence[CapacityPoint]:
         """Return how many sandboxes of a prefix can be reserved from `since` to `until`, and how many of them are.
 
         Raises `InvalidInput` and `StoreUnavailable`.

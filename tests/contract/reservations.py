@@ -215,7 +215,8 @@ class ReservationContract:
             version = store.read_reservations().version
             store.write_reservation(reservation, end_of(reservation, ended_at=END + number), version=version)
             store.archive_reservation(stored(store, f"res-{number}"))
-        found, cursor = [], None
+        found: list[Reservation] = []
+        cursor = None
         while True:
             page = store.list_archived(limit=2, cursor=cursor)
             assert len(page.reservations) <= 2

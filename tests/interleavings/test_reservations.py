@@ -39,7 +39,7 @@ def cancel(world: World) -> object:
 
 def end(world: World) -> object:
     """Let the reservation's time pass, and end it."""
-    world.clock.advance(2)  # type: ignore[attr-defined] # it is the schedule's
+    world.clock.advance(2)
     return fill(world)
 
 
