@@ -405,11 +405,12 @@ def test_what_has_ended_is_not_changed_and_not_cancelled() -> None:
 
 def test_an_unknown_reservation_is_not_found() -> None:
     world = a_world()
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: world.bookings.get("x"),
         lambda: world.bookings.cancel("x", by=BY),
         lambda: world.bookings.change("x", {"count": 1}, version=1, by=BY),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(ReservationNotFound):
             call()
 
