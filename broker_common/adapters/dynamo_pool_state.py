@@ -25,7 +25,7 @@ from broker_common.adapters.dynamo_table import INDEX, LAYOUT_KEY, Layout, decod
 from broker_common.adapters.dynamo_time import time_of
 from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import schema
-from broker_common.core.errors import LayoutMismatch, StoreMisconfigured, StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import LayoutMismatch, StoreMisconfigured, UnreadableRecord
 from broker_common.core.ids import new_id
 from broker_common.core.sandbox import Status
 from broker_common.core.store import PAUSABLE, Conflict, CountRecord, Pauses, TableState, Watermark
@@ -144,13 +144,21 @@ class DynamoPoolState(DynamoOpenReservations):
             raise Conflict("another process has just written the counts", current=None) from failed
 
     def ping(self) -> TableState:
-        """Implement the port: DescribeTable, and a read of two records of the pool; its `Date` header is the time."""
+        """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""
         description = self._describe()
-        request = {self._table: {"Keys": [LAYOUT_KEY, SYNC_KEY], "ConsistentRead": True}}
-        answer = self._transport.read("batch_get_item", RequestItems=request)
-        if answer.get("UnprocessedKeys"):
-            raise StoreUnavailable("the table is throttled")
-        found = {item["SK"]["S"]: item for item in answer["Responses"].get(self._table, [])}
+        request: Item = {
+            "TableName": self._table,
+            "ConsistentRead": True,
+            "KeyConditionExpression": "PK = :pool",
+            "ExpressionAttributeValues": {":pool": LAYOUT_KEY["PK"]},
+        }
+        answer = self._transport.read("query", **request)
+        found = {item["SK"]["S"]: item for item in answer["Items"]}
+        if "LastEvaluatedKey" in answer:
+            # Many reservations fill a page. What is not needed of them stays unread.
+            rest = request | {"KeyConditionExpression": "PK = :pool AND SK = :sync"}
+            rest["ExpressionAttributeValues"] = {**rest["ExpressionAttributeValues"], ":sync": SYNC_KEY["SK"]}
+            found |= {item["SK"]["S"]: item for item in self._transport.read("query", **rest)["Items"]}
         layout = self._layout(found.get(LAYOUT_KEY["SK"]["S"]))
         if problem := index_problem(description):
             raise LayoutMismatch(f"table {self._table!r} {problem}")
