@@ -146,14 +146,19 @@ class DynamoPoolState(DynamoOpenReservations):
     def ping(self) -> TableState:
         """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""
         description = self._describe()
-        answer = self._transport.read(
-            "query",
-            TableName=self._table,
-            ConsistentRead=True,
-            KeyConditionExpression="PK = :pool",
-            ExpressionAttributeValues={":pool": LAYOUT_KEY["PK"]},
-        )
+        request: Item = {
+            "TableName": self._table,
+            "ConsistentRead": True,
+            "KeyConditionExpression": "PK = :pool",
+            "ExpressionAttributeValues": {":pool": LAYOUT_KEY["PK"]},
+        }
+        answer = self._transport.read("query", **request)
         found = {item["SK"]["S"]: item for item in answer["Items"]}
+        if "LastEvaluatedKey" in answer:
+            # Many reservations fill a page. What is not needed of them stays unread.
+            rest = request | {"KeyConditionExpression": "PK = :pool AND SK = :sync"}
+            rest["ExpressionAttributeValues"] = {**rest["ExpressionAttributeValues"], ":sync": SYNC_KEY["SK"]}
+            found |= {item["SK"]["S"]: item for item in self._transport.read("query", **rest)["Items"]}
         layout = self._layout(found.get(LAYOUT_KEY["SK"]["S"]))
         if problem := index_problem(description):
             raise LayoutMismatch(f"table {self._table!r} {problem}")

@@ -14,7 +14,7 @@ from broker_common.core.lease import candidate_of
 from broker_common.core.pool import give_up_reserved, mark_stale, quarantine, set_aside, update_account
 from broker_common.core.reservation import Reservation, ReservationStage
 from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
-from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict, Position, ReservationFull
+from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict, Position, ReservationFull, Watermark
 from tests.fakes import (
     BY,
     START,
@@ -240,6 +240,12 @@ class ReservationContract:
         assert store.read_all().sandboxes == ()
         assert not store.has_sandboxes()
         assert sum(store.count().values()) == 0
+
+    def test_many_reservations_do_not_hide_the_last_sync_from_a_ping(self, store: SandboxStore) -> None:
+        store.write_watermark(Watermark(START, 5))
+        for number in range(12):
+            book(store, f"res-{number}", note="x" * 100_000)
+        assert store.ping().synced_at == START
 
     # -- setting aside
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker_common.core.errors import InvalidInput, UnreadableRecord
+from broker_common.core.errors import InvalidInput, StoreUnavailable, UnreadableRecord
 from broker_common.core.flat import flatten, sandbox_of
 from broker_common.core.lease import begin, candidate_of, claim_on, end, extend
-from broker_common.core.pool import mark_stale, quarantine
+from broker_common.core.pool import mark_stale, quarantine, set_aside
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.store import (
     COMMIT_AT_ONCE,
@@ -33,6 +33,7 @@ from broker_common.core.store import (
     Pool,
     PoolCount,
     Position,
+    ReservationFull,
     Unreadable,
     Watermark,
 )
@@ -955,6 +956,43 @@ class ConcurrentStoreContract(StoreContract):
             assert store.get(sandbox.sandbox_id) == held
             assert [answer for _, answer in mine if answer != Allocated()] == [CandidateGone(held)] * 7
         assert sum(len(store.read_claims(f"track-{number}")) for number in range(8)) == len(free)
+
+    def test_of_many_that_set_aside_for_one_reservation_only_as_many_do_as_it_lacks(self, store: SandboxStore) -> None:
+        book(store, make_reservation(count=3))
+        free = add_many(store, 8)
+
+        def reserve(sandbox: Sandbox) -> Sandbox | None:
+            change = set_aside(sandbox, reservation_id="res-1", order=7, by=BY, now=START)
+            while True:
+                try:
+                    store.commit(change)
+                except ReservationFull:
+                    return None
+                except StoreUnavailable:
+                    continue
+                return change.result
+
+        reserved = [each for each in at_once([partial(reserve, each) for each in free]) if each is not None]
+        assert len(reserved) == 3
+        claims = [make_claim(each, f"track-{number}") for number, each in enumerate(reserved)]
+        drawn = at_once(
+            [partial(settle, store, candidate_of(each), claim) for each, claim in zip(reserved, claims, strict=True)]
+        )
+        assert drawn == [Allocated()] * 3
+        reservation = store.read_reservation("res-1")
+        assert reservation is not None
+        assert (reservation.set_aside, reservation.drawn) == (0, 3)
+
+    def test_of_many_bookings_by_one_version_one_is_written(self, store: SandboxStore) -> None:
+        def write(number: int) -> bool:
+            try:
+                store.write_reservation(None, make_reservation(f"res-{number}"), version=0)
+            except Conflict:
+                return False
+            return True
+
+        assert at_once([partial(write, number) for number in range(8)]).count(True) == 1
+        assert len(store.read_reservations().reservations) == 1
 
     def test_of_many_copies_of_a_request_one_gets_a_sandbox_and_the_others_see_its_claim(
         self, store: SandboxStore

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -51,8 +51,10 @@ class Reservations(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.memory = MemoryStore(self.clock)
         self.worlds = [World(clock=self.clock, memory=self.memory, wrap=FlakyStore, seed=number) for number in range(2)]
-        self.labs: dict[str, tuple[str | None, str | None]] = {}
-        """The lab of a track's last request, and the reservation that it named."""
+        self.asked: dict[tuple[str, int], tuple[set[str | None], set[str | None]]] = {}
+        """The labs and the reservations of a track's requests, by track and second."""
+        self.ends: dict[str, int] = {}
+        """The latest end that each reservation had."""
 
     @initialize()
     def fill(self) -> None:
@@ -193,15 +195,6 @@ class Reservations(RuleBasedStateMachine):
         for each in found:
             self.ends[each.reservation_id] = max(each.ends_at, self.ends.get(each.reservation_id, 0))
         return found
-
-    @property
-    def asked(self) -> dict[tuple[str, int], tuple[set[str | None], set[str | None]]]:
-        asked = self.__dict__.setdefault("_asked", {})
-        return cast("dict[tuple[str, int], tuple[set[str | None], set[str | None]]]", asked)
-
-    @property
-    def ends(self) -> dict[str, int]:
-        return cast("dict[str, int]", self.__dict__.setdefault("_ends", {}))
 
     def _nth(self, which: int) -> Reservation | None:
         known = sorted(self.memory.reservations.values(), key=lambda each: each.reservation_id)

@@ -391,7 +391,7 @@ def test_a_return_that_fails_is_made_up_for_by_the_job() -> None:
     assert world.memory.reservations == {}
 
 
-def test_what_has_ended_is_neither_changed_nor_cancelled() -> None:
+def test_what_has_ended_is_not_changed_and_not_cancelled() -> None:
     world = a_world()
     first = booked(world)
     world.clock.advance(2000 + HOUR)
