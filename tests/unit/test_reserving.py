@@ -18,7 +18,7 @@ from broker_common.core.errors import (
 from broker_common.core.facts import FactKind, PoolFact, PoolFactKind
 from broker_common.core.reservation import ReservationStage
 from broker_common.core.sandbox import Status
-from broker_common.core.store import CandidateGone
+from broker_common.core.store import ReservationShut
 from broker_common.core.waiting import Waiting
 from tests.fakes import BY, START, StoreWrapper, make_account, make_reservation
 from tests.world import World, flaky_world
@@ -375,13 +375,26 @@ def test_a_process_that_does_not_know_of_the_cancellation_draws_nothing(world: W
     assert world.counters() == (1, 0)
 
 
+def test_what_could_not_be_drawn_yet_is_drawn_once_the_reservation_is_open_again(world: World) -> None:
+    world.pool(2)
+    world.reserve(make_reservation(), set_aside=2)
+    world.reservations.current()
+    opens_later = replace(world.memory.reservations["res-1"], starts_at=START + 720)
+    world.memory.reservations["res-1"] = opens_later  # by another process: this one does not know it yet
+    with pytest.raises(NoSandboxesAvailable):
+        world.allocate("track-1", track_name="lab-1")
+    assert world.memory.calls["allocate"] == 1
+    world.clock.advance(120)
+    assert world.allocate("track-1", track_name="lab-1").claim.lease.reservation_id == "res-1"
+
+
 class DrawsUnchecked(StoreWrapper):
     """A planted bug: what is set aside is taken without a look at the reservation."""
 
     def allocate(self, candidate: Any, claim: Any, **options: Any) -> AllocateAnswer:
         answer = self.inner.allocate(candidate, claim, **options)
         below: Any = self.inner
-        if isinstance(answer, CandidateGone) and candidate.reservation_id is not None:
+        if isinstance(answer, ReservationShut):
             stored = below.reservations[candidate.reservation_id]
             below.reservations[candidate.reservation_id] = replace(stored, stage=ReservationStage.BOOKED)
             answer = self.inner.allocate(candidate, claim, **{**options, "token": "again"})

@@ -5,14 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from broker_common.core.allocation import AllocateRequest, Allocation
+from broker_common.core.deadline import time_left
 from broker_common.core.errors import (
     BrokerError,
     ClockWrong,
+    DeadlineExceeded,
     NoSandboxesAvailable,
     OutcomeUnknown,
     Paused,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from broker_common.core.sandbox import Candidate, Claim
     from broker_common.core.store import AllocateAnswer, SandboxStore
+
+Answer = TypeVar("Answer")
 
 GRACE = Policy().line_grace_sec
 HOUR = 3600
@@ -432,7 +436,7 @@ def test_a_place_says_when_its_turn_is_expected_as_far_as_the_count_supports_it(
         world.allocate("new")
     assert refused.value.details == {
         "available": 0,
-        "reserved": None,
+        "reserved": 0,
         "waiting": 6,
         "pending_deletion": 3,
         "next_due_at": START + 60,
@@ -481,6 +485,28 @@ class Client:
 def hold(world: World, track: str = "a", *, seconds: float = 30, client: Client | None = None) -> Allocation | Waiting:
     request = AllocateRequest(track_id=track, idempotency_key=track, wait_sec=seconds)
     return world.allocator.allocate(request, by=BY, may_hold=client or Client())
+
+
+class HurriedStore(StoreWrapper):
+    """Refuses a call for which less than a second is left, as the store on DynamoDB does."""
+
+    def __init__(self, inner: SandboxStore, clock: FakeClock) -> None:
+        super().__init__(inner)
+        self._clock = clock
+
+    def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
+        if time_left(self._clock) < 1:
+            raise DeadlineExceeded("the deadline is too near for another call")
+        return call()
+
+
+def test_a_request_is_held_by_a_store_that_refuses_calls_near_a_deadline() -> None:
+    clock = FakeClock()
+    world = World(clock=clock, wrap=lambda memory: HurriedStore(memory, clock))
+    waiting(hold(world, seconds=8))
+    assert clock.monotonic() >= 8
+    client = Client(at={20: lambda: free_one(world)})
+    assert got(hold(world, client=client)) == "sbx-0"
 
 
 def test_a_held_request_gets_the_sandbox_that_is_freed_meanwhile(world: World) -> None:
