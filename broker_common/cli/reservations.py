@@ -11,7 +11,7 @@ import click
 
 from broker_common.cli.api import operators_api
 from broker_common.cli.output import is_terminal, json_option, print_fields, print_json, print_rows, show_time
-from broker_common.cli.times import Moment, parse_length, parse_moment
+from broker_common.cli.times import Moment, parse_length, parse_moment, say_how_taken
 from broker_common.core.reservation import ReservationState
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def capacity(at: Moment, length: int, prefix: str | None, *, as_json: bool) -> N
 
     Example: broker capacity --at "2026-12-01 00:00 Europe/Berlin" --for 1d
     """
-    _say_how_taken(at)
+    say_how_taken(at)
     points = operators_api().get("/capacity", **{"from": at.at, "to": at.at + length}, prefix=prefix)["points"]
     if as_json:
         print_json(points)
@@ -255,7 +255,7 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     if length is not None and until is not None:
         raise click.UsageError("give --for or --until, not both.")
     for moment in (at, until):
-        _say_how_taken(moment)
+        say_how_taken(moment)
     ends_at = until.at if until else at.at + length if at and length is not None else None
     labs = given["labs"] or None
     fields = {
@@ -271,11 +271,6 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None} | {
         name: None if value == "" else value for name, value in can_be_null.items() if value is not None
     }
-
-
-def _say_how_taken(moment: Moment | None) -> None:
-    if moment is not None and moment.taken_as is not None:
-        click.echo(f"taken as {moment.taken_as}", err=True)
 
 
 def _show(found: dict[str, Any], done: str, *, as_json: bool) -> None:

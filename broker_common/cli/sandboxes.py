@@ -18,7 +18,7 @@ from broker_common.cli.output import (
     show_fact,
     show_time,
 )
-from broker_common.cli.times import parse_length, parse_time
+from broker_common.cli.times import Moment, parse_length, parse_moment, say_how_taken
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.core.sandbox import Status
 from broker_common.core.search import SortField
@@ -154,8 +154,8 @@ def release(sandbox_id: str, lease_id: str | None, *, yes: bool) -> None:
 @click.argument("sandbox_id")
 @click.option(
     "--until",
-    callback=lambda _ctx, _name, value: None if value is None else parse_time(value),
-    help="The new end, such as 2026-12-01T18:00Z, or in Unix seconds.",
+    callback=lambda _ctx, _name, value: None if value is None else parse_moment(value),
+    help="The new end, such as '2026-12-01 18:00 Europe/Berlin', or in Unix seconds.",
 )
 @click.option(
     "--for",
@@ -164,7 +164,7 @@ def release(sandbox_id: str, lease_id: str | None, *, yes: bool) -> None:
     help="The new end, as a length of time from now: 90m, 2h, 3d.",
 )
 @click.option("--lease", "lease_id", help="The lease to extend. If left out, it is the current one.")
-def extend(sandbox_id: str, until: int | None, seconds: int | None, lease_id: str | None) -> None:
+def extend(sandbox_id: str, until: Moment | None, seconds: int | None, lease_id: str | None) -> None:
     """Have the lease of a sandbox last longer, for its track.
 
     A lease is never shortened: if it lasts as long already, nothing changes. An operator may extend it to 30 days after
@@ -176,7 +176,8 @@ def extend(sandbox_id: str, until: int | None, seconds: int | None, lease_id: st
     """
     if (until is None) == (seconds is None):
         raise click.UsageError("give the new end by --until or by --for.")
-    expires_at = until if until is not None else int(time.time()) + (seconds or 0)
+    say_how_taken(until)
+    expires_at = until.at if until is not None else int(time.time()) + (seconds or 0)
     body = {"expires_at": expires_at} | ({} if lease_id is None else {"lease_id": lease_id})
     done = operators_api().post(f"{sandbox_path(sandbox_id)}/extend", body)
     unchanged = "" if done["expires_at"] == expires_at else ", as before"

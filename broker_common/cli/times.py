@@ -27,19 +27,6 @@ def parse_length(text: str) -> int:
     return sum(int(count) * seconds for count, seconds in zip(found.groups(0), _UNITS.values(), strict=True))
 
 
-def parse_time(text: str) -> int:
-    """Return the Unix seconds of a time in ISO 8601 that says its distance from UTC, or of Unix seconds."""
-    if re.fullmatch(r"\d{9,12}", text):
-        return int(text)
-    try:
-        found = datetime.fromisoformat(text)
-        if found.tzinfo is not None:
-            return int(found.timestamp())
-    except (ValueError, OverflowError):
-        pass
-    raise click.BadParameter("must be a time such as 2026-12-01T18:00Z or 2026-12-01T18:00+01:00, or Unix seconds")
-
-
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A time in Unix seconds. `taken_as` says how it was understood, if its text left that open."""
@@ -69,6 +56,12 @@ def parse_moment(text: str) -> Moment:
         return _only_moment(shown, name)
     except (ValueError, OverflowError, OSError) as error:
         raise click.BadParameter(f"there is no such time. Give one such as {_EXAMPLES}") from error
+
+
+def say_how_taken(moment: Moment | None) -> None:
+    """Print on stderr how a moment was understood, if its text left that open."""
+    if moment is not None and moment.taken_as is not None:
+        click.echo(f"taken as {moment.taken_as}", err=True)
 
 
 def _only_moment(shown: datetime, name: str | None) -> Moment:

@@ -29,6 +29,7 @@ from broker_common.core.ids import new_id
 from broker_common.core.lease import candidate_of, claim_on
 from broker_common.core.leases import expire
 from broker_common.core.line import Wish
+from broker_common.core.reservation import ReservationState
 from broker_common.core.sandbox import Candidate, Claim, Lease
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended, PlaceHeld, ReservationShut
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
@@ -161,7 +162,7 @@ class Allocator:
             outcome = _outcome_of(result)
             error = None
         except BrokerError as failed:
-            if isinstance(failed, NoSandboxesAvailable):
+            if isinstance(failed, (NoSandboxesAvailable, ReservationNotFound, ReservationNotOpen)):
                 outcome = AllocateOutcome.NO_SANDBOXES
             code, error = failed.code, failed.message
             raise
@@ -236,9 +237,12 @@ class Allocator:
         named = self._reservations.find(request.reservation_id)
         if named is None or not named.is_for_customer(request.customer):
             raise ReservationNotFound(f"there is no reservation {request.reservation_id!r}")
-        if not named.is_open_at(self._clock.now()):
+        state = named.state_at(self._clock.now())
+        if state is not ReservationState.OPEN:
+            is_over = state in {ReservationState.ENDED, ReservationState.CANCELLED}
             raise ReservationNotOpen(
-                f"reservation {request.reservation_id!r} is not open now", details={"opens_at": named.opens_at}
+                f"reservation {request.reservation_id!r} is {f'over: {state}' if is_over else 'not open yet'}",
+                details={"opens_at": named.opens_at},
             )
         return Wish(prefix=request.prefix, reservations=(named.reservation_id,))
 

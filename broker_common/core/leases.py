@@ -46,6 +46,7 @@ _NOT_EXTENDED = {
     NotSandboxOwner: ExtendOutcome.NOT_OWNER,
     SandboxNotFound: ExtendOutcome.NOT_FOUND,
     AllocationEnded: ExtendOutcome.ENDED,
+    LeaseMismatch: ExtendOutcome.ENDED,
     DurationLimit: ExtendOutcome.LIMIT,
 }
 

@@ -252,7 +252,7 @@ class WaitingLine:
             place=place,
             position=position,
             waiting=max(len(places), position),
-            retry_after=max(1, place.back_by - self.now()),
+            retry_after=max(1, min(place.back_by - self.now(), self._retry_after(place.place_id))),
             kept_until=self._kept_until(place),
             expected_by=self._expected_by(1 + self._live_ahead(place.place_id)),
             details=self.outlook(),

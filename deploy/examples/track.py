@@ -22,6 +22,12 @@ from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout  
 
 EX_USAGE, EX_UNAVAILABLE, EX_CANTCREAT, EX_TEMPFAIL, EX_NOPERM = 64, 69, 73, 75, 77
 _REQUIRED = ("BROKER_API_URL", "BROKER_TOKEN", "TRACK_ID")
+_WANTED = {
+    "NAME_PREFIX": "X-Sandbox-Name-Prefix",
+    "LAB_NAME": "X-Instruqt-Track-ID",
+    "RESERVATION_ID": "X-Reservation-ID",
+}
+"""What the environment may say about the wanted sandbox, and the header that says it to the broker."""
 _LATER = {429, 500, 502, 503, 504}
 _HELD_SEC = 30
 _TAKEN_BACK = {"NOT_SANDBOX_OWNER", "SANDBOX_NOT_FOUND", "LEASE_MISMATCH"}
@@ -41,11 +47,14 @@ class Broker:
         self._session.headers["X-Track-ID"] = track_id
         self._session.auth = self._authorize
 
-    def allocate(self, prefix: str | None) -> dict[str, Any]:
-        """Return the track's sandbox, and wait in line for it if there is patience. Exits if no sandbox can be had."""
+    def allocate(self, wanted: dict[str, str]) -> dict[str, Any]:
+        """Return the track's sandbox, and wait in line for it if there is patience. Exits if no sandbox can be had.
+
+        `wanted`: headers that say which sandbox the track wants.
+        """
         may_have_place = self._time_left() > 0
         try:
-            answer = self._call("POST", "/allocate", waits=may_have_place, headers={"X-Sandbox-Name-Prefix": prefix})
+            answer = self._call("POST", "/allocate", waits=may_have_place, headers=wanted)
             may_have_place = False
         finally:
             if may_have_place:  # so that no other track waits for this one
@@ -177,9 +186,10 @@ def main(words: list[str]) -> None:
     for name in _REQUIRED:
         expect(os.environ.get(name, ""), "[ -~]+", f"{name} is not set, or is not printable ASCII")
     url, token, track_id = (os.environ[name] for name in _REQUIRED)
-    prefix = os.environ.get("NAME_PREFIX", "")
+    wanted = {header: value for name, header in _WANTED.items() if (value := os.environ.get(name, ""))}
     patience = os.environ.get("PATIENCE_SEC") or "120"
-    expect(prefix, "[ -~]*", "NAME_PREFIX is not printable ASCII")
+    for name, header in _WANTED.items():
+        expect(wanted.get(header, ""), "[ -~]*", f"{name} is not printable ASCII")
     expect(url, "https?://.+", "BROKER_API_URL is not the URL of an API, such as https://broker.example.com/v1")
     expect(patience, "[0-9]+", "PATIENCE_SEC is not a number of seconds")
     state = Path(os.environ.get("STATE_FILE") or "sandbox.json")
@@ -194,7 +204,7 @@ def main(words: list[str]) -> None:
             except OSError as error:
                 say(f"{state} cannot be written: {error}")
                 sys.exit(EX_CANTCREAT)
-            held = broker.allocate(prefix or None)
+            held = broker.allocate(wanted)
             state.write_text(json.dumps(held))
             sys.stdout.write(json.dumps(held) + "\n")
         case ["extend", seconds] if re.fullmatch("[0-9]{1,9}", seconds):

@@ -6,6 +6,8 @@
 #   BROKER_TOKEN    the track's token
 #   TRACK_ID        the holder of the sandbox: one id for one student's lab
 #   NAME_PREFIX     only sandboxes whose name starts with this (optional)
+#   LAB_NAME        the lab's name: a class that is booked for it draws from its reservation (optional)
+#   RESERVATION_ID  the reservation to draw from (optional)
 #   STATE_FILE      setup writes its answer there for the lab (sandbox.json); cleanup does not read it, but removes it
 #   PATIENCE_SEC    how long to wait in line and to try again (120); 0: setup does not wait for a free sandbox
 #
@@ -16,9 +18,9 @@ export LC_ALL=C # here only ASCII is printable
 
 say() { printf 'track.sh: %s\n' "$*" >&2; }
 
-for name in BROKER_API_URL BROKER_TOKEN TRACK_ID NAME_PREFIX; do
+for name in BROKER_API_URL BROKER_TOKEN TRACK_ID NAME_PREFIX LAB_NAME RESERVATION_ID; do
     value=${!name:-}
-    if [[ -z $value && $name != NAME_PREFIX || $value == *[![:print:]]* ]]; then
+    if [[ -z $value && $name =~ ^(BROKER_|TRACK_ID) || $value == *[![:print:]]* ]]; then
         say "$name is not set, or is not printable ASCII"
         exit 64
     fi
@@ -67,6 +69,8 @@ header() { # name value
 header Authorization "Bearer $BROKER_TOKEN"
 header X-Track-ID "$TRACK_ID"
 if [[ -n ${NAME_PREFIX:-} ]]; then header X-Sandbox-Name-Prefix "$NAME_PREFIX"; fi
+if [[ -n ${LAB_NAME:-} ]]; then header X-Instruqt-Track-ID "$LAB_NAME"; fi
+if [[ -n ${RESERVATION_ID:-} ]]; then header X-Reservation-ID "$RESERVATION_ID"; fi
 
 field() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" "$2" 2>/dev/null || true; }
 

@@ -495,7 +495,7 @@ def test_a_lease_is_extended_for_a_time_from_now_and_one_that_lasts_longer_is_sa
     "words",
     [
         *((), ("--until", "2026-12-01T18:00Z", "--for", "2h"), ("--for", "2"), ("--for", "2 hours")),
-        *(("--until", each) for each in ("tomorrow", "2026-12-01T18:00", "2026-12-01", "18:00Z", "20261201")),
+        *(("--until", each) for each in ("tomorrow", "2026-12-01", "18:00Z", "20261201")),
     ],
 )
 def test_an_extension_without_one_clear_end_is_not_sent(words: tuple[str, ...]) -> None:
