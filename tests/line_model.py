@@ -34,7 +34,8 @@ def find_due(places: Iterable[Place], free: Collection[Candidate], now: int) -> 
     """Return to whom each free sandbox is due, by sandbox id.
 
     In the order of the line each place whose track is not late is assigned a free sandbox that it could have: the one
-    that the fewest waiting wishes fit.
+    that the fewest waiting wishes fit. Of those, first one that is set aside for a reservation, then the one that has
+    been free for the longest time, as its version tells, then the one with the first id.
     """
     waiting = [each for each in in_order(places) if not is_late(each, now)]
     wishes = {each.wish for each in waiting}
@@ -42,7 +43,10 @@ def find_due(places: Iterable[Place], free: Collection[Candidate], now: int) -> 
     for place in waiting:
         possible = [each for each in free if each.sandbox_id not in due and fits(place.wish, each)]
         if possible:
-            chosen = min(possible, key=lambda each: (sum(fits(wish, each) for wish in wishes), each.sandbox_id))
+            fewest = min(sum(fits(wish, each) for wish in wishes) for each in possible)
+            least_needed = [each for each in possible if sum(fits(wish, each) for wish in wishes) == fewest]
+            set_aside = [each for each in least_needed if each.reservation_id is not None]
+            chosen = min(set_aside or least_needed, key=lambda each: (each.version, each.sandbox_id))
             due[chosen.sandbox_id] = place
     return due
 

@@ -80,14 +80,14 @@ class KnownReservations:
         errors of `commit`.
         """
         full: set[str] = set()
-        while True:
-            reservation_id = self.place_for(name, without=full)
+        while (reservation_id := self.place_for(name, without=full)) is not None:
             change = make(reservation_id)
             try:
                 store.commit(change)
             except ReservationFull:
-                if reservation_id is None:
-                    raise
                 full.add(reservation_id)
             else:
                 return change
+        change = make(None)
+        store.commit(change)
+        return change

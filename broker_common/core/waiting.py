@@ -13,15 +13,10 @@ from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, assert_never
 
 from broker_common.core.deadline import Backoff, deadline_in, time_left
-from broker_common.core.errors import (
-    DeadlineExceeded,
-    NoSandboxesAvailable,
-    OutcomeUnknown,
-    StoreUnavailable,
-)
+from broker_common.core.errors import NoSandboxesAvailable, OutcomeUnknown, StoreUnavailable
 from broker_common.core.ids import new_id
 from broker_common.core.line import (
     FRONT_RETRY_SEC,
@@ -326,7 +321,8 @@ class WaitingLine:
                 customer=customer,
                 track_name=track_name,
             )
-            match self._insist(lambda joining=joining: self._store.join(joining)):  # type: ignore[misc] # bound in the loop
+            answer = self._insist(lambda joining=joining: self._store.join(joining))  # type: ignore[misc] # bound in the loop
+            match answer:
                 case Joined():
                     self._note(joining.place_id, joining)
                     return self.describe(joining)
@@ -337,6 +333,8 @@ class WaitingLine:
                     return self.describe(joining)
                 case PlaceHeld():  # a copy of this request was faster, or this process does not know of it yet
                     place = self._store.read_place(track_id, idempotency_key)
+                case _:
+                    assert_never(answer)
 
     def renew(self, place: Place) -> Waiting | None:
         """Keep a place, because its track is back. Return None if the place is gone.
@@ -466,8 +464,6 @@ class WaitingLine:
         while True:
             try:
                 return write()
-            except DeadlineExceeded:
-                raise
             except OutcomeUnknown as unknown:
                 backoff.pause(unknown)
 

@@ -20,6 +20,7 @@ from broker_common.core.candidate_cache import (
 )
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import StoreUnavailable
+from broker_common.core.lease import candidate_of
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Status
 from tests.fakes import FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
 
@@ -349,6 +350,23 @@ def test_what_another_request_has_used_up_meanwhile_is_not_shared() -> None:
     late.discard(first)
     bench.take_away(other.sandbox_id)
     assert late.next() is None
+
+
+def test_of_chosen_candidates_those_that_another_request_holds_come_last() -> None:
+    bench = Bench(3)
+    _, held = bench.first()
+    others = [candidate_of(each) for each in bench.memory.dump()[0].values() if each.sandbox_id != held.sandbox_id]
+    choice = bench.candidate_cache.choose([held, *others], "")
+    assert [choice.next() for _ in range(4)] == [*others, held, None]
+
+
+def test_of_chosen_candidates_those_that_are_used_up_are_not_tried() -> None:
+    bench = Bench(2)
+    search, used = bench.first()
+    search.mark_used(used)
+    (left,) = [candidate_of(each) for each in bench.memory.dump()[0].values() if each.sandbox_id != used.sandbox_id]
+    choice = bench.candidate_cache.choose([used, left], "")
+    assert [choice.next(), choice.next()] == [left, None]
 
 
 def test_a_prefix_walks_past_pages_without_a_match() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -304,7 +305,8 @@ def pools(draw: st.DrawFn) -> list[Candidate]:
     found = []
     for number in range(draw(st.integers(0, 8))):
         name = draw(st.sampled_from(["lab-{}", "gpu-a{}", "gpu-b{}"])).format(number)
-        found += free(name, reservation_id=draw(st.sampled_from([None, None, None, "class", "other"])))
+        (one,) = free(name, reservation_id=draw(st.sampled_from([None, None, None, "class", "other"])))
+        found.append(replace(one, version=draw(st.integers(1, 3))))
     return draw(st.permutations(found))
 
 

@@ -26,9 +26,9 @@ from broker_common.core.policy import Policy
 from broker_common.core.sandbox import Status
 from broker_common.core.store import RETURN_RANKS, PoolCount
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome, WaitEnded, WaitOutcome
-from broker_common.core.waiting import BUSY_AGE_SEC, WALK_SPACING_SEC, Waiting
+from broker_common.core.waiting import BUSY_AGE_SEC, TAKEN_KEPT, WALK_SPACING_SEC, ListedPlace, Waiting
 from tests.fakes import BY, START, FakeClock, Fault, FlakyStore, LaggingStore, MemoryStore, StoreWrapper, make_sandbox
-from tests.world import World, flaky_world
+from tests.world import WORK_SEC, World, flaky_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -341,6 +341,79 @@ def test_a_place_given_up_in_one_process_is_soon_gone_in_the_others(world: World
     assert got(other.wait("b")) == "sbx-0"
 
 
+def test_a_track_is_told_its_own_places_that_are_kept_in_their_order(world: World) -> None:
+    waiting(world.wait("a", "over"))
+    world.clock.advance(1 + GRACE + 1)
+    second = waiting(world.wait("b"))
+    third = waiting(world.wait("a", "later"))
+    world.clock.advance(1)
+    fourth = waiting(world.wait("a", "last"))
+    told = world.line.places_of("a")
+    assert [each.place for each in told] == [third.place, fourth.place]
+    assert [each.position for each in told] == [2, 3]
+    assert [each.place for each in world.line.places_of("b")] == [second.place]
+    assert world.line.places_of("nobody") == []
+
+
+def test_the_list_of_the_line_has_each_kept_place_with_its_position_also_those_of_other_processes(world: World) -> None:
+    waiting(world.wait("over"))
+    world.clock.advance(1 + GRACE + 1)
+    first = waiting(world.wait("a")).place
+    world.clock.advance(1)
+    second = waiting(another_process(world).wait("b")).place
+    assert world.line.list_all() == [
+        ListedPlace(place=first, position=1, kept_until=first.back_by + GRACE),
+        ListedPlace(place=second, position=2, kept_until=second.back_by + GRACE),
+    ]
+
+
+def test_who_gives_up_has_no_place_although_only_another_process_knew_of_it(world: World) -> None:
+    other = another_process(world)
+    world.line.places()
+    waiting(other.wait("a"))
+    world.line.give_up("a", "a")
+    assert line_of(world) == []
+    assert [each.outcome for each in world.recorder.of(WaitEnded)] == [WaitOutcome.GAVE_UP]
+
+
+def test_giving_up_what_is_not_there_is_no_error_and_ends_no_wait(world: World) -> None:
+    world.line.give_up("a", "a")
+    assert world.recorder.of(WaitEnded) == []
+
+
+def test_a_new_place_that_a_track_got_while_it_gave_its_old_one_up_is_given_up_too() -> None:
+    world, flaky = flaky_world()
+    first = waiting(world.wait("a")).place
+
+    def join_again() -> None:
+        world.memory.leave(first)
+        waiting(another_process(world).wait("a"))
+
+    flaky.just_before("leave", join_again)
+    world.line.give_up("a", "a")
+    assert line_of(world) == []
+
+
+def test_an_operator_removes_a_place_by_its_id(world: World) -> None:
+    first = waiting(world.wait("a")).place
+    waiting(world.wait("b"))
+    world.line.remove(first.place_id)
+    assert line_of(world) == ["b"]
+    world.line.remove(first.place_id)
+    assert line_of(world) == ["b"]
+    assert [each.outcome for each in world.recorder.of(WaitEnded)] == [WaitOutcome.GAVE_UP]
+
+
+def test_who_joins_again_has_a_new_place_if_the_known_one_was_removed_meanwhile(world: World) -> None:
+    first = waiting(world.wait("a")).place
+    world.wait("b")
+    world.memory.leave(first)
+    again = world.line.join("a", "a", Wish(), customer=None, track_name=None)
+    assert isinstance(again, Waiting)
+    assert again.place.place_id != first.place_id
+    assert line_of(world) == ["b", "a"]
+
+
 # -- limits and refusals
 
 
@@ -593,6 +666,37 @@ def test_a_held_request_is_answered_with_its_place_when_the_store_does_not_answe
     assert world.clock.monotonic() < 5
 
 
+def test_a_held_request_tells_when_its_track_must_be_back_also_if_the_line_cannot_be_read_any_more() -> None:
+    world, flaky = flaky_world()
+
+    def lose_the_line() -> None:
+        flaky.fail("read_line", *[Fault.REFUSED] * 50)
+        world.clock.advance(BUSY_AGE_SEC + 0.1)
+
+    answer = waiting(hold(world, client=Client(at={7: lose_the_line})))
+    assert (answer.position, answer.place) == (1, place_in(world, "a"))
+    assert answer.retry_after == max(1, answer.place.back_by - world.clock.now())
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_held_request_whose_place_was_removed_is_refused_and_joins_no_more(is_known: bool) -> None:
+    """Its track, or an operator, has taken it out of the line: in this process, or in another one."""
+    world, flaky = flaky_world()
+
+    def remove() -> None:
+        (world if is_known else another_process(world)).line.give_up("a", "a")
+
+    if is_known:
+        client = Client(at={4: remove})
+    else:
+        client = Client()
+        flaky.just_before("renew", remove)
+    with pytest.raises(NoSandboxesAvailable, match="given up or removed"):
+        hold(world, client=client)
+    assert world.clock.monotonic() < 3
+    assert line_of(world) == []
+
+
 def test_time_for_which_a_request_is_held_does_not_count_as_work(world: World) -> None:
     hold(world, seconds=12)
     (ended,) = world.recorder.of(AllocateEnded)
@@ -707,6 +811,34 @@ def test_a_turn_is_looked_at_again_when_a_try_took_long() -> None:
     world.store.meanwhile = meanwhile
     with pytest.raises(NoSandboxesAvailable):
         world.allocate("new")
+
+
+def test_a_request_looks_for_any_sandbox_again_when_the_line_is_empty_after_a_try_that_went_wrong() -> None:
+    world = World(wrap=SlowRival)
+    world.pool(2)
+    (ahead,) = fill(world, 1)
+
+    def meanwhile() -> None:
+        world.memory.leave(ahead)
+        world.clock.advance(BUSY_AGE_SEC + 0.1)
+
+    assert isinstance(world.store, SlowRival)
+    world.store.meanwhile = meanwhile
+    answer = world.allocate("new")
+    assert world.record(answer.claim.sandbox_id).status is Status.ALLOCATED
+    assert world.recorder.of(AllocateEnded)[0].conflicts == 1
+
+
+def test_what_is_known_to_be_taken_is_due_to_nobody_and_is_forgotten_after_thousands_more(world: World) -> None:
+    place = waiting(world.wait("a")).place
+    free_one(world)
+    world.clock.advance(2)
+    (candidate,) = world.line.turns(arrived_at=world.clock.monotonic()).open_to(place.wish, place.place_id)
+    world.line.mark_taken(candidate)
+    assert not world.line.turns(arrived_at=world.clock.monotonic()).is_next(place.place_id)
+    for number in range(TAKEN_KEPT):
+        world.line.mark_taken(replace(candidate, sandbox_id=f"another-{number}"))
+    assert world.line.turns(arrived_at=world.clock.monotonic()).is_next(place.place_id)
 
 
 def test_a_place_that_was_just_served_elsewhere_does_not_move_the_sandbox_of_the_next_one_to_the_one_behind(
@@ -1063,6 +1195,23 @@ def test_a_track_is_never_told_to_wait_while_an_allocate_with_a_lost_answer_gave
     assert isinstance(answer, Allocation)
     assert answer.replayed
     assert line_of(world) == []
+
+
+def test_a_store_that_sees_the_deadline_first_is_not_asked_to_join_again() -> None:
+    world, flaky = flaky_world()
+    flaky.fail("join", DeadlineExceeded("the deadline is too near for another call"))
+    with pytest.raises(DeadlineExceeded):
+        world.wait("a")
+    assert flaky.calls["join"] == 1
+
+
+def test_a_look_at_the_free_sandboxes_ends_at_the_deadline() -> None:
+    world, flaky = flaky_world()
+    fill(world, 1, back=60)
+    flaky.before_call = lambda method: world.clock.advance(1) if method == "read_candidates" else None
+    with pytest.raises(StoreUnavailable, match="too long"):
+        world.wait("a")
+    assert world.clock.monotonic() == flaky.calls["read_candidates"] == WORK_SEC
 
 
 @pytest.mark.parametrize("seed", range(30))
