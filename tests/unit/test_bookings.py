@@ -491,7 +491,7 @@ def test_one_that_cannot_be_read_does_not_keep_the_others_from_being_returned() 
         assert world.counters() == (1, 0)
 
 
-def test_what_has_ended_is_neither_changed_nor_cancelled() -> None:
+def test_what_has_ended_cannot_be_changed_or_cancelled() -> None:
     world = a_world()
     first = booked(world)
     world.clock.advance(2000 + HOUR)

@@ -39,7 +39,7 @@ def test_one_that_was_ended_or_cancelled_stays_so(now: int) -> None:
 
 
 @pytest.mark.parametrize(("set_aside", "drawn", "short_by"), [(0, 0, 3), (1, 1, 1), (0, 3, 0), (3, 0, 0)])
-def test_it_is_short_by_what_is_neither_set_aside_nor_drawn(set_aside: int, drawn: int, short_by: int) -> None:
+def test_it_is_short_by_what_is_not_set_aside_and_not_drawn(set_aside: int, drawn: int, short_by: int) -> None:
     reservation = planned(set_aside=set_aside, drawn=drawn)
     assert (reservation.lacking, reservation.short_by) == (short_by, short_by)
     assert replace(reservation, stage=ReservationStage.CANCELLED).short_by == 0
