@@ -489,7 +489,7 @@ class MemoryStore:
             return
         reservation = self.reservations.get(wanted)
         at = change.result.updated_at
-        if reservation is None or not reservation.is_filled_at(at) or reservation.lacking <= 0:
+        if reservation is None or not reservation.needs_at(change.result.name, at) or reservation.lacking <= 0:
             raise ReservationFull("the reservation lacks no sandbox", current=change.before)
 
     def _follow_reservation(self, change: Change) -> None:
@@ -597,7 +597,11 @@ class MemoryStore:
             else:
                 if stored is None or not is_same(stored, before):
                     raise Conflict("the reservation was changed by another writer", current=None)
-                counted = replace(after, set_aside=stored.set_aside, drawn=stored.drawn, opened_at=stored.opened_at)
+                is_moved = after.starts_at != before.starts_at
+                if is_moved and stored.opened_at != before.opened_at:
+                    raise Conflict("the reservation has begun", current=None)
+                opened_at = after.opened_at if is_moved else stored.opened_at
+                counted = replace(after, set_aside=stored.set_aside, drawn=stored.drawn, opened_at=opened_at)
                 if counted.count < stored.count and counted.lacking < 0:
                     raise Conflict("more sandboxes are set aside", current=None)
                 self.reservations[after.reservation_id] = counted
@@ -608,6 +612,8 @@ class MemoryStore:
         with self._called("mark_opened"):
             stored = self.reservations.get(reservation.reservation_id)
             if stored is None or stored.opened_at is not None or stored.stage is not ReservationStage.BOOKED:
+                raise Conflict("the reservation has begun already", current=None)
+            if stored.version != reservation.version:
                 raise Conflict("the reservation has begun already", current=None)
             self.reservations[reservation.reservation_id] = replace(stored, opened_at=reservation.opened_at)
             self.facts.append(fact)

@@ -363,7 +363,9 @@ class DynamoCommits(DynamoBase):
         """
         if not _has_failed(results[0]):
             if any(map(_has_failed, results[2:])):
-                raise ReservationFull("the reservation lacks no sandbox, or is not being filled now", current=before)
+                raise ReservationFull(
+                    "the reservation lacks no sandbox of this name, or is not being filled now", current=before
+                )
             # A clock was behind when the record was added again. In the next second the fact has another name.
             raise StoreUnavailable("a fact of the same name exists already")
         item = results[0].get("Item")

@@ -144,25 +144,13 @@ class DynamoPoolState(DynamoOpenReservations):
             raise Conflict("another process has just written the counts", current=None) from failed
 
     def ping(self) -> TableState:
-        """Implement the port: DescribeTable, and a query of the pool's own records; its `Date` header is the time."""
+        """Implement the port: DescribeTable, and a query for each of two records; a `Date` header is the time."""
         description = self._describe()
-        request: Item = {
-            "TableName": self._table,
-            "ConsistentRead": True,
-            "KeyConditionExpression": "PK = :pool",
-            "ExpressionAttributeValues": {":pool": LAYOUT_KEY["PK"]},
-        }
-        answer = self._transport.read("query", **request)
-        found = {item["SK"]["S"]: item for item in answer["Items"]}
-        if "LastEvaluatedKey" in answer:
-            # Many reservations fill a page. What is not needed of them stays unread.
-            rest = request | {"KeyConditionExpression": "PK = :pool AND SK = :sync"}
-            rest["ExpressionAttributeValues"] = {**rest["ExpressionAttributeValues"], ":sync": SYNC_KEY["SK"]}
-            found |= {item["SK"]["S"]: item for item in self._transport.read("query", **rest)["Items"]}
-        layout = self._layout(found.get(LAYOUT_KEY["SK"]["S"]))
+        layout_item, _ = self._look_at(LAYOUT_KEY)
+        synced, time = self._look_at(SYNC_KEY)
+        layout = self._layout(layout_item)
         if problem := index_problem(description):
             raise LayoutMismatch(f"table {self._table!r} {problem}")
-        synced = found.get(SYNC_KEY["SK"]["S"])
         synced_at = synced_at_of(synced) if synced else None
         if synced_at is not None and layout.accepted_at is not None and synced_at <= layout.accepted_at:
             synced_at = None
@@ -172,8 +160,20 @@ class DynamoPoolState(DynamoOpenReservations):
             is_restored=None not in {table_id, layout.table_id} and table_id != layout.table_id,
             is_upgraded=(layout.upgrade_finished or 0) >= schema.UPGRADE,
             synced_at=synced_at,
-            time=time_of(answer),
+            time=time,
         )
+
+    def _look_at(self, key: Item) -> tuple[Item | None, int | None]:
+        """Return a record of the pool, and DynamoDB's time. A query, because operators may not use GetItem."""
+        answer = self._transport.read(
+            "query",
+            TableName=self._table,
+            ConsistentRead=True,
+            KeyConditionExpression="PK = :pool AND SK = :record",
+            ExpressionAttributeValues={":pool": key["PK"], ":record": key["SK"]},
+        )
+        items: list[Item] = answer["Items"]
+        return items[0] if items else None, time_of(answer)
 
     def has_sandboxes(self) -> bool:
         """Implement the port: a query of each place of the index, until one has a sandbox."""

@@ -23,7 +23,7 @@ from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core import schema
 from broker_common.core.errors import InvalidInput, UnreadableRecord
 from broker_common.core.ids import new_id
-from broker_common.core.reservation import Reservation, ReservationStage, is_same
+from broker_common.core.reservation import MAX_TEXT, Reservation, ReservationStage, is_same
 from broker_common.core.sandbox import ORDER_LIMIT
 from broker_common.core.store import Conflict, OpenReservations, ReservationPage
 
@@ -65,6 +65,8 @@ _FIELDS = fields_of(
     },
 )
 _VERSION = fields_of({"version": int}, {})
+_MOST_OF_IN = 100
+"""How many operands DynamoDB allows after `IN`."""
 _COUNTERS = {"set_aside", "drawn", "lacking"}
 
 
@@ -76,7 +78,7 @@ def draw(table: str, candidate: Candidate, *, at: int) -> list[Item]:
         _count(
             table,
             candidate.reservation_id,
-            "set_aside = set_aside - :one, drawn = drawn + :one",
+            {"set_aside": "-", "drawn": "+"},
             "stage = :booked AND set_aside > :zero AND opens_at <= :at AND ends_at > :at",
             {":booked": encode(ReservationStage.BOOKED), ":at": encode(at)},
         )
@@ -93,31 +95,42 @@ def counters(table: str, change: Change) -> list[Item]:
         raise ValueError(f"sandbox {change.sandbox_id}: it leaves one reservation before it is set aside for another")
     if after is not None:
         at = change.result.updated_at
+        fits, prefixes = _fits(change.result.name)
         return [
             _count(
                 table,
                 after,
-                "set_aside = set_aside + :one, lacking = lacking - :one",
-                "stage = :booked AND lacking > :zero AND fills_at <= :at AND held_until > :at",
-                {":booked": encode(ReservationStage.BOOKED), ":at": encode(at)},
+                {"set_aside": "+", "lacking": "-"},
+                f"stage = :booked AND lacking > :zero AND fills_at <= :at AND held_until > :at AND ({fits})",
+                {":booked": encode(ReservationStage.BOOKED), ":at": encode(at), **prefixes},
             )
         ]
     return [
         _count(
             table,
             str(before),
-            "set_aside = set_aside - :one, lacking = lacking + :one",
+            {"set_aside": "-", "lacking": "+"},
             "set_aside > :zero",
             {},
         )
     ]
 
 
-def _count(table: str, reservation_id: str, changes: str, condition: str, values: Item) -> Item:
+def _fits(name: str) -> tuple[str, Item]:
+    """Build the condition that a sandbox's name starts with the reservation's prefix, and its values."""
+    values = {f":p{length}": encode(name[:length]) for length in range(1, min(len(name), MAX_TEXT) + 1)}
+    names = list(values)
+    lists = [", ".join(names[first : first + _MOST_OF_IN]) for first in range(0, len(names), _MOST_OF_IN)]
+    return " OR ".join(["attribute_not_exists(prefix)", *map("prefix IN ({})".format, lists)]), values
+
+
+def _count(table: str, reservation_id: str, changes: Mapping[str, str], condition: str, values: Item) -> Item:
+    # Ministack computes the new values of a record that is gone before it looks at the condition.
+    counted = [f"{name} = if_not_exists({name}, :zero) {sign} :one" for name, sign in changes.items()]
     update = {
         "TableName": table,
         "Key": _key(reservation_id),
-        "UpdateExpression": f"SET {changes}",
+        "UpdateExpression": "SET " + ", ".join(counted),
         "ConditionExpression": condition,
         "ExpressionAttributeValues": {":one": encode(1), ":zero": encode(0), **values},
     }
@@ -182,8 +195,9 @@ class DynamoReservations(DynamoOpenReservations):
             "TableName": self._table,
             "Key": _key(reservation.reservation_id),
             "UpdateExpression": "SET opened_at = :at",
-            "ConditionExpression": "stage = :booked AND attribute_not_exists(opened_at)",
+            "ConditionExpression": "stage = :booked AND version = :version AND attribute_not_exists(opened_at)",
             "ExpressionAttributeValues": {
+                ":version": encode(reservation.version),
                 ":at": encode(reservation.opened_at or fact.at),
                 ":booked": encode(ReservationStage.BOOKED),
             },
@@ -250,6 +264,8 @@ class DynamoReservations(DynamoOpenReservations):
         if after.count != before.count:
             to_set.append("lacking = lacking + :more")
             values[":more"] = encode(after.count - before.count)
+        if after.starts_at != before.starts_at:
+            condition += " AND " + _is_still(before, "opened_at", values)
         if after.count < before.count:
             condition += " AND lacking >= :fewer"
             values[":fewer"] = encode(before.count - after.count)
@@ -290,6 +306,15 @@ class DynamoReservations(DynamoOpenReservations):
     def _put_reservation_fact(self, fact: PoolFact) -> Item:
         item = encode_pool_fact(fact, shards=self._shards, days=self._history_days)
         return {"Put": {"TableName": self._table, "Item": item}}
+
+
+def _is_still(before: Reservation, name: str, values: Item) -> str:
+    """Build the condition that a field is as it was read. Adds its value to `values`."""
+    value = _flatten(before)[name]
+    if value is None:
+        return f"attribute_not_exists({name})"
+    values[f":{name}_was"] = encode(value)
+    return f"{name} = :{name}_was"
 
 
 def _key(reservation_id: str) -> Item:

@@ -31,6 +31,7 @@ from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.ids import new_id
 from broker_common.core.reservation import (
     LEAD_SEC,
+    MAX_TEXT,
     OPENS_BEFORE_SEC,
     Reservation,
     ReservationStage,
@@ -57,7 +58,6 @@ MAX_RESERVATIONS = 1000
 MAX_COUNT = 100_000
 MAX_LEAD_SEC = 24 * 3600
 MAX_TRACK_NAMES = 20
-MAX_TEXT = 128
 MAX_NOTE = 1000
 POOL_AGE_SEC = 5.0
 """How old the known pool may be when nothing is booked by it."""
@@ -123,6 +123,7 @@ class Bookings:
         reservation_id = new_id(self._rng)
         if idempotency_key is not None:
             reservation_id = str(uuid.uuid5(_KEYS, json.dumps([by.principal, idempotency_key])))
+        backoff = self._backoff()
         while True:
             known = self._store.read_reservations()
             if idempotency_key is not None:
@@ -146,6 +147,7 @@ class Bookings:
             try:
                 self._store.write_reservation(None, reservation, version=known.version)
             except Conflict:
+                backoff.pause(_busy())
                 continue
             return Booked(reservation, replayed=False)
 
@@ -161,7 +163,8 @@ class Bookings:
     def change(self, reservation_id: str, changes: Mapping[str, object], *, version: int, by: Actor) -> Reservation:
         """Change the named fields of a reservation that was read at `version`.
 
-        What is set aside and no longer needed is returned first. Raises `ReservationNotFound`, `VersionMismatch`,
+        What is set aside and no longer needed is returned: what exceeds a smaller count before the change, the rest
+        after it. If that fails, the job `reserve` goes on with it. Raises `ReservationNotFound`, `VersionMismatch`,
         `CapacityNotAvailable`, `InvalidInput`, and `ReservationNotOpen` if it has ended or was cancelled; also
         `UpgradeUnfinished`, `UnsafeToAct` and `StoreUnavailable`.
         """
@@ -169,7 +172,7 @@ class Bookings:
         unknown = changes.keys() - {field.name for field in fields(Wanted)}
         if unknown:
             raise InvalidInput(f"{min(unknown)}: cannot be changed")
-        backoff = Backoff(self._clock, self._rng)
+        backoff = self._backoff()
         while True:
             known = self._store.read_reservations()
             current = self._current(known, reservation_id)
@@ -186,17 +189,20 @@ class Bookings:
             if _needs_more(current, changed):
                 self._check_capacity(changed, known)
             surplus = current.set_aside + current.drawn - changed.count
-            if changed.prefix != current.prefix:
-                surplus = current.set_aside
             if surplus > 0:
                 self._reserver.give_back(current, by=by, most=surplus)
                 if self._left(reservation_id) >= current.set_aside:
                     backoff.pause(StoreUnavailable("what is set aside cannot be returned now; try again"))
                 continue
+            if changed.starts_at > max(now, current.starts_at):
+                changed = replace(changed, opened_at=None)
             try:
                 self._store.write_reservation(current, changed, version=known.version)
             except Conflict:
+                backoff.pause(_busy())
                 continue
+            with suppress(StoreUnavailable):
+                self._reserver.return_unneeded(self.get(reservation_id), by=by)
             return self.get(reservation_id)
 
     def cancel(self, reservation_id: str, *, by: Actor) -> Reservation:
@@ -206,6 +212,7 @@ class Bookings:
         if it has ended; also `UnsafeToAct` and `StoreUnavailable`.
         """
         self._guard.check()
+        backoff = self._backoff()
         while True:
             known = self._store.read_reservations()
             current = self._find(known, reservation_id)
@@ -231,6 +238,7 @@ class Bookings:
             try:
                 self._store.write_reservation(current, cancelled, version=known.version, fact=fact)
             except Conflict:
+                backoff.pause(_busy())
                 continue
             current = cancelled
             break
@@ -278,6 +286,9 @@ class Bookings:
         booked = _booked(self._store.read_reservations().reservations)
         pool = self._sandboxes(max_age=POOL_AGE_SEC)
         return Capacity(pool, booked, self._policy).curve(prefix, since=since, until=until)
+
+    def _backoff(self) -> Backoff:
+        return Backoff(self._clock, self._rng, base=0.02, limit=1.0)
 
     def _check_allowed(self, refused: str) -> None:
         self._guard.check()
@@ -333,6 +344,10 @@ class Bookings:
     def _sandboxes(self, *, max_age: float) -> Sequence[Sandbox]:
         _, sandboxes = self._pool.get(not_before=self._clock.monotonic() - max_age)
         return sandboxes
+
+
+def _busy() -> StoreUnavailable:
+    return StoreUnavailable("others book and change reservations all the time; try again")
 
 
 def _fields_of(wanted: Wanted) -> dict[str, Any]:

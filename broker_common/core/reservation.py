@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 OPENS_BEFORE_SEC = 600
 """How long before its start tracks may draw from a reservation."""
+MAX_TEXT = 128
+"""How many characters its texts may have, its prefix among them."""
 LEAD_SEC = 900
 """How long before its start sandboxes are set aside, unless the reservation says otherwise."""
 
@@ -105,6 +107,10 @@ class Reservation:
     def is_filled_at(self, now: int) -> bool:
         """Tell whether sandboxes are set aside for it at a time, as long as it lacks some."""
         return self.stage is ReservationStage.BOOKED and self.fills_at <= now < self.held_until
+
+    def needs_at(self, name: str, now: int) -> bool:
+        """Tell whether a sandbox of this name stays set aside for it at a time."""
+        return self.is_filled_at(now) and name.startswith(self.prefix)
 
     def is_open_at(self, now: int) -> bool:
         """Tell whether tracks may draw from it at a time."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from broker_common.core.errors import BrokerError, UnsafeToAct
+from broker_common.core.deadline import Backoff
+from broker_common.core.errors import BrokerError, StoreUnavailable, UnsafeToAct
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.ids import new_id
 from broker_common.core.job_names import Job
@@ -94,11 +95,31 @@ class Reserver:
     def give_back(self, reservation: Reservation, *, by: Actor, most: int | None = None) -> int:
         """Make sandboxes available that are set aside for a reservation: all, or up to `most`. Return how many.
 
-        Raises `UnsafeToAct` and `StoreUnavailable`.
+        One that cannot be returned now is reported, and another is taken. Raises `UnsafeToAct` and `StoreUnavailable`.
         """
-        found = self._read_ring(reservation_id=reservation.reservation_id)[:most]
-        outcomes = for_each(partial(self._give_back_one, reservation.reservation_id, by), found, threads=self._threads)
-        return outcomes.count(True)
+        found = self._read_ring(reservation_id=reservation.reservation_id)
+        returned = 0
+        while found and (most is None or returned < most):
+            chosen, found = (found, []) if most is None else (found[: most - returned], found[most - returned :])
+            returned += self._return(reservation, chosen, by).count(True)
+        return returned
+
+    def return_unneeded(self, reservation: Reservation, *, by: Actor) -> int:
+        """Make available what a reservation does not need now: names that do not fit, or all unless it is being filled.
+
+        Return how many. Raises `UnsafeToAct` and `StoreUnavailable`.
+        """
+        return self._return_unneeded(reservation, by).count(True)
+
+    def _return_unneeded(self, reservation: Reservation, by: Actor) -> list[bool | None]:
+        now = self._now()
+        if not reservation.set_aside or (reservation.is_filled_at(now) and not reservation.prefix):
+            return []
+        found = self._read_ring(reservation_id=reservation.reservation_id)
+        return self._return(reservation, [each for each in found if not reservation.needs_at(each.name, now)], by)
+
+    def _return(self, reservation: Reservation, chosen: list[Candidate], by: Actor) -> list[bool | None]:
+        return for_each(partial(self._give_back_one, reservation.reservation_id, by), chosen, threads=self._threads)
 
     def _try(self, counts: Counter[str], step: Callable[[], None]) -> None:
         """Do a step of one reservation. If it fails, the others go on."""
@@ -113,14 +134,12 @@ class Reserver:
             counts["failed"] += 1
 
     def _end_or_return(self, counts: Counter[str], reservation: Reservation, by: Actor) -> None:
-        now = self._clock.now()
-        if reservation.stage is ReservationStage.BOOKED and now >= reservation.ends_at:
+        if reservation.stage is ReservationStage.BOOKED and self._now() >= reservation.ends_at:
             reservation = self._end(reservation, by)
             counts["ended"] += 1
-        if reservation.is_filled_at(now):
-            return
-        if reservation.set_aside:
-            counts["returned"] += self.give_back(reservation, by=by)
+        outcomes = self._return_unneeded(reservation, by)
+        counts["returned"] += outcomes.count(True)
+        counts["failed"] += outcomes.count(None)
         if reservation.stage is not ReservationStage.BOOKED:
             current = self._store.read_reservation(reservation.reservation_id)
             if current is not None and not current.set_aside:
@@ -128,6 +147,7 @@ class Reserver:
 
     def _end(self, reservation: Reservation, by: Actor) -> Reservation:
         """End a reservation whose time is over. Raises `Conflict` if somebody else has, or has changed it."""
+        backoff = Backoff(self._clock, self._rng)
         while True:
             known = self._store.read_reservations()
             current = _find(known, reservation.reservation_id)
@@ -137,18 +157,18 @@ class Reserver:
                 or current.version != reservation.version
             ):
                 raise Conflict("the reservation was changed by another writer", current=None)
-            now = self._clock.now()
-            ended = replace(current, stage=ReservationStage.ENDED, ended_at=now)
+            ended = replace(current, stage=ReservationStage.ENDED, ended_at=self._now())
             fact = self._fact(PoolFactKind.RESERVATION_ENDED, ended, by)
             try:
                 self._store.write_reservation(current, ended, version=known.version, fact=fact)
-            except Conflict:
-                continue  # perhaps another reservation was booked meanwhile; if not, the next look sees the end
+            except Conflict:  # perhaps another reservation was booked meanwhile; if not, the next look sees the end
+                backoff.pause(StoreUnavailable("other reservations are changed all the time"))
+                continue
             return ended
 
     def _begin(self, counts: Counter[str], reservation: Reservation, by: Actor) -> None:
         """Tell that a reservation begins, and whether it lacks sandboxes: once."""
-        now = self._clock.now()
+        now = self._now()
         is_due = reservation.starts_at <= now < reservation.ends_at
         if not is_due or reservation.opened_at is not None or reservation.stage is not ReservationStage.BOOKED:
             return
@@ -161,7 +181,7 @@ class Reserver:
         return PoolFact(
             kind=kind,
             fact_id=new_id(self._rng),
-            at=self._clock.now(),
+            at=self._now(),
             principal=by.principal,
             request_id=by.request_id,
             details={
@@ -178,7 +198,7 @@ class Reserver:
 
     def _fill(self, counts: Counter[str], reservations: Iterable[Reservation], by: Actor) -> None:
         """Set available sandboxes aside for the reservations that lack some."""
-        now = self._clock.now()
+        now = self._now()
         filled = sorted((each for each in reservations if each.is_filled_at(now)), key=served_first)
         lacking = [each for each in filled if each.lacking > 0]
         if not lacking:
@@ -210,26 +230,32 @@ class Reserver:
                     reservation_id=reservation.reservation_id,
                     order=self._order(),
                     by=by,
-                    now=self._clock.now(),
+                    now=self._now(),
                 )
             )
         except Conflict:
             return False
         except BrokerError as error:
-            self._recorder.record(ItemFailed(job=Job.RESERVE, sandbox_id=candidate.sandbox_id, error=error.message))
+            self._report(candidate, error)
             return None
         return True
 
-    def _give_back_one(self, reservation_id: str, by: Actor, candidate: Candidate) -> bool:
+    def _give_back_one(self, reservation_id: str, by: Actor, candidate: Candidate) -> bool | None:
         self._guard.check()
-        sandbox = self._store.get(candidate.sandbox_id)
-        if sandbox is None or sandbox.reservation_id != reservation_id:
-            return False
         try:
-            self._store.commit(give_up_reserved(sandbox, order=self._order(), by=by, now=self._clock.now()))
+            sandbox = self._store.get(candidate.sandbox_id)
+            if sandbox is None or sandbox.reservation_id != reservation_id:
+                return False
+            self._store.commit(give_up_reserved(sandbox, order=self._order(), by=by, now=self._now()))
         except Conflict:
             return False
+        except BrokerError as error:
+            self._report(candidate, error)
+            return None
         return True
+
+    def _report(self, candidate: Candidate, error: BrokerError) -> None:
+        self._recorder.record(ItemFailed(job=Job.RESERVE, sandbox_id=candidate.sandbox_id, error=error.message))
 
     def _read_ring(self, *, reservation_id: str | None = None) -> list[Candidate]:
         """Read all sandboxes that are available, or set aside for a reservation."""
@@ -240,6 +266,10 @@ class Reserver:
             found += page.candidates
             position, travelled = page.next, travelled + page.distance
         return found
+
+    def _now(self) -> int:
+        """Return the store's time: all processes begin and end a reservation by the same clock."""
+        return self._clock.now() - self._guard.clock_error()
 
     def _order(self) -> int:
         return self._rng.randrange(ORDER_LIMIT)

@@ -47,7 +47,7 @@ class Conflict(BrokerError):
 
 
 class ReservationFull(Conflict):
-    """A sandbox cannot be set aside for a reservation, which lacks none, or is not being filled now."""
+    """A sandbox cannot be set aside for a reservation, which lacks none of its name, or is not being filled now."""
 
 
 # -- commit
@@ -134,8 +134,9 @@ class Commits(Protocol):
         a lease. Takes one change of any kind, or up to `COMMIT_AT_ONCE` changes that add a record that is not reserved.
 
         A change that sets a sandbox aside for a reservation, or ends that, changes the reservation's counters, too. It
-        is set aside only while the reservation lacks one and is being filled, by the time of the fact. Otherwise raises
-        `ReservationFull`. A reservation whose record is gone does not prevent the end.
+        is set aside only if its name starts with the reservation's prefix, and while the reservation lacks one and is
+        being filled, by the time of the fact. Otherwise raises `ReservationFull`. A reservation whose record is gone
+        does not prevent the end.
 
         Raises `Conflict`. After a single change, it has the stored record.
         """
@@ -223,13 +224,14 @@ class ReservationRecords(Protocol):
         """Book a reservation (`before` is None), or change, cancel or end one, with its fact: all or nothing.
 
         Raises `Conflict` unless `version` is that of `OpenReservations`, the stored record is as `before` in all but
-        its counters, and `count` stays at least the sum of the counters.
+        its counters, and `count` stays at least the sum of the counters. A change of `starts_at` also needs the stored
+        `opened_at` to be as in `before`, and writes that of `after`.
         """
 
     def mark_opened(self, reservation: Reservation, fact: PoolFact) -> None:
         """Write the `opened_at` of a reservation, and the fact about its start.
 
-        Raises `Conflict` if it has one already, or is no longer booked.
+        Raises `Conflict` if it has one already, has another version, or is no longer booked.
         """
 
     def archive_reservation(self, reservation: Reservation) -> None:

@@ -14,7 +14,16 @@ from broker_common.core.lease import candidate_of
 from broker_common.core.pool import give_up_reserved, mark_stale, quarantine, set_aside, update_account
 from broker_common.core.reservation import Reservation, ReservationStage
 from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
-from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict, Position, ReservationFull, Watermark
+from broker_common.core.store import (
+    Allocated,
+    CandidateGone,
+    ClaimHeld,
+    Conflict,
+    Position,
+    ReservationFull,
+    ReservationShut,
+    Watermark,
+)
 from tests.fakes import (
     BY,
     START,
@@ -185,6 +194,20 @@ class ReservationContract:
         assert store.read_feed(since=0, cursor=None, limit=9).facts == (told,)
         assert stored(store).opened_at == START
 
+    def test_a_start_that_is_moved_is_told_again(self, store: SandboxStore) -> None:
+        first = book(store)
+        told = replace(ended_fact(), kind=PoolFactKind.RESERVATION_OPEN)
+        store.mark_opened(replace(first, opened_at=START), told)
+        moved = replace(first, starts_at=first.starts_at + 900, version=2)
+        with pytest.raises(Conflict):
+            store.write_reservation(first, moved, version=1)
+        store.write_reservation(replace(first, opened_at=START), moved, version=1)
+        assert stored(store).opened_at is None
+        with pytest.raises(Conflict):
+            store.mark_opened(replace(first, opened_at=START), replace(told, fact_id="fact-2"))
+        store.mark_opened(replace(moved, opened_at=START + 900), replace(told, fact_id="fact-3"))
+        assert stored(store).opened_at == START + 900
+
     def test_the_start_of_one_that_has_ended_is_not_told(self, store: SandboxStore) -> None:
         first = book(store)
         store.write_reservation(first, end_of(first), version=1)
@@ -282,6 +305,24 @@ class ReservationContract:
         with pytest.raises(ReservationFull):
             reserve(store, now=now)
         assert counters(store) == (0, 0)
+
+    @pytest.mark.parametrize("name", ["lab-1", "l" * 101, "l" * 128, "l" * 300], ids=len)
+    def test_a_name_that_starts_with_the_prefix_is_set_aside_and_no_other(self, store: SandboxStore, name: str) -> None:
+        for number, prefix in enumerate(["l", name[:100], name[:128]]):
+            book(store, f"res-{number}", count=1, prefix=prefix)
+            store.commit(aside(new(store, f"sbx-{number}", name=name), f"res-{number}"))
+        for number, prefix in enumerate(["x", name[1:128] + "x", name[:99] + "x"]):
+            book(store, f"not-{number}", count=1, prefix=prefix)
+            with pytest.raises(ReservationFull):
+                store.commit(aside(new(store, f"other-{number}", name=name), f"not-{number}"))
+
+    def test_nothing_is_set_aside_by_the_prefix_that_a_reservation_had(self, store: SandboxStore) -> None:
+        first = book(store, prefix="lab")
+        reserve(store, "sbx-1")
+        store.write_reservation(first, replace(first, prefix="other", version=2), version=1)
+        with pytest.raises(ReservationFull):
+            reserve(store, "sbx-2")
+        assert counters(store) == (1, 0)
 
     def test_nothing_is_set_aside_after_the_hold(self, store: SandboxStore) -> None:
         book(store, hold_sec=60)
@@ -382,16 +423,17 @@ class ReservationContract:
         book(store)
         sandbox = reserve(store)
         candidate, claim = candidate_of(sandbox), make_claim(sandbox)
+        token = f"same-{next(_tokens)}"  # the tables of other tests are on the same engine
         for _ in range(2):
             # Moto does not know tokens: there the second one finds its own claim.
-            assert store.allocate(candidate, claim, by=BY, token="same") in {Allocated(), ClaimHeld(claim)}
+            assert store.allocate(candidate, claim, by=BY, token=token) in {Allocated(), ClaimHeld(claim)}
         assert counters(store) == (0, 1)
 
     @pytest.mark.parametrize("at", [START - 1, START + 600 + 7200])
     def test_nothing_is_drawn_before_or_after_its_time(self, store: SandboxStore, at: int) -> None:
         book(store)
         sandbox = reserve(store)
-        assert draw(store, sandbox, at=at) == CandidateGone(None)
+        assert draw(store, sandbox, at=at) == ReservationShut()
         assert store.get("sbx-1") == sandbox
         assert store.get_claim("track-1", "track-1") is None
         assert counters(store) == (1, 0)
@@ -400,7 +442,7 @@ class ReservationContract:
         first = book(store)
         sandbox = reserve(store)
         store.write_reservation(first, end_of(first, stage=ReservationStage.CANCELLED), version=1)
-        assert draw(store, sandbox) == CandidateGone(None)
+        assert draw(store, sandbox) == ReservationShut()
         assert counters(store) == (1, 0)
 
     def test_a_reserved_sandbox_is_gone_to_who_takes_it_for_available(self, store: SandboxStore) -> None:

@@ -310,7 +310,7 @@ def test_no_sequence_of_operations_makes_a_used_sandbox_available(recycle: Recyc
     found = search(recycle, cool_down_sec=cool_down_sec)
     assert any(state.record.is_cooling for state in found.values() if state.record) == bool(cool_down_sec)
     statuses = {state.record.status for state in found.values() if state.record}
-    assert statuses == set(Status)
+    assert statuses == set(Status) - {Status.RESERVED}  # without reservations; `test_reservations` has them
     assert any(state.record is None for state in found.values())
     for state in found.values():
         held = [flat(state.record).lease_id] if state.record and state.record.status is Status.ALLOCATED else []

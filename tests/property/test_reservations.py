@@ -54,6 +54,7 @@ class Reservations(RuleBasedStateMachine):
         self.asked: dict[tuple[str, int], tuple[set[str | None], set[str | None]]] = {}
         """The labs and the reservations of a track's requests, by track and second."""
         self.ends: dict[str, int] = {}
+        self.opens: dict[str, int] = {}
         """The latest end that each reservation had."""
 
     @initialize()
@@ -90,15 +91,28 @@ class Reservations(RuleBasedStateMachine):
         which=st.integers(0, 9),
         count=st.integers(1, 5),
         later=st.sampled_from([0, 600, -600]),
+        start=st.sampled_from([0, 600, 4000]),
+        prefix=st.sampled_from((None, *PREFIXES)),
         meanwhile=meanwhiles,
         failing=faults,
     )
     def change(  # noqa: PLR0917 - hypothesis names them
-        self, index: int, which: int, count: int, later: int, meanwhile: Any, failing: Any
+        self,
+        index: int,
+        which: int,
+        count: int,
+        later: int,
+        start: int,
+        prefix: str | None,
+        meanwhile: Any,
+        failing: Any,
     ) -> None:
         known = self._nth(which)
         if known is not None:
-            changes = {"count": count, "ends_at": known.ends_at + later}
+            changes: dict[str, Any] = {"count": count, "ends_at": known.ends_at + later + start}
+            changes["starts_at"] = known.starts_at + start
+            if prefix is not None:
+                changes["prefix"] = prefix
             self._do(
                 index,
                 lambda world: world.bookings.change(known.reservation_id, changes, version=known.version, by=BY),
@@ -168,7 +182,7 @@ class Reservations(RuleBasedStateMachine):
                 labs, named = self.asked[str(fact.track_id), fact.at]
                 assert "lab-1" in labs or reservation.reservation_id in named
                 assert position < over.get(reservation.reservation_id, position + 1)
-                assert reservation.opens_at <= fact.at < max(reservation.ends_at, self.ends[reservation.reservation_id])
+                assert self.opens[reservation.reservation_id] <= fact.at < self.ends[reservation.reservation_id]
 
     @invariant()
     def bookings_do_not_exceed_what_may_be_reserved(self) -> None:
@@ -182,7 +196,13 @@ class Reservations(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         check_histories(self.memory.facts, self.memory.dump()[0])
-        # While workers run, none outlives its end by more than two runs of the job.
+        # While workers run, a run leaves nothing set aside that does not fit.
+        self.worlds[0].start()
+        self.worlds[0].reserver.run(by=BY)
+        reserved = [each for each in self.memory.dump()[0].values() if each.reservation_id is not None]
+        for each in reserved:
+            assert self.memory.reservations[each.reservation_id or ""].needs_at(each.name, self.clock.now())
+        # And none outlives its end by more than two runs of the job.
         self.clock.advance(30_000)
         self.worlds[0].start()
         for _ in range(2):
@@ -194,6 +214,7 @@ class Reservations(RuleBasedStateMachine):
         found = [*self.memory.reservations.values(), *self.memory.list_archived(limit=10**6, cursor=None).reservations]
         for each in found:
             self.ends[each.reservation_id] = max(each.ends_at, self.ends.get(each.reservation_id, 0))
+            self.opens[each.reservation_id] = min(each.opens_at, self.opens.get(each.reservation_id, each.opens_at))
         return found
 
     def _nth(self, which: int) -> Reservation | None:

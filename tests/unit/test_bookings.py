@@ -22,7 +22,7 @@ from broker_common.core.facts import PoolFact
 from broker_common.core.principals import Actor
 from broker_common.core.reservation import Reservation, ReservationStage, ReservationState
 from broker_common.core.sandbox import Status
-from broker_common.core.store import Conflict
+from broker_common.core.store import Conflict, Position
 from tests.fakes import BY, START, StoreWrapper, make_reservation, make_sandbox
 from tests.world import World, flaky_world
 
@@ -292,6 +292,12 @@ def change(world: World, reservation: Reservation, **changes: object) -> Reserva
     return world.bookings.change(reservation.reservation_id, changes, version=reservation.version, by=BY)
 
 
+def rename(world: World, *but: str) -> None:
+    """Give all sandboxes a name that starts with x, but these."""
+    sandboxes = world.memory.dump()[0].values()
+    world.memory.seed(*[replace(each, name="x-1") for each in sandboxes if each.sandbox_id not in but])
+
+
 def test_a_change_changes_the_named_fields_and_the_version() -> None:
     world = a_world()
     first = booked(world, note="a")
@@ -347,11 +353,96 @@ def test_a_smaller_count_returns_what_is_set_aside_too_much_at_once() -> None:
         world.bookings.change("res-1", {"count": 1}, version=2, by=BY)
 
 
-def test_another_prefix_returns_what_is_set_aside() -> None:
+def test_another_prefix_returns_what_no_longer_fits_at_once() -> None:
     world = a_world()
     reservation = world.reserve(make_reservation(count=2), set_aside=2)
-    change(world, reservation, prefix="lab-sbx")
+    rename(world, "sbx-1")
+    change(world, reservation, prefix="x")
+    assert world.counters() == (1, 0)
+    assert world.record("sbx-0").reservation_id == "res-1"
+    assert world.memory.count()[Status.AVAILABLE] == 9
+
+
+def test_a_later_time_returns_what_is_set_aside_at_once() -> None:
+    world = a_world()
+    reservation = world.reserve(make_reservation(count=2), set_aside=2)
+    change(world, reservation, starts_at=START + DAY, ends_at=START + DAY + HOUR)
     assert world.counters() == (0, 0)
+    assert world.memory.count()[Status.AVAILABLE] == 10
+
+
+@pytest.mark.parametrize(
+    "changes", [{"prefix": "x"}, {"starts_at": START + DAY, "ends_at": START + DAY + HOUR}], ids=["prefix", "time"]
+)
+def test_what_a_change_could_not_return_is_returned_by_the_next_run(changes: dict[str, Any]) -> None:
+    world, store = flaky_world()
+    world.pool(10)
+    reservation = world.reserve(make_reservation(count=2), set_aside=2)
+    rename(world, "sbx-0", "sbx-1")
+    store.fail("read_candidates", StoreUnavailable("away"))
+    change(world, reservation, **changes)
+    assert world.counters() == (2, 0)
+    world.start()
+    assert world.reserver.run(by=BY).returned == 2
+
+
+def test_one_that_cannot_be_read_does_not_keep_a_count_from_being_made_smaller() -> None:
+    world = a_world()
+    reservation = world.reserve(make_reservation(count=3), set_aside=3)
+    first = world.memory.read_candidates(Position(0), limit=1, prefix="", reservation_id="res-1").candidates[0]
+    world.memory.spoil(first.sandbox_id)
+    assert change(world, reservation, count=2).count == 2
+    assert world.counters() == (2, 0)
+
+
+def test_one_that_is_moved_to_later_after_its_start_is_told_again() -> None:
+    world = a_world()
+    reservation = world.reserve(make_reservation(count=1))
+    world.clock.advance(600)
+    assert world.reserver.run(by=BY).opened == 1
+    moved = change(world, reservation, starts_at=START + HOUR)
+    assert moved.opened_at is None
+    assert world.reserver.run(by=BY).opened == 0
+    world.clock.advance(HOUR)
+    assert world.reserver.run(by=BY).opened == 1
+
+
+def test_a_start_that_is_told_while_it_is_moved_is_told_again() -> None:
+    world, store = flaky_world()
+    world.pool(10)
+    reservation = world.reserve(make_reservation(count=1))
+    world.clock.advance(600)
+    store.just_before("write_reservation", lambda: World(memory=world.memory, clock=world.clock).reserver.run(by=BY))
+    assert change(world, reservation, starts_at=START + HOUR).opened_at is None
+
+
+def test_the_start_of_one_that_is_moved_meanwhile_is_not_told() -> None:
+    world, store = flaky_world()
+    world.pool(10)
+    reservation = world.reserve(make_reservation(count=1))
+    world.clock.advance(600)
+    rival = World(memory=world.memory, clock=world.clock)
+    store.just_before("mark_opened", lambda: change(rival, reservation, starts_at=START + HOUR))
+    assert world.reserver.run(by=BY).opened == 0
+    assert world.bookings.get("res-1").opened_at is None
+
+
+@pytest.mark.parametrize("call", ["book", "change", "cancel"])
+def test_a_race_that_is_lost_again_and_again_waits_between_tries_and_ends(call: str) -> None:
+    world, store = flaky_world()
+    world.pool(10)
+    first = booked(world)
+    calls: dict[str, Callable[[], object]] = {
+        "book": lambda: world.bookings.book(wanted(), by=BY),
+        "change": lambda: change(world, first, note="b"),
+        "cancel": lambda: world.bookings.cancel(first.reservation_id, by=BY),
+    }
+    before = world.clock.monotonic()
+    store.fail("write_reservation", *[Conflict("busy", current=None)] * 1000)
+    with pytest.raises(StoreUnavailable, match="try again"):
+        calls[call]()
+    assert store.calls["write_reservation"] <= 21
+    assert world.clock.monotonic() > before
 
 
 def test_what_cannot_be_returned_yet_is_an_error_and_changes_nothing() -> None:
@@ -391,7 +482,16 @@ def test_a_return_that_fails_is_made_up_for_by_the_job() -> None:
     assert world.memory.reservations == {}
 
 
-def test_what_has_ended_is_not_changed_and_not_cancelled() -> None:
+def test_one_that_cannot_be_read_does_not_keep_the_others_from_being_returned() -> None:
+    world = a_world()
+    world.reserve(make_reservation(count=3), set_aside=3)
+    world.memory.spoil("sbx-1")
+    for _ in range(2):
+        assert world.bookings.cancel("res-1", by=BY).stage is ReservationStage.CANCELLED
+        assert world.counters() == (1, 0)
+
+
+def test_what_has_ended_cannot_be_changed_or_cancelled() -> None:
     world = a_world()
     first = booked(world)
     world.clock.advance(2000 + HOUR)

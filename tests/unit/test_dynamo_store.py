@@ -370,6 +370,16 @@ def test_a_table_for_another_number_of_shards_is_refused(table: DynamoDBClient) 
         store.ping()
 
 
+def test_a_look_at_the_table_sees_the_last_sync_beside_a_thousand_reservations(table: DynamoDBClient) -> None:
+    for number in range(1000):
+        # A query answers with at most 1 MB.
+        item = {"PK": {"S": "POOL"}, "SK": {"S": f"RESERVATION#{number:04}"}, "note": {"S": "x" * 2000}}
+        table.put_item(TableName="pool", Item=item)
+    store = store_on(table)
+    store.write_watermark(Watermark(synced_at=START, accounts=1))
+    assert store.ping().synced_at == START
+
+
 SPOILED_LAYOUTS: list[dict[str, Any]] = [
     {"shards": {"S": "four"}},
     {"shards": {"S": "4"}},

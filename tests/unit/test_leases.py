@@ -569,7 +569,7 @@ def test_each_extension_is_recorded_with_its_outcome(plain: World) -> None:
         ExtendOutcome.LIMIT,
         ExtendOutcome.NOT_OWNER,
         ExtendOutcome.NOT_FOUND,
-        ExtendOutcome.ERROR,
+        ExtendOutcome.ENDED,
         ExtendOutcome.ENDED,
     ]
     assert {(event.track_id, event.lease_id) for event in events[:3]} == {("track-1", lease.lease_id)}

@@ -16,11 +16,12 @@ from broker_common.core.errors import (
     TableChanged,
 )
 from broker_common.core.facts import FactKind, PoolFact, PoolFactKind
+from broker_common.core.known_reservations import MAX_AGE_SEC as KNOWN_SEC
 from broker_common.core.reservation import ReservationStage
 from broker_common.core.sandbox import Status
-from broker_common.core.store import ReservationShut
+from broker_common.core.store import Conflict, ReservationShut
 from broker_common.core.waiting import Waiting
-from tests.fakes import BY, START, StoreWrapper, make_account, make_reservation
+from tests.fakes import BY, START, FakeClock, MemoryStore, StoreWrapper, make_account, make_reservation
 from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
@@ -167,6 +168,63 @@ def test_a_failure_of_one_reservation_leaves_the_others() -> None:
     assert run(world).opened == 1
 
 
+def test_a_run_returns_what_no_longer_has_the_prefix_while_the_reservation_is_filled(world: World) -> None:
+    world.pool(2)
+    world.reserve(make_reservation(count=2, prefix="lab-sbx"), set_aside=2)
+    world.sync([make_account("sbx-0", name="renamed"), make_account("sbx-1")])
+    assert world.counters() == (2, 0)
+    result = run(world)
+    assert (result.returned, result.set_aside) == (1, 0)
+    assert (world.record("sbx-0").status, world.counters()) == (Status.AVAILABLE, (1, 0))
+
+
+def test_a_run_counts_what_it_returned_although_one_cannot_be_read(world: World) -> None:
+    world.pool(3)
+    world.reserve(make_reservation(), set_aside=3)
+    world.memory.spoil("sbx-1")
+    world.clock.advance(ENDS - world.clock.now())
+    result = run(world)
+    assert (result.ended, result.returned, result.failed) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("ahead", [-50, 50])
+def test_a_reservation_begins_and_ends_by_the_store_s_time_where_the_clock_is_a_bit_off(ahead: int) -> None:
+    right = FakeClock()
+    memory = MemoryStore(right)
+    world = World(clock=FakeClock(START + ahead), memory=memory)
+    world.pool(3)
+    world.reserve(make_reservation())
+    right.advance(KNOWN_SEC)
+
+    def run_at(at: int) -> ReserveResult:
+        seconds = at - right.now()
+        for clock in (right, world.clock):
+            clock.advance(seconds)
+        return run(world)
+
+    assert run_at(START + 590).opened == 0
+    assert run_at(START + 605).opened == 1
+    assert run_at(ENDS - 10).ended == 0
+    assert counted(world) == {Status.RESERVED: 3}
+    assert run_at(ENDS + 5).ended == 1
+    assert counted(world) == {Status.AVAILABLE: 3}
+    ended = world.bookings.get("res-1").ended_at
+    assert ended is not None
+    assert abs(ended - right.now()) <= 1
+
+
+def test_an_end_that_loses_every_race_waits_between_tries_and_fails() -> None:
+    world, store = flaky_world()
+    world.reserve(make_reservation())
+    world.clock.advance(ENDS - world.clock.now())
+    before = world.clock.monotonic()
+    store.fail("write_reservation", *[Conflict("busy", current=None)] * 1000)
+    result = run(world)
+    assert (result.ended, result.failed) == (0, 1)
+    assert store.calls["write_reservation"] <= 20
+    assert world.clock.monotonic() > before
+
+
 def test_a_run_on_another_table_does_nothing(world: World) -> None:
     world.pool(3)
     world.reserve(make_reservation())
@@ -220,6 +278,16 @@ def test_a_wiped_sandbox_goes_to_the_next_reservation_if_the_first_was_filled_me
     world.memory.reservations["a"] = replace(world.memory.reservations["a"], set_aside=1)
     world.cleaner.delete_sandbox("sbx-9", by=BY)
     assert world.record("sbx-9").reservation_id == "b"
+
+
+def test_a_wiped_sandbox_is_available_if_its_reservation_has_another_prefix_meanwhile(world: World) -> None:
+    world.pending("sbx-9")
+    world.reserve(make_reservation(count=1, prefix="lab-sbx"))
+    assert world.reservations.place_for("lab-sbx-9") == "res-1"
+    world.memory.reservations["res-1"] = replace(world.memory.reservations["res-1"], prefix="other")
+    world.cleaner.delete_sandbox("sbx-9", by=BY)
+    assert world.record("sbx-9").status is Status.AVAILABLE
+    assert world.counters() == (0, 0)
 
 
 def test_an_outcome_is_stored_although_the_reservations_cannot_be_read() -> None:
