@@ -28,6 +28,8 @@ from broker_common.core.sandbox import ORDER_LIMIT
 from broker_common.core.store import Conflict, OpenReservations, ReservationPage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker_common.core.facts import Change, PoolFact
     from broker_common.core.sandbox import Candidate
 

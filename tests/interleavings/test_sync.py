@@ -24,7 +24,6 @@ from tests.scheduler.strategies import explore
 
 if TYPE_CHECKING:
     from broker_common.core.facts import Change
-    from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Account, Sandbox
     from tests.interleavings.conftest import Search
     from tests.scheduler.schedule import Schedule
@@ -365,8 +364,8 @@ def test_the_search_finds_an_allocate_that_does_not_check_the_version(monkeypatc
 
 
 def test_the_search_finds_a_restore_that_forgets_dirt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(sandbox: Sandbox, account: Account, *, order: int, by: Actor, now: int) -> Change:
-        return pool.restore(replace(sandbox, dirty=False), account, order=order, by=by, now=now)
+    def forgetful(sandbox: Sandbox, account: Account, **arguments: Any) -> Change:
+        return pool.restore(replace(sandbox, dirty=False), account, **arguments)
 
     monkeypatch.setattr(sync_module, "restore", forgetful)
     monkeypatch.setattr(sync_module, "is_thought_gone", lambda _: False)

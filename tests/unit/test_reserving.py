@@ -21,7 +21,7 @@ from broker_common.core.reservation import ReservationStage
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Conflict, ReservationShut
 from broker_common.core.waiting import Waiting
-from tests.fakes import BY, START, FakeClock, MemoryStore, StoreWrapper, make_account, make_reservation
+from tests.fakes import BY, START, FakeClock, MemoryStore, StoreWrapper, changed, make_account, make_reservation
 from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
@@ -154,6 +154,65 @@ def test_a_failure_of_one_sandbox_leaves_the_others_and_the_next_run_goes_on() -
     result = run(world)
     assert (result.set_aside, result.failed) == (2, 1)
     assert run(world).set_aside == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"status": Status.STALE, "stale_since": START}, {"name": "other"}, {"updated_at": START}]
+)
+@pytest.mark.parametrize("method", ["get", "update"])
+def test_a_sandbox_that_changes_during_a_run_is_left_to_the_next_run(method: str, changes: dict[str, Any]) -> None:
+    world, store = flaky_world()
+    world.pool(1)
+    world.reserve(make_reservation(count=1, prefix="lab-"))
+
+    def change_it() -> None:
+        record = world.record("sbx-0")
+        world.memory.seed(changed(record, version=record.version + 1, **changes))
+
+    store.just_before(method, change_it)
+    result = run(world)
+    assert (result.set_aside, result.failed) == (int(method == "get" and "updated_at" in changes), 0)
+
+
+def test_a_sandbox_that_is_drawn_during_a_run_is_not_returned() -> None:
+    world, store = flaky_world()
+    world.pool(1)
+    world.reserve(make_reservation(), set_aside=1)
+    world.clock.advance(ENDS - START)
+    drawn = changed(world.record("sbx-0"), status=Status.STALE, reservation_id=None, version=99, stale_since=START)
+    store.just_before("get", lambda: world.memory.seed(drawn))
+    assert run(world).returned == 0
+
+
+def test_a_reservation_that_is_changed_during_a_run_is_not_ended() -> None:
+    world, store = flaky_world()
+    world.reserve(make_reservation())
+    world.clock.advance(ENDS - START)
+    reads: list[str] = []
+
+    def prolong_it(method: str) -> None:
+        reads.extend([method] * (method == "read_reservations"))
+        if len(reads) == 2:
+            world.memory.reservations["res-1"] = make_reservation(ends_at=ENDS + 3600, version=2)
+
+    store.before_call = prolong_it
+    result = run(world)
+    assert (result.ended, result.failed) == (0, 0)
+
+
+def test_a_run_stops_when_the_table_is_replaced_meanwhile() -> None:
+    world, store = flaky_world()
+    world.pool(1)
+    world.reserve(make_reservation(), set_aside=1)
+    world.clock.advance(ENDS - START)
+
+    def replace_the_table() -> None:
+        world.memory.identity = "another"
+        world.clock.advance(10)
+
+    store.just_before("read_candidates", replace_the_table)
+    with pytest.raises(TableChanged):
+        run(world)
 
 
 def test_a_failure_of_one_reservation_leaves_the_others() -> None:
