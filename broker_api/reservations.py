@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from broker_common.core.reservation import Reservation
 
 
-_STORED = ReservationSchema().fields.keys() - {"state"}
+_STORED = ReservationSchema().fields.keys() - {"state", "short_by"}
 
 blueprint = Blueprint("reservations", __name__)
 blueprint.before_request(refuse_surplus)
@@ -160,4 +160,5 @@ def _in_core(body: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(reservation: Reservation) -> dict[str, Any]:
     fields = {name: getattr(reservation, name) for name in _STORED}
-    return fields | {"state": reservation.state_at(services().clock.now())}
+    now = services().clock.now()
+    return fields | {"state": reservation.state_at(now), "short_by": reservation.short_by_at(now)}

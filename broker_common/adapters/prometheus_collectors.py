@@ -89,7 +89,7 @@ class ReservationCollector(Collector):
         for state in ReservationState:
             by_state.add_metric([state.value], states[state])
         yield by_state
-        short_by = sum(each.short_by for each in known if each.is_open_at(now) and each.is_filled_at(now))
+        short_by = sum(each.short_by_at(now) for each in known if each.is_open_at(now))
         yield GaugeMetricFamily(
             "broker_reservation_short_by", "Sandboxes that the open reservations lack", value=short_by
         )

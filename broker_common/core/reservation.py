@@ -89,10 +89,10 @@ class Reservation:
         """How many more sandboxes it may have."""
         return self.count - self.set_aside - self.drawn
 
-    @property
-    def short_by(self) -> int:
-        """How many sandboxes it lacks; 0 once it has ended or was cancelled."""
-        return max(0, self.lacking) if self.stage is ReservationStage.BOOKED else 0
+    def short_by_at(self, now: int) -> int:
+        """Return how many sandboxes it lacks at a time; 0 once sandboxes are no longer set aside for it."""
+        is_over = self.stage is not ReservationStage.BOOKED or now >= self.held_until
+        return 0 if is_over else max(0, self.lacking)
 
     def state_at(self, now: int) -> ReservationState:
         """Return its state at a time."""

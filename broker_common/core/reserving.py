@@ -172,7 +172,7 @@ class Reserver:
         is_due = reservation.starts_at <= now < reservation.ends_at
         if not is_due or reservation.opened_at is not None or reservation.stage is not ReservationStage.BOOKED:
             return
-        kind = PoolFactKind.RESERVATION_SHORT if reservation.short_by else PoolFactKind.RESERVATION_OPEN
+        kind = PoolFactKind.RESERVATION_SHORT if reservation.short_by_at(now) else PoolFactKind.RESERVATION_OPEN
         self._store.mark_opened(replace(reservation, opened_at=now), self._fact(kind, reservation, by))
         counts["opened"] += 1
         counts["short"] += kind is PoolFactKind.RESERVATION_SHORT
@@ -190,7 +190,7 @@ class Reserver:
                 "count": reservation.count,
                 "set_aside": reservation.set_aside,
                 "drawn": reservation.drawn,
-                "short_by": reservation.short_by,
+                "short_by": max(0, reservation.lacking),
             },
         )
 

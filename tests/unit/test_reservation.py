@@ -41,8 +41,14 @@ def test_one_that_was_ended_or_cancelled_stays_so(now: int) -> None:
 @pytest.mark.parametrize(("set_aside", "drawn", "short_by"), [(0, 0, 3), (1, 1, 1), (0, 3, 0), (3, 0, 0)])
 def test_it_is_short_by_what_is_not_set_aside_and_not_drawn(set_aside: int, drawn: int, short_by: int) -> None:
     reservation = planned(set_aside=set_aside, drawn=drawn)
-    assert (reservation.lacking, reservation.short_by) == (short_by, short_by)
-    assert replace(reservation, stage=ReservationStage.CANCELLED).short_by == 0
+    assert (reservation.lacking, reservation.short_by_at(START)) == (short_by, short_by)
+    assert replace(reservation, stage=ReservationStage.CANCELLED).short_by_at(START) == 0
+
+
+def test_it_is_not_short_once_nothing_is_set_aside_for_it() -> None:
+    reservation = make_reservation(hold_sec=60)
+    held_until = reservation.starts_at + 60
+    assert [reservation.short_by_at(held_until - 1), reservation.short_by_at(held_until)] == [3, 0]
 
 
 @pytest.mark.parametrize(
