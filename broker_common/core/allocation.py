@@ -147,9 +147,8 @@ class Allocator:
 
         Raises `NoSandboxesAvailable`, `TableChanged`, `UnreadableRecord`, `Paused`, `UpgradeUnfinished`, `ClockWrong`,
         `ReservationNotFound` and `ReservationNotOpen` (the last five only if the (track, key) holds no sandbox), and
-        `StoreUnavailable` if the store
-        gives no certain answer before the deadline. After an error or a crash the caller may send the same request
-        again: it returns the sandbox that an earlier one got.
+        `StoreUnavailable` if the store gives no certain answer before the deadline. After an error or a crash the
+        caller may send the same request again: it returns the sandbox that an earlier one got.
         """
         started = self._clock.monotonic()
         progress = _Progress(started)
