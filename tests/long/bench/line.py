@@ -70,8 +70,12 @@ def ask(port: int, track: str, *, wait_sec: int = WAIT_SEC, lab: str | None = No
 
 
 def give_back(port: int, track: str, sandbox_id: str) -> None:
-    """Mark the sandbox of a track for deletion. Fails unless that succeeds."""
-    answer, _ = _send(port, f"/v1/sandboxes/{sandbox_id}/mark-for-deletion", track, {})
+    """Mark the sandbox of a track for deletion, again after a 503. Fails unless that succeeds."""
+    while True:
+        answer, pause = _send(port, f"/v1/sandboxes/{sandbox_id}/mark-for-deletion", track, {})
+        if answer.status != HTTPStatus.SERVICE_UNAVAILABLE:
+            break
+        time.sleep(pause)
     assert answer.status == HTTPStatus.OK, answer
 
 
