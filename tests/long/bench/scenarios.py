@@ -608,7 +608,7 @@ def measure_class(bench: Bench) -> None:
     rows = {
         "without": without.cells,
         "with": with_one.cells,
-        "with, to without": {what: f"{ratio:.2f}" for what, ratio in compared.items()},
+        "with, to without": {what: f"{ratio:.2g}" for what, ratio in compared.items()},
     }
     bench.findings.tables.append(
         f"a class of {students} comes within {crowd.arrive_sec} s, and waits for up to {crowd.limit_sec} s; "
