@@ -42,7 +42,7 @@ class Crowd:
 
     @property
     def watched_sec(self) -> float:
-        """For how long the others are counted from the class's first request on, whatever the class gets."""
+        """For how long the others are counted from the class's first request on, whether all of it is served or not."""
         return self.arrive_sec + self.limit_sec
 
 
@@ -61,7 +61,7 @@ class Outcome:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What the bench tells of it, in the units of `UNITS`."""
+        """The figures that the bench shows, in the units of `UNITS`."""
         return {
             "of the class served at once": 100 * self.at_once / len(self.seconds),
             "p50 to the 201": percentile(self.seconds, 50),
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def ratios(above: Outcome, below: Outcome) -> dict[str, float]:
-    """Return the ratios of two outcomes, but for what is 0 in the second."""
+    """Return the ratios of two outcomes, except of what is 0 in the second."""
     return {name: above.figures[name] / value for name, value in below.figures.items() if value}
 
 
