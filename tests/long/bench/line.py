@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from tests.long.bench.load import Answer, new_tracks, percentile
 from tests.long.bench.servers import ADMIN_TOKEN, TRACK_TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
 WAIT_SEC = 10
 """For how long each track asks to be held."""
@@ -34,17 +35,16 @@ def wait_in_line(port: int, waiting: int, served: int) -> list[Answer]:
         while not is_over.is_set():
             (track,) = new_tracks(1)
             while not is_over.is_set():
-                answer, pause = _ask(port, track)
+                answer, pause = ask(port, track)
                 if answer.status == HTTPStatus.CREATED:
                     answers.append(answer)
                     break
                 is_over.wait(pause)
 
-    before = threading.stack_size(_STACK_BYTES)
-    threads = [threading.Thread(target=wait) for _ in range(waiting)]
-    for each in threads:
-        each.start()
-    threading.stack_size(before)
+    with small_stacks():
+        threads = [threading.Thread(target=wait) for _ in range(waiting)]
+        for each in threads:
+            each.start()
     ended_well = wait_until(lambda: len(answers) >= served, _JOIN_SEC + 2 * served)
     is_over.set()
     for each in threads:
@@ -53,13 +53,39 @@ def wait_in_line(port: int, waiting: int, served: int) -> list[Answer]:
     return answers
 
 
-def _ask(port: int, track: str) -> tuple[Answer, float]:
+@contextmanager
+def small_stacks() -> Iterator[None]:
+    """Start threads with small stacks during the context: there are many of them."""
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+def ask(port: int, track: str, *, wait_sec: int = WAIT_SEC, lab: str | None = None) -> tuple[Answer, float]:
     """Allocate for a track that waits; return the answer, and after how many seconds to ask again."""
+    named = {"X-Instruqt-Track-ID": lab} if lab else {}
+    return _send(port, "/v1/allocate", track, {"Prefer": f"wait={wait_sec}", **named})
+
+
+def give_back(port: int, track: str, sandbox_id: str) -> None:
+    """Mark the sandbox of a track for deletion, again after a 503. Fails unless that succeeds."""
+    while True:
+        answer, pause = _send(port, f"/v1/sandboxes/{sandbox_id}/mark-for-deletion", track, {})
+        if answer.status != HTTPStatus.SERVICE_UNAVAILABLE:
+            break
+        time.sleep(pause)
+    assert answer.status == HTTPStatus.OK, answer
+
+
+def _send(port: int, path: str, track: str, headers: Mapping[str, str]) -> tuple[Answer, float]:
     connection = HTTPConnection(LOOPBACK, port, timeout=WAIT_SEC + 30)
-    headers = {"Authorization": f"Bearer {TRACK_TOKEN}", "X-Track-ID": track, "Prefer": f"wait={WAIT_SEC}"}
     began = time.monotonic()
     try:
-        connection.request("POST", "/v1/allocate", headers=headers)
+        connection.request(
+            "POST", path, headers={"Authorization": f"Bearer {TRACK_TOKEN}", "X-Track-ID": track, **headers}
+        )
         response = connection.getresponse()
         body = response.read()
     finally:
@@ -72,7 +98,7 @@ def free_some(port: int, waiting: int, sandboxes: int, free: Callable[[int], str
 
     `free` makes the sandbox of a number available, and returns its id.
     """
-    assert wait_until(lambda: _count_waiting(port) >= waiting, _JOIN_SEC), "not all tracks have joined the line"
+    assert wait_until(lambda: count_waiting(port) >= waiting, _JOIN_SEC), "not all tracks have joined the line"
     freed: dict[str, float] = {}
     for number in range(sandboxes):
         freed[free(number)] = time.monotonic()
@@ -80,7 +106,8 @@ def free_some(port: int, waiting: int, sandboxes: int, free: Callable[[int], str
     return freed
 
 
-def _count_waiting(port: int) -> int:
+def count_waiting(port: int) -> int:
+    """Return how many tracks wait in line."""
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     status, body = call("GET", f"http://{LOOPBACK}:{port}/v1/admin/waiting", headers=headers)
     assert status == HTTPStatus.OK, body

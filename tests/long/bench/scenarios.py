@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.telemetry import StoreOutcome
 from tests.bulk_load import load_records
-from tests.long.bench import cost, line, workers
+from tests.long.bench import cost, flood, line, workers
 from tests.long.bench.bare import Bare
 from tests.long.bench.load import Load, allocations, marks, new_tracks, percentile, request
 from tests.long.bench.parts import PARTS, costs_of
@@ -585,6 +585,37 @@ def measure_line(bench: Bench) -> None:
     bench.findings.tables.append(markdown("tracks in the line", rows))
 
 
+def measure_class(bench: Bench) -> None:
+    """Let a class come beside a flood of others, without and with a reservation, in a pool that is too small for both."""
+    students = bench.size(200)
+    crowd = flood.Crowd(
+        students=students,
+        others=2 * students,
+        pool=students * 3 // 2,
+        hold_sec=bench.at_least(10),
+        arrive_sec=bench.at_least(10),
+        limit_sec={Length.FULL: 60, Length.QUICK: 20, Length.SHORTEST: 6}[bench.length],
+    )
+    without, with_one = (
+        workers.serve_class(bench.servers, bench.generator, crowd, with_reservation=each) for each in (False, True)
+    )
+    compared = flood.ratios(with_one, without)
+    for name, found in (("without", without), ("with", with_one)):
+        for what, value in found.figures.items():
+            bench.findings.add(f"a class of {students}, {name} a reservation", what, value, flood.UNITS.get(what, ""))
+    for what, ratio in compared.items():
+        bench.findings.add(f"a class of {students}, with a reservation to without", what, ratio)
+    rows = {
+        "without": without.cells,
+        "with": with_one.cells,
+        "with, to without": {what: f"{ratio:.2g}" for what, ratio in compared.items()},
+    }
+    bench.findings.tables.append(
+        f"a class of {students} comes within {crowd.arrive_sec} s, and waits for up to {crowd.limit_sec} s; "
+        f"{crowd.others} others, {crowd.pool} sandboxes\n\n{markdown('a reservation', rows)}"
+    )
+
+
 SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "clients": measure_clients,
     "textbook": measure_textbook,
@@ -598,4 +629,5 @@ SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "sizing": measure_sizing,
     "scaling": measure_scaling,
     "line": measure_line,
+    "class": measure_class,
 }

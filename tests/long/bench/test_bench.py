@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from tests.fakes import BY, add_of, flat, make_claim
 from tests.http_server import Handler, serving
 from tests.long.bench.bare import Bare, transactions
 from tests.long.bench.cost import GAUGES, GAUGES_OF_NONE, LOOK, Meter, Units, months_table, price
+from tests.long.bench.flood import ratios, sum_up
 from tests.long.bench.line import delays
 from tests.long.bench.load import Answer, Generator, Load, allocations, drive, new_tracks, percentile
 from tests.long.bench.parts import PARTS, costs_of, draw_parts
@@ -71,6 +73,27 @@ def store_on(client: DynamoDBClient, name: str) -> DynamoStore:
 def test_a_freed_sandbox_is_late_by_the_time_until_its_tracks_answer_ended() -> None:
     answers = [Answer(0, 201, 5.0, 12.5, b'{"sandbox_id": "b"}'), Answer(0, 201, 5.0, 11.0, b'{"sandbox_id": "a"}')]
     assert delays({"a": 10.0, "b": 12.0, "not taken": 13.0}, answers) == [1.0, 0.5]
+
+
+def test_one_of_a_class_who_gets_nothing_in_time_counts_with_the_limit() -> None:
+    outcome = sum_up([(True, 0.5), (False, 2.0), (False, math.inf), (False, 60.2)], 7, limit_sec=60)
+    assert outcome.cells == {
+        "of the class served at once": "25 %",
+        "p50 to the 201": "31.00 s",
+        "p99 to the 201": "60.00 s",
+        "of the class not served in time": "2",
+        "others served meanwhile": "7",
+    }
+
+
+def test_a_figure_that_is_0_without_a_reservation_has_no_ratio() -> None:
+    without = sum_up([(False, 8.0), (False, 8.0)], 10, limit_sec=60)
+    with_one = sum_up([(True, 2.0), (True, 2.0)], 5, limit_sec=60)
+    assert ratios(with_one, without) == {
+        "p50 to the 201": 0.25,
+        "p99 to the 201": 0.25,
+        "others served meanwhile": 0.5,
+    }
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -18,6 +19,7 @@ from deploy.dev import programs
 from deploy.dev.processes import free_ports, wait_until
 from tests.bulk_load import load_records
 from tests.e2e.stack import TRACK_TOKEN, Stack, api_program, worker_program
+from tests.long.bench import flood
 from tests.long.bench.load import Generator, Load, allocations, new_tracks
 from tests.long.bench.pool import make_pool
 from tests.long.bench.servers import cpu_seconds_of
@@ -261,3 +263,35 @@ def size(servers: Servers, *, items: int, lab_sec: int) -> dict[str, Work]:
         due = time.monotonic() + lab_sec
         assert wait_until(lambda: time.monotonic() > due, 2 * lab_sec)
         return works | {"expire: allocations that are due": site.run("expire", "expired")}
+
+
+def serve_class(servers: Servers, generator: Generator, crowd: flood.Crowd, *, with_reservation: bool) -> flood.Outcome:
+    """Serve a class beside a flood of others. Its reservation is booked over HTTP, and filled by the job of the worker.
+
+    Other than in the rest of this module, the worker cleans up all the time.
+    """
+    settings = {
+        "POOL": str(crowd.pool),
+        "API_WORKERS": str(servers.processes),
+        "MOCK_CSP_DELETE_SECONDS": str(DELETE_SEC),
+        "CSP_MAX_CONCURRENCY": str(LIMIT),
+        "CLEANUP_INTERVAL_SEC": "1",
+    }
+    table = "class-with" if with_reservation else "class-without"
+    with _site(servers, table, settings, workers=1, at_once=LIMIT) as site:
+        site.run("sync", "synced")
+        reserved = crowd.students if with_reservation else 0
+        if reserved:
+            _reserve(site, reserved)
+        return generator.start(flood.bring_class, site.port, crowd, reserved)()
+
+
+def _reserve(site: _Site, count: int) -> None:
+    """Book sandboxes for a class that starts now, and wait until all are set aside."""
+    now = int(time.time())
+    booking = {"name": "A class", "count": count, "starts_at": now, "ends_at": now + 7200, "track_names": [flood.LAB]}
+    booked = site.stack.as_admin("POST", "/reservations", json=booking)
+    assert booked.status_code == HTTPStatus.CREATED, booked.text
+    path = f"/reservations/{booked.json()['reservation_id']}"
+    filled = wait_until(lambda: site.stack.as_admin("GET", path).json()["set_aside"] == count, _PATIENCE_SEC)
+    assert filled, f"the job has not set aside {count} sandboxes: {site.stack.as_admin('GET', path).text}"
