@@ -57,8 +57,8 @@ _ALLOWED: Mapping[Kind, frozenset[int | None]] = {
     Kind.MARK: frozenset({200, 403, 404, 409}),
     Kind.RELEASE: frozenset({200, 404, 409}),
     Kind.GIVE_UP: frozenset({204}),
-    Kind.BOOK: frozenset({201, 409}),
-    # An end may be over by the time of the change.
+    # The times of a reservation may be over when a slow call comes.
+    Kind.BOOK: frozenset({201, 400, 409}),
     Kind.CHANGE: frozenset({200, 400, 409}),
     Kind.CANCEL: frozenset({200, 409}),
 }

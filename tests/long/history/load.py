@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tests.long.history.record import Call, Kind
@@ -194,7 +195,7 @@ class Client:
         *,
         reservations: Sequence[str],
     ) -> None:
-        """Some tracks name one of `reservations`, which may change meanwhile."""
+        """Have some tracks name one of `reservations`, which may change meanwhile."""
         self._name = name
         self._around = surroundings
         self._rng = rng
@@ -217,9 +218,10 @@ class Client:
         key, prefix = rng.choice(_KEYS), rng.choice(_PREFIXES)
         copies = rng.choice([1, 1, 1, 1, 2, 3, 4])
         waits = rng.choice(_WAITS) if rng.random() < 0.6 else None
-        lab = _LAB if rng.random() < 0.3 else ""
+        lab = _LAB if rng.random() < 0.4 else ""
         named = rng.choice(self._reservations) if self._reservations and rng.random() < 0.15 else None
-        answers = self._around.together(*[lambda: self._allocate(track_id, key, prefix, waits, lab, named)] * copies)
+        allocate = partial(self._allocate, track_id, key, prefix, waits, lab=lab, named=named)
+        answers = self._around.together(*[allocate] * copies)
         held = next((answer.body for answer in answers if answer is not None and answer.status in {200, 201}), None)
         if held is None:
             self._around.sleep(rng.uniform(0.5, 1.5))
@@ -263,7 +265,7 @@ class Client:
                 return
 
     def _allocate(
-        self, track_id: str, key: str, prefix: str, waits: int | None, lab: str, named: str | None
+        self, track_id: str, key: str, prefix: str, waits: int | None, *, lab: str, named: str | None
     ) -> Answer | None:
         """Allocate. A track that waits comes back as it was told, or late, or gives up, or is not seen again."""
         rng = self._rng

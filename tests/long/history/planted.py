@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.dynamo_fields import Item
     from broker_common.adapters.dynamo_store import DynamoStore
+    from broker_common.adapters.dynamo_transport import DynamoTransport
     from broker_common.core.line import Place as WaitingPlace
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim, Sandbox
@@ -202,7 +203,7 @@ class DynamoTable:
 class _TransportOfDraws:
     """Sends transactions whose conditions on the end of a reservation always hold."""
 
-    def __init__(self, inner: Transport) -> None:
+    def __init__(self, inner: DynamoTransport) -> None:
         self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
@@ -211,10 +212,10 @@ class _TransportOfDraws:
     def transact_once(self, **request: Any) -> Any:
         for action in request["TransactItems"]:
             for write in action.values():
-                condition = write.get("ConditionExpression", "")
                 for term, reverse in (("stage = :booked", "stage <> :booked"), ("ends_at > :at", "ends_at <= :at")):
-                    condition = condition.replace(term, f"({term} OR {reverse})")
-                write |= {"ConditionExpression": condition} if condition else {}
+                    if term in write.get("ConditionExpression", ""):
+                        either = f"({term} OR {reverse})"
+                        write["ConditionExpression"] = write["ConditionExpression"].replace(term, either)
         return self._inner.transact_once(**request)
 
 

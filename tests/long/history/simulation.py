@@ -20,11 +20,11 @@ from broker_api.schemas.tracks import (
     HeldSandboxSchema,
     MarkedSchema,
 )
+from broker_common.core.bookings import Wanted
 from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
 from broker_common.core.facts import Fact
 from broker_common.core.flat import flatten, flatten_claim
-from broker_common.core.bookings import Wanted
 from broker_common.core.policy import Policy
 from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
 from broker_common.core.sandbox import Account, Status
@@ -245,8 +245,8 @@ class _Simulation:
             for _ in range(number):
                 self._schedule.start(partial(self._repeat, partial(_work, place, self._process(place)), 1.0))
         for _ in range(RESERVERS):
-            self._schedule.start(partial(self._repeat, partial(self._reserve, self._process(Place.RESERVE)), 1.0))
-        self._schedule.start(partial(self._repeat, operator.act, 2.0))
+            self._schedule.start(partial(self._repeat, partial(self._reserve, self._process(Place.RESERVE)), 3.0))
+        self._schedule.start(partial(self._repeat, operator.act, 1.0))
         self._schedule.start(partial(self._repeat, self._scan, 0.1))
         self._schedule.start(partial(self._repeat, self._change_accounts, 1.0))
 
