@@ -128,6 +128,9 @@ class MemoryTable:
         current = self._store.get(before.sandbox_id)
         if current != before:
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
+        change = Change(before, after, None)
+        self._store._check_reservation(change)
+        self._store._follow_reservation(change)
         self.put(after)
 
     def tell(self, fact: Fact) -> None:
