@@ -33,7 +33,19 @@ from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack, worker_program
 from tests.fault_proxy import FaultProxy
 from tests.long.history.load import Answer
 from tests.long.history.planted import Place
-from tests.long.history.record import Account, Call, ClaimRow, Delete, Fault, Kind, PlaceRow, Row, Scan, read_fact
+from tests.long.history.record import (
+    Account,
+    Call,
+    ClaimRow,
+    Delete,
+    Fault,
+    Kind,
+    PlaceRow,
+    ReservationRow,
+    Row,
+    Scan,
+    read_fact,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -139,6 +151,9 @@ class Broker:
 
     # -- operators
 
+    def operate(self, method: str, path: str, body: Mapping[str, Any] | None, *, patience: float) -> Answer | None:
+        return self._as_operator(method, path, body, patience)
+
     def release(self, scan: Scan, rng: Random, *, patience: float = 20.0) -> None:
         """Release an allocation of the last scan."""
         held = [row for row in scan.rows if row.lease_id is not None]
@@ -161,7 +176,7 @@ class Broker:
         )
 
     def ask(self, job: str) -> None:
-        """Request `sync`, `cleanup`, `expire` or `bulk-retry`. It may fail."""
+        """Request `sync`, `cleanup`, `expire`, `reserve` or `bulk-retry`. It may fail."""
         self._as_operator("POST", f"/{job}", None, 20.0)
 
     def counts(self) -> Mapping[str, int]:
@@ -396,4 +411,9 @@ def _read_scan(items: list[dict[str, Any]], began: float, ended: float) -> Scan:
         # The pointer to a place has the key of a claim, and no lease.
         claims=tuple(ClaimRow.of(item) for item in items if item["SK"].startswith("CLAIM#") and "lease_id" in item),
         places=tuple(PlaceRow.of(item, item["SK"]) for item in items if item["PK"] == "LINE"),
+        reservations=tuple(
+            ReservationRow.of(item, json.loads(item["track_names"]))
+            for item in items
+            if item["PK"] == "POOL" and item["SK"].startswith("RESERVATION#")
+        ),
     )

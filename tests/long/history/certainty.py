@@ -212,13 +212,16 @@ class Certainties:
         return found
 
     def maybe_free(self, began: float, ended: float, prefix: str) -> set[str]:
-        """Return the sandboxes with this prefix that may have been available at some time from `began` to `ended`."""
+        """Return the sandboxes with this prefix that may have been free at some time from `began` to `ended`.
+
+        One that was set aside counts too: it may have been due to a place of its lab.
+        """
         return {
             sandbox_id
             for sandbox_id, stretches in self.stretches.items()
             if any(each.row.name.startswith(prefix) for each in stretches)
             and not any(
-                each.row.status != "available" and since <= began and ended <= until
+                each.row.status not in {"available", "reserved"} and since <= began and ended <= until
                 for each in stretches
                 for since, until in [self.surely(each)]
             )

@@ -18,9 +18,11 @@ from tests.long.history.queueing import (
     find_held_up,
     find_lost_places,
     find_overtaken,
+    is_shut_out,
     might_be_ahead,
 )
 from tests.long.history.record import Kind
+from tests.long.history.setting_aside import find_kept_aside, find_wrong_counts, find_wrong_draws
 from tests.long.history.telling import (
     find_broken_histories,
     find_disagreeing_facts,
@@ -55,6 +57,10 @@ _ALLOWED: Mapping[Kind, frozenset[int | None]] = {
     Kind.MARK: frozenset({200, 403, 404, 409}),
     Kind.RELEASE: frozenset({200, 404, 409}),
     Kind.GIVE_UP: frozenset({204}),
+    # The times of a reservation may be over when a slow call comes.
+    Kind.BOOK: frozenset({201, 400, 409}),
+    Kind.CHANGE: frozenset({200, 400, 409}),
+    Kind.CANCEL: frozenset({200, 409}),
 }
 
 
@@ -69,6 +75,7 @@ class Promise(IntEnum):
     NO_DELETE_IN_USE = 6
     STORE_ALONE = 7
     TURN = 8
+    SET_ASIDE = 9
     FACTS = 10
     LATEST_END = 11
 
@@ -87,6 +94,7 @@ _SENTENCES = {
     Promise.NO_DELETE_IN_USE: "the provider is never asked to delete what is available or allocated",
     Promise.STORE_ALONE: "tracks need the store alone, and get an honest answer",
     Promise.TURN: "who waits is served in turn, keeps its place, and holds nobody up once it is gone",
+    Promise.SET_ASIDE: "what is set aside goes to whom it is for, in its time, and never exceeds what was booked",
     Promise.FACTS: "each change has exactly one fact, and none is lost or made up",
     Promise.LATEST_END: "a lease lasts until the latest end that was told, and none is given an end beyond its limit",
 }
@@ -170,7 +178,7 @@ def _find_false_refusals(known: Certainties, examined: Counter[str]) -> Iterator
             continue
         examined["refusals" if call.status == 409 else "answers to wait"] += 1
         free = known.free_throughout(call.began - INDEX_SEC, call.ended, call.prefix)
-        if free and len(free) > len(might_be_ahead(known, call)):
+        if free and not is_shut_out(call) and len(free) > len(might_be_ahead(known, call)):
             first = free[0]
             yield f"track {call.track_id} was refused though {first.sandbox_id} ({first.name}) was free", call, first
         for lease in holders.get((call.track_id, call.key), ()):
@@ -280,7 +288,7 @@ def _find_what_is_left(known: Certainties, examined: Counter[str]) -> Iterator[F
 
 
 def _find_dirty_ones(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a sandbox that is available or allocated without a wipe since its last lease."""
+    """Find a sandbox that is available, reserved or allocated without a wipe since its last lease."""
     by_sandbox = {
         sandbox_id: sorted(leases, key=lambda lease: lease.sure_from)
         for sandbox_id, leases in _group(known.leases.values(), lambda lease: lease.sandbox_id).items()
@@ -296,15 +304,19 @@ def _find_dirty_ones(known: Certainties, examined: Counter[str]) -> Iterator[Fin
     for sandbox_id, stretches in known.stretches.items():
         leases = by_sandbox.get(sandbox_id, [])
         for stretch in stretches:
-            if stretch.row.status != "available":
+            if stretch.row.status not in {"available", "reserved"}:
                 continue
-            examined["stretches of being available"] += 1
+            examined["stretches of being free"] += 1
             scan = known.history.scans[stretch.first]
             if stretch.row.dirty:
-                yield f"sandbox {sandbox_id} was available and dirty", stretch.row, _seen(scan, stretch.row)
+                yield f"sandbox {sandbox_id} was {stretch.row.status} and dirty", stretch.row, _seen(scan, stretch.row)
             at = bisect_right(leases, scan.began, key=lambda lease: lease.sure_from) - 1
             if at >= 0 and not known.was_wiped(sandbox_id, leases[at].over_from, scan.ended):
-                yield f"sandbox {sandbox_id} was available without a wipe", leases[at], _seen(scan, stretch.row)
+                yield (
+                    f"sandbox {sandbox_id} was {stretch.row.status} without a wipe",
+                    leases[at],
+                    _seen(scan, stretch.row),
+                )
 
 
 def _find_what_was_not_carried_out(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
@@ -338,7 +350,7 @@ def _find_lost_sandboxes(known: Certainties, examined: Counter[str]) -> Iterator
 
 
 def _find_deletes_in_use(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
-    """Find a delete call that began while its sandbox was surely allocated, or surely available."""
+    """Find a delete call that began while its sandbox was surely allocated, or surely free."""
     sandbox_of = {external_id: sandbox_id for sandbox_id, external_id in known.external_ids.items()}
     by_sandbox = _group(known.leases.values(), lambda lease: lease.sandbox_id)
     for delete in known.history.deletes:
@@ -349,8 +361,12 @@ def _find_deletes_in_use(known: Certainties, examined: Counter[str]) -> Iterator
                 yield f"the provider was asked to delete {sandbox_id} while it was allocated", delete, lease
         for stretch in known.stretches.get(sandbox_id, ()):
             since, until = known.surely(stretch)
-            if stretch.row.status == "available" and since < delete.began < until:
-                yield f"the provider was asked to delete {sandbox_id} while it was available", delete, stretch.row
+            if stretch.row.status in {"available", "reserved"} and since < delete.began < until:
+                yield (
+                    f"the provider was asked to delete {sandbox_id} while it was {stretch.row.status}",
+                    delete,
+                    stretch.row,
+                )
 
 
 def _find_bad_answers(known: Certainties, examined: Counter[str]) -> Iterator[Finding]:
@@ -389,6 +405,9 @@ _CHECKS: tuple[tuple[Promise, Callable[[Certainties, Counter[str]], Iterator[Fin
     (Promise.TURN, find_overtaken),
     (Promise.TURN, find_lost_places),
     (Promise.TURN, find_held_up),
+    (Promise.SET_ASIDE, find_wrong_draws),
+    (Promise.SET_ASIDE, find_wrong_counts),
+    (Promise.SET_ASIDE, find_kept_aside),
     (Promise.FACTS, find_broken_histories),
     (Promise.FACTS, find_disagreeing_facts),
     (Promise.FACTS, find_untold_leases),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tests.long.history.record import Call, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
 PATIENCE_SEC = 20.0
@@ -23,6 +24,9 @@ _TRIES = 12
 _KEYS = ("", "", "", "first", "second")
 _PREFIXES = ("", "", "", "lab-adventure-", "lab-expedition-")
 _SHARED_TRACKS = 4
+_LAB = "the-lab"
+_RESERVATIONS = 2
+"""How many reservations there are at once."""
 _WAITS = (0, 0, 1, 2)
 _TURNS = 20
 """A track that waits comes back so often at most."""
@@ -60,6 +64,9 @@ class Surroundings(Protocol):
 
     def send(self, request: Request, *, patience: float) -> Answer | None:
         """Send a request; return its answer, or None after `patience` seconds without one."""
+
+    def operate(self, method: str, path: str, body: Mapping[str, Any] | None, *, patience: float) -> Answer | None:
+        """Send an operator's request; `path` follows `/admin`. Return as `send` does."""
 
     def together(self, *acts: Callable[[], Any]) -> list[Any]:
         """Run all `works` at the same time; return their results when all have ended."""
@@ -106,15 +113,95 @@ class Pace:
     think_sec: float
 
 
+class Operator:
+    """Books reservations, makes them smaller or shorter, and cancels them. Never makes one longer."""
+
+    def __init__(self, surroundings: Surroundings, rng: Random, pace: Pace) -> None:
+        self.booked: list[str] = []
+        """The ids of the latest reservations, also of some that are over, for tracks to name."""
+        self._around = surroundings
+        self._rng = rng
+        self._pace = pace
+        self._live: list[Mapping[str, Any]] = []
+
+    def act(self) -> None:
+        """Make one call."""
+        rng, now = self._rng, int(self._around.now())
+        self._live = [each for each in self._live if each["ends_at"] > now + 1]
+        if len(self._live) < _RESERVATIONS:
+            self._book(now)
+            return
+        known = self._live.pop(rng.randrange(len(self._live)))
+        match rng.choice(["count", "end", "end", "cancel"]):
+            case "count":
+                self._change(known, {"count": max(1, known["count"] - 1)})
+            case "end":
+                self._change(known, {"ends_at": max(known["starts_at"], now) + 1})
+            case _:
+                self._call(Kind.CANCEL, "DELETE", known["reservation_id"])
+
+    def _book(self, now: int) -> None:
+        rng = self._rng
+        starts_at = now + rng.randrange(3)
+        body = {
+            "name": "a class",
+            "count": rng.randrange(1, 5),
+            "starts_at": starts_at,
+            "ends_at": starts_at + 2 + int(rng.uniform(0, self._pace.max_lab_sec)),
+            "prefix": rng.choice(_PREFIXES),
+            "track_names": [_LAB] if rng.random() < 0.7 else [],
+        }
+        answer = self._call(Kind.BOOK, "POST", None, body)
+        if answer is not None and answer.status == 201:
+            self._live.append(answer.body)
+            self.booked[:] = [*self.booked[-3:], answer.body["reservation_id"]]
+
+    def _change(self, known: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+        body = {"version": known["version"], **changes}
+        answer = self._call(Kind.CHANGE, "PATCH", known["reservation_id"], body)
+        if answer is not None and answer.status == 200:
+            self._live.append(answer.body)
+
+    def _call(
+        self, kind: Kind, method: str, reservation_id: str | None, body: Mapping[str, Any] | None = None
+    ) -> Answer | None:
+        path = "/reservations" if reservation_id is None else f"/reservations/{reservation_id}"
+        began = self._around.now()
+        answer = self._around.operate(method, path, body, patience=PATIENCE_SEC)
+        self._around.record(
+            Call(
+                kind=kind,
+                began=began,
+                ended=self._around.now(),
+                status=answer.status if answer else None,
+                body=answer.body if answer else {},
+                patience=PATIENCE_SEC,
+                reservation_id=reservation_id,
+            )
+        )
+        return answer
+
+
 class Client:
     """One client. It acts for one track after another: most are new, some are shared with other clients."""
 
-    def __init__(self, name: str, surroundings: Surroundings, rng: Random, budget: Budget, pace: Pace) -> None:
+    def __init__(
+        self,
+        name: str,
+        surroundings: Surroundings,
+        rng: Random,
+        budget: Budget,
+        pace: Pace,
+        *,
+        reservations: Sequence[str],
+    ) -> None:
+        """Have some tracks name one of `reservations`, which may change meanwhile."""
         self._name = name
         self._around = surroundings
         self._rng = rng
         self._budget = budget
         self._pace = pace
+        self._reservations = reservations
         self._sessions = 0
 
     def run(self) -> None:
@@ -131,7 +218,10 @@ class Client:
         key, prefix = rng.choice(_KEYS), rng.choice(_PREFIXES)
         copies = rng.choice([1, 1, 1, 1, 2, 3, 4])
         waits = rng.choice(_WAITS) if rng.random() < 0.6 else None
-        answers = self._around.together(*[lambda: self._allocate(track_id, key, prefix, waits)] * copies)
+        lab = _LAB if rng.random() < 0.4 else ""
+        named = rng.choice(self._reservations) if self._reservations and rng.random() < 0.15 else None
+        allocate = partial(self._allocate, track_id, key, prefix, waits, lab=lab, named=named)
+        answers = self._around.together(*[allocate] * copies)
         held = next((answer.body for answer in answers if answer is not None and answer.status in {200, 201}), None)
         if held is None:
             self._around.sleep(rng.uniform(0.5, 1.5))
@@ -174,11 +264,21 @@ class Client:
             case _:
                 return
 
-    def _allocate(self, track_id: str, key: str, prefix: str, waits: int | None) -> Answer | None:
+    def _allocate(
+        self, track_id: str, key: str, prefix: str, waits: int | None, *, lab: str, named: str | None
+    ) -> Answer | None:
         """Allocate. A track that waits comes back as it was told, or late, or gives up, or is not seen again."""
         rng = self._rng
         for _ in range(_TURNS):
-            answer = self._insist(Kind.ALLOCATE, track_id, key=key, prefix=prefix, wait_sec=waits)
+            answer = self._insist(
+                Kind.ALLOCATE,
+                track_id,
+                key=key,
+                prefix=prefix,
+                wait_sec=waits,
+                track_name=lab,
+                reservation_id=named,
+            )
             if answer is None or answer.status != 202:
                 return answer
             match rng.choice(["back"] * 14 + ["late", "gives up", "gone"]):
@@ -223,6 +323,8 @@ class Client:
         lease_id: str | None = None,
         until: int = 0,
         wait_sec: int | None = None,
+        track_name: str = "",
+        reservation_id: str | None = None,
     ) -> Answer | None:
         patience = _HASTY_SEC if self._rng.random() < 0.02 else PATIENCE_SEC
         self._budget.count()
@@ -237,6 +339,8 @@ class Client:
                 lease_id=lease_id,
                 until=until,
                 wait_sec=wait_sec,
+                track_name=track_name,
+                reservation_id=reservation_id,
             ),
             patience=patience,
         )
@@ -256,6 +360,8 @@ class Client:
                 replayed=answer.replayed if answer else False,
                 patience=patience,
                 wait_sec=wait_sec,
+                track_name=track_name,
+                reservation_id=reservation_id,
             )
         )
         return answer
@@ -274,11 +380,15 @@ def make_request(
     lease_id: str | None = None,
     until: int = 0,
     wait_sec: int | None = None,
+    track_name: str = "",
+    reservation_id: str | None = None,
 ) -> Request:
     """Return the request for a call of a track."""
     given = {
         "Idempotency-Key": key,
         "X-Sandbox-Name-Prefix": prefix,
+        "X-Instruqt-Track-ID": track_name,
+        "X-Reservation-ID": reservation_id or "",
         "Prefer": "" if wait_sec is None else f"wait={wait_sec}",
     }
     headers = {name: value for name, value in given.items() if value}

@@ -6,10 +6,11 @@ Each is a mistake that a real broker could have. It waits a moment in its gap, s
 from __future__ import annotations
 
 import time
+from copy import copy
 from dataclasses import replace
 from enum import StrEnum
 from random import Random
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from broker_common.adapters.dynamo_facts import encode_fact
 from broker_common.adapters.dynamo_items import decode_sandbox, encode_claim, encode_sandbox, shard_of, status_key
@@ -18,6 +19,7 @@ from broker_common.adapters.dynamo_transport import ConditionFailed
 from broker_common.core.facts import Change, Fact, FactKind, allocated
 from broker_common.core.lease import begin, end
 from broker_common.core.policy import Policy
+from broker_common.core.reservation import ReservationStage
 from broker_common.core.sandbox import DeletionReason, Status, next_version
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Conflict
 from tests.fakes import BY, StoreWrapper
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from broker_common.adapters.dynamo_fields import Item
     from broker_common.adapters.dynamo_store import DynamoStore
+    from broker_common.adapters.dynamo_transport import DynamoTransport
     from broker_common.core.line import Place as WaitingPlace
     from broker_common.core.principals import Actor
     from broker_common.core.sandbox import Candidate, Claim, Sandbox
@@ -41,6 +44,7 @@ class Place(StrEnum):
     SYNC = "syncer"
     EXPIRY = "expirer"
     CLEANUP = "cleaner"
+    RESERVE = "reserver"
 
 
 class Bug(StrEnum):
@@ -64,6 +68,8 @@ class Bug(StrEnum):
     """A process does not look at the places ahead: who first sees a sandbox in the index gets it."""
     DEAD_HEAD = "dead-head"
     """A place whose track is gone blocks what is due to it, until its grace is over."""
+    UNCHECKED_DRAW = "unchecked-draw"
+    """A draw has no condition on its reservation: after the end, or after a cancel, it still draws."""
 
     @property
     def place(self) -> Place:
@@ -81,6 +87,7 @@ _PLACES = {
     Bug.FALSE_FACT: Place.API,
     Bug.IGNORED_LINE: Place.API,
     Bug.DEAD_HEAD: Place.API,
+    Bug.UNCHECKED_DRAW: Place.API,
 }
 
 
@@ -102,6 +109,11 @@ class Table(Protocol):
     def put_claim(self, claim: Claim) -> None:
         """Write a claim without a condition."""
 
+    def draw(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None
+    ) -> AllocateAnswer:
+        """Allocate a sandbox that is set aside, also if its reservation has ended or was cancelled."""
+
 
 class MemoryTable:
     """`Table` in memory."""
@@ -116,6 +128,9 @@ class MemoryTable:
         current = self._store.get(before.sandbox_id)
         if current != before:
             raise Conflict(f"sandbox {before.sandbox_id} has changed", current=current)
+        change = Change(before, after, None)
+        self._store._check_reservation(change)
+        self._store._follow_reservation(change)
         self.put(after)
 
     def tell(self, fact: Fact) -> None:
@@ -131,6 +146,18 @@ class MemoryTable:
 
     def put_claim(self, claim: Claim) -> None:
         self._store._claims[claim.lease.track_id, claim.lease.idempotency_key] = claim
+
+    def draw(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None
+    ) -> AllocateAnswer:
+        reservations, reservation_id = self._store.reservations, candidate.reservation_id or ""
+        stored = reservations[reservation_id]
+        ends_at = max(stored.ends_at, claim.lease.allocated_at + 1)
+        reservations[reservation_id] = replace(stored, stage=ReservationStage.BOOKED, ends_at=ends_at)
+        answer = self._store.allocate(candidate, claim, by=by, token=token, place_id=place_id)
+        counted = reservations[reservation_id]
+        reservations[reservation_id] = replace(stored, set_aside=counted.set_aside, drawn=counted.drawn)
+        return answer
 
 
 class DynamoTable:
@@ -164,8 +191,35 @@ class DynamoTable:
     def put_claim(self, claim: Claim) -> None:
         self._put(encode_claim(claim))
 
+    def draw(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None
+    ) -> AllocateAnswer:
+        store: Any = copy(self._store)
+        store._transport = _TransportOfDraws(self._store._transport)
+        answer: AllocateAnswer = store.allocate(candidate, claim, by=by, token=token, place_id=place_id)
+        return answer
+
     def _put(self, item: Item) -> None:
         self._store._transport.write("put_item", TableName=self._store._table, Item=item)
+
+
+class _TransportOfDraws:
+    """Sends transactions whose conditions on the end of a reservation always hold."""
+
+    def __init__(self, inner: DynamoTransport) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def transact_once(self, **request: Any) -> Any:
+        for action in request["TransactItems"]:
+            for write in action.values():
+                for term, reverse in (("stage = :booked", "stage <> :booked"), ("ends_at > :at", "ends_at <= :at")):
+                    if term in write.get("ConditionExpression", ""):
+                        either = f"({term} OR {reverse})"
+                        write["ConditionExpression"] = write["ConditionExpression"].replace(term, either)
+        return self._inner.transact_once(**request)
 
 
 class Broken(StoreWrapper):
@@ -286,6 +340,18 @@ class DeadHead(Broken):
         return [replace(each, back_by=each.back_by + grace) for each in super().read_line(limit=limit)]
 
 
+class DrawUnchecked(Broken):
+    """Draws a sandbox that is set aside, without a condition on its reservation."""
+
+    def allocate(
+        self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None = None
+    ) -> AllocateAnswer:
+        if candidate.reservation_id is None:
+            return super().allocate(candidate, claim, by=by, token=token, place_id=place_id)
+        self._stall()
+        return self._table.draw(candidate, claim, by=by, token=token, place_id=place_id)
+
+
 def _name(fact: Fact) -> object:
     return fact.sandbox_id, fact.version, fact.kind
 
@@ -300,6 +366,7 @@ _STORES: dict[Bug, Callable[[SandboxStore, Table, Callable[[], None]], SandboxSt
     Bug.FALSE_FACT: ToldAnyway,
     Bug.IGNORED_LINE: LineIgnored,
     Bug.DEAD_HEAD: DeadHead,
+    Bug.UNCHECKED_DRAW: DrawUnchecked,
 }
 _LONGEST_STALL = {
     Bug.SYNC: 0.3,
@@ -311,6 +378,7 @@ _LONGEST_STALL = {
     Bug.FALSE_FACT: 0.0,
     Bug.IGNORED_LINE: 0.0,
     Bug.DEAD_HEAD: 0.0,
+    Bug.UNCHECKED_DRAW: 0.1,
 }
 
 

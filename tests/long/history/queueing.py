@@ -35,8 +35,11 @@ def find_overtaken(
 
     If at least as many places ahead could have it as there were such sandboxes at all, it was due to one of these.
     """
+    drawn = {fact.lease_id for fact in known.history.feed if fact.details.get("reservation_id")}
+    drawn |= {row.lease_id for scan in known.history.scans for row in scan.rows if row.reservation_id}
     for call in known.history.calls:
-        if call.kind is not Kind.ALLOCATE or call.status != 201:
+        # What is drawn from a reservation is due to nobody whom it is not for.
+        if call.kind is not Kind.ALLOCATE or call.status != 201 or call.body["lease_id"] in drawn:
             continue
         since, until = call.began - WINDOW_SEC - INDEX_SEC, call.ended
         scans = known.scans_around(since, until)
@@ -57,7 +60,7 @@ def find_overtaken(
 def find_held_up(known: Certainties, examined: Counter[str]) -> Iterator[tuple[str, Call, tuple[PlaceRow, ...]]]:
     """Find a request that got nothing, although more was free than may have been due to tracks that were not gone."""
     for call in known.history.calls:
-        if call.kind is not Kind.ALLOCATE or call.status not in {202, 409}:
+        if call.kind is not Kind.ALLOCATE or call.status not in {202, 409} or is_shut_out(call):
             continue
         gone = _surely_gone(known.scans_around(call.began - INDEX_SEC, call.ended), call)
         if not gone:
@@ -104,6 +107,11 @@ def find_double_places(known: Certainties, examined: Counter[str]) -> Iterator[t
             held = {claims[owner].lease_id if owner in claims else None for claims in around}
             if len(around) == 3 and len(held) == 1 and held != {None}:
                 yield f"track {place.track_id} had a place while it held a sandbox", place
+
+
+def is_shut_out(call: Call) -> bool:
+    """Tell whether an allocate was refused because the reservation that it named is not open."""
+    return call.status == 409 and call.body.get("error", {}).get("code") == "RESERVATION_NOT_OPEN"
 
 
 def might_be_ahead(known: Certainties, call: Call) -> set[tuple[str, str]]:

@@ -28,6 +28,9 @@ class Kind(StrEnum):
     MARK = "mark"
     RELEASE = "release"
     GIVE_UP = "give up"
+    BOOK = "book"
+    CHANGE = "change"
+    CANCEL = "cancel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,10 @@ class Call:
     """The seconds after which the caller gives up."""
     wait_sec: int | None = None
     """For how long an allocate waits in line before its answer; None if its track does not wait."""
+    track_name: str = ""
+    """The lab of an allocate."""
+    reservation_id: str | None = None
+    """The reservation that an allocate, a change or a cancel named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +79,7 @@ class Row:
     allocated_at: int | None = None
     expires_at: int | None = None
     last_lease_id: str | None = None
+    reservation_id: str | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
@@ -123,6 +131,37 @@ class PlaceRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReservationRow:
+    """A reservation in the table that is not archived."""
+
+    reservation_id: str
+    version: int
+    stage: str
+    count: int
+    starts_at: int
+    ends_at: int
+    track_names: tuple[str, ...]
+    set_aside: int
+    drawn: int
+
+    @classmethod
+    def of(cls, reservation: Mapping[str, Any], track_names: Iterable[str]) -> Self:
+        """Return the row of a reservation, given by its attributes in the table."""
+        given: dict[str, Any] = {
+            each.name: reservation[each.name] for each in fields(cls) if each.name != "track_names"
+        }
+        return cls(**given, track_names=tuple(track_names))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRun:
+    """A run of a job to its end."""
+
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
     """A consistent read of the whole table. Each record is of some moment from `began` to `ended`."""
 
@@ -131,6 +170,7 @@ class Scan:
     rows: tuple[Row, ...]
     claims: tuple[ClaimRow, ...]
     places: tuple[PlaceRow, ...] = ()
+    reservations: tuple[ReservationRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +237,8 @@ class History:
     """The facts of all sandboxes, from the feed."""
     pasts: tuple[Fact, ...] = ()
     """The same facts, from the history of each sandbox, newest first."""
+    reserve_runs: tuple[JobRun, ...] = ()
+    """The runs of the job `reserve`, in order, as far as they are known."""
 
     def save(self, path: Path) -> None:
         """Write the history to a file."""
@@ -227,11 +269,15 @@ def _read_scan(values: dict[str, Any]) -> Scan:
     rows: Iterable[dict[str, Any]] = values.pop("rows")
     claims: Iterable[dict[str, Any]] = values.pop("claims")
     places: Iterable[dict[str, Any]] = values.pop("places", ())
+    reservations: Iterable[dict[str, Any]] = values.pop("reservations", ())
     return Scan(
         **values,
         rows=tuple(Row(**each) for each in rows),
         claims=tuple(ClaimRow(**each) for each in claims),
         places=tuple(PlaceRow(**each) for each in places),
+        reservations=tuple(
+            ReservationRow(**{**each, "track_names": tuple(each["track_names"])}) for each in reservations
+        ),
     )
 
 
@@ -249,4 +295,5 @@ _READERS: Mapping[str, Any] = {
     "faults": lambda values: Fault(**values),
     "feed": read_fact,
     "pasts": read_fact,
+    "reserve_runs": lambda values: JobRun(**values),
 }

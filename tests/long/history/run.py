@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.long.history.broker import BUFFER_SEC, LAB_SEC, MAX_LAB_SEC, Broker
 from tests.long.history.faults import deal
-from tests.long.history.load import Budget, Client, Pace
+from tests.long.history.load import Budget, Client, Operator, Pace
 from tests.long.history.record import Fault, History, Terms
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ class _Run:
         self._say = say
         self._rng = Random(order.seed)
         self._budget = Budget(order.calls)
+        self._pace = Pace(
+            lab_sec=LAB_SEC, max_lab_sec=MAX_LAB_SEC, buffer_sec=BUFFER_SEC, think_sec=CLIENTS / order.calls_a_second
+        )
+        self._operator = Operator(broker, Random(f"{order.seed}-operator"), self._pace)
         self._hidden: list[tuple[float, dict[str, Any]]] = []
         """Accounts that the provider does not list now, and until when."""
         self._faults: list[Fault] = []
@@ -98,13 +102,15 @@ class _Run:
         order, broker = self._order, self._broker
         dealt = deal(self._rng, order.faults)
         due = sorted(self._rng.uniform(0.02, 0.95) * order.calls for _ in dealt)
-        pace = Pace(
-            lab_sec=LAB_SEC, max_lab_sec=MAX_LAB_SEC, buffer_sec=BUFFER_SEC, think_sec=CLIENTS / order.calls_a_second
-        )
         self._budget.goes_on = True
         with ThreadPoolExecutor(CLIENTS) as threads:
             names = [f"{order.seed}-{number}" for number in range(CLIENTS)]
-            clients = [threads.submit(Client(name, broker, Random(name), self._budget, pace).run) for name in names]
+            clients = [
+                threads.submit(
+                    Client(name, broker, Random(name), self._budget, self._pace, reservations=self._operator.booked).run
+                )
+                for name in names
+            ]
             try:
                 for at, disturbance in zip(due, dealt, strict=True):
                     self._live(partial(self._has_made, at, clients))
@@ -156,14 +162,16 @@ class _Run:
     def _act(self) -> None:
         rng, broker = self._rng, self._broker
         self._show_again([each for each in self._hidden if each[0] <= time.monotonic()])
-        acts = {"": 50, "job": 12, "release": 3, "retry": 4, "rename": 12, "hide": 6, "deliver": 10}
+        acts = {"": 50, "job": 12, "release": 3, "retry": 4, "rename": 12, "hide": 6, "deliver": 10, "reserve": 10}
         match rng.choices(list(acts), weights=list(acts.values()))[0]:
             case "job":
-                broker.ask(rng.choice(["sync", "cleanup", "expire"]))
+                broker.ask(rng.choice(["sync", "cleanup", "expire", "reserve"]))
             case "release":
                 broker.release(broker.scans[-1], rng)
             case "retry":
                 broker.ask("bulk-retry")
+            case "reserve":
+                self._operator.act()
             case "deliver":
                 broker.deliver_again(rng)
             case "rename":
@@ -205,7 +213,7 @@ class _Run:
         total = len(broker.accounts())
         while time.monotonic() < give_up_at:
             broker.supervise()
-            for what in ("bulk-retry", "expire", "cleanup", "sync"):
+            for what in ("bulk-retry", "expire", "cleanup", "sync", "reserve"):
                 broker.ask(what)
             time.sleep(1)
             counts = broker.counts()

@@ -20,6 +20,7 @@ from broker_api.schemas.tracks import (
     HeldSandboxSchema,
     MarkedSchema,
 )
+from broker_common.core.bookings import Wanted
 from broker_common.core.deadline import deadline_in, time_left
 from broker_common.core.errors import BrokerError, DeadlineExceeded, ListNotWhole, SyncBraked
 from broker_common.core.facts import Fact
@@ -29,20 +30,21 @@ from broker_common.core.ports import AccountListing, InactiveAccount, WipeAnswer
 from broker_common.core.sandbox import Account, Status
 from broker_common.core.waiting import Waiting
 from tests.fakes import BY, Crashed, FakeProvider, MemoryStore, StoreWrapper
-from tests.long.history.load import Answer, Budget, Client, Pace
+from tests.long.history.load import Answer, Budget, Client, Operator, Pace
 from tests.long.history.planted import Bug, MemoryTable, Place, break_store
 from tests.long.history.record import Account as ListedAccount
-from tests.long.history.record import ClaimRow, Delete, History, PlaceRow, Row, Scan, Terms
+from tests.long.history.record import ClaimRow, Delete, History, JobRun, PlaceRow, ReservationRow, Row, Scan, Terms
 from tests.scheduler.schedule import Schedule, stop
 from tests.scheduler.strategies import AtRandom
 from tests.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from broker_common.core.allocation import Allocation
     from broker_common.core.facts import PoolFact
     from broker_common.core.ports import Clock
+    from broker_common.core.reservation import Reservation
     from broker_common.core.store import SandboxStore
     from tests.long.history.load import Request
     from tests.long.history.record import Call
@@ -56,7 +58,7 @@ POLICY = Policy(
     k_candidates=3,
     line_grace_sec=20,
 )
-POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS = 10, 8, 12, 3, 2, 2
+POOL, CLIENTS, API_PROCESSES, CLEANERS, EXPIRERS, SYNCERS, RESERVERS = 10, 8, 12, 3, 2, 2, 2
 DEADLINE_SEC = 3
 _KILLED_IN_GAP = 0.1
 
@@ -141,6 +143,7 @@ class _Simulation:
         self._clients_left = CLIENTS
         self._calls: list[Call] = []
         self._scans: list[Scan] = []
+        self._reserve_runs: list[JobRun] = []
 
     def run(self) -> History:
         names = (f"lab-{'expedition' if number % 4 == 0 else 'adventure'}-{number}" for number in range(self._pool))
@@ -169,6 +172,7 @@ class _Simulation:
             deletes=tuple(self._provider.log),
             accounts=tuple(accounts),
             feed=tuple(_of_sandboxes(self._memory.read_feed(since=0, cursor=None, limit=len(told)).facts)),
+            reserve_runs=tuple(self._reserve_runs),
             pasts=tuple(
                 fact for each in ids for fact in self._memory.read_history(each, limit=len(told), cursor=None).facts
             ),
@@ -190,12 +194,20 @@ class _Simulation:
 
     def send(self, request: Request, *, patience: float) -> Answer | None:
         stop("send")
+        return self._answer(lambda world: _serve(world, request), DEADLINE_SEC + _wait_of(request))
+
+    def operate(self, method: str, path: str, body: Mapping[str, Any] | None, *, patience: float) -> Answer | None:
+        stop("send")
+        return self._answer(partial(_serve_operator, method=method, path=path, body=body or {}), DEADLINE_SEC)
+
+    def _answer(self, serve: Callable[[World], Answer], seconds: float) -> Answer:
+        """Have some process of the API serve a request."""
         while not self._idle:
             stop("wait for a process")
         world = self._idle.pop(self._rng.randrange(len(self._idle)))
         try:
-            with deadline_in(DEADLINE_SEC + _wait_of(request), self._time):
-                answer = _serve(world, request)
+            with deadline_in(seconds, self._time):
+                answer = serve(world)
         except BrokerError as error:
             answer = Answer(
                 status=ERROR_OF[type(error)].status,
@@ -218,12 +230,23 @@ class _Simulation:
             buffer_sec=POLICY.expiry_buffer_sec,
             think_sec=0.4,
         )
+        operator = Operator(self, Random(f"{self._seed}-operator"), pace)
         for number in range(CLIENTS):
-            client = Client(f"client-{number}", self, Random(f"{self._seed}-{number}"), self._budget, pace)
+            client = Client(
+                f"client-{number}",
+                self,
+                Random(f"{self._seed}-{number}"),
+                self._budget,
+                pace,
+                reservations=operator.booked,
+            )
             self._schedule.start(partial(self._follow, client))
         for place, number in ((Place.SYNC, SYNCERS), (Place.EXPIRY, EXPIRERS), (Place.CLEANUP, CLEANERS)):
             for _ in range(number):
                 self._schedule.start(partial(self._repeat, partial(_work, place, self._process(place)), 1.0))
+        for _ in range(RESERVERS):
+            self._schedule.start(partial(self._repeat, partial(self._reserve, self._process(Place.RESERVE)), 3.0))
+        self._schedule.start(partial(self._repeat, operator.act, 1.0))
         self._schedule.start(partial(self._repeat, self._scan, 0.1))
         self._schedule.start(partial(self._repeat, self._change_accounts, 1.0))
 
@@ -235,6 +258,7 @@ class _Simulation:
             while any(row.status is not Status.AVAILABLE for row in self._memory.dump()[0].values()):
                 for place in (Place.EXPIRY, Place.CLEANUP, Place.SYNC):
                     _work(place, self._process(place))
+                self._reserve(self._process(Place.RESERVE))
                 if self._bug is not None:
                     break  # a broken broker may never finish
             self._scan()
@@ -243,6 +267,11 @@ class _Simulation:
         while self._clients_left:
             act()
             self._time.sleep(self._rng.expovariate(1 / mean_seconds))
+
+    def _reserve(self, world: World) -> None:
+        began = self._time.unix()
+        world.reserver.run(by=BY)
+        self._reserve_runs.append(JobRun(began=began, ended=self._time.unix()))
 
     def _change_accounts(self) -> None:
         """Rename an account, or leave one out of the list for some time."""
@@ -271,6 +300,9 @@ class _Simulation:
                 places=tuple(
                     PlaceRow.of(asdict(each) | {"prefix": each.wish.prefix}, each.place_id)
                     for each in MemoryStore.read_line(self._memory)
+                ),
+                reservations=tuple(
+                    ReservationRow.of(asdict(each), each.track_names) for each in self._memory.reservations.values()
                 ),
             )
         )
@@ -342,10 +374,11 @@ def _of_sandboxes(facts: Iterable[Fact | PoolFact]) -> Iterator[Fact]:
 def _allocate(world: World, request: Request) -> Answer:
     given = request.headers
     key, prefix = given.get("Idempotency-Key"), given.get("X-Sandbox-Name-Prefix", "")
+    named = {"track_name": given.get("X-Instruqt-Track-ID"), "reservation_id": given.get("X-Reservation-ID")}
     if "Prefer" not in given:
-        answer: Allocation | Waiting = world.allocate(request.track_id, key, prefix)
+        answer: Allocation | Waiting = world.allocate(request.track_id, key, prefix, **named)
     else:
-        answer = world.wait(request.track_id, key, prefix=prefix, wait_sec=_wait_of(request))
+        answer = world.wait(request.track_id, key, prefix=prefix, wait_sec=_wait_of(request), **named)
     if isinstance(answer, Waiting):
         return _tell(answer)
     return Answer(
@@ -381,3 +414,21 @@ def _serve(world: World, request: Request) -> Answer:
             return Answer(status=200, body=MarkedSchema().dump(ending.sandbox))
         case _:
             raise AssertionError(f"no call of a track: {request}")
+
+
+def _serve_operator(world: World, *, method: str, path: str, body: Mapping[str, Any]) -> Answer:
+    reservation_id = path.removeprefix("/reservations").removeprefix("/")
+    match method:
+        case "POST":
+            wanted = Wanted(**{**body, "track_names": tuple(body["track_names"])})
+            return Answer(status=201, body=_show(world, world.bookings.book(wanted, by=BY).reservation))
+        case "PATCH":
+            changes = {name: value for name, value in body.items() if name != "version"}
+            changed = world.bookings.change(reservation_id, changes, version=body["version"], by=BY)
+            return Answer(status=200, body=_show(world, changed))
+        case _:
+            return Answer(status=200, body=_show(world, world.bookings.cancel(reservation_id, by=BY)))
+
+
+def _show(world: World, reservation: Reservation) -> dict[str, Any]:
+    return asdict(reservation) | {"state": reservation.state_at(world.clock.now())}

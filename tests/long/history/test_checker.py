@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +17,10 @@ from tests.long.history.record import (
     Delete,
     Fault,
     History,
+    JobRun,
     Kind,
     PlaceRow,
+    ReservationRow,
     Row,
     Scan,
     Terms,
@@ -131,17 +133,18 @@ def told_to_wait(track_id: str, at: float, joined_at: float = 0, kept_until: flo
     return refused(track_id, at, **{"status": 202, "body": body, "wait_sec": 0} | changes)
 
 
-def scan(at: float, *records: Row | ClaimRow | PlaceRow) -> Scan:
+def scan(at: float, *records: Row | ClaimRow | PlaceRow | ReservationRow) -> Scan:
     return Scan(
         began=T + at,
         ended=T + at + 0.01,
         rows=tuple(each for each in records if isinstance(each, Row)),
         claims=tuple(each for each in records if isinstance(each, ClaimRow)),
         places=tuple(each for each in records if isinstance(each, PlaceRow)),
+        reservations=tuple(each for each in records if isinstance(each, ReservationRow)),
     )
 
 
-def history(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool = False) -> History:
+def history(*seen: Call | Scan | Delete | Fault | Account | Fact | JobRun, drained: bool = False) -> History:
     """Return a history; with facts, these are complete."""
     feed = tuple(each for each in seen if isinstance(each, Fact))
     return History(
@@ -151,12 +154,13 @@ def history(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool 
         deletes=tuple(each for each in seen if isinstance(each, Delete)),
         faults=tuple(each for each in seen if isinstance(each, Fault)),
         accounts=tuple(each for each in seen if isinstance(each, Account)),
+        reserve_runs=tuple(each for each in seen if isinstance(each, JobRun)),
         feed=feed,
         pasts=tuple(each for number, each in reversed([*enumerate(feed)]) if each not in feed[:number]),
     )
 
 
-def broken(*seen: Call | Scan | Delete | Fault | Account | Fact, drained: bool = False) -> set[Promise]:
+def broken(*seen: Call | Scan | Delete | Fault | Account | Fact | JobRun, drained: bool = False) -> set[Promise]:
     return check(history(*seen, drained=drained)).broken
 
 
@@ -704,3 +708,131 @@ def test_an_expiry_before_the_latest_end_is_seen() -> None:
     told = (*LONGER_LIFE[:3], expired, replace(WIPED, version=5, at=T + 2 + LAB + BUFFER + 1))
     gone = (wiped("s1", LAB + BUFFER + 4), scan(LAB + BUFFER + 9, free("s1", 5, last_lease_id="l1")))
     assert Promise.LATEST_END in broken(*ASKED, extended(3), *gone, *told)
+
+
+# -- 9: set aside
+
+R1 = {"reservation_id": "r1"}
+CLASS_LIFE = (
+    ADDED,
+    fact(FactKind.RESERVED, 2, 1, Status.AVAILABLE, Status.RESERVED, details=R1),
+    replace(ALLOCATED, version=3, status_before=Status.RESERVED, details={"expires_at": T + 2 + LAB, **R1}),
+    replace(MARKED, version=4),
+    replace(WIPED, version=5),
+)
+DRAWN = allocated("ann", "s1", "l1", 2.5, track_name="lab")
+CLASS_GIVEN_BACK = (GIVEN_BACK, wiped("s1", 5.5), scan(9, free("s1", 5, last_lease_id="l1")))
+ASIDE = free("s1", 2, status="reserved", reservation_id="r1")
+
+
+def reservation(**changes: Any) -> ReservationRow:
+    """Return a reservation for one track of a lab."""
+    row = ReservationRow(
+        reservation_id="r1",
+        version=1,
+        stage="booked",
+        count=1,
+        starts_at=T,
+        ends_at=T + 100,
+        track_names=("lab",),
+        set_aside=0,
+        drawn=0,
+    )
+    return replace(row, **changes)
+
+
+def booked(at: float, kind: Kind = Kind.BOOK, **changes: Any) -> Call:
+    """Return an operator's call whose answer shows the reservation."""
+    body = {**asdict(reservation()), "state": "open", **changes}
+    return Call(kind=kind, began=T + at, ended=T + at + 0.1, status=200 + (kind is Kind.BOOK), body=body)
+
+
+def aside(at: float, *records: Row | ClaimRow | ReservationRow) -> Scan:
+    return replace(scan(at, *records), ended=T + at)
+
+
+def run_at(at: float) -> JobRun:
+    return JobRun(began=T + at, ended=T + at + 0.5)
+
+
+def drawing(*before: Call | Scan, draw: Call = DRAWN, life: tuple[Fact, ...] = CLASS_LIFE) -> set[Promise]:
+    return broken(refused("bob", -1), *before, draw, *CLASS_GIVEN_BACK, *life)
+
+
+def test_a_draw_by_a_track_of_the_lab_or_by_one_that_names_the_reservation_is_sound() -> None:
+    named = replace(DRAWN, track_name="", reservation_id="r1")
+    assert not drawing(booked(0))
+    assert not drawing(booked(0), draw=named)
+    assert not drawing(scan(0, free("s1"), reservation()))
+    assert check(history(booked(0), DRAWN, *CLASS_LIFE)).examined[Promise.SET_ASIDE]["draws"] == 1
+
+
+def test_a_draw_by_a_track_of_another_lab_is_seen() -> None:
+    assert drawing(booked(0), draw=replace(DRAWN, track_name="other")) == {Promise.SET_ASIDE}
+    assert drawing(booked(0), draw=replace(DRAWN, reservation_id="r2", track_name="")) == {Promise.SET_ASIDE}
+
+
+def test_a_draw_outside_the_time_of_its_reservation_is_seen() -> None:
+    assert not drawing(booked(0, ends_at=T + 3))
+    assert drawing(booked(0, ends_at=T + 2)) == {Promise.SET_ASIDE}
+    assert not drawing(booked(0, starts_at=T + 602))
+    assert drawing(booked(0, starts_at=T + 603)) == {Promise.SET_ASIDE}
+    assert drawing() == {Promise.SET_ASIDE}, "nobody booked it"
+
+
+def test_a_draw_by_a_request_that_came_after_a_cancel_or_a_change_is_seen() -> None:
+    cancelled = booked(2, Kind.CANCEL, version=2, state="cancelled")
+    assert drawing(booked(0), cancelled) == {Promise.SET_ASIDE}
+    assert drawing(booked(0), booked(2, Kind.CHANGE, version=2, ends_at=T + 2)) == {Promise.SET_ASIDE}
+    at_once = replace(cancelled, began=T + 2.45, ended=T + 2.55)
+    assert not drawing(booked(0), at_once)
+    assert drawing(booked(0), at_once, draw=replace(DRAWN, began=T + 2.6, ended=T + 2.7)) == {Promise.SET_ASIDE}
+
+
+def test_a_sandbox_that_is_set_aside_and_goes_to_another_is_seen() -> None:
+    stolen = replace(CLASS_LIFE[2], details={"expires_at": T + 2 + LAB})
+    assert Promise.SET_ASIDE in drawing(booked(0), life=(*CLASS_LIFE[:2], stolen, *CLASS_LIFE[3:]))
+    other = replace(CLASS_LIFE[1], details={"reservation_id": "r2"})
+    assert Promise.SET_ASIDE in drawing(booked(0), life=(ADDED, other, *CLASS_LIFE[2:]))
+
+
+def test_a_reservation_that_has_more_than_was_booked_is_seen() -> None:
+    drawn = reservation(set_aside=1, drawn=1)
+    assert broken(scan(5, ASIDE, drawn), scan(6, ASIDE, drawn)) == {Promise.SET_ASIDE}
+    assert not broken(scan(5, ASIDE, replace(drawn, count=2)), scan(6, ASIDE, replace(drawn, count=2)))
+
+
+def test_counters_that_differ_from_what_is_set_aside_are_seen_in_a_scan_of_one_moment_and_at_the_end() -> None:
+    right, wrong = reservation(set_aside=1), reservation()
+    assert not broken(scan(5, ASIDE, wrong), scan(6, ASIDE, right))
+    assert broken(aside(5, ASIDE, wrong), scan(6, ASIDE, right)) == {Promise.SET_ASIDE}
+    assert broken(scan(5, ASIDE, right), scan(6, ASIDE, wrong)) == {Promise.SET_ASIDE}
+    assert broken(scan(5, ASIDE, right), scan(6, free("s1", 3), right)) == {Promise.SET_ASIDE}
+
+
+def test_a_reservation_that_is_drawn_from_after_its_end_is_seen() -> None:
+    over = reservation(stage="cancelled", version=2)
+    assert not broken(scan(5, reservation()), scan(6, replace(over, drawn=1)))
+    assert broken(scan(5, over), scan(6, replace(over, drawn=1))) == {Promise.SET_ASIDE}
+
+
+def test_a_sandbox_that_is_set_aside_after_two_runs_since_the_end_is_seen() -> None:
+    kept = reservation(set_aside=1)
+    scans = (scan(90, ASIDE, kept), scan(200, ASIDE, kept))
+    assert not broken(*scans, run_at(98), run_at(110))
+    assert broken(*scans, run_at(110), run_at(120)) == {Promise.SET_ASIDE}
+    assert not broken(*scans, run_at(110), run_at(199.9))
+    cancelled = booked(80, Kind.CANCEL, version=2, state="cancelled")
+    assert broken(*scans, cancelled, run_at(92), run_at(95)) == {Promise.SET_ASIDE}
+
+
+def test_a_sandbox_that_is_set_aside_for_ever_is_seen() -> None:
+    kept = scan(200, ASIDE, reservation(set_aside=1))
+    assert Promise.SET_ASIDE in broken(account_of("s1"), kept, drained=True)
+    assert not broken(account_of("s1"), kept)
+
+
+def test_a_refusal_is_honest_if_the_reservation_that_it_names_is_not_open() -> None:
+    scans = (scan(0, free("s1")), scan(9, free("s1")))
+    shut = refused("ann", 5, reservation_id="r1", body={"error": {"code": "RESERVATION_NOT_OPEN"}})
+    assert not broken(*scans, shut)

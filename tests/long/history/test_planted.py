@@ -26,6 +26,7 @@ SMALL_POOL = 3
         (Bug.LATE_FACT, {Promise.FACTS}, POOL),
         (Bug.FALSE_FACT, {Promise.FACTS}, POOL),
         (Bug.IGNORED_LINE, {Promise.TURN}, SMALL_POOL),
+        (Bug.UNCHECKED_DRAW, {Promise.SET_ASIDE}, POOL),
         (Bug.DEAD_HEAD, {Promise.TURN, Promise.HONEST_REFUSAL}, SMALL_POOL),
     ],
 )
