@@ -506,7 +506,7 @@ def test_whoami_shows_what_the_api_makes_of_the_token(broker: Callable[..., Resu
         (("sandbox", "release", "nobody"), {}, "name the lease by --lease"),
         (("sandbox", "release", "nobody", "--yes"), {}, "404 SANDBOX_NOT_FOUND"),
         (("bulk", "retry"), {"BROKER_ADMIN_TOKEN": TRACK_TOKEN}, "403 FORBIDDEN"),
-        (("events", "--since", "yesterday"), {}, "must be a length of time, such as 90s, 10m, 24h or 7d"),
+        (("events", "--since", "yesterday"), {}, "must be a length of time, such as 90s, 10m, 24h, 7d or 1d2h"),
         (("events", "--kind", "sandbox.lost"), {}, "'sandbox.lost' is not one of 'sandbox.added', "),
         (("sandboxes", "--sort", "colour"), {}, "'colour' is not one of 'sandbox_id', '-sandbox_id', "),
     ],

@@ -181,7 +181,7 @@ def test_what_is_looked_for_in_logs_is_found_in_them(stack: Stack, shell: Shell,
     stack.as_admin("POST", "/pause", json={"allocate": False})
     (tmp_path / "api.log").write_text(stack.output("api"))
     filters = [" ".join(code.split()) for code in re.findall(r"`(jq [^`]+)`", RUNBOOK)]
-    assert len(filters) == 3
+    assert len(filters) == 4
     for command in filters:
         found = shell.run(f"cat api.log | grep '^{{' | {command}")
         assert "paus" in found, command

@@ -115,5 +115,6 @@ def test_seed_test_4_a_stopping_worker_says_so_and_ends_cleanly(stack: Stack) ->
         "[Scheduler] Sync job stopped",
         "[Scheduler] Cleanup job stopped",
         "[Scheduler] Auto-expiry job stopped",
+        "[Scheduler] Reserve job stopped",
     ]
     stack.start("worker-jobs")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.core.errors import ListNotWhole, ProviderError, SyncBraked
-from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.sandbox import FREE, Sandbox, Status
 from broker_common.core.telemetry import DeleteOutcome
 from tests.fakes import BY, flat, make_sandbox
 from tests.provider.conftest import client_of, connected
@@ -294,6 +294,7 @@ def make_world(provider: Provider, redis: Redis) -> World:
             "lease_id": "lease-1",
             **times,
         },
+        Status.RESERVED: {"reservation_id": "res-1"},
         Status.PENDING_DELETION: {"last_track_id": "track-0", "last_lease_id": "lease-0", "next_attempt_at": now},
     }
     for number, status in enumerate([Status.AVAILABLE] * 4 + list(Status), start=1):
@@ -303,7 +304,7 @@ def make_world(provider: Provider, redis: Redis) -> World:
                 status=status,
                 name=f"lab-{number}",
                 external_id=external_id(number),
-                dirty=status not in {Status.AVAILABLE, Status.DELETED},
+                dirty=status not in {*FREE, Status.DELETED},
                 **of_status.get(status, {}),
             )
         )

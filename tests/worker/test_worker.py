@@ -240,6 +240,7 @@ def test_on_sigterm_what_has_begun_is_finished_and_nothing_else_is_begun(
             "[Scheduler] Sync job stopped",
             "[Scheduler] Cleanup job stopped",
             "[Scheduler] Auto-expiry job stopped",
+            "[Scheduler] Reserve job stopped",
         ]
         assert desk.redis.llen("calls") == 2
         assert desk.redis.llen("deletions") == 2

@@ -59,7 +59,7 @@ class TextbookAllocator:
         self._recorder = recorder
         self._rng = Random()
 
-    def allocate(self, request: AllocateRequest, *, by: Actor) -> Allocation:
+    def allocate(self, request: AllocateRequest, *, by: Actor, **_: object) -> Allocation:
         """Allocate a sandbox, or return the one that the track holds by the index."""
         started = time.monotonic()
         conflicts, outcome = 0, AllocateOutcome.NO_SANDBOXES

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-IDLE_P50_SEC, IDLE_P99_SEC = 1.0, 6.0
-"""The bars of how long a freed sandbox may be idle. One of a hundred is due to a track that is gone or late."""
+IDLE_P50_SEC, IDLE_P95_SEC, IDLE_MAX_SEC = 1.0, 2.5, 10.0
+"""The bars of how long a freed sandbox may be idle.
+
+The longest is due to a track that is gone: it is passed over 5 s after its last `Retry-After` of up to 3 s, at the next
+look.
+"""
 MOST_READS, MOST_WRITES = 4.0, 1.1
 """The bars of reads a second of a process, and of writes for each `Retry-After`: some answers come a bit earlier."""
 VARIED = ("tracks", "processes", "returns", "dead")
