@@ -46,6 +46,7 @@ from broker_common.core.reserving import Reserver
 from broker_common.core.runs import Runs
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
+from broker_common.core.usage import Usage
 from broker_common.core.waiting import WaitingLine
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class ApiServices:
     inventory: Inventory
     search: Search
     history: History
+    usage: Usage
     operations: Operations
     purger: Purger
     bookings: Bookings
@@ -149,6 +151,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         inventory=inventory,
         search=Search(reports=store, inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
+        usage=Usage(records=store, clock=clock, kept_days=settings.history_days),
         operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         bookings=Bookings(

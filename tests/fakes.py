@@ -55,6 +55,7 @@ from broker_common.core.store import (
     Unreadable,
     Watermark,
 )
+from broker_common.core.usage import UsageLine, ended_by, wiped_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -279,6 +280,8 @@ class MemoryStore:
         """All facts in the order of their writes."""
         self._fact_names: set[tuple[str, int, str]] = set()
         self._removed: dict[str, int] = {}
+        self.usage: dict[str, UsageLine] = {}
+        """The line of each ended lease, by its id."""
         self.is_upgraded = True
         self.identity: str | None = "the-table"
         self.is_restored = False
@@ -544,6 +547,16 @@ class MemoryStore:
             self.facts.append(change.fact)
             if change.after is None:
                 self._removed[change.sandbox_id] = change.fact.version
+        ended, wiped = ended_by(change), wiped_by(change)
+        if ended is not None:
+            self.usage[ended.lease_id] = ended
+        line = self.usage.get(wiped.lease_id) if wiped is not None else None
+        if wiped is not None and line is not None and line.wiped_at is None:
+            self.usage[wiped.lease_id] = replace(line, wiped_at=wiped.wiped_at)
+
+    def read_usage(self, *, since: int, until: int) -> Iterator[UsageLine]:
+        with self._called("read_usage"):
+            return iter([line for line in self.usage.values() if since <= line.ended_at < until])
 
     def _check_fact(self, change: Change) -> None:
         """Fail if a change has no fact, or a fact that was written before."""
@@ -984,6 +997,9 @@ class StoreWrapper:
 
     def oldest_pending_deletion(self) -> int | None:
         return self._call("oldest_pending_deletion", self.inner.oldest_pending_deletion)
+
+    def read_usage(self, *, since: int, until: int) -> Iterator[UsageLine]:
+        return self._call("read_usage", lambda: self.inner.read_usage(since=since, until=until))
 
     def read_watermark(self) -> Watermark | None:
         return self._call("read_watermark", self.inner.read_watermark)

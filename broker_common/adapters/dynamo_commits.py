@@ -1,4 +1,4 @@
-"""Writes of the store on DynamoDB: a change, its fact, its claim and its account in one transaction."""
+"""Writes of the store on DynamoDB: a change, its fact, its claim, its account and its usage in one transaction."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from broker_common.adapters.dynamo_items import (
 from broker_common.adapters.dynamo_places import decode_held, place_key
 from broker_common.adapters.dynamo_reservations import counters, draw
 from broker_common.adapters.dynamo_transport import ConditionFailed
+from broker_common.adapters.dynamo_usage import usage_writes
 from broker_common.core import schema
 from broker_common.core.errors import StoreUnavailable, UnreadableRecord
 from broker_common.core.facts import allocated
@@ -165,7 +166,8 @@ class DynamoCommits(DynamoBase):
     def _replace(self, before: Sandbox, after: Sandbox, change: Change) -> None:
         fact = change.fact
         update = {"Update": self._difference(before, after)}
-        writes = [update, *self._facts(fact), *self._counters(change)]
+        usage = usage_writes(self._table, change, days=self._history_days)
+        writes = [update, *self._facts(fact), *usage, *self._counters(change)]
         if before.account_key != after.account_key:
             results = self._write_with_account(after, *writes, self._remove_account(before))
             if results is not None and not any(map(_has_failed, results[:-1])):
@@ -185,7 +187,7 @@ class DynamoCommits(DynamoBase):
         loose = bool(of_claim) or before.reservation_id is not None
         if results is not None and loose and not any(map(_has_failed, results[:-1])):
             # The claim belongs to another lease or is missing, or the reservation is gone. It must not prevent this.
-            results = self._transact(update, *self._facts(fact))
+            results = self._transact(update, *self._facts(fact), *usage)
         if results is not None:
             self._settle(before, after, results)
 

@@ -474,6 +474,7 @@ class Allocator:
             allocated_at=now,
             expires_at=now + (request.duration_sec or self._policy.lab_duration_sec),
             track_name=request.track_name,
+            customer=request.customer,
             reservation_id=candidate.reservation_id,
         )
         return claim_on(candidate, lease)

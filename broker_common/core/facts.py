@@ -154,6 +154,7 @@ def allocated(candidate: Candidate, claim: Claim, *, by: Actor) -> Fact:
     details = {
         "expires_at": lease.expires_at,
         "track_name": lease.track_name,
+        "customer": lease.customer,
         "reservation_id": lease.reservation_id,
     }
     return Fact(

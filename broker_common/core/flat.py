@@ -33,6 +33,8 @@ OPTIONAL_SANDBOX_FIELDS: Mapping[str, type] = {
     "allocated_to_track": str,
     "idempotency_key": str,
     "track_name": str,
+    "customer": str,
+    "customer_lease_id": str,
     "allocated_at": int,
     "expires_at": int,
     "last_track_id": str,
@@ -63,7 +65,12 @@ CLAIM_FIELDS: Mapping[str, type] = {
     "external_id": str,
 }
 """The fields that every record of a claim has."""
-OPTIONAL_CLAIM_FIELDS: Mapping[str, type] = {"track_name": str, "sfdc_account_id": str, "reservation_id": str}
+OPTIONAL_CLAIM_FIELDS: Mapping[str, type] = {
+    "track_name": str,
+    "customer": str,
+    "sfdc_account_id": str,
+    "reservation_id": str,
+}
 """The fields that a record of a claim may lack."""
 _LEASE_FIELDS = ("lease_id", "allocated_to_track", "idempotency_key", "allocated_at", "expires_at")
 
@@ -97,6 +104,7 @@ def of_lease(lease: Lease | None) -> Flat:
         "allocated_to_track": lease.track_id if lease else None,
         "idempotency_key": lease.idempotency_key if lease else None,
         "track_name": lease.track_name if lease else None,
+        **_of_customer(lease),
         "allocated_at": lease.allocated_at if lease else None,
         "expires_at": lease.expires_at if lease else None,
     }
@@ -146,6 +154,7 @@ def flatten_claim(claim: Claim) -> Flat:
         "name": claim.name,
         "external_id": claim.external_id,
         "track_name": lease.track_name,
+        "customer": lease.customer,
         "sfdc_account_id": claim.sfdc_account_id,
         "reservation_id": lease.reservation_id,
     }
@@ -170,6 +179,7 @@ def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
             allocated_at=flat["allocated_at"],
             expires_at=flat["expires_at"],
             track_name=flat.get("track_name"),
+            customer=_customer_of(flat, flat["lease_id"]),
             reservation_id=flat.get("reservation_id"),
         )
     wipe = Wipe(
@@ -218,18 +228,34 @@ def claim_of(flat: Mapping[str, Any]) -> Claim:
             allocated_at=flat["allocated_at"],
             expires_at=flat["expires_at"],
             track_name=flat.get("track_name"),
+            customer=flat.get("customer"),
             reservation_id=flat.get("reservation_id"),
         ),
     )
 
 
 def _of_leases(lease: Lease | None, last: EndedLease | None) -> Flat:
-    """Return the fields of both leases; times and `track_name` are the current lease's, or else the last one's."""
+    """Return the fields of both leases; times, lab and customer are the current lease's, or else the last one's."""
     flat = of_lease(lease)
     if lease is None and last is not None:
         flat |= {"track_name": last.track_name, "allocated_at": last.allocated_at, "expires_at": last.expires_at}
+        flat |= _of_customer(last)
     flat |= {"last_track_id": last.track_id if last else None, "last_lease_id": last.lease_id if last else None}
     return flat
+
+
+def _of_customer(lease: Lease | EndedLease | None) -> Flat:
+    """Return the fields with the customer of a lease. They name the lease, too.
+
+    A release that does not know these fields leaves them in the record, also when it allocates the sandbox again.
+    """
+    customer = lease.customer if lease else None
+    return {"customer": customer, "customer_lease_id": lease.lease_id if lease and customer is not None else None}
+
+
+def _customer_of(flat: Mapping[str, Any], lease_id: str) -> str | None:
+    customer: str | None = flat.get("customer")
+    return customer if flat.get("customer_lease_id") == lease_id else None
 
 
 def _ended_lease_of(flat: Mapping[str, Any], *, has_lease: bool) -> EndedLease | None:
@@ -246,4 +272,5 @@ def _ended_lease_of(flat: Mapping[str, Any], *, has_lease: bool) -> EndedLease |
         allocated_at=flat.get("allocated_at"),
         expires_at=flat.get("expires_at"),
         track_name=flat.get("track_name"),
+        customer=_customer_of(flat, lease_id),
     )

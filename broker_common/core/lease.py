@@ -96,6 +96,7 @@ def end(sandbox: Sandbox, *, reason: DeletionReason, by: Actor, now: int) -> Cha
         allocated_at=lease.allocated_at,
         expires_at=lease.expires_at,
         track_name=lease.track_name,
+        customer=lease.customer,
     )
     ended = replace(moved(sandbox, Status.PENDING_DELETION, now=now, order=now), last_lease=last)
     ended = replace(ended, wipe=Wipe(requested_at=now, reason=reason, next_attempt_at=now))

@@ -100,7 +100,7 @@ class Candidate:
 class Lease:
     """The right of one track to one sandbox, from `allocated_at` to `expires_at`.
 
-    `reservation_id`: the reservation that it was drawn from, if any.
+    `reservation_id`: the reservation that it was drawn from, if any. `customer`: that of the principal who allocated.
     """
 
     lease_id: str
@@ -109,6 +109,7 @@ class Lease:
     allocated_at: int
     expires_at: int
     track_name: str | None = None
+    customer: str | None = None
     reservation_id: str | None = None
 
     def is_overdue(self, now: int, policy: Policy) -> bool:
@@ -125,6 +126,7 @@ class EndedLease:
     allocated_at: int | None = None
     expires_at: int | None = None
     track_name: str | None = None
+    customer: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The port of the store: commits, the line, reservations, candidates, the pool's state, and reports.
+"""The port of the store: commits, the line, reservations, candidates, the pool's state, reports, and usage.
 
 A single read (in `Commits`, `Line`, `ReservationRecords` and `PoolState`) sees every write that was answered before the
 read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from broker_common.core.errors import BrokerError
+from broker_common.core.usage import UsageRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -137,6 +138,9 @@ class Commits(Protocol):
         is set aside only if its name starts with the reservation's prefix, and while the reservation lacks one and is
         being filled, by the time of the fact. Otherwise raises `ReservationFull`. A reservation whose record is gone
         does not prevent the end.
+
+        A change that ends a lease writes its usage line, and a change that writes a wipe adds the time of the wipe to
+        the line of the last lease, if it has none: see `usage`.
 
         Raises `Conflict`. After a single change, it has the stored record.
         """
@@ -530,5 +534,5 @@ class Reports(Protocol):
         """
 
 
-class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, Protocol):
+class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, UsageRecords, Protocol):
     """All parts of the store."""

@@ -33,6 +33,7 @@ from broker_common.core.purge import Purger
 from broker_common.core.reserving import Reserver
 from broker_common.core.runs import JobRun
 from broker_common.core.search import Search
+from broker_common.core.usage import Usage
 from broker_common.core.waiting import WaitingLine
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
@@ -254,6 +255,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         inventory=Inventory(store=store, leases=leases),
         search=Search(reports=store, inventory=Inventory(store=store, leases=leases), clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
+        usage=Usage(records=store, clock=clock, kept_days=settings.history_days),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         bookings=Bookings(store=store, guard=guard, reserver=reserver, clock=clock, rng=rng, policy=settings.policy),
