@@ -95,6 +95,7 @@ def sandboxes(draw: st.DrawFn, statuses: tuple[Status, ...] = ALONE) -> Sandbox:
     status = draw(st.sampled_from(statuses))
     has_last = draw(st.booleans())
     always = status is Status.ALLOCATED
+    lease_id, last_lease_id = draw(PRINTABLE), draw(PRINTABLE)
     return sandbox_of(
         {
             "sandbox_id": f"{draw(PRINTABLE)}-{next(_tokens)}",
@@ -107,14 +108,16 @@ def sandboxes(draw: st.DrawFn, statuses: tuple[Status, ...] = ALONE) -> Sandbox:
             "updated_at": draw(TIMES),
             "dirty": status is not Status.AVAILABLE and draw(st.booleans()),
             "sfdc_account_id": draw(st.none() | ANY_TEXT),
-            "lease_id": draw(PRINTABLE) if always else None,
+            "lease_id": lease_id if always else None,
             "allocated_to_track": draw(PRINTABLE) if always else None,
             "idempotency_key": draw(PRINTABLE) if always else None,
             "track_name": draw(st.none() | ANY_TEXT),
+            "customer": draw(st.none() | ANY_TEXT),
+            "customer_lease_id": draw(st.sampled_from([lease_id, last_lease_id, "another"])),
             "allocated_at": draw(TIMES if always else st.none() | TIMES),
             "expires_at": draw(TIMES if always else st.none() | TIMES),
             "last_track_id": draw(PRINTABLE) if has_last else None,
-            "last_lease_id": draw(PRINTABLE) if has_last else None,
+            "last_lease_id": last_lease_id if has_last else None,
             "deletion_requested_at": draw(st.none() | TIMES),
             "deletion_reason": draw(st.none() | st.sampled_from(DeletionReason)),
             "deletion_retry_count": draw(st.integers(0, 1000)),

@@ -107,6 +107,7 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "read_reservations": lambda store: store.read_reservations(),
     "read_reservation": lambda store: store.read_reservation("res-1"),
     "list_archived": lambda store: store.list_archived(limit=5, cursor=None),
+    "read_usage": lambda store: list(store.read_usage(since=START, until=START + 1)),
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "allocate": allocate,

@@ -51,6 +51,7 @@ from tests.contract.suite import (
     fresh_token,
     take,
 )
+from tests.contract.usage import ConcurrentUsageContract, UsageContract, UsageTableContract
 from tests.fakes import BY, START, FakeClock, RecordingRecorder, TimelessStore, add_of, make_claim, make_sandbox
 from tests.world import World
 
@@ -149,6 +150,8 @@ class TableContract:
         kept = {}
         for item in store.items():
             is_told = item["SK"]["S"].startswith("FACT#") or item["PK"]["S"].startswith("POOLFACTS#")
+            if item["PK"]["S"].startswith("USAGE#"):
+                continue
             if is_told or item["SK"]["S"] == "REMOVED":
                 kept[item["PK"]["S"], item["SK"]["S"]] = int(item["ttl"]["N"]) - KEPT_DAYS * _DAY_SEC
             else:
@@ -559,7 +562,7 @@ def assert_counts_stay(store: Spoilable, schema: Item) -> None:
     assert sorted(store.items(), key=str) == sorted(before, key=str)
 
 
-class TestOnMoto(StoreContract, FactContract, LineContract, TableContract):
+class TestOnMoto(StoreContract, FactContract, LineContract, UsageContract, TableContract, UsageTableContract):
     """In one thread only: moto copies the table for each transaction, without a lock. It answers in boto3's place."""
 
     @pytest.fixture
@@ -568,13 +571,27 @@ class TestOnMoto(StoreContract, FactContract, LineContract, TableContract):
             yield from empty_store(moto_client())
 
 
-class TestOnMinistack(ConcurrentStoreContract, FactContract, ConcurrentLineContract, TableContract):
+class TestOnMinistack(
+    ConcurrentStoreContract,
+    FactContract,
+    ConcurrentLineContract,
+    ConcurrentUsageContract,
+    TableContract,
+    UsageTableContract,
+):
     @pytest.fixture
     def store(self, ministack_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(ministack_url))
 
 
-class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, ConcurrentLineContract, TableContract):
+class TestOnDynamoDBLocal(
+    ConcurrentStoreContract,
+    FactContract,
+    ConcurrentLineContract,
+    ConcurrentUsageContract,
+    TableContract,
+    UsageTableContract,
+):
     @pytest.fixture
     def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(dynamodb_local_url))
@@ -585,7 +602,9 @@ class TestOnDynamoDBLocal(ConcurrentStoreContract, FactContract, ConcurrentLineC
         assert_counts_stay(store, schema)
 
 
-class TestOnDynamoDBLocalWithOneShard(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
+class TestOnDynamoDBLocalWithOneShard(
+    ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract
+):
     @pytest.fixture
     def store(self, dynamodb_local_url: str, aws_environment: dict[str, str]) -> Iterator[Spoilable]:
         yield from empty_store(client_of(dynamodb_local_url), shards=1)

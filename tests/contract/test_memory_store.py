@@ -10,6 +10,7 @@ from broker_common.core.pool import mark_stale
 from tests.contract.facts import FactContract
 from tests.contract.line import ConcurrentLineContract
 from tests.contract.suite import ConcurrentStoreContract
+from tests.contract.usage import ConcurrentUsageContract
 from tests.fakes import (
     BY,
     START,
@@ -23,25 +24,25 @@ from tests.fakes import (
 )
 
 
-class TestMemoryStore(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
+class TestMemoryStore(ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore(FakeClock())
 
 
-class TestMemoryStoreWithOneSegment(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
+class TestMemoryStoreWithOneSegment(ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore(shards=1)
 
 
-class TestLaggingStoreWithoutLag(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
+class TestLaggingStoreWithoutLag(ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract):
     @pytest.fixture
     def store(self) -> LaggingStore:
         return LaggingStore(FakeClock(), Random(1), lag=0)
 
 
-class TestFlakyStoreThatIsLeftAlone(ConcurrentStoreContract, FactContract, ConcurrentLineContract):
+class TestFlakyStoreThatIsLeftAlone(ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract):
     @pytest.fixture
     def store(self) -> StoreWrapper:
         return FlakyStore(LosingStore(MemoryStore()).inner)
