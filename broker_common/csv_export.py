@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 _FORMULA = re.compile(r"[\t\r\n\0]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
-def write_csv(records: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
-    """Write `records` as CSV, after a line with the names of all their fields; nothing if there are no records.
+def write_csv(records: Iterable[Mapping[str, Any]], file: IO[str], *, fields: Iterable[str] = ()) -> None:
+    """Write `records` as CSV, after a line with `fields` and the names of all their other fields.
+
+    Writes nothing if there are no records and no `fields`.
 
     A text that a spreadsheet could run as a formula gets a `'` in front. These are texts that start
     with `=`, `+`, `-`, `@` (full-width or after blanks, too), a tab, a line end or a null character. Numbers stay
     numbers. Sources: OWASP, "CSV Injection"; OWASP ASVS 5.0, 1.2.10.
     """
     rows = list(records)
-    names = dict.fromkeys(name for each in rows for name in each)
+    names = dict.fromkeys([*fields, *(name for each in rows for name in each)])
     if names:
         writer = csv.writer(file)
         writer.writerow(map(_cell, names))

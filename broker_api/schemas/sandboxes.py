@@ -36,6 +36,7 @@ class SandboxSchema(HeldSandboxSchema):
 
     lease_id = optional_text_field(LEASE_ID, "The lease that its track holds; else null")
     idempotency_key = optional_text_field("track-4711", "Of the current allocation; else null")
+    customer = optional_text_field("acme", "The customer of its current or latest lease; else null")
     dirty = fields.Boolean(
         required=True, metadata={"example": True, "description": "Was allocated and has not been wiped since"}
     )

@@ -69,6 +69,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("PATCH", "/v1/admin/reservations/<reservation_id>"): OPERATORS,
     ("DELETE", "/v1/admin/reservations/<reservation_id>"): OPERATORS,
     ("GET", "/v1/admin/capacity"): READERS,
+    ("GET", "/v1/admin/usage"): READERS,
     ("GET", "/healthz"): ALL,
     ("GET", "/readyz"): ALL,
     ("GET", "/metrics"): ALL,
@@ -90,6 +91,7 @@ SENT: dict[tuple[str, str], Any] = {
     ("POST", "/v1/admin/reservations/check"): {"json": A_CLASS},
     ("PATCH", "/v1/admin/reservations/<reservation_id>"): {"json": {"version": 1, "count": 3}},
     ("GET", "/v1/admin/capacity"): {"query_string": {"from": START, "to": START + 3600}},
+    ("GET", "/v1/admin/usage"): {"query_string": {"from": START - 3600, "by": "day"}},
 }
 """The body or query that a call needs to have an effect."""
 CHANGED = {
