@@ -1,8 +1,8 @@
 """The life of a sandbox by the table of states in docs/contract.md, written independently of the code that it checks.
 
 All tests that watch changes use it. `check_change` checks one change with its fact, `check_history` the facts of one
-sandbox, `check_end` a record against its last fact, `check_histories` all facts against all records. Each raises
-`Violation`, which names the broken rule. `kinds_of` is the table itself.
+sandbox, `check_end` a record against its last fact, `check_histories` all facts against all records, `check_usage` the
+lines of ended leases against all facts. Each raises `Violation`, which names the broken rule. `kinds_of` is the table itself.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from broker_common.core.facts import Fact, FactKind
-from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status, Wipe
+from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Sandbox, Status, Wipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from broker_common.core.facts import Detail, PoolFact
+    from broker_common.core.usage import UsageLine
 
 A, R, L, P, S, F, D = (
     Status.AVAILABLE,
@@ -69,6 +70,11 @@ STAYS: Mapping[Status, frozenset[FactKind]] = {
 }
 """The kinds of fact for a change that keeps the status."""
 
+_ENDINGS: Mapping[FactKind, DeletionReason] = {
+    FactKind.MARKED: DeletionReason.MARKED,
+    FactKind.RELEASED: DeletionReason.RELEASED,
+    FactKind.EXPIRED: DeletionReason.EXPIRED,
+}
 _OUTCOMES = frozenset({FactKind.WIPED, FactKind.WIPE_FAILED, FactKind.NEEDS_ATTENTION, FactKind.STALE})
 _FLAGGED = frozenset({L, P, F})
 _DESCRIBED = ("name", "external_id", "sfdc_account_id")
@@ -187,6 +193,43 @@ def check_histories(facts: Iterable[Fact | PoolFact], records: Mapping[str, Sand
             check_end(history[-1], status=record.status, lease_id=lease_id, version=record.version)
 
 
+def check_usage(facts: Iterable[Fact | PoolFact], lines: Iterable[UsageLine]) -> None:
+    """Raise `Violation` unless each lease that ended has one line, which says what the facts say. `facts` are complete."""
+    of_lease: dict[str | None, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        if isinstance(fact, Fact):
+            of_lease[fact.lease_id].append(fact)
+    told: dict[str, tuple[object, ...]] = {}
+    for lease_id, history in of_lease.items():
+        ended = next((fact for fact in history if fact.kind in _ENDINGS), None)
+        if ended is None or lease_id is None:
+            continue
+        began = next((fact for fact in history if fact.kind is FactKind.ALLOCATED), None)
+        wiped = [fact.at for fact in history if fact.kind is FactKind.WIPED]
+        wiped_at = wiped[0] if wiped else None
+        told[lease_id] = (began and _beginning(began), ended.at, _ENDINGS[ended.kind], wiped_at)
+    seen: set[str] = set()
+    for line in lines:
+        if line.lease_id in seen:
+            _broken("a lease has one line", line)
+        seen.add(line.lease_id)
+        expected = told.get(line.lease_id)
+        if expected is None:
+            _broken("a line is that of a lease that ended", line)
+        beginning = (line.allocated_at, line.track_name, line.customer)
+        # A test may begin with a lease whose begin no fact tells.
+        said = (expected[0] and beginning, line.ended_at, line.ending, line.wiped_at)
+        if said != expected:
+            _broken(f"a line says what the facts say: {said} is not {expected}", line)
+    missing = told.keys() - seen
+    if missing:
+        _broken("each lease that ended has a line", sorted(missing))
+
+
+def _beginning(began: Fact) -> tuple[object, ...]:
+    return began.at, began.details.get("track_name"), began.details.get("customer")
+
+
 def check_end(last: Fact, *, status: Status | None, lease_id: str | None = None, version: int = ORDER_LIMIT) -> None:
     """Raise `Violation` if a record does not fit its last fact. `lease_id` is that of its lease, or of its last lease.
 
@@ -283,7 +326,7 @@ def _check_leases(before: Sandbox, after: Sandbox, fact: Fact) -> None:
             _broken("the last lease is known until the next one has ended", before, after, fact)
     elif before.lease and not after.lease:
         ended, last_lease = before.lease, after.last_lease
-        kept = ("lease_id", "track_id", "allocated_at", "expires_at", "track_name")
+        kept = ("lease_id", "track_id", "allocated_at", "expires_at", "track_name", "customer")
         if last_lease is None or any(getattr(ended, name) != getattr(last_lease, name) for name in kept):
             _broken("a lease that ended is kept as the last one", before, after, fact)
     elif before.last_lease != after.last_lease:

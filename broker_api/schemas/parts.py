@@ -134,7 +134,7 @@ def example_of(schema: Schema, **different: Any) -> dict[str, Any]:  # noqa: ANN
     An optional field without an example is left out.
     """
     examples = {
-        name: _example_of_field(field)
+        field.data_key or name: _example_of_field(field)
         for name, field in schema.fields.items()
         if field.required or "example" in field.metadata
     }

@@ -22,7 +22,7 @@ EVERY_FIELD = ALLOCATION | {
     *("status", "allocated_to_track", "idempotency_key", "dirty", "version", "created_at", "updated_at"),
     *("deletion_requested_at", "deletion_reason", "deletion_retry_count", "deletion_last_error", "next_attempt_at"),
     *("last_synced", "stale_since", "last_track_id", "last_lease_id", "ready_at", "quarantine_reason"),
-    "reservation_id",
+    *("reservation_id", "customer"),
 }
 ON_ONE_SANDBOX = [
     ("GET", "", None),

@@ -69,7 +69,7 @@ from tests.fakes import (
     make_account,
     make_sandbox,
 )
-from tests.lifecycle import Violation, check_change, check_histories
+from tests.lifecycle import Violation, check_change, check_histories, check_usage
 from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
@@ -692,6 +692,7 @@ class Promises(RuleBasedStateMachine):
         assert not by_name, "a fact was written without a change"
         if facts:
             check_histories(self.memory.facts, self._sandboxes())
+            check_usage(self.memory.facts, self.memory.usage.values())
         self.checked = len(self.memory.facts)
         self.writes.clear()
 

@@ -23,7 +23,7 @@ from broker_common.core.facts import Fact, FactKind, PoolFactKind
 from broker_common.core.reservation import Reservation, ReservationStage
 from broker_common.core.sandbox import Status
 from tests.fakes import BY, FakeClock, Fault, FlakyStore, MemoryStore, make_sandbox
-from tests.lifecycle import check_histories
+from tests.lifecycle import check_histories, check_usage
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ class Reservations(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         check_histories(self.memory.facts, self.memory.dump()[0])
+        check_usage(self.memory.facts, self.memory.usage.values())
         # While workers run, a run leaves nothing set aside that does not fit.
         self.worlds[0].start()
         self.worlds[0].reserver.run(by=BY)

@@ -19,7 +19,7 @@ from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from tests.fakes import BY, Crashed, flat
-from tests.lifecycle import check_histories
+from tests.lifecycle import check_histories, check_usage
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def give_back_and_wipe(world: World, *answers: WipeAnswer | Exception) -> Sandbo
 
 def told(world: World) -> list[FactKind]:
     check_histories(world.memory.facts, world.memory.dump()[0])
+    check_usage(world.memory.facts, world.memory.usage.values())
     return [fact.kind for fact in world.memory.facts if isinstance(fact, Fact)]
 
 

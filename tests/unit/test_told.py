@@ -18,7 +18,7 @@ from broker_common.core.policy import Policy
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.principals import Actor, job_actor
 from tests.fakes import BY, START, Crashed, Fault, make_account, make_sandbox
-from tests.lifecycle import A, D, F, L, P, S, check_histories
+from tests.lifecycle import A, D, F, L, P, S, check_histories, check_usage
 from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ Told: TypeAlias = "tuple[FactKind, str, str | None, Status | None, Status | None
 def told(world: World, sandbox_id: str = "sbx-0") -> list[Told]:
     """Return the facts of a sandbox, oldest first, after a check that they fit together."""
     check_histories(world.memory.facts, world.memory.dump()[0])
+    check_usage(world.memory.facts, world.memory.usage.values())
     facts = [fact for fact in world.memory.facts if isinstance(fact, Fact) and fact.sandbox_id == sandbox_id]
     return [(each.kind, each.principal, each.request_id, each.status_before, each.status) for each in facts]
 
