@@ -49,7 +49,7 @@ def usage_writes(table: str, change: Change, *, days: int) -> list[Item]:
     """Build the writes to the usage items that belong to a change. The items are kept for `days` whole days."""
     ended, wiped = ended_by(change), wiped_by(change)
     if ended is not None:
-        return [{"Put": {"TableName": table, "Item": _encode_line(ended, days=days)}}]
+        return [{"Put": {"TableName": table, "Item": encode_line(ended, days=days)}}]
     if wiped is None:
         return []
     return [
@@ -78,7 +78,8 @@ def _kept_until(ended_at: int, days: int) -> int:
     return ended_at + (days + 1) * DAY_SEC
 
 
-def _encode_line(line: UsageLine, *, days: int) -> Item:
+def encode_line(line: UsageLine, *, days: int) -> Item:
+    """Return a line's whole item; it is kept for `days` whole days."""
     flat = {
         "track_name": line.track_name,
         "customer": line.customer,

@@ -91,7 +91,8 @@ def _length(seconds: int | None) -> str | None:
     """Return a length of time in two parts, as in 1h05m or 2m30s."""
     if seconds is None:
         return None
-    if seconds < 60:
-        return f"{seconds}s"
-    minutes = seconds // 60
-    return f"{minutes}m{seconds % 60:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

@@ -30,19 +30,25 @@ class TestMemoryStore(ConcurrentStoreContract, FactContract, ConcurrentLineContr
         return MemoryStore(FakeClock())
 
 
-class TestMemoryStoreWithOneSegment(ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract):
+class TestMemoryStoreWithOneSegment(
+    ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract
+):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore(shards=1)
 
 
-class TestLaggingStoreWithoutLag(ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract):
+class TestLaggingStoreWithoutLag(
+    ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract
+):
     @pytest.fixture
     def store(self) -> LaggingStore:
         return LaggingStore(FakeClock(), Random(1), lag=0)
 
 
-class TestFlakyStoreThatIsLeftAlone(ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract):
+class TestFlakyStoreThatIsLeftAlone(
+    ConcurrentStoreContract, FactContract, ConcurrentLineContract, ConcurrentUsageContract
+):
     @pytest.fixture
     def store(self) -> StoreWrapper:
         return FlakyStore(LosingStore(MemoryStore()).inner)

@@ -67,7 +67,7 @@ class UsageContract:
     @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("known", [{}, {"track_name": "intro", "customer": "acme"}], ids=["nothing", "all"])
     def test_a_lease_that_ends_gets_one_line(
-        self, store: SandboxStore, ending: DeletionReason, known: dict[str, str]
+        self, store: SandboxStore, ending: DeletionReason, known: dict[str, Any]
     ) -> None:
         held, claim = take(store, add_new(store), **known)
         assert lines_of(store) == []
@@ -132,15 +132,20 @@ class UsageContract:
         assert [line.wiped_at for line in lines_of(store)] == [WIPED_AT]
 
     def test_a_wipe_makes_no_line_for_a_lease_that_an_earlier_release_ended(self, store: SandboxStore) -> None:
-        last = {"last_lease_id": "lease-0", "last_track_id": "track-0", "allocated_at": START, "track_name": "intro"}
-        pending = {"status": Status.PENDING_DELETION, "dirty": True, "deletion_requested_at": ENDED_AT}
-        assert wipe(store, add_new(store, **pending, **last)).status is Status.AVAILABLE
+        last: dict[str, Any] = {
+            "last_lease_id": "lease-0",
+            "last_track_id": "track-0",
+            "allocated_at": START,
+            "track_name": "intro",
+        }
+        pending = add_new(store, status=Status.PENDING_DELETION, dirty=True, deletion_requested_at=ENDED_AT, **last)
+        assert wipe(store, pending).status is Status.AVAILABLE
         assert lines_of(store) == []
 
     def test_a_sandbox_that_no_track_has_held_is_wiped_without_a_line(self, store: SandboxStore) -> None:
         for number, asked in enumerate((None, ENDED_AT)):
-            pending = {"status": Status.PENDING_DELETION, "dirty": True, "deletion_requested_at": asked}
-            wipe(store, add_new(store, f"sbx-{number}", **pending))
+            pending = {"dirty": True, "deletion_requested_at": asked}
+            wipe(store, add_new(store, f"sbx-{number}", status=Status.PENDING_DELETION, **pending))
         assert lines_of(store) == []
 
     def test_lines_are_read_from_a_time_on_and_before_another(self, store: SandboxStore) -> None:
@@ -153,9 +158,7 @@ class UsageContract:
                 found = [line.ended_at for line in lines_of(store, since=since, until=until)]
                 assert found == [at for at in ends.values() if since <= at < until]
 
-    def test_the_lines_of_a_day_go_past_a_page(
-        self, store: SandboxStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_lines_of_a_day_go_past_a_page(self, store: SandboxStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dynamo_base, "PAGE", 7)
         for number in range(30):
             lease_that_ended(store, f"{number:02}")
@@ -254,4 +257,3 @@ class UsageTableContract:
         store.by_hand(claim_key("track-1", "track-1"), "REMOVE customer")
         give_back(store, held)
         assert [(line.ended_at, line.customer) for line in lines_of(store)] == [(ENDED_AT, None)]
-

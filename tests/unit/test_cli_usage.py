@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NOW = 1_796_112_000
 DAY = 86400
+MONTH = {"from": str(NOW - 30 * DAY)}
 
 
 def row(group: str | None, **values: Any) -> dict[str, Any]:
@@ -48,10 +49,10 @@ def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [dict(sorted(each.items())) for each in rows]
 
 
-def answer(rows: list[dict[str, Any]], *, total: Mapping[str, Any] = NOTHING, **query: str) -> None:
+def answer(rows: list[dict[str, Any]], query: Mapping[str, str], *, total: Mapping[str, Any] = NOTHING) -> None:
     """Have the API answer a report to a query."""
     body = {"from": NOW - DAY, "to": NOW, "by": query.get("by"), "rows": _sorted(rows), "total": total}
-    responses.get(f"{URL}/usage", json=body, match=[query_param_matcher(query)])
+    responses.get(f"{URL}/usage", json=body, match=[query_param_matcher(dict(query))])
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def _at_noon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_usage_is_a_table_for_people_with_a_total() -> None:
     rows = [row("intro"), row(None, leases=2, sandbox_hours=0.04, wipe_median_sec=None, wipe_p95_sec=None)]
     total = row(None, leases=42, sandbox_hours=12038.54)
-    answer(rows, total=total, by="track_name", **{"from": str(NOW - 30 * DAY)})
+    answer(rows, MONTH | {"by": "track_name"}, total=total)
     result = broker("usage", "--by", "lab", "--since", "30d")
     assert result.stdout.splitlines() == [
         "lab     leases  hours    marked  released  expired  length  length p95  wipe  wipe p95",
@@ -86,13 +87,13 @@ def test_usage_is_a_table_for_people_with_a_total() -> None:
 )
 def test_the_time_reaches_back_from_its_end(words: tuple[str, ...], query: dict[str, str]) -> None:
     until = {"to": str(NOW - DAY)} if "--until" in words else {}
-    answer([], **query, **until)
+    answer([], query | until)
     assert broker("usage", *words).exit_code == 0
 
 
 @responses.activate
 def test_csv_has_every_field_and_no_formulas() -> None:
-    answer([row("=HYPERLINK(1)"), row(None)], by="customer", **{"from": str(NOW - 30 * DAY)})
+    answer([row("=HYPERLINK(1)"), row(None)], MONTH | {"by": "customer"})
     shown = list(csv.DictReader(io.StringIO(broker("usage", "--by", "customer", "--csv").stdout)))
     assert list(shown[0]) == list(row(None))
     assert [each["group"] for each in shown] == ["'=HYPERLINK(1)", ""]
@@ -101,9 +102,9 @@ def test_csv_has_every_field_and_no_formulas() -> None:
 
 @responses.activate
 def test_csv_of_nothing_has_a_heading_and_json_has_a_row_a_line() -> None:
-    answer([], by="track_name", **{"from": str(NOW - 30 * DAY)})
+    answer([], MONTH | {"by": "track_name"})
     assert broker("usage", "--csv").stdout.splitlines() == [",".join(row(None))]
-    answer([row("a"), row("b")], by="day", **{"from": str(NOW - 30 * DAY)})
+    answer([row("a"), row("b")], MONTH | {"by": "day"})
     lines = broker("usage", "--by", "day", "--json").stdout.splitlines()
     assert [json.loads(each)["group"] for each in lines] == ["a", "b"]
 

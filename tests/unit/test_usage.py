@@ -61,7 +61,9 @@ def make_line(length: int, *, wiped_in: int | None = None, ended_at: int = START
     return UsageLine(**{"lease_id": "lease", "ending": DeletionReason.MARKED, **times, **changes})
 
 
-def report(lines: Sequence[UsageLine], by: Grouping = Grouping.TRACK_NAME) -> tuple[dict[str | None, UsageRow], UsageRow]:
+def report(
+    lines: Sequence[UsageLine], by: Grouping = Grouping.TRACK_NAME
+) -> tuple[dict[str | None, UsageRow], UsageRow]:
     """Return the rows of a report by their group, and the total."""
     made = summarize(iter(lines), since=0, until=1, by=by)
     return {row.group: row for row in made.rows}, made.total
@@ -210,7 +212,12 @@ def test_a_row_says_how_many_leases_there_were_how_long_and_how_they_ended() -> 
 
 
 def test_what_is_not_known_has_a_row_and_the_most_used_comes_first() -> None:
-    lines = [make_line(HOUR), make_line(2 * HOUR, customer="acme"), make_line(3 * HOUR, customer="lab"), make_line(HOUR)]
+    lines = [
+        make_line(HOUR),
+        make_line(2 * HOUR, customer="acme"),
+        make_line(3 * HOUR, customer="lab"),
+        make_line(HOUR),
+    ]
     rows, _ = report(lines, Grouping.CUSTOMER)
     assert list(rows) == ["lab", None, "acme"]
     assert [row.leases for row in rows.values()] == [1, 2, 1]
@@ -228,9 +235,7 @@ def test_clocks_that_differ_make_no_negative_length() -> None:
 
 
 @pytest.mark.parametrize(("limit", "field"), [("MOST_LEASES", "from"), ("MOST_ROWS", "by")])
-def test_a_report_has_bounds_and_says_which_was_met(
-    monkeypatch: pytest.MonkeyPatch, limit: str, field: str
-) -> None:
+def test_a_report_has_bounds_and_says_which_was_met(monkeypatch: pytest.MonkeyPatch, limit: str, field: str) -> None:
     monkeypatch.setattr(usage, limit, 3)
     lines = [make_line(1, track_name=f"lab-{number}") for number in range(4)]
     assert report(lines[:3])[1].leases == 3
