@@ -80,7 +80,7 @@ SECTIONS = {
         "EXPIRY_BUFFER_HOURS": "Extra time after `expires_at` before the broker ends the lease.",
         "COOL_DOWN_SEC": "How long a wiped sandbox rests before a cleanup makes it available. Only used if `RECYCLE_POLICY` is `reuse`.",
         "RECYCLE_POLICY": "What happens after a wipe. `reuse`: the sandbox is available at once. `confirm`: it is available after a later sync has seen it. `retire`: it is never used again. Choose by what the provider's delete does to an account.",
-        "HISTORY_DAYS": "How long facts are kept. Set it alike for API and workers.",
+        "HISTORY_DAYS": "How long facts and usage are kept. Set it alike for API and workers.",
         "K_CANDIDATES": "How many candidates an API process keeps ready.",
         "LINE_GRACE_SEC": "How long a place in the line is kept after the time at which `Retry-After` told its track to be back.",
         "LINE_MAX": "How many tracks may wait in line.",

@@ -7,7 +7,7 @@ import tracemalloc
 from collections import Counter
 from math import ceil
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
@@ -29,12 +29,14 @@ BYTES_OF_A_LEASE = 100
 """The most that a report holds for a lease at any moment, with what it holds for one page of lines."""
 
 
-def test_a_report_reads_each_day_once_and_keeps_no_lines(metered: DynamoDBClient, meter: Meter) -> None:
-    create_table(metered, TABLE)
+def test_a_report_reads_each_day_once_and_keeps_no_lines(
+    client: DynamoDBClient, metered: DynamoDBClient, meter: Meter
+) -> None:
+    create_table(client, TABLE)
     now = int(time.time())
     lines = list(simulate_month(LEASES, until=now))
-    load_lines(metered, TABLE, iter(lines))
-    options = {"clock": SystemClock(), "rng": Random(1), "recorder": RecordingRecorder(), "timeout_sec": 60}
+    load_lines(client, TABLE, iter(lines))
+    options: Any = {"clock": SystemClock(), "rng": Random(1), "recorder": RecordingRecorder(), "timeout_sec": 60}
     store = DynamoStore(metered, TABLE, **options, history_days=KEPT_DAYS)
     usage = Usage(records=store, clock=SystemClock(), kept_days=KEPT_DAYS)
     pages = sum(ceil((count + 1) / PAGE) for count in Counter(day_of(line.ended_at) for line in lines).values())
