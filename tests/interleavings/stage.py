@@ -34,7 +34,7 @@ from tests.fakes import (
     make_sandbox,
 )
 from tests.interleavings.calls import LOOKS, LOOKS_AT_NOBODY
-from tests.lifecycle import Violation, check_history, check_record, kinds_of
+from tests.lifecycle import Violation, check_history, check_record, check_usage, kinds_of
 from tests.scheduler.schedule import present_task, stop
 from tests.scheduler.strategies import choose
 from tests.world import World
@@ -443,7 +443,8 @@ class Stage:
         self._check_truth(sandbox_id, was, becomes)
 
     def _check_facts(self) -> None:
-        """Check the facts of each sandbox against each other, and the last one against the record."""
+        """Check the facts of each sandbox against each other, and the last one against the record; check the usage."""
+        check_usage(self.memory.facts, self.memory.usage.values())
         of_sandbox = defaultdict[str, list[Fact]](list)
         for fact in self.memory.facts:
             if isinstance(fact, Fact):

@@ -83,6 +83,11 @@ class Broker:
         """Return what an operator sees of a sandbox."""
         return body_of(self.admin("GET", f"/v1/admin/sandboxes/{sandbox_id}"))
 
+    def usage(self, by: str) -> dict[str, Any]:
+        """Return the report on all leases whose lines this release keeps."""
+        earliest = self.clock.now() - self.clock.now() % (24 * HOUR) - 24 * HOUR
+        return body_of(self.admin("GET", f"/v1/admin/usage?from={earliest}&by={by}"), 200)
+
     def status_of(self, variant: str) -> str:
         return str(self.read(ID_OF[variant])["status"])
 
@@ -197,6 +202,25 @@ def test_an_operator_can_release_every_allocation(broker: Broker) -> None:
         answer = broker.admin("POST", f"/v1/admin/sandboxes/{sandbox_id}/release", json=body)
         ended = {"status": "pending_deletion", "deletion_reason": "released_by_operator", "lease_id": None}
         assert body_of(answer, 200).items() >= (ended | {"last_lease_id": held["lease_id"]}).items()
+
+
+def test_a_lease_that_the_release_before_began_is_in_the_usage_without_a_customer(broker: Broker) -> None:
+    held = broker.held().values()
+    for each in held:
+        body_of(broker.track(each["allocated_to_track"], "POST", f"/v1/sandboxes/{each['sandbox_id']}/mark-for-deletion"))
+    broker.clock.advance(1)
+    by_lab, by_customer = (broker.usage(by) for by in ("track_name", "customer"))
+    assert {row["group"] for row in by_lab["rows"]} == {each["track_name"] for each in held}
+    assert [(row["group"], row["leases"]) for row in by_customer["rows"]] == [(None, len(held))]
+    lengths = [TABLE["now"] - each["allocated_at"] for each in held]
+    assert by_lab["total"]["sandbox_hours"] == round(sum(lengths) / HOUR, 2)
+
+
+def test_a_lease_that_the_release_before_ended_is_not_in_the_usage_though_this_one_wipes_after_it(
+    broker: Broker,
+) -> None:
+    broker.wipe_what_is_due()
+    assert broker.usage("day")["rows"] == []
 
 
 def test_only_what_is_overdue_expires_until_the_time_of_the_others_has_come(broker: Broker) -> None:
