@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from broker_common.core.errors import BrokerError
+from broker_common.core.webhook_store import WebhookRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -530,5 +531,5 @@ class Reports(Protocol):
         """
 
 
-class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, Protocol):
+class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, WebhookRecords, Protocol):
     """All parts of the store."""

@@ -10,6 +10,8 @@ from enum import StrEnum
 
 ALL_KINDS = "*"
 """The entry of `Endpoint.kinds` that stands for every kind."""
+MAX_ENDPOINTS = 20
+"""How many endpoints there may be: each fact is written once more for each of them."""
 TEST_KIND = "test"
 """The kind of a delivery that an operator asks for to try an endpoint; it tells of no fact."""
 
