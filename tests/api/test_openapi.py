@@ -42,6 +42,11 @@ def test_the_description_holds_every_call_and_no_other(document: dict[str, Any])
     assert set(operations(document)) == CALLS
 
 
+def test_every_path_is_in_kebab_case(document: dict[str, Any]) -> None:
+    parts = {part for path in document["paths"] for part in path.split("/")[1:]}
+    assert [part for part in parts if not re.fullmatch(r"[a-z0-9.-]+|\{\w+\}", part)] == []
+
+
 def test_the_description_is_valid_openapi(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     validate(document)
