@@ -67,7 +67,7 @@ CHANGEABLE = tuple(EndpointInputSchema().fields)
 
 
 class EndpointSchema(Schema):
-    """An address that is told of the facts of some kinds."""
+    """An address that gets the facts of some kinds."""
 
     endpoint_id = text_field(ENDPOINT_ID, "Names it")
     url = text_field(_URL, "Where deliveries are sent")

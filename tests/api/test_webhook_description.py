@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from standardwebhooks import Webhook
 
 from broker_api.schemas.events import FactSchema
 from broker_api.webhook_description import KINDS
@@ -112,3 +116,22 @@ def test_every_operation_has_a_name_of_its_own(document: dict[str, Any]) -> None
 def test_the_guide_for_receivers_has_every_kind_and_its_details(kind: FactKind | PoolFactKind) -> None:
     details = ", ".join(f"`{name}`" for name in sorted(KINDS[kind].details))
     assert f"| `{kind}` | {KINDS[kind].meaning} | {details} |" in GUIDE
+
+
+def test_the_receiver_of_the_guide_takes_what_is_signed_once_and_refuses_the_rest() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    stored: list[tuple[str, Any]] = []
+    names: dict[str, Any] = {"store": lambda kind, data: stored.append((kind, data))}
+    exec(code, names)  # noqa: S102 - the guide's own code
+    secret = f"whsec_{base64.b64encode(bytes(range(32))).decode()}"
+    delivery = delivery_of(fact_of(FactKind.ALLOCATED), ENDPOINT, now=START)
+    now = datetime.now(UTC)
+    headers = {
+        "webhook-id": delivery.delivery_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(secret).sign(delivery.delivery_id, now, delivery.payload),
+    }
+    assert [names["receive"](secret, headers, delivery.payload) for _ in range(2)] == [204, 204]
+    assert stored == [(FactKind.ALLOCATED, json.loads(delivery.payload)["data"])]
+    assert names["receive"](secret, headers, delivery.payload.replace("track-1", "track-2")) == 400
+    assert names["receive"](secret, headers | {"webhook-timestamp": str(START)}, delivery.payload) == 400
