@@ -25,9 +25,10 @@ from broker_api.schemas.webhooks import (
     ReplayInputSchema,
     ReplaySchema,
 )
-from broker_common.core.endpoints import ACTIVE_AFTER_SEC, EndpointChange, WantedEndpoint
+from broker_common.core.endpoints import EndpointChange, WantedEndpoint
 from broker_common.core.errors import InvalidInput
 from broker_common.core.principals import Role
+from broker_common.core.webhook_store import SETTLED_SEC
 
 if TYPE_CHECKING:
     from broker_common.core.endpoints import Replay
@@ -198,7 +199,7 @@ def _shown(endpoint: Endpoint) -> dict[str, Any]:
     replaced = [each.valid_until for each in endpoint.secrets if each.valid_until is not None]
     return {name: getattr(endpoint, name) for name in _SHOWN} | {
         "enabled": endpoint.disabled_at is None,
-        "active_from": endpoint.created_at + ACTIVE_AFTER_SEC,
+        "active_from": endpoint.created_at + SETTLED_SEC,
         "previous_secret_valid_until": max((until for until in replaced if until > now), default=None),
     }
 

@@ -19,8 +19,9 @@ from broker_api.schemas.parts import (
     text_field,
     time_field,
 )
-from broker_common.core.endpoints import ACTIVE_AFTER_SEC, MAX_URL, OLD_SECRET_SEC, SUBSCRIBABLE
+from broker_common.core.endpoints import MAX_URL, OLD_SECRET_SEC, SUBSCRIBABLE
 from broker_common.core.webhook import ALL_KINDS, DeliveryState
+from broker_common.core.webhook_store import SETTLED_SEC
 
 _URL = "https://hooks.example.com/broker"
 _SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="  # noqa: S105 - an example for the description
@@ -81,7 +82,7 @@ class EndpointSchema(Schema):
     version = number_field("Send it with a change. It grows when somebody changes the endpoint", 1)
     created_at = time_field("When it was registered", _FACT_AT)
     created_by = text_field("anna", "The principal that registered it")
-    active_from = time_field("From when on it is told every fact", _FACT_AT + ACTIVE_AFTER_SEC)
+    active_from = time_field("From when on it is told every fact", _FACT_AT + SETTLED_SEC)
     failing_since = optional_time_field("When the first try failed since the last success")
     disabled_at = optional_time_field("When it was disabled")
     disabled_reason = optional_text_field(None, "Why it was disabled; else null")

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from broker_common.core.webhook import Delivery, DeliveryState, Endpoint
 
 
+SETTLED_SEC = 10
+"""So many seconds after an endpoint was added, each new fact is told to it, whichever process writes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeliveryPage:
     """A page of deliveries. `cursor` reads the next page; it is None on the last one."""
@@ -37,7 +41,7 @@ class WebhookRecords(Protocol):
     def write_endpoint(self, before: Endpoint | None, after: Endpoint | None, *, fact: PoolFact | None = None) -> None:
         """Add an endpoint (`before` is None), change it, or remove it (`after` is None), with its fact, if any.
 
-        Raises `Conflict` unless the stored endpoint is as `before`, and if one is added to `MAX_ENDPOINTS` others.
+        Raises `Conflict` unless the stored endpoint is as `before`.
         """
 
     def find_untold(self, *, limit: int) -> list[Fact | PoolFact]:

@@ -244,8 +244,10 @@ class Answer:
 def answers(document: dict[str, Any]) -> list[Answer]:
     described = operations(document)
     found = []
-    groups = (to_a_track, to_an_operator, about_reservations, about_webhooks, during_an_upgrade)
-    groups += (about_jobs, without_token, refused)
+    groups = (
+        *(to_a_track, to_an_operator, about_reservations, about_webhooks, during_an_upgrade),
+        *(about_jobs, without_token, refused),
+    )
     for calls, accept in product(groups, (None, PROBLEM)):
         api = make_api()
         api.accept = accept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import replace
 from itertools import count
 from random import Random
@@ -13,7 +14,6 @@ from standardwebhooks import Webhook
 
 from broker_common.core.deadline import deadline_in
 from broker_common.core.endpoints import (
-    ACTIVE_AFTER_SEC,
     MAX_SECRETS,
     OLD_SECRET_SEC,
     AllowedUrls,
@@ -116,7 +116,6 @@ def test_an_endpoint_is_registered_as_it_is_asked_for(office: Office) -> None:
     assert (made.version, made.created_at, made.created_by) == (1, START, "somebody")
     assert (made.failing_since, made.disabled_at) == (None, None)
     assert office.endpoints.list() == [made] == [office.endpoints.get(made.endpoint_id)]
-    assert ACTIVE_AFTER_SEC == 10
 
 
 def test_a_secret_has_32_random_bytes_and_is_one_that_the_library_of_receivers_takes(office: Office) -> None:
@@ -156,16 +155,12 @@ def test_one_more_endpoint_than_there_may_be_is_refused(office: Office) -> None:
 def test_two_that_register_the_last_endpoint_at_once_do_not_both_get_it(office: Office) -> None:
     for _ in range(MAX_ENDPOINTS - 1):
         office.create()
-    last = Endpoint(endpoint_id="last", url=URL, kinds=("*",), secrets=(), created_at=START, created_by="another")
-    office.flaky.just_before("write_endpoint", lambda: office.memory.write_endpoint(None, last))
+    theirs: list[Endpoint] = []
+    office.flaky.just_before("write_endpoint", lambda: theirs.append(office.create()))
     with pytest.raises(WebhookLimit):
         office.create()
     assert len(office.memory.endpoints) == MAX_ENDPOINTS
-
-
-def test_an_endpoint_is_registered_although_another_writer_came_first(office: Office) -> None:
-    office.flaky.fail("write_endpoint", Conflict("busy", current=None))
-    assert office.create().endpoint_id in office.memory.endpoints
+    assert theirs[0].endpoint_id in office.memory.endpoints
 
 
 def test_nothing_is_registered_before_the_upgrade_is_finished(office: Office) -> None:
@@ -278,10 +273,10 @@ BAD_KINDS = [
 @pytest.mark.parametrize(("kinds", "problem"), BAD_KINDS)
 def test_kinds_that_make_no_sense_are_refused(office: Office, kinds: tuple[str, ...], problem: str) -> None:
     made = office.create()
-    for attempt in (lambda: office.create(kinds=kinds), lambda: office.change(made, kinds=kinds)):
-        with pytest.raises(InvalidInput) as refused:
-            attempt()
-        assert refused.value.message.startswith(f"kinds: {problem}")
+    with pytest.raises(InvalidInput, match=f"^kinds: {re.escape(problem)}"):
+        office.create(kinds=kinds)
+    with pytest.raises(InvalidInput, match=f"^kinds: {re.escape(problem)}"):
+        office.change(made, kinds=kinds)
     assert office.endpoints.list() == [made]
 
 
@@ -465,10 +460,12 @@ def test_of_two_retries_at_once_one_is_refused(office: Office) -> None:
     made = office.create()
     delivery = office.endpoints.test(made.endpoint_id, by=BY)
     office.end(delivery)
-    office.flaky.just_before(
-        "write_delivery",
-        lambda: (office.clock.advance(1), office.endpoints.retry(made.endpoint_id, delivery.delivery_id)),
-    )
+
+    def be_first() -> None:
+        office.clock.advance(1)
+        office.endpoints.retry(made.endpoint_id, delivery.delivery_id)
+
+    office.flaky.just_before("write_delivery", be_first)
     with pytest.raises(InvalidTransition):
         office.endpoints.retry(made.endpoint_id, delivery.delivery_id)
 

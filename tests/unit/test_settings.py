@@ -486,7 +486,15 @@ def test_hosts_of_webhooks_are_names_and_addresses_without_ports() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["hooks.internal:8080", "https://hooks.internal", "hooks.internal/path", "*.internal", "a b", "u@host", "[fd00::5]"],
+    [
+        "hooks.internal:8080",
+        "https://hooks.internal",
+        "hooks.internal/path",
+        "*.internal",
+        "a b",
+        "u@host",
+        "[fd00::5]",
+    ],
 )
 def test_what_is_no_host_of_webhooks_is_named(value: str) -> None:
     (problem,) = problems(API | {"WEBHOOK_ALLOWED_HOSTS": f"hooks.example.com,{value}"})
