@@ -6,8 +6,6 @@ another writer come first. `FlakyStore` fails calls and loses answers. One wrapp
 
 from __future__ import annotations
 
-import base64
-import json
 import threading
 import zlib
 from bisect import bisect_left
@@ -19,7 +17,7 @@ from enum import Enum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker_common.core.errors import InvalidInput, OutcomeUnknown, QueueUnavailable, StoreUnavailable, UnreadableRecord
+from broker_common.core.errors import OutcomeUnknown, QueueUnavailable, StoreUnavailable, UnreadableRecord
 from broker_common.core.facts import Change, Fact, FactKind, PoolFact, change
 from broker_common.core.flat import claim_of, flatten, sandbox_of
 from broker_common.core.lease import begin, candidate_of, claim_on, end
@@ -56,6 +54,8 @@ from broker_common.core.store import (
     Watermark,
 )
 from broker_common.core.usage import UsageLine, ended_by, wiped_by
+from tests.memory_cursors import read_cursor, write_cursor
+from tests.memory_webhooks import MemoryWebhooks, WebhooksWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 Kind = TypeVar("Kind")
-At = TypeVar("At", str, int)
 
 START = 1_750_000_000
 """The Unix time at which a `FakeClock` starts."""
@@ -250,7 +249,7 @@ def walk_ring(
     return found
 
 
-class MemoryStore:
+class MemoryStore(MemoryWebhooks):
     """A `SandboxStore` in memory. One lock makes each call atomic.
 
     `calls` counts the calls of each method by its name.
@@ -258,6 +257,7 @@ class MemoryStore:
 
     def __init__(self, clock: Clock | None = None, *, shards: int = 4) -> None:
         """Keep the ring in `shards` segments; `ping` returns the time of `clock`."""
+        super().__init__()
         self.calls: Counter[str] = Counter()
         self.on_write: Callable[[Sandbox | None, Sandbox | None], None] = lambda _before, _after: None
         """Called within each write of a sandbox, with the record before and after; it may raise to refuse the write."""
@@ -544,7 +544,7 @@ class MemoryStore:
         self._check_fact(change)
         self._put(change.sandbox_id, change.after)
         if change.fact is not None:
-            self.facts.append(change.fact)
+            self._keep(change.fact)
             if change.after is None:
                 self._removed[change.sandbox_id] = change.fact.version
         ended, wiped = ended_by(change), wiped_by(change)
@@ -619,7 +619,7 @@ class MemoryStore:
                     raise Conflict("more sandboxes are set aside", current=None)
                 self.reservations[after.reservation_id] = counted
             self.bookings_version += 1
-            self.facts += [fact] if fact is not None else []
+            self._keep(*[fact] if fact is not None else [])
 
     def mark_opened(self, reservation: Reservation, fact: PoolFact) -> None:
         with self._called("mark_opened"):
@@ -629,7 +629,7 @@ class MemoryStore:
             if stored.version != reservation.version:
                 raise Conflict("the reservation has begun already", current=None)
             self.reservations[reservation.reservation_id] = replace(stored, opened_at=reservation.opened_at)
-            self.facts.append(fact)
+            self._keep(fact)
 
     def archive_reservation(self, reservation: Reservation) -> None:
         with self._called("archive_reservation"):
@@ -643,8 +643,8 @@ class MemoryStore:
     def list_archived(self, *, limit: int, cursor: str | None) -> ReservationPage:
         with self._called("list_archived"):
             ordered = sorted(self._archive.values(), key=lambda each: (-(each.ended_at or 0), each.reservation_id))
-            first = _read_cursor("archived", cursor, default=0)
-            more = _write_cursor("archived", first + limit) if len(ordered) > first + limit else None
+            first = read_cursor("archived", cursor, default=0)
+            more = write_cursor("archived", first + limit) if len(ordered) > first + limit else None
             return ReservationPage(tuple(ordered[first : first + limit]), more)
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
@@ -654,22 +654,22 @@ class MemoryStore:
     def read_history(self, sandbox_id: str, *, limit: int, cursor: str | None) -> FactPage:
         with self._called("read_history"):
             told = [fact for fact in self.facts if isinstance(fact, Fact) and fact.sandbox_id == sandbox_id]
-            before = _read_cursor(f"history of {sandbox_id}", cursor, default=2**63)
+            before = read_cursor(f"history of {sandbox_id}", cursor, default=2**63)
             rest = sorted((fact for fact in told if fact.version < before), key=lambda fact: -fact.version)
             page = tuple(rest[:limit])
-            more = _write_cursor(f"history of {sandbox_id}", page[-1].version) if len(rest) > limit else None
+            more = write_cursor(f"history of {sandbox_id}", page[-1].version) if len(rest) > limit else None
             return FactPage(page, more)
 
     def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
         with self._called("read_feed"):
             told = sorted(self.facts, key=lambda fact: fact.version if isinstance(fact, Fact) else fact.at * 1000)
-            first = _read_cursor("feed", cursor, default=-1)
+            first = read_cursor("feed", cursor, default=-1)
             if first < 0:
                 orders = [fact.version if isinstance(fact, Fact) else fact.at * 1000 for fact in told]
                 first = bisect_left(orders, since * 1000)
             page = tuple(told[first : first + limit])
             at = first + len(page)
-            return FeedPage(page, _write_cursor("feed", at), at == len(told))
+            return FeedPage(page, write_cursor("feed", at), at == len(told))
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         with self._called("read_due"):
@@ -682,7 +682,7 @@ class MemoryStore:
 
     def list_sandboxes(self, status: Status | None, *, limit: int, cursor: str | None) -> SandboxPage:
         with self._called("list_sandboxes"):
-            after = _read_cursor(status, cursor, default="")
+            after = read_cursor(status, cursor, default="")
             source = self._index() if status else self._records
             listed = sorted(
                 (sandbox for sandbox in source.values() if status in {None, sandbox.status}),
@@ -692,7 +692,7 @@ class MemoryStore:
         page = tuple(rest[:limit])
         return SandboxPage(
             tuple(each for each in page if each.sandbox_id not in self._spoiled),
-            _write_cursor(status, page[-1].sandbox_id) if len(rest) > limit else None,
+            write_cursor(status, page[-1].sandbox_id) if len(rest) > limit else None,
             tuple(Unreadable(each.sandbox_id, SPOILED) for each in page if each.sandbox_id in self._spoiled),
         )
 
@@ -737,13 +737,13 @@ class MemoryStore:
                 if (getattr(self._pauses, name) is None) != (getattr(before, name) is None):
                     raise Conflict("another request has just paused or resumed the same", current=None)
             self._pauses = replace(self._pauses, **changes)
-            self.facts += facts
+            self._keep(*facts)
             return self._pauses
 
     def record(self, fact: PoolFact) -> None:
         with self._called("record"):
             if fact not in self.facts:
-                self.facts.append(fact)
+                self._keep(fact)
 
     def finish_upgrade(self) -> None:
         with self._called("finish_upgrade"):
@@ -828,22 +828,6 @@ class MemoryStore:
             del self._accounts[sandbox.account_key]
 
 
-def _write_cursor(of: str | None, at: str | int) -> str:
-    return base64.urlsafe_b64encode(json.dumps([of, at]).encode()).decode()
-
-
-def _read_cursor(of: str | None, cursor: str | None, *, default: At) -> At:
-    if cursor is None:
-        return default
-    try:
-        match json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True)):
-            case [listed, at] if listed == of and isinstance(at, type(default)):
-                return at
-    except ValueError:
-        pass
-    raise InvalidInput("cursor: was not given by this listing")
-
-
 class LaggingStore(MemoryStore):
     """A `MemoryStore` whose index shows each record as it was up to `lag` seconds ago.
 
@@ -893,7 +877,7 @@ class LaggingStore(MemoryStore):
         return shown
 
 
-class StoreWrapper:
+class StoreWrapper(WebhooksWrapper):
     """Passes every call on to another store. Subclasses change that."""
 
     def __init__(self, inner: SandboxStore) -> None:
@@ -1115,6 +1099,10 @@ WRITES = frozenset(
         "write_reservation",
         "mark_opened",
         "archive_reservation",
+        "write_endpoint",
+        "add_delivery",
+        "told",
+        "write_delivery",
     }
 )
 

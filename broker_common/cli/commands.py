@@ -17,6 +17,7 @@ from broker_common.cli.reservations import capacity, reservation
 from broker_common.cli.sandboxes import bulk, sandbox, sandboxes
 from broker_common.cli.tokens import token, whoami
 from broker_common.cli.usage import usage
+from broker_common.cli.webhooks import webhook
 from broker_common.core.job_registry import JOBS
 
 _LATE = {"check": "check_command", "table": "table", "upgrade": "upgrade"}
@@ -61,6 +62,7 @@ Examples:
   broker reservation list
   broker capacity
   broker usage --by lab --since 30d
+  broker webhook list
   broker events --follow
   broker job run sync --wait
   broker jobs --job sync
@@ -84,7 +86,7 @@ def main() -> None:
 for _command in (
     *(health, pool, events, pause, resume),
     *(sandboxes, sandbox, bulk, line),
-    *(reservation, capacity, usage),
+    *(reservation, capacity, usage, webhook),
     *job_commands(JOBS),
     *(whoami, token),
 ):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker_common.core.errors import BrokerError
 from broker_common.core.usage import UsageRecords
+from broker_common.core.webhook_store import WebhookRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -534,5 +535,7 @@ class Reports(Protocol):
         """
 
 
-class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, UsageRecords, Protocol):
+class SandboxStore(
+    Commits, Line, ReservationRecords, Candidates, PoolState, Reports, UsageRecords, WebhookRecords, Protocol
+):
     """All parts of the store."""

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from broker_common.core.webhook import Delivery, DeliveryState, Endpoint
 
 
+SETTLED_SEC = 10
+"""So many seconds after an endpoint was added, each new fact is told to it, whichever process writes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeliveryPage:
     """A page of deliveries. `cursor` reads the next page; it is None on the last one."""
