@@ -1,8 +1,8 @@
-"""The port of the store: commits, the line, reservations, candidates, the pool's state, and reports.
+"""The port of the store: commits, the line, reservations, webhooks, candidates, the pool's state, and reports.
 
-A single read (in `Commits`, `Line`, `ReservationRecords` and `PoolState`) sees every write that was answered before the
-read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional
-write decides.
+A single read (in `Commits`, `Line`, `ReservationRecords`, `WebhookRecords` and `PoolState`) sees every write that was
+answered before the read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a
+hint, and a conditional write decides.
 
 This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
 allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from broker_common.core.errors import BrokerError
+from broker_common.core.webhook_store import WebhookRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -530,5 +531,5 @@ class Reports(Protocol):
         """
 
 
-class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, Protocol):
+class SandboxStore(Commits, Line, ReservationRecords, WebhookRecords, Candidates, PoolState, Reports, Protocol):
     """All parts of the store."""

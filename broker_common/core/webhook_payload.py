@@ -28,7 +28,11 @@ def delivery_of(fact: Fact | PoolFact, endpoint: Endpoint, *, now: int) -> Deliv
     """Return the delivery of a fact, which is due at once. Its id is the name of the fact, so it is always the same."""
     data = {name: getattr(fact, name, None) for name in FACT_FIELDS} | {"details": dict(fact.details)}
     if isinstance(fact, Fact):
-        delivery_id, sandbox_id, version = f"{fact.sandbox_id}.{fact.version}.{fact.kind}", fact.sandbox_id, fact.version
+        delivery_id, sandbox_id, version = (
+            f"{fact.sandbox_id}.{fact.version}.{fact.kind}",
+            fact.sandbox_id,
+            fact.version,
+        )
     else:
         delivery_id, sandbox_id, version = fact.fact_id, None, fact.at * 1000
     return Delivery(
