@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.certs import where
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -53,7 +53,7 @@ MAX_ANSWER_BYTES = 64 * 2**10
 MAX_TEXT = 300
 _CONNECT_SEC = 5.0
 """For one of several addresses, so that one which does not answer leaves time for the next."""
-_KEPT_SEC = 60.0
+KEPT_SEC = 60.0
 """A connection is used for so long. Then the name is looked up again, because the endpoint may have moved."""
 _CHUNK_BYTES = 2**12
 _NO_ANSWER = (requests.RequestException, HTTPError, OSError, ValueError, http.client.HTTPException)
@@ -85,9 +85,10 @@ class WebhookHttp:
         connections: int = 8,
         resolve: Resolver = resolve,
         limit_sec: float = LIMIT_SEC,
+        kept_sec: float = KEPT_SEC,
     ) -> None:
-        """Keep at most `connections` to each host open for later deliveries."""
-        self._rules = _Rules(frozenset(allowed_hosts), resolve, allows_loopback=allows_loopback)
+        """Keep at most `connections` to each host open for later deliveries, each for `kept_sec`."""
+        self._rules = _Rules(frozenset(allowed_hosts), resolve, allows_loopback=allows_loopback, kept_sec=kept_sec)
         self._limit_sec = limit_sec
         self._session = requests.Session()
         self._session.trust_env = False
@@ -154,12 +155,15 @@ class _Refused(Exception):
 
 
 class _Rules:
-    """Which addresses may be called."""
+    """Which addresses may be called, and for how long a connection to them is kept."""
 
-    def __init__(self, allowed_hosts: frozenset[str], resolve: Resolver, *, allows_loopback: bool) -> None:
+    def __init__(
+        self, allowed_hosts: frozenset[str], resolve: Resolver, *, allows_loopback: bool, kept_sec: float
+    ) -> None:
         self._allowed_hosts = frozenset(_plain(host) for host in allowed_hosts)
         self._resolve = resolve
         self._allows_loopback = allows_loopback
+        self.kept_sec = kept_sec
 
     def addresses(self, host: str, *, is_secure: bool) -> Sequence[IpAddress]:
         """Return the addresses of a host. Raises `_Refused` unless all of them may be called, `OSError`."""
@@ -220,8 +224,9 @@ class _Connection(HTTPConnection):
     @property
     def is_connected(self) -> bool:
         """Whether this connection can be used again; the pool makes it anew if not."""
-        is_young = time.monotonic() < self._made_at + _KEPT_SEC
-        return is_young and _current.get().may_use_kept_connection and super().is_connected
+        attempt = _current.get()
+        is_young = time.monotonic() < self._made_at + attempt.rules.kept_sec
+        return is_young and attempt.may_use_kept_connection and super().is_connected
 
     def connect(self) -> None:
         attempt = _current.get()
@@ -264,7 +269,7 @@ class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
         context = create_urllib3_context()  # it requires a certificate
         context.check_hostname = True
-        context.load_verify_locations(os.environ.get("REQUESTS_CA_BUNDLE") or where())
+        context.load_verify_locations(os.environ.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
         super().init_poolmanager(*args, **options, ssl_context=context)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
