@@ -95,7 +95,7 @@ def receiving(receiver: Receiver, *, tls: ssl.SSLContext | None = None, port: in
 
         def reply(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            self.answer(receiver.take(headers, self.read_body()), **receiver.headers)
+            self.answer(receiver.take(headers, self.read_body()), b"", **receiver.headers)
 
     with _Server(("127.0.0.1", port), Deliveries) as server:
         if tls is not None:

@@ -35,6 +35,8 @@ PAYLOAD = '{"type":"sandbox.allocated","data":{"name":"Übung 1"}}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
 SHORT = 0.5
 """The limit of a try, in tests in which it is reached."""
+IN_TIME = 5.0
+"""Longer than the limit only because the machine may be busy. Without a limit, these endpoints go on for ever."""
 
 
 def endpoint_at(url: str, *secrets: Secret) -> Endpoint:
@@ -157,10 +159,10 @@ def reset(link: socket.socket) -> None:
     link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def answer_within(seconds: float, url: str, **options: Any) -> WebhookAnswer:
+def answer_in_time(url: str, payload: str = PAYLOAD, **options: Any) -> WebhookAnswer:
     began = time.monotonic()
-    answer = send(url, by=sender(limit_sec=SHORT, **options))
-    assert time.monotonic() - began < seconds
+    answer = send(url, by=sender(limit_sec=SHORT, **options), payload=payload)
+    assert time.monotonic() - began < IN_TIME
     return answer
 
 
@@ -321,7 +323,7 @@ def test_an_endpoint_without_a_whole_head_fails_in_time_and_in_words(
     behave: Callable[[socket.socket], None], text: str
 ) -> None:
     with bare(behave) as url:
-        answer = answer_within(1.0, url)
+        answer = answer_in_time(url)
     assert answer.status is None
     assert answer.text.startswith(text)
 
@@ -361,17 +363,19 @@ def test_the_head_of_an_answer_decides_and_its_body_is_bounded(
     behave: Callable[[socket.socket], None], text: str
 ) -> None:
     with bare(behave) as url:
-        answer = answer_within(1.0, url)
+        answer = answer_in_time(url)
     assert answer.status == int(text[:3])
     assert answer.text == text
 
 
 def test_an_endpoint_that_reads_nothing_ends_in_time() -> None:
     done = threading.Event()
-    with bare(lambda _: done.wait(5)) as url:
-        began = time.monotonic()
-        answer = send(url, by=sender(limit_sec=SHORT), payload="x" * 20_000_000)
-        assert time.monotonic() - began < 1.5
+
+    def ignore(_: socket.socket) -> None:
+        done.wait(60)
+
+    with bare(ignore) as url:
+        answer = answer_in_time(url, payload="x" * 20_000_000)
         done.set()
     assert answer.status is None
     assert answer.text == "timed out after 0.5 s while waiting for its answer"
@@ -524,7 +528,7 @@ def test_a_certificate_that_changes_to_a_bad_one_gets_nothing_more(authority: tr
 @pytest.mark.parametrize("behave", [wait, repeat(b"\x16\x03\x03\x40\x00", 0.02), repeat(b"\x16", 0.02)])
 def test_a_handshake_that_hangs_or_drips_ends_in_time(behave: Callable[[socket.socket], None]) -> None:
     with bare(behave) as url:
-        answer = answer_within(1.0, url.replace("http:", "https:"))
+        answer = answer_in_time(url.replace("http:", "https:"))
     assert answer.status is None
     assert "making the connection secure" in answer.text
 
@@ -699,10 +703,10 @@ def test_a_resolver_that_hangs_does_not_hold_the_try_up() -> None:
     done = threading.Event()
 
     def hang(_: str) -> list[Any]:
-        done.wait(5)
+        done.wait(60)
         return []
 
-    answer = answer_within(1.0, "https://hooks.example/", resolve=hang)
+    answer = answer_in_time("https://hooks.example/", resolve=hang)
     done.set()
     assert (answer.status, answer.text) == (None, "timed out after 0.5 s while looking up its name")
     assert wait_until(lambda: "webhook-resolver" not in {thread.name for thread in threading.enumerate()}, 5)
