@@ -1,7 +1,7 @@
 """Sends webhooks over HTTP: signed, to a checked address, and within one time limit.
 
-The endpoint's owner decides what its name resolves to, and what it answers. Neither may reach into our network, nor
-keep a thread for longer than the limit.
+The endpoint's owner decides what its name resolves to, and what it answers. Neither may reach into our network, and
+neither may keep a thread for longer than the limit.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def resolve(host: str) -> list[IpAddress]:
 class WebhookHttp:
     """Implements the `WebhookTransport` port by `requests`; safe to use from many threads.
 
-    A try ends within `limit_sec`, whatever the endpoint does. It follows no redirect, uses no proxy, netrc or cookie,
+    A try ends within `limit_sec`, also if the endpoint hangs or never stops to answer. It follows no redirect, uses no proxy, netrc or cookie,
     and reads at most 64 KiB of the answer.
 
     A name is looked up once for a connection, and the connection goes to just the addresses that were checked. All of
@@ -223,7 +223,7 @@ class _Connection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Whether this connection can be used again; the pool makes it anew if not."""
+        """Whether this connection can be used again. If not, the pool connects again."""
         attempt = _current.get()
         is_young = time.monotonic() < self._made_at + attempt.rules.kept_sec
         return is_young and attempt.may_use_kept_connection and super().is_connected
