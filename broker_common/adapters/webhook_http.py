@@ -68,8 +68,8 @@ def resolve(host: str) -> list[IpAddress]:
 class WebhookHttp:
     """Implements the `WebhookTransport` port by `requests`; safe to use from many threads.
 
-    A try ends within `limit_sec`, also if the endpoint hangs or never stops to answer. It follows no redirect, uses no proxy, netrc or cookie,
-    and reads at most 64 KiB of the answer.
+    A try ends within `limit_sec`, also if the endpoint hangs or never stops to answer. It follows no redirect, uses no
+    proxy, netrc or cookie, and reads at most 64 KiB of the answer.
 
     A name is looked up once for a connection, and the connection goes to just the addresses that were checked. All of
     them must be public: a name that also has an inner address is a mistake or an attack, and to choose among them
