@@ -1,8 +1,9 @@
 """Send the deliveries of one endpoint: in order for each sandbox, and never twice at the same time.
 
 Before a delivery is sent, it is taken: a write with a new `attempt_id`, which makes it due again only after all
-time-outs. The outcome is written on that attempt. So a crash at any point loses nothing: the delivery is sent again when
-it is due. (A process that is suspended between its last check and the sending cannot be stopped; see `SEND_WITHIN_SEC`.)
+time-outs. The outcome is written on that attempt. So a crash at any point loses nothing: the delivery is sent again
+when it is due. (A process that is suspended between its last check and the sending cannot be stopped; see
+`SEND_WITHIN_SEC`.)
 """
 
 from __future__ import annotations
