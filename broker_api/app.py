@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from broker_api import admin, health, history, line, reservations, tracks
+from broker_api import admin, health, history, line, reservations, tracks, webhooks
 from broker_api.auth import token_sources
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.browsers import register_browser_policy
@@ -19,6 +19,7 @@ from broker_api.metrics import register_metrics
 from broker_api.rate_limit import register_rate_limit
 from broker_api.runtime import Runtime, attach
 from broker_api.tracing import register_tracing
+from broker_api.webhook_description import describe_webhooks
 from broker_common.core.job_registry import JOBS
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def create_app(
     api.register_blueprint(history.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(line.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(reservations.blueprint, url_prefix=f"{base_path}/admin")
+    api.register_blueprint(webhooks.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(make_blueprint(jobs), url_prefix=f"{base_path}/admin")
     api.register_blueprint(health.blueprint)
     describe_pages(app, api.spec)
+    describe_webhooks(api.spec)
     return app

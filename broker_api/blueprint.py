@@ -19,7 +19,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from broker_api.auth import require_role
 from broker_api.bounds import MAX_BODY_BYTES
-from broker_api.caller import find_fault
+from broker_api.caller import MAX_LENGTH, find_fault
 from broker_api.description_files import read_tag
 from broker_api.errors import RequestInvalid
 from broker_api.schemas.parts import example_of
@@ -132,9 +132,9 @@ def refuse_surplus() -> None:
         _refuse(_read_body(request))
 
 
-def require_plain(name: str, value: str) -> None:
-    """Raise `RequestInvalid` unless `value`, a part of the path, is 1 to 128 printable ASCII characters."""
-    fault = find_fault(value)
+def require_plain(name: str, value: str, *, max_length: int = MAX_LENGTH) -> None:
+    """Raise `RequestInvalid` unless `value`, a part of the path, is 1 to `max_length` printable ASCII characters."""
+    fault = find_fault(value, max_length=max_length)
     if fault is not None:
         raise RequestInvalid({name: [fault]})
 

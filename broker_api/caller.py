@@ -38,12 +38,12 @@ class Caller:
     reservation_id: str | None
 
 
-def find_fault(text: str) -> str | None:
-    """Return why `text` cannot be a name, which is 1 to 128 printable ASCII characters; None if it can."""
+def find_fault(text: str, *, max_length: int = MAX_LENGTH) -> str | None:
+    """Return why `text` cannot be a name, which is 1 to `max_length` printable ASCII characters; None if it can."""
     if not text:
         return "Must not be empty."
-    if len(text) > MAX_LENGTH:
-        return f"Must not be longer than {MAX_LENGTH} characters."
+    if len(text) > max_length:
+        return f"Must not be longer than {max_length} characters."
     if not (text.isascii() and text.isprintable()):
         return "Must be printable ASCII characters."
     return None

@@ -130,6 +130,18 @@ ERRORS = (
         "No reservation has this id, or it ended more than 90 days ago.",
         "Check the id.",
     ),
+    _answered(
+        core.WebhookNotFound("there is no webhook endpoint '7c9e6679-7425-40de-944b-e07fc1f90ae7'"),
+        HTTPStatus.NOT_FOUND,
+        "No webhook endpoint has this id, or it was removed.",
+        "Check the id.",
+    ),
+    _answered(
+        core.DeliveryNotFound("the endpoint has no delivery '2009521.1759574955000.sandbox.allocated'"),
+        HTTPStatus.NOT_FOUND,
+        "The endpoint has no delivery of this id, or it was made more than 14 days ago.",
+        "Check the id. To send an older fact again, replay.",
+    ),
     _of_http(
         HTTPStatus.METHOD_NOT_ALLOWED,
         "The path exists, but not for this method.",
@@ -182,8 +194,8 @@ ERRORS = (
     _answered(
         core.InvalidTransition("sandbox 2009521 is allocated and cannot become deletion_failed"),
         HTTPStatus.CONFLICT,
-        "The sandbox's status does not allow this.",
-        "Read the sandbox, and decide again.",
+        "The status of the sandbox, or the state of the delivery, does not allow this.",
+        "Read it again, and decide again.",
     ),
     _answered(
         core.CapacityNotAvailable("only 12 sandboxes can be reserved for that time", details={"could_have": 12}),
@@ -203,8 +215,14 @@ ERRORS = (
     _answered(
         core.VersionMismatch("the reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e' has another version"),
         HTTPStatus.CONFLICT,
-        "The reservation was changed or cancelled since you read it.",
+        "The reservation or endpoint was changed since you read it.",
         "Read it again, and decide again.",
+    ),
+    _answered(
+        core.WebhookLimit("there are 20 endpoints already: remove one first"),
+        HTTPStatus.CONFLICT,
+        "There are as many webhook endpoints as there may be.",
+        "Remove one that is not needed, then register the new one.",
     ),
     _in_jobs(
         Conflict,

@@ -12,9 +12,11 @@ from broker_api.description_files import read_calls
 from broker_api.error_answers import JSON, PROBLEM, Fault
 from broker_api.errors import ERROR_CODES
 from broker_api.schemas.errors import ErrorSchema, ProblemSchema
+from broker_api.schemas.parts import DELIVERY_ID as EXAMPLE_DELIVERY_ID
+from broker_api.schemas.parts import ENDPOINT_ID as EXAMPLE_ENDPOINT_ID
 from broker_api.schemas.parts import JOB_ID as EXAMPLE_JOB_ID
+from broker_api.schemas.parts import MAX_DELIVERY_ID, PLAIN, REQUEST_ID
 from broker_api.schemas.parts import PLACE_ID as EXAMPLE_PLACE_ID
-from broker_api.schemas.parts import PLAIN, REQUEST_ID
 from broker_api.schemas.parts import RESERVATION_ID as EXAMPLE_RESERVATION_ID
 from broker_common.core.principals import Role
 
@@ -38,6 +40,22 @@ RESERVATION_ID = {
     "description": "The reservation's id",
     "schema": PLAIN | {"type": "string"},
     "example": EXAMPLE_RESERVATION_ID,
+}
+ENDPOINT_ID = {
+    "name": "endpoint_id",
+    "in": "path",
+    "required": True,
+    "description": "The endpoint's id",
+    "schema": PLAIN | {"type": "string"},
+    "example": EXAMPLE_ENDPOINT_ID,
+}
+DELIVERY_ID = {
+    "name": "delivery_id",
+    "in": "path",
+    "required": True,
+    "description": "The delivery's id, which was sent as `webhook-id`",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_DELIVERY_ID, "pattern": "^[ -~]+$"},
+    "example": EXAMPLE_DELIVERY_ID,
 }
 PLACE_ID = {
     "name": "place_id",

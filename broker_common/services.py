@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.counts import Counts
+from broker_common.core.endpoints import AllowedUrls, Endpoints
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
@@ -86,6 +88,7 @@ class ApiServices:
     operations: Operations
     purger: Purger
     bookings: Bookings
+    endpoints: Endpoints
     queue: JobQueue
     rate_limit: RateLimit
 
@@ -158,6 +161,17 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             clock=clock,
             rng=rng,
             policy=policy,
+        ),
+        endpoints=Endpoints(
+            records=store,
+            reports=store,
+            guard=guard,
+            clock=clock,
+            rng=rng,
+            random_bytes=secrets.token_bytes,
+            allowed=AllowedUrls(hosts=settings.webhook_allowed_hosts, loopback=not settings.in_production),
+            history_days=settings.history_days,
+            threads=BULK_THREADS,
         ),
         queue=CeleryJobQueue(
             settings.redis_url, build_runs(settings, connect_redis(settings, connections=connections))

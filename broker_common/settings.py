@@ -110,6 +110,17 @@ class _Origins(ma.Field[tuple[str, ...]]):
         return origins
 
 
+class _Hosts(ma.Field[tuple[str, ...]]):
+    """Comma-separated host names and addresses without ports; kept in lower case, without a dot at the end."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:  # noqa: ANN401 - marshmallow's signature
+        hosts = tuple(dict.fromkeys(host.strip() for host in str(value).split(",") if host.strip()))
+        for host in hosts:
+            if not _is_host(host):
+                raise ValidationError(f"{host!r} is not a host name or address such as hooks.example.com or 10.0.0.5.")
+        return tuple(host.lower().rstrip(".") for host in hosts)
+
+
 def _split(url: str, schemes: set[str]) -> SplitResult | None:
     """Split a URL; returns None if its scheme is not in `schemes`, or its host or port is not valid."""
     try:
@@ -227,6 +238,8 @@ class Settings:
     csp_max_concurrency: int = _integer(10, 1, 10_000)
     circuit_breaker_threshold: int = _integer(5, 1, 10_000)
     circuit_breaker_timeout_sec: float = _number(60, 0, _DAY_SEC)
+
+    webhook_allowed_hosts: tuple[str, ...] = _var((), _Hosts())
 
     log_level: str = _var("INFO", ma.String(validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])))
     log_format: str = _var("json", ma.String(validate=validate.OneOf(["json", "text"])))

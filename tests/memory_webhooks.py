@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.facts import Fact
 from broker_common.core.store import Conflict
-from broker_common.core.webhook import DeliveryState
+from broker_common.core.webhook import MAX_ENDPOINTS, DeliveryState
 from broker_common.core.webhook_store import DeliveryPage
 from tests.memory_cursors import read_cursor, write_cursor
 
@@ -62,7 +62,7 @@ class MemoryWebhooks:
             stored = self.endpoints.get(known.endpoint_id)
             if stored == after:
                 return
-            if stored != before:
+            if stored != before or (before is None and len(self.endpoints) >= MAX_ENDPOINTS):
                 raise Conflict("the endpoint was changed by another writer", current=None)
             if after is None:
                 del self.endpoints[known.endpoint_id]

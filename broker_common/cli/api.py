@@ -32,11 +32,13 @@ _ADVICE = {
     "NOT_FOUND": "is BROKER_API_URL right? It has the base path, as in …/v1",
     "SANDBOX_NOT_FOUND": "`broker sandboxes` lists the ids",
     "RESERVATION_NOT_FOUND": "`broker reservation list` lists the ids",
+    "WEBHOOK_NOT_FOUND": "`broker webhook list` lists the ids",
+    "DELIVERY_NOT_FOUND": "`broker webhook deliveries` lists the ids",
     "CAPACITY_NOT_AVAILABLE": "`broker capacity` shows when more can be had",
-    "VERSION_MISMATCH": "`broker reservation show` says what it is now",
+    "VERSION_MISMATCH": "`broker reservation show` or `broker webhook show` says what it is now",
     "LEASE_MISMATCH": "the lease has changed or ended. `broker sandbox show` names the current one",
     "ALLOCATION_ENDED": "`broker sandbox show` says more",
-    "INVALID_TRANSITION": "`broker sandbox show` says more",
+    "INVALID_TRANSITION": "`broker sandbox show` or `broker webhook deliveries` says more",
     "RATE_LIMIT_EXCEEDED": "wait a few seconds, then try again",
     "SERVICE_UNAVAILABLE": "try again; `broker health` says more",
     "QUEUE_UNAVAILABLE": "`broker health` says what is wrong with Redis",
@@ -122,6 +124,17 @@ class BrokerApi:
         while True:
             page = self.get("/reservations", state=state, limit=100, cursor=cursor)
             yield from page["reservations"]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
+
+    def deliveries(self, endpoint_path: str, *, state: str | None, limit: int) -> Iterator[dict[str, Any]]:
+        """Yield up to `limit` deliveries to an endpoint, page after page. Raises `ApiError`."""
+        cursor, left = None, limit
+        while left > 0:
+            page = self.get(f"{endpoint_path}/deliveries", state=state, limit=min(left, 100), cursor=cursor)
+            yield from page["deliveries"]
+            left -= len(page["deliveries"])
             cursor = page["cursor"]
             if cursor is None:
                 return

@@ -16,6 +16,7 @@ from broker_common.cli.pool import events, pool
 from broker_common.cli.reservations import capacity, reservation
 from broker_common.cli.sandboxes import bulk, sandbox, sandboxes
 from broker_common.cli.tokens import token, whoami
+from broker_common.cli.webhooks import webhook
 from broker_common.core.job_registry import JOBS
 
 _LATE = {"check": "check_command", "table": "table", "upgrade": "upgrade"}
@@ -59,6 +60,7 @@ Examples:
   broker line
   broker reservation list
   broker capacity
+  broker webhook list
   broker events --follow
   broker job run sync --wait
   broker jobs --job sync
@@ -82,7 +84,7 @@ def main() -> None:
 for _command in (
     *(health, pool, events, pause, resume),
     *(sandboxes, sandbox, bulk, line),
-    *(reservation, capacity),
+    *(reservation, capacity, webhook),
     *job_commands(JOBS),
     *(whoami, token),
 ):

@@ -95,6 +95,24 @@ class ReservationNotOpen(BrokerError):
     code = "RESERVATION_NOT_OPEN"
 
 
+class WebhookNotFound(BrokerError):
+    """No webhook endpoint has this id."""
+
+    code = "WEBHOOK_NOT_FOUND"
+
+
+class DeliveryNotFound(BrokerError):
+    """The endpoint has no delivery of this id, or it was made more than 14 days ago."""
+
+    code = "DELIVERY_NOT_FOUND"
+
+
+class WebhookLimit(BrokerError):
+    """There are as many webhook endpoints as there may be."""
+
+    code = "WEBHOOK_LIMIT"
+
+
 class VersionMismatch(BrokerError):
     """The caller read another version of the record than the stored one."""
 
@@ -126,7 +144,7 @@ class DurationLimit(BrokerError):
 
 
 class InvalidTransition(BrokerError):
-    """The sandbox's current status does not allow this change."""
+    """The current status of the sandbox, or state of the delivery, does not allow this change."""
 
     code = "INVALID_TRANSITION"
 

@@ -10,8 +10,10 @@ from enum import StrEnum
 
 ALL_KINDS = "*"
 """The entry of `Endpoint.kinds` that stands for every kind."""
+MAX_ENDPOINTS = 20
+"""How many endpoints there may be: each fact is written once more for each of them."""
 TEST_KIND = "test"
-"""The kind of a delivery that an operator asks for to try an endpoint; it tells of no fact."""
+"""The kind of a delivery that an operator asks for to try an endpoint; it reports no fact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """An address that is told of the facts of some kinds.
+    """An address that gets the facts of some kinds.
 
     `kinds` has names of kinds, or is `("*",)`. `secrets`: the current one first. `version` grows when somebody changes
     the endpoint. `failing_since`: when the first try failed since the last success; None if the last one succeeded.

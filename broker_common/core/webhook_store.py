@@ -41,7 +41,7 @@ class WebhookRecords(Protocol):
     def write_endpoint(self, before: Endpoint | None, after: Endpoint | None, *, fact: PoolFact | None = None) -> None:
         """Add an endpoint (`before` is None), change it, or remove it (`after` is None), with its fact, if any.
 
-        Raises `Conflict` unless the stored endpoint is as `before`.
+        Raises `Conflict` unless the stored endpoint is as `before`, and if one is added to `MAX_ENDPOINTS` others.
         """
 
     def find_untold(self, *, limit: int) -> list[Fact | PoolFact]:

@@ -106,6 +106,9 @@ SECTIONS = {
         "DELETION_BACKOFF_BASE_SEC": "The pause after the first failed attempt. It doubles after each, with jitter.",
         "DELETION_BACKOFF_MAX_SEC": "The longest pause between two attempts.",
     },
+    "Webhooks": {
+        "WEBHOOK_ALLOWED_HOSTS": "Host names and addresses, separated by commas and without ports, to which webhooks may be sent by http, too, and at addresses that are not public. Without it, only https to public addresses is allowed; in development also loopback. Set it alike for API and workers. [What it protects](security.md#webhooks).",
+    },
     "Health and metrics": {
         "METRICS_PORT": "The port of `/metrics` and `/healthz` of worker and beat. 0 opens no port. The API's metrics are on `API_PORT`.",
         "LIVENESS_LIMIT_SEC": "`/healthz` of worker and beat answers 503 after the process was cut off from Redis, or stuck, for so long. A worker also answers 503 if it took no waiting task for so long although it could.",

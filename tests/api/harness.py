@@ -18,6 +18,7 @@ from broker_common.core.allocation import Allocator
 from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.counts import Counts
+from broker_common.core.endpoints import AllowedUrls, Endpoints
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
@@ -257,6 +258,17 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         bookings=Bookings(store=store, guard=guard, reserver=reserver, clock=clock, rng=rng, policy=settings.policy),
+        endpoints=Endpoints(
+            records=store,
+            reports=store,
+            guard=guard,
+            clock=clock,
+            rng=rng,
+            random_bytes=rng.randbytes,
+            allowed=AllowedUrls(hosts=settings.webhook_allowed_hosts, loopback=not settings.in_production),
+            history_days=settings.history_days,
+            threads=1,
+        ),
         queue=queue,
         rate_limit=rate_limit,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
 from broker_common.core.ports import Allowance
 from broker_common.core.sandbox import Status
+from broker_common.core.webhook import DeliveryState
 from tests.api.description import faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of, make_api, refusing
-from tests.api.test_roles import A_CLASS
-from tests.fakes import START, StoreWrapper, make_sandbox
+from tests.api.test_roles import A_CLASS, AN_ENDPOINT
+from tests.fakes import START, StoreWrapper, add_of, make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +130,43 @@ def about_reservations(api: Api) -> Iterator[TestResponse]:
     yield api.admin("POST", path, json=A_CLASS)
 
 
+def about_webhooks(api: Api) -> Iterator[TestResponse]:
+    path, another = "/v1/admin/webhooks", like(api)
+    api.store.commit(add_of(make_sandbox("1", updated_at=START)))
+    made = api.admin("POST", path, json=AN_ENDPOINT)
+    yield made
+    yield api.admin("POST", path, json=AN_ENDPOINT | {"url": "http://hooks.example.com/"})
+    one = f"{path}/{made.get_json()['endpoint_id']}"
+    for target in (path, one, f"{path}/none", f"{one}/deliveries/none", f"{path}/none/deliveries"):
+        yield api.admin("GET", target)
+    yield api.admin("PATCH", one, json={"version": 1, "description": "the console"})
+    yield api.admin("PATCH", one, json={"version": 1, "enabled": False})
+    yield api.admin("POST", f"{one}/rotate-secret")
+    tested = api.admin("POST", f"{one}/test")
+    yield tested
+    delivery = f"{one}/deliveries/{tested.get_json()['delivery_id']}"
+    yield api.admin("GET", delivery)
+    yield api.admin("POST", f"{delivery}/retry")
+    (stored,) = api.store.deliveries.values()
+    api.store.write_delivery(
+        stored, replace(stored, state=DeliveryState.DELIVERED, next_try_at=None, delivered_at=START)
+    )
+    yield api.admin("POST", f"{delivery}/retry")
+    yield api.admin("POST", f"{one}/replay", json={"since": START - 3600})
+    yield api.admin("POST", f"{one}/replay", json={"since": START + 3600})
+    yield api.admin("GET", f"{one}/deliveries?state=pending")
+    yield api.admin("GET", f"{one}/deliveries?cursor=none")
+    for _ in range(20):
+        last = another.admin("POST", path, json=AN_ENDPOINT)
+    yield last
+    yield another.admin("POST", path, json=AN_ENDPOINT)
+    yield api.admin("DELETE", one)
+    yield api.admin("DELETE", one)
+    api.store.is_upgraded = False
+    api.clock.advance(5)
+    yield api.admin("POST", path, json=AN_ENDPOINT)
+
+
 def during_an_upgrade(api: Api) -> Iterator[TestResponse]:
     api.store.seed(make_sandbox("1"))
     api.allocate()
@@ -206,7 +244,8 @@ class Answer:
 def answers(document: dict[str, Any]) -> list[Answer]:
     described = operations(document)
     found = []
-    groups = (to_a_track, to_an_operator, about_reservations, during_an_upgrade, about_jobs, without_token, refused)
+    groups = (to_a_track, to_an_operator, about_reservations, about_webhooks, during_an_upgrade)
+    groups += (about_jobs, without_token, refused)
     for calls, accept in product(groups, (None, PROBLEM)):
         api = make_api()
         api.accept = accept

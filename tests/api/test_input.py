@@ -348,6 +348,8 @@ def test_an_unknown_path_answers_404_in_the_same_shape(shared_api: Api, method: 
         ("POST", "/healthz", {"GET", "HEAD"}),
         ("PUT", "/v1/admin/reservations/some", {"GET", "HEAD", "PATCH", "DELETE"}),
         ("OPTIONS", "/v1/admin/reservations/check", {"POST"}),
+        ("PUT", "/v1/admin/webhooks/some", {"GET", "HEAD", "PATCH", "DELETE"}),
+        ("POST", "/v1/admin/webhooks/some/deliveries", {"GET", "HEAD"}),
     ],
 )
 def test_a_wrong_method_answers_405_and_which_are_right(

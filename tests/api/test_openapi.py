@@ -42,6 +42,11 @@ def test_the_description_holds_every_call_and_no_other(document: dict[str, Any])
     assert set(operations(document)) == CALLS
 
 
+def test_every_path_is_in_kebab_case(document: dict[str, Any]) -> None:
+    parts = {part for path in document["paths"] for part in path.split("/")[1:]}
+    assert [part for part in parts if not re.fullmatch(r"[a-z0-9.-]+|\{\w+\}", part)] == []
+
+
 def test_the_description_is_valid_openapi(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     validate(document)
@@ -90,7 +95,7 @@ def test_every_answer_says_what_it_is_and_shows_one(document: dict[str, Any]) ->
 
 def test_every_body_that_a_call_reads_is_shown(document: dict[str, Any]) -> None:
     bodies = [operation["requestBody"] for operation in operations(document).values() if "requestBody" in operation]
-    assert len(bodies) == 11
+    assert len(bodies) == 14
     assert all(body["content"]["application/json"]["example"] for body in bodies)
 
 

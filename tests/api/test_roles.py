@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from broker_api.runtime import runtime_of
 from broker_common.core.bookings import Wanted
+from broker_common.core.endpoints import WantedEndpoint
 from broker_common.core.line import Place, Wish
 from broker_common.core.principals import Actor, Role
 from broker_common.core.sandbox import Status
+from broker_common.core.webhook import DeliveryState
 from tests.api.description import operations, read_document
 from tests.api.harness import Api, error_of, make_api, named_token
-from tests.fakes import START, make_sandbox
+from tests.fakes import START, add_of, make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +72,17 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("PATCH", "/v1/admin/reservations/<reservation_id>"): OPERATORS,
     ("DELETE", "/v1/admin/reservations/<reservation_id>"): OPERATORS,
     ("GET", "/v1/admin/capacity"): READERS,
+    ("POST", "/v1/admin/webhooks"): ADMINS,
+    ("GET", "/v1/admin/webhooks"): READERS,
+    ("GET", "/v1/admin/webhooks/<endpoint_id>"): READERS,
+    ("PATCH", "/v1/admin/webhooks/<endpoint_id>"): ADMINS,
+    ("POST", "/v1/admin/webhooks/<endpoint_id>/rotate-secret"): ADMINS,
+    ("POST", "/v1/admin/webhooks/<endpoint_id>/test"): ADMINS,
+    ("POST", "/v1/admin/webhooks/<endpoint_id>/replay"): ADMINS,
+    ("GET", "/v1/admin/webhooks/<endpoint_id>/deliveries"): READERS,
+    ("GET", "/v1/admin/webhooks/<endpoint_id>/deliveries/<delivery_id>"): READERS,
+    ("POST", "/v1/admin/webhooks/<endpoint_id>/deliveries/<delivery_id>/retry"): ADMINS,
+    ("DELETE", "/v1/admin/webhooks/<endpoint_id>"): ADMINS,
     ("GET", "/healthz"): ALL,
     ("GET", "/readyz"): ALL,
     ("GET", "/metrics"): ALL,
@@ -80,6 +94,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
 """Other callers get 401 without a token, and 403 with one."""
 
 A_CLASS: dict[str, Any] = {"name": "Networking 101", "count": 2, "starts_at": START + 3600, "ends_at": START + 7200}
+AN_ENDPOINT: dict[str, Any] = {"url": "https://hooks.example.com/", "kinds": ["*"]}
 SENT: dict[tuple[str, str], Any] = {
     ("POST", "/v1/admin/pause"): {"json": {"allocate": True}},
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/extend"): {"json": {"expires_at": START + 5 * 3600}},
@@ -89,6 +104,9 @@ SENT: dict[tuple[str, str], Any] = {
     ("POST", "/v1/admin/reservations"): {"json": A_CLASS},
     ("POST", "/v1/admin/reservations/check"): {"json": A_CLASS},
     ("PATCH", "/v1/admin/reservations/<reservation_id>"): {"json": {"version": 1, "count": 3}},
+    ("POST", "/v1/admin/webhooks"): {"json": AN_ENDPOINT},
+    ("PATCH", "/v1/admin/webhooks/<endpoint_id>"): {"json": {"version": 1, "enabled": False}},
+    ("POST", "/v1/admin/webhooks/<endpoint_id>/replay"): {"json": {"since": START - 3600}},
     ("GET", "/v1/admin/capacity"): {"query_string": {"from": START, "to": START + 3600}},
 }
 """The body or query that a call needs to have an effect."""
@@ -128,6 +146,13 @@ def api(tmp_path: Path) -> Api:
     api.store.seed(*(make_sandbox(f"free-{number}") for number in range(10)))
     bookings_of(api).book(Wanted(**A_CLASS), by=Actor(principal="one-operator", request_id=None))
     api.store.join(PLACE)
+    endpoints = runtime_of(api.app).services.endpoints
+    wanted = WantedEndpoint(url=AN_ENDPOINT["url"], kinds=("*",))
+    endpoint = endpoints.create(wanted, by=Actor(principal="one-admin"))
+    ended = endpoints.test(endpoint.endpoint_id, by=Actor(principal="one-admin"))
+    api.store.write_delivery(ended, replace(ended, state=DeliveryState.EXHAUSTED, next_try_at=None))
+    # A replay finds a fact.
+    api.store.commit(add_of(make_sandbox("added", updated_at=START)))
     return api
 
 
@@ -152,6 +177,8 @@ def make_call(api: Api, method: str, rule: str, role: Role | None) -> tuple[int,
     )
     path = path.replace("<sandbox_id>", CHANGED.get((method, rule), "allocated"))
     path = path.replace("<reservation_id>", all_reservations(api)[0].reservation_id)
+    endpoint_id, delivery_id = next(iter(api.store.endpoints), "gone"), next(iter(api.store.deliveries))[1]
+    path = path.replace("<endpoint_id>", endpoint_id).replace("<delivery_id>", delivery_id)
     headers = {"X-Track-ID": "track-1"} | ({"Authorization": f"Bearer token-of-{role}"} if role else {})
     answer = api.call(method, path, headers=headers, **SENT.get((method, rule), {}))
     is_refused = answer.status_code >= 400 and "error" in (answer.get_json(silent=True) or {})
@@ -204,7 +231,8 @@ def test_each_of_these_calls_would_change_something_for_who_may_make_it(api: Api
 def state_of(api: Api) -> object:
     services = runtime_of(api.app).services
     stored = api.store.dump(), api.store.read_line(), api.store.read_pauses()
-    return repr((stored, api.queue.enqueued, services.bookings.list(state=None, limit=100, cursor=None)))
+    webhooks = [(each, each.secrets[0].value) for each in api.store.endpoints.values()], api.store.deliveries
+    return repr((stored, webhooks, api.queue.enqueued, services.bookings.list(state=None, limit=100, cursor=None)))
 
 
 def test_the_description_says_of_each_call_which_role_it_needs(api: Api) -> None:

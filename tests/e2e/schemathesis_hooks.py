@@ -19,6 +19,7 @@ _VALID = re.compile(r"[ -~]{1,128}")
 _UUID = re.compile(r"[0-9a-f-]{36}")
 _DAY_SEC = 24 * 3600
 _YEAR_2100 = 4_102_444_800
+_LONGEST_URL = 2000
 
 
 @schemathesis.hook
@@ -34,7 +35,7 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
     A paused allocate answers the same 503 to everything. The longest lease is a setting, which the schema leaves out.
     The alias of `X-Track-ID` is refused beside another track's id, and is accepted in place of a missing one. A `wait`
     would hold the call. A reservation that does not exist keeps allocate from doing anything. Times that have no order
-    are only refused. No schema can say that.
+    are only refused, and so are a webhook's URL that is not public, and "*" beside kinds. No schema can say that.
     """
     if case.operation.path.endswith("/admin/pause") and isinstance(case.body, dict):
         case.body = {name: False if value is True else value for name, value in case.body.items()}
@@ -52,6 +53,21 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
         del case.headers["X-Reservation-ID"]
     if "/admin/reservations" in case.operation.path and isinstance(case.body, dict):
         case.body = _in_some_days(case.body)
+    if "/admin/webhooks" in case.operation.path and isinstance(case.body, dict):
+        case.body = _to_a_public_host(case.body)
+
+
+def _to_a_public_host(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a webhook, or a replay, with a URL, kinds and a time that are not refused, where they are well-formed."""
+    url, kinds, since = body.get("url"), body.get("kinds"), body.get("since")
+    fit: dict[str, Any] = {}
+    if isinstance(url, str) and 0 < len(url) <= _LONGEST_URL:
+        fit["url"] = "https://hooks.example.com/"
+    if isinstance(kinds, list) and "*" in kinds and len(set(map(str, kinds))) == len(kinds):
+        fit["kinds"] = ["*"]
+    if type(since) is int and 0 <= since <= _YEAR_2100:
+        fit["since"] = int(time.time()) - 60
+    return body | fit
 
 
 def _in_some_days(body: dict[str, Any]) -> dict[str, Any]:

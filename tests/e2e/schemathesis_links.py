@@ -45,6 +45,21 @@ _TO_RESERVATION = (
     | _link("adminCancelReservation", _RESERVATION)
 )
 
+_ENDPOINT = {"endpoint_id": "$response.body#/endpoint_id"}
+_TO_ENDPOINT = (
+    _link("adminReadWebhook", _ENDPOINT)
+    | _link("adminChangeWebhook", _ENDPOINT, _VERSION)
+    | _link("adminRotateWebhookSecret", _ENDPOINT)
+    | _link("adminTestWebhook", _ENDPOINT)
+    | _link("adminReplayWebhook", _ENDPOINT)
+    | _link("adminListDeliveries", _ENDPOINT)
+    | _link("adminRemoveWebhook", _ENDPOINT)
+)
+_DELIVERY = {
+    "endpoint_id": "$request.path.endpoint_id",
+    "delivery_id": "$response.body#/delivery_id",
+}
+
 LINKS: dict[tuple[str, str, str], dict[str, Any]] = {
     ("post", "/v1/allocate", "201"): _to_calls_of_the_track(""),
     ("post", "/v1/allocate", "200"): _to_calls_of_the_track(""),
@@ -69,6 +84,13 @@ LINKS: dict[tuple[str, str, str], dict[str, Any]] = {
         "adminReadReservation", {"reservation_id": "$response.body#/reservations/0/reservation_id"}
     )
     | _link("adminListReservations", {"cursor": "$response.body#/cursor", "state": "$request.query.state"}),
+    ("post", "/v1/admin/webhooks", "201"): _TO_ENDPOINT,
+    ("patch", "/v1/admin/webhooks/{endpoint_id}", "200"): _TO_ENDPOINT,
+    ("get", "/v1/admin/webhooks", "200"): _link(
+        "adminReadWebhook", {"endpoint_id": "$response.body#/webhooks/0/endpoint_id"}
+    ),
+    ("post", "/v1/admin/webhooks/{endpoint_id}/test", "202"): _link("adminReadDelivery", _DELIVERY)
+    | _link("adminRetryDelivery", _DELIVERY),
     ("get", "/v1/admin/jobs", "200"): _link("adminReadJob", {"job_id": "$response.body#/runs/0/job_id"}),
 } | {
     ("post", f"/v1/admin/{job.path}", status): _link("adminReadJob", {"job_id": "$response.body#/job_id"})

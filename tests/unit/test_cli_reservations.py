@@ -207,7 +207,7 @@ def test_a_change_of_the_version_that_was_looked_at_reads_nothing_more() -> None
     mismatch = refusal("VERSION_MISMATCH", "the reservation 'one' has another version")
     responses.patch(ONE, json=mismatch, status=409, match=[json_params_matcher({"count": 35, "version": 3})])
     result = broker("reservation", "change", "one", "--count", "35", "--version", "3")
-    assert (result.exit_code, "`broker reservation show` says what it is now" in result.stderr) == (1, True)
+    assert (result.exit_code, "`broker reservation show` or" in result.stderr) == (1, True)
 
 
 @responses.activate

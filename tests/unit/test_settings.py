@@ -477,6 +477,23 @@ def test_an_origin_is_a_scheme_a_host_and_a_port(value: str) -> None:
     assert problem.startswith("CORS_ALLOWED_ORIGINS: ")
 
 
+def test_hosts_of_webhooks_are_names_and_addresses_without_ports() -> None:
+    given = " hooks.internal , Hooks.Example.COM.,10.0.0.5,fd00::5,hooks.internal"
+    parsed = Settings.from_env(API | {"WEBHOOK_ALLOWED_HOSTS": given}, process=Process.API).webhook_allowed_hosts
+    assert parsed == ("hooks.internal", "hooks.example.com", "10.0.0.5", "fd00::5")
+    assert Settings.from_env(API, process=Process.API).webhook_allowed_hosts == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["hooks.internal:8080", "https://hooks.internal", "hooks.internal/path", "*.internal", "a b", "u@host", "[fd00::5]"],
+)
+def test_what_is_no_host_of_webhooks_is_named(value: str) -> None:
+    (problem,) = problems(API | {"WEBHOOK_ALLOWED_HOSTS": f"hooks.example.com,{value}"})
+    assert problem.startswith("WEBHOOK_ALLOWED_HOSTS: ")
+    assert value in problem
+
+
 @pytest.mark.parametrize("process", [Process.API, Process.WORKER])
 def test_production_must_choose_a_recycle_policy(process: Process) -> None:
     environ = {name: value for name, value in (API | WORKER).items() if name != "RECYCLE_POLICY"}
