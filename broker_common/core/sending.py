@@ -85,7 +85,7 @@ class _Drain:
     def __init__(self, endpoint: Endpoint, *, ends_at: float) -> None:
         self.endpoint = endpoint
         self.failing_since = endpoint.failing_since
-        self.is_probing = False
+        self.is_probing = endpoint.failing_since is not None
         """Only one delivery is tried, because the endpoint fails."""
         self._ends_at = ends_at
         self.is_gone = False
@@ -175,10 +175,10 @@ class Sender:
             self._guard.check()
             drain.endpoint = endpoint
             tried = drain.tries
-            drain.is_probing = drain.failing_since is not None
             groups = _by_sandbox(self._store.read_due_deliveries(endpoint_id, until=self._clock.now(), limit=_PAGE))
             for_each(partial(self._send, drain), groups, threads=1 if drain.is_probing else self._threads)
             self._note(drain, by)
+            drain.is_probing = drain.failing_since is not None
             if drain.tries == tried or not drain.result.delivered:
                 break
             endpoint = self._store.read_endpoint(endpoint_id)
