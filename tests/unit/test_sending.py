@@ -386,8 +386,9 @@ def test_more_than_a_page_is_sent_by_one_drain(world: WebhookWorld) -> None:
 
 def test_a_drain_begins_no_other_try_when_its_time_is_over(world: WebhookWorld) -> None:
     world.receiver.during_send = lambda: world.clock.advance(DRAIN_SEC / 4)
-    add(world, *(due(f"sbx-{number}") for number in range(5)), *(due(version=version) for version in range(1, 5)))
+    add(world, *(due(version=version) for version in range(1, 6)), due("8", version=9))
     assert world.drain().delivered == 4
+    assert [each.version for each in world.receiver.received] == [1, 2, 3, 4]
 
 
 def test_a_second_drain_of_the_same_endpoint_in_the_same_process_ends_at_once(world: WebhookWorld) -> None:
