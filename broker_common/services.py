@@ -12,7 +12,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from broker_common.adapters.celery_queue import CeleryJobQueue
+from broker_common.adapters.celery_queue import CeleryJobQueue, CeleryWebhookQueue
 from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
@@ -28,11 +28,13 @@ from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
+from broker_common.adapters.webhook_http import WebhookHttp
 from broker_common.core.allocation import Allocator
 from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.counts import Counts
+from broker_common.core.deliveries import Deliverer
 from broker_common.core.endpoints import AllowedUrls, Endpoints
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
@@ -47,6 +49,7 @@ from broker_common.core.purge import Purger
 from broker_common.core.reserving import Reserver
 from broker_common.core.runs import Runs
 from broker_common.core.search import Search
+from broker_common.core.sending import Sender
 from broker_common.core.sync import Syncer
 from broker_common.core.usage import Usage
 from broker_common.core.waiting import WaitingLine
@@ -99,6 +102,7 @@ class ApiServices:
 class WorkerServices(Work):
     """Everything that the worker's tasks call."""
 
+    sender: Sender
     runs: Runs
     locks: JobLocks
 
@@ -230,6 +234,27 @@ def build_worker_services(
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         reserver=Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=rng, threads=BULK_THREADS),
+        deliverer=Deliverer(
+            store=store,
+            queue=CeleryWebhookQueue(settings.redis_url, redis),
+            guard=guard,
+            recorder=recorder,
+            clock=clock,
+            threads=BULK_THREADS,
+        ),
+        sender=Sender(
+            store=store,
+            transport=WebhookHttp(
+                allowed_hosts=settings.webhook_allowed_hosts,
+                allows_loopback=not settings.in_production,
+                connections=BULK_THREADS,
+            ),
+            guard=guard,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            threads=BULK_THREADS,
+        ),
         runs=build_runs(settings, redis),
         locks=RedisJobLocks(redis),
     )

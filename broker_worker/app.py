@@ -14,7 +14,14 @@ from celery.apps.worker import (  # type: ignore[attr-defined] # the stubs lack 
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from kombu import Queue
 
-from broker_common.adapters.celery_names import DELETE_SANDBOX, DELETIONS_QUEUE, JOBS_QUEUE, QUEUES
+from broker_common.adapters.celery_names import (
+    DELETE_SANDBOX,
+    DELETIONS_QUEUE,
+    JOBS_QUEUE,
+    QUEUES,
+    SEND_WEBHOOK,
+    WEBHOOKS_QUEUE,
+)
 from broker_common.core.cleanup import delete_limit_sec
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Every
@@ -81,7 +88,7 @@ def create_celery(settings: Settings, get_services: Callable[[], WorkerServices]
         task_default_queue=JOBS_QUEUE,
         task_queues=[Queue(name) for name in QUEUES],
         # For every sender, so that a task that is sent again by hand reaches its queue, too.
-        task_routes={DELETE_SANDBOX: {"queue": DELETIONS_QUEUE}},
+        task_routes={DELETE_SANDBOX: {"queue": DELETIONS_QUEUE}, SEND_WEBHOOK: {"queue": WEBHOOKS_QUEUE}},
         task_create_missing_queues=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

@@ -1,18 +1,20 @@
-"""The Celery tasks. They pass messages to the core's `JobRunner`, and return its reports to Celery."""
+"""The Celery tasks. They pass messages to the core's `JobRunner` and `Sender`, and return their reports to Celery."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
 from structlog.contextvars import bound_contextvars
 
-from broker_common.adapters.celery_names import DELETE_SANDBOX, task_name
+from broker_common.adapters.celery_names import DELETE_SANDBOX, SEND_WEBHOOK, task_name
 from broker_common.core.errors import BrokerError, ProviderBusy
 from broker_common.core.job_names import Job
 from broker_common.core.job_registry import JOBS
 from broker_common.core.principals import Actor, job_actor
 from broker_common.core.runner import JobFailed, JobRunner
+from broker_common.core.sending import DRAIN_LIMIT_SEC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +42,7 @@ def time_limits(soft: float) -> dict[str, Any]:
 def add_tasks(
     app: Celery, get_services: Callable[[], WorkerServices], *, delete_limit_sec: float, jobs: Jobs = JOBS
 ) -> None:
-    """Register a task for each job, and the task that wipes a sandbox.
+    """Register a task for each job, the task that wipes a sandbox, and the one that sends an endpoint's deliveries.
 
     `get_services` is called in the process and in the thread that run a task, never before the fork.
     """
@@ -50,6 +52,7 @@ def add_tasks(
         return JobRunner(jobs, work=services, runs=services.runs, locks=services.locks, log=_LogContext())
 
     delete_sandbox = _add_delete(app, runner, delete_limit_sec)
+    _add_send_webhook(app, get_services)
 
     def send(run: JobRun, sandbox_ids: list[str]) -> None:
         headers: Any = {"run_request_id": run.request_id, "run_principal": run.principal}
@@ -94,6 +97,14 @@ def _add_delete(app: Celery, runner: Callable[[], JobRunner], limit_sec: float) 
 
     task: Task[Any, Any] = delete_sandbox
     return task
+
+
+def _add_send_webhook(app: Celery, get_services: Callable[[], WorkerServices]) -> None:
+    @app.task(name=SEND_WEBHOOK, **_options(DRAIN_LIMIT_SEC))
+    def send_webhook(task: Task[Any, Any], *, endpoint_id: str) -> dict[str, Any]:  # noqa: ARG001 - all tasks are bound
+        by = job_actor(Job.DELIVER)
+        with _bound(by):
+            return asdict(get_services().sender.drain(endpoint_id, by=by))
 
 
 def _options(limit_sec: float) -> dict[str, Any]:

@@ -9,7 +9,8 @@ Commands:
   api                          serve the HTTP API
   worker-jobs [OPTIONS]        run jobs, in two processes; OPTIONS are Celery's
   worker-deletions [OPTIONS]   wipe sandboxes, in CSP_MAX_CONCURRENCY threads of one process
-  worker [QUEUES] [OPTIONS]    run jobs and wipes, in four processes; QUEUES: jobs,deletions
+  worker-webhooks [OPTIONS]    send webhooks, in 20 threads of one process
+  worker [QUEUES] [OPTIONS]    do all of this, in four processes; QUEUES: jobs,deletions,webhooks
   beat                         send due jobs; two may run, one sends
   flower                       show jobs
   broker ...                   the operator's command; broker -h shows more
@@ -46,8 +47,14 @@ worker-deletions)
     # More threads would only wait for a call slot.
     run_worker -Q deletions -P threads -c "${CSP_MAX_CONCURRENCY:-10}" "$@"
     ;;
+worker-webhooks)
+    # Each thread sends to one endpoint, by up to eight connections.
+    ulimit -Sn "$(ulimit -Hn)"
+    # There are at most 20 endpoints.
+    run_worker -Q webhooks -P threads -c 20 "$@"
+    ;;
 worker)
-    queues=jobs,deletions
+    queues=jobs,deletions,webhooks
     case ${1:-} in
     '' | -*) ;;
     *)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
@@ -94,8 +95,9 @@ class MemoryWebhooks:
 
     def read_pending(self, endpoint_id: str, sandbox_id: str) -> list[Delivery]:
         with self._called("read_pending"):
-            pending = [each for each in self._of(endpoint_id) if each.state is DeliveryState.PENDING]
-            return sorted((each for each in pending if each.sandbox_id == sandbox_id), key=attrgetter("version"))
+            found = [each for each in self._of(endpoint_id) if each.sandbox_id == sandbox_id]
+            newest = sorted(found, key=attrgetter("version"), reverse=True)
+            return list(takewhile(lambda each: each.state is DeliveryState.PENDING, newest))[::-1]
 
     def read_delivery(self, endpoint_id: str, delivery_id: str) -> Delivery | None:
         with self._called("read_delivery"):
@@ -118,7 +120,7 @@ class MemoryWebhooks:
         with self._called("list_deliveries"):
             first = read_cursor(listing, cursor, default=0)
             listed = [each for each in self._of(endpoint_id) if state in {None, each.state}]
-            listed.sort(key=lambda each: (-each.created_at, each.delivery_id))
+            listed.sort(key=_place_in_list)
             more = write_cursor(listing, first + limit) if len(listed) > first + limit else None
             return DeliveryPage(tuple(listed[first : first + limit]), more)
 
@@ -180,6 +182,15 @@ class WebhooksWrapper:
 
     def oldest_untold(self) -> int | None:
         return self._call("oldest_untold", self.inner.oldest_untold)
+
+
+def _place_in_list(delivery: Delivery) -> tuple[int, int]:
+    at = {
+        DeliveryState.PENDING: delivery.next_try_at,
+        DeliveryState.DELIVERED: delivery.delivered_at,
+        DeliveryState.EXHAUSTED: delivery.last_try_at,
+    }[delivery.state]
+    return list(DeliveryState).index(delivery.state), -(at or 0)
 
 
 def _order(fact: Fact | PoolFact) -> int:

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 JOBS_QUEUE = "jobs"
 DELETIONS_QUEUE = "deletions"
 """A queue of its own, so that workers can be added for the slow deletes alone."""
-QUEUES = (JOBS_QUEUE, DELETIONS_QUEUE)
+WEBHOOKS_QUEUE = "webhooks"
+"""A queue of its own, so that an endpoint that hangs holds up nothing else."""
+QUEUES = (JOBS_QUEUE, DELETIONS_QUEUE, WEBHOOKS_QUEUE)
 DELETE_SANDBOX = "broker.delete_sandbox"
+SEND_WEBHOOK = "broker.send_webhook"
 
 
 def task_name(job: str) -> str:
@@ -26,7 +29,7 @@ def arguments_of(jobs: Jobs) -> dict[str, dict[str, type]]:
     flags: dict[str, dict[str, type]] = {
         task_name(name): {flag.name: bool for flag in job.flags} for name, job in jobs.items()
     }
-    return flags | {DELETE_SANDBOX: {"sandbox_id": str, "run_id": str}}
+    return flags | {DELETE_SANDBOX: {"sandbox_id": str, "run_id": str}, SEND_WEBHOOK: {"endpoint_id": str}}
 
 
 ARGUMENTS = arguments_of(JOBS)

@@ -1,20 +1,23 @@
-"""The job queue of the API: sends tasks by name, and does not know what they do."""
+"""Queues that send tasks by name, and do not know what they do: the API's for jobs, and the one for webhooks."""
 
 from __future__ import annotations
 
 import uuid
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
-from broker_common.adapters.celery_names import JOBS_QUEUE, task_name
+from broker_common.adapters.celery_names import JOBS_QUEUE, SEND_WEBHOOK, WEBHOOKS_QUEUE, task_name
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.job_registry import JOBS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from redis import Redis
 
     from broker_common.core.jobs import Jobs
     from broker_common.core.principals import Actor
@@ -27,17 +30,7 @@ class CeleryJobQueue:
     """Implements the `JobQueue` port over Celery's queues in Redis."""
 
     def __init__(self, redis_url: str, runs: Runs, jobs: Jobs = JOBS) -> None:
-        self._app = Celery("sandbox-broker-api", broker=redis_url, set_as_current=False)
-        self._app.conf.update(
-            task_serializer="json",
-            task_ignore_result=True,
-            task_publish_retry=False,
-            broker_transport_options={
-                "socket_timeout": _TIMEOUT_SEC,
-                "socket_connect_timeout": _TIMEOUT_SEC,
-                "max_retries": 0,
-            },
-        )
+        self._app = _sender("sandbox-broker-api", redis_url)
         self._runs = runs
         self._jobs = jobs
 
@@ -72,3 +65,37 @@ class CeleryJobQueue:
     def ping(self) -> None:
         """Check that a job can be queued; raises `QueueUnavailable`."""
         self._runs.ping()
+
+
+class CeleryWebhookQueue:
+    """Implements the `WebhookQueue` port over Celery's queue in Redis."""
+
+    def __init__(self, redis_url: str, redis: Redis) -> None:
+        self._app = _sender("sandbox-broker-deliver", redis_url)
+        self._redis: Any = redis  # its stubs cannot tell its answers from those of the asynchronous one
+
+    def send(self, endpoint_ids: Sequence[str]) -> None:
+        """Queue a task for each endpoint, unless some still wait: without a worker, the queue never grows."""
+        try:
+            if self._redis.llen(WEBHOOKS_QUEUE):
+                return
+            for endpoint_id in endpoint_ids:
+                self._app.send_task(SEND_WEBHOOK, kwargs={"endpoint_id": endpoint_id}, queue=WEBHOOKS_QUEUE)
+        except (OperationalError, RedisError) as error:
+            raise QueueUnavailable("the queue of the webhooks cannot be reached") from error
+
+
+def _sender(name: str, redis_url: str) -> Celery:
+    """Make an application that only sends tasks, and fails at once if Redis does not answer."""
+    app = Celery(name, broker=redis_url, set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        task_ignore_result=True,
+        task_publish_retry=False,
+        broker_transport_options={
+            "socket_timeout": _TIMEOUT_SEC,
+            "socket_connect_timeout": _TIMEOUT_SEC,
+            "max_retries": 0,
+        },
+    )
+    return app

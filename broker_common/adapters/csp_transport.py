@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import http.client
 import math
 import os
 import socket
@@ -24,6 +23,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
+from broker_common.adapters.bounded_http import WholeHeadResponse
 from broker_common.core.errors import ProviderFailing
 
 if TYPE_CHECKING:
@@ -210,39 +210,8 @@ class _Exchange:
 _current: ContextVar[_Exchange] = ContextVar("_current")
 
 
-class _Lines:
-    """Passes on the lines of a response's headers, and keeps the last one."""
-
-    def __init__(self, source: Any) -> None:  # noqa: ANN401 - a buffered reader, as http.client makes it
-        self.source = source
-        self.last = b""
-
-    def readline(self, limit: int) -> bytes:
-        self.last = self.source.readline(limit)
-        return self.last
-
-    def close(self) -> None:
-        self.source.close()
-
-
-class _Response(http.client.HTTPResponse):
-    """A response that fails if its headers are cut off: http.client takes the connection's end for their end."""
-
-    fp: Any
-
-    def begin(self) -> None:
-        lines = self.fp = _Lines(self.fp)
-        try:
-            super().begin()
-        finally:
-            if self.fp is lines:  # and not closed
-                self.fp = lines.source
-        if lines.last.rstrip(b"\r\n") or not lines.last:
-            raise http.client.IncompleteRead(b"")
-
-
 class _CuttableHTTPConnection(HTTPConnection):
-    response_class = _Response
+    response_class = WholeHeadResponse
 
     def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
         if self.sock is None:

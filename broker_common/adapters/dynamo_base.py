@@ -6,7 +6,9 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker_common.adapters.dynamo_items import claim_key, decode_sandbox
+from broker_common.adapters.dynamo_audience import Audience
+from broker_common.adapters.dynamo_facts import encode_fact, encode_mark, encode_pool_fact
+from broker_common.adapters.dynamo_items import ENDPOINT, POOL, claim_key, decode_sandbox
 from broker_common.adapters.dynamo_places import decode_held
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed, DynamoTransport
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
     from broker_common.adapters.dynamo_fields import Item
+    from broker_common.core.facts import Fact, PoolFact
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.sandbox import Sandbox
     from broker_common.core.store import ClaimHeld, PlaceHeld
@@ -66,6 +69,7 @@ class DynamoBase:
         self._transport = DynamoTransport(
             client, table_name, clock=clock, rng=rng, recorder=recorder, timeout_sec=timeout_sec
         )
+        self._audience = Audience(self._has_endpoints, clock)
 
     def _get(self, key: Mapping[str, Any]) -> Item | None:
         answer = self._transport.read("get_item", TableName=self._table, Key=key, ConsistentRead=True)
@@ -123,6 +127,34 @@ class DynamoBase:
         self._recorder.record(
             RecordUnreadable(error=error.message, sandbox_id=error.sandbox_id, track_id=error.track_id)
         )
+
+    def _put_fact(self, fact: Fact) -> list[Item]:
+        """Build the writes of a fact: the fact, and its mark if it must be told to somebody."""
+        item = encode_fact(fact, shards=self._shards, days=self._history_days)
+        put = {"TableName": self._table, "Item": item, "ConditionExpression": "attribute_not_exists(PK)"}
+        return [{"Put": put}, *self._mark_untold(item)]
+
+    def _put_pool_fact(self, fact: PoolFact) -> list[Item]:
+        """Build the writes of a fact of the pool: the fact, and its mark if it must be told to somebody."""
+        item = encode_pool_fact(fact, shards=self._shards, days=self._history_days)
+        return [{"Put": {"TableName": self._table, "Item": item}}, *self._mark_untold(item)]
+
+    def _mark_untold(self, item: Item) -> list[Item]:
+        if self._audience.is_absent():
+            return []
+        return [{"Put": {"TableName": self._table, "Item": encode_mark(item)}}]
+
+    def _has_endpoints(self) -> bool:
+        answer = self._transport.read(
+            "query",
+            TableName=self._table,
+            ConsistentRead=True,
+            Limit=1,
+            Select="COUNT",
+            KeyConditionExpression="PK = :pool AND begins_with(SK, :endpoint)",
+            ExpressionAttributeValues={":pool": POOL, ":endpoint": {"S": ENDPOINT}},
+        )
+        return bool(answer["Count"])
 
     def _query_claims(self, track_id: str) -> Iterator[Item]:
         """Read the claims of a track, and the pointers to its places."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
 from broker_common.adapters.dynamo_conditions import expression_name, only_if_allocatable, unless_newer, unless_taken
-from broker_common.adapters.dynamo_facts import encode_fact, encode_removed
+from broker_common.adapters.dynamo_facts import encode_removed
 from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
     account_item_key,
@@ -77,6 +77,7 @@ class DynamoCommits(DynamoBase):
     ) -> AllocateAnswer:
         """Implement the port: one TransactWriteItems, sent once."""
         fact = allocated(candidate, claim, by=by)
+        recorded, *marked = self._put_fact(fact)
         changes = self._allocation(candidate, claim, fact.version)
         status, place = Status.AVAILABLE, status_key(Status.AVAILABLE, shard_of(candidate.sandbox_id, self._shards))
         if candidate.reservation_id is not None:
@@ -87,9 +88,10 @@ class DynamoCommits(DynamoBase):
             TransactItems=[
                 {"Put": unless_taken({"TableName": self._table, "Item": encode_claim(claim)}, place_id=place_id)},
                 {"Update": only_if_allocatable(update, candidate.sandbox_id, status)},
-                self._put_fact(fact),
+                recorded,
                 *self._remove_place(place_id),
                 *draw(self._table, candidate, at=claim.lease.allocated_at),
+                *marked,
             ],
         )
         return Allocated() if reasons is None else self._refused(reasons, candidate, claim, place_id)
@@ -241,16 +243,7 @@ class DynamoCommits(DynamoBase):
         return counters(self._table, change)
 
     def _facts(self, fact: Fact | None) -> list[Item]:
-        return [] if fact is None else [self._put_fact(fact)]
-
-    def _put_fact(self, fact: Fact) -> Item:
-        return {
-            "Put": {
-                "TableName": self._table,
-                "Item": encode_fact(fact, shards=self._shards, days=self._history_days),
-                "ConditionExpression": "attribute_not_exists(PK)",
-            }
-        }
+        return [] if fact is None else self._put_fact(fact)
 
     def _keep_in_step(self, before: Lease | None, after: Lease | None) -> list[Item]:
         """Build the write of a claim that follows from the change of its lease, if any."""

@@ -2,6 +2,9 @@
 
 A sandbox's fact is (`SBX#<id>`, `FACT#<version>#<kind>`), a fact of the pool is (`POOLFACTS#<date>`, `<ms>#<id>`). The
 index has all of them at `fact#<shard>`, ordered by version, which is about the time in milliseconds. Facts have a TTL.
+
+A fact that was not told to the endpoints of webhooks yet has a mark beside it: the same key with `UNTOLD#`, at
+`untold#<shard>` of the index. The fact itself never moves in the index, so a reader of the feed cannot miss it there.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ _DAY_SEC = 24 * 3600
 _POOL_FACTS = "POOLFACTS#"
 FACTS = "FACT#"
 """What the sort keys of a sandbox's facts begin with."""
+UNTOLD = "UNTOLD#"
+"""What the sort keys of the marks of untold facts begin with."""
 _REMOVED = "REMOVED"
 _FACT_FIELDS = fields_of(
     {"kind": FactKind, "at": int, "version": int, "principal": str},
@@ -50,6 +55,11 @@ def facts_key(shard: int) -> str:
     return f"fact#{shard}"
 
 
+def untold_key(shard: int) -> str:
+    """Return the index's partition key of the marks of a shard's untold facts."""
+    return f"untold#{shard}"
+
+
 def encode_fact(fact: Fact, *, shards: int, days: int) -> Item:
     """Return a fact's whole item; it is kept for `days`."""
     flat = {
@@ -64,8 +74,7 @@ def encode_fact(fact: Fact, *, shards: int, days: int) -> Item:
         "status_before": fact.status_before,
     }
     return {
-        "PK": sandbox_key(fact.sandbox_id)["PK"],
-        "SK": {"S": f"{FACTS}{fact.version:020}#{fact.kind}"},
+        **fact_key(fact),
         **_common(flat, fact.details, at=fact.at, days=days),
         "status_key": {"S": facts_key(shard_of(fact.sandbox_id, shards))},
         "status_order": encode(fact.version),
@@ -75,14 +84,38 @@ def encode_fact(fact: Fact, *, shards: int, days: int) -> Item:
 def encode_pool_fact(fact: PoolFact, *, shards: int, days: int) -> Item:
     """Return the whole item of a fact of the pool; it is kept for `days`."""
     flat = {"kind": fact.kind, "at": fact.at, "principal": fact.principal, "request_id": fact.request_id}
-    order = fact.at * 1000
     return {
-        "PK": {"S": _POOL_FACTS + time.strftime("%Y-%m-%d", time.gmtime(fact.at))},
-        "SK": {"S": f"{order:015}#{fact.fact_id}"},
+        **fact_key(fact),
         **_common(flat, fact.details, at=fact.at, days=days),
         "status_key": {"S": facts_key(shard_of(fact.fact_id, shards))},
-        "status_order": encode(order),
+        "status_order": encode(fact.at * 1000),
     }
+
+
+def fact_key(fact: Fact | PoolFact) -> Item:
+    """Return the key of a fact's item."""
+    if isinstance(fact, Fact):
+        return {"PK": sandbox_key(fact.sandbox_id)["PK"], "SK": {"S": f"{FACTS}{fact.version:020}#{fact.kind}"}}
+    day = time.strftime("%Y-%m-%d", time.gmtime(fact.at))
+    return {"PK": {"S": _POOL_FACTS + day}, "SK": {"S": f"{fact.at * 1000:015}#{fact.fact_id}"}}
+
+
+def mark_key(key: Item) -> Item:
+    """Return the key of the mark of an untold fact, given the fact's key."""
+    return {"PK": key["PK"], "SK": {"S": UNTOLD + key["SK"]["S"].removeprefix(FACTS)}}
+
+
+def marked_key(mark: Item) -> Item:
+    """Return the key of the fact that a mark belongs to."""
+    begins = "" if mark["PK"]["S"].startswith(_POOL_FACTS) else FACTS
+    return {"PK": mark["PK"], "SK": {"S": begins + mark["SK"]["S"].removeprefix(UNTOLD)}}
+
+
+def encode_mark(item: Item) -> Item:
+    """Return the whole item that marks a fact as untold, given the fact's item; it is kept as long as the fact."""
+    shard = int(item["status_key"]["S"].rpartition("#")[2])
+    kept = {name: item[name] for name in ("status_order", TTL, "schema")}
+    return {**mark_key(item), **kept, "status_key": {"S": untold_key(shard)}}
 
 
 def encode_removed(fact: Fact, *, days: int) -> Item:

@@ -35,6 +35,10 @@ from broker_common.core.store import PAUSABLE, CountRecord, Pause, Pauses, PoolC
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+POOL: Item = {"S": "POOL"}
+"""The partition of the pool's own records."""
+ENDPOINT = "WEBHOOK#"
+"""What the sort keys of the endpoints of webhooks begin with, among the pool's records."""
 SYNC_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "SYNC"}}
 PAUSE_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "PAUSE"}}
 COUNTS_KEY: Item = {"PK": {"S": "POOL"}, "SK": {"S": "COUNTS"}}

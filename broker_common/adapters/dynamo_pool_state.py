@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker_common.adapters.dynamo_conditions import unless_newer
-from broker_common.adapters.dynamo_facts import encode_pool_fact
 from broker_common.adapters.dynamo_fields import Item, encode
 from broker_common.adapters.dynamo_items import (
     COUNTS_KEY,
@@ -105,7 +104,10 @@ class DynamoPoolState(DynamoOpenReservations):
             self._transport.write(
                 "transact_write_items",
                 ClientRequestToken=new_id(self._rng),
-                TransactItems=[{"Update": unless_newer(update)}, *map(self._put_pool_fact, facts)],
+                TransactItems=[
+                    {"Update": unless_newer(update)},
+                    *(write for fact in facts for write in self._put_pool_fact(fact)),
+                ],
             )
         except ConditionFailed as failed:
             current = self.read_pauses()
@@ -115,8 +117,12 @@ class DynamoPoolState(DynamoOpenReservations):
         return self.read_pauses()
 
     def record(self, fact: PoolFact) -> None:
-        """Implement the port: a put; the same fact again changes nothing."""
-        self._transport.write("put_item", **self._put_pool_fact(fact)["Put"])
+        """Implement the port: a put, or one TransactWriteItems if the fact must be told to somebody."""
+        put, *marked = self._put_pool_fact(fact)
+        if marked:
+            self._transact(put, *marked)
+        else:
+            self._transport.write("put_item", **put["Put"])
 
     def read_counts(self) -> CountRecord:
         """Implement the port: an eventually consistent read, which costs half as much."""
@@ -247,7 +253,3 @@ class DynamoPoolState(DynamoOpenReservations):
                 f"table {self._table!r} has a layout of {layout.shards} shards, but this process uses {self._shards}"
             )
         return layout
-
-    def _put_pool_fact(self, fact: PoolFact) -> Item:
-        item = encode_pool_fact(fact, shards=self._shards, days=self._history_days)
-        return {"Put": {"TableName": self._table, "Item": item}}

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
 from broker_common.adapters.dynamo_conditions import unless_newer
-from broker_common.adapters.dynamo_facts import encode_pool_fact
 from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_fields
 from broker_common.adapters.dynamo_items import TTL, reserved_key
 from broker_common.adapters.dynamo_table import INDEX
@@ -188,7 +187,7 @@ class DynamoReservations(DynamoOpenReservations):
             write: Item = {"Put": put}
         else:
             write = {"Update": unless_newer(self._change_of(before, after))}
-        facts = [] if fact is None else [self._put_reservation_fact(fact)]
+        facts = [] if fact is None else self._put_pool_fact(fact)
         self._write_or_conflict(after, write, self._next_version(version), *facts)
 
     def mark_opened(self, reservation: Reservation, fact: PoolFact) -> None:
@@ -204,7 +203,7 @@ class DynamoReservations(DynamoOpenReservations):
                 ":booked": encode(ReservationStage.BOOKED),
             },
         }
-        self._write_or_conflict(None, {"Update": unless_newer(update)}, self._put_reservation_fact(fact))
+        self._write_or_conflict(None, {"Update": unless_newer(update)}, *self._put_pool_fact(fact))
 
     def archive_reservation(self, reservation: Reservation) -> None:
         """Implement the port: one TransactWriteItems that deletes one record and puts the other."""
@@ -304,10 +303,6 @@ class DynamoReservations(DynamoOpenReservations):
             stored = self.read_reservation(after.reservation_id) if after is not None else None
             if after is None or stored is None or not is_same(stored, after):
                 raise Conflict("the reservations were changed by another writer", current=None) from failed
-
-    def _put_reservation_fact(self, fact: PoolFact) -> Item:
-        item = encode_pool_fact(fact, shards=self._shards, days=self._history_days)
-        return {"Put": {"TableName": self._table, "Item": item}}
 
 
 def _is_still(before: Reservation, name: str, values: Item) -> str:

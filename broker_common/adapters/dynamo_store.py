@@ -9,9 +9,17 @@ from broker_common.adapters.dynamo_pool_state import DynamoPoolState
 from broker_common.adapters.dynamo_reports import DynamoReports
 from broker_common.adapters.dynamo_reservations import DynamoReservations
 from broker_common.adapters.dynamo_usage import DynamoUsage
+from broker_common.adapters.dynamo_webhooks import DynamoWebhooks
 
 
 class DynamoStore(
-    DynamoCommits, DynamoLine, DynamoReservations, DynamoCandidates, DynamoPoolState, DynamoReports, DynamoUsage
+    DynamoCommits,
+    DynamoLine,
+    DynamoReservations,
+    DynamoWebhooks,
+    DynamoCandidates,
+    DynamoPoolState,
+    DynamoReports,
+    DynamoUsage,
 ):
     """`SandboxStore` on one DynamoDB table; safe to use from many threads."""

@@ -21,6 +21,9 @@ from broker_common.core.telemetry import (
     DeleteContradicted,
     DeleteEnded,
     DeleteOutcome,
+    DeliveryEnded,
+    DeliveryOutcome,
+    EndpointDisabled,
     ExtendOutcome,
     ExtensionEnded,
     ItemFailed,
@@ -36,6 +39,7 @@ from broker_common.core.telemetry import (
     StoreCalled,
     SyncProgressed,
     WaitEnded,
+    WebhooksLagged,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +66,10 @@ _LEVELS: dict[object, int] = {
     DeleteOutcome.POSTPONED: logging.WARNING,
     DeleteOutcome.GAVE_UP: logging.ERROR,
     DeleteOutcome.MISCONFIGURED: logging.ERROR,
+    DeliveryOutcome.DELIVERED: logging.DEBUG,
+    DeliveryOutcome.FAILED: logging.WARNING,
+    DeliveryOutcome.EXHAUSTED: logging.ERROR,
+    DeliveryOutcome.DISABLED: logging.ERROR,
     JobOutcome.ERROR: logging.ERROR,
 }
 
@@ -74,8 +82,8 @@ class LogRecorder:
         self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
     def record(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case an event
-        """Write `event`. Single calls and rate checks are not logged: only metrics count them."""
-        if isinstance(event, (StoreCalled, ProviderCalled, RateChecked)):
+        """Write `event`. Single calls, rate checks and lags are not logged: only metrics have them."""
+        if isinstance(event, (StoreCalled, ProviderCalled, RateChecked, WebhooksLagged)):
             return
         details = self._details(event)
         match event:
@@ -114,6 +122,10 @@ class LogRecorder:
                 self._log.log(logging.DEBUG, "Pool written", action=_SYNC, **details)
             case DeleteEnded():
                 self._log.log(_level(event.outcome), "Delete ended", action="delete", **details)
+            case DeliveryEnded():
+                self._log.log(_level(event.outcome), "Delivery ended", action="send_webhook", **details)
+            case EndpointDisabled():
+                self._log.log(logging.ERROR, "Webhook endpoint disabled", action="send_webhook", **details)
             case ActionsStopped():
                 self._log.log(logging.ERROR, _STOPPED[event.reason], action="guard", outcome="error", error=event.error)
             case RecordUnreadable():
@@ -124,7 +136,8 @@ class LogRecorder:
                     **details,
                 )
             case JobEnded():
-                self._log.log(_level(event.outcome), event.message, **details)
+                level = logging.DEBUG if event.is_idle else _level(event.outcome)
+                self._log.log(level, event.message, **details)
             case _:
                 assert_never(event)
 
@@ -132,6 +145,7 @@ class LogRecorder:
         """Return an event's fields under the names that all log lines use."""
         details = {name: getattr(event, name) for name in event.__slots__}
         details.pop("message", None)
+        details.pop("is_idle", None)
         if "outcome" in details:
             details["outcome"] = details["outcome"].value
         if "seconds" in details and not isinstance(event, WaitEnded):  # a wait is no latency: nothing worked on it
@@ -149,5 +163,5 @@ def _answer_level(event: AllocateEnded | MarkEnded | ExtensionEnded) -> int:
     return _LEVELS_BY_CODE.get(event.code, logging.INFO)
 
 
-def _level(outcome: DeleteOutcome | JobOutcome) -> int:
+def _level(outcome: DeleteOutcome | DeliveryOutcome | JobOutcome) -> int:
     return _LEVELS.get(outcome, logging.INFO)

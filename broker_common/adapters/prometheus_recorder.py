@@ -22,6 +22,8 @@ from broker_common.core.telemetry import (
     DeleteContradicted,
     DeleteEnded,
     DeleteOutcome,
+    DeliveryEnded,
+    DeliveryOutcome,
     ExtendOutcome,
     ExtensionEnded,
     JobEnded,
@@ -38,6 +40,7 @@ from broker_common.core.telemetry import (
     StoreCalled,
     WaitEnded,
     WaitOutcome,
+    WebhooksLagged,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from broker_common.core.jobs import Jobs
     from broker_common.core.telemetry import Event, StoreOutcome
 
-Outcome = TypeVar("Outcome", AllocateOutcome, MarkOutcome, ExtendOutcome, JobOutcome)
+Outcome = TypeVar("Outcome", AllocateOutcome, MarkOutcome, ExtendOutcome, JobOutcome, DeliveryOutcome)
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 WAIT_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
@@ -185,6 +188,16 @@ class PrometheusJobRecorder:
         self._stopped = _stopped(registry)
         self._store_calls = _store_calls(registry)
         self._unreadable = _unreadable(registry)
+        self._deliveries = _counter(
+            registry, "broker_webhook_deliveries_total", "Tries to deliver facts to webhooks", DeliveryOutcome
+        )
+        # The process whose run was the last knows best.
+        self._webhook_lag = Gauge(
+            "broker_webhook_lag_seconds",
+            "Age of the oldest fact that was not yet told to all endpoints that work",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
         self._provider_calls = Histogram(
             "broker_csp_request_seconds",
             "Duration of calls to the provider, in seconds",
@@ -232,6 +245,10 @@ class PrometheusJobRecorder:
                     self._deleted.inc()
                 elif event.outcome.is_failure:
                     self._failed.inc()
+            case DeliveryEnded():
+                self._deliveries[event.outcome].inc()
+            case WebhooksLagged():
+                self._webhook_lag.set(event.seconds)
             case AllocationExpired():
                 self._expired.inc()
             case ActionsStopped():

@@ -124,7 +124,7 @@ class RedisJobRuns:
     def _write(self, pipe: Pipeline, change: RunChange, *, is_new: bool, now: float) -> None:
         run = change.run
         out_key, index_key = self._out_key(run.job_id), self._index_key(run.job)
-        pipe.set(self._key(run.job_id), _dump(run), ex=KEPT_SEC)
+        pipe.set(self._key(run.job_id), _dump(run), ex=change.kept_sec)
         if run.state.is_final:
             pipe.delete(out_key)
         elif change.settle is not None:
@@ -135,7 +135,7 @@ class RedisJobRuns:
             pipe.set(self._open_key, run.job_id, ex=KEPT_SEC)
         if is_new or run.state.is_final:
             asked = {"principal": run.principal, "queued_at": run.queued_at}
-            pipe.set(self._asked_key(run.job_id), json.dumps(asked), ex=KEPT_SEC)
+            pipe.set(self._asked_key(run.job_id), json.dumps(asked), ex=change.kept_sec)
             # A run that was queued before keeps its place.
             pipe.zadd(index_key, {run.job_id: now}, nx=True)
             pipe.zremrangebyscore(index_key, "-inf", now - 2 * KEPT_SEC)

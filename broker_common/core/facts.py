@@ -52,6 +52,7 @@ class PoolFactKind(StrEnum):
     RESERVATION_OPEN = "reservation.open"
     RESERVATION_SHORT = "reservation.short"
     RESERVATION_ENDED = "reservation.ended"
+    WEBHOOK_DISABLED = "webhook.disabled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from broker_common.core.deliveries import DeliverResult
 from broker_common.core.expiry import ExpiryResult
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import Daily, Dispatch, Every, Flag, JobSpec, declare
@@ -42,6 +43,10 @@ def _purge_stale(work: Work, by: Actor, flags: Mapping[str, bool]) -> PurgeResul
 
 def _reserve(work: Work, by: Actor, flags: Mapping[str, bool]) -> ReserveResult:  # noqa: ARG001 - the same
     return work.reserver.run(by=by)
+
+
+def _deliver(work: Work, by: Actor, flags: Mapping[str, bool]) -> DeliverResult:  # noqa: ARG001 - the same
+    return work.deliverer.run()
 
 
 JOBS = declare(
@@ -136,6 +141,20 @@ JOBS = declare(
         log_word="reserve",
         # A run may be delayed by long ones of other jobs; the draws do not depend on it.
         overdue_intervals=20,
+    ),
+    JobSpec(
+        name=Job.DELIVER,
+        title="Deliver",
+        summary="Make the deliveries of new facts to the endpoints of webhooks.",
+        description="A run also hands endpoints with deliveries that are due to the workers that send them.",
+        schedule=Every(seconds=2),
+        work=_deliver,
+        example=asdict(DeliverResult(facts=3, deliveries=6, failed=0)),
+        log_action="deliver",
+        log_word="deliver",
+        # A run may take a minute while there is a flood of facts, and may wait for long ones of other jobs.
+        overdue_intervals=90,
+        is_frequent=True,
     ),
 )
 """All jobs by name."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from broker_common.core.cleanup import Cleaner
+    from broker_common.core.deliveries import Deliverer
     from broker_common.core.expiry import Expirer
     from broker_common.core.guard import Guard
     from broker_common.core.pauses import PauseCache
@@ -98,6 +99,7 @@ class Work:
     expirer: Expirer
     purger: Purger
     reserver: Reserver
+    deliverer: Deliverer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,8 @@ class JobSpec:
     time_limit_sec: int = 600
     overdue_intervals: int = 3
     """The number of intervals without a successful run after which an alert fires."""
+    is_frequent: bool = False
+    """It runs every few seconds. So runs that do nothing are logged at debug level only, and forgotten soon."""
 
     @property
     def path(self) -> str:

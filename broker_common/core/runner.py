@@ -5,7 +5,7 @@ The tasks of the workers call this. They only pass messages on.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from broker_common.core.errors import BrokerError, ProviderBusy
@@ -113,11 +113,13 @@ class JobRunner:
             return _skipped("paused by an operator")
         with self._locks.hold(job.name, owner=run.job_id) as is_held:
             if not is_held:
-                return _skipped("the same job is running already")
+                return replace(_skipped("the same job is running already"), is_idle=job.is_frequent)
             done = job.work(self._work, run.actor, flags)
             if isinstance(done, Dispatch):
                 return self._dispatch(run, done, send)
-            return Conclusion(state=JobState.SUCCEEDED, message=done.message, result=asdict(done))
+            result = asdict(done)
+            is_idle = job.is_frequent and not any(result.values())
+            return Conclusion(state=JobState.SUCCEEDED, message=done.message, result=result, is_idle=is_idle)
 
     def _dispatch(self, run: JobRun, due: Dispatch, send: Callable[[JobRun, list[str]], None]) -> Conclusion | int:
         before = self._runs.find_open_cleanup()

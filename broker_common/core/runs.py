@@ -21,6 +21,8 @@ Value = TypeVar("Value")
 
 KEPT_SEC = 24 * 3600
 """How long the record of a run is kept after its last change."""
+KEPT_IDLE_SEC = 600
+"""How long it is kept if the run did nothing and its job runs every few seconds."""
 _EARLIER_OPERATOR = "admin"
 """The principal of all operators, for runs of the release that recorded no principals."""
 _OUTCOMES = {
@@ -38,6 +40,8 @@ class Conclusion:
     message: str
     result: Mapping[str, Any] | None = None
     error: str | None = None
+    is_idle: bool = False
+    """It did nothing, and the job runs every few seconds."""
 
     @property
     def outcome(self) -> JobOutcome:
@@ -157,6 +161,8 @@ class RunChange:
     """The sandboxes whose wipes it now waits for. If there are any, it becomes the run that dispatched last."""
     settle: str | None = None
     """The sandbox whose wipe it no longer waits for."""
+    kept_sec: int = KEPT_SEC
+    """How long the record is kept."""
 
 
 class JobRuns(Protocol):
@@ -363,5 +369,7 @@ def _end(view: RunView, run: JobRun, conclusion: Conclusion) -> tuple[RunChange,
         seconds=max(0.0, now - (run.started_at or now)),
         message=conclusion.message,
         error=conclusion.error,
+        is_idle=conclusion.is_idle,
     )
-    return RunChange(run=run), EndedRun(run=run, event=event)
+    kept_sec = KEPT_IDLE_SEC if conclusion.is_idle else KEPT_SEC
+    return RunChange(run=run, kept_sec=kept_sec), EndedRun(run=run, event=event)

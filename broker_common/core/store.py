@@ -1,8 +1,8 @@
-"""The port of the store: commits, the line, reservations, candidates, the pool's state, reports, and usage.
+"""The port of the store: commits, the line, reservations, webhooks, candidates, the pool's state, reports, and usage.
 
-A single read (in `Commits`, `Line`, `ReservationRecords` and `PoolState`) sees every write that was answered before the
-read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional
-write decides.
+A single read (in `Commits`, `Line`, `ReservationRecords`, `WebhookRecords` and `PoolState`) sees every write that was
+answered before the read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a
+hint, and a conditional write decides.
 
 This release cannot read a record that is damaged or has a newer schema. It never changes such a record, and never
 allocates its sandbox. A read of that record alone, or a write to it, raises `UnreadableRecord`. Other reads skip it.
@@ -536,6 +536,6 @@ class Reports(Protocol):
 
 
 class SandboxStore(
-    Commits, Line, ReservationRecords, Candidates, PoolState, Reports, UsageRecords, WebhookRecords, Protocol
+    Commits, Line, ReservationRecords, WebhookRecords, Candidates, PoolState, Reports, UsageRecords, Protocol
 ):
     """All parts of the store."""

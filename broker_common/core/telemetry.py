@@ -72,6 +72,18 @@ class DeleteOutcome(StrEnum):
         return self in {DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP, DeleteOutcome.MISCONFIGURED}
 
 
+class DeliveryOutcome(StrEnum):
+    """How one try to deliver a fact to an endpoint ended."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    """It is tried again."""
+    EXHAUSTED = "exhausted"
+    """It failed, and there is no other try."""
+    DISABLED = "disabled"
+    """The endpoint wants no more deliveries, so it is disabled."""
+
+
 class StoreOutcome(StrEnum):
     """How one call to the store's engine ended."""
 
@@ -274,6 +286,33 @@ class DeleteEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryEnded:
+    """One try to deliver a fact ended. `sandbox_id` is None for a fact of the pool, and for a test."""
+
+    outcome: DeliveryOutcome
+    endpoint_id: str
+    delivery_id: str
+    seconds: float
+    sandbox_id: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointDisabled:
+    """An endpoint of webhooks was disabled, because it wants no more deliveries or fails for too long."""
+
+    endpoint_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhooksLagged:
+    """By how much the telling lags: the age of the oldest fact that was not tried at an endpoint that works."""
+
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RateChecked:
     """A request was refused by the rate limit, or could not be counted."""
 
@@ -317,13 +356,14 @@ class ProviderCalled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEnded:
-    """A run of a job ended."""
+    """A run of a job ended. `is_idle`: it did nothing, and the job runs every few seconds."""
 
     job: str
     outcome: JobOutcome
     seconds: float
     message: str
     error: str | None = None
+    is_idle: bool = False
 
 
 Event = (
@@ -340,6 +380,9 @@ Event = (
     | ItemFailed
     | PoolSynced
     | DeleteEnded
+    | DeliveryEnded
+    | EndpointDisabled
+    | WebhooksLagged
     | JobEnded
     | RateChecked
     | ActionsStopped

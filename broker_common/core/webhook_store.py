@@ -28,8 +28,8 @@ class DeliveryPage:
 class WebhookRecords(Protocol):
     """The endpoints and their deliveries.
 
-    While an endpoint exists, each fact is written as untold, until `told` is called with it. A process notices a new
-    endpoint within 5 seconds; facts that it writes before may not count as untold.
+    While an endpoint exists, each fact is untold until `told` is called with it. All processes write facts so from
+    `SETTLED_SEC` after an endpoint was added; before, a fact may count as told.
     """
 
     def read_endpoints(self) -> list[Endpoint]:
@@ -48,6 +48,7 @@ class WebhookRecords(Protocol):
         """Return untold facts: those of one sandbox in the order of their versions, and without gaps.
 
         The index tells which sandboxes have some, so a very new one may be missing. The facts are consistent reads.
+        One that cannot be read is left out, and stays untold.
         """
 
     def add_delivery(self, delivery: Delivery) -> bool:
@@ -63,7 +64,11 @@ class WebhookRecords(Protocol):
         """
 
     def read_pending(self, endpoint_id: str, sandbox_id: str) -> list[Delivery]:
-        """Return the pending deliveries of a sandbox to an endpoint in the order of their versions (consistent)."""
+        """Return the pending deliveries of a sandbox to an endpoint that are newer than all that have ended.
+
+        In the order of their versions (consistent). One that was sent by hand again, after a newer one had ended, is
+        not among them.
+        """
 
     def read_delivery(self, endpoint_id: str, delivery_id: str) -> Delivery | None:
         """Return a delivery; None if there is none."""
@@ -74,9 +79,10 @@ class WebhookRecords(Protocol):
     def list_deliveries(
         self, endpoint_id: str, *, state: DeliveryState | None, limit: int, cursor: str | None
     ) -> DeliveryPage:
-        """List the deliveries of an endpoint, the newest first (an index read).
+        """List the deliveries of an endpoint (an index read): the pending ones, then the delivered, then the exhausted.
 
-        Raises `InvalidInput` for a cursor that was not given by this listing.
+        Of the pending ones, that whose try is due last comes first; of the others, the one that ended last. Raises
+        `InvalidInput` for a cursor that was not given by this listing.
         """
 
     def oldest_untold(self) -> int | None:

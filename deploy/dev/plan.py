@@ -3,8 +3,8 @@
 - With `REDIS_URL` or `CSP_BASE_URL` set, that part is not started: the given one is used.
 - DynamoDB is embedded, unless `DDB_ENDPOINT_URL` is set, or `DYNAMODB=aws` chooses real AWS. AWS credentials or a
   profile in the environment do not choose AWS: they are hidden from all processes.
-- `METRICS_PORT` is that of the worker for jobs. The worker for deletions and beat have `DELETIONS_METRICS_PORT` and
-  `BEAT_METRICS_PORT`, since all share one environment here.
+- `METRICS_PORT` is that of the worker for jobs. The workers for deletions and for webhooks, and beat, have
+  `DELETIONS_METRICS_PORT`, `WEBHOOKS_METRICS_PORT` and `BEAT_METRICS_PORT`, since all share one environment here.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ DEFAULTS = {
     "API_WORKERS": "2",
     "METRICS_PORT": "9101",
     "DELETIONS_METRICS_PORT": "9103",
+    "WEBHOOKS_METRICS_PORT": "9104",
     "BEAT_METRICS_PORT": "9102",
     "FLOWER_ADDRESS": LOOPBACK,
     "FLOWER_PORT": "5555",
@@ -46,6 +47,7 @@ _NUMBERS = {
     "API_PORT": _PORT,
     "METRICS_PORT": _PORT,
     "DELETIONS_METRICS_PORT": _PORT,
+    "WEBHOOKS_METRICS_PORT": _PORT,
     "BEAT_METRICS_PORT": _PORT,
     "FLOWER_PORT": _PORT,
     "DYNAMODB_PORT": _PORT,

@@ -95,6 +95,13 @@ def worker_deletions(plan: Plan, scratch: Path) -> Program:
     return worker(plan, scratch, name="worker-deletions", queues="deletions", options=options, port=port)
 
 
+def worker_webhooks(plan: Plan, scratch: Path) -> Program:
+    """Return a Celery worker that sends webhooks, with a thread for each endpoint that there may be."""
+    options = ("-P", "threads", "-c", "20")
+    port = "WEBHOOKS_METRICS_PORT"
+    return worker(plan, scratch, name="worker-webhooks", queues="webhooks", options=options, port=port)
+
+
 def worker(plan: Plan, scratch: Path, *, name: str, queues: str, options: Sequence[str], port: str) -> Program:
     """Return a Celery worker for `queues`. Before it stops it finishes the wipes that it has begun.
 
@@ -149,14 +156,14 @@ def parts(plan: Plan, scratch: Path) -> list[Program]:
 
 def services(plan: Plan, scratch: Path) -> list[Program]:
     """Return the broker's own processes, which need the engines and the table. They stop in the opposite order."""
-    workers = [worker_jobs(plan, scratch), worker_deletions(plan, scratch)]
+    workers = [worker_jobs(plan, scratch), worker_deletions(plan, scratch), worker_webhooks(plan, scratch)]
     return [flower(plan), *workers, api(plan, scratch), beat(plan)]
 
 
 def ports(plan: Plan) -> list[tuple[str, str, int]]:
     """Return (variable, address, port) of each program that will listen."""
     bind = plan.settings.api_bind
-    bound = ("API_PORT", "METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
+    bound = ("API_PORT", "METRICS_PORT", "DELETIONS_METRICS_PORT", "WEBHOOKS_METRICS_PORT", "BEAT_METRICS_PORT")
     listening = [(name, bind, plan.number(name)) for name in bound]
     listening.append(("FLOWER_PORT", plan.env["FLOWER_ADDRESS"], plan.number("FLOWER_PORT")))
     embedded = {

@@ -33,6 +33,7 @@ _COLOURS = {
     "api": 32,
     "worker-jobs": 36,
     "worker-deletions": 96,
+    "worker-webhooks": 95,
     "beat": 35,
     "flower": 33,
     "csp": 34,
@@ -221,8 +222,9 @@ class Runner:
     def _say_what_is_there(self, seconds: float) -> None:
         plan = self._plan
         env = plan.env
-        ports = ("METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
-        jobs, deletions, beat = (env[port] for port in ports)
+        ports = ("METRICS_PORT", "DELETIONS_METRICS_PORT", "WEBHOOKS_METRICS_PORT", "BEAT_METRICS_PORT")
+        jobs, deletions, webhooks, beat = (env[port] for port in ports)
+        workers = f"workers :{jobs} (jobs), :{deletions} (deletions), :{webhooks} (webhooks)"
         url = f"{plan.api_url}{plan.settings.api_base_path}"
         track, admin = _shown_token(plan, "BROKER_API_TOKEN"), _shown_token(plan, "BROKER_ADMIN_TOKEN")
         as_track = f'-H "Authorization: Bearer {track}" -H "X-Track-ID: my-track"'
@@ -233,7 +235,7 @@ class Runner:
             "",
             f"  API      {url}   (docs {url}/docs, health {plan.api_url}/readyz)",
             f"  Flower   {plan.flower_url}",
-            f"  Metrics  {plan.api_url}/metrics; workers :{jobs} (jobs), :{deletions} (deletions), beat :{beat}",
+            f"  Metrics  {plan.api_url}/metrics; {workers}, beat :{beat}",
             f"  Provider {env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
             f"  Tokens   track {track}   admin {admin}",
             "",

@@ -172,6 +172,7 @@ MAKE_RUN = {
     "REDIS_PORT": "The port of the embedded Redis-compatible server.",
     "MOCK_CSP_PORT": "The port of the mock provider. Its other variables stand at the top of [its file](../deploy/dev/mock_csp.py).",
     "DELETIONS_METRICS_PORT": "`METRICS_PORT` of the worker for deletions.",
+    "WEBHOOKS_METRICS_PORT": "`METRICS_PORT` of the worker for webhooks.",
     "BEAT_METRICS_PORT": "`METRICS_PORT` of beat. In `make run`, `METRICS_PORT` is that of the worker for jobs.",
     "FLOWER_ADDRESS": "The address that Flower listens on.",
 }

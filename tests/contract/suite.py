@@ -39,6 +39,7 @@ from broker_common.core.store import (
 )
 from broker_common.core.wipe import retry_deletion
 from tests.contract.reservations import ReservationContract
+from tests.contract.webhooks import WebhookContract
 from tests.fakes import (
     BY,
     SPOILED,
@@ -200,7 +201,7 @@ def ended(sandbox: Sandbox) -> Sandbox:
     return ending(sandbox).result
 
 
-class StoreContract(ReservationContract):
+class StoreContract(ReservationContract, WebhookContract):
     """The promises of every store to a single caller."""
 
     # -- single records

@@ -19,11 +19,19 @@ PROCESSES = {
     "api": Process.API,
     "worker-jobs": Process.WORKER,
     "worker-deletions": Process.WORKER,
+    "worker-webhooks": Process.WORKER,
     "beat": Process.BEAT,
     "flower": Process.BEAT,
 }
-PORTS = {"api": 8080, "worker-jobs": 9101, "worker-deletions": 9101, "beat": 9102, "flower": 5555}
-QUEUES = {"jobs", "deletions"}
+PORTS = {
+    "api": 8080,
+    "worker-jobs": 9101,
+    "worker-deletions": 9101,
+    "worker-webhooks": 9101,
+    "beat": 9102,
+    "flower": 5555,
+}
+QUEUES = {"jobs", "deletions", "webhooks"}
 A_TOKEN = "0123456789abcdef0123456789abcdef"
 _LIMITS = """
 import json, sys

@@ -39,7 +39,7 @@ def directories(name: str) -> dict[str, dict[str, str]]:
 
 def test_every_part_of_a_broker_is_there() -> None:
     assert set(SERVICES) == {
-        *("api", "worker-jobs", "worker-deletions", "beat", "flower", "table", "first-sync"),
+        *("api", "worker-jobs", "worker-deletions", "worker-webhooks", "beat", "flower", "table", "first-sync"),
         *("dynamodb", "redis", "csp", "prometheus", "grafana"),
     }
 
@@ -155,9 +155,11 @@ def test_every_file_that_is_mounted_is_there() -> None:
 
 
 def test_a_process_has_as_long_to_stop_as_it_may_take() -> None:
-    api, worker = SERVICES["api"], SERVICES["worker-deletions"]
+    api = SERVICES["api"]
     assert int(api["stop_grace_period"].removesuffix("s")) > graceful_timeout_sec(api["environment"])
-    assert int(worker["stop_grace_period"].removesuffix("s")) > longest_task_sec(worker["environment"], ["deletions"])
+    for queue in ("deletions", "webhooks"):
+        worker = SERVICES[f"worker-{queue}"]
+        assert int(worker["stop_grace_period"].removesuffix("s")) > longest_task_sec(worker["environment"], [queue])
 
 
 def test_prometheus_scrapes_every_process_under_the_jobs_that_the_alerts_ask_for() -> None:

@@ -49,7 +49,7 @@ def as_cloudformation(value: Any, *, free: bool = False) -> Any:
 
 
 def test_there_is_one_for_each_process_that_serves() -> None:
-    assert set(TASKS) == {"api", "worker-jobs", "worker-deletions", "beat"}
+    assert set(TASKS) == {"api", "worker-jobs", "worker-deletions", "worker-webhooks", "beat"}
 
 
 def test_the_definitions_are_valid(tmp_path: Path) -> None:
@@ -87,11 +87,12 @@ def test_a_container_is_confined_and_can_write_tmp(process: str) -> None:
 
 
 def test_only_what_uses_the_table_has_a_role() -> None:
-    assert {name for name, task in TASKS.items() if "taskRoleArn" in task} == {"api", "worker-jobs", "worker-deletions"}
+    assert {name for name, task in TASKS.items() if "taskRoleArn" in task} == TASKS.keys() - {"beat"}
 
 
 def test_a_process_has_as_long_to_stop_as_it_may_take_within_what_fargate_grants() -> None:
     assert graceful_timeout_sec(environment("api")) < container("api")["stopTimeout"] <= 120
-    longest = longest_task_sec(environment("worker-deletions"), ["deletions"])
-    assert longest < container("worker-deletions")["stopTimeout"] <= 120
+    for queue in ("deletions", "webhooks"):
+        longest = longest_task_sec(environment(f"worker-{queue}"), [queue])
+        assert longest < container(f"worker-{queue}")["stopTimeout"] <= 120
     assert container("worker-jobs")["stopTimeout"] == 120

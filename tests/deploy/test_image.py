@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ENTRYPOINT = ROOT / "deploy" / "entrypoint.sh"
 BUILD_LOCK = ROOT / "deploy" / "build-requirements.txt"
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
-COMMANDS = ["api", "worker-jobs", "worker-deletions", "worker", "beat", "flower"]
+COMMANDS = ["api", "worker-jobs", "worker-deletions", "worker-webhooks", "worker", "beat", "flower"]
 
 
 @pytest.fixture
@@ -67,7 +67,9 @@ def started_by(*command: str, path: Path) -> list[str]:
 def documented(command: str) -> list[str]:
     """Return how the documents start a process."""
     text = (ROOT / "docs" / "deployment.md").read_text()
-    (line,) = re.findall(rf"^(?:METRICS_PORT=9103 )?((?:gunicorn|celery) .*\b{command}\b[^#\n]*)", text, re.MULTILINE)
+    (line,) = re.findall(
+        rf"^(?:METRICS_PORT=910[34] )?((?:gunicorn|celery) .*\b{command}\b[^#\n]*)", text, re.MULTILINE
+    )
     return shlex.split(line)
 
 
@@ -77,6 +79,7 @@ def documented(command: str) -> list[str]:
         ("api", "wsgi"),
         ("worker-jobs", "worker -E -Q jobs"),
         ("worker-deletions", "worker -E -Q deletions"),
+        ("worker-webhooks", "worker -E -Q webhooks"),
         ("beat", "beat"),
         ("flower", "flower"),
     ],
@@ -91,9 +94,10 @@ def test_a_worker_for_deletions_has_a_thread_for_each_call_that_the_provider_all
     assert output.splitlines()[0].endswith("-Q deletions -P threads -c 114")
 
 
-def test_a_worker_for_deletions_may_open_as_many_files_as_its_machine_allows(stubs: Path) -> None:
+@pytest.mark.parametrize("command", ["worker-deletions", "worker-webhooks"])
+def test_a_worker_of_threads_may_open_as_many_files_as_its_machine_allows(stubs: Path, command: str) -> None:
     (stubs / "celery").write_text("#!/bin/sh\necho $(ulimit -Sn) $(ulimit -Hn)\n")
-    limited = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"', str(ENTRYPOINT), "worker-deletions"]
+    limited = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"', str(ENTRYPOINT), command]
     env = {"PATH": f"{stubs}:/usr/bin:/bin", "TMPDIR": str(stubs)}
     output = subprocess.run(limited, env=env, capture_output=True, text=True, check=True).stdout
     soft, hard = output.split()
@@ -108,7 +112,7 @@ def test_a_worker_takes_the_queues_that_are_named(stubs: Path) -> None:
 
 def test_a_worker_with_options_alone_takes_all_queues(stubs: Path) -> None:
     line = started_by("worker", "--loglevel", "DEBUG", path=stubs)
-    assert line[line.index("-Q") + 1] == "jobs,deletions"
+    assert line[line.index("-Q") + 1] == "jobs,deletions,webhooks"
     assert line[-2:] == ["--loglevel", "DEBUG"]
 
 
@@ -155,6 +159,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
         ("api", "API_PORT", "/healthz"),
         ("worker-jobs", "METRICS_PORT", "/healthz"),
         ("worker-deletions", "METRICS_PORT", "/healthz"),
+        ("worker-webhooks", "METRICS_PORT", "/healthz"),
         ("beat", "METRICS_PORT", "/healthz"),
         ("flower", "FLOWER_PORT", "/healthcheck"),
     ],

@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import textwrap
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from redis import Redis
 
+from broker_common.adapters.public_address import is_public
 from broker_common.settings import Settings
 from deploy.dev import kubernetes_lint
 from deploy.dev.kubernetes_lint import find_faults
@@ -314,7 +316,7 @@ def test_the_api_has_as_long_to_stop_as_it_may_take(tokens: Path) -> None:
     assert pod("broker-api")["terminationGracePeriodSeconds"] > limit
 
 
-@pytest.mark.parametrize("name", ["broker-worker-jobs", "broker-worker-deletions"])
+@pytest.mark.parametrize("name", ["broker-worker-jobs", "broker-worker-deletions", "broker-worker-webhooks"])
 def test_a_worker_has_as_long_to_stop_as_its_longest_task_may_take(name: str, tokens: Path) -> None:
     limit = longest_task_sec(environment(name, tokens), queues(name))
     assert pod(name)["terminationGracePeriodSeconds"] > limit
@@ -443,7 +445,26 @@ def test_everything_is_closed_but_what_a_process_needs(name: str) -> None:
     assert closed["policyTypes"] == ["Ingress", "Egress"]
     assert set(closed) == {"podSelector", "policyTypes"}
     out = {port["port"] for rule in open_to(name, "egress") for port in rule["ports"]}
-    assert out == {53, 6379} | ({443} if process(name) in set(PORTS) - {"flower"} else set())
+    assert out == {53, 6379} | {"flower": set(), "worker-webhooks": {1}}.get(process(name), {443})
+
+
+def test_the_sender_of_webhooks_reaches_all_of_the_internet_and_nothing_inside() -> None:
+    (rule,) = [rule for rule in open_to("broker-worker-webhooks", "egress") if rule["ports"][0]["port"] == 1]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 1, "endPort": 65535}]
+    blocks = [each["ipBlock"] for each in rule["to"]]
+
+    def is_reached(address: str) -> bool:
+        return any(
+            ip_address(address) in ip_network(block["cidr"])
+            and not any(ip_address(address) in ip_network(each) for each in block.get("except", []))
+            for block in blocks
+        )
+
+    for address in ("8.8.8.8", "1.1.1.1", "172.32.0.1", "2606:4700:4700::1111"):
+        assert is_reached(address), address
+    for address in ("10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "127.0.0.1", "fd00::1"):
+        assert not is_reached(address), address
+        assert not is_public(ip_address(address))
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)

@@ -48,9 +48,10 @@ case "$(basename "$0") $*" in *"{failing}"*) exit 1; esac
 
 
 @pytest.mark.parametrize("settings", [{}, {"CSP_TIMEOUT_READ_SEC": "60"}], ids=["by default", "with a slow provider"])
-def test_a_worker_for_deletions_has_as_long_to_stop_as_a_wipe_may_take(
+def test_a_worker_of_threads_has_as_long_to_stop_as_its_longest_task_may_take(
     tmp_path: Path, settings: dict[str, str]
 ) -> None:
     plan = make_plan(settings)
-    longest = longest_task_sec(plan.env, ["deletions"])
-    assert programs.worker_deletions(plan, tmp_path).stop_limit_sec > longest
+    deletions, webhooks = (longest_task_sec(plan.env, [queue]) for queue in ("deletions", "webhooks"))
+    assert programs.worker_deletions(plan, tmp_path).stop_limit_sec > deletions
+    assert programs.worker_webhooks(plan, tmp_path).stop_limit_sec > webhooks

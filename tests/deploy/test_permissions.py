@@ -188,7 +188,7 @@ def needed(ministack_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with ExitStack() as gates:
         operator, *others = (gates.enter_context(gate(ministack_url)) for _ in range(5))
         of = dict(zip(("api", "worker", "beat", "flower"), others, strict=True))
-        kind = {"worker-jobs": "worker", "worker-deletions": "worker"}
+        kind = {"worker-jobs": "worker", "worker-deletions": "worker", "worker-webhooks": "worker"}
 
         def services(plan: Plan, scratch: Path) -> list[Program]:
             return [

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _START_SEC = 60
 TRACK_TOKEN = "the-track-token"
-MAKE_RUN_WORKERS = ("worker-jobs", "worker-deletions")
+MAKE_RUN_WORKERS = ("worker-jobs", "worker-deletions", "worker-webhooks")
 """The workers of `make run`."""
 ADMIN_TOKEN = "the-admin-token"
 
@@ -129,6 +129,7 @@ class Stack:
             "FLOWER_PORT",
             "METRICS_PORT",
             "DELETIONS_METRICS_PORT",
+            "WEBHOOKS_METRICS_PORT",
             "BEAT_METRICS_PORT",
             "DYNAMODB_PORT",
             "REDIS_PORT",

@@ -32,13 +32,14 @@ PORTS = (
     "API_PORT",
     "METRICS_PORT",
     "DELETIONS_METRICS_PORT",
+    "WEBHOOKS_METRICS_PORT",
     "BEAT_METRICS_PORT",
     "FLOWER_PORT",
     "DYNAMODB_PORT",
     "REDIS_PORT",
     "MOCK_CSP_PORT",
 )
-STOP_ORDER = ["beat", "api", "worker-deletions", "worker-jobs", "flower", "csp", "redis", "dynamodb"]
+STOP_ORDER = ["beat", "api", "worker-webhooks", "worker-deletions", "worker-jobs", "flower", "csp", "redis", "dynamodb"]
 
 
 class MakeRun:
@@ -218,6 +219,7 @@ def test_the_printed_export_line_is_all_that_broker_check_needs_in_another_shell
     [
         ("worker-jobs", ("celery", "worker", "jobs")),
         ("worker-deletions", ("celery", "worker", "deletions")),
+        ("worker-webhooks", ("celery", "worker", "webhooks")),
         ("beat", ("celery", "beat")),
         ("csp", ()),
     ],

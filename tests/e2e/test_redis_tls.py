@@ -107,7 +107,13 @@ def test_every_process_works_over_tls_and_none_tells_a_secret(tmp_path: Path, tl
         assert wait_until(lambda: stack.as_admin("GET", path).json()["status"] == "available", 20)
         metrics = {
             name: f"{stack.plan.url(name)}/metrics"
-            for name in ("API_PORT", "METRICS_PORT", "DELETIONS_METRICS_PORT", "BEAT_METRICS_PORT")
+            for name in (
+                "API_PORT",
+                "METRICS_PORT",
+                "DELETIONS_METRICS_PORT",
+                "WEBHOOKS_METRICS_PORT",
+                "BEAT_METRICS_PORT",
+            )
         }
         metrics["flower"] = f"{stack.plan.flower_url}/metrics"
         sent = 'broker_beat_sent_total{job="expire"}'

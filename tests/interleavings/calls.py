@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tests.scheduler.schedule import Step
 
 RECORDS, LINE = "sandboxes and claims", "the line"
+UNTOLD, DELIVERIES, ENDPOINTS = "untold facts", "deliveries", "endpoints"
 TOUCHED = {
     "list_accounts": {"the provider's list"},
     "read_pauses": {"pauses"},
@@ -21,6 +22,13 @@ TOUCHED = {
     "leave": {LINE},
     "join": {LINE, RECORDS},
     "allocate": {LINE, RECORDS},
+    "find_untold": {UNTOLD},
+    "told": {UNTOLD},
+    "add_delivery": {DELIVERIES},
+    "read_due_deliveries": {DELIVERIES},
+    "read_pending": {DELIVERIES},
+    "write_delivery": {DELIVERIES},
+    "read_endpoints": {ENDPOINTS},
 }
 """The things that a call reads or writes, if they are not just sandboxes and claims."""
 READS = {
@@ -41,6 +49,10 @@ READS = {
     "count",
     "oldest_pending_deletion",
     "list_accounts",
+    "find_untold",
+    "read_endpoints",
+    "read_due_deliveries",
+    "read_pending",
 }
 LOOKS = {"ping", "has_sandboxes"}
 """Calls of the guard. No case changes what they read, so their place does not matter and they are no steps."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker_common.core import candidate_cache, shared_read, waiting
+from broker_common.core import candidate_cache, sending, shared_read, waiting
 from tests.interleavings.calls import commute
 from tests.scheduler.locks import Lock
 from tests.scheduler.strategies import explore
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def _known_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard the memory of a process by the scheduler's locks."""
     known = SimpleNamespace(Lock=Lock, TIMEOUT_MAX=threading.TIMEOUT_MAX)
-    for module in (candidate_cache, shared_read, waiting):
+    for module in (candidate_cache, sending, shared_read, waiting):
         monkeypatch.setattr(module, "threading", known)
 
 

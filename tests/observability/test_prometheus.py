@@ -100,7 +100,7 @@ def prometheus_program(binary: str, stack: Stack, scratch: Path) -> Program:
     for job in configuration["scrape_configs"]:
         urls = [metrics_urls(stack)[job["job_name"]]]
         if job["job_name"] == "broker-worker":
-            urls.append(stack.plan.url("DELETIONS_METRICS_PORT"))
+            urls += [stack.plan.url(port) for port in ("DELETIONS_METRICS_PORT", "WEBHOOKS_METRICS_PORT")]
         for target, url in zip(job["static_configs"], urls, strict=True):
             target["targets"] = [url.split("/")[2]]
     written = scratch / "prometheus.yml"

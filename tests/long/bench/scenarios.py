@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.telemetry import StoreOutcome
 from tests.bulk_load import load_records
-from tests.long.bench import cost, flood, line, workers
+from tests.long.bench import cost, flood, line, webhooks, workers
 from tests.long.bench.bare import Bare
 from tests.long.bench.load import Load, allocations, marks, new_tracks, percentile, request
 from tests.long.bench.parts import PARTS, costs_of
@@ -616,6 +616,34 @@ def measure_class(bench: Bench) -> None:
     )
 
 
+def measure_webhooks(bench: Bench) -> None:
+    """Tell a flood of facts, send them by one process, and measure its effect on tracks at the API."""
+    facts, rounds, size = bench.size(10_000), bench.rounds(6), bench.at_least(150)
+    found = webhooks.send_flood(bench.servers, bench.generator, facts=facts, rounds=rounds, round_size=size)
+    alone, meanwhile = median(_rates(found.alone)), median(_rates(found.meanwhile))
+    add = partial(bench.findings.add, f"a flood of {facts} facts")
+    add("facts told a second, while they happen", found.told_a_second)
+    add("deliveries a second, by one process", found.sent_a_second)
+    add("its processor time for each", found.sender_milliseconds, "ms")
+    add("rate of allocations to that while nothing is sent", meanwhile / alone)
+    rows = {
+        name: {
+            "allocations a second": f"{rate:.0f}",
+            "p50": f"{median(_milliseconds(loads, 50)):.1f} ms",
+            "p99": f"{median(_milliseconds(loads, 99)):.1f} ms",
+            "other than 201": str(_other_than(CREATED, loads)),
+        }
+        for name, rate, loads in (
+            ("nothing is sent", alone, found.alone),
+            ("one process sends without a pause", meanwhile, found.meanwhile),
+        )
+    }
+    bench.findings.tables.append(
+        f"one process sends {found.sent_a_second:.0f} deliveries a second, so 50,000 facts take "
+        f"{50_000 / found.sent_a_second / 60:.1f} min; one API process, one client\n\n{markdown('webhooks', rows)}"
+    )
+
+
 SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "clients": measure_clients,
     "textbook": measure_textbook,
@@ -630,4 +658,5 @@ SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "scaling": measure_scaling,
     "line": measure_line,
     "class": measure_class,
+    "webhooks": measure_webhooks,
 }

@@ -1,0 +1,167 @@
+"""Deliver: make the deliveries of new facts, and have those that are due sent.
+
+Facts of one sandbox are told in order, one after the other. A fact counts as told only when all of its deliveries are
+stored. So a crash at any point loses nothing: the next run goes on, and finds the deliveries that were stored already.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from broker_common.core.clock_check import MAX_DIFFERENCE_SEC
+from broker_common.core.errors import BrokerError
+from broker_common.core.facts import Fact
+from broker_common.core.job_names import Job
+from broker_common.core.parallel import for_each
+from broker_common.core.telemetry import ItemFailed, WebhooksLagged
+from broker_common.core.webhook_payload import delivery_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from broker_common.core.facts import PoolFact
+    from broker_common.core.guard import Guard
+    from broker_common.core.ports import Clock, Recorder
+    from broker_common.core.store import SandboxStore
+    from broker_common.core.webhook import Delivery, Endpoint
+
+_PAGE = 500
+"""How many untold facts are read at a time."""
+_TELL_SEC = 60.0
+"""How long a run makes deliveries. The next run goes on; in between, what is due is handed on."""
+
+
+class WebhookQueue(Protocol):
+    """Hands endpoints that have deliveries due to the workers that send them."""
+
+    def send(self, endpoint_ids: Sequence[str]) -> None:
+        """Queue a task for each endpoint, unless the workers have not taken the last ones yet.
+
+        Raises `QueueUnavailable`.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliverResult:
+    """What one run did: facts that it told, and the deliveries that it made of them.
+
+    `failed`: sandboxes whose facts the next run tries again.
+    """
+
+    facts: int
+    deliveries: int
+    failed: int
+
+    @property
+    def message(self) -> str:
+        """The run in one sentence."""
+        return f"Made {self.deliveries} deliveries of {self.facts} facts"
+
+
+class Deliverer:
+    """Turns facts into deliveries."""
+
+    def __init__(
+        self,
+        *,
+        store: SandboxStore,
+        queue: WebhookQueue,
+        guard: Guard,
+        recorder: Recorder,
+        clock: Clock,
+        threads: int,
+    ) -> None:
+        self._store = store
+        self._queue = queue
+        self._guard = guard
+        self._recorder = recorder
+        self._clock = clock
+        self._threads = threads
+
+    def run(self) -> DeliverResult:
+        """Make the deliveries of all untold facts, for up to a minute; then hand on the endpoints that have some due.
+
+        Also records by how much the telling lags. Raises `UnsafeToAct`, `QueueUnavailable` and `StoreUnavailable`.
+        """
+        self._guard.check()
+        counts: Counter[str] = Counter()
+        oldest = self._store.oldest_untold()
+        if oldest is not None:
+            self._tell_all(counts)
+            oldest = self._store.oldest_untold()
+        now = self._clock.now()
+        lags = [0] if oldest is None else [0, now - oldest]
+        due: list[str] = []
+        for endpoint in self._store.read_endpoints():
+            if endpoint.disabled_at is not None:
+                continue
+            for first in self._store.read_due_deliveries(endpoint.endpoint_id, until=now, limit=1):
+                due.append(endpoint.endpoint_id)
+                if endpoint.failing_since is None:
+                    lags.append(now - _due_since(first))
+        if due:
+            self._queue.send(due)
+        self._recorder.record(WebhooksLagged(seconds=max(lags)))
+        return DeliverResult(facts=counts["facts"], deliveries=counts["deliveries"], failed=counts["failed"])
+
+    def _tell_all(self, counts: Counter[str]) -> None:
+        """Tell untold facts, page by page, and count. One that fails is left out of the pages that follow."""
+        ends_at = self._clock.monotonic() + _TELL_SEC
+        failed: set[str] = set()
+        while self._clock.monotonic() < ends_at:
+            self._guard.check()
+            groups = _by_sandbox(self._store.find_untold(limit=_PAGE))
+            to_tell = [facts for name, facts in groups.items() if name not in failed]
+            if not to_tell:
+                return
+            # Read after the facts: an endpoint that was there when a fact was written is among them.
+            endpoints = self._store.read_endpoints()
+            for facts, told in zip(
+                to_tell, for_each(partial(self._tell, endpoints), to_tell, threads=self._threads), strict=True
+            ):
+                counts.update(told)
+                if told["failed"]:
+                    failed.add(_name(facts[0]))
+
+    def _tell(self, endpoints: Sequence[Endpoint], facts: Sequence[Fact | PoolFact]) -> Counter[str]:
+        """Tell the facts of one sandbox in order, up to the first that fails. Return how many."""
+        counts: Counter[str] = Counter()
+        try:
+            for fact in facts:
+                for endpoint in endpoints:
+                    if _is_for(fact, endpoint):
+                        delivery = delivery_of(fact, endpoint, now=self._clock.now())
+                        counts["deliveries"] += self._store.add_delivery(delivery)
+                self._store.told(fact)
+                counts["facts"] += 1
+        except BrokerError as error:
+            sandbox_id = facts[0].sandbox_id if isinstance(facts[0], Fact) else None
+            self._recorder.record(ItemFailed(job=Job.DELIVER, sandbox_id=sandbox_id, error=error.message))
+            counts["failed"] += 1
+        return counts
+
+
+def _is_for(fact: Fact | PoolFact, endpoint: Endpoint) -> bool:
+    """Tell whether an endpoint wants a fact and was there before it. The clocks of two processes may differ."""
+    return endpoint.wants(fact.kind) and fact.at >= endpoint.created_at - MAX_DIFFERENCE_SEC
+
+
+def _due_since(delivery: Delivery) -> int:
+    """Return since when a delivery waits: since its fact, or since a later time to which it was moved."""
+    was_moved = delivery.next_try_at != delivery.created_at
+    return delivery.next_try_at if was_moved and delivery.next_try_at is not None else delivery.fact_at
+
+
+def _by_sandbox(facts: Iterable[Fact | PoolFact]) -> dict[str, list[Fact | PoolFact]]:
+    """Group facts of one sandbox. Each fact of the pool is a group of its own."""
+    groups: dict[str, list[Fact | PoolFact]] = {}
+    for fact in facts:
+        groups.setdefault(_name(fact), []).append(fact)
+    return groups
+
+
+def _name(fact: Fact | PoolFact) -> str:
+    return f"sandbox {fact.sandbox_id}" if isinstance(fact, Fact) else f"pool {fact.fact_id}"
