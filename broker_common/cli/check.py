@@ -10,12 +10,20 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from broker_common.adapters.dynamo_table import has_ttl
 from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.oidc_issuer import IssuerError, fetch_keys
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import ApiError, operators_api
 from broker_common.cli.findings import Finding
 from broker_common.core.clock_check import ClockCheck
-from broker_common.core.errors import BrokerError, ClockWrong, QueueUnavailable, StoreMisconfigured, TableChanged
+from broker_common.core.errors import (
+    BrokerError,
+    ClockWrong,
+    QueueUnavailable,
+    SignInUnavailable,
+    StoreMisconfigured,
+    TableChanged,
+)
 from broker_common.core.table_identity import find_change
 from broker_common.services import build_provider, build_runs, build_store, connect_redis
 from broker_common.settings import Process, Settings, SettingsError
@@ -24,11 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PARTS = {
-    Process.API: ("table", "index", "history", "redis"),
+    Process.API: ("table", "index", "history", "redis", "issuer"),
     Process.WORKER: ("table", "index", "history", "redis", "provider"),
     Process.BEAT: ("redis",),
 }
-"""What each process needs, besides its settings."""
+"""What each process needs, besides its settings. The issuer is only looked at if there is one."""
+_ORDER = ("table", "index", "history", "redis", "provider", "issuer")
 _TIMEOUT_SEC = 10.0
 _NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
 _SIGNS = {
@@ -57,7 +66,7 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
             return
     else:
         processes = [process]
-    parts = [part for part in PARTS[Process.WORKER] if any(part in PARTS[each] for each in processes)]
+    parts = [part for part in _ORDER if any(part in PARTS[each] for each in processes)]
     problems = _problems(processes, environ)
     if problems:
         yield from (Finding("settings", ok=False, text=problem) for problem in problems)
@@ -65,9 +74,12 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
         return
     who = ", ".join(_NAMES[each] for each in processes)
     yield Finding("settings", ok=True, text=f"{who} can start with them")
-    looks = _looks(Settings.from_env(environ, process=processes[0]))
+    settings = Settings.from_env(environ, process=processes[0])
+    looks = _looks(settings)
     is_right: dict[str, bool] = {}
     for part in parts:
+        if part == "issuer" and settings.oidc_issuer is None:
+            continue
         first = _FIRST.get(part, part)
         if is_right.get(first, True):
             finding = _try(part, *looks[part])
@@ -149,12 +161,23 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
     def provider() -> str:
         return f"lists {len(build_provider(settings).list_accounts().accounts)} sandbox accounts"
 
+    def issuer() -> str:
+        try:
+            keys = fetch_keys(settings.oidc_issuer or "")
+        except IssuerError as error:
+            raise SignInUnavailable(str(error)) from error
+        return f"publishes {len(keys)} keys that the broker can use"
+
     return {
         "table": (table, "look at AWS_REGION, DDB_ENDPOINT_URL, DDB_TABLE_NAME, credentials and network"),
         "index": (index, "look at the table's index and at the policy's right to query it"),
         "history": (history, "run `broker table create`, which turns TTL on and changes nothing else"),
         "redis": (reach_redis, "look at REDIS_URL: host, password, TLS; and at Redis itself"),
         "provider": (provider, "look at CSP_BASE_URL and CSP_API_TOKEN, and at the provider itself"),
+        "issuer": (
+            issuer,
+            "look at OIDC_ISSUER, which must be exactly what the issuer calls itself, and at the issuer",
+        ),
     }
 
 
