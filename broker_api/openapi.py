@@ -270,8 +270,8 @@ def describe_shared_parts(spec: APISpec) -> None:
         ("trackToken", "A token with the role `track`. It may be limited to tracks whose ids fit its patterns."),
         ("adminToken", "A token with the role `viewer`, `operator` or `admin`."),
     ):
-        whose += " An access token (JWT) of the broker's issuer may have the role, too"
-        spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})
+        text = f"{whose} An access token (JWT) of the broker's issuer may have the role, too"
+        spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": text})
     for name, header in _CALLER_HEADERS.items():
         spec.components.parameter(name, "header", {"schema": PLAIN | _TEXT} | header)
     for name, header in _OTHER_HEADERS.items():

@@ -32,12 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PARTS = {
-    Process.API: ("table", "index", "history", "redis", "issuer"),
+    Process.API: ("table", "index", "history", "redis"),
     Process.WORKER: ("table", "index", "history", "redis", "provider"),
     Process.BEAT: ("redis",),
 }
-"""What each process needs, besides its settings. The issuer is only looked at if there is one."""
-_ORDER = ("table", "index", "history", "redis", "provider", "issuer")
+"""What each process needs, besides its settings. With `OIDC_ISSUER`, the API needs the issuer, too."""
 _TIMEOUT_SEC = 10.0
 _NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
 _SIGNS = {
@@ -66,7 +65,9 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
             return
     else:
         processes = [process]
-    parts = [part for part in _ORDER if any(part in PARTS[each] for each in processes)]
+    parts = [part for part in PARTS[Process.WORKER] if any(part in PARTS[each] for each in processes)]
+    if Process.API in processes and environ.get("OIDC_ISSUER", "").strip():
+        parts.append("issuer")
     problems = _problems(processes, environ)
     if problems:
         yield from (Finding("settings", ok=False, text=problem) for problem in problems)
@@ -74,12 +75,9 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
         return
     who = ", ".join(_NAMES[each] for each in processes)
     yield Finding("settings", ok=True, text=f"{who} can start with them")
-    settings = Settings.from_env(environ, process=processes[0])
-    looks = _looks(settings)
+    looks = _looks(Settings.from_env(environ, process=processes[0]))
     is_right: dict[str, bool] = {}
     for part in parts:
-        if part == "issuer" and settings.oidc_issuer is None:
-            continue
         first = _FIRST.get(part, part)
         if is_right.get(first, True):
             finding = _try(part, *looks[part])
@@ -161,13 +159,6 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
     def provider() -> str:
         return f"lists {len(build_provider(settings).list_accounts().accounts)} sandbox accounts"
 
-    def issuer() -> str:
-        try:
-            keys = fetch_keys(settings.oidc_issuer or "")
-        except IssuerError as error:
-            raise SignInUnavailable(str(error)) from error
-        return f"publishes {len(keys)} keys that the broker can use"
-
     return {
         "table": (table, "look at AWS_REGION, DDB_ENDPOINT_URL, DDB_TABLE_NAME, credentials and network"),
         "index": (index, "look at the table's index and at the policy's right to query it"),
@@ -175,10 +166,18 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
         "redis": (reach_redis, "look at REDIS_URL: host, password, TLS; and at Redis itself"),
         "provider": (provider, "look at CSP_BASE_URL and CSP_API_TOKEN, and at the provider itself"),
         "issuer": (
-            issuer,
+            lambda: _ask_issuer(settings.oidc_issuer or ""),
             "look at OIDC_ISSUER, which must be exactly what the issuer calls itself, and at the issuer",
         ),
     }
+
+
+def _ask_issuer(issuer: str) -> str:
+    try:
+        keys = fetch_keys(issuer)
+    except IssuerError as error:
+        raise SignInUnavailable(str(error)) from error
+    return f"publishes {len(keys)} keys that the broker can use"
 
 
 def _try(part: str, look: Callable[[], str], advice: str) -> Finding:
