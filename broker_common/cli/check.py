@@ -177,7 +177,7 @@ def _ask_issuer(issuer: str) -> str:
         keys = fetch_keys(issuer)
     except IssuerError as error:
         raise SignInUnavailable(str(error)) from error
-    return f"publishes {len(keys)} keys that the broker can use"
+    return f"publishes keys that the broker can use: {len(keys)}"
 
 
 def _try(part: str, look: Callable[[], str], advice: str) -> Finding:

@@ -60,7 +60,7 @@ def check_type(token_type: str | None, claims: Mapping[str, Any]) -> None:
     if kind in _TYPES:
         return
     if kind not in _VAGUE_TYPES:
-        raise InvalidToken("the token is no access token: its type is neither at+jwt nor JWT")
+        raise InvalidToken("the token is no access token: its type must be at+jwt or JWT")
     says = {name: str(claims[name]).lower() for name in _SAYS_WHAT_IT_IS if name in claims}
     if any(name in claims for name in _OF_ID_TOKENS) or says.get("typ") == "id" or says.get("token_use") == "id":
         raise InvalidToken("the token is an ID token: send the access token")
@@ -81,7 +81,7 @@ def read_claims(claims: Mapping[str, Any], rules: AccessRules, now: int) -> tupl
     if rules.audience not in _audiences(claims):
         raise InvalidToken("the token is for another audience")
     valid_until = _check_times(claims, now)
-    # It is for whoever proves that they hold a key, which nobody proves here (RFC 9449, section 7.2; RFC 8705).
+    # It is good for one who proves to hold a key, which nobody proves here (RFC 9449, section 7.2; RFC 8705).
     if "cnf" in claims:
         raise InvalidToken("the token is bound to a key (cnf), so it is no bearer token")
     subject = claims.get("sub")

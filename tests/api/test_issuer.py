@@ -274,7 +274,7 @@ def test_requests_that_find_no_place_to_wait_are_answered_at_once() -> None:
     source.let_go()
 
 
-def test_whoever_waits_goes_on_when_the_keys_are_there() -> None:
+def test_requests_that_wait_go_on_when_the_keys_are_there() -> None:
     clock, source = FakeClock(), Source(OLD)
     keys = IssuerKeys(source.fetch, clock, waiting=4)
     found: list[Keys] = []

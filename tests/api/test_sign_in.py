@@ -132,7 +132,7 @@ def test_without_an_issuer_a_jwt_is_an_unknown_token(issuer: Issuer) -> None:
 
 
 def test_headers_that_name_a_key_are_ignored(api: Api, issuer: Issuer) -> None:
-    """RFC 7515, sections 4.1.2 to 4.1.6: whoever writes a token must not choose the key that it is checked with."""
+    """RFC 7515, sections 4.1.2 to 4.1.6: the writer of a token must not choose the key that checks it."""
     more = {"jku": f"{issuer.url}/evil", "x5u": f"{issuer.url}/evil", "jwk": SECOND.public(), "x5c": ["MIIB"]}
     assert send(api, FIRST.sign(claims(issuer), **more)).status_code == 200
     assert refusal(api, SECOND.sign(claims(issuer), **more, kid="first")) == "the token's signature is wrong"
@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[Callable[[Issuer], str], str]] = {
     ),
     "a logout token": (
         headed(typ="logout+jwt"),
-        "the token is no access token: its type is neither at+jwt nor JWT",
+        "the token is no access token: its type must be at+jwt or JWT",
     ),
     "bound to a key": (changed(cnf={"jkt": "x"}), "the token is bound to a key (cnf), so it is no bearer token"),
     "no subject": (changed(sub=None), "the token's claim sub must be 1 to 123 printable ASCII characters"),

@@ -138,7 +138,7 @@ def test_roles_that_are_not_where_they_should_be_are_none(claims: dict[str, Any]
 
 PLAIN = {"aud": AUDIENCE, "sub": "anna-1"}
 ID_TOKEN = "the token is an ID token: send the access token"
-NO_TYPE = "the token is no access token: its type is neither at+jwt nor JWT"
+NO_TYPE = "the token is no access token: its type must be at+jwt or JWT"
 NO_SIGN = "the token does not show that it is an access token: it has no scope and names no client"
 
 
