@@ -274,6 +274,17 @@ def test_requests_that_find_no_place_to_wait_are_answered_at_once() -> None:
     source.let_go()
 
 
+def test_the_issuer_is_not_asked_again_before_it_has_answered_however_long_that_takes() -> None:
+    clock, source = FakeClock(), Source(OLD)
+    keys = IssuerKeys(source.fetch, clock, waiting=0)
+    for _ in range(5):
+        keys.prepare()
+        clock.advance(oidc_keys.SPACING_SEC)
+    source.begun.acquire()
+    assert (source.fetches, source.begun.acquire(timeout=0.1)) == (1, False)
+    source.let_go()
+
+
 def test_requests_that_wait_go_on_when_the_keys_are_there() -> None:
     clock, source = FakeClock(), Source(OLD)
     keys = IssuerKeys(source.fetch, clock, waiting=4)

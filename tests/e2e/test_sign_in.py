@@ -74,7 +74,7 @@ def test_the_command_broker_takes_an_access_token(stack: Stack, issuer: Issuer) 
 def test_check_asks_the_issuer(stack: Stack, issuer: Issuer) -> None:
     right = CliRunner().invoke(main, ["check", "--process", "api"], env=stack.plan.env, prog_name="broker")
     assert "issuer    OK   publishes keys that the broker can use: 1" in right.stdout
-    elsewhere = stack.plan.env | {"OIDC_ISSUER": f"{issuer.url}/"}
+    elsewhere = dict(stack.plan.env) | {"OIDC_ISSUER": f"{issuer.url}/"}
     wrong = CliRunner().invoke(main, ["check", "--process", "api"], env=elsewhere, prog_name="broker")
     assert (wrong.exit_code, "issuer    FAIL its discovery document is that of" in wrong.stdout) == (1, True)
 
