@@ -21,6 +21,7 @@ from broker_api.runtime import Runtime, attach
 from broker_api.tracing import register_tracing
 from broker_api.webhook_description import describe_webhooks
 from broker_common.core.job_registry import JOBS
+from broker_common.services import build_access_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,7 @@ def create_app(
             job_waits=threading.BoundedSemaphore(settings.api_threads // 2),
             line_waits=threading.BoundedSemaphore(settings.api_threads // 4),
             tokens=token_sources(settings),
+            access_tokens=build_access_tokens(settings, services.clock),
         ),
     )
     register_tracing(app)

@@ -1,6 +1,6 @@
 """Finds the principal of a request by its bearer token, and checks the role.
 
-Tokens are compared by their SHA-256 digests in constant time.
+Tokens are compared by their SHA-256 digests in constant time. A token that is none of these may be a JWT of the issuer.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from structlog.contextvars import bind_contextvars
 from broker_api.errors import RequestInvalid
 from broker_api.runtime import runtime, services
 from broker_api.tracing import request_id
-from broker_common.core.errors import Forbidden, Unauthorized
+from broker_common.core.errors import BrokerError, Forbidden, InvalidToken, SignInUnavailable, Unauthorized
 from broker_common.core.principals import Actor, Principal, Role
 from broker_common.principals_file import read_principals
 from broker_common.tokens import Token, TokenFile, read_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
 
     from broker_common.settings import Settings
     from broker_common.tokens import TokenSource
 
 
 _UNREAD: Any = object()
+_DOTS_OF_A_JWT = 2
 
 
 def token_sources(settings: Settings) -> tuple[TokenSource, ...]:
@@ -52,16 +52,35 @@ def token_sources(settings: Settings) -> tuple[TokenSource, ...]:
 
 
 def principal() -> Principal | None:
-    """Return the principal of the current request; None if its token is missing, unknown or expired."""
+    """Return the principal of the current request; None if its token is missing, or is not valid."""
+    found = _identity()
+    return found if isinstance(found, Principal) else None
+
+
+def _identity() -> Principal | BrokerError:
+    """Return the principal of the current request, or why there is none. The token is looked at once."""
     # Each use of `g` looks for the current request.
-    found: Principal | None = g.get("principal", _UNREAD)
+    found: Principal | BrokerError = g.get("identity", _UNREAD)
     if found is _UNREAD:
-        token = _recognize(_presented_token())
-        found = None if token is None or token.is_expired(services().clock.now()) else token.principal
-        if found is not None:
+        found = g.identity = _identify(_presented_token())
+        if isinstance(found, Principal):
             bind_contextvars(principal=found.name)
-        g.principal = found
     return found
+
+
+def _identify(presented: bytes | None) -> Principal | BrokerError:
+    if presented is None:
+        return Unauthorized("the header 'Authorization: Bearer <token>' is missing")
+    token = _recognize(presented)
+    if token is not None:
+        return InvalidToken("the token has expired") if token.is_expired(services().clock.now()) else token.principal
+    access_tokens = runtime().access_tokens
+    if access_tokens is None or presented.count(b".") != _DOTS_OF_A_JWT:
+        return InvalidToken("the token is unknown")
+    try:
+        return access_tokens.identify(presented)
+    except (InvalidToken, SignInUnavailable) as error:
+        return error
 
 
 def actor() -> Actor:
@@ -83,27 +102,26 @@ def may_act_for(track_id: str) -> bool:
 def require_role() -> None:
     """Check that the principal of the current request has the role that the route declares.
 
-    Raises `Unauthorized` without a valid token, `Forbidden` without the role, `RequestInvalid` for two tokens.
+    Raises `Unauthorized` without a valid token, `Forbidden` without the role, `RequestInvalid` for two tokens, and
+    `SignInUnavailable` if the issuer's keys are not known yet.
     """
     # `Blueprint.route` notes the role. A view that was added in another way needs the strictest one.
     needed: Role | None = getattr(current_app.view_functions[request.endpoint or ""], "role", Role.ADMIN)
     if needed is None:
         return
-    found = principal()
-    if found is None:
-        _refuse()
+    found = _identity()
+    if isinstance(found, BrokerError):
+        # `gunicorn_worker` joins the values of a repeated header by a line feed.
+        if "\n" in request.environ.get("HTTP_AUTHORIZATION", ""):
+            raise RequestInvalid({"Authorization": ["Was sent several times with different values. Send it once."]})
+        raise found
+    if not found.roles:
+        claim = runtime().settings.oidc_roles_claim
+        raise Forbidden(
+            f"this call needs the role {needed}, and the token's claim {claim!r} names no role of the broker"
+        )
     if not found.may(needed):
         raise Forbidden(f"this call needs the role {needed}, and the token has only {', '.join(sorted(found.roles))}")
-
-
-def _refuse() -> NoReturn:
-    # `gunicorn_worker` joins the values of a repeated header by a line feed.
-    if "\n" in request.environ.get("HTTP_AUTHORIZATION", ""):
-        raise RequestInvalid({"Authorization": ["Was sent several times with different values. Send it once."]})
-    presented = _presented_token()
-    if presented is None:
-        raise Unauthorized("the header 'Authorization: Bearer <token>' is missing")
-    raise Unauthorized("the token is unknown" if _recognize(presented) is None else "the token has expired")
 
 
 def _presented_token() -> bytes | None:
@@ -115,10 +133,8 @@ def _presented_token() -> bytes | None:
     return str(token).encode("latin-1", "replace")
 
 
-def _recognize(presented: bytes | None) -> Token | None:
+def _recognize(presented: bytes) -> Token | None:
     """Return the presented token. Compares it with all tokens, so that the time taken does not show which fits."""
-    if presented is None:
-        return None
     digest = hashlib.sha256(presented).digest()
     found = [token for source in runtime().tokens for token in source() if hmac.compare_digest(digest, token.digest)]
     return found[0] if found else None

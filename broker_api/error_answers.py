@@ -110,7 +110,9 @@ def _answer_broker_error(error: core.BrokerError) -> Response:
         details=None if is_internal else error.details,
     )
     if isinstance(error, core.Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
+        # RFC 6750, section 3.1: a request that had no token is told no error.
+        is_invalid = isinstance(error, core.InvalidToken)
+        response.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if is_invalid else "Bearer"
     return response
 
 

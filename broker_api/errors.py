@@ -94,10 +94,11 @@ ERRORS = (
         more_kinds=(core.InvalidInput,),
     ),
     _answered(
-        core.Unauthorized("the token is unknown"),
+        core.InvalidToken("the token is unknown"),
         HTTPStatus.UNAUTHORIZED,
-        "The token is missing, unknown or expired.",
+        "The token is missing, unknown, expired, or no valid access token of the issuer. The message says which.",
         "Send a valid token.",
+        more_kinds=(core.Unauthorized,),
     ),
     _answered(
         core.Forbidden("this call needs the role operator, and the token has only viewer"),
@@ -320,7 +321,7 @@ ERRORS = (
         core.StoreUnavailable("DynamoDB does not answer"),
         HTTPStatus.SERVICE_UNAVAILABLE,
         "DynamoDB is slow, throttled or away, its answer was lost, or a record in it cannot be read. Or the clock of"
-        " this process is wrong.",
+        " this process is wrong. Or the issuer of a JWT does not answer, and its keys are not known yet.",
         "Send the same request again after `Retry-After`.",
         more_kinds=(
             core.OutcomeUnknown,
@@ -329,6 +330,7 @@ ERRORS = (
             core.UnreadableRecord,
             core.UnsafeToAct,
             core.ClockWrong,
+            core.SignInUnavailable,
         ),
     ),
     _answered(

@@ -122,8 +122,8 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
     "Retry-After": {"required": True, "description": "Seconds after which to repeat the request", "schema": _NUMBER},
     "WWW-Authenticate": {
         "required": True,
-        "description": "The scheme to use",
-        "schema": _TEXT | {"enum": ["Bearer"]},
+        "description": "The scheme to use; with `error` if a token was sent (RFC 6750)",
+        "schema": _TEXT | {"enum": ["Bearer", 'Bearer error="invalid_token"']},
     },
     "Idempotent-Replayed": {
         "required": True,
@@ -158,6 +158,7 @@ _RETRY_AFTER_OF_SOME = "Retry-After-of-some"
 _REFUSED_UNREAD = ("REQUEST_TIMEOUT", "URI_TOO_LONG", "EXPECTATION_FAILED", "REQUEST_HEADER_FIELDS_TOO_LARGE")
 """The broker refuses such a request before it counts it."""
 _OF_EVERY_CALL = ("VALIDATION_ERROR", *_REFUSED_UNREAD, "INTERNAL_ERROR")
+_OF_EVERY_TOKEN = ("UNAUTHORIZED", "FORBIDDEN", "SERVICE_UNAVAILABLE")
 _HEADERS_OF_ERRORS = {401: ["WWW-Authenticate"]}
 _AS_PROBLEM = "_AS_PROBLEM"
 """The end of the name of an example in RFC 9457's shape."""
@@ -203,7 +204,7 @@ class SharedDescription(BasePlugin):
                 *operation.pop("errors", ()),
                 *_OF_EVERY_CALL,
                 *(["RATE_LIMIT_EXCEEDED"] if is_counted else []),
-                *(["UNAUTHORIZED", "FORBIDDEN"] if operation["security"] else []),
+                *(_OF_EVERY_TOKEN if operation["security"] else ()),
                 *(["PAYLOAD_TOO_LARGE"] if method in {"post", "patch"} else []),
             }
             answers = {
@@ -284,10 +285,11 @@ def _status_of(code: str) -> int:
 def describe_shared_parts(spec: APISpec) -> None:
     """Add the tokens and headers that calls refer to."""
     for scheme, whose in (
-        ("trackToken", "A token with the role `track`. It may be limited to tracks whose ids fit its patterns"),
-        ("adminToken", "A token with the role `viewer`, `operator` or `admin`"),
+        ("trackToken", "A token with the role `track`. It may be limited to tracks whose ids fit its patterns."),
+        ("adminToken", "A token with the role `viewer`, `operator` or `admin`."),
     ):
-        spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": whose})
+        text = f"{whose} An access token (JWT) of the broker's issuer may have the role, too"
+        spec.components.security_scheme(scheme, {"type": "http", "scheme": "bearer", "description": text})
     for name, header in _CALLER_HEADERS.items():
         spec.components.parameter(name, "header", {"schema": PLAIN | _TEXT} | header)
     for name, header in _OTHER_HEADERS.items():

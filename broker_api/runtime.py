@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
+    from broker_common.adapters.oidc_tokens import AccessTokens
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
     from broker_common.tokens import TokenSource
@@ -31,6 +32,8 @@ class Runtime:
     line_waits: threading.BoundedSemaphore
     """One for each request that may keep its thread while its track waits in line."""
     tokens: Sequence[TokenSource]
+    access_tokens: AccessTokens | None
+    """Checks the tokens of the issuer, if there is one."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set once the process must stop."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.log_recorder import LogRecorder
+from broker_common.adapters.oidc_issuer import fetch_keys
+from broker_common.adapters.oidc_keys import IssuerKeys
+from broker_common.adapters.oidc_tokens import AccessTokens
 from broker_common.adapters.prometheus_collectors import CircuitCollector
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
@@ -29,6 +33,7 @@ from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.adapters.webhook_http import WebhookHttp
+from broker_common.core.access_token import AccessRules
 from broker_common.core.allocation import Allocator
 from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
@@ -258,6 +263,17 @@ def build_worker_services(
         runs=build_runs(settings, redis),
         locks=RedisJobLocks(redis),
     )
+
+
+def build_access_tokens(settings: Settings, clock: Clock) -> AccessTokens | None:
+    """Make what checks the issuer's access tokens; None without an issuer. It connects to nothing yet."""
+    issuer, audience = settings.oidc_issuer, settings.oidc_audience
+    if issuer is None or audience is None:
+        return None
+    # Three quarters of the threads are left for requests that do not wait for the issuer.
+    keys = IssuerKeys(partial(fetch_keys, issuer), clock, waiting=max(1, settings.api_threads // 4))
+    rules = AccessRules(issuer=issuer, audience=audience, roles_claim=settings.oidc_roles_claim)
+    return AccessTokens(keys, rules, clock)
 
 
 def build_store(settings: Settings) -> DynamoStore:

@@ -190,6 +190,11 @@ class Settings:
     broker_admin_token: tuple[Token, ...] = _var((), _Tokens(Role.ADMIN), secret=True)
     broker_admin_token_file: str | None = _var(None, ma.String())
     broker_tokens_file: str | None = _var(None, ma.String())
+    oidc_issuer: str | None = _var(None, _HttpUrl())
+    oidc_audience: str | None = _text(None, r"[!-~]{1,256}\Z", "1 to 256 printable ASCII characters without spaces")
+    oidc_roles_claim: str = _text(
+        "broker_roles", r"[!-~]{1,128}\Z", "1 to 128 printable ASCII characters without spaces"
+    )
 
     api_bind: str = _text("0.0.0.0", r"[0-9A-Za-z.:\[\]-]+\Z", "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
     api_port: int = _integer(8080, 1, 65535)
@@ -324,6 +329,7 @@ class Settings:
         problems = []
         if process is Process.API:
             problems += self._check_tokens()
+        problems += self._check_sign_in(given)
         if process is Process.WORKER:
             problems += self._check_provider()
         if process in {Process.API, Process.WORKER} and self.in_production and "RECYCLE_POLICY" not in given:
@@ -345,6 +351,20 @@ class Settings:
             problems.append("BROKER_ADMIN_TOKEN: An admin's token cannot be bound to tracks.")
         if self.broker_tokens_file is not None:
             problems += self._check_tokens_file(self.broker_tokens_file, _digests(track) | _digests(admin))
+        return problems
+
+    def _check_sign_in(self, given: set[str]) -> list[str]:
+        problems = []
+        if self.oidc_issuer is not None:
+            is_safe = urlsplit(self.oidc_issuer).scheme == "https"
+            if not is_safe and (self.in_production or not _is_safe(self.oidc_issuer)):
+                problems.append("OIDC_ISSUER: Must be https; in development it may be http on loopback.")
+            if "OIDC_AUDIENCE" not in given:
+                problems.append("OIDC_AUDIENCE: Missing: give it with OIDC_ISSUER.")
+        elif "OIDC_AUDIENCE" in given:
+            problems.append("OIDC_ISSUER: Missing: give it with OIDC_AUDIENCE.")
+        elif "OIDC_ROLES_CLAIM" in given:
+            problems.append("OIDC_ISSUER: Missing: OIDC_ROLES_CLAIM has no effect without it.")
         return problems
 
     def _check_token(self, role: Role, problems: list[str]) -> tuple[Token, ...]:

@@ -30,7 +30,10 @@ class FactSchema(Schema):
 
     kind = text_field("sandbox.allocated", "What happened")
     at = time_field("When it happened")
-    principal = text_field("track", "Who did it: the name of a token, or `job:` and the name of a job")
+    principal = text_field(
+        "track",
+        "Who did it: the name of a token, `oidc:` and the subject of an access token, or `job:` and the name of a job",
+    )
     request_id = optional_text_field(REQUEST_ID, "The request, or the run of a job, that did it")
     sandbox_id = optional_text_field("2009521", "The sandbox; null for a fact of the pool")
     version = fields.Integer(

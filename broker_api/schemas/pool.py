@@ -43,7 +43,10 @@ class StatsSchema(Schema):
 class WhoAmISchema(Schema):
     """The principal that makes the call."""
 
-    principal = text_field("anna", "The name of the token; the broker logs it with each call")
+    principal = text_field(
+        "anna",
+        "The name of the token, or `oidc:` and the claim `sub` of an access token; the broker logs it with each call",
+    )
     roles = fields.List(
         enum_field(Role, {"example": Role.OPERATOR.value, "description": "Each call says which role it needs"}),
         required=True,

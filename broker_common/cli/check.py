@@ -10,12 +10,20 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from broker_common.adapters.dynamo_table import has_ttl
 from broker_common.adapters.dynamo_transport import make_client
+from broker_common.adapters.oidc_issuer import IssuerError, fetch_keys
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.cli.api import ApiError, operators_api
 from broker_common.cli.findings import Finding
 from broker_common.core.clock_check import ClockCheck
-from broker_common.core.errors import BrokerError, ClockWrong, QueueUnavailable, StoreMisconfigured, TableChanged
+from broker_common.core.errors import (
+    BrokerError,
+    ClockWrong,
+    QueueUnavailable,
+    SignInUnavailable,
+    StoreMisconfigured,
+    TableChanged,
+)
 from broker_common.core.table_identity import find_change
 from broker_common.services import build_provider, build_runs, build_store, connect_redis
 from broker_common.settings import Process, Settings, SettingsError
@@ -28,7 +36,7 @@ PARTS = {
     Process.WORKER: ("table", "index", "history", "redis", "provider"),
     Process.BEAT: ("redis",),
 }
-"""What each process needs, besides its settings."""
+"""What each process needs, besides its settings. With `OIDC_ISSUER`, the API needs the issuer, too."""
 _TIMEOUT_SEC = 10.0
 _NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
 _SIGNS = {
@@ -58,6 +66,8 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
     else:
         processes = [process]
     parts = [part for part in PARTS[Process.WORKER] if any(part in PARTS[each] for each in processes)]
+    if Process.API in processes and environ.get("OIDC_ISSUER", "").strip():
+        parts.append("issuer")
     problems = _problems(processes, environ)
     if problems:
         yield from (Finding("settings", ok=False, text=problem) for problem in problems)
@@ -155,7 +165,19 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
         "history": (history, "run `broker table create`, which turns TTL on and changes nothing else"),
         "redis": (reach_redis, "look at REDIS_URL: host, password, TLS; and at Redis itself"),
         "provider": (provider, "look at CSP_BASE_URL and CSP_API_TOKEN, and at the provider itself"),
+        "issuer": (
+            lambda: _ask_issuer(settings.oidc_issuer or ""),
+            "look at OIDC_ISSUER, which must be exactly what the issuer calls itself, and at the issuer",
+        ),
     }
+
+
+def _ask_issuer(issuer: str) -> str:
+    try:
+        keys = fetch_keys(issuer)
+    except IssuerError as error:
+        raise SignInUnavailable(str(error)) from error
+    return f"publishes keys that the broker can use: {len(keys)}"
 
 
 def _try(part: str, look: Callable[[], str], advice: str) -> Finding:

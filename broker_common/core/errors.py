@@ -41,6 +41,10 @@ class Unauthorized(BrokerError):
     code = "UNAUTHORIZED"
 
 
+class InvalidToken(Unauthorized):
+    """A token was sent, but it is not valid. The message says why, and holds no part of the token."""
+
+
 class Forbidden(BrokerError):
     """The token is known, but may not make this call."""
 
@@ -239,6 +243,15 @@ class QueueUnavailable(BrokerError):
     """The job queue cannot be reached. Nothing was started."""
 
     code = "QUEUE_UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after: int | None = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class SignInUnavailable(BrokerError):
+    """The token's issuer has not told its keys yet, so the token cannot be checked now."""
+
+    code = "SERVICE_UNAVAILABLE"
 
     def __init__(self, message: str, *, retry_after: int | None = 5) -> None:
         super().__init__(message, retry_after=retry_after)

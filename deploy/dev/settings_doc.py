@@ -55,6 +55,11 @@ SECTIONS = {
         "BROKER_ADMIN_TOKEN_FILE": "The same for `BROKER_ADMIN_TOKEN`.",
         "BROKER_TOKENS_FILE": "A TOML file of tokens with names, roles and more: see [Principals and roles](security.md#principals-and-roles).",
     },
+    "Sign-in": {
+        "OIDC_ISSUER": "The OpenID Connect issuer whose access tokens (JWTs) the API accepts: see [Sign-in](security.md#sign-in). Exactly as the issuer writes it in `iss`. It must be https; in development it may be http on loopback. Needs `OIDC_AUDIENCE`.",
+        "OIDC_AUDIENCE": "What the tokens' `aud` must have: the issuer's name for the broker as an API. Not the id of an application that people sign in to.",
+        "OIDC_ROLES_CLAIM": "The claim that holds the roles. Dots lead into it: `realm_access.roles`.",
+    },
     "API": {
         "API_BIND": "The address that the API listens on. The metrics of worker and beat listen on it, too.",
         "API_PORT": "The port of the API, of its metrics and of its health checks.",

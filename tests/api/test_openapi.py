@@ -192,7 +192,7 @@ def test_each_error_shows_the_codes_that_a_call_may_answer(document: dict[str, A
         "403": {"FORBIDDEN"},
         "404": {"JOB_NOT_FOUND"},
         "500": {"INTERNAL_ERROR"},
-        "503": {"QUEUE_UNAVAILABLE"},
+        "503": {"QUEUE_UNAVAILABLE", "SERVICE_UNAVAILABLE"},
     }
     unready = {"SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"}
     assert shown_codes(document, "post", "/v1/admin/reservations") == common | {

@@ -569,3 +569,55 @@ def test_an_attempts_window_outlasts_its_call(connect: str, read: str) -> None:
     )
     assert settings.csp_call_limit_sec >= float(connect) + float(read)
     assert settings.policy.attempt_window_sec > settings.csp_call_limit_sec + 5
+
+
+# -- sign-in
+
+SIGN_IN = {"OIDC_ISSUER": "https://issuer.example.com/realms/labs", "OIDC_AUDIENCE": "https://broker.example.com"}
+
+
+def test_an_issuer_is_kept_as_it_is_written_and_roles_have_a_claim_of_their_own() -> None:
+    given = api_with(**SIGN_IN | {"OIDC_ISSUER": "https://tenant.example.com/"})
+    assert given.oidc_issuer == "https://tenant.example.com/"
+    assert (given.oidc_audience, given.oidc_roles_claim) == ("https://broker.example.com", "broker_roles")
+    assert api_with(**SIGN_IN, OIDC_ROLES_CLAIM="realm_access.roles").oidc_roles_claim == "realm_access.roles"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"OIDC_AUDIENCE": ""}, "OIDC_AUDIENCE: Missing: give it with OIDC_ISSUER."),
+        ({"OIDC_ISSUER": ""}, "OIDC_ISSUER: Missing: give it with OIDC_AUDIENCE."),
+        (
+            {"OIDC_ISSUER": "", "OIDC_AUDIENCE": "", "OIDC_ROLES_CLAIM": "roles"},
+            "OIDC_ISSUER: Missing: OIDC_ROLES_CLAIM has no effect without it.",
+        ),
+        ({"OIDC_AUDIENCE": "two words"}, "OIDC_AUDIENCE: Must be 1 to 256 printable ASCII characters without spaces."),
+        (
+            {"OIDC_ROLES_CLAIM": "two words"},
+            "OIDC_ROLES_CLAIM: Must be 1 to 128 printable ASCII characters without spaces.",
+        ),
+        *(
+            ({"OIDC_ISSUER": url}, "OIDC_ISSUER: Must be https; in development it may be http on loopback.")
+            for url in ("http://issuer.example.com", "http://127.0.0.1:9000")
+        ),
+        *(
+            (
+                {"OIDC_ISSUER": url},
+                "OIDC_ISSUER: Must be an http or https URL of a host, without a user, a query or a fragment.",
+            )
+            for url in ("issuer.example.com", "https://user@issuer.example.com", "https://issuer.example.com?realm=1")
+        ),
+    ],
+)
+def test_a_mistake_about_the_issuer_is_told_by_name(changes: dict[str, str], told: str) -> None:
+    assert problems(API | SIGN_IN | changes) == [told]
+
+
+@pytest.mark.parametrize(("url", "is_fit"), [("http://127.0.0.1:9000", True), ("http://issuer.example.com", False)])
+def test_in_development_the_issuer_may_be_on_loopback_without_tls(url: str, is_fit: bool) -> None:
+    environ = API | SIGN_IN | {"BROKER_ENV": "development", "OIDC_ISSUER": url}
+    if is_fit:
+        assert Settings.from_env(environ, process=Process.API).oidc_issuer == url
+    else:
+        assert problems(environ) == ["OIDC_ISSUER: Must be https; in development it may be http on loopback."]
