@@ -73,5 +73,5 @@ def create_app(
     api.register_blueprint(reservations.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(make_blueprint(jobs), url_prefix=f"{base_path}/admin")
     api.register_blueprint(health.blueprint)
-    describe_pages(app, api.spec)
+    describe_pages(app, api)
     return app
