@@ -80,4 +80,5 @@ def create_app(
     api.register_blueprint(health.blueprint)
     describe_pages(app, api.spec)
     describe_webhooks(api.spec)
+    describe_pages(app, api)
     return app

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import flask_smorest
@@ -68,6 +68,10 @@ class Blueprint(flask_smorest.Blueprint):
     def __init__(self, name: str, import_name: str) -> None:
         super().__init__(name, import_name, description=read_tag(name))
         self.before_request(require_role)
+
+    def register_views_in_doc(self, api: Any, *args: Any, **options: Any) -> None:  # noqa: ANN401 - flask-smorest's
+        """Have the views described when the description is first asked for."""
+        api.describe_later(partial(super().register_views_in_doc, api, *args, **options))
 
     def route(self, rule: str, *, role: Role | None, **options: Any) -> Callable[[Any], Any]:  # type: ignore[override] # noqa: ANN401 - flask-smorest's; no route of ours may be without a role
         """Declare a route and the role that its calls need; with None they need no token. See flask-smorest."""

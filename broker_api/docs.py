@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,6 +20,8 @@ from broker_api.errors import ERRORS
 from broker_api.openapi import SharedDescription, describe_shared_parts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from apispec import APISpec
 
 _FOR_BROWSERS = ", ".join(f"`{name}: {value}`" for name, value in browsers.HEADERS.items())
@@ -87,10 +91,30 @@ _PAGES: dict[str, dict[str, Any]] = {
 
 
 class Api(flask_smorest.Api):
-    """flask-smorest without its own errors and its own header of paged answers."""
+    """flask-smorest without its own errors and its own header of paged answers.
+
+    It describes the routes when the description is first asked for: that takes longer than all else at a start.
+    """
 
     # Each call lists all of its answers. A default answer would permit every answer that a call does not list.
     DEFAULT_ERROR_RESPONSE_NAME = None
+
+    def __init__(self, app: Flask, **options: Any) -> None:  # noqa: ANN401 - flask-smorest's
+        self._undescribed: list[Callable[[], None]] = []
+        self._describing = threading.Lock()
+        super().__init__(app, **options)
+
+    def describe_later(self, describe: Callable[[], None]) -> None:
+        """Call `describe` before the description is first shown. The calls come in the order of their registration."""
+        self._undescribed.append(describe)
+
+    def _openapi_json(self) -> Response:
+        with self._describing:
+            while self._undescribed:
+                self._undescribed[0]()
+                self._undescribed.pop(0)
+        answer: Response = super()._openapi_json()
+        return answer
 
     def _register_responses(self) -> None:
         """Add no answers: `openapi.py` describes errors in this API's own shape."""
@@ -145,9 +169,13 @@ def make_api(app: Flask, base_path: str) -> Api:
     return api
 
 
-def describe_pages(app: Flask, spec: APISpec) -> None:
+def describe_pages(app: Flask, api: Api) -> None:
     """Describe the pages that are not routes of a blueprint."""
-    spec.tag({"name": "docs", "description": read_tag("docs")})
+    api.spec.tag({"name": "docs", "description": read_tag("docs")})
+    api.describe_later(partial(_describe_pages, app, api.spec))
+
+
+def _describe_pages(app: Flask, spec: APISpec) -> None:
     rules = {rule.endpoint: rule for rule in app.url_map.iter_rules()}
     for endpoint, operation in _PAGES.items():
         spec.path(rule=rules[endpoint], operations={"get": operation | {"role": None}})
