@@ -47,6 +47,7 @@ from broker_common.core.runs import Runs
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer
 from broker_common.core.waiting import WaitingLine
+from broker_common.core.watch import Watcher
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -213,6 +214,16 @@ def build_worker_services(
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         reserver=Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=rng, threads=BULK_THREADS),
+        watcher=Watcher(
+            store=store,
+            counts=Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec, policy=policy),
+            guard=guard,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+            threads=BULK_THREADS,
+        ),
         runs=build_runs(settings, redis),
         locks=RedisJobLocks(redis),
     )

@@ -8,7 +8,16 @@ from broker_common.adapters.dynamo_line import DynamoLine
 from broker_common.adapters.dynamo_pool_state import DynamoPoolState
 from broker_common.adapters.dynamo_reports import DynamoReports
 from broker_common.adapters.dynamo_reservations import DynamoReservations
+from broker_common.adapters.dynamo_samples import DynamoSamples
 
 
-class DynamoStore(DynamoCommits, DynamoLine, DynamoReservations, DynamoCandidates, DynamoPoolState, DynamoReports):
+class DynamoStore(
+    DynamoCommits,
+    DynamoLine,
+    DynamoReservations,
+    DynamoCandidates,
+    DynamoPoolState,
+    DynamoReports,
+    DynamoSamples,
+):
     """`SandboxStore` on one DynamoDB table; safe to use from many threads."""

@@ -50,6 +50,7 @@ OPTIONAL_SANDBOX_FIELDS: Mapping[str, type] = {
     "stale_since": int,
     "last_synced": int,
     "reservation_id": str,
+    "warned_for": int,
 }
 """The fields that a record of a sandbox may lack."""
 CLAIM_FIELDS: Mapping[str, type] = {
@@ -99,6 +100,7 @@ def of_lease(lease: Lease | None) -> Flat:
         "track_name": lease.track_name if lease else None,
         "allocated_at": lease.allocated_at if lease else None,
         "expires_at": lease.expires_at if lease else None,
+        "warned_for": lease.warned_for if lease else None,
     }
 
 
@@ -171,6 +173,7 @@ def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
             expires_at=flat["expires_at"],
             track_name=flat.get("track_name"),
             reservation_id=flat.get("reservation_id"),
+            warned_for=flat.get("warned_for"),
         )
     wipe = Wipe(
         requested_at=flat.get("deletion_requested_at"),

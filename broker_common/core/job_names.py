@@ -13,3 +13,4 @@ class Job(StrEnum):
     EXPIRE = "expire"
     PURGE_STALE = "purge_stale"
     RESERVE = "reserve"
+    WATCH = "watch"

@@ -13,6 +13,7 @@ from broker_common.core.reserving import ReserveResult
 from broker_common.core.runs import CleanupTally
 from broker_common.core.sync import SyncResult
 from broker_common.core.telemetry import DeleteOutcome
+from broker_common.core.watch import WatchResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,10 @@ def _purge_stale(work: Work, by: Actor, flags: Mapping[str, bool]) -> PurgeResul
 
 def _reserve(work: Work, by: Actor, flags: Mapping[str, bool]) -> ReserveResult:  # noqa: ARG001 - the same
     return work.reserver.run(by=by)
+
+
+def _watch(work: Work, by: Actor, flags: Mapping[str, bool]) -> WatchResult:  # noqa: ARG001 - the same
+    return work.watcher.run(by=by)
 
 
 JOBS = declare(
@@ -136,6 +141,21 @@ JOBS = declare(
         log_word="reserve",
         # A run may be delayed by long ones of other jobs; the draws do not depend on it.
         overdue_intervals=20,
+    ),
+    JobSpec(
+        name=Job.WATCH,
+        title="Watch",
+        summary="Sample the pool, and tell which leases end soon.",
+        description=(
+            "A run writes the counts of its minute. It tells each lease that ends within `EXPIRY_WARNING_MINUTES`,"
+            " once for each end, and that the pool is low, or has recovered."
+        ),
+        schedule=Every(seconds=60),
+        work=_watch,
+        example=asdict(WatchResult(available=42, waiting=0, expiring=3, failed=0)),
+        log_action="watch",
+        log_word="watch",
+        overdue_intervals=5,
     ),
 )
 """All jobs by name."""

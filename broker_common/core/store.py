@@ -1,4 +1,4 @@
-"""The port of the store: commits, the line, reservations, candidates, the pool's state, and reports.
+"""The port of the store: commits, the line, reservations, candidates, the pool's state, reports, and samples.
 
 A single read (in `Commits`, `Line`, `ReservationRecords` and `PoolState`) sees every write that was answered before the
 read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a hint, and a conditional
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from broker_common.core.errors import BrokerError
+from broker_common.core.samples import WatchRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -530,5 +531,5 @@ class Reports(Protocol):
         """
 
 
-class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, Protocol):
+class SandboxStore(Commits, Line, ReservationRecords, Candidates, PoolState, Reports, WatchRecords, Protocol):
     """All parts of the store."""
