@@ -16,6 +16,7 @@ from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.log_recorder import LogRecorder
+from broker_common.adapters.minute_counts import MinuteCounts
 from broker_common.adapters.prometheus_collectors import CircuitCollector
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
@@ -36,10 +37,12 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Work
 from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
+from broker_common.core.overview import Overviews
 from broker_common.core.pauses import PauseCache
 from broker_common.core.purge import Purger
 from broker_common.core.reserving import Reserver
@@ -89,6 +92,8 @@ class ApiServices:
     bookings: Bookings
     queue: JobQueue
     rate_limit: RateLimit
+    overviews: Overviews
+    minute_counts: MinuteCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +107,12 @@ class WorkerServices(Work):
 def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> ApiServices:
     """Build one API process's services; call it after the fork. It connects to nothing yet."""
     clock, rng, policy = SystemClock(), Random(), settings.policy
-    recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
+    minute_counts = MinuteCounts(
+        lambda *counts: store.add_allocates(*counts),  # noqa: PLW0108 - the store is made below, with this recorder
+        clock,
+        delay_sec=rng.uniform(0, 10),
+    )
+    recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry), minute_counts])
     connections = settings.api_threads + BULK_THREADS
     store = _store(settings, clock, rng, recorder, threads=connections)
     remembering = connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1, connections=connections)
@@ -111,7 +121,6 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     pauses = PauseCache(store, clock, rng)
     reservations = KnownReservations(store, clock)
     leases = Leases(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy)
-    inventory = Inventory(store=store, leases=leases)
     counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec, policy=policy)
     pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
     line = WaitingLine(
@@ -124,6 +133,9 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         rng=rng,
         policy=policy,
     )
+    inventory = Inventory(store=store, leases=leases)
+    redis = connect_redis(settings, connections=connections)
+    queue = CeleryJobQueue(settings.redis_url, build_runs(settings, redis))
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -160,10 +172,19 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             rng=rng,
             policy=policy,
         ),
-        queue=CeleryJobQueue(
-            settings.redis_url, build_runs(settings, connect_redis(settings, connections=connections))
-        ),
+        queue=queue,
         rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
+        overviews=Overviews(
+            store=store,
+            inventory=inventory,
+            reservations=reservations,
+            pool_count=pool_count.get,
+            queue=queue,
+            breaker=_breaker(settings, redis),
+            clock=clock,
+            jobs=JOBS,
+        ),
+        minute_counts=minute_counts,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from broker_api.app import create_app
+from broker_common.adapters.minute_counts import MinuteCounts
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.renewed import Renewed
@@ -27,6 +28,7 @@ from broker_common.core.jobs import JobState
 from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
+from broker_common.core.overview import Breaker, Overviews
 from broker_common.core.pauses import PauseCache
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
@@ -108,6 +110,18 @@ class FakeQueue:
             raise QueueUnavailable("the job queue cannot be reached")
 
 
+class FakeBreaker:
+    """A breaker in the state that a test sets; away while the queue is."""
+
+    def __init__(self, queue: FakeQueue) -> None:
+        self.now = Breaker(state="closed")
+        self._queue = queue
+
+    def read(self) -> Breaker:
+        self._queue.ping()
+        return self.now
+
+
 @dataclass
 class Api:
     """An application, with its store, queue and clock."""
@@ -119,6 +133,7 @@ class Api:
     recorder: RecordingRecorder
     settings: Settings
     rate_limit: FakeRateLimit
+    breaker: FakeBreaker
     track_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {TRACK_TOKEN}"})
     admin_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ADMIN_TOKEN}"})
     accept: str | None = None
@@ -209,6 +224,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     recorder: Recorder,
     settings: Settings,
     rate_limit: FakeRateLimit,
+    breaker: FakeBreaker | None = None,
 ) -> ApiServices:
     """Return the services that the routes call, with every id and order fixed."""
     rng, pauses = Random(1), PauseCache(store, clock, Random(1))
@@ -228,6 +244,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         rng=rng,
         policy=settings.policy,
     )
+    inventory = Inventory(store=store, leases=leases)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -251,14 +268,25 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
             work_sec=settings.request_deadline_sec,
         ),
         leases=leases,
-        inventory=Inventory(store=store, leases=leases),
-        search=Search(reports=store, inventory=Inventory(store=store, leases=leases), clock=clock),
+        inventory=inventory,
+        search=Search(reports=store, inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         bookings=Bookings(store=store, guard=guard, reserver=reserver, clock=clock, rng=rng, policy=settings.policy),
         queue=queue,
         rate_limit=rate_limit,
+        overviews=Overviews(
+            store=store,
+            inventory=inventory,
+            reservations=reservations,
+            pool_count=pool_count.get,
+            queue=queue,
+            breaker=breaker or FakeBreaker(queue),
+            clock=clock,
+            jobs=JOBS,
+        ),
+        minute_counts=MinuteCounts(store.add_allocates, clock),
     )
 
 
@@ -277,11 +305,11 @@ def make_api(*, around: Any = None, jobs: Any = JOBS, **environment: str) -> Api
     """Return an API that starts these `jobs`. `around` may wrap its store, and `environment` adds settings."""
     settings = Settings.from_env(ENVIRONMENT | environment, process=Process.API)
     clock, queue, recorder, rate_limit = FakeClock(), FakeQueue(), RecordingRecorder(), FakeRateLimit()
-    store = MemoryStore(clock)
+    store, breaker = MemoryStore(clock), FakeBreaker(queue)
     seen = around(store) if around else store
     registry = CollectorRegistry()
     recorders = Recorders([recorder, PrometheusApiRecorder(registry)])
-    services = make_services(seen, clock, queue, recorders, settings, rate_limit)
+    services = make_services(seen, clock, queue, recorders, settings, rate_limit, breaker)
     app = create_app(settings, services, registry=registry, jobs=jobs)
     return Api(
         app=app,
@@ -291,4 +319,5 @@ def make_api(*, around: Any = None, jobs: Any = JOBS, **environment: str) -> Api
         recorder=recorder,
         settings=settings,
         rate_limit=rate_limit,
+        breaker=breaker,
     )
