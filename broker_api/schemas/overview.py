@@ -39,7 +39,7 @@ AllocatesSchema = Schema.from_dict(
 AllocatesSchema.__doc__ = "How many requests to allocate had which outcome."
 
 
-class LineSchema(Schema):
+class LineSummarySchema(Schema):
     """The line of waiting tracks, in short."""
 
     waiting = number_field("How many tracks wait")
@@ -89,7 +89,7 @@ class OverviewSchema(Schema):
         "Since when the sandbox waits that has waited longest to be wiped", 1759574600
     )
     last_sync_at = optional_time_field("When a sync last succeeded", 1759574955)
-    line = fields.Nested(LineSchema, required=True, metadata={"description": "The line, as known within 15 s"})
+    line = fields.Nested(LineSummarySchema, required=True, metadata={"description": "The line, as known within 15 s"})
     allocates = fields.Nested(
         AllocatesSchema,
         required=True,
