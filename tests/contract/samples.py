@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 DAY_SEC = 24 * 3600
 NOON = 10**11 - 10**11 % DAY_SEC + DAY_SEC // 2
 """A noon so far away that no engine removes a sample while a test runs."""
-COUNTED: dict[Status, int] = {status: 10 + number for number, status in enumerate(Status) if status is not Status.DELETED}
+COUNTED: dict[Status, int] = {
+    status: 10 + number for number, status in enumerate(Status) if status is not Status.DELETED
+}
 HOUR = 3600
 
 
