@@ -95,7 +95,7 @@ class Overviews:
         self._jobs = tuple(jobs)
 
     def read(self) -> Overview:
-        """Return the overview, by at most five reads of the store, one of which is the count that the gauges show, too.
+        """Return the overview, by at most six reads of the table, with that of the count that the gauges show, too.
 
         While Redis does not answer, there are no jobs and no breaker. Raises `StoreUnavailable`, also if nobody has
         counted the pool yet.

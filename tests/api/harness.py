@@ -225,6 +225,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     settings: Settings,
     rate_limit: FakeRateLimit,
     breaker: FakeBreaker | None = None,
+    minute_counts: MinuteCounts | None = None,
 ) -> ApiServices:
     """Return the services that the routes call, with every id and order fixed."""
     rng, pauses = Random(1), PauseCache(store, clock, Random(1))
@@ -286,7 +287,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
             clock=clock,
             jobs=JOBS,
         ),
-        minute_counts=MinuteCounts(store.add_allocates, clock),
+        minute_counts=minute_counts or MinuteCounts(store.add_allocates, clock),
     )
 
 
@@ -308,8 +309,9 @@ def make_api(*, around: Any = None, jobs: Any = JOBS, **environment: str) -> Api
     store, breaker = MemoryStore(clock), FakeBreaker(queue)
     seen = around(store) if around else store
     registry = CollectorRegistry()
-    recorders = Recorders([recorder, PrometheusApiRecorder(registry)])
-    services = make_services(seen, clock, queue, recorders, settings, rate_limit, breaker)
+    minute_counts = MinuteCounts(seen.add_allocates, clock)
+    recorders = Recorders([recorder, PrometheusApiRecorder(registry), minute_counts])
+    services = make_services(seen, clock, queue, recorders, settings, rate_limit, breaker, minute_counts)
     app = create_app(settings, services, registry=registry, jobs=jobs)
     return Api(
         app=app,

@@ -93,7 +93,7 @@ def test_it_has_the_shared_count_the_last_sync_the_pauses_the_breaker_and_the_la
     assert (found.pauses_error, found.jobs_error, found.breaker_error) == (None, None, None)
 
 
-def test_it_reads_the_store_five_times_at_most_with_the_shared_count(world: World, redis: Redis) -> None:
+def test_it_reads_each_record_once(world: World, redis: Redis) -> None:
     make(world, redis, counts=lambda: world.memory.read_counts() and COUNT).read()
     assert world.memory.calls == {
         "read_counts": 1,
