@@ -61,7 +61,7 @@ class SampleContract:
     def test_there_are_no_samples_at_first(self, store: SandboxStore) -> None:
         assert read_all(store) == read_all(store, NOON, NOON + HOUR) == []
 
-    def test_a_sample_has_what_was_counted_and_what_was_added_whichever_came_first(self, store: SandboxStore) -> None:
+    def test_a_sample_has_what_was_counted_and_what_was_added_in_either_order(self, store: SandboxStore) -> None:
         added = {AllocateOutcome.SUCCESS: 5, AllocateOutcome.WAITING: 2}
         store.write_sample(sample())
         store.add_allocates(NOON, added)
@@ -107,7 +107,7 @@ class SampleContract:
         store.commit(extend(held[1], expires_at=START + 9, by=BY, now=START))
         assert dict(store.read_ending(until=START + 3)) == {held[2].sandbox_id: held[2].version}
 
-    def test_a_warning_is_kept_with_the_lease_and_changes_neither_its_claim_nor_its_end(
+    def test_a_warning_is_kept_with_the_lease_and_leaves_its_claim_and_its_end_as_they_are(
         self, store: SandboxStore
     ) -> None:
         held = hold(store, "1", expires_at=START + HOUR)
@@ -132,7 +132,7 @@ class SampleContract:
             store.commit(warn(held, by=BY, now=START + 2, policy=Policy()))
         assert caught.value.current == longer.after
 
-    def test_a_lease_that_was_warned_of_is_extended_with_its_claim_and_ended(self, store: SandboxStore) -> None:
+    def test_a_lease_with_a_warning_is_extended_with_its_claim_and_ended(self, store: SandboxStore) -> None:
         store.commit(warn(hold(store, "1", expires_at=START + HOUR), by=BY, now=START + 1, policy=Policy()))
         store.commit(warn(hold(store, "2", expires_at=START + HOUR), by=BY, now=START + 1, policy=Policy()))
         first = store.get("1")
@@ -150,7 +150,7 @@ class SampleContract:
 
     # -- the level
 
-    def test_nothing_was_told_of_a_new_pool(self, store: SandboxStore) -> None:
+    def test_a_new_pool_has_told_nothing(self, store: SandboxStore) -> None:
         assert store.read_level() == PoolLevel()
 
     def test_the_level_and_its_fact_are_written_together_once(self, store: SandboxStore) -> None:

@@ -35,7 +35,7 @@ class Redis:
 
     def __init__(self) -> None:
         self.runs: dict[str, list[JobRun]] = {}
-        self.breaker = Breaker(state="open", failures=5, reason="a time-out", open_until=START + 60)
+        self.breaker = Breaker(state="open", failures=5, reason="a timeout", open_until=START + 60)
         self.queue_is_away = False
         self.breaker_is_away = False
         self.calls = 0
