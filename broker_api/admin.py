@@ -9,9 +9,10 @@ from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.errors import RequestInvalid
 from broker_api.limits import bulk_store_call, store_call
 from broker_api.openapi import SANDBOX_ID
+from broker_api.overview import counts_of
 from broker_api.runtime import services
 from broker_api.schemas.parts import example_of
-from broker_api.schemas.pool import OverviewSchema, PausesInputSchema, PausesSchema, StatsSchema, WhoAmISchema
+from broker_api.schemas.pool import PausesInputSchema, PausesSchema, StatsSchema, WhoAmISchema
 from broker_api.schemas.sandboxes import (
     SEARCHES,
     BulkDeletedSchema,
@@ -24,7 +25,7 @@ from broker_api.schemas.sandboxes import (
     SandboxSchema,
 )
 from broker_api.schemas.tracks import ExtendedSchema, ExtendInputSchema
-from broker_common.core.errors import InvalidInput, UnreadableRecord
+from broker_common.core.errors import InvalidInput
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 from broker_common.core.search import Query, SortField
@@ -137,28 +138,7 @@ def whoami() -> dict[str, Any]:
 @store_call
 def stats() -> dict[str, int]:
     """Count the pool's sandboxes by status."""
-    return _count()
-
-
-@blueprint.route("/overview", methods=["GET"], role=Role.VIEWER)
-@blueprint.doc(operationId="adminOverview", errors=("SERVICE_UNAVAILABLE",))
-@blueprint.response(200, OverviewSchema, description="The state of the pool")
-@store_call
-def overview() -> dict[str, Any]:
-    """Read the pool's counts, its oldest pending deletion, its last sync and its pauses."""
-    store = services().store
-    pauses, pauses_error = None, None
-    try:
-        pauses = store.read_pauses()
-    except UnreadableRecord as error:
-        pauses_error = error.message
-    return {
-        "counts": _count(),
-        "oldest_pending_deletion_at": store.oldest_pending_deletion(),
-        "last_sync_at": services().inventory.last_sync(),
-        "pauses": pauses,
-        "pauses_error": pauses_error,
-    }
+    return counts_of(services().store.count())
 
 
 @blueprint.route("/sandboxes/<sandbox_id>/release", methods=["POST"], role=Role.OPERATOR, parameters=[SANDBOX_ID])
@@ -312,8 +292,3 @@ def _answer(sandbox: Sandbox) -> Sandbox:
 
 def _milliseconds_since(started: float) -> int:
     return round((services().clock.monotonic() - started) * 1000)
-
-
-def _count() -> dict[str, int]:
-    counts = {status.value: count for status, count in services().store.count().items() if status is not Status.DELETED}
-    return counts | {"total": sum(counts.values())}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from broker_api import admin, health, history, line, reservations, tracks, usage, webhooks
+from broker_api import admin, health, history, line, overview, reservations, tracks, usage, webhooks
 from broker_api.auth import token_sources
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.browsers import register_browser_policy
@@ -70,6 +70,7 @@ def create_app(
     base_path = settings.api_base_path
     api = make_api(app, base_path)
     api.register_blueprint(tracks.blueprint, url_prefix=base_path)
+    api.register_blueprint(overview.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(admin.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(history.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(usage.blueprint, url_prefix=f"{base_path}/admin")

@@ -90,6 +90,11 @@ class Worker(EventLoop):
 
         self.wsgi.wsgi_app = wsgi_app
 
+    def run(self) -> None:
+        """Serve until the worker must stop and no request is in flight. Then store what the worker has counted."""
+        super().run()
+        runtime_of(self.wsgi).services.minute_counts.close()
+
     def init_signals(self) -> None:
         """Handle also the alarm that ends the drain."""
         super().init_signals()

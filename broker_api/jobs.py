@@ -41,7 +41,7 @@ def make_blueprint(jobs: Jobs) -> Blueprint:
     def read_last(query: dict[str, Any]) -> dict[str, Any]:
         """List the last runs of one job, or of all jobs, newest first."""
         runs = services().queue.read_last(query.get("job"), limit=query["limit"])
-        return {"runs": [_shown(run) for run in runs], "count": len(runs)}
+        return {"runs": [shown_run(run) for run in runs], "count": len(runs)}
 
     @blueprint.route("/jobs/<job_id>", methods=["GET"], role=Role.VIEWER, parameters=[JOB_ID])
     @blueprint.doc(operationId="adminReadJob", errors=("JOB_NOT_FOUND", "QUEUE_UNAVAILABLE"))
@@ -49,7 +49,7 @@ def make_blueprint(jobs: Jobs) -> Blueprint:
     def read(job_id: str) -> dict[str, Any]:
         """Read the state and the result of a run."""
         require_plain("job_id", job_id)
-        return _shown(services().queue.find(job_id))
+        return shown_run(services().queue.find(job_id))
 
     return blueprint
 
@@ -107,7 +107,7 @@ def _start(job: JobSpec, flags: Mapping[str, bool]) -> tuple[Any, int, dict[str,
     applied = wait_applied(seconds)
     if run is None:
         return accepted, 202, applied
-    return jsonify(_RUN.dump(_shown(run))), 200, applied
+    return jsonify(_RUN.dump(shown_run(run))), 200, applied
 
 
 def _await_end(job_id: str, seconds: int) -> JobRun | None:
@@ -134,7 +134,8 @@ def _await_end(job_id: str, seconds: int) -> JobRun | None:
         clock.sleep(min(_POLL_SEC, left))
 
 
-def _shown(run: JobRun) -> dict[str, Any]:
+def shown_run(run: JobRun) -> dict[str, Any]:
+    """Return the fields of a run that an operator sees."""
     moments = {"queued_at": run.queued_at, "started_at": run.started_at, "ended_at": run.ended_at}
     shown = {
         "job_id": run.job_id,

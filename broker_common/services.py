@@ -18,6 +18,7 @@ from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.log_recorder import LogRecorder
+from broker_common.adapters.minute_counts import MinuteCounts
 from broker_common.adapters.oidc_issuer import fetch_keys
 from broker_common.adapters.oidc_keys import IssuerKeys
 from broker_common.adapters.oidc_tokens import AccessTokens
@@ -45,10 +46,12 @@ from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
 from broker_common.core.inventory import Inventory
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Work
 from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
+from broker_common.core.overview import Overviews
 from broker_common.core.pauses import PauseCache
 from broker_common.core.purge import Purger
 from broker_common.core.reserving import Reserver
@@ -58,6 +61,7 @@ from broker_common.core.sending import Sender
 from broker_common.core.sync import Syncer
 from broker_common.core.usage import Usage
 from broker_common.core.waiting import WaitingLine
+from broker_common.core.watch import Watcher
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -101,6 +105,8 @@ class ApiServices:
     endpoints: Endpoints
     queue: JobQueue
     rate_limit: RateLimit
+    overviews: Overviews
+    minute_counts: MinuteCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +121,12 @@ class WorkerServices(Work):
 def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> ApiServices:
     """Build one API process's services; call it after the fork. It connects to nothing yet."""
     clock, rng, policy = SystemClock(), Random(), settings.policy
-    recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry)])
+    minute_counts = MinuteCounts(
+        lambda *counts: store.add_allocates(*counts),  # noqa: PLW0108 - the store is made below, with this recorder
+        clock,
+        delay_sec=rng.uniform(0, 10),
+    )
+    recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry), minute_counts])
     connections = settings.api_threads + BULK_THREADS
     store = _store(settings, clock, rng, recorder, threads=connections)
     remembering = connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1, connections=connections)
@@ -124,7 +135,6 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     pauses = PauseCache(store, clock, rng)
     reservations = KnownReservations(store, clock)
     leases = Leases(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy)
-    inventory = Inventory(store=store, leases=leases)
     counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec, policy=policy)
     pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
     line = WaitingLine(
@@ -137,6 +147,9 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         rng=rng,
         policy=policy,
     )
+    inventory = Inventory(store=store, leases=leases)
+    redis = connect_redis(settings, connections=connections)
+    queue = CeleryJobQueue(settings.redis_url, build_runs(settings, redis))
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -185,10 +198,19 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             history_days=settings.history_days,
             threads=BULK_THREADS,
         ),
-        queue=CeleryJobQueue(
-            settings.redis_url, build_runs(settings, connect_redis(settings, connections=connections))
-        ),
+        queue=queue,
         rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
+        overviews=Overviews(
+            store=store,
+            inventory=inventory,
+            reservations=reservations,
+            pool_count=pool_count.get,
+            queue=queue,
+            breaker=_breaker(settings, redis),
+            clock=clock,
+            jobs=JOBS,
+        ),
+        minute_counts=minute_counts,
     )
 
 
@@ -258,6 +280,16 @@ def build_worker_services(
             recorder=recorder,
             clock=clock,
             rng=rng,
+            threads=BULK_THREADS,
+        ),
+        watcher=Watcher(
+            store=store,
+            counts=Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec, policy=policy),
+            guard=guard,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
             threads=BULK_THREADS,
         ),
         runs=build_runs(settings, redis),

@@ -223,6 +223,9 @@ class Settings:
     line_grace_sec: int = _integer(600, 10, _DAY_SEC)
     line_max: int = _integer(10_000, 1, 100_000)
     reservable_percent: int = _integer(80, 0, 100)
+    expiry_warning_minutes: int = _integer(15, 0, _DAY_SEC // 60)
+    pool_low_percent: int = _integer(10, 0, 66)
+    """At most two thirds, because the pool has recovered at one and a half times this."""
     recycle_policy: RecyclePolicy = _var(RecyclePolicy.REUSE, ma.Enum(RecyclePolicy, by_value=True))
 
     sync_interval_sec: int = _integer(600, 1, _WEEK_SEC)
@@ -309,6 +312,8 @@ class Settings:
             stale_brake_percent=self.stale_brake_percent,
             stale_brake_min=self.stale_brake_min,
             reservable_percent=self.reservable_percent,
+            expiry_warning_sec=self.expiry_warning_minutes * 60,
+            pool_low_percent=self.pool_low_percent,
             recycle=self.recycle_policy,
             deletion_max_attempts=self.deletion_retry_max_attempts,
             deletion_backoff_base_sec=self.deletion_backoff_base_sec,

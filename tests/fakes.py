@@ -24,6 +24,7 @@ from broker_common.core.lease import begin, candidate_of, claim_on, end
 from broker_common.core.ports import AccountListing, InactiveAccount, KnownTable, SkippedAccount, WipeAnswer
 from broker_common.core.principals import Actor
 from broker_common.core.reservation import Reservation, ReservationStage, is_same
+from broker_common.core.samples import PoolLevel, Sample
 from broker_common.core.sandbox import FREE, ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.store import (
     COMMIT_AT_ONCE,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from broker_common.core.line import Place
     from broker_common.core.ports import Clock
     from broker_common.core.store import SandboxStore
-    from broker_common.core.telemetry import Event
+    from broker_common.core.telemetry import AllocateOutcome, Event
 
 Answer = TypeVar("Answer")
 Kind = TypeVar("Kind")
@@ -276,6 +277,9 @@ class MemoryStore(MemoryWebhooks):
         self._watermark: Watermark | None = None
         self._pauses = Pauses()
         self._counts = CountRecord()
+        self.samples: dict[int, Sample] = {}
+        """The samples by their minutes."""
+        self._level = PoolLevel()
         self.facts: list[Fact | PoolFact] = []
         """All facts in the order of their writes."""
         self._fact_names: set[tuple[str, int, str]] = set()
@@ -310,7 +314,7 @@ class MemoryStore(MemoryWebhooks):
                 self._accounts.setdefault(sandbox.account_key, sandbox.sandbox_id)
                 if sandbox.lease:
                     self._claims[sandbox.lease.track_id, sandbox.lease.idempotency_key] = claim_on(
-                        sandbox, sandbox.lease
+                        sandbox, replace(sandbox.lease, warned_for=None)
                     )
 
     def lose_reservation(self, reservation_id: str) -> None:
@@ -538,7 +542,8 @@ class MemoryStore(MemoryWebhooks):
                 if becomes is None:
                     del self._claims[lease.track_id, lease.idempotency_key]
                 else:
-                    self._claims[lease.track_id, lease.idempotency_key] = replace(claim, lease=becomes)
+                    longer = replace(claim.lease, expires_at=becomes.expires_at)
+                    self._claims[lease.track_id, lease.idempotency_key] = replace(claim, lease=longer)
 
     def _write(self, change: Change) -> None:
         self._check_fact(change)
@@ -758,6 +763,39 @@ class MemoryStore(MemoryWebhooks):
             if self._counts.turn not in {instead_of, record.turn}:
                 raise Conflict("another process has just written the counts", current=None)
             self._counts = record
+
+    def write_sample(self, sample: Sample) -> None:
+        with self._called("write_sample"):
+            known = self.samples.get(sample.at, sample)
+            self.samples[sample.at] = replace(sample, allocates=known.allocates if known is not sample else {})
+
+    def add_allocates(self, minute: int, allocates: Mapping[AllocateOutcome, int]) -> None:
+        with self._called("add_allocates"):
+            known = self.samples.get(minute, Sample(at=minute))
+            added = Counter(known.allocates) + Counter(allocates)
+            self.samples[minute] = replace(known, allocates=dict(added))
+
+    def read_samples(self, *, since: int, until: int) -> list[Sample]:
+        with self._called("read_samples"):
+            return [self.samples[at] for at in sorted(self.samples) if since <= at < until]
+
+    def read_ending(self, *, until: int) -> Iterator[tuple[str, int]]:
+        with self._called("read_ending"):
+            shown = [each for each in self._index().values() if each.status is Status.ALLOCATED]
+            return iter([(each.sandbox_id, each.version) for each in shown if each.status_order <= until])
+
+    def read_level(self) -> PoolLevel:
+        with self._called("read_level"):
+            return self._level
+
+    def write_level(self, before: PoolLevel, after: PoolLevel, fact: PoolFact) -> None:
+        with self._called("write_level"):
+            if self._level == after:
+                return
+            if self._level != before:
+                raise Conflict("another run has just told the pool's level", current=None)
+            self._level = after
+            self.facts.append(fact)
 
     def ping(self) -> TableState:
         with self._called("ping"):
@@ -1009,6 +1047,24 @@ class StoreWrapper(WebhooksWrapper):
     def write_counts(self, record: CountRecord, *, instead_of: str | None) -> None:
         self._call("write_counts", lambda: self.inner.write_counts(record, instead_of=instead_of))
 
+    def write_sample(self, sample: Sample) -> None:
+        self._call("write_sample", lambda: self.inner.write_sample(sample))
+
+    def add_allocates(self, minute: int, allocates: Mapping[AllocateOutcome, int]) -> None:
+        self._call("add_allocates", lambda: self.inner.add_allocates(minute, allocates))
+
+    def read_samples(self, *, since: int, until: int) -> Sequence[Sample]:
+        return self._call("read_samples", lambda: self.inner.read_samples(since=since, until=until))
+
+    def read_ending(self, *, until: int) -> Iterator[tuple[str, int]]:
+        return self._call("read_ending", lambda: self.inner.read_ending(until=until))
+
+    def read_level(self) -> PoolLevel:
+        return self._call("read_level", self.inner.read_level)
+
+    def write_level(self, before: PoolLevel, after: PoolLevel, fact: PoolFact) -> None:
+        self._call("write_level", lambda: self.inner.write_level(before, after, fact))
+
     def ping(self) -> TableState:
         return self._call("ping", self.inner.ping)
 
@@ -1103,6 +1159,9 @@ WRITES = frozenset(
         "add_delivery",
         "told",
         "write_delivery",
+        "write_sample",
+        "add_allocates",
+        "write_level",
     }
 )
 

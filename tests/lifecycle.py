@@ -64,7 +64,7 @@ MOVES: Mapping[tuple[Status | None, Status | None], frozenset[FactKind]] = {
 STAYS: Mapping[Status, frozenset[FactKind]] = {
     A: frozenset({FactKind.UPDATED}),
     R: frozenset({FactKind.UPDATED}),
-    L: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.EXTENDED}),
+    L: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.EXTENDED, FactKind.EXPIRING}),
     P: frozenset({FactKind.UPDATED, FactKind.QUARANTINED, FactKind.WIPED, FactKind.WIPE_FAILED}),
     F: frozenset({FactKind.UPDATED}),
 }
@@ -165,7 +165,13 @@ def check_history(facts: Iterable[Fact]) -> None:
 def _check_ends(facts: Sequence[Fact]) -> None:
     """Check what the facts of one sandbox tell about the ends of its leases."""
     ends_at: Detail | None = None
+    told: set[tuple[str | None, Detail | None]] = set()
     for fact in facts:
+        if fact.kind is FactKind.EXPIRING:
+            end_of_lease = fact.lease_id, fact.details.get("expires_at")
+            if end_of_lease in told or fact.details.get("expires_at") != (ends_at or fact.details.get("expires_at")):
+                _broken(f"it is told once for each end of a lease, now {ends_at}", fact)
+            told.add(end_of_lease)
         if fact.kind is FactKind.EXTENDED and ends_at not in {None, fact.details.get("expires_at_before")}:
             _broken(f"an extension begins at the end of its lease, {ends_at}", fact)
         if fact.kind is FactKind.EXPIRED and isinstance(ends_at, int) and fact.at < ends_at:
@@ -318,6 +324,8 @@ def _check_dirt(before: Sandbox, after: Sandbox, fact: Fact) -> None:
 def _check_leases(before: Sandbox, after: Sandbox, fact: Fact) -> None:
     if fact.kind is FactKind.EXTENDED:
         _check_extension(before, after, fact)
+    elif fact.kind is FactKind.EXPIRING:
+        _check_warning(before, after, fact)
     elif before.lease and after.lease and before.lease != after.lease:
         _broken("holder and times of a lease do not change, but by an extension", before, after, fact)
     if fact.kind is FactKind.ALLOCATED:
@@ -347,6 +355,18 @@ def _check_extension(before: Sandbox, after: Sandbox, fact: Fact) -> None:
         after, lease=shortened, status_order=0, version=0, updated_at=0
     ):
         _broken("an extension changes only the end of a lease", before, after, fact)
+
+
+def _check_warning(before: Sandbox, after: Sandbox, fact: Fact) -> None:
+    lease, told = before.lease, after.lease
+    if lease is None or told is None:
+        _broken("only of a lease is it told that it ends soon", before, after, fact)
+    if lease.warned_for == lease.expires_at or fact.details.get("expires_at") != lease.expires_at:
+        _broken("it is told once for each end of a lease", before, after, fact)
+    if replace(before, lease=replace(lease, warned_for=lease.expires_at), version=0, updated_at=0) != replace(
+        after, version=0, updated_at=0
+    ):
+        _broken("telling it changes nothing else", before, after, fact)
 
 
 def _check_wipe(before: Sandbox, after: Sandbox, fact: Fact) -> None:

@@ -10,6 +10,7 @@ from broker_common.core.allocation import AllocateRequest, Allocation, Allocator
 from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
+from broker_common.core.counts import Counts
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
@@ -26,6 +27,7 @@ from broker_common.core.sandbox import Sandbox, Status
 from broker_common.core.search import Search
 from broker_common.core.sync import Syncer, SyncResult
 from broker_common.core.waiting import Waiting, WaitingLine
+from broker_common.core.watch import Watcher
 from tests.fakes import (
     BY,
     FakeClock,
@@ -157,6 +159,16 @@ class World:
         self.expirer = Expirer(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
         self.purger = Purger(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
         self.reserver = Reserver(store=store, guard=self.guard, recorder=recorder, clock=clock, rng=rng, threads=1)
+        self.watcher = Watcher(
+            store=store,
+            counts=Counts(store, clock, Random(2), max_age=2.0, policy=policy),
+            guard=self.guard,
+            recorder=recorder,
+            clock=clock,
+            rng=rng,
+            policy=policy,
+            threads=1,
+        )
         self.bookings = Bookings(
             store=store,
             guard=self.guard,

@@ -83,23 +83,6 @@ class PausesSchema(Schema):
     )
 
 
-class OverviewSchema(Schema):
-    """The state of the pool, as an operator first looks at it."""
-
-    counts = fields.Nested(StatsSchema, required=True, metadata={"description": "How many sandboxes have which status"})
-    oldest_pending_deletion_at = optional_time_field(
-        "Since when the sandbox waits that has waited longest to be wiped", 1759580000
-    )
-    last_sync_at = optional_time_field("When a sync last succeeded", 1759574955)
-    pauses = fields.Nested(
-        PausesSchema,
-        required=True,
-        allow_none=True,
-        metadata={"description": "Which operations are paused; null if their record cannot be read"},
-    )
-    pauses_error = optional_text_field(None, "Why the pauses cannot be read; else null")
-
-
 class PausesInputSchema(Schema):
     """Which operations to pause (true) or resume (false). The others stay as they are."""
 

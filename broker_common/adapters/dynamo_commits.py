@@ -247,11 +247,11 @@ class DynamoCommits(DynamoBase):
 
     def _keep_in_step(self, before: Lease | None, after: Lease | None) -> list[Item]:
         """Build the write of a claim that follows from the change of its lease, if any."""
-        if before is None or before == after:
+        if before is None:
             return []
         if after is None:
             return [self._remove_claim(before.track_id, before.idempotency_key, before.lease_id)]
-        return [self._extend_claim(after)]
+        return [self._extend_claim(after)] if after.expires_at != before.expires_at else []
 
     def _extend_claim(self, lease: Lease) -> Item:
         return {

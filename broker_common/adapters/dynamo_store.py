@@ -8,6 +8,7 @@ from broker_common.adapters.dynamo_line import DynamoLine
 from broker_common.adapters.dynamo_pool_state import DynamoPoolState
 from broker_common.adapters.dynamo_reports import DynamoReports
 from broker_common.adapters.dynamo_reservations import DynamoReservations
+from broker_common.adapters.dynamo_samples import DynamoSamples
 from broker_common.adapters.dynamo_usage import DynamoUsage
 from broker_common.adapters.dynamo_webhooks import DynamoWebhooks
 
@@ -20,6 +21,7 @@ class DynamoStore(
     DynamoCandidates,
     DynamoPoolState,
     DynamoReports,
+    DynamoSamples,
     DynamoUsage,
 ):
     """`SandboxStore` on one DynamoDB table; safe to use from many threads."""

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from broker_common.core.errors import ProviderCircuitOpen, ProviderError, ProviderFailing, ProviderMisconfigured
+from broker_common.core.errors import (
+    ProviderCircuitOpen,
+    ProviderError,
+    ProviderFailing,
+    ProviderMisconfigured,
+    QueueUnavailable,
+)
+from broker_common.core.overview import Breaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,6 +112,23 @@ class RedisBreaker:
 
         self._update(look)
         return found
+
+    def read(self) -> Breaker:
+        """Return the state that all workers share. Raises `QueueUnavailable` if Redis does not answer."""
+        try:
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.get(self._key)
+                pipe.time()
+                stored, (seconds, _) = pipe.execute()
+        except RedisError as error:
+            raise QueueUnavailable("Redis, which holds the state of the circuit breaker, does not answer") from error
+        record = _parse(stored)
+        return Breaker(
+            state=record.state(seconds).value,
+            failures=record.failures,
+            reason=record.reason,
+            open_until=None if record.open_until is None else math.ceil(record.open_until),
+        )
 
     def check(self) -> None:
         """Raise `ProviderCircuitOpen` if no call may start now; changes nothing."""

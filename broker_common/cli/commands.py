@@ -11,6 +11,7 @@ from broker_common.cli.api import ApiError
 from broker_common.cli.health import health
 from broker_common.cli.jobs import job_commands
 from broker_common.cli.line import line
+from broker_common.cli.overview import overview
 from broker_common.cli.pauses import pause, resume
 from broker_common.cli.pool import events, pool
 from broker_common.cli.reservations import capacity, reservation
@@ -51,6 +52,7 @@ Examples:
   broker check
   broker health
   broker table create
+  broker overview
   broker pool
   broker sandboxes --status deletion_failed
   broker sandbox show 2009521
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 for _command in (
-    *(health, pool, events, pause, resume),
+    *(health, overview, pool, events, pause, resume),
     *(sandboxes, sandbox, bulk, line),
     *(reservation, capacity, usage, webhook),
     *job_commands(JOBS),

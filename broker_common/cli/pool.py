@@ -30,7 +30,7 @@ def pool(*, as_json: bool) -> None:
 
     Example: broker pool
     """
-    overview = _overview(operators_api())
+    overview = read_overview(operators_api())
     if as_json:
         print_json([overview])
         return
@@ -46,7 +46,7 @@ def pool(*, as_json: bool) -> None:
     click.echo(f"{'paused':<17} {paused}")
 
 
-def _overview(api: BrokerApi) -> dict[str, Any]:
+def read_overview(api: BrokerApi) -> dict[str, Any]:
     """Return the overview. Raises `ApiError`, which tells an API without this call from a wrong address."""
     try:
         return api.get("/overview")

@@ -27,6 +27,7 @@ class FactKind(StrEnum):
     UPDATED = "sandbox.updated"
     ALLOCATED = "sandbox.allocated"
     EXTENDED = "sandbox.extended"
+    EXPIRING = "sandbox.expiring"
     MARKED = "sandbox.marked"
     RELEASED = "sandbox.released"
     EXPIRED = "sandbox.expired"
@@ -48,6 +49,8 @@ class PoolFactKind(StrEnum):
 
     PAUSED = "pool.paused"
     RESUMED = "pool.resumed"
+    LOW = "pool.low"
+    RECOVERED = "pool.recovered"
     SYNC_BRAKED = "sync.braked"
     RESERVATION_OPEN = "reservation.open"
     RESERVATION_SHORT = "reservation.short"

@@ -52,6 +52,7 @@ OPTIONAL_SANDBOX_FIELDS: Mapping[str, type] = {
     "stale_since": int,
     "last_synced": int,
     "reservation_id": str,
+    "warned_for": int,
 }
 """The fields that a record of a sandbox may lack."""
 CLAIM_FIELDS: Mapping[str, type] = {
@@ -107,6 +108,7 @@ def of_lease(lease: Lease | None) -> Flat:
         **_of_customer(lease),
         "allocated_at": lease.allocated_at if lease else None,
         "expires_at": lease.expires_at if lease else None,
+        "warned_for": lease.warned_for if lease else None,
     }
 
 
@@ -181,6 +183,7 @@ def sandbox_of(flat: Mapping[str, Any]) -> Sandbox:
             track_name=flat.get("track_name"),
             customer=_customer_of(flat, flat["lease_id"]),
             reservation_id=flat.get("reservation_id"),
+            warned_for=flat.get("warned_for"),
         )
     wipe = Wipe(
         requested_at=flat.get("deletion_requested_at"),

@@ -14,3 +14,4 @@ class Job(StrEnum):
     PURGE_STALE = "purge_stale"
     RESERVE = "reserve"
     DELIVER = "deliver"
+    WATCH = "watch"

@@ -14,6 +14,7 @@ from broker_common.core.reserving import ReserveResult
 from broker_common.core.runs import CleanupTally
 from broker_common.core.sync import SyncResult
 from broker_common.core.telemetry import DeleteOutcome
+from broker_common.core.watch import WatchResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,10 @@ def _reserve(work: Work, by: Actor, flags: Mapping[str, bool]) -> ReserveResult:
 
 def _deliver(work: Work, by: Actor, flags: Mapping[str, bool]) -> DeliverResult:  # noqa: ARG001 - the same
     return work.deliverer.run()
+
+
+def _watch(work: Work, by: Actor, flags: Mapping[str, bool]) -> WatchResult:  # noqa: ARG001 - the same
+    return work.watcher.run(by=by)
 
 
 JOBS = declare(
@@ -155,6 +160,21 @@ JOBS = declare(
         # A run may take a minute while there is a flood of facts, and may wait for long ones of other jobs.
         overdue_intervals=90,
         is_frequent=True,
+    ),
+    JobSpec(
+        name=Job.WATCH,
+        title="Watch",
+        summary="Sample the pool, and tell which leases end soon.",
+        description=(
+            "A run writes the counts of its minute. It tells each lease that ends within `EXPIRY_WARNING_MINUTES`,"
+            " once for each end, and that the pool is low, or has recovered."
+        ),
+        schedule=Every(seconds=60),
+        work=_watch,
+        example=asdict(WatchResult(available=42, waiting=0, expiring=3, failed=0)),
+        log_action="watch",
+        log_word="watch",
+        overdue_intervals=5,
     ),
 )
 """All jobs by name."""

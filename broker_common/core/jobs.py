@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from broker_common.core.reserving import Reserver
     from broker_common.core.store import Pauses, SandboxStore
     from broker_common.core.sync import Syncer
+    from broker_common.core.watch import Watcher
 
 _DAILY_OVERDUE_SEC = 26 * 3600
 """One day, and two hours more for a run that starts late or is repeated."""
@@ -100,6 +101,7 @@ class Work:
     purger: Purger
     reserver: Reserver
     deliverer: Deliverer
+    watcher: Watcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

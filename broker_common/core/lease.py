@@ -25,6 +25,7 @@ from broker_common.core.sandbox import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from broker_common.core.policy import Policy
     from broker_common.core.principals import Actor
 
 _KINDS: Mapping[DeletionReason, FactKind] = {
@@ -83,6 +84,23 @@ def extend(sandbox: Sandbox, *, expires_at: int, by: Actor, now: int) -> Change:
     longer = replace(touched(sandbox, now=now), lease=replace(lease, expires_at=expires_at), status_order=expires_at)
     details = {"expires_at": expires_at, "expires_at_before": lease.expires_at}
     return change(sandbox, longer, FactKind.EXTENDED, by=by, now=now, details=details)
+
+
+def warn(sandbox: Sandbox, *, by: Actor, now: int, policy: Policy) -> Change:
+    """Tell that an allocated sandbox's lease ends soon. The record remembers for which `expires_at` this was told.
+
+    The fact says how far the track may extend the lease. Raises `InvalidTransition` if there is no lease.
+    """
+    lease = sandbox.lease
+    if lease is None:
+        raise not_allowed(sandbox, Status.ALLOCATED)
+    told = replace(touched(sandbox, now=now), lease=replace(lease, warned_for=lease.expires_at))
+    details = {
+        "expires_at": lease.expires_at,
+        "latest_expires_at": max(lease.allocated_at + policy.max_lab_duration_sec, lease.expires_at),
+        "track_name": lease.track_name,
+    }
+    return change(sandbox, told, FactKind.EXPIRING, by=by, now=now, details=details)
 
 
 def end(sandbox: Sandbox, *, reason: DeletionReason, by: Actor, now: int) -> Change:

@@ -45,3 +45,7 @@ class Policy:
     """How many places the line may have."""
     reservable_percent: int = 80
     """How much of the pool may be reserved at a time."""
+    expiry_warning_sec: int = 15 * 60
+    """How long before its end a lease is told to end soon; 0: never."""
+    pool_low_percent: int = 10
+    """The pool is low while less than this of the sandboxes in service is available; 0: never."""

@@ -101,6 +101,7 @@ class Lease:
     """The right of one track to one sandbox, from `allocated_at` to `expires_at`.
 
     `reservation_id`: the reservation that it was drawn from, if any. `customer`: that of the principal who allocated.
+    `warned_for`: the `expires_at` for which a fact has told that the lease ends soon; None if no fact has.
     """
 
     lease_id: str
@@ -111,10 +112,15 @@ class Lease:
     track_name: str | None = None
     customer: str | None = None
     reservation_id: str | None = None
+    warned_for: int | None = None
 
     def is_overdue(self, now: int, policy: Policy) -> bool:
         """Tell whether its expiry and buffer are over, so that the broker may end the lease."""
         return now >= self.expires_at + policy.expiry_buffer_sec
+
+    def ends_soon(self, now: int, policy: Policy) -> bool:
+        """Tell whether it ends so soon that a fact must tell it."""
+        return self.expires_at <= now + policy.expiry_warning_sec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

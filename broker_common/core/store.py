@@ -1,4 +1,4 @@
-"""The port of the store: commits, the line, reservations, webhooks, candidates, the pool's state, reports, and usage.
+"""The port of the store: commits, the line, reservations, webhooks, candidates, the pool, reports, samples and usage.
 
 A single read (in `Commits`, `Line`, `ReservationRecords`, `WebhookRecords` and `PoolState`) sees every write that was
 answered before the read began. A read of the index (in `Candidates` and `Reports`) may be out of date. It is only a
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from broker_common.core.errors import BrokerError
+from broker_common.core.samples import WatchRecords
 from broker_common.core.usage import UsageRecords
 from broker_common.core.webhook_store import WebhookRecords
 
@@ -536,6 +537,15 @@ class Reports(Protocol):
 
 
 class SandboxStore(
-    Commits, Line, ReservationRecords, WebhookRecords, Candidates, PoolState, Reports, UsageRecords, Protocol
+    Commits,
+    Line,
+    ReservationRecords,
+    WebhookRecords,
+    Candidates,
+    PoolState,
+    Reports,
+    WatchRecords,
+    UsageRecords,
+    Protocol,
 ):
     """All parts of the store."""

@@ -90,6 +90,8 @@ SECTIONS = {
         "LINE_GRACE_SEC": "How long a place in the line is kept after the time at which `Retry-After` told its track to be back.",
         "LINE_MAX": "How many tracks may wait in line.",
         "RESERVABLE_PERCENT": "So much of the pool may be reserved at a time, of all names and of each prefix that a reservation has. The rest is left to tracks without a reservation.",
+        "EXPIRY_WARNING_MINUTES": "A fact `sandbox.expiring` names each lease that ends within this time, once for each end. A lease that is shorter is told at the next run of `watch`. 0: no lease is told.",
+        "POOL_LOW_PERCENT": "A fact `pool.low` tells that less than this share of the sandboxes in service is available, and `pool.recovered` that one and a half times this share is again. 0: neither is told.",
     },
     "Jobs": {
         "SYNC_INTERVAL_SEC": "How often sync runs.",

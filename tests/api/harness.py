@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from broker_api.app import create_app
+from broker_common.adapters.minute_counts import MinuteCounts
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.renewed import Renewed
@@ -28,6 +29,7 @@ from broker_common.core.jobs import JobState
 from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
+from broker_common.core.overview import Breaker, Overviews
 from broker_common.core.pauses import PauseCache
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
@@ -110,6 +112,18 @@ class FakeQueue:
             raise QueueUnavailable("the job queue cannot be reached")
 
 
+class FakeBreaker:
+    """A breaker in the state that a test sets; away while the queue is."""
+
+    def __init__(self, queue: FakeQueue) -> None:
+        self.now = Breaker(state="closed")
+        self._queue = queue
+
+    def read(self) -> Breaker:
+        self._queue.ping()
+        return self.now
+
+
 @dataclass
 class Api:
     """An application, with its store, queue and clock."""
@@ -121,6 +135,7 @@ class Api:
     recorder: RecordingRecorder
     settings: Settings
     rate_limit: FakeRateLimit
+    breaker: FakeBreaker
     track_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {TRACK_TOKEN}"})
     admin_headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ADMIN_TOKEN}"})
     accept: str | None = None
@@ -211,6 +226,8 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     recorder: Recorder,
     settings: Settings,
     rate_limit: FakeRateLimit,
+    breaker: FakeBreaker | None = None,
+    minute_counts: MinuteCounts | None = None,
 ) -> ApiServices:
     """Return the services that the routes call, with every id and order fixed."""
     rng, pauses = Random(1), PauseCache(store, clock, Random(1))
@@ -230,6 +247,7 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         rng=rng,
         policy=settings.policy,
     )
+    inventory = Inventory(store=store, leases=leases)
     return ApiServices(
         clock=clock,
         recorder=recorder,
@@ -253,8 +271,8 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
             work_sec=settings.request_deadline_sec,
         ),
         leases=leases,
-        inventory=Inventory(store=store, leases=leases),
-        search=Search(reports=store, inventory=Inventory(store=store, leases=leases), clock=clock),
+        inventory=inventory,
+        search=Search(reports=store, inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         usage=Usage(records=store, clock=clock, kept_days=settings.history_days),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
@@ -273,6 +291,17 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         ),
         queue=queue,
         rate_limit=rate_limit,
+        overviews=Overviews(
+            store=store,
+            inventory=inventory,
+            reservations=reservations,
+            pool_count=pool_count.get,
+            queue=queue,
+            breaker=breaker or FakeBreaker(queue),
+            clock=clock,
+            jobs=JOBS,
+        ),
+        minute_counts=minute_counts or MinuteCounts(store.add_allocates, clock),
     )
 
 
@@ -291,11 +320,12 @@ def make_api(*, around: Any = None, jobs: Any = JOBS, **environment: str) -> Api
     """Return an API that starts these `jobs`. `around` may wrap its store, and `environment` adds settings."""
     settings = Settings.from_env(ENVIRONMENT | environment, process=Process.API)
     clock, queue, recorder, rate_limit = FakeClock(), FakeQueue(), RecordingRecorder(), FakeRateLimit()
-    store = MemoryStore(clock)
+    store, breaker = MemoryStore(clock), FakeBreaker(queue)
     seen = around(store) if around else store
     registry = CollectorRegistry()
-    recorders = Recorders([recorder, PrometheusApiRecorder(registry)])
-    services = make_services(seen, clock, queue, recorders, settings, rate_limit)
+    minute_counts = MinuteCounts(seen.add_allocates, clock)
+    recorders = Recorders([recorder, PrometheusApiRecorder(registry), minute_counts])
+    services = make_services(seen, clock, queue, recorders, settings, rate_limit, breaker, minute_counts)
     app = create_app(settings, services, registry=registry, jobs=jobs)
     return Api(
         app=app,
@@ -305,4 +335,5 @@ def make_api(*, around: Any = None, jobs: Any = JOBS, **environment: str) -> Api
         recorder=recorder,
         settings=settings,
         rate_limit=rate_limit,
+        breaker=breaker,
     )

@@ -78,6 +78,8 @@ def to_an_operator(api: Api) -> Iterator[TestResponse]:
         "/sandboxes?limit=0",
         "/stats",
         "/overview",
+        "/samples",
+        "/samples?from=0&to=999999999",
         "/pause",
         "/whoami",
         "/waiting",

@@ -9,7 +9,7 @@ import pytest
 
 from broker_common.core.errors import InvalidInput
 from broker_common.core.facts import Change, Fact, FactKind, PoolFact, PoolFactKind, allocated
-from broker_common.core.lease import begin, candidate_of, end, extend
+from broker_common.core.lease import begin, candidate_of, end, extend, warn
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.pool import lift_quarantine, mark_stale, quarantine, remove, restore, update_account
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status, next_version
@@ -62,6 +62,7 @@ CHANGES: Mapping[str, Change] = {
     "updated": told(update_account(STALE, make_account("7", name="other"), by=BY, now=NOW)),
     "another account": told(update_account(STALE, make_account("7", external_id="uuid-x"), by=BY, now=NOW)),
     "extended": extend(HELD, expires_at=LATER, by=BY, now=NOW),
+    "told to end soon": warn(HELD, by=BY, now=NOW, policy=POLICY),
     "marked": end(HELD, reason=DeletionReason.MARKED, by=BY, now=NOW),
     "released": end(HELD, reason=DeletionReason.RELEASED, by=BY, now=NOW),
     "expired": end(HELD, reason=DeletionReason.EXPIRED, by=BY, now=NOW),

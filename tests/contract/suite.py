@@ -18,6 +18,7 @@ from broker_common.core.errors import InvalidInput, StoreUnavailable, Unreadable
 from broker_common.core.flat import flatten, sandbox_of
 from broker_common.core.lease import begin, candidate_of, claim_on, end, extend
 from broker_common.core.pool import mark_stale, quarantine, set_aside
+from broker_common.core.samples import PoolLevel
 from broker_common.core.sandbox import ORDER_LIMIT, Candidate, Claim, DeletionReason, Sandbox, Status
 from broker_common.core.store import (
     COMMIT_AT_ONCE,
@@ -37,8 +38,10 @@ from broker_common.core.store import (
     Unreadable,
     Watermark,
 )
+from broker_common.core.telemetry import AllocateOutcome
 from broker_common.core.wipe import retry_deletion
 from tests.contract.reservations import ReservationContract
+from tests.contract.samples import NOON, SampleContract, level_fact, read_all
 from tests.contract.webhooks import WebhookContract
 from tests.fakes import (
     BY,
@@ -131,6 +134,7 @@ def sandboxes(draw: st.DrawFn, statuses: tuple[Status, ...] = ALONE) -> Sandbox:
             "quarantine_reason": draw(st.none() | ANY_TEXT),
             "stale_since": draw(st.none() | TIMES),
             "last_synced": draw(st.none() | TIMES),
+            "warned_for": draw(st.none() | TIMES) if always else None,
         }
     )
 
@@ -201,7 +205,7 @@ def ended(sandbox: Sandbox) -> Sandbox:
     return ending(sandbox).result
 
 
-class StoreContract(ReservationContract, WebhookContract):
+class StoreContract(ReservationContract, WebhookContract, SampleContract):
     """The promises of every store to a single caller."""
 
     # -- single records
@@ -1086,6 +1090,22 @@ class ConcurrentStoreContract(StoreContract):
         winners = [name for name in names if name]
         assert len(winners) == 1
         assert store.get(sandbox.sandbox_id) == replace(sandbox, version=2, name=winners[0])
+
+    def test_allocates_that_many_processes_add_at_once_are_all_counted(self, store: SandboxStore) -> None:
+        at_once([partial(store.add_allocates, NOON, {AllocateOutcome.SUCCESS: number}) for number in range(1, 13)])
+        (found,) = read_all(store)
+        assert found.allocates == {AllocateOutcome.SUCCESS: 78}
+
+    def test_one_of_many_runs_tells_that_the_pool_is_low(self, store: SandboxStore) -> None:
+        def tell(number: int) -> bool:
+            try:
+                store.write_level(PoolLevel(), PoolLevel(is_low=True, counted_at=number), level_fact(f"fact-{number}"))
+            except Conflict:
+                return False
+            return True
+
+        assert at_once([partial(tell, number) for number in range(1, 13)]).count(True) == 1
+        assert len(store.read_feed(since=0, cursor=None, limit=100).facts) == 1
 
 
 def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:

@@ -32,6 +32,7 @@ from broker_common.core.errors import BrokerError, OutcomeUnknown, StoreMisconfi
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.lease import candidate_of, extend
 from broker_common.core.reservation import ReservationStage
+from broker_common.core.samples import PoolLevel, Sample
 from broker_common.core.sandbox import Status
 from broker_common.core.store import (
     AllocateAnswer,
@@ -43,6 +44,7 @@ from broker_common.core.store import (
     Position,
     Watermark,
 )
+from broker_common.core.telemetry import AllocateOutcome
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.line import make_place
 from tests.contract.suite import SHARED_STORE
@@ -108,6 +110,10 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "read_reservation": lambda store: store.read_reservation("res-1"),
     "list_archived": lambda store: store.list_archived(limit=5, cursor=None),
     "read_usage": lambda store: list(store.read_usage(since=START, until=START + 1)),
+    "read_samples": lambda store: store.read_samples(since=0, until=60),
+    "read_many_samples": lambda store: store.read_samples(since=0, until=86400),
+    "read_ending": lambda store: list(store.read_ending(until=5)),
+    "read_level": lambda store: store.read_level(),
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "allocate": allocate,
@@ -132,6 +138,9 @@ WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "end": lambda store: store.write_reservation(CLASS, CLASS_OVER, version=1, fact=PAUSED),
     "mark_opened": lambda store: store.mark_opened(replace(CLASS, opened_at=1), PAUSED),
     "archive_reservation": lambda store: store.archive_reservation(CLASS_OVER),
+    "write_sample": lambda store: store.write_sample(Sample(at=60)),
+    "add_allocates": lambda store: store.add_allocates(60, {AllocateOutcome.SUCCESS: 1}),
+    "write_level": lambda store: store.write_level(PoolLevel(), PoolLevel(is_low=True, counted_at=1), PAUSED),
 }
 CALLS = READS | WRITES
 

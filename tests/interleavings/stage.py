@@ -428,7 +428,10 @@ class Stage:
         if was and becomes and was.lease and becomes.lease:
             if becomes.lease.expires_at < was.lease.expires_at:
                 raise Violation(f"a lease is shortened: {was} -> {becomes}")
-            if becomes.lease != replace(was.lease, expires_at=becomes.lease.expires_at):
+            told = becomes.lease.warned_for
+            if told not in {was.lease.warned_for, was.lease.expires_at}:
+                raise Violation(f"another end is told than that of the lease: {was} -> {becomes}")
+            if becomes.lease != replace(was.lease, expires_at=becomes.lease.expires_at, warned_for=told):
                 raise Violation(f"no such transition, to another lease: {was} -> {becomes}")
         if becomes is None:
             if was is None or (was.dirty and was.status is not Status.DELETED):

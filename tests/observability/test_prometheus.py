@@ -361,7 +361,7 @@ def test_every_recording_rule_gives_the_value_that_was_driven(watched: Watched) 
 
 def test_jobs_keep_their_names_beside_those_of_the_scrape(watched: Watched) -> None:
     names = {found["job"] for found, _ in watched.query("job:broker_job_last_success_timestamp_seconds:max")}
-    assert names == {"sync", "cleanup", "expire", "reserve", "purge_stale"}
+    assert names == {"sync", "cleanup", "expire", "reserve", "watch", "purge_stale"}
     sent = {found["job"]: value for found, value in watched.query("broker_beat_sent_total")}
     assert sent["expire"] > 1
 

@@ -147,6 +147,149 @@ def test_pool_says_why_the_pauses_are_unknown(why: dict[str, str], told: str) ->
     assert (result.exit_code, re.split("  +", result.stdout.splitlines()[-1])) == (0, ["paused", told])
 
 
+CALM: dict[str, Any] = {
+    "counts": {
+        "available": 1042,
+        "reserved": 3,
+        "allocated": 7,
+        "pending_deletion": 2,
+        "stale": 1,
+        "deletion_failed": 0,
+        "total": 1055,
+    },
+    "counted_at": 1_750_000_000,
+    "oldest_pending_deletion_at": None,
+    "last_sync_at": 1_749_999_400,
+    "line": {"waiting": 0, "longest_waiting_since": None},
+    "allocates": {"success": 118, "idempotent": 4, "no_sandboxes": 0, "waiting": 0, "error": 0},
+    "allocates_since": 1_749_996_400,
+    "reservations": [],
+    "pauses": {"paused": []},
+    "pauses_error": None,
+    "jobs": [
+        {"job": "sync", "state": "succeeded", "ended_at": 1_749_999_400, "result": {"synced": 50, "added": 0}},
+        {"job": "purge_stale", "state": "running", "started_at": 1_749_999_990},
+    ],
+    "jobs_error": None,
+    "breaker": {"state": "closed", "failures": 0, "reason": None, "open_until": None},
+    "breaker_error": None,
+}
+"""The overview of a broker that needs no look."""
+CLASS = {
+    "reservation_id": "res-1",
+    "name": "Intro",
+    "state": "open",
+    "starts_at": 1_749_999_000,
+    "ends_at": 1_750_003_200,
+    "count": 30,
+    "set_aside": 4,
+    "drawn": 24,
+    "short_by": 2,
+}
+
+
+@pytest.fixture
+def at_1_750_000_002(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_750_000_002.0)
+
+
+@responses.activate
+@pytest.mark.usefixtures("at_1_750_000_002")
+def test_the_overview_of_a_calm_broker_fits_on_a_screen_and_says_that_nothing_needs_a_look() -> None:
+    responses.get(f"{URL}/overview", json=CALM)
+    assert broker("overview").stdout.splitlines() == [
+        "OK: nothing needs a look",
+        "",
+        "Pool          1,042 available of 1,054 in service (98 %)",
+        "              3 set aside, 7 in use, 2 waiting for the wipe",
+        "              out of service: 1 stale, 0 with a failed deletion",
+        "              counted 2 s ago",
+        "Oldest wipe   -",
+        "Line          0 wait",
+        "Last hour     118 got a sandbox, 4 asked again, 0 waiting, 0 refused, 0 failed",
+        "Reservations  -",
+        "Paused        -",
+        "Breaker       closed",
+        "Last sync     10 min ago",
+        "Jobs          sync         succeeded  10 min ago   synced=50",
+        "              purge_stale  running    12 s ago",
+    ]
+    assert json.loads(broker("overview", "--json").stdout) == CALM
+
+
+@responses.activate
+@pytest.mark.usefixtures("at_1_750_000_002")
+def test_the_overview_says_what_needs_a_look_and_which_command_says_more() -> None:
+    trouble = {
+        "counts": CALM["counts"] | {"available": 0, "deletion_failed": 3},
+        "oldest_pending_deletion_at": 1_749_990_000,
+        "line": {"waiting": 12, "longest_waiting_since": 1_749_999_700},
+        "allocates": CALM["allocates"] | {"error": 5},
+        "reservations": [CLASS, CLASS | {"name": "Full", "short_by": 0}],
+        "pauses": {
+            "paused": [
+                {"operation": "cleanup", "by": "ops-anna", "since": 1_749_999_882},
+                {"operation": "sync", "by": None, "since": None},
+            ]
+        },
+        "jobs": [{"job": "purge_stale", "state": "failed", "ended_at": 1_749_827_202, "error": "a reason"}],
+        "breaker": {"state": "open", "failures": 5, "reason": "the provider answered 500", "open_until": 1_750_000_050},
+    }
+    responses.get(f"{URL}/overview", json=CALM | trouble)
+    lines = broker("overview").stdout.splitlines()
+    blank = lines.index("")
+    assert lines[:blank] == [
+        "LOOK: cleanup is paused by ops-anna for 2 min: broker resume cleanup",
+        "LOOK: sync is paused: broker resume sync",
+        "LOOK: no sandbox is available: broker sandboxes",
+        "LOOK: 12 tracks wait in line: broker line",
+        "LOOK: 5 requests to allocate failed in the last hour: read the log of the API",
+        "LOOK: 3 sandboxes need a person: broker sandboxes --status deletion_failed",
+        "LOOK: a wipe has waited for 2 h: broker sandboxes --status pending_deletion",
+        "LOOK: the provider's circuit breaker is open: the provider answered 500",
+        "LOOK: the job purge_stale failed: broker jobs --job purge-stale",
+        "LOOK: the reservation Intro lacks 2: broker reservation show res-1",
+    ]
+    for line in (
+        "Line          12 wait, the longest for 5 min",
+        "Oldest wipe   waits for 2 h",
+        "Reservations  Intro: open until 16:00Z, 24 of 30 in use or used, 4 set aside, lacks 2",
+        "              Full: open until 16:00Z, 24 of 30 in use or used, 4 set aside",
+        "Paused        cleanup, sync",
+        "Breaker       open",
+        "Jobs          purge_stale  failed     2 d ago      a reason",
+    ):
+        assert line in lines[blank:], (line, lines)
+
+
+@responses.activate
+def test_the_overview_says_what_is_not_known_and_why() -> None:
+    away = {"jobs": None, "jobs_error": "Redis is away", "breaker": None, "breaker_error": "Redis is away"}
+    empty = {"counts": dict.fromkeys(CALM["counts"], 0), "last_sync_at": None}
+    responses.get(f"{URL}/overview", json=CALM | away | empty | {"pauses": None, "pauses_error": "it is damaged"})
+    lines = broker("overview").stdout.splitlines()
+    assert lines[0] == "LOOK: the pauses cannot be read: it is damaged"
+    assert "LOOK: Redis is away: broker health" in lines
+    for line in (
+        "Pool          0 available of 0 in service",
+        "Paused        not known",
+        "Breaker       not known",
+        "Last sync     -",
+        "Jobs          not known",
+    ):
+        assert line in lines
+
+
+@responses.activate
+@pytest.mark.usefixtures("at_1_750_000_002")
+def test_the_overview_shows_a_breaker_whose_reason_is_not_known_and_a_run_that_has_not_begun() -> None:
+    more = {"breaker": CALM["breaker"] | {"state": "half-open"}, "jobs": [{"job": "sync", "state": "queued"}]}
+    responses.get(f"{URL}/overview", json=CALM | more)
+    lines = broker("overview").stdout.splitlines()
+    assert lines[0] == "LOOK: the provider's circuit breaker is half-open: its reason is not known"
+    assert lines[-1] == "Jobs          sync         queued"
+
+
 @responses.activate
 @pytest.mark.parametrize("is_earlier", [True, False])
 def test_pool_tells_an_api_of_an_earlier_release_from_a_wrong_address(is_earlier: bool) -> None:

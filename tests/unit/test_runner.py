@@ -126,6 +126,7 @@ class Bench:
             expirer=world.expirer,
             purger=world.purger,
             reserver=world.reserver,
+            watcher=world.watcher,
         )
 
 

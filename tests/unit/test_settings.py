@@ -156,6 +156,8 @@ BAD_VALUES = {
     "K_CANDIDATES": ["0"],
     "LINE_GRACE_SEC": ["9", "1.5", "86401"],
     "RESERVABLE_PERCENT": ["-1", "101", "80.5", "all"],
+    "EXPIRY_WARNING_MINUTES": ["-1", "1441", "1.5", "soon"],
+    "POOL_LOW_PERCENT": ["-1", "67", "10%"],
     "LINE_MAX": ["0", "100001", "many"],
     "RECYCLE_POLICY": ["REUSE"],
     "SYNC_INTERVAL_SEC": ["0", "604801"],

@@ -23,6 +23,7 @@ from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
+from broker_common.core.counts import Counts
 from broker_common.core.errors import ProviderBusy, SyncBraked
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
@@ -33,6 +34,7 @@ from broker_common.core.runs import Runs
 from broker_common.core.store import Pause, Pauses
 from broker_common.core.sync import SyncResult
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
+from broker_common.core.watch import Watcher
 from broker_common.logs import configure_logging
 from broker_common.services import WorkerServices
 from broker_common.settings import Process, Settings
@@ -117,6 +119,16 @@ def _services() -> WorkerServices:
         expirer=Expirer(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=1),
         reserver=Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=Random(1), threads=1),
+        watcher=Watcher(
+            store=store,
+            counts=Counts(store, clock, Random(1), max_age=2.0, policy=policy),
+            guard=guard,
+            recorder=recorder,
+            clock=clock,
+            rng=Random(1),
+            policy=policy,
+            threads=1,
+        ),
         runs=Runs(RedisJobRuns(redis), stall_limit_sec=0.2),
         locks=RedisJobLocks(redis),
     )
