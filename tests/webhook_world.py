@@ -76,7 +76,9 @@ class WebhookWorld:
         wrap: Callable[[MemoryStore], SandboxStore] = lambda memory: memory,
         receiver: Receiver | None = None,
         threads: int = 1,
+        seed: int = 1,
     ) -> None:
+        """Each process needs its own `seed`: attempts are told apart by random ids."""
         self.clock = clock or FakeClock()
         self.memory = memory or MemoryStore(self.clock)
         self.store = wrap(self.memory)
@@ -84,7 +86,7 @@ class WebhookWorld:
         self.queue = Handed()
         self.recorder = RecordingRecorder()
         self.table_memory = FakeTableMemory()
-        rng = Random(1)
+        rng = Random(seed)
         self.guard = Guard(
             store=self.store, memory=self.table_memory, recorder=self.recorder, clock=self.clock, rng=rng
         )

@@ -68,7 +68,7 @@ class Scene:
             store.before_call = lambda method: None if method in _NO_STEPS else self._step(number, method)
             return store
 
-        return WebhookWorld(clock=self.schedule.time, memory=self.memory, wrap=wrap, receiver=self.receiver)
+        return WebhookWorld(clock=self.schedule.time, memory=self.memory, wrap=wrap, receiver=self.receiver, seed=number)
 
     def _step(self, number: int, method: str) -> None:
         stop(method, by=number)
@@ -102,7 +102,7 @@ class Scene:
     def finish(self) -> None:
         """Do, without a crash, what the next runs of the job and its workers do."""
         self._may_crash = False
-        world = WebhookWorld(clock=self.schedule.time, memory=self.memory, receiver=self.receiver)
+        world = WebhookWorld(clock=self.schedule.time, memory=self.memory, receiver=self.receiver, seed=9)
         for _ in range(3):
             world.deliverer.run()
             world.drain()

@@ -343,7 +343,8 @@ def test_every_recording_rule_gives_the_value_that_was_driven(watched: Watched) 
         "broker:expiry_marked:rate1h": between(0.0002, 0.0004),
         "job:broker_job_duration_seconds:mean_rate1h": between(0.001, 60),
         "job:broker_job_last_success_timestamp_seconds:max": between(time.time() - 120, time.time()),
-        "job:broker_job_overdue_seconds:threshold": between(300, 93600),
+        "job:broker_job_overdue_seconds:threshold": between(180, 93600),
+        "broker:webhook_lag_seconds:max": between(0, 30),
         "operation_outcome:broker_csp_request:rate5m": between(0, 0.1),
         "operation:broker_csp_request_seconds:p99_rate5m": between(0.001, 30),
         "name:broker_circuit_state:max": between(0, 0),
@@ -361,7 +362,7 @@ def test_every_recording_rule_gives_the_value_that_was_driven(watched: Watched) 
 
 def test_jobs_keep_their_names_beside_those_of_the_scrape(watched: Watched) -> None:
     names = {found["job"] for found, _ in watched.query("job:broker_job_last_success_timestamp_seconds:max")}
-    assert names == {"sync", "cleanup", "expire", "reserve", "watch", "purge_stale"}
+    assert names == {"sync", "cleanup", "expire", "reserve", "deliver", "watch", "purge_stale"}
     sent = {found["job"]: value for found, value in watched.query("broker_beat_sent_total")}
     assert sent["expire"] > 1
 

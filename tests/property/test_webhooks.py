@@ -46,12 +46,16 @@ class Outside:
         self.receiver.answer = self._answer
         self.is_healthy = False
         self._rng = Random(seed)
+        self._started = 0
         self.processes = [self._start() for _ in range(2)]
         self.processes[0].add_endpoint()
         self._changes = 0
 
     def _start(self) -> WebhookWorld:
-        return WebhookWorld(clock=self.clock, memory=self.memory, wrap=FlakyStore, receiver=self.receiver)
+        self._started += 1
+        return WebhookWorld(
+            clock=self.clock, memory=self.memory, wrap=FlakyStore, receiver=self.receiver, seed=self._started
+        )
 
     def _answer(self, _endpoint: Endpoint, delivery: Delivery) -> WebhookAnswer:
         for each in self.memory.deliveries.values():

@@ -135,7 +135,7 @@ def test_each_try_is_recorded_with_the_answer_in_words_if_it_failed(world: Webho
 
 
 def test_while_a_delivery_is_sent_nobody_else_sends_it(world: WebhookWorld) -> None:
-    other = WebhookWorld(clock=world.clock, memory=world.memory)
+    other = WebhookWorld(clock=world.clock, memory=world.memory, seed=2)
     add(world, due())
     world.receiver.during_send = lambda: other.drain()
     world.drain()
