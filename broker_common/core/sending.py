@@ -45,9 +45,9 @@ TAKEN_SEC = 60
 """How long a delivery is taken for: longer than a try may last, and longer than the write of its outcome."""
 SEND_WITHIN_SEC = 5.0
 """How many seconds after a delivery was taken it may be sent; later it is not."""
-DRAIN_SEC = 60.0
+DRAIN_SEC = 30.0
 """How long one drain goes on. What is due then waits for the next one."""
-DRAIN_LIMIT_SEC = DRAIN_SEC + 60.0
+DRAIN_LIMIT_SEC = DRAIN_SEC + 45.0
 """Within so many seconds a drain ends: the tries that have begun are finished."""
 _PAGE = 200
 _MOST_FAILURES = 8

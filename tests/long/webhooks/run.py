@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
@@ -148,9 +149,13 @@ def run(order: Order, scratch: Path, say: Callable[[str], None], settings: Mappi
         active_from = max(_register(stack, name, receiver) for name, receiver in receivers.items())
         assert wait_until(lambda: time.time() > active_from + 1, 60)
         faults: list[str] = []
-        with ThreadPoolExecutor(_TRACKS + 1) as pool:
-            lives = [pool.submit(_live, stack, number, order) for number in range(_TRACKS)]
-            pool.submit(_strike, stack, order, faults, say, lambda: all(each.done() for each in lives)).result()
+        has_struck = threading.Event()
+        with ThreadPoolExecutor(_TRACKS) as pool:
+            lives = [pool.submit(_live, stack, number, order, has_struck) for number in range(_TRACKS)]
+            try:
+                _strike(stack, order, faults, say)
+            finally:
+                has_struck.set()
             for each in lives:
                 each.result()
         say("the tracks are done")
@@ -189,9 +194,12 @@ def _register(stack: Stack, name: str, receiver: Receiver) -> int:
     return active_from
 
 
-def _live(stack: Stack, number: int, order: Order) -> None:
-    """Allocate and give back, one sandbox after the other."""
-    for life in range(order.changes // _FACTS_OF_A_LIFE // _TRACKS + 1):
+def _live(stack: Stack, number: int, order: Order, has_struck: threading.Event) -> None:
+    """Allocate and give back, one sandbox after the other; slowly at the end, until all faults have struck."""
+    usual = order.changes // _FACTS_OF_A_LIFE // _TRACKS + 1
+    for life in count():
+        if life >= usual and has_struck.wait(1):
+            return
         track = f"track-{number}-{life}"
         given: list[str] = []
 
@@ -206,9 +214,7 @@ def _live(stack: Stack, number: int, order: Order) -> None:
         time.sleep(0.05)
 
 
-def _strike(
-    stack: Stack, order: Order, faults: list[str], say: Callable[[str], None], is_over: Callable[[], bool]
-) -> None:
+def _strike(stack: Stack, order: Order, faults: list[str], say: Callable[[str], None]) -> None:
     """Kill processes and empty Redis, one after the other, a few seconds apart."""
     kinds: list[tuple[str, Callable[[], None]]] = [
         (f"{name} killed", lambda name=name: _kill(stack, name))  # type: ignore[misc] # mypy does not see the default
@@ -221,7 +227,7 @@ def _strike(
         time.sleep(rng.uniform(1, 4))
         strike()
         faults.append(words)
-        say(f"{words}{' after the tracks were done' if is_over() else ''}")
+        say(words)
 
 
 def _kill(stack: Stack, name: str) -> None:
