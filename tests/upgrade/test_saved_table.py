@@ -207,7 +207,9 @@ def test_an_operator_can_release_every_allocation(broker: Broker) -> None:
 def test_a_lease_that_the_release_before_began_is_in_the_usage_without_a_customer(broker: Broker) -> None:
     held = broker.held().values()
     for each in held:
-        body_of(broker.track(each["allocated_to_track"], "POST", f"/v1/sandboxes/{each['sandbox_id']}/mark-for-deletion"))
+        body_of(
+            broker.track(each["allocated_to_track"], "POST", f"/v1/sandboxes/{each['sandbox_id']}/mark-for-deletion")
+        )
     broker.clock.advance(1)
     by_lab, by_customer = (broker.usage(by) for by in ("track_name", "customer"))
     assert {row["group"] for row in by_lab["rows"]} == {each["track_name"] for each in held}

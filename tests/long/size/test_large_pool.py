@@ -64,9 +64,9 @@ LIST_PAGE = 34
 """The accounts in a page of the provider's list."""
 PAGE = 1000
 """The items that the store reads by one call."""
-CLAIM_UNITS, SANDBOX_UNITS, FACT_UNITS = 2, 6, 4
+CLAIM_UNITS, SANDBOX_UNITS, FACT_UNITS, USAGE_UNITS = 2, 6, 4, 2
 """What a transaction writes of each, as DynamoDB Local counts: two units an item, and two for each index entry that is
-put or deleted. A change of status moves its entry; a fact comes with one. AWS counts one for each entry."""
+put or deleted. A change of status moves its entry; a fact comes with one; usage has none. AWS counts one for each."""
 UNIT_BYTES = 4096
 MEGABYTE = 2**20
 
@@ -177,7 +177,7 @@ def test_an_allocation_and_its_end_are_one_call_each_with_any_facts(
 
     store.commit(end(begin(sandbox, claim.lease, by=BY).result, reason=DeletionReason.MARKED, by=BY, now=START + 60))
     assert meter.calls == {"TransactWriteItems": 1}
-    assert meter.units["TransactWriteItems"] / 2 == CLAIM_UNITS + SANDBOX_UNITS + FACT_UNITS
+    assert meter.units["TransactWriteItems"] / 2 == CLAIM_UNITS + SANDBOX_UNITS + FACT_UNITS + USAGE_UNITS
 
 
 @pytest.mark.timeout(300)
