@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING
 
 from deploy.dev.plan import LOOPBACK
@@ -27,7 +28,10 @@ _SPACING_SEC = 0.5
 
 
 def wait_in_line(port: int, waiting: int, served: int) -> list[Answer]:
-    """Keep so many tracks waiting until so many were served: for each that was, a new one joins. Return their answers."""
+    """Keep so many tracks waiting until so many were served: for each that was, a new one joins. Return their answers.
+
+    Ends at once with the error of a request that the API does not answer.
+    """
     answers: list[Answer] = []
     is_over = threading.Event()
 
@@ -35,20 +39,23 @@ def wait_in_line(port: int, waiting: int, served: int) -> list[Answer]:
         while not is_over.is_set():
             (track,) = new_tracks(1)
             while not is_over.is_set():
-                answer, pause = ask(port, track)
+                try:
+                    answer, pause = ask(port, track)
+                except (OSError, HTTPException):
+                    is_over.set()  # the API has ended: the scenario has failed
+                    raise
                 if answer.status == HTTPStatus.CREATED:
                     answers.append(answer)
                     break
                 is_over.wait(pause)
 
-    with small_stacks():
-        threads = [threading.Thread(target=wait) for _ in range(waiting)]
-        for each in threads:
-            each.start()
-    ended_well = wait_until(lambda: len(answers) >= served, _JOIN_SEC + 2 * served)
-    is_over.set()
-    for each in threads:
-        each.join()
+    with small_stacks(), ThreadPoolExecutor(waiting) as threads:
+        waits = [threads.submit(wait) for _ in range(waiting)]
+        limit_sec = _JOIN_SEC + 2 * served
+        ended_well = wait_until(lambda: len(answers) >= served, limit_sec, give_up=is_over.is_set)
+        is_over.set()
+    for each in waits:
+        each.result()
     assert ended_well, f"{len(answers)} of {served} tracks were served"
     return answers
 
@@ -109,9 +116,9 @@ def free_some(port: int, waiting: int, sandboxes: int, free: Callable[[int], str
 def count_waiting(port: int) -> int:
     """Return how many tracks wait in line."""
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-    status, body = call("GET", f"http://{LOOPBACK}:{port}/v1/admin/waiting", headers=headers)
+    status, body = call("GET", f"http://{LOOPBACK}:{port}/v1/admin/waiting?limit=1", headers=headers)
     assert status == HTTPStatus.OK, body
-    return int(body["count"])
+    return int(body["waiting"])
 
 
 def delays(freed: dict[str, float], answers: list[Answer]) -> list[float]:
