@@ -18,11 +18,14 @@ from tests.long.bench.servers import ADMIN_TOKEN, TRACK_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from multiprocessing.pool import AsyncResult
 
 WAIT_SEC = 10
 """For how long each track asks to be held."""
 _STACK_BYTES = 256 * 1024
 _JOIN_SEC = 120
+SERVED = (HTTPStatus.CREATED, HTTPStatus.OK)
+"""A track is answered 200 if an earlier answer, which said that the outcome was unknown, was of a write that was made."""
 _APART_SEC = 0.02
 """The time from one track that joins to the next: their rush is not measured here."""
 _SPACING_SEC = 0.5
@@ -46,7 +49,7 @@ def wait_in_line(port: int, waiting: int, served: int) -> list[Answer]:
                 except (OSError, HTTPException):
                     is_over.set()  # the API has ended: the scenario has failed
                     raise
-                if answer.status == HTTPStatus.CREATED:
+                if answer.status in SERVED:
                     answers.append(answer)
                     break
                 is_over.wait(pause)
@@ -107,12 +110,18 @@ def _send(method: str, port: int, path: str, headers: Mapping[str, str]) -> tupl
     return Answer(0, response.status, began, time.monotonic(), body), float(response.headers.get("Retry-After", 1))
 
 
-def free_some(port: int, waiting: int, sandboxes: int, free: Callable[[int], str]) -> dict[str, float]:
+def free_some(
+    port: int, waiting: int, sandboxes: int, free: Callable[[int], str], tracks: AsyncResult[list[Answer]]
+) -> dict[str, float]:
     """Once all tracks wait, make one sandbox after the other available; return when each was, by its id.
 
-    `free` makes the sandbox of a number available, and returns its id.
+    `free` makes the sandbox of a number available, and returns its id. `tracks`: the work of `wait_in_line`, whose
+    error is raised if it ends before.
     """
-    assert wait_until(lambda: count_waiting(port) >= waiting, _JOIN_SEC), "not all tracks have joined the line"
+    have_joined = wait_until(lambda: count_waiting(port) >= waiting, _JOIN_SEC, give_up=tracks.ready)
+    if not have_joined and tracks.ready():
+        tracks.get()
+    assert have_joined, f"{count_waiting(port)} of {waiting} tracks have joined the line"
     freed: dict[str, float] = {}
     for number in range(sandboxes):
         freed[free(number)] = time.monotonic()
