@@ -95,11 +95,12 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedPlace:
-    """A place in the line, as operators see it."""
+    """A place in the line, as operators see it. `is_late`: its track is passed over until it is back."""
 
     place: Place
     position: int
     kept_until: int
+    is_late: bool
 
 
 class _View:
@@ -275,8 +276,11 @@ class WaitingLine:
     def list_all(self) -> list[ListedPlace]:
         """Return the whole line in its order, as the store has it now."""
         kept = [each for each in self._read_all() if self._is_kept(each)]
+        now = self.now()
         return [
-            ListedPlace(place=place, position=position, kept_until=self._kept_until(place))
+            ListedPlace(
+                place=place, position=position, kept_until=self._kept_until(place), is_late=not place.is_live(now)
+            )
             for position, place in enumerate(in_order(kept), 1)
         ]
 
