@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LAB = "the-lab-of-the-class"
 UNITS = {"of the class served at once": "%", "p50 to the 201": "s", "p99 to the 201": "s"}
 """The units of an outcome's figures; the others are numbers of tracks."""
-_JOIN_SEC = 120
+_JOIN_SEC = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

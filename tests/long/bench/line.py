@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WAIT_SEC = 10
 """For how long each track asks to be held."""
 _STACK_BYTES = 256 * 1024
-_JOIN_SEC = 120
+_JOIN_SEC = 300
 SERVED = (HTTPStatus.CREATED, HTTPStatus.OK)
 """A track is answered 200 if an earlier answer, which said that the outcome was unknown, was of a write that was made."""
 _APART_SEC = 0.02

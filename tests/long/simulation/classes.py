@@ -93,7 +93,8 @@ def plot(runs: list[tuple[ClassScenario, ClassResult]]) -> Figure:
 
 def _draw_served(axes: Axes, result: ClassResult, label: str) -> None:
     times = sorted([*result.at_once, *(seconds for _, seconds in result.waits)])
-    axes.step(times, [(number + 1) / len(times) for number in range(len(times))], where="post", label=label)
+    shares = [number / 100 for number in range(101)]
+    axes.plot([times[round(share * (len(times) - 1))] for share in shares], shares, label=label)
 
 
 def main() -> None:
