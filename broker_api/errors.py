@@ -185,7 +185,7 @@ ERRORS = (
     ),
     _answered(
         core.DurationLimit(
-            "the lease on sandbox '2009521' can last until 1759603755 at most",
+            "the lease on sandbox '2009521' can last until 2025-10-04 18:49:15 UTC at most",
             details={"latest_expires_at": 1759603755},
         ),
         HTTPStatus.CONFLICT,

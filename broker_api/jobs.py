@@ -8,6 +8,7 @@ from flask import jsonify
 
 from broker_api.auth import actor
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
+from broker_api.links import TO_RUN
 from broker_api.openapi import JOB_ID, answered_with
 from broker_api.preferences import preferred_wait, wait_applied
 from broker_api.runtime import runtime, services
@@ -79,6 +80,7 @@ def _add_start(blueprint: Blueprint, job: JobSpec) -> None:
             operationId=f"admin{job.name.title().replace('_', '')}",
             parameters=["prefer"],
             errors=("QUEUE_UNAVAILABLE",),
+            responses={status: {"links": TO_RUN} for status in (200, 202)},
         ),
         *([blueprint.arguments(flags_schema(job)(), required=False)] if job.flags else []),
         blueprint.route(f"/{job.path}", methods=["POST"], role=Role.OPERATOR),

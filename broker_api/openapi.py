@@ -11,6 +11,7 @@ from broker_api import rate_limit, tracing
 from broker_api.description_files import read_calls
 from broker_api.error_answers import JSON, PROBLEM, Fault
 from broker_api.errors import ERROR_CODES
+from broker_api.links import LINKS
 from broker_api.schemas.errors import ErrorSchema, ProblemSchema
 from broker_api.schemas.parts import DELIVERY_ID as EXAMPLE_DELIVERY_ID
 from broker_api.schemas.parts import ENDPOINT_ID as EXAMPLE_ENDPOINT_ID
@@ -170,7 +171,7 @@ def answered_with(*headers: str) -> dict[str, dict[str, str]]:
 
 
 class SharedDescription(BasePlugin):
-    """Completes each call with what calls share: its text from the files, common headers, its role, and its errors.
+    """Completes each call: its text from the files, common headers, its role, its links, and its errors.
 
     A call declares as `errors` the codes that not all calls answer, and as `role` the role that it needs.
     """
@@ -212,6 +213,9 @@ class SharedDescription(BasePlugin):
                 for status, answer in operation["responses"].items()
                 if isinstance(answer, dict)
             }
+            for status, answer in answers.items():
+                if (links := LINKS.get((operation["operationId"], int(status)))) is not None:
+                    answer["links"] = links
             operation["responses"] = dict(sorted((self._describe_errors(codes) | answers).items()))
 
     def _describe_errors(self, codes: Iterable[str]) -> dict[int, str]:

@@ -160,5 +160,5 @@ def _in_core(body: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(reservation: Reservation) -> dict[str, Any]:
     fields = {name: getattr(reservation, name) for name in _STORED}
-    now = services().clock.now()
+    now = services().bookings.now()
     return fields | {"state": reservation.state_at(now), "short_by": reservation.short_by_at(now)}

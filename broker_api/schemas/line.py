@@ -94,6 +94,7 @@ class PlaceSchema(Schema):
             "joined_at": place.joined_at,
             "back_by": place.back_by,
             "place_kept_until": listed.kept_until,
+            "late": listed.is_late,
         }
 
     place_id = text_field(PLACE_ID, "Names the place")
@@ -104,8 +105,15 @@ class PlaceSchema(Schema):
     customer = optional_text_field(None, "The customer of its token; else null")
     name_prefix = text_field("", _PREFIX)
     joined_at = time_field(_JOINED_AT)
-    back_by = time_field("When the track should be back. If it is 5 s late, it is passed over", 1759574958)
+    back_by = time_field("When the track should be back", 1759574958)
     place_kept_until = time_field(_KEPT_UNTIL, 1759575558)
+    late = fields.Boolean(
+        required=True,
+        metadata={
+            "example": False,
+            "description": "The track is more than 5 s late. It is passed over until it is back",
+        },
+    )
 
 
 class LineSchema(Schema):

@@ -23,8 +23,8 @@ _LISTED = 1000
 def line(ctx: click.Context, limit: int, *, as_json: bool) -> None:
     """Show the line of tracks that wait for a sandbox, or remove a place from it.
 
-    `back_by` is when the track should repeat its request. A track that is late is passed over, and keeps its place for
-    LINE_GRACE_SEC.
+    `back_by` is when the track should repeat its request. A track that is late is marked. It is passed over, and keeps
+    its place for LINE_GRACE_SEC.
 
     Example: broker line
     """
@@ -39,7 +39,7 @@ def line(ctx: click.Context, limit: int, *, as_json: bool) -> None:
             **each,
             "name_prefix": each["name_prefix"] or None,
             "waits_since": show_time(each["joined_at"]),
-            "back_by": show_time(each["back_by"]),
+            "back_by": show_time(each["back_by"]) + (" (late)" if each["late"] else ""),
         }
         for each in found["places"]
     )
@@ -53,10 +53,15 @@ def line(ctx: click.Context, limit: int, *, as_json: bool) -> None:
 def remove(place_id: str) -> None:
     """Remove a place from the line.
 
-    `broker line` shows the ids. If the track asks again, it waits at the end. May be repeated: it says the same if
-    there is no such place.
+    `broker line` shows the ids. If the track asks again, it waits at the end. May be repeated.
 
     Example: broker line remove PLACE_ID
     """
-    operators_api().delete(f"/waiting/{quote(place_id, safe='')}")
-    click.echo(f"{place_id} is not in the line, or is no longer")
+    api = operators_api()
+    found = next((each for each in api.get("/waiting", limit=_LISTED)["places"] if each["place_id"] == place_id), None)
+    api.delete(f"/waiting/{quote(place_id, safe='')}")
+    if found is None:
+        # It may have been one of those that are not listed, far back in a long line.
+        click.echo(f"there is no place {place_id} in the line")
+    else:
+        click.echo(f"removed the place of track {found['track_id']}")

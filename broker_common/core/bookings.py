@@ -112,6 +112,10 @@ class Bookings:
         self._policy = policy
         self._pool = SharedRead(lambda: store.read_all(with_accounts=False).sandboxes, clock)
 
+    def now(self) -> int:
+        """Return the time by which reservations go: the clock's, corrected by the store's."""
+        return self._clock.now() - self._guard.clock_error()
+
     def book(self, wanted: Wanted, *, by: Actor, idempotency_key: str | None = None) -> Booked:
         """Book a reservation. A repeated request of the same principal with the same key gets the same one.
 
@@ -134,7 +138,7 @@ class Bookings:
                             "this idempotency key was used for another reservation; use a new one"
                         )
                     return Booked(earlier, replayed=True)
-            now = self._clock.now()
+            now = self.now()
             reservation = Reservation(
                 reservation_id=reservation_id,
                 **_fields_of(wanted),
@@ -153,7 +157,7 @@ class Bookings:
 
     def check(self, wanted: Wanted) -> Fit:
         """Tell whether a reservation could be booked. Books nothing. Raises `InvalidInput` and `StoreUnavailable`."""
-        now = self._clock.now()
+        now = self.now()
         reservation = Reservation(reservation_id="", **_fields_of(wanted), created_at=now, created_by="")
         _check(reservation, now)
         known = self._store.read_reservations()
@@ -163,10 +167,11 @@ class Bookings:
     def change(self, reservation_id: str, changes: Mapping[str, object], *, version: int, by: Actor) -> Reservation:
         """Change the named fields of a reservation that was read at `version`.
 
-        What is set aside and no longer needed is returned: what exceeds a smaller count before the change, the rest
-        after it. If that fails, the job `reserve` goes on with it. Raises `ReservationNotFound`, `VersionMismatch`,
-        `CapacityNotAvailable`, `InvalidInput`, and `ReservationNotOpen` if it has ended or was cancelled; also
-        `UpgradeUnfinished`, `UnsafeToAct` and `StoreUnavailable`.
+        A change to the same values changes nothing, not even the version. What is set aside and no longer needed is
+        returned: what exceeds a smaller count before the change, the rest after it. If that fails, the job `reserve`
+        goes on with it. Raises `ReservationNotFound`, `VersionMismatch`, `CapacityNotAvailable`, `InvalidInput`, and
+        `ReservationNotOpen` if it has ended or was cancelled; also `UpgradeUnfinished`, `UnsafeToAct` and
+        `StoreUnavailable`.
         """
         self._check_allowed("change a reservation")
         unknown = changes.keys() - {field.name for field in fields(Wanted)}
@@ -175,14 +180,12 @@ class Bookings:
         backoff = self._backoff()
         while True:
             known = self._store.read_reservations()
-            current = self._current(known, reservation_id)
-            if current.version != version:
-                raise VersionMismatch(
-                    f"the reservation has version {current.version}: read it again, then repeat the change",
-                    details={"version": current.version},
-                )
-            changed = replace(current, **cast("Mapping[str, Any]", changes), version=version + 1)
-            now = self._clock.now()
+            current = self._at_version(known, reservation_id, version)
+            changed = replace(current, **cast("Mapping[str, Any]", changes))
+            if changed == current:
+                return current
+            changed = replace(changed, version=version + 1)
+            now = self.now()
             _check(changed, now, earliest=min(now, current.starts_at))
             if changed.count < current.drawn:
                 raise _fault("count", f"must be at least {current.drawn}, because so many sandboxes were drawn")
@@ -219,7 +222,7 @@ class Bookings:
             if current is not None and current.stage is ReservationStage.CANCELLED:
                 break
             current = self._current(known, reservation_id)
-            now = self._clock.now()
+            now = self.now()
             cancelled = replace(current, stage=ReservationStage.CANCELLED, version=current.version + 1, ended_at=now)
             fact = PoolFact(
                 kind=PoolFactKind.RESERVATION_ENDED,
@@ -260,7 +263,7 @@ class Bookings:
         not given by a listing of the same state.
         """
         after, archived = _read_cursor(state, cursor)
-        now = self._clock.now()
+        now = self.now()
         found: list[Reservation] = []
         if archived is None:
             known = sorted(self._store.read_reservations().reservations, key=_by_start)
@@ -305,9 +308,19 @@ class Bookings:
         found = self._find(known, reservation_id)
         if found is None:
             raise ReservationNotFound(f"there is no reservation {reservation_id!r}")
-        if found.state_at(self._clock.now()) in {ReservationState.ENDED, ReservationState.CANCELLED}:
+        if found.state_at(self.now()) in {ReservationState.ENDED, ReservationState.CANCELLED}:
             raise ReservationNotOpen(
                 f"reservation {reservation_id!r} has ended, or was cancelled", details={"opens_at": found.opens_at}
+            )
+        return found
+
+    def _at_version(self, known: OpenReservations, reservation_id: str, version: int) -> Reservation:
+        """Return what `_current` returns. Raises also `VersionMismatch` if it has another version."""
+        found = self._current(known, reservation_id)
+        if found.version != version:
+            raise VersionMismatch(
+                f"the reservation has version {found.version}: read it again, then repeat the change",
+                details={"version": found.version},
             )
         return found
 

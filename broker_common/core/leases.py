@@ -7,6 +7,7 @@ the next lease.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from broker_common.core.errors import (
@@ -230,8 +231,9 @@ class Leases:
                 return Extension(sandbox.sandbox_id, lease, unchanged=True)
             latest = max(lease.allocated_at + longest_sec, lease.expires_at)
             if expires_at > latest:
+                shown = f"{datetime.fromtimestamp(latest, UTC):%Y-%m-%d %H:%M:%S} UTC"
                 raise DurationLimit(
-                    f"the lease on sandbox {sandbox.sandbox_id!r} can last until {latest} at most",
+                    f"the lease on sandbox {sandbox.sandbox_id!r} can last until {shown} at most",
                     details={"latest_expires_at": latest},
                 )
             longer = extend(sandbox, expires_at=expires_at, by=by, now=self._clock.now())

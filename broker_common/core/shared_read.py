@@ -20,8 +20,10 @@ Value = TypeVar("Value")
 class SharedRead(Generic[Value]):
     """The last value that was read; safe to use from many threads."""
 
-    def __init__(self, read: Callable[[], Value], clock: Clock, *, spacing: float = 0.0) -> None:
-        """Call `read` at most once in `spacing` seconds."""
+    def __init__(
+        self, read: Callable[[], Value], clock: Clock, *, spacing: Callable[[Value], float] = lambda _: 0.0
+    ) -> None:
+        """Call `read` again so many seconds after the last time as `spacing` says of the value, or later."""
         self._read = read
         self._clock = clock
         self._spacing = spacing
@@ -45,8 +47,8 @@ class SharedRead(Generic[Value]):
             known = self._known
             if known is not None and known[0] >= not_before:
                 return known
-            last = known[0] if known is not None else -math.inf
-            if (pause := last + self._spacing - self._clock.monotonic()) > 0:
+            next_at = known[0] + self._spacing(known[1]) if known is not None else -math.inf
+            if (pause := next_at - self._clock.monotonic()) > 0:
                 if time_left(self._clock) < pause:
                     raise StoreUnavailable("the deadline is too near for another read of the store")
                 self._clock.sleep(pause)

@@ -57,7 +57,9 @@ LONG_LINE = 2000
 """Only so many places, the first ones, are read every second."""
 WALK_SPACING_SEC = 1.35
 """The time between two reads of a line that is not empty, and of all free sandboxes: with four shards, fewer than four
-reads a second."""
+reads a second. It is longer if sandboxes are set aside for who waits, because each reservation is a read of its own."""
+LONGEST_SPACING_SEC = 2.0
+_READ_SPACING_SEC = 0.27
 VISIBLE_SEC = 1.0
 """A sandbox that was visible in the index for so long before a request is found for it."""
 LONG_PAGE = 1000
@@ -93,11 +95,12 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedPlace:
-    """A place in the line, as operators see it."""
+    """A place in the line, as operators see it. `is_late`: its track is passed over until it is back."""
 
     place: Place
     position: int
     kept_until: int
+    is_late: bool
 
 
 class _View:
@@ -130,6 +133,13 @@ class _Walk:
 
     places: list[Place]
     free: list[Candidate]
+    reads: int
+    """How many reads it took, with those of the line until the next one."""
+
+    @property
+    def spacing(self) -> float:
+        """The time to the next one."""
+        return max(WALK_SPACING_SEC, min(LONGEST_SPACING_SEC, _READ_SPACING_SEC * self.reads))
 
 
 class WaitingLine:
@@ -158,7 +168,7 @@ class WaitingLine:
         self._policy = policy
         self._first = SharedRead(self._read_first, clock)
         self._whole = SharedRead(self._read_all, clock)
-        self._free = SharedRead(self._walk, clock, spacing=WALK_SPACING_SEC)
+        self._free = SharedRead(self._walk, clock, spacing=attrgetter("spacing"))
         self._lock = threading.Lock()
         self._written: dict[str, tuple[float, Place | None]] = {}
         """What this process itself wrote to the line, and when: newer than an earlier read."""
@@ -266,8 +276,11 @@ class WaitingLine:
     def list_all(self) -> list[ListedPlace]:
         """Return the whole line in its order, as the store has it now."""
         kept = [each for each in self._read_all() if self._is_kept(each)]
+        now = self.now()
         return [
-            ListedPlace(place=place, position=position, kept_until=self._kept_until(place))
+            ListedPlace(
+                place=place, position=position, kept_until=self._kept_until(place), is_late=not place.is_live(now)
+            )
             for position, place in enumerate(in_order(kept), 1)
         ]
 
@@ -494,6 +507,7 @@ class WaitingLine:
     def _walk(self) -> _Walk:
         """Read all sandboxes that are free for somebody who waits, set aside or available, then the line."""
         found: list[Candidate] = []
+        reads = 0
         wanted = self._wanted()
         reserved = sorted(wanted & self._reservations.open_ids()) if wanted else []
         for reservation_id in (*reserved, None):
@@ -503,10 +517,13 @@ class WaitingLine:
                     raise StoreUnavailable("looking for a free sandbox took too long")
                 page = self._store.read_candidates(position, limit=LONG_PAGE, prefix="", reservation_id=reservation_id)
                 found += page.candidates
+                reads += 1
                 position, travelled = page.next, travelled + page.distance
         self._rng.shuffle(found)  # else the processes would try the same sandboxes first
         self._first.get(not_before=math.inf)
-        return _Walk(self._current().places, found)
+        # A line that is more than BUSY_AGE_SEC old is read once more before the next walk.
+        reads += 1 if not reserved else 2
+        return _Walk(self._current().places, found, reads)
 
     def _wanted(self) -> set[str]:
         """Return the ids of the reservations from which tracks that wait may draw."""

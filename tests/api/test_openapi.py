@@ -12,12 +12,12 @@ from openapi_spec_validator import validate
 from broker_api.caller import CALLER_HEADERS
 from broker_api.description_files import SCENARIOS, read_calls
 from broker_api.errors import ANSWERED, ERROR_CODES, ERRORS
+from broker_api.links import LINKS
 from broker_common.core.job_registry import JOBS
 from deploy.dev.processes import ROOT
 from tests.api.description import COPY, describe, faults_of, look_up, operations, read_document
 from tests.api.harness import Api, body_of, make_api
 from tests.api.test_roles import ALLOWED
-from tests.e2e.schemathesis_links import LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -276,18 +276,42 @@ def test_an_answer_without_a_valid_token_is_described_with_the_scheme_to_use(doc
     assert all("WWW-Authenticate" in each["responses"]["401"]["headers"] for each in with_token)
 
 
-def test_the_description_has_no_links_and_those_of_the_fuzzer_lead_to_calls_that_take_their_parameters(
-    document: dict[str, Any],
-) -> None:
+def test_links_lead_to_calls_that_take_their_parameters(document: dict[str, Any]) -> None:
     found = operations(document)
-    assert [status for status, answer in answers(document) if "links" in answer] == []
     taken = {
         operation["operationId"]: {each["name"] for each in operation["parameters"]} for operation in found.values()
     }
-    for (verb, path, status), links in LINKS.items():
-        assert status in found[verb, path]["responses"]
-        for link in links.values():
-            assert set(link["parameters"]) <= taken[link["operationId"]]
+    links = [link for _, answer in answers(document) for link in answer.get("links", {}).values()]
+    assert links
+    for link in links:
+        assert set(link["parameters"]) <= taken[link["operationId"]]
+
+
+def test_a_class_and_a_track_that_waits_are_followed_by_links(document: dict[str, Any]) -> None:
+    found = operations(document)
+
+    def led_to(verb: str, path: str, status: str) -> set[str]:
+        return set(found[verb, path]["responses"][status]["links"])
+
+    assert led_to("post", "/v1/admin/reservations", "201") == {
+        "adminReadReservation",
+        "adminChangeReservation",
+        "adminCancelReservation",
+        "allocate",
+    }
+    assert led_to("post", "/v1/allocate", "201") >= {"readSandbox", "extend", "markForDeletion"}
+    assert led_to("post", "/v1/allocate", "202") == {"listWaiting", "giveUpWaiting"}
+
+
+def test_every_link_is_in_the_description(document: dict[str, Any]) -> None:
+    shown = {
+        (operation["operationId"], int(status))
+        for operation in operations(document).values()
+        for status, answer in operation["responses"].items()
+        if "links" in answer
+    }
+    starts = {(f"admin{job.name.title().replace('_', '')}", status) for job in JOBS.values() for status in (200, 202)}
+    assert shown == LINKS.keys() | starts
 
 
 SCENARIO_CALL = re.compile(r"`(GET|POST|PATCH|DELETE) (/[^`\s]*)`")

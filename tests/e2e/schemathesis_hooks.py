@@ -1,4 +1,4 @@
-"""What schemathesis gets beside the API's description: links between calls, and limits to what it may do."""
+"""Limits to what schemathesis may do by the API's description."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import schemathesis
-
-from tests.e2e.schemathesis_links import add_links
 
 if TYPE_CHECKING:
     from schemathesis import Case, HookContext
@@ -20,12 +18,6 @@ _UUID = re.compile(r"[0-9a-f-]{36}")
 _DAY_SEC = 24 * 3600
 _YEAR_2100 = 4_102_444_800
 _LONGEST_URL = 2000
-
-
-@schemathesis.hook
-def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
-    """Add links, so that calls follow each other with ids that exist."""
-    add_links(raw_schema)
 
 
 @schemathesis.hook

@@ -54,7 +54,7 @@ from broker_common.core.pool import remove, restore
 from broker_common.core.ports import InactiveAccount, SkippedAccount, WipeAnswer
 from broker_common.core.sandbox import Lease, Sandbox, Status
 from broker_common.core.store import Conflict
-from broker_common.core.waiting import WALK_SPACING_SEC, Waiting, WaitingLine
+from broker_common.core.waiting import LONGEST_SPACING_SEC, Waiting, WaitingLine
 from tests import line_model
 from tests.fakes import (
     BY,
@@ -748,7 +748,7 @@ class Promises(RuleBasedStateMachine):
     @property
     def window(self) -> float:
         """For how many seconds a process may not know what has moved in the line, or in the index if that lags."""
-        return 2 + (self.lag and self.lag + WALK_SPACING_SEC)
+        return 2 + (self.lag and self.lag + LONGEST_SPACING_SEC)
 
     def teardown(self) -> None:
         """Let the provider answer again: everything that was given back is wiped, and nothing waits for ever."""

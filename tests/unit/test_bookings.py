@@ -23,7 +23,7 @@ from broker_common.core.principals import Actor
 from broker_common.core.reservation import Reservation, ReservationStage, ReservationState
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Conflict, Position
-from tests.fakes import BY, START, StoreWrapper, make_reservation, make_sandbox
+from tests.fakes import BY, START, FakeClock, MemoryStore, StoreWrapper, make_reservation, make_sandbox
 from tests.world import World, flaky_world
 
 if TYPE_CHECKING:
@@ -306,6 +306,29 @@ def test_a_change_changes_the_named_fields_and_the_version() -> None:
     with pytest.raises(VersionMismatch) as error:
         change(world, first, count=7)
     assert error.value.details == {"version": 2}
+
+
+def test_a_change_to_the_same_values_leaves_the_version_but_must_name_it() -> None:
+    world = a_world()
+    first = booked(world, note="a")
+    assert change(world, first, count=first.count, note="a") == change(world, first) == first
+    assert world.memory.read_reservation(first.reservation_id) == first
+    with pytest.raises(VersionMismatch):
+        world.bookings.change(first.reservation_id, {}, version=2, by=BY)
+
+
+@pytest.mark.parametrize("ahead", [-50, 50])
+def test_a_reservation_is_booked_and_ends_by_the_stores_time_where_the_clock_is_a_bit_off(ahead: int) -> None:
+    memory = MemoryStore(FakeClock(START))
+    world = World(clock=FakeClock(START + ahead), memory=memory)
+    world.pool(10)
+    first = booked(world, count=1, at=START + 100, hours=0.5)
+    assert first.created_at == pytest.approx(START, abs=1)
+    world.clock.advance(100 + 1800 - 5)
+    page = world.bookings.list(state=ReservationState.OPEN, limit=5, cursor=None)
+    assert page.reservations == (first,)
+    world.clock.advance(10)
+    assert world.bookings.list(state=ReservationState.OPEN, limit=5, cursor=None).reservations == ()
 
 
 def test_a_change_is_checked_as_a_booking_is_but_without_itself() -> None:

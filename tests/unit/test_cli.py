@@ -695,6 +695,7 @@ WAITS = {
     "joined_at": 1_750_000_000,
     "back_by": 1_750_000_003,
     "place_kept_until": 1_750_000_603,
+    "late": True,
     "place_id": "place-1",
 }
 
@@ -722,7 +723,7 @@ def test_the_line_is_a_table_that_says_who_waits_since_when_and_how_many_are_not
     ]
     assert row.split()[:5] == ["1", "track-7", "-", "acme", "-"]
     assert "2025-06-15 15:06:40Z" in row
-    assert row.endswith("place-1")
+    assert re.search(r"2025-06-15 15:06:43Z, \d+ s ago \(late\) +place-1$", row)
     assert "3 more tracks wait behind these" in result.stderr
 
 
@@ -735,15 +736,21 @@ def test_the_line_is_shown_as_json_with_every_field() -> None:
 
 
 @responses.activate
-def test_a_place_is_removed_by_its_id_with_any_characters() -> None:
-    responses.delete(f"{URL}/waiting/a%2Fb", status=204)
-    result = broker("line", "remove", "a/b")
-    assert (result.exit_code, result.stdout) == (0, "a/b is not in the line, or is no longer\n")
+@pytest.mark.parametrize(
+    ("place_id", "told"),
+    [("place/1", "removed the place of track track-7\n"), ("a/b", "there is no place a/b in the line\n")],
+)
+def test_a_removal_says_whose_place_it_was_or_that_there_is_none(place_id: str, told: str) -> None:
+    responses.get(f"{URL}/waiting", json={"places": [WAITS | {"place_id": "place/1"}], "count": 1, "waiting": 1})
+    removed = responses.delete(f"{URL}/waiting/{place_id.replace('/', '%2F')}", status=204)
+    result = broker("line", "remove", place_id)
+    assert (result.exit_code, result.stdout, removed.call_count) == (0, told, 1)
 
 
 @responses.activate
 def test_a_removal_that_is_refused_says_why() -> None:
     told = refusal("FORBIDDEN", "this call needs the role operator")
+    responses.get(f"{URL}/waiting", json={"places": [WAITS], "count": 1, "waiting": 1})
     responses.delete(f"{URL}/waiting/place-1", json=told, status=403)
     result = broker("line", "remove", "place-1")
     assert (result.exit_code, "needs the role operator" in result.output) == (1, True)

@@ -23,7 +23,7 @@ class Bench:
         self.reads = 0
         self.reading, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
-        self.shared = SharedRead(self._read, self.clock, spacing=SPACING)
+        self.shared = SharedRead(self._read, self.clock, spacing=lambda _: SPACING)
 
     def _read(self) -> int:
         self.reading.set()

@@ -21,7 +21,7 @@ from broker_common.core.errors import (
     StoreUnavailable,
     UpgradeUnfinished,
 )
-from broker_common.core.line import Place, Wish, new_place_id
+from broker_common.core.line import LATE_SEC, Place, Wish, new_place_id
 from broker_common.core.policy import Policy
 from broker_common.core.sandbox import Status
 from broker_common.core.store import RETURN_RANKS, PoolCount
@@ -362,9 +362,11 @@ def test_the_list_of_the_line_has_each_kept_place_with_its_position_also_those_o
     world.clock.advance(1)
     second = waiting(another_process(world).wait("b")).place
     assert world.line.list_all() == [
-        ListedPlace(place=first, position=1, kept_until=first.back_by + GRACE),
-        ListedPlace(place=second, position=2, kept_until=second.back_by + GRACE),
+        ListedPlace(place=first, position=1, kept_until=first.back_by + GRACE, is_late=False),
+        ListedPlace(place=second, position=2, kept_until=second.back_by + GRACE, is_late=False),
     ]
+    world.clock.advance(first.back_by + LATE_SEC + 1 - world.clock.now())
+    assert [each.is_late for each in world.line.list_all()] == [True, False]
 
 
 def test_who_gives_up_has_no_place_although_only_another_process_knew_of_it(world: World) -> None:

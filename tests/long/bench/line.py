@@ -5,29 +5,38 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING
 
 from deploy.dev.plan import LOOPBACK
-from deploy.dev.processes import call, wait_until
+from deploy.dev.processes import wait_until
 from tests.long.bench.load import Answer, new_tracks, percentile
 from tests.long.bench.servers import ADMIN_TOKEN, TRACK_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from multiprocessing.pool import AsyncResult
 
 WAIT_SEC = 10
 """For how long each track asks to be held."""
 _STACK_BYTES = 256 * 1024
-_JOIN_SEC = 120
+_JOIN_SEC = 300
+SERVED = (HTTPStatus.CREATED, HTTPStatus.OK)
+"""A track is answered 200 if an earlier answer, which said that the outcome was unknown, was of a write that was made."""
+_APART_SEC = 0.02
+"""The time from one track that joins to the next: their rush is not measured here."""
 _SPACING_SEC = 0.5
 """The time from one freed sandbox to the next."""
 
 
 def wait_in_line(port: int, waiting: int, served: int) -> list[Answer]:
-    """Keep so many tracks waiting until so many were served: for each that was, a new one joins. Return their answers."""
+    """Keep so many tracks waiting until so many were served: for each that was, a new one joins. Return their answers.
+
+    Ends at once with the error of a request that the API does not answer.
+    """
     answers: list[Answer] = []
     is_over = threading.Event()
 
@@ -35,20 +44,26 @@ def wait_in_line(port: int, waiting: int, served: int) -> list[Answer]:
         while not is_over.is_set():
             (track,) = new_tracks(1)
             while not is_over.is_set():
-                answer, pause = ask(port, track)
-                if answer.status == HTTPStatus.CREATED:
+                try:
+                    answer, pause = ask(port, track)
+                except (OSError, HTTPException):
+                    is_over.set()  # the API has ended: the scenario has failed
+                    raise
+                if answer.status in SERVED:
                     answers.append(answer)
                     break
                 is_over.wait(pause)
 
-    with small_stacks():
-        threads = [threading.Thread(target=wait) for _ in range(waiting)]
-        for each in threads:
-            each.start()
-    ended_well = wait_until(lambda: len(answers) >= served, _JOIN_SEC + 2 * served)
-    is_over.set()
-    for each in threads:
-        each.join()
+    with small_stacks(), ThreadPoolExecutor(waiting) as threads:
+        waits = []
+        for _ in range(waiting):
+            waits.append(threads.submit(wait))
+            is_over.wait(_APART_SEC)
+        limit_sec = _JOIN_SEC + 2 * served
+        ended_well = wait_until(lambda: len(answers) >= served, limit_sec, give_up=is_over.is_set)
+        is_over.set()
+    for each in waits:
+        each.result()
     assert ended_well, f"{len(answers)} of {served} tracks were served"
     return answers
 
@@ -66,26 +81,28 @@ def small_stacks() -> Iterator[None]:
 def ask(port: int, track: str, *, wait_sec: int = WAIT_SEC, lab: str | None = None) -> tuple[Answer, float]:
     """Allocate for a track that waits; return the answer, and after how many seconds to ask again."""
     named = {"X-Instruqt-Track-ID": lab} if lab else {}
-    return _send(port, "/v1/allocate", track, {"Prefer": f"wait={wait_sec}", **named})
+    return _send("POST", port, "/v1/allocate", {**_headers(track), "Prefer": f"wait={wait_sec}", **named})
 
 
 def give_back(port: int, track: str, sandbox_id: str) -> None:
     """Mark the sandbox of a track for deletion, again after a 503. Fails unless that succeeds."""
     while True:
-        answer, pause = _send(port, f"/v1/sandboxes/{sandbox_id}/mark-for-deletion", track, {})
+        answer, pause = _send("POST", port, f"/v1/sandboxes/{sandbox_id}/mark-for-deletion", _headers(track))
         if answer.status != HTTPStatus.SERVICE_UNAVAILABLE:
             break
         time.sleep(pause)
     assert answer.status == HTTPStatus.OK, answer
 
 
-def _send(port: int, path: str, track: str, headers: Mapping[str, str]) -> tuple[Answer, float]:
+def _headers(track: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {TRACK_TOKEN}", "X-Track-ID": track}
+
+
+def _send(method: str, port: int, path: str, headers: Mapping[str, str]) -> tuple[Answer, float]:
     connection = HTTPConnection(LOOPBACK, port, timeout=WAIT_SEC + 30)
     began = time.monotonic()
     try:
-        connection.request(
-            "POST", path, headers={"Authorization": f"Bearer {TRACK_TOKEN}", "X-Track-ID": track, **headers}
-        )
+        connection.request(method, path, headers=headers)
         response = connection.getresponse()
         body = response.read()
     finally:
@@ -93,12 +110,18 @@ def _send(port: int, path: str, track: str, headers: Mapping[str, str]) -> tuple
     return Answer(0, response.status, began, time.monotonic(), body), float(response.headers.get("Retry-After", 1))
 
 
-def free_some(port: int, waiting: int, sandboxes: int, free: Callable[[int], str]) -> dict[str, float]:
+def free_some(
+    port: int, waiting: int, sandboxes: int, free: Callable[[int], str], tracks: AsyncResult[list[Answer]]
+) -> dict[str, float]:
     """Once all tracks wait, make one sandbox after the other available; return when each was, by its id.
 
-    `free` makes the sandbox of a number available, and returns its id.
+    `free` makes the sandbox of a number available, and returns its id. `tracks`: the work of `wait_in_line`, whose
+    error is raised if it ends before.
     """
-    assert wait_until(lambda: count_waiting(port) >= waiting, _JOIN_SEC), "not all tracks have joined the line"
+    have_joined = wait_until(lambda: count_waiting(port) >= waiting, _JOIN_SEC, give_up=tracks.ready)
+    if not have_joined and tracks.ready():
+        tracks.get()
+    assert have_joined, f"{count_waiting(port)} of {waiting} tracks have joined the line"
     freed: dict[str, float] = {}
     for number in range(sandboxes):
         freed[free(number)] = time.monotonic()
@@ -107,11 +130,12 @@ def free_some(port: int, waiting: int, sandboxes: int, free: Callable[[int], str
 
 
 def count_waiting(port: int) -> int:
-    """Return how many tracks wait in line."""
-    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-    status, body = call("GET", f"http://{LOOPBACK}:{port}/v1/admin/waiting", headers=headers)
-    assert status == HTTPStatus.OK, body
-    return int(body["count"])
+    """Return how many tracks wait in line; 0 if the API is too busy to say it."""
+    answer, _ = _send("GET", port, "/v1/admin/waiting?limit=1", {"Authorization": f"Bearer {ADMIN_TOKEN}"})
+    if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return 0
+    assert answer.status == HTTPStatus.OK, answer
+    return int(json.loads(answer.body)["waiting"])
 
 
 def delays(freed: dict[str, float], answers: list[Answer]) -> list[float]:

@@ -22,6 +22,7 @@ from deploy.dev.plan import LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from multiprocessing.pool import AsyncResult
 
 Result = TypeVar("Result")
 
@@ -141,9 +142,9 @@ class Generator:
         """Send the requests from `clients`. Each client sends its next one right after an answer."""
         return self._pool.apply(drive, (port, requests, clients))
 
-    def start(self, work: Callable[..., Result], *arguments: object) -> Callable[[], Result]:
-        """Begin other work in the same process; return what waits for its result."""
-        return self._pool.apply_async(work, arguments).get
+    def start(self, work: Callable[..., Result], *arguments: object) -> AsyncResult[Result]:
+        """Begin other work in the same process; return what tells whether it has ended, and waits for its result."""
+        return self._pool.apply_async(work, arguments)
 
     def allocate(self, port: int, token: str, count: int, *, clients: int) -> dict[str, str]:
         """Allocate for new tracks; return the sandbox id of each. Fails unless all succeed."""

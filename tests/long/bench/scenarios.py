@@ -573,9 +573,9 @@ def measure_line(bench: Bench) -> None:
             return make_pool(1, first=number)[0].sandbox_id
 
         with bench.servers.api(table) as api:
-            answers = bench.generator.start(line.wait_in_line, api.port, waiting, sandboxes)
-            freed = line.free_some(api.port, waiting, sandboxes, free)
-            seconds = line.delays(freed, answers())
+            tracks = bench.generator.start(line.wait_in_line, api.port, waiting, sandboxes)
+            freed = line.free_some(api.port, waiting, sandboxes, free, tracks)
+            seconds = line.delays(freed, tracks.get())
         scenario = f"a line of {waiting}"
         for percent in (50, 99):
             bench.findings.add(

@@ -36,7 +36,7 @@ from tests.http_server import Handler, serving
 from tests.long.bench.bare import Bare, transactions
 from tests.long.bench.cost import GAUGES, GAUGES_OF_NONE, LOOK, Meter, Units, months_table, price
 from tests.long.bench.flood import ratios, sum_up
-from tests.long.bench.line import delays
+from tests.long.bench.line import count_waiting, delays, wait_in_line
 from tests.long.bench.load import Answer, Generator, Load, allocations, drive, new_tracks, percentile
 from tests.long.bench.parts import PARTS, costs_of, draw_parts
 from tests.long.bench.pool import make_pool
@@ -390,6 +390,30 @@ def test_a_drain_shows_a_sandbox_given_twice_and_a_refusal_before_a_later_reques
     assert figures["sandboxes given"] == 50
     assert figures["sandboxes given twice"] == 1
     assert figures["409 while a sandbox was free"] == 1
+
+
+def test_the_whole_line_is_counted_however_few_of_its_places_are_listed() -> None:
+    class Api(Handler):
+        def reply(self) -> None:
+            self.answer(200, json.dumps({"places": [{}], "count": 1, "waiting": 1000}).encode())
+
+    with serving(Api) as server:
+        assert count_waiting(server.server_port) == 1000
+
+
+@pytest.mark.timeout(30)
+def test_tracks_stop_waiting_when_the_api_does_not_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    class Api(Handler):
+        asked = 0
+
+        def reply(self) -> None:
+            Api.asked += 1
+            if Api.asked < 50:
+                self.answer(202, Retry_After="20")
+
+    with serving(Api) as server, pytest.raises(ConnectionError):
+        wait_in_line(server.server_port, waiting=50, served=1)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_track_that_is_served_again_after_an_unknown_outcome_holds_one_sandbox() -> None:

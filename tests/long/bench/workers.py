@@ -283,7 +283,7 @@ def serve_class(servers: Servers, generator: Generator, crowd: flood.Crowd, *, w
         reserved = crowd.students if with_reservation else 0
         if reserved:
             _reserve(site, reserved)
-        return generator.start(flood.bring_class, site.port, crowd, reserved)()
+        return generator.start(flood.bring_class, site.port, crowd, reserved).get()
 
 
 def _reserve(site: _Site, count: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -302,8 +303,13 @@ class _Run:
         give_back(self.store, sandbox_id, order=self._rng.randrange(ORDER_LIMIT), now=self.time.now())
 
 
-def give_back(store: SimulatedStore, sandbox_id: str, *, order: int, now: int) -> None:
-    """End an allocation and wipe its sandbox, with the writes that the broker makes."""
+def give_back(
+    store: SimulatedStore, sandbox_id: str, *, order: int, now: int, reservations: KnownReservations | None = None
+) -> None:
+    """End an allocation and wipe its sandbox, with the writes that the broker makes.
+
+    `reservations`: those that it may be set aside for.
+    """
     policy = Policy()
     allocated = store.get(sandbox_id)
     assert allocated
@@ -311,4 +317,10 @@ def give_back(store: SimulatedStore, sandbox_id: str, *, order: int, now: int) -
     store.commit(marking)
     taking = begin_attempt(marking.result, attempt_id="attempt", by=BY, now=now, policy=policy)
     store.commit(taking)
-    store.commit(confirm_wipe(taking.result, accepted_only=False, order=order, by=BY, now=now, policy=policy))
+    confirm = partial(confirm_wipe, taking.result, accepted_only=False, order=order, by=BY, now=now, policy=policy)
+    if reservations is None:
+        store.commit(confirm())
+    else:
+        reservations.commit_freed(
+            allocated.name, lambda reservation_id: confirm(reservation_id=reservation_id), store=store
+        )

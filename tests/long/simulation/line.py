@@ -119,13 +119,13 @@ def simulate_line(scenario: LineScenario) -> LineResult:
     schedule = Schedule(ByTime())
     with known_locks():
         try:
-            return _LineRun(scenario, schedule).result()
+            return LineRun(scenario, schedule).result()
         finally:
             schedule.close()
 
 
 @dataclass(slots=True)
-class _Track:
+class Track:
     """A waiting track, and what it was told last."""
 
     name: str
@@ -133,12 +133,13 @@ class _Track:
     is_late: bool
     dies_at: float
     joined_at: float = 0.0
+    asked_at: float = 0.0
     place: Place | None = None
     position: int = 0
     is_served: bool = False
 
 
-class _CountedStore(StoreWrapper):
+class CountedStore(StoreWrapper):
     """One process's way to the store; counts its calls by their names."""
 
     def __init__(self, inner: SimulatedStore) -> None:
@@ -150,7 +151,7 @@ class _CountedStore(StoreWrapper):
         return call()
 
 
-class _WatchedStore(SimulatedStore):
+class WatchedStore(SimulatedStore):
     """Reports each change at the moment when it is made."""
 
     on_change: Callable[[Change], None] = staticmethod(lambda _: None)
@@ -167,7 +168,7 @@ class _WatchedStore(SimulatedStore):
 class _Judge:
     """Knows the true line and what the index showed in the last two seconds, and so whether a sandbox is due to another."""
 
-    def __init__(self, run: _LineRun) -> None:
+    def __init__(self, run: LineRun) -> None:
         self._run = run
         self._glances: deque[tuple[float, list[Place], list[Candidate]]] = deque()
 
@@ -204,23 +205,25 @@ class _Judge:
         return served[0] > served[1]
 
 
-class _LineRun:
+class LineRun:
     """The state of a run, which is also the recorder of all its processes."""
 
-    def __init__(self, scenario: LineScenario, schedule: Schedule) -> None:
+    def __init__(self, scenario: LineScenario, schedule: Schedule, *, store: type[WatchedStore] = WatchedStore) -> None:
         self.scenario = scenario
         self.schedule = schedule
         self.time = schedule.time
         self._rng = Random(scenario.seed)
-        self.store = _WatchedStore(schedule, self._rng, scenario.table)
+        self.store = store(schedule, self._rng, scenario.table)
         self.store.on_change = self._see
         self._result = LineResult()
         self._judge = _Judge(self)
+        self._begins_at = scenario.join_sec
+        """When sandboxes begin to come back."""
         self._ends_at = scenario.join_sec + 2 * scenario.tracks / scenario.returns + ENOUGH_SEC
         self._freed_at: dict[str, float] = {}
         self._used: deque[str] = deque()
         self._tracks = {name: self._new_track(name) for name in (f"track-{each}" for each in range(scenario.tracks))}
-        self._stores = [_CountedStore(self.store) for _ in range(scenario.processes)]
+        self._stores = [CountedStore(self.store) for _ in range(scenario.processes)]
         self._processes = [
             Process(
                 schedule=schedule,
@@ -269,7 +272,7 @@ class _LineRun:
         """Tell whether the track of a place still comes back to it."""
         return self._comes_back(self._tracks[place.track_id])
 
-    def _comes_back(self, track: _Track) -> bool:
+    def _comes_back(self, track: Track) -> bool:
         return self.time.monotonic() < track.dies_at
 
     def _is_over(self) -> bool:
@@ -277,7 +280,7 @@ class _LineRun:
             return True
         return all(each.is_served or not self._comes_back(each) for each in self._tracks.values())
 
-    def _new_track(self, name: str) -> _Track:
+    def _new_track(self, name: str) -> Track:
         scenario, rng = self.scenario, self._rng
         joined_at = rng.uniform(0, scenario.join_sec)
         dies_at = float("inf")
@@ -290,16 +293,17 @@ class _LineRun:
             customer=f"customer-{rng.randrange(scenario.customers)}" if scenario.customers > 1 else None,
             wait_sec=20 if rng.random() < scenario.held else 0,
         )
-        return _Track(name, request, is_late=rng.random() < scenario.late, dies_at=dies_at, joined_at=joined_at)
+        return Track(name, request, is_late=rng.random() < scenario.late, dies_at=dies_at, joined_at=joined_at)
 
     # -- tracks
 
-    def _ask(self, track: _Track) -> None:
+    def _ask(self, track: Track) -> None:
         if self._comes_back(track):
+            track.asked_at = self.time.monotonic()
             number = self._rng.randrange(self.scenario.processes)
             self._processes[number].accept(lambda: self._answer(track, number))
 
-    def _answer(self, track: _Track, number: int) -> None:
+    def _answer(self, track: Track, number: int) -> None:
         slot: list[int] = []
 
         def may_hold() -> bool:
@@ -315,9 +319,7 @@ class _LineRun:
             self._result.unavailable += 1
         else:
             if not isinstance(answer, Waiting):
-                track.is_served = True
-                self._used.append(answer.claim.sandbox_id)
-                self._result.waits.append((track.position, self.time.monotonic() - track.joined_at))
+                self._serve(track, answer.claim.sandbox_id)
                 return
             pause = self._note(track, answer)
         finally:
@@ -326,7 +328,12 @@ class _LineRun:
                 self._held_sec += self.time.monotonic() - began
         self.schedule.start(lambda: self._ask(track), after=pause)
 
-    def _note(self, track: _Track, told: Waiting) -> float:
+    def _serve(self, track: Track, sandbox_id: str) -> None:
+        track.is_served = True
+        self._used.append(sandbox_id)
+        self._result.waits.append((track.position, self.time.monotonic() - track.joined_at))
+
+    def _note(self, track: Track, told: Waiting) -> float:
         """Remember what a track was told, and return after how long it asks again."""
         self._told += 1
         if track.place is None:
@@ -363,7 +370,7 @@ class _LineRun:
     # -- sandboxes
 
     def _give_back_some(self) -> None:
-        self.time.sleep(self.scenario.join_sec)
+        self.time.sleep(self._begins_at)
         while True:
             self.time.sleep(self._rng.expovariate(self.scenario.returns))
             if self._used:
@@ -378,7 +385,7 @@ class _LineRun:
         before, after = change.before, change.after
         if after is None:
             return
-        if after.status is Status.AVAILABLE:
+        if after.is_free:
             self._freed_at[after.sandbox_id] = self.time.monotonic()
         elif after.status is Status.ALLOCATED and before is not None and after.lease is not None:
             track = self._tracks.get(after.lease.track_id)

@@ -123,22 +123,6 @@ def class_starts(quick: bool) -> Iterator[tuple[Row, Scenario]]:
             yield {"free": free, "processes": processes}, Scenario(processes=processes, requests=1000, free=free)
 
 
-def classes_drawn(quick: bool) -> Iterator[tuple[Row, Scenario]]:
-    """Let a class of 300 draw from a reservation that is 5 % short: within a minute, within ten seconds, and at once."""
-    for within in (60,) if quick else (60, 10, 0):
-        for counters in (1,) if quick else (0, 1, 4, 16):
-            yield (
-                {"within_s": within, "counters": counters},
-                Scenario(
-                    processes=4,
-                    requests=300,
-                    rate=300 / within if within else None,
-                    free=285,
-                    table=TableConditions(counters=counters),
-                ),
-            )
-
-
 SWEEPS = (
     Sweep("processes", "Processes and pools", processes_and_pools, ("conflicts", "calls", "p50_ms", "p99_ms")),
     Sweep(
@@ -164,12 +148,6 @@ SWEEPS = (
         "A class starts",
         class_starts,
         ("allocated", "refused", "unavailable", "conflicts", "calls", "p50_ms", "p99_ms", "seconds"),
-    ),
-    Sweep(
-        "draw",
-        "A class draws from one reservation, whose counters are spread over some items (0: no counters)",
-        classes_drawn,
-        ("allocated", "refused", "unavailable", "contended", "calls", "p50_ms", "p99_ms", "seconds"),
     ),
 )
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left, bisect_right, insort
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, TypeVar
 
 from broker_common.core.deadline import Backoff
@@ -79,8 +79,6 @@ class TableConditions:
     """The partitions of the table itself, over which its keys spread by hash."""
     available_splits: int = 1
     """Partitions into which each `available#<shard>` was split for heat, by its random sort key."""
-    counters: int = 0
-    """The items, one of which each allocation changes, too: a reservation's counters, spread over so many."""
     saved_seconds: float = 1.0
     """The idle time before the run, in which each partition has saved units."""
     latency: tuple[float, float] = (0.005, 0.015)
@@ -112,7 +110,10 @@ class SimulatedStore(MemoryStore):
         self._time = schedule.time
         self._rng = rng
         self._conditions = conditions
-        self._rings: list[list[tuple[int, str]]] = [[] for _ in range(conditions.shards)]
+        self.contended: Counter[str] = Counter()
+        """The transactions that met another one, by the key of the item."""
+        self._rings: defaultdict[int | str, list[tuple[int, str]]] = defaultdict(list)
+        """The places of the free sandboxes, by the segment of the ring, or by the reservation that they are for."""
         self._shown: dict[tuple[int, str], _Shown] = {}
         self._indexed_at: dict[str, float] = {}
         """The time at which the index has the last write of each sandbox."""
@@ -124,11 +125,11 @@ class SimulatedStore(MemoryStore):
         """Store records, long enough ago for the index to have them."""
         super().seed(*sandboxes)
         for sandbox in sandboxes:
-            if sandbox.status is Status.AVAILABLE:
+            if sandbox.is_free:
                 entry = (sandbox.status_order, sandbox.sandbox_id)
-                self._rings[self._segment(sandbox.sandbox_id)].append(entry)
+                self._rings[self._ring(sandbox)].append(entry)
                 self._shown[entry] = _Shown(candidate_of(sandbox))
-        for ring in self._rings:
+        for ring in self._rings.values():
             ring.sort()
 
     def heat(self) -> dict[str, float]:
@@ -137,36 +138,34 @@ class SimulatedStore(MemoryStore):
 
     def shows_since(self, moment: float) -> bool:
         """Tell whether the index has shown an available sandbox from `moment` until now."""
-        return any(
-            self._shown[entry].since <= moment and self._records[entry[1]].status is Status.AVAILABLE
-            for ring in self._rings
-            for entry in ring
-        )
+        return any(self._records[each.sandbox_id].status is Status.AVAILABLE for each in self.shown(since=moment))
 
-    def shown(self) -> list[Candidate]:
-        """Return the sandboxes that the index shows as available."""
-        return [each.candidate for each in self._shown.values()]
+    def shown(self, *, since: float = inf) -> list[Candidate]:
+        """Return the sandboxes that the index shows as free, and has shown from `since` on."""
+        return [each.candidate for each in self._shown.values() if each.since <= since]
 
     def read_candidates(
         self, position: Position, *, limit: int, prefix: str, reservation_id: str | None = None
     ) -> CandidatePage:
         segment, at = divmod(position.at, ORDER_LIMIT)
+        scale, ends_at = 1, (segment + 1) * ORDER_LIMIT
+        if reservation_id is not None:
+            segment, at, scale, ends_at = 0, position.at // self._shards, self._shards, self.positions
 
         def look() -> CandidatePage:
-            ring = self._rings[segment]
+            ring = self._rings[segment if reservation_id is None else reservation_id]
             first = bisect_left(ring, (at, "")) if position.after is None else bisect_right(ring, (at, position.after))
             page = ring[first : first + limit]
             if len(page) == limit:
-                place = segment * ORDER_LIMIT + page[-1][0]
+                place = segment * ORDER_LIMIT + page[-1][0] * scale
                 read_on, distance = Position(place, page[-1][1]), place - position.at
             else:
-                end = (segment + 1) * ORDER_LIMIT
-                read_on, distance = Position(end % self.positions), end - position.at
+                read_on, distance = Position(ends_at % self.positions), ends_at - position.at
             self._read_bucket(partition).spend(_read_units(len(page) * INDEX_BYTES) / 2)
             found = [self._shown[entry].candidate for entry in page]
             return CandidatePage(tuple(each for each in found if each.name.startswith(prefix)), read_on, distance)
 
-        partition = self._index_partition(Status.AVAILABLE, segment, at)
+        partition = _reserved(reservation_id) if reservation_id else self._available(segment, at)
         return self._read("read_candidates", partition, look)
 
     def get_claim(self, track_id: str, idempotency_key: str) -> Claim | None:
@@ -186,8 +185,8 @@ class SimulatedStore(MemoryStore):
         keys = [candidate.sandbox_id, candidate.sandbox_id, claim.lease.track_id]
         if place_id is not None:
             keys.append(f"LINE/{place_id}")
-        if self._conditions.counters:
-            keys.append(f"POOL/counter-{self._rng.randrange(self._conditions.counters)}")
+        if candidate.reservation_id is not None:
+            keys.append(reservation_key(candidate.reservation_id))
         try:
             return self._transact(
                 tuple(keys),
@@ -214,7 +213,7 @@ class SimulatedStore(MemoryStore):
 
     def join(self, place: Place) -> JoinAnswer:
         keys = (f"LINE/{place.place_id}", place.track_id)
-        return self._write_line("join", lambda: self._transact(keys, lambda: super(SimulatedStore, self).join(place)))
+        return self._retry("join", lambda: self._transact(keys, lambda: super(SimulatedStore, self).join(place)))
 
     def renew(self, place: Place) -> bool:
         key = f"LINE/{place.place_id}"
@@ -228,7 +227,7 @@ class SimulatedStore(MemoryStore):
             self._time.sleep(travel)
             return was_there
 
-        return self._write_line("renew", write)
+        return self._retry("renew", write)
 
     def leave(self, place: Place, *, unless_renewed: bool = False) -> bool:
         keys = (f"LINE/{place.place_id}", place.track_id)
@@ -236,10 +235,10 @@ class SimulatedStore(MemoryStore):
         def write() -> bool:
             return super(SimulatedStore, self).leave(place, unless_renewed=unless_renewed)
 
-        return self._write_line("leave", lambda: self._transact(keys, write))
+        return self._retry("leave", lambda: self._transact(keys, write))
 
-    def _write_line(self, method: str, write: Callable[[], Answer]) -> Answer:
-        """Write to the line as `DynamoStore` does: when throttled, again after a pause, within the deadline."""
+    def _retry(self, method: str, write: Callable[[], Answer]) -> Answer:
+        """Write as `DynamoStore` does: when throttled, again after a pause, within the deadline."""
         backoff = Backoff(self._time, self._rng, base=0.025, limit=1.0, tries=6)
         while True:
             self.sent[method] += 1
@@ -251,7 +250,8 @@ class SimulatedStore(MemoryStore):
     def commit(self, *changes: Change) -> None:
         """Implement the port. It waits for capacity without limit, as no figure measures it.
 
-        A fact is in the partition of its sandbox.
+        Only a change of a reservation's counters is given up as `DynamoStore` gives it up. A fact is in the partition
+        of its sandbox.
         """
         (change,) = changes
         if change.fact is None:
@@ -260,7 +260,12 @@ class SimulatedStore(MemoryStore):
         keys = [change.sandbox_id, change.sandbox_id]
         if change.before and change.before.lease:
             keys.append(change.before.lease.track_id)
-        self._insist("commit", lambda: self._transact(tuple(keys), lambda: self._write_all(change)))
+        counted = {each.reservation_id for each in (change.before, change.after) if each and each.reservation_id}
+        if counted:
+            keys += map(reservation_key, counted)
+            self._retry("commit", lambda: self._transact(tuple(keys), lambda: self._write_all(change)))
+        else:
+            self._insist("commit", lambda: self._transact(tuple(keys), lambda: self._write_all(change)))
 
     def _write_all(self, change: Change) -> None:
         super().commit(change)
@@ -283,6 +288,7 @@ class SimulatedStore(MemoryStore):
         decided, ended = sorted((self._rng.uniform(0, latency), self._rng.uniform(0, latency)))
         self._time.sleep(decided)
         try:
+            self.contended.update(self._in_transaction.intersection(keys))
             self._demand(self._in_transaction.isdisjoint(keys), "conflict")
             self._charge_table(keys, units=2)
             answer = act()
@@ -326,11 +332,7 @@ class SimulatedStore(MemoryStore):
         Raises `Throttled` before anything is written or charged.
         """
         before, after = change.before, change.after
-        places = [
-            self._index_partition(each.status, self._segment(each.sandbox_id), each.status_order)
-            for each in (before, after)
-            if each
-        ]
+        places = [self._index_partition(each) for each in (before, after) if each]
         if before and after and (before.status, before.status_order) == (after.status, after.status_order):
             places.pop()
         if change.fact is not None:
@@ -363,19 +365,28 @@ class SimulatedStore(MemoryStore):
         self._schedule.start(lambda: self._show(before, sandbox), after=at - now)
 
     def _show(self, before: Sandbox, after: Sandbox | None) -> None:
-        ring = self._rings[self._segment(before.sandbox_id)]
-        if before.status is Status.AVAILABLE:
-            entry = (before.status_order, before.sandbox_id)
+        if before.is_free:
+            entry, ring = (before.status_order, before.sandbox_id), self._rings[self._ring(before)]
             del ring[bisect_left(ring, entry)], self._shown[entry]
-        if after and after.status is Status.AVAILABLE:
+        if after and after.is_free:
             entry = (after.status_order, after.sandbox_id)
-            insort(ring, entry)
+            insort(self._rings[self._ring(after)], entry)
             self._shown[entry] = _Shown(candidate_of(after), self._time.monotonic())
 
-    def _index_partition(self, status: Status, shard: int, order: int) -> str:
-        if status is not Status.AVAILABLE or self._conditions.available_splits == 1:
-            return f"{status}#{shard}"
-        return f"{status}#{shard}/{order * self._conditions.available_splits // ORDER_LIMIT}"
+    def _ring(self, sandbox: Sandbox) -> int | str:
+        return sandbox.reservation_id or self._segment(sandbox.sandbox_id)
+
+    def _index_partition(self, sandbox: Sandbox) -> str:
+        if sandbox.reservation_id is not None:
+            return _reserved(sandbox.reservation_id)
+        shard = self._segment(sandbox.sandbox_id)
+        if sandbox.status is Status.AVAILABLE:
+            return self._available(shard, sandbox.status_order)
+        return f"{sandbox.status}#{shard}"
+
+    def _available(self, shard: int, order: int) -> str:
+        splits = self._conditions.available_splits
+        return f"{Status.AVAILABLE}#{shard}" + (f"/{order * splits // ORDER_LIMIT}" if splits > 1 else "")
 
     def _table_partition(self, key: str) -> str:
         """Return the partition of an item: its partition key is the part of its key before a slash."""
@@ -393,6 +404,15 @@ class SimulatedStore(MemoryStore):
 
     def _latency(self) -> float:
         return self._rng.uniform(*self._conditions.latency)
+
+
+def reservation_key(reservation_id: str) -> str:
+    """Return the key of the item that has a reservation's counters."""
+    return f"RESERVATION#{reservation_id}"
+
+
+def _reserved(reservation_id: str) -> str:
+    return f"{Status.RESERVED}#{reservation_id}"
 
 
 def _read_units(size: int) -> int:

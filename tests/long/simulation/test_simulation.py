@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.facts import Change
+from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.lease import candidate_of, end
 from broker_common.core.line import Place, Turns
 from broker_common.core.policy import Policy
+from broker_common.core.reservation import Reservation
+from broker_common.core.reserving import Reserver
 from broker_common.core.sandbox import ORDER_LIMIT, DeletionReason, Sandbox, Status
 from broker_common.core.store import AllocateAnswer, Allocated, CandidateGone, ClaimHeld, Contended
 from broker_common.core.wipe import begin_attempt
 from tests.contract.line import make_place
 from tests.fakes import BY, flat, make_claim, make_sandbox, walk_ring
 from tests.long.simulation.broker import Scenario, milliseconds, simulate
+from tests.long.simulation.class_run import ClassResult, ClassScenario, simulate_class
+from tests.long.simulation.classes import plot as plot_class
+from tests.long.simulation.classes import run as run_class
 from tests.long.simulation.line import LineScenario, simulate_line
 from tests.long.simulation.scale import SWEEPS, plot, run
 from tests.long.simulation.table import WRITE_UNITS, SimulatedStore, TableConditions
@@ -242,16 +248,50 @@ def test_two_transactions_on_one_place_at_once_conflict() -> None:
     assert store.throttled["conflict"] == 1
 
 
-def test_a_class_that_draws_within_a_minute_needs_no_more_than_one_item_for_its_counters() -> None:
-    result = simulate(Scenario(requests=300, rate=5, free=285, table=TableConditions(counters=1)))
-    assert (len(result.allocated), len(result.refused), result.unavailable) == (285, 15, [])
-    assert 0 < result.contended <= 0.1 * 285
-    assert float(result.summary()["p99_ms"]) <= 100
+SMALL_CLASS = ClassScenario(count=60, students=64, pool=90, tracks=10, within_sec=15, returns=0.5, lasts_sec=120)
 
 
-def test_draws_at_once_meet_on_the_one_item_of_their_counters() -> None:
-    runs = [simulate(Scenario(requests=100, free=200, table=TableConditions(counters=each))) for each in (0, 1)]
-    assert runs[0].contended < runs[1].contended
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        SMALL_CLASS,
+        replace(SMALL_CLASS, within_sec=0, processes=20),
+        replace(SMALL_CLASS, students=50, hold_sec=30, newcomers=0.2),
+    ],
+    ids=["more-than-booked", "at-once", "fewer-than-booked"],
+)
+def test_a_class_is_served_before_others_soon_and_at_a_bounded_cost(scenario: ClassScenario) -> None:
+    result = simulate_class(scenario)
+    assert result.faults == ClassResult().faults
+    assert result.unavailable == 0
+    assert len(result.at_once) >= min(scenario.students, round(0.95 * scenario.count))
+    assert len(result.at_once) + len(result.waits) == scenario.students
+    assert max(result.idle, default=0.0) <= IDLE_MAX_SEC
+    assert result.reads <= MOST_READS
+
+
+def test_the_same_class_gives_the_same_run() -> None:
+    scenario = replace(SMALL_CLASS, count=20, students=20, pool=30, lasts_sec=30)
+    assert simulate_class(scenario) == simulate_class(scenario)
+
+
+def test_a_track_that_draws_from_a_reservation_of_others_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reservation, "is_for", lambda *_: True)
+    assert simulate_class(SMALL_CLASS).misdrawn
+
+
+def test_a_wiped_sandbox_that_passes_a_reservation_that_is_short_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KnownReservations, "place_for", lambda *_, **__: None)
+    assert simulate_class(SMALL_CLASS).passed_over
+
+
+def test_a_sandbox_that_stays_set_aside_after_the_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reserver, "_return_unneeded", lambda *_: [])
+    assert simulate_class(replace(SMALL_CLASS, students=50)).kept
+
+
+def test_a_quick_class_can_be_plotted() -> None:
+    assert len(plot_class(list(run_class(quick=True))).axes) == 2
 
 
 def test_a_quick_line_can_be_plotted() -> None:
