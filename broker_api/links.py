@@ -81,11 +81,9 @@ LINKS: Mapping[tuple[str, int], Mapping[str, Any]] = {
         "adminReadReservation", {"reservation_id": "$response.body#/reservations/0/reservation_id"}
     )
     | _link("adminListReservations", {"cursor": "$response.body#/cursor", "state": "$request.query.state"}),
-    ("adminRegisterWebhook", 201): _TO_ENDPOINT,
+    ("adminAddWebhook", 201): _TO_ENDPOINT,
     ("adminChangeWebhook", 200): _TO_ENDPOINT,
-    ("adminListWebhooks", 200): _link(
-        "adminReadWebhook", {"endpoint_id": "$response.body#/webhooks/0/endpoint_id"}
-    ),
+    ("adminListWebhooks", 200): _link("adminReadWebhook", {"endpoint_id": "$response.body#/webhooks/0/endpoint_id"}),
     ("adminTestWebhook", 202): _link("adminReadDelivery", _DELIVERY) | _link("adminRetryDelivery", _DELIVERY),
     ("adminListJobs", 200): _link("adminReadJob", {"job_id": "$response.body#/runs/0/job_id"}),
 }
