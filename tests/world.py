@@ -11,6 +11,7 @@ from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.counts import Counts
+from broker_common.core.deliveries import Deliverer
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
@@ -42,6 +43,7 @@ from tests.fakes import (
     make_sandbox,
 )
 from tests.lifecycle import check_change
+from tests.webhook_world import Handed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,6 +160,10 @@ class World:
         )
         self.expirer = Expirer(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
         self.purger = Purger(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy, threads=1)
+        self.handed = Handed()
+        self.deliverer = Deliverer(
+            store=store, queue=self.handed, guard=self.guard, recorder=recorder, clock=clock, threads=1
+        )
         self.reserver = Reserver(store=store, guard=self.guard, recorder=recorder, clock=clock, rng=rng, threads=1)
         self.watcher = Watcher(
             store=store,

@@ -61,7 +61,7 @@ class Lines:
 class Bench:
     """A runner whose use cases a test scripts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_frequent: bool = False) -> None:
         self.world = World()
         self.kept, self.locks, self.log = MemoryJobRuns(), MemoryJobLocks(), Lines()
         self.runs = Runs(self.kept, stall_limit_sec=STALL_LIMIT_SEC)
@@ -72,7 +72,7 @@ class Bench:
         self.deleted_by: list[Actor] = []
         self.does: Callable[[], Counted] = lambda: Counted(3)
         self.deletes: Callable[[str], DeleteOutcome] = lambda _: DeleteOutcome.DELETED
-        sync = replace(JOBS[Job.SYNC], work=self._sync)
+        sync = replace(JOBS[Job.SYNC], work=self._sync, is_frequent=is_frequent)
         others = [job for job in JOBS.values() if job.name != Job.SYNC]
         self.runner = JobRunner(
             declare(sync, *others), work=self._work(), runs=self.runs, locks=self.locks, log=self.log
@@ -127,6 +127,7 @@ class Bench:
             purger=world.purger,
             reserver=world.reserver,
             watcher=world.watcher,
+            deliverer=world.deliverer,
         )
 
 
@@ -242,6 +243,17 @@ def test_a_run_that_starts_while_the_same_job_runs_is_skipped(bench: Bench) -> N
     with bench.locks.hold(Job.SYNC, owner="other"):
         assert bench.run() == Report(state=JobState.SKIPPED, error="the same job is running already")
     assert bench.run(job_id="later").state is JobState.SUCCEEDED
+
+
+def test_a_run_that_does_nothing_is_idle_only_if_its_job_runs_every_few_seconds(bench: Bench) -> None:
+    frequent = Bench(is_frequent=True)
+    for each, number in ((bench, 0), (frequent, 0), (frequent, 3)):
+        each.does = lambda number=number: Counted(number)  # type: ignore[misc] # bound in the loop
+        each.run(job_id=f"run-{number}")
+    with frequent.locks.hold(Job.SYNC, owner="another"):
+        frequent.run(job_id="skipped")
+    assert [event.is_idle for event in bench.ended] == [False]
+    assert [event.is_idle for event in frequent.ended] == [True, False, True]
 
 
 def test_a_cleanup_dispatches_what_is_due_and_is_closed_by_its_last_delete(bench: Bench) -> None:

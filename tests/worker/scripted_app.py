@@ -18,12 +18,14 @@ from celery import signals
 from redis import Redis
 from redis.exceptions import RedisError
 
+from broker_common.adapters.celery_queue import CeleryWebhookQueue
 from broker_common.adapters.log_recorder import LogRecorder
 from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.adapters.redis_lock import RedisJobLocks
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.counts import Counts
+from broker_common.core.deliveries import Deliverer
 from broker_common.core.errors import ProviderBusy, SyncBraked
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
@@ -31,6 +33,7 @@ from broker_common.core.pauses import PauseCache
 from broker_common.core.purge import Purger
 from broker_common.core.reserving import Reserver
 from broker_common.core.runs import Runs
+from broker_common.core.sending import DrainResult
 from broker_common.core.store import Pause, Pauses
 from broker_common.core.sync import SyncResult
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.cleanup import Cleaner
     from broker_common.core.principals import Actor
+    from broker_common.core.sending import Sender
     from broker_common.core.sync import Syncer
 
 _COUNTS = [each.name for each in fields(SyncResult) if each.name != "synced"]
@@ -64,7 +68,7 @@ class ScriptedStore(MemoryStore):
 
 
 class Script:
-    """Stands in for sync and for the deletes of cleanup."""
+    """Stands in for sync, for the deletes of cleanup, and for the sender of webhooks."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -90,6 +94,10 @@ class Script:
         ended = DeleteEnded(outcome=outcome, sandbox_id=sandbox_id, error=None if behaviour is None else "as scripted")
         LogRecorder().record(ended)
         return ended
+
+    def drain(self, endpoint_id: str, *, by: Actor) -> DrainResult:
+        self._call(endpoint_id, principal=by.principal)
+        return DrainResult(delivered=1, failed=0)
 
     def _call(self, name: str, **arguments: Any) -> str | None:
         """Note the call, and return how it is to end, once the test no longer holds it, or Redis refuses to say."""
@@ -129,6 +137,15 @@ def _services() -> WorkerServices:
             policy=policy,
             threads=1,
         ),
+        deliverer=Deliverer(
+            store=store,
+            queue=CeleryWebhookQueue(settings.redis_url, redis),
+            guard=guard,
+            recorder=recorder,
+            clock=clock,
+            threads=1,
+        ),
+        sender=cast("Sender", script),
         runs=Runs(RedisJobRuns(redis), stall_limit_sec=0.2),
         locks=RedisJobLocks(redis),
     )
