@@ -26,6 +26,7 @@ from broker_common.core.principals import Actor
 from broker_common.core.reservation import Reservation, ReservationStage, is_same
 from broker_common.core.samples import PoolLevel, Sample
 from broker_common.core.sandbox import FREE, ORDER_LIMIT, Account, Candidate, Claim, DeletionReason, Sandbox, Status
+from broker_common.core.schema import UPGRADE
 from broker_common.core.store import (
     COMMIT_AT_ONCE,
     PAUSABLE,
@@ -286,7 +287,7 @@ class MemoryStore(MemoryWebhooks):
         self._removed: dict[str, int] = {}
         self.usage: dict[str, UsageLine] = {}
         """The line of each ended lease, by its id."""
-        self.is_upgraded = True
+        self.upgraded: int = UPGRADE
         self.identity: str | None = "the-table"
         self.is_restored = False
         self.accepted_at = -1
@@ -752,7 +753,7 @@ class MemoryStore(MemoryWebhooks):
 
     def finish_upgrade(self) -> None:
         with self._called("finish_upgrade"):
-            self.is_upgraded = True
+            self.upgraded = UPGRADE
 
     def read_counts(self) -> CountRecord:
         with self._called("read_counts"):
@@ -803,7 +804,7 @@ class MemoryStore(MemoryWebhooks):
             return TableState(
                 identity=self.identity,
                 is_restored=self.is_restored,
-                is_upgraded=self.is_upgraded,
+                upgraded=self.upgraded,
                 synced_at=None if synced_at is None or synced_at <= self.accepted_at else synced_at,
                 time=self._clock.now() if self._clock else None,
             )

@@ -164,7 +164,7 @@ class DynamoPoolState(DynamoOpenReservations):
         return TableState(
             identity=layout.identity,
             is_restored=None not in {table_id, layout.table_id} and table_id != layout.table_id,
-            is_upgraded=(layout.upgrade_finished or 0) >= schema.UPGRADE,
+            upgraded=layout.upgrade_finished or 0,
             synced_at=synced_at,
             time=time,
         )

@@ -24,6 +24,7 @@ from broker_common.core.errors import (
     StoreMisconfigured,
     TableChanged,
 )
+from broker_common.core.schema import UPGRADE
 from broker_common.core.table_identity import find_change
 from broker_common.services import build_provider, build_runs, build_store, connect_redis
 from broker_common.settings import Process, Settings, SettingsError
@@ -131,7 +132,7 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
             known = RedisTableMemory(connect_redis(settings), clock).recall()
         if change := find_change(state, known, store()):
             raise TableChanged(change)
-        unfinished = "" if state.is_upgraded else "; once no older release runs: `broker upgrade finish`"
+        unfinished = "" if state.upgraded >= UPGRADE else "; once no older release runs: `broker upgrade finish`"
         return f"{settings.ddb_table_name} has the layout of this version{unfinished}"
 
     def history() -> str:

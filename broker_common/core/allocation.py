@@ -31,6 +31,7 @@ from broker_common.core.leases import expire
 from broker_common.core.line import Wish
 from broker_common.core.reservation import ReservationState
 from broker_common.core.sandbox import Candidate, Claim, Lease
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended, PlaceHeld, ReservationShut
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome
 from broker_common.core.waiting import VISIBLE_SEC, WALK_SPACING_SEC, Waiting
@@ -274,7 +275,7 @@ class Allocator:
         if request.wait_sec is None:
             described = f"whose name starts with {request.prefix!r} " if request.prefix else ""
             raise self._refusal(f"no sandbox {described}is available")
-        if not self._guard.is_upgraded():
+        if not self._guard.is_upgraded(Upgrade.LINE):
             raise UpgradeUnfinished("wait in line")
         joined = self._line.join(
             request.track_id,

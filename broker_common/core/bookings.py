@@ -38,6 +38,7 @@ from broker_common.core.reservation import (
     ReservationState,
 )
 from broker_common.core.sandbox import ORDER_LIMIT
+from broker_common.core.schema import Upgrade
 from broker_common.core.shared_read import SharedRead
 from broker_common.core.store import Conflict, ReservationPage
 
@@ -295,7 +296,7 @@ class Bookings:
 
     def _check_allowed(self, refused: str) -> None:
         self._guard.check()
-        if not self._guard.is_upgraded():
+        if not self._guard.is_upgraded(Upgrade.LINE):
             raise UpgradeUnfinished(refused)
 
     def _find(self, known: OpenReservations, reservation_id: str) -> Reservation | None:

@@ -18,6 +18,7 @@ from broker_common.core.errors import (
 from broker_common.core.ids import new_id
 from broker_common.core.ports import WipeAnswer
 from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
 from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
 from broker_common.core.wipe import (
@@ -184,7 +185,7 @@ class Cleaner:
             order=self._rng.randrange(ORDER_LIMIT),
             by=by,
             now=now,
-            policy=self._policy if self._guard.is_upgraded() else replace(self._policy, cool_down_sec=0),
+            policy=self._policy if self._guard.is_upgraded(Upgrade.FACTS) else replace(self._policy, cool_down_sec=0),
         )
         return self._write(taken, wiped, DeleteOutcome.DELETED, None, frees=True)
 

@@ -29,6 +29,7 @@ from broker_common.core.errors import (
 from broker_common.core.facts import FactKind, PoolFactKind
 from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
 from broker_common.core.webhook import ALL_KINDS, MAX_ENDPOINTS, DeliveryState, Endpoint, Secret
 from broker_common.core.webhook_payload import delivery_of, test_of
@@ -368,7 +369,7 @@ class Endpoints:
 
     def _check_allowed(self, refused: str) -> None:
         self._guard.check()
-        if not self._guard.is_upgraded():
+        if not self._guard.is_upgraded(Upgrade.WEBHOOKS):
             raise UpgradeUnfinished(refused)
 
     def _backoff(self) -> Backoff:

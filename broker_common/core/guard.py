@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker_common.core.ports import Clock, Recorder, TableMemory
+    from broker_common.core.schema import Upgrade
     from broker_common.core.store import PoolState, TableState
 
 MAX_AGE_SEC = 3.0
@@ -47,7 +48,7 @@ class Guard:
         self._times = ClockCheck(clock)
         self._known: KnownTable | None = None
         self._change: str | None = None
-        self._is_upgraded = False
+        self._upgraded = 0
         self._looking = threading.Lock()
         self._asked_at = float("-inf")
         self._answered_at = float("-inf")
@@ -79,10 +80,10 @@ class Guard:
         """Return a message about why this process must not use the table; None if it is the right one."""
         return self._change
 
-    def is_upgraded(self) -> bool:
-        """Tell whether no process of an earlier release runs: then facts are complete, and all processes obey flags."""
+    def is_upgraded(self, to: Upgrade) -> bool:
+        """Tell whether an upgrade is finished, so that every process keeps what it brought."""
         self._renew(look_now=False)
-        return self._is_upgraded
+        return self._upgraded >= to
 
     @property
     def has_clock_reading(self) -> bool:
@@ -97,7 +98,7 @@ class Guard:
             state = self._store.ping()
             self._times.note(asked_at=asked_at, told=state.time)
             self._change = self._judge(state)
-            self._is_upgraded = state.is_upgraded
+            self._upgraded = state.upgraded
             self._answered_at = self._clock.monotonic()
         except LayoutMismatch as error:
             self._change = error.message

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from broker_common.core.clock_check import MAX_DIFFERENCE_SEC
 from broker_common.core.errors import ClockWrong, InvalidInput, SandboxNotFound, UpgradeUnfinished
 from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind
+from broker_common.core.schema import Upgrade
 
 if TYPE_CHECKING:
     from broker_common.core.guard import Guard
@@ -95,7 +96,7 @@ class History:
         raise InvalidInput("after: is not a cursor of this feed; use one that the feed returned, or leave `after` out")
 
     def _check(self) -> None:
-        if not self._guard.is_upgraded():
+        if not self._guard.is_upgraded(Upgrade.FACTS):
             raise UpgradeUnfinished("read facts, which are not complete yet")
         if problem := self._guard.clock_problem():
             raise ClockWrong(problem)

@@ -9,6 +9,7 @@ from broker_common.core.errors import InvalidTransition, SandboxNotFound, Unread
 from broker_common.core.parallel import for_each
 from broker_common.core.pool import lift_quarantine, quarantine
 from broker_common.core.sandbox import ORDER_LIMIT, Sandbox, Status
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
 from broker_common.core.wipe import retry_deletion
 
@@ -40,7 +41,7 @@ class Operations:
 
         def transition(sandbox: Sandbox) -> Change:
             change = quarantine(sandbox, reason=reason, by=by, now=self._clock.now())
-            if change.result.status is sandbox.status and not self._guard.is_upgraded():
+            if change.result.status is sandbox.status and not self._guard.is_upgraded(Upgrade.FACTS):
                 raise UpgradeUnfinished("set aside a sandbox that is held")
             return change
 

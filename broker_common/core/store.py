@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker_common.core.errors import BrokerError
 from broker_common.core.samples import WatchRecords
+from broker_common.core.schema import UPGRADE
 from broker_common.core.usage import UsageRecords
 from broker_common.core.webhook_store import WebhookRecords
 
@@ -338,8 +339,8 @@ class TableState:
     """Made once for each table. None if an earlier release made the table and it has no identity yet."""
     is_restored: bool = False
     """The identity was given to another physical table, so this one is a copy."""
-    is_upgraded: bool = True
-    """No process of an earlier release runs: an operator said so, or there never was one."""
+    upgraded: int = UPGRADE
+    """The number of the last finished upgrade: an operator said that no process without it runs, or none ever did."""
     synced_at: int | None = None
     """When a sync last succeeded on it; None if never, or not since an operator accepted the table."""
     time: int | None = None

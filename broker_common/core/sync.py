@@ -27,6 +27,7 @@ from broker_common.core.job_names import Job
 from broker_common.core.parallel import for_each
 from broker_common.core.pool import add, differs, mark_stale, remove, restore, update_account
 from broker_common.core.sandbox import ORDER_LIMIT, Account, Sandbox, Status, Wipe, next_version
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import COMMIT_AT_ONCE, Conflict, Watermark
 from broker_common.core.telemetry import AccountSkipped, DeleteContradicted, ItemFailed, PoolSynced, SyncProgressed
 from broker_common.core.wipe import backoff_seconds, contradict, is_thought_gone
@@ -161,7 +162,7 @@ class Syncer:
         self._guard.check()
         watermark = self._store.read_watermark()
         # A process of an earlier release may add sandboxes without account records until the upgrade is finished.
-        is_upgraded, began = self._guard.is_upgraded(), self._clock.now()
+        is_upgraded, began = self._guard.is_upgraded(Upgrade.FACTS), self._clock.now()
         checked_at = watermark.accounts_checked_at if watermark and is_upgraded else None
         checks_accounts = checked_at is None or began - checked_at >= _CHECK_ACCOUNTS_SEC
         pool = self._store.read_all(with_accounts=checks_accounts)

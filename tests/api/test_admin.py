@@ -359,7 +359,7 @@ def test_what_nobody_uses_has_no_quarantine_to_be_lifted(api: Api, status: Statu
 def test_what_is_held_cannot_be_quarantined_while_a_release_before_this_one_may_run(api: Api) -> None:
     api.store.seed(make_sandbox("7"))
     api.allocate()
-    api.store.is_upgraded = False
+    api.store.upgraded = 0
     api.clock.advance(5)
     answer = api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json={"reason": "r"})
     error = assert_error(answer, 503, "UPGRADE_UNFINISHED")

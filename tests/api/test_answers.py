@@ -133,7 +133,7 @@ def about_reservations(api: Api) -> Iterator[TestResponse]:
     yield api.admin("GET", f"/v1/admin/capacity?from={START}&to={START}")
     yield api.admin("DELETE", one)
     yield api.admin("PATCH", one, json={"version": 3, "count": 4})
-    api.store.is_upgraded = False
+    api.store.upgraded = 0
     api.clock.advance(5)
     yield api.admin("POST", path, json=A_CLASS)
 
@@ -170,7 +170,7 @@ def about_webhooks(api: Api) -> Iterator[TestResponse]:
     yield another.admin("POST", path, json=AN_ENDPOINT)
     yield api.admin("DELETE", one)
     yield api.admin("DELETE", one)
-    api.store.is_upgraded = False
+    api.store.upgraded = 0
     api.clock.advance(5)
     yield api.admin("POST", path, json=AN_ENDPOINT)
 
@@ -178,7 +178,7 @@ def about_webhooks(api: Api) -> Iterator[TestResponse]:
 def during_an_upgrade(api: Api) -> Iterator[TestResponse]:
     api.store.seed(make_sandbox("1"))
     api.allocate()
-    api.store.is_upgraded = False
+    api.store.upgraded = 0
     api.clock.advance(5)
     yield api.admin("POST", "/v1/admin/sandboxes/1/quarantine", json={"reason": "slow"})
     yield api.admin("GET", "/v1/admin/sandboxes/1/history")

@@ -227,7 +227,7 @@ def test_no_fact_has_a_token_in_it(used: Api) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/admin/events", "/v1/admin/sandboxes/7/history"])
 def test_nothing_is_told_until_the_upgrade_is_finished(used: Api, path: str) -> None:
-    used.store.is_upgraded = False
+    used.store.upgraded = 0
     used.clock.advance(5)
     answer = used.admin("GET", path)
     assert answer.status_code == 503

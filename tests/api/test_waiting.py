@@ -291,7 +291,7 @@ def test_a_full_line_refuses_the_next_track_and_says_that_it_is_full(api: Api) -
 
 
 def test_nobody_joins_the_line_before_the_upgrade_is_finished(api: Api) -> None:
-    api.store.is_upgraded = False
+    api.store.upgraded = 0
     assert_error(wait(api), 503, "UPGRADE_UNFINISHED")
     assert_error(api.track("POST", "/v1/allocate"), 409, "NO_SANDBOXES_AVAILABLE")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from broker_common.core import schema
 from broker_common.core.errors import InvalidInput
 from broker_common.core.facts import Change, Fact, FactKind, PoolFact, PoolFactKind, allocated
 from broker_common.core.lease import begin, candidate_of, end, extend, warn
@@ -365,7 +366,7 @@ class FactContract:
         self, store: SandboxStore
     ) -> None:
         before = store.ping()
-        assert before.is_upgraded
+        assert before.upgraded == schema.UPGRADE
         store.finish_upgrade()
         store.finish_upgrade()
         assert replace(store.ping(), time=None) == replace(before, time=None)

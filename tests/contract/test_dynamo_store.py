@@ -183,16 +183,17 @@ class TableContract:
 
     # -- releases side by side
 
-    @pytest.mark.parametrize("update", ["REMOVE upgrade_finished", "SET upgrade_finished = :before"])
+    @pytest.mark.parametrize("before", range(schema.UPGRADE))
     def test_a_table_of_a_release_before_is_unfinished_until_somebody_says_otherwise(
-        self, store: Spoilable, update: str
+        self, store: Spoilable, before: int
     ) -> None:
-        store.by_hand(LAYOUT_KEY, update, **({"before": encode(schema.UPGRADE - 1)} if "SET" in update else {}))
-        assert not store.ping().is_upgraded
+        update = "SET upgrade_finished = :before" if before else "REMOVE upgrade_finished"
+        store.by_hand(LAYOUT_KEY, update, **({"before": encode(before)} if before else {}))
+        assert store.ping().upgraded == before
         create_table(store.client, store.table, shards=store.positions // ORDER_LIMIT)
-        assert not store.ping().is_upgraded
+        assert store.ping().upgraded == before
         store.finish_upgrade()
-        assert store.ping().is_upgraded
+        assert store.ping().upgraded == schema.UPGRADE
 
     def test_an_upgrade_of_a_table_without_a_layout_record_is_not_finished(self, store: Spoilable) -> None:
         store.client.delete_item(TableName=store.table, Key=LAYOUT_KEY)

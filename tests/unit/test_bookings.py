@@ -22,6 +22,7 @@ from broker_common.core.facts import PoolFact
 from broker_common.core.principals import Actor
 from broker_common.core.reservation import Reservation, ReservationStage, ReservationState
 from broker_common.core.sandbox import Status
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict, Position
 from tests.fakes import BY, START, FakeClock, MemoryStore, StoreWrapper, make_reservation, make_sandbox
 from tests.world import World, flaky_world
@@ -102,9 +103,10 @@ def test_what_makes_no_sense_is_refused_by_the_field_s_name(changes: dict[str, A
     assert world.memory.reservations == {}
 
 
-def test_nothing_is_booked_or_changed_before_the_upgrade_is_finished() -> None:
+@pytest.mark.parametrize("upgraded", [0, Upgrade.FACTS])
+def test_nothing_is_booked_or_changed_before_the_upgrade_is_finished(upgraded: int) -> None:
     world = a_world()
-    world.memory.is_upgraded = False
+    world.memory.upgraded = upgraded
     with pytest.raises(UpgradeUnfinished):
         world.bookings.book(wanted(), by=BY)
     with pytest.raises(UpgradeUnfinished):

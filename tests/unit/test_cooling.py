@@ -144,7 +144,7 @@ def test_a_doubt_waits_for_a_sync_and_does_not_rest(cool: World, answer: WipeAns
 
 
 def test_nothing_rests_while_a_release_that_would_wipe_it_again_may_run(cool: World) -> None:
-    cool.memory.is_upgraded = False
+    cool.memory.upgraded = 0
     clean(cool)
     assert cool.record("sbx-0").status is Status.AVAILABLE
     assert told(cool) == [FactKind.WIPED]

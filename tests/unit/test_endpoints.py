@@ -34,6 +34,7 @@ from broker_common.core.errors import (
 )
 from broker_common.core.facts import Fact, FactKind, PoolFact, PoolFactKind
 from broker_common.core.guard import Guard
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
 from broker_common.core.webhook import MAX_ENDPOINTS, DeliveryState, Endpoint
 from tests.fakes import BY, START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
@@ -163,8 +164,9 @@ def test_two_that_register_the_last_endpoint_at_once_do_not_both_get_it(office: 
     assert theirs[0].endpoint_id in office.memory.endpoints
 
 
-def test_nothing_is_registered_before_the_upgrade_is_finished(office: Office) -> None:
-    office.memory.is_upgraded = False
+@pytest.mark.parametrize("upgraded", [0, Upgrade.LINE])
+def test_nothing_is_registered_before_the_upgrade_is_finished(office: Office, upgraded: int) -> None:
+    office.memory.upgraded = upgraded
     with pytest.raises(UpgradeUnfinished):
         office.create()
 
@@ -642,7 +644,7 @@ def test_an_unknown_endpoint_or_an_unfinished_upgrade_has_no_replay(office: Offi
     with pytest.raises(WebhookNotFound):
         office.endpoints.replay("none", since=START)
     made = office.create()
-    office.memory.is_upgraded = False
+    office.memory.upgraded = 0
     office.clock.advance(5)
     with pytest.raises(UpgradeUnfinished):
         office.endpoints.replay(made.endpoint_id, since=START)

@@ -14,6 +14,7 @@ from broker_common.core.facts import Fact, FactKind, PoolFactKind
 from broker_common.core.guard import MAX_AGE_SEC
 from broker_common.core.history import READ_AGAIN_SEC, Feed
 from broker_common.core.sandbox import Sandbox, Status
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import COMMIT_AT_ONCE, FactPage
 from tests.fakes import BY, START, FakeClock, StoreWrapper, make_account, make_sandbox
 from tests.lifecycle import check_history
@@ -340,7 +341,7 @@ def test_the_version_of_a_record_that_is_added_again_follows_on_so_that_its_hist
 
 
 def test_nothing_is_told_while_a_release_that_writes_no_facts_may_run(busy: World) -> None:
-    busy.memory.is_upgraded = False
+    busy.memory.upgraded = 0
     busy.start()
     with pytest.raises(UpgradeUnfinished, match="broker upgrade finish"):
         busy.history.feed(limit=5)
@@ -348,8 +349,14 @@ def test_nothing_is_told_while_a_release_that_writes_no_facts_may_run(busy: Worl
         busy.history.of_sandbox("sbx-0", limit=5, cursor=None)
 
 
+def test_facts_are_told_while_only_a_later_upgrade_is_unfinished(busy: World) -> None:
+    busy.memory.upgraded = Upgrade.FACTS
+    busy.start()
+    assert busy.history.feed(limit=5).facts
+
+
 def test_a_finished_upgrade_is_known_within_seconds(busy: World) -> None:
-    busy.memory.is_upgraded = False
+    busy.memory.upgraded = 0
     busy.start()
     with pytest.raises(UpgradeUnfinished):
         busy.history.feed(limit=5)

@@ -246,7 +246,7 @@ def test_what_is_in_use_cannot_be_set_aside_while_a_release_that_would_not_heed_
     plain.allocate()
     if not is_held:
         plain.mark()
-    plain.memory.is_upgraded = False
+    plain.memory.upgraded = 0
     plain.start()
     before = plain.record("sbx-0")
     with pytest.raises(UpgradeUnfinished, match="broker upgrade finish"):
@@ -259,7 +259,7 @@ def test_what_is_in_use_cannot_be_set_aside_while_a_release_that_would_not_heed_
 
 @pytest.mark.parametrize("status", [Status.AVAILABLE, Status.STALE])
 def test_what_nobody_uses_can_be_set_aside_also_during_an_upgrade(plain: World, status: Status) -> None:
-    plain.memory.is_upgraded = False
+    plain.memory.upgraded = 0
     plain.pending(status=status, dirty=False)
     assert plain.operations.quarantine("sbx-0", reason="odd", by=BY).status is Status.DELETION_FAILED
 
@@ -267,7 +267,7 @@ def test_what_nobody_uses_can_be_set_aside_also_during_an_upgrade(plain: World, 
 def test_a_flag_that_is_set_is_heeded_and_can_be_lifted_also_during_an_upgrade() -> None:
     for lifted in (True, False):
         world = held()
-        world.memory.is_upgraded = False
+        world.memory.upgraded = 0
         world.start()
         if lifted:
             world.operations.lift_quarantine("sbx-0", by=BY)

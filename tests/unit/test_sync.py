@@ -624,7 +624,7 @@ def test_the_accounts_of_an_earlier_release_s_records_are_recorded_once(plain: W
 def test_the_account_records_are_read_by_each_sync_while_a_process_of_an_earlier_release_may_run(plain: World) -> None:
     plain.pool(3)
     plain.sync()
-    plain.memory.is_upgraded = False
+    plain.memory.upgraded = 0
     plain.clock.advance(MAX_AGE_SEC)
     for _ in range(2):
         plain.memory.forget_accounts()

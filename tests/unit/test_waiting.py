@@ -24,6 +24,7 @@ from broker_common.core.errors import (
 from broker_common.core.line import LATE_SEC, Place, Wish, new_place_id
 from broker_common.core.policy import Policy
 from broker_common.core.sandbox import Status
+from broker_common.core.schema import Upgrade
 from broker_common.core.store import RETURN_RANKS, PoolCount
 from broker_common.core.telemetry import AllocateEnded, AllocateOutcome, WaitEnded, WaitOutcome
 from broker_common.core.waiting import BUSY_AGE_SEC, TAKEN_KEPT, WALK_SPACING_SEC, ListedPlace, Waiting
@@ -433,11 +434,17 @@ def test_a_full_line_refuses_and_says_so_but_keeps_its_places(world: World) -> N
     assert [each.outcome for each in world.recorder.of(AllocateEnded)][2] is AllocateOutcome.NO_SANDBOXES
 
 
-def test_nobody_joins_before_the_upgrade_is_finished(world: World) -> None:
-    world.memory.is_upgraded = False
+@pytest.mark.parametrize("upgraded", [0, Upgrade.FACTS])
+def test_nobody_joins_before_the_upgrade_is_finished(world: World, upgraded: int) -> None:
+    world.memory.upgraded = upgraded
     with pytest.raises(UpgradeUnfinished):
         world.wait("a")
     assert line_of(world) == []
+
+
+def test_tracks_wait_while_only_a_later_upgrade_is_unfinished(world: World) -> None:
+    world.memory.upgraded = Upgrade.LINE
+    assert waiting(world.wait("a")).position == 1
 
 
 def test_a_pause_answers_503_and_keeps_the_place_of_the_track(world: World) -> None:
