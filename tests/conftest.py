@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coverage import Coverage
+from hypothesis import settings
 
 from tests.backends import aws_environment, dynamodb_local_url, ministack_url, redis_url
+from tests.examples import QUICK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,10 +30,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="skip tests that start a process or are `slow`")
 
 
-def pytest_configure() -> None:
-    """Measure the processes that tests start, if coverage is measured. Their environments lack the variable for it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Have a quick run make up fewer examples. Measure the processes that tests start, if coverage is measured."""
+    if config.getoption("quick"):
+        settings.load_profile(QUICK)
     if _MEASURED not in os.environ:
         return
+    # Their environments lack the variable for it.
     start: Any = subprocess.Popen.__init__
 
     def start_measured(*args: Any, env: Mapping[str, str] | None = None, **options: Any) -> None:

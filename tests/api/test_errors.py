@@ -118,8 +118,10 @@ JSON, PROBLEM = "application/json", "application/problem+json"
         (f"application/json, {PROBLEM};q=0.9", JSON),
     ],
 )
-def test_an_error_comes_in_the_shape_that_the_caller_prefers(api: Api, accept: str | None, media_type: str) -> None:
-    answer = api.call("GET", "/v1/sandboxes", headers={} if accept is None else {"Accept": accept})
+def test_an_error_comes_in_the_shape_that_the_caller_prefers(
+    shared_api: Api, accept: str | None, media_type: str
+) -> None:
+    answer = shared_api.call("GET", "/v1/sandboxes", headers={} if accept is None else {"Accept": accept})
     assert (answer.status_code, answer.headers["Content-Type"]) == (401, media_type)
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert "Accept" in answer.vary

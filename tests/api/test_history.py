@@ -176,8 +176,8 @@ def test_the_feed_can_be_held_to_a_kind_a_track_or_a_time(used: Api, query: str,
 
 
 @pytest.mark.parametrize("kind", [*FactKind, *PoolFactKind])
-def test_every_kind_of_fact_can_be_asked_for(api: Api, kind: str) -> None:
-    assert events(api, f"?kind={kind}")["events"] == []
+def test_every_kind_of_fact_can_be_asked_for(shared_api: Api, kind: str) -> None:
+    assert events(shared_api, f"?kind={kind}")["events"] == []
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,15 @@ CALLER_HEADERS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def holding() -> Api:
+    """Return an API whose only sandbox, 7, is held by track-1, for tests whose calls are all refused."""
+    api = make_api()
+    api.store.seed(make_sandbox("7"))
+    api.allocate()
+    return api
+
+
 @pytest.mark.parametrize(("method", "path"), WITH_A_TOKEN)
 @pytest.mark.parametrize(
     "authorization",
@@ -146,10 +155,8 @@ INVALID_BODIES = [
 
 @pytest.mark.parametrize("path", ["/v1/sandboxes/7/mark-for-deletion", "/v1/admin/sandboxes/7/release"])
 @pytest.mark.parametrize(("body", "field"), INVALID_BODIES)
-def test_a_malformed_body_is_refused_and_the_field_named(api: Api, path: str, body: bytes, field: str) -> None:
-    api.store.seed(make_sandbox("7"))
-    api.allocate()
-    call = api.admin if "admin" in path else api.track
+def test_a_malformed_body_is_refused_and_the_field_named(holding: Api, path: str, body: bytes, field: str) -> None:
+    call = holding.admin if "admin" in path else holding.track
     error = assert_error(call("POST", path, data=body, content_type="application/json"), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
     assert field in error["message"]
@@ -179,14 +186,13 @@ def test_a_duration_that_is_no_whole_number_or_out_of_bounds_is_refused(api: Api
     ],
 )
 def test_a_malformed_extension_is_refused_and_the_field_named(
-    api: Api, path: str, body: dict[str, Any], field: str
+    holding: Api, path: str, body: dict[str, Any], field: str
 ) -> None:
-    api.store.seed(make_sandbox("7"))
-    held = api.allocate()
-    call = api.admin if "admin" in path else api.track
+    held = holding.allocate()
+    call = holding.admin if "admin" in path else holding.track
     error = assert_error(call("POST", path, json=body), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
-    assert body_of(api.track("GET", "/v1/sandboxes/7"))["expires_at"] == held["expires_at"]
+    assert body_of(holding.track("GET", "/v1/sandboxes/7"))["expires_at"] == held["expires_at"]
 
 
 NO_REASONS = ["", "   ", "x" * 501, "two\nlines", "escape \x1b[31m", "line\u2028separator", ["list"]]

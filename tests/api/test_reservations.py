@@ -245,11 +245,13 @@ MALFORMED: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/check"])
 @pytest.mark.parametrize(("field", "value"), MALFORMED)
-def test_a_malformed_booking_is_refused_and_the_field_named(api: Api, path: str, field: str, value: object) -> None:
-    error = assert_error(api.admin("POST", path, json=A_CLASS | {field: value}), 400, "VALIDATION_ERROR")
+def test_a_malformed_booking_is_refused_and_the_field_named(
+    shared_api: Api, path: str, field: str, value: object
+) -> None:
+    error = assert_error(shared_api.admin("POST", path, json=A_CLASS | {field: value}), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
     assert error["message"].startswith(f"{field}: ")
-    assert body_of(api.admin("GET", PATH))["count"] == 0
+    assert body_of(shared_api.admin("GET", PATH))["count"] == 0
 
 
 @pytest.mark.parametrize("field", A_CLASS)

@@ -285,6 +285,7 @@ class FactContract:
         facts, _ = feed(store, limit=3)
         assert sorted(facts, key=_by_sandbox) == sorted((each.fact for each in many if each.fact), key=_by_sandbox)
 
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("limit", [1, 4, 100])
     def test_a_feed_has_every_fact_in_order(self, store: SandboxStore, limit: int) -> None:
         changes = [change for number in range(6) for change in life(store, f"sbx-{number}", began=START + number)]

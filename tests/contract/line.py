@@ -146,6 +146,7 @@ class LineContract:
         for limit in range(1, len(places) + 2):
             assert store.read_line(limit=limit) == places[:limit]
 
+    @pytest.mark.many_calls
     def test_a_long_line_is_read_whole(self, store: SandboxStore) -> None:
         places = [make_place(f"track-{number}", joined_at=FAR + number, track_name="x" * 9000) for number in range(150)]
         wait(store, *places)

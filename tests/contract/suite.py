@@ -285,6 +285,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
         assert refused(store, removal_of(make_sandbox())) == sandbox
         assert store.get(sandbox.sandbox_id) == sandbox
 
+    @pytest.mark.many_calls
     def test_read_all_yields_tombstones_and_goes_past_a_page_but_no_claims(self, store: SandboxStore) -> None:
         records = [
             make_sandbox(f"sbx-{number}", status=status)
@@ -395,6 +396,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
 
     # -- the ring
 
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("limit", [1, 3, 1000])
     def test_a_walk_from_the_start_yields_every_available_sandbox_exactly_once(
         self, store: SandboxStore, limit: int
@@ -403,6 +405,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
         found = walk_ring(store, limit=limit)
         assert sorted(found, key=_by_id) == sorted((candidate_of(each) for each in free), key=_by_id)
 
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.77, 0.999999])
     def test_a_walk_from_anywhere_misses_no_available_sandbox(self, store: SandboxStore, share: float) -> None:
         free = add_many(store, 25)
@@ -440,6 +443,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
             position, travelled, pages = page.next, travelled + page.distance, pages + 1
         assert pages <= 64
 
+    @pytest.mark.many_calls
     def test_a_page_looks_at_no_more_than_its_limit(self, store: SandboxStore) -> None:
         add_all(store, *[make_sandbox(f"sbx-{number}") for number in range(40)])
         position, travelled = Position(0), 0
@@ -448,6 +452,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
             assert len(page.candidates) <= 3
             position, travelled = page.next, travelled + page.distance
 
+    @pytest.mark.many_calls
     def test_a_prefix_leaves_other_names_out_though_pages_become_empty(self, store: SandboxStore) -> None:
         others = [make_sandbox(f"sbx-{number}") for number in range(40)]
         wanted = [make_sandbox(f"gpu-{number}", name=f"gpu-lab-{number}") for number in range(3)]
@@ -710,6 +715,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
 
     # -- what is due, lists, counts
 
+    @pytest.mark.many_calls
     def test_what_is_due_is_read_up_to_and_with_the_limit_of_one_status(self, store: SandboxStore) -> None:
         add_all(
             store,

@@ -16,7 +16,7 @@ import pytest
 import requests
 import responses
 from click.testing import CliRunner, Result
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_common.cli import jobs, pool, sandboxes, tokens
@@ -24,6 +24,7 @@ from broker_common.cli.commands import main
 from broker_common.core.policy import RecyclePolicy
 from broker_common.core.principals import Role
 from broker_common.tokens import BadTokenError, parse_tokens, split_tokens
+from tests.examples import examples
 
 SIGNS = (
     "BROKER_API_TOKEN",
@@ -35,7 +36,7 @@ SIGNS = (
 )
 ROOT_URL = "http://127.0.0.1:8080"
 URL = f"{ROOT_URL}/v1/admin"
-QUICK = settings(max_examples=50, derandomize=True, deadline=None, database=None)
+MADE_UP = examples(50, derandomize=True, database=None)
 
 
 def broker(*words: str, **env: str) -> Result:
@@ -453,7 +454,7 @@ def test_each_of_several_tokens_is_hashed_as_the_api_knows_it(by: str) -> None:
     ]
 
 
-@QUICK
+@MADE_UP
 @given(words=st.lists(st.sampled_from(["a", "b*", "*=", "=", ",", "\n", " "]), max_size=12))
 def test_a_list_of_tokens_is_divided_as_the_api_divides_it(words: list[str]) -> None:
     text = "".join(words)
@@ -1038,7 +1039,7 @@ def in_csv(value: object) -> str:
     return row["name"]
 
 
-@QUICK
+@MADE_UP
 @given(
     start=st.sampled_from(["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"]), rest=st.text("=1+A()'\",; ", max_size=8)
 )
@@ -1046,7 +1047,7 @@ def test_no_cell_of_the_csv_is_a_formula(start: str, rest: str) -> None:
     assert in_csv(start + rest) == f"'{start}{rest}"
 
 
-@QUICK
+@MADE_UP
 @given(name=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda text: text[0].isalnum()))
 def test_other_cells_are_written_as_they_are(name: str) -> None:
     assert in_csv(name) == name

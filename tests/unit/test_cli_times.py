@@ -9,17 +9,18 @@ from zoneinfo import ZoneInfo
 
 import click
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from broker_common.cli.times import Moment, parse_length, parse_moment
+from tests.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NINE_IN_BERLIN = 1796112000
 """2026-12-01 09:00 in Berlin, 08:00 in UTC."""
-QUICK = settings(max_examples=200, derandomize=True, deadline=None, database=None)
+MADE_UP = examples(200, derandomize=True, database=None)
 NEW_YEAR = datetime.fromisoformat("2026-01-01T00:00")
 ZONES = ("Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Apia", "UTC")
 
@@ -118,7 +119,7 @@ def test_half_an_hour_may_come_twice_and_a_whole_day_may_not_exist() -> None:
     assert "does not exist in Pacific/Apia" in refusal("2011-12-30 12:00 Pacific/Apia")
 
 
-@QUICK
+@MADE_UP
 @given(
     st.sampled_from(ZONES).map(ZoneInfo),
     st.datetimes(min_value=NEW_YEAR.replace(year=2020), max_value=NEW_YEAR.replace(year=2035)),
@@ -136,7 +137,7 @@ def test_what_a_zone_s_clocks_show_once_is_read_as_that_moment(zone: ZoneInfo, u
         assert parse_moment(text) == Moment(int(moment.timestamp()))
 
 
-@QUICK
+@MADE_UP
 @given(
     st.sampled_from(ZONES).map(ZoneInfo),
     st.datetimes(min_value=NEW_YEAR, max_value=NEW_YEAR.replace(year=2027)),

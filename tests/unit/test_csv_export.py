@@ -7,10 +7,11 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker_common.csv_export import write_csv
+from tests.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ def written(*records: Mapping[str, Any]) -> list[list[str]]:
     return list(csv.reader(io.StringIO(file.getvalue(), newline="")))
 
 
-@settings(derandomize=True, deadline=None, database=None)
+@examples(100, derandomize=True, database=None)
 @given(texts=st.lists(_TEXTS, min_size=2, max_size=5))
 @example(texts=['"\r\n=1', 'x,=1"'])
 def test_no_text_starts_a_formula_and_each_can_be_read_back(texts: list[str]) -> None:

@@ -370,6 +370,7 @@ def test_a_table_for_another_number_of_shards_is_refused(table: DynamoDBClient) 
         store.ping()
 
 
+@pytest.mark.slow
 def test_a_look_at_the_table_sees_the_last_sync_beside_a_thousand_reservations(table: DynamoDBClient) -> None:
     for number in range(1000):
         # A query answers with at most 1 MB.

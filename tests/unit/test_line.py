@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_common.core.line import (
@@ -22,6 +22,7 @@ from broker_common.core.line import (
 )
 from broker_common.core.sandbox import Candidate
 from tests import line_model as model
+from tests.examples import examples
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ def pools(draw: st.DrawFn) -> list[Candidate]:
     return draw(st.permutations(found))
 
 
-MANY = settings(max_examples=400, deadline=None)
+MANY = examples(400)
 
 
 @MANY
