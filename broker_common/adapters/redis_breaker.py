@@ -119,12 +119,12 @@ class RedisBreaker:
             with self._redis.pipeline(transaction=False) as pipe:
                 pipe.get(self._key)
                 pipe.time()
-                stored, (seconds, _) = pipe.execute()
+                stored, (seconds, microseconds) = pipe.execute()
         except RedisError as error:
             raise QueueUnavailable("Redis, which holds the state of the circuit breaker, does not answer") from error
         record = _parse(stored)
         return Breaker(
-            state=record.state(seconds).value,
+            state=record.state(seconds + microseconds / 1e6).value,
             failures=record.failures,
             reason=record.reason,
             open_until=None if record.open_until is None else math.ceil(record.open_until),

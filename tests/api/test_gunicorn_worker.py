@@ -30,9 +30,11 @@ from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
 from broker_api.connections import Exchange
 from broker_api.event_loop import MAX_HELD_BYTES, make_room_for
 from broker_api.gunicorn_worker import Worker, fold_repeated
+from broker_common.core.telemetry import AllocateOutcome
 from deploy.dev.processes import Process, Program, free_ports, wait_until
 from tests.api.harness import make_api
 from tests.api.test_startup import COMMANDS, ENVIRONMENT
+from tests.fakes import make_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -619,3 +621,14 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_connections_need_it_and_ma
     monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
     assert make_room_for(1000) == room
     assert asked == ([raised] if raised else [])
+
+
+def test_a_worker_that_ends_stores_what_it_has_counted_of_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = make_api()
+    api.store.seed(make_sandbox("7"))
+    monkeypatch.setattr(gthread.ThreadWorker, "run", lambda _: api.allocate())
+    worker = Worker.__new__(Worker)
+    worker.wsgi = api.app
+    worker.run()
+    (sample,) = api.store.samples.values()
+    assert sample.allocates == {AllocateOutcome.SUCCESS: 1}

@@ -23,6 +23,7 @@ from broker_common.core import schema
 from broker_common.core.errors import LayoutMismatch, UnreadableRecord
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, candidate_of, claim_on
+from broker_common.core.samples import PoolLevel
 from broker_common.core.sandbox import ORDER_LIMIT, Status
 from broker_common.core.store import (
     AllocateAnswer,
@@ -38,9 +39,11 @@ from broker_common.core.store import (
     Unreadable,
     Watermark,
 )
+from broker_common.core.telemetry import AllocateOutcome
 from tests.backends import moto_client
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
 from tests.contract.line import FAR, ConcurrentLineContract, LineContract, make_place, wait
+from tests.contract.samples import NOON, hold, level_fact, read_all, sample
 from tests.contract.suite import (
     COUNT,
     ConcurrentStoreContract,
@@ -159,6 +162,50 @@ class TableContract:
         at = [fact.at for fact in history(store, "7")]
         assert sorted(when for (pk, _), when in kept.items() if pk == "SBX#7") == sorted([*at, at[0]])
         assert [when for (pk, _), when in kept.items() if pk.startswith("POOLFACTS#")] == [START]
+
+    def test_samples_are_kept_for_thirty_days_from_their_minute_on(self, store: Spoilable) -> None:
+        store.write_sample(sample(NOON))
+        store.add_allocates(NOON + 60, {AllocateOutcome.SUCCESS: 1})
+        until = {int(item["ttl"]["N"]) for item in store.items() if item["PK"]["S"].startswith("SAMPLES#")}
+        assert until == {NOON + 30 * _DAY_SEC, NOON + 60 + 30 * _DAY_SEC}
+
+    # -- the records of the job watch
+
+    @pytest.mark.parametrize(
+        ("update", "value"),
+        [("SET waiting = :value", {"S": "many"}), ("SET #schema = :value", encode(schema.KNOWN + 1))],
+    )
+    def test_a_sample_that_cannot_be_read_is_left_out_and_the_others_are_shown(
+        self, store: Spoilable, update: str, value: Item
+    ) -> None:
+        for at in (NOON, NOON + 60):
+            store.write_sample(sample(at))
+        (key,) = [{name: each[name] for name in ("PK", "SK")} for each in store.items() if each["SK"]["S"] == "12:00"]
+        store.by_hand(key, update, value=value)
+        assert [each.at for each in read_all(store)] == [NOON + 60]
+
+    def test_a_sample_of_a_later_release_is_left_as_it_is(self, store: Spoilable) -> None:
+        store.write_sample(sample(NOON))
+        (key,) = [{name: each[name] for name in ("PK", "SK")} for each in store.items() if each["SK"]["S"] == "12:00"]
+        store.by_hand(key, "SET #schema = :value", value=encode(schema.KNOWN + 1))
+        before = store.items()
+        store.write_sample(sample(NOON, waiting=9))
+        store.add_allocates(NOON, {AllocateOutcome.SUCCESS: 1})
+        assert store.items() == before
+
+    def test_a_damaged_level_is_told_to_nobody_until_a_person_has_looked(self, store: Spoilable) -> None:
+        low = PoolLevel(is_low=True, counted_at=START)
+        store.write_level(PoolLevel(), low, level_fact())
+        store.by_hand({"PK": {"S": "POOL"}, "SK": {"S": "LEVEL"}}, "SET is_low = :value", value={"S": "yes"})
+        with pytest.raises(UnreadableRecord, match="is_low"):
+            store.read_level()
+        with pytest.raises(UnreadableRecord):
+            store.write_level(PoolLevel(), replace(low, counted_at=START + 1), level_fact("fact-2"))
+
+    def test_a_version_that_a_hand_has_damaged_counts_as_none(self, store: Spoilable) -> None:
+        hold(store, "7", expires_at=START)
+        store.by_hand(sandbox_key("7"), "SET version = :value", value={"S": "seven"})
+        assert dict(store.read_ending(until=START)) == {"7": 0}
 
     def test_facts_are_kept_for_as_many_days_as_they_are_told_to(self, store: Spoilable) -> None:
         longer = store.another(history_days=2 * KEPT_DAYS)
@@ -601,6 +648,12 @@ class TestOnDynamoDBLocal(
     def test_counts_whose_schema_is_no_number_are_never_changed(self, store: Spoilable, schema: Item) -> None:
         """Moto cannot compare them with a number."""
         assert_counts_stay(store, schema)
+
+    def test_allocates_whose_answer_was_lost_are_added_once(self, store: Spoilable) -> None:
+        losing = store.another(client=Losing(store.client), clock=FakeClock())
+        losing.add_allocates(NOON, {AllocateOutcome.SUCCESS: 5})
+        (found,) = read_all(store)
+        assert found.allocates == {AllocateOutcome.SUCCESS: 5}
 
 
 class TestOnDynamoDBLocalWithOneShard(

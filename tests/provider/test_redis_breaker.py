@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import pytest
+from redis import Redis
 
 from broker_common.adapters.redis_breaker import RedisBreaker
 from broker_common.core.errors import (
@@ -17,12 +18,11 @@ from broker_common.core.errors import (
     ProviderFailing,
     ProviderMisconfigured,
     ProviderRejected,
+    QueueUnavailable,
 )
+from broker_common.core.overview import Breaker
 from deploy.dev.processes import wait_until
 from tests.provider.conftest import OwnRedis, connected
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 FAILING = ProviderFailing("HTTP 500", outcome_unknown=False)
 SOON = 0.2
@@ -203,3 +203,25 @@ def test_it_can_be_made_while_redis_is_away(own_redis: OwnRedis) -> None:
     own_redis.stop()
     with connected(own_redis.url) as redis:
         assert state_of(make_breaker(redis)) == "closed"
+
+
+def test_operators_read_the_shared_state_with_its_reason(redis: Redis) -> None:
+    breaker = make_breaker(redis)
+    assert breaker.read() == Breaker(state="closed")
+    call(breaker, FAILING)
+    assert breaker.read() == Breaker(state="closed", failures=1, reason="HTTP 500")
+    open_it(breaker)
+    shown = make_breaker(redis).read()
+    assert (shown.state, shown.failures, shown.reason) == ("open", 2, "HTTP 401")
+    assert shown.open_until is not None
+    assert abs(shown.open_until - time.time() - LATE) < 30
+
+
+def test_operators_see_that_a_call_may_try(redis: Redis) -> None:
+    assert make_half_open(redis).read().state == "half-open"
+
+
+def test_without_redis_operators_are_told_that_the_state_is_not_known() -> None:
+    away = Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=0.5)
+    with pytest.raises(QueueUnavailable, match="circuit breaker"):
+        make_breaker(away).read()
