@@ -159,7 +159,7 @@ def run(order: Order, scratch: Path, say: Callable[[str], None], settings: Mappi
             for each in lives:
                 each.result()
         say("the tracks are done")
-        assert wait_until(lambda: stack.stats()["pending_deletion"] == 0, 120), stack.stats()
+        assert wait_until(lambda: stack.stats().get("pending_deletion") == 0, 120), stack.stats()
         story = Story(_read_feed(stack), receivers, active_from, faults)
         wait_until(lambda: not find_faults(story), _QUIET_SEC)
         say("the receivers have all, or it is too late")
@@ -238,6 +238,9 @@ def _kill(stack: Stack, name: str) -> None:
 def _empty_redis(stack: Stack) -> None:
     with Redis.from_url(stack.plan.env["REDIS_URL"]) as redis:
         redis.flushall()
+    # Beat ends when its lock is lost, and a supervisor starts it again.
+    if wait_until(lambda: not stack.is_running("beat"), 15):
+        stack.start("beat")
 
 
 def _read_feed(stack: Stack) -> dict[Name, Fact]:
