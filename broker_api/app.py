@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
@@ -79,7 +80,6 @@ def create_app(
     api.register_blueprint(webhooks.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(make_blueprint(jobs), url_prefix=f"{base_path}/admin")
     api.register_blueprint(health.blueprint)
-    describe_pages(app, api.spec)
-    describe_webhooks(api.spec)
     describe_pages(app, api)
+    api.describe_later(partial(describe_webhooks, api.spec))
     return app
