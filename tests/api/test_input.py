@@ -188,7 +188,7 @@ def test_a_duration_that_is_no_whole_number_or_out_of_bounds_is_refused(api: Api
 def test_a_malformed_extension_is_refused_and_the_field_named(
     holding: Api, path: str, body: dict[str, Any], field: str
 ) -> None:
-    held = holding.allocate()
+    held = body_of(holding.track("GET", "/v1/sandboxes/7"))
     call = holding.admin if "admin" in path else holding.track
     error = assert_error(call("POST", path, json=body), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.connections import Exchange
 from broker_api.request_reader import RequestReader, State
+from tests.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,12 +83,14 @@ REQUESTS = st.one_of(
 CUTS = st.lists(st.integers(min_value=0), max_size=8)
 
 
+@examples(100)
 @given(st.lists(REQUESTS, min_size=1, max_size=4), CUTS)
 def test_requests_are_told_apart_however_their_bytes_arrive(requests: list[bytes], places: list[int]) -> None:
     assert read_all(cut(b"".join(requests), places)) == (requests, State.NOTHING)
     assert all(parse(request)[1] for request in requests), "gunicorn reads just as far"
 
 
+@examples(100)
 @given(st.lists(REQUESTS, min_size=1, max_size=3), st.integers(min_value=0), st.binary(max_size=6), CUTS)
 def test_where_bytes_are_wrong_gunicorn_and_the_reader_do_not_differ_unnoticed(
     requests: list[bytes], place: int, wrong: bytes, places: list[int]

@@ -474,6 +474,7 @@ def test_an_operator_reads_who_waits_for_what_since_when_and_where(api: Api) -> 
         "joined_at": START,
         "back_by": START + FRONT_RETRY,
         "place_kept_until": START + FRONT_RETRY + 600,
+        "late": False,
     }
 
 

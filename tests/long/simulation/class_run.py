@@ -197,7 +197,7 @@ class _ClassStore(WatchedStore):
 
 
 class _ClassRun(LineRun):
-    """The state of a run: the others are the tracks of a line, and the class comes besides."""
+    """The state of a run: the others are the tracks of a line, and the class comes, too."""
 
     def __init__(self, scenario: ClassScenario, schedule: Schedule) -> None:
         super().__init__(scenario, schedule, store=_ClassStore)

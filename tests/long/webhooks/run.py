@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    import requests
+
 Fact = dict[str, Any]
 Name = tuple[object, ...]
 
@@ -247,11 +249,23 @@ def _read_feed(stack: Stack) -> dict[Name, Fact]:
     facts: dict[Name, Fact] = {}
     query: dict[str, Any] = {"since": 0, "limit": 100}
     while True:
-        page = stack.as_admin("GET", "/events", params=query).json()
+        page = _answered(stack, "/events", query)
         facts |= {name_of(fact): fact for fact in page["events"]}
         if page["is_last"]:
             return facts
         query = {"after": page["cursor"], "limit": 100}
+
+
+def _answered(stack: Stack, path: str, query: Mapping[str, Any]) -> Any:
+    """Return an answer of the API; ask again while it refuses, as it may for seconds after a fault."""
+    said: list[requests.Response] = []
+
+    def is_answered() -> bool:
+        said[:] = [stack.as_admin("GET", path, params=query)]
+        return said[0].ok
+
+    assert wait_until(is_answered, 60), said[0].text
+    return said[0].json()
 
 
 def _out_of_order(accepted: Iterable[Name]) -> list[str]:
