@@ -46,6 +46,7 @@ from broker_common.core.store import (
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.line import make_place
 from tests.contract.suite import SHARED_STORE
+from tests.contract.webhooks import delivered, make_delivery, make_endpoint
 from tests.fakes import (
     BY,
     START,
@@ -107,6 +108,14 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "read_reservations": lambda store: store.read_reservations(),
     "read_reservation": lambda store: store.read_reservation("res-1"),
     "list_archived": lambda store: store.list_archived(limit=5, cursor=None),
+    "read_endpoints": lambda store: store.read_endpoints(),
+    "read_endpoint": lambda store: store.read_endpoint("hook"),
+    "find_untold": lambda store: store.find_untold(limit=5),
+    "oldest_untold": lambda store: store.oldest_untold(),
+    "read_due_deliveries": lambda store: store.read_due_deliveries("hook", until=5, limit=5),
+    "read_pending": lambda store: store.read_pending("hook", "1"),
+    "read_delivery": lambda store: store.read_delivery("hook", "1.1.sandbox.updated"),
+    "list_deliveries": lambda store: store.list_deliveries("hook", state=None, limit=5, cursor=None),
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "allocate": allocate,
@@ -131,6 +140,10 @@ WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "end": lambda store: store.write_reservation(CLASS, CLASS_OVER, version=1, fact=PAUSED),
     "mark_opened": lambda store: store.mark_opened(replace(CLASS, opened_at=1), PAUSED),
     "archive_reservation": lambda store: store.archive_reservation(CLASS_OVER),
+    "write_endpoint": lambda store: store.write_endpoint(None, make_endpoint()),
+    "told": lambda store: store.told(PAUSED),
+    "add_delivery": lambda store: store.add_delivery(make_delivery()),
+    "write_delivery": lambda store: store.write_delivery(make_delivery(), delivered(make_delivery())),
 }
 CALLS = READS | WRITES
 
