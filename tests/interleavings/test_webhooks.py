@@ -68,7 +68,9 @@ class Scene:
             store.before_call = lambda method: None if method in _NO_STEPS else self._step(number, method)
             return store
 
-        return WebhookWorld(clock=self.schedule.time, memory=self.memory, wrap=wrap, receiver=self.receiver, seed=number)
+        return WebhookWorld(
+            clock=self.schedule.time, memory=self.memory, wrap=wrap, receiver=self.receiver, seed=number
+        )
 
     def _step(self, number: int, method: str) -> None:
         stop(method, by=number)

@@ -137,7 +137,7 @@ def test_each_try_is_recorded_with_the_answer_in_words_if_it_failed(world: Webho
 def test_while_a_delivery_is_sent_nobody_else_sends_it(world: WebhookWorld) -> None:
     other = WebhookWorld(clock=world.clock, memory=world.memory, seed=2)
     add(world, due())
-    world.receiver.during_send = lambda: other.drain()
+    world.receiver.during_send = other.drain
     world.drain()
     assert (world.receiver.names, other.receiver.names) == ([NAME], [])
 
@@ -210,7 +210,7 @@ def test_newer_ones_wait_for_an_older_one_that_fails_and_no_other_sandbox_does(w
     waits = {world.delivery(f"7.{version}.sandbox.updated").next_try_at for version in (1, 2, 3)}
     assert len(waits) == 1
     assert None not in waits
-    world.receiver.answer = lambda _, each: OK
+    world.receiver.answer = lambda _endpoint, _delivery: OK
     world.clock.advance(6)
     world.drain()
     assert [each.version for each in world.receiver.received[4:]] == [1, 2, 3]
@@ -409,7 +409,7 @@ def test_deliveries_of_several_sandboxes_are_sent_at_the_same_time() -> None:
     world = WebhookWorld(threads=4)
     world.add_endpoint()
     all_here = threading.Barrier(4, timeout=30)
-    world.receiver.during_send = lambda: all_here.wait()
+    world.receiver.during_send = all_here.wait
     add(world, *(due(f"sbx-{number}") for number in range(4)))
     assert world.drain().delivered == 4
 
