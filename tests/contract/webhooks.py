@@ -42,7 +42,7 @@ _TIME = st.integers(0, 2**40)
 
 
 def make_endpoint(endpoint_id: str = "hook", **changes: Any) -> Endpoint:
-    """Return an endpoint that is told of everything."""
+    """Return an endpoint that wants every kind of fact."""
     values: dict[str, Any] = {
         "endpoint_id": endpoint_id,
         "url": f"https://{endpoint_id}.example/in",
