@@ -12,7 +12,7 @@ from broker_common.adapters.dynamo_items import ENDPOINT, POOL, claim_key, decod
 from broker_common.adapters.dynamo_places import decode_held
 from broker_common.adapters.dynamo_table import SHARDS
 from broker_common.adapters.dynamo_transport import ConditionFailed, DynamoTransport
-from broker_common.core.deadline import Backoff
+from broker_common.core.deadline import Backoff, deadline_in
 from broker_common.core.errors import OutcomeUnknown, StoreUnavailable, UnreadableRecord
 from broker_common.core.ids import new_id
 from broker_common.core.telemetry import RecordUnreadable
@@ -63,6 +63,7 @@ class DynamoBase:
         self._rng = rng
         self._shards = shards
         self._history_days = history_days
+        self._timeout_sec = timeout_sec
         self._recorder = recorder
         self._reported_at: dict[str, float] = {}
         self._reporting = threading.Lock()
@@ -145,15 +146,17 @@ class DynamoBase:
         return [{"Put": {"TableName": self._table, "Item": encode_mark(item)}}]
 
     def _has_endpoints(self) -> bool:
-        answer = self._transport.read(
-            "query",
-            TableName=self._table,
-            ConsistentRead=True,
-            Limit=1,
-            Select="COUNT",
-            KeyConditionExpression="PK = :pool AND begins_with(SK, :endpoint)",
-            ExpressionAttributeValues={":pool": POOL, ":endpoint": {"S": ENDPOINT}},
-        )
+        """Count endpoints, up to one. While the table is in trouble, this takes little of a request's time."""
+        with deadline_in(1.5 * self._timeout_sec, self._clock):
+            answer = self._transport.read(
+                "query",
+                TableName=self._table,
+                ConsistentRead=True,
+                Limit=1,
+                Select="COUNT",
+                KeyConditionExpression="PK = :pool AND begins_with(SK, :endpoint)",
+                ExpressionAttributeValues={":pool": POOL, ":endpoint": {"S": ENDPOINT}},
+            )
         return bool(answer["Count"])
 
     def _query_claims(self, track_id: str) -> Iterator[Item]:

@@ -1,7 +1,7 @@
 """Send the deliveries of one endpoint: in order for each sandbox, and never twice at the same time.
 
-Before a delivery is sent, it is taken: a write with a new `attempt_id`, which makes it due again only after all
-time-outs. The outcome is written on that attempt. So a crash at any point loses nothing: the delivery is sent again
+Before a delivery is sent, it is taken: a write with a new `attempt_id`, which makes it due again only after a try must
+have ended. The outcome is written on that attempt. So a crash at any point loses nothing: the delivery is sent again
 when it is due. (A process that is suspended between its last check and the sending cannot be stopped; see
 `SEND_WITHIN_SEC`.)
 """
@@ -152,7 +152,7 @@ class Sender:
 
         Returns at once if another thread of this process drains the same endpoint, or if it is disabled or gone. While
         the endpoint fails, only one delivery is tried, and the rest only after that one succeeded. So an endpoint that
-        is down costs one thread one time-out. Disables it if it wants no more deliveries, or has failed for
+        is down costs one thread one timeout. Disables it if it wants no more deliveries, or has failed for
         `GIVE_UP_SEC`. Raises `UnsafeToAct` and `StoreUnavailable`.
         """
         self._guard.check()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 SETTLED_SEC = 10
-"""So many seconds after an endpoint was added, each new fact is told to it, no matter which process writes it."""
+"""So many seconds after an endpoint was added, each new fact is told to it, also if another process writes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ from broker_common.core.telemetry import AllocateOutcome
 from tests.backends import AWS_ENVIRONMENT
 from tests.contract.line import make_place
 from tests.contract.suite import SHARED_STORE
+from tests.contract.webhooks import delivered, make_delivery, make_endpoint
 from tests.fakes import (
     BY,
     START,
@@ -114,6 +115,14 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "read_many_samples": lambda store: store.read_samples(since=0, until=86400),
     "read_ending": lambda store: list(store.read_ending(until=5)),
     "read_level": lambda store: store.read_level(),
+    "read_endpoints": lambda store: store.read_endpoints(),
+    "read_endpoint": lambda store: store.read_endpoint("hook"),
+    "find_untold": lambda store: store.find_untold(limit=5),
+    "oldest_untold": lambda store: store.oldest_untold(),
+    "read_due_deliveries": lambda store: store.read_due_deliveries("hook", until=5, limit=5),
+    "read_pending": lambda store: store.read_pending("hook", "1"),
+    "read_delivery": lambda store: store.read_delivery("hook", "1.1.sandbox.updated"),
+    "list_deliveries": lambda store: store.list_deliveries("hook", state=None, limit=5, cursor=None),
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "allocate": allocate,
@@ -141,6 +150,10 @@ WRITES: dict[str, Callable[[DynamoStore], object]] = {
     "write_sample": lambda store: store.write_sample(Sample(at=60)),
     "add_allocates": lambda store: store.add_allocates(60, {AllocateOutcome.SUCCESS: 1}),
     "write_level": lambda store: store.write_level(PoolLevel(), PoolLevel(is_low=True, counted_at=1), PAUSED),
+    "write_endpoint": lambda store: store.write_endpoint(None, make_endpoint()),
+    "told": lambda store: store.told(PAUSED),
+    "add_delivery": lambda store: store.add_delivery(make_delivery()),
+    "write_delivery": lambda store: store.write_delivery(make_delivery(), delivered(make_delivery())),
 }
 CALLS = READS | WRITES
 

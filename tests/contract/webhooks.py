@@ -42,7 +42,7 @@ _TIME = st.integers(0, 2**40)
 
 
 def make_endpoint(endpoint_id: str = "hook", **changes: Any) -> Endpoint:
-    """Return an endpoint that is told of everything."""
+    """Return an endpoint that wants every kind of fact."""
     values: dict[str, Any] = {
         "endpoint_id": endpoint_id,
         "url": f"https://{endpoint_id}.example/in",
@@ -261,7 +261,7 @@ class WebhookContract:
             store.set_pauses(Pauses(), paused, pool_fact("paused"))
         store.write_reservation(None, class_, version=0, fact=pool_fact("booked"))
         store.mark_opened(replace(class_, opened_at=START), pool_fact("opened"))
-        expected = [
+        expected: list[Fact | PoolFact] = [
             *(change.fact for change in (*changes, *many) if change.fact),
             *map(pool_fact, ("recorded", "paused", "booked", "opened")),
         ]
@@ -307,10 +307,10 @@ class WebhookContract:
                 of_it = [fact for fact in found if isinstance(fact, Fact) and fact.sandbox_id == sandbox_id]
                 assert of_it == facts[: len(of_it)]
         told = 0
-        while facts := store.find_untold(limit=2):
-            for fact in facts:
+        while page := store.find_untold(limit=2):
+            for fact in page:
                 store.told(fact)
-            told += len(facts)
+            told += len(page)
         assert told == 15
 
     def test_the_oldest_untold_fact_is_known_by_its_time(self, store: SandboxStore) -> None:

@@ -21,6 +21,9 @@ from broker_common.core.telemetry import (
     DeleteContradicted,
     DeleteEnded,
     DeleteOutcome,
+    DeliveryEnded,
+    DeliveryOutcome,
+    EndpointDisabled,
     Event,
     ExtendOutcome,
     ExtensionEnded,
@@ -41,6 +44,7 @@ from broker_common.core.telemetry import (
     SyncProgressed,
     WaitEnded,
     WaitOutcome,
+    WebhooksLagged,
 )
 from tests.fakes import RecordingRecorder
 
@@ -59,6 +63,8 @@ EVENTS: list[Event] = [
     PoolSynced(synced=15, stale=2),
     RecordUnreadable(error="sandbox '1' cannot be read: name is missing", sandbox_id="1"),
     *(DeleteEnded(outcome=each, sandbox_id="1") for each in DeleteOutcome),
+    *(DeliveryEnded(outcome=each, endpoint_id="e", delivery_id="d", seconds=0.1) for each in DeliveryOutcome),
+    EndpointDisabled(endpoint_id="e", reason="it has failed for five days"),
     *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in JOBS for each in JobOutcome),
 ]
 
@@ -176,6 +182,43 @@ def test_an_account_that_is_refused_is_counted_by_its_reason_and_logged_as_an_er
     assert changes(PrometheusJobRecorder, event) == {f"broker_sync_accounts_refused_total,{reason.value}": 1}
     line = logged(event)
     assert (line["log_level"], line["error"], line["held_by"]) == ("error", reason.value, "2")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [
+        (DeliveryOutcome.DELIVERED, "debug"),
+        (DeliveryOutcome.FAILED, "warning"),
+        (DeliveryOutcome.EXHAUSTED, "error"),
+        (DeliveryOutcome.DISABLED, "error"),
+    ],
+)
+def test_a_try_to_deliver_is_counted_by_its_outcome_and_logged_as_loud_as_what_happened(
+    outcome: DeliveryOutcome, level: str
+) -> None:
+    event = DeliveryEnded(outcome=outcome, endpoint_id="e", delivery_id="d", seconds=0.1, error="timed out after 15 s")
+    assert changes(PrometheusJobRecorder, event) == {f"broker_webhook_deliveries_total,{outcome.value}": 1}
+    line = logged(event)
+    assert (line["log_level"], line["action"], line["outcome"]) == (level, "send_webhook", outcome.value)
+    assert (line["endpoint_id"], line["delivery_id"], line["latency_ms"]) == ("e", "d", 100.0)
+
+
+def test_the_lag_of_webhooks_is_shown_and_not_logged() -> None:
+    assert changes(PrometheusJobRecorder, WebhooksLagged(seconds=7)) == {"broker_webhook_lag_seconds": 7}
+    with structlog.testing.capture_logs() as lines:
+        LogRecorder().record(WebhooksLagged(seconds=7))
+    assert lines == []
+
+
+def test_an_endpoint_that_is_disabled_is_logged_as_an_error_with_the_reason() -> None:
+    line = logged(EndpointDisabled(endpoint_id="e", reason="it has failed for five days"))
+    assert (line["log_level"], line["endpoint_id"], line["error"]) == ("error", "e", "it has failed for five days")
+
+
+def test_a_run_that_did_nothing_is_logged_for_debugging_only() -> None:
+    event = JobEnded(job=Job.DELIVER, outcome=JobOutcome.SUCCESS, seconds=1, message="m", is_idle=True)
+    assert logged(event)["log_level"] == "debug"
+    assert "is_idle" not in logged(event)
 
 
 def test_a_delete_that_the_list_contradicts_is_counted_as_failed_and_logged_as_an_error() -> None:

@@ -15,7 +15,7 @@ from broker_common.adapters.redis_job_runs import RedisJobRuns
 from broker_common.core.errors import QueueUnavailable
 from broker_common.core.job_names import Job
 from broker_common.core.jobs import JobState
-from broker_common.core.runs import KEPT_SEC, Conclusion, Runs
+from broker_common.core.runs import KEPT_IDLE_SEC, KEPT_SEC, Conclusion, Runs
 from broker_common.core.telemetry import DeleteOutcome
 from tests.runs_suite import ALICE, SUCCEEDED, RunsContract, dispatch, found
 
@@ -65,6 +65,14 @@ def test_what_is_kept_is_kept_for_a_day(runs: Runs, redis: RedisClient) -> None:
     ages = [redis.ttl(key) for key in redis.scan_iter()]
     assert len(ages) == 8
     assert all(KEPT_SEC - 60 < age <= KEPT_SEC for age in ages)
+
+
+def test_a_run_that_did_nothing_is_kept_for_ten_minutes(runs: Runs, redis: RedisClient) -> None:
+    runs.start("run", Job.DELIVER, request_id="job-deliver-1")
+    runs.finish("run", Conclusion(state=JobState.SUCCEEDED, message="m", result={}, is_idle=True))
+    kept = [redis.ttl(key) for key in redis.scan_iter() if key.endswith(b":run")]
+    assert len(kept) == 2
+    assert all(KEPT_IDLE_SEC - 60 < age <= KEPT_IDLE_SEC for age in kept)
 
 
 def test_the_list_of_last_runs_is_bounded_and_leaves_out_what_is_gone(runs: Runs, redis: RedisClient) -> None:
