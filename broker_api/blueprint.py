@@ -71,8 +71,7 @@ class Blueprint(flask_smorest.Blueprint):
 
     def register_views_in_doc(self, api: Any, *args: Any, **options: Any) -> None:  # noqa: ANN401 - flask-smorest's
         """Have the views described when the description is first asked for."""
-        describe: Any = super().register_views_in_doc  # type: ignore[misc] # our stubs leave it out
-        api.describe_later(partial(describe, api, *args, **options))
+        api.describe_later(partial(super().register_views_in_doc, api, *args, **options))
 
     def route(self, rule: str, *, role: Role | None, **options: Any) -> Callable[[Any], Any]:  # type: ignore[override] # noqa: ANN401 - flask-smorest's; no route of ours may be without a role
         """Declare a route and the role that its calls need; with None they need no token. See flask-smorest."""

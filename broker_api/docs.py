@@ -113,7 +113,7 @@ class Api(flask_smorest.Api):
             while self._undescribed:
                 self._undescribed[0]()
                 self._undescribed.pop(0)
-        answer: Response = super()._openapi_json()  # type: ignore[misc] # our stubs leave it out
+        answer: Response = super()._openapi_json()
         return answer
 
     def _register_responses(self) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
 from broker_common.adapters.dynamo_conditions import unless_newer
-from broker_common.adapters.dynamo_facts import encode_pool_fact
 from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_fields
 from broker_common.adapters.dynamo_items import TTL, sandbox_id_of, status_keys
 from broker_common.adapters.dynamo_table import INDEX
@@ -115,8 +114,7 @@ class DynamoSamples(DynamoBase):
             "ConditionExpression": f"{is_unwritten}is_low = :low AND counted_at = :counted_at",
             "ExpressionAttributeValues": {":low": encode(before.is_low), ":counted_at": encode(before.counted_at)},
         }
-        told = encode_pool_fact(fact, shards=self._shards, days=self._history_days)
-        failed = self._transact({"Put": unless_newer(put)}, {"Put": {"TableName": self._table, "Item": told}})
+        failed = self._transact({"Put": unless_newer(put)}, *self._put_pool_fact(fact))
         if failed is not None and self.read_level() != after:
             raise Conflict("another run has just told the pool's level", current=None)
 

@@ -163,7 +163,8 @@ def test_a_step_that_gives_too_many_samples_is_refused_with_one_that_does_not(ap
     assert "use 300 or more" in str(assert_error(answer, 400, "VALIDATION_ERROR"))
 
 
-def test_an_allocate_is_counted_in_the_sample_of_its_minute(api: Api) -> None:
+def test_an_allocate_is_counted_in_the_sample_of_its_minute() -> None:
+    api = make_api(counts_minutes=True)
     api.store.seed(make_sandbox("7"))
     api.allocate()
     api.track("POST", "/v1/allocate", "track-2")

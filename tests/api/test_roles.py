@@ -55,6 +55,7 @@ ALLOWED: dict[tuple[str, str], set[Role] | set[Role | None]] = {
     ("POST", "/v1/admin/purge-stale"): OPERATORS,
     ("POST", "/v1/admin/reserve"): OPERATORS,
     ("POST", "/v1/admin/watch"): OPERATORS,
+    ("POST", "/v1/admin/deliver"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/extend"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/release"): OPERATORS,
     ("POST", "/v1/admin/sandboxes/<sandbox_id>/quarantine"): OPERATORS,

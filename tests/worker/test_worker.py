@@ -236,7 +236,7 @@ def test_on_sigterm_what_has_begun_is_finished_and_nothing_else_is_begun(
         desk.release("1", "2", "3", "4")
 
         assert worker.exit_code() == 0
-        assert worker.messages[-5:] == [
+        assert worker.messages[-6:] == [
             "[Scheduler] Sync job stopped",
             "[Scheduler] Cleanup job stopped",
             "[Scheduler] Auto-expiry job stopped",
