@@ -316,7 +316,7 @@ def refusing(method: str) -> Any:
     return wrap
 
 
-def make_api(*, around: Any = None, jobs: Any = JOBS, counts_minutes: bool = False, **environment: str) -> Api:
+def make_api(*, around: Any = None, jobs: Any = JOBS, counts_minutes: Any = False, **environment: str) -> Api:
     """Return an API that starts these `jobs`. `around` may wrap its store, and `environment` adds settings.
 
     `counts_minutes`: the allocates of each minute are counted, which starts a thread that the test must end.
@@ -326,7 +326,7 @@ def make_api(*, around: Any = None, jobs: Any = JOBS, counts_minutes: bool = Fal
     store, breaker = MemoryStore(clock), FakeBreaker(queue)
     seen = around(store) if around else store
     registry = CollectorRegistry()
-    minute_counts = MinuteCounts(lambda *counts: seen.add_allocates(*counts), clock)
+    minute_counts = MinuteCounts((seen or store).add_allocates, clock)
     recorders = Recorders([recorder, PrometheusApiRecorder(registry), *([minute_counts] if counts_minutes else [])])
     services = make_services(seen, clock, queue, recorders, settings, rate_limit, breaker, minute_counts)
     app = create_app(settings, services, registry=registry, jobs=jobs)
