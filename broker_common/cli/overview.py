@@ -64,9 +64,9 @@ def _find_concerns(found: Mapping[str, Any]) -> Iterator[str]:
             more = f"broker reservation show {each['reservation_id']}"
             yield f"the reservation {each['name']} lacks {each['short_by']}: {more}"
     hooks = found["webhooks"]
-    for state in ("failing", "disabled"):
+    for state, do in (("failing", "fail"), ("disabled", "are disabled")):
         if hooks[state]:
-            yield f"{hooks[state]} of {hooks['endpoints']} webhooks {state}: broker webhook list"
+            yield f"{hooks[state]} of {hooks['endpoints']} webhooks {do}: broker webhook list"
 
 
 def _of_pauses(found: Mapping[str, Any]) -> Iterator[str]:

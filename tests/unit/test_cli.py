@@ -253,8 +253,8 @@ def test_the_overview_says_what_needs_a_look_and_which_command_says_more() -> No
         "LOOK: the provider's circuit breaker is open: the provider answered 500",
         "LOOK: the job purge_stale failed: broker jobs --job purge-stale",
         "LOOK: the reservation Intro lacks 2: broker reservation show res-1",
-        "LOOK: 2 of 5 webhooks failing: broker webhook list",
-        "LOOK: 1 of 5 webhooks disabled: broker webhook list",
+        "LOOK: 2 of 5 webhooks fail: broker webhook list",
+        "LOOK: 1 of 5 webhooks are disabled: broker webhook list",
     ]
     for line in (
         "Line          12 wait, the longest for 5 min",
