@@ -125,7 +125,9 @@ class DynamoSamples(DynamoBase):
         """Build the update of a sample, which is made if there is none. Other fields stay as they are."""
         fixed = {TTL: minute + KEPT_SEC, "schema": schema.WRITTEN, **set_to}
         values: dict[str, Any] = {f":{name}": encode(value) for name, value in {**fixed, **added}.items()}
-        changes = "SET " + ", ".join(f"#{name} = :{name}" for name in fixed)
+        # A sample that the next release has written keeps its number.
+        kept = "#schema = if_not_exists(#schema, :schema)"
+        changes = "SET " + ", ".join([kept, *(f"#{name} = :{name}" for name in fixed if name != "schema")])
         if added:
             changes += " ADD " + ", ".join(f"#{name} :{name}" for name in added)
         return unless_newer(
