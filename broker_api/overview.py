@@ -15,10 +15,11 @@ from broker_common.core.samples import KEPT_SEC, MOST_SAMPLES, shortest_step, su
 from broker_common.core.sandbox import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from broker_common.core.reservation import Reservation
     from broker_common.core.samples import Sample
+    from broker_common.core.webhook import Endpoint
 
 blueprint = Blueprint("overview", __name__)
 blueprint.before_request(refuse_surplus)
@@ -29,7 +30,7 @@ blueprint.before_request(refuse_surplus)
 @blueprint.response(200, OverviewSchema, description="The state of the broker")
 @store_call
 def overview() -> dict[str, Any]:
-    """Read what to look at first: pool, line, reservations, pauses, jobs, breaker, and the last hour's allocates."""
+    """Read what to look at first: pool, line, reservations, webhooks, pauses, jobs, breaker, and recent allocates."""
     found, now = services().overviews.read(), services().clock.now()
     return {
         "counts": counts_of(found.count.by_status),
@@ -40,6 +41,7 @@ def overview() -> dict[str, Any]:
         "allocates": found.allocates,
         "allocates_since": found.allocates_since,
         "reservations": [_shown_reservation(each, now) for each in found.reservations],
+        "webhooks": _count_endpoints(found.endpoints),
         "pauses": found.pauses,
         "pauses_error": found.pauses_error,
         "jobs": None if found.jobs is None else [shown_run(run) for run in found.jobs],
@@ -93,6 +95,15 @@ def _shown_reservation(reservation: Reservation, now: int) -> dict[str, Any]:
     names = ("reservation_id", "name", "starts_at", "ends_at", "count", "set_aside", "drawn")
     shown = {name: getattr(reservation, name) for name in names}
     return shown | {"state": reservation.state_at(now), "short_by": reservation.short_by_at(now)}
+
+
+def _count_endpoints(endpoints: Sequence[Endpoint]) -> dict[str, int]:
+    enabled = [each for each in endpoints if each.disabled_at is None]
+    return {
+        "endpoints": len(endpoints),
+        "failing": sum(each.failing_since is not None for each in enabled),
+        "disabled": len(endpoints) - len(enabled),
+    }
 
 
 def counts_of(by_status: Mapping[Status, int]) -> dict[str, int]:

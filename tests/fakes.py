@@ -595,6 +595,10 @@ class MemoryStore(MemoryWebhooks):
         with self._called("read_reservations"):
             return OpenReservations(self.bookings_version, tuple(self.reservations.values()))
 
+    def read_booked(self) -> tuple[Reservation, ...]:
+        with self._called("read_booked"):
+            return tuple(self.reservations.values())
+
     def read_reservation(self, reservation_id: str) -> Reservation | None:
         with self._called("read_reservation"):
             return self.reservations.get(reservation_id) or self._archive.get(reservation_id)
@@ -945,6 +949,9 @@ class StoreWrapper(WebhooksWrapper):
 
     def read_reservations(self) -> OpenReservations:
         return self._call("read_reservations", self.inner.read_reservations)
+
+    def read_booked(self) -> tuple[Reservation, ...]:
+        return self._call("read_booked", self.inner.read_booked)
 
     def read_reservation(self, reservation_id: str) -> Reservation | None:
         return self._call("read_reservation", lambda: self.inner.read_reservation(reservation_id))

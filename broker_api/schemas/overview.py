@@ -64,6 +64,14 @@ class ShownReservationSchema(Schema):
     short_by = number_field("How many sandboxes it lacks")
 
 
+class WebhookCountsSchema(Schema):
+    """How many webhook endpoints there are."""
+
+    endpoints = number_field("All endpoints", 2)
+    failing = number_field("Those whose last try failed")
+    disabled = number_field("Those that get nothing now, because they failed for days or an operator wants it")
+
+
 class BreakerSchema(Schema):
     """The circuit breaker of the calls to the provider, as all workers share it."""
 
@@ -101,6 +109,7 @@ class OverviewSchema(Schema):
         required=True,
         metadata={"description": "Those that are open, and those that are being filled and lack sandboxes"},
     )
+    webhooks = fields.Nested(WebhookCountsSchema, required=True, metadata={"description": "The endpoints of webhooks"})
     pauses = fields.Nested(
         PausesSchema,
         required=True,

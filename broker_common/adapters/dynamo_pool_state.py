@@ -195,7 +195,7 @@ class DynamoPoolState(DynamoOpenReservations):
             )["Count"]
             for status in Status
             for place in status_keys(status, self._shards)
-        ) or any(each.set_aside for each in self._open_reservations())
+        ) or any(each.set_aside for each in self.read_booked())
 
     def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
         """Implement the port: a conditional update of the layout record."""

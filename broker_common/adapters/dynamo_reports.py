@@ -168,7 +168,7 @@ class DynamoReports(DynamoOpenReservations):
         totals = dict.fromkeys(Status, 0)
         for place, count in zip(places, for_each(count_at, places, threads=_THREADS), strict=True):
             totals[places[place]] += count
-        totals[Status.RESERVED] = sum(each.set_aside for each in self._open_reservations())
+        totals[Status.RESERVED] = sum(each.set_aside for each in self.read_booked())
         return totals
 
     def read_next_due(self, status: Status, *, limit: int) -> Sequence[int]:

@@ -141,19 +141,19 @@ def _count(table: str, reservation_id: str, changes: Mapping[str, str], conditio
 class DynamoOpenReservations(DynamoBase):
     """Reads of the reservations that were not archived, for the parts of the store that need them."""
 
-    def _open_reservations(self) -> list[Reservation]:
-        """Read them by a consistent query."""
+    def read_booked(self) -> tuple[Reservation, ...]:
+        """Implement the port: a consistent query."""
         items = self._query(
             ConsistentRead=True,
             KeyConditionExpression="PK = :pool AND begins_with(SK, :reservation)",
             ExpressionAttributeValues={":pool": _BOOKINGS_KEY["PK"], ":reservation": {"S": _PREFIX}},
         )
-        return [each for item in items if (each := self._readable(_decode, item))]
+        return tuple(each for item in items if (each := self._readable(_decode, item)))
 
     def _reserved_places(self) -> list[str]:
         """Return the index's partition keys where reserved sandboxes may be, in order."""
         now = self._clock.now()
-        ids = (each.reservation_id for each in self._open_reservations() if each.set_aside or each.is_filled_at(now))
+        ids = (each.reservation_id for each in self.read_booked() if each.set_aside or each.is_filled_at(now))
         return sorted(map(reserved_key, ids))
 
 
@@ -164,7 +164,7 @@ class DynamoReservations(DynamoOpenReservations):
         """Implement the port: a consistent read of the version, then a consistent query of the reservations."""
         item = self._get(_BOOKINGS_KEY)
         version = self._read(_decode_version, item) if item else 0
-        return OpenReservations(version, tuple(self._open_reservations()))
+        return OpenReservations(version, self.read_booked())
 
     def read_reservation(self, reservation_id: str) -> Reservation | None:
         """Implement the port: consistent reads of both places where the record may be."""

@@ -26,7 +26,7 @@ from broker_common.core.store import Conflict
 from broker_common.core.telemetry import AllocateOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from broker_common.core.facts import PoolFact
 
@@ -69,22 +69,25 @@ class DynamoSamples(DynamoBase):
         first = minute_of(since + MINUTE_SEC - 1)
         minutes = range(first, until, MINUTE_SEC)
         if len(minutes) <= _AT_ONCE:
-            items = self._get_items([_key(minute) for minute in minutes])
+            samples = self._samples(self._get_items([_key(minute) for minute in minutes]))
         else:
             dates = range(first - first % _DAY_SEC, until, _DAY_SEC)
-            items = list(chain(*for_each(partial(self._read_date, first, until), dates, threads=_THREADS)))
-        samples = (self._readable(_decode, item) for item in items)
-        return sorted((each for each in samples if each is not None), key=lambda each: each.at)
+            samples = list(chain(*for_each(partial(self._read_date, first, until), dates, threads=_THREADS)))
+        return sorted(samples, key=lambda each: each.at)
 
-    def _read_date(self, first: int, until: int, date: int) -> list[Item]:
+    def _read_date(self, first: int, until: int, date: int) -> list[Sample]:
         begin, end = _key(max(first, date)), _key(min(until, date + _DAY_SEC) - 1)
-        return list(
+        # Page by page: an item takes five times as much memory as its sample.
+        return self._samples(
             self._query(
                 ConsistentRead=True,
                 KeyConditionExpression="PK = :date AND SK BETWEEN :begin AND :end",
                 ExpressionAttributeValues={":date": begin["PK"], ":begin": begin["SK"], ":end": end["SK"]},
             )
         )
+
+    def _samples(self, items: Iterable[Item]) -> list[Sample]:
+        return [each for item in items if (each := self._readable(_decode, item)) is not None]
 
     def read_ending(self, *, until: int) -> Iterator[tuple[str, int]]:
         """Implement the port: a range query for each place of the index."""
@@ -122,7 +125,9 @@ class DynamoSamples(DynamoBase):
         """Build the update of a sample, which is made if there is none. Other fields stay as they are."""
         fixed = {TTL: minute + KEPT_SEC, "schema": schema.WRITTEN, **set_to}
         values: dict[str, Any] = {f":{name}": encode(value) for name, value in {**fixed, **added}.items()}
-        changes = "SET " + ", ".join(f"#{name} = :{name}" for name in fixed)
+        # A sample that the next release has written keeps its number.
+        kept = "#schema = if_not_exists(#schema, :schema)"
+        changes = "SET " + ", ".join([kept, *(f"#{name} = :{name}" for name in fixed if name != "schema")])
         if added:
             changes += " ADD " + ", ".join(f"#{name} :{name}" for name in added)
         return unless_newer(

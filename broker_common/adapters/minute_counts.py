@@ -57,8 +57,8 @@ class MinuteCounts:
         with self._changed:
             self._counts.setdefault(minute, Counter())[event.outcome] += 1
             if not self._is_writing and not self._is_closed:
-                self._is_writing = True
                 threading.Thread(target=self._write_minutes, name="minute-counts", daemon=True).start()
+                self._is_writing = True
 
     def close(self) -> None:
         """Write what is counted so far, also of the current minute. To be called once no more requests are served."""

@@ -63,6 +63,10 @@ def _find_concerns(found: Mapping[str, Any]) -> Iterator[str]:
         if each["short_by"]:
             more = f"broker reservation show {each['reservation_id']}"
             yield f"the reservation {each['name']} lacks {each['short_by']}: {more}"
+    hooks = found["webhooks"]
+    for state, do in (("failing", "fail"), ("disabled", "are disabled")):
+        if hooks[state]:
+            yield f"{hooks[state]} of {hooks['endpoints']} webhooks {do}: broker webhook list"
 
 
 def _of_pauses(found: Mapping[str, Any]) -> Iterator[str]:
@@ -116,6 +120,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Line", f"{line['waiting']:,} wait" + (f", the longest for {_length(first)}" if first is not None else "")
     yield "Last hour", ", ".join(f"{found['allocates'][name]:,} {words}" for name, words in _OUTCOMES.items())
     yield from _titled("Reservations", [_show_reservation(each) for each in found["reservations"]])
+    hooks = found["webhooks"]
+    yield "Webhooks", "-" if not hooks["endpoints"] else ", ".join(f"{hooks[name]} {name}" for name in hooks)
     paused = "not known" if found["pauses"] is None else ", ".join(e["operation"] for e in found["pauses"]["paused"])
     yield "Paused", paused or "-"
     breaker = found["breaker"]

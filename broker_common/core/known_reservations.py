@@ -29,9 +29,7 @@ class KnownReservations:
     def __init__(self, store: ReservationRecords, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._kept = KeptRead(
-            lambda: store.read_reservations().reservations, clock, max_age=MAX_AGE_SEC, what="the reservations"
-        )
+        self._kept = KeptRead(store.read_booked, clock, max_age=MAX_AGE_SEC, what="the reservations")
 
     def current(self) -> tuple[Reservation, ...]:
         """Return the reservations, at most a few seconds old. If they cannot be read now, return the last known ones.

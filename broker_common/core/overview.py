@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from broker_common.core.runs import JobQueue, JobRun
     from broker_common.core.store import Pauses, PoolCount, SandboxStore
     from broker_common.core.telemetry import AllocateOutcome
+    from broker_common.core.webhook import Endpoint
 
 _HOUR_MINUTES = 60
 _LOOK_AGAIN_SEC = 0.1
@@ -53,7 +54,7 @@ class Overview:
 
     `reservations` are those that are open, and those that are being filled and lack sandboxes. `jobs` has the last run
     of each job that has one. `allocates` are those of the last hour, from `allocates_since` (Unix seconds) on; the last
-    minute or two are not in it yet.
+    minute or two are not in it yet. `endpoints` are those of webhooks.
     """
 
     count: PoolCount
@@ -61,6 +62,7 @@ class Overview:
     pauses: Pauses | None
     pauses_error: str | None
     reservations: Sequence[Reservation]
+    endpoints: Sequence[Endpoint]
     jobs: Sequence[JobRun] | None
     jobs_error: str | None
     breaker: Breaker | None
@@ -111,6 +113,7 @@ class Overviews:
         allocates = add_up(self._store.read_samples(since=since, until=now + 1))
         last_sync_at = self._inventory.last_sync()
         reservations = [each for each in self._reservations.current() if _is_shown(each, now)]
+        endpoints = self._store.read_endpoints()
         # Last, because Redis may be slow to fail.
         jobs, breaker, redis_error = self._read_redis()
         return Overview(
@@ -119,6 +122,7 @@ class Overviews:
             pauses=pauses,
             pauses_error=pauses_error,
             reservations=sorted(reservations, key=lambda each: (each.starts_at, each.reservation_id)),
+            endpoints=endpoints,
             jobs=jobs,
             jobs_error=redis_error if jobs is None else None,
             breaker=breaker,

@@ -222,6 +222,9 @@ class ReservationRecords(Protocol):
     def read_reservations(self) -> OpenReservations:
         """Return the reservations that were not archived. Those that cannot be read are left out."""
 
+    def read_booked(self) -> tuple[Reservation, ...]:
+        """Return the same reservations without their version, for who changes none: one read less."""
+
     def read_reservation(self, reservation_id: str) -> Reservation | None:
         """Return a reservation, also an archived one; None if there is none."""
 

@@ -15,6 +15,7 @@ from broker_common.core.sandbox import Status
 from broker_common.core.telemetry import AllocateOutcome
 from tests.api.harness import Api, assert_error, body_of, make_api
 from tests.contract.line import make_place
+from tests.contract.webhooks import make_endpoint
 from tests.fakes import START, Fault, FlakyStore, make_reservation, make_sandbox
 
 if TYPE_CHECKING:
@@ -49,6 +50,19 @@ def test_the_overview_shows_the_line_the_allocates_and_the_open_reservations(api
     (shown,) = found["reservations"]
     assert (shown["name"], shown["state"], shown["short_by"], shown["set_aside"]) == ("Intro", "open", 2, 1)
     assert found["counted_at"] == START
+
+
+def test_the_overview_says_how_many_webhooks_fail_or_are_disabled(api: Api) -> None:
+    assert overview(api)["webhooks"] == {"endpoints": 0, "failing": 0, "disabled": 0}
+    states: dict[str, dict[str, Any]] = {
+        "sound": {},
+        "failing": {"failing_since": START - 60},
+        "given up": {"failing_since": START - 5 * DAY_SEC, "disabled_at": START, "disabled_reason": "it failed"},
+        "turned off": {"disabled_at": START, "disabled_reason": "an operator disabled it"},
+    }
+    for name, state in states.items():
+        api.store.endpoints[name] = make_endpoint(name, **state)
+    assert overview(api)["webhooks"] == {"endpoints": 4, "failing": 1, "disabled": 2}
 
 
 def test_the_overview_shows_the_last_run_of_each_job_with_its_result_and_the_breaker(api: Api) -> None:

@@ -137,6 +137,7 @@ class ReservationContract:
         assert store.read_reservations().reservations == (first,)
         store.write_reservation(first, longer, version=1)
         assert (store.read_reservations().version, stored(store)) == (2, longer)
+        assert store.read_booked() == store.read_reservations().reservations
 
     def test_a_booking_that_is_sent_again_succeeds_and_books_once(self, store: SandboxStore) -> None:
         reservation = book(store)

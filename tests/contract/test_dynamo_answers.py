@@ -108,6 +108,7 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "ping": lambda store: store.ping(),
     "read_ring": lambda store: store.read_candidates(Position(0), limit=5, prefix="", reservation_id="res-1"),
     "read_reservations": lambda store: store.read_reservations(),
+    "read_booked": lambda store: store.read_booked(),
     "read_reservation": lambda store: store.read_reservation("res-1"),
     "list_archived": lambda store: store.list_archived(limit=5, cursor=None),
     "read_usage": lambda store: list(store.read_usage(since=START, until=START + 1)),

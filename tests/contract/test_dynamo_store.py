@@ -193,6 +193,19 @@ class TableContract:
         store.add_allocates(NOON, {AllocateOutcome.SUCCESS: 1})
         assert store.items() == before
 
+    def test_a_sample_of_the_next_release_keeps_its_schema(self, store: Spoilable) -> None:
+        store.write_sample(sample(NOON))
+        (key,) = [{name: each[name] for name in ("PK", "SK")} for each in store.items() if each["SK"]["S"] == "12:00"]
+        store.by_hand(key, "SET #schema = :value", value=encode(schema.KNOWN))
+        store.write_sample(sample(NOON, waiting=9))
+        store.add_allocates(NOON, {AllocateOutcome.SUCCESS: 1})
+        (item,) = [each for each in store.items() if each["SK"]["S"] == "12:00"]
+        assert (item["schema"], item["waiting"], item["allocates_success"]) == (
+            encode(schema.KNOWN),
+            {"N": "9"},
+            {"N": "1"},
+        )
+
     def test_a_damaged_level_is_told_to_nobody_until_a_person_has_looked(self, store: Spoilable) -> None:
         low = PoolLevel(is_low=True, counted_at=START)
         store.write_level(PoolLevel(), low, level_fact())

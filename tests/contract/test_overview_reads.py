@@ -19,6 +19,7 @@ from broker_common.core.overview import Breaker, Overviews
 from broker_common.core.policy import Policy
 from broker_common.core.telemetry import StoreCalled
 from tests.backends import moto_client
+from tests.contract.webhooks import make_endpoint
 from tests.fakes import FakeClock, RecordingRecorder, make_reservation
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Redis:
 def test_an_overview_reads_the_table_six_times_at_most_while_another_process_counts(
     store: DynamoStore, clock: FakeClock, recorder: RecordingRecorder
 ) -> None:
+    for name in ("one", "another"):
+        store.write_endpoint(None, make_endpoint(name))
     store.write_reservation(None, make_reservation(starts_at=clock.now(), ends_at=clock.now() + 7200), version=0)
     Counts(store, clock, Random(2), max_age=2.0, policy=Policy()).latest()  # the other process
     mine = Counts(store, clock, Random(3), max_age=2.0, policy=Policy())
@@ -78,5 +81,5 @@ def test_an_overview_reads_the_table_six_times_at_most_while_another_process_cou
     )
     recorder.events.clear()
     found = overviews.read()
-    assert len(found.reservations) == 1
+    assert (len(found.reservations), len(found.endpoints)) == (1, 2)
     assert sum(calls(recorder).values()) <= 6, calls(recorder)

@@ -50,6 +50,7 @@ READS = {
     "read_next_due",
     "read_place",
     "read_reservations",
+    "read_booked",
     "read_reservation",
     "count",
     "oldest_pending_deletion",

@@ -165,6 +165,7 @@ CALM: dict[str, Any] = {
     "allocates": {"success": 118, "idempotent": 4, "no_sandboxes": 0, "waiting": 0, "error": 0},
     "allocates_since": 1_749_996_400,
     "reservations": [],
+    "webhooks": {"endpoints": 0, "failing": 0, "disabled": 0},
     "pauses": {"paused": []},
     "pauses_error": None,
     "jobs": [
@@ -209,6 +210,7 @@ def test_the_overview_of_a_calm_broker_fits_on_a_screen_and_says_that_nothing_ne
         "Line          0 wait",
         "Last hour     118 got a sandbox, 4 asked again, 0 waiting, 0 refused, 0 failed",
         "Reservations  -",
+        "Webhooks      -",
         "Paused        -",
         "Breaker       closed",
         "Last sync     10 min ago",
@@ -227,6 +229,7 @@ def test_the_overview_says_what_needs_a_look_and_which_command_says_more() -> No
         "line": {"waiting": 12, "longest_waiting_since": 1_749_999_700},
         "allocates": CALM["allocates"] | {"error": 5},
         "reservations": [CLASS, CLASS | {"name": "Full", "short_by": 0}],
+        "webhooks": {"endpoints": 5, "failing": 2, "disabled": 1},
         "pauses": {
             "paused": [
                 {"operation": "cleanup", "by": "ops-anna", "since": 1_749_999_882},
@@ -250,12 +253,15 @@ def test_the_overview_says_what_needs_a_look_and_which_command_says_more() -> No
         "LOOK: the provider's circuit breaker is open: the provider answered 500",
         "LOOK: the job purge_stale failed: broker jobs --job purge-stale",
         "LOOK: the reservation Intro lacks 2: broker reservation show res-1",
+        "LOOK: 2 of 5 webhooks fail: broker webhook list",
+        "LOOK: 1 of 5 webhooks are disabled: broker webhook list",
     ]
     for line in (
         "Line          12 wait, the longest for 5 min",
         "Oldest wipe   waits for 2 h",
         "Reservations  Intro: open until 16:00Z, 24 of 30 in use or used, 4 set aside, lacks 2",
         "              Full: open until 16:00Z, 24 of 30 in use or used, 4 set aside",
+        "Webhooks      5 endpoints, 2 failing, 1 disabled",
         "Paused        cleanup, sync",
         "Breaker       open",
         "Jobs          purge_stale  failed     2 d ago      a reason",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,7 +41,7 @@ from broker_common.core.store import (
     SandboxPage,
     Watermark,
 )
-from broker_common.core.telemetry import RecordUnreadable
+from broker_common.core.telemetry import AllocateOutcome, RecordUnreadable
 from tests.backends import moto_client
 from tests.contract.line import make_place
 from tests.fakes import (
@@ -606,3 +607,27 @@ def test_an_engine_that_is_away_tells_no_time() -> None:
 )
 def test_an_answer_without_a_date_that_can_be_read_tells_no_time(headers: dict[str, str]) -> None:
     assert time_of({"ResponseMetadata": {"HTTPHeaders": headers}}) is None
+
+
+class Samples:
+    """A client that answers the query of each date with a sample of every tenth minute."""
+
+    def query(self, **request: Any) -> dict[str, Any]:
+        date = request["ExpressionAttributeValues"][":date"]
+        names = (*Status, "waiting", *(f"allocates_{each}" for each in AllocateOutcome))
+        minutes = (f"{minute // 60:02}:{minute % 60:02}" for minute in range(0, 24 * 60, 10))
+        items = [{"PK": date, "SK": {"S": each}, **{name: {"N": "12345"} for name in names}} for each in minutes]
+        return {"Items": items, "Count": len(items)}
+
+
+def test_a_read_of_many_samples_does_not_keep_their_items() -> None:
+    store, days = store_on(Samples()), 30
+    since = START - START % 86400
+    tracemalloc.start()
+    try:
+        found = store.read_samples(since=since, until=since + days * 86400)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == days * 144
+    assert most < len(found) * 2500

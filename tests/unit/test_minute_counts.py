@@ -126,3 +126,19 @@ def test_many_threads_count_at_once_and_nothing_is_lost(counts: MinuteCounts, wr
         each.join()
     counts.close()
     assert written.minutes == [(THIS, {AllocateOutcome.SUCCESS: 4000})]
+
+
+def test_counts_are_written_although_a_thread_could_not_be_started_at_first(
+    counts: MinuteCounts, clock: FakeClock, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            counts.record(ended())
+    counts.record(ended())
+    clock.advance(70)
+    assert written.come.acquire(timeout=5)
+    assert written.minutes == [(THIS, {AllocateOutcome.SUCCESS: 2})]

@@ -99,7 +99,8 @@ def test_it_reads_each_record_once(world: World, redis: Redis) -> None:
         "read_counts": 1,
         "read_pauses": 1,
         "read_watermark": 1,
-        "read_reservations": 1,
+        "read_booked": 1,
+        "read_endpoints": 1,
         "read_samples": 1,
     }
 

@@ -352,7 +352,7 @@ def test_a_wiped_sandbox_is_available_if_its_reservation_has_another_prefix_mean
 def test_an_outcome_is_stored_although_the_reservations_cannot_be_read() -> None:
     world, store = flaky_world()
     world.pending()
-    store.fail("read_reservations", StoreUnavailable("away"))
+    store.fail("read_booked", StoreUnavailable("away"))
     world.cleaner.delete_sandbox("sbx-0", by=BY)
     assert world.record("sbx-0").status is Status.AVAILABLE
 

@@ -173,6 +173,9 @@ class _ClassStore(WatchedStore):
     def read_reservations(self) -> OpenReservations:
         return self._read("read_reservations", self._table_partition("POOL"), super().read_reservations)
 
+    def read_booked(self) -> tuple[Reservation, ...]:
+        return self._read("read_booked", self._table_partition("POOL"), super().read_booked)
+
     def read_reservation(self, reservation_id: str) -> Reservation | None:
         partition = self._table_partition(reservation_key(reservation_id))
         return self._read(

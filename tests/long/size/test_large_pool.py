@@ -203,7 +203,7 @@ def test_of_100_000_available_sandboxes_a_sync_writes_those_alone_that_have_chan
     assert world.memory.calls == {
         "read_all": 1,
         "read_watermark": 1,
-        "read_reservations": 1,
+        "read_booked": 1,
         "update": 37,
         "write_watermark": 1,
         "ping": 2,
