@@ -51,7 +51,7 @@ _BATCH = 100
 _PENDING_PAGE = 10
 """Deliveries in one page of those of a sandbox: mostly one is pending, and the rest has ended."""
 _DELIVERY = "DELIVERY#"
-_OF_SANDBOX = re.compile(r"(.+)\.(\d{1,16})\.(\w+\.\w+)", re.ASCII | re.DOTALL)
+_OF_SANDBOX = re.compile(r"(.+):(\d{1,16}):(\w+)", re.ASCII | re.DOTALL)
 """The id of the delivery of a sandbox's fact: its sandbox, version and kind."""
 _PLACES = {
     DeliveryState.PENDING: "delivery#",
