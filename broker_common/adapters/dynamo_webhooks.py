@@ -152,10 +152,15 @@ class DynamoWebhooks(DynamoBase):
 
     def find_untold(self, *, limit: int) -> list[Fact | PoolFact]:
         """Implement the port: queries of the index, then consistent queries of the partitions that have marks."""
-        partitions: dict[str, None] = {}
-        for mark in islice(merge(*map(self._marks_of, range(self._shards)), key=order_of), limit):
-            partitions[mark["PK"]["S"]] = None
-        found = for_each(self._untold_of, partitions, threads=_THREADS) if partitions else []
+        marks = merge(*map(self._marks_of, range(self._shards)), key=order_of)
+        facts: list[Fact | PoolFact] = []
+        # A page may have only marks of facts that cannot be read, or marks that are gone, which the index still shows.
+        while not facts and (page := list(islice(marks, limit))):
+            facts = self._read_untold(dict.fromkeys(mark["PK"]["S"] for mark in page), limit)
+        return facts
+
+    def _read_untold(self, partitions: Iterable[str], limit: int) -> list[Fact | PoolFact]:
+        found = for_each(self._untold_of, partitions, threads=_THREADS)
         keys = [key for each in found for key in each][:limit]
         items = {(item["PK"]["S"], item["SK"]["S"]): item for item in self._get_items(keys)}
         stored = [items.get((key["PK"]["S"], key["SK"]["S"])) for key in keys]

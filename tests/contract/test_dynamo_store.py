@@ -55,6 +55,7 @@ from tests.contract.suite import (
     take,
 )
 from tests.contract.usage import ConcurrentUsageContract, UsageContract, UsageTableContract
+from tests.contract.webhooks import lives, make_endpoint
 from tests.fakes import BY, START, FakeClock, RecordingRecorder, TimelessStore, add_of, make_claim, make_sandbox
 from tests.world import World
 
@@ -168,6 +169,18 @@ class TableContract:
         store.add_allocates(NOON + 60, {AllocateOutcome.SUCCESS: 1})
         until = {int(item["ttl"]["N"]) for item in store.items() if item["PK"]["S"].startswith("SAMPLES#")}
         assert until == {NOON + 30 * _DAY_SEC, NOON + 60 + 30 * _DAY_SEC}
+
+    # -- untold facts
+
+    def test_untold_facts_that_cannot_be_read_are_in_no_other_fact_s_way(self, store: Spoilable) -> None:
+        store.write_endpoint(None, make_endpoint())
+        for number in range(3):
+            lives(store, f"bad-{number}", began=START + number)
+        for item in store.items():
+            if item["SK"]["S"].startswith("FACT#"):
+                store.by_hand({name: item[name] for name in ("PK", "SK")}, "SET version = :value", value={"S": "one"})
+        good = lives(store, "good", began=START + 60)
+        assert store.find_untold(limit=2) == good[:2]
 
     # -- the records of the job watch
 
