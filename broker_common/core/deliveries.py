@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from broker_common.core.guard import Guard
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.store import SandboxStore
-    from broker_common.core.webhook import Delivery, Endpoint
+    from broker_common.core.webhook import Endpoint
 
 _PAGE = 500
 """How many untold facts are read at a time."""
 _TELL_SEC = 60.0
-"""How long a run makes deliveries. The next run goes on; in between, what is due is handed on."""
+"""How long a run makes deliveries. The next run goes on."""
+_HAND_ON_SEC = 2.0
+"""How often a run hands on what is due while it makes deliveries."""
 
 
 class WebhookQueue(Protocol):
@@ -82,7 +84,7 @@ class Deliverer:
         self._threads = threads
 
     def run(self) -> DeliverResult:
-        """Make the deliveries of all untold facts, for up to a minute; then hand on the endpoints that have some due.
+        """Make the deliveries of all untold facts, for up to a minute, and hand on the endpoints that have some due.
 
         Also records by how much the telling lags. Raises `UnsafeToAct`, `QueueUnavailable` and `StoreUnavailable`.
         """
@@ -92,24 +94,34 @@ class Deliverer:
         if oldest is not None:
             self._tell_all(counts)
             oldest = self._store.oldest_untold()
-        now = self._clock.now()
-        lags = [0] if oldest is None else [0, now - oldest]
+        lag = self._hand_on()
+        if oldest is not None:
+            lag = max(lag, self._clock.now() - oldest)
+        self._recorder.record(WebhooksLagged(seconds=lag))
+        return DeliverResult(facts=counts["facts"], deliveries=counts["deliveries"], failed=counts["failed"])
+
+    def _hand_on(self) -> int:
+        """Hand on the endpoints that have deliveries due. Return for how many seconds the first of these is due.
+
+        Those of an endpoint that fails do not count.
+        """
+        now, lag = self._clock.now(), 0
         due: list[str] = []
         for endpoint in self._store.read_endpoints():
             if endpoint.disabled_at is not None:
                 continue
             for first in self._store.read_due_deliveries(endpoint.endpoint_id, until=now, limit=1):
                 due.append(endpoint.endpoint_id)
-                if endpoint.failing_since is None:
-                    lags.append(now - _due_since(first))
+                if endpoint.failing_since is None and first.next_try_at is not None:
+                    lag = max(lag, now - first.next_try_at)
         if due:
             self._queue.send(due)
-        self._recorder.record(WebhooksLagged(seconds=max(lags)))
-        return DeliverResult(facts=counts["facts"], deliveries=counts["deliveries"], failed=counts["failed"])
+        return lag
 
     def _tell_all(self, counts: Counter[str]) -> None:
         """Tell untold facts, page by page, and count. One that fails is left out of the pages that follow."""
         ends_at = self._clock.monotonic() + _TELL_SEC
+        hand_on_at = self._clock.monotonic() + _HAND_ON_SEC
         failed: set[str] = set()
         while self._clock.monotonic() < ends_at:
             self._guard.check()
@@ -125,6 +137,9 @@ class Deliverer:
                 counts.update(told)
                 if told["failed"]:
                     failed.add(_name(facts[0]))
+            if self._clock.monotonic() >= hand_on_at:
+                self._hand_on()
+                hand_on_at = self._clock.monotonic() + _HAND_ON_SEC
 
     def _tell(self, endpoints: Sequence[Endpoint], facts: Sequence[Fact | PoolFact]) -> Counter[str]:
         """Tell the facts of one sandbox in order, up to the first that fails. Return how many."""
@@ -147,12 +162,6 @@ class Deliverer:
 def _is_for(fact: Fact | PoolFact, endpoint: Endpoint) -> bool:
     """Tell whether an endpoint wants a fact and was there before it. The clocks of two processes may differ."""
     return endpoint.wants(fact.kind) and fact.at >= endpoint.created_at - MAX_DIFFERENCE_SEC
-
-
-def _due_since(delivery: Delivery) -> int:
-    """Return since when a delivery waits: since its fact, or since a later time to which it was moved."""
-    was_moved = delivery.next_try_at != delivery.created_at
-    return delivery.next_try_at if was_moved and delivery.next_try_at is not None else delivery.fact_at
 
 
 def _by_sandbox(facts: Iterable[Fact | PoolFact]) -> dict[str, list[Fact | PoolFact]]:

@@ -52,6 +52,8 @@ DRAIN_LIMIT_SEC = DRAIN_SEC + 45.0
 _PAGE = 200
 _MOST_FAILURES = 8
 """After so many failures in a row, a drain ends."""
+_DOWN_AFTER_SEC = 10
+"""An endpoint without a success for so long counts as down. One that fails now and then does not."""
 GIVE_UP_SEC = 5 * 24 * 3600
 """An endpoint that has failed for so long is disabled."""
 
@@ -82,12 +84,13 @@ class DrainResult:
 class _Drain:
     """What the threads of one drain know together."""
 
-    def __init__(self, endpoint: Endpoint, *, ends_at: float) -> None:
+    def __init__(self, endpoint: Endpoint, *, now: int, ends_at: float) -> None:
         self.endpoint = endpoint
         self.failing_since = endpoint.failing_since
-        self.is_probing = endpoint.failing_since is not None
-        """Only one delivery is tried, because the endpoint fails."""
         self._ends_at = ends_at
+        self.is_probing = False
+        """Only one delivery is tried, because the endpoint is down."""
+        self.look_whether_down(now)
         self.is_gone = False
         """It has answered that it wants no more."""
         self._counts: Counter[bool] = Counter()
@@ -105,6 +108,10 @@ class _Drain:
     @property
     def is_hopeless(self) -> bool:
         return self.is_gone or self._failures_in_row >= _MOST_FAILURES
+
+    def look_whether_down(self, now: int) -> None:
+        """Tell by the tries until now whether only one delivery is tried from now on."""
+        self.is_probing = self.failing_since is not None and now - self.failing_since >= _DOWN_AFTER_SEC
 
     def goes_on(self, monotonic: float) -> bool:
         """Tell whether another delivery may be tried at this time."""
@@ -151,8 +158,8 @@ class Sender:
         """Send an endpoint's deliveries until none is due, it fails again and again, or `DRAIN_SEC` have passed.
 
         Returns at once if another thread of this process drains the same endpoint, or if it is disabled or gone. While
-        the endpoint fails, only one delivery is tried, and the rest only after that one succeeded. So an endpoint that
-        is down costs one thread one timeout. Disables it if it wants no more deliveries, or has failed for
+        the endpoint is down, only one delivery is tried, and the rest only after that one succeeded. So it costs one
+        thread one timeout. Disables it if it wants no more deliveries, or has failed for
         `GIVE_UP_SEC`. Raises `UnsafeToAct` and `StoreUnavailable`.
         """
         self._guard.check()
@@ -170,7 +177,7 @@ class Sender:
         endpoint = self._store.read_endpoint(endpoint_id)
         if endpoint is None:
             return DrainResult(delivered=0, failed=0)
-        drain = _Drain(endpoint, ends_at=self._clock.monotonic() + DRAIN_SEC)
+        drain = _Drain(endpoint, now=self._clock.now(), ends_at=self._clock.monotonic() + DRAIN_SEC)
         while endpoint is not None and endpoint.disabled_at is None and drain.goes_on(self._clock.monotonic()):
             self._guard.check()
             drain.endpoint = endpoint
@@ -178,7 +185,7 @@ class Sender:
             groups = _by_sandbox(self._store.read_due_deliveries(endpoint_id, until=self._clock.now(), limit=_PAGE))
             for_each(partial(self._send, drain), groups, threads=1 if drain.is_probing else self._threads)
             self._note(drain, by)
-            drain.is_probing = drain.failing_since is not None
+            drain.look_whether_down(self._clock.now())
             if drain.tries == tried or not drain.result.delivered:
                 break
             endpoint = self._store.read_endpoint(endpoint_id)

@@ -8,14 +8,17 @@ from broker_common.core.errors import (
     BrokerError,
     QueueUnavailable,
     SandboxNotFound,
+    SignInUnavailable,
     StoreMisconfigured,
     StoreUnavailable,
     UpgradeUnfinished,
 )
 
 
-@pytest.mark.parametrize("kind", [StoreUnavailable, QueueUnavailable, StoreMisconfigured])
-def test_what_may_pass_says_when_to_come_back(kind: type[StoreUnavailable | QueueUnavailable]) -> None:
+@pytest.mark.parametrize("kind", [StoreUnavailable, QueueUnavailable, SignInUnavailable, StoreMisconfigured])
+def test_what_may_pass_says_when_to_come_back(
+    kind: type[StoreUnavailable | QueueUnavailable | SignInUnavailable],
+) -> None:
     assert (kind("away").retry_after or 0) >= 1
     assert kind("away", retry_after=9).retry_after == 9
 

@@ -290,9 +290,19 @@ def test_while_an_endpoint_fails_one_delivery_is_tried_and_the_rest_if_it_succee
     assert (len(pending(world)), world.endpoint().failing_since) == (1, None)
 
 
+def test_one_failure_at_the_end_of_a_drain_does_not_slow_the_next_one_down(world: WebhookWorld) -> None:
+    world.receiver.answers.extend([OK, FAILED])
+    add(world, due("1"), due("2"), *(due(f"sbx-{number}", next_try_at=START + 9) for number in range(20)))
+    world.drain()
+    assert world.endpoint().failing_since == START
+    world.clock.advance(9)
+    world.receiver.answers.append(FAILED)
+    assert world.drain().delivered == 20
+
+
 def test_one_that_must_wait_does_not_keep_the_one_try_from_another(world: WebhookWorld) -> None:
     endpoint = world.endpoint()
-    world.memory.write_endpoint(endpoint, replace(endpoint, failing_since=START))
+    world.memory.write_endpoint(endpoint, replace(endpoint, failing_since=START - 10))
     add(world, due(next_try_at=START + 300, tries=1), due(version=2), due("8", next_try_at=START))
     assert world.drain().delivered == 1
     assert world.receiver.names == ["8:1:sandbox_updated"]
