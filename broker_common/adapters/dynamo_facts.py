@@ -10,12 +10,11 @@ A fact that was not told to the endpoints of webhooks yet has a mark beside it: 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_fields import Item, encode, fields_of, read_fields
+from broker_common.adapters.dynamo_fields import Item, encode, fields_of, read_cursor, read_fields
 from broker_common.adapters.dynamo_items import TTL, sandbox_id_of, sandbox_key, shard_of
 from broker_common.core import schema
 from broker_common.core.errors import InvalidInput, UnreadableRecord
@@ -226,7 +225,6 @@ def _encode_cursor(content: object) -> str:
 
 def _decode_cursor(cursor: str) -> object:
     try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        return json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error, RecursionError):
+        return read_cursor(cursor)
+    except ValueError:
         return None

@@ -9,7 +9,6 @@ an endpoint by state: pending ones at `delivery#<endpoint>`, ordered by when the
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from dataclasses import fields
@@ -27,7 +26,7 @@ from broker_common.adapters.dynamo_facts import (
     marked_key,
     untold_key,
 )
-from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_fields
+from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_cursor, read_fields
 from broker_common.adapters.dynamo_items import ENDPOINT, POOL, TTL, order_of
 from broker_common.adapters.dynamo_table import INDEX
 from broker_common.adapters.dynamo_transport import ConditionFailed
@@ -413,8 +412,7 @@ def _encode_cursor(place: str, start: Item | None) -> str:
 def _decode_cursor(cursor: str, places: list[str]) -> tuple[int, Item | None]:
     """Return the position in `places` and the key to start after; raises `InvalidInput` for any other text."""
     try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        match json.loads(base64.b64decode(padded, altchars=b"-_", validate=True)):
+        match read_cursor(cursor):
             case ["deliveries", str(place), None] if place in places:
                 return places.index(place), None
             case ["deliveries", str(place), [str(sort), str(order)]] if (
@@ -426,6 +424,6 @@ def _decode_cursor(cursor: str, places: list[str]) -> tuple[int, Item | None]:
                     "status_key": {"S": place},
                     "status_order": {"N": order},
                 }
-    except (ValueError, binascii.Error, RecursionError):
+    except ValueError:
         pass
     raise InvalidInput("cursor: was not given by this listing")

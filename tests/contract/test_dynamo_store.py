@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -20,7 +22,7 @@ from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_tt
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core import schema
-from broker_common.core.errors import LayoutMismatch, UnreadableRecord
+from broker_common.core.errors import InvalidInput, LayoutMismatch, UnreadableRecord
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, candidate_of, claim_on
 from broker_common.core.samples import PoolLevel
@@ -40,6 +42,7 @@ from broker_common.core.store import (
     Watermark,
 )
 from broker_common.core.telemetry import AllocateOutcome
+from broker_common.core.webhook import DeliveryState
 from tests.backends import moto_client
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
 from tests.contract.line import FAR, ConcurrentLineContract, LineContract, make_place, wait
@@ -169,6 +172,31 @@ class TableContract:
         store.add_allocates(NOON + 60, {AllocateOutcome.SUCCESS: 1})
         until = {int(item["ttl"]["N"]) for item in store.items() if item["PK"]["S"].startswith("SAMPLES#")}
         assert until == {NOON + 30 * _DAY_SEC, NOON + 60 + 30 * _DAY_SEC}
+
+    # -- cursors
+
+    @pytest.mark.parametrize(
+        ("call", "content"),
+        [
+            ("list_sandboxes", ["available", "available#0", ["\ud800", 1]]),
+            ("read_history", ["history", "SBX#7", "FACT#\ud800"]),
+            ("read_feed", ["feed", 0, [["1", "\ud800", "FACT#"], None, None, None]]),
+            ("list_archived", ["reservations", "RESERVATION#\ud800", "1"]),
+            ("list_deliveries", ["deliveries", "delivery#hook", ["\ud800", "1"]]),
+        ],
+    )
+    def test_a_cursor_with_half_a_character_is_refused(self, store: Spoilable, call: str, content: list[Any]) -> None:
+        cursor = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+        given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+            "list_sandboxes": ((Status.AVAILABLE,), {}),
+            "read_history": (("7",), {}),
+            "read_feed": ((), {"since": 0}),
+            "list_archived": ((), {}),
+            "list_deliveries": (("hook",), {"state": DeliveryState.PENDING}),
+        }
+        args, options = given[call]
+        with pytest.raises(InvalidInput, match="cursor"):
+            getattr(store, call)(*args, **options, limit=2, cursor=cursor)
 
     # -- untold facts
 
