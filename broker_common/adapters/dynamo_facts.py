@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _DAY_SEC = 24 * 3600
+_LAST_SECOND = 253_402_300_799
+"""The end of the year 9999. Later times cannot be shown as dates."""
 _POOL_FACTS = "POOLFACTS#"
 FACTS = "FACT#"
 """What the sort keys of a sandbox's facts begin with."""
@@ -215,6 +217,8 @@ def _without_schema(values: Mapping[str, Any]) -> dict[str, Any]:
     details = json.loads(found.get("details", "{}"))
     if not isinstance(details, dict):
         raise ValueError("details is not an object")  # noqa: TRY004 - as for every other field
+    if found["at"] > _LAST_SECOND:
+        raise ValueError("at is no time before the year 10000")
     return {**found, "details": details}
 
 
