@@ -138,7 +138,7 @@ ERRORS = (
         "Check the id.",
     ),
     _answered(
-        core.DeliveryNotFound("the endpoint has no delivery '2009521.1759574955000.sandbox.allocated'"),
+        core.DeliveryNotFound("the endpoint has no delivery '2009521:1759574955000:sandbox_allocated'"),
         HTTPStatus.NOT_FOUND,
         "The endpoint has no delivery of this id, or it was made more than 14 days ago.",
         "Check the id. To send an older fact again, replay.",

@@ -21,7 +21,7 @@ PLACE_ID = "00000000-001759574955-8d1f6a52-3c0b-4e57-9a65-2d7f0c9e4b13"
 JOB_ID = "3f4d9f0a-3f2b-4dd1-9a54-3d1d8d0f6c11"
 RESERVATION_ID = "0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e"
 ENDPOINT_ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
-DELIVERY_ID = "2009521.1759574955000.sandbox.allocated"
+DELIVERY_ID = "2009521:1759574955000:sandbox_allocated"
 MAX_DELIVERY_ID = 256
 """The name of a fact has the sandbox's id, which may have 128 characters."""
 MAX_CURSOR = 2048

@@ -10,12 +10,11 @@ A fact that was not told to the endpoints of webhooks yet has a mark beside it: 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_fields import Item, encode, fields_of, read_fields
+from broker_common.adapters.dynamo_fields import Item, encode, fields_of, read_cursor, read_fields
 from broker_common.adapters.dynamo_items import TTL, sandbox_id_of, sandbox_key, shard_of
 from broker_common.core import schema
 from broker_common.core.errors import InvalidInput, UnreadableRecord
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _DAY_SEC = 24 * 3600
+_LAST_SECOND = 253_402_300_799
+"""The end of the year 9999. Later times cannot be shown as dates."""
 _POOL_FACTS = "POOLFACTS#"
 FACTS = "FACT#"
 """What the sort keys of a sandbox's facts begin with."""
@@ -216,6 +217,8 @@ def _without_schema(values: Mapping[str, Any]) -> dict[str, Any]:
     details = json.loads(found.get("details", "{}"))
     if not isinstance(details, dict):
         raise ValueError("details is not an object")  # noqa: TRY004 - as for every other field
+    if found["at"] > _LAST_SECOND:
+        raise ValueError("at is no time before the year 10000")
     return {**found, "details": details}
 
 
@@ -226,7 +229,6 @@ def _encode_cursor(content: object) -> str:
 
 def _decode_cursor(cursor: str) -> object:
     try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        return json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error, RecursionError):
+        return read_cursor(cursor)
+    except ValueError:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,6 +30,20 @@ def encode(value: str | int | bool) -> Item:
 def encode_all(flat: Mapping[str, Any]) -> Item:
     """Return the values that are not None in DynamoDB's JSON."""
     return {name: encode(value) for name, value in flat.items() if value is not None}
+
+
+def read_cursor(cursor: str) -> Any:  # noqa: ANN401 - JSON
+    """Return what is in an opaque cursor, which is JSON. Raises `ValueError` for any other text.
+
+    Also for lone surrogates, which JSON can have, and DynamoDB cannot.
+    """
+    padded = cursor + "=" * (-len(cursor) % 4)
+    try:
+        content = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("the cursor has too many levels") from None
+    return content
 
 
 _TAGS = {str: "S", int: "N", bool: "BOOL"}

@@ -9,14 +9,13 @@ The index splits each status into shards by a hash of the sandbox id, and orders
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 import zlib
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_fields
+from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_cursor, read_fields
 from broker_common.core import schema
 from broker_common.core.errors import InvalidInput, InvalidTransition, StoreUnavailable, UnreadableRecord
 from broker_common.core.flat import (
@@ -341,27 +340,21 @@ def encode_cursor(status: Status | None, part: str, start: Item | None) -> str:
 def merge_reserved(places: list[str], cursor: str | None) -> list[str]:
     """Return the places of reserved sandboxes in order, with that of the cursor, whose reservation may be over."""
     try:
-        _, part, _ = _parse(cursor) if cursor is not None else (None, None, None)
-    except (ValueError, TypeError, binascii.Error, RecursionError):
+        _, part, _ = read_cursor(cursor) if cursor is not None else (None, None, None)
+    except (ValueError, TypeError):
         part = None
     if isinstance(part, str) and part.startswith(RESERVED):
         return sorted({*places, part})
     return places
 
 
-def _parse(cursor: str) -> list[Any]:
-    padded = cursor + "=" * (-len(cursor) % 4)
-    content: list[Any] = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    return content
-
-
 def decode_cursor(cursor: str, status: Status | None, parts: list[str]) -> tuple[int, Item | None]:
     """Return the position in `parts` and the key to start after; raises `InvalidInput` for any other text."""
     try:
-        of, part, after = _parse(cursor)
+        of, part, after = read_cursor(cursor)
         at = parts.index(part) if of == status else None
         sandbox_id, order = (None, None) if after is None else after
-    except (ValueError, TypeError, binascii.Error, RecursionError):
+    except (ValueError, TypeError):
         at, sandbox_id, order = None, None, None
     if at is not None and sandbox_id is None and order is None:
         return at, None

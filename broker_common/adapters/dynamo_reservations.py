@@ -9,13 +9,12 @@ An archived one is (`RESERVATION#<id>`, `RESERVATION`), has a TTL, and is in the
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
 from broker_common.adapters.dynamo_conditions import unless_newer
-from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_fields
+from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_cursor, read_fields
 from broker_common.adapters.dynamo_items import TTL, reserved_key
 from broker_common.adapters.dynamo_table import INDEX
 from broker_common.adapters.dynamo_transport import ConditionFailed
@@ -384,8 +383,7 @@ def _encode_cursor(last: Item) -> str:
 
 def _decode_cursor(cursor: str) -> Item:
     try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        match json.loads(base64.b64decode(padded, altchars=b"-_", validate=True)):
+        match read_cursor(cursor):
             case ["reservations", str(partition), str(order)] if (
                 partition.startswith(_PREFIX) and order.isascii() and order.isdigit() and int(order) < ORDER_LIMIT
             ):
@@ -394,6 +392,6 @@ def _decode_cursor(cursor: str) -> Item:
                     "status_key": {"S": _ENDED},
                     "status_order": {"N": order},
                 }
-    except (ValueError, binascii.Error, RecursionError):
+    except ValueError:
         pass
     raise InvalidInput("cursor: was not given by a listing of reservations")

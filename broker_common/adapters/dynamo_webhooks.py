@@ -9,7 +9,6 @@ an endpoint by state: pending ones at `delivery#<endpoint>`, ordered by when the
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from dataclasses import fields
@@ -27,7 +26,7 @@ from broker_common.adapters.dynamo_facts import (
     marked_key,
     untold_key,
 )
-from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_fields
+from broker_common.adapters.dynamo_fields import Item, encode, encode_all, fields_of, read_cursor, read_fields
 from broker_common.adapters.dynamo_items import ENDPOINT, POOL, TTL, order_of
 from broker_common.adapters.dynamo_table import INDEX
 from broker_common.adapters.dynamo_transport import ConditionFailed
@@ -51,7 +50,7 @@ _BATCH = 100
 _PENDING_PAGE = 10
 """Deliveries in one page of those of a sandbox: mostly one is pending, and the rest has ended."""
 _DELIVERY = "DELIVERY#"
-_OF_SANDBOX = re.compile(r"(.+)\.(\d{1,16})\.(\w+\.\w+)", re.ASCII | re.DOTALL)
+_OF_SANDBOX = re.compile(r"(.+):(\d{1,16}):(\w+)", re.ASCII | re.DOTALL)
 """The id of the delivery of a sandbox's fact: its sandbox, version and kind."""
 _PLACES = {
     DeliveryState.PENDING: "delivery#",
@@ -152,10 +151,15 @@ class DynamoWebhooks(DynamoBase):
 
     def find_untold(self, *, limit: int) -> list[Fact | PoolFact]:
         """Implement the port: queries of the index, then consistent queries of the partitions that have marks."""
-        partitions: dict[str, None] = {}
-        for mark in islice(merge(*map(self._marks_of, range(self._shards)), key=order_of), limit):
-            partitions[mark["PK"]["S"]] = None
-        found = for_each(self._untold_of, partitions, threads=_THREADS) if partitions else []
+        marks = merge(*map(self._marks_of, range(self._shards)), key=order_of)
+        facts: list[Fact | PoolFact] = []
+        # A page may have only marks of facts that cannot be read, or marks that are gone, which the index still shows.
+        while not facts and (page := list(islice(marks, limit))):
+            facts = self._read_untold(dict.fromkeys(mark["PK"]["S"] for mark in page), limit)
+        return facts
+
+    def _read_untold(self, partitions: Iterable[str], limit: int) -> list[Fact | PoolFact]:
+        found = for_each(self._untold_of, partitions, threads=_THREADS)
         keys = [key for each in found for key in each][:limit]
         items = {(item["PK"]["S"], item["SK"]["S"]): item for item in self._get_items(keys)}
         stored = [items.get((key["PK"]["S"], key["SK"]["S"])) for key in keys]
@@ -408,8 +412,7 @@ def _encode_cursor(place: str, start: Item | None) -> str:
 def _decode_cursor(cursor: str, places: list[str]) -> tuple[int, Item | None]:
     """Return the position in `places` and the key to start after; raises `InvalidInput` for any other text."""
     try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        match json.loads(base64.b64decode(padded, altchars=b"-_", validate=True)):
+        match read_cursor(cursor):
             case ["deliveries", str(place), None] if place in places:
                 return places.index(place), None
             case ["deliveries", str(place), [str(sort), str(order)]] if (
@@ -421,6 +424,6 @@ def _decode_cursor(cursor: str, places: list[str]) -> tuple[int, Item | None]:
                     "status_key": {"S": place},
                     "status_order": {"N": order},
                 }
-    except (ValueError, binascii.Error, RecursionError):
+    except ValueError:
         pass
     raise InvalidInput("cursor: was not given by this listing")

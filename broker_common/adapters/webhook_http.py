@@ -90,7 +90,7 @@ class WebhookHttp:
         """Keep at most `connections` to each host open for later deliveries, each for `kept_sec`."""
         self._rules = _Rules(frozenset(allowed_hosts), resolve, allows_loopback=allows_loopback, kept_sec=kept_sec)
         self._limit_sec = limit_sec
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         adapter = _Adapter(pool_connections=64, pool_maxsize=connections)
@@ -275,6 +275,13 @@ class _Adapter(HTTPAdapter):
 
     def cert_verify(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 - requests' signature
         """Leave the authorities to the context. Requests would read them again for each connection."""
+
+
+class _Session(requests.Session):
+    """Sees no redirects. Requests would prepare to follow one: read all of its body, unpacked, and parse its URL."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Say that there is none."""
 
 
 def _connect(addresses: Sequence[IpAddress], port: int | None) -> socket.socket:

@@ -200,7 +200,7 @@ def deliveries(endpoint_id: str, state: str | None, limit: int, *, as_json: bool
 def retry(endpoint_id: str, delivery_id: str) -> None:
     """Send a delivery again that has succeeded, or of which every try failed.
 
-    Example: broker webhook retry 7c9e6679-7425-40de-944b-e07fc1f90ae7 2009521.1759574955000.sandbox.allocated
+    Example: broker webhook retry 7c9e6679-7425-40de-944b-e07fc1f90ae7 2009521:1759574955000:sandbox_allocated
     """
     done = operators_api().post(f"{_delivery_path(endpoint_id, delivery_id)}/retry")
     click.echo(f"{done['delivery_id']} is {done['state']}")

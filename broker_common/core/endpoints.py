@@ -35,7 +35,7 @@ from broker_common.core.webhook import ALL_KINDS, MAX_ENDPOINTS, DeliveryState, 
 from broker_common.core.webhook_payload import delivery_of, test_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from random import Random
     from urllib.parse import SplitResult
 
@@ -288,13 +288,17 @@ class Endpoints:
         replayed = 0
         while True:
             page = self._reports.read_feed(since=since, cursor=at, limit=_REPLAY_PAGE)
-            wanted = [fact for fact in page.facts if endpoint.wants(fact.kind)]
-            replayed += sum(for_each(partial(self._replay_fact, endpoint), wanted, threads=self._threads))
+            wanted = _by_sandbox(fact for fact in page.facts if endpoint.wants(fact.kind))
+            replayed += sum(for_each(partial(self._replay_facts, endpoint), wanted, threads=self._threads))
             at = page.cursor
             if page.is_last:
                 return Replay(replayed, None)
             if self._clock.monotonic() >= ends_at:
                 return Replay(replayed, _write_cursor(endpoint_id, since, at))
+
+    def _replay_facts(self, endpoint: Endpoint, facts: Sequence[Fact | PoolFact]) -> int:
+        """Make the deliveries of the facts of one sandbox pending, in order: some may never have been sent."""
+        return sum(self._replay_fact(endpoint, fact) for fact in facts)
 
     def _replay_fact(self, endpoint: Endpoint, fact: Fact | PoolFact) -> bool:
         """Make the delivery of a fact pending. Return False if it was already."""
@@ -374,6 +378,14 @@ class Endpoints:
 
     def _backoff(self) -> Backoff:
         return Backoff(self._clock, self._rng, base=0.02, limit=0.5)
+
+
+def _by_sandbox(facts: Iterable[Fact | PoolFact]) -> list[list[Fact | PoolFact]]:
+    """Group facts of one sandbox. Each fact of the pool is a group of its own."""
+    groups: dict[tuple[str | None, str | None], list[Fact | PoolFact]] = {}
+    for fact in facts:
+        groups.setdefault((getattr(fact, "sandbox_id", None), getattr(fact, "fact_id", None)), []).append(fact)
+    return list(groups.values())
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:

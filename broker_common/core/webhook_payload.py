@@ -1,6 +1,6 @@
 """The delivery of a fact to an endpoint, and of a test: its id, and the exact body that is sent.
 
-Source: Standard Webhooks 1.0, "Payload structure" and "Webhook metadata".
+Source: Standard Webhooks 1.0, "Payload structure", "Webhook metadata" and "Signature scheme".
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def delivery_of(fact: Fact | PoolFact, endpoint: Endpoint, *, now: int) -> Deliv
     data = {name: getattr(fact, name, None) for name in FACT_FIELDS} | {"details": dict(fact.details)}
     if isinstance(fact, Fact):
         delivery_id, sandbox_id, version = (
-            f"{fact.sandbox_id}.{fact.version}.{fact.kind}",
+            # Without full stops, which separate the id from what is signed with it.
+            f"{fact.sandbox_id}:{fact.version}:{fact.kind.replace('.', '_')}",
             fact.sandbox_id,
             fact.version,
         )

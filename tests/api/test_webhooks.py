@@ -258,7 +258,7 @@ def test_deliveries_are_listed_by_state_without_their_bodies(api: Api) -> None:
         ("none", 404),
         ("..", 404),
         ("a.b.c", 404),
-        ("2009521.notanumber.sandbox.allocated", 404),
+        ("2009521:notanumber:sandbox_allocated", 404),
         ("%20", 404),
         ("x" * 256, 404),
         ("x" * 257, 400),

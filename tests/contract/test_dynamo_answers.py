@@ -122,7 +122,7 @@ READS: dict[str, Callable[[DynamoStore], object]] = {
     "oldest_untold": lambda store: store.oldest_untold(),
     "read_due_deliveries": lambda store: store.read_due_deliveries("hook", until=5, limit=5),
     "read_pending": lambda store: store.read_pending("hook", "1"),
-    "read_delivery": lambda store: store.read_delivery("hook", "1.1.sandbox.updated"),
+    "read_delivery": lambda store: store.read_delivery("hook", "1:1:sandbox_updated"),
     "list_deliveries": lambda store: store.list_deliveries("hook", state=None, limit=5, cursor=None),
 }
 WRITES: dict[str, Callable[[DynamoStore], object]] = {

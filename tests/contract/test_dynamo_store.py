@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -20,7 +23,7 @@ from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table, has_tt
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core import schema
-from broker_common.core.errors import LayoutMismatch, UnreadableRecord
+from broker_common.core.errors import InvalidInput, LayoutMismatch, UnreadableRecord
 from broker_common.core.facts import FactKind
 from broker_common.core.lease import begin, candidate_of, claim_on
 from broker_common.core.samples import PoolLevel
@@ -40,6 +43,7 @@ from broker_common.core.store import (
     Watermark,
 )
 from broker_common.core.telemetry import AllocateOutcome
+from broker_common.core.webhook import DeliveryState
 from tests.backends import moto_client
 from tests.contract.facts import CHANGES, COOLED, TRIED, FactContract, feed, history, life, pool_fact
 from tests.contract.line import FAR, ConcurrentLineContract, LineContract, make_place, wait
@@ -55,6 +59,7 @@ from tests.contract.suite import (
     take,
 )
 from tests.contract.usage import ConcurrentUsageContract, UsageContract, UsageTableContract
+from tests.contract.webhooks import lives, make_endpoint
 from tests.fakes import BY, START, FakeClock, RecordingRecorder, TimelessStore, add_of, make_claim, make_sandbox
 from tests.world import World
 
@@ -105,8 +110,8 @@ class Spoilable(DynamoStore):
         request: Item = {"TableName": self.table, "Key": key, "UpdateExpression": update}
         if values:
             request["ExpressionAttributeValues"] = {f":{name}": value for name, value in values.items()}
-        if "#schema" in update:
-            request["ExpressionAttributeNames"] = {"#schema": "schema"}
+        if names := re.findall(r"#\w+", update):
+            request["ExpressionAttributeNames"] = {name: name[1:] for name in names}
         self.client.update_item(**request)
 
     def items(self) -> list[Item]:
@@ -168,6 +173,46 @@ class TableContract:
         store.add_allocates(NOON + 60, {AllocateOutcome.SUCCESS: 1})
         until = {int(item["ttl"]["N"]) for item in store.items() if item["PK"]["S"].startswith("SAMPLES#")}
         assert until == {NOON + 30 * _DAY_SEC, NOON + 60 + 30 * _DAY_SEC}
+
+    # -- cursors
+
+    @pytest.mark.parametrize(
+        ("call", "content"),
+        [
+            ("list_sandboxes", ["available", "available#0", ["\ud800", 1]]),
+            ("read_history", ["history", "SBX#7", "FACT#\ud800"]),
+            ("read_feed", ["feed", 0, [["1", "\ud800", "FACT#"], None, None, None]]),
+            ("list_archived", ["reservations", "RESERVATION#\ud800", "1"]),
+            ("list_deliveries", ["deliveries", "delivery#hook", ["\ud800", "1"]]),
+        ],
+    )
+    def test_a_cursor_with_half_a_character_is_refused(self, store: Spoilable, call: str, content: list[Any]) -> None:
+        cursor = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+        given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+            "list_sandboxes": ((Status.AVAILABLE,), {}),
+            "read_history": (("7",), {}),
+            "read_feed": ((), {"since": 0}),
+            "list_archived": ((), {}),
+            "list_deliveries": (("hook",), {"state": DeliveryState.PENDING}),
+        }
+        args, options = given[call]
+        with pytest.raises(InvalidInput, match="cursor"):
+            getattr(store, call)(*args, **options, limit=2, cursor=cursor)
+
+    # -- untold facts
+
+    @pytest.mark.parametrize(("name", "value"), [("version", {"S": "one"}), ("at", {"N": str(2**52)})])
+    def test_untold_facts_that_cannot_be_read_are_in_no_other_fact_s_way(
+        self, store: Spoilable, name: str, value: Item
+    ) -> None:
+        store.write_endpoint(None, make_endpoint())
+        for number in range(3):
+            lives(store, f"bad-{number}", began=START + number)
+        for item in store.items():
+            if item["SK"]["S"].startswith("FACT#"):
+                store.by_hand({name: item[name] for name in ("PK", "SK")}, f"SET #{name} = :value", value=value)
+        good = lives(store, "good", began=START + 60)
+        assert store.find_untold(limit=2) == good[:2]
 
     # -- the records of the job watch
 

@@ -59,7 +59,7 @@ def make_delivery(sandbox_id: str | None = "7", version: int = 1, **changes: Any
     kind = changes.get("kind", "sandbox.updated" if sandbox_id else "pool.paused")
     values: dict[str, Any] = {
         "endpoint_id": "hook",
-        "delivery_id": f"{sandbox_id}.{version}.{kind}" if sandbox_id else f"pool-{version}",
+        "delivery_id": f"{sandbox_id}:{version}:{kind.replace('.', '_')}" if sandbox_id else f"pool-{version}",
         "kind": kind,
         "sandbox_id": sandbox_id,
         "version": version,
@@ -346,7 +346,7 @@ class WebhookContract:
             make_delivery(),
             make_delivery(None, 5),
             make_delivery(None, 6, delivery_id="test.5.of.dots", kind="test"),
-            make_delivery("with.dots and #", 2**45, payload='{"é": "\\u00fc\n"}', attempt_id="a", tries=3),
+            make_delivery("with:5:dots. and #", 2**45, payload='{"é": "\\u00fc\n"}', attempt_id="a", tries=3),
             delivered(make_delivery("7", 3)),
             replace(exhausted(make_delivery("7", 4)), last_status=None, last_answer="timed out"),
         ],

@@ -10,6 +10,7 @@ import pytest
 from broker_common.core.pool import mark_stale
 from broker_common.core.sending import TAKEN_SEC
 from broker_common.core.webhook import DeliveryState
+from broker_common.core.webhook_payload import delivery_of
 from tests.contract.webhooks import make_delivery, make_endpoint
 from tests.fakes import BY, START, Crashed, FlakyStore, MemoryStore, add_of, make_sandbox
 from tests.lifecycle import Violation
@@ -98,8 +99,7 @@ class Scene:
             known = self.memory.get("7")
             assert known is not None
             self.memory.commit(mark_stale(known, by=BY, now=START, last_seen=None))
-        fact = self.memory.facts[-1]
-        return f"7.{getattr(fact, 'version', 0)}.{fact.kind}"
+        return delivery_of(self.memory.facts[-1], self.endpoint, now=START).delivery_id
 
     def finish(self) -> None:
         """Do, without a crash, what the next runs of the job and its workers do."""

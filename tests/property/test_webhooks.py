@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_common.core.errors import BrokerError
-from broker_common.core.facts import Fact
 from broker_common.core.pool import mark_stale, restore
 from broker_common.core.sandbox import Status
 from broker_common.core.sending import TAKEN_SEC, WAITS_SEC
 from broker_common.core.webhook import DeliveryState
-from tests.contract.webhooks import pool_fact
+from broker_common.core.webhook_payload import delivery_of
+from tests.contract.webhooks import make_endpoint, pool_fact
 from tests.fakes import BY, Crashed, FakeClock, Fault, FlakyStore, MemoryStore, add_of, make_account, make_sandbox
 from tests.webhook_world import FAILED, OK, SILENT, Receiver, WebhookWorld
 
@@ -128,9 +128,7 @@ def test_each_fact_is_delivered_in_order_and_nothing_else_is(
                 outside.clock.advance(seconds)
     outside.settle()
     facts = outside.memory.facts
-    expected = {
-        f"{fact.sandbox_id}.{fact.version}.{fact.kind}" if isinstance(fact, Fact) else fact.fact_id for fact in facts
-    }
+    expected = {delivery_of(fact, make_endpoint(), now=0).delivery_id for fact in facts}
     assert outside.memory.untold == []
     assert {name for _, name in outside.memory.deliveries} == expected
     assert {each.state for each in outside.memory.deliveries.values()} <= {DeliveryState.DELIVERED}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import ipaddress
 import socket
 import ssl
 import struct
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -355,6 +357,14 @@ def test_an_endpoint_without_a_whole_head_fails_in_time_and_in_words(
             saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n", then=wait),
             "200 OK (the answer was cut off)",
         ),
+        (
+            saying(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 9\r\n\r\n", then=wait),
+            "redirects are not followed: 302 Found (the answer did not end in time)",
+        ),
+        (
+            saying(b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n"),
+            "redirects are not followed: 302 Found",
+        ),
         (saying(b"HTTP/1.1 200 OK\r\n\r\nhello"), "200 OK"),
         (saying(b"HTTP/1.1 204 No Content\r\n\r\n"), "204 No Content"),
     ],
@@ -364,8 +374,21 @@ def test_the_head_of_an_answer_decides_and_its_body_is_bounded(
 ) -> None:
     with bare(behave) as url:
         answer = answer_in_time(url)
-    assert answer.status == int(text[:3])
     assert answer.text == text
+    assert str(answer.status) in text.split()
+
+
+@pytest.mark.parametrize("status", [b"302 Found", b"500 Failed"])
+def test_what_is_packed_stays_packed(status: bytes) -> None:
+    packed = gzip.compress(bytes(40 * 2**20))
+    head = b"HTTP/1.1 %s\r\nLocation: /\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % (status, len(packed))
+    with bare(saying(head, packed)) as url:
+        tracemalloc.start()
+        answer = send(url)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert answer.status == int(status[:3])
+    assert most < 20 * 2**20
 
 
 def test_an_endpoint_that_reads_nothing_ends_in_time() -> None:

@@ -186,8 +186,8 @@ def test_the_last_page_of_deliveries_may_be_short() -> None:
 
 @responses.activate
 def test_a_delivery_is_sent_again_and_any_text_is_a_safe_id() -> None:
-    responses.post(f"{ONE}/deliveries/a%2Fb.1.sandbox.added/retry", json=DELIVERY)
-    assert broker("webhook", "retry", "one", "a/b.1.sandbox.added").stdout == "test-1 is pending\n"
+    responses.post(f"{ONE}/deliveries/a%2Fb%3A1%3Asandbox_added/retry", json=DELIVERY)
+    assert broker("webhook", "retry", "one", "a/b:1:sandbox_added").stdout == "test-1 is pending\n"
     unknown = refusal("DELIVERY_NOT_FOUND", "the endpoint has no delivery 'x'")
     responses.post(f"{ONE}/deliveries/x/retry", json=unknown, status=404)
     result = broker("webhook", "retry", "one", "x")

@@ -26,7 +26,7 @@ def of(world: WebhookWorld, endpoint_id: str = "hook") -> list[str]:
 
 
 def names(*facts: object) -> list[str]:
-    return [f"{fact.sandbox_id}.{fact.version}.{fact.kind}" for fact in facts]  # type: ignore[attr-defined]
+    return [f"{fact.sandbox_id}:{fact.version}:{fact.kind.replace('.', '_')}" for fact in facts]  # type: ignore[attr-defined]
 
 
 def lag(world: WebhookWorld) -> int:
@@ -47,6 +47,15 @@ def test_each_fact_becomes_a_delivery_to_each_endpoint_in_order_once(world: Webh
     assert world.memory.untold == []
     again = world.deliverer.run()
     assert (again.facts, again.deliveries) == (0, 0)
+
+
+def test_the_id_of_a_delivery_has_no_full_stop_because_it_is_signed_up_to_one(world: WebhookWorld) -> None:
+    world.add_endpoint()
+    lives(world.memory, "7")
+    world.memory.record(pool_fact("paused"))
+    world.deliverer.run()
+    assert len(of(world)) > 1
+    assert not [name for name in of(world) if "." in name]
 
 
 def test_an_endpoint_gets_only_the_kinds_that_it_wants_also_while_it_is_disabled(world: WebhookWorld) -> None:

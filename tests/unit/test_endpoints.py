@@ -50,7 +50,7 @@ KEPT_DAYS = 30
 class Office:
     """Endpoints with everything that they need; each test has its own."""
 
-    def __init__(self, *, hosts: tuple[str, ...] = (), loopback: bool = False) -> None:
+    def __init__(self, *, hosts: tuple[str, ...] = (), loopback: bool = False, threads: int = 1) -> None:
         self.clock = FakeClock()
         self.memory = MemoryStore(self.clock)
         self.flaky = FlakyStore(self.memory)
@@ -66,7 +66,7 @@ class Office:
             random_bytes=rng.randbytes,
             allowed=AllowedUrls(hosts=hosts, loopback=loopback),
             history_days=KEPT_DAYS,
-            threads=1,
+            threads=threads,
         )
 
     def create(self, **different: Any) -> Endpoint:
@@ -590,6 +590,17 @@ def test_a_replay_that_dies_in_the_middle_and_is_repeated_loses_nothing(office: 
     assert 0 < len(office.memory.deliveries) < 250
     replay_all(office, made)
     assert len(office.memory.deliveries) == 250
+
+
+def test_a_replay_makes_no_delivery_of_a_sandbox_whose_older_one_could_not_be_made() -> None:
+    office = Office(threads=2)
+    for second in range(2):
+        office.tell(at=START + second)
+    made = office.create()
+    office.flaky.fail("add_delivery", Fault.REFUSED)
+    with pytest.raises(StoreUnavailable):
+        replay_all(office, made)
+    assert not office.memory.deliveries
 
 
 def test_a_replay_goes_on_although_a_delivery_changes_meanwhile(office: Office) -> None:

@@ -20,7 +20,7 @@ from tests.webhook_world import FAILED, GONE, OK, SILENT, WebhookWorld
 if TYPE_CHECKING:
     from typing import Any
 
-NAME = "7.1.sandbox.updated"
+NAME = "7:1:sandbox_updated"
 
 
 @pytest.fixture
@@ -206,8 +206,8 @@ def test_newer_ones_wait_for_an_older_one_that_fails_and_no_other_sandbox_does(w
     add(world, due(), due(version=2), due(version=3), due("8"), due(None, 5), due(None, 6))
     world.receiver.answer = lambda _, each: FAILED if each.delivery_id == NAME else OK
     world.drain()
-    assert world.receiver.names == [NAME, "8.1.sandbox.updated", "pool-5", "pool-6"]
-    waits = {world.delivery(f"7.{version}.sandbox.updated").next_try_at for version in (1, 2, 3)}
+    assert world.receiver.names == [NAME, "8:1:sandbox_updated", "pool-5", "pool-6"]
+    waits = {world.delivery(f"7:{version}:sandbox_updated").next_try_at for version in (1, 2, 3)}
     assert len(waits) == 1
     assert None not in waits
     world.receiver.answer = lambda *_: OK
@@ -220,8 +220,8 @@ def test_one_that_is_made_later_waits_for_an_older_one_that_is_not_due(world: We
     add(world, due(next_try_at=START + 300, tries=1), due(version=2), due(version=3, next_try_at=START + 900))
     world.drain()
     assert world.receiver.received == []
-    assert world.delivery("7.2.sandbox.updated").next_try_at == START + 300
-    assert world.delivery("7.3.sandbox.updated").next_try_at == START + 900
+    assert world.delivery("7:2:sandbox_updated").next_try_at == START + 300
+    assert world.delivery("7:3:sandbox_updated").next_try_at == START + 900
 
 
 def test_newer_ones_follow_an_exhausted_one(world: WebhookWorld) -> None:
@@ -229,7 +229,7 @@ def test_newer_ones_follow_an_exhausted_one(world: WebhookWorld) -> None:
     world.receiver.answers.append(FAILED)
     world.drain()
     assert world.delivery(NAME).state is DeliveryState.EXHAUSTED
-    assert world.delivery("7.2.sandbox.updated").state is DeliveryState.DELIVERED
+    assert world.delivery("7:2:sandbox_updated").state is DeliveryState.DELIVERED
 
 
 def test_behind_one_that_another_process_sends_now_newer_ones_are_left_as_they_are(world: WebhookWorld) -> None:
@@ -237,7 +237,7 @@ def test_behind_one_that_another_process_sends_now_newer_ones_are_left_as_they_a
     add(world, taken, due(version=2))
     world.drain()
     assert world.receiver.received == []
-    assert world.delivery("7.2.sandbox.updated") == due(version=2)
+    assert world.delivery("7:2:sandbox_updated") == due(version=2)
 
 
 def test_one_that_is_sent_again_by_hand_waits_for_nothing_and_nothing_waits_for_it(world: WebhookWorld) -> None:
@@ -245,7 +245,7 @@ def test_one_that_is_sent_again_by_hand_waits_for_nothing_and_nothing_waits_for_
     add(world, due(), delivered(due(version=2), at=START), due(version=3))
     world.drain()
     assert sorted(each.version for each in world.receiver.received) == [1, 3]
-    assert world.delivery("7.3.sandbox.updated").state is DeliveryState.DELIVERED
+    assert world.delivery("7:3:sandbox_updated").state is DeliveryState.DELIVERED
     assert pending(world) == [NAME]
 
 
@@ -257,8 +257,8 @@ def test_to_move_one_that_another_process_has_just_written_is_left_to_it() -> No
         "write_delivery", lambda: world.memory.write_delivery(second, replace(second, next_try_at=START + 1))
     )
     world.drain()
-    assert world.delivery("7.2.sandbox.updated").next_try_at == START + 1
-    assert world.delivery("7.3.sandbox.updated").next_try_at == START
+    assert world.delivery("7:2:sandbox_updated").next_try_at == START + 1
+    assert world.delivery("7:3:sandbox_updated").next_try_at == START
 
 
 # -- an endpoint that fails
@@ -305,7 +305,7 @@ def test_one_that_must_wait_does_not_keep_the_one_try_from_another(world: Webhoo
     world.memory.write_endpoint(endpoint, replace(endpoint, failing_since=START - 10))
     add(world, due(next_try_at=START + 300, tries=1), due(version=2), due("8", next_try_at=START))
     assert world.drain().delivered == 1
-    assert world.receiver.names == ["8.1.sandbox.updated"]
+    assert world.receiver.names == ["8:1:sandbox_updated"]
 
 
 def test_an_endpoint_that_failed_for_five_days_is_disabled_and_a_fact_says_so(world: WebhookWorld) -> None:
