@@ -67,7 +67,14 @@ _ENDPOINT_FIELDS = fields_of(
         "created_at": int,
         "created_by": str,
     },
-    {"description": str, "failing_since": int, "disabled_at": int, "disabled_reason": str, "schema": int},
+    {
+        "description": str,
+        "failing_since": int,
+        "probe_at": int,
+        "disabled_at": int,
+        "disabled_reason": str,
+        "schema": int,
+    },
 )
 _DELIVERY_FIELDS = fields_of(
     {
@@ -130,6 +137,7 @@ class DynamoWebhooks(DynamoBase):
             conditions = [
                 "version = :version",
                 _is_still("failing_since", before.failing_since, values),
+                _is_still("probe_at", before.probe_at, values),
                 _is_still("disabled_at", before.disabled_at, values),
             ]
             write["ConditionExpression"] = " AND ".join(conditions)

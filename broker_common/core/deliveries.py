@@ -103,12 +103,12 @@ class Deliverer:
     def _hand_on(self) -> int:
         """Hand on the endpoints that have deliveries due. Return for how many seconds the first of these is due.
 
-        Those of an endpoint that fails do not count.
+        An endpoint that is down is handed on only when it is probed again. Those of one that fails do not count.
         """
         now, lag = self._clock.now(), 0
         due: list[str] = []
         for endpoint in self._store.read_endpoints():
-            if endpoint.disabled_at is not None:
+            if endpoint.disabled_at is not None or (endpoint.probe_at is not None and endpoint.probe_at > now):
                 continue
             for first in self._store.read_due_deliveries(endpoint.endpoint_id, until=now, limit=1):
                 due.append(endpoint.endpoint_id)

@@ -340,9 +340,9 @@ class Endpoints:
             version=current.version + 1,
         )
         if changed.url != current.url:
-            changed = replace(changed, failing_since=None)
+            changed = replace(changed, failing_since=None, probe_at=None)
         if wanted.enabled and current.disabled_at is not None:
-            return replace(changed, failing_since=None, disabled_at=None, disabled_reason=None)
+            return replace(changed, failing_since=None, probe_at=None, disabled_at=None, disabled_reason=None)
         if wanted.enabled is False and current.disabled_at is None:
             reason = f"disabled by {by.principal}"
             return replace(changed, disabled_at=self._clock.now(), disabled_reason=reason)

@@ -50,10 +50,15 @@ DRAIN_SEC = 30.0
 DRAIN_LIMIT_SEC = DRAIN_SEC + 45.0
 """Within so many seconds a drain ends: the tries that have begun are finished."""
 _PAGE = 200
+_PROBE_PAGE = 10
+_MOST_OF_A_SANDBOX = 50
+"""So many deliveries of one sandbox are sent before others have their turn."""
 _MOST_FAILURES = 8
 """After so many failures in a row, a drain ends."""
 _DOWN_AFTER_SEC = 10
 """An endpoint without a success for so long counts as down. One that fails now and then does not."""
+PROBE_SEC = 30
+"""How often one delivery is tried while the endpoint is down."""
 GIVE_UP_SEC = 5 * 24 * 3600
 """An endpoint that has failed for so long is disabled."""
 
@@ -91,15 +96,23 @@ class _Drain:
         self.is_probing = False
         """Only one delivery is tried, because the endpoint is down."""
         self.look_whether_down(now)
+        self.has_claimed = False
+        """This process is the one that probes it."""
         self.is_gone = False
         """It has answered that it wants no more."""
         self._counts: Counter[bool] = Counter()
+        self._moved = 0
         self._failures_in_row = 0
         self._lock = threading.Lock()
 
     @property
     def tries(self) -> int:
         return self._counts.total()
+
+    @property
+    def done(self) -> int:
+        """How many deliveries were tried, or moved to a later time."""
+        return self.tries + self._moved
 
     @property
     def result(self) -> DrainResult:
@@ -116,6 +129,19 @@ class _Drain:
     def goes_on(self, monotonic: float) -> bool:
         """Tell whether another delivery may be tried at this time."""
         return not self.is_hopeless and not (self.is_probing and self.tries) and monotonic < self._ends_at
+
+    def why_disabled(self, now: int) -> str | None:
+        """Return why the endpoint must be disabled; None if it must not."""
+        if self.is_gone:
+            return "it answered 410, so it wants no more deliveries"
+        if self.failing_since is not None and now - self.failing_since >= GIVE_UP_SEC:
+            return "it has failed for five days"
+        return None
+
+    def count_moved(self) -> None:
+        """Count a delivery that was moved to a later time."""
+        with self._lock:
+            self._moved += 1
 
     def count(self, answer: WebhookAnswer, *, now: int) -> None:
         """Count a try."""
@@ -158,8 +184,8 @@ class Sender:
         """Send an endpoint's deliveries until none is due, it fails again and again, or `DRAIN_SEC` have passed.
 
         Returns at once if another thread of this process drains the same endpoint, or if it is disabled or gone. While
-        the endpoint is down, only one delivery is tried, and the rest only after that one succeeded. So it costs one
-        thread one timeout. Disables it if it wants no more deliveries, or has failed for
+        the endpoint is down, only one delivery is tried every `PROBE_SEC`, by one process, and the rest only after that
+        one succeeded. So it costs one thread one timeout. Disables it if it wants no more deliveries, or has failed for
         `GIVE_UP_SEC`. Raises `UnsafeToAct` and `StoreUnavailable`.
         """
         self._guard.check()
@@ -177,19 +203,37 @@ class Sender:
         endpoint = self._store.read_endpoint(endpoint_id)
         if endpoint is None:
             return DrainResult(delivered=0, failed=0)
-        drain = _Drain(endpoint, now=self._clock.now(), ends_at=self._clock.monotonic() + DRAIN_SEC)
+        now = self._clock.now()
+        if endpoint.probe_at is not None and endpoint.probe_at > now:
+            return DrainResult(delivered=0, failed=0)
+        drain = _Drain(endpoint, now=now, ends_at=self._clock.monotonic() + DRAIN_SEC)
         while endpoint is not None and endpoint.disabled_at is None and drain.goes_on(self._clock.monotonic()):
             self._guard.check()
             drain.endpoint = endpoint
-            tried = drain.tries
-            groups = _by_sandbox(self._store.read_due_deliveries(endpoint_id, until=self._clock.now(), limit=_PAGE))
+            done = drain.done
+            limit = _PROBE_PAGE if drain.is_probing else _PAGE
+            groups = _by_sandbox(self._store.read_due_deliveries(endpoint_id, until=self._clock.now(), limit=limit))
+            if not groups or not self._may_try(drain):
+                break
             for_each(partial(self._send, drain), groups, threads=1 if drain.is_probing else self._threads)
             self._note(drain, by)
             drain.look_whether_down(self._clock.now())
-            if drain.tries == tried or not drain.result.delivered:
+            if drain.done == done or (drain.tries and not drain.result.delivered):
                 break
             endpoint = self._store.read_endpoint(endpoint_id)
         return drain.result
+
+    def _may_try(self, drain: _Drain) -> bool:
+        """Tell whether this process may try deliveries. One that is down is probed by one process at a time."""
+        if not drain.is_probing or drain.has_claimed:
+            return True
+        claimed = replace(drain.endpoint, probe_at=self._clock.now() + PROBE_SEC)
+        try:
+            self._store.write_endpoint(drain.endpoint, claimed)
+        except Conflict:  # another process probes it, or somebody has changed it
+            return False
+        drain.endpoint, drain.has_claimed = claimed, True
+        return True
 
     def _send(self, drain: _Drain, due: Sequence[Delivery]) -> None:
         """Send what is pending for one sandbox, in order, until one must wait. `due` are known to be due."""
@@ -202,35 +246,36 @@ class Sender:
             for each in due:
                 # Of no sandbox; or sent again by hand, because newer ones have ended before. Nothing waits for it.
                 if each.delivery_id not in known:
-                    self._send_in_order(drain, [each])
-            self._send_in_order(drain, pending)
+                    self._send_in_order(drain, [each], ())
+            in_order = [each for each in due if each.delivery_id in known]
+            self._send_in_order(drain, pending[:_MOST_OF_A_SANDBOX], in_order)
         except BrokerError as error:
             self._recorder.record(ItemFailed(job=Job.DELIVER, sandbox_id=sandbox_id, error=error.message))
 
-    def _send_in_order(self, drain: _Drain, pending: Sequence[Delivery]) -> None:
-        for number, delivery in enumerate(pending):
+    def _send_in_order(self, drain: _Drain, pending: Sequence[Delivery], due: Sequence[Delivery]) -> None:
+        for delivery in pending:
             if not drain.goes_on(self._clock.monotonic()):
                 return
             if delivery.next_try_at is not None and delivery.next_try_at > self._clock.now():
                 if delivery.attempt_id is None:
-                    self._move(pending[number + 1 :], delivery.next_try_at)
+                    self._move(drain, delivery, due)
                 return  # or another process sends it now, and goes on with the rest
             tried = self._try(drain, delivery)
             if tried is None:
                 return
             if tried.next_try_at is not None:
-                self._move(pending[number + 1 :], tried.next_try_at)
+                self._move(drain, tried, due)
                 return
 
-    def _move(self, waiting: Iterable[Delivery], until: int) -> None:
-        """Make deliveries due when the one before them is. Else they would look due all the time."""
-        now = self._clock.now()
-        for each in waiting:
-            if each.next_try_at is not None and each.next_try_at <= now:
+    def _move(self, drain: _Drain, first: Delivery, due: Sequence[Delivery]) -> None:
+        """Make those of the `due` ones that are newer than `first` due when that is. Else they stay in others' way."""
+        for each in due:
+            if each.version > first.version:
                 try:
-                    self._store.write_delivery(each, replace(each, next_try_at=until))
+                    self._store.write_delivery(each, replace(each, next_try_at=first.next_try_at))
                 except Conflict:
                     return
+                drain.count_moved()
 
     def _try(self, drain: _Drain, delivery: Delivery) -> Delivery | None:
         """Take a delivery, send it once, and store the outcome. Return it; None if another writer came between."""
@@ -282,13 +327,11 @@ class Sender:
     def _note(self, drain: _Drain, by: Actor) -> None:
         """Store since when the endpoint fails, and disable it if that must be."""
         now, current = self._clock.now(), drain.endpoint
-        reason = None
-        if drain.is_gone:
-            reason = "it answered 410, so it wants no more deliveries"
-        elif drain.failing_since is not None and now - drain.failing_since >= GIVE_UP_SEC:
-            reason = "it has failed for five days"
+        reason = drain.why_disabled(now)
         while True:
             after = replace(current, failing_since=drain.failing_since)
+            if drain.failing_since is None:
+                after = replace(after, probe_at=None)
             if reason is not None:
                 after = replace(after, disabled_at=now, disabled_reason=reason)
             if after == current:

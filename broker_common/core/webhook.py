@@ -30,6 +30,7 @@ class Endpoint:
 
     `kinds` has names of kinds, or is `("*",)`. `secrets`: the current one first. `version` grows when somebody changes
     the endpoint. `failing_since`: when the first try failed since the last success; None if the last one succeeded.
+    `probe_at`: until when nothing is tried, because it is down; None if it is not.
     `disabled_at`: since when nothing is sent; `disabled_reason` says why. Its deliveries then wait.
     """
 
@@ -42,6 +43,7 @@ class Endpoint:
     created_at: int
     created_by: str
     failing_since: int | None = None
+    probe_at: int | None = None
     disabled_at: int | None = None
     disabled_reason: str | None = None
 

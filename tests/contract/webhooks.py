@@ -151,6 +151,7 @@ def endpoints(draw: st.DrawFn) -> Endpoint:
         created_at=draw(_TIME),
         created_by=draw(_TEXT),
         failing_since=draw(st.none() | _TIME),
+        probe_at=draw(st.none() | _TIME),
         disabled_at=draw(st.none() | _TIME),
         disabled_reason=draw(st.none() | _TEXT),
     )
@@ -190,7 +191,12 @@ class WebhookContract:
 
     @pytest.mark.parametrize(
         "current",
-        [{"version": 2}, {"failing_since": START}, {"disabled_at": START, "disabled_reason": "failed"}],
+        [
+            {"version": 2},
+            {"failing_since": START},
+            {"probe_at": START},
+            {"disabled_at": START, "disabled_reason": "failed"},
+        ],
     )
     def test_an_endpoint_that_another_writer_has_changed_stays_as_it_is(
         self, store: SandboxStore, current: dict[str, Any]

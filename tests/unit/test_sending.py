@@ -10,7 +10,15 @@ import pytest
 
 from broker_common.core.errors import TableChanged
 from broker_common.core.facts import PoolFact, PoolFactKind
-from broker_common.core.sending import DRAIN_SEC, GIVE_UP_SEC, TAKEN_SEC, WAITS_SEC, DrainResult, WebhookAnswer
+from broker_common.core.sending import (
+    DRAIN_SEC,
+    GIVE_UP_SEC,
+    PROBE_SEC,
+    TAKEN_SEC,
+    WAITS_SEC,
+    DrainResult,
+    WebhookAnswer,
+)
 from broker_common.core.telemetry import DeliveryEnded, DeliveryOutcome, EndpointDisabled, ItemFailed
 from broker_common.core.webhook import Delivery, DeliveryState
 from tests.contract.webhooks import delivered, make_delivery
@@ -286,8 +294,56 @@ def test_while_an_endpoint_fails_one_delivery_is_tried_and_the_rest_if_it_succee
     assert world.drain() == DrainResult(delivered=0, failed=1)
     assert world.endpoint().failing_since == START
     world.receiver.answer = lambda _endpoint, _delivery: OK
-    assert world.drain() == DrainResult(delivered=19, failed=0)
-    assert (len(pending(world)), world.endpoint().failing_since) == (1, None)
+    world.clock.advance(PROBE_SEC - 1)
+    assert world.drain() == DrainResult(delivered=0, failed=0)
+    world.clock.advance(1)
+    assert world.drain() == DrainResult(delivered=20, failed=0)
+    assert (pending(world), world.endpoint().failing_since, world.endpoint().probe_at) == ([], None, None)
+
+
+def test_an_endpoint_that_is_down_is_probed_by_one_process_at_a_time(world: WebhookWorld) -> None:
+    endpoint = world.endpoint()
+    world.memory.write_endpoint(endpoint, replace(endpoint, failing_since=START - 10))
+    add(world, due("8"), due("9"))
+    other = WebhookWorld(clock=world.clock, memory=world.memory)
+    world.receiver.during_send = other.drain
+    world.receiver.answers.append(FAILED)
+    world.drain()
+    assert (len(world.receiver.received), other.receiver.received) == (1, [])
+
+
+def test_of_two_that_probe_at_the_same_moment_one_tries() -> None:
+    world, store = flaky()
+    endpoint = replace(world.endpoint(), failing_since=START - 10)
+    world.memory.write_endpoint(world.endpoint(), endpoint)
+    add(world, due("8"))
+    store.just_before(
+        "write_endpoint", lambda: world.memory.write_endpoint(endpoint, replace(endpoint, probe_at=START + PROBE_SEC))
+    )
+    assert world.drain() == DrainResult(delivered=0, failed=0)
+    assert world.receiver.received == []
+
+
+def test_where_nothing_is_due_no_probe_is_taken_from_one_that_will_be(world: WebhookWorld) -> None:
+    endpoint = replace(world.endpoint(), failing_since=START - 10)
+    world.memory.write_endpoint(world.endpoint(), endpoint)
+    world.drain()
+    assert world.endpoint() == endpoint
+
+
+def test_followers_of_one_that_must_wait_are_in_no_probes_way(world: WebhookWorld) -> None:
+    endpoint = world.endpoint()
+    world.memory.write_endpoint(endpoint, replace(endpoint, failing_since=START - 10))
+    add(world, due(next_try_at=START + 300, tries=1), *(due(version=number) for number in range(2, 30)))
+    add(world, due("8", next_try_at=START))
+    assert world.drain().delivered == 1
+    assert world.receiver.names == [NAME.replace("7", "8", 1)]
+
+
+def test_a_sandbox_with_very_many_lets_others_have_their_turn(world: WebhookWorld) -> None:
+    add(world, *(due(version=number) for number in range(1, 70)))
+    assert world.drain().delivered == 69
+    assert [each.version for each in world.receiver.received] == list(range(1, 70))
 
 
 def test_one_failure_at_the_end_of_a_drain_does_not_slow_the_next_one_down(world: WebhookWorld) -> None:
@@ -310,12 +366,13 @@ def test_one_that_must_wait_does_not_keep_the_one_try_from_another(world: Webhoo
 
 def test_an_endpoint_that_failed_for_five_days_is_disabled_and_a_fact_says_so(world: WebhookWorld) -> None:
     world.receiver.answer = lambda _endpoint, _delivery: FAILED
-    add(world, due("8"), due("9", next_try_at=START + GIVE_UP_SEC - 1), due("10", next_try_at=START + GIVE_UP_SEC))
+    last_but_one = GIVE_UP_SEC - PROBE_SEC
+    add(world, due("8"), due("9", next_try_at=START + last_but_one), due("10", next_try_at=START + GIVE_UP_SEC))
     world.drain()
-    world.clock.advance(GIVE_UP_SEC - 1)
+    world.clock.advance(last_but_one)
     world.drain()
     assert world.endpoint().disabled_at is None
-    world.clock.advance(1)
+    world.clock.advance(PROBE_SEC)
     world.drain()
     endpoint = world.endpoint()
     assert (endpoint.disabled_at, endpoint.disabled_reason) == (START + GIVE_UP_SEC, "it has failed for five days")
