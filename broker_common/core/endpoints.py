@@ -251,21 +251,34 @@ class Endpoints:
         return found
 
     def retry(self, endpoint_id: str, delivery_id: str) -> Delivery:
-        """Send a delivery again that has ended, with all its tries.
+        """Send a delivery again that has ended, or send one now that waits for its next try; with all its tries.
 
-        Raises `InvalidTransition` while it is pending, `WebhookNotFound`, `DeliveryNotFound`, `UnsafeToAct` and
-        `StoreUnavailable`.
+        Raises `InvalidTransition` while it is sent, is due, or waits for an older one of its sandbox. Also raises
+        `WebhookNotFound`, `DeliveryNotFound`, `UnsafeToAct` and `StoreUnavailable`.
         """
         self._guard.check()
         backoff = self._backoff()
         while True:
             current = self.delivery(endpoint_id, delivery_id)
             if current.state is DeliveryState.PENDING:
-                raise InvalidTransition(f"delivery {delivery_id!r} is pending: the broker tries it by itself")
+                self._check_waits(current)
             try:
                 return self._send_again(current)
             except Conflict:
                 backoff.pause(_busy())
+
+    def _check_waits(self, pending: Delivery) -> None:
+        """Raise `InvalidTransition` unless it waits for its own next try."""
+        at = pending.next_try_at
+        if pending.attempt_id is not None or at is None or at <= self._clock.now():
+            raise InvalidTransition(
+                f"delivery {pending.delivery_id!r} is pending and due: the broker sends it by itself"
+            )
+        if pending.sandbox_id is None:
+            return
+        known = [each.delivery_id for each in self._records.read_pending(pending.endpoint_id, pending.sandbox_id)]
+        if pending.delivery_id in known[1:]:
+            raise InvalidTransition(f"delivery {pending.delivery_id!r} waits for an older one: retry {known[0]!r}")
 
     def replay(self, endpoint_id: str, *, since: int, cursor: str | None = None) -> Replay:
         """Send the facts since a time (Unix seconds) again: those that are kept, and that the endpoint wants.
@@ -314,17 +327,17 @@ class Endpoints:
                 pass
             backoff.pause(_busy())
 
-    def _send_again(self, ended: Delivery) -> Delivery:
-        """Make a delivery pending that has ended. Raises `Conflict`."""
+    def _send_again(self, before: Delivery) -> Delivery:
+        """Make a delivery pending and due, with all its tries. Raises `Conflict`."""
         again = replace(
-            ended,
+            before,
             state=DeliveryState.PENDING,
             tries=0,
             next_try_at=self._clock.now(),
             attempt_id=None,
             delivered_at=None,
         )
-        self._records.write_delivery(ended, again)
+        self._records.write_delivery(before, again)
         return again
 
     def _changed(self, current: Endpoint, wanted: EndpointChange, by: Actor) -> Endpoint:
