@@ -480,6 +480,22 @@ def test_a_delivery_that_waits_for_an_older_one_of_its_sandbox_is_not_sent_befor
         office.endpoints.retry(made.endpoint_id, second.delivery_id)
 
 
+def test_what_waits_for_a_delivery_is_due_with_it(office: Office) -> None:
+    made = office.create()
+    first, second, third = (let_wait(office, add_of_sandbox(office, made, version=version)) for version in (1, 2, 3))
+    office.endpoints.retry(made.endpoint_id, first.delivery_id)
+    for each in (second, third):
+        assert office.memory.deliveries[made.endpoint_id, each.delivery_id].next_try_at == office.clock.now()
+
+
+def test_a_delivery_for_which_nothing_waits_is_sent_now_although_a_newer_one_has_ended(office: Office) -> None:
+    made = office.create()
+    first, second = (add_of_sandbox(office, made, version=version) for version in (1, 2))
+    office.end(second)
+    let_wait(office, first)
+    assert office.endpoints.retry(made.endpoint_id, first.delivery_id).next_try_at == office.clock.now()
+
+
 def test_a_delivery_is_not_sent_again_while_it_is_sent(office: Office) -> None:
     made = office.create()
     delivery = office.endpoints.test(made.endpoint_id, by=BY)
