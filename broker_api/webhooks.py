@@ -183,7 +183,7 @@ def read_delivery(endpoint_id: str, delivery_id: str) -> Delivery:
 @blueprint.response(200, DeliverySchema, description="The delivery, which is pending again")
 @store_call
 def retry(endpoint_id: str, delivery_id: str) -> Delivery:
-    """Send a delivery again that has succeeded or is exhausted."""
+    """Send a delivery again that has ended, or now if it waits for its next try."""
     require_plain("endpoint_id", endpoint_id)
     require_plain("delivery_id", delivery_id, max_length=MAX_DELIVERY_ID)
     return services().endpoints.retry(endpoint_id, delivery_id)

@@ -198,7 +198,7 @@ def deliveries(endpoint_id: str, state: str | None, limit: int, *, as_json: bool
 @_id
 @click.argument("delivery_id")
 def retry(endpoint_id: str, delivery_id: str) -> None:
-    """Send a delivery again that has succeeded, or of which every try failed.
+    """Send a delivery again that has ended, or now if it waits for its next try.
 
     Example: broker webhook retry 7c9e6679-7425-40de-944b-e07fc1f90ae7 2009521:1759574955000:sandbox_allocated
     """

@@ -10,6 +10,7 @@ import base64
 import ipaddress
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -251,21 +252,41 @@ class Endpoints:
         return found
 
     def retry(self, endpoint_id: str, delivery_id: str) -> Delivery:
-        """Send a delivery again that has ended, with all its tries.
+        """Send a delivery again that has ended, or send one now that waits for its next try; with all its tries.
 
-        Raises `InvalidTransition` while it is pending, `WebhookNotFound`, `DeliveryNotFound`, `UnsafeToAct` and
-        `StoreUnavailable`.
+        What waits for it is then due, too.
+        Raises `InvalidTransition` while it is sent, is due, or waits for an older one of its sandbox. Also raises
+        `WebhookNotFound`, `DeliveryNotFound`, `UnsafeToAct` and `StoreUnavailable`.
         """
         self._guard.check()
         backoff = self._backoff()
         while True:
             current = self.delivery(endpoint_id, delivery_id)
-            if current.state is DeliveryState.PENDING:
-                raise InvalidTransition(f"delivery {delivery_id!r} is pending: the broker tries it by itself")
+            newer = self._newer_than(current) if current.state is DeliveryState.PENDING else []
             try:
-                return self._send_again(current)
+                again = self._send_again(current)
             except Conflict:
                 backoff.pause(_busy())
+                continue
+            for each in newer:
+                with suppress(Conflict):  # It is sent, or was sent, by then.
+                    self._records.write_delivery(each, replace(each, next_try_at=again.next_try_at))
+            return again
+
+    def _newer_than(self, pending: Delivery) -> Sequence[Delivery]:
+        """Return what waits for a delivery. Raises `InvalidTransition` unless that waits for its own next try."""
+        at = pending.next_try_at
+        if pending.attempt_id is not None or at is None or at <= self._clock.now():
+            raise InvalidTransition(
+                f"delivery {pending.delivery_id!r} is pending and due: the broker sends it by itself"
+            )
+        if pending.sandbox_id is None:
+            return []
+        in_order = self._records.read_pending(pending.endpoint_id, pending.sandbox_id)
+        known = [each.delivery_id for each in in_order]
+        if pending.delivery_id in known[1:]:
+            raise InvalidTransition(f"delivery {pending.delivery_id!r} waits for an older one: retry {known[0]!r}")
+        return in_order[1:] if pending.delivery_id in known else []
 
     def replay(self, endpoint_id: str, *, since: int, cursor: str | None = None) -> Replay:
         """Send the facts since a time (Unix seconds) again: those that are kept, and that the endpoint wants.
@@ -318,17 +339,17 @@ class Endpoints:
                 pass
             backoff.pause(_busy())
 
-    def _send_again(self, ended: Delivery) -> Delivery:
-        """Make a delivery pending that has ended. Raises `Conflict`."""
+    def _send_again(self, before: Delivery) -> Delivery:
+        """Make a delivery pending and due, with all its tries. Raises `Conflict`."""
         again = replace(
-            ended,
+            before,
             state=DeliveryState.PENDING,
             tries=0,
             next_try_at=self._clock.now(),
             attempt_id=None,
             delivered_at=None,
         )
-        self._records.write_delivery(ended, again)
+        self._records.write_delivery(before, again)
         return again
 
     def _changed(self, current: Endpoint, wanted: EndpointChange, by: Actor) -> Endpoint:

@@ -208,7 +208,8 @@ class Usage:
             raise _fault("from", "Must be before `to`, which is now if it is left out.")
         earliest = now - now % DAY_SEC - self._kept_days * DAY_SEC
         if since < earliest:
-            raise _fault("from", f"Must be {earliest} or later: earlier leases are not kept (HISTORY_DAYS).")
+            shown = f"{earliest} ({day_of(earliest)} 00:00 UTC)"
+            raise _fault("from", f"Must be {shown} or later: earlier leases are not kept (HISTORY_DAYS).")
         return summarize(self._records.read_usage(since=since, until=until), since=since, until=until, by=by)
 
 

@@ -329,8 +329,11 @@ def _operators_line(plan: Plan, url: str) -> str:
 
 
 def main() -> int:
-    """Run until asked to stop; return 0 then, 2 for a bad setting, 1 if a part failed."""
+    """Run until asked to stop; return 0 then, 2 for a bad setting or an argument, 1 if a part failed."""
     terminal = Terminal()
+    if sys.argv[1:]:
+        terminal.say("run", "takes no arguments, only variables: make run POOL=2000. docs/settings.md lists them")
+        return 2
     signals = Signals()
     # The programs get it as TMPDIR: a process that is killed leaves temporary files.
     with tempfile.TemporaryDirectory(prefix="sandbox-broker-", ignore_cleanup_errors=True) as scratch:

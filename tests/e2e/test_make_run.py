@@ -344,3 +344,10 @@ def test_the_environment_wins_over_the_development_defaults(tmp_path: Path) -> N
     with make_run(tmp_path / "scratch", BROKER_ENV="production") as run:
         assert run.wait_for_end() != 0
     assert "BROKER_API_TOKEN: Holds a well-known development token." in run.output
+
+
+def test_an_argument_is_refused_and_starts_nothing() -> None:
+    ran = [sys.executable, "-m", "deploy.dev.run", "--help"]
+    done = subprocess.run(ran, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, len(done.stdout.splitlines())) == (2, 1)
+    assert "takes no arguments, only variables: make run POOL=2000" in done.stdout

@@ -37,6 +37,7 @@ from broker_common.core.guard import Guard
 from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
 from broker_common.core.webhook import MAX_ENDPOINTS, DeliveryState, Endpoint
+from broker_common.core.webhook_payload import delivery_of
 from tests.fakes import BY, START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
 
 if TYPE_CHECKING:
@@ -451,7 +452,59 @@ def test_a_delivery_that_has_ended_is_sent_again_with_all_its_tries(office: Offi
         assert office.endpoints.delivery(made.endpoint_id, delivery.delivery_id) == again
 
 
-def test_a_pending_delivery_is_not_sent_again(office: Office) -> None:
+def let_wait(office: Office, delivery: Delivery, **different: Any) -> Delivery:
+    waiting = replace(delivery, tries=3, next_try_at=office.clock.now() + 1800, **different)
+    office.memory.write_delivery(delivery, waiting)
+    return waiting
+
+
+def add_of_sandbox(office: Office, endpoint: Endpoint, *, version: int) -> Delivery:
+    fact = Fact(kind=FactKind.ADDED, sandbox_id="s-1", version=version, at=START, principal="somebody")
+    delivery = delivery_of(fact, endpoint, now=office.clock.now())
+    assert office.memory.add_delivery(delivery)
+    return delivery
+
+
+def test_a_delivery_that_waits_for_its_next_try_can_be_sent_now_with_all_its_tries(office: Office) -> None:
+    made = office.create()
+    for delivery in (office.endpoints.test(made.endpoint_id, by=BY), add_of_sandbox(office, made, version=1)):
+        let_wait(office, delivery)
+        again = office.endpoints.retry(made.endpoint_id, delivery.delivery_id)
+        assert (again.state, again.tries, again.next_try_at) == (DeliveryState.PENDING, 0, office.clock.now())
+
+
+def test_a_delivery_that_waits_for_an_older_one_of_its_sandbox_is_not_sent_before_it(office: Office) -> None:
+    made = office.create()
+    first, second = (let_wait(office, add_of_sandbox(office, made, version=version)) for version in (1, 2))
+    with pytest.raises(InvalidTransition, match=f"retry '{first.delivery_id}'"):
+        office.endpoints.retry(made.endpoint_id, second.delivery_id)
+
+
+def test_what_waits_for_a_delivery_is_due_with_it(office: Office) -> None:
+    made = office.create()
+    first, second, third = (let_wait(office, add_of_sandbox(office, made, version=version)) for version in (1, 2, 3))
+    office.endpoints.retry(made.endpoint_id, first.delivery_id)
+    for each in (second, third):
+        assert office.memory.deliveries[made.endpoint_id, each.delivery_id].next_try_at == office.clock.now()
+
+
+def test_a_delivery_for_which_nothing_waits_is_sent_now_although_a_newer_one_has_ended(office: Office) -> None:
+    made = office.create()
+    first, second = (add_of_sandbox(office, made, version=version) for version in (1, 2))
+    office.end(second)
+    let_wait(office, first)
+    assert office.endpoints.retry(made.endpoint_id, first.delivery_id).next_try_at == office.clock.now()
+
+
+def test_a_delivery_is_not_sent_again_while_it_is_sent(office: Office) -> None:
+    made = office.create()
+    delivery = office.endpoints.test(made.endpoint_id, by=BY)
+    let_wait(office, delivery, attempt_id="one")
+    with pytest.raises(InvalidTransition, match="is pending"):
+        office.endpoints.retry(made.endpoint_id, delivery.delivery_id)
+
+
+def test_a_delivery_that_is_due_is_not_sent_again(office: Office) -> None:
     made = office.create()
     delivery = office.endpoints.test(made.endpoint_id, by=BY)
     with pytest.raises(InvalidTransition, match="is pending"):

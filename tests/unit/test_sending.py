@@ -318,7 +318,8 @@ def test_of_two_that_probe_at_the_same_moment_one_tries() -> None:
     world.memory.write_endpoint(world.endpoint(), endpoint)
     add(world, due("8"))
     store.just_before(
-        "write_endpoint", lambda: world.memory.write_endpoint(endpoint, replace(endpoint, probe_at=START + PROBE_SEC))
+        "write_endpoint",
+        lambda: world.memory.write_endpoint(endpoint, replace(endpoint, probe_at=START + PROBE_SEC + 1)),
     )
     assert world.drain() == DrainResult(delivered=0, failed=0)
     assert world.receiver.received == []

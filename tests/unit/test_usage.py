@@ -26,6 +26,7 @@ from broker_common.core.usage import (
     UsageLine,
     UsageRow,
     WipedLease,
+    day_of,
     days_between,
     ended_by,
     percentile,
@@ -274,7 +275,8 @@ def test_the_leases_of_a_time_count_up_to_now_if_no_end_is_given() -> None:
 def test_a_report_begins_at_the_earliest_with_the_first_day_that_is_kept_whole() -> None:
     earliest = MIDNIGHT - 30 * DAY_SEC
     assert make_usage(MemoryStore(), kept_days=30).report(since=earliest, until=None, by=Grouping.DAY).rows == ()
-    assert str(earliest) in fault_of(earliest - 1, None, kept_days=30)["from"][0]
+    told = fault_of(earliest - 1, None, kept_days=30)["from"][0]
+    assert f"{earliest} ({day_of(earliest)} 00:00 UTC)" in told
     # `--since 30d` by a clock that is a little behind is not refused.
     at_midnight = make_usage(MemoryStore(), now=MIDNIGHT + 60, kept_days=30)
     assert at_midnight.report(since=MIDNIGHT - 30 * DAY_SEC, until=None, by=Grouping.DAY).rows == ()
