@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -29,6 +30,7 @@ from broker_worker.clock_watch import ClockWatch
 from broker_worker.flower import set_up_flower
 from broker_worker.liveness import Pulse, watch_worker
 from broker_worker.monitoring import serve_beat, serve_worker, share_metrics_through
+from broker_worker.quiet import leave_out_frequent_tasks
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -42,9 +44,7 @@ def _create() -> Celery:
     settings = read_settings(os.environ, process=process)
     tasks_at_once = 1
     get_services = functools.cache(lambda: build_worker_services(settings, tasks=tasks_at_once))
-    signals.setup_logging.connect(
-        lambda **_: configure_logging(level=settings.log_level, fmt=settings.log_format), weak=False
-    )
+    signals.setup_logging.connect(partial(_set_up_logging, settings), weak=False)
     app = create_celery(settings, get_services)
     if command == "worker":
         watch = _watch_clock(settings)
@@ -85,6 +85,11 @@ def _create() -> Celery:
     elif command == "flower":
         set_up_flower(settings, os.environ)
     return app
+
+
+def _set_up_logging(settings: Settings, **_: object) -> None:
+    configure_logging(level=settings.log_level, fmt=settings.log_format)
+    leave_out_frequent_tasks()
 
 
 def _watch_clock(settings: Settings) -> ClockWatch:
