@@ -258,8 +258,8 @@ def test_every_json_type_is_accepted(api: Api, content_type: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/allocate", "/v1/sandboxes/7/mark-for-deletion"])
-def test_a_body_that_is_too_large_answers_413(api: Api, path: str) -> None:
-    answer = api.track("POST", path, data=b'{"a": "' + b"x" * 65_536 + b'"}', content_type="application/json")
+def test_a_body_that_is_too_large_answers_413(shared_api: Api, path: str) -> None:
+    answer = shared_api.track("POST", path, data=b'{"a": "' + b"x" * 65_536 + b'"}', content_type="application/json")
     assert answer.status_code == 413
     error = error_of(answer)
     assert (error["code"], error["message"]) == (
@@ -271,10 +271,10 @@ def test_a_body_that_is_too_large_answers_413(api: Api, path: str) -> None:
 @pytest.mark.parametrize(("size", "status"), [(65_536, 400), (65_537, 413), (200_000, 413)])
 @pytest.mark.parametrize("is_chunked", [True, False])
 def test_a_body_may_have_as_many_bytes_as_the_limit_however_it_is_sent(
-    api: Api, size: int, status: int, *, is_chunked: bool
+    shared_api: Api, size: int, status: int, *, is_chunked: bool
 ) -> None:
     length = {} if is_chunked else {"CONTENT_LENGTH": str(size)}
-    answer = api.track(
+    answer = shared_api.track(
         "POST",
         "/v1/allocate",
         input_stream=BytesIO(b" " * size),
