@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from flask import Flask
     from werkzeug.test import TestResponse
 
-    from broker_api.blueprint import Blueprint
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.principals import Actor
     from broker_common.core.store import SandboxStore
@@ -319,7 +318,7 @@ def refusing(method: str) -> Any:
 
 
 def make_api(
-    *, around: Any = None, job_calls: Blueprint = jobs.blueprint, counts_minutes: Any = False, **environment: str
+    *, around: Any = None, job_calls: Any = jobs.blueprint, counts_minutes: Any = False, **environment: str
 ) -> Api:
     """Return an API with these `job_calls`. `around` may wrap its store, and `environment` adds settings.
 
