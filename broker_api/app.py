@@ -9,25 +9,23 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from broker_api import admin, health, history, line, overview, reservations, tracks, usage, webhooks
+from broker_api import admin, health, history, jobs, line, overview, reservations, tracks, usage, webhooks
 from broker_api.auth import token_sources
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.browsers import register_browser_policy
 from broker_api.docs import describe_pages, make_api
 from broker_api.error_answers import register_error_handlers
-from broker_api.jobs import make_blueprint
 from broker_api.metrics import register_metrics
 from broker_api.rate_limit import register_rate_limit
 from broker_api.runtime import Runtime, attach
 from broker_api.tracing import register_tracing
 from broker_api.webhook_description import describe_webhooks
-from broker_common.core.job_registry import JOBS
 from broker_common.services import build_access_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_common.core.jobs import Jobs
+    from broker_api.blueprint import Blueprint
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
 
@@ -39,12 +37,16 @@ class _Application(Flask):
 
 
 def create_app(
-    settings: Settings, services: ApiServices, *, registry: CollectorRegistry | None = None, jobs: Jobs = JOBS
+    settings: Settings,
+    services: ApiServices,
+    *,
+    registry: CollectorRegistry | None = None,
+    job_calls: Blueprint = jobs.blueprint,
 ) -> Flask:
     """Return the application. It opens no connection, and reads no environment variable of the broker.
 
     `registry` holds the metrics of `services`, and gets those of the application; without one, there are only the
-    application's. The application can start `jobs`.
+    application's. `job_calls` are the calls that start jobs and follow their runs.
     """
     app = _Application("broker_api", static_folder=None)
     # One byte more than is allowed, so that the reader of a body sees that it is too large.
@@ -78,7 +80,7 @@ def create_app(
     api.register_blueprint(line.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(reservations.blueprint, url_prefix=f"{base_path}/admin")
     api.register_blueprint(webhooks.blueprint, url_prefix=f"{base_path}/admin")
-    api.register_blueprint(make_blueprint(jobs), url_prefix=f"{base_path}/admin")
+    api.register_blueprint(job_calls, url_prefix=f"{base_path}/admin")
     api.register_blueprint(health.blueprint)
     describe_pages(app, api)
     api.describe_later(partial(describe_webhooks, api.spec))

@@ -15,6 +15,7 @@ from broker_api.runtime import runtime, services
 from broker_api.schemas.jobs import JobAcceptedSchema, JobRunSchema, JobRunsSchema, flags_schema, job_runs_query_schema
 from broker_api.schemas.parts import example_of
 from broker_common.core.errors import JobNotFound, QueueUnavailable
+from broker_common.core.job_registry import JOBS
 from broker_common.core.principals import Role
 
 if TYPE_CHECKING:
@@ -150,3 +151,6 @@ def shown_run(run: JobRun) -> dict[str, Any]:
         "error": run.error,
     }
     return {name: value for name, value in shown.items() if value is not None}
+
+
+blueprint = make_blueprint(JOBS)

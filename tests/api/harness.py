@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
+from broker_api import jobs
 from broker_api.app import create_app
 from broker_common.adapters.minute_counts import MinuteCounts
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder
@@ -316,8 +317,10 @@ def refusing(method: str) -> Any:
     return wrap
 
 
-def make_api(*, around: Any = None, jobs: Any = JOBS, counts_minutes: Any = False, **environment: str) -> Api:
-    """Return an API that starts these `jobs`. `around` may wrap its store, and `environment` adds settings.
+def make_api(
+    *, around: Any = None, job_calls: Any = jobs.blueprint, counts_minutes: Any = False, **environment: str
+) -> Api:
+    """Return an API with these `job_calls`. `around` may wrap its store, and `environment` adds settings.
 
     `counts_minutes`: the allocates of each minute are counted, which starts a thread that the test must end.
     """
@@ -329,7 +332,7 @@ def make_api(*, around: Any = None, jobs: Any = JOBS, counts_minutes: Any = Fals
     minute_counts = MinuteCounts((seen or store).add_allocates, clock)
     recorders = Recorders([recorder, PrometheusApiRecorder(registry), *([minute_counts] if counts_minutes else [])])
     services = make_services(seen, clock, queue, recorders, settings, rate_limit, breaker, minute_counts)
-    app = create_app(settings, services, registry=registry, jobs=jobs)
+    app = create_app(settings, services, registry=registry, job_calls=job_calls)
     return Api(
         app=app,
         store=store,

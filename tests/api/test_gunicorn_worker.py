@@ -624,7 +624,7 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_connections_need_it_and_ma
 
 
 def test_a_worker_that_ends_stores_what_it_has_counted_of_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    api = make_api()
+    api = make_api(counts_minutes=True)
     api.store.seed(make_sandbox("7"))
     monkeypatch.setattr(gthread.ThreadWorker, "run", lambda _: api.allocate())
     worker = Worker.__new__(Worker)

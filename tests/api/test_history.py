@@ -41,7 +41,17 @@ def kinds(facts: list[dict[str, Any]]) -> list[str]:
 
 @pytest.fixture
 def used(api: Api) -> Api:
-    """Return an API where track-1 has given sandbox 7 back and an operator has paused the sync."""
+    return use(api)
+
+
+@pytest.fixture(scope="module")
+def used_api() -> Api:
+    """Return a `used` API for tests whose calls change nothing."""
+    return use(make_api())
+
+
+def use(api: Api) -> Api:
+    """Return `api`, where track-1 has given sandbox 7 back and an operator has paused the sync."""
     api.store.seed(make_sandbox("7"))
     api.allocate(X_Request_ID="r-1", X_Instruqt_Track_ID="intro")
     api.clock.advance(60)
@@ -106,14 +116,14 @@ def test_the_history_of_what_never_was_answers_404(api: Api) -> None:
         ("after", "f1"),
     ],
 )
-def test_a_bad_query_of_a_history_is_refused_by_name(used: Api, name: str, value: str) -> None:
-    answer = used.admin("GET", "/v1/admin/sandboxes/7/history", query_string={name: value})
+def test_a_bad_query_of_a_history_is_refused_by_name(used_api: Api, name: str, value: str) -> None:
+    answer = used_api.admin("GET", "/v1/admin/sandboxes/7/history", query_string={name: value})
     assert set(assert_error(answer, 400, "VALIDATION_ERROR")["details"]) == {name}
 
 
-def test_the_cursor_of_another_history_is_refused(used: Api) -> None:
-    cursor = history(used, "?limit=1")["cursor"]
-    answer = used.admin("GET", f"/v1/admin/sandboxes/8/history?cursor={cursor}")
+def test_the_cursor_of_another_history_is_refused(used_api: Api) -> None:
+    cursor = history(used_api, "?limit=1")["cursor"]
+    answer = used_api.admin("GET", f"/v1/admin/sandboxes/8/history?cursor={cursor}")
     assert answer.status_code == 400
     assert "this sandbox" in error_of(answer)["details"]["cursor"][0]
 
@@ -171,8 +181,8 @@ def test_the_end_of_the_feed_reads_the_last_minutes_again(used: Api) -> None:
         (f"since={START + 60}", ["sandbox.marked", "pool.paused"]),
     ],
 )
-def test_the_feed_can_be_held_to_a_kind_a_track_or_a_time(used: Api, query: str, found: list[str]) -> None:
-    assert kinds(events(used, f"?{query}")["events"]) == found
+def test_the_feed_can_be_held_to_a_kind_a_track_or_a_time(used_api: Api, query: str, found: list[str]) -> None:
+    assert kinds(events(used_api, f"?{query}")["events"]) == found
 
 
 @pytest.mark.parametrize("kind", [*FactKind, *PoolFactKind])
@@ -189,8 +199,8 @@ def test_every_kind_of_fact_can_be_asked_for(shared_api: Api, kind: str) -> None
         *(("kind", "sandbox.exploded"), ("track_id", "\n"), ("cursor", "f1")),
     ],
 )
-def test_a_bad_query_of_the_feed_is_refused_by_name(used: Api, name: str, value: str) -> None:
-    answer = used.admin("GET", "/v1/admin/events", query_string={name: value})
+def test_a_bad_query_of_the_feed_is_refused_by_name(used_api: Api, name: str, value: str) -> None:
+    answer = used_api.admin("GET", "/v1/admin/events", query_string={name: value})
     assert set(assert_error(answer, 400, "VALIDATION_ERROR")["details"]) == {name}
 
 

@@ -41,6 +41,14 @@ def holding() -> Api:
     return api
 
 
+@pytest.fixture(scope="module")
+def free() -> Api:
+    """Return an API whose only sandbox, 7, is free, for tests whose calls are all refused."""
+    api = make_api()
+    api.store.seed(make_sandbox("7"))
+    return api
+
+
 @pytest.mark.parametrize(("method", "path"), WITH_A_TOKEN)
 @pytest.mark.parametrize(
     "authorization",
@@ -166,13 +174,12 @@ NO_NUMBERS = ["300", "", 300.5, True, None, [300], {}, -1]
 
 
 @pytest.mark.parametrize("duration", [*NO_NUMBERS, 0, 299, 299.0, 1e308, 8 * 3600 + 1, 10**30])
-def test_a_duration_that_is_no_whole_number_or_out_of_bounds_is_refused(api: Api, duration: object) -> None:
-    api.store.seed(make_sandbox("7"))
-    answer = api.track("POST", "/v1/allocate", json={"duration_sec": duration})
+def test_a_duration_that_is_no_whole_number_or_out_of_bounds_is_refused(free: Api, duration: object) -> None:
+    answer = free.track("POST", "/v1/allocate", json={"duration_sec": duration})
     error = assert_error(answer, 400, "VALIDATION_ERROR")
     assert list(error["details"]) == ["duration_sec"]
     assert "duration_sec" in error["message"]
-    assert api.store.dump()[1] == {}
+    assert free.store.dump()[1] == {}
 
 
 @pytest.mark.parametrize("path", ["/v1/sandboxes/7/extend", "/v1/admin/sandboxes/7/extend"])
@@ -208,9 +215,8 @@ NO_REASONS = ["", "   ", "x" * 501, "two\nlines", "escape \x1b[31m", "line\u2028
         ("retry-deletion", {"force": True}, "force"),
     ],
 )
-def test_a_malformed_operation_is_refused(api: Api, path: str, body: dict[str, Any], field: str) -> None:
-    api.store.seed(make_sandbox("7"))
-    answer = api.admin("POST", f"/v1/admin/sandboxes/7/{path}", json=body)
+def test_a_malformed_operation_is_refused(free: Api, path: str, body: dict[str, Any], field: str) -> None:
+    answer = free.admin("POST", f"/v1/admin/sandboxes/7/{path}", json=body)
     assert answer.status_code == 400
     assert list(error_of(answer)["details"]) == [field]
 
@@ -258,8 +264,8 @@ def test_every_json_type_is_accepted(api: Api, content_type: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/allocate", "/v1/sandboxes/7/mark-for-deletion"])
-def test_a_body_that_is_too_large_answers_413(api: Api, path: str) -> None:
-    answer = api.track("POST", path, data=b'{"a": "' + b"x" * 65_536 + b'"}', content_type="application/json")
+def test_a_body_that_is_too_large_answers_413(shared_api: Api, path: str) -> None:
+    answer = shared_api.track("POST", path, data=b'{"a": "' + b"x" * 65_536 + b'"}', content_type="application/json")
     assert answer.status_code == 413
     error = error_of(answer)
     assert (error["code"], error["message"]) == (
@@ -271,10 +277,10 @@ def test_a_body_that_is_too_large_answers_413(api: Api, path: str) -> None:
 @pytest.mark.parametrize(("size", "status"), [(65_536, 400), (65_537, 413), (200_000, 413)])
 @pytest.mark.parametrize("is_chunked", [True, False])
 def test_a_body_may_have_as_many_bytes_as_the_limit_however_it_is_sent(
-    api: Api, size: int, status: int, *, is_chunked: bool
+    shared_api: Api, size: int, status: int, *, is_chunked: bool
 ) -> None:
     length = {} if is_chunked else {"CONTENT_LENGTH": str(size)}
-    answer = api.track(
+    answer = shared_api.track(
         "POST",
         "/v1/allocate",
         input_stream=BytesIO(b" " * size),
@@ -305,10 +311,9 @@ def test_a_malformed_listing_is_refused_and_the_parameter_named(shared_api: Api,
 @pytest.mark.parametrize(
     "query", ["", "?status=available", "?status=deleted", "?status=", "?status=stale&status=stale", "?x=1"]
 )
-def test_a_bulk_delete_of_any_other_status_is_refused(api: Api, query: str) -> None:
-    api.store.seed(make_sandbox("7"))
-    assert_error(api.admin("POST", f"/v1/admin/bulk-delete{query}"), 400, "VALIDATION_ERROR")
-    assert "7" in api.store.dump()[0]
+def test_a_bulk_delete_of_any_other_status_is_refused(free: Api, query: str) -> None:
+    assert_error(free.admin("POST", f"/v1/admin/bulk-delete{query}"), 400, "VALIDATION_ERROR")
+    assert "7" in free.store.dump()[0]
 
 
 @pytest.mark.parametrize(("method", "path"), TRACK_CALLS)

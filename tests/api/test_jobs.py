@@ -96,10 +96,12 @@ def test_other_preferences_are_ignored(api: Api, prefer: str) -> None:
 
 
 @pytest.mark.parametrize("prefer", MALFORMED)
-def test_a_malformed_wait_is_refused_by_name_and_starts_nothing(api: Api, prefer: str) -> None:
-    error = assert_error(api.admin("POST", "/v1/admin/sync", headers={"Prefer": prefer}), 400, "VALIDATION_ERROR")
+def test_a_malformed_wait_is_refused_by_name_and_starts_nothing(shared_api: Api, prefer: str) -> None:
+    error = assert_error(
+        shared_api.admin("POST", "/v1/admin/sync", headers={"Prefer": prefer}), 400, "VALIDATION_ERROR"
+    )
     assert list(error["details"]) == ["Prefer"]
-    assert api.queue.enqueued == []
+    assert shared_api.queue.enqueued == []
 
 
 def test_a_queue_that_goes_down_while_a_caller_waits_does_not_undo_the_start(api: Api) -> None:
@@ -170,8 +172,8 @@ def test_a_failed_run_says_why(api: Api) -> None:
 
 
 @pytest.mark.parametrize("job_id", ["job-1", "nonsense", "job-0"])
-def test_a_run_that_is_not_known_answers_404(api: Api, job_id: str) -> None:
-    assert_error(api.admin("GET", f"/v1/admin/jobs/{job_id}"), 404, "JOB_NOT_FOUND")
+def test_a_run_that_is_not_known_answers_404(shared_api: Api, job_id: str) -> None:
+    assert_error(shared_api.admin("GET", f"/v1/admin/jobs/{job_id}"), 404, "JOB_NOT_FOUND")
 
 
 @pytest.mark.parametrize("path", ["/v1/admin/jobs/job-1", "/v1/admin/jobs"], ids=["one", "all"])
@@ -226,8 +228,8 @@ def test_twenty_runs_are_listed_if_nothing_is_said(api: Api) -> None:
         ("cursor=x", "cursor"),
     ],
 )
-def test_a_listing_of_runs_names_the_parameter_that_is_wrong(api: Api, query: str, field: str) -> None:
-    answer = api.admin("GET", f"/v1/admin/jobs?{query}")
+def test_a_listing_of_runs_names_the_parameter_that_is_wrong(shared_api: Api, query: str, field: str) -> None:
+    answer = shared_api.admin("GET", f"/v1/admin/jobs?{query}")
     assert answer.status_code == 400
     assert error_of(answer)["details"].keys() == {field}
 

@@ -167,8 +167,8 @@ def test_thirty_days_may_be_asked_for_without_an_end(api: Api) -> None:
         ("by=day", "by"),
     ],
 )
-def test_a_malformed_look_at_the_samples_is_refused(api: Api, query: str, field: str) -> None:
-    error = assert_error(api.admin("GET", f"/v1/admin/samples?{query}"), 400, "VALIDATION_ERROR")
+def test_a_malformed_look_at_the_samples_is_refused(shared_api: Api, query: str, field: str) -> None:
+    error = assert_error(shared_api.admin("GET", f"/v1/admin/samples?{query}"), 400, "VALIDATION_ERROR")
     assert field in error["details"] or field in str(error)
 
 

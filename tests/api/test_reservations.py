@@ -34,9 +34,21 @@ FULL = A_CLASS | {
 
 @pytest.fixture
 def api() -> Api:
+    return make_stocked_api()
+
+
+def make_stocked_api() -> Api:
+    """Return an API whose pool has ten sandboxes."""
     made = make_api()
     made.store.seed(*(make_sandbox(str(number), name=f"lab-{number}") for number in range(10)))
     return made
+
+
+@pytest.fixture(scope="module")
+def api_with_one() -> tuple[Api, dict[str, Any]]:
+    """Return an API with one reservation, and the reservation, for tests whose calls change nothing."""
+    api = make_stocked_api()
+    return api, book(api)
 
 
 def book(api: Api, **different: Any) -> dict[str, Any]:
@@ -130,9 +142,9 @@ def test_without_a_key_each_call_books_another(api: Api) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 129, "caf\xe9"])
-def test_a_malformed_key_is_refused(api: Api, key: str) -> None:
+def test_a_malformed_key_is_refused(shared_api: Api, key: str) -> None:
     error = assert_error(
-        api.admin("POST", PATH, json=A_CLASS, headers={"Idempotency-Key": key}), 400, "VALIDATION_ERROR"
+        shared_api.admin("POST", PATH, json=A_CLASS, headers={"Idempotency-Key": key}), 400, "VALIDATION_ERROR"
     )
     assert list(error["details"]) == ["Idempotency-Key"]
 
@@ -217,11 +229,11 @@ def test_the_capacity_is_a_curve_of_what_is_booked_and_what_can_be(api: Api) -> 
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-def test_an_unknown_reservation_answers_404_and_an_impossible_id_400(api: Api, method: str) -> None:
+def test_an_unknown_reservation_answers_404_and_an_impossible_id_400(shared_api: Api, method: str) -> None:
     options: dict[str, Any] = {"json": {"version": 1, "count": 1}} if method == "PATCH" else {}
-    assert_error(api.admin(method, f"{PATH}/none", **options), 404, "RESERVATION_NOT_FOUND")
+    assert_error(shared_api.admin(method, f"{PATH}/none", **options), 404, "RESERVATION_NOT_FOUND")
     for reservation_id in ("x" * 129, "%C3%A9", "a%0Ab", "%00"):
-        error = assert_error(api.admin(method, f"{PATH}/{reservation_id}", **options), 400, "VALIDATION_ERROR")
+        error = assert_error(shared_api.admin(method, f"{PATH}/{reservation_id}", **options), 400, "VALIDATION_ERROR")
         assert list(error["details"]) == ["reservation_id"]
 
 
@@ -255,17 +267,19 @@ def test_a_malformed_booking_is_refused_and_the_field_named(
 
 
 @pytest.mark.parametrize("field", A_CLASS)
-def test_a_booking_without_what_it_needs_is_refused_and_the_field_named(api: Api, field: str) -> None:
+def test_a_booking_without_what_it_needs_is_refused_and_the_field_named(shared_api: Api, field: str) -> None:
     body = {name: value for name, value in A_CLASS.items() if name != field}
-    error = assert_error(api.admin("POST", PATH, json=body), 400, "VALIDATION_ERROR")
+    error = assert_error(shared_api.admin("POST", PATH, json=body), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [each for each in MALFORMED if each[0] != "version" and each != ("ends_at", STARTS_AT - 1)]
 )
-def test_a_malformed_change_is_refused_and_the_field_named(api: Api, field: str, value: object) -> None:
-    made = book(api)
+def test_a_malformed_change_is_refused_and_the_field_named(
+    api_with_one: tuple[Api, dict[str, Any]], field: str, value: object
+) -> None:
+    api, made = api_with_one
     # Without its start beside it, the end is checked against the stored one.
     times = {"starts_at": STARTS_AT} if field == "ends_at" else {}
     answer = api.admin("PATCH", f"{PATH}/{made['reservation_id']}", json={"version": 1, **times, field: value})
@@ -275,8 +289,8 @@ def test_a_malformed_change_is_refused_and_the_field_named(api: Api, field: str,
 
 
 @pytest.mark.parametrize("body", [{"count": 2}, *({"count": 2, "version": each} for each in (*NO_NUMBERS, -1, 10**30))])
-def test_a_change_needs_a_version(api: Api, body: dict[str, Any]) -> None:
-    made = book(api)
+def test_a_change_needs_a_version(api_with_one: tuple[Api, dict[str, Any]], body: dict[str, Any]) -> None:
+    api, made = api_with_one
     error = assert_error(api.admin("PATCH", f"{PATH}/{made['reservation_id']}", json=body), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == ["version"]
 
@@ -314,8 +328,8 @@ RANGE = f"from={START}&to={START + HOUR}"
         ("by", f"{RANGE}&by=day"),
     ],
 )
-def test_a_malformed_look_at_the_capacity_is_refused(api: Api, field: str, query: str) -> None:
-    error = assert_error(api.admin("GET", f"/v1/admin/capacity?{query}"), 400, "VALIDATION_ERROR")
+def test_a_malformed_look_at_the_capacity_is_refused(shared_api: Api, field: str, query: str) -> None:
+    error = assert_error(shared_api.admin("GET", f"/v1/admin/capacity?{query}"), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
 
 
@@ -327,8 +341,8 @@ def test_a_malformed_look_at_the_capacity_is_refused(api: Api, field: str, query
         ("name", "name=x"),
     ],
 )
-def test_a_malformed_listing_is_refused(api: Api, field: str, query: str) -> None:
-    error = assert_error(api.admin("GET", f"{PATH}?{query}"), 400, "VALIDATION_ERROR")
+def test_a_malformed_listing_is_refused(shared_api: Api, field: str, query: str) -> None:
+    error = assert_error(shared_api.admin("GET", f"{PATH}?{query}"), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
 
 

@@ -130,10 +130,10 @@ def test_the_form_is_the_one_that_the_caller_prefers(api: Api, accept: str, is_c
     ],
 )
 def test_a_query_that_makes_no_sense_is_refused_and_the_field_named(
-    api: Api, query: dict[str, Any], field: str, accept: str | None
+    shared_api: Api, query: dict[str, Any], field: str, accept: str | None
 ) -> None:
     asked = {"from": START - 5, "by": "day", **query}
-    answer = api.admin(
+    answer = shared_api.admin(
         "GET",
         PATH,
         query_string={name: value for name, value in asked.items() if value is not None},

@@ -152,16 +152,16 @@ def test_several_headers_are_one_list_of_preferences(api: Api) -> None:
 
 
 @pytest.mark.parametrize("prefer", MALFORMED)
-def test_a_malformed_wait_is_refused_by_name_and_gets_no_place(api: Api, prefer: str) -> None:
-    answer = api.track("POST", "/v1/allocate", headers={"Prefer": prefer})
+def test_a_malformed_wait_is_refused_by_name_and_gets_no_place(shared_api: Api, prefer: str) -> None:
+    answer = shared_api.track("POST", "/v1/allocate", headers={"Prefer": prefer})
     error = assert_error(answer, 400, "VALIDATION_ERROR")
     assert error["details"] == {"Prefer": ["wait: Must be a number of seconds, as in wait=30."]}
-    assert line_of(api) == []
+    assert line_of(shared_api) == []
 
 
 @pytest.mark.parametrize("prefer", IGNORED)
-def test_other_preferences_are_ignored(api: Api, prefer: str) -> None:
-    answer = api.track("POST", "/v1/allocate", headers={"Prefer": prefer})
+def test_other_preferences_are_ignored(shared_api: Api, prefer: str) -> None:
+    answer = shared_api.track("POST", "/v1/allocate", headers={"Prefer": prefer})
     assert_error(answer, 409, "NO_SANDBOXES_AVAILABLE")
 
 
@@ -494,8 +494,8 @@ def test_a_place_whose_time_is_over_is_not_listed(api: Api) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=-1", "limit=many", "limit=1&limit=2", "cursor=x"])
-def test_a_malformed_listing_of_the_line_is_refused_and_the_parameter_named(api: Api, query: str) -> None:
-    error = assert_error(api.admin("GET", f"/v1/admin/waiting?{query}"), 400, "VALIDATION_ERROR")
+def test_a_malformed_listing_of_the_line_is_refused_and_the_parameter_named(shared_api: Api, query: str) -> None:
+    error = assert_error(shared_api.admin("GET", f"/v1/admin/waiting?{query}"), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [query.partition("=")[0]]
 
 
@@ -515,15 +515,15 @@ def test_a_place_that_never_was_is_removed_too(api: Api) -> None:
 
 
 @pytest.mark.parametrize("place_id", ["x" * 129, "%C3%A9", "%00", "a%0Ab"])
-def test_an_impossible_place_id_is_refused(api: Api, place_id: str) -> None:
-    answer = api.admin("DELETE", f"/v1/admin/waiting/{place_id}")
+def test_an_impossible_place_id_is_refused(shared_api: Api, place_id: str) -> None:
+    answer = shared_api.admin("DELETE", f"/v1/admin/waiting/{place_id}")
     assert answer.status_code == 400
     assert list(error_of(answer)["details"]) == ["place_id"]
 
 
 @pytest.mark.parametrize("path", ["/v1/waiting", "/v1/admin/waiting/nobody"])
-def test_a_body_of_a_call_that_reads_none_is_refused(api: Api, path: str) -> None:
-    call = api.admin if "admin" in path else api.track
+def test_a_body_of_a_call_that_reads_none_is_refused(shared_api: Api, path: str) -> None:
+    call = shared_api.admin if "admin" in path else shared_api.track
     answer = call("DELETE", path, json={"reason": "tired"})
     assert answer.status_code == 400
     assert list(error_of(answer)["details"]) == ["reason"]

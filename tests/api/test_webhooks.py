@@ -21,9 +21,11 @@ AN_ENDPOINT = {"url": "https://hooks.example.com/broker", "kinds": ["sandbox.all
 DAY = 24 * 3600
 
 
-@pytest.fixture
-def api() -> Api:
-    return make_api()
+@pytest.fixture(scope="module")
+def api_with_one() -> tuple[Api, dict[str, Any]]:
+    """Return an API with one endpoint, and the endpoint, for tests whose calls change nothing."""
+    api = make_api()
+    return api, add(api)
 
 
 def add(api: Api, **different: Any) -> dict[str, Any]:
@@ -121,8 +123,10 @@ def test_a_rotation_says_until_when_the_secret_before_signs(api: Api) -> None:
         ({"colour": "blue"}, "colour"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_its_field(api: Api, change: dict[str, Any], field: str) -> None:
-    made = add(api)
+def test_what_makes_no_sense_is_refused_by_its_field(
+    api_with_one: tuple[Api, dict[str, Any]], change: dict[str, Any], field: str
+) -> None:
+    api, made = api_with_one
     calls = (
         api.admin("POST", PATH, json=AN_ENDPOINT | change),
         api.admin("PATCH", path_of(made), json={"version": 1} | change),
@@ -136,9 +140,11 @@ def test_what_makes_no_sense_is_refused_by_its_field(api: Api, change: dict[str,
 
 
 @pytest.mark.parametrize("missing", ["url", "kinds"])
-def test_an_endpoint_needs_a_url_and_kinds(api: Api, missing: str) -> None:
+def test_an_endpoint_needs_a_url_and_kinds(shared_api: Api, missing: str) -> None:
     body = {name: value for name, value in AN_ENDPOINT.items() if name != missing}
-    assert list(assert_error(api.admin("POST", PATH, json=body), 400, "VALIDATION_ERROR")["details"]) == [missing]
+    assert list(assert_error(shared_api.admin("POST", PATH, json=body), 400, "VALIDATION_ERROR")["details"]) == [
+        missing
+    ]
 
 
 def test_hosts_of_the_setting_are_allowed() -> None:
@@ -266,8 +272,10 @@ def test_deliveries_are_listed_by_state_without_their_bodies(api: Api) -> None:
         ("b%C3%BCcher", 400),
     ],
 )
-def test_odd_ids_of_deliveries_are_not_found_or_refused(api: Api, odd: str, status: int) -> None:
-    made = add(api)
+def test_odd_ids_of_deliveries_are_not_found_or_refused(
+    api_with_one: tuple[Api, dict[str, Any]], odd: str, status: int
+) -> None:
+    api, made = api_with_one
     for method, target in (("GET", odd), ("POST", f"{odd}/retry")):
         answer = api.admin(method, f"{path_of(made)}/deliveries/{target}")
         assert answer.status_code == status
@@ -331,8 +339,10 @@ def test_a_replay_is_done_page_by_page_with_the_cursor(api: Api) -> None:
         ({"since": START, "until": START}, "until"),
     ],
 )
-def test_a_replay_that_makes_no_sense_is_refused_by_its_field(api: Api, body: dict[str, Any], field: str) -> None:
-    made = add(api)
+def test_a_replay_that_makes_no_sense_is_refused_by_its_field(
+    api_with_one: tuple[Api, dict[str, Any]], body: dict[str, Any], field: str
+) -> None:
+    api, made = api_with_one
     error = assert_error(api.admin("POST", f"{path_of(made)}/replay", json=body), 400, "VALIDATION_ERROR")
     assert list(error["details"]) == [field]
 

@@ -738,6 +738,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
         assert list(store.read_due(Status.ALLOCATED, until=ORDER_LIMIT)) == []
         assert list(store.read_due(Status.PENDING_DELETION, until=ended(held).status_order)) == [sandbox.sandbox_id]
 
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("limit", [1, 7, 100])
     @pytest.mark.parametrize("status", [None, Status.STALE, Status.AVAILABLE, Status.RESERVED])
     def test_pages_of_a_listing_hold_each_sandbox_once(
@@ -776,6 +777,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
         expected = dict.fromkeys(Status, 0) | {Status.STALE: 9, Status.AVAILABLE: 1, Status.DELETED: 1}
         assert store.count() == expected
 
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("limit", [1, 5, 8, 40, 100])
     def test_those_that_are_due_next_are_read_in_the_order_of_one_status(self, store: SandboxStore, limit: int) -> None:
         orders = [START + 7 * number % 60 for number in range(40)]

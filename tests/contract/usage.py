@@ -148,6 +148,7 @@ class UsageContract:
             wipe(store, add_new(store, f"sbx-{number}", status=Status.PENDING_DELETION, **pending))
         assert lines_of(store) == []
 
+    @pytest.mark.many_calls
     def test_lines_are_read_from_a_time_on_and_before_another(self, store: SandboxStore) -> None:
         ends = {f"{number:02}": MIDNIGHT + (number - 3) * DAY_SEC // 2 for number in range(7)}
         for sandbox_id, at in ends.items():
@@ -158,6 +159,7 @@ class UsageContract:
                 found = [line.ended_at for line in lines_of(store, since=since, until=until)]
                 assert found == [at for at in ends.values() if since <= at < until]
 
+    @pytest.mark.many_calls
     def test_the_lines_of_a_day_go_past_a_page(self, store: SandboxStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dynamo_base, "PAGE", 7)
         for number in range(30):

@@ -244,6 +244,7 @@ class WebhookContract:
             store.told(fact)
         assert (untold(store), store.oldest_untold()) == ([], None)
 
+    @pytest.mark.many_calls
     def test_each_kind_of_write_leaves_its_fact_untold_once_also_when_it_is_sent_again(
         self, store: SandboxStore
     ) -> None:
@@ -301,6 +302,7 @@ class WebhookContract:
         tell_all(store)
         assert untold(store) == []
 
+    @pytest.mark.many_calls
     def test_untold_facts_come_in_the_order_of_versions_and_a_few_of_them_are_the_first(
         self, store: SandboxStore
     ) -> None:
@@ -385,6 +387,7 @@ class WebhookContract:
         store.write_delivery(first, later)
         assert store.read_due_deliveries("hook", until=FAR + 9, limit=10) == [second, third, later]
 
+    @pytest.mark.many_calls
     def test_more_are_due_than_fit_into_a_page(self, store: SandboxStore) -> None:
         many = [make_delivery(f"sbx-{number}", number) for number in range(1, 121)]
         add(store, *many)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import textwrap
+from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +52,15 @@ def kustomization(directory: Path) -> Object:
     return found
 
 
+@cache
+def base_objects() -> list[Object]:
+    files = [BASE / name for name in kustomization(BASE)["resources"]]
+    return [each for file in files for each in yaml.safe_load_all(file.read_text())]
+
+
 def objects(kind: str | None = None) -> dict[str, Object]:
     """Return the objects of the base, of one kind by their names, or all of them by kind and name."""
-    files = [BASE / name for name in kustomization(BASE)["resources"]]
-    found = [each for file in files for each in yaml.safe_load_all(file.read_text())]
+    found = base_objects()
     if kind is None:
         named = {f"{each['kind']}/{each['metadata']['name']}": each for each in found}
     else:

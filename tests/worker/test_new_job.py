@@ -17,6 +17,7 @@ from celery import Celery as CeleryApp
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
+from broker_api.jobs import make_blueprint
 from broker_common.adapters.celery_names import arguments_of
 from broker_common.adapters.celery_queue import CeleryJobQueue
 from broker_common.adapters.log_recorder import LogRecorder
@@ -160,7 +161,7 @@ def test_beat_sends_it_at_its_interval() -> None:
 
 
 def test_a_call_of_the_api_starts_it_and_is_described() -> None:
-    api = make_api(jobs=WITH_CENSUS)
+    api = make_api(job_calls=make_blueprint(WITH_CENSUS))
     answer = api.admin("POST", "/v1/admin/pool-census", json={"twice": True})
     described = body_of(api.call("GET", "/v1/openapi.json"))["paths"]["/v1/admin/pool-census"]["post"]
 
