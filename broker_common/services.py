@@ -64,11 +64,14 @@ from broker_common.core.waiting import WaitingLine
 from broker_common.core.watch import Watcher
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prometheus_client import CollectorRegistry
 
     from broker_common.core.ports import Clock, RateLimit, Recorder
     from broker_common.core.runs import JobLocks, JobQueue
     from broker_common.core.store import PoolCount, SandboxStore
+    from broker_common.core.telemetry import AllocateOutcome
     from broker_common.settings import Settings
 
 BULK_THREADS = 8
@@ -122,7 +125,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     """Build one API process's services; call it after the fork. It connects to nothing yet."""
     clock, rng, policy = SystemClock(), Random(), settings.policy
     minute_counts = MinuteCounts(
-        lambda *counts: store.add_allocates(*counts),  # noqa: PLW0108 - the store is made below, with this recorder
+        lambda *counts: _add_allocates(guard, store, *counts),  # both are made below, with this recorder
         clock,
         delay_sec=rng.uniform(0, 10),
     )
@@ -212,6 +215,12 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         ),
         minute_counts=minute_counts,
     )
+
+
+def _add_allocates(guard: Guard, store: SandboxStore, minute: int, allocates: Mapping[AllocateOutcome, int]) -> None:
+    """Add a minute's allocates to its sample, unless the table is not the known one."""
+    guard.check()
+    store.add_allocates(minute, allocates)
 
 
 def build_worker_services(

@@ -116,6 +116,7 @@ def test_seed_test_4_a_stopping_worker_says_so_and_ends_cleanly(stack: Stack) ->
         "[Scheduler] Cleanup job stopped",
         "[Scheduler] Auto-expiry job stopped",
         "[Scheduler] Reserve job stopped",
+        "[Scheduler] Deliver job stopped",
         "[Scheduler] Watch job stopped",
     ]
     stack.start("worker-jobs")
