@@ -306,6 +306,16 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
     )
 
 
+class Untouchable:
+    """A store whose methods may not be called."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: object, **__: object) -> None:
+            raise AssertionError(f"the store was asked to {name}")
+
+        return fail
+
+
 def refusing(method: str) -> Any:
     """Return a wrapper of a store that refuses the next call of `method`."""
 
@@ -329,7 +339,7 @@ def make_api(
     store, breaker = MemoryStore(clock), FakeBreaker(queue)
     seen = around(store) if around else store
     registry = CollectorRegistry()
-    minute_counts = MinuteCounts((seen or store).add_allocates, clock)
+    minute_counts = MinuteCounts(seen.add_allocates, clock)
     recorders = Recorders([recorder, PrometheusApiRecorder(registry), *([minute_counts] if counts_minutes else [])])
     services = make_services(seen, clock, queue, recorders, settings, rate_limit, breaker, minute_counts)
     app = create_app(settings, services, registry=registry, job_calls=job_calls)

@@ -13,7 +13,7 @@ from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.services import build_api_services
 from broker_common.settings import Process, Settings
-from tests.api.harness import ENVIRONMENT, Api, body_of, error_of, make_api, refusing
+from tests.api.harness import ENVIRONMENT, Api, Untouchable, body_of, error_of, make_api, refusing
 from tests.fakes import START, FakeClock, MemoryStore, StoreWrapper, make_sandbox
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def test_a_process_that_runs_is_healthy_and_touches_nothing() -> None:
-    api = make_api(around=lambda _: None)
+    api = make_api(around=lambda _: Untouchable())
     api.queue.down = True
     assert body_of(api.call("GET", "/healthz"), 200) == {"status": "healthy", "timestamp": START}
 

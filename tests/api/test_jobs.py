@@ -12,7 +12,7 @@ from broker_api.runtime import runtime_of
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
 from broker_common.core.principals import Actor
-from tests.api.harness import Api, assert_error, body_of, error_of, make_api
+from tests.api.harness import Api, Untouchable, assert_error, body_of, error_of, make_api
 from tests.api.test_waiting import APPLIED, IGNORED, MALFORMED
 from tests.fakes import START
 
@@ -235,7 +235,7 @@ def test_a_listing_of_runs_names_the_parameter_that_is_wrong(shared_api: Api, qu
 
 
 def test_jobs_are_started_and_found_while_the_store_is_away() -> None:
-    api = make_api(around=lambda _: None)
+    api = make_api(around=lambda _: Untouchable())
     assert api.admin("POST", "/v1/admin/sync").status_code == 202
     assert api.admin("GET", "/v1/admin/jobs/job-1").status_code == 200
     assert api.admin("GET", "/v1/admin/jobs").status_code == 200
