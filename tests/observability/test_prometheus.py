@@ -218,6 +218,7 @@ def drive(stack: Stack, address: str) -> None:
     stack.switch(empty_list=False)
     assert stack.run_job("sync")["state"] == "succeeded"
     stack.run_job("purge-stale")
+    stack.run_job("watch")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from redbeat.decoder import (  # type: ignore[import-untyped] # it ships no type
     RedBeatJSONEncoder,
 )
 
+from broker_common.adapters.celery_names import task_name
+from broker_common.core.job_registry import JOBS
 from broker_worker.beat import BeatHealth
 from broker_worker.clock_watch import ClockWatch
 from deploy.dev.processes import call, free_ports, wait_until
@@ -39,9 +41,14 @@ def start_beat(url: str, port: int, **env: str) -> Celery:
     return Celery(url, "beat", application=DEPLOYED, **env)
 
 
+FREQUENT = {task_name(job.name) for job in JOBS.values() if job.is_frequent}
+
+
 def sent(redis: Redis) -> list[str]:
+    """Return the tasks that were sent, except of jobs that each beat sends every few seconds."""
     messages = cast("list[bytes]", redis.lrange("jobs", 0, -1))
-    return [json.loads(message)["headers"]["task"] for message in messages]
+    tasks = [json.loads(message)["headers"]["task"] for message in messages]
+    return [task for task in tasks if task not in FREQUENT]
 
 
 def last_sent(redis: Redis) -> datetime:

@@ -241,8 +241,8 @@ def test_on_sigterm_what_has_begun_is_finished_and_nothing_else_is_begun(
             "[Scheduler] Cleanup job stopped",
             "[Scheduler] Auto-expiry job stopped",
             "[Scheduler] Reserve job stopped",
-            "[Scheduler] Watch job stopped",
             "[Scheduler] Deliver job stopped",
+            "[Scheduler] Watch job stopped",
         ]
         assert desk.redis.llen("calls") == 2
         assert desk.redis.llen("deletions") == 2
