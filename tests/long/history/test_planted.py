@@ -10,7 +10,7 @@ from tests.long.history.report import describe
 from tests.long.history.simulation import POOL, simulate
 
 CALLS = 600
-SEEDS = (1, 2, 3, 4)
+SEEDS = (1, 2, 3, 4, 5)
 SMALL_POOL = 3
 """So few sandboxes that the line is long."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.dev import programs
-from tests.e2e.stack import MAKE_RUN_WORKERS, TRACK_TOKEN, Stack
+from tests.e2e.stack import TRACK_TOKEN, Stack
 from tests.long.bench.load import Generator, allocations, marks, new_tracks, request
 
 if TYPE_CHECKING:
@@ -163,6 +163,9 @@ def _request(method: str, path: str, track: str, *, token: str = TRACK_TOKEN) ->
     return request(method, path, track, token=token)
 
 
+_WORKERS = ("worker-jobs", "worker-deletions")
+
+
 def _services(plan: Plan, scratch: Path) -> list[Program]:
     return [programs.worker_jobs(plan, scratch), programs.worker_deletions(plan, scratch), programs.api(plan, scratch)]
 
@@ -173,7 +176,7 @@ def _memory_of(stack: Stack) -> dict[str, int]:
     Shared memory counts too: memory that children share with their parent is no leak.
     """
     found = {}
-    for name in ("api", *MAKE_RUN_WORKERS):
+    for name in ("api", *_WORKERS):
         parent = stack.pid(name)
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         for pid in (str(parent), *children):
