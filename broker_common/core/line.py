@@ -169,10 +169,13 @@ class Turns:
         return all(first >= rank or not wish.fits(candidate) for wish, first in self._lacking.items())
 
     def open_to(self, wish: Wish, place_id: str | None) -> list[Candidate]:
-        """Return the free sandboxes that a request may try, its own one first."""
+        """Return the free sandboxes that a request may try, the one that is assigned to its place first.
+
+        All fit `wish`, which may be another one than its place has: a reservation may have been shut since.
+        """
         own = self._own.get(place_id) if place_id is not None else None
-        others = [each for each in self._free if each is not own and wish.fits(each) and self.may_take(each, place_id)]
-        return others if own is None else [own, *others]
+        fitting = [each for each in self._free if wish.fits(each) and (each is own or self.may_take(each, place_id))]
+        return sorted(fitting, key=lambda each: each is not own)
 
 
 def _sort_by_need(free: Sequence[Candidate], wishes: Collection[Wish]) -> Mapping[Wish, deque[Candidate]]:

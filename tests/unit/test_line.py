@@ -273,6 +273,13 @@ def test_a_reserved_sandbox_is_only_for_a_wish_that_has_its_reservation() -> Non
     assert turns.open_to(Wish(), None) == turns.open_to(Wish(), other.place_id) == []
 
 
+def test_what_is_assigned_to_a_place_is_not_tried_by_a_request_that_may_no_longer_have_it() -> None:
+    class_place = place("student", wish=Wish(reservations=("class",)))
+    turns = Turns([class_place], free("lab-1", reservation_id="class"), now=START)
+    assert names(turns.open_to(class_place.wish, class_place.place_id)) == ["lab-1"]
+    assert turns.open_to(Wish(), class_place.place_id) == []
+
+
 # -- against the model
 
 prefixes = st.sampled_from(["", "", "lab-", "gpu-", "gpu-a"])

@@ -554,6 +554,22 @@ def test_a_place_that_may_draw_gets_what_is_set_aside_before_who_came_first(worl
     assert world.memory.read_places("bob") == []
 
 
+def test_a_place_whose_reservation_was_shut_since_tries_once_and_goes_on_waiting(world: World) -> None:
+    world.pool(1)
+    world.allocate("holder")
+    world.reserve(make_reservation(count=1))
+    assert isinstance(world.wait("bob", track_name="lab-1"), Waiting)
+    world.mark("sbx-0", "holder")
+    world.cleaner.delete_sandbox("sbx-0", by=BY)
+    world.clock.advance(2)
+    world.reservations.current()
+    cancelled = replace(world.memory.reservations["res-1"], stage=ReservationStage.CANCELLED)
+    world.memory.reservations["res-1"] = cancelled  # by another process: this one does not know it yet
+    before = world.memory.calls["allocate"]
+    assert isinstance(world.wait("bob", track_name="lab-1"), Waiting)
+    assert world.memory.calls["allocate"] == before + 1
+
+
 def test_a_newcomer_of_the_class_does_not_take_what_is_due_to_its_place_ahead(world: World) -> None:
     world.pool(1)
     world.allocate("holder")
