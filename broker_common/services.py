@@ -41,7 +41,7 @@ from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.cleanup import Cleaner
 from broker_common.core.counts import Counts
 from broker_common.core.deliveries import Deliverer
-from broker_common.core.endpoints import AllowedUrls, Endpoints
+from broker_common.core.endpoints import Endpoints
 from broker_common.core.expiry import Expirer
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
@@ -62,6 +62,7 @@ from broker_common.core.sync import Syncer
 from broker_common.core.usage import Usage
 from broker_common.core.waiting import WaitingLine
 from broker_common.core.watch import Watcher
+from broker_common.core.webhook_url import AllowedUrls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,9 +19,10 @@ from broker_api.schemas.parts import (
     text_field,
     time_field,
 )
-from broker_common.core.endpoints import MAX_URL, OLD_SECRET_SEC, SUBSCRIBABLE
+from broker_common.core.endpoints import OLD_SECRET_SEC, SUBSCRIBABLE
 from broker_common.core.webhook import ALL_KINDS, DeliveryState
 from broker_common.core.webhook_store import SETTLED_SEC
+from broker_common.core.webhook_url import MAX_URL
 
 _URL = "https://hooks.example.com/broker"
 _SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="  # noqa: S105 - an example for the description

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker_common.core.clock_check import MAX_DIFFERENCE_SEC
 from broker_common.core.errors import BrokerError
-from broker_common.core.facts import Fact
+from broker_common.core.facts import Fact, by_sandbox
 from broker_common.core.job_names import Job
 from broker_common.core.parallel import for_each
 from broker_common.core.telemetry import ItemFailed, WebhooksLagged
 from broker_common.core.webhook_payload import delivery_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from broker_common.core.facts import PoolFact
     from broker_common.core.guard import Guard
@@ -125,18 +125,17 @@ class Deliverer:
         failed: set[str] = set()
         while self._clock.monotonic() < ends_at:
             self._guard.check()
-            groups = _by_sandbox(self._store.find_untold(limit=_PAGE))
-            to_tell = [facts for name, facts in groups.items() if name not in failed]
+            groups = by_sandbox(self._store.find_untold(limit=_PAGE))
+            to_tell = {name: facts for name, facts in groups.items() if name not in failed}
             if not to_tell:
                 return
             # Read after the facts: an endpoint that was there when a fact was written is among them.
             endpoints = self._store.read_endpoints()
-            for facts, told in zip(
-                to_tell, for_each(partial(self._tell, endpoints), to_tell, threads=self._threads), strict=True
-            ):
+            tellings = for_each(partial(self._tell, endpoints), to_tell.values(), threads=self._threads)
+            for name, told in zip(to_tell, tellings, strict=True):
                 counts.update(told)
                 if told["failed"]:
-                    failed.add(_name(facts[0]))
+                    failed.add(name)
             if self._clock.monotonic() >= hand_on_at:
                 self._hand_on()
                 hand_on_at = self._clock.monotonic() + _HAND_ON_SEC
@@ -162,15 +161,3 @@ class Deliverer:
 def _is_for(fact: Fact | PoolFact, endpoint: Endpoint) -> bool:
     """Tell whether an endpoint wants a fact and was there before it. The clocks of two processes may differ."""
     return endpoint.wants(fact.kind) and fact.at >= endpoint.created_at - MAX_DIFFERENCE_SEC
-
-
-def _by_sandbox(facts: Iterable[Fact | PoolFact]) -> dict[str, list[Fact | PoolFact]]:
-    """Group facts of one sandbox. Each fact of the pool is a group of its own."""
-    groups: dict[str, list[Fact | PoolFact]] = {}
-    for fact in facts:
-        groups.setdefault(_name(fact), []).append(fact)
-    return groups
-
-
-def _name(fact: Fact | PoolFact) -> str:
-    return f"sandbox {fact.sandbox_id}" if isinstance(fact, Fact) else f"pool {fact.fact_id}"

@@ -7,14 +7,11 @@ each try, not here.
 from __future__ import annotations
 
 import base64
-import ipaddress
 import json
-import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from broker_common.core.deadline import Backoff, time_left
 from broker_common.core.errors import (
@@ -27,18 +24,18 @@ from broker_common.core.errors import (
     WebhookLimit,
     WebhookNotFound,
 )
-from broker_common.core.facts import FactKind, PoolFactKind
+from broker_common.core.facts import FactKind, PoolFactKind, by_sandbox
 from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
 from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
 from broker_common.core.webhook import ALL_KINDS, MAX_ENDPOINTS, DeliveryState, Endpoint, Secret
 from broker_common.core.webhook_payload import delivery_of, test_of
+from broker_common.core.webhook_url import find_url_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from random import Random
-    from urllib.parse import SplitResult
 
     from broker_common.core.facts import Fact, PoolFact
     from broker_common.core.guard import Guard
@@ -47,10 +44,10 @@ if TYPE_CHECKING:
     from broker_common.core.store import Reports
     from broker_common.core.webhook import Delivery
     from broker_common.core.webhook_store import DeliveryPage, WebhookRecords
+    from broker_common.core.webhook_url import AllowedUrls
 
 OLD_SECRET_SEC = 24 * 3600
 """How long a secret goes on signing after it was replaced."""
-MAX_URL = 2000
 MAX_SECRETS = 5
 """How many secrets sign at once. More are only there after several rotations in a day."""
 SUBSCRIBABLE = (ALL_KINDS, *FactKind, *PoolFactKind)
@@ -59,21 +56,7 @@ _SECRET_BYTES = 32
 _REPLAY_PAGE = 100
 _REPLAY_SEC = 10.0
 """After so long a replay ends with a cursor."""
-_URL = re.compile(r"[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+")
-"""The characters of a URI, without those of a fragment (RFC 3986, section 2)."""
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _DAY_SEC = 24 * 3600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AllowedUrls:
-    """Which addresses may be registered beside https on the internet: any on these hosts, or on loopback.
-
-    `hosts` are names or addresses in lower case, without a dot at the end.
-    """
-
-    hosts: Collection[str] = ()
-    loopback: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,8 +292,8 @@ class Endpoints:
         replayed = 0
         while True:
             page = self._reports.read_feed(since=since, cursor=at, limit=_REPLAY_PAGE)
-            wanted = _by_sandbox(fact for fact in page.facts if endpoint.wants(fact.kind))
-            replayed += sum(for_each(partial(self._replay_facts, endpoint), wanted, threads=self._threads))
+            wanted = by_sandbox(fact for fact in page.facts if endpoint.wants(fact.kind))
+            replayed += sum(for_each(partial(self._replay_facts, endpoint), wanted.values(), threads=self._threads))
             at = page.cursor
             if page.is_last:
                 return Replay(replayed, None)
@@ -388,7 +371,7 @@ class Endpoints:
         return Secret(value=f"whsec_{base64.b64encode(self._random_bytes(_SECRET_BYTES)).decode()}")
 
     def _check_url(self, url: str) -> None:
-        problem = _find_url_fault(url, self._allowed)
+        problem = find_url_fault(url, self._allowed)
         if problem is not None:
             raise _fault("url", problem)
 
@@ -399,14 +382,6 @@ class Endpoints:
 
     def _backoff(self) -> Backoff:
         return Backoff(self._clock, self._rng, base=0.02, limit=0.5)
-
-
-def _by_sandbox(facts: Iterable[Fact | PoolFact]) -> list[list[Fact | PoolFact]]:
-    """Group facts of one sandbox. Each fact of the pool is a group of its own."""
-    groups: dict[tuple[str | None, str | None], list[Fact | PoolFact]] = {}
-    for fact in facts:
-        groups.setdefault((getattr(fact, "sandbox_id", None), getattr(fact, "fact_id", None)), []).append(fact)
-    return list(groups.values())
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:
@@ -420,46 +395,6 @@ def _check_kinds(kinds: Sequence[str]) -> None:
     for text, is_so in problems.items():
         if is_so:
             raise _fault("kinds", text)
-
-
-def _find_url_fault(url: str, allowed: AllowedUrls) -> str | None:
-    """Return why an endpoint cannot have this URL, without the URL, which may hold a password; None if it can."""
-    parts = _split(url)
-    if parts is None:
-        return f"must be a URL of at most {MAX_URL} characters, without spaces, control characters and fragment"
-    host = (parts.hostname or "").rstrip(".")
-    address = _address(host)
-    # Clients take a name for an address if its last label is a number (WHATWG URL, "ends in a number checker").
-    is_name = _HOST_NAME.fullmatch(host) and not host.rpartition(".")[2][0].isdigit()
-    is_local = host == "localhost" or (address is not None and address.is_loopback)
-    is_allowed = host in allowed.hosts or (allowed.loopback and is_local)
-    problems = {
-        "must not have a user or password": "@" in parts.netloc,
-        "must name a host": address is None and not is_name,
-        "must begin with https://": parts.scheme not in ({"https", "http"} if is_allowed else {"https"}),
-        "must be on a public address, unless WEBHOOK_ALLOWED_HOSTS names the host": not is_allowed
-        and (is_local or (address is not None and not address.is_global)),
-    }
-    return next((text for text, is_so in problems.items() if is_so), None)
-
-
-def _split(url: str) -> SplitResult | None:
-    """Return the parts of a URL; None if it is too long, or no URL."""
-    if len(url) > MAX_URL or not _URL.fullmatch(url):
-        return None
-    try:
-        parts = urlsplit(url)
-        is_fit = parts.port != 0
-    except ValueError:
-        return None
-    return parts if is_fit else None
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
 
 
 def _write_cursor(endpoint_id: str, since: int, at: str) -> str:

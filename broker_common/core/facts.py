@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from broker_common.core.sandbox import Candidate, Claim, Sandbox, Status, next_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from broker_common.core.principals import Actor
 
@@ -174,6 +174,15 @@ def allocated(candidate: Candidate, claim: Claim, *, by: Actor) -> Fact:
         status_before=Status.AVAILABLE if candidate.reservation_id is None else Status.RESERVED,
         details={name: value for name, value in details.items() if value is not None},
     )
+
+
+def by_sandbox(facts: Iterable[Fact | PoolFact]) -> dict[str, list[Fact | PoolFact]]:
+    """Group facts of one sandbox, in their order, under a name. Each fact of the pool is a group of its own."""
+    groups: dict[str, list[Fact | PoolFact]] = {}
+    for fact in facts:
+        name = f"sandbox {fact.sandbox_id}" if isinstance(fact, Fact) else f"pool {fact.fact_id}"
+        groups.setdefault(name, []).append(fact)
+    return groups
 
 
 def _existing(after: Sandbox | None, before: Sandbox | None) -> Sandbox:

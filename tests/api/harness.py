@@ -20,7 +20,7 @@ from broker_common.core.allocation import Allocator
 from broker_common.core.bookings import Bookings
 from broker_common.core.candidate_cache import CandidateCache
 from broker_common.core.counts import Counts
-from broker_common.core.endpoints import AllowedUrls, Endpoints
+from broker_common.core.endpoints import Endpoints
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.guard import Guard
 from broker_common.core.history import History
@@ -39,6 +39,7 @@ from broker_common.core.runs import JobRun
 from broker_common.core.search import Search
 from broker_common.core.usage import Usage
 from broker_common.core.waiting import WaitingLine
+from broker_common.core.webhook_url import AllowedUrls
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
 from tests.fakes import START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder

@@ -16,6 +16,7 @@ from broker_common.adapters.oidc_issuer import MAX_ANSWER_BYTES, IssuerError, Ke
 from broker_common.adapters.oidc_keys import IssuerKeys
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.errors import SignInUnavailable
+from deploy.dev.processes import wait_until
 from tests.fakes import FakeClock
 from tests.issuer import DISCOVERY, JWKS, Issuer, Key, rsa_key, running_issuer, send_json
 
@@ -210,20 +211,12 @@ OLD, NEW = key_set("old"), key_set("old", "new")
 AWAY = IssuerError("the list of keys: no answer")
 
 
-def wait_until(check: Callable[[], bool]) -> None:
-    """Wait until a thread that was let go has done its part."""
-    ends_at = time.monotonic() + 30
-    while not check():
-        assert time.monotonic() < ends_at
-        time.sleep(0.005)
-
-
 def kept(source: Source, clock: Any, *, waiting: int = 4) -> IssuerKeys:
     """Return keys that were fetched once."""
     keys = IssuerKeys(source.fetch, clock, waiting=waiting)
     source.let_go()
     keys.prepare()
-    wait_until(lambda: not keys._fetching)
+    assert wait_until(lambda: not keys._fetching, 30)
     return keys
 
 
@@ -236,7 +229,7 @@ def test_keys_are_renewed_in_the_background_while_requests_go_on_with_the_old_on
     assert [keys.current() for _ in range(5)] == [OLD] * 5
     assert source.fetches == 2
     source.let_go()
-    wait_until(lambda: keys.current() is NEW)
+    assert wait_until(lambda: keys.current() is NEW, 30)
 
 
 def test_only_one_fetch_runs_at_a_time_and_each_begins_a_minute_after_the_last_one() -> None:
@@ -246,7 +239,7 @@ def test_only_one_fetch_runs_at_a_time_and_each_begins_a_minute_after_the_last_o
         clock.advance(age - clock.monotonic())
         keys.current()
         source.let_go()
-        wait_until(lambda: not keys._fetching)
+        assert wait_until(lambda: not keys._fetching, 30)
     assert source.fetches == 1 + len((300, 360, 420))
 
 
@@ -307,7 +300,7 @@ def test_while_the_issuer_is_asked_a_token_with_an_unknown_key_is_to_be_sent_aga
         keys.newer(OLD)
     assert refused.value.retry_after == 1
     source.let_go()
-    wait_until(lambda: keys.current() is NEW)
+    assert wait_until(lambda: keys.current() is NEW, 30)
     assert keys.newer(OLD) is NEW
     assert keys.newer(NEW) is None
 
@@ -321,9 +314,9 @@ def test_trouble_is_logged_when_it_begins_changes_and_ends_and_not_once_a_minute
         for _ in range(8):
             source.let_go()
             keys.prepare()
-            wait_until(lambda: not keys._fetching and source.at_once == 0)
+            assert wait_until(lambda: not keys._fetching and source.at_once == 0, 30)
             clock.advance(60)
-        wait_until(lambda: len(caplog.records) == 6)
+        assert wait_until(lambda: len(caplog.records) == 6, 30)
     assert [record.getMessage() for record in caplog.records] == [
         "the issuer's keys could not be renewed, no JWT can be checked: the list of keys: no answer",
         "the issuer's keys were renewed",

@@ -16,7 +16,6 @@ from broker_common.core.deadline import deadline_in
 from broker_common.core.endpoints import (
     MAX_SECRETS,
     OLD_SECRET_SEC,
-    AllowedUrls,
     EndpointChange,
     Endpoints,
     WantedEndpoint,
@@ -38,6 +37,7 @@ from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
 from broker_common.core.webhook import MAX_ENDPOINTS, DeliveryState, Endpoint
 from broker_common.core.webhook_payload import delivery_of
+from broker_common.core.webhook_url import AllowedUrls
 from tests.fakes import BY, START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
 
 if TYPE_CHECKING:

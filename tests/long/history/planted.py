@@ -151,7 +151,9 @@ class MemoryTable:
         self, candidate: Candidate, claim: Claim, *, by: Actor, token: str, place_id: str | None
     ) -> AllocateAnswer:
         reservations, reservation_id = self._store.reservations, candidate.reservation_id or ""
-        stored = reservations[reservation_id]
+        stored = reservations.get(reservation_id)
+        if stored is None:
+            return self._store.allocate(candidate, claim, by=by, token=token, place_id=place_id)
         ends_at = max(stored.ends_at, claim.lease.allocated_at + 1)
         reservations[reservation_id] = replace(stored, stage=ReservationStage.BOOKED, ends_at=ends_at)
         answer = self._store.allocate(candidate, claim, by=by, token=token, place_id=place_id)
