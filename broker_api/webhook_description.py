@@ -40,13 +40,16 @@ class KindText:
 KINDS: Mapping[str, KindText] = {
     "sandbox.added": KindText("A sync found a new sandbox.", None, "available"),
     "sandbox.updated": KindText(
-        "The provider's name or ids of the sandbox changed, or its quarantine was lifted.", "available", "available"
+        "The provider's name or ids of the sandbox changed (details: those before), or its quarantine was lifted.",
+        "available",
+        "available",
+        {"name": "lab-adventure-101"},
     ),
     "sandbox.allocated": KindText(
         "A track got the sandbox.",
         "available",
         "allocated",
-        {"expires_at": _LEASE_END, "track_name": "networking-101"},
+        {"expires_at": _LEASE_END, "track_name": "networking-101", "customer": "acme"},
     ),
     "sandbox.extended": KindText(
         "The lease lasts longer.",
@@ -114,7 +117,10 @@ KINDS: Mapping[str, KindText] = {
     "reservation.short": KindText(
         "A class begins, and lacks some of its sandboxes.", details={**_CLASS, "set_aside": 26, "short_by": 4}
     ),
-    "reservation.ended": KindText("A reservation ended or was cancelled.", details={**_CLASS, "drawn": 28}),
+    "reservation.ended": KindText(
+        "A reservation ended, or was cancelled (then its details have that, too).",
+        details={**_CLASS, "set_aside": 2, "drawn": 28, "short_by": 0},
+    ),
     "webhook.disabled": KindText(
         "The broker sends nothing more to an endpoint: it answered 410, or failed for five days.",
         details={"endpoint_id": ENDPOINT_ID, "reason": "it answered 410"},

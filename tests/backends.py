@@ -38,6 +38,13 @@ AWS_ENVIRONMENT = {
 """All that boto3 gets to know about AWS in a test: dummy credentials, and no way to find others."""
 
 
+def hide_aws() -> None:
+    """Hide this machine's AWS settings from boto3, in this process to its end and in all that it starts."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(AWS_ENVIRONMENT)
+
+
 @cache
 def moto_client() -> DynamoDBClient:
     """Return the boto3 client of all tests on moto, for use within `mock_aws`. To make one takes longer than most tests."""

@@ -14,10 +14,12 @@ from broker_common.core import schema
 from broker_common.core.sandbox import ORDER_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 Item = dict[str, Any]
 """An item, a key or a set of values."""
+MAX_KEY_BYTES = 1024
+"""How long a sort key may be (AWS, "Service, account, and table quotas in Amazon DynamoDB")."""
 
 
 def encode(value: str | int | bool) -> Item:
@@ -35,15 +37,26 @@ def encode_all(flat: Mapping[str, Any]) -> Item:
 def read_cursor(cursor: str) -> Any:  # noqa: ANN401 - JSON
     """Return what is in an opaque cursor, which is JSON. Raises `ValueError` for any other text.
 
-    Also for lone surrogates, which JSON can have, and DynamoDB cannot.
+    Also for texts that DynamoDB refuses as a sort key: with lone surrogates, which JSON can have, and longer ones than
+    `MAX_KEY_BYTES`.
     """
     padded = cursor + "=" * (-len(cursor) % 4)
     try:
         content = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        json.dumps(content, ensure_ascii=False).encode()
+        is_key = all(len(text.encode()) <= MAX_KEY_BYTES for text in _texts_in(content))
     except RecursionError:
         raise ValueError("the cursor has too many levels") from None
+    if not is_key:
+        raise ValueError("the cursor has a text that is too long for a key")
     return content
+
+
+def _texts_in(content: object) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for each in content:
+            yield from _texts_in(each)
 
 
 _TAGS = {str: "S", int: "N", bool: "BOOL"}

@@ -61,7 +61,7 @@ def remove(place_id: str) -> None:
     found = next((each for each in api.get("/waiting", limit=_LISTED)["places"] if each["place_id"] == place_id), None)
     api.delete(f"/waiting/{quote(place_id, safe='')}")
     if found is None:
-        # It may have been one of those that are not listed, far back in a long line.
-        click.echo(f"there is no place {place_id} in the line")
+        # It may have been one of those that are not listed, far back in a long line. Now it is gone, too.
+        click.echo(f"no place {place_id} is in the line now")
     else:
         click.echo(f"removed the place of track {found['track_id']}")

@@ -90,10 +90,12 @@ class Allocation:
 class _Progress:
     """How far one request has come.
 
+    `began_at`: when it came. `arrived_at`: the same, or, after it was held, from when on its next try counts as come.
     `conflicts`: how many candidates others had taken. `place_id`: its place in the line, once it is known. `waits_at`:
     the place at which it was held. `wish`: what the track may be given now.
     """
 
+    began_at: float
     arrived_at: float
     wish: Wish = field(default_factory=Wish)
     conflicts: int = 0
@@ -151,36 +153,46 @@ class Allocator:
         `StoreUnavailable` if the store gives no certain answer before the deadline. After an error or a crash the
         caller may send the same request again: it returns the sandbox that an earlier one got.
         """
-        started = self._clock.monotonic()
-        progress = _Progress(started)
-        outcome = AllocateOutcome.ERROR
-        result: Allocation | Waiting | None = None
-        code: str | None = None
-        error: str | None = "the request was abandoned"
+        now = self._clock.monotonic()
+        progress = _Progress(began_at=now, arrived_at=now)
         try:
             result = self._allocate_in_time(request, by, progress, may_hold)
-            outcome = _outcome_of(result)
-            error = None
+        except (ReservationNotFound, ReservationNotOpen):
+            raise  # A fault of the request, as one that cannot be read: it says nothing of the pool.
         except BrokerError as failed:
-            if isinstance(failed, (NoSandboxesAvailable, ReservationNotFound, ReservationNotOpen)):
-                outcome = AllocateOutcome.NO_SANDBOXES
-            code, error = failed.code, failed.message
+            is_empty = isinstance(failed, NoSandboxesAvailable)
+            outcome = AllocateOutcome.NO_SANDBOXES if is_empty else AllocateOutcome.ERROR
+            self._record_end(request, progress, outcome, code=failed.code, error=failed.message)
             raise
-        finally:
-            claim = result.claim if isinstance(result, Allocation) else None
-            self._recorder.record(
-                AllocateEnded(
-                    outcome=outcome,
-                    seconds=self._clock.monotonic() - started - progress.held_sec,
-                    conflicts=progress.conflicts,
-                    track_id=request.track_id,
-                    sandbox_id=claim.sandbox_id if claim else None,
-                    lease_id=claim.lease.lease_id if claim else None,
-                    code=code,
-                    error=error,
-                )
-            )
+        except BaseException:
+            self._record_end(request, progress, AllocateOutcome.ERROR, error="the request was abandoned")
+            raise
+        claim = result.claim if isinstance(result, Allocation) else None
+        self._record_end(request, progress, _outcome_of(result), claim=claim)
         return result
+
+    def _record_end(
+        self,
+        request: AllocateRequest,
+        progress: _Progress,
+        outcome: AllocateOutcome,
+        *,
+        claim: Claim | None = None,
+        code: str | None = None,
+        error: str | None = None,
+    ) -> None:
+        self._recorder.record(
+            AllocateEnded(
+                outcome=outcome,
+                seconds=self._clock.monotonic() - progress.began_at - progress.held_sec,
+                conflicts=progress.conflicts,
+                track_id=request.track_id,
+                sandbox_id=claim.sandbox_id if claim else None,
+                lease_id=claim.lease.lease_id if claim else None,
+                code=code,
+                error=error,
+            )
+        )
 
     def _allocate_in_time(
         self, request: AllocateRequest, by: Actor, progress: _Progress, may_hold: Callable[[], bool]
@@ -230,21 +242,26 @@ class Allocator:
 
     def _wish(self, request: AllocateRequest) -> Wish:
         """Return what a track may be given now. Raises `ReservationNotFound` or `ReservationNotOpen`."""
-        if request.reservation_id is None:
-            drawn = self._reservations.drawn_by(track_name=request.track_name, customer=request.customer)
-            ids = tuple(each.reservation_id for each in drawn[:MOST_RESERVATIONS])
-            return Wish(prefix=request.prefix, reservations=ids)
-        named = self._reservations.find(request.reservation_id)
-        if named is None or not named.is_for_customer(request.customer):
-            raise ReservationNotFound(f"there is no reservation {request.reservation_id!r}")
+        drawn = self._reservations.drawn_by(track_name=request.track_name, customer=request.customer)
+        ids = [each.reservation_id for each in drawn]
+        if request.reservation_id is not None:
+            self._check_open(request.reservation_id, request.customer)
+            # When its share is used up, the track goes on as any other of its lab.
+            ids = list(dict.fromkeys([request.reservation_id, *ids]))
+        return Wish(prefix=request.prefix, reservations=tuple(ids[:MOST_RESERVATIONS]))
+
+    def _check_open(self, reservation_id: str, customer: str | None) -> None:
+        """Raise `ReservationNotFound` or `ReservationNotOpen` unless it may be drawn from now."""
+        named = self._reservations.find(reservation_id)
+        if named is None or not named.is_for_customer(customer):
+            raise ReservationNotFound(f"there is no reservation {reservation_id!r}")
         state = named.state_at(self._clock.now())
         if state is not ReservationState.OPEN:
             is_over = state in {ReservationState.ENDED, ReservationState.CANCELLED}
             raise ReservationNotOpen(
-                f"reservation {request.reservation_id!r} is {f'over: {state}' if is_over else 'not open yet'}",
+                f"reservation {reservation_id!r} is {f'over: {state}' if is_over else 'not open yet'}",
                 details={"opens_at": named.opens_at},
             )
-        return Wish(prefix=request.prefix, reservations=(named.reservation_id,))
 
     def _held_if_stopped(self, request: AllocateRequest, by: Actor) -> Claim | None:
         """Return the claim of the (track, key) if nothing may be allocated now; None if all is well.

@@ -27,7 +27,7 @@ from broker_common.core.errors import (
     UpgradeUnfinished,
     VersionMismatch,
 )
-from broker_common.core.facts import PoolFact, PoolFactKind
+from broker_common.core.facts import PoolFactKind, of_reservation
 from broker_common.core.ids import new_id
 from broker_common.core.reservation import (
     LEAD_SEC,
@@ -225,19 +225,8 @@ class Bookings:
             current = self._current(known, reservation_id)
             now = self.now()
             cancelled = replace(current, stage=ReservationStage.CANCELLED, version=current.version + 1, ended_at=now)
-            fact = PoolFact(
-                kind=PoolFactKind.RESERVATION_ENDED,
-                fact_id=new_id(self._rng),
-                at=now,
-                principal=by.principal,
-                request_id=by.request_id,
-                details={
-                    "reservation_id": reservation_id,
-                    "name": current.name,
-                    "count": current.count,
-                    "drawn": current.drawn,
-                    "cancelled": True,
-                },
+            fact = of_reservation(
+                PoolFactKind.RESERVATION_ENDED, current, fact_id=new_id(self._rng), at=now, by=by, cancelled=True
             )
             try:
                 self._store.write_reservation(current, cancelled, version=known.version, fact=fact)

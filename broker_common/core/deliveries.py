@@ -123,11 +123,14 @@ class Deliverer:
         ends_at = self._clock.monotonic() + _TELL_SEC
         hand_on_at = self._clock.monotonic() + _HAND_ON_SEC
         failed: set[str] = set()
+        held_back = 0
         while self._clock.monotonic() < ends_at:
             self._guard.check()
-            groups = by_sandbox(self._store.find_untold(limit=_PAGE))
+            # Each page begins with the oldest fact, so those that failed must not fill it.
+            groups = by_sandbox(self._store.find_untold(limit=_PAGE + held_back))
             to_tell = {name: facts for name, facts in groups.items() if name not in failed}
-            if not to_tell:
+            known, held_back = held_back, sum(len(groups[name]) for name in groups.keys() - to_tell.keys())
+            if not to_tell and held_back <= known:
                 return
             # Read after the facts: an endpoint that was there when a fact was written is among them.
             endpoints = self._store.read_endpoints()
@@ -143,19 +146,35 @@ class Deliverer:
     def _tell(self, endpoints: Sequence[Endpoint], facts: Sequence[Fact | PoolFact]) -> Counter[str]:
         """Tell the facts of one sandbox in order, up to the first that fails. Return how many."""
         counts: Counter[str] = Counter()
-        try:
-            for fact in facts:
-                for endpoint in endpoints:
-                    if _is_for(fact, endpoint):
-                        delivery = delivery_of(fact, endpoint, now=self._clock.now())
-                        counts["deliveries"] += self._store.add_delivery(delivery)
-                self._store.told(fact)
+        for fact in facts:
+            error = self._add_deliveries(endpoints, fact, counts)
+            if error is None:
                 counts["facts"] += 1
-        except BrokerError as error:
-            sandbox_id = facts[0].sandbox_id if isinstance(facts[0], Fact) else None
-            self._recorder.record(ItemFailed(job=Job.DELIVER, sandbox_id=sandbox_id, error=error.message))
-            counts["failed"] += 1
+            else:
+                sandbox_id = fact.sandbox_id if isinstance(fact, Fact) else None
+                self._recorder.record(ItemFailed(job=Job.DELIVER, sandbox_id=sandbox_id, error=error.message))
+                counts["failed"] += 1
+                break
         return counts
+
+    def _add_deliveries(
+        self, endpoints: Sequence[Endpoint], fact: Fact | PoolFact, counts: Counter[str]
+    ) -> BrokerError | None:
+        """Tell a fact to all endpoints, also if one of them makes an error. Return the last error."""
+        failed: BrokerError | None = None
+        for endpoint in endpoints:
+            if _is_for(fact, endpoint):
+                try:
+                    delivery = delivery_of(fact, endpoint, now=self._clock.now())
+                    counts["deliveries"] += self._store.add_delivery(delivery)
+                except BrokerError as error:
+                    failed = error
+        if failed is None:
+            try:
+                self._store.told(fact)
+            except BrokerError as error:
+                failed = error
+        return failed
 
 
 def _is_for(fact: Fact | PoolFact, endpoint: Endpoint) -> bool:

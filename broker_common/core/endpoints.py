@@ -29,7 +29,7 @@ from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
 from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
-from broker_common.core.webhook import ALL_KINDS, MAX_ENDPOINTS, DeliveryState, Endpoint, Secret
+from broker_common.core.webhook import ALL_KINDS, MAX_ENDPOINTS, TEST_KIND, DeliveryState, Endpoint, Secret
 from broker_common.core.webhook_payload import delivery_of, test_of
 from broker_common.core.webhook_url import find_url_fault
 
@@ -50,7 +50,7 @@ OLD_SECRET_SEC = 24 * 3600
 """How long a secret goes on signing after it was replaced."""
 MAX_SECRETS = 5
 """How many secrets sign at once. More are only there after several rotations in a day."""
-SUBSCRIBABLE = (ALL_KINDS, *FactKind, *PoolFactKind)
+SUBSCRIBABLE = (ALL_KINDS, *FactKind, *PoolFactKind, TEST_KIND)
 """What `Endpoint.kinds` may contain."""
 _SECRET_BYTES = 32
 _REPLAY_PAGE = 100
@@ -285,7 +285,8 @@ class Endpoints:
         now = self._clock.now()
         if since > now:
             raise _fault("since", "must not be in the future")
-        if since < now - self._history_days * _DAY_SEC:
+        # Counted from midnight, as for usage: a time that a command computed is still allowed when it arrives.
+        if cursor is None and since < now - now % _DAY_SEC - self._history_days * _DAY_SEC:
             raise _fault("since", f"must not be longer ago than facts are kept: {self._history_days} days")
         at = _read_cursor(endpoint_id, since, cursor)
         ends_at = self._clock.monotonic() + min(_REPLAY_SEC, time_left(self._clock) / 2)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from broker_common.core.principals import Actor
+    from broker_common.core.reservation import Reservation
 
 Detail = str | int | bool
 
@@ -173,6 +174,28 @@ def allocated(candidate: Candidate, claim: Claim, *, by: Actor) -> Fact:
         status=Status.ALLOCATED,
         status_before=Status.AVAILABLE if candidate.reservation_id is None else Status.RESERVED,
         details={name: value for name, value in details.items() if value is not None},
+    )
+
+
+def of_reservation(
+    kind: PoolFactKind, reservation: Reservation, *, fact_id: str, at: int, by: Actor, cancelled: bool = False
+) -> PoolFact:
+    """Return a fact about a reservation, with its counts."""
+    details: dict[str, str | int | bool] = {
+        "reservation_id": reservation.reservation_id,
+        "name": reservation.name,
+        "count": reservation.count,
+        "set_aside": reservation.set_aside,
+        "drawn": reservation.drawn,
+        "short_by": max(0, reservation.lacking),
+    }
+    return PoolFact(
+        kind=kind,
+        fact_id=fact_id,
+        at=at,
+        principal=by.principal,
+        request_id=by.request_id,
+        details=details | ({"cancelled": True} if cancelled else {}),
     )
 
 

@@ -15,9 +15,9 @@ class Role(StrEnum):
     VIEWER = "viewer"
     """Every GET of the operators' calls."""
     OPERATOR = "operator"
-    """Also: jobs, pauses, release, quarantine, retry."""
+    """Also: jobs, pauses, release, extend, quarantine, retry, the line, reservations."""
     ADMIN = "admin"
-    """Also: bulk delete, and the configuration of the broker."""
+    """Also: bulk delete, and webhooks."""
 
 
 _ROLES_THAT_ALLOW = {

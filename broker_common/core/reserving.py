@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.deadline import Backoff
 from broker_common.core.errors import BrokerError, StoreUnavailable, UnsafeToAct
-from broker_common.core.facts import PoolFact, PoolFactKind
+from broker_common.core.facts import PoolFactKind, of_reservation
 from broker_common.core.ids import new_id
 from broker_common.core.job_names import Job
 from broker_common.core.parallel import for_each
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from random import Random
 
+    from broker_common.core.facts import PoolFact
     from broker_common.core.guard import Guard
     from broker_common.core.ports import Clock, Recorder
     from broker_common.core.principals import Actor
@@ -178,21 +179,7 @@ class Reserver:
         counts["short"] += kind is PoolFactKind.RESERVATION_SHORT
 
     def _fact(self, kind: PoolFactKind, reservation: Reservation, by: Actor) -> PoolFact:
-        return PoolFact(
-            kind=kind,
-            fact_id=new_id(self._rng),
-            at=self._now(),
-            principal=by.principal,
-            request_id=by.request_id,
-            details={
-                "reservation_id": reservation.reservation_id,
-                "name": reservation.name,
-                "count": reservation.count,
-                "set_aside": reservation.set_aside,
-                "drawn": reservation.drawn,
-                "short_by": max(0, reservation.lacking),
-            },
-        )
+        return of_reservation(kind, reservation, fact_id=new_id(self._rng), at=self._now(), by=by)
 
     # -- fill
 

@@ -61,6 +61,10 @@ PROBE_SEC = 30
 """How often one delivery is tried while the endpoint is down."""
 GIVE_UP_SEC = 5 * 24 * 3600
 """An endpoint that has failed for so long is disabled."""
+_UNTRIED_SEC = WAITS_SEC[-1] * (1 + _JITTER) + 3600
+"""An endpoint that was not tried for so long had nothing to be sent. Its failures before that do not count."""
+_LOOK_SEC = 2.0
+"""How long an endpoint that was removed or changed may still be sent what was due before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,12 @@ class _Drain:
     def __init__(self, endpoint: Endpoint, *, now: int, ends_at: float) -> None:
         self.endpoint = endpoint
         self.failing_since = endpoint.failing_since
+        if self.failing_since is not None and now - (endpoint.probe_at or self.failing_since) > _UNTRIED_SEC:
+            self.failing_since = None
         self._ends_at = ends_at
+        self._look_at = ends_at - DRAIN_SEC + _LOOK_SEC
+        self.has_changed = False
+        """Somebody has changed, disabled or removed it since it was read."""
         self.is_probing = False
         """Only one delivery is tried, because the endpoint is down."""
         self.look_whether_down(now)
@@ -128,13 +137,23 @@ class _Drain:
 
     def goes_on(self, monotonic: float) -> bool:
         """Tell whether another delivery may be tried at this time."""
-        return not self.is_hopeless and not (self.is_probing and self.tries) and monotonic < self._ends_at
+        is_over = self.is_hopeless or self.has_changed or monotonic >= self._ends_at
+        return not is_over and not (self.is_probing and self.tries)
+
+    def must_look(self, monotonic: float) -> bool:
+        """Tell one thread every two seconds that the endpoint must be read again."""
+        with self._lock:
+            is_due = monotonic >= self._look_at
+            if is_due:
+                self._look_at = monotonic + _LOOK_SEC
+            return is_due
 
     def why_disabled(self, now: int) -> str | None:
         """Return why the endpoint must be disabled; None if it must not."""
         if self.is_gone:
             return "it answered 410, so it wants no more deliveries"
-        if self.failing_since is not None and now - self.failing_since >= GIVE_UP_SEC:
+        has_failed = self._failures_in_row > 0
+        if has_failed and self.failing_since is not None and now - self.failing_since >= GIVE_UP_SEC:
             return "it has failed for five days"
         return None
 
@@ -254,6 +273,10 @@ class Sender:
 
     def _send_in_order(self, drain: _Drain, pending: Sequence[Delivery], due: Sequence[Delivery]) -> None:
         for delivery in pending:
+            if drain.must_look(self._clock.monotonic()):
+                found = self._store.read_endpoint(drain.endpoint.endpoint_id)
+                is_same = found is not None and found.version == drain.endpoint.version and found.disabled_at is None
+                drain.has_changed = not is_same
             if not drain.goes_on(self._clock.monotonic()):
                 return
             if delivery.next_try_at is not None and delivery.next_try_at > self._clock.now():

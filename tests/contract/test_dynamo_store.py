@@ -184,9 +184,15 @@ class TableContract:
             ("read_feed", ["feed", 0, [["1", "\ud800", "FACT#"], None, None, None]]),
             ("list_archived", ["reservations", "RESERVATION#\ud800", "1"]),
             ("list_deliveries", ["deliveries", "delivery#hook", ["\ud800", "1"]]),
+            ("read_history", ["history", "SBX#7", "FACT#" + "x" * 1020]),
+            ("read_feed", ["feed", 0, [["1", "SBX#7", "x" * 1025], None, None, None]]),
+            ("list_archived", ["reservations", "x" * 1025, "1"]),
+            ("list_deliveries", ["deliveries", "delivery#hook", ["é" * 513, "1"]]),
         ],
     )
-    def test_a_cursor_with_half_a_character_is_refused(self, store: Spoilable, call: str, content: list[Any]) -> None:
+    def test_a_cursor_with_half_a_character_or_too_long_a_key_is_refused(
+        self, store: Spoilable, call: str, content: list[Any]
+    ) -> None:
         cursor = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
         given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
             "list_sandboxes": ((Status.AVAILABLE,), {}),

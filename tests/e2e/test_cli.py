@@ -588,7 +588,7 @@ def test_the_line_shows_a_track_that_waits_and_a_place_is_removed_from_it(
     heading, row = lines(broker("line"))
     assert (heading[:3], row[:3]) == (["position", "track_id", "track_name"], ["1", "patient", "intro"])
     place_id = place["place_id"]
-    for said in ("removed the place of track patient", f"there is no place {place_id} in the line"):
+    for said in ("removed the place of track patient", f"no place {place_id} is in the line now"):
         removed = broker("line", "remove", place_id)
         assert (removed.exit_code, removed.stdout) == (0, f"{said}\n")
     assert broker("line", "--json").stdout == ""

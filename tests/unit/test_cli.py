@@ -745,7 +745,7 @@ def test_the_line_is_shown_as_json_with_every_field() -> None:
 @responses.activate
 @pytest.mark.parametrize(
     ("place_id", "told"),
-    [("place/1", "removed the place of track track-7\n"), ("a/b", "there is no place a/b in the line\n")],
+    [("place/1", "removed the place of track track-7\n"), ("a/b", "no place a/b is in the line now\n")],
 )
 def test_a_removal_says_whose_place_it_was_or_that_there_is_none(place_id: str, told: str) -> None:
     responses.get(f"{URL}/waiting", json={"places": [WAITS | {"place_id": "place/1"}], "count": 1, "waiting": 1})

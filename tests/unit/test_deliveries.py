@@ -150,6 +150,33 @@ def test_the_facts_of_one_sandbox_wait_for_one_that_fails_and_all_others_are_tol
     assert of(world)[-2:] == names(*first[1:])
 
 
+def test_an_error_of_one_endpoint_keeps_no_fact_from_the_others_and_no_order_from_itself() -> None:
+    world = WebhookWorld(wrap=FlakyStore)
+    assert isinstance(world.store, FlakyStore)
+    world.add_endpoint("one")
+    world.add_endpoint("two")
+    facts = lives(world.memory, "7")
+    world.store.fail("add_delivery", Fault.REFUSED)
+    assert world.deliverer.run().failed == 1
+    assert (of(world, "one"), of(world, "two")) == ([], names(facts[0]))
+    assert world.memory.untold == facts
+    world.deliverer.run()
+    assert of(world, "one") == of(world, "two") == names(*facts)
+
+
+def test_more_facts_that_fail_than_a_page_holds_are_in_no_other_fact_s_way() -> None:
+    world = WebhookWorld(wrap=FlakyStore)
+    assert isinstance(world.store, FlakyStore)
+    world.add_endpoint()
+    for number in range(400):
+        lives(world.memory, f"sbx-{number}")
+    in_page = 167
+    world.store.fail("add_delivery", *[Fault.REFUSED] * in_page)
+    result = world.deliverer.run()
+    assert (result.facts, result.failed) == (1200 - 3 * in_page, in_page)
+    assert world.deliverer.run().facts == 3 * in_page
+
+
 def test_a_fact_of_the_pool_that_fails_is_told_by_the_next_run() -> None:
     world = WebhookWorld(wrap=FlakyStore)
     assert isinstance(world.store, FlakyStore)

@@ -266,7 +266,6 @@ def test_in_development_endpoints_may_be_on_this_machine() -> None:
 BAD_KINDS = [
     ((), "must not be empty"),
     (("sandbox.lost",), "must each be '*' or the name of a kind"),
-    (("test",), "must each be '*' or the name of a kind"),
     (("",), "must each be '*' or the name of a kind"),
     (("sandbox.added", "sandbox.added"), "must have each kind once"),
     (("*", "sandbox.added"), "must be '*' alone"),
@@ -281,6 +280,11 @@ def test_kinds_that_make_no_sense_are_refused(office: Office, kinds: tuple[str, 
     with pytest.raises(InvalidInput, match=f"^kinds: {re.escape(problem)}"):
         office.change(made, kinds=kinds)
     assert office.endpoints.list() == [made]
+
+
+def test_an_endpoint_may_want_tests_alone(office: Office) -> None:
+    made = office.create(kinds=("test",))
+    assert made.kinds == ("test",)
 
 
 # -- change and remove
@@ -673,7 +677,7 @@ def test_a_replay_goes_on_although_a_delivery_changes_meanwhile(office: Office) 
     ("since", "problem"),
     [
         (START + 1, "must not be in the future"),
-        (START - KEPT_DAYS * DAY - 1, "must not be longer ago than facts are kept: 30 days"),
+        (START - START % DAY - KEPT_DAYS * DAY - 1, "must not be longer ago than facts are kept: 30 days"),
     ],
 )
 def test_a_replay_from_the_future_or_from_before_the_kept_facts_is_refused(
@@ -683,8 +687,19 @@ def test_a_replay_from_the_future_or_from_before_the_kept_facts_is_refused(
     with pytest.raises(InvalidInput) as refused:
         office.endpoints.replay(made.endpoint_id, since=since)
     assert refused.value.message == f"since: {problem}"
-    for kept in (START, START - KEPT_DAYS * DAY):
+    for kept in (START, START - START % DAY - KEPT_DAYS * DAY):
         office.endpoints.replay(made.endpoint_id, since=kept)
+
+
+def test_a_replay_that_began_in_time_goes_on_after_midnight(office: Office) -> None:
+    office.tell(1000)
+    made = office.create()
+    office.flaky.before_call = lambda _: office.clock.advance(2)
+    since = START - START % DAY - KEPT_DAYS * DAY
+    cursor = office.endpoints.replay(made.endpoint_id, since=since).cursor
+    assert cursor is not None
+    office.clock.advance(DAY)
+    office.endpoints.replay(made.endpoint_id, since=since, cursor=cursor)
 
 
 def test_a_cursor_of_another_replay_is_refused(office: Office) -> None:

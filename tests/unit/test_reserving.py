@@ -20,6 +20,7 @@ from broker_common.core.known_reservations import MAX_AGE_SEC as KNOWN_SEC
 from broker_common.core.reservation import ReservationStage
 from broker_common.core.sandbox import Status
 from broker_common.core.store import Conflict, ReservationShut
+from broker_common.core.telemetry import AllocateEnded
 from broker_common.core.waiting import Waiting
 from tests.fakes import BY, START, FakeClock, MemoryStore, StoreWrapper, changed, make_account, make_reservation
 from tests.world import World, flaky_world
@@ -438,6 +439,15 @@ def test_a_lab_in_two_reservations_draws_from_the_one_that_ends_first(world: Wor
     assert drawn == ["shorter", "longer"]
 
 
+def test_a_track_that_names_a_reservation_draws_from_the_others_of_its_lab_when_that_is_used_up(world: World) -> None:
+    world.pool(2)
+    world.reserve(make_reservation("longer", count=1, ends_at=ENDS + 60), set_aside=1)
+    world.reserve(make_reservation("shorter", count=1), set_aside=1)
+    request = {"track_name": "lab-1", "reservation_id": "longer"}
+    drawn = [world.allocate(f"track-{number}", **request).claim.lease.reservation_id for number in range(2)]
+    assert drawn == ["longer", "shorter"]
+
+
 def test_a_draw_respects_the_prefix_of_the_request(world: World) -> None:
     world.pool(3)
     world.reserve(make_reservation(), set_aside=3)
@@ -454,6 +464,7 @@ def test_naming_a_reservation_that_is_unknown_or_of_another_customer_is_an_error
         with pytest.raises(ReservationNotFound):
             world.allocate("track-1", reservation_id=named, customer=customer)
     assert world.memory.dump()[1] == {}
+    assert not world.recorder.of(AllocateEnded), "a fault of the request says nothing of the pool"
 
 
 @pytest.mark.parametrize(
@@ -465,6 +476,7 @@ def test_naming_a_reservation_that_is_not_open_says_when_it_opens(world: World, 
     with pytest.raises(ReservationNotOpen) as error:
         world.allocate("track-1", reservation_id="res-1")
     assert error.value.details == {"opens_at": reservation.opens_at}
+    assert not world.recorder.of(AllocateEnded)
 
 
 def test_a_track_that_holds_a_sandbox_gets_it_again_although_its_reservation_is_over(world: World) -> None:

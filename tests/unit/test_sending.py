@@ -367,14 +367,12 @@ def test_one_that_must_wait_does_not_keep_the_one_try_from_another(world: Webhoo
 
 def test_an_endpoint_that_failed_for_five_days_is_disabled_and_a_fact_says_so(world: WebhookWorld) -> None:
     world.receiver.answer = lambda _endpoint, _delivery: FAILED
-    last_but_one = GIVE_UP_SEC - PROBE_SEC
-    add(world, due("8"), due("9", next_try_at=START + last_but_one), due("10", next_try_at=START + GIVE_UP_SEC))
-    world.drain()
-    world.clock.advance(last_but_one)
-    world.drain()
-    assert world.endpoint().disabled_at is None
-    world.clock.advance(PROBE_SEC)
-    world.drain()
+    times = [*range(0, GIVE_UP_SEC, 24 * 3600), GIVE_UP_SEC - PROBE_SEC, GIVE_UP_SEC]
+    add(world, *(due(f"sbx-{time}", next_try_at=START + time) for time in times))
+    for time in times:
+        assert world.endpoint().disabled_at is None
+        world.clock.advance(START + time - world.clock.now())
+        world.drain()
     endpoint = world.endpoint()
     assert (endpoint.disabled_at, endpoint.disabled_reason) == (START + GIVE_UP_SEC, "it has failed for five days")
     [fact] = world.memory.facts
@@ -391,6 +389,38 @@ def test_an_endpoint_that_failed_for_five_days_is_disabled_and_a_fact_says_so(wo
         EndpointDisabled(endpoint_id="hook", reason="it has failed for five days")
     ]
     assert world.drain() == DrainResult(delivered=0, failed=0)
+
+
+@pytest.mark.parametrize("quiet_days", [4, 20])
+def test_an_endpoint_with_nothing_to_be_sent_for_days_is_not_disabled_by_its_next_failure(
+    world: WebhookWorld, quiet_days: int
+) -> None:
+    world.receiver.answer = lambda _endpoint, _delivery: FAILED
+    add(world, due())
+    while world.delivery(NAME).state is DeliveryState.PENDING:
+        world.drain()
+        world.clock.advance(60)
+    world.clock.advance(quiet_days * 24 * 3600)
+    add(world, due("8", next_try_at=world.clock.now()))
+    assert world.drain().failed == 1
+    assert (world.endpoint().disabled_at, world.endpoint().failing_since) == (None, world.clock.now())
+
+
+@pytest.mark.parametrize("changes", [None, {"version": 2}, {"disabled_at": START, "disabled_reason": "by hand"}])
+def test_an_endpoint_that_is_removed_or_changed_is_sent_nothing_more_soon_after(
+    world: WebhookWorld, changes: dict[str, Any] | None
+) -> None:
+    before = world.endpoint()
+    add(world, *(due(f"sbx-{number}") for number in range(20)))
+
+    def change() -> None:
+        world.clock.advance(0.5)
+        if len(world.receiver.received) == 3:
+            world.memory.write_endpoint(before, None if changes is None else replace(before, **changes))
+
+    world.receiver.during_send = change
+    world.drain()
+    assert 3 < len(world.receiver.received) <= 3 + 4
 
 
 def test_an_endpoint_that_wants_no_more_is_disabled_at_once_and_its_deliveries_wait(world: WebhookWorld) -> None:

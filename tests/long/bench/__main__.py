@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import click
 
 from deploy.dev.dynamodb_local import NotInstalled
 from deploy.dev.processes import ROOT
-from tests.backends import AWS_ENVIRONMENT
+from tests.backends import hide_aws
 from tests.long.bench.load import Generator
 from tests.long.bench.parts import draw_parts
 from tests.long.bench.report import Findings, describe, write_json, write_plot
@@ -63,7 +62,7 @@ def main(*, length: Length, only: tuple[str, ...], out: Path, before: Path | Non
     Exits with 1 if a scenario fails; the others still run. A missed goal is no failure: machines are noisy. A stop by
     Ctrl-C or SIGTERM still prints all figures so far.
     """
-    _hide_aws()
+    hide_aws()
     for each in (signal.SIGINT, signal.SIGTERM):  # a shell starts background programs with SIGINT ignored
         signal.signal(each, signal.default_int_handler)
     out.mkdir(parents=True, exist_ok=True)
@@ -104,13 +103,6 @@ def _run(names: Iterable[str], bench: Bench, path: Path) -> None:
         finally:
             write_json(bench.findings, path)
         click.echo(f"{name}: {time.monotonic() - started:.0f} s{ending}", err=True)
-
-
-def _hide_aws() -> None:
-    """Hide this machine's credentials from boto3, here and in all processes that are started."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
-    os.environ.update(AWS_ENVIRONMENT)
 
 
 if __name__ == "__main__":

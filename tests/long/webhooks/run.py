@@ -163,9 +163,18 @@ def run(order: Order, scratch: Path, say: Callable[[str], None], settings: Mappi
         say("the tracks are done")
         assert wait_until(lambda: stack.stats().get("pending_deletion") == 0, 120), stack.stats()
         story = Story(_read_feed(stack), receivers, active_from, faults)
-        wait_until(lambda: not find_faults(story), _QUIET_SEC)
+        _await_deliveries(story)
         say("the receivers have all, or it is too late")
         return Story(_read_feed(stack), receivers, active_from, faults)
+
+
+def _await_deliveries(story: Story) -> None:
+    """Wait until all is told. Give up if for four minutes no receiver has accepted anything."""
+    accepted = -1
+    while accepted < (now := sum(len(each.accepted) for each in story.receivers.values())):
+        accepted = now
+        if wait_until(lambda: not find_faults(story), _QUIET_SEC):
+            return
 
 
 def _judge(name: str, seed: int, over: threading.Event) -> Callable[[Received], int]:
