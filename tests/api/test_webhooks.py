@@ -109,7 +109,6 @@ def test_a_rotation_says_until_when_the_secret_before_signs(api: Api) -> None:
         ({"url": ["https://hooks.example.com/"]}, "url"),
         ({"kinds": []}, "kinds"),
         ({"kinds": ["sandbox.lost"]}, "kinds"),
-        ({"kinds": ["test"]}, "kinds"),
         ({"kinds": ["sandbox.added", "sandbox.added"]}, "kinds"),
         ({"kinds": ["*", "sandbox.added"]}, "kinds"),
         ({"kinds": "*"}, "kinds"),
