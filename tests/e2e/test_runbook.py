@@ -61,7 +61,9 @@ class Shell:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "BROKER_API_URL": f"{stack.api_url}/v1",
             "BROKER_ADMIN_TOKEN": ADMIN_TOKEN,
-            "BROKER_WORKER_URL": " ".join(map(stack.plan.url, ("METRICS_PORT", "DELETIONS_METRICS_PORT"))),
+            "BROKER_WORKER_URL": " ".join(
+                map(stack.plan.url, ("METRICS_PORT", "DELETIONS_METRICS_PORT", "WEBHOOKS_METRICS_PORT"))
+            ),
             "BROKER_BEAT_URL": stack.plan.url("BEAT_METRICS_PORT"),
             "API": stack.api_url,
         }
@@ -69,7 +71,8 @@ class Shell:
     def run(self, commands: str, *, exit_code: int = 0, **words: str) -> str:
         """Run commands, with some of their words replaced; returns what they print."""
         # Here nobody can be asked.
-        commands = commands.replace("broker bulk delete", "broker bulk delete --yes")
+        for asks in ("broker bulk delete", "broker webhook remove"):
+            commands = commands.replace(asks, f"{asks} --yes")
         for word, by in words.items():
             commands = re.sub(rf"\b{word}\b", by, commands)
         bash = ["bash", "-euo", "pipefail", "-c", commands]
@@ -133,6 +136,8 @@ def test_the_api_is_asked_by_broker_alone() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_the_commands_of_an_alert_can_be_pasted(stack: Stack, shell: Shell, alert: str) -> None:
+    wanted = {"url": "http://127.0.0.1:9/", "kinds": ["pool.low"]}
+    endpoint_id = stack.as_admin("POST", "/webhooks", json=wanted).json()["endpoint_id"]
     for command in inline(section(alert)):
         if "127.0.0.1:5555" in command:
             continue  # Flower is not in this stack; its address is a literal there
@@ -143,10 +148,11 @@ def test_the_commands_of_an_alert_can_be_pasted(stack: Stack, shell: Shell, aler
             stack.run_job("cleanup")
             assert is_available(stack, sandbox_id)
             stack.as_admin("POST", f"/sandboxes/{sandbox_id}/quarantine", json={"reason": "a test"})
-        shell.run(command, ID=sandbox_id, LEASE=held["lease_id"], NAME="expire")
+        shell.run(command, ID=sandbox_id, LEASE=held["lease_id"], NAME="expire", ENDPOINT_ID=endpoint_id)
         if "pause cleanup" in command:
             stack.as_admin("POST", "/pause", json={"cleanup": False})
             assert wait_until(lambda: stack.run_job("cleanup")["state"] == "succeeded", 10)
+    stack.as_admin("DELETE", f"/webhooks/{endpoint_id}")
 
 
 def test_the_longest_held_lease_is_ended_by_the_id_that_the_list_showed(stack: Stack, shell: Shell) -> None:
@@ -168,8 +174,8 @@ def test_the_longest_held_lease_is_ended_by_the_id_that_the_list_showed(stack: S
 def test_the_three_looks_can_be_pasted(shell: Shell) -> None:
     _, looks = blocks("Before you begin")
     shown = shell.run(looks)
-    assert [line.split()[:2] for line in shown.splitlines()[:5]] == [
-        [part, "OK"] for part in ("api", "api", "worker", "worker", "beat")
+    assert [line.split()[:2] for line in shown.splitlines()[:6]] == [
+        [part, "OK"] for part in ("api", "api", "worker", "worker", "worker", "beat")
     ]
     for told in ("dynamodb ok", "\noldest deletion ", "\nlast sync ", "\noperation  state"):
         assert told in shown
