@@ -206,11 +206,11 @@ ERRORS = (
     ),
     _answered(
         core.ReservationNotOpen(
-            "the reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e' opens at 1796111400",
-            details={"opens_at": 1796111400},
+            "reservation '0f6f6a52-9a3e-4c55-8a9f-6f0d3d0c1b7e' opens at 2026-12-01 07:50:00 UTC",
+            details={"opens_at": 1796111400, "state": "scheduled"},
         ),
         HTTPStatus.CONFLICT,
-        "The reservation is not open yet (`details.opens_at` says when it opens), has ended, or was cancelled.",
+        "The reservation is not open yet (`details.opens_at` says when it opens), or is over (`details.state`).",
         "Wait until it opens. If it is over, leave out `X-Reservation-ID`, or book another.",
     ),
     _answered(

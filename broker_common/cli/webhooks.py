@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from broker_common.cli.times import Moment
 
 _COLUMNS = ("endpoint_id", "state", "kinds", "url")
-_DELIVERIES = ("delivery_id", "state", "tries", "fact_at", "next_try_at", "last_answer")
+_DELIVERIES = ("delivery_id", "kind", "state", "tries", "fact_at", "next_try_at", "last_answer")
 _TEST_WAIT_SEC = 30
 _TEST_POLL_SEC = 1.0
 _kinds = click.option("--kind", "kinds", multiple=True, help="A kind of fact; may be given several times.")
@@ -168,7 +168,13 @@ def test(endpoint_id: str, *, as_json: bool) -> None:
     if as_json:
         print_json([delivery])
     elif delivery["last_try_at"] is None:
-        click.echo(f"not tried yet. Later: broker webhook deliveries {endpoint_id}")
+        endpoint = api.get(_path(endpoint_id))
+        reasons = {
+            "disabled": f"the endpoint is disabled. After the repair: broker webhook change {endpoint_id} --enable",
+            "failing": "the endpoint is down, and one delivery is tried every 30 seconds, the oldest first",
+            "ok": f"later: broker webhook deliveries {endpoint_id}",
+        }
+        click.echo(f"not tried yet: {reasons[_state_of(endpoint)]}")
     else:
         click.echo(f"{delivery['state']}: {delivery['last_answer'] or delivery['last_status']}")
     sys.exit(0 if delivery["state"] == DeliveryState.DELIVERED else 1)
@@ -182,7 +188,7 @@ def test(endpoint_id: str, *, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many to show at most.")
 @json_option
 def deliveries(endpoint_id: str, state: str | None, limit: int, *, as_json: bool) -> None:
-    """List deliveries to an endpoint. They are kept for 14 days.
+    """List deliveries to an endpoint, those of each state together. They are kept for 14 days.
 
     Example: broker webhook deliveries 7c9e6679-7425-40de-944b-e07fc1f90ae7 --state exhausted
     """

@@ -8,6 +8,7 @@ it in the line.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, assert_never
 
 from broker_common.core.deadline import Backoff, deadline_in
@@ -258,9 +259,10 @@ class Allocator:
         state = named.state_at(self._clock.now())
         if state is not ReservationState.OPEN:
             is_over = state in {ReservationState.ENDED, ReservationState.CANCELLED}
+            opens = f"{datetime.fromtimestamp(named.opens_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
             raise ReservationNotOpen(
-                f"reservation {reservation_id!r} is {f'over: {state}' if is_over else 'not open yet'}",
-                details={"opens_at": named.opens_at},
+                f"reservation {reservation_id!r} {f'is over: {state}' if is_over else f'opens at {opens}'}",
+                details={"opens_at": named.opens_at, "state": state.value},
             )
 
     def _held_if_stopped(self, request: AllocateRequest, by: Actor) -> Claim | None:

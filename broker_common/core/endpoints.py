@@ -261,7 +261,8 @@ class Endpoints:
         at = pending.next_try_at
         if pending.attempt_id is not None or at is None or at <= self._clock.now():
             raise InvalidTransition(
-                f"delivery {pending.delivery_id!r} is pending and due: the broker sends it by itself"
+                f"delivery {pending.delivery_id!r} is pending and due: the broker sends it by itself, but not while its"
+                " endpoint is disabled, or is down"
             )
         if pending.sandbox_id is None:
             return []

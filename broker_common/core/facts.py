@@ -187,7 +187,8 @@ def of_reservation(
         "count": reservation.count,
         "set_aside": reservation.set_aside,
         "drawn": reservation.drawn,
-        "short_by": max(0, reservation.lacking),
+        # What is cancelled lacks nothing any more.
+        "short_by": 0 if cancelled else max(0, reservation.lacking),
     }
     return PoolFact(
         kind=kind,

@@ -425,13 +425,16 @@ def test_an_unknown_reservation_in_the_header_answers_404(api: Api) -> None:
     assert api.store.dump()[1] == {}
 
 
-@pytest.mark.parametrize("moment", [START, STARTS_AT - 601, ENDS_AT, ENDS_AT + DAY])
-def test_a_reservation_outside_its_time_answers_409_and_when_it_opens(api: Api, moment: int) -> None:
+@pytest.mark.parametrize(
+    ("moment", "state"),
+    [(START, "scheduled"), (STARTS_AT - 601, "filling"), (ENDS_AT, "ended"), (ENDS_AT + DAY, "ended")],
+)
+def test_a_reservation_outside_its_time_answers_409_and_when_it_opens(api: Api, moment: int, state: str) -> None:
     made = book(api)
     api.clock.advance(moment - START)
     answer = api.track("POST", "/v1/allocate", headers={"X-Reservation-ID": made["reservation_id"]})
     error = assert_error(answer, 409, "RESERVATION_NOT_OPEN")
-    assert error["details"] == {"opens_at": STARTS_AT - 600}
+    assert error["details"] == {"opens_at": STARTS_AT - 600, "state": state}
 
 
 def test_what_a_track_holds_is_answered_with_any_reservation_named(api: Api) -> None:

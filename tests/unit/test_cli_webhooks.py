@@ -158,11 +158,22 @@ def test_a_test_waits_for_its_first_try(
 
 
 @responses.activate
-def test_a_test_that_is_not_tried_in_time_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "later: broker webhook deliveries one"),
+        ({"failing_since": 1}, "the endpoint is down, and one delivery is tried every 30 seconds, the oldest first"),
+        ({"enabled": False}, "the endpoint is disabled. After the repair: broker webhook change one --enable"),
+    ],
+)
+def test_a_test_that_is_not_tried_in_time_says_why_or_where_to_look(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], why: str
+) -> None:
     monkeypatch.setattr(webhooks, "_TEST_WAIT_SEC", 0)
     responses.post(f"{ONE}/test", json=DELIVERY, status=202)
+    responses.get(ONE, json=FOUND | changes)
     result = broker("webhook", "test", "one")
-    assert (result.exit_code, result.stdout) == (1, "not tried yet. Later: broker webhook deliveries one\n")
+    assert (result.exit_code, result.stdout) == (1, f"not tried yet: {why}\n")
 
 
 @responses.activate
@@ -173,7 +184,7 @@ def test_deliveries_are_listed_page_after_page_up_to_the_limit() -> None:
         responses.get(f"{ONE}/deliveries", json=page, match=[query_param_matcher(asked)])
     words = ("webhook", "deliveries", "one", "--state", "exhausted", "--limit", "150")
     heading, *rows = broker(*words).stdout.splitlines()
-    assert heading.split() == ["delivery_id", "state", "tries", "fact_at", "next_try_at", "last_answer"]
+    assert heading.split() == ["delivery_id", "kind", "state", "tries", "fact_at", "next_try_at", "last_answer"]
     assert (len(rows), rows[-1].split()[0]) == (150, "after-next")
     assert len(broker(*words, "--json").stdout.splitlines()) == 150
 

@@ -468,14 +468,21 @@ def test_naming_a_reservation_that_is_unknown_or_of_another_customer_is_an_error
 
 
 @pytest.mark.parametrize(
-    "changes", [{"starts_at": START + 1000, "ends_at": START + 2000}, {"stage": ReservationStage.CANCELLED}]
+    ("changes", "state", "said"),
+    [
+        ({"starts_at": START + 1000, "ends_at": START + 2000}, "scheduled", "opens at 2025-06-15 15:13:20 UTC"),
+        ({"stage": ReservationStage.CANCELLED}, "cancelled", "is over: cancelled"),
+    ],
 )
-def test_naming_a_reservation_that_is_not_open_says_when_it_opens(world: World, changes: dict[str, Any]) -> None:
+def test_naming_a_reservation_that_is_not_open_says_when_it_opens_or_that_it_is_over(
+    world: World, changes: dict[str, Any], state: str, said: str
+) -> None:
     world.pool(4)
     reservation = world.reserve(make_reservation(**changes))
     with pytest.raises(ReservationNotOpen) as error:
         world.allocate("track-1", reservation_id="res-1")
-    assert error.value.details == {"opens_at": reservation.opens_at}
+    assert error.value.details == {"opens_at": reservation.opens_at, "state": state}
+    assert error.value.message == f"reservation 'res-1' {said}"
     assert not world.recorder.of(AllocateEnded)
 
 
