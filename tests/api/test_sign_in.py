@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from broker_api.auth import actor
 from broker_api.runtime import runtime_of
+from broker_common.adapters import oidc_keys
 from broker_common.adapters.oidc_tokens import MAX_TOKEN_BYTES
 from broker_common.core.principals import Actor
 from tests.api.harness import Api, body_of, error_of, make_api, named_token
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 
 INVALID = 'Bearer error="invalid_token"'
 FIRST, SECOND, CURVE, EDWARDS = Key("first"), Key("second"), Key("curve", "ES256"), Key("edwards", "EdDSA")
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests wait until the issuer has answered: on a busy machine that may take longer than they wait in service."""
+    monkeypatch.setattr(oidc_keys, "WAIT_SEC", 60)
 
 
 @pytest.fixture
