@@ -15,7 +15,8 @@ from broker_common.adapters.dynamo_items import TTL
 from broker_common.core import schema
 from broker_common.core.errors import UnreadableRecord
 from broker_common.core.sandbox import DeletionReason
-from broker_common.core.usage import DAY_SEC, UsageLine, day_of, days_between, ended_by, wiped_by
+from broker_common.core.usage import UsageLine, ended_by, wiped_by
+from broker_common.core.utc import DAY_SEC, day_of, days_between
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,6 @@ it in the line.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, assert_never
 
 from broker_common.core.deadline import Backoff, deadline_in
@@ -30,7 +29,7 @@ from broker_common.core.ids import new_id
 from broker_common.core.lease import candidate_of, claim_on
 from broker_common.core.leases import expire
 from broker_common.core.line import Wish
-from broker_common.core.reservation import ReservationState
+from broker_common.core.reservation import not_open
 from broker_common.core.sandbox import Candidate, Claim, Lease
 from broker_common.core.schema import Upgrade
 from broker_common.core.store import Allocated, CandidateGone, ClaimHeld, Contended, PlaceHeld, ReservationShut
@@ -256,14 +255,9 @@ class Allocator:
         named = self._reservations.find(reservation_id)
         if named is None or not named.is_for_customer(customer):
             raise ReservationNotFound(f"there is no reservation {reservation_id!r}")
-        state = named.state_at(self._clock.now())
-        if state is not ReservationState.OPEN:
-            is_over = state in {ReservationState.ENDED, ReservationState.CANCELLED}
-            opens = f"{datetime.fromtimestamp(named.opens_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
-            raise ReservationNotOpen(
-                f"reservation {reservation_id!r} {f'is over: {state}' if is_over else f'opens at {opens}'}",
-                details={"opens_at": named.opens_at, "state": state.value},
-            )
+        now = self._clock.now()
+        if not named.is_open_at(now):
+            raise not_open(named, now=now)
 
     def _held_if_stopped(self, request: AllocateRequest, by: Actor) -> Claim | None:
         """Return the claim of the (track, key) if nothing may be allocated now; None if all is well.

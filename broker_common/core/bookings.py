@@ -22,7 +22,6 @@ from broker_common.core.errors import (
     IdempotencyMismatch,
     InvalidInput,
     ReservationNotFound,
-    ReservationNotOpen,
     StoreUnavailable,
     UpgradeUnfinished,
     VersionMismatch,
@@ -36,6 +35,7 @@ from broker_common.core.reservation import (
     Reservation,
     ReservationStage,
     ReservationState,
+    not_open,
 )
 from broker_common.core.sandbox import ORDER_LIMIT
 from broker_common.core.schema import Upgrade
@@ -298,10 +298,9 @@ class Bookings:
         found = self._find(known, reservation_id)
         if found is None:
             raise ReservationNotFound(f"there is no reservation {reservation_id!r}")
-        if found.state_at(self.now()) in {ReservationState.ENDED, ReservationState.CANCELLED}:
-            raise ReservationNotOpen(
-                f"reservation {reservation_id!r} has ended, or was cancelled", details={"opens_at": found.opens_at}
-            )
+        now = self.now()
+        if found.state_at(now) in {ReservationState.ENDED, ReservationState.CANCELLED}:
+            raise not_open(found, now=now)
         return found
 
     def _at_version(self, known: OpenReservations, reservation_id: str, version: int) -> Reservation:

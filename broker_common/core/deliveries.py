@@ -146,21 +146,17 @@ class Deliverer:
     def _tell(self, endpoints: Sequence[Endpoint], facts: Sequence[Fact | PoolFact]) -> Counter[str]:
         """Tell the facts of one sandbox in order, up to the first that fails. Return how many."""
         counts: Counter[str] = Counter()
-        for fact in facts:
-            error = self._add_deliveries(endpoints, fact, counts)
-            if error is None:
-                counts["facts"] += 1
-            else:
-                sandbox_id = fact.sandbox_id if isinstance(fact, Fact) else None
-                self._recorder.record(ItemFailed(job=Job.DELIVER, sandbox_id=sandbox_id, error=error.message))
-                counts["failed"] += 1
-                break
+        try:
+            for fact in facts:
+                self._tell_fact(endpoints, fact, counts)
+        except BrokerError as error:
+            sandbox_id = facts[0].sandbox_id if isinstance(facts[0], Fact) else None
+            self._recorder.record(ItemFailed(job=Job.DELIVER, sandbox_id=sandbox_id, error=error.message))
+            counts["failed"] += 1
         return counts
 
-    def _add_deliveries(
-        self, endpoints: Sequence[Endpoint], fact: Fact | PoolFact, counts: Counter[str]
-    ) -> BrokerError | None:
-        """Tell a fact to all endpoints, also if one of them makes an error. Return the last error."""
+    def _tell_fact(self, endpoints: Sequence[Endpoint], fact: Fact | PoolFact, counts: Counter[str]) -> None:
+        """Tell a fact to all endpoints, also if one of them makes an error. Raise that in the end."""
         failed: BrokerError | None = None
         for endpoint in endpoints:
             if _is_for(fact, endpoint):
@@ -169,12 +165,10 @@ class Deliverer:
                     counts["deliveries"] += self._store.add_delivery(delivery)
                 except BrokerError as error:
                     failed = error
-        if failed is None:
-            try:
-                self._store.told(fact)
-            except BrokerError as error:
-                failed = error
-        return failed
+        if failed is not None:
+            raise failed
+        self._store.told(fact)
+        counts["facts"] += 1
 
 
 def _is_for(fact: Fact | PoolFact, endpoint: Endpoint) -> bool:

@@ -29,6 +29,7 @@ from broker_common.core.ids import new_id
 from broker_common.core.parallel import for_each
 from broker_common.core.schema import Upgrade
 from broker_common.core.store import Conflict
+from broker_common.core.utc import first_kept
 from broker_common.core.webhook import ALL_KINDS, MAX_ENDPOINTS, TEST_KIND, DeliveryState, Endpoint, Secret
 from broker_common.core.webhook_payload import delivery_of, test_of
 from broker_common.core.webhook_url import find_url_fault
@@ -56,7 +57,6 @@ _SECRET_BYTES = 32
 _REPLAY_PAGE = 100
 _REPLAY_SEC = 10.0
 """After so long a replay ends with a cursor."""
-_DAY_SEC = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,8 +286,7 @@ class Endpoints:
         now = self._clock.now()
         if since > now:
             raise _fault("since", "must not be in the future")
-        # Counted from midnight, as for usage: a time that a command computed is still allowed when it arrives.
-        if cursor is None and since < now - now % _DAY_SEC - self._history_days * _DAY_SEC:
+        if cursor is None and since < first_kept(now, days=self._history_days):
             raise _fault("since", f"must not be longer ago than facts are kept: {self._history_days} days")
         at = _read_cursor(endpoint_id, since, cursor)
         ends_at = self._clock.monotonic() + min(_REPLAY_SEC, time_left(self._clock) / 2)

@@ -7,7 +7,6 @@ the next lease.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from broker_common.core.errors import (
@@ -31,6 +30,7 @@ from broker_common.core.telemetry import (
     MarkEnded,
     MarkOutcome,
 )
+from broker_common.core.utc import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,9 +231,8 @@ class Leases:
                 return Extension(sandbox.sandbox_id, lease, unchanged=True)
             latest = max(lease.allocated_at + longest_sec, lease.expires_at)
             if expires_at > latest:
-                shown = f"{datetime.fromtimestamp(latest, UTC):%Y-%m-%d %H:%M:%S} UTC"
                 raise DurationLimit(
-                    f"the lease on sandbox {sandbox.sandbox_id!r} can last until {shown} at most",
+                    f"the lease on sandbox {sandbox.sandbox_id!r} can last until {shown(latest)} at most",
                     details={"latest_expires_at": latest},
                 )
             longer = extend(sandbox, expires_at=expires_at, by=by, now=self._clock.now())

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from broker_common.core.errors import ReservationNotOpen
+from broker_common.core.utc import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -147,6 +150,17 @@ def place_for(
         and each.reservation_id not in excluded
     ]
     return min(lacking, key=served_first, default=None)
+
+
+def not_open(reservation: Reservation, *, now: int) -> ReservationNotOpen:
+    """Return the error for a reservation that opens later, or is over."""
+    state = reservation.state_at(now)
+    is_over = state in {ReservationState.ENDED, ReservationState.CANCELLED}
+    return ReservationNotOpen(
+        f"reservation {reservation.reservation_id!r}"
+        f" {f'is over: {state}' if is_over else f'opens at {shown(reservation.opens_at)}'}",
+        details={"opens_at": reservation.opens_at, "state": state.value},
+    )
 
 
 def served_first(reservation: Reservation) -> tuple[int, int, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +16,7 @@ from broker_common.core.clock_check import MAX_DIFFERENCE_SEC
 from broker_common.core.errors import InvalidInput
 from broker_common.core.facts import FactKind
 from broker_common.core.sandbox import DeletionReason
+from broker_common.core.utc import day_of, first_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from broker_common.core.facts import Change
     from broker_common.core.ports import Clock
 
-DAY_SEC = 24 * 3600
 MOST_LEASES = 500_000
 """The most leases in one report. It holds 16 bytes for each, and their lengths twice while it sorts them."""
 MOST_ROWS = 10_000
@@ -90,17 +89,6 @@ def wiped_by(change: Change) -> WipedLease | None:
     if before.last_lease is None or before.wipe is None or before.wipe.requested_at is None:
         return None
     return WipedLease(lease_id=before.last_lease.lease_id, ended_at=before.wipe.requested_at, wiped_at=fact.at)
-
-
-def day_of(moment: int) -> str:
-    """Return the day of a time in UTC, as in 2026-11-29."""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")
-
-
-def days_between(since: int, until: int) -> Iterator[str]:
-    """Yield each day that has a part of the time from `since` to before `until`, in order."""
-    for start in range(since - since % DAY_SEC, until, DAY_SEC):
-        yield day_of(start)
 
 
 # -- the report
@@ -206,7 +194,7 @@ class Usage:
             raise _fault("to", f"Must not be in the future: it is {now} now.")
         if since >= until:
             raise _fault("from", "Must be before `to`, which is now if it is left out.")
-        earliest = now - now % DAY_SEC - self._kept_days * DAY_SEC
+        earliest = first_kept(now, days=self._kept_days)
         if since < earliest:
             shown = f"{earliest} ({day_of(earliest)} 00:00 UTC)"
             raise _fault("from", f"Must be {shown} or later: earlier leases are not kept (HISTORY_DAYS).")

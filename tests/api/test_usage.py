@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker_common.core.sandbox import DeletionReason
-from broker_common.core.usage import DAY_SEC, UsageLine
+from broker_common.core.usage import UsageLine
+from broker_common.core.utc import DAY_SEC
 from tests.api.harness import Api, assert_error, body_of, make_api, named_token, refusing
 from tests.fakes import START, make_sandbox
 

@@ -15,7 +15,8 @@ from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.pool import quarantine
 from broker_common.core.sandbox import DeletionReason, Sandbox, Status
 from broker_common.core.store import Conflict
-from broker_common.core.usage import DAY_SEC, UsageLine
+from broker_common.core.usage import UsageLine
+from broker_common.core.utc import DAY_SEC
 from broker_common.core.wipe import begin_attempt, confirm_wipe, retry_deletion
 from tests.contract.suite import add_new, at_once, extending, refused, take
 from tests.fakes import BY, START

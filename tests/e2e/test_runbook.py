@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
@@ -20,6 +20,9 @@ from broker_common.core.policy import RecyclePolicy
 from deploy.dev.processes import ROOT, wait_until
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack, started_when_healthy
 from tests.observability.deployed import rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 RUNBOOK = (ROOT / "deploy" / "RUNBOOK.md").read_text()
 TABLE = "ToRestore"
@@ -89,6 +92,15 @@ def shell(stack: Stack, tmp_path: Path) -> Shell:
     return Shell(stack, tmp_path)
 
 
+@pytest.fixture
+def endpoint_id(stack: Stack) -> Iterator[str]:
+    """Yield the id of a webhook endpoint, which the test may remove."""
+    wanted = {"url": "http://127.0.0.1:9/", "kinds": ["pool.low"]}
+    made: str = stack.as_admin("POST", "/webhooks", json=wanted).json()["endpoint_id"]
+    yield made
+    stack.as_admin("DELETE", f"/webhooks/{made}")
+
+
 def allocate(stack: Stack, track: str) -> dict[str, Any]:
     answer = stack.as_track(track, "POST", "/allocate")
     assert answer.status_code in {200, 201}, answer.text
@@ -135,9 +147,7 @@ def test_the_api_is_asked_by_broker_alone() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_the_commands_of_an_alert_can_be_pasted(stack: Stack, shell: Shell, alert: str) -> None:
-    wanted = {"url": "http://127.0.0.1:9/", "kinds": ["pool.low"]}
-    endpoint_id = stack.as_admin("POST", "/webhooks", json=wanted).json()["endpoint_id"]
+def test_the_commands_of_an_alert_can_be_pasted(stack: Stack, shell: Shell, endpoint_id: str, alert: str) -> None:
     for command in inline(section(alert)):
         if "127.0.0.1:5555" in command:
             continue  # Flower is not in this stack; its address is a literal there
@@ -152,7 +162,6 @@ def test_the_commands_of_an_alert_can_be_pasted(stack: Stack, shell: Shell, aler
         if "pause cleanup" in command:
             stack.as_admin("POST", "/pause", json={"cleanup": False})
             assert wait_until(lambda: stack.run_job("cleanup")["state"] == "succeeded", 10)
-    stack.as_admin("DELETE", f"/webhooks/{endpoint_id}")
 
 
 def test_the_longest_held_lease_is_ended_by_the_id_that_the_list_showed(stack: Stack, shell: Shell) -> None:

@@ -20,19 +20,17 @@ from broker_common.core.lease import end
 from broker_common.core.policy import Policy
 from broker_common.core.sandbox import DeletionReason, Status
 from broker_common.core.usage import (
-    DAY_SEC,
     Grouping,
     Usage,
     UsageLine,
     UsageRow,
     WipedLease,
-    day_of,
-    days_between,
     ended_by,
     percentile,
     summarize,
     wiped_by,
 )
+from broker_common.core.utc import DAY_SEC, day_of, days_between
 from broker_common.core.waiting import Waiting
 from broker_common.core.wipe import begin_attempt, confirm_wipe
 from tests.fakes import BY, START, FakeClock, MemoryStore, add_of, changed, make_reservation, make_sandbox

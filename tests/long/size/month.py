@@ -18,7 +18,8 @@ import requests
 
 from broker_common.adapters.dynamo_usage import encode_line
 from broker_common.core.sandbox import DeletionReason
-from broker_common.core.usage import DAY_SEC, Grouping, UsageLine
+from broker_common.core.usage import Grouping, UsageLine
+from broker_common.core.utc import DAY_SEC
 from deploy.dev.plan import LOOPBACK
 from tests.backends import hide_aws
 from tests.long.bench.servers import ADMIN_TOKEN, DYNAMODB, Servers

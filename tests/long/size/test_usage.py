@@ -13,7 +13,8 @@ import pytest
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_table import create_table
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.core.usage import DAY_SEC, Grouping, Usage, day_of
+from broker_common.core.usage import Grouping, Usage
+from broker_common.core.utc import DAY_SEC, day_of
 from tests.fakes import RecordingRecorder
 from tests.long.size.month import KEPT_DAYS, MONTH_DAYS, load_lines, simulate_month
 
