@@ -17,7 +17,10 @@ from broker_common.adapters.prometheus_files import ProcessesCollector
 from broker_common.adapters.prometheus_recorder import LATENCY_BUCKETS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flask import Flask, Response
+    from prometheus_client.registry import Collector
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "other"
@@ -45,26 +48,31 @@ class _Exporter(PrometheusMetrics):  # type: ignore[misc] # it ships no types
         return encode(chosen).decode(), content_type
 
 
-def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
-    """Count and time every request of `app`, including refused and unknown ones, and serve /metrics.
+def serve_metrics(app: Flask, registry: CollectorRegistry, *, collectors: Iterable[Collector]) -> None:
+    """Serve /metrics with what `collectors` find at each scrape.
 
     With `PROMETHEUS_MULTIPROC_DIR` set, /metrics adds up the counts of all worker processes, including ended ones.
-    Without it, /metrics shows `registry`. Both show the pool's gauges. There are no `process_*` series: each scrape
-    would show another process, and a counter that jumps between processes has no rate.
+    Without it, /metrics shows `registry`. There are no `process_*` series: each scrape would show another process, and
+    a counter that jumps between processes has no rate.
     """
     served = CollectorRegistry(support_collectors_without_names=True)
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         served.register(ProcessesCollector(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     else:
         served.register(registry)
-    here = runtime_of(app)
-    served.register(PoolCollector(here.services.pool_count, here.services.clock))
-    served.register(
-        ReservationCollector(
-            here.services.reservations.current, here.services.clock, max_age=here.settings.pool_gauge_cache_sec
-        )
-    )
+    for collector in collectors:
+        served.register(collector)
     _Exporter(registry, served).init_app(app)
+
+
+def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
+    """Count and time every request of `app`, also refused and unknown ones. Serve this and the pool's gauges."""
+    here = runtime_of(app)
+    pool = PoolCollector(here.services.pool_count, here.services.clock)
+    reservations = ReservationCollector(
+        here.services.reservations.current, here.services.clock, max_age=here.settings.pool_gauge_cache_sec
+    )
+    serve_metrics(app, registry, collectors=(pool, reservations))
     requests = Counter(
         "http_requests_total", "HTTP requests answered", ["method", "endpoint", "status"], registry=registry
     )

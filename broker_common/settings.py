@@ -17,6 +17,7 @@ import redis
 from marshmallow import EXCLUDE, Schema, ValidationError, validate
 from marshmallow import fields as ma
 
+from broker_common.adapters.broker_http import DEFAULT_URL
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.principals import Role
 from broker_common.principals_file import read_principals
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
+_LISTENING = r"[0-9A-Za-z.:\[\]-]+\Z"
 _DAY_SEC, _WEEK_SEC = 24 * 3600, 7 * 24 * 3600
 _YEAR_HOURS = 366 * 24
 _MAX_WORKERS = 256
+_SHORTEST_KEY = 32
 
 
 class Environment(StrEnum):
@@ -46,6 +49,7 @@ class Process(StrEnum):
     API = "api"
     WORKER = "worker"
     BEAT = "beat"
+    CONSOLE = "console"
     TOOL = "tool"
     """A command line, or Flower: needs no tokens and no provider."""
 
@@ -70,6 +74,19 @@ class _Tokens(ma.Field[tuple[Token, ...]]):
             return parse_tokens(str(value), self._role)
         except BadTokenError as error:
             raise ValidationError(str(error)) from error
+
+
+class _SecretKeys(ma.Field[tuple[str, ...]]):
+    """Comma-separated keys, the newest first. An error never contains the value."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:  # noqa: ANN401 - marshmallow's signature
+        keys = tuple(key.strip() for key in str(value).split(",") if key.strip())
+        if not keys or any(len(key) < _SHORTEST_KEY for key in keys):
+            raise ValidationError(
+                f"Each key must have at least {_SHORTEST_KEY} characters: python -c 'import secrets; "
+                "print(secrets.token_urlsafe(48))' makes one."
+            )
+        return keys
 
 
 class _HttpUrl(ma.Field[str]):
@@ -196,7 +213,15 @@ class Settings:
         "broker_roles", r"[!-~]{1,128}\Z", "1 to 128 printable ASCII characters without spaces"
     )
 
-    api_bind: str = _text("0.0.0.0", r"[0-9A-Za-z.:\[\]-]+\Z", "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
+    oidc_client_id: str | None = _text(None, r"[!-~]{1,256}\Z", "1 to 256 printable ASCII characters without spaces")
+    oidc_client_secret: str | None = _text(None, r"[ -~]+\Z", "printable ASCII", secret=True)
+
+    console_bind: str = _text("0.0.0.0", _LISTENING, "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
+    console_port: int = _integer(8081, 1, 65535)
+    console_secret_key: tuple[str, ...] = _var((), _SecretKeys(), secret=True)
+    broker_api_url: str = _var(DEFAULT_URL, _HttpUrl())
+
+    api_bind: str = _text("0.0.0.0", _LISTENING, "a host name or address to listen on")  # noqa: S104 - the same
     api_port: int = _integer(8080, 1, 65535)
     api_base_path: str = _text("/v1", r"(/[A-Za-z0-9._~-]+)+\Z", "a path such as /v1, without a slash at its end")
     api_workers: int = _integer(min(_count_processors(), _MAX_WORKERS), 1, _MAX_WORKERS)
@@ -337,6 +362,8 @@ class Settings:
         problems += self._check_sign_in(given)
         if process is Process.WORKER:
             problems += self._check_provider()
+        if process is Process.CONSOLE:
+            problems += self._check_console()
         if process in {Process.API, Process.WORKER} and self.in_production and "RECYCLE_POLICY" not in given:
             problems.append(
                 "RECYCLE_POLICY: Missing: give reuse, confirm or retire, by what the provider's delete does."
@@ -370,6 +397,14 @@ class Settings:
             problems.append("OIDC_ISSUER: Missing: give it with OIDC_AUDIENCE.")
         elif "OIDC_ROLES_CLAIM" in given:
             problems.append("OIDC_ISSUER: Missing: OIDC_ROLES_CLAIM has no effect without it.")
+        return problems
+
+    def _check_console(self) -> list[str]:
+        problems = []
+        if not self.console_secret_key and self.in_production:
+            problems.append("CONSOLE_SECRET_KEY: Missing: give a random text of at least 32 characters.")
+        if self.oidc_issuer is not None and self.oidc_client_id is None:
+            problems.append("OIDC_CLIENT_ID: Missing: give the console's client id at OIDC_ISSUER.")
         return problems
 
     def _check_token(self, role: Role, problems: list[str]) -> tuple[Token, ...]:

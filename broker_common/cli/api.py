@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-import requests
-
+from broker_common.adapters.broker_http import DEFAULT_URL, BrokerHttp, Refused, Unreachable, quoted
 from broker_common.tokens import split_tokens
 
 if TYPE_CHECKING:
@@ -17,15 +14,12 @@ if TYPE_CHECKING:
 UNREADABLE = "unreadable"
 """What stands for a status where a record cannot be read."""
 TOKEN_VARIABLE = "BROKER_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
-DEFAULT_URL = "http://127.0.0.1:8080/v1"
 _LISTED_BY = {"status", "track_id"}
 """The filters that the API answers from the table, not from its copy of the pool."""
 _LISTED, _FOUND = 100, 1000
 """How many sandboxes a page has at most: from the table, and from the copy."""
 _REMEMBERED = 100_000
 """How many facts a follower remembers; the feed repeats those of its last two minutes."""
-_TIMEOUT_SEC = (5, 65)
-"""To connect, and to answer: bulk calls take up to 30 s, and a proxy may wait for a drained instance."""
 _ADVICE = {
     "UNAUTHORIZED": "is {token} right?",
     "FORBIDDEN": "use a token that has the role",
@@ -88,11 +82,9 @@ class BrokerApi:
     """
 
     def __init__(self, url: str, token: str, source: str = TOKEN_VARIABLE) -> None:
-        self._url = url.rstrip("/")
+        self._http = BrokerHttp(url)
         self._token = token
         self._source = source
-        self._session = requests.Session()
-        self._session.auth = self._authorize
 
     def get(self, path: str, **parameters: str | int | None) -> dict[str, Any]:
         """Return what a call of operators reads; parameters that are None are left out. Raises `ApiError`."""
@@ -206,44 +198,18 @@ class BrokerApi:
                     del known[name]
                 yield None
 
-    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Set the token. As a header of the session it would be replaced by an entry of ~/.netrc."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - requests' own options
-        url = f"{self._url}{path}"
         try:
-            answer = self._session.request(method, url, timeout=_TIMEOUT_SEC, allow_redirects=False, **options)
-            if method == "DELETE" and answer.status_code == HTTPStatus.NO_CONTENT:
-                return {}
-            body = answer.json()
-        except requests.exceptions.JSONDecodeError:
-            raise ApiError(
-                f"{url} answered {answer.status_code} without JSON: is this the broker's API?",
-                may_pass=_may_pass(answer),
-            ) from None
-        except (requests.RequestException, ValueError) as error:  # requests lets some bad addresses end in ValueError
-            raise ApiError(
-                f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?", may_pass=True
-            ) from error
-        # A job's error is a text. An object is a refusal, even if a proxy changed the status to a success.
-        if answer.ok and isinstance(body, dict) and not isinstance(body.get("error"), dict):
-            return body
-        try:
-            fault = body["error"]
-            code, about = fault["code"], f"{answer.status_code} {fault['code']}, request {fault['request_id']}"
-            told = f"{fault['message']} ({about})"
-        except (KeyError, TypeError):
-            raise ApiError(f"{url} answered {answer.status_code}: is this the broker's API?") from None
-        advice = f": {_ADVICE[code].format(token=self._source)}" if code in _ADVICE else ""
-        raise ApiError(f"{told}{advice}", code=code, may_pass=_may_pass(answer))
+            return self._http.call(method, path, token=self._token, **options).body
+        except Unreachable as error:
+            raise ApiError(str(error), may_pass=error.may_pass) from error
+        except Refused as error:
+            about = f"{error.status} {error.code}, request {error.request_id}"
+            advice = f": {_ADVICE[error.code].format(token=self._source)}" if error.code in _ADVICE else ""
+            message = f"{error.message} ({about}){advice}"
+            raise ApiError(message, code=error.code, may_pass=error.may_pass) from error
 
 
 def sandbox_path(sandbox_id: str) -> str:
     """Return the path of a sandbox for the methods of `BrokerApi`; any text is a safe id."""
-    return f"/sandboxes/{quote(sandbox_id, safe='')}"
-
-
-def _may_pass(answer: requests.Response) -> bool:
-    return answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return f"/sandboxes/{quoted(sandbox_id)}"

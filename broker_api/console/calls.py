@@ -1,0 +1,111 @@
+"""The calls that pages make to the API, as the person who is signed in.
+
+`read` serves pages. `act` serves forms: one call, whose outcome the next page says.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask import abort, flash, g, redirect, request, url_for
+
+from broker_api.console.runtime import Person, person, runtime
+from broker_api.tracing import HEADER, request_id
+from broker_common.adapters.broker_http import Answer, Refused, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from werkzeug.wrappers import Response
+
+
+class SignedOut(Exception):
+    """Nobody is signed in, or the API does not accept the person's token any more. The message is for the person."""
+
+
+def known_person() -> Person:
+    """Return who is signed in. Raises `SignedOut`."""
+    found = person()
+    if found is None:
+        raise SignedOut("Sign in to see this page.")
+    return found
+
+
+def read(path: str, **parameters: str | int | None) -> dict[str, Any]:
+    """Return what `GET /admin{path}` answers; parameters that are None are left out.
+
+    While the API is away, the answer is the last known one, and the page says how old it is. Raises `Refused`,
+    `SignedOut`, and `Unreachable` if no answer is known.
+    """
+    given = {name: value for name, value in parameters.items() if value is not None}
+    token = known_person().token
+    try:
+        body = call("GET", path, params=given).body
+    except (Refused, Unreachable) as error:
+        known = runtime().last_known.find(token, path, given) if error.may_pass else None
+        if known is None:
+            raise
+        at, body = known
+        g.known_at = min(at, g.get("known_at", at))
+        g.trouble = _why(error)
+        return body
+    runtime().last_known.keep(token, path, given, body)
+    return body
+
+
+def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any) -> Answer:  # noqa: ANN401 - requests' own options
+    """Make the call `method /admin{path}` as the person. Raises `Refused`, `Unreachable` and `SignedOut`.
+
+    The call has the id of the request to the console, so that log lines and facts name it.
+    """
+    who = known_person()
+    given = {HEADER: request_id()} | dict(headers or {})
+    try:
+        return runtime().broker.call(method, f"/admin{path}", token=who.token, headers=given, **options)
+    except Refused as error:
+        if error.code == "UNAUTHORIZED":
+            raise SignedOut(
+                f"You are signed out, because the broker does not accept your token: {error.message}."
+            ) from error
+        raise
+
+
+def act(said: str, method: str, path: str, **options: Any) -> Answer | None:  # noqa: ANN401 - those of `call`
+    """Make one call that changes something, and let the next page say how it went.
+
+    Returns the answer; None if the broker refused, or did not answer. `said` is the sentence after a success. Raises
+    `SignedOut`.
+    """
+    try:
+        answer = call(method, path, **options)
+    except Refused as error:
+        flash(f"{sentence(error.message)} (request {error.request_id})", "danger")
+        return None
+    except Unreachable as error:
+        flash(f"{sentence(_why(error))} It is not known whether this was done: look before you try again.", "danger")
+        return None
+    flash(f"{sentence(said)} (request {answer.request_id})", "success")
+    return answer
+
+
+def back(endpoint: str, **values: Any) -> Response:  # noqa: ANN401 - values of a path
+    """Return the redirect after a form: to the page that it was on, or to `endpoint`."""
+    came_from = request.form.get("next", "")
+    # A path of this console alone: `//host` and `/\host` lead to another host.
+    is_ours = came_from.startswith("/") and not came_from.startswith(("//", "/\\")) and came_from.isprintable()
+    return redirect(came_from if is_ours else url_for(endpoint, **values), code=303)
+
+
+def need(role: str) -> None:
+    """Answer 403 unless the person may make calls that need `role`. The API checks it again."""
+    if not known_person().may(role):
+        abort(403)
+
+
+def sentence(text: str) -> str:
+    """Return `text` as a sentence: with a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def _why(error: Refused | Unreachable) -> str:
+    return error.message if isinstance(error, Refused) else "the broker's API does not answer"

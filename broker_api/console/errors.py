@@ -1,0 +1,76 @@
+"""What a person reads when a page cannot be shown."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from flask import flash, redirect, render_template, request, session, url_for
+from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped] # it ships no types
+from werkzeug.exceptions import HTTPException
+
+from broker_api.console.calls import SignedOut, sentence
+from broker_common.adapters.broker_http import Refused, Unreachable
+
+if TYPE_CHECKING:
+    from flask import Flask
+    from werkzeug.wrappers import Response
+
+_log = logging.getLogger(__name__)
+
+_OF_STATUS = {
+    403: ("Not allowed", "Your roles do not allow this. Ask an administrator of the broker."),
+    404: ("Not found", "There is no such page. It may be that what it showed is gone."),
+    405: ("Not possible", "This address takes forms only. Use the links at the top."),
+}
+
+
+def register_errors(app: Flask) -> None:
+    """Answer every error by a page that says what to do."""
+    app.register_error_handler(SignedOut, _sign_out)
+    app.register_error_handler(Refused, _refused)
+    app.register_error_handler(Unreachable, _unreachable)
+    app.register_error_handler(CSRFError, _old_form)
+    app.register_error_handler(HTTPException, _of_http)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def page(status: int, title: str, text: str, *, try_again: bool = False) -> tuple[str, int]:
+    """Return a page that says what went wrong."""
+    return render_template("error.html", title=title, text=text, try_again=try_again), status
+
+
+def _sign_out(error: SignedOut) -> Response:
+    session.clear()
+    flash(str(error), "warning")
+    came_from = request.full_path.removesuffix("?") if request.method == "GET" else None
+    return redirect(url_for("signin.show", next=came_from if came_from != "/" else None), code=303)
+
+
+def _refused(error: Refused) -> tuple[str, int]:
+    title = {403: "Not allowed", 404: "Not found"}.get(error.status, "The broker refused this")
+    return page(
+        error.status, title, f"{sentence(error.message)} (request {error.request_id})", try_again=error.may_pass
+    )
+
+
+def _unreachable(_error: Unreachable) -> tuple[str, int]:
+    text = "The broker's API does not answer, and nothing is known from before. This page tries again by itself."
+    return page(503, "The broker does not answer", text, try_again=True)
+
+
+def _old_form(_error: CSRFError) -> tuple[str, int]:
+    return page(400, "This form is too old", "Nothing was changed. Open the page again, and send the form again.")
+
+
+def _of_http(error: HTTPException) -> tuple[str, int]:
+    status = error.code or 500
+    title, text = _OF_STATUS.get(status, (error.name, "The console cannot do this. Nothing was changed."))
+    return page(status, title, text)
+
+
+def _unexpected(_error: Exception) -> tuple[str, int]:
+    _log.exception("page failed")
+    return page(
+        500, "Something is wrong with the console", "The log of the console says more. Try again, or use `broker`."
+    )

@@ -1,0 +1,66 @@
+"""The health checks and metrics of the console."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from flask import Blueprint, Flask, g, request
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from broker_api.console.runtime import runtime
+from broker_api.metrics import serve_metrics
+from broker_common.adapters.prometheus_recorder import LATENCY_BUCKETS
+
+if TYPE_CHECKING:
+    from flask import Response
+
+    from broker_common.core.ports import Clock
+
+blueprint = Blueprint("health", __name__)
+_OTHER = "other"
+_MOST_LABELS = 1024
+
+
+@blueprint.get("/healthz")
+def healthz() -> dict[str, Any]:
+    """Say that the process runs."""
+    return {"status": "healthy", "timestamp": runtime().clock.now()}
+
+
+@blueprint.get("/readyz")
+def readyz() -> dict[str, Any]:
+    """Say that the process can serve pages. It can while the API is away: it shows the last known state."""
+    return {"status": "ready", "timestamp": runtime().clock.now()}
+
+
+def register_metrics(app: Flask, registry: CollectorRegistry, clock: Clock) -> None:
+    """Count and time every page of `app`, and serve /metrics."""
+    serve_metrics(app, registry, collectors=())
+    pages = Counter(
+        "broker_console_requests_total",
+        "Requests that the console answered",
+        ["method", "endpoint", "status"],
+        registry=registry,
+    )
+    latency = Histogram(
+        "broker_console_request_seconds",
+        "Time from a request's arrival at the console to its answer",
+        ["method", "endpoint"],
+        buckets=LATENCY_BUCKETS,
+        registry=registry,
+    )
+    pages_of, latency_of = lru_cache(_MOST_LABELS)(pages.labels), lru_cache(_MOST_LABELS)(latency.labels)
+
+    @app.before_request
+    def begin() -> None:
+        g.started = clock.monotonic()
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        # Labels come from closed sets: a path or method that a caller invents does not become a label.
+        endpoint = request.url_rule.rule if request.url_rule is not None else _OTHER
+        method = request.method if request.method in {"GET", "HEAD", "POST"} else _OTHER
+        pages_of(method, endpoint, response.status_code).inc()
+        latency_of(method, endpoint).observe(clock.monotonic() - g.started)
+        return response

@@ -1,0 +1,1 @@
+"""Pictures as SVG, drawn on the server. Each is made of the numbers that its page also shows as a table."""

@@ -1,0 +1,64 @@
+"""The objects that all requests to the console share, and the person of the current one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from flask import current_app, session
+
+from broker_common.core.principals import Principal, Role
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from broker_api.console.last_known import LastKnown
+    from broker_common.adapters.broker_http import BrokerHttp
+    from broker_common.core.ports import Clock
+    from broker_common.settings import Settings
+
+_EXTENSION = "broker_console"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """The shared objects of one console."""
+
+    settings: Settings
+    broker: BrokerHttp
+    clock: Clock
+    last_known: LastKnown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Who is signed in: the token for the API's calls, and what the API said of it."""
+
+    token: str
+    principal: Principal
+
+    def may(self, role: str) -> bool:
+        """Tell whether the person may make calls that need `role`. The API has the last word."""
+        return self.principal.may(Role(role))
+
+
+def attach(app: Flask, runtime: Runtime) -> None:
+    """Store the runtime of an application."""
+    app.extensions[_EXTENSION] = runtime
+
+
+def runtime() -> Runtime:
+    """Return the runtime of the current request."""
+    return cast("Runtime", current_app.extensions[_EXTENSION])
+
+
+def person() -> Person | None:
+    """Return who is signed in; None if nobody is."""
+    if "token" not in session:
+        return None
+    principal = Principal(
+        name=session["principal"],
+        roles=frozenset(Role(role) for role in session["roles"]),
+        customer=session["customer"],
+    )
+    return Person(token=session["token"], principal=principal)

@@ -1,0 +1,46 @@
+// Renews the parts of a page that are marked by `data-live`, every few seconds, from the page itself.
+import { showTimes } from "./times.js";
+
+const EVERY_MS = 5000;
+
+function isInUse(part) {
+  const focused = document.activeElement;
+  if (part.contains(focused) && focused.matches("input, select, textarea, button, summary")) return true;
+  if (part.querySelector("details.typed[open], input:checked")) return true;
+  const selection = getSelection();
+  return !selection.isCollapsed && part.contains(selection.anchorNode);
+}
+
+async function renew() {
+  const answer = await fetch(location.href, { headers: { "X-Renew": "1" }, redirect: "follow" });
+  // A redirect leads to the page to sign in.
+  if (answer.redirected) return location.assign(answer.url);
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (document.querySelector("[data-reload]") && answer.ok) return location.reload();
+  for (const part of document.querySelectorAll("[data-live]")) {
+    const other = fresh.querySelector(`[data-live="${part.dataset.live}"]`);
+    if (other === null || isInUse(part)) continue;
+    const open = [...part.querySelectorAll("details[open][id]")].map((each) => each.id);
+    for (const id of open) other.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", "");
+    showTimes(other);
+    if (other.innerHTML !== part.innerHTML) part.replaceChildren(...other.childNodes);
+  }
+  if (answer.ok) {
+    document.querySelector("[data-freshness]").replaceWith(fresh.querySelector("[data-freshness]"));
+    showTimes(document.querySelector("[data-freshness]"));
+  }
+}
+
+export function renewPage() {
+  if (document.querySelector("[data-live]") === null) return;
+  const again = async () => {
+    try {
+      if (!document.hidden) await renew();
+    } catch {
+      // The console itself is away. What is shown has its age, and the next try comes.
+      document.querySelector("[data-freshness]").classList.add("text-danger");
+    }
+    setTimeout(again, EVERY_MS);
+  };
+  setTimeout(again, EVERY_MS);
+}

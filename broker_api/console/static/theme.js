@@ -1,0 +1,7 @@
+// Before the page is drawn: dark if the reader chose so, or the system says so.
+(() => {
+  const wanted = () => localStorage.getItem("theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  const set = () => document.documentElement.setAttribute("data-bs-theme", wanted());
+  set();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", set);
+})();

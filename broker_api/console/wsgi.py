@@ -1,0 +1,27 @@
+"""The entry point of the console's WSGI server, loaded after the fork. Only it reads the environment."""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry
+
+from broker_api.console.app import create_console
+from broker_common.adapters.broker_http import BrokerHttp
+from broker_common.adapters.system_clock import SystemClock
+from broker_common.logs import configure_logging
+from broker_common.settings import Process
+from broker_common.startup import read_settings
+
+THREADS = 16
+_TIMEOUT_SEC = (2.0, 35.0)
+"""A person waits. Bulk calls of the API end after 30 s."""
+
+_settings = read_settings(os.environ, process=Process.CONSOLE)
+configure_logging(level=_settings.log_level, fmt=_settings.log_format)
+app = create_console(
+    _settings,
+    BrokerHttp(_settings.broker_api_url, connections=THREADS, timeout_sec=_TIMEOUT_SEC),
+    SystemClock(),
+    registry=CollectorRegistry(),
+)

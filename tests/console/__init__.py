@@ -1,0 +1,1 @@
+"""The console in this process, over a whole API in this process."""

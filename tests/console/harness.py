@@ -1,0 +1,102 @@
+"""A console in this process that calls an API in this process, whose store, queue and clock a test controls."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import BaseAdapter
+from urllib3 import HTTPResponse
+
+from broker_api.console.app import create_console
+from broker_common.adapters.broker_http import BrokerHttp
+from broker_common.settings import Process, Settings
+from tests.api.harness import ADMIN_TOKEN, Api, make_api
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Flask
+    from werkzeug.test import TestResponse
+
+API_URL = "http://broker.test/v1"
+_TOKEN = re.compile(r'name="csrf_token"[^>]*value="([^"]+)"')
+
+
+class ToApi(BaseAdapter):
+    """Hands requests to an API in this process. While `away`, they fail as if nothing listened."""
+
+    def __init__(self, api: Api) -> None:
+        super().__init__()
+        self.away = False
+        self.sent: list[requests.PreparedRequest] = []
+        self._api = api
+
+    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+        if self.away:
+            raise requests.ConnectionError("refused")
+        self.sent.append(request)
+        parts = urlsplit(request.url or "")
+        answer = self._api.app.test_client().open(
+            f"{parts.path}?{parts.query}",
+            method=request.method,
+            headers=list((request.headers or {}).items()),
+            data=request.body,
+        )
+        found = requests.Response()
+        found.status_code = answer.status_code
+        found.headers.update(answer.headers)
+        found.raw = HTTPResponse(body=io.BytesIO(answer.get_data()), preload_content=False)
+        found.url, found.request = request.url or "", request
+        return found
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+@dataclass
+class Console:
+    """A console, and the API behind it. `open` and `send` act as one browser, which keeps its cookies."""
+
+    app: Flask
+    api: Api
+    to_api: ToApi
+
+    def __post_init__(self) -> None:
+        self.browser = self.app.test_client()
+
+    def open(self, path: str, **options: Any) -> TestResponse:
+        """Get a page, without following redirects."""
+        return self.browser.get(path, **options)
+
+    def send(
+        self, path: str, form: Mapping[str, Any] | None = None, *, page: str = "/", **options: Any
+    ) -> TestResponse:
+        """Send a form with the token that `page` has, without following redirects."""
+        found = _TOKEN.search(self.browser.get(page).text)
+        data = {"csrf_token": found.group(1) if found else ""} | dict(form or {})
+        return self.browser.post(path, data=data, **options)
+
+    def sign_in(self, token: str = ADMIN_TOKEN) -> TestResponse:
+        """Sign in by a token."""
+        return self.send("/signin", {"token": token}, page="/signin")
+
+    def said(self) -> str:
+        """Return the text of the overview with the messages that wait for it."""
+        return self.browser.get("/").text
+
+
+def make_console(api: Api | None = None, environ: Mapping[str, str] | None = None) -> Console:
+    """Return a console over `api`, or over a new one."""
+    api = api or make_api()
+    given = {"BROKER_ENV": "development", "BROKER_API_URL": API_URL, "CONSOLE_SECRET_KEY": "k" * 40} | dict(
+        environ or {}
+    )
+    settings = Settings.from_env(given, process=Process.CONSOLE)
+    broker, to_api = BrokerHttp(API_URL), ToApi(api)
+    broker.mount(to_api)
+    return Console(create_console(settings, broker, api.clock), api, to_api)

@@ -1,0 +1,23 @@
+"""What all pages have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_api.console.app import PAGES
+
+if TYPE_CHECKING:
+    from tests.console.harness import Console
+
+
+@pytest.mark.parametrize("endpoint", [endpoint for endpoint, _ in PAGES])
+def test_each_page_of_the_navigation_is_shown_to_who_is_signed_in(console: Console, endpoint: str) -> None:
+    with console.app.test_request_context():
+        path = console.app.url_for(endpoint)
+
+    page = console.open(path)
+
+    assert page.status_code == 200, page.text
+    assert 'aria-current="page"' in page.text
