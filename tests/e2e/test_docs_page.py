@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from tests.backends import installed
+from tests.e2e.browser import running_chromium, watch
 from tests.e2e.stack import TRACK_TOKEN
 
 if TYPE_CHECKING:
@@ -21,19 +21,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    chromium = installed("chromium", package="chromium")
-    with sync_playwright() as playwright:
-        # Its own sandbox needs rights that root in a container has not; the page is ours.
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with running_chromium() as browser:
         yield browser.new_page(viewport={"width": 1280, "height": 1600})
-        browser.close()
 
 
 def test_a_track_s_author_authorizes_runs_allocate_and_sees_a_201(stack: Stack, page: Page) -> None:
-    said: list[str] = []
-    hosts: set[str] = set()
-    page.on("console", lambda message: said.append(message.text))
-    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    seen = watch(page.context)
     page.goto(f"{stack.api_url}/v1/docs")
 
     page.click("button.authorize")
@@ -52,5 +45,5 @@ def test_a_track_s_author_authorizes_runs_allocate_and_sees_a_201(stack: Stack, 
     held: list[dict[str, Any]] = stack.as_admin("GET", "/sandboxes?track_id=of-a-browser").json()["sandboxes"]
     assert [each["status"] for each in held] == ["allocated"]
     expect(answer).to_contain_text(held[0]["sandbox_id"])
-    assert said == [], "a file that is missing, or a script that the page's policy forbids"
-    assert hosts == {urlsplit(stack.api_url).netloc}
+    assert seen.said == [], "a file that is missing, or a script that the page's policy forbids"
+    assert seen.hosts == {urlsplit(stack.api_url).netloc}
