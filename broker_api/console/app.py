@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.console import health, signin
 from broker_api.console.errors import register_errors
+from broker_api.console.facts import register_facts
 from broker_api.console.last_known import LastKnown
 from broker_api.console.pages import events, jobs, line, overview, reservations, sandboxes, usage, webhooks
 from broker_api.console.runtime import Runtime, attach, person
@@ -65,6 +66,7 @@ def create_console(
     register_headers(app, secure=secure)
     register_errors(app)
     register_filters(app)
+    register_facts(app)
     Bootstrap5(app)
     CSRFProtect(app)
     for each in _BLUEPRINTS:

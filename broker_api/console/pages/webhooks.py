@@ -14,3 +14,10 @@ def index() -> str:
     """Show the page."""
     known_person()
     return render_template("pages/webhooks.html")
+
+
+@blueprint.get("/webhooks/<endpoint_id>")
+def show(endpoint_id: str) -> str:
+    """Show one endpoint."""
+    known_person()
+    return render_template("pages/webhooks.html", endpoint_id=endpoint_id)
