@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.console import health, signin
 from broker_api.console.errors import register_errors
-from broker_api.console.facts import fact_text
 from broker_api.console.facts import register_facts
 from broker_api.console.last_known import LastKnown
 from broker_api.console.pages import events, jobs, line, overview, reservations, sandboxes, usage, webhooks
@@ -67,7 +66,6 @@ def create_console(
     register_headers(app, secure=secure)
     register_errors(app)
     register_filters(app)
-    app.add_template_filter(fact_text)
     register_facts(app)
     Bootstrap5(app)
     CSRFProtect(app)

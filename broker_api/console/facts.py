@@ -1,144 +1,138 @@
-"""Facts of sandboxes in words, for every page that shows facts."""
+"""Facts in words: what a page says about each fact of the feed or of a sandbox's history.
+
+A fact is the dictionary that the API answers. A kind or a detail that this release does not know is shown by its name.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from string import Formatter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from broker_api.console.texts import utc
+from broker_api.webhook_description import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-Fact = dict[str, Any]
-"""A fact as the API answers it."""
+    from flask import Flask
+
+_SENTENCES = {
+    "sandbox.added": "A sync found this new sandbox.",
+    "sandbox.updated": "The provider changed the name or an id of the sandbox.",
+    "sandbox.allocated": "A track got the sandbox.",
+    "sandbox.extended": "The lease was extended.",
+    "sandbox.expiring": "The lease ends soon.",
+    "sandbox.marked": "The track gave the sandbox back.",
+    "sandbox.released": "An operator ended the lease.",
+    "sandbox.expired": "The time of the lease was over, and the broker ended it.",
+    "sandbox.wiped": "The provider wiped the sandbox.",
+    "sandbox.wipe_failed": "The wipe failed ({tries} so far). The broker tries again.",
+    "sandbox.needs_attention": "The sandbox needs a person.",
+    "sandbox.available": "The sandbox has rested after its wipe.",
+    "sandbox.reserved": "The sandbox was set aside for a reservation.",
+    "sandbox.unreserved": "The sandbox was returned from a reservation.",
+    "sandbox.retried": "An operator sent the sandbox to be wiped again.",
+    "sandbox.stale": "The sandbox is out of service, because the provider does not list it as active.",
+    "sandbox.restored": "A sync saw the sandbox again.",
+    "sandbox.removed": "The sandbox left the pool.",
+    "sandbox.quarantined": "An operator put the sandbox into quarantine: {reason}",
+    "pool.paused": "An operator paused {operation}.",
+    "pool.resumed": "An operator resumed {operation}.",
+    "pool.low": "Few sandboxes are available: {available} of {in_service} in service. The limit is {low_percent} %.",
+    "pool.recovered": "Enough sandboxes are available again: {available} of {in_service} in service.",
+    "sync.braked": "A sync missed {missing} of {judged} sandboxes, which is too many. It took none out of service.",
+    "reservation.open": "The class {name} begins, and its {count} sandboxes are set aside.",
+    "reservation.short": "The class {name} begins, and lacks {short_by} of its {count} sandboxes.",
+    "reservation.ended": "The class {name} ended. It drew {drawn} of its {count} sandboxes.",
+    "webhook.disabled": "The broker sends nothing more to a webhook: {reason}.",
+}
+"""By kind. In braces: a detail of the fact."""
+_IF = {
+    ("sandbox.updated", "quarantine"): "An operator lifted the quarantine.",
+    ("sandbox.wiped", "accepted_only"): "The provider accepted the wipe, but did not say that it is done.",
+    ("sandbox.stale", "error"): "The sandbox is out of service: {error}.",
+    ("sandbox.removed", "tombstone"): "The last record of the removed sandbox is gone.",
+    (
+        "reservation.ended",
+        "cancelled",
+    ): "The class {name} was cancelled. It had drawn {drawn} of its {count} sandboxes.",
+}
+"""The sentence of a kind whose fact has a certain detail."""
+_LABELS = {
+    "expires_at": ("lease ends", "time"),
+    "expires_at_before": ("it would have ended", "time"),
+    "latest_expires_at": ("can be extended to", "time"),
+    "track_name": ("lab", "lab"),
+    "customer": ("customer", "customer"),
+    "reservation_id": ("reservation", "reservation"),
+    "endpoint_id": ("webhook", "webhook"),
+    "tries": ("failed attempts", "text"),
+    "error": ("error", "text"),
+    "name": ("name before", "text"),
+    "external_id": ("id at the provider before", "text"),
+    "sfdc_account_id": ("Salesforce account before", "text"),
+    "set_aside": ("set aside now", "text"),
+    "pending_deletion": ("waiting to be wiped", "text"),
+    "waiting": ("tracks in line", "text"),
+    "in_service": ("in service", "text"),
+    "low_percent": ("limit in %", "text"),
+    "short_by": ("lacks", "text"),
+}
+"""Details that have another name on pages, or are links or times."""
 
 
-def fact_text(fact: Fact) -> str:
-    """Return what happened as a sentence. A filter of templates.
+class Detail(NamedTuple):
+    """A detail that the sentence of its fact leaves out.
 
-    A kind that is not known here is shown by its name and its details, because the API may be newer than the console.
+    `form` says what the value is: `time`, `lab`, `customer`, `reservation`, `webhook`, or `text`.
     """
-    say = _SENTENCES.get(fact["kind"])
-    if say is not None:
-        return say(fact)
-    details = ", ".join(f"{name}: {value}" for name, value in fact["details"].items())
-    return f"{fact['kind']} ({details})." if details else f"{fact['kind']}."
+
+    label: str
+    form: str
+    value: str | int
 
 
-def _allocated(fact: Fact) -> str:
-    details = fact["details"]
-    lab = f" for the lab {details['track_name']}" if "track_name" in details else ""
-    source = ", from a reservation" if "reservation_id" in details else ""
-    until = f", until {utc(details['expires_at'])}" if "expires_at" in details else ""
-    return f"{_track(fact)} got it{lab}{source}{until}."
+class _Known(dict[str, Any]):
+    """The details of a fact, for a sentence. One that is missing does not break the page."""
+
+    def __missing__(self, name: str) -> str:
+        return f"({name.replace('_', ' ')} unknown)"
 
 
-def _extended(fact: Fact) -> str:
-    before = fact["details"].get("expires_at_before")
-    instead = f" instead of {utc(before)}" if before is not None else ""
-    return f"The lease of {_track(fact)} lasts until {_end(fact)}{instead}."
+def register_facts(app: Flask) -> None:
+    """Give templates the filters `fact_sentence` and `fact_details`. The macros in `facts.html` use them."""
+    app.add_template_filter(fact_sentence)
+    app.add_template_filter(fact_details)
 
 
-def _wiped(fact: Fact) -> str:
-    doubt = " The provider only said that it will." if fact["details"].get("accepted_only") else ""
-    return f"The provider wiped it.{doubt}{_AFTER_WIPE.get(fact['status'], '')}"
+def fact_name(fact: Mapping[str, Any]) -> str:
+    """Return what tells a fact from all others. A reader of the feed drops a fact whose name it has seen."""
+    return fact["fact_id"] or f"{fact['sandbox_id']}:{fact['version']}:{fact['kind']}"
 
 
-def _wipe_failed(fact: Fact) -> str:
-    return f"Try {fact['details'].get('tries', '?')} to wipe it failed: {_error(fact)}."
+def fact_sentence(fact: Mapping[str, Any]) -> str:
+    """Return what happened, as a sentence without links."""
+    return _pattern(fact).format_map(_Known(fact["details"]))
 
 
-def _needs_attention(fact: Fact) -> str:
-    tries = fact["details"].get("tries")
-    after = f", after {tries} failed tries" if tries and tries > 1 else ""
-    return f"It needs a person{after}: {_error(fact)}."
+def fact_details(fact: Mapping[str, Any]) -> list[Detail]:
+    """Return the details that the sentence leaves out."""
+    pattern = _pattern(fact)
+    told = {name for _, name, _, _ in Formatter().parse(pattern)}
+    found = []
+    for name, value in fact["details"].items():
+        is_told = name in told or (fact["kind"], name) in _IF
+        label, form = _LABELS.get(name, (name.replace("_", " "), "text"))
+        if not is_told:
+            found.append(Detail(label, form, value))
+    return found
 
 
-def _stale(fact: Fact) -> str:
-    why = fact["details"].get("error") or "the provider does not list it as active, or another record has its account"
-    return f"It went out of service: {why}."
+def kind_meaning(kind: str) -> str:
+    """Return what a kind of fact means, as the API's description says it; its name if it is not known."""
+    return KINDS[kind].meaning if kind in KINDS else kind
 
 
-def _updated(fact: Fact) -> str:
-    details = fact["details"]
-    if details.get("quarantine") == "lifted":
-        return "The quarantine was lifted: it will go the usual way after its wipe."
-    return f"The provider changed it.{_before(details)}"
-
-
-def _restored(fact: Fact) -> str:
-    then = " It is dirty, so it waits to be wiped." if fact["status"] == "pending_deletion" else ""
-    return f"The provider lists it again.{_before(fact['details'])}{then}"
-
-
-def _removed(fact: Fact) -> str:
-    if fact["details"].get("error"):
-        return f"It was removed from the pool: {_error(fact)}."
-    if fact["details"].get("tombstone"):
-        return "The provider no longer lists it: the record of its removal was removed, too."
-    if fact["status"] == "deleted":
-        return "It was removed from the pool. A tombstone stays, so that a sync does not add it again."
-    return "It was removed from the pool."
-
-
-def _quarantined(fact: Fact) -> str:
-    when = "It was set aside" if fact["status"] == "deletion_failed" else "It will be set aside after its wipe"
-    return f"{when}: {fact['details'].get('reason', 'no reason is kept')}."
-
-
-def _fixed(text: str) -> Callable[[Fact], str]:
-    return lambda _: text
-
-
-def _track(fact: Fact) -> str:
-    return f"Track {fact['track_id']}" if fact["track_id"] else "A track"
-
-
-def _end(fact: Fact) -> str:
-    at = fact["details"].get("expires_at")
-    return utc(at) if at is not None else "a time that is not kept"
-
-
-def _error(fact: Fact) -> str:
-    return str(fact["details"].get("error", "the reason is not kept")).rstrip(".")
-
-
-def _before(details: Mapping[str, Any]) -> str:
-    old = [
-        f" Its {name} was {details[f'{field}_before']}."
-        for field, name in _ACCOUNT.items()
-        if f"{field}_before" in details
-    ]
-    return "".join(old)
-
-
-_ACCOUNT = {"name": "name", "external_id": "external id", "sfdc_account_id": "Salesforce account"}
-_AFTER_WIPE = {
-    "available": " It is available again.",
-    "reserved": " It is set aside for a reservation.",
-    "stale": " It is out of service until a sync sees it.",
-    "pending_deletion": " It rests before it is available again.",
-    "deletion_failed": " It is set aside, as an operator wanted.",
-    "deleted": " It is used once only, so it was removed from the pool.",
-}
-_SENTENCES: Mapping[str, Callable[[Fact], str]] = {
-    "sandbox.added": _fixed("A sync found it at the provider, and added it to the pool."),
-    "sandbox.updated": _updated,
-    "sandbox.allocated": _allocated,
-    "sandbox.extended": _extended,
-    "sandbox.expiring": lambda fact: f"The lease of {_track(fact)} ends soon: at {_end(fact)}.",
-    "sandbox.marked": lambda fact: f"{_track(fact)} gave it back. It waits to be wiped.",
-    "sandbox.released": lambda fact: f"An operator ended the lease of {_track(fact)}. It waits to be wiped.",
-    "sandbox.expired": lambda fact: f"The time of {_track(fact)} was over. It waits to be wiped.",
-    "sandbox.wiped": _wiped,
-    "sandbox.wipe_failed": _wipe_failed,
-    "sandbox.needs_attention": _needs_attention,
-    "sandbox.available": _fixed("Its rest after the wipe is over. It is available."),
-    "sandbox.reserved": _fixed("It was set aside for a reservation."),
-    "sandbox.unreserved": _fixed("It is no longer set aside for a reservation. It is available."),
-    "sandbox.retried": _fixed("An operator sent it to be wiped again."),
-    "sandbox.stale": _stale,
-    "sandbox.restored": _restored,
-    "sandbox.removed": _removed,
-    "sandbox.quarantined": _quarantined,
-}
+def _pattern(fact: Mapping[str, Any]) -> str:
+    kind, details = fact["kind"], fact["details"]
+    special = (text for (of, detail), text in _IF.items() if of == kind and detail in details)
+    return next(special, _SENTENCES.get(kind, f"{kind.replace('_', ' ').replace('.', ': ')}."))
