@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
+_SCOPE = r"[!#-\[\]-~]+"
+"""RFC 6749, section 3.3."""
 _LISTENING = r"[0-9A-Za-z.:\[\]-]+\Z"
 _DAY_SEC, _WEEK_SEC = 24 * 3600, 7 * 24 * 3600
 _YEAR_HOURS = 366 * 24
@@ -212,9 +214,11 @@ class Settings:
     oidc_roles_claim: str = _text(
         "broker_roles", r"[!-~]{1,128}\Z", "1 to 128 printable ASCII characters without spaces"
     )
-
     oidc_client_id: str | None = _text(None, r"[!-~]{1,256}\Z", "1 to 256 printable ASCII characters without spaces")
     oidc_client_secret: str | None = _text(None, r"[ -~]+\Z", "printable ASCII", secret=True)
+    oidc_scopes: str = _text(
+        "openid", rf"(?=(.* )?openid( |\Z)){_SCOPE}( {_SCOPE})*\Z", "scopes separated by one space, one of them openid"
+    )
 
     console_bind: str = _text("0.0.0.0", _LISTENING, "a host name or address to listen on")  # noqa: S104 - a container listens on all its addresses
     console_port: int = _integer(8081, 1, 65535)
@@ -395,8 +399,9 @@ class Settings:
                 problems.append("OIDC_AUDIENCE: Missing: give it with OIDC_ISSUER.")
         elif "OIDC_AUDIENCE" in given:
             problems.append("OIDC_ISSUER: Missing: give it with OIDC_AUDIENCE.")
-        elif "OIDC_ROLES_CLAIM" in given:
-            problems.append("OIDC_ISSUER: Missing: OIDC_ROLES_CLAIM has no effect without it.")
+        else:
+            alone = [name for name in ("OIDC_ROLES_CLAIM", "OIDC_CLIENT_ID") if name in given]
+            problems += [f"OIDC_ISSUER: Missing: {name} has no effect without it." for name in alone]
         return problems
 
     def _check_console(self) -> list[str]:

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 FILE = ROOT / "docs" / "settings.md"
 SETTINGS = frozenset(name.upper() for name in inspect.get_annotations(Settings))
 """The names that the broker's processes parse."""
-_PROCESSES = (Process.API, Process.WORKER, Process.BEAT)
+_PROCESSES = (Process.API, Process.WORKER, Process.BEAT, Process.CONSOLE)
 _SUFFICIENT = {
     "BROKER_API_TOKEN": "sha256:" + "a" * 64,
     "BROKER_ADMIN_TOKEN": "sha256:" + "b" * 64,
     "RECYCLE_POLICY": "reuse",
     "CSP_BASE_URL": "https://csp.example.com",
     "CSP_API_TOKEN": "token",
+    "CONSOLE_SECRET_KEY": "k" * 32,
 }
 """Values for what has no default."""
 
@@ -59,6 +60,15 @@ SECTIONS = {
         "OIDC_ISSUER": "The OpenID Connect issuer whose access tokens (JWTs) the API accepts: see [Sign-in](security.md#sign-in). Exactly as the issuer writes it in `iss`. It must be https; in development it may be http on loopback. Needs `OIDC_AUDIENCE`.",
         "OIDC_AUDIENCE": "What the tokens' `aud` must have: the issuer's name for the broker as an API. Not the id of an application that people sign in to.",
         "OIDC_ROLES_CLAIM": "The claim that holds the roles. Dots lead into it: `realm_access.roles`.",
+        "OIDC_CLIENT_ID": "The console's client id at `OIDC_ISSUER`: see [Sign-in to the console](security.md#sign-in-to-the-console). The console requires it if `OIDC_ISSUER` is set.",
+        "OIDC_CLIENT_SECRET": "The console's secret at the issuer. Without it the console is a public client, which proves by PKCE that it is the one that asked.",
+        "OIDC_SCOPES": "What the console asks the issuer for, separated by spaces. `openid` must be among them. Some issuers choose the audience by a scope.",
+    },
+    "Console": {
+        "CONSOLE_BIND": "The address that the console listens on.",
+        "CONSOLE_PORT": "The port of the console, of its metrics and of its health checks.",
+        "CONSOLE_SECRET_KEY": "The keys that encrypt sessions, separated by commas. Each has at least 32 characters. The first one encrypts, and all of them decrypt. To change it without ending sessions, add the new key in front, and remove the old one 12 hours later. All processes of the console need the same keys. Without it, sessions end with the process.",
+        "BROKER_API_URL": "The API that the console and the command `broker` call, with the base path.",
     },
     "API": {
         "API_BIND": "The address that the API listens on. The metrics of worker and beat listen on it, too.",
@@ -117,7 +127,7 @@ SECTIONS = {
         "WEBHOOK_ALLOWED_HOSTS": "Host names and addresses, separated by commas and without ports, to which webhooks may be sent by http, too, and at addresses that are not public. Without it, only https to public addresses is allowed; in development also loopback. Set it alike for API and workers. [What it protects](security.md#webhooks).",
     },
     "Health and metrics": {
-        "METRICS_PORT": "The port of `/metrics` and `/healthz` of worker and beat. 0 opens no port. The API's metrics are on `API_PORT`.",
+        "METRICS_PORT": "The port of `/metrics` and `/healthz` of worker and beat. 0 opens no port. The API's metrics are on `API_PORT`, and those of the console on `CONSOLE_PORT`.",
         "LIVENESS_LIMIT_SEC": "`/healthz` of worker and beat answers 503 after the process was cut off from Redis, or stuck, for so long. A worker also answers 503 if it took no waiting task for so long although it could.",
         "POOL_GAUGE_CACHE_SEC": "How often one process counts the pool for the gauges on `/metrics`, in seconds. [Metrics](contract.md#6-metrics) says how old they may be. A small value costs: see [Costs](costs.md).",
     },
@@ -168,7 +178,6 @@ OTHERS = {
         "all",
         "With `LOG_FORMAT=text`: colours also outside a terminal ([force-color.org](https://force-color.org)).",
     ),
-    "BROKER_API_URL": ("`http://127.0.0.1:8080/v1`", "`broker`", "The API that the command `broker` calls."),
     "OSV_URL": ("", "`make audit`", "Another database of known vulnerabilities."),
 }
 """Default, reader and meaning of what is read elsewhere than in `settings.py`."""

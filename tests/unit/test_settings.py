@@ -30,6 +30,7 @@ WORKER = {
     "CSP_API_TOKEN": "csp-s3cret-token",
     "RECYCLE_POLICY": "reuse",
 }
+CONSOLE = {"CONSOLE_SECRET_KEY": "k" * 32}
 
 
 def digest(token: str) -> bytes:
@@ -228,7 +229,7 @@ def test_an_address_that_can_be_called_is_kept_as_it_is(value: str) -> None:
 )
 @pytest.mark.parametrize("process", list(Process))
 def test_a_redis_that_cannot_be_called_is_refused_without_telling_it(process: Process, value: str) -> None:
-    (problem,) = problems(API | WORKER | {"REDIS_URL": value}, process)
+    (problem,) = problems(API | WORKER | CONSOLE | {"REDIS_URL": value}, process)
     assert problem.startswith("REDIS_URL: Must be a redis or rediss URL such as ")
     assert "s3cr3t" not in problem
 
@@ -623,3 +624,75 @@ def test_in_development_the_issuer_may_be_on_loopback_without_tls(url: str, is_f
         assert Settings.from_env(environ, process=Process.API).oidc_issuer == url
     else:
         assert problems(environ) == ["OIDC_ISSUER: Must be https; in development it may be http on loopback."]
+
+
+# -- the console
+
+CLIENT = {"OIDC_CLIENT_ID": "broker-console"}
+
+
+def console_with(**changes: str) -> Settings:
+    return Settings.from_env(CONSOLE | changes, process=Process.CONSOLE)
+
+
+def test_a_console_needs_no_token_and_no_provider_only_its_key() -> None:
+    settings = console_with()
+    assert (settings.console_bind, settings.console_port) == ("0.0.0.0", 8081)  # noqa: S104 - the default, not a socket
+    assert settings.console_secret_key == ("k" * 32,)
+    assert settings.broker_api_url == "http://127.0.0.1:8080/v1"
+    assert settings.oidc_scopes == "openid"
+
+
+def test_several_keys_are_several_and_none_is_in_the_text_of_the_settings() -> None:
+    settings = console_with(CONSOLE_SECRET_KEY=f"{'n' * 32}, {'o' * 40}", OIDC_CLIENT_SECRET="of the console")
+    assert settings.console_secret_key == ("n" * 32, "o" * 40)
+    assert settings.oidc_client_secret == "of the console"
+    assert "n" * 32 not in repr(settings)
+    assert "of the console" not in repr(settings)
+
+
+def test_only_development_goes_without_a_key() -> None:
+    assert problems({}, Process.CONSOLE) == [
+        "CONSOLE_SECRET_KEY: Missing: give a random text of at least 32 characters."
+    ]
+    in_development = Settings.from_env({"BROKER_ENV": "development"}, process=Process.CONSOLE)
+    assert in_development.console_secret_key == ()
+
+
+@pytest.mark.parametrize("keys", ["k" * 31, f"{'k' * 32},short", ","])
+def test_a_key_that_can_be_guessed_is_refused_and_not_told(keys: str) -> None:
+    (told,) = problems({"CONSOLE_SECRET_KEY": keys}, Process.CONSOLE)
+    assert told.startswith("CONSOLE_SECRET_KEY: Each key must have at least 32 characters: python -c ")
+    assert "kkk" not in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (SIGN_IN, "OIDC_CLIENT_ID: Missing: give the console's client id at OIDC_ISSUER."),
+        (CLIENT, "OIDC_ISSUER: Missing: OIDC_CLIENT_ID has no effect without it."),
+        *(
+            (
+                SIGN_IN | CLIENT | {"OIDC_SCOPES": scopes},
+                "OIDC_SCOPES: Must be scopes separated by one space, one of them openid.",
+            )
+            for scopes in ("profile", "openidentity", "openid  profile", 'openid "all"')
+        ),
+        ({"CONSOLE_PORT": "0"}, "CONSOLE_PORT: Must be greater than or equal to 1 and less than or equal to 65535."),
+        (
+            {"BROKER_API_URL": "broker.example.com"},
+            "BROKER_API_URL: Must be an http or https URL of a host, without a user, a query or a fragment.",
+        ),
+    ],
+)
+def test_a_mistake_about_the_console_is_told_by_name(changes: dict[str, str], told: str) -> None:
+    assert problems(CONSOLE | changes, Process.CONSOLE) == [told]
+
+
+@pytest.mark.parametrize("scopes", ["openid", "openid api://1f2e/.default", "profile openid"])
+def test_the_console_asks_for_the_scopes_that_it_is_given(scopes: str) -> None:
+    assert console_with(**SIGN_IN, **CLIENT, OIDC_SCOPES=scopes).oidc_scopes == scopes
+
+
+def test_the_api_does_not_need_what_only_the_console_uses() -> None:
+    assert api_with(**SIGN_IN).oidc_client_id is None
