@@ -14,7 +14,7 @@ from broker_api.tracing import HEADER, request_id
 from broker_common.adapters.broker_http import Answer, Refused, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from werkzeug.wrappers import Response
 
@@ -38,18 +38,27 @@ def read(path: str, **parameters: str | int | None) -> dict[str, Any]:
     `SignedOut`, and `Unreachable` if no answer is known.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
+    return remember(path, lambda: call("GET", path, params=given).body, **given)
+
+
+def remember(name: str, ask: Callable[[], dict[str, Any]], /, **parameters: object) -> dict[str, Any]:
+    """Return what `ask` returns: calls whose own parameters change with the time.
+
+    While the API is away, it is the last result for this `name` and these `parameters`, as for `read`. Raises what
+    `ask` raises, and `SignedOut`.
+    """
     token = known_person().token
     try:
-        body = call("GET", path, params=given).body
+        body = ask()
     except (Refused, Unreachable) as error:
-        known = runtime().last_known.find(token, path, given) if error.may_pass else None
+        known = runtime().last_known.find(token, name, parameters) if error.may_pass else None
         if known is None:
             raise
         at, body = known
         g.known_at = min(at, g.get("known_at", at))
         g.trouble = _why(error)
         return body
-    runtime().last_known.keep(token, path, given, body)
+    runtime().last_known.keep(token, name, parameters, body)
     return body
 
 

@@ -1,0 +1,237 @@
+"""The page of events."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+
+from broker_api.console.moments import parse_moment
+from broker_common.core.facts import PoolFact, PoolFactKind
+from broker_common.core.sandbox import Status
+from tests.fakes import START, make_sandbox
+
+if TYPE_CHECKING:
+    from tests.console.harness import Console
+
+EVIL = '"><script>alert(1)</script>'
+
+
+def texts(page: str) -> list[str]:
+    """Return the sentences of the facts on a page, from top to bottom."""
+    return re.findall(r'<span class="fact">([^<]*)</span>', page)
+
+
+def add_facts(console: Console, count: int, *, first_at: int = START, apart: int = 1, **details: Any) -> None:
+    console.api.store.facts.extend(
+        PoolFact(
+            kind=PoolFactKind.PAUSED,
+            fact_id=f"fact-{number}",
+            at=first_at + number * apart,
+            principal="anna",
+            details={"operation": f"op{number}"} | details,
+        )
+        for number in range(count)
+    )
+
+
+def use(console: Console) -> None:
+    """Let track-1 hold sandbox 7 of the lab intro and give it back; then pause the sync."""
+    api = console.api
+    api.store.seed(make_sandbox("7"))
+    api.allocate(X_Request_ID="r-1", X_Instruqt_Track_ID="intro")
+    api.clock.advance(60)
+    api.track("POST", "/v1/sandboxes/7/mark-for-deletion", headers={"X-Request-ID": "r-2"})
+    api.clock.advance(60)
+    api.admin("POST", "/v1/admin/pause", json={"sync": True}, headers={"X-Request-ID": "r-3"})
+    api.clock.advance(60)
+
+
+def test_the_newest_facts_come_first_in_words_with_links_to_all_they_name(console: Console) -> None:
+    use(console)
+
+    page = console.open("/events").text
+
+    assert texts(page) == ["An operator paused sync.", "The track gave the sandbox back.", "A track got the sandbox."]
+    for link in (
+        "/sandboxes/7",
+        "/sandboxes?track_id=track-1",
+        "/sandboxes?track_name=intro",
+        "/usage?by=track_name#lab-intro",
+        "/events?kind=sandbox.allocated",
+    ):
+        assert f'href="{link}"' in page
+    for words in ("r-1", "r-2", "r-3", "lease ends", "waiting to be wiped", "1 min ago"):
+        assert words in page
+
+
+def test_a_page_without_facts_says_what_to_do(console: Console) -> None:
+    console.api.clock.advance(10 * 86400)
+    console.sign_in()
+
+    page = console.open("/events").text
+
+    assert "Nothing happened in this time." in page
+    assert "Choose an earlier time" in page
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("kind=sandbox.marked", ["The track gave the sandbox back."]),
+        ("track_id=track-1", ["The track gave the sandbox back.", "A track got the sandbox."]),
+        ("track_id=nobody", []),
+        (f"since={START + 60}", ["The track gave the sandbox back.", "An operator paused sync."]),
+        ("since=1m", ["An operator paused sync."]),
+        ("since=2025-06-15&kind=pool.paused", ["An operator paused sync."]),
+    ],
+)
+def test_a_filter_leaves_other_facts_out(console: Console, query: str, expected: list[str]) -> None:
+    use(console)
+
+    assert texts(console.open(f"/events?{query}").text) == expected
+
+
+def test_the_form_keeps_what_was_chosen(console: Console) -> None:
+    page = console.open("/events?kind=pool.low&track_id=t-9&since=24h").text
+
+    assert '<option value="pool.low" selected>' in page
+    assert 'value="t-9"' in page
+    assert 'value="24h"' in page
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [("since=yesterday", "this is not a time."), ("kind=pool.painted", "kind"), ("after=nonsense", "after")],
+)
+def test_what_cannot_be_answered_is_said_above_a_form_that_keeps_it(console: Console, query: str, words: str) -> None:
+    page = console.open(f"/events?{query}")
+
+    assert page.status_code == 400
+    alert = re.search(r'role="alert">([^<]+)<', page.text)
+    assert alert is not None
+    assert words in alert[1].lower()
+    assert query.partition("=")[2] in page.text or "after" in query
+
+
+def test_the_feed_is_read_page_by_page_from_a_time_on(console: Console) -> None:
+    add_facts(console, 250)
+    console.api.clock.advance(1000)
+    seen, path = [], f"/events?since={START}"
+    for _ in range(3):
+        page = console.open(path).text
+        seen += texts(page)
+        found = re.search(r'href="([^"]+)">Later facts', page)
+        path = found[1].replace("&amp;", "&") if found else ""
+
+    assert seen == [f"An operator paused op{number}." for number in range(250)]
+    assert not path
+    assert "This is the end" in page
+
+
+def test_the_first_page_finds_the_newest_of_many_facts(console: Console) -> None:
+    add_facts(console, 3000, apart=20)
+    console.api.clock.advance(3000 * 20)
+    console.sign_in()
+
+    page = console.open("/events").text
+
+    assert texts(page) == [f"An operator paused op{number}." for number in range(2999, 2899, -1)]
+
+
+def test_a_filter_looks_through_many_facts_of_other_kinds(console: Console) -> None:
+    use(console)
+    add_facts(console, 3000, first_at=START + 100)
+    console.api.clock.advance(3600)
+
+    assert texts(console.open("/events?kind=sandbox.marked").text) == ["The track gave the sandbox back."]
+    assert texts(console.open(f"/events?kind=sandbox.marked&since={START}").text) == [
+        "The track gave the sandbox back."
+    ]
+
+
+def test_a_flood_of_facts_is_shown_in_part_and_the_page_says_so(console: Console) -> None:
+    add_facts(console, 700, apart=0)
+
+    page = console.open("/events").text
+
+    assert len(texts(page)) == 100
+    assert "some of the newest facts are missing here" in page
+
+
+def test_a_fact_that_the_feed_has_twice_is_shown_once(console: Console) -> None:
+    add_facts(console, 1)
+    console.api.store.facts.extend(list(console.api.store.facts))
+
+    assert texts(console.open("/events").text) == ["An operator paused op0."]
+
+
+def test_planted_names_stay_text(console: Console) -> None:
+    api = console.api
+    api.store.seed(make_sandbox("7"))
+    api.allocate(EVIL, X_Instruqt_Track_ID=EVIL)
+    body = {"reason": EVIL}
+    assert api.admin("POST", "/v1/admin/sandboxes/7/quarantine", json=body).status_code == 200
+
+    page = console.open(f"/events?track_id={quote(EVIL)}&since=1h").text
+
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert len(texts(page)) == 2
+    assert "<script>alert" not in console.open(f"/events?kind={quote(EVIL)}&since={quote(EVIL)}").text
+
+
+def test_what_is_known_stays_on_the_page_while_the_api_is_away(console: Console) -> None:
+    use(console)
+    console.open("/events")
+    console.open("/events?since=1h")
+    console.to_api.away = True
+    console.api.clock.advance(70)
+
+    for path in ("/events", "/events?since=1h"):
+        page = console.open(path)
+        assert page.status_code == 200
+        assert "This is the last known state" in page.text
+        assert len(texts(page.text)) == 3
+
+
+def test_a_removed_sandbox_and_a_fact_of_a_job_are_said_in_words(console: Console) -> None:
+    api = console.api
+    api.store.seed(make_sandbox("7", status=Status.STALE))
+    api.admin("POST", "/v1/admin/bulk-delete?status=stale")
+    api.store.facts.append(PoolFact(kind=PoolFactKind.LOW, fact_id="low", at=START, principal="job:watch", details={}))
+
+    page = console.open("/events").text
+
+    assert "no record any more" in page
+    assert 'href="/jobs">job:watch</a>' in page
+
+
+def test_who_is_not_signed_in_is_sent_to_sign_in(stranger: Console) -> None:
+    assert stranger.open("/events?since=1h").headers["Location"] == "/signin?next=/events?since%3D1h"
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("90m", START - 5400),
+        ("24 h", START - 86400),
+        ("7d", START - 7 * 86400),
+        ("99999d", 0),
+        ("1750000000", 1750000000),
+        ("2025-06-15 08:15", 1749975300),
+        (" 2025-06-15T10:15+02:00 ", 1749975300),
+        ("2025-06-15", 1749945600),
+        ("0001-01-01", 0),
+    ],
+)
+def test_a_time_may_be_written_in_several_ways(text: str, at: int) -> None:
+    assert parse_moment(text, now=START) == at
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2025-13-01", "25:00", "-1h", "1w"])
+def test_another_text_is_not_a_time(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not a time\. Write"):
+        parse_moment(text, now=START)
