@@ -6,7 +6,7 @@
 
 bin := .venv/bin
 python := $(bin)/python
-product := broker_*/*,deploy/gunicorn.conf.py
+product := broker_*/*,deploy/gunicorn*.conf.py
 
 help: ## Show this list | at once |
 	@echo 'Every target but help and clean first installs into .venv if needed (two minutes, network). Times are rough, for two cores.'

@@ -8,3 +8,6 @@ ANSWER_SEC = 20
 """For a client to take an answer. Most answers fit into the socket's buffer, and are gone at once."""
 BULK_DEADLINE_SEC = 30.0
 """For calls that go through many records. An operator makes them and waits."""
+CONSOLE_THREADS = 16
+CONSOLE_CALL_SEC = BULK_DEADLINE_SEC + 5
+"""For the API to answer the console. A person waits for it."""

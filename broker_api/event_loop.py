@@ -4,7 +4,7 @@ gunicorn itself gives a connection to a thread before the request has arrived, a
 few clients that send half a request, or do not read their answers, would hold all threads. Here a thread gets a request
 once it is complete. An answer that its client does not take goes back to the event loop. Each step of a client has one
 deadline, which single bytes do not extend. The number of connections and the memory that they hold are limited. The
-connections that have waited longest make room for new ones.
+connections that have waited longest make room for new ones. A request that gunicorn cannot parse is answered here.
 """
 
 from __future__ import annotations
@@ -20,14 +20,32 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.workers import gthread  # type: ignore[import-untyped] # it ships no types
+from gunicorn import util  # type: ignore[import-untyped] # it ships no types
+from gunicorn.http import errors, wsgi  # type: ignore[import-untyped] # the same
+from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
+from structlog.contextvars import bound_contextvars
 
+from broker_api import browsers
 from broker_api.bounds import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.connections import Connection, Phase, Refused
 from broker_api.request_reader import State
+from broker_api.tracing import HEADER, choose_request_id
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from broker_api.connections import Exchange
+
+# gunicorn would name itself here. The software of the server is not public.
+wsgi.SERVER = "broker"
+
+_STATUS_OF_REFUSAL = {
+    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+}
+"""All other requests that do not parse are answered 400."""
+_OUR_FAULT = (errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
 
 _HANG_UP_SEC = 2
 """Time for the client to hang up first, so that it gets the complete last answer (RFC 9112, section 9.6)."""
@@ -141,6 +159,37 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         for conn in self._waiting:
             if conn.phase in {Phase.IDLE, Phase.HEAD} and not len(conn.reader):
                 conn.deadline = min(conn.deadline, deadline)
+
+    def handle_error(self, _req: Any, client: Exchange, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
+        """Answer a request that does not reach the application, or that the application failed to answer."""
+        request_id = choose_request_id(client.read_header(HEADER))
+        with bound_contextvars(request_id=request_id):
+            if isinstance(exc, errors.ParseException) and not isinstance(exc, _OUR_FAULT):
+                is_ours = isinstance(exc, Refused)
+                status = exc.status if is_ours else _STATUS_OF_REFUSAL.get(type(exc), HTTPStatus.BAD_REQUEST)
+                # The error's text may quote a header that holds a token.
+                why = status.phrase if is_ours else type(exc).__name__
+                self.log.warning("refused a malformed request from %s: %s", addr, why)
+            else:
+                status = HTTPStatus.INTERNAL_SERVER_ERROR
+                self.log.error("unexpected error", exc_info=exc)
+            content_type, body = self.describe_refusal(status, request_id, client.read_header("Accept"))
+        head = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"Server: {wsgi.SERVER}",
+            f"Date: {util.http_date()}",
+            "Connection: close",
+            f"Content-Type: {content_type}",
+            f"Content-Length: {len(body)}",
+            f"{HEADER}: {request_id}",
+            "Vary: Accept",
+            *(f"{name}: {value}" for name, value in browsers.HEADERS.items()),
+        ]
+        client.answer_instead("\r\n".join([*head, "", ""]).encode() + body)
+
+    def describe_refusal(self, status: HTTPStatus, request_id: str, accept: str) -> tuple[str, bytes]:  # noqa: ARG002 - for classes that need `accept`
+        """Return the content type and the body of the answer to a request that does not reach the application."""
+        return "text/plain; charset=utf-8", f"{status.phrase}. Request id: {request_id}\n".encode()
 
     # -- in a thread
 

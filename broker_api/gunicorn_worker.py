@@ -12,38 +12,23 @@ from __future__ import annotations
 import json
 import re
 import signal
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from gunicorn import util  # type: ignore[import-untyped] # it ships no types
-from gunicorn.http import errors, wsgi  # type: ignore[import-untyped] # the same
-from structlog.contextvars import bound_contextvars
+from gunicorn.http import errors  # type: ignore[import-untyped] # it ships no types
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from broker_api import browsers
 from broker_api.caller import CALLER_HEADERS
-from broker_api.connections import Refused
 from broker_api.error_answers import JSON, PROBLEM, Fault, describe, prefers_problem
 from broker_api.event_loop import EventLoop
 from broker_api.holding import IS_CLIENT_THERE
 from broker_api.limits import ARRIVED_AT
 from broker_api.runtime import runtime_of
-from broker_api.tracing import HEADER, choose_request_id
 
 if TYPE_CHECKING:
+    from http import HTTPStatus
+
     from broker_api.connections import Connection, Exchange
-
-# gunicorn would name itself here. The software of the server is not public.
-wsgi.SERVER = "broker"
-
-_STATUS_OF_REFUSAL = {
-    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
-    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
-    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-}
-"""All other requests that do not parse are answered 400."""
-_OUR_FAULT = (errors.ConfigurationProblem, errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
 
 _ONCE_ONLY = frozenset(name.upper() for name in ("Authorization", *CALLER_HEADERS))
 
@@ -134,39 +119,13 @@ class Worker(EventLoop):
             req.force_close()
         return bool(super().handle_request(req, conn))
 
-    def handle_error(self, _req: Any, client: Exchange, addr: Any, exc: BaseException) -> None:  # noqa: ANN401 - gunicorn's signature
-        """Answer a request that does not reach the application, or that the application failed to answer."""
-        request_id = choose_request_id(client.read_header(HEADER))
-        with bound_contextvars(request_id=request_id):
-            if isinstance(exc, errors.ParseException) and not isinstance(exc, _OUR_FAULT):
-                is_ours = isinstance(exc, Refused)
-                status = exc.status if is_ours else _STATUS_OF_REFUSAL.get(type(exc), HTTPStatus.BAD_REQUEST)
-                # The error's text may quote a header that holds a token.
-                why = status.phrase if is_ours else type(exc).__name__
-                self.log.warning("refused a malformed request from %s: %s", addr, why)
-            else:
-                status = HTTPStatus.INTERNAL_SERVER_ERROR
-                self.log.error("unexpected error", exc_info=exc)
-            client.answer_instead(self._refusal(status, request_id, client.read_header("Accept")))
-
-    def _refusal(self, status: HTTPStatus, request_id: str, accept: str) -> bytes:
+    def describe_refusal(self, status: HTTPStatus, request_id: str, accept: str) -> tuple[str, bytes]:
+        """Return the content type and the body in the shape of every other error."""
         code, message = describe(status)
         fault = Fault(status=status, code=code, message=message, request_id=request_id)
-        is_problem = prefers_problem(parse_accept_header(accept, MIMEAccept))
-        content = fault.as_problem(runtime_of(self.wsgi).settings.api_base_path) if is_problem else fault.as_json()
-        body = json.dumps(content).encode()
-        head = [
-            f"HTTP/1.1 {status.value} {status.phrase}",
-            f"Server: {wsgi.SERVER}",
-            f"Date: {util.http_date()}",
-            "Connection: close",
-            f"Content-Type: {PROBLEM if is_problem else JSON}",
-            f"Content-Length: {len(body)}",
-            f"{HEADER}: {request_id}",
-            "Vary: Accept",
-            *(f"{name}: {value}" for name, value in browsers.HEADERS.items()),
-        ]
-        return "\r\n".join([*head, "", ""]).encode() + body
+        if prefers_problem(parse_accept_header(accept, MIMEAccept)):
+            return PROBLEM, json.dumps(fault.as_problem(runtime_of(self.wsgi).settings.api_base_path)).encode()
+        return JSON, json.dumps(fault.as_json()).encode()
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:  # noqa: ANN401 - gunicorn's signature
         try:

@@ -7,6 +7,7 @@ usage() {
     cat >&2 <<'END'
 Commands:
   api                          serve the HTTP API
+  console                      serve the web pages for people, which call the API
   worker-jobs [OPTIONS]        run jobs, in two processes; OPTIONS are Celery's
   worker-deletions [OPTIONS]   wipe sandboxes, in CSP_MAX_CONCURRENCY threads of one process
   worker-webhooks [OPTIONS]    send webhooks, in 20 threads of one process
@@ -37,6 +38,10 @@ case $command in
 api)
     answers_at "${API_PORT:-8080}/healthz"
     exec gunicorn -c deploy/gunicorn.conf.py broker_api.wsgi:app "$@"
+    ;;
+console)
+    answers_at "${CONSOLE_PORT:-8081}/healthz"
+    exec gunicorn -c deploy/gunicorn-console.conf.py broker_api.console.wsgi:app "$@"
     ;;
 worker-jobs)
     run_worker -Q jobs -c 2 "$@"

@@ -19,54 +19,23 @@ from typing import Any
 # prometheus_client reads this variable when it is imported, and the imports below import it.
 _makes_metrics_dir = not os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "")
 
-from gunicorn import glogging  # type: ignore[import-untyped] # noqa: E402 - after the variable is set; it ships no types
-
-from broker_api.bounds import BULK_DEADLINE_SEC  # noqa: E402 - the same
+from broker_api.bounds import BULK_DEADLINE_SEC  # noqa: E402 - after the variable is set
 from broker_api.gunicorn_worker import Worker  # noqa: E402 - the same
+from broker_api.serving import common_settings  # noqa: E402 - the same
 from broker_common.adapters.prometheus_files import forget_process  # noqa: E402 - the same
-from broker_common.logs import configure_logging  # noqa: E402 - the same
 from broker_common.settings import Process  # noqa: E402 - the same
 from broker_common.startup import check_table, read_settings  # noqa: E402 - the same
 
 _settings = read_settings(os.environ, process=Process.API)
 
-
-class Logger(glogging.Logger):  # type: ignore[misc] # gunicorn ships no types
-    """gunicorn's logger, in the log format of the broker."""
-
-    def setup(self, cfg: Any) -> None:  # noqa: ANN401 - gunicorn's configuration
-        """Send gunicorn's lines to the log handler of the process."""
-        super().setup(cfg)
-        configure_logging(level=_settings.log_level, fmt=_settings.log_format)
-
-
+globals().update(common_settings(_settings))
 bind = f"{_settings.api_bind}:{_settings.api_port}"
 workers = _settings.api_workers
 worker_class = Worker
 threads = _settings.api_threads
-# Longer than load balancers keep an idle connection (60 s is common), so that they close it, not the API.
-keepalive = 75
 # From SIGTERM to SIGKILL: the drain, then the longest call that may be running. In this time, a track's call may also
 # wait for a thread.
 graceful_timeout = math.ceil(_settings.shutdown_drain_sec + max(_settings.request_deadline_sec, BULK_DEADLINE_SEC) + 5)
-# For each process. It is less if the limit of file descriptors does not allow so many.
-worker_connections = 1000
-# Answers are built in memory, and the event loop sends them.
-sendfile = False
-limit_request_line = 4094
-limit_request_fields = 64
-limit_request_field_size = 8190
-# Gunicorn does not take the caller's address or the path from headers of any sender. With a header `SCRIPT_NAME` a
-# caller could get around a proxy's rules. The application itself reads what trusted proxies add (TRUSTED_PROXIES).
-forwarded_allow_ips = ""
-forwarder_headers = ""
-secure_scheme_headers: dict[str, str] = {}
-# In WSGI a header with an underscore has the same name as one with a hyphen.
-header_map = "drop"
-logger_class = Logger
-loglevel = _settings.log_level.lower()
-# Otherwise gunicorn makes a socket in the home directory.
-control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's arbiter

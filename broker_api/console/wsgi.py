@@ -6,6 +6,7 @@ import os
 
 from prometheus_client import CollectorRegistry
 
+from broker_api.bounds import CONSOLE_CALL_SEC, CONSOLE_THREADS
 from broker_api.console.app import create_console
 from broker_common.adapters.broker_http import BrokerHttp
 from broker_common.adapters.system_clock import SystemClock
@@ -13,15 +14,14 @@ from broker_common.logs import configure_logging
 from broker_common.settings import Process
 from broker_common.startup import read_settings
 
-THREADS = 16
-_TIMEOUT_SEC = (2.0, 35.0)
-"""A person waits. Bulk calls of the API end after 30 s."""
+_CONNECT_SEC = 2.0
+"""A person waits."""
 
 _settings = read_settings(os.environ, process=Process.CONSOLE)
 configure_logging(level=_settings.log_level, fmt=_settings.log_format)
 app = create_console(
     _settings,
-    BrokerHttp(_settings.broker_api_url, connections=THREADS, timeout_sec=_TIMEOUT_SEC),
+    BrokerHttp(_settings.broker_api_url, connections=CONSOLE_THREADS, timeout_sec=(_CONNECT_SEC, CONSOLE_CALL_SEC)),
     SystemClock(),
     registry=CollectorRegistry(),
 )

@@ -5,6 +5,8 @@
   profile in the environment do not choose AWS: they are hidden from all processes.
 - `METRICS_PORT` is that of the worker for jobs. The workers for deletions and for webhooks, and beat, have
   `DELETIONS_METRICS_PORT`, `WEBHOOKS_METRICS_PORT` and `BEAT_METRICS_PORT`, since all share one environment here.
+- The console calls the API of this run: `BROKER_API_URL` is only for the command `broker`. Without
+  `CONSOLE_SECRET_KEY`, sessions end with the run.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ DEFAULTS = {
     "API_BIND": LOOPBACK,
     "API_PORT": "8080",
     "API_WORKERS": "2",
+    "CONSOLE_BIND": LOOPBACK,
+    "CONSOLE_PORT": "8081",
     "METRICS_PORT": "9101",
     "DELETIONS_METRICS_PORT": "9103",
     "WEBHOOKS_METRICS_PORT": "9104",
@@ -45,6 +49,7 @@ DEFAULTS = {
 _PORT = (1, 65535)
 _NUMBERS = {
     "API_PORT": _PORT,
+    "CONSOLE_PORT": _PORT,
     "METRICS_PORT": _PORT,
     "DELETIONS_METRICS_PORT": _PORT,
     "WEBHOOKS_METRICS_PORT": _PORT,
@@ -66,7 +71,7 @@ class Plan:
     given: frozenset[str]
     """The names of the variables that the caller has set."""
     settings: Settings
-    """The worker's settings. All fields that are used here are the same for the API and beat."""
+    """The worker's settings. All fields that are used here are the same for all processes."""
     embeds_dynamodb: bool
     embeds_redis: bool
     embeds_csp: bool
@@ -84,8 +89,12 @@ class Plan:
 
     def url(self, port: str) -> str:
         """Return the URL of the API, or of the metrics of a worker or beat, by the variable of its port."""
-        host = self.settings.api_bind
-        return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{self.env[port]}"  # noqa: S104 - compared, not bound
+        return _url(self.settings.api_bind, self.env[port])
+
+    @property
+    def console_url(self) -> str:
+        """The URL of the console on this machine."""
+        return _url(self.settings.console_bind, self.env["CONSOLE_PORT"])
 
     @property
     def flower_url(self) -> str:
@@ -104,7 +113,7 @@ def make_plan(environ: Mapping[str, str]) -> Plan:
     embeds_dynamodb = env["DYNAMODB"] == "embedded" and "DDB_ENDPOINT_URL" not in given
     _point_at_parts(env, embeds_dynamodb=embeds_dynamodb)
     settings = None
-    for process in (Process.API, Process.BEAT, Process.WORKER):
+    for process in (Process.API, Process.CONSOLE, Process.BEAT, Process.WORKER):
         try:
             settings = Settings.from_env(env, process=process)
         except SettingsError as error:
@@ -151,6 +160,12 @@ def _point_at_parts(env: dict[str, str], *, embeds_dynamodb: bool) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         env[name] = ",".join(filter(None, [env.get(name), LOOPBACK, "localhost"]))
     env["PYTHONUNBUFFERED"] = "1"
+    # So that sessions outlast the console's process, which is started again when it ends.
+    env.setdefault("CONSOLE_SECRET_KEY", secrets.token_urlsafe(32))
+
+
+def _url(host: str, port: str) -> str:
+    return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - compared, not bound
 
 
 def _give_credentials(env: dict[str, str]) -> None:

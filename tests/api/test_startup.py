@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _CELERY = ("celery", "-A", "broker_worker.celery_app")
 COMMANDS = {
     "api": ("gunicorn", "-c", "deploy/gunicorn.conf.py", "broker_api.wsgi:app"),
+    "console": ("gunicorn", "-c", "deploy/gunicorn-console.conf.py", "broker_api.console.wsgi:app"),
     "worker": (*_CELERY, "worker"),
     "beat": (*_CELERY, "beat"),
     "broker": ("broker_common.cli", "table", "create"),

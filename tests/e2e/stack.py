@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,7 @@ class Stack:
     a server that runs already, `API_WORKERS` sets the API's processes, `POOL` the provider's accounts, `MOCK_CSP_…`
     the provider's behaviour. No sync has run when the stack is up: `run_job("sync")`. `services` says which processes
     the broker has; the one that answers at `API_PORT` must be among them. Those named in `later` wait for `start`.
+    Flower and the console are left out, unless they are asked for.
     """
 
     def __init__(
@@ -121,11 +123,13 @@ class Stack:
         settings: Mapping[str, str] | None = None,
         *,
         with_flower: bool = False,
+        with_console: bool = False,
         services: Callable[[Plan, Path], list[Program]] = programs.services,
         later: Collection[str] = (),
     ) -> None:
         names = (
             "API_PORT",
+            "CONSOLE_PORT",
             "FLOWER_PORT",
             "METRICS_PORT",
             "DELETIONS_METRICS_PORT",
@@ -142,12 +146,11 @@ class Stack:
             | {"BROKER_API_TOKEN": TRACK_TOKEN, "BROKER_ADMIN_TOKEN": ADMIN_TOKEN, "LOG_FORMAT": "json", "POOL": "20"}
             | dict(settings or {})
         )
+        left_out = {name for name, is_there in (("flower", with_flower), ("console", with_console)) if not is_there}
         self._lines: defaultdict[str, list[str]] = defaultdict(list)
         self._parts = [self._process(program) for program in programs.parts(self.plan, scratch)]
         self._services = [
-            self._process(program)
-            for program in services(self.plan, scratch)
-            if with_flower or program.name != "flower"
+            self._process(program) for program in services(self.plan, scratch) if program.name not in left_out
         ]
         self._processes = {process.name: process for process in self._parts + self._services}
         self._at_once = [process for process in self._services if process.name not in later]
@@ -159,9 +162,14 @@ class Stack:
         """Where the API answers, without the base path."""
         return self.plan.api_url
 
+    @property
+    def console_url(self) -> str:
+        """Where the console answers, if the stack has one."""
+        return self.plan.console_url
+
     def metrics_of(self, name: str) -> str:
-        """Return what a worker or beat exposes."""
-        url = self._processes[name].program.ready_url.replace("/healthz", "/metrics")
+        """Return what a worker, beat or the console exposes."""
+        url = re.sub("/(healthz|readyz)$", "/metrics", self._processes[name].program.ready_url)
         return requests.get(url, timeout=10).text
 
     @property

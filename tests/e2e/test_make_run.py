@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 
 PORTS = (
     "API_PORT",
+    "CONSOLE_PORT",
     "METRICS_PORT",
     "DELETIONS_METRICS_PORT",
     "WEBHOOKS_METRICS_PORT",
@@ -39,7 +40,10 @@ PORTS = (
     "REDIS_PORT",
     "MOCK_CSP_PORT",
 )
-STOP_ORDER = ["beat", "api", "worker-webhooks", "worker-deletions", "worker-jobs", "flower", "csp", "redis", "dynamodb"]
+STOP_ORDER = [
+    *("beat", "console", "api", "worker-webhooks", "worker-deletions", "worker-jobs", "flower", "csp", "redis"),
+    "dynamodb",
+]
 
 
 class MakeRun:
@@ -220,6 +224,7 @@ def test_the_printed_export_line_is_all_that_broker_check_needs_in_another_shell
         ("worker-jobs", ("celery", "worker", "jobs")),
         ("worker-deletions", ("celery", "worker", "deletions")),
         ("worker-webhooks", ("celery", "worker", "webhooks")),
+        ("console", ("gunicorn", "broker_api.console.wsgi:app")),
         ("beat", ("celery", "beat")),
         ("csp", ()),
     ],

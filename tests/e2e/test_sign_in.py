@@ -31,7 +31,7 @@ def issuer() -> Iterator[Issuer]:
 @pytest.fixture(scope="module")
 def stack(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     # One process, so that one test knows which keys the next request meets.
-    settings = {"OIDC_ISSUER": issuer.url, "OIDC_AUDIENCE": AUDIENCE, "API_WORKERS": "1"}
+    settings = {"OIDC_ISSUER": issuer.url, "OIDC_AUDIENCE": AUDIENCE, "OIDC_CLIENT_ID": "console", "API_WORKERS": "1"}
     with Stack(tmp_path_factory.mktemp("stack"), settings) as running:
         assert wait_until(lambda: running.run_job("sync")["state"] == "succeeded", 30)
         yield running
