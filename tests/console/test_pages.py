@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,3 +22,12 @@ def test_each_page_of_the_navigation_is_shown_to_who_is_signed_in(console: Conso
 
     assert page.status_code == 200, page.text
     assert 'aria-current="page"' in page.text
+
+
+def test_each_file_that_a_page_loads_is_there(console: Console) -> None:
+    page = console.open("/").text
+    paths = re.findall(r'(?:src|href)="(/[^"]+\.(?:css|js|svg))"', page)
+
+    assert len(paths) >= 5
+    for path in paths:
+        assert console.open(path).status_code == 200, path
