@@ -30,4 +30,4 @@ def test_each_file_that_a_page_loads_is_there(console: Console) -> None:
 
     assert len(paths) >= 5
     for path in paths:
-        assert console.open(path).status_code == 200, path
+        assert console.open(path, buffered=True).status_code == 200, path
