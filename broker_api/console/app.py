@@ -16,11 +16,13 @@ from broker_api.console.errors import register_errors
 from broker_api.console.facts import register_facts
 from broker_api.console.last_known import LastKnown
 from broker_api.console.pages import events, jobs, line, overview, reservations, sandboxes, usage, webhooks
+from broker_api.console.pending import PendingSignIns
 from broker_api.console.runtime import Runtime, attach, person
-from broker_api.console.security import register_headers
+from broker_api.console.security import register_arrivals, register_headers
 from broker_api.console.session import EncryptedSessions
 from broker_api.console.texts import register_filters
 from broker_api.tracing import register_tracing, request_id
+from broker_common.adapters.oidc_sign_in import OidcSignIn
 
 if TYPE_CHECKING:
     from broker_common.adapters.broker_http import BrokerHttp
@@ -59,11 +61,20 @@ def create_console(
         WTF_CSRF_TIME_LIMIT=None,
         BOOTSTRAP_SERVE_LOCAL=True,
     )
-    attach(app, Runtime(settings=settings, broker=broker, clock=clock, last_known=LastKnown(clock)))
+    shared = Runtime(
+        settings=settings,
+        broker=broker,
+        clock=clock,
+        last_known=LastKnown(clock),
+        pending=PendingSignIns(keys, clock, secure=secure),
+        sign_in=_sign_in(settings, clock),
+    )
+    attach(app, shared)
     app.session_interface = EncryptedSessions(keys, clock, secure=secure)
     register_tracing(app)
     health.register_metrics(app, registry or CollectorRegistry(), clock)
     register_headers(app, secure=secure)
+    register_arrivals(app)
     register_errors(app)
     register_filters(app)
     register_facts(app)
@@ -85,3 +96,16 @@ def create_console(
 
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     return app
+
+
+def _sign_in(settings: Settings, clock: Clock) -> OidcSignIn | None:
+    if settings.oidc_issuer is None or settings.oidc_client_id is None or settings.oidc_audience is None:
+        return None
+    return OidcSignIn(
+        issuer=settings.oidc_issuer,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret,
+        audience=settings.oidc_audience,
+        scopes=settings.oidc_scopes,
+        clock=clock,
+    )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from flask import abort, flash, g, redirect, request, url_for
 
-from broker_api.console.runtime import Person, person, runtime
+from broker_api.console.people import NO_ROLE, renew_roles
+from broker_api.console.runtime import Person, has_ended, person, runtime
+from broker_api.console.security import is_ours
 from broker_api.tracing import HEADER, request_id
 from broker_common.adapters.broker_http import Answer, Refused, Unreachable
 
@@ -27,7 +29,7 @@ def known_person() -> Person:
     """Return who is signed in. Raises `SignedOut`."""
     found = person()
     if found is None:
-        raise SignedOut("Sign in to see this page.")
+        raise SignedOut("Your sign-in has ended. Sign in again." if has_ended() else "Sign in to see this page.")
     return found
 
 
@@ -76,6 +78,8 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
             raise SignedOut(
                 f"You are signed out, because the broker does not accept your token: {error.message}."
             ) from error
+        if error.code == NO_ROLE:
+            _look_again(who)
         raise
 
 
@@ -100,9 +104,7 @@ def act(said: str, method: str, path: str, **options: Any) -> Answer | None:  # 
 def back(endpoint: str, **values: Any) -> Response:  # noqa: ANN401 - values of a path
     """Return the redirect after a form: to the page that it was on, or to `endpoint`."""
     came_from = request.form.get("next", "")
-    # A path of this console alone: `//host` and `/\host` lead to another host.
-    is_ours = came_from.startswith("/") and not came_from.startswith(("//", "/\\")) and came_from.isprintable()
-    return redirect(came_from if is_ours else url_for(endpoint, **values), code=303)
+    return redirect(came_from if is_ours(came_from) else url_for(endpoint, **values), code=303)
 
 
 def need(role: str) -> None:
@@ -118,3 +120,13 @@ def sentence(text: str) -> str:
 
 def _why(error: Refused | Unreachable) -> str:
     return error.message if isinstance(error, Refused) else "the broker's API does not answer"
+
+
+def _look_again(who: Person) -> None:
+    """Learn that a person has lost a role. Raises `SignedOut` if none is left."""
+    try:
+        has_roles = renew_roles(who)
+    except (Refused, Unreachable):
+        return
+    if not has_roles:
+        raise SignedOut("You are signed out, because your token has no role of an operator any more.")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask import flash, redirect, render_template, request, session, url_for
+from flask import flash, redirect, render_template, request, url_for
 from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped] # it ships no types
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from broker_api.console.calls import SignedOut, sentence
+from broker_api.console.people import end_session
+from broker_api.console.runtime import person
+from broker_api.console.security import this_address
 from broker_common.adapters.broker_http import Refused, Unreachable
 
 if TYPE_CHECKING:
@@ -35,15 +38,16 @@ def register_errors(app: Flask) -> None:
     app.register_error_handler(Exception, _unexpected)
 
 
-def page(status: int, title: str, text: str, *, try_again: bool = False) -> tuple[str, int]:
-    """Return a page that says what went wrong."""
-    return render_template("error.html", title=title, text=text, try_again=try_again), status
+def page(status: int, title: str, text: str, *, try_again: bool = False, again: str | None = None) -> tuple[str, int]:
+    """Return a page that says what went wrong. `again` is the address to sign in, if that is what helps."""
+    return render_template("error.html", title=title, text=text, try_again=try_again, again=again), status
 
 
 def _sign_out(error: SignedOut) -> Response:
-    session.clear()
-    flash(str(error), "warning")
-    came_from = request.full_path.removesuffix("?") if request.method == "GET" else None
+    end_session()
+    is_form = request.method == "POST"
+    flash(f"{error} Nothing was changed." if is_form else str(error), "warning")
+    came_from = None if is_form else this_address()
     return redirect(url_for("signin.show", next=came_from if came_from != "/" else None), code=303)
 
 
@@ -60,13 +64,17 @@ def _unreachable(_error: Unreachable) -> tuple[str, int]:
 
 
 def _old_form(_error: CSRFError) -> tuple[str, int]:
-    return page(400, "This form is too old", "Nothing was changed. Open the page again, and send the form again.")
+    text = "Nothing was changed. Open the page again, and send the form again."
+    return page(400, "This form is too old", text if person() else f"You are not signed in. {text}")
 
 
-def _of_http(error: HTTPException) -> tuple[str, int]:
+def _of_http(error: HTTPException) -> tuple[str, int] | tuple[str, int, dict[str, str]]:
     status = error.code or 500
     title, text = _OF_STATUS.get(status, (error.name, "The console cannot do this. Nothing was changed."))
-    return page(status, title, text)
+    answer = page(status, title, text)
+    if isinstance(error, MethodNotAllowed):
+        return *answer, {"Allow": ", ".join(sorted(error.valid_methods or ()))}
+    return answer
 
 
 def _unexpected(_error: Exception) -> tuple[str, int]:

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, cast
 
 from flask import current_app, session
 
+from broker_api.console.session import Session
 from broker_common.core.principals import Principal, Role
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from broker_api.console.last_known import LastKnown
+    from broker_api.console.pending import PendingSignIns
     from broker_common.adapters.broker_http import BrokerHttp
+    from broker_common.adapters.oidc_sign_in import OidcSignIn
     from broker_common.core.ports import Clock
     from broker_common.settings import Settings
 
@@ -28,6 +31,9 @@ class Runtime:
     broker: BrokerHttp
     clock: Clock
     last_known: LastKnown
+    pending: PendingSignIns
+    sign_in: OidcSignIn | None
+    """None: people sign in by tokens only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +68,8 @@ def person() -> Person | None:
         customer=session["customer"],
     )
     return Person(token=session["token"], principal=principal)
+
+
+def has_ended() -> bool:
+    """Tell whether the person of the current request was signed in, and the time of that is over."""
+    return isinstance(session, Session) and session.has_ended

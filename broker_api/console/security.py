@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from flask import request
+from flask import render_template, request
 
 if TYPE_CHECKING:
     from flask import Flask, Response
@@ -24,7 +25,11 @@ HEADERS = {
 }
 """Source: OWASP, HTTP Headers Cheat Sheet. `data:` is for the icons in Bootstrap's style sheet."""
 _HTTPS_ONLY = "max-age=63072000; includeSubDomains"
-_FILES = ("static", "bootstrap.static")
+FILES = ("static", "bootstrap.static")
+"""The endpoints of files, which are the same for everybody."""
+RETURN = "signin.arrive"
+"""The endpoint to which the issuer sends people back, who come from another site each time."""
+_LONGEST_ADDRESS = 1000
 
 
 def register_headers(app: Flask, *, secure: bool) -> None:
@@ -36,8 +41,43 @@ def register_headers(app: Flask, *, secure: bool) -> None:
             response.headers.setdefault(name, value)
         if secure:
             response.headers["Strict-Transport-Security"] = _HTTPS_ONLY
-        if request.endpoint in _FILES:
-            response.headers["Cache-Control"] = "public, max-age=3600"
-        else:
-            response.headers["Cache-Control"] = "no-store"
+        # A file that is missing may be there after an update.
+        is_file = request.endpoint in FILES and response.status_code in {HTTPStatus.OK, HTTPStatus.NOT_MODIFIED}
+        response.headers["Cache-Control"] = "public, max-age=3600" if is_file else "no-store"
         return response
+
+
+def register_arrivals(app: Flask) -> None:
+    """Let who follows a link from another site, such as a chat, come in signed in.
+
+    The session's cookie is `SameSite=Strict`, so the browser does not send it with such a request. The answer is a page
+    of the console's own that leads to the same address, and that request has the cookie. Nothing is read or written.
+    """
+
+    @app.before_request
+    def lead_on() -> str | None:
+        sent = request.headers
+        is_link = sent.get("Sec-Fetch-Site") == "cross-site" and sent.get("Sec-Fetch-Mode") == "navigate"
+        if not is_link or request.method != "GET" or request.endpoint in {*FILES, RETURN, None}:
+            return None
+        return onward(this_address())
+
+
+def onward(address: str, text: str = "This page leads on by itself.") -> str:
+    """Return a page that leads on to `address`, without a script."""
+    return render_template("onward.html", address=address, text=text)
+
+
+def this_address() -> str:
+    """Return the path and the query of the current request."""
+    return request.full_path.removesuffix("?")
+
+
+def is_ours(address: str) -> bool:
+    r"""Tell whether `address` is a path of this console. `//host` and `/\host` lead to another host."""
+    return (
+        address.startswith("/")
+        and not address.startswith(("//", "/\\"))
+        and address.isprintable()
+        and len(address) <= _LONGEST_ADDRESS
+    )

@@ -1,25 +1,29 @@
-"""Signing in and out."""
+"""Signing in, by a token or at the issuer, and out."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from flask import Blueprint, flash, redirect, render_template, request, session, url_for
+from flask import Blueprint, abort, flash, make_response, redirect, render_template, request, session, url_for
 from wtforms import PasswordField
 from wtforms.validators import InputRequired, Length, Regexp
 
 from broker_api.console.calls import back, sentence
+from broker_api.console.errors import page
 from broker_api.console.forms import Form, trimmed
+from broker_api.console.people import NO_ROLE, ask_who, begin_session, end_session
 from broker_api.console.runtime import person, runtime
-from broker_api.tracing import HEADER, request_id
+from broker_api.console.security import is_ours, onward
+from broker_api.console.session import LONGEST_SEC, LONGEST_TOKEN
 from broker_common.adapters.broker_http import Refused, Unreachable
-from broker_common.core.principals import Role
+from broker_common.adapters.oidc_sign_in import OidcSignIn, SignInFailed
 
 if TYPE_CHECKING:
+    from flask import Response as Page
     from werkzeug.wrappers import Response
 
 blueprint = Blueprint("signin", __name__)
-_LONGEST_TOKEN = 4096
 
 
 class TokenForm(Form):
@@ -29,60 +33,142 @@ class TokenForm(Form):
         "Token",
         validators=[
             InputRequired("Paste your token."),
-            Length(max=_LONGEST_TOKEN, message="This is too long for a token."),
+            Length(max=LONGEST_TOKEN, message="This is too long for a token."),
             Regexp(r"[!-~]+\Z", message="A token has only printable ASCII characters, and no spaces."),
         ],
         filters=[trimmed],
-        render_kw={"autocomplete": "current-password", "autofocus": True},
+        render_kw={"autocomplete": "current-password"},
     )
+
+
+class NotSignedIn(Exception):
+    """The API does not take the person's token. The message is a sentence for them."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @blueprint.route("/signin", methods=["GET", "POST"])
 def show() -> str | Response | tuple[str, int]:
     """Show the page to sign in; take a token."""
     if person() is not None and request.method == "GET":
-        return redirect(url_for("overview.show"))
+        return redirect(_came_from())
     form = TokenForm()
     if request.method == "GET":
-        return render_template("signin.html", form=form)
+        return _show(form)
     if not form.validate():
-        return render_template("signin.html", form=form), 400
-    why_not = sign_in(form.token.data or "")
-    if why_not is None:
-        return back("overview.show")
-    form.token.errors = [why_not]
-    return render_template("signin.html", form=form), 401
-
-
-def sign_in(token: str) -> str | None:
-    """Begin a new session for the owner of `token`. Returns None, or a sentence that says why not."""
+        return _show(form), 400
     try:
-        found = runtime().broker.call("GET", "/admin/whoami", token=token, headers={HEADER: request_id()}).body
+        sign_in(form.token.data or "")
+    except NotSignedIn as error:
+        form.token.errors = [str(error)]
+        return _show(form), error.status
+    return back("overview.show")
+
+
+@blueprint.get("/signin/issuer")
+def begin() -> Response:
+    """Send the person to the issuer."""
+    if person() is not None:
+        return redirect(_came_from())
+    try:
+        address, asked = _issuer().begin(_address_of(".arrive"))
+    except SignInFailed as error:
+        return _not_signed_in(str(error), 503, _came_from())
+    answer = redirect(address, code=303)
+    runtime().pending.keep(answer, asked, _came_from())
+    return answer
+
+
+@blueprint.get("/signin/return")
+def arrive() -> Response:
+    """Sign in who comes back from the issuer.
+
+    If that fails, nothing is written into the session. Otherwise, a link on another site could sign people out: the
+    browser does not send the session with it, but it would take a new one.
+    """
+    kept = runtime().pending.find(request)
+    if kept is None:
+        return _not_signed_in("This sign-in was used already, or took longer than 10 minutes. Sign in again.", 400, "/")
+    asked, came_from = kept
+    try:
+        granted = _issuer().finish(asked, request.args.to_dict(), _address_of(".arrive"))
+        lasts_sec = LONGEST_SEC if granted.lasts_sec is None else granted.lasts_sec
+        sign_in(granted.access_token, lasts_sec=lasts_sec, by_issuer=True)
+    except SignInFailed as error:
+        return _not_signed_in(str(error), 400, came_from)
+    except NotSignedIn as error:
+        return _not_signed_in(str(error), error.status, came_from)
+    # A redirect would count as one from the issuer's site, and would not have the session.
+    answer = make_response(onward(came_from, "You are signed in. This page leads on by itself."))
+    runtime().pending.forget(answer)
+    return answer
+
+
+def sign_in(token: str, *, lasts_sec: float = LONGEST_SEC, by_issuer: bool = False) -> None:
+    """Begin a new session for the owner of `token`. Raises `NotSignedIn`."""
+    if len(token) > LONGEST_TOKEN:
+        text = f"Your token has more than {LONGEST_TOKEN} bytes, for which a cookie has no room. Tell an administrator."
+        raise NotSignedIn(text, 400)
+    try:
+        found = ask_who(token)
     except Refused as error:
-        return sentence(error.message)
-    except Unreachable:
-        return "The broker's API does not answer. Try again in a moment."
-    roles = [role for role in found["roles"] if role != Role.TRACK]
-    if not roles:
-        return "This token is for tracks. The console is for operators."
-    # Nothing of the session before stays, so nobody can know its tokens for forms.
-    session.clear()
-    session.update(
-        token=token,
-        principal=found["principal"],
-        roles=roles,
-        customer=found["customer"],
-        began=runtime().clock.now(),
-    )
-    return None
+        if error.code == NO_ROLE:
+            text = f"Your token is valid, but it has no role of an operator: {error.message}."
+            raise NotSignedIn(text, 403) from error
+        raise NotSignedIn(sentence(error.message), error.status) from error
+    except Unreachable as error:
+        raise NotSignedIn("The broker's API does not answer. Try again in a moment.", 503) from error
+    begin_session(token, found, lasts_sec=lasts_sec, by_issuer=by_issuer)
 
 
 @blueprint.post("/signout")
-def out() -> Response:
-    """End the session."""
-    who = person()
-    if who is not None:
-        runtime().last_known.forget(who.token)
-    session.clear()
+def out() -> str | Response:
+    """End the session, and the one at the issuer."""
+    was_by_issuer = session.get("by_issuer", False)
+    end_session()
+    issuer = runtime().sign_in
+    if was_by_issuer and issuer is not None:
+        address = issuer.end_address(_address_of(".show"))
+        if address is not None:
+            # Not a redirect: the policy for forms allows none to another site.
+            return onward(address, f"You are signed out of the console. Next, {_name(issuer)} signs you out.")
     flash("You are signed out.", "success")
-    return redirect(url_for("signin.show"), code=303)
+    return redirect(url_for(".show"), code=303)
+
+
+def _show(form: TokenForm) -> str:
+    issuer = runtime().sign_in
+    return render_template(
+        "signin.html", form=form, issuer=None if issuer is None else _name(issuer), came_from=_came_from()
+    )
+
+
+def _not_signed_in(text: str, status: int, came_from: str) -> Page:
+    return make_response(page(status, "You are not signed in", text, again=url_for(".show", next=came_from)))
+
+
+def _issuer() -> OidcSignIn:
+    issuer = runtime().sign_in
+    if issuer is None:
+        abort(404)
+    return issuer
+
+
+def _name(issuer: OidcSignIn) -> str:
+    return urlsplit(issuer.issuer).netloc
+
+
+def _came_from() -> str:
+    """Return the page to go to after signing in."""
+    came_from = request.values.get("next", "")
+    return came_from if is_ours(came_from) else url_for("overview.show")
+
+
+def _address_of(endpoint: str) -> str:
+    """Return the whole address of an endpoint, which the issuer knows. Browsers reach it over TLS in production."""
+    if not request.host:
+        abort(400)
+    scheme = "https" if runtime().settings.in_production else "http"
+    return f"{scheme}://{request.host}{url_for(endpoint)}"

@@ -60,24 +60,44 @@ def fetch_keys(issuer: str) -> Keys:
     `IssuerError` after 10 seconds of reading at the latest, plus what connecting takes (3 seconds an address).
     """
     with requests.Session() as session, answer_within(FETCH_SEC):
-        session.trust_env = False
-        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-        session.headers.update(
-            {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "sandbox-broker"}
-        )
-        for scheme in ("https://", "http://"):
-            session.mount(scheme, _BoundedAdapter())
-        told = _get(session, issuer.rstrip("/") + _PATH, "the discovery document")
-        if told.get("issuer") != issuer:
-            raise IssuerError(f"its discovery document is that of {told.get('issuer')!r:.300}, not of OIDC_ISSUER")
-        address = told.get("jwks_uri")
-        if not isinstance(address, str) or not _may_be_asked(address, issuer):
-            raise IssuerError("its discovery document has no jwks_uri with https")
-        found = _get(session, address, "the list of keys").get("keys")
+        bound(session)
+        return read_keys(session, read_metadata(session, issuer), issuer)
+
+
+def bound(session: requests.Session) -> None:
+    """Let `session` keep the limits of `answer_within`, and use no proxy and no password of the environment."""
+    session.trust_env = False
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
+    session.headers.update(
+        {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "sandbox-broker"}
+    )
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, _BoundedAdapter())
+
+
+def read_metadata(session: requests.Session, issuer: str) -> dict[str, Any]:
+    """Return the issuer's discovery document. Raises `IssuerError`."""
+    told = _get(session, issuer.rstrip("/") + _PATH, "the discovery document")
+    if told.get("issuer") != issuer:
+        raise IssuerError(f"its discovery document is that of {told.get('issuer')!r:.300}, not of OIDC_ISSUER")
+    return told
+
+
+def read_keys(session: requests.Session, metadata: Mapping[str, Any], issuer: str) -> Keys:
+    """Return the public keys that the broker can use, at least one. Raises `IssuerError`."""
+    found = _get(session, address_of(metadata, "jwks_uri", issuer), "the list of keys").get("keys")
     keys = tuple(key for entry in (found if isinstance(found, list) else []) if (key := _read_key(entry)) is not None)
     if not keys:
         raise IssuerError("it publishes no key that the broker can use (RS256, ES256, EdDSA)")
     return keys
+
+
+def address_of(metadata: Mapping[str, Any], name: str, issuer: str) -> str:
+    """Return the address that the discovery document has under `name`. Raises `IssuerError` if it is not safe."""
+    address = metadata.get(name)
+    if not isinstance(address, str) or not _may_be_asked(address, issuer):
+        raise IssuerError(f"its discovery document has no {name} with https")
+    return address
 
 
 def _may_be_asked(address: str, issuer: str) -> bool:
