@@ -1,7 +1,9 @@
-// Renews the parts of a page that are marked by `data-live`, every few seconds, from the page itself.
+// Renews the parts of a page that are marked by `data-live`, every few seconds, from the page itself. It does so each
+// second while the page has an element `data-often`, and no more once it has one with `data-final`.
 import { showTimes } from "./times.js";
 
 const EVERY_MS = 5000;
+const OFTEN_MS = 1000;
 
 function isInUse(part) {
   const focused = document.activeElement;
@@ -40,7 +42,11 @@ export function renewPage() {
       // The console itself is away. What is shown has its age, and the next try comes.
       document.querySelector("[data-freshness]").classList.add("text-danger");
     }
-    setTimeout(again, EVERY_MS);
+    plan();
   };
-  setTimeout(again, EVERY_MS);
+  const plan = () => {
+    if (document.querySelector("[data-final]")) return;
+    setTimeout(again, document.querySelector("[data-often]") ? OFTEN_MS : EVERY_MS);
+  };
+  plan();
 }
