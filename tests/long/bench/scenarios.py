@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from broker_common.core.telemetry import StoreOutcome
 from tests.bulk_load import load_records
-from tests.long.bench import cost, flood, line, webhooks, workers
+from tests.long.bench import console, cost, flood, line, webhooks, workers
 from tests.long.bench.bare import Bare
 from tests.long.bench.load import Load, allocations, marks, new_tracks, percentile, request
 from tests.long.bench.parts import PARTS, costs_of
@@ -41,6 +41,7 @@ SHARE_BY_CPU = Goal(0.9, at_least=True)
 P99_TO_P50 = {64: Goal(2.5)}
 OTHER_THAN_CREATED = {256: Goal(0.5)}
 API_MILLISECONDS = Goal(2.0)
+PAGE_MILLISECONDS = Goal(300)
 
 
 class Length(StrEnum):
@@ -646,6 +647,24 @@ def measure_webhooks(bench: Bench) -> None:
     )
 
 
+def measure_console(bench: Bench) -> None:
+    """Read each page of the console of a broker with a large pool."""
+    pool, leases = bench.at_least(10_000), bench.at_least(1_000)
+    found = console.read_pages(bench.servers, bench.generator, pool=pool, leases=leases, views=1 + bench.rounds(20))
+    scenario = f"the console, a pool of {pool}"
+    rows = {}
+    for name, seconds in found.seconds.items():
+        milliseconds = [1000 * each for each in seconds]
+        bench.findings.add(scenario, f"{name}, p95", percentile(milliseconds, 95), "ms", goal=PAGE_MILLISECONDS)
+        rows[name] = {
+            "p50": f"{percentile(milliseconds, 50):.0f} ms",
+            "p95": f"{percentile(milliseconds, 95):.0f} ms",
+            "first view": f"{1000 * found.first_seconds[name]:.0f} ms",
+        }
+    bench.findings.add(scenario, "its memory (PSS)", found.memory / 2**20, "MiB")
+    bench.findings.tables.append(markdown("page of the console", rows))
+
+
 SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "clients": measure_clients,
     "textbook": measure_textbook,
@@ -661,4 +680,5 @@ SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "line": measure_line,
     "class": measure_class,
     "webhooks": measure_webhooks,
+    "console": measure_console,
 }

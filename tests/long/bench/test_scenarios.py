@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("aws_environment", "dynamodb_local_url")
 
-LARGE = ["scaling", "line", "class", "webhooks"]
+LARGE = ["scaling", "line", "class", "webhooks", "console"]
 """The scenarios that start whole brokers, in the order of `SCENARIOS`. They take as long as all others together."""
 
 
