@@ -43,7 +43,10 @@ def page(status: int, title: str, text: str, *, try_again: bool = False, again: 
     return render_template("error.html", title=title, text=text, try_again=try_again, again=again), status
 
 
-def _sign_out(error: SignedOut) -> Response:
+def _sign_out(error: SignedOut) -> Response | tuple[str, int]:
+    if "X-Renew" in request.headers:
+        # The browser opens the page itself next, whose answer ends the session and says why.
+        return page(401, "Signed out", str(error))
     end_session()
     is_form = request.method == "POST"
     flash(f"{error} Nothing was changed." if is_form else str(error), "warning")

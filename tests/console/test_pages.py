@@ -31,3 +31,13 @@ def test_each_file_that_a_page_loads_is_there(console: Console) -> None:
     assert len(paths) >= 5
     for path in paths:
         assert console.open(path, buffered=True).status_code == 200, path
+
+
+def test_a_page_that_renews_itself_leaves_it_to_the_next_visit_to_end_the_session(console: Console) -> None:
+    console.browser = console.app.test_client()
+
+    renewed = console.open("/", headers={"X-Renew": "1"})
+
+    assert renewed.status_code == 401
+    assert "Set-Cookie" not in renewed.headers
+    assert console.open("/").status_code == 303

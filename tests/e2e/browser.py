@@ -14,7 +14,7 @@ from tests.backends import installed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser, BrowserContext, Dialog
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog
 
 _OPTIONS = (
     # Its calls home would fail here, and slow down the start.
@@ -45,7 +45,7 @@ class Watch:
     """What the pages of a browser context did."""
 
     said: list[str] = field(default_factory=list)
-    """Messages of the browser's console: a file that is missing, or what the page's policy forbids, is among them."""
+    """Errors and warnings of the browser's console: a file that is missing, or what the page's policy forbids."""
     hosts: set[str] = field(default_factory=set)
     """The hosts that were asked for something, with their ports."""
     dialogs: list[str] = field(default_factory=list)
@@ -60,7 +60,11 @@ def watch(context: BrowserContext) -> Watch:
         seen.dialogs.append(dialog.message)
         dialog.dismiss()
 
-    context.on("console", lambda message: seen.said.append(message.text))
+    def note(message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            seen.said.append(message.text)
+
+    context.on("console", note)
     context.on("weberror", lambda error: seen.said.append(str(error.error)))
     context.on("request", lambda request: seen.hosts.add(urlsplit(request.url).netloc))
     context.on("dialog", close)

@@ -14,9 +14,9 @@ function isInUse(part) {
 }
 
 async function renew() {
-  const answer = await fetch(location.href, { headers: { "X-Renew": "1" }, redirect: "follow" });
-  // A redirect leads to the page to sign in.
-  if (answer.redirected) return location.assign(answer.url);
+  const answer = await fetch(location.href, { headers: { "X-Renew": "1" } });
+  // Signed out: the page itself leads to where one signs in, and says why.
+  if (answer.status === 401) return location.reload();
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   if (document.querySelector("[data-reload]") && answer.ok) return location.reload();
   for (const part of document.querySelectorAll("[data-live]")) {
