@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -115,10 +115,19 @@ def send_json(handler: Handler, body: Any) -> None:
     handler.answer(200, json.dumps(body).encode(), Content_Type="application/json")
 
 
+SomeIssuer = TypeVar("SomeIssuer", bound=Issuer)
+
+
 @contextmanager
 def running_issuer(certificate: trustme.LeafCert | None = None) -> Iterator[Issuer]:
     """Run an issuer during the context, with TLS if it has a certificate."""
-    issuer = Issuer()
+    with running(Issuer(), certificate) as issuer:
+        yield issuer
+
+
+@contextmanager
+def running(issuer: SomeIssuer, certificate: trustme.LeafCert | None = None) -> Iterator[SomeIssuer]:
+    """Run `issuer` during the context."""
 
     class Answering(Handler):
         def reply(self) -> None:

@@ -83,5 +83,7 @@ def _of_http(error: HTTPException) -> tuple[str, int] | tuple[str, int, dict[str
 def _unexpected(_error: Exception) -> tuple[str, int]:
     _log.exception("page failed")
     return page(
-        500, "Something is wrong with the console", "The log of the console says more. Try again, or use the command broker."
+        500,
+        "Something is wrong with the console",
+        "The log of the console says more. Try again, or use the command broker.",
     )

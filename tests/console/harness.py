@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,17 +29,22 @@ _TOKEN = re.compile(r'name="csrf_token"[^>]*value="([^"]+)"')
 
 
 class ToApi(BaseAdapter):
-    """Hands requests to an API in this process. While `away`, they fail as if nothing listened."""
+    """Hands requests to an API in this process. While `away`, they fail as if nothing listened.
+
+    So they do after `answers_left` answers.
+    """
 
     def __init__(self, api: Api) -> None:
         super().__init__()
         self.away = False
+        self.answers_left = math.inf
         self.sent: list[requests.PreparedRequest] = []
         self._api = api
 
     def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
-        if self.away:
+        if self.away or self.answers_left < 1:
             raise requests.ConnectionError("refused")
+        self.answers_left -= 1
         self.sent.append(request)
         parts = urlsplit(request.url or "")
         answer = self._api.app.test_client().open(
