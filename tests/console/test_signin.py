@@ -137,7 +137,7 @@ def test_while_the_api_is_away_nobody_signs_in_and_the_page_says_so(stranger: Co
     assert (page.status_code, "The broker's API does not answer." in text_of(page)) == (503, True)
 
 
-def test_whoever_guesses_tokens_cannot_lock_others_out(stranger: Console) -> None:
+def test_a_person_who_guesses_tokens_cannot_lock_others_out(stranger: Console) -> None:
     """All attempts come from the console's address. Only those with wrong tokens count for it."""
     stranger.sign_in("wrong-token")
     assert stranger.api.rate_limit.keys[-1] == "address:127.0.0.1"
