@@ -83,6 +83,8 @@ def test_a_page_without_facts_says_what_to_do(console: Console) -> None:
         ("kind=sandbox.marked", ["The track gave the sandbox back."]),
         ("track_id=track-1", ["The track gave the sandbox back.", "A track got the sandbox."]),
         ("track_id=nobody", []),
+        ("track_name=intro", ["A track got the sandbox."]),
+        ("track_name=other", []),
         (f"since={START + 60}", ["The track gave the sandbox back.", "An operator paused sync."]),
         ("since=1m", ["An operator paused sync."]),
         ("since=2025-06-15&kind=pool.paused", ["An operator paused sync."]),
