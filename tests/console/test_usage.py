@@ -56,9 +56,9 @@ def test_leases_are_counted_by_lab_in_words_that_people_read(console: Console) -
     page = console.open("/usage").text
 
     assert table(page) == [
-        ["intro events of intro", "2", "2.0", "1", "0", "1", "30 min", "1 h 30 min", "1", "45 s", "45 s"],
-        ["dns events of dns", "1", "0.2", "0", "1", "0", "15 min", "15 min", "0", *2 * ["\N{EN DASH}"]],
-        ["Total", "3", "2.2", "1", "1", "1", "30 min", "1 h 30 min", "1", "45 s", "45 s"],
+        ["intro events of intro", "2", "2.00", "1", "0", "1", "30 min", "1 h 30 min", "1", "45 s", "45 s"],
+        ["dns events of dns", "1", "0.25", "0", "1", "0", "15 min", "15 min", "0", *2 * ["\N{EN DASH}"]],
+        ["Total", "3", "2.25", "1", "1", "1", "30 min", "1 h 30 min", "1", "45 s", "45 s"],
     ]
     for link in ("/sandboxes?track_name=intro", f"/events?track_name=intro&amp;since={MIDNIGHT - 7 * DAY_SEC}"):
         assert f'href="{link}"' in page

@@ -25,10 +25,10 @@ COLUMNS = (
     ("released", "Released"),
     ("expired", "Expired"),
     ("lease_median_sec", "Lease, median"),
-    ("lease_p95_sec", "Lease, 95 %"),
+    ("lease_p95_sec", "Lease,\N{NO-BREAK SPACE}95\N{NO-BREAK SPACE}%"),
     ("wipes", "Wipes"),
     ("wipe_median_sec", "Wipe, median"),
-    ("wipe_p95_sec", "Wipe, 95 %"),
+    ("wipe_p95_sec", "Wipe,\N{NO-BREAK SPACE}95\N{NO-BREAK SPACE}%"),
 )
 """The fields of a row that have a column, and its title."""
 RANGES_DAYS = (7, 30)
