@@ -1,12 +1,10 @@
-"""Checks before any process starts: each problem is one line on stderr, and the exit code is 2."""
+"""The check of the settings before any process starts: each problem is one line on stderr, and the exit code is 2."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from broker_common.core.errors import LayoutMismatch, StoreMisconfigured, StoreUnavailable
-from broker_common.services import build_store
 from broker_common.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -23,19 +21,6 @@ def read_settings(environ: Mapping[str, str], *, process: Process) -> Settings:
         return Settings.from_env(environ, process=process)
     except SettingsError as error:
         refuse(*error.problems)
-
-
-def check_table(settings: Settings) -> None:
-    """End the process if the table is missing, has another layout, or refuses our credentials.
-
-    A table that cannot be reached does not keep the process from starting.
-    """
-    try:
-        build_store(settings).ping()
-    except (LayoutMismatch, StoreMisconfigured) as error:
-        refuse(error.message)
-    except StoreUnavailable:
-        return
 
 
 def refuse(*problems: str) -> NoReturn:

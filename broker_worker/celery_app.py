@@ -23,7 +23,8 @@ from broker_common.adapters.system_clock import SystemClock
 from broker_common.logs import configure_logging
 from broker_common.services import build_circuit_collector, build_worker_services, connect_redis
 from broker_common.settings import Process
-from broker_common.startup import check_table, read_settings
+from broker_common.startup import read_settings
+from broker_common.table_check import check_table
 from broker_worker.app import create_celery
 from broker_worker.beat import BeatHealth, set_up_beat
 from broker_worker.clock_watch import ClockWatch

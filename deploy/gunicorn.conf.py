@@ -24,7 +24,8 @@ from broker_api.gunicorn_worker import Worker  # noqa: E402 - the same
 from broker_api.serving import common_settings  # noqa: E402 - the same
 from broker_common.adapters.prometheus_files import forget_process  # noqa: E402 - the same
 from broker_common.settings import Process  # noqa: E402 - the same
-from broker_common.startup import check_table, read_settings  # noqa: E402 - the same
+from broker_common.startup import read_settings  # noqa: E402 - the same
+from broker_common.table_check import check_table  # noqa: E402 - the same
 
 _settings = read_settings(os.environ, process=Process.API)
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Flask, g, request
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from broker_api.console.runtime import runtime
 from broker_api.metrics import serve_metrics
@@ -35,8 +35,8 @@ def readyz() -> dict[str, Any]:
 
 
 def register_metrics(app: Flask, registry: CollectorRegistry, clock: Clock) -> None:
-    """Count and time every page of `app`, and serve /metrics."""
-    serve_metrics(app, registry, collectors=())
+    """Count and time every page of `app`, and serve /metrics, with the memory and processor time of the process."""
+    serve_metrics(app, registry, collectors=(ProcessCollector(registry=None),))
     pages = Counter(
         "broker_console_requests_total",
         "Requests that the console answered",

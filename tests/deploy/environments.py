@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PROCESSES = {
     "api": Process.API,
+    "console": Process.CONSOLE,
     "worker-jobs": Process.WORKER,
     "worker-deletions": Process.WORKER,
     "worker-webhooks": Process.WORKER,
@@ -25,6 +26,7 @@ PROCESSES = {
 }
 PORTS = {
     "api": 8080,
+    "console": 8081,
     "worker-jobs": 9101,
     "worker-deletions": 9101,
     "worker-webhooks": 9101,
@@ -62,11 +64,14 @@ def longest_task_sec(environ: Mapping[str, str], queues: Iterable[str]) -> float
     return max(limits[queue] for queue in queues)
 
 
-def graceful_timeout_sec(environ: Mapping[str, str]) -> float:
+GUNICORN = {"api": "deploy/gunicorn.conf.py", "console": "deploy/gunicorn-console.conf.py"}
+"""The configuration of each process that gunicorn serves."""
+
+
+def graceful_timeout_sec(process: str, environ: Mapping[str, str]) -> float:
     """Return how long gunicorn takes to stop at most, as its configuration says with this environment."""
-    return float(
-        output_of("import runpy; print(runpy.run_path('deploy/gunicorn.conf.py')['graceful_timeout'])", environ)
-    )
+    code = f"import runpy; print(runpy.run_path({GUNICORN[process]!r})['graceful_timeout'])"
+    return float(output_of(code, environ))
 
 
 def output_of(code: str, environ: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from broker_common.settings import Process, Settings
 from deploy.dev.processes import ROOT
-from tests.deploy.environments import PORTS, PROCESSES, accepted, graceful_timeout_sec, longest_task_sec
+from tests.deploy.environments import GUNICORN, PORTS, PROCESSES, accepted, graceful_timeout_sec, longest_task_sec
 from tests.http_server import Handler, serving
 
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
@@ -39,7 +39,17 @@ def directories(name: str) -> dict[str, dict[str, str]]:
 
 def test_every_part_of_a_broker_is_there() -> None:
     assert set(SERVICES) == {
-        *("api", "worker-jobs", "worker-deletions", "worker-webhooks", "beat", "flower", "table", "first-sync"),
+        *(
+            "api",
+            "console",
+            "worker-jobs",
+            "worker-deletions",
+            "worker-webhooks",
+            "beat",
+            "flower",
+            "table",
+            "first-sync",
+        ),
         *("dynamodb", "redis", "csp", "prometheus", "grafana"),
     }
 
@@ -49,7 +59,17 @@ def test_a_process_accepts_its_environment(process: str) -> None:
     service = SERVICES[process]
     assert service["command"] == [process]
     settings = accepted(process, service.get("environment", {}))
-    assert settings.redis_url == "redis://redis:6379/0"
+    if process != "console":
+        assert settings.redis_url == "redis://redis:6379/0"
+
+
+def test_the_console_gets_the_address_of_the_api_and_no_access_to_anything_else() -> None:
+    console, api = (accepted(each, SERVICES[each]["environment"]) for each in ("console", "api"))
+    assert SERVICES["console"]["environment"] == {
+        "BROKER_ENV": "development",
+        "BROKER_API_URL": f"http://api:{api.api_port}{api.api_base_path}",
+    }
+    assert SERVICES["console"]["ports"] == [f"127.0.0.1:{console.console_port}:{console.console_port}"]
 
 
 def test_what_prepares_the_table_and_the_pool_has_what_it_reads() -> None:
@@ -76,7 +96,7 @@ def test_a_service_that_waits_for_another_waits_for_what_it_will_say() -> None:
 
 def test_nothing_is_published_but_on_loopback() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(published) == 4
+    assert len(published) == 5
     assert [port for port in published if not port.startswith("127.0.0.1:")] == []
     assert [service for service in SERVICES.values() if "network_mode" in service] == []
 
@@ -155,8 +175,10 @@ def test_every_file_that_is_mounted_is_there() -> None:
 
 
 def test_a_process_has_as_long_to_stop_as_it_may_take() -> None:
-    api = SERVICES["api"]
-    assert int(api["stop_grace_period"].removesuffix("s")) > graceful_timeout_sec(api["environment"])
+    for served in GUNICORN:
+        service = SERVICES[served]
+        limit = graceful_timeout_sec(served, service["environment"])
+        assert int(service["stop_grace_period"].removesuffix("s")) > limit
     for queue in ("deletions", "webhooks"):
         worker = SERVICES[f"worker-{queue}"]
         assert int(worker["stop_grace_period"].removesuffix("s")) > longest_task_sec(worker["environment"], [queue])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.dev.processes import ROOT
-from tests.deploy.environments import A_TOKEN, PORTS, accepted, graceful_timeout_sec, longest_task_sec
+from tests.deploy.environments import A_TOKEN, GUNICORN, PORTS, accepted, graceful_timeout_sec, longest_task_sec
 
 TASKS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "deploy" / "ecs").glob("*.json"))}
 SECRETS = {
@@ -19,6 +19,7 @@ SECRETS = {
     "BROKER_API_TOKEN": A_TOKEN,
     "BROKER_ADMIN_TOKEN": A_TOKEN[::-1],
     "CSP_API_TOKEN": "provider",
+    "CONSOLE_SECRET_KEY": A_TOKEN,
 }
 
 
@@ -49,7 +50,7 @@ def as_cloudformation(value: Any, *, free: bool = False) -> Any:
 
 
 def test_there_is_one_for_each_process_that_serves() -> None:
-    assert set(TASKS) == {"api", "worker-jobs", "worker-deletions", "worker-webhooks", "beat"}
+    assert set(TASKS) == {"api", "console", "worker-jobs", "worker-deletions", "worker-webhooks", "beat"}
 
 
 def test_the_definitions_are_valid(tmp_path: Path) -> None:
@@ -87,11 +88,16 @@ def test_a_container_is_confined_and_can_write_tmp(process: str) -> None:
 
 
 def test_only_what_uses_the_table_has_a_role() -> None:
-    assert {name for name, task in TASKS.items() if "taskRoleArn" in task} == TASKS.keys() - {"beat"}
+    assert {name for name, task in TASKS.items() if "taskRoleArn" in task} == TASKS.keys() - {"beat", "console"}
+
+
+def test_the_console_gets_its_own_secret_alone() -> None:
+    assert [each["name"] for each in container("console")["secrets"]] == ["CONSOLE_SECRET_KEY"]
 
 
 def test_a_process_has_as_long_to_stop_as_it_may_take_within_what_fargate_grants() -> None:
-    assert graceful_timeout_sec(environment("api")) < container("api")["stopTimeout"] <= 120
+    for served in GUNICORN:
+        assert graceful_timeout_sec(served, environment(served)) < container(served)["stopTimeout"] <= 120
     for queue in ("deletions", "webhooks"):
         longest = longest_task_sec(environment(f"worker-{queue}"), [queue])
         assert longest < container(f"worker-{queue}")["stopTimeout"] <= 120

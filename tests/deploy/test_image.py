@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ENTRYPOINT = ROOT / "deploy" / "entrypoint.sh"
 BUILD_LOCK = ROOT / "deploy" / "build-requirements.txt"
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
-COMMANDS = ["api", "worker-jobs", "worker-deletions", "worker-webhooks", "worker", "beat", "flower"]
+COMMANDS = ["api", "console", "worker-jobs", "worker-deletions", "worker-webhooks", "worker", "beat", "flower"]
 
 
 @pytest.fixture
@@ -76,7 +76,8 @@ def documented(command: str) -> list[str]:
 @pytest.mark.parametrize(
     ("command", "word"),
     [
-        ("api", "wsgi"),
+        ("api", "broker_api.wsgi"),
+        ("console", "broker_api.console.wsgi"),
         ("worker-jobs", "worker -E -Q jobs"),
         ("worker-deletions", "worker -E -Q deletions"),
         ("worker-webhooks", "worker -E -Q webhooks"),
@@ -157,6 +158,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
     ("command", "variable", "path"),
     [
         ("api", "API_PORT", "/healthz"),
+        ("console", "CONSOLE_PORT", "/healthz"),
         ("worker-jobs", "METRICS_PORT", "/healthz"),
         ("worker-deletions", "METRICS_PORT", "/healthz"),
         ("worker-webhooks", "METRICS_PORT", "/healthz"),
@@ -186,6 +188,7 @@ def test_a_container_that_has_started_nothing_is_unwell(stubs: Path) -> None:
     ("command", "port"),
     [
         ("api", Settings().api_port),
+        ("console", Settings().console_port),
         (
             "worker",
             Settings.from_env(
@@ -236,6 +239,17 @@ def test_the_image_gets_only_what_it_copies() -> None:
     assert {line[1:] for line in ignored if line.startswith("!")} == {
         file for files in copied for file in files.split()
     }
+
+
+def test_the_package_has_every_file_of_the_api_and_of_the_console() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packaged: set[Path] = set()
+    for package in setuptools["packages"]:
+        directory = ROOT.joinpath(*package.split("."))
+        for pattern in ("*.py", *setuptools["package-data"].get(package, ())):
+            packaged.update(directory.glob(pattern))
+    here = {path for path in (ROOT / "broker_api").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {str(path) for path in here - packaged if path.name != "py.typed"} == set()
 
 
 def test_the_image_gets_every_package() -> None:

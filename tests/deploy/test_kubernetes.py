@@ -22,6 +22,7 @@ from deploy.dev.processes import ROOT
 from tests.backends import empty_database
 from tests.deploy.environments import (
     A_TOKEN,
+    GUNICORN,
     PORTS,
     QUEUES,
     accepted,
@@ -42,6 +43,7 @@ SECRETS = {
     ("broker-redis", "url"): "rediss://:password@redis.example.com:6379/0",
     ("broker-provider", "token"): "provider",
     ("broker-flower", "basic-auth"): "user:password",
+    ("broker-console", "secret-key"): A_TOKEN,
 }
 
 Object = dict[str, Any]
@@ -135,6 +137,8 @@ def environment(name: str, tokens: Path) -> dict[str, str]:
             environ[variable["name"]] = variable["value"]
         else:
             reference = variable["valueFrom"]["secretKeyRef"]
+            if reference.get("optional"):
+                continue
             environ[variable["name"]] = SECRETS[reference["name"], reference["key"]]
     mounts = {mount["name"]: mount["mountPath"] for mount in given["volumeMounts"]}
     for volume in pod(name)["volumes"]:
@@ -169,11 +173,20 @@ def test_the_example_is_made_of_the_base_and_changes_what_is_there() -> None:
     for patch in listed["patches"]:
         for each in yaml.safe_load_all((OVERLAY / patch["path"]).read_text()):
             assert f"{each['kind']}/{each['metadata']['name']}" in objects()
-    (ingress,) = yaml.safe_load_all((OVERLAY / "ingress.yaml").read_text())
-    (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
-    assert path["path"] == Settings().api_base_path
-    service = objects("Service")[path["backend"]["service"]["name"]]
-    assert path["backend"]["service"]["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
+    hosts = set()
+    for file, name, prefix in (
+        ("ingress.yaml", "broker-api", Settings().api_base_path),
+        ("ingress-console.yaml", "broker-console", "/"),
+    ):
+        (ingress,) = yaml.safe_load_all((OVERLAY / file).read_text())
+        (rule,) = ingress["spec"]["rules"]
+        (path,) = rule["http"]["paths"]
+        backend = path["backend"]["service"]
+        assert (path["path"], backend["name"]) == (prefix, name)
+        assert backend["port"]["name"] in [port["name"] for port in objects("Service")[name]["spec"]["ports"]]
+        assert [entry["hosts"] for entry in ingress["spec"]["tls"]] == [[rule["host"]]]
+        hosts.add(rule["host"])
+    assert len(hosts) == 2, "the cookie of the console is for its host, and the API must not get it"
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is missing")
@@ -181,7 +194,13 @@ def test_kustomize_makes_of_them_what_this_file_takes_them_for() -> None:
     made = subprocess.run(["kubectl", "kustomize", str(OVERLAY)], capture_output=True, text=True, check=True).stdout
     found = {f"{each['kind']}/{each['metadata']['name']}": each for each in yaml.safe_load_all(made)}
     (settings,) = [name for name in found if name.startswith("ConfigMap/")]
-    assert set(found) == {*objects(), settings, "Namespace/sandbox-broker", "Ingress/broker-api"}
+    assert set(found) == {
+        *objects(),
+        settings,
+        "Namespace/sandbox-broker",
+        "Ingress/broker-api",
+        "Ingress/broker-console",
+    }
     assert {each["metadata"].get("namespace") for each in found.values()} == {"sandbox-broker", None}
     assert found[settings]["data"] == settings_of_the_example()
     for name in DEPLOYMENTS:
@@ -286,7 +305,7 @@ def test_a_container_listens_and_is_probed_at_the_default_port_of_its_process(na
     probes = {kind: container(name)[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
     assert {probe["port"] for probe in probes.values()} == {port_name}
     assert (probes["startup"]["path"], probes["liveness"]["path"]) == (path, path)
-    assert probes["readiness"]["path"] == ("/readyz" if process(name) == "api" else path)
+    assert probes["readiness"]["path"] == ("/readyz" if process(name) in GUNICORN else path)
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
@@ -317,9 +336,24 @@ def test_a_container_asks_for_what_it_needs(name: str) -> None:
     assert set(resources["limits"]) == {"memory"}
 
 
-def test_the_api_has_as_long_to_stop_as_it_may_take(tokens: Path) -> None:
-    limit = graceful_timeout_sec(environment("broker-api", tokens))
-    assert pod("broker-api")["terminationGracePeriodSeconds"] > limit
+@pytest.mark.parametrize("served", GUNICORN)
+def test_what_gunicorn_serves_has_as_long_to_stop_as_it_may_take(served: str, tokens: Path) -> None:
+    name = f"broker-{served}"
+    (*_, pause) = container(name).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["0"])
+    limit = int(pause) + graceful_timeout_sec(served, environment(name, tokens))
+    assert pod(name)["terminationGracePeriodSeconds"] > limit
+
+
+def test_the_console_calls_the_api_by_its_service_and_gets_no_secret_of_another_process(tokens: Path) -> None:
+    environ = environment("broker-console", tokens)
+    (service,) = [name for name in objects("Service") if environ["BROKER_API_URL"] == f"http://{name}/v1"]
+    assert [port["port"] for port in objects("Service")[service]["spec"]["ports"]] == [80]
+    assert pods_of({"matchLabels": objects("Service")[service]["spec"]["selector"]}) == ["broker-api"]
+    references = [
+        each["valueFrom"]["secretKeyRef"] for each in container("broker-console")["env"] if "valueFrom" in each
+    ]
+    assert {each["name"] for each in references} == {"broker-console"}
+    assert [volume for volume in pod("broker-console")["volumes"] if "secret" in volume] == []
 
 
 @pytest.mark.parametrize("name", ["broker-worker-jobs", "broker-worker-deletions", "broker-worker-webhooks"])
@@ -451,7 +485,14 @@ def test_everything_is_closed_but_what_a_process_needs(name: str) -> None:
     assert closed["policyTypes"] == ["Ingress", "Egress"]
     assert set(closed) == {"podSelector", "policyTypes"}
     out = {port["port"] for rule in open_to(name, "egress") for port in rule["ports"]}
-    assert out == {53, 6379} | {"flower": set(), "worker-webhooks": {1}}.get(process(name), {443})
+    others: dict[str, set[int | str]] = {"flower": {6379}, "worker-webhooks": {6379, 1}, "console": {443, "http"}}
+    assert out == {53, *others.get(process(name), {6379, 443})}
+
+
+def test_the_console_reaches_of_all_pods_the_apis_alone() -> None:
+    (rule,) = [rule for rule in open_to("broker-console", "egress") if rule["ports"][0]["port"] == "http"]
+    (target,) = rule["to"]
+    assert pods_of(target["podSelector"]) == ["broker-api"]
 
 
 def test_the_sender_of_webhooks_reaches_all_of_the_internet_and_nothing_inside() -> None:
@@ -474,12 +515,15 @@ def test_the_sender_of_webhooks_reaches_all_of_the_internet_and_nothing_inside()
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_only_prometheus_reaches_a_pod_and_of_the_api_the_ingress(name: str) -> None:
+def test_only_prometheus_reaches_a_pod_and_of_api_and_console_the_ingress(name: str) -> None:
     (port,) = ports_of(name)
     callers = [
         source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        if "namespaceSelector" in source
+        else ", ".join(pods_of(source["podSelector"]))
         for rule in open_to(name, "ingress")
         if port in [each["port"] for each in rule["ports"]]
         for source in rule["from"]
     ]
-    assert sorted(callers) == (["ingress-nginx", "monitoring"] if process(name) == "api" else ["monitoring"])
+    others = {"api": ["broker-console", "ingress-nginx"], "console": ["ingress-nginx"]}.get(process(name), [])
+    assert sorted(callers) == sorted([*others, "monitoring"])

@@ -135,6 +135,7 @@ def use_everything(stack: Stack) -> None:
     path = f"/sandboxes/{forgotten['sandbox_id']}"
     assert wait_until(lambda: stack.as_admin("GET", path).json()["status"] == "pending_deletion", 30)  # sent by beat
     assert requests.get(f"{stack.plan.flower_url}/", timeout=10).status_code == 200
+    assert requests.get(f"{stack.console_url}/signin", timeout=10).status_code == 200
     stack.run_job("cleanup")
     assert wait_until(lambda: stack.as_admin("GET", path).json()["status"] == "available", 20)
 
@@ -186,8 +187,8 @@ def check_in_the_pod_of(process: str, plan: Plan, its_gate: Gate) -> None:
 def needed(ministack_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[tuple[str, str]]]]:
     """Yield what the processes of a broker that did everything have needed."""
     with ExitStack() as gates:
-        operator, *others = (gates.enter_context(gate(ministack_url)) for _ in range(5))
-        of = dict(zip(("api", "worker", "beat", "flower"), others, strict=True))
+        operator, *others = (gates.enter_context(gate(ministack_url)) for _ in range(6))
+        of = dict(zip(("api", "worker", "beat", "flower", "console"), others, strict=True))
         kind = {"worker-jobs": "worker", "worker-deletions": "worker", "worker-webhooks": "worker"}
 
         def services(plan: Plan, scratch: Path) -> list[Program]:
@@ -197,7 +198,9 @@ def needed(ministack_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
             ]
 
         here = SETTINGS | {"DDB_ENDPOINT_URL": operator.url}
-        with Stack(tmp_path_factory.mktemp("stack"), here, with_flower=True, services=services) as stack:
+        with Stack(
+            tmp_path_factory.mktemp("stack"), here, with_flower=True, with_console=True, services=services
+        ) as stack:
             use_everything(stack)
             for process in ("api", "worker"):
                 check_in_the_pod_of(process, stack.plan, of[process])
@@ -210,7 +213,7 @@ def test_a_process_needs_exactly_what_its_policy_lists(needed: dict[str, set[tup
     assert needed[process] == listed(process)
 
 
-@pytest.mark.parametrize("process", ["beat", "flower"])
+@pytest.mark.parametrize("process", ["beat", "flower", "console"])
 def test_a_process_without_a_policy_needs_nothing_of_dynamodb(
     needed: dict[str, set[tuple[str, str]]], process: str
 ) -> None:

@@ -86,6 +86,7 @@ def query(address: str, expression: str) -> list[tuple[dict[str, str], float]]:
 def metrics_urls(stack: Stack) -> dict[str, str]:
     return {
         "broker-api": f"{stack.api_url}/metrics",
+        "broker-console": f"{stack.console_url}/metrics",
         "broker-worker": f"{stack.plan.url('METRICS_PORT')}/metrics",
         "broker-beat": f"{stack.plan.url('BEAT_METRICS_PORT')}/metrics",
         "broker-flower": f"{stack.plan.flower_url}/metrics",
@@ -226,7 +227,7 @@ def watched(prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Yield a broker that was driven, once Prometheus has seen the end of it and applied its rules to that."""
     scratch = tmp_path_factory.mktemp("watched")
     with (
-        Stack(tmp_path_factory.mktemp("stack"), SETTINGS, with_flower=True) as stack,
+        Stack(tmp_path_factory.mktemp("stack"), SETTINGS, with_flower=True, with_console=True) as stack,
         ExitStack() as after_sync,
     ):
         stack.run_job("sync")  # a pool that is filled while it is watched would not seem to shrink later
@@ -376,7 +377,13 @@ def test_rules_are_evaluated_and_alerts_fire_for_what_was_driven(watched: Watche
     }
     assert "BrokerTracksRefused" in active
     calm = {"BrokerPoolNearlyEmpty", "BrokerApiNotScraped", "BrokerWorkerNotScraped", "BrokerBeatNotScraped"}
-    calm |= {"BrokerFlowerNotScraped", "BrokerInstanceNotScraped", "BrokerJobOverdue", "BrokerCircuitOpen"}
+    calm |= {
+        "BrokerFlowerNotScraped",
+        "BrokerConsoleNotScraped",
+        "BrokerInstanceNotScraped",
+        "BrokerJobOverdue",
+        "BrokerCircuitOpen",
+    }
     calm |= {
         "BrokerLineOld",
         "BrokerLineLong",
@@ -409,6 +416,7 @@ def test_the_first_row_shows_what_tracks_met(watched: Watched) -> None:
     [
         # The contract's name for a gauge.
         ("broker-api", 'broker_pool_total non-counter metrics should not have "_total" suffix\n'),
+        ("broker-console", ""),
         ("broker-worker", ""),
         ("broker-beat", ""),
     ],
