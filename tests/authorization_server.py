@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -117,9 +116,7 @@ class AuthorizationServer(Issuer):
         if handler.command == "POST":
             person = parse_qs(handler.read_body().decode())["person"][0]
         if person is None:
-            send_page(
-                handler, "Sign in", f'<form method="post"><label>Name <input name="person"></label>{BUTTON}</form>'
-            )
+            handler.answer(200, PAGE.encode(), Content_Type="text/html")
             return
         if person in self.change.people:
             code = secrets.token_urlsafe(8)
@@ -174,13 +171,8 @@ class AuthorizationServer(Issuer):
         return {name: value for name, value in told.items() if value is not None}
 
 
-BUTTON = "<button>Sign in</button>"
-
-
-def send_page(handler: Handler, title: str, body: str) -> None:
-    """Answer a page."""
-    page = f"<!doctype html><title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>{body}"
-    handler.answer(200, page.encode(), Content_Type="text/html")
+PAGE = """<!doctype html><link rel="icon" href="data:,"><title>Sign in</title><h1>The issuer</h1>
+<form method="post"><label>Name <input name="person"></label> <button>Sign in</button></form>"""
 
 
 def challenge_of(verifier: str) -> str:

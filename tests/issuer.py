@@ -79,12 +79,13 @@ class Issuer:
         self.asked: list[str] = []
         self.port = 0
         self.scheme = "http"
+        self.host = "127.0.0.1"
         self.goes_on = threading.Event()
         """Set when the test ends: what hangs may end."""
 
     @property
     def url(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}"
 
     def reply(self, handler: Handler) -> None:
         """Answer one request."""
