@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
+from io import StringIO
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _FORMULA = re.compile(r"[\t\r\n\0]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
@@ -27,6 +28,22 @@ def write_csv(records: Iterable[Mapping[str, Any]], file: IO[str], *, fields: It
         writer = csv.writer(file)
         writer.writerow(map(_cell, names))
         writer.writerows([_cell(each.get(name)) for name in names] for each in rows)
+
+
+def stream_csv(batches: Iterable[Iterable[Mapping[str, Any]]], *, fields: Sequence[str]) -> Iterator[str]:
+    """Yield a line with `fields`, then the records of each batch as CSV, made harmless as by `write_csv`.
+
+    Holds one batch at a time. Leaves out what a record has besides `fields`.
+    """
+    yield _lines([fields])
+    for batch in batches:
+        yield _lines([each.get(name) for name in fields] for each in batch)
+
+
+def _lines(rows: Iterable[Iterable[Any]]) -> str:
+    file = StringIO(newline="")
+    csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
+    return file.getvalue()
 
 
 def _cell(value: Any) -> Any:  # noqa: ANN401 - any JSON

@@ -83,11 +83,11 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
         raise
 
 
-def act(said: str, method: str, path: str, **options: Any) -> Answer | None:  # noqa: ANN401 - those of `call`
+def act(said: str | Callable[[Answer], str], method: str, path: str, **options: Any) -> Answer | None:  # noqa: ANN401 - those of `call`
     """Make one call that changes something, and let the next page say how it went.
 
-    Returns the answer; None if the broker refused, or did not answer. `said` is the sentence after a success. Raises
-    `SignedOut`.
+    Returns the answer; None if the broker refused, or did not answer. `said` is the sentence after a success, or makes
+    it of the answer. Raises `SignedOut`.
     """
     try:
         answer = call(method, path, **options)
@@ -97,7 +97,8 @@ def act(said: str, method: str, path: str, **options: Any) -> Answer | None:  # 
     except Unreachable as error:
         flash(f"{sentence(_why(error))} It is not known whether this was done: look before you try again.", "danger")
         return None
-    flash(f"{sentence(said)} (request {answer.request_id})", "success")
+    text = said if isinstance(said, str) else said(answer)
+    flash(f"{sentence(text)} (request {answer.request_id})", "success")
     return answer
 
 

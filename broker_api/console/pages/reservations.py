@@ -14,3 +14,10 @@ def index() -> str:
     """Show the page."""
     known_person()
     return render_template("pages/reservations.html")
+
+
+@blueprint.get("/reservations/<reservation_id>")
+def show(reservation_id: str) -> str:
+    """Show one reservation."""
+    known_person()
+    return render_template("pages/reservations.html", reservation_id=reservation_id)
