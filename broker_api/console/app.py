@@ -14,6 +14,7 @@ from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.console import health, signin
 from broker_api.console.errors import register_errors
 from broker_api.console.facts import register_facts
+from broker_api.console.kept import Kept
 from broker_api.console.last_known import LastKnown
 from broker_api.console.pages import events, jobs, line, overview, reservations, sandboxes, usage, webhooks
 from broker_api.console.pending import PendingSignIns
@@ -66,6 +67,7 @@ def create_console(
         broker=broker,
         clock=clock,
         last_known=LastKnown(clock),
+        kept=Kept(clock),
         pending=PendingSignIns(keys, clock, secure=secure),
         sign_in=_sign_in(settings, clock),
     )

@@ -50,6 +50,7 @@ def end_session() -> None:
     """Sign out who is signed in, and forget what the API told them."""
     if "token" in session:
         runtime().last_known.forget(session["token"])
+        runtime().kept.forget(session["token"])
     session.clear()
 
 

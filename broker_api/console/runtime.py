@@ -13,6 +13,7 @@ from broker_common.core.principals import Principal, Role
 if TYPE_CHECKING:
     from flask import Flask
 
+    from broker_api.console.kept import Kept
     from broker_api.console.last_known import LastKnown
     from broker_api.console.pending import PendingSignIns
     from broker_common.adapters.broker_http import BrokerHttp
@@ -31,6 +32,7 @@ class Runtime:
     broker: BrokerHttp
     clock: Clock
     last_known: LastKnown
+    kept: Kept
     pending: PendingSignIns
     sign_in: OidcSignIn | None
     """None: people sign in by tokens only."""

@@ -1,15 +1,107 @@
-"""The first page: whether tracks are being served, and what needs a person."""
+"""The first page: whether tracks are being served, the pool, and what needs a person.
+
+It is left open all day and renews itself, so a view costs few calls: the overview, the reservations, and once a minute
+the samples, from which the picture is drawn. The picture is kept for that minute.
+"""
 
 from __future__ import annotations
 
-from flask import Blueprint, render_template
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from broker_api.console.calls import read
+from flask import Blueprint, render_template
+from markupsafe import Markup
+
+from broker_api.console.calls import known_person, read
+from broker_api.console.concerns import find_concerns, judge
+from broker_api.console.pictures import pool
+from broker_api.console.runtime import runtime
+from broker_common.adapters.broker_http import Refused, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 blueprint = Blueprint("overview", __name__)
+_STEP_SEC = 300
+_DAY_SEC = 24 * 3600
+_BEFORE_SEC = 900
+"""The line grows if it is longer than so many seconds ago."""
+_MOST_CLASSES = 50
+_OVER = ("ended", "cancelled")
+ASKED = {
+    "success": "got a sandbox",
+    "idempotent": "asked again for what they hold",
+    "waiting": "were told to wait in the line",
+    "no_sandboxes": "were refused: none was free",
+    "error": "failed",
+}
+"""The outcomes of requests to allocate, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The picture as HTML, and the times and lengths of the line."""
+
+    html: Markup
+    waited: Sequence[tuple[int, int]]
 
 
 @blueprint.get("/")
 def show() -> str:
     """Show the page."""
-    return render_template("pages/overview.html", overview=read("/overview"))
+    who, now = known_person(), runtime().clock.now()
+    overview = read("/overview")
+    classes = _classes(overview, now)
+    # After the other calls, so that with the API away the page has no second wait for the same.
+    drawn = runtime().kept.get(who.token, "pool", _draw)
+    waited_before = None if drawn is None else _waited_before(drawn, now)
+    return render_template(
+        "pages/overview.html",
+        overview=overview,
+        verdict=judge(overview, waited_before=waited_before),
+        concerns=find_concerns(overview, now=now),
+        classes=classes,
+        picture=drawn.html if drawn else None,
+        stack=pool.STACK,
+        asked=ASKED,
+    )
+
+
+def _draw() -> _Drawn | None:
+    """Return the picture of the last day; None if the API does not give the samples. The rest of the page is shown."""
+    now = runtime().clock.now()
+    try:
+        found = read("/samples", step=_STEP_SEC)
+    except (Refused, Unreachable):
+        return None
+    picture = pool.draw(found["samples"], step_sec=found["step"], now=now)
+    html = render_template(
+        "pool_picture.html",
+        picture=picture,
+        label=pool.describe(picture),
+        width=pool.WIDTH,
+        height=pool.HEIGHT,
+        stack=pool.STACK,
+    )
+    waited = [(each["at"], each["waiting"]) for each in found["samples"] if each["waiting"] is not None]
+    # Jinja has escaped what the API gave.
+    return _Drawn(Markup(html), waited)  # noqa: S704
+
+
+def _waited_before(drawn: _Drawn, now: int) -> int | None:
+    """Return how many tracks waited a quarter of an hour ago; None if that is not known."""
+    step = (now - _BEFORE_SEC) - (now - _BEFORE_SEC) % _STEP_SEC
+    return dict(drawn.waited).get(step)
+
+
+def _classes(overview: Mapping[str, Any], now: int) -> list[Mapping[str, Any]]:
+    """Return the reservations that are open, lack sandboxes, or start within a day, in the order of their start."""
+    found = {each["reservation_id"]: each for each in overview["reservations"]}
+    try:
+        booked = read("/reservations", limit=_MOST_CLASSES)["reservations"]
+    except (Refused, Unreachable):
+        booked = []
+    for each in booked:
+        if each["state"] not in _OVER and each["starts_at"] < now + _DAY_SEC:
+            found.setdefault(each["reservation_id"], each)
+    return sorted(found.values(), key=lambda each: (each["starts_at"], each["reservation_id"]))
