@@ -1,0 +1,163 @@
+"""The picture of the pool over a day: what it draws, what it leaves out, and its numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_common.core.samples import Sample
+from broker_common.core.sandbox import Status
+from tests.fakes import START, Fault, FlakyStore
+
+if TYPE_CHECKING:
+    from tests.console.harness import Console
+
+STEP = 300
+NOW = START - START % STEP
+
+
+def add(console: Console, steps_ago: int, waiting: int = 0, **counts: int) -> None:
+    by_status = {status: counts.get(status.value, 0) for status in Status}
+    console.api.store.write_sample(Sample(at=NOW - steps_ago * STEP, by_status=by_status, waiting=waiting))
+
+
+def picture_of(console: Console) -> str:
+    return console.open("/").text.split('data-live="picture"')[1].split("</section>")[0]
+
+
+def shape_of(picture: str, kind: str) -> str:
+    found = re.search(rf'class="{kind}" d="([^"]*)"', picture)
+    assert found is not None, picture
+    return found.group(1)
+
+
+def test_statuses_are_stacked_from_the_available_ones_up(console: Console) -> None:
+    add(console, 0, available=50, allocated=50)
+    picture = picture_of(console)
+    assert shape_of(picture, "band band-available") == "M1435 500V500H1440V1000H1435Z"
+    assert shape_of(picture, "band band-allocated") == "M1435 0V0H1440V500H1435Z"
+    assert "band-stale" not in picture
+
+
+def test_a_time_that_nobody_counted_is_left_empty_not_drawn_as_an_empty_pool(console: Console) -> None:
+    for steps_ago in (10, 9, 2):
+        add(console, steps_ago, available=100)
+    assert shape_of(picture_of(console), "band band-available") == (
+        "M1385 0V0H1390V0H1395V1000H1390V1000H1385ZM1425 0V0H1430V1000H1425Z"
+    )
+
+
+def test_the_length_of_the_line_is_drawn_over_it_on_a_scale_of_its_own(console: Console) -> None:
+    add(console, 1, available=1000)
+    add(console, 0, waiting=5, allocated=1000)
+    picture = picture_of(console)
+    assert shape_of(picture, "line-length") == "M1430 1000V1000H1435V500H1440"
+    assert "10 waiting" in picture
+    assert "1,000 sandboxes" in picture
+    assert "Longest line: 5, at" in picture
+
+
+def test_without_a_line_none_is_drawn(console: Console) -> None:
+    add(console, 0, available=3)
+    picture = picture_of(console)
+    assert "line-length" not in picture
+    assert "Nobody waited in the line." in picture
+
+
+def test_the_picture_says_in_words_what_it_shows(console: Console) -> None:
+    add(console, 1, waiting=4, allocated=7)
+    add(console, 0, available=5, allocated=2)
+    label = re.search(r'role="img" aria-label="([^"]*)"', picture_of(console))
+    assert label is not None
+    assert label.group(1) == (
+        "The pool over the last 24 hours, stacked by status. At its end: 5 available, 2 allocated."
+        " At most 4 tracks waited in the line."
+    )
+
+
+def test_its_numbers_are_a_table_with_the_worst_moment_of_each_hour(console: Console) -> None:
+    hour = START - START % 3600
+    for minutes, available in ((0, 9), (10, 2), (60, 5)):
+        by_status = {**dict.fromkeys(Status, 0), Status.AVAILABLE: available}
+        console.api.store.write_sample(Sample(at=hour - 7200 + minutes * 60, by_status=by_status, waiting=None))
+    rows = re.findall(r'<tr><th scope="row".*?</tr>', picture_of(console))
+    assert [re.findall(r'class="number">([^<]*)<', row)[0] for row in rows] == ["5", "2"]
+    assert re.findall(r'class="number">([^<]*)<', rows[0])[-2:] == ["5", "-"]
+
+
+def test_a_name_stands_on_a_band_only_where_it_is_high_enough(console: Console) -> None:
+    for steps_ago in range(3):
+        add(console, steps_ago, available=95, allocated=5)
+    picture = picture_of(console)
+    assert re.findall(r'class="name"[^>]*>([^<]*)<', picture) == ["available"]
+    assert 'text-anchor="middle" x="86%"' in picture
+
+
+@pytest.mark.parametrize(("total", "top"), [(1, 1), (9, 10), (11, 15), (300, 300), (301, 400), (9_999, "10,000")])
+def test_the_scale_ends_at_a_round_number(console: Console, total: int, top: int | str) -> None:
+    add(console, 0, available=total)
+    assert f">{top} sandboxes<" in picture_of(console)
+
+
+def test_without_any_sample_the_page_says_what_to_look_at(console: Console) -> None:
+    picture = picture_of(console)
+    assert "Nothing was counted in the last 24 hours." in picture
+    assert 'aria-label="The pool over the last 24 hours. Nothing was counted in this time."' in picture
+    assert "<table" not in picture
+
+
+def test_an_empty_pool_that_was_counted_is_drawn_as_one(console: Console) -> None:
+    add(console, 0)
+    assert "At its end: no sandbox. Nobody waited." in picture_of(console)
+
+
+def test_the_marks_of_the_hours_say_which_they_are(console: Console) -> None:
+    add(console, 0, available=1)
+    marks = re.findall(r'data-clock="([^"]*)">([^<]*)<', picture_of(console))
+    assert 7 <= len(marks) <= 9
+    assert all(iso[11:16] == shown and int(shown[:2]) % 3 == 0 for iso, shown in marks)
+
+
+def test_the_picture_is_kept_for_a_minute_and_for_its_person_alone(console: Console) -> None:
+    add(console, 0, available=4)
+    picture_of(console)
+    picture_of(console)
+    assert sum("/samples" in (request.url or "") for request in console.to_api.sent) == 1
+    add(console, 0, available=8)
+    assert "4 available" in picture_of(console)
+    console.api.clock.advance(60)
+    assert "8 available" in picture_of(console)
+    add(console, 0, available=6)
+    console.send("/signout")
+    console.sign_in()
+    assert "6 available" in picture_of(console)
+
+
+def test_no_more_pictures_are_kept_than_memory_allows(console: Console) -> None:
+    with console.app.app_context():
+        kept = console.app.extensions["broker_console"].kept
+        made = [kept.get(f"token-{number}", "pool", lambda: number) for number in range(60)]  # noqa: B023 - called at once
+        assert made == list(range(60))
+        assert kept.get("token-59", "pool", lambda: "again") == 59
+        assert kept.get("token-0", "pool", lambda: "again") == "again"
+        assert kept.get("token-1", "pool", lambda: None) is None
+        assert kept.get("token-1", "pool", lambda: "now") == "now"
+
+
+def test_samples_that_cannot_be_read_do_not_take_the_page_away(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaky = FlakyStore(console.api.store)
+    flaky.fail("read_samples", *[Fault.REFUSED] * 9)
+    read, looks = console.api.store.read_samples, iter(range(9))
+
+    def sometimes(**options: int) -> object:
+        # The first look is that of the overview.
+        return read(**options) if next(looks) == 0 else flaky.read_samples(**options)
+
+    monkeypatch.setattr(console.api.store, "read_samples", sometimes)
+    page = console.open("/")
+    assert page.status_code == 200
+    assert "The samples cannot be read at the moment" in page.text
