@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flask import flash, redirect, render_template, request, url_for
 from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped] # it ships no types
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import BadHost, HTTPException, MethodNotAllowed
 
 from broker_api.console.calls import SignedOut, sentence
 from broker_api.console.people import end_session
@@ -34,6 +34,7 @@ def register_errors(app: Flask) -> None:
     app.register_error_handler(Refused, _refused)
     app.register_error_handler(Unreachable, _unreachable)
     app.register_error_handler(CSRFError, _old_form)
+    app.register_error_handler(BadHost, _bad_host)
     app.register_error_handler(HTTPException, _of_http)
     app.register_error_handler(Exception, _unexpected)
 
@@ -78,6 +79,11 @@ def _of_http(error: HTTPException) -> tuple[str, int] | tuple[str, int, dict[str
     if isinstance(error, MethodNotAllowed):
         return *answer, {"Allow": ", ".join(sorted(error.valid_methods or ()))}
     return answer
+
+
+def _bad_host(_error: BadHost) -> tuple[str, int, dict[str, str]]:
+    # A page has links, which Flask cannot make for such a host.
+    return "The header Host names no host.\n", 400, {"Content-Type": "text/plain"}
 
 
 def _unexpected(_error: Exception) -> tuple[str, int]:

@@ -1,0 +1,131 @@
+"""While the API is away or refuses: the last known state with its age, and sentences, never a traceback."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker_api.console import last_known
+from broker_api.console.app import PAGES
+from broker_common.core.ports import Allowance
+from tests.console.harness import Console, make_console
+
+if TYPE_CHECKING:
+    from werkzeug.test import TestResponse
+
+
+def text_of(page: TestResponse) -> str:
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page.text)))
+
+
+def path_of(console: Console, endpoint: str) -> str:
+    with console.app.test_request_context():
+        return console.app.url_for(endpoint)
+
+
+def test_a_page_shows_the_last_known_state_and_how_old_it_is(console: Console) -> None:
+    console.open("/")
+    console.to_api.away = True
+    console.api.clock.advance(90)
+    page = console.open("/")
+    assert page.status_code == 200
+    said = text_of(page)
+    assert "This is the last known state, of " in said
+    assert "the broker's API does not answer." in said
+    at = re.search(r'last known state, of <time datetime="([^"]+)"', page.text)
+    now = re.search(r'As of <time datetime="([^"]+)"', page.text)
+    assert at
+    assert now
+    assert at.group(1) < now.group(1)
+
+
+@pytest.mark.parametrize("endpoint", [endpoint for endpoint, _ in PAGES])
+def test_a_page_that_nobody_saw_before_says_that_the_api_is_away(console: Console, endpoint: str) -> None:
+    path, sent = path_of(console, endpoint), len(console.to_api.sent)
+    console.open(path)
+    asks_the_api = len(console.to_api.sent) > sent
+    fresh = make_console(console.api)
+    fresh.sign_in()
+    fresh.to_api.away = True
+
+    page = fresh.open(path)
+
+    assert page.status_code in {200, 503}
+    assert ("API does not answer" in text_of(page)) == asks_the_api
+    assert "Traceback" not in page.text
+    assert "admin (admin)" in text_of(page)
+
+
+def test_the_page_without_an_answer_is_renewed_until_there_is_one(console: Console) -> None:
+    console.to_api.away = True
+    page = console.open("/jobs")
+    assert page.status_code == 503
+    assert "data-reload" in page.text
+    assert 'href="/jobs"' in page.text
+
+
+def test_what_was_known_an_hour_ago_is_not_shown(console: Console) -> None:
+    console.open("/")
+    console.to_api.away = True
+    console.api.clock.advance(3600)
+    assert console.open("/").status_code == 200
+    console.api.clock.advance(1)
+    assert console.open("/").status_code == 503
+
+
+def test_nobody_sees_what_another_person_was_told(console: Console) -> None:
+    console.open("/jobs")
+    other = console.app.test_client()
+    console.to_api.away = True
+    assert console.open("/jobs").status_code == 200
+    assert other.get("/jobs").status_code == 303
+
+
+def test_only_so_many_answers_are_kept(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_known, "_MOST", 1)
+    console.open("/jobs")
+    console.open("/line")
+    console.to_api.away = True
+    assert console.open("/jobs").status_code == 503
+
+
+def test_a_busy_api_counts_as_one_that_is_away(console: Console) -> None:
+    console.open("/line")
+    console.api.rate_limit.answer = Allowance(is_exceeded=True, limit=200, remaining=0, reset_after=4, retry_after=1)
+    page = console.open("/line")
+    assert page.status_code == 200
+    assert "This is the last known state, of " in text_of(page)
+    assert ": too many requests." in text_of(page)
+    new = console.open("/line?all=1")
+    assert (new.status_code, "Too many requests. (request " in text_of(new)) == (429, True)
+
+
+def test_a_form_that_had_no_answer_says_that_nobody_knows_whether_it_was_done(console: Console) -> None:
+    found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', console.open("/jobs").text)
+    assert found
+    console.to_api.away = True
+    answer = console.browser.post(
+        "/jobs/cleanup/run", data={"csrf_token": found.group(1), "next": "/jobs"}, follow_redirects=True
+    )
+    said = text_of(answer)
+    assert "It is not known whether this was done: look before you try again." in said
+    assert "This is the last known state, of " in said
+
+
+def test_the_console_is_ready_while_the_api_is_away() -> None:
+    console = make_console()
+    console.to_api.away = True
+    assert console.open("/healthz").status_code == 200
+    assert console.open("/readyz").status_code == 200
+    assert console.open("/signin").status_code == 200
+
+
+def test_after_the_api_is_back_no_banner_is_left(console: Console) -> None:
+    console.open("/")
+    console.to_api.away = True
+    console.open("/")
+    console.to_api.away = False
+    assert "last known state" not in console.open("/").text

@@ -1,0 +1,313 @@
+"""What attackers find: every route, page and file, and requests that no browser of ours makes."""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker_api.console.session import LONGEST_TOKEN
+from tests.api.harness import ADMIN_TOKEN
+from tests.console.harness import Console, make_console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from werkzeug.routing import Rule
+    from werkzeug.test import TestResponse
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+LINK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+"""What a browser sends for a link on another site."""
+FILES = ("static", "bootstrap.static")
+
+
+def addresses(console: Console, method: str) -> Iterator[tuple[Rule, str]]:
+    """Yield every route that takes this method, with an address of it."""
+    for rule in console.app.url_map.iter_rules():
+        if method in (rule.methods or ()):
+            values = dict.fromkeys(rule.arguments, "console.css" if rule.endpoint in FILES else "x-1")
+            with console.app.test_request_context():
+                yield rule, console.app.url_for(rule.endpoint, **values)
+
+
+def text_of(page: TestResponse) -> str:
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page.text)))
+
+
+def assert_protected(answer: TestResponse) -> None:
+    assert answer.headers["Content-Security-Policy"] == POLICY
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
+    assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+# -- forged requests
+
+
+def test_every_form_is_refused_without_its_token_and_the_api_is_not_called(console: Console) -> None:
+    routes = list(addresses(console, "POST"))
+    assert len(routes) >= 5
+    sent = len(console.to_api.sent)
+    for rule, address in routes:
+        for form in ({}, {"csrf_token": ""}, {"csrf_token": "forged"}):
+            answer = console.browser.post(address, data=form)
+            assert (answer.status_code, "This form is too old" in text_of(answer)) == (400, True), rule
+            assert "Nothing was changed." in text_of(answer)
+    assert len(console.to_api.sent) == sent
+    assert console.open("/").status_code == 200
+
+
+def test_a_method_in_small_letters_is_no_way_around(console: Console) -> None:
+    assert console.browser.open("/signout", method="post").status_code == 400
+    assert console.open("/").status_code == 200
+
+
+def test_the_token_of_another_persons_form_is_refused(console: Console) -> None:
+    other = make_console(console.api)
+    other.sign_in()
+    found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', other.open("/").text)
+    assert found
+    assert console.browser.post("/signout", data={"csrf_token": found.group(1)}).status_code == 400
+    assert console.open("/").status_code == 200
+
+
+def test_nobody_can_sign_another_person_in_as_themselves(stranger: Console) -> None:
+    """The form to sign in has a token, too: another site cannot send it."""
+    answer = stranger.browser.post("/signin", data={"token": ADMIN_TOKEN}, headers=LINK)
+    assert (answer.status_code, "Set-Cookie" in answer.headers) == (400, False)
+    assert "You are not signed in." in text_of(answer)
+
+
+def test_only_get_and_post_reach_a_page(console: Console) -> None:
+    for rule in console.app.url_map.iter_rules():
+        # Flask answers OPTIONS for files by a list of methods.
+        assert (rule.methods or set()) <= {"GET", "HEAD", "OPTIONS" if rule.endpoint in FILES else "POST"}, rule
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "PROPFIND"])
+def test_other_methods_are_refused(console: Console, method: str) -> None:
+    answer = console.browser.open("/signin", method=method)
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "GET, HEAD, POST"
+    assert_protected(answer)
+
+
+def test_a_form_s_address_that_is_opened_as_a_page_says_so(console: Console) -> None:
+    answer = console.open("/signout")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert "This address takes forms only." in text_of(answer)
+
+
+def test_head_is_answered_like_get_without_a_body(console: Console) -> None:
+    answer = console.browser.head("/jobs")
+    assert (answer.status_code, answer.data) == (200, b"")
+    assert_protected(answer)
+
+
+# -- headers
+
+
+@pytest.mark.parametrize("is_signed_in", [True, False])
+def test_every_answer_has_the_headers_that_protect_it(stranger: Console, is_signed_in: bool) -> None:
+    if is_signed_in:
+        stranger.sign_in()
+    for rule, address in addresses(stranger, "GET"):
+        answer = stranger.open(address, buffered=True)
+        assert answer.status_code < 500, rule
+        assert_protected(answer)
+        assert "Strict-Transport-Security" not in answer.headers
+        is_file = rule.endpoint in FILES and answer.status_code == 200
+        assert answer.headers["Cache-Control"] == ("public, max-age=3600" if is_file else "no-store"), rule
+
+
+@pytest.mark.parametrize("address", ["/nothing", "/static/nothing.js", "/static/../app.py", "/%2e%2e/%00", "/signout"])
+def test_errors_have_them_too_and_are_not_kept(console: Console, address: str) -> None:
+    answer = console.open(address)
+    assert answer.status_code in {404, 405}
+    assert_protected(answer)
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_in_production_browsers_keep_to_tls() -> None:
+    console = make_console(None, {"BROKER_ENV": "production"})
+    for address in ("/signin", "/static/console.css", "/nothing"):
+        answer = console.open(address, buffered=True)
+        assert answer.headers["Strict-Transport-Security"] == "max-age=63072000; includeSubDomains"
+
+
+def test_no_page_has_a_script_or_style_of_its_own_or_a_file_of_another_host(console: Console) -> None:
+    for rule, address in addresses(console, "GET"):
+        page = console.open(address, buffered=True)
+        if page.mimetype != "text/html":
+            continue
+        assert not re.search(r"<script(?![^>]* src=\"/)", page.text), rule
+        assert not re.search(r"<style|\sstyle=|\son[a-z]+=|javascript:", page.text), rule
+        assert not re.search(r'(src|href|action)="(https?:)?//', page.text), rule
+
+
+# -- the token
+
+
+def test_the_token_is_in_no_page_no_address_and_no_line_of_the_log(
+    console: Console, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for away in (False, True):
+        console.to_api.away = away
+        for rule, address in addresses(console, "GET"):
+            answer = console.open(address, buffered=True)
+            assert ADMIN_TOKEN.encode() not in answer.data, rule
+            assert ADMIN_TOKEN not in str(answer.headers), rule
+    console.to_api.away = False
+    wrong = "wrong-token-of-a-person"
+    page = console.send("/signin", {"token": wrong}, page="/jobs")
+    assert page.status_code == 401
+    assert wrong not in page.text
+    written = caplog.text + "".join(capfd.readouterr())
+    assert "Request answered" in written
+    assert ADMIN_TOKEN not in written
+    assert wrong not in written
+
+
+# -- addresses to go to
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("//evil.example.com", "/\\evil.example.com", "\\\\evil.example.com", "https://evil.example.com", "evil"),
+        *("/\t/evil.example.com", "/\n/evil.example.com", "javascript:alert(1)", " //evil.example.com", ""),
+        *("///evil.example.com", "/\x00", "/" + "x" * 1001, "http:evil.example.com", "/%0d%0aSet-Cookie:x=1\r\n"),
+    ],
+)
+def test_nobody_is_sent_to_another_site(stranger: Console, address: str) -> None:
+    answer = stranger.send("/signin", {"token": ADMIN_TOKEN, "next": address}, page="/signin")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    assert stranger.open("/signin", query_string={"next": address}).headers["Location"] == "/"
+
+
+@pytest.mark.parametrize("address", ["/", "/jobs", "/sandboxes?status=stale&name=a%20b#x", "/sandboxes/é", "/.//x"])
+def test_a_page_of_ours_is_one_to_go_to(stranger: Console, address: str) -> None:
+    answer = stranger.send("/signin", {"token": ADMIN_TOKEN, "next": address}, page="/signin")
+    assert answer.headers["Location"].startswith("/")
+    assert not answer.headers["Location"].startswith("//")
+    assert address == "/" or answer.headers["Location"] != "/"
+
+
+# -- links from other sites
+
+
+def test_a_link_on_another_site_is_led_on_and_the_session_is_not_touched(stranger: Console) -> None:
+    """The browser sends the cookie only with the second request, which comes from a page of the console."""
+    answer = stranger.open('/sandboxes?name="><script>alert(1)</script>', headers=LINK)
+    assert answer.status_code == 200
+    assert "Set-Cookie" not in answer.headers
+    assert '<meta http-equiv="refresh" content="0; url=/sandboxes?name=' in answer.text
+    assert "<script>alert" not in answer.text
+    assert_protected(answer)
+    assert stranger.to_api.sent == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate"},
+        {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    ],
+)
+def test_other_requests_are_not_led_on(console: Console, headers: dict[str, str]) -> None:
+    assert "refresh" not in console.open("/jobs", headers=headers).text
+
+
+# -- requests that no browser makes
+
+
+@pytest.mark.parametrize("host", ["evil.example.com", "evil.example.com:80:80", "a b", "<script>", ""])
+def test_the_header_host_is_in_no_page_and_leads_nowhere(console: Console, host: str) -> None:
+    for address in ("/", "/signin", "/nothing"):
+        answer = console.open(address, headers={"Host": host})
+        assert answer.status_code < 500
+        assert not host or host not in answer.text
+        assert answer.headers.get("Location", "/").startswith("/")
+    refused = console.app.test_client().get("/jobs", headers={"Host": host})
+    assert refused.headers["Location"] == "/signin?next=/jobs"
+
+
+@pytest.mark.parametrize("host", ["x" * 300, "a..b", "x" * 64 + ".example.com"])
+def test_a_host_that_can_be_none_gets_a_short_answer(console: Console, host: str) -> None:
+    for method in ("GET", "POST"):
+        answer = console.browser.open("/", method=method, headers={"Host": host})
+        assert answer.status_code in {200, 400}
+        assert host not in answer.text
+        assert_protected(answer)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["X-Forwarded-Host", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Prefix", "X-Original-URL", "Forwarded"],
+)
+def test_headers_of_proxies_change_nothing(stranger: Console, name: str) -> None:
+    answer = stranger.open("/jobs", headers={name: "evil.example.com"})
+    assert answer.headers["Location"] == "/signin?next=/jobs"
+
+
+def test_a_huge_form_is_refused_before_it_is_read(console: Console) -> None:
+    sent = len(console.to_api.sent)
+    for options in (
+        {"data": {"csrf_token": "x" * 70_000}},
+        {"data": b"x" * 70_000, "content_type": "application/octet-stream"},
+        {
+            "data": "&".join(f"a{number}=" for number in range(9000)),
+            "content_type": "application/x-www-form-urlencoded",
+        },
+        {"data": {"file": (__import__("io").BytesIO(b"x" * 70_000), "x")}, "content_type": "multipart/form-data"},
+    ):
+        answer = console.browser.post("/signin", **options)
+        assert answer.status_code in {400, 413}
+        assert_protected(answer)
+    assert len(console.to_api.sent) == sent
+
+
+def test_a_hostile_request_id_is_replaced(console: Console) -> None:
+    answer = console.open("/", headers={"X-Request-ID": "<script>alert(1)</script>"})
+    assert "<script>alert" not in answer.text
+    assert re.fullmatch("[0-9a-f-]{36}", answer.headers["X-Request-ID"])
+
+
+def test_a_page_that_fails_says_nothing_of_why_and_the_log_does(
+    console: Console, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> str:
+        raise RuntimeError("the secret of the exception")
+
+    console.app.view_functions["overview.show"] = fail
+    answer = console.open("/")
+    assert (answer.status_code, "the secret" in answer.text) == (500, False)
+    assert "Something is wrong with the console" in text_of(answer)
+    assert_protected(answer)
+    assert "the secret of the exception" in caplog.text
+
+
+def test_names_that_an_attacker_chose_are_shown_as_text(console: Console) -> None:
+    name = '"><img src=x onerror=alert(1)>'
+    for rule, address in addresses(console, "GET"):
+        page = console.open(address, query_string=dict.fromkeys(("name", "next", "status", "by", "q", "cursor"), name))
+        assert "<img src=x" not in page.text, rule
+        page.close()
+
+
+def test_the_longest_token_of_the_form_is_that_of_the_session() -> None:
+    """Otherwise a token could pass the form, and no cookie would have room for it."""
+    console = make_console()
+    page: Any = console.open("/signin").text
+    assert f'maxlength="{LONGEST_TOKEN}"' in page
