@@ -60,14 +60,18 @@ def _show(response: Response) -> Response:
 def _write_line(status: int) -> None:
     """Log the answer, with the route's template. The path is not logged, because callers can put anything into it."""
     route = request.url_rule.rule if request.url_rule else None
-    details = {"route": route, **(request.view_args or {})}
+    # A parameter of a path may have the name of one of our own fields, which count.
+    details = {
+        **(request.view_args or {}),
+        "route": route,
+        "action": "request",
+        "method": request.method,
+        "status": status,
+        "latency_ms": round((time.monotonic() - g.began_at) * 1000, 1),
+    }
     _log.log(
         logging.DEBUG if route in _PROBED and status == HTTPStatus.OK else logging.INFO,
         "Request answered",
-        action="request",
-        method=request.method,
-        status=status,
-        latency_ms=round((time.monotonic() - g.began_at) * 1000, 1),
         **{name: value for name, value in details.items() if value is not None},
     )
 

@@ -32,7 +32,7 @@ def addresses(console: Console, method: str) -> Iterator[tuple[Rule, str]]:
     """Yield every route that takes this method, with an address of it."""
     for rule in console.app.url_map.iter_rules():
         if method in (rule.methods or ()):
-            values = dict.fromkeys(rule.arguments, "console.css" if rule.endpoint in FILES else "x-1")
+            values: dict[str, Any] = dict.fromkeys(rule.arguments, "console.css" if rule.endpoint in FILES else "x-1")
             with console.app.test_request_context():
                 yield rule, console.app.url_for(rule.endpoint, **values)
 
