@@ -79,7 +79,7 @@ def test_without_a_key_in_development_each_process_has_one_of_its_own() -> None:
 
 
 def test_at_sign_in_nothing_of_the_session_before_stays(stranger: Console) -> None:
-    """Who planted a session in the browser knows neither the new one, nor its tokens for forms."""
+    """A person who planted a session in the browser does not know the new one, and not its tokens for forms."""
     planted = csrf_of(stranger.open("/signin"))
     before = held(stranger)
     stranger.sign_in()
