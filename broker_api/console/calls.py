@@ -97,9 +97,13 @@ def act(said: str | Callable[[Answer], str], method: str, path: str, **options: 
     except Unreachable as error:
         flash(f"{sentence(_why(error))} It is not known whether this was done: look before you try again.", "danger")
         return None
-    text = said if isinstance(said, str) else said(answer)
-    flash(f"{sentence(text)} (request {answer.request_id})", "success")
+    done(said if isinstance(said, str) else said(answer), answer)
     return answer
+
+
+def done(said: str, answer: Answer) -> None:
+    """Let the next page say what `answer` did, and the id of its request."""
+    flash(f"{sentence(said)} (request {answer.request_id})", "success")
 
 
 def back(endpoint: str, **values: Any) -> Response:  # noqa: ANN401 - values of a path
