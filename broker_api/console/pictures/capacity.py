@@ -1,6 +1,6 @@
 """The calendar of reservations: the curve of what can be reserved, and below it a bar for each reservation.
 
-The SVG is written by the template `capacity.html` and not by pygal, which has neither bars along a time axis nor curves
+The SVG is written by the template `capacity.html` and not by pygal, which has no bars along a time axis, and no curves
 that go in steps.
 """
 
