@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 from playwright.sync_api import expect
 
+from deploy.dev.processes import Process, Program, free_ports, wait_until
+from tests.api.harness import make_api
 from tests.authorization_server import CLIENT_ID, LOGOUT, AuthorizationServer, settings_of
+from tests.console.harness import make_console
 from tests.e2e.browser import running_chromium, watch
 from tests.e2e.stack import ADMIN_TOKEN, Stack
 from tests.http_server import Handler, serving
@@ -157,6 +163,48 @@ def test_by_a_token_a_person_signs_in_although_the_issuer_is_away(
     page.get_by_role("button", name="by this token").click()
     page.wait_for_url(re.compile("/jobs$"))
     issuer.faults.clear()
+
+
+def test_an_issuer_of_another_author_is_understood_and_its_tokens_are_for_the_api_to_judge() -> None:
+    """`oidc-provider-mock` writes ID tokens as we read them. Its access tokens are no JWTs, so the API refuses them."""
+    (port,) = free_ports(1)
+    program = Program(
+        name="issuer",
+        command=(
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "oidc_provider_mock",
+            "--port",
+            str(port),
+            "--require-nonce",
+            "1",
+        ),
+        env={"PATH": os.environ["PATH"]},
+        ready_url=f"http://127.0.0.1:{port}/.well-known/openid-configuration",
+    )
+    other = Process(program, lambda *_: None)
+    other.start()
+    try:
+        assert wait_until(other.is_ready, 30)
+        settings = {"OIDC_ISSUER": f"http://127.0.0.1:{port}", "OIDC_AUDIENCE": "https://broker.example.com"}
+        console = make_console(
+            make_api(**settings), settings | {"OIDC_CLIENT_ID": CLIENT_ID, "OIDC_CLIENT_SECRET": "any"}
+        )
+        address = console.open("/signin/issuer").headers["Location"]
+        back = requests.post(address, data={"sub": "anna"}, allow_redirects=False, timeout=10).headers["Location"]
+        page = console.open(back.removeprefix("http://localhost"))
+        assert (page.status_code, "The token is unknown." in page.text) == (401, True), page.text
+        denied = requests.post(
+            console.open("/signin/issuer").headers["Location"],
+            data={"action": "deny"},
+            allow_redirects=False,
+            timeout=10,
+        )
+        assert "access_denied" in denied.headers["Location"]
+    finally:
+        other.stop()
 
 
 def test_no_token_is_in_any_line_of_the_log(stack: Stack, issuer: AuthorizationServer) -> None:
