@@ -46,6 +46,7 @@ _FIELD_OF = {
     "note": "note",
 }
 """The field of the form for each field of the API."""
+TIMES = frozenset({"starts_at", "ends_at"})
 
 
 class MomentField(Field):
@@ -196,14 +197,13 @@ def label_of(api_field: str) -> str:
     return str(getattr(BookingForm, _FIELD_OF[api_field]).args[0])
 
 
-def text_of(api_field: str, value: object) -> str:
-    """Return a value as people read it."""
+def text_of(api_field: str, value: Any) -> str | int | None:  # noqa: ANN401 - values of JSON
+    """Return a value as people read it. One of `TIMES` stays as it is, for a template."""
+    if api_field in TIMES:
+        return None if value is None else int(value)
     if value is None or value in ("", []):
         return "nothing"
-    if api_field in {"starts_at", "ends_at"}:
-        return f"{datetime.fromtimestamp(float(str(value)), UTC):%Y-%m-%d %H:%M} UTC"
-    shown = _shown(api_field, value)
-    return ", ".join(str(shown).splitlines())
+    return ", ".join(str(_shown(api_field, value)).splitlines())
 
 
 def _shown(api_field: str, value: Any) -> Any:  # noqa: ANN401 - values of JSON

@@ -501,6 +501,17 @@ def test_the_check_says_what_booking_would_say_and_books_nothing(stocked: Consol
     assert reservations_of(stocked) == []
 
 
+def test_what_does_not_fit_leads_to_its_week_of_the_calendar_and_keeps_the_form(stocked: Console) -> None:
+    later = FORM | {"count": "9", "starts": typed(START + 8 * DAY), "prefix": "lab-"}
+
+    answer = send(stocked, "/reservations/check", later)
+
+    (link,) = re.findall(r'href="([^"]+)" target="_blank"', answer.text)
+    assert (
+        html.unescape(link) == f"/reservations?week={datetime.fromtimestamp(START + 8 * DAY, UTC):%Y-%m-%d}&prefix=lab-"
+    )
+
+
 @pytest.mark.parametrize("missing", ["count", "starts", "length"])
 def test_the_check_waits_until_enough_is_typed(stocked: Console, missing: str) -> None:
     assert "Then you see here whether it fits." in send(stocked, "/reservations/check", FORM | {missing: ""}).text
@@ -599,7 +610,7 @@ def test_what_somebody_else_changed_meanwhile_is_said_and_what_was_typed_is_kept
     assert answer.status_code == 409
     assert "How many sandboxes was 3, and is now 4. You typed 5, which is in the form." in answer.text
     assert "Labs of the class was nothing, and is now intro. You did not change it" in answer.text
-    assert "UTC. You did not change it" in answer.text
+    assert f'<time datetime="{typed(ENDS_AT + HOUR)}Z"' in answer.text
     again = form_of(answer.text)
     assert (again["count"], again["note"], again["labs"], again["version"]) == ("5", "for Ann", "intro", "2")
     assert send(stocked, page_of(made, "/change"), again).status_code == 303

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 
-from broker_api.console.booking_form import BookingForm, label_of, new_form, text_of
+from broker_api.console.booking_form import TIMES, BookingForm, label_of, new_form, text_of
 from broker_api.console.calls import act, call, done, need, read
 from broker_api.console.forms import is_typed
 from broker_api.console.pictures import capacity
@@ -266,7 +266,8 @@ def _check(form: BookingForm) -> dict[str, Any]:
         except (Refused, Unreachable) as error:
             problems = _explain(form, error)
         else:
-            return fit | {name: body[name] for name in ("count", "starts_at", "ends_at")}
+            week = datetime.fromtimestamp(body["starts_at"], reader_zone()).date()
+            return fit | {name: body[name] for name in ("count", "starts_at", "ends_at", "prefix")} | {"week": week}
     else:
         problems = []
     return {"problems": problems + [text for texts in form.errors.values() for text in texts]}
@@ -308,6 +309,7 @@ def _changed_meanwhile(
     meanwhile = [
         {
             "field": label_of(name),
+            "is_time": name in TIMES,
             "was": text_of(name, was[name]),
             "is": text_of(name, current[name]),
             "typed": text_of(name, changes[name]) if name in changes else None,
