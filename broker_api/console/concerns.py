@@ -219,7 +219,8 @@ def _of_classes(overview: Mapping[str, Any]) -> Iterator[Concern]:
             text = f"The class {each['name']} lacks {each['short_by']:,} of {each['count']:,} sandboxes."
             yield Concern(
                 text=text,
-                endpoint="reservations.index",
+                endpoint="reservations.show",
+                values={"reservation_id": each["reservation_id"]},
             )
 
 

@@ -172,6 +172,7 @@ def test_what_needs_a_person_is_listed_with_where_to_look(console: Console) -> N
     assert "2 sandboxes need a person: see the reason of each." in found
     assert "The class <i>Intro</i> lacks 2 of 3 sandboxes." in found
     assert "<i>Intro" not in page
+    assert page.count('href="/reservations/res-1"') == 2
     assert "1 of 3 webhooks is failing." in found
     assert "2 of 3 webhooks are disabled." in found
     assert "The breaker of calls to the provider is open, so wipes wait: It answered 500." in found
