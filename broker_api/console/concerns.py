@@ -185,12 +185,15 @@ def _of_jobs(overview: Mapping[str, Any], now: int) -> Iterator[Concern]:
         if run["state"] == "failed":
             text = f"{JOBS[run['job']].title} failed: {sentence(run.get('error') or 'the reason is not known')}"
             yield Concern(text=text, endpoint="jobs.show", values={"job_id": run["job_id"]}, since=run.get("ended_at"))
-    # Its schedule is the same everywhere, so it shows whether jobs run at all.
-    watch = last.get(Job.WATCH)
-    began = watch.get("started_at") if watch else None
+    # Some jobs run every minute or more often, and no setting changes that.
+    began = max((run.get("started_at") or 0 for run in last.values() if _is_scheduled(run)), default=None)
     if began is None or now - began > JOBS[Job.WATCH].overdue_sec:
         text = "The jobs do not run. Look whether beat and a worker for jobs are running."
         yield Concern(text=text, endpoint="jobs.index", since=began)
+
+
+def _is_scheduled(run: Mapping[str, Any]) -> bool:
+    return str(run["principal"]).startswith("job:")
 
 
 def _of_provider(overview: Mapping[str, Any]) -> Iterator[Concern]:

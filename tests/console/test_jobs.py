@@ -98,6 +98,7 @@ def test_a_job_can_be_run_now_and_its_page_follows_it_to_its_end(console: Consol
     queued = console.open(answer.location).text
     assert "Cleanup is asked for. This page follows it. (request " in queued
     assert "It waits for a worker." in text_of(queued)
+    assert "It waits for a worker." not in text_of(console.open("/jobs").text)
     assert "data-often" in queued
     console.api.queue.states = deque([JobState.RUNNING])
     assert "It has run since" in text_of(console.open(answer.location).text)

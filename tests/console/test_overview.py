@@ -199,6 +199,12 @@ def test_a_failed_job_is_said_with_its_reason_and_its_run(console: Console) -> N
     assert "Sync" in part(console, "jobs")
 
 
+def test_runs_that_people_asked_for_do_not_show_that_the_schedule_works(console: Console) -> None:
+    console.api.queue.enqueue("watch", by=Actor(principal="anna"), flags={})
+    console.api.queue.states = deque([JobState.SUCCEEDED])
+    assert "The jobs do not run." in part(console, "concerns")
+
+
 def test_jobs_that_do_not_run_are_said(console: Console) -> None:
     watched(console)
     assert "The jobs do not run" not in part(console, "concerns")
