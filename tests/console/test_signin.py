@@ -636,3 +636,14 @@ def test_a_role_that_cannot_be_asked_for_stays_as_it_was(of_maria: tuple[Console
     console.to_api.answers_left = 1
     page = console.open("/line")
     assert (page.status_code, "maria (operator)" in text_of(page)) == (403, True)
+
+
+def test_a_busy_api_leaves_the_roles_as_they_were(of_maria: tuple[Console, Path]) -> None:
+    console, file = of_maria
+    tokens(file, "track")
+    allowed = console.api.rate_limit.answer
+    refused = Allowance(is_exceeded=True, limit=200, remaining=0, reset_after=4, retry_after=1)
+    answers = iter([allowed, refused])
+    console.api.rate_limit.take = lambda _: next(answers)  # type: ignore[assignment] # for this test alone
+    page = console.open("/line")
+    assert (page.status_code, "maria (operator)" in text_of(page)) == (403, True)

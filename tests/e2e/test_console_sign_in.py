@@ -11,6 +11,7 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
+from broker_api.console.session import LONGEST_TOKEN
 from deploy.dev.processes import Process, Program, free_ports, wait_until
 from tests.api.harness import make_api
 from tests.authorization_server import CLIENT_ID, LOGOUT, AuthorizationServer, settings_of
@@ -138,6 +139,21 @@ def test_a_link_on_another_site_leads_in_signed_in_and_ends_no_session(
     expect(page.get_by_text("oidc:anna-1")).to_be_visible()
     page.goto(f"{stack.console_url}/line")
     expect(page.get_by_text("oidc:anna-1")).to_be_visible()
+
+
+def test_a_long_token_passes_the_browser_and_the_server(stack: Stack, issuer: AuthorizationServer, page: Page) -> None:
+    issuer.change.access_claims = {"groups": ["x" * 40] * 58}
+    page.goto(f"{stack.console_url}/line")
+    sign_in(page)
+    page.wait_for_url(f"{stack.console_url}/line")
+    issuer.change.access_claims = {}
+    assert LONGEST_TOKEN * 0.9 < len(issuer.given[-2]) <= LONGEST_TOKEN
+    assert set(cookies(page)) == {SESSION, f"{SESSION}-1"}
+    page.goto(f"{stack.console_url}/jobs")
+    expect(page.get_by_text("oidc:anna-1")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(f"{stack.console_url}/signin")
+    assert f"{SESSION}-1" not in cookies(page)
 
 
 def test_a_person_whom_the_issuer_or_the_broker_refuses_reads_why(stack: Stack, page: Page) -> None:
