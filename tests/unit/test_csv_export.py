@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker_common.csv_export import write_csv
+from broker_common.csv_export import stream_csv, write_csv
 from tests.examples import examples
 
 if TYPE_CHECKING:
@@ -62,3 +62,9 @@ def test_records_of_different_fields_share_their_columns() -> None:
 
 def test_no_records_are_no_lines() -> None:
     assert written() == []
+
+
+def test_batches_are_streamed_one_piece_each_with_the_same_columns() -> None:
+    batches: list[list[dict[str, Any]]] = [[{"a": "=1", "b": 2}], [], [{"b": 3, "c": 4}]]
+    pieces = list(stream_csv(iter(batches), fields=("a", "b")))
+    assert pieces == ["a,b\r\n", "'=1,2\r\n", "", ",3\r\n"]

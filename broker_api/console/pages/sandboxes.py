@@ -18,7 +18,7 @@ from broker_common.core.purge import BULK_DELETABLE
 from broker_common.csv_export import stream_csv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from werkzeug.wrappers import Response as AnyResponse
 
@@ -91,20 +91,20 @@ def change_chosen() -> str | tuple[str, int]:
 def retry_all() -> AnyResponse:
     """Send every sandbox that needs a person to be wiped again."""
     need("operator")
-    act(lambda answer: f"{answer.body['retried']} sandboxes were sent to be wiped again", "POST", "/bulk-retry")
+    act(lambda answer: f"Sandboxes sent to be wiped again: {answer.body['retried']}", "POST", "/bulk-retry")
     return back("sandboxes.index", status="deletion_failed")
 
 
-@blueprint.post("/sandboxes/all/delete/<status>")
-def delete_all(status: str) -> AnyResponse:
-    """Remove all records of one status."""
+@blueprint.post("/sandboxes/all/delete/<which>")
+def delete_all(which: str) -> AnyResponse:
+    """Remove all records of the status `which`."""
     need("admin")
-    if status not in BULK_DELETABLE:
+    if which not in BULK_DELETABLE:
         abort(HTTPStatus.NOT_FOUND)
-    if is_typed(status):
-        said: Callable[..., str] = lambda answer: f"{answer.body['deleted']} records were removed"  # noqa: E731 - its type
-        act(said, "POST", "/bulk-delete", params={"status": status})
-    return back("sandboxes.index", status=status)
+    if is_typed(which):
+        params = {"status": which}
+        act(lambda answer: f"Records removed: {answer.body['deleted']}", "POST", "/bulk-delete", params=params)
+    return back("sandboxes.index", status=which)
 
 
 @blueprint.get("/sandboxes.csv")
