@@ -1,23 +1,305 @@
-"""The page webhooks."""
+"""The pages of webhooks: the endpoints, one endpoint with its deliveries, one delivery, and the forms of an admin."""
 
 from __future__ import annotations
 
-from flask import Blueprint, render_template
+import json
+from typing import TYPE_CHECKING, Any
 
-from broker_api.console.calls import known_person
+from flask import Blueprint, flash, redirect, render_template, request, url_for
+from wtforms import RadioField, SelectMultipleField, StringField
+from wtforms.validators import InputRequired
+
+from broker_api.console.calls import act, back, call, known_person, need, read, sentence
+from broker_api.console.facts import kind_meaning
+from broker_api.console.forms import Form, is_typed, trimmed
+from broker_api.console.moments import parse_moment
+from broker_api.console.runtime import runtime
+from broker_common.adapters.broker_http import Refused, Unreachable, quoted
+from broker_common.core.endpoints import OLD_SECRET_SEC, SUBSCRIBABLE
+from broker_common.core.webhook import ALL_KINDS, TEST_KIND, DeliveryState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from werkzeug.wrappers import Response
 
 blueprint = Blueprint("webhooks", __name__)
+
+STATES = {
+    DeliveryState.PENDING: "waiting",
+    DeliveryState.DELIVERED: "delivered",
+    DeliveryState.EXHAUSTED: "given up",
+}
+"""The states of a delivery, and what people call them."""
+_COUNTED = 100
+"""How many waiting deliveries of an endpoint the list counts."""
+_PAGE = 50
+_TEST_MEANING = "An operator tries the endpoint. A test is sent to its endpoint in any case."
+_NO_ANSWER = (
+    "The broker's API did not answer. It is not known whether this was done: look at the webhooks before you try again."
+)
+
+
+class EndpointForm(Form):
+    """The form that adds or changes an endpoint."""
+
+    url = StringField("Address", validators=[InputRequired("Write the address.")], filters=[trimmed])
+    scope = RadioField(
+        "Kinds",
+        choices={"all": "every kind, also those that a later release adds", "some": "only these kinds:"},
+        default="all",
+    )
+    kinds = SelectMultipleField("Kinds", validate_choice=False)
+    description = StringField("Description", filters=[trimmed])
+
+    def wanted(self) -> dict[str, Any]:
+        """Return the body for the API, which checks it."""
+        kinds = [ALL_KINDS] if self.scope.data == "all" else self.kinds.data
+        return {"url": self.url.data, "kinds": kinds, "description": self.description.data}
+
+    def say(self, error: Refused) -> str | None:
+        """Put the API's words at the fields that they are about; return what is about none of them."""
+        about = {name: texts for name, texts in error.details.items() if name in self._fields}
+        for name, texts in about.items():
+            self[name].errors = [sentence(str(text)) for text in texts]
+        return None if about else _words(error)
 
 
 @blueprint.get("/webhooks")
 def index() -> str:
-    """Show the page."""
-    known_person()
-    return render_template("pages/webhooks.html")
+    """Show all endpoints, and what waits for each."""
+    endpoints = read("/webhooks")["webhooks"]
+    waiting = {each["endpoint_id"]: _waiting(each["endpoint_id"]) for each in endpoints}
+    return render_template("pages/webhooks.html", endpoints=endpoints, waiting=waiting, kind_meaning=meaning)
 
 
 @blueprint.get("/webhooks/<endpoint_id>")
 def show(endpoint_id: str) -> str:
-    """Show one endpoint."""
+    """Show an endpoint and a page of its deliveries."""
+    state, cursor = request.args.get("state") or None, request.args.get("cursor") or None
+    endpoint = read(_path(endpoint_id))
+    return render_template(
+        "pages/webhook.html",
+        endpoint=endpoint,
+        waiting=_waiting(endpoint_id),
+        page=read(f"{_path(endpoint_id)}/deliveries", state=state, cursor=cursor, limit=_PAGE),
+        state=state,
+        cursor=cursor,
+        states=STATES,
+        kind_meaning=meaning,
+    )
+
+
+@blueprint.get("/webhooks/<endpoint_id>/deliveries/<delivery_id>")
+def delivery(endpoint_id: str, delivery_id: str) -> str:
+    """Show a delivery with its tries and its body."""
+    found = read(_delivery_path(endpoint_id, delivery_id))
+    try:
+        payload = json.loads(found["payload"])
+    except ValueError:
+        payload = None
+    is_fact = isinstance(payload, dict) and found["kind"] != TEST_KIND and "details" in payload.get("data", {})
+    return render_template(
+        "pages/delivery.html",
+        endpoint=read(_path(endpoint_id)),
+        delivery=found,
+        fact=payload["data"] if is_fact else None,
+        body=found["payload"] if payload is None else json.dumps(payload, indent=2, ensure_ascii=False),
+        states=STATES,
+        meaning=meaning(found["kind"]),
+    )
+
+
+@blueprint.route("/webhooks/new", methods=["GET", "POST"])
+def new() -> str | tuple[str, int]:
+    """Show the form that adds an endpoint; add it, and show its secret in the answer, and nowhere else."""
+    need("admin")
+    form = EndpointForm()
+    if request.method == "GET":
+        return _form_page(form)
+    problem = None
+    if form.validate():
+        try:
+            answer = call("POST", "/webhooks", json=form.wanted())
+        except Refused as error:
+            problem = form.say(error)
+        except Unreachable:
+            problem = _NO_ANSWER
+        else:
+            return render_template("pages/webhook_secret.html", made=answer.body, sent_as=answer.request_id)
+    return _form_page(form, problem=problem), 400
+
+
+@blueprint.route("/webhooks/<endpoint_id>/change", methods=["GET", "POST"])
+def change(endpoint_id: str) -> str | Response | tuple[str, int]:
+    """Show the form that changes an endpoint; change it. If somebody else was faster, what was typed stays."""
+    need("admin")
+    endpoint = read(_path(endpoint_id))
+    if request.method == "GET":
+        is_all = endpoint["kinds"] == [ALL_KINDS]
+        values = endpoint | {"scope": "all" if is_all else "some", "kinds": [] if is_all else endpoint["kinds"]}
+        return _form_page(EndpointForm(formdata=None, data=values), endpoint)
+    form, version = EndpointForm(), request.form.get("version", 0, type=int)
+    problem = None
+    if form.validate():
+        try:
+            answer = call("PATCH", _path(endpoint_id), json=form.wanted() | {"version": version})
+        except Refused as error:
+            problem = form.say(error)
+            if error.code == "VERSION_MISMATCH":
+                problem = (
+                    f"Somebody else changed this endpoint meanwhile. Below is what you typed. The endpoint now has:"
+                    f" {_shortly(endpoint)}. Send the form again to replace that. (request {error.request_id})"
+                )
+                version = endpoint["version"]
+        except Unreachable:
+            problem = _NO_ANSWER
+        else:
+            flash(f"The endpoint is changed. (request {answer.request_id})", "success")
+            return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
+    return _form_page(form, endpoint | {"version": version}, problem=problem), 400
+
+
+@blueprint.post("/webhooks/<endpoint_id>/enabled")
+def enable(endpoint_id: str) -> Response:
+    """Enable or disable an endpoint."""
+    need("admin")
+    enabled, version = request.form.get("enabled") == "yes", request.form.get("version", 0, type=int)
+    said = "the endpoint is enabled. What waits is sent" if enabled else "the endpoint is disabled. What happens waits"
+    act(said, "PATCH", _path(endpoint_id), json={"enabled": enabled, "version": version})
+    return back("webhooks.show", endpoint_id=endpoint_id)
+
+
+@blueprint.route("/webhooks/<endpoint_id>/rotate-secret", methods=["GET", "POST"])
+def rotate(endpoint_id: str) -> str | tuple[str, int]:
+    """Say what a new secret means; make one, and show it in the answer, and nowhere else."""
+    need("admin")
+    problem = None
+    if request.method == "POST":
+        try:
+            answer = call("POST", f"{_path(endpoint_id)}/rotate-secret")
+        except Refused as error:
+            problem = _words(error)
+        except Unreachable:
+            problem = (
+                "The broker's API did not answer. There may be a new secret that nobody knows. Rotate again: the secret"
+                " that your receiver has still signs for a day."
+            )
+        else:
+            return render_template("pages/webhook_secret.html", made=answer.body, sent_as=answer.request_id)
+    page = render_template(
+        "pages/webhook_rotate.html", endpoint=read(_path(endpoint_id)), problem=problem, old_secret_sec=OLD_SECRET_SEC
+    )
+    return page if problem is None else (page, 400)
+
+
+@blueprint.route("/webhooks/<endpoint_id>/replay", methods=["GET", "POST"])
+def replay(endpoint_id: str) -> str | Response | tuple[str, int]:
+    """Ask from when on; send the facts since then again. A long replay goes on by a button: one call at a time."""
+    need("admin")
+    since, problem, cursor = request.values.get("since", "").strip(), None, request.form.get("cursor") or None
+    so_far = max(0, request.form.get("so_far", 0, type=int))
+    if request.method == "POST":
+        try:
+            at = parse_moment(since, now=runtime().clock.now())
+            body = {"since": at} | ({} if cursor is None else {"cursor": cursor})
+            answer = call("POST", f"{_path(endpoint_id)}/replay", json=body)
+        except ValueError as error:
+            problem = str(error)
+        except Refused as error:
+            problem = _words(error)
+        except Unreachable:
+            problem = "The broker's API did not answer. Send the form again: nothing is missed by that."
+        else:
+            # The next call must name the same time, also if this one was given as a length of time.
+            since, cursor, so_far = str(at), answer.body["cursor"], so_far + answer.body["replayed"]
+            if cursor is None:
+                flash(f"{_deliveries(so_far)} sent again. (request {answer.request_id})", "success")
+                return redirect(url_for("webhooks.show", endpoint_id=endpoint_id, state="pending"), code=303)
+    page = render_template(
+        "pages/webhook_replay.html",
+        endpoint=read(_path(endpoint_id)),
+        problem=problem,
+        since=since,
+        cursor=cursor,
+        so_far=_deliveries(so_far),
+    )
+    return page if problem is None else (page, 400)
+
+
+@blueprint.post("/webhooks/<endpoint_id>/test")
+def test(endpoint_id: str) -> Response:
+    """Send a test, and lead to its delivery, which shows what came of it."""
+    need("admin")
+    answer = act("the test is sent in a moment. This page shows what comes of it", "POST", f"{_path(endpoint_id)}/test")
+    if answer is None:
+        return back("webhooks.show", endpoint_id=endpoint_id)
+    made = answer.body["delivery_id"]
+    return redirect(url_for("webhooks.delivery", endpoint_id=endpoint_id, delivery_id=made), code=303)
+
+
+@blueprint.post("/webhooks/<endpoint_id>/deliveries/<delivery_id>/retry")
+def retry(endpoint_id: str, delivery_id: str) -> Response:
+    """Send one delivery again."""
+    need("admin")
+    act("the delivery is sent again in a moment", "POST", f"{_delivery_path(endpoint_id, delivery_id)}/retry")
+    return back("webhooks.delivery", endpoint_id=endpoint_id, delivery_id=delivery_id)
+
+
+@blueprint.post("/webhooks/<endpoint_id>/remove")
+def remove(endpoint_id: str) -> Response:
+    """Remove an endpoint whose id was typed."""
+    need("admin")
+    is_done = is_typed(endpoint_id) and act("the endpoint is removed", "DELETE", _path(endpoint_id)) is not None
+    if is_done:
+        return redirect(url_for("webhooks.index"), code=303)
+    return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
+
+
+def meaning(kind: str) -> str:
+    """Return what a kind means, also that of tests and of all kinds together."""
+    return {TEST_KIND: _TEST_MEANING, ALL_KINDS: "every kind"}.get(kind) or kind_meaning(kind)
+
+
+def _form_page(form: EndpointForm, endpoint: Mapping[str, Any] | None = None, *, problem: str | None = None) -> str:
     known_person()
-    return render_template("pages/webhooks.html", endpoint_id=endpoint_id)
+    offered = [kind for kind in SUBSCRIBABLE if kind != ALL_KINDS]
+    chosen = form.kinds.data or []
+    return render_template(
+        "pages/webhook_form.html",
+        form=form,
+        endpoint=endpoint,
+        problem=problem,
+        # A kind that this release does not know stays chosen.
+        kinds={kind: meaning(kind) for kind in (*offered, *(kind for kind in chosen if kind not in offered))},
+        chosen=chosen,
+    )
+
+
+def _waiting(endpoint_id: str) -> dict[str, Any]:
+    """Return how many deliveries of an endpoint wait, and since when the oldest of those that were read."""
+    page = read(f"{_path(endpoint_id)}/deliveries", state=DeliveryState.PENDING.value, limit=_COUNTED)
+    oldest = min((each["fact_at"] for each in page["deliveries"]), default=None)
+    return {"count": page["count"], "is_all": page["cursor"] is None, "oldest": oldest}
+
+
+def _words(error: Refused) -> str:
+    return f"{sentence(error.message)} (request {error.request_id})"
+
+
+def _deliveries(count: int) -> str:
+    return "1 delivery is" if count == 1 else f"{count} deliveries are"
+
+
+def _shortly(endpoint: Mapping[str, Any]) -> str:
+    kinds: Iterable[str] = endpoint["kinds"]
+    named = ", ".join("every kind" if kind == ALL_KINDS else kind for kind in kinds)
+    return f"{endpoint['url']}, {named}, {endpoint['description'] or 'no description'}"
+
+
+def _path(endpoint_id: str) -> str:
+    return f"/webhooks/{quoted(endpoint_id)}"
+
+
+def _delivery_path(endpoint_id: str, delivery_id: str) -> str:
+    return f"{_path(endpoint_id)}/deliveries/{quoted(delivery_id)}"
