@@ -129,7 +129,7 @@ def fact_details(fact: Mapping[str, Any]) -> list[Detail]:
 
 def kind_meaning(kind: str) -> str:
     """Return what a kind of fact means, as the API's description says it; its name if it is not known."""
-    return KINDS[kind].meaning if kind in KINDS else kind
+    return KINDS[kind].meaning.replace("`", "") if kind in KINDS else kind
 
 
 def _pattern(fact: Mapping[str, Any]) -> str:

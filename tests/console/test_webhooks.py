@@ -111,6 +111,7 @@ def test_an_endpoint_is_shown_with_its_deliveries_in_words(console: Console) -> 
     add_delivery(console, failed)
     again = replace(failed, delivery_id="7:3:x", version=3, state=DeliveryState.PENDING, tries=2)
     add_delivery(console, replace(again, next_try_at=START + 300, last_status=None, last_answer="timed out"))
+    add_delivery(console, replace(again, delivery_id="7:6:x", next_try_at=START - 9))
     add_delivery(console, make_delivery(version=4, next_try_at=START - 1))
     add_delivery(console, make_delivery(version=5, next_try_at=START + 5))
 
@@ -125,6 +126,7 @@ def test_an_endpoint_is_shown_with_its_deliveries_in_words(console: Console) -> 
         "503 too busy",
         "2 tries failed, the last one 1 min ago . The next one: in 5 min",
         "timed out",
+        "The next one is due: it is sent when the endpoint answers again.",
         "Not tried yet. It is due.",
         "Not tried yet. The first try: in 5 s",
     ):
