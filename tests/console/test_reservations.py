@@ -179,6 +179,17 @@ def test_reservations_are_read_page_after_page_as_far_as_the_week_needs(
     assert len([each for each in stocked.to_api.sent if "limit=2" in (each.url or "")]) == pages
 
 
+def test_no_more_pages_are_read_than_the_api_can_have(stocked: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker_api.console.pages.reservations._PAGE", 1)
+    monkeypatch.setattr("broker_api.console.pages.reservations._MOST_PAGES", 1)
+    for number in range(2):
+        book(stocked.api, name=f"Class {number}", starts_at=STARTS_AT + number)
+
+    page = stocked.open("/reservations").text
+
+    assert ("Class 0: 3</text>" in page, "Class 1: 3</text>" in page) == (True, False)
+
+
 def test_the_page_says_if_not_all_reservations_are_drawn(stocked: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker_api.console.pictures.capacity.MOST_BARS", 1)
     book(stocked.api)
@@ -650,6 +661,16 @@ def test_a_malformed_change_is_said_at_its_field(stocked: Console) -> None:
     assert answer.status_code == 400
     assert "Use a number from 1 to" in answer.text
     assert form_of(answer.text)["version"] == "1"
+
+
+def test_what_is_wrong_beside_the_fields_is_said_above_the_form(stocked: Console) -> None:
+    made = book(stocked.api)
+    form = form_of(stocked.open(page_of(made, "/change")).text)
+
+    answer = send(stocked, page_of(made, "/change"), form | {"count": "2", "version": "-1"})
+
+    assert answer.status_code == 400
+    assert "version: " in answer.text
 
 
 # -- cancelling
