@@ -351,6 +351,7 @@ def test_a_sandbox_that_nobody_held_when_the_page_was_made_is_not_released(conso
     for act, more in (("release", {"typed": "release"}), ("extend", {"hours": "1"})):
         answer = many(console, act, {"sandbox_id": "0"}, **more)
         assert "0 of 1 done" in text_of(answer.text)
+        assert "No track held it when this list was made." in text_of(answer.text)
     assert statuses(console) == {"0": "allocated"}
 
 
