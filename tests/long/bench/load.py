@@ -13,7 +13,7 @@ import socket
 import statistics
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
@@ -142,6 +142,10 @@ class Generator:
         """Send the requests from `clients`. Each client sends its next one right after an answer."""
         return self._pool.apply(drive, (port, requests, clients))
 
+    def send_steadily(self, port: int, requests: Sequence[bytes], *, clients: int, rate: float) -> Load:
+        """Send `rate` requests a second, also while others are not answered; `clients` is the most at once."""
+        return self._pool.apply(drive_steadily, (port, requests, clients, rate))
+
     def start(self, work: Callable[..., Result], *arguments: object) -> AsyncResult[Result]:
         """Begin other work in the same process; return what tells whether it has ended, and waits for its result."""
         return self._pool.apply_async(work, arguments)
@@ -170,10 +174,10 @@ class _Client:
         self._began = 0.0
         self._received = b""
 
-    def send(self, number: int, request: bytes) -> None:
-        """Send a request, which fits into one packet."""
+    def send(self, number: int, request: bytes, *, due: float | None = None) -> None:
+        """Send a request, which fits into one packet. Its latency counts from when it was due, or else from now."""
         self._number, self._received = number, b""
-        self._began = time.monotonic()
+        self._began = time.monotonic() if due is None else due
         sent = self.socket.send(request)
         assert sent == len(request)
 
@@ -216,6 +220,33 @@ def drive(port: int, requests: Sequence[bytes], clients: int) -> Load:
                 client.send(*upcoming)
             else:
                 selector.unregister(client.socket)
+        return Load(answers, time.process_time() - cpu)
+
+
+def drive_steadily(port: int, requests: Sequence[bytes], clients: int, rate: float) -> Load:
+    """Send the requests at a steady rate from this process.
+
+    A request that is due while all clients wait for answers is sent later. That is part of its latency.
+    """
+    answers: list[Answer] = []
+    left = deque(enumerate(requests))
+    with selectors.DefaultSelector() as selector, ExitStack() as opened:
+        free = [_Client(port, opened) for _ in range(clients)]
+        for client in free:
+            selector.register(client.socket, selectors.EVENT_READ, client)
+        cpu, began = time.process_time(), time.monotonic()
+        while len(answers) < len(requests):
+            while free and left and (due := began + left[0][0] / rate) <= time.monotonic():
+                free.pop().send(*left.popleft(), due=due)
+            can_send = bool(free and left)
+            events = selector.select(max(0.0, due - time.monotonic()) if can_send else _SILENCE_SEC)
+            if not events and not can_send:
+                raise TimeoutError(f"nothing was answered for {_SILENCE_SEC} s")
+            for key, _ in events:
+                answer = key.data.receive()
+                if answer is not None:
+                    answers.append(answer)
+                    free.append(key.data)
         return Load(answers, time.process_time() - cpu)
 
 

@@ -42,6 +42,10 @@ P99_TO_P50 = {64: Goal(2.5)}
 OTHER_THAN_CREATED = {256: Goal(0.5)}
 API_MILLISECONDS = Goal(2.0)
 PAGE_MILLISECONDS = Goal(300)
+API_TIME = "the API's processor time"
+TOLD_TO_SENT = Goal(1.0, at_least=True)
+P50_TO_ALONE = Goal(1.1)
+P50_TO_CONTROL = Goal(1.1)
 
 
 class Length(StrEnum):
@@ -618,32 +622,21 @@ def measure_class(bench: Bench) -> None:
 
 
 def measure_webhooks(bench: Bench) -> None:
-    """Tell a flood of facts, send them by one process, and measure its effect on tracks at the API."""
-    facts, rounds, size = bench.size(10_000), bench.rounds(6), bench.at_least(150)
+    """Tell a flood of facts, send them by one process, and measure the effect of each on tracks at the API."""
+    facts, rounds, size = bench.size(50_000), bench.rounds(6), bench.at_least(400)
     found = webhooks.send_flood(bench.servers, bench.generator, facts=facts, rounds=rounds, round_size=size)
-    alone, meanwhile = median(_rates(found.alone.rounds)), median(_rates(found.meanwhile.rounds))
+    told, sent = found.told.a_second, found.sent.a_second
     add = partial(bench.findings.add, f"a flood of {facts} facts")
-    add("facts told a second, by one process", found.told_a_second)
-    add("deliveries a second, by one process", found.sent_a_second)
-    add("its processor time for each", found.sender_milliseconds, "ms")
-    add("rate of allocations to that while nothing is sent", meanwhile / alone)
-    add("the API's processor time for each, likewise", found.meanwhile.api_milliseconds / found.alone.api_milliseconds)
-    rows = {
-        name: {
-            "allocations a second": f"{rate:.0f}",
-            "p50": f"{median(_milliseconds(seen.rounds, 50)):.1f} ms",
-            "p99": f"{median(_milliseconds(seen.rounds, 99)):.1f} ms",
-            "API's processor time": f"{seen.api_milliseconds:.2f} ms",
-            "other than 201": str(_other_than(CREATED, seen.rounds)),
-        }
-        for name, rate, seen in (
-            ("nothing is sent", alone, found.alone),
-            ("one process sends without a pause", meanwhile, found.meanwhile),
-        )
-    }
+    add("facts told a second, by one process", told)
+    add("deliveries a second, by one process", sent)
+    add("told to sent", told / sent, goal=TOLD_TO_SENT)
+    add("processor time of the sender for each", found.sent.milliseconds, "ms")
+    add("allocations asked for a second", found.allocations_a_second)
+    rows = add_flood(bench.findings, "told", found.told) | add_flood(bench.findings, "sent", found.sent)
     bench.findings.tables.append(
-        f"one process sends {found.sent_a_second:.0f} deliveries a second, so 50,000 facts take "
-        f"{50_000 / found.sent_a_second / 60:.1f} min; one API process, one client\n\n{markdown('webhooks', rows)}"
+        f"one process tells {told:.0f} facts a second, and one sends {sent:.0f}, so 50,000 take "
+        f"{50_000 / told / 60:.1f} and {50_000 / sent / 60:.1f} min; {found.allocations_a_second:.0f} allocations a "
+        f"second are asked for\n\n{markdown('webhooks', rows)}"
     )
 
 
@@ -663,6 +656,34 @@ def measure_console(bench: Bench) -> None:
         }
     bench.findings.add(scenario, "its memory (PSS)", found.memory / 2**20, "MiB")
     bench.findings.tables.append(markdown("page of the console", rows))
+def add_flood(findings: Findings, verb: str, seen: webhooks.Flood) -> dict[str, dict[str, str]]:
+    """Add what tracks noticed while facts are told or sent; return rows of a table."""
+    scenario, beside, control = f"allocations while facts are {verb}", webhooks.FLOOD, webhooks.CONTROL
+    loads = {way: [each.load for each in rounds] for way, rounds in seen.rounds.items()}
+    figures = {
+        **{f"p{percent}": {way: _milliseconds(each, percent) for way, each in loads.items()} for percent in (50, 99)},
+        API_TIME: {way: [each.api_milliseconds for each in seen.rounds[way]] for way in loads},
+    }
+    findings.add(scenario, f"facts {verb} a second meanwhile", seen.paces[beside])
+    findings.add(scenario, f"facts a second {control}", seen.paces[control])
+    for name, by_way in figures.items():
+        is_judged = name == "p50"
+        to_alone = {way: _ratios(by_way[way], by_way[webhooks.ALONE]) for way in (beside, control)}
+        findings.add(scenario, f"{name} to that alone", to_alone[beside], goal=P50_TO_ALONE if is_judged else None)
+        findings.add(scenario, f"{name} {control}, to that alone", to_alone[control])
+        to_control = _ratios(by_way[beside], by_way[control])
+        findings.add(scenario, f"{name} to that {control}", to_control, goal=P50_TO_CONTROL if is_judged else None)
+    return {
+        f"{verb}: {way}": {
+            "facts a second": f"{median(seen.paces[way]):.0f}",
+            "p50": f"{median(figures['p50'][way]):.1f} ms",
+            "to that alone": _spread(_ratios(figures["p50"][way], figures["p50"][webhooks.ALONE])),
+            "p99": f"{median(figures['p99'][way]):.1f} ms",
+            "API's processor time": f"{median(figures[API_TIME][way]):.2f} ms",
+            "other than 201": str(_other_than(CREATED, loads[way])),
+        }
+        for way in webhooks.WAYS
+    }
 
 
 SCENARIOS: Mapping[str, Callable[[Bench], None]] = {

@@ -136,6 +136,16 @@ def test_the_load_generator_sends_each_request_once_and_reads_each_answer_whole(
     assert all(each.ended > each.began for each in load.answers)
 
 
+def test_a_steady_load_sends_each_request_once_and_counts_its_latency_from_when_it_was_due() -> None:
+    tracks, rate = [f"track-{number}" for number in range(40)], 1e6
+    with server(lambda _: 201) as (port, seen), Generator() as generator:
+        load = generator.send_steadily(port, allocations("token", tracks), clients=3, rate=rate)
+    assert sorted(seen) == sorted(tracks)
+    assert load.statuses == {201: 40}
+    began = [each.began for each in sorted(load.answers, key=lambda each: each.number)]
+    assert [each - began[0] for each in began] == pytest.approx([number / rate for number in range(40)], abs=1e-9)
+
+
 def test_the_rate_of_a_load_counts_what_succeeded() -> None:
     answers = [Answer(0, 201, 10.0, 11.0), Answer(1, 503, 10.0, 12.0), Answer(2, 200, 11.0, 14.0)]
     assert Load(answers, cpu_seconds=0).rate == 0.5
