@@ -32,7 +32,7 @@ coverage: .venv/installed dynamodb-local ## Fail for lines that no test reaches;
 	$(python) -m coverage report --fail-under 100 --include "$(or $(PART),$(product))" || failed=1; \
 	exit $$failed
 
-bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls; ARGS=--quick is short | 30 min | java, npm, cc
+bench: .venv/installed dynamodb-local ## Measure speed and cost beside bare DynamoDB calls; ARGS=--quick is short | 45 min | java, npm, cc
 	@exec $(python) -m tests.long.bench $(ARGS)
 
 soak: .venv/installed dynamodb-local ## Check the promises under load, kills and faults, then the memory; SEED=7 | 30 min | java, npm, cc

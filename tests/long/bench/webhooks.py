@@ -230,6 +230,18 @@ def _services(plan: Plan, scratch: Path, *, lowest: bool) -> list[Program]:
     return [*workers, programs.api(plan, scratch), programs.beat(plan)]
 
 
+def _end_with_parent() -> None:
+    """End this process when the bench has ended, also by a kill."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _come_last() -> None:
     """Give this process the lowest priority.
 
@@ -347,6 +359,7 @@ class _Control:
 
 def _make_calls(dynamodb_url: str, rate: Any, count: Any, lowest: bool) -> None:
     """Make the calls that a worker makes for each fact: it reads a partition, and writes two items or one item twice."""
+    _end_with_parent()
     if lowest:
         _come_last()
     client: Any = make_bare_client(dynamodb_url)
@@ -387,6 +400,7 @@ def _make_calls(dynamodb_url: str, rate: Any, count: Any, lowest: bool) -> None:
 
 
 def _receive(count: Any, port: Any, lowest: bool) -> None:
+    _end_with_parent()
     if lowest:
         _come_last()
 
