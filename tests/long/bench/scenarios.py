@@ -656,6 +656,8 @@ def measure_console(bench: Bench) -> None:
         }
     bench.findings.add(scenario, "its memory (PSS)", found.memory / 2**20, "MiB")
     bench.findings.tables.append(markdown("page of the console", rows))
+
+
 def add_flood(findings: Findings, verb: str, seen: webhooks.Flood) -> dict[str, dict[str, str]]:
     """Add what tracks noticed while facts are told or sent; return rows of a table."""
     scenario, beside, control = f"allocations while facts are {verb}", webhooks.FLOOD, webhooks.CONTROL
