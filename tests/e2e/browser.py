@@ -62,7 +62,7 @@ def watch(context: BrowserContext) -> Watch:
 
     def note(message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
-            seen.said.append(message.text)
+            seen.said.append(f"{message.text} {message.location['url']}")
 
     context.on("console", note)
     context.on("weberror", lambda error: seen.said.append(str(error.error)))
