@@ -55,7 +55,6 @@ def life(stack: Stack) -> Iterator[Receiver]:
         _book(stack)
         _fail(stack)
         _allocate(stack)
-        _wait_in_line(stack)
         _done(stack.as_admin("POST", "/watch"))
         yield receiver
 
@@ -175,7 +174,7 @@ def _mark(stack: Stack, held: tuple[str, dict[str, Any]]) -> None:
     _done(stack.as_track(track_id, "POST", f"/sandboxes/{allocation['sandbox_id']}/mark-for-deletion"))
 
 
-def _wait_in_line(stack: Stack) -> None:
+def wait_in_line(stack: Stack) -> None:
     """Let four tracks wait for sandboxes of a name that the pool does not have."""
     for number in range(4):
         headers = {
