@@ -8,7 +8,7 @@ from broker_api.auth import actor
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import idempotency_key
 from broker_api.errors import RequestInvalid
-from broker_api.limits import store_call
+from broker_api.limits import bulk_store_call, store_call
 from broker_api.openapi import RESERVATION_ID, answered_with
 from broker_api.runtime import services
 from broker_api.schemas.parts import example_of
@@ -57,7 +57,7 @@ blueprint.before_request(refuse_surplus)
     headers=answered_with("Idempotent-Replayed"),
     success=True,
 )
-@store_call
+@bulk_store_call
 def book(body: dict[str, Any]) -> dict[str, Any] | tuple[dict[str, Any], int, dict[str, str]]:
     """Book sandboxes for a class."""
     booked = services().bookings.book(_wanted(body), by=actor(), idempotency_key=idempotency_key())
@@ -69,7 +69,7 @@ def book(body: dict[str, Any]) -> dict[str, Any] | tuple[dict[str, Any], int, di
 @blueprint.doc(operationId="adminCheckBooking", errors=("SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"))
 @blueprint.arguments(BookingInputSchema())
 @blueprint.response(200, FitSchema, description="Whether it fits, and how many sandboxes could be had")
-@store_call
+@bulk_store_call
 def check(body: dict[str, Any]) -> Fit:
     """Say what booking would say, and book nothing."""
     return services().bookings.check(_wanted(body))
@@ -113,7 +113,7 @@ def read(reservation_id: str) -> dict[str, Any]:
 )
 @blueprint.arguments(ChangeInputSchema(partial=CHANGEABLE), example={"count": 35, "version": 1})
 @blueprint.response(200, ReservationSchema, description="The reservation after the change")
-@store_call
+@bulk_store_call
 def change(body: dict[str, Any], reservation_id: str) -> dict[str, Any]:
     """Change a reservation that has not ended."""
     require_plain("reservation_id", reservation_id)
@@ -143,7 +143,7 @@ def cancel(reservation_id: str) -> dict[str, Any]:
 @blueprint.doc(operationId="adminReadCapacity", errors=("SERVICE_UNAVAILABLE",))
 @blueprint.arguments(CapacityQuerySchema(), location="query")
 @blueprint.response(200, CapacitySchema, description="The curve")
-@store_call
+@bulk_store_call
 def read_capacity(query: dict[str, Any]) -> dict[str, Sequence[CapacityPoint]]:
     """Read how many sandboxes can be reserved, and how many are, over a time."""
     return {"points": services().bookings.capacity(**query)}

@@ -53,6 +53,7 @@ from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
 from broker_common.core.overview import Overviews
 from broker_common.core.pauses import PauseCache
+from broker_common.core.pool_copy import PoolCopy
 from broker_common.core.purge import Purger
 from broker_common.core.reserving import Reserver
 from broker_common.core.runs import Runs
@@ -139,6 +140,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     pauses = PauseCache(store, clock, rng)
     reservations = KnownReservations(store, clock)
     leases = Leases(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy)
+    pool_copy = PoolCopy(store, clock)
     counts = Counts(store, clock, rng, max_age=settings.pool_gauge_cache_sec, policy=policy)
     pool_count = Renewed(counts.latest, clock, max_age=settings.pool_gauge_cache_sec, at_end=counts.give_back)
     line = WaitingLine(
@@ -178,13 +180,14 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
         ),
         leases=leases,
         inventory=inventory,
-        search=Search(reports=store, inventory=inventory, clock=clock),
+        search=Search(copy=pool_copy, inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         usage=Usage(records=store, clock=clock, kept_days=settings.history_days),
         operations=Operations(store=store, guard=guard, clock=clock, threads=BULK_THREADS),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=policy, threads=BULK_THREADS),
         bookings=Bookings(
             store=store,
+            copy=pool_copy,
             guard=guard,
             reserver=Reserver(store=store, guard=guard, recorder=recorder, clock=clock, rng=rng, threads=BULK_THREADS),
             clock=clock,

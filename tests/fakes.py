@@ -583,10 +583,18 @@ class MemoryStore(MemoryWebhooks):
                 self._check_account(sandbox)
             self._accounts |= {sandbox.account_key: sandbox.sandbox_id for sandbox in sandboxes}
 
-    def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
+    def read_all(self, *, with_accounts: bool = True, consistent: bool = False, known: Sequence[Sandbox] = ()) -> Pool:
         with self._called("read_all"):
-            shown = self._records if consistent else self._index()
-            readable = [shown[each] for each in self._met() if each in shown and each not in self._spoiled]
+            index = self._index()
+            shown = self._records if consistent else index
+            kept = {
+                each.sandbox_id: each
+                for each in known
+                if each.version == getattr(index.get(each.sandbox_id), "version", None)
+            }
+            readable = [
+                kept.get(each, shown[each]) for each in self._met() if each in shown and each not in self._spoiled
+            ]
             keys = {record.account_key for record in readable} & self._accounts.keys() if with_accounts else ()
             unreadable = tuple(Unreadable(each, SPOILED) for each in sorted(self._spoiled & self._records.keys()))
             return Pool(tuple(readable), {key: self._accounts[key] for key in keys}, unreadable)
@@ -1001,8 +1009,11 @@ class StoreWrapper(WebhooksWrapper):
     def record_accounts(self, *sandboxes: Sandbox) -> None:
         self._call("record_accounts", lambda: self.inner.record_accounts(*sandboxes))
 
-    def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
-        return self._call("read_all", lambda: self.inner.read_all(with_accounts=with_accounts, consistent=consistent))
+    def read_all(self, *, with_accounts: bool = True, consistent: bool = False, known: Sequence[Sandbox] = ()) -> Pool:
+        return self._call(
+            "read_all",
+            lambda: self.inner.read_all(with_accounts=with_accounts, consistent=consistent, known=known),
+        )
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         return self._call("read_removed", lambda: self.inner.read_removed(sandbox_ids))

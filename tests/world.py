@@ -22,6 +22,7 @@ from broker_common.core.leases import Extension, LeaseEnd, Leases
 from broker_common.core.operations import Operations
 from broker_common.core.pauses import PauseCache
 from broker_common.core.policy import Policy
+from broker_common.core.pool_copy import PoolCopy
 from broker_common.core.purge import Purger
 from broker_common.core.reserving import Reserver
 from broker_common.core.sandbox import Sandbox, Status
@@ -134,7 +135,8 @@ class World:
         )
         self.leases = Leases(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy)
         self.inventory = Inventory(store=store, leases=self.leases)
-        self.search = Search(reports=store, inventory=self.inventory, clock=clock)
+        self.pool_copy = PoolCopy(store, clock)
+        self.search = Search(copy=self.pool_copy, inventory=self.inventory, clock=clock)
         self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
         self.syncer = Syncer(
             store=store,
@@ -177,6 +179,7 @@ class World:
         )
         self.bookings = Bookings(
             store=store,
+            copy=self.pool_copy,
             guard=self.guard,
             reserver=self.reserver,
             clock=clock,

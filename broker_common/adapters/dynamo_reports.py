@@ -62,32 +62,36 @@ _IN_ORDER: Item = {":zero": {"N": "0"}, ":highest": {"N": str(ORDER_LIMIT - 1)}}
 class DynamoReports(DynamoOpenReservations):
     """`Reports` on one DynamoDB table."""
 
-    def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
-        """Implement the port: keys from the index, then reads of sandboxes, and of accounts.
+    def read_all(self, *, with_accounts: bool = True, consistent: bool = False, known: Sequence[Sandbox] = ()) -> Pool:
+        """Implement the port: keys and versions from the index, then reads of sandboxes, and of accounts.
 
         Never scans the table, most of which is facts.
         """
 
-        def read_ids(place: str) -> list[str]:
+        def read_versions(place: str) -> list[tuple[str, object]]:
             query = self._query(
                 IndexName=INDEX,
                 KeyConditionExpression="status_key = :status",
                 ExpressionAttributeValues={":status": {"S": place}},
-                ProjectionExpression="PK",
+                ProjectionExpression="PK, version",
             )
-            return [sandbox_id_of(item) for item in query]
+            return [(sandbox_id_of(item), item.get("version")) for item in query]
 
         reserved = self._reserved_places()
         places = [*(place for status in Status for place in status_keys(status, self._shards)), *reserved]
         # A sandbox that changes its status meanwhile may be found twice.
-        ids = list(dict.fromkeys(each for found in for_each(read_ids, places, threads=_THREADS) for each in found))
-        sandboxes, unreadable = self._decode_many(
-            self._get_parallel([sandbox_key(each) for each in ids], consistent=consistent)
+        seen = dict(each for found in for_each(read_versions, places, threads=_THREADS) for each in found)
+        unchanged = [each for each in known if seen.get(each.sandbox_id) == {"N": str(each.version)}]
+        for each in unchanged:
+            del seen[each.sandbox_id]
+        read, unreadable = self._decode_many(
+            self._get_parallel([sandbox_key(each) for each in seen], consistent=consistent)
         )
+        sandboxes = (*unchanged, *read)
         keys = dict.fromkeys(sandbox.account_key for sandbox in sandboxes) if with_accounts else ()
         accounts = self._get_parallel([account_item_key(key) for key in keys], consistent=consistent)
         recorded = {account_key_of(item): item["sandbox_id"]["S"] for item in accounts}
-        return Pool(tuple(sandboxes), recorded, tuple(unreadable))
+        return Pool(sandboxes, recorded, tuple(unreadable))
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:
         """Implement the port: batches of consistent reads."""

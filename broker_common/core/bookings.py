@@ -28,6 +28,7 @@ from broker_common.core.errors import (
 )
 from broker_common.core.facts import PoolFactKind, of_reservation
 from broker_common.core.ids import new_id
+from broker_common.core.pool_copy import MAX_AGE_SEC
 from broker_common.core.reservation import (
     LEAD_SEC,
     MAX_TEXT,
@@ -39,7 +40,6 @@ from broker_common.core.reservation import (
 )
 from broker_common.core.sandbox import ORDER_LIMIT
 from broker_common.core.schema import Upgrade
-from broker_common.core.shared_read import SharedRead
 from broker_common.core.store import Conflict, ReservationPage
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from broker_common.core.guard import Guard
     from broker_common.core.policy import Policy
+    from broker_common.core.pool_copy import PoolCopy
     from broker_common.core.ports import Clock
     from broker_common.core.principals import Actor
     from broker_common.core.reserving import Reserver
@@ -60,8 +61,6 @@ MAX_COUNT = 100_000
 MAX_LEAD_SEC = 24 * 3600
 MAX_TRACK_NAMES = 20
 MAX_NOTE = 1000
-POOL_AGE_SEC = 5.0
-"""How old the known pool may be when nothing is booked by it."""
 _MAX_TIME = ORDER_LIMIT // 1000
 _KEYS = uuid.UUID("a0d4ed3b-8b0e-4c53-9f0c-6f2c2b1f7d0e")
 """The namespace of the ids of reservations that are booked with an idempotency key."""
@@ -103,7 +102,15 @@ class Bookings:
     """Books reservations for operators; safe to use from many threads."""
 
     def __init__(
-        self, *, store: SandboxStore, guard: Guard, reserver: Reserver, clock: Clock, rng: Random, policy: Policy
+        self,
+        *,
+        store: SandboxStore,
+        copy: PoolCopy,
+        guard: Guard,
+        reserver: Reserver,
+        clock: Clock,
+        rng: Random,
+        policy: Policy,
     ) -> None:
         self._store = store
         self._guard = guard
@@ -111,7 +118,7 @@ class Bookings:
         self._clock = clock
         self._rng = rng
         self._policy = policy
-        self._pool = SharedRead(lambda: store.read_all(with_accounts=False).sandboxes, clock)
+        self._pool = copy
 
     def now(self) -> int:
         """Return the time by which reservations go: the clock's, corrected by the store's."""
@@ -162,7 +169,7 @@ class Bookings:
         reservation = Reservation(reservation_id="", **_fields_of(wanted), created_at=now, created_by="")
         _check(reservation, now)
         known = self._store.read_reservations()
-        could_have = self._could_have(reservation, known, self._sandboxes(max_age=POOL_AGE_SEC))
+        could_have = self._could_have(reservation, known, self._sandboxes())
         return Fit(reservation.count <= could_have, could_have)
 
     def change(self, reservation_id: str, changes: Mapping[str, object], *, version: int, by: Actor) -> Reservation:
@@ -277,7 +284,7 @@ class Bookings:
         if not 0 <= since < until < _MAX_TIME:
             raise InvalidInput("to: must be later than from")
         booked = _booked(self._store.read_reservations().reservations)
-        pool = self._sandboxes(max_age=POOL_AGE_SEC)
+        pool = self._sandboxes()
         return Capacity(pool, booked, self._policy).curve(prefix, since=since, until=until)
 
     def _backoff(self) -> Backoff:
@@ -343,9 +350,9 @@ class Bookings:
         )
         return max(0, min(room.in_service + reservation.drawn, room.reservable))
 
-    def _sandboxes(self, *, max_age: float) -> Sequence[Sandbox]:
-        _, sandboxes = self._pool.get(not_before=self._clock.monotonic() - max_age)
-        return sandboxes
+    def _sandboxes(self, *, max_age: float = MAX_AGE_SEC) -> Sequence[Sandbox]:
+        _, pool = self._pool.get(max_age=max_age)
+        return pool.sandboxes
 
 
 def _busy() -> StoreUnavailable:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from broker_common.core.deadline import time_left
-from broker_common.core.errors import InvalidInput, StoreUnavailable
+from broker_common.core.errors import InvalidInput
 from broker_common.core.flat import OPTIONAL_SANDBOX_FIELDS, SANDBOX_FIELDS, flatten
 
 if TYPE_CHECKING:
     from broker_common.core.inventory import Inventory
+    from broker_common.core.pool_copy import PoolCopy
     from broker_common.core.ports import Clock
     from broker_common.core.sandbox import Sandbox, Status
-    from broker_common.core.store import Pool, Reports, Unreadable
+    from broker_common.core.store import Unreadable
 
-MAX_AGE_SEC = 5.0
 _FIELDS = {**SANDBOX_FIELDS, **OPTIONAL_SANDBOX_FIELDS}
 
 
@@ -82,14 +80,12 @@ class Found:
 
 
 class Search:
-    """Searches a copy of the pool, which one thread at a time reads at most every few seconds. Thread-safe."""
+    """Searches a copy of the pool. Thread-safe."""
 
-    def __init__(self, *, reports: Reports, inventory: Inventory, clock: Clock) -> None:
-        self._reports = reports
+    def __init__(self, *, copy: PoolCopy, inventory: Inventory, clock: Clock) -> None:
+        self._copy = copy
         self._inventory = inventory
         self._clock = clock
-        self._reading = threading.Lock()
-        self._copy: tuple[float, Pool] | None = None
 
     def find(self, query: Query, *, limit: int, cursor: str | None) -> Found:
         """Return a page of the sandboxes that match `query`.
@@ -98,7 +94,7 @@ class Search:
         are on the first page of every query. Raises `InvalidInput` for a cursor that was not given for this query.
         """
         after = _read_cursor(query, cursor) if cursor is not None else None
-        read_at, pool = self._current()
+        read_at, pool = self._copy.get()
         fitting = sorted((_key(query, each), each.sandbox_id) for each in pool.sandboxes if query.fits(each))
         if query.descending:
             # Sandboxes without a value stay at the end.
@@ -117,23 +113,6 @@ class Search:
             _write_cursor(query, page[-1]) if more else None,
             pool.unreadable if cursor is None else (),
         )
-
-    def _current(self) -> tuple[float, Pool]:
-        copy = self._copy
-        if copy is None or self._is_old(copy):
-            if not self._reading.acquire(timeout=max(0.0, min(time_left(self._clock), threading.TIMEOUT_MAX))):
-                raise StoreUnavailable("reading the pool took too long; try again")
-            try:
-                copy = self._copy
-                if copy is None or self._is_old(copy):
-                    began = self._clock.monotonic()
-                    copy = self._copy = (began, self._reports.read_all(with_accounts=False, consistent=True))
-            finally:
-                self._reading.release()
-        return copy
-
-    def _is_old(self, copy: tuple[float, Pool]) -> bool:
-        return self._clock.monotonic() - copy[0] >= MAX_AGE_SEC
 
 
 _Key = tuple[int, str | int]

@@ -495,11 +495,11 @@ class FeedPage:
 class Reports(Protocol):
     """Reads many records, for jobs and operators."""
 
-    def read_all(self, *, with_accounts: bool = True, consistent: bool = False) -> Pool:
+    def read_all(self, *, with_accounts: bool = True, consistent: bool = False, known: Sequence[Sandbox] = ()) -> Pool:
         """Read all sandboxes and tombstones; also their account records, if `with_accounts`.
 
         The index tells which there are, and may be out of date. So may a record, unless `consistent`, which costs
-        twice as much.
+        twice as much. Of `known`, those that have the same version in the index are returned and not read.
         """
 
     def read_removed(self, sandbox_ids: Sequence[str]) -> Mapping[str, int]:

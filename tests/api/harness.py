@@ -32,6 +32,7 @@ from broker_common.core.leases import Leases
 from broker_common.core.operations import Operations
 from broker_common.core.overview import Breaker, Overviews
 from broker_common.core.pauses import PauseCache
+from broker_common.core.pool_copy import PoolCopy
 from broker_common.core.ports import Allowance
 from broker_common.core.purge import Purger
 from broker_common.core.reserving import Reserver
@@ -274,12 +275,20 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         ),
         leases=leases,
         inventory=inventory,
-        search=Search(reports=store, inventory=inventory, clock=clock),
+        search=Search(copy=PoolCopy(store, clock), inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         usage=Usage(records=store, clock=clock, kept_days=settings.history_days),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
-        bookings=Bookings(store=store, guard=guard, reserver=reserver, clock=clock, rng=rng, policy=settings.policy),
+        bookings=Bookings(
+            store=store,
+            copy=PoolCopy(store, clock),
+            guard=guard,
+            reserver=reserver,
+            clock=clock,
+            rng=rng,
+            policy=settings.policy,
+        ),
         endpoints=Endpoints(
             records=store,
             reports=store,

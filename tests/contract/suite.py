@@ -300,6 +300,13 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
             each.sandbox_id: each for each in [*records, held]
         }
 
+    def test_what_is_known_at_the_version_of_the_index_is_returned_as_it_is(self, store: SandboxStore) -> None:
+        same, older, gone = make_sandbox("same", version=5), make_sandbox("older", version=5), make_sandbox("gone")
+        add_all(store, same, older)
+        known = [replace(same, name="as known"), replace(older, name="as known", version=4), gone]
+        pool = store.read_all(known=known, with_accounts=False)
+        assert {each.sandbox_id: each for each in pool.sandboxes} == {"same": known[0], "older": older}
+
     # -- accounts
 
     def test_an_account_has_one_sandbox_however_its_id_is_spelt(self, store: SandboxStore) -> None:

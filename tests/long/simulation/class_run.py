@@ -15,6 +15,7 @@ from broker_common.core.bookings import Bookings, Wanted
 from broker_common.core.guard import Guard
 from broker_common.core.known_reservations import KnownReservations
 from broker_common.core.policy import Policy
+from broker_common.core.pool_copy import PoolCopy
 from broker_common.core.reserving import Reserver
 from broker_common.core.sandbox import ORDER_LIMIT, Status
 from broker_common.services import BULK_THREADS
@@ -221,7 +222,13 @@ class _ClassRun(LineRun):
         self._known = KnownReservations(store, clock)
         self._reserver = Reserver(store=store, guard=guard, recorder=self, clock=clock, rng=rng, threads=BULK_THREADS)
         self._bookings = Bookings(
-            store=store, guard=guard, reserver=self._reserver, clock=clock, rng=rng, policy=Policy()
+            store=store,
+            copy=PoolCopy(store, clock),
+            guard=guard,
+            reserver=self._reserver,
+            clock=clock,
+            rng=rng,
+            policy=Policy(),
         )
         self._reservation_id = ""
 
