@@ -143,6 +143,44 @@ def test_the_first_page_finds_the_newest_of_many_facts(console: Console) -> None
     assert texts(page) == [f"An operator paused op{number}." for number in range(2999, 2899, -1)]
 
 
+@pytest.mark.parametrize(
+    ("count", "apart", "idle"), [(10, 3600, 0), (3000, 20, 0), (3000, 1, 0), (250, 1, 7200)], ids=str
+)
+def test_the_newest_facts_take_few_calls_however_much_happens(
+    console: Console, count: int, apart: int, idle: int
+) -> None:
+    add_facts(console, count, apart=apart)
+    console.api.clock.advance(count * apart + idle)
+    console.sign_in()
+    console.to_api.sent.clear()
+
+    page = console.open("/events").text
+
+    shown = min(count, 100)
+    assert texts(page) == [f"An operator paused op{number}." for number in range(count - 1, count - 1 - shown, -1)]
+    assert len([each for each in console.to_api.sent if "/events" in (each.url or "")]) <= 4
+
+
+def test_facts_that_all_came_at_once_a_while_ago_are_found(console: Console) -> None:
+    add_facts(console, 200, first_at=START, apart=0)
+    add_facts(console, 900, first_at=START + 100, apart=0)
+    console.api.clock.advance(200)
+
+    page = console.open("/events").text
+
+    assert len(texts(page)) == 100
+    assert "some of the newest facts are missing here" in page
+
+
+@pytest.mark.parametrize("query", ["?kind=sandbox.marked", f"?since={START}"])
+def test_what_takes_many_calls_or_does_not_change_is_not_renewed_by_itself(console: Console, query: str) -> None:
+    add_facts(console, 250)
+    console.api.clock.advance(1000)
+
+    assert 'data-live="events"' in console.open("/events").text
+    assert 'data-live="events"' not in console.open(f"/events{query}").text
+
+
 def test_a_filter_looks_through_many_facts_of_other_kinds(console: Console) -> None:
     use(console)
     add_facts(console, 3000, first_at=START + 100)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, render_template, request
 
@@ -13,16 +14,18 @@ from broker_api.console.runtime import runtime
 from broker_api.webhook_description import KINDS
 from broker_common.adapters.broker_http import Refused
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 blueprint = Blueprint("events", __name__)
 
 SHOWN = 100
 """How many facts a page has at most, except that one answer of the API is never divided."""
-_SPANS_SEC = tuple(86400 // 4**step for step in range(6))
-"""From a day down to about a minute and a half: how far back the newest facts are looked for.
-
-The API reads its feed in the order of time alone. So the console reads the longest of these spans whose end it reaches.
-"""
-_LOOKED_AT = 500
+_DAY_SEC = 86400
+_FIRST_SPAN_SEC = 300
+_MOST_LOOKS = 7
+_LOOKED_AT = 3 * SHOWN
+_FILTERED_SPANS_SEC = (_DAY_SEC, _DAY_SEC // 16, _DAY_SEC // 256)
 _LOOKED_AT_BY_FILTER, _PAGES_BY_FILTER = 1000, 4
 _UNFIT = "VALIDATION_ERROR"
 
@@ -52,44 +55,76 @@ def index() -> str | tuple[str, int]:
     return page if problem is None else (page, 400)
 
 
-def _newest(wanted: dict[str, str | None]) -> dict[str, Any]:
-    """Return the newest facts, the newest first, and from which time on they are all that happened."""
-    limit, pages = _effort(wanted)
-    for span in _SPANS_SEC:
-        since = runtime().clock.now() - span
-        found = _read(pages=pages, limit=limit, since=since, **wanted)
-        if found["is_last"]:
-            break
+def _newest(wanted: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the newest facts, the newest first, and from which time on they are all that happened.
+
+    The API reads its feed in the order of time alone. So the console looks for a time since which there are enough
+    facts, but not more than one look reads.
+    """
+    found, since = _look_by_filter(wanted) if any(wanted.values()) else _look()
     facts = found["events"][::-1]
     complete_since = since if len(facts) <= SHOWN else facts[SHOWN - 1]["at"]
     return found | {"events": facts[:SHOWN], "since": complete_since}
 
 
-def _from(after: str | None, since: int | None, wanted: dict[str, str | None]) -> dict[str, Any]:
-    """Return a page of facts, the oldest first."""
-    limit, pages = _effort(wanted)
-    return _read(pages=pages, limit=min(limit, SHOWN) if pages == 1 else limit, after=after, since=since, **wanted)
+def _look() -> tuple[dict[str, Any], int]:
+    now, span = runtime().clock.now(), _FIRST_SPAN_SEC
+    complete, too_long = 0, 0
+    # By whether it reached the newest fact: the last such look.
+    looks: dict[bool, tuple[dict[str, Any], int]] = {}
+    for _ in range(_MOST_LOOKS):
+        found = _read({"limit": _LOOKED_AT, "since": now - span}, pages=1)
+        count, reached = len(found["events"]), bool(found["is_last"])
+        looks[reached] = found, now - span
+        if reached and (count >= SHOWN or span >= _DAY_SEC):
+            break
+        if reached:
+            complete = span
+        else:
+            too_long = span
+        if too_long:
+            # Between two bounds whose lengths may differ much, the middle is that of their logarithms.
+            span = round(math.sqrt(max(1, complete) * too_long))
+        else:
+            span = min(_DAY_SEC, 2 * span * SHOWN // count) if count else _DAY_SEC
+        if span in {complete, too_long}:
+            break
+    # If more facts came at once than a look reads, and none since, a part of them is shown.
+    return looks[True] if True in looks and (looks[True][0]["events"] or False not in looks) else looks[False]
 
 
-def _effort(wanted: dict[str, str | None]) -> tuple[int, int]:
-    """Return how many facts one call looks at, and how many calls are made: more if a filter leaves facts out."""
-    is_filtered = any(wanted.values())
-    return (_LOOKED_AT_BY_FILTER, _PAGES_BY_FILTER) if is_filtered else (_LOOKED_AT, 1)
+def _look_by_filter(wanted: Mapping[str, str | None]) -> tuple[dict[str, Any], int]:
+    for span in _FILTERED_SPANS_SEC:
+        since = runtime().clock.now() - span
+        found = _read({"limit": _LOOKED_AT_BY_FILTER, "since": since, **wanted}, pages=_PAGES_BY_FILTER)
+        if found["is_last"]:
+            break
+    return found, since
 
 
-def _read(*, pages: int, after: str | None = None, **query: str | int | None) -> dict[str, Any]:
-    """Return the facts of up to `pages` answers, each once, and the cursor to read on."""
+def _from(after: str | None, since: int | None, wanted: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return a page of facts, the oldest first. A filter leaves facts out, so more are looked at for it."""
+    if any(wanted.values()):
+        return _read({"limit": 4 * SHOWN, "since": since, **wanted}, pages=10, enough=SHOWN, after=after)
+    return _read({"limit": SHOWN, "since": since}, pages=1, after=after)
+
+
+def _read(
+    query: Mapping[str, str | int | None], *, pages: int, enough: int | None = None, after: str | None = None
+) -> dict[str, Any]:
+    """Return the facts of up to `pages` answers, or `enough` of them, each once, and the cursor to read on."""
     known: dict[str, dict[str, Any]] = {}
     # The API does not know this filter: it is a detail of the facts that begin a lease, or say that its end is near.
-    lab = query.pop("track_name")
+    lab = query.get("track_name")
     for _ in range(pages):
-        given = {name: value for name, value in (query | {"after": after}).items() if value is not None}
+        given = {**query, "after": after, "track_name": None}
+        given = {name: value for name, value in given.items() if value is not None}
         body = call("GET", "/events", params=given).body
         # The feed is at least once.
         for fact in body["events"]:
             if lab is None or fact["details"].get("track_name") == lab:
                 known.setdefault(fact_name(fact), fact)
         after = body["cursor"]
-        if body["is_last"]:
+        if body["is_last"] or (enough is not None and len(known) >= enough):
             break
     return {"events": list(known.values()), "cursor": after, "is_last": body["is_last"]}
