@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-import requests
 from playwright.sync_api import expect
+from werkzeug.serving import make_server
 
 from broker_api.console.session import LONGEST_TOKEN
 from deploy.dev.processes import Process, Program, free_ports, wait_until
@@ -24,6 +26,7 @@ from tests.issuer import DISCOVERY, running
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flask import Flask
     from playwright.sync_api import Browser, Page
 
     from tests.e2e.browser import Watch
@@ -181,24 +184,29 @@ def test_by_a_token_a_person_signs_in_although_the_issuer_is_away(
     issuer.faults.clear()
 
 
-def test_an_issuer_of_another_author_is_understood_and_its_tokens_are_for_the_api_to_judge() -> None:
+@contextmanager
+def served(app: Flask) -> Iterator[str]:
+    """Serve an application on loopback; yields its address."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_issuer_of_another_author_is_understood_and_its_tokens_are_for_the_api_to_judge(page: Page) -> None:
     """`oidc-provider-mock` writes ID tokens as we read them. Its access tokens are no JWTs, so the API refuses them."""
     (port,) = free_ports(1)
+    command = (sys.executable, "-W", "ignore", "-m", "oidc_provider_mock", "--port", str(port), "--require-nonce", "1")
     program = Program(
         name="issuer",
-        command=(
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "oidc_provider_mock",
-            "--port",
-            str(port),
-            "--require-nonce",
-            "1",
-        ),
+        command=command,
         env={"PATH": os.environ["PATH"]},
-        ready_url=f"http://127.0.0.1:{port}/.well-known/openid-configuration",
+        ready_url=f"http://127.0.0.1:{port}{DISCOVERY}",
     )
     other = Process(program, lambda *_: None)
     other.start()
@@ -208,17 +216,14 @@ def test_an_issuer_of_another_author_is_understood_and_its_tokens_are_for_the_ap
         console = make_console(
             make_api(**settings), settings | {"OIDC_CLIENT_ID": CLIENT_ID, "OIDC_CLIENT_SECRET": "any"}
         )
-        address = console.open("/signin/issuer").headers["Location"]
-        back = requests.post(address, data={"sub": "anna"}, allow_redirects=False, timeout=10).headers["Location"]
-        page = console.open(back.removeprefix("http://localhost"))
-        assert (page.status_code, "The token is unknown." in page.text) == (401, True), page.text
-        denied = requests.post(
-            console.open("/signin/issuer").headers["Location"],
-            data={"action": "deny"},
-            allow_redirects=False,
-            timeout=10,
-        )
-        assert "access_denied" in denied.headers["Location"]
+        with served(console.app) as url:
+            page.goto(f"{url}/signin/issuer", wait_until="commit")
+            page.get_by_placeholder("sub").fill("anna")
+            page.get_by_role("button", name="Authorize").click(no_wait_after=True)
+            expect(page.get_by_text("The token is unknown.")).to_be_visible()
+            page.goto(f"{url}/signin/issuer", wait_until="commit")
+            page.get_by_role("button", name="Deny").click(no_wait_after=True)
+            expect(page.get_by_role("heading", name="You are not signed in")).to_be_visible()
     finally:
         other.stop()
 
