@@ -170,7 +170,7 @@ def _of_pauses(overview: Mapping[str, Any]) -> Iterator[Concern]:
         yield Concern(text=f"The pauses cannot be read: {sentence(overview['pauses_error'])}", endpoint="jobs.index")
         return
     for each in overview["pauses"]["paused"]:
-        name = JOBS[each["operation"]].title if each["operation"] in JOBS else "Allocation"
+        name = "Allocation" if each["operation"] == "allocate" else _title(each["operation"])
         by = f" by {each['by']}" if each["by"] else ""
         yield Concern(text=f"{name} is paused{by}.", endpoint="jobs.index", since=each["since"])
 
@@ -183,13 +183,18 @@ def _of_jobs(overview: Mapping[str, Any], now: int) -> Iterator[Concern]:
     last = {run["job"]: run for run in overview["jobs"]}
     for run in last.values():
         if run["state"] == "failed":
-            text = f"{JOBS[run['job']].title} failed: {sentence(run.get('error') or 'the reason is not known')}"
+            text = f"{_title(run['job'])} failed: {sentence(run.get('error') or 'the reason is not known')}"
             yield Concern(text=text, endpoint="jobs.show", values={"job_id": run["job_id"]}, since=run.get("ended_at"))
     # Some jobs run every minute or more often, and no setting changes that.
     began = max((run.get("started_at") or 0 for run in last.values() if _is_scheduled(run)), default=None)
     if began is None or now - began > JOBS[Job.WATCH].overdue_sec:
         text = "The jobs do not run. Look whether beat and a worker for jobs are running."
         yield Concern(text=text, endpoint="jobs.index", since=began)
+
+
+def _title(job: str) -> str:
+    """Return what people call a job. One that only a newer API knows has its own name."""
+    return JOBS[job].title if job in JOBS else job.replace("_", " ").capitalize()
 
 
 def _is_scheduled(run: Mapping[str, Any]) -> bool:

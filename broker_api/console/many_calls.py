@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from broker_api.console.calls import known_person, sentence
@@ -33,10 +34,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a call went. `text` is for the person, `body` is the answer, `code` is that of the API's error."""
+    """How a call went. `text` is for the person, `body` is the answer, `code` is that of the API's error.
+
+    `is_unknown`: it may have been done all the same.
+    """
 
     name: str
     is_done: bool
+    is_unknown: bool = False
     text: str = ""
     request_id: str | None = None
     code: str | None = None
@@ -65,13 +70,14 @@ def call_each(calls: Sequence[Call]) -> list[Outcome]:
             return Outcome(
                 name=each.name,
                 is_done=False,
+                is_unknown=error.status >= HTTPStatus.INTERNAL_SERVER_ERROR,
                 text=sentence(error.message),
                 request_id=error.request_id,
                 code=error.code,
             )
         except Unreachable:
             text = "The broker's API did not answer. It is not known whether this was done."
-            return Outcome(name=each.name, is_done=False, text=text, request_id=headers[HEADER])
+            return Outcome(name=each.name, is_done=False, is_unknown=True, text=text, request_id=headers[HEADER])
         return Outcome(name=each.name, is_done=True, request_id=answer.request_id, body=answer.body)
 
     return for_each(make, list(enumerate(calls, 1)), threads=_THREADS)

@@ -144,7 +144,7 @@ def test_the_first_page_finds_the_newest_of_many_facts(console: Console) -> None
 
 
 @pytest.mark.parametrize(
-    ("count", "apart", "idle"), [(10, 3600, 0), (3000, 20, 0), (3000, 1, 0), (250, 1, 7200)], ids=str
+    ("count", "apart", "idle"), [(10, 3600, 0), (3000, 20, 0), (3000, 1, 0), (150, 1, 7200)], ids=str
 )
 def test_the_newest_facts_take_few_calls_however_much_happens(
     console: Console, count: int, apart: int, idle: int
