@@ -17,9 +17,9 @@ import redis
 from marshmallow import EXCLUDE, Schema, ValidationError, validate
 from marshmallow import fields as ma
 
-from broker_common.adapters.broker_http import DEFAULT_URL
 from broker_common.core.policy import Policy, RecyclePolicy
 from broker_common.core.principals import Role
+from broker_common.default_url import DEFAULT_URL
 from broker_common.principals_file import read_principals
 from broker_common.tokens import BadTokenError, Token, find_faults, parse_tokens, read_tokens
 

@@ -18,6 +18,7 @@ from broker_api.console.kept import Kept
 from broker_api.console.last_known import LastKnown
 from broker_api.console.pages import events, jobs, line, overview, reservations, sandboxes, usage, webhooks
 from broker_api.console.pending import PendingSignIns
+from broker_api.console.reach import Reach
 from broker_api.console.runtime import Runtime, attach, person
 from broker_api.console.security import register_arrivals, register_headers
 from broker_api.console.session import EncryptedSessions
@@ -65,6 +66,7 @@ def create_console(
     shared = Runtime(
         settings=settings,
         broker=broker,
+        reach=Reach(clock),
         clock=clock,
         last_known=LastKnown(clock),
         kept=Kept(clock),

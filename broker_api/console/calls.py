@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from flask import abort, flash, g, redirect, request, url_for
 
 from broker_api.console.people import NO_ROLE, renew_roles
+from broker_api.console.reach import READ_SEC
 from broker_api.console.runtime import Person, has_ended, person, runtime
 from broker_api.console.security import is_ours
 from broker_api.tracing import HEADER, request_id
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from werkzeug.wrappers import Response
+
+
+UNSURE = "It is not known whether this was done: look before you try again."
 
 
 class SignedOut(Exception):
@@ -67,13 +72,28 @@ def remember(name: str, ask: Callable[[], dict[str, Any]], /, **parameters: obje
 def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any) -> Answer:  # noqa: ANN401 - requests' own options
     """Make the call `method /admin{path}` as the person. Raises `Refused`, `Unreachable` and `SignedOut`.
 
-    The call has the id of the request to the console, so that log lines and facts name it.
+    The call has the id of the request to the console, so that log lines and facts name it. While the API is away, a
+    call that only reads is not made: see `Reach`.
     """
     who = known_person()
     given = {HEADER: request_id()} | dict(headers or {})
+    reach, is_read = runtime().reach, method == "GET"
+    if is_read:
+        if g.get("is_away") or not reach.may_ask():
+            raise Unreachable("the API did not answer a moment ago")
+        options = {"timeout_sec": READ_SEC} | options
     try:
-        return runtime().broker.call(method, f"/admin{path}", token=who.token, headers=given, **options)
+        answer = runtime().broker.call(method, f"/admin{path}", token=who.token, headers=given, **options)
+    except Unreachable:
+        # A page of many calls waits once.
+        g.is_away = True
+        reach.note(answered=False)
+        may_have_changed(is_read=is_read)
+        raise
     except Refused as error:
+        reach.note(answered=True)
+        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            may_have_changed(is_read=is_read)
         if error.code == "UNAUTHORIZED":
             raise SignedOut(
                 f"You are signed out, because the broker does not accept your token: {error.message}."
@@ -81,6 +101,15 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
         if error.code == NO_ROLE:
             _look_again(who)
         raise
+    reach.note(answered=True)
+    may_have_changed(is_read=is_read)
+    return answer
+
+
+def may_have_changed(*, is_read: bool = False) -> None:
+    """Note that this request may have changed something, so that no page says the opposite."""
+    if not is_read:
+        g.may_have_changed = True
 
 
 def act(said: str | Callable[[Answer], str], method: str, path: str, **options: Any) -> Answer | None:  # noqa: ANN401 - those of `call`
@@ -92,10 +121,11 @@ def act(said: str | Callable[[Answer], str], method: str, path: str, **options: 
     try:
         answer = call(method, path, **options)
     except Refused as error:
-        flash(f"{sentence(error.message)} (request {error.request_id})", "danger")
+        unsure = f" {UNSURE}" if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
+        flash(f"{sentence(error.message)}{unsure} (request {error.request_id})", "danger")
         return None
     except Unreachable as error:
-        flash(f"{sentence(_why(error))} It is not known whether this was done: look before you try again.", "danger")
+        flash(f"{sentence(_why(error))} {UNSURE} (request {request_id()})", "danger")
         return None
     done(said if isinstance(said, str) else said(answer), answer)
     return answer

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask import flash, redirect, render_template, request, url_for
+from flask import flash, g, redirect, render_template, request, url_for
 from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped] # it ships no types
 from werkzeug.exceptions import BadHost, HTTPException, MethodNotAllowed
 
-from broker_api.console.calls import SignedOut, sentence
+from broker_api.console.calls import UNSURE, SignedOut, sentence
 from broker_api.console.people import end_session
 from broker_api.console.runtime import person
 from broker_api.console.security import this_address
+from broker_api.tracing import request_id
 from broker_common.adapters.broker_http import Refused, Unreachable
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def _sign_out(error: SignedOut) -> Response | tuple[str, int]:
         return page(401, "Signed out", str(error))
     end_session()
     is_form = request.method == "POST"
-    flash(f"{error} Nothing was changed." if is_form else str(error), "warning")
+    is_unchanged = is_form and not g.get("may_have_changed")
+    flash(f"{error} Nothing was changed." if is_unchanged else str(error), "warning")
     came_from = None if is_form else this_address()
     return redirect(url_for("signin.show", next=came_from if came_from != "/" else None), code=303)
 
@@ -63,7 +65,11 @@ def _refused(error: Refused) -> tuple[str, int]:
 
 
 def _unreachable(_error: Unreachable) -> tuple[str, int]:
-    text = "The broker's API does not answer, and nothing is known from before. This page tries again by itself."
+    text = "The broker's API does not answer, and nothing is known from before."
+    if request.method == "GET":
+        text = f"{text} This page tries again by itself."
+    elif g.get("may_have_changed"):
+        text = f"The broker's API does not answer. {UNSURE} (request {request_id()})"
     return page(503, "The broker does not answer", text, try_again=True)
 
 

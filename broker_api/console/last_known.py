@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections import OrderedDict
+import zlib
 from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from broker_api.console.memory import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from broker_common.core.ports import Clock
 
-_MOST = 200
-"""Answers that are kept: for a few people, the pages that each looks at."""
+_MOST_BYTES = 32 * 1024 * 1024
+_MOST_BYTES_EACH = 1024 * 1024
+"""Compressed. A longer answer is not kept."""
 _LONGEST_SEC = 3600
+_FAST = 1
+"""The level of compression. Answers repeat the same names, so even this makes them about ten times smaller."""
 
 
 class LastKnown:
-    """Keeps the last answer to each question of each token. No person sees what another one may see."""
+    """Keeps the last answer to each question of each token for an hour, in bounded memory."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[bytes, str], tuple[int, dict[str, Any]]] = OrderedDict()
+        self._memory: Memory[bytes] = Memory(clock, longest_sec=_LONGEST_SEC, most_size=_MOST_BYTES)
 
     def keep(self, token: str, path: str, parameters: Mapping[str, object], body: dict[str, Any]) -> None:
         """Remember an answer. The oldest ones are dropped."""
-        key = _key(token, path, parameters)
-        with self._lock:
-            self._kept[key] = (self._clock.now(), body)
-            self._kept.move_to_end(key)
-            while len(self._kept) > _MOST:
-                self._kept.popitem(last=False)
+        name, packed = _name(path, parameters), zlib.compress(orjson.dumps(body), _FAST)
+        if len(packed) > _MOST_BYTES_EACH:
+            # What was known before is not the last answer any more.
+            self._memory.drop(token, name)
+        else:
+            self._memory.put(token, name, packed, at=self._clock.now(), size=len(name) + len(packed))
 
     def find(self, token: str, path: str, parameters: Mapping[str, object]) -> tuple[int, dict[str, Any]] | None:
         """Return when the last answer came, and the answer; None if there is none of the last hour."""
-        with self._lock:
-            found = self._kept.get(_key(token, path, parameters))
-        return found if found is not None and found[0] >= self._clock.now() - _LONGEST_SEC else None
+        found = self._memory.get(token, _name(path, parameters))
+        return None if found is None else (found[0], orjson.loads(zlib.decompress(found[1])))
 
     def forget(self, token: str) -> None:
         """Drop every answer to this token."""
-        owner = _owner(token)
-        with self._lock:
-            for key in [key for key in self._kept if key[0] == owner]:
-                del self._kept[key]
+        self._memory.forget(token)
 
 
-def _key(token: str, path: str, parameters: Mapping[str, object]) -> tuple[bytes, str]:
-    return _owner(token), f"{path}?{sorted(parameters.items())}"
-
-
-def _owner(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+def _name(path: str, parameters: Mapping[str, object]) -> str:
+    return f"{path}?{sorted(parameters.items())}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from broker_api.console.calls import known_person, sentence
+from broker_api.console.calls import known_person, may_have_changed, sentence
 from broker_api.console.runtime import runtime
 from broker_api.tracing import HEADER, request_id
 from broker_common.adapters.broker_http import Refused, Unreachable
@@ -80,4 +80,5 @@ def call_each(calls: Sequence[Call]) -> list[Outcome]:
             return Outcome(name=each.name, is_done=False, is_unknown=True, text=text, request_id=headers[HEADER])
         return Outcome(name=each.name, is_done=True, request_id=answer.request_id, body=answer.body)
 
+    may_have_changed()
     return for_each(make, list(enumerate(calls, 1)), threads=_THREADS)

@@ -41,13 +41,18 @@ class PendingSignIns:
         self._set(response, self._cipher.encrypt(json.dumps(held).encode()).decode(), LONGEST_SEC)
 
     def find(self, request: Request) -> tuple[Asked, str] | None:
-        """Return what was kept; None if that was never, too long ago, or by another key."""
+        """Return what was kept; None if that was never, too long ago, by another key or by another release."""
         try:
             held = json.loads(self._cipher.decrypt(request.cookies.get(self.name, "").encode()))
         except InvalidToken:
             return None
-        came_from, until = held.pop("came_from"), held.pop("until")
-        return (Asked(**held), came_from) if self._clock.now() < until else None
+        try:
+            came_from, until = held.pop("came_from"), held.pop("until")
+            asked = Asked(**held)
+        except (KeyError, TypeError):
+            # Another release wrote it.
+            return None
+        return (asked, came_from) if self._clock.now() < until else None
 
     def forget(self, response: Response) -> None:
         """Let the browser drop the cookie, so that each sign-in is used once."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flask import session
 
+from broker_api.console.reach import READ_SEC
 from broker_api.console.runtime import runtime
 from broker_api.console.session import LONGEST_SEC
 from broker_api.tracing import HEADER, request_id
@@ -22,7 +23,8 @@ _OF_PEOPLE = frozenset(Role) - {Role.TRACK}
 
 def ask_who(token: str) -> Principal:
     """Ask the API whose `token` is. The roles are those that the console knows. Raises `Refused` and `Unreachable`."""
-    found = runtime().broker.call("GET", "/admin/whoami", token=token, headers={HEADER: request_id()}).body
+    given = {HEADER: request_id()}
+    found = runtime().broker.call("GET", "/admin/whoami", token=token, headers=given, timeout_sec=READ_SEC).body
     roles = frozenset(role for role in _OF_PEOPLE if role.value in found["roles"])
     return Principal(name=found["principal"], roles=roles, customer=found["customer"])
 

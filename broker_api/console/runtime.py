@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from broker_api.console.kept import Kept
     from broker_api.console.last_known import LastKnown
     from broker_api.console.pending import PendingSignIns
+    from broker_api.console.reach import Reach
     from broker_common.adapters.broker_http import BrokerHttp
     from broker_common.adapters.oidc_sign_in import OidcSignIn
     from broker_common.core.ports import Clock
@@ -30,6 +31,7 @@ class Runtime:
 
     settings: Settings
     broker: BrokerHttp
+    reach: Reach
     clock: Clock
     last_known: LastKnown
     kept: Kept
@@ -66,7 +68,8 @@ def person() -> Person | None:
         return None
     principal = Principal(
         name=session["principal"],
-        roles=frozenset(Role(role) for role in session["roles"]),
+        # Another release may have written roles that this one does not know.
+        roles=frozenset(role for role in Role if role.value in session["roles"]),
         customer=session["customer"],
     )
     return Person(token=session["token"], principal=principal)

@@ -79,8 +79,8 @@ class EncryptedSessions(SessionInterface):
         """Write the session into the answer if it has changed.
 
         An answer to a request that changed nothing must not write: it may come after that of a later request, such as
-        signing out. If the session is too long for its cookies, the oldest messages are dropped. Raises
-        `SessionTooLarge` if no browser would keep it even so.
+        signing out. If the session is too long for its cookies, the oldest messages are dropped, and the last one
+        is cut. Raises `SessionTooLarge` if no browser would keep it even so.
         """
         assert isinstance(session, Session)  # noqa: S101 - `open_session` made it
         if session.loaded == (self._format.dumps(dict(session)) if session else ""):
@@ -102,7 +102,7 @@ class EncryptedSessions(SessionInterface):
                 break
             if not content.get(_MESSAGES):
                 raise SessionTooLarge
-            content[_MESSAGES] = content[_MESSAGES][1:]
+            content[_MESSAGES] = content[_MESSAGES][1:] or _shortened(content[_MESSAGES][0])
         return (text[start : start + _LONGEST_COOKIE] for start in range(0, len(text), _LONGEST_COOKIE))
 
     def _set(self, response: Response, name: str, value: str) -> None:
@@ -112,6 +112,11 @@ class EncryptedSessions(SessionInterface):
 
     def _part(self, number: int) -> str:
         return self.name if number == 0 else f"{self.name}-{number}"
+
+
+def _shortened(message: tuple[str, str]) -> list[tuple[str, str]]:
+    category, text = message
+    return [(category, f"{text[: len(text) // 2]}…")] if len(text) > 1 else []
 
 
 class SessionTooLarge(Exception):

@@ -14,7 +14,6 @@ from requests.adapters import HTTPAdapter
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DEFAULT_URL = "http://127.0.0.1:8080/v1"
 TIMEOUT_SEC = (5.0, 65.0)
 """To connect, and to answer: bulk calls take up to 30 s, and a proxy may wait for a drained instance."""
 
@@ -86,11 +85,13 @@ class BrokerHttp:
         token: str,
         headers: Mapping[str, str] | None = None,
         accept: str = "application/json",
+        timeout_sec: tuple[float, float] | None = None,
         **options: Any,  # noqa: ANN401 - requests' own options
     ) -> Answer:
         """Make a call as the owner of `token`, and return the answer. Redirects are not followed.
 
-        With another type than JSON in `accept`, the answer has the text. Raises `Refused` and `Unreachable`.
+        With another type than JSON in `accept`, the answer has the text. `timeout_sec` replaces that of all calls.
+        Raises `Refused` and `Unreachable`.
         """
         url = f"{self.url}{path}"
 
@@ -102,7 +103,13 @@ class BrokerHttp:
         given = {"Accept": accept} | dict(headers or {})
         try:
             answer = self._session.request(
-                method, url, headers=given, auth=authorize, timeout=self._timeout, allow_redirects=False, **options
+                method,
+                url,
+                headers=given,
+                auth=authorize,
+                timeout=timeout_sec or self._timeout,
+                allow_redirects=False,
+                **options,
             )
             request_id = answer.headers.get("X-Request-ID", "")
             if method == "DELETE" and answer.status_code == HTTPStatus.NO_CONTENT:
@@ -135,8 +142,12 @@ class BrokerHttp:
 
 
 def quoted(part: str) -> str:
-    """Return one part of a path; any text is safe."""
-    return quote(part, safe="")
+    """Return one part of a path; any text is safe.
+
+    "." and ".." would be steps through the path, and clients undo a single encoding of them. Encoded twice, they arrive
+    as ids that nothing has.
+    """
+    return part.replace(".", "%252E") if part in {".", ".."} else quote(part, safe="")
 
 
 def _may_pass(status: int) -> bool:

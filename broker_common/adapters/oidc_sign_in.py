@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -35,7 +35,7 @@ from broker_common.adapters.oidc_issuer import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from broker_common.adapters.oidc_issuer import Keys
+    from broker_common.adapters.oidc_issuer import Keys, SigningKey
     from broker_common.core.ports import Clock
 
 ANSWER_SEC = 5.0
@@ -257,10 +257,17 @@ class OidcSignIn:
             fitting = [key for key in self._ask(0).keys if key.algorithm == algorithm and kid in {None, key.kid}]
         if not fitting:
             raise jwt.InvalidTokenError("the issuer does not publish its key")
+        # A token need not name its key. Then it may be any of them.
+        for key in fitting[:-1]:
+            with suppress(jwt.InvalidSignatureError):
+                return self._decode(token, key)
+        return self._decode(token, fitting[-1])
+
+    def _decode(self, token: str, key: SigningKey) -> dict[str, Any]:
         return jwt.decode(
             token,
-            fitting[0].key,
-            algorithms=[fitting[0].algorithm],
+            key.key,
+            algorithms=[key.algorithm],
             audience=self._client_id,
             issuer=self.issuer,
             # The time is compared by the console's own clock.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from broker_common.adapters.broker_http import DEFAULT_URL, BrokerHttp, Refused, Unreachable, quoted
+from broker_common.adapters.broker_http import BrokerHttp, Refused, Unreachable, quoted
+from broker_common.default_url import DEFAULT_URL
 from broker_common.tokens import split_tokens
 
 if TYPE_CHECKING:

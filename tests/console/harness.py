@@ -31,17 +31,24 @@ _TOKEN = re.compile(r'name="csrf_token"[^>]*value="([^"]+)"')
 class ToApi(BaseAdapter):
     """Hands requests to an API in this process. While `away`, they fail as if nothing listened.
 
-    So they do after `answers_left` answers.
+    So they do after `answers_left` answers. If it `hangs`, they end by time. `waited` has the limits of all `tries`.
     """
 
     def __init__(self, api: Api) -> None:
         super().__init__()
         self.away = False
+        self.hangs = False
+        self.tries = 0
+        self.waited: list[object] = []
         self.answers_left = math.inf
         self.sent: list[requests.PreparedRequest] = []
         self._api = api
 
-    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
+        self.tries += 1
+        self.waited.append(options.get("timeout"))
+        if self.hangs:
+            raise requests.ReadTimeout("no answer in time")
         if self.away or self.answers_left < 1:
             raise requests.ConnectionError("refused")
         self.answers_left -= 1

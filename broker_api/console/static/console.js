@@ -10,7 +10,11 @@ const nameTheme = () => {
 themeSwitch.hidden = false;
 themeSwitch.addEventListener("click", () => {
   const other = root.getAttribute("data-bs-theme") === "dark" ? "light" : "dark";
-  localStorage.setItem("theme", other);
+  try {
+    localStorage.setItem("theme", other);
+  } catch {
+    // The browser keeps nothing for pages. The choice holds for this one.
+  }
   root.setAttribute("data-bs-theme", other);
   nameTheme();
 });

@@ -6,15 +6,33 @@ const EVERY_MS = 5000;
 const OFTEN_MS = 1000;
 
 function isInUse(part) {
-  // A link, too: the focus would fall to the top of the page.
-  if (part.contains(document.activeElement)) return true;
+  const focused = document.activeElement;
+  if (part.contains(focused) && focused.matches("input, select, textarea, button, summary")) return true;
   if (part.querySelector("details.typed[open], input:checked")) return true;
   const selection = getSelection();
   return !selection.isCollapsed && part.contains(selection.anchorNode);
 }
 
+// How to find an element again among the new ones: by its id, its address, or its place.
+function findAgain(part, element) {
+  const same = element.id ? `#${CSS.escape(element.id)}`
+    : element.hasAttribute("href") ? `a[href="${CSS.escape(element.getAttribute("href"))}"]` : "[tabindex]";
+  const place = [...part.querySelectorAll(same)].indexOf(element);
+  return () => part.querySelectorAll(same)[place];
+}
+
+// The reader keeps the focus, and how far they have scrolled a wide table sideways.
+function replace(part, other) {
+  const focused = part.contains(document.activeElement) && part !== document.activeElement ? findAgain(part, document.activeElement) : null;
+  const scrolled = [...part.querySelectorAll(".table-responsive")].map((each) => each.scrollLeft);
+  part.replaceChildren(...other.childNodes);
+  part.querySelectorAll(".table-responsive").forEach((each, place) => { each.scrollLeft = scrolled[place] ?? 0; });
+  focused?.()?.focus({ preventScroll: true });
+}
+
 async function renew() {
   const answer = await fetch(location.href, { headers: { "X-Renew": "1" } });
+  // By its address, because the browser would send a form again.
   // Signed out: the page itself leads to where one signs in, and says why.
   if (answer.status === 401) return location.replace(location.href);
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -25,10 +43,7 @@ async function renew() {
     const open = [...part.querySelectorAll("details[open][id]")].map((each) => each.id);
     for (const id of open) other.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", "");
     showTimes(other);
-    if (other.innerHTML === part.innerHTML) continue;
-    const scrolled = [...part.querySelectorAll(".table-responsive")].map((each) => each.scrollLeft);
-    part.replaceChildren(...other.childNodes);
-    part.querySelectorAll(".table-responsive").forEach((each, number) => { each.scrollLeft = scrolled[number] ?? 0; });
+    if (other.innerHTML !== part.innerHTML) replace(part, other);
   }
   if (answer.ok) {
     document.querySelector("[data-freshness]").replaceWith(fresh.querySelector("[data-freshness]"));
