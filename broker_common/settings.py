@@ -367,7 +367,7 @@ class Settings:
         if process is Process.WORKER:
             problems += self._check_provider()
         if process is Process.CONSOLE:
-            problems += self._check_console()
+            problems += self._check_console(given)
         if process in {Process.API, Process.WORKER} and self.in_production and "RECYCLE_POLICY" not in given:
             problems.append(
                 "RECYCLE_POLICY: Missing: give reuse, confirm or retire, by what the provider's delete does."
@@ -404,10 +404,12 @@ class Settings:
             problems += [f"OIDC_ISSUER: Missing: {name} has no effect without it." for name in alone]
         return problems
 
-    def _check_console(self) -> list[str]:
+    def _check_console(self, given: set[str]) -> list[str]:
         problems = []
         if not self.console_secret_key and self.in_production:
             problems.append("CONSOLE_SECRET_KEY: Missing: give a random text of at least 32 characters.")
+        if self.in_production and "BROKER_API_URL" not in given:
+            problems.append("BROKER_API_URL: Missing: give the API's address with its base path.")
         if self.oidc_issuer is not None and self.oidc_client_id is None:
             problems.append("OIDC_CLIENT_ID: Missing: give the console's client id at OIDC_ISSUER.")
         return problems

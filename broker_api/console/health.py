@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Flask, g, request
+from flask import Blueprint, Flask, abort, g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from broker_api.console.runtime import runtime
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 blueprint = Blueprint("health", __name__)
 _OTHER = "other"
+_FOR_MACHINES = ("/healthz", "/readyz", "/metrics")
 _MOST_LABELS = 1024
 
 
@@ -55,6 +56,9 @@ def register_metrics(app: Flask, registry: CollectorRegistry, clock: Clock) -> N
     @app.before_request
     def begin() -> None:
         g.started = clock.monotonic()
+        # Probes and Prometheus come directly. A proxy, which adds this header, is for people.
+        if request.path in _FOR_MACHINES and "X-Forwarded-For" in request.headers:
+            abort(404)
 
     @app.after_request
     def count(response: Response) -> Response:

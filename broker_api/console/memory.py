@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 
 
 class Memory(Generic[Value]):
-    """Keeps values for `longest_sec`, and of all tokens together `most_size`, by whichever measure `put` is given.
+    """Keeps values for `longest_sec`, and of all tokens together `most_size`, in the measure that `put` is given.
 
     Thread-safe. What is too old is dropped as new values come, so that sessions that ended by time leave nothing.
     """

@@ -29,6 +29,7 @@ _SUFFICIENT = {
     "CSP_BASE_URL": "https://csp.example.com",
     "CSP_API_TOKEN": "token",
     "CONSOLE_SECRET_KEY": "k" * 32,
+    "BROKER_API_URL": "http://127.0.0.1:8080/v1",
 }
 """Values for what has no default."""
 
@@ -67,7 +68,7 @@ SECTIONS = {
     "Console": {
         "CONSOLE_BIND": "The address that the console listens on.",
         "CONSOLE_PORT": "The port of the console, of its metrics and of its health checks.",
-        "CONSOLE_SECRET_KEY": "The keys that encrypt sessions, separated by commas. Each has at least 32 characters. The first one encrypts, and all of them decrypt. To change it without ending sessions, add the new key in front, and remove the old one 12 hours later. All processes of the console need the same keys. Without it, sessions end with the process.",
+        "CONSOLE_SECRET_KEY": "The keys that encrypt sessions, separated by commas. Each has at least 32 characters. The first one encrypts, and all of them decrypt. [How to replace them](deployment.md#the-console). All processes of the console need the same keys. Without it, sessions end with the process.",
         "BROKER_API_URL": "The API that the console and the command `broker` call, with the base path.",
     },
     "API": {

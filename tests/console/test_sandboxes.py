@@ -407,6 +407,16 @@ def test_a_call_without_an_answer_says_that_its_outcome_is_not_known(console: Co
     assert chosen_in(answer.text) == {"a"}
 
 
+def test_what_was_done_to_many_is_said_also_if_the_list_cannot_be_read_afterwards(console: Console) -> None:
+    console.api.store.seed(failed("a"), failed("b"))
+    # The page that has the form's token, and the two acts. Nothing is known of a list with this filter.
+    console.to_api.answers_left = 1 + 2
+    answer = many(console, "retry", {"sandbox_id": "a"}, {"sandbox_id": "b"}, query="?name=other")
+    words = text_of(answer.text)
+    assert "2 of 2 done" in words
+    assert len(set(re.findall(r"<code>([0-9a-f-]+-[12])</code>", answer.text))) == 2
+
+
 def slow(console: Console, work: Callable[[], object]) -> None:
     """Do `work` before each call that changes something."""
     send = console.to_api.send
@@ -424,7 +434,9 @@ def slow(console: Console, work: Callable[[], object]) -> None:
 
 def test_all_that_need_a_person_are_wiped_again_by_one_call(operator: Console) -> None:
     operator.api.store.seed(failed("a"), failed("b"), make_sandbox("c"))
-    answer = operator.send("/sandboxes/all/retry", page="/sandboxes")
+    operator.send("/sandboxes/all/retry", {"typed": "wipe"}, page="/sandboxes")
+    assert statuses(operator)["a"] == "deletion_failed"
+    answer = operator.send("/sandboxes/all/retry", {"typed": "wipe all"}, page="/sandboxes")
     assert (answer.status_code, answer.location) == (303, "/sandboxes?status=deletion_failed")
     assert re.search(r"Sandboxes sent to be wiped again: 2\. \(request \S+\)", text_of(operator.said()))
     assert statuses(operator) == {"a": "pending_deletion", "b": "pending_deletion", "c": "available"}

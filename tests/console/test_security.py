@@ -311,3 +311,9 @@ def test_the_longest_token_of_the_form_is_that_of_the_session() -> None:
     console = make_console()
     page: Any = console.open("/signin").text
     assert f'maxlength="{LONGEST_TOKEN}"' in page
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_what_is_for_probes_and_prometheus_is_not_there_through_a_proxy(stranger: Console, path: str) -> None:
+    assert stranger.open(path).status_code == 200
+    assert stranger.open(path, headers={"X-Forwarded-For": "203.0.113.7"}).status_code == 404

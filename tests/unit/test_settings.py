@@ -30,7 +30,7 @@ WORKER = {
     "CSP_API_TOKEN": "csp-s3cret-token",
     "RECYCLE_POLICY": "reuse",
 }
-CONSOLE = {"CONSOLE_SECRET_KEY": "k" * 32}
+CONSOLE = {"CONSOLE_SECRET_KEY": "k" * 32, "BROKER_API_URL": "http://api:8080/v1"}
 
 
 def digest(token: str) -> bytes:
@@ -639,7 +639,7 @@ def test_a_console_needs_no_token_and_no_provider_only_its_key() -> None:
     settings = console_with()
     assert (settings.console_bind, settings.console_port) == ("0.0.0.0", 8081)  # noqa: S104 - the default, not a socket
     assert settings.console_secret_key == ("k" * 32,)
-    assert settings.broker_api_url == "http://127.0.0.1:8080/v1"
+    assert settings.broker_api_url == "http://api:8080/v1"
     assert settings.oidc_scopes == "openid"
 
 
@@ -651,9 +651,10 @@ def test_several_keys_are_several_and_none_is_in_the_text_of_the_settings() -> N
     assert "of the console" not in repr(settings)
 
 
-def test_only_development_goes_without_a_key() -> None:
+def test_only_development_goes_without_a_key_and_the_api_s_address() -> None:
     assert problems({}, Process.CONSOLE) == [
-        "CONSOLE_SECRET_KEY: Missing: give a random text of at least 32 characters."
+        "BROKER_API_URL: Missing: give the API's address with its base path.",
+        "CONSOLE_SECRET_KEY: Missing: give a random text of at least 32 characters.",
     ]
     in_development = Settings.from_env({"BROKER_ENV": "development"}, process=Process.CONSOLE)
     assert in_development.console_secret_key == ()
@@ -661,7 +662,7 @@ def test_only_development_goes_without_a_key() -> None:
 
 @pytest.mark.parametrize("keys", ["k" * 31, f"{'k' * 32},short", ","])
 def test_a_key_that_can_be_guessed_is_refused_and_not_told(keys: str) -> None:
-    (told,) = problems({"CONSOLE_SECRET_KEY": keys}, Process.CONSOLE)
+    (told,) = problems(CONSOLE | {"CONSOLE_SECRET_KEY": keys}, Process.CONSOLE)
     assert told.startswith("CONSOLE_SECRET_KEY: Each key must have at least 32 characters: python -c ")
     assert "kkk" not in told
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _PAGE = 50
 _MAX_HOURS = OPERATOR_MAX_SEC // 3600
-_GONE = {
+_GONE: Mapping[int, str] = {
     HTTPStatus.NOT_FOUND: "This sandbox is no longer in the pool: its record was removed. Its history is still kept.",
 }
 REASONS = {
@@ -131,7 +131,7 @@ def _page(sandbox_id: str, form: ExtendForm, *, is_refused: bool = False) -> str
         record = read(path)
     except Refused as error:
         # If the history cannot be read either, the page of the error is shown.
-        why_not = _GONE.get(HTTPStatus(error.status), sentence(error.message))
+        why_not = _GONE.get(error.status, sentence(error.message))
     cursor = trimmed(request.args.get("cursor"))
     history = read(f"{path}/history", limit=_PAGE, cursor=cursor)
     facts, now = history["facts"], round(runtime().clock.now())

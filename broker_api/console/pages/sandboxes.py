@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flask import Blueprint, Response, abort, flash, render_template, request, stream_with_context, url_for
 
 from broker_api.console import sandbox_acts
-from broker_api.console.calls import act, back, call, need, read, sentence
+from broker_api.console.calls import SignedOut, act, back, call, need, read, sentence
 from broker_api.console.forms import is_typed, trimmed
 from broker_api.console.many_calls import MOST, Call, Outcome, call_each
 from broker_api.console.pages import sandbox
+from broker_api.console.people import end_session
 from broker_api.console.texts import STATUS_NAMES
-from broker_common.adapters.broker_http import Refused
+from broker_common.adapters.broker_http import Refused, Unreachable
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.csv_export import stream_csv
 
@@ -69,6 +70,10 @@ _ACTS = {
 """What can be done to many at once."""
 
 
+_WIPE_ALL = "wipe all"
+"""What must be typed to do so."""
+
+
 @blueprint.get("/sandboxes")
 def index() -> str | tuple[str, int]:
     """Show the sandboxes that fit the filters."""
@@ -84,14 +89,24 @@ def change_chosen() -> str | tuple[str, int]:
     if calls is None:
         return _page(chosen=frozenset(chosen), status=HTTPStatus.BAD_REQUEST)
     outcomes = call_each(calls)
-    return _page(outcomes=outcomes, chosen=frozenset(each.name for each in outcomes if not each.is_done))
+    left = frozenset(each.name for each in outcomes if not each.is_done)
+    try:
+        return _page(outcomes=outcomes, chosen=left)
+    except (Refused, Unreachable):
+        why = "The list of sandboxes cannot be read now."
+    except SignedOut as error:
+        end_session()
+        why = str(error)
+    # What was done must be said all the same.
+    return render_template("pages/outcomes.html", outcomes=outcomes, leases=_chosen_leases(left), why=why)
 
 
 @blueprint.post("/sandboxes/all/retry")
 def retry_all() -> AnyResponse:
     """Send every sandbox that needs a person to be wiped again."""
     need("operator")
-    act(lambda answer: f"Sandboxes sent to be wiped again: {answer.body['retried']}", "POST", "/bulk-retry")
+    if is_typed(_WIPE_ALL):
+        act(lambda answer: f"Sandboxes sent to be wiped again: {answer.body['retried']}", "POST", "/bulk-retry")
     return back("sandboxes.index", status="deletion_failed")
 
 

@@ -1,4 +1,4 @@
-// The form that books a class: times in the reader's own zone, and what the booking check says while he types.
+// The form that books a class: times in the reader's own zone, and what the booking check says meanwhile.
 // The form always sends UTC, as it does without this script. So the server need not know the zone.
 import { showTimes } from "./times.js";
 
@@ -20,15 +20,17 @@ const toLocal = (utc) => {
   const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
   return seconds(`${day}T${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`);
 };
+// What was not changed is sent as it came: in the hour that clocks show twice, the local time alone is not enough.
+const utcOf = (input) => (input.value === toLocal(input.defaultValue) ? seconds(input.defaultValue) : toUtc(input.value));
 const say = (input) => {
   const at = new Date(input.value);
-  const utc = Number.isNaN(at.getTime()) ? "" : `${exact.format(at)}, which is ${toUtc(input.value).replace("T", " ")} UTC.`;
+  const utc = Number.isNaN(at.getTime()) ? "" : `${exact.format(at)}, which is ${utcOf(input).replace("T", " ")} UTC.`;
   input.closest(".field").querySelector("[data-moment-said]").textContent = utc;
 };
 
 // First, so that local times are never sent as UTC, whatever fails afterwards.
 form.addEventListener("formdata", ({ formData }) => {
-  for (const input of moments) formData.set(input.name, toUtc(input.value));
+  for (const input of moments) formData.set(input.name, utcOf(input));
 });
 for (const input of moments) {
   // The attribute has what the server wrote. The value may be one that the browser remembers from before: a local time.
