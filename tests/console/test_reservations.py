@@ -630,6 +630,37 @@ def test_what_somebody_else_changed_meanwhile_is_said_and_what_was_typed_is_kept
     assert now["ends_at"] == ENDS_AT + HOUR
 
 
+def test_a_change_that_was_saved_but_not_answered_is_not_called_somebody_else_s(stocked: Console) -> None:
+    made = book(stocked.api)
+    form = form_of(stocked.open(page_of(made, "/change")).text) | {"count": "4"}
+    assert send(stocked, page_of(made, "/change"), form).status_code == 303
+
+    again = send(stocked, page_of(made, "/change"), form)
+
+    assert (again.status_code, again.location) == (303, page_of(made))
+    assert "it is saved already" in stocked.open(page_of(made)).text
+    assert [each["version"] for each in reservations_of(stocked)] == [2]
+
+
+def test_what_was_typed_is_kept_also_if_the_change_of_somebody_else_cannot_be_read(stocked: Console) -> None:
+    made = book(stocked.api)
+    form = form_of(stocked.open(page_of(made, "/change")).text) | {"count": "5"}
+    stocked.api.admin("PATCH", f"{PATH}/{made['reservation_id']}", json={"version": 1, "count": 4})
+    send_now = stocked.to_api.send
+
+    def refuse_then_leave(request: Any, **options: Any) -> Any:
+        answer = send_now(request, **options)
+        stocked.to_api.away = request.method == "PATCH"
+        return answer
+
+    stocked.to_api.send = refuse_then_leave  # type: ignore[method-assign] # a hook of this test
+    answer = send(stocked, page_of(made, "/change"), form)
+
+    assert answer.status_code == 409
+    assert "cannot be read now" in answer.text
+    assert form_of(answer.text)["count"] == "5"
+
+
 def test_a_change_that_does_not_fit_says_how_many_could_be_had(stocked: Console) -> None:
     made = book(stocked.api)
     form = form_of(stocked.open(page_of(made, "/change")).text)

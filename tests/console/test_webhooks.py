@@ -355,6 +355,18 @@ def test_a_change_after_somebody_else_s_is_shown_again_and_then_replaces_it(cons
     assert stored(console).description == "mine"
 
 
+def test_a_change_that_was_saved_but_not_answered_is_not_called_somebody_else_s(console: Console) -> None:
+    add(console)
+    form = {"url": URL, "scope": "all", "description": "mine", "version": "1"}
+    assert console.send("/webhooks/hook/change", form).status_code == 303
+
+    again = console.send("/webhooks/hook/change", form)
+
+    assert (again.status_code, again.location) == (303, "/webhooks/hook")
+    assert "it is saved already" in console.open("/webhooks/hook").text
+    assert stored(console).version == 2
+
+
 def test_a_change_that_the_api_refuses_keeps_what_was_typed(console: Console) -> None:
     add(console)
 

@@ -16,6 +16,7 @@ from broker_api.console.forms import is_typed
 from broker_api.console.pictures import capacity
 from broker_api.console.runtime import runtime
 from broker_api.console.zones import reader_zone
+from broker_api.tracing import request_id
 from broker_common.adapters.broker_http import Refused, Unreachable, quoted
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def save(reservation_id: str) -> Page:
         answer = call("PATCH", f"/reservations/{quoted(reservation_id)}", json=changes | {"version": version})
     except (Refused, Unreachable) as error:
         if isinstance(error, Refused) and error.code == "VERSION_MISMATCH":
-            return _changed_meanwhile(reservation_id, form, changes, was, error)
+            return _changed_meanwhile(reservation_id, form, before, changes, was, error)
         problems = _explain(form, error)
         return _changing_page(reservation_id, version, form, before, problems=problems), _status(error)
     done(f"{answer.body['name']} was changed", answer)
@@ -257,7 +258,7 @@ def _is_whole(form: BookingForm, known: int | None = None) -> bool:
 def _check(form: BookingForm) -> dict[str, Any]:
     """Return what the booking check says of what is typed so far, as `booking_check.html` shows it."""
     form.name.validators = []
-    if not (_is_typed(form.count) and _is_typed(form.starts) and (_is_typed(form.length) or _is_typed(form.ends))):
+    if not (_is_filled(form.count) and _is_filled(form.starts) and (_is_filled(form.length) or _is_filled(form.ends))):
         return {"missing": True}
     if _is_whole(form):
         try:
@@ -273,14 +274,15 @@ def _check(form: BookingForm) -> dict[str, Any]:
     return {"problems": problems + [text for texts in form.errors.values() for text in texts]}
 
 
-def _is_typed(field: Any) -> bool:  # noqa: ANN401 - a field of WTForms
+def _is_filled(field: Any) -> bool:  # noqa: ANN401 - a field of WTForms
     return bool(field.raw_data and str(field.raw_data[0]).strip())
 
 
 def _explain(form: BookingForm, error: Refused | Unreachable) -> list[str]:
     """Put a refusal beside the fields that it is about, and return what is about none of them."""
     if isinstance(error, Unreachable):
-        return ["The broker's API does not answer. If you send the form again, it is still done only once."]
+        again = "If you send the form again, it is still done only once."
+        return [f"The broker's API does not answer. {again} (request {request_id()})"]
     if error.code != "CAPACITY_NOT_AVAILABLE":
         return [f"{each} (request {error.request_id})" for each in form.take(error)]
     could_have = error.details["could_have"]
@@ -300,11 +302,29 @@ def _booked_before(error: Refused) -> str:
     )
 
 
-def _changed_meanwhile(
-    reservation_id: str, form: BookingForm, changes: Mapping[str, Any], was: Mapping[str, Any], error: Refused
+def _changed_meanwhile(  # noqa: PLR0917 - all that the form is made of
+    reservation_id: str,
+    form: BookingForm,
+    before: BookingForm,
+    changes: Mapping[str, Any],
+    was: Mapping[str, Any],
+    error: Refused,
 ) -> Page:
-    """Show the form again: with what was typed, and in the other fields with what somebody else has changed."""
-    current = call("GET", f"/reservations/{quoted(reservation_id)}").body
+    """Show the form again: with what was typed, and in the other fields with what somebody else has changed.
+
+    If the reservation has all that was typed, an earlier try has saved it.
+    """
+    try:
+        current = call("GET", f"/reservations/{quoted(reservation_id)}").body
+    except (Refused, Unreachable):
+        problem = (
+            f"The reservation has changed, and cannot be read now. Nothing was saved. (request {error.request_id})"
+        )
+        version = request.form.get("version", 0, type=int)
+        return _changing_page(reservation_id, version, form, before, problems=[problem]), error.status
+    if all(current[name] == value for name, value in changes.items()):
+        flash("The reservation has what you typed: it is saved already.", "success")
+        return redirect(url_for("reservations.show", reservation_id=reservation_id), code=303)
     different = [name for name in was if current[name] != was[name]]
     meanwhile = [
         {

@@ -14,6 +14,7 @@ from broker_api.console.facts import kind_meaning
 from broker_api.console.forms import Form, is_typed, trimmed
 from broker_api.console.moments import parse_moment
 from broker_api.console.runtime import runtime
+from broker_api.tracing import request_id
 from broker_common.adapters.broker_http import Refused, Unreachable, quoted
 from broker_common.core.endpoints import OLD_SECRET_SEC, SUBSCRIBABLE
 from broker_common.core.webhook import ALL_KINDS, TEST_KIND, DeliveryState
@@ -124,7 +125,7 @@ def new() -> str | tuple[str, int]:
         except Refused as error:
             problem = form.say(error)
         except Unreachable:
-            problem = _NO_ANSWER
+            problem = f"{_NO_ANSWER} (request {request_id()})"
         else:
             return render_template("pages/webhook_secret.html", made=answer.body, sent_as=answer.request_id)
     return _form_page(form, problem=problem), 400
@@ -147,13 +148,17 @@ def change(endpoint_id: str) -> str | Response | tuple[str, int]:
         except Refused as error:
             problem = form.say(error)
             if error.code == "VERSION_MISMATCH":
+                endpoint = read(_path(endpoint_id))
+                if all(endpoint[name] == value for name, value in form.wanted().items()):
+                    flash("The endpoint has what you typed: it is saved already.", "success")
+                    return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
                 problem = (
                     f"Somebody else changed this endpoint meanwhile. Below is what you typed. The endpoint now has:"
                     f" {_shortly(endpoint)}. Send the form again to replace that. (request {error.request_id})"
                 )
                 version = endpoint["version"]
         except Unreachable:
-            problem = _NO_ANSWER
+            problem = f"{_NO_ANSWER} (request {request_id()})"
         else:
             flash(f"The endpoint is changed. (request {answer.request_id})", "success")
             return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
