@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from flask import abort, flash, g, redirect, request, url_for
@@ -92,7 +91,7 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
         raise
     except Refused as error:
         reach.note(answered=True)
-        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if is_unsure(error):
             may_have_changed(is_read=is_read)
         if error.code == "UNAUTHORIZED":
             raise SignedOut(
@@ -104,6 +103,11 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
     reach.note(answered=True)
     may_have_changed(is_read=is_read)
     return answer
+
+
+def is_unsure(error: Refused) -> bool:
+    """Tell whether a call may have been done although the broker refused it: its store or itself failed meanwhile."""
+    return error.code in {"SERVICE_UNAVAILABLE", "INTERNAL_ERROR"}
 
 
 def may_have_changed(*, is_read: bool = False) -> None:
@@ -121,7 +125,7 @@ def act(said: str | Callable[[Answer], str], method: str, path: str, **options: 
     try:
         answer = call(method, path, **options)
     except Refused as error:
-        unsure = f" {UNSURE}" if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
+        unsure = f" {UNSURE}" if is_unsure(error) else ""
         flash(f"{sentence(error.message)}{unsure} (request {error.request_id})", "danger")
         return None
     except Unreachable as error:

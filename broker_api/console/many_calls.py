@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from broker_api.console.calls import known_person, may_have_changed, sentence
+from broker_api.console.calls import is_unsure, known_person, may_have_changed, sentence
 from broker_api.console.runtime import runtime
 from broker_api.tracing import HEADER, request_id
 from broker_common.adapters.broker_http import Refused, Unreachable
@@ -70,7 +69,7 @@ def call_each(calls: Sequence[Call]) -> list[Outcome]:
             return Outcome(
                 name=each.name,
                 is_done=False,
-                is_unknown=error.status >= HTTPStatus.INTERNAL_SERVER_ERROR,
+                is_unknown=is_unsure(error),
                 text=sentence(error.message),
                 request_id=error.request_id,
                 code=error.code,
