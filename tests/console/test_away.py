@@ -138,6 +138,12 @@ def test_an_act_is_tried_even_so_and_has_more_time(console: Console) -> None:
     assert console.to_api.waited[-1] == TIMEOUT_SEC
 
 
+@pytest.mark.parametrize("path", ["/usage", "/usage/csv?by=day&from=2025-06-14&to=2025-06-15"])
+def test_a_report_has_more_time_than_other_reads(console: Console, path: str) -> None:
+    console.open(path)
+    assert console.to_api.waited[-1] == TIMEOUT_SEC
+
+
 def test_a_page_that_answers_a_form_is_not_loaded_again_by_itself(console: Console) -> None:
     """The browser would send the form again."""
     console.app.view_functions["signin.out"] = lambda: read("/jobs")
