@@ -12,6 +12,14 @@ from broker_common.core.job_registry import JOBS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+ASKED = {
+    "success": "got a sandbox",
+    "idempotent": "asked again for what they hold",
+    "waiting": "were told to wait in the line",
+    "no_sandboxes": "were refused, because none was free",
+    "error": "failed",
+}
+"""The outcomes of requests to allocate, in words."""
 _OLD_SEC = 3600
 """A wipe that waits for longer needs a look."""
 
@@ -130,14 +138,7 @@ def _judge_with_free(overview: Mapping[str, Any], free: str, waiting: int) -> Ve
 
 def _last_hour(overview: Mapping[str, Any]) -> str:
     asked = overview["allocates"]
-    words = {
-        "success": "got a sandbox",
-        "idempotent": "asked again for what they hold",
-        "waiting": "were told to wait",
-        "no_sandboxes": "were refused, because none was free",
-        "error": "failed",
-    }
-    parts = [f"{asked[name]:,} {text}" for name, text in words.items() if asked[name]]
+    parts = [f"{asked[name]:,} {text}" for name, text in ASKED.items() if asked[name]]
     return f"Requests of the last hour: {', '.join(parts)}." if parts else "No track asked in the last hour."
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker_api.console import concerns
 from broker_common.core.errors import UnreadableRecord
+from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import JobState
 from broker_common.core.overview import Breaker
 from broker_common.core.principals import Actor
@@ -197,6 +199,14 @@ def test_a_failed_job_is_said_with_its_reason_and_its_run(console: Console) -> N
     assert 'href="/jobs/runs/job-1">Sync failed: 53 of 100 sandboxes are missing.' in page
     assert "✗" not in page
     assert "Sync" in part(console, "jobs")
+
+
+def test_a_job_that_only_a_newer_api_knows_has_its_own_name(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concerns, "JOBS", {name: JOBS[name] for name in JOBS if name != "sync"})
+    console.api.queue.enqueue("sync", by=Actor(principal="anna"), flags={})
+    console.api.queue.states = deque([JobState.FAILED])
+    console.api.queue.error = "the list is empty"
+    assert "Sync failed: The list is empty." in part(console, "concerns")
 
 
 def test_runs_that_people_asked_for_do_not_show_that_the_schedule_works(console: Console) -> None:

@@ -13,7 +13,7 @@ from flask import Blueprint, render_template
 from markupsafe import Markup
 
 from broker_api.console.calls import known_person, read
-from broker_api.console.concerns import find_concerns, judge
+from broker_api.console.concerns import ASKED, find_concerns, judge
 from broker_api.console.pictures import pool
 from broker_api.console.runtime import runtime
 from broker_common.adapters.broker_http import Refused, Unreachable
@@ -28,14 +28,6 @@ _BEFORE_SEC = 900
 """The line grows if it is longer than so many seconds ago."""
 _MOST_CLASSES = 50
 _OVER = ("ended", "cancelled")
-ASKED = {
-    "success": "got a sandbox",
-    "idempotent": "asked again for what they hold",
-    "waiting": "were told to wait in the line",
-    "no_sandboxes": "were refused: none was free",
-    "error": "failed",
-}
-"""The outcomes of requests to allocate, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +44,6 @@ def show() -> str:
     who, now = known_person(), runtime().clock.now()
     overview = read("/overview")
     classes = _classes(overview, now)
-    # After the other calls, so that with the API away the page has no second wait for the same.
     drawn = runtime().kept.get(who.token, "pool", _draw)
     waited_before = None if drawn is None else _waited_before(drawn, now)
     return render_template(

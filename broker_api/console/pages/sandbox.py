@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from broker_api.console.many_calls import Call
 
 _PAGE = 50
-_MAX_HOURS = OPERATOR_MAX_SEC // 3600
+MAX_HOURS = OPERATOR_MAX_SEC // 3600
 _GONE: Mapping[int, str] = {
     HTTPStatus.NOT_FOUND: "This sandbox is no longer in the pool: its record was removed. Its history is still kept.",
 }
@@ -43,7 +43,7 @@ REASONS = {
 class ExtendForm(Form):
     """The new end of a lease: so many hours more, or a time."""
 
-    hours = IntegerField("Hours more", validators=[Optional(), NumberRange(1, _MAX_HOURS, f"1 to {_MAX_HOURS} hours.")])
+    hours = IntegerField("Hours more", validators=[Optional(), NumberRange(1, MAX_HOURS, f"1 to {MAX_HOURS} hours.")])
     until = DateTimeLocalField(
         "Or until (UTC)", format=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"], validators=[Optional()]
     )

@@ -32,7 +32,6 @@ _CSV_PAGE = 1000
 """As many as the API gives at once. The console holds one such page at a time."""
 _UNREADABLE = "unreadable"
 _FILTERS = ("status", "name", "track_name", "track_id")
-_MAX_HOURS = 720
 CSV_FIELDS = (
     *("sandbox_id", "name", "status", "dirty", "allocated_to_track", "track_name", "customer", "lease_id"),
     *("allocated_at", "expires_at", "last_track_id", "last_lease_id", "reservation_id", "deletion_requested_at"),
@@ -172,8 +171,8 @@ def _calls(chosen: Sequence[str]) -> list[Call] | None:
         fault = "Choose what to do"
     elif wanted == "quarantine" and reason is None:
         fault = "Say why they are set aside"
-    elif wanted == "extend" and not (hours.isdecimal() and 1 <= int(hours) <= _MAX_HOURS):
-        fault = f"Say by how many hours: 1 to {_MAX_HOURS}"
+    elif wanted == "extend" and not (hours.isdecimal() and 1 <= int(hours) <= sandbox.MAX_HOURS):
+        fault = f"Say by how many hours: 1 to {sandbox.MAX_HOURS}"
     if fault is not None:
         flash(f"Nothing was done. {sentence(fault)}", "warning")
         return None
@@ -232,7 +231,7 @@ def _page(
         possible=sandbox_acts.possible,
         statuses=STATUS_NAMES,
         most=MOST,
-        max_hours=_MAX_HOURS,
+        max_hours=sandbox.MAX_HOURS,
     )
     return page if status == HTTPStatus.OK else (page, status)
 

@@ -82,6 +82,7 @@ class Life:
     height: int
     since: int
     until: int
+    width: int = WIDTH
 
 
 def draw_life(facts: Iterable[Mapping[str, Any]], *, until: int) -> Life | None:
