@@ -336,7 +336,10 @@ def build_provider(settings: Settings) -> CspClient:
 
 def build_runs(settings: Settings, redis: Redis) -> Runs:
     """Make the use cases that begin, follow and end the runs of jobs."""
-    return Runs(RedisJobRuns(redis), stall_limit_sec=settings.policy.attempt_window_sec + MARGIN_SEC)
+    per_minute = settings.csp_deletes_per_minute
+    between_wipes = 60 / per_minute if per_minute else 0
+    stall_limit_sec = settings.policy.attempt_window_sec + MARGIN_SEC + between_wipes
+    return Runs(RedisJobRuns(redis), stall_limit_sec=stall_limit_sec)
 
 
 def build_circuit_collector(settings: Settings) -> CircuitCollector:
@@ -398,7 +401,12 @@ def _provider(
         connect_timeout=settings.csp_timeout_connect_sec,
         read_timeout=settings.csp_timeout_read_sec,
         connections=connections,
-        slots=RedisSlots(redis, limit=settings.csp_max_concurrency, lease_sec=_longest_call_sec(settings)),
+        slots=RedisSlots(
+            redis,
+            limit=settings.csp_max_concurrency,
+            lease_sec=_longest_call_sec(settings),
+            paced_per_minute=settings.csp_deletes_per_minute,
+        ),
         recorder=recorder,
         clock=clock,
         breaker=breaker,

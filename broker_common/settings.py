@@ -273,6 +273,8 @@ class Settings:
     csp_timeout_connect_sec: float = _number(5, 0, 300)
     csp_timeout_read_sec: float = _number(15, 0, 300)
     csp_max_concurrency: int = _integer(10, 1, 10_000)
+    csp_deletes_per_minute: int = _integer(0, 0, 60_000)
+    """0: no pace."""
     circuit_breaker_threshold: int = _integer(5, 1, 10_000)
     circuit_breaker_timeout_sec: float = _number(60, 0, _DAY_SEC)
 

@@ -91,7 +91,7 @@ def _add_delete(app: Celery, runner: Callable[[], JobRunner], limit_sec: float) 
             try:
                 deleted = runner().delete(sandbox_id, run_id, by)
             except ProviderBusy as busy:
-                # Back to the queue. This cannot loop fast, because the task has just waited for a call slot.
+                # Back to the queue. This cannot loop fast: the task has just waited for a call slot, or for the pace.
                 raise Reject(busy, requeue=True) from busy
         return _shown(deleted.outcome, None, deleted.error)
 

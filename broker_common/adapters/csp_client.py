@@ -41,7 +41,7 @@ _DELETE_BYTES = 64 * 2**10
 _MAX_PAGES = 10_000
 _SNIPPET_CHARACTERS = 160
 _LIST_WAIT_SEC = 30.0
-# A worker that must stop first finishes its tasks: a delete that waits for a slot must not delay that.
+# A worker that must stop first finishes its tasks: a delete that waits for a slot or for the pace must not delay that.
 _DELETE_WAIT_SEC = 3.0
 
 _OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
@@ -117,12 +117,13 @@ class CspClient:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Hold a call slot for one `delete_account` of this thread; waits up to 3 s for it.
+        """Hold a call slot for one `delete_account` of this thread.
 
-        Raises the errors that the port names.
+        Waits up to 3 s until a slot is free and the pace of deletes allows the call. Raises the errors that the port
+        names.
         """
         self._breaker.check()
-        with self._slots.hold(wait_sec=_DELETE_WAIT_SEC), self._breaker.admit() as permit:
+        with self._slots.hold(wait_sec=_DELETE_WAIT_SEC, is_paced=True), self._breaker.admit() as permit:
             self._admitted.permit = permit
             try:
                 yield

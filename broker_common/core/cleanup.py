@@ -95,7 +95,7 @@ class Cleaner:
 
         Gets a call slot, records the attempt, then calls the provider. May be called any number of times: it leaves a
         sandbox alone that is not due, because another worker makes or made the attempt. A sandbox that is wiped and has
-        rested becomes available without a call. Raises `ProviderBusy` if no call slot became free: call again later.
+        rested becomes available without a call. Raises `ProviderBusy` if no call may begin yet: call again later.
         Every other failure is an outcome. Ends within `delete_limit_sec`.
         """
         try:

@@ -270,7 +270,7 @@ class ProviderError(BrokerError):
 
 
 class ProviderBusy(ProviderError):
-    """No call slot became free in time. Nothing was sent."""
+    """No call slot became free in time, or the pace of deletes allows no call yet. Nothing was sent."""
 
     code = "PROVIDER_BUSY"
 

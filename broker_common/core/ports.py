@@ -155,7 +155,8 @@ class Provider(Protocol):
     def admit(self) -> AbstractContextManager[None]:
         """Hold one of the call slots that all workers share, for one `delete_account` call inside the context.
 
-        Raises `ProviderBusy`, `ProviderCircuitOpen` or `ProviderSlotsUnavailable`. Then the caller must not send.
+        Waits a little until a slot is free and the pace of deletes allows the call. Raises `ProviderBusy`,
+        `ProviderCircuitOpen` or `ProviderSlotsUnavailable`. Then the caller must not send.
         """
 
     def delete_account(self, external_id: str, *, send_within: float) -> WipeAnswer:

@@ -118,6 +118,7 @@ SECTIONS = {
         "CSP_TIMEOUT_CONNECT_SEC": "How long connecting to the provider may take.",
         "CSP_TIMEOUT_READ_SEC": "How long the provider may take to answer after that.",
         "CSP_MAX_CONCURRENCY": "How many calls to the provider may run at once, over all workers.",
+        "CSP_DELETES_PER_MINUTE": "How many deletes may begin in a minute, over all workers, evenly spread; 0: as many as the call slots allow. Set it alike for all workers. [How it counts](contract.md#deletes).",
         "CIRCUIT_BREAKER_THRESHOLD": "After so many failures in a row the broker stops its calls to the provider.",
         "CIRCUIT_BREAKER_TIMEOUT_SEC": "How long they stay stopped. Then one call tries again.",
         "DELETION_RETRY_MAX_ATTEMPTS": "How many attempts to wipe a sandbox fail before a person must look.",

@@ -40,7 +40,7 @@ def connected(url: str) -> Iterator[Redis]:
 def redis(redis_url: str) -> Iterator[Redis]:
     """Connect to the shared server, without what earlier tests left in it of ours."""
     with connected(redis_url) as client:
-        client.delete("sandbox-broker:csp:slots", "sandbox-broker:csp:breaker")
+        client.delete("sandbox-broker:csp:slots", "sandbox-broker:csp:pace", "sandbox-broker:csp:breaker")
         yield client
 
 

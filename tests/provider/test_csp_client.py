@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.core.errors import (
     ListingUnusable,
     ProviderBusy,
@@ -911,6 +912,20 @@ def test_a_delete_gives_up_soon_when_no_slot_comes_free(mock: MockCsp, make_clie
     with client.admit():
         assert isinstance(failure(client, mock.any_account()), ProviderBusy)
     assert mock.deletes() == []
+
+
+def test_deletes_keep_the_pace_over_all_workers_and_lists_do_not_wait_for_it(
+    mock: MockCsp, make_client: MakeClient, redis: Redis
+) -> None:
+    clients = [
+        make_client(mock.url, slots=RedisSlots(redis, limit=10, lease_sec=60, paced_per_minute=1)) for _ in range(2)
+    ]
+    with ThreadPoolExecutor(4) as threads:  # each of them waits for the pace until it gives up
+        calls = [threads.submit(delete, clients[number % 2], mock.any_account()) for number in range(4)]
+        errors = [call.exception() for call in calls]
+    assert sorted(type(error).__name__ for error in errors) == ["NoneType", *["ProviderBusy"] * 3]
+    assert len(mock.deletes()) == 1
+    assert clients[0].list_accounts().accounts
 
 
 def test_failures_open_the_breaker_for_deletes_and_lists_and_nothing_more_is_sent(

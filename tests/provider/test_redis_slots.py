@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,8 @@ from tests.provider.conftest import OwnRedis, connected
 
 if TYPE_CHECKING:
     from redis import Redis
+
+PACE = "sandbox-broker:csp:pace"
 
 
 def lease_ends(redis: Redis) -> float:
@@ -111,12 +114,122 @@ def test_many_workers_at_once_never_hold_more_than_the_limit(redis: Redis) -> No
     assert redis.zcard("sandbox-broker:csp:slots") == 0
 
 
+def paced(redis: Redis, per_minute: int, *, limit: int = 100, calls: int = 20) -> int:
+    """Try `calls` paced calls by three workers in turn; returns how many may begin."""
+    workers = [RedisSlots(redis, limit=limit, lease_sec=60, paced_per_minute=per_minute) for _ in range(3)]
+    begun = 0
+    for number in range(calls):
+        with suppress(ProviderBusy), workers[number % 3].hold(wait_sec=0, is_paced=True):
+            begun += 1
+    return begun
+
+
+def move_clock(redis: Redis, seconds: float) -> None:
+    """Have the pace see a time that is so much later: its only record is a time."""
+    stored = redis.get(PACE)
+    assert isinstance(stored, bytes)
+    redis.set(PACE, int(stored) - round(seconds * 1e6))
+
+
+# Paces of a few calls a minute, so that no test lasts until the next call may begin.
+
+
+@pytest.mark.parametrize(("per_minute", "at_once"), [(1, 1), (2, 1), (4, 1)])
+def test_all_workers_together_begin_as_many_paced_calls_as_the_time_allows(
+    redis: Redis, per_minute: int, at_once: int
+) -> None:
+    assert paced(redis, per_minute) == at_once
+    assert paced(redis, per_minute) == 0
+    for _ in range(3):
+        move_clock(redis, 60 / per_minute)
+        assert paced(redis, per_minute) == 1
+
+
+def test_a_tenth_of_a_minute_s_calls_may_begin_at_once_after_a_rest(redis: Redis) -> None:
+    step_sec = 60 / 40
+    assert paced(redis, 40, calls=4) == 4
+    move_clock(redis, 3600)
+    # More come only if the tries themselves take as long as a step.
+    began_at = time.monotonic()
+    begun = paced(redis, 40)
+    assert 4 <= begun <= 4 + (time.monotonic() - began_at) / step_sec
+
+
+def test_a_clock_that_was_set_back_does_not_stop_paced_calls_for_long(redis: Redis) -> None:
+    slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=600)
+    with slots.hold(wait_sec=0, is_paced=True):
+        pass
+    move_clock(redis, -86400)
+    with slots.hold(wait_sec=60, is_paced=True):
+        assert redis.zcard("sandbox-broker:csp:slots") == 1
+
+
+def test_a_call_that_waits_for_the_pace_holds_no_slot_and_begins_when_it_may(redis: Redis) -> None:
+    slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=1)
+    with slots.hold(wait_sec=0, is_paced=True):
+        pass
+    move_clock(redis, 59)  # so the next one may begin a second later
+    begun = threading.Event()
+
+    def wait_for_it() -> None:
+        with slots.hold(wait_sec=60, is_paced=True):
+            begun.set()
+
+    waiting = threading.Thread(target=wait_for_it)
+    waiting.start()
+    with slots.hold(wait_sec=0):  # the only slot
+        assert not begun.is_set()
+    assert begun.wait(30)
+    waiting.join()
+
+
+def test_a_call_that_gets_no_slot_uses_up_nothing_of_the_pace(redis: Redis) -> None:
+    slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=1)
+    with (
+        slots.hold(wait_sec=0),
+        pytest.raises(ProviderBusy, match="all 1 call slots"),
+        slots.hold(wait_sec=0, is_paced=True),
+    ):
+        pytest.fail("there is no second slot")
+    with slots.hold(wait_sec=0, is_paced=True) as slot:
+        slot.renew()
+
+
+def test_a_refusal_says_that_it_is_the_pace(redis: Redis) -> None:
+    slots = RedisSlots(redis, limit=5, lease_sec=60, paced_per_minute=2)
+    with (
+        slots.hold(wait_sec=0, is_paced=True),
+        pytest.raises(ProviderBusy, match="pace of 2 deletes a minute"),
+        slots.hold(wait_sec=0, is_paced=True),
+    ):
+        pytest.fail("the pace allows one")
+
+
+def test_calls_without_a_pace_begin_as_long_as_there_are_slots(redis: Redis) -> None:
+    assert paced(redis, 0) == 20
+    slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=1)
+    for _ in range(3):
+        with slots.hold(wait_sec=0):
+            assert redis.get(PACE) is None
+
+
+def test_a_record_of_the_pace_that_cannot_be_read_counts_as_none(redis: Redis) -> None:
+    redis.set(PACE, "soon")
+    assert paced(redis, 1) == 1
+
+
+def test_the_record_of_the_pace_ends_when_the_bucket_is_full(redis: Redis) -> None:
+    assert paced(redis, 1) == 1
+    assert 0 < redis.pttl(PACE) <= 60_000
+
+
 def test_without_redis_no_slot_is_given_and_with_it_again_one_is(own_redis: OwnRedis) -> None:
     with connected(own_redis.url) as redis:
-        slots = RedisSlots(redis, limit=1, lease_sec=60)
+        slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=60)
         own_redis.stop()
-        with pytest.raises(ProviderSlotsUnavailable), slots.hold(wait_sec=5):
-            pytest.fail("a slot was given without Redis")
+        for is_paced in (False, True):
+            with pytest.raises(ProviderSlotsUnavailable), slots.hold(wait_sec=5, is_paced=is_paced):
+                pytest.fail("a slot was given without Redis")
         own_redis.start()
         with slots.hold(wait_sec=0):
             assert redis.zcard("sandbox-broker:csp:slots") == 1
