@@ -2,7 +2,7 @@
 # Needs Python 3.11 and make. The text of a target for `make help`: what it does | how long on two cores | what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test coverage bench soak lint lock audit openapi settings dynamodb-local clean
+.PHONY: help run check test coverage bench soak lint lock audit sbom openapi settings dynamodb-local clean
 
 bin := .venv/bin
 python := $(bin)/python
@@ -59,12 +59,17 @@ lint: .venv/installed ## Check style, types, imports between packages, deploy/ a
 lock: .venv/installed ## Lock the newest releases that pyproject.toml allows, with their hashes | 1 min | network
 	@.venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate --output-file deploy/requirements.txt
-	@$(python) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" | \
+	@# What the build of the image needs besides: for our wheel, and for the list of packages.
+	@$(python) -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb')); print(*project['build-system']['requires'], \
+	    *(each for each in project['project']['optional-dependencies']['dev'] if each.startswith('cyclonedx-bom')), sep='\n')" | \
 	    .venv/bin/uv pip compile - --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate --output-file deploy/build-requirements.txt
 
 audit: .venv/installed ## Look for known vulnerabilities in the locked packages | 10 s | network; else skips
 	@exec $(python) -m deploy.dev.audit
+
+sbom: .venv/installed ## List what the image installs (an SBOM, in .cache/sbom), and check the licences | 5 s |
+	@exec $(python) -m deploy.dev.sbom
 
 openapi: .venv/installed ## Write the API's description to deploy/openapi.json | 5 s |
 	@$(python) -m tests.api.description
