@@ -68,6 +68,7 @@ def create_console(
         broker=broker,
         reach=Reach(clock),
         clock=clock,
+        up_since=clock.now(),
         last_known=LastKnown(clock),
         kept=Kept(clock),
         pending=PendingSignIns(keys, clock, secure=secure),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from broker_api.console.calls import sentence
+from broker_api.console.provider_errors import plain_error
 from broker_common.core.job_names import Job
 from broker_common.core.job_registry import JOBS
 
@@ -22,6 +23,8 @@ ASKED = {
 """The outcomes of requests to allocate, in words."""
 _OLD_SEC = 3600
 """A wipe that waits for longer needs a look."""
+_FIRST_RUNS_SEC = 120
+"""The job Watch runs once a minute, so it has run by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +157,11 @@ def _tracks(count: int) -> str:
     return "1 track waits" if count == 1 else f"{count:,} tracks wait"
 
 
-def find_concerns(overview: Mapping[str, Any], *, now: int) -> list[Concern]:
-    """Return what needs a person, with the most urgent first."""
+def find_concerns(overview: Mapping[str, Any], *, now: int, up_since: int) -> list[Concern]:
+    """Return what needs a person, with the most urgent first. `up_since`: when this console was started."""
     return [
         *_of_pauses(overview),
-        *_of_jobs(overview, now),
+        *_of_jobs(overview, now, up_since),
         *_of_provider(overview),
         *_of_pool(overview, now),
         *_of_classes(overview),
@@ -176,7 +179,7 @@ def _of_pauses(overview: Mapping[str, Any]) -> Iterator[Concern]:
         yield Concern(text=f"{name} is paused{by}.", endpoint="jobs.index", since=each["since"])
 
 
-def _of_jobs(overview: Mapping[str, Any], now: int) -> Iterator[Concern]:
+def _of_jobs(overview: Mapping[str, Any], now: int, up_since: int) -> Iterator[Concern]:
     if overview["jobs"] is None:
         text = f"The jobs cannot be read: {sentence(overview['jobs_error'])} Tracks are served all the same."
         yield Concern(text=text, endpoint="jobs.index")
@@ -184,11 +187,14 @@ def _of_jobs(overview: Mapping[str, Any], now: int) -> Iterator[Concern]:
     last = {run["job"]: run for run in overview["jobs"]}
     for run in last.values():
         if run["state"] == "failed":
-            text = f"{_title(run['job'])} failed: {sentence(run.get('error') or 'the reason is not known')}"
+            text = (
+                f"{_title(run['job'])} failed: {sentence(plain_error(run.get('error') or 'the reason is not known'))}"
+            )
             yield Concern(text=text, endpoint="jobs.show", values={"job_id": run["job_id"]}, since=run.get("ended_at"))
     # Some jobs run every minute or more often, and no setting changes that.
     began = max((run.get("started_at") or 0 for run in last.values() if _is_scheduled(run)), default=None)
-    if began is None or now - began > JOBS[Job.WATCH].overdue_sec:
+    # A broker that was started together with the console needs a moment for its first runs.
+    if now - up_since > _FIRST_RUNS_SEC and (began is None or now - began > JOBS[Job.WATCH].overdue_sec):
         text = "The jobs do not run. Look whether beat and a worker for jobs are running."
         yield Concern(text=text, endpoint="jobs.index", since=began)
 
@@ -207,7 +213,7 @@ def _of_provider(overview: Mapping[str, Any]) -> Iterator[Concern]:
     if breaker is None and overview["jobs"] is not None:
         yield Concern(text=f"The breaker cannot be read: {sentence(overview['breaker_error'])}", endpoint="jobs.index")
     if breaker is not None and breaker["state"] != "closed":
-        why = sentence(breaker["reason"] or "the reason is not known")
+        why = sentence(plain_error(breaker["reason"] or "the reason is not known"))
         text = f"The breaker of calls to the provider is {breaker['state']}, so wipes wait: {why}"
         yield Concern(text=text, endpoint="jobs.index", values={"job": Job.CLEANUP})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from string import Formatter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from broker_api.console.provider_errors import plain_error
 from broker_api.webhook_description import KINDS
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def fact_name(fact: Mapping[str, Any]) -> str:
 
 def fact_sentence(fact: Mapping[str, Any]) -> str:
     """Return what happened, as a sentence without links."""
-    return _pattern(fact).format_map(_Known(fact["details"]))
+    return _pattern(fact).format_map(_Known(_details(fact)))
 
 
 def fact_details(fact: Mapping[str, Any]) -> list[Detail]:
@@ -119,7 +120,7 @@ def fact_details(fact: Mapping[str, Any]) -> list[Detail]:
     pattern = _pattern(fact)
     told = {name for _, name, _, _ in Formatter().parse(pattern)}
     found = []
-    for name, value in fact["details"].items():
+    for name, value in _details(fact).items():
         is_told = name in told or (fact["kind"], name) in _IF
         label, form = _LABELS.get(name, (name.replace("_", " "), "text"))
         if not is_told:
@@ -130,6 +131,11 @@ def fact_details(fact: Mapping[str, Any]) -> list[Detail]:
 def kind_meaning(kind: str) -> str:
     """Return what a kind of fact means, as the API's description says it; its name if it is not known."""
     return KINDS[kind].meaning.replace("`", "") if kind in KINDS else kind
+
+
+def _details(fact: Mapping[str, Any]) -> dict[str, Any]:
+    given: dict[str, Any] = dict(fact["details"])
+    return given | {name: plain_error(given[name]) for name in ("error",) if isinstance(given.get(name), str)}
 
 
 def _pattern(fact: Mapping[str, Any]) -> str:

@@ -33,6 +33,8 @@ class Runtime:
     broker: BrokerHttp
     reach: Reach
     clock: Clock
+    up_since: int
+    """When this process was started (Unix seconds)."""
     last_known: LastKnown
     kept: Kept
     pending: PendingSignIns

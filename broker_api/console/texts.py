@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from broker_api.console.calls import sentence
+from broker_api.console.provider_errors import plain_error
 from broker_api.console.runtime import runtime
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def register_filters(app: Flask) -> None:
-    """Give templates the filters `utc`, `iso`, `ago`, `span`, `sentence` and `status_name`."""
+    """Give templates the filters `utc`, `iso`, `ago`, `span`, `sentence`, `plain_error` and `status_name`."""
     app.add_template_filter(utc)
     app.add_template_filter(iso)
     app.add_template_filter(ago)
     app.add_template_filter(span)
     app.add_template_filter(sentence)
+    app.add_template_filter(plain_error)
     app.add_template_filter(status_name)
 
 

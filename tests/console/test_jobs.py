@@ -46,10 +46,13 @@ def test_each_job_is_shown_with_its_last_run_and_what_it_did_in_words(console: C
     ended(console, "sync")
     console.api.queue.result = {"synced": 300, "added": 2, "stale": 0, "judged": 42}
     shown = text_of(console.open("/jobs").text)
-    assert "Sync Update the pool from the provider's list of accounts. Usually every 10 min." in shown
+    assert (
+        "Sync Update the pool from the provider's list of accounts. It runs every 10 min, unless a setting says otherwise."
+        in shown
+    )
     assert "by anna" in shown
     assert "succeeded 300 listed by the provider, 2 added." in shown
-    assert "Usually daily at 02:00 UTC." in shown
+    assert "It runs daily at 02:00 UTC." in shown
 
 
 def test_a_run_that_did_nothing_says_so_and_a_run_of_the_schedule_says_who_asked(console: Console) -> None:
@@ -111,11 +114,65 @@ def test_a_job_can_be_run_now_and_its_page_follows_it_to_its_end(console: Consol
     assert "Run again" in done
 
 
-def test_a_run_that_is_not_known_yet_is_looked_for_again(console: Console) -> None:
+def test_a_run_that_is_not_known_is_not_looked_for_again(console: Console) -> None:
     answer = console.open("/jobs/runs/job-9")
     assert answer.status_code == 404
-    assert "If it was asked for a moment ago, it appears here soon." in answer.text
-    assert "data-often" in answer.text
+    assert "No run job-9 is known." in text_of(answer.text)
+    assert "data-final" in answer.text
+    assert "data-often" not in answer.text
+
+
+def test_what_a_cleanup_did_is_counted_once_and_leads_to_the_sandboxes(console: Console) -> None:
+    ended(console, "cleanup")
+    console.api.queue.result = {"deleted": 4, "gave_up": 2, "will_retry": 1, "failed": 3}
+    for path in ("/jobs", "/jobs/runs/job-1"):
+        page = console.open(path).text
+        summary = page.split("All counts")[0]
+        assert '4 wiped, <a href="/sandboxes?status=pending_deletion">1 to be tried again</a>, ' in summary
+        assert '<a href="/sandboxes?status=deletion_failed">2 given up, a person must look</a>.' in summary
+        assert "3 failed" not in summary
+    assert "failed 3 failed in all" in text_of(console.open("/jobs/runs/job-1").text)
+
+
+def test_other_counts_lead_to_the_page_that_shows_more(console: Console) -> None:
+    ended(console, "watch")
+    console.api.queue.result = {"available": 5, "waiting": 2, "failed": 1}
+    page = console.open("/jobs?job=watch").text
+    assert '<a href="/line">2 waiting in the line</a>, 1 failed in all.' in page
+    assert '<a href="/sandboxes?status=available">5 available</a>' in page
+
+
+def test_an_error_of_the_provider_is_said_by_its_message(console: Console) -> None:
+    ended(console, "cleanup", JobState.FAILED)
+    console.api.queue.error = 'delete: HTTP 401: {"error": [{"message": "The token has expired"}]}'
+    for path in ("/jobs", "/jobs/runs/job-1", "/"):
+        shown = text_of(console.open(path).text)
+        assert "HTTP 401: The token has expired." in shown
+        assert "message" not in shown.replace("messages", "")
+
+
+def test_a_paused_job_is_not_offered_to_run_but_to_resume(console: Console) -> None:
+    ended(console, "sync")
+    console.send("/jobs/pauses/sync", {"paused": "yes"})
+    for path in ("/jobs", "/jobs/runs/job-1"):
+        page = console.open(path).text
+        assert "It is paused, so a run would be skipped." in page
+        assert 'action="/jobs/sync/run"' not in page
+        assert 'Resume<span class="visually-hidden"> the job Sync</span>' in page
+    assert "a sync with force would be skipped, too" in console.open("/jobs").text
+    assert 'action="/jobs/sync/force"' not in console.open("/jobs").text
+    assert 'action="/jobs/cleanup/run"' in console.open("/jobs").text
+
+
+def test_a_run_is_shown_and_offered_again_although_the_pauses_cannot_be_read(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise UnreadableRecord("the record of the pauses", "its schema is newer")
+
+    ended(console, "sync")
+    monkeypatch.setattr(console.api.store, "read_pauses", fail)
+    assert 'action="/jobs/sync/run"' in console.open("/jobs/runs/job-1").text
 
 
 def test_a_sync_is_forced_only_if_that_was_typed(console: Console) -> None:
@@ -169,9 +226,11 @@ def test_pauses_that_cannot_be_read_are_said_and_both_ways_are_offered(
         raise UnreadableRecord("the record of the pauses", "its schema is newer")
 
     monkeypatch.setattr(console.api.store, "read_pauses", fail)
-    shown = text_of(console.open("/jobs").text)
+    page = console.open("/jobs").text
+    shown = text_of(page)
     assert "It cannot be read what is paused: the record of the pauses cannot be read: its schema is newer." in shown
-    assert shown.count("Pause Cleanup") == shown.count("Resume Cleanup") == 1
+    cleanup = page.split('action="/jobs/pauses/cleanup"')[1:]
+    assert [re.findall('name="paused" value="([^"]+)"', each)[0] for each in cleanup] == ["yes", "no"]
 
 
 def test_somebody_who_may_only_look_is_offered_no_act_and_none_is_done(viewer: Console) -> None:

@@ -212,6 +212,15 @@ def test_a_job_that_only_a_newer_api_knows_has_its_own_name(console: Console, mo
 def test_runs_that_people_asked_for_do_not_show_that_the_schedule_works(console: Console) -> None:
     console.api.queue.enqueue("watch", by=Actor(principal="anna"), flags={})
     console.api.queue.states = deque([JobState.SUCCEEDED])
+    console.api.clock.advance(121)
+    assert "The jobs do not run." in part(console, "concerns")
+
+
+def test_jobs_get_two_minutes_for_their_first_runs_after_a_start(console: Console) -> None:
+    console.api.clock.advance(120)
+    assert "The jobs do not run" not in part(console, "concerns")
+    assert "After a start, the first runs come within two minutes." in part(console, "jobs")
+    console.api.clock.advance(1)
     assert "The jobs do not run." in part(console, "concerns")
 
 

@@ -271,7 +271,7 @@ def test_a_csv_that_the_api_stops_midway_breaks_off(console: Console, monkeypatc
 def test_chosen_leases_are_released_each_by_its_own_call_with_its_own_request_id(console: Console) -> None:
     leases = held(console, 3)
     console.to_api.sent.clear()
-    answer = many(console, "release", *leases[:2], typed="release")
+    answer = many(console, "release", *leases[:2], typed="2")
     words = text_of(answer.text)
     assert answer.status_code == 200
     assert "2 of 2 done" in words
@@ -292,11 +292,11 @@ def test_the_page_has_the_lease_of_each_held_sandbox(console: Console) -> None:
     assert f'form="bulk" name="ends-0" value="{lease["expires_at"]}"' in page
 
 
-def test_a_release_of_many_must_be_typed(console: Console) -> None:
+def test_how_many_leases_are_ended_must_be_typed(console: Console) -> None:
     leases = held(console, 2)
-    answer = many(console, "release", *leases, typed="yes")
+    answer = many(console, "release", *leases, typed="1")
     assert answer.status_code == 400
-    assert "what you typed is not release" in text_of(answer.text)
+    assert "what you typed is not 2" in text_of(answer.text)
     assert chosen_in(answer.text) == {"0", "1"}
     assert set(statuses(console).values()) == {"allocated"}
 
@@ -309,7 +309,7 @@ def test_one_that_fails_does_not_stop_the_others_and_stays_chosen(console: Conso
     version = body_of(console.api.admin("GET", f"/v1/admin/sandboxes/{name}"))["version"]
     console.api.store.seed(make_sandbox(name, version=version + 1))
     console.api.allocate("track-new")
-    answer = many(console, "release", *leases, typed="release", query="?status=allocated")
+    answer = many(console, "release", *leases, typed="3", query="?status=allocated")
     words = text_of(answer.text)
     assert "2 of 3 done. The others stay chosen" in words
     assert "The lease that you chose has ended. Open the sandbox to see who holds it now." in words
@@ -322,7 +322,7 @@ def test_one_that_fails_does_not_stop_the_others_and_stays_chosen(console: Conso
 def test_many_are_set_aside_with_one_reason(console: Console) -> None:
     held(console, 1)
     console.api.store.seed(make_sandbox("a"), make_sandbox("d", status=Status.DELETED))
-    answer = many(console, "quarantine", *({"sandbox_id": each} for each in ("0", "a", "d")), reason="slow")
+    answer = many(console, "quarantine", *({"sandbox_id": each} for each in ("0", "a", "d")), reason="slow", typed="3")
     words = text_of(answer.text)
     assert "2 of 3 done" in words
     assert "It is now allocated , and is set aside after its wipe" in words
@@ -348,7 +348,7 @@ def test_many_leases_are_extended_from_their_own_ends(console: Console) -> None:
 
 def test_a_sandbox_that_nobody_held_when_the_page_was_made_is_not_released(console: Console) -> None:
     held(console, 1)
-    for act, more in (("release", {"typed": "release"}), ("extend", {"hours": "1"})):
+    for act, more in (("release", {"typed": "1"}), ("extend", {"hours": "1"})):
         answer = many(console, act, {"sandbox_id": "0"}, **more)
         assert "0 of 1 done" in text_of(answer.text)
         assert "No track held it when this list was made." in text_of(answer.text)

@@ -304,7 +304,7 @@ def test_a_secret_is_rotated_with_a_word_on_how_long_the_old_one_stays(console: 
     add(console)
     assert "For 1 d each delivery is signed by both secrets." in text_of(console.open("/webhooks/hook/rotate-secret"))
 
-    answer = console.send("/webhooks/hook/rotate-secret", page="/webhooks/hook/rotate-secret")
+    answer = console.send("/webhooks/hook/rotate-secret", {"typed": "hook"}, page="/webhooks/hook/rotate-secret")
 
     assert answer.status_code == 200
     assert stored(console).secrets[0].value in html.unescape(answer.text)
@@ -533,7 +533,7 @@ def test_a_form_without_the_session_s_token_does_nothing(console: Console) -> No
     [
         ("/webhooks/new", {"url": URL, "description": "mine"}, "It is not known whether this was done"),
         ("/webhooks/hook/change", {"url": URL, "description": "mine"}, "It is not known whether this was done"),
-        ("/webhooks/hook/rotate-secret", {}, "Rotate again"),
+        ("/webhooks/hook/rotate-secret", {"typed": "hook"}, "Rotate again"),
         ("/webhooks/hook/replay", {"since": "1h"}, "nothing is missed by that"),
     ],
 )
@@ -549,8 +549,9 @@ def test_an_act_without_an_answer_says_what_is_known(
 
     assert answer.status_code == 400
     assert words in text_of(answer)
-    for typed in form.values():
-        assert f'value="{typed}"' in answer.text
+    assert re.search(r"\(request [0-9a-f-]{36}\)", text_of(answer))
+    for name, typed in form.items():
+        assert name == "typed" or f'value="{typed}"' in answer.text
 
 
 def test_a_rotation_that_is_refused_is_said_on_its_page(console: Console) -> None:
@@ -558,7 +559,7 @@ def test_a_rotation_that_is_refused_is_said_on_its_page(console: Console) -> Non
     console.open("/webhooks/hook/rotate-secret")
     console.api.rate_limit.answer = Allowance(is_exceeded=True, limit=1, remaining=0, reset_after=1, retry_after=1)
 
-    answer = console.send("/webhooks/hook/rotate-secret", page="/webhooks/hook/rotate-secret")
+    answer = console.send("/webhooks/hook/rotate-secret", {"typed": "hook"}, page="/webhooks/hook/rotate-secret")
 
     assert answer.status_code == 400
     assert "(request" in text_of(answer)

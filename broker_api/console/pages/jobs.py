@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, abort, render_template, request, url_for
 from werkzeug.utils import redirect
 
-from broker_api.console.calls import act, back, need, read, sentence
+from broker_api.console.calls import act, back, need, read
 from broker_api.console.forms import is_typed
 from broker_api.console.texts import span
-from broker_common.adapters.broker_http import Refused, quoted
+from broker_common.adapters.broker_http import Refused, Unreachable, quoted
 from broker_common.core.job_names import Job
 from broker_common.core.job_registry import JOBS
 from broker_common.core.jobs import Daily, JobState
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 blueprint = Blueprint("jobs", __name__)
 FORCE = "force"
 """What must be typed before a sync is forced."""
+TYPED: Mapping[str, tuple[str, str]] = {
+    Job.PURGE_STALE: (
+        "purge",
+        "It removes the records of sandboxes that are out of service for too long. No act takes that back.",
+    )
+}
+"""The jobs whose word must be typed before they run, and why.
+
+The others do nothing that they do not do within minutes anyway. A paused one is skipped.
+"""
 PAUSABLE = {
     "allocate": (
         "Allocation",
@@ -71,10 +81,28 @@ _RESULTS = {
     "available": "{} available",
     "waiting": "{} waiting in the line",
     "expiring": "{} leases said to end soon",
-    "failed": "{} failed",
+    "failed": "{} failed in all",
     "partial": "some wipes did not report",
 }
 """The counts of all jobs in words. `{}` is the count."""
+_STATUS_OF = {
+    "stale": "stale",
+    "gave_up": "deletion_failed",
+    "will_retry": "pending_deletion",
+    "postponed": "pending_deletion",
+    "contradicted": "pending_deletion",
+    "expired": "pending_deletion",
+    "set_aside": "reserved",
+    "available": "available",
+}
+"""The status that the counted sandboxes got."""
+_PAGE_OF = {
+    "waiting": "line.index",
+    "opened": "reservations.index",
+    "short": "reservations.index",
+    "ended": "reservations.index",
+}
+"""The page of what else is counted."""
 
 
 @blueprint.get("/jobs")
@@ -97,6 +125,7 @@ def index() -> str:
         pauses_error=overview["pauses_error"],
         by_operation={each["operation"]: each for each in (overview["pauses"] or {}).get("paused", ())},
         pausable=PAUSABLE,
+        typed_jobs=TYPED,
         force=FORCE,
     )
 
@@ -110,15 +139,26 @@ def show(job_id: str) -> str | tuple[str, int]:
         if error.code != "JOB_NOT_FOUND":
             raise
         return render_template("pages/job_run.html", job_id=job_id, run=None), 404
-    return render_template("pages/job_run.html", job_id=job_id, run=run, spec=JOBS.get(run["job"]))
+    spec, has_ended = JOBS.get(run["job"]), JobState(run["state"]).is_final
+    return render_template(
+        "pages/job_run.html",
+        job_id=job_id,
+        run=run,
+        spec=spec,
+        typed_jobs=TYPED,
+        has_ended=has_ended,
+        is_paused=has_ended and spec is not None and _is_paused(spec.pause),
+    )
 
 
 @blueprint.post("/jobs/<job>/run")
 def run(job: str) -> Response:
-    """Start a run, and go to its page."""
+    """Start a run, and go to its page. For some jobs a word must be typed."""
     need("operator")
     if job not in JOBS:
         abort(404)
+    if job in TYPED and not is_typed(TYPED[job][0]):
+        return back("jobs.index")
     return _start(job)
 
 
@@ -148,6 +188,22 @@ def _start(job: str, **options: Any) -> Response:  # noqa: ANN401 - those of `ac
     if started is None:
         return back("jobs.index")
     return redirect(url_for("jobs.show", job_id=started.body["job_id"]), code=303)
+
+
+def _is_paused(operation: str | None) -> bool:
+    """Tell whether an operation is known to be paused."""
+    if operation is None:
+        return False
+    try:
+        return bool(read("/pause")[operation])
+    except (Refused, Unreachable):
+        return False
+
+
+def _address_of(count: str) -> str | None:
+    if count in _STATUS_OF:
+        return url_for("sandboxes.index", status=_STATUS_OF[count])
+    return url_for(_PAGE_OF[count]) if count in _PAGE_OF else None
 
 
 def _main_jobs() -> list[str]:
@@ -189,14 +245,15 @@ def run_length(run: Mapping[str, Any]) -> str:
 
 
 @blueprint.app_template_filter()
-def run_outcome(run: Mapping[str, Any]) -> str:
-    """Return why a run failed or was skipped, or what it did, in words."""
-    if run.get("error"):
-        return sentence(run["error"])
-    if run["state"] in {JobState.QUEUED, JobState.RUNNING}:
-        return ""
-    done = [count_words(name, count) for name, count in in_order(run.get("result") or {}) if count and name != "judged"]
-    return sentence(", ".join(done) or "There was nothing to do")
+def run_counts(run: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Return what a run did: each count in words, and the address of what was counted, if a page shows it."""
+    # The failures of a cleanup are also counted by what comes of each.
+    left_out = {"judged", "failed"} if run["job"] == Job.CLEANUP else {"judged"}
+    return [
+        (count_words(name, count), _address_of(name))
+        for name, count in in_order(run.get("result") or {})
+        if count and name not in left_out
+    ]
 
 
 @blueprint.app_template_filter()
@@ -214,6 +271,8 @@ def count_words(name: str, count: int) -> str:
 
 @blueprint.app_template_filter()
 def schedule_words(job: str) -> str:
-    """Return how often a job runs unless the settings say otherwise."""
+    """Return how often a job runs. The API does not say what a setting makes of it."""
     schedule = JOBS[job].schedule
-    return f"daily at {schedule.hour:02}:00 UTC" if isinstance(schedule, Daily) else f"every {span(schedule.seconds)}"
+    if isinstance(schedule, Daily):
+        return f"daily at {schedule.hour:02}:00 UTC"
+    return f"every {span(schedule.seconds)}{', unless a setting says otherwise' if schedule.setting else ''}"

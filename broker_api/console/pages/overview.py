@@ -50,7 +50,7 @@ def show() -> str:
         "pages/overview.html",
         overview=overview,
         verdict=judge(overview, waited_before=waited_before),
-        concerns=find_concerns(overview, now=now),
+        concerns=find_concerns(overview, now=now, up_since=runtime().up_since),
         classes=classes,
         picture=drawn.html if drawn else None,
         stack=pool.STACK,

@@ -67,7 +67,8 @@ _ACTS = {
     "quarantine": "Set aside (quarantine)",
 }
 """What can be done to many at once."""
-
+_TYPED = frozenset({"release", "quarantine"})
+"""What cannot be taken back: how many are chosen must be typed."""
 
 _WIPE_ALL = "wipe all"
 """What must be typed to do so."""
@@ -176,7 +177,7 @@ def _calls(chosen: Sequence[str]) -> list[Call] | None:
     if fault is not None:
         flash(f"Nothing was done. {sentence(fault)}", "warning")
         return None
-    if wanted == "release" and not is_typed("release"):
+    if wanted in _TYPED and not is_typed(str(len(chosen))):
         return None
     return [_call(str(wanted), each, reason=reason or "", hours=hours) for each in chosen]
 

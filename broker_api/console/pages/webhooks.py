@@ -177,10 +177,10 @@ def enable(endpoint_id: str) -> Response:
 
 @blueprint.route("/webhooks/<endpoint_id>/rotate-secret", methods=["GET", "POST"])
 def rotate(endpoint_id: str) -> str | tuple[str, int]:
-    """Say what a new secret means; make one, and show it in the answer, and nowhere else."""
+    """Say what a new secret means; make one if the id was typed, and show it in the answer, and nowhere else."""
     need("admin")
     problem = None
-    if request.method == "POST":
+    if request.method == "POST" and is_typed(endpoint_id):
         try:
             answer = call("POST", f"{_path(endpoint_id)}/rotate-secret")
         except Refused as error:
@@ -188,14 +188,14 @@ def rotate(endpoint_id: str) -> str | tuple[str, int]:
         except Unreachable:
             problem = (
                 "The broker's API did not answer. There may be a new secret that nobody knows. Rotate again: the secret"
-                " that your receiver has still signs for a day."
+                f" that your receiver has still signs for a day. (request {request_id()})"
             )
         else:
             return render_template("pages/webhook_secret.html", made=answer.body, sent_as=answer.request_id)
     page = render_template(
         "pages/webhook_rotate.html", endpoint=read(_path(endpoint_id)), problem=problem, old_secret_sec=OLD_SECRET_SEC
     )
-    return page if problem is None else (page, 400)
+    return page if request.method == "GET" else (page, 400)
 
 
 @blueprint.route("/webhooks/<endpoint_id>/replay", methods=["GET", "POST"])
@@ -214,7 +214,8 @@ def replay(endpoint_id: str) -> str | Response | tuple[str, int]:
         except Refused as error:
             problem = _words(error)
         except Unreachable:
-            problem = "The broker's API did not answer. Send the form again: nothing is missed by that."
+            again = "Send the form again: nothing is missed by that."
+            problem = f"The broker's API did not answer. {again} (request {request_id()})"
         else:
             # The next call must name the same time, also if this one was given as a length of time.
             since, cursor, so_far = str(at), answer.body["cursor"], so_far + answer.body["replayed"]
