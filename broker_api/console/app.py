@@ -16,6 +16,7 @@ from broker_api.console.errors import register_errors
 from broker_api.console.facts import register_facts
 from broker_api.console.kept import Kept
 from broker_api.console.last_known import LastKnown
+from broker_api.console.once import Once
 from broker_api.console.pages import events, jobs, line, overview, reservations, sandboxes, usage, webhooks
 from broker_api.console.pending import PendingSignIns
 from broker_api.console.reach import Reach
@@ -71,6 +72,7 @@ def create_console(
         up_since=clock.now(),
         last_known=LastKnown(clock),
         kept=Kept(clock),
+        once=Once(clock),
         pending=PendingSignIns(keys, clock, secure=secure),
         sign_in=_sign_in(settings, clock),
     )

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import uuid
+
 from flask import flash, request
 from flask_wtf import FlaskForm  # type: ignore[import-untyped] # it ships no types
+
+_KEY = re.compile(r"[0-9a-f-]{36}")
+BEFORE = "was-"
+"""Before the names of the hidden fields that have what the form showed first."""
 
 
 class Form(FlaskForm):  # type: ignore[misc] # the same
@@ -21,6 +28,17 @@ def is_typed(expected: str) -> bool:
         return True
     flash(f"Nothing was done: what you typed is not {expected}.", "warning")
     return False
+
+
+def form_key() -> str:
+    """Return the key of the form that was sent, by which it is done once; a new one if it has none."""
+    key = request.form.get("key", "")
+    return key if _KEY.fullmatch(key) else new_key()
+
+
+def new_key() -> str:
+    """Return a key for a form that is shown."""
+    return str(uuid.uuid4())
 
 
 def trimmed(text: str | None) -> str | None:

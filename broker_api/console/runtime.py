@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from broker_api.console.kept import Kept
     from broker_api.console.last_known import LastKnown
+    from broker_api.console.once import Once
     from broker_api.console.pending import PendingSignIns
     from broker_api.console.reach import Reach
     from broker_common.adapters.broker_http import BrokerHttp
@@ -37,6 +38,7 @@ class Runtime:
     """When this process was started (Unix seconds)."""
     last_known: LastKnown
     kept: Kept
+    once: Once
     pending: PendingSignIns
     sign_in: OidcSignIn | None
     """None: people sign in by tokens only."""

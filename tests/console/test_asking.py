@@ -81,7 +81,7 @@ ONE_CLICK = {
     *("sandboxes.change", "sandboxes.change_chosen"),
     *("reservations.book", "reservations.check", "reservations.save"),
     "jobs.run",
-    *("webhooks.new", "webhooks.change", "webhooks.replay", "webhooks.test", "webhooks.retry"),
+    *("webhooks.new", "webhooks.save", "webhooks.replay", "webhooks.test", "webhooks.retry"),
 }
 """The others: they can be taken back, add something, or do what happens by itself within minutes."""
 

@@ -541,6 +541,8 @@ def test_the_check_says_that_the_api_does_not_answer(stocked: Console) -> None:
     stocked.to_api.away = True
 
     answer = stocked.browser.post("/reservations/check", data=FORM | {"csrf_token": token})
+    assert "so it is not known whether it fits. (request " in answer.text
+    assert "only once" not in answer.text
 
     assert "The broker's API does not answer" in html.unescape(answer.text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import logging
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from broker_common.core.errors import StoreUnavailable
 from broker_common.core.facts import FactKind, PoolFactKind
 from broker_common.core.ports import Allowance
 from broker_common.core.webhook import DeliveryState
@@ -47,6 +49,18 @@ def add(console: Console, **changes: Any) -> Endpoint:
 def add_delivery(console: Console, delivery: Delivery) -> Delivery:
     assert console.api.store.add_delivery(delivery)
     return delivery
+
+
+def form_of(page: str) -> dict[str, Any]:
+    """Return the fields of the page's form as a browser sends them."""
+    fields: dict[str, Any] = {}
+    for tag in re.findall(r"<input[^>]*>", page[page.index('class="webhook-form"') :]):
+        name, value = re.search(r'name="([^"]+)"', tag), re.search(r'value="([^"]*)"', tag)
+        assert name is not None
+        assert value is not None
+        if ("radio" not in tag and "checkbox" not in tag) or " checked" in tag:
+            fields.setdefault(name[1], []).append(html.unescape(value[1]))
+    return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
 
 
 def stored(console: Console, endpoint_id: str = "hook") -> Endpoint:
@@ -324,11 +338,8 @@ def test_an_endpoint_is_changed_by_a_form_that_has_what_it_is_now(console: Conso
     assert 'value="pool.low" checked' in page
     assert 'value="some" checked' in page
 
-    answer = console.send(
-        "/webhooks/hook/change",
-        {"url": "https://new.example/in", "scope": "all", "description": "", "version": "1"},
-        page="/webhooks/hook/change",
-    )
+    form = form_of(page) | {"url": "https://new.example/in", "scope": "all", "description": ""}
+    answer = console.send("/webhooks/hook/change", form, page="/webhooks/hook/change")
 
     assert answer.headers["Location"] == "/webhooks/hook"
     assert "The endpoint is changed. (request" in console.open("/webhooks/hook").text
@@ -337,27 +348,67 @@ def test_an_endpoint_is_changed_by_a_form_that_has_what_it_is_now(console: Conso
     assert 'value="all" checked' in console.open("/webhooks/hook/change").text
 
 
-def test_a_change_after_somebody_else_s_is_shown_again_and_then_replaces_it(console: Console) -> None:
-    add(console)
-    path = "/v1/admin/webhooks/hook"
-    body_of(console.api.admin("PATCH", path, json={"description": "theirs", "version": 1}), 200)
-    form = {"url": URL, "scope": "all", "description": "mine", "version": "1"}
+def test_only_what_was_changed_in_the_form_is_sent(console: Console) -> None:
+    add(console, description="old", kinds=("test", "pool.low"))
+    form = form_of(console.open("/webhooks/hook/change").text)
+
+    assert console.send("/webhooks/hook/change", form | {"description": "new"}).status_code == 303
+
+    (sent,) = [json.loads(each.body or "") for each in console.to_api.sent if each.method == "PATCH"]
+    assert sent == {"description": "new", "version": 1}
+    console.open("/webhooks/hook")
+    assert console.send("/webhooks/hook/change", form).headers["Location"] == "/webhooks/hook"
+    assert "Nothing was changed: the form has the values that it had before." in console.open("/webhooks/hook").text
+    assert stored(console).version == 2
+
+
+def test_a_change_after_somebody_else_s_keeps_theirs_and_shows_both(console: Console) -> None:
+    add(console, kinds=("pool.low",))
+    form = form_of(console.open("/webhooks/hook/change").text) | {"description": "mine"}
+    theirs = {"description": "theirs", "kinds": ["pool.low", "test"], "version": 1}
+    body_of(console.api.admin("PATCH", "/v1/admin/webhooks/hook", json=theirs), 200)
 
     answer = console.send("/webhooks/hook/change", form)
 
-    assert answer.status_code == 400
-    assert "Somebody else changed this endpoint meanwhile." in answer.text
-    assert "every kind, theirs" in answer.text
-    assert 'value="mine"' in answer.text
-    found = re.search(r'name="version" value="(\d+)"', answer.text)
-    assert found is not None
-    assert console.send("/webhooks/hook/change", form | {"version": found[1]}).status_code == 303
-    assert stored(console).description == "mine"
+    assert answer.status_code == 409
+    said = text_of(answer)
+    assert "Somebody else changed this endpoint since you opened this form, so nothing was saved." in said
+    assert "Description was nothing, and is now theirs. You typed mine, which is in the form." in said
+    assert (
+        "What it is told was pool.low, and is now pool.low, test. You did not change it, so the form has what it is now."
+        in said
+    )
+    again = form_of(answer.text)
+    assert (again["description"], again["kinds"], again["version"]) == ("mine", ["pool.low", "test"], "2")
+    assert console.send("/webhooks/hook/change", again).status_code == 303
+    assert (stored(console).description, stored(console).kinds) == ("mine", ("pool.low", "test"))
+
+
+def test_a_change_after_somebody_else_s_that_cannot_be_read_keeps_what_was_typed(console: Console) -> None:
+    add(console)
+    form = form_of(console.open("/webhooks/hook/change").text) | {"description": "mine"}
+    body_of(console.api.admin("PATCH", "/v1/admin/webhooks/hook", json={"description": "x", "version": 1}), 200)
+    # The refusal comes, and then nothing.
+    console.to_api.answers_left = 1
+
+    answer = console.send("/webhooks/hook/change", form, page="/webhooks/new")
+
+    assert "The endpoint has changed, and cannot be read now. Nothing was saved. (request" in text_of(answer)
+    assert form_of(answer.text) == form
+
+
+def test_the_form_of_a_change_is_never_made_of_the_last_known_state(console: Console) -> None:
+    add(console)
+    console.open("/webhooks/hook")
+    console.open("/webhooks/hook/change")
+    console.to_api.away = True
+
+    assert console.open("/webhooks/hook/change").status_code == 503
 
 
 def test_a_change_that_was_saved_but_not_answered_is_not_called_somebody_else_s(console: Console) -> None:
     add(console)
-    form = {"url": URL, "scope": "all", "description": "mine", "version": "1"}
+    form = form_of(console.open("/webhooks/hook/change").text) | {"description": "mine"}
     assert console.send("/webhooks/hook/change", form).status_code == 303
 
     again = console.send("/webhooks/hook/change", form)
@@ -365,6 +416,42 @@ def test_a_change_that_was_saved_but_not_answered_is_not_called_somebody_else_s(
     assert (again.status_code, again.location) == (303, "/webhooks/hook")
     assert "it is saved already" in console.open("/webhooks/hook").text
     assert stored(console).version == 2
+
+
+def test_an_endpoint_is_added_once_however_often_its_form_is_sent(console: Console) -> None:
+    form = form_of(console.open("/webhooks/new").text) | {"url": URL, "scope": "all"}
+    assert console.send("/webhooks/new", form).status_code == 200
+
+    again = console.send("/webhooks/new", form)
+
+    assert again.status_code == 409
+    assert "This form was sent already, so nothing was added now." in text_of(again)
+    assert len(console.api.store.read_endpoints()) == 1
+    # A second endpoint with the same address is possible, but only on purpose.
+    assert console.send("/webhooks/new", form_of(again.text)).status_code == 200
+    assert len(console.api.store.read_endpoints()) == 2
+
+
+def test_a_form_of_a_new_endpoint_that_was_refused_can_be_sent_again(console: Console) -> None:
+    form = form_of(console.open("/webhooks/new").text) | {"scope": "all"}
+    refused = console.send("/webhooks/new", form | {"url": "https://10.0.0.1/in"})
+    assert refused.status_code == 400
+    assert form_of(refused.text)["key"] == form["key"]
+
+    assert console.send("/webhooks/new", form_of(refused.text) | {"url": URL}).status_code == 200
+
+
+def test_a_refusal_of_which_nobody_knows_whether_it_was_done_says_so(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("the table does not answer")
+
+    form = form_of(console.open("/webhooks/new").text) | {"url": URL, "scope": "all"}
+    monkeypatch.setattr(console.api.store, "write_endpoint", fail)
+    answer = console.send("/webhooks/new", form)
+    assert "It is not known whether this was done: look before you try again. (request" in text_of(answer)
+    assert form_of(answer.text)["key"] != form["key"]
 
 
 def test_a_change_that_the_api_refuses_keeps_what_was_typed(console: Console) -> None:
@@ -541,7 +628,7 @@ def test_an_act_without_an_answer_says_what_is_known(
     console: Console, path: str, form: dict[str, str], words: str
 ) -> None:
     add(console)
-    console.open("/webhooks/hook/change")
+    # Nothing is known of the endpoint from before.
     console.open("/")
     console.to_api.away = True
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from datetime import date, datetime, timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from flask import Blueprint, flash, redirect, render_template, request, url_for
 
 from broker_api.console.booking_form import TIMES, BookingForm, label_of, new_form, text_of
 from broker_api.console.calls import act, call, done, need, read
-from broker_api.console.forms import is_typed
+from broker_api.console.forms import BEFORE, form_key, is_typed, new_key
 from broker_api.console.pictures import capacity
 from broker_api.console.runtime import runtime
 from broker_api.console.zones import reader_zone
@@ -40,9 +38,6 @@ _PAGE, _MOST_PAGES = 100, 15
 _MOST_SANDBOXES = 1000
 _MOST_FACTS = 1000
 _FACTS = ("reservation.open", "reservation.short", "reservation.ended")
-_KEY = re.compile(r"[0-9a-f-]{36}")
-_BEFORE = "was-"
-"""Before the names of the hidden fields that have what the form showed first."""
 
 
 @blueprint.get("/reservations")
@@ -92,15 +87,14 @@ def show(reservation_id: str) -> str:
 def new() -> str:
     """Show the form that books a class."""
     need("operator")
-    return _booking_page(new_form(), key=str(uuid.uuid4()))
+    return _booking_page(new_form(), key=new_key())
 
 
 @blueprint.post("/reservations/new")
 def book() -> Page:
     """Book a class, once for each form that was shown; or say whether it fits, if that button was pressed."""
     need("operator")
-    key, form = request.form.get("key", ""), BookingForm()
-    key = key if _KEY.fullmatch(key) else str(uuid.uuid4())
+    key, form = form_key(), BookingForm()
     if "check" in request.form:
         found = _check(form)
         form.name.errors = []
@@ -112,7 +106,7 @@ def book() -> Page:
     except (Refused, Unreachable) as error:
         if isinstance(error, Refused) and error.code == "IDEMPOTENCY_MISMATCH":
             # What was booked stays. The next try is another booking.
-            return _booking_page(form, key=str(uuid.uuid4()), problems=[_booked_before(error)]), error.status
+            return _booking_page(form, key=new_key(), problems=[_booked_before(error)]), error.status
         return _booking_page(form, key=key, problems=_explain(form, error)), _status(error)
     done(f"{answer.body['name']} is booked", answer)
     return redirect(url_for("reservations.show", reservation_id=answer.body["reservation_id"]), code=303)
@@ -130,7 +124,7 @@ def change(reservation_id: str) -> str:
     """Show the form that changes a reservation."""
     need("operator")
     reservation = read(f"/reservations/{quoted(reservation_id)}")
-    form, before = new_form(), BookingForm(formdata=None, prefix=_BEFORE)
+    form, before = new_form(), BookingForm(formdata=None, prefix=BEFORE)
     form.show(reservation)
     before.show(reservation)
     return _changing_page(reservation_id, reservation["version"], form, before)
@@ -140,7 +134,7 @@ def change(reservation_id: str) -> str:
 def save(reservation_id: str) -> Page:
     """Change a reservation. Only what was changed in the form is sent, with the version that the form showed."""
     need("operator")
-    form, before = BookingForm(), BookingForm(prefix=_BEFORE)
+    form, before = BookingForm(), BookingForm(prefix=BEFORE)
     version = request.form.get("version", 0, type=int)
     if not _is_whole(form, known=before.ends.data):
         return _changing_page(reservation_id, version, form, before), 400
@@ -264,8 +258,12 @@ def _check(form: BookingForm) -> dict[str, Any]:
         try:
             body = form.body()
             fit = call("POST", "/reservations/check", json=body | {"name": body["name"] or "-"}).body
-        except (Refused, Unreachable) as error:
+        except Refused as error:
             problems = _explain(form, error)
+        except Unreachable:
+            problems = [
+                f"The broker's API does not answer, so it is not known whether it fits. (request {request_id()})"
+            ]
         else:
             week = datetime.fromtimestamp(body["starts_at"], reader_zone()).date()
             return fit | {name: body[name] for name in ("count", "starts_at", "ends_at", "prefix")} | {"week": week}
@@ -337,7 +335,7 @@ def _changed_meanwhile(  # noqa: PLR0917 - all that the form is made of
         for name in different
     ]
     form.show(current, [name for name in was if name not in changes])
-    before = BookingForm(formdata=None, prefix=_BEFORE)
+    before = BookingForm(formdata=None, prefix=BEFORE)
     before.show(current)
     problem = (
         "Somebody has changed the reservation since you opened this form, so nothing was saved. Look at it, then save"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from wtforms import RadioField, SelectMultipleField, StringField
 from wtforms.validators import InputRequired
 
-from broker_api.console.calls import act, back, call, known_person, need, read, sentence
+from broker_api.console.calls import UNSURE, act, back, call, done, is_unsure, known_person, need, read, sentence
 from broker_api.console.facts import kind_meaning
-from broker_api.console.forms import Form, is_typed, trimmed
+from broker_api.console.forms import BEFORE, Form, form_key, is_typed, new_key, trimmed
 from broker_api.console.moments import parse_moment
 from broker_api.console.runtime import runtime
 from broker_api.tracing import request_id
@@ -20,9 +21,11 @@ from broker_common.core.endpoints import OLD_SECRET_SEC, SUBSCRIBABLE
 from broker_common.core.webhook import ALL_KINDS, TEST_KIND, DeliveryState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from werkzeug.wrappers import Response
+
+    Page = str | Response | tuple[str, int]
 
 blueprint = Blueprint("webhooks", __name__)
 
@@ -36,6 +39,11 @@ _COUNTED = 100
 """How many waiting deliveries of an endpoint the list counts."""
 _PAGE = 50
 _TEST_MEANING = "An operator tries the endpoint. A test is sent to its endpoint in any case."
+_LABELS = {"url": "Address", "kinds": "What it is told", "description": "Description"}
+_SENT_BEFORE = (
+    "This form was sent already, so nothing was added now. Look at the webhooks. If you did not see the secret of the"
+    " new one, rotate it. To add this endpoint, too, send the form again."
+)
 _NO_ANSWER = (
     "The broker's API did not answer. It is not known whether this was done: look at the webhooks before you try again."
 )
@@ -54,9 +62,19 @@ class EndpointForm(Form):
     description = StringField("Description", filters=[trimmed])
 
     def wanted(self) -> dict[str, Any]:
-        """Return the body for the API, which checks it."""
-        kinds = [ALL_KINDS] if self.scope.data == "all" else self.kinds.data
+        """Return the body for the API, which checks it. Kinds are in the order in which the form lists them."""
+        kinds = [ALL_KINDS] if self.scope.data == "all" else sorted(self.kinds.data or [], key=_place_of)
         return {"url": self.url.data, "kinds": kinds, "description": self.description.data}
+
+    def show(self, endpoint: Mapping[str, Any], names: Collection[str]) -> None:
+        """Put what an endpoint is into the fields that `names` has, over what was typed."""
+        if "url" in names:
+            self.url.data = endpoint["url"]
+        if "description" in names:
+            self.description.data = endpoint["description"]
+        if "kinds" in names:
+            is_all = endpoint["kinds"] == [ALL_KINDS]
+            self.scope.data, self.kinds.data = ("all", []) if is_all else ("some", endpoint["kinds"])
 
     def say(self, error: Refused) -> str | None:
         """Put the API's words at the fields that they are about; return what is about none of them."""
@@ -112,57 +130,63 @@ def delivery(endpoint_id: str, delivery_id: str) -> str:
 
 
 @blueprint.route("/webhooks/new", methods=["GET", "POST"])
-def new() -> str | tuple[str, int]:
-    """Show the form that adds an endpoint; add it, and show its secret in the answer, and nowhere else."""
+def new() -> Page:
+    """Show the form that adds an endpoint; add it once, and show its secret in the answer, and nowhere else."""
     need("admin")
-    form = EndpointForm()
-    if request.method == "GET":
-        return _form_page(form)
-    problem = None
-    if form.validate():
-        try:
-            answer = call("POST", "/webhooks", json=form.wanted())
-        except Refused as error:
-            problem = form.say(error)
-        except Unreachable:
-            problem = f"{_NO_ANSWER} (request {request_id()})"
+    form, key = EndpointForm(), form_key()
+    if request.method == "GET" or not form.validate():
+        page = _new_page(form, key)
+        return page if request.method == "GET" else (page, HTTPStatus.BAD_REQUEST)
+    token, once = known_person().token, runtime().once
+    if not once.begin(token, key):
+        return _new_page(form, new_key(), problem=_SENT_BEFORE, was_sent=True), HTTPStatus.CONFLICT
+    try:
+        answer = call("POST", "/webhooks", json=form.wanted())
+    except Refused as error:
+        if is_unsure(error):
+            key = new_key()
         else:
-            return render_template("pages/webhook_secret.html", made=answer.body, sent_as=answer.request_id)
-    return _form_page(form, problem=problem), 400
+            once.free(token, key)
+        return _new_page(form, key, problem=form.say(error), was_sent=is_unsure(error)), HTTPStatus.BAD_REQUEST
+    except Unreachable:
+        problem = f"{_NO_ANSWER} (request {request_id()})"
+        return _new_page(form, new_key(), problem=problem, was_sent=True), HTTPStatus.BAD_REQUEST
+    return render_template("pages/webhook_secret.html", made=answer.body, sent_as=answer.request_id)
 
 
-@blueprint.route("/webhooks/<endpoint_id>/change", methods=["GET", "POST"])
-def change(endpoint_id: str) -> str | Response | tuple[str, int]:
-    """Show the form that changes an endpoint; change it. If somebody else was faster, what was typed stays."""
+@blueprint.get("/webhooks/<endpoint_id>/change")
+def change(endpoint_id: str) -> str:
+    """Show the form that changes an endpoint, as it is now."""
     need("admin")
-    endpoint = read(_path(endpoint_id))
-    if request.method == "GET":
-        is_all = endpoint["kinds"] == [ALL_KINDS]
-        values = endpoint | {"scope": "all" if is_all else "some", "kinds": [] if is_all else endpoint["kinds"]}
-        return _form_page(EndpointForm(formdata=None, data=values), endpoint)
-    form, version = EndpointForm(), request.form.get("version", 0, type=int)
-    problem = None
-    if form.validate():
-        try:
-            answer = call("PATCH", _path(endpoint_id), json=form.wanted() | {"version": version})
-        except Refused as error:
-            problem = form.say(error)
-            if error.code == "VERSION_MISMATCH":
-                endpoint = read(_path(endpoint_id))
-                if all(endpoint[name] == value for name, value in form.wanted().items()):
-                    flash("The endpoint has what you typed: it is saved already.", "success")
-                    return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
-                problem = (
-                    f"Somebody else changed this endpoint meanwhile. Below is what you typed. The endpoint now has:"
-                    f" {_shortly(endpoint)}. Send the form again to replace that. (request {error.request_id})"
-                )
-                version = endpoint["version"]
-        except Unreachable:
-            problem = f"{_NO_ANSWER} (request {request_id()})"
-        else:
-            flash(f"The endpoint is changed. (request {answer.request_id})", "success")
-            return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
-    return _form_page(form, endpoint | {"version": version}, problem=problem), 400
+    # Not by `read`: on what was known before, a change would be refused or undo another.
+    endpoint = call("GET", _path(endpoint_id)).body
+    return _change_page(endpoint_id, endpoint["version"], _form_of(endpoint), _form_of(endpoint, prefix=BEFORE))
+
+
+@blueprint.post("/webhooks/<endpoint_id>/change")
+def save(endpoint_id: str) -> Page:
+    """Change an endpoint. Only what was changed in the form is sent, with the version that the form showed."""
+    need("admin")
+    form, before = EndpointForm(), EndpointForm(prefix=BEFORE)
+    version = request.form.get("version", 0, type=int)
+    if not form.validate():
+        return _change_page(endpoint_id, version, form, before), HTTPStatus.BAD_REQUEST
+    was = before.wanted()
+    changes = {name: value for name, value in form.wanted().items() if value != was[name]}
+    if not changes:
+        flash("Nothing was changed: the form has the values that it had before.", "warning")
+        return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
+    try:
+        answer = call("PATCH", _path(endpoint_id), json=changes | {"version": version})
+    except Refused as error:
+        if error.code == "VERSION_MISMATCH":
+            return _changed_meanwhile(endpoint_id, form, before, changes, error)
+        return _change_page(endpoint_id, version, form, before, problem=form.say(error)), HTTPStatus.BAD_REQUEST
+    except Unreachable:
+        problem = f"{_NO_ANSWER} (request {request_id()})"
+        return _change_page(endpoint_id, version, form, before, problem=problem), HTTPStatus.BAD_REQUEST
+    done("the endpoint is changed", answer)
+    return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
 
 
 @blueprint.post("/webhooks/<endpoint_id>/enabled")
@@ -193,7 +217,7 @@ def rotate(endpoint_id: str) -> str | tuple[str, int]:
         else:
             return render_template("pages/webhook_secret.html", made=answer.body, sent_as=answer.request_id)
     page = render_template(
-        "pages/webhook_rotate.html", endpoint=read(_path(endpoint_id)), problem=problem, old_secret_sec=OLD_SECRET_SEC
+        "pages/webhook_rotate.html", endpoint=_named(endpoint_id), problem=problem, old_secret_sec=OLD_SECRET_SEC
     )
     return page if request.method == "GET" else (page, 400)
 
@@ -224,7 +248,7 @@ def replay(endpoint_id: str) -> str | Response | tuple[str, int]:
                 return redirect(url_for("webhooks.show", endpoint_id=endpoint_id, state="pending"), code=303)
     page = render_template(
         "pages/webhook_replay.html",
-        endpoint=read(_path(endpoint_id)),
+        endpoint=_named(endpoint_id),
         problem=problem,
         since=since,
         cursor=cursor,
@@ -267,19 +291,88 @@ def meaning(kind: str) -> str:
     return {TEST_KIND: _TEST_MEANING, ALL_KINDS: "every kind"}.get(kind) or kind_meaning(kind)
 
 
-def _form_page(form: EndpointForm, endpoint: Mapping[str, Any] | None = None, *, problem: str | None = None) -> str:
-    known_person()
+def _changed_meanwhile(
+    endpoint_id: str, form: EndpointForm, before: EndpointForm, changes: Mapping[str, Any], error: Refused
+) -> Page:
+    """Show the form again: with what was typed, and in the other fields with what somebody else has changed.
+
+    If the endpoint has all that was typed, an earlier try has saved it.
+    """
+    try:
+        current = call("GET", _path(endpoint_id)).body
+    except (Refused, Unreachable):
+        problem = f"The endpoint has changed, and cannot be read now. Nothing was saved. (request {error.request_id})"
+        version = request.form.get("version", 0, type=int)
+        return _change_page(endpoint_id, version, form, before, problem=problem), error.status
+    now = _form_of(current, prefix=BEFORE)
+    was, is_now = before.wanted(), now.wanted()
+    if all(is_now[name] == value for name, value in changes.items()):
+        flash("The endpoint has what you typed: it is saved already.", "success")
+        return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
+    meanwhile = [
+        {
+            "field": _LABELS[name],
+            "was": _text_of(was[name]),
+            "is": _text_of(is_now[name]),
+            "typed": _text_of(changes[name]) if name in changes else None,
+        }
+        for name in was
+        if is_now[name] != was[name]
+    ]
+    form.show(current, [name for name in was if name not in changes])
+    problem = (
+        "Somebody else changed this endpoint since you opened this form, so nothing was saved. Look at it, then send"
+        f" the form again. (request {error.request_id})"
+    )
+    page = _change_page(endpoint_id, current["version"], form, now, problem=problem, meanwhile=meanwhile)
+    return page, error.status
+
+
+def _form_of(endpoint: Mapping[str, Any], *, prefix: str = "") -> EndpointForm:
+    """Return a form with what an endpoint is, not with what was sent."""
+    form = EndpointForm(formdata=None, prefix=prefix)
+    form.show(endpoint, ("url", "kinds", "description"))
+    return form
+
+
+def _new_page(form: EndpointForm, key: str, *, problem: str | None = None, was_sent: bool = False) -> str:
+    return _form_page(form, key=key, problem=problem, was_sent=was_sent)
+
+
+def _change_page(  # noqa: PLR0917 - all that the form is made of
+    endpoint_id: str,
+    version: int,
+    form: EndpointForm,
+    before: EndpointForm,
+    problem: str | None = None,
+    meanwhile: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    return _form_page(
+        form, endpoint_id=endpoint_id, version=version, before=before, problem=problem, meanwhile=meanwhile
+    )
+
+
+def _form_page(form: EndpointForm, **values: Any) -> str:  # noqa: ANN401 - what the template takes
     offered = [kind for kind in SUBSCRIBABLE if kind != ALL_KINDS]
     chosen = form.kinds.data or []
     return render_template(
         "pages/webhook_form.html",
         form=form,
-        endpoint=endpoint,
-        problem=problem,
         # A kind that this release does not know stays chosen.
         kinds={kind: meaning(kind) for kind in (*offered, *(kind for kind in chosen if kind not in offered))},
         chosen=chosen,
+        **values,
     )
+
+
+def _named(endpoint_id: str) -> dict[str, Any]:
+    """Return an endpoint; after a form also one that cannot be read now, because its page says what was done."""
+    try:
+        return read(_path(endpoint_id))
+    except (Refused, Unreachable):
+        if request.method == "GET":
+            raise
+        return {"endpoint_id": endpoint_id, "url": endpoint_id}
 
 
 def _waiting(endpoint_id: str) -> dict[str, Any]:
@@ -290,17 +383,23 @@ def _waiting(endpoint_id: str) -> dict[str, Any]:
 
 
 def _words(error: Refused) -> str:
-    return f"{sentence(error.message)} (request {error.request_id})"
+    unsure = f" {UNSURE}" if is_unsure(error) else ""
+    return f"{sentence(error.message)}{unsure} (request {error.request_id})"
 
 
 def _deliveries(count: int) -> str:
     return "1 delivery is" if count == 1 else f"{count} deliveries are"
 
 
-def _shortly(endpoint: Mapping[str, Any]) -> str:
-    kinds: Iterable[str] = endpoint["kinds"]
-    named = ", ".join("every kind" if kind == ALL_KINDS else kind for kind in kinds)
-    return f"{endpoint['url']}, {named}, {endpoint['description'] or 'no description'}"
+def _text_of(value: str | Sequence[str] | None) -> str:
+    """Return a value of an endpoint as people read it."""
+    if isinstance(value, str):
+        return value
+    return ", ".join("every kind" if each == ALL_KINDS else each for each in value or ()) or "nothing"
+
+
+def _place_of(kind: str) -> tuple[int, str]:
+    return (SUBSCRIBABLE.index(kind) if kind in SUBSCRIBABLE else len(SUBSCRIBABLE), kind)
 
 
 def _path(endpoint_id: str) -> str:
