@@ -53,6 +53,7 @@ lint: .venv/installed ## Check style, types, imports between packages, deploy/ a
 	$(bin)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml || failed=1; \
 	$(bin)/cfn-lint deploy/cloudformation/broker.yaml || failed=1; \
 	$(python) -m deploy.dev.kubernetes_lint || failed=1; \
+	$(python) -m deploy.dev.terraform_lint || failed=1; \
 	$(python) -m deploy.dev.openapi_lint || failed=1; \
 	exit $$failed
 

@@ -36,7 +36,7 @@ INSTEAD = {
 }
 _WORDS = re.compile(rf"\b(?:{'|'.join(f'(?:{word})' for word in INSTEAD)})\b", re.IGNORECASE)
 _PLACES = ("*.md", "Makefile", "pyproject.toml", ".ci/run", "broker_*/**/*", "deploy/**/*", "docs/**/*", "tests/**/*")
-_KINDS = {".c", ".cfg", ".json", ".md", ".py", ".sh", ".toml", ".yaml", ".yml", ""}
+_KINDS = {".c", ".cfg", ".json", ".md", ".py", ".proto", ".sh", ".tf", ".toml", ".yaml", ".yml", ""}
 
 
 def files() -> Iterator[Path]:

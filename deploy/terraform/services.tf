@@ -1,0 +1,173 @@
+# The task definitions of deploy/ecs, with the values of this module in place of their examples.
+locals {
+  definitions = {
+    for name in ["api", "console", "worker-jobs", "worker-deletions", "worker-webhooks", "beat"] :
+    name => jsondecode(file("${path.module}/../ecs/${name}.json"))
+    if name != "console" || var.console_target_group_arn != null
+  }
+
+  containers = { for name, definition in local.definitions : name => definition.containerDefinitions[0] }
+  ports      = { for name, container in local.containers : name => container.portMappings[0].containerPort }
+
+  # In place of those values of the files that are examples.
+  values = {
+    AWS_REGION     = var.region
+    DDB_TABLE_NAME = aws_dynamodb_table.broker.name
+    RECYCLE_POLICY = var.recycle_policy
+    CSP_BASE_URL   = var.provider_url
+    BROKER_API_URL = var.api_url
+  }
+
+  environments = {
+    for name, container in local.containers : name => merge(
+      { for each in container.environment : each.name => lookup(local.values, each.name, each.value) },
+      lookup(var.settings, name, {}),
+    )
+  }
+
+  # How many run; as deploy/ecs/README.md says.
+  fixed = { for name, tasks in {
+    console          = 1
+    worker-jobs      = 2
+    worker-deletions = 1
+    worker-webhooks  = 1
+    beat             = 2
+  } : name => tasks if contains(keys(local.definitions), name) && !contains(keys(local.scaled), name) }
+
+  scaled = merge(
+    { api = var.api_tasks },
+    # More workers for jobs do not help, because each job runs only once at a time.
+    var.queue_metric == null ? {} : { worker-jobs = { min = 2, max = 3 } },
+  )
+
+  target_groups = { for name, arn in {
+    api     = var.api_target_group_arn
+    console = var.console_target_group_arn
+  } : name => arn if arn != null }
+}
+
+resource "aws_cloudwatch_log_group" "broker" {
+  # checkov:skip=CKV_AWS_158:CloudWatch encrypts every log group with a key of AWS. No log line has a secret
+  # checkov:skip=CKV_AWS_338:The facts in the table are the record of who did what. Set log_retention_days for more
+  name              = local.containers["api"].logConfiguration.options["awslogs-group"]
+  retention_in_days = var.log_retention_days
+}
+
+resource "aws_ecs_task_definition" "broker" {
+  for_each = local.definitions
+
+  family                   = each.value.family
+  requires_compatibilities = each.value.requiresCompatibilities
+  network_mode             = each.value.networkMode
+  cpu                      = each.value.cpu
+  memory                   = each.value.memory
+  execution_role_arn       = aws_iam_role.execution.arn
+  # Only those that use the table have a role. Its name ends with the key of the role here.
+  task_role_arn = try(aws_iam_role.task[regex("[a-z]+$", each.value.taskRoleArn)].arn, null)
+
+  runtime_platform {
+    operating_system_family = each.value.runtimePlatform.operatingSystemFamily
+    cpu_architecture        = each.value.runtimePlatform.cpuArchitecture
+  }
+
+  dynamic "volume" {
+    for_each = each.value.volumes
+
+    content {
+      name = volume.value.name
+    }
+  }
+
+  container_definitions = jsonencode([
+    merge(local.containers[each.key], {
+      image       = var.image
+      environment = [for name, value in local.environments[each.key] : { name = name, value = value }]
+      secrets = [
+        for secret in local.containers[each.key].secrets : { name = secret.name, valueFrom = var.secrets[secret.name] }
+      ]
+      logConfiguration = merge(local.containers[each.key].logConfiguration, {
+        options = merge(local.containers[each.key].logConfiguration.options, {
+          awslogs-group  = aws_cloudwatch_log_group.broker.name
+          awslogs-region = var.region
+        })
+      })
+    })
+  ])
+}
+
+resource "aws_ecs_service" "fixed" {
+  for_each = local.fixed
+
+  name                               = "sandbox-broker-${each.key}"
+  cluster                            = var.cluster_name
+  launch_type                        = "FARGATE"
+  task_definition                    = aws_ecs_task_definition.broker[each.key].arn
+  desired_count                      = each.value
+  deployment_minimum_healthy_percent = 100
+  deployment_maximum_percent         = 200
+
+  deployment_circuit_breaker {
+    enable   = true
+    rollback = true
+  }
+
+  network_configuration {
+    subnets          = var.subnet_ids
+    security_groups  = var.security_group_ids
+    assign_public_ip = false
+  }
+
+  dynamic "load_balancer" {
+    for_each = each.key == "console" ? [local.target_groups["console"]] : []
+
+    content {
+      target_group_arn = load_balancer.value
+      container_name   = each.key
+      container_port   = local.ports[each.key]
+    }
+  }
+
+  # Without its rights a task cannot start.
+  depends_on = [aws_iam_role_policy.execution, aws_iam_role_policy_attachment.task]
+}
+
+resource "aws_ecs_service" "scaled" {
+  for_each = local.scaled
+
+  name                               = "sandbox-broker-${each.key}"
+  cluster                            = var.cluster_name
+  launch_type                        = "FARGATE"
+  task_definition                    = aws_ecs_task_definition.broker[each.key].arn
+  desired_count                      = each.value.min
+  deployment_minimum_healthy_percent = 100
+  deployment_maximum_percent         = 200
+
+  deployment_circuit_breaker {
+    enable   = true
+    rollback = true
+  }
+
+  network_configuration {
+    subnets          = var.subnet_ids
+    security_groups  = var.security_group_ids
+    assign_public_ip = false
+  }
+
+  dynamic "load_balancer" {
+    for_each = each.key == "api" ? [local.target_groups["api"]] : []
+
+    content {
+      target_group_arn = load_balancer.value
+      container_name   = each.key
+      container_port   = local.ports[each.key]
+    }
+  }
+
+  lifecycle {
+    # The scaling changes it.
+    ignore_changes = [desired_count]
+  }
+
+  # Without its rights a task cannot start.
+  depends_on = [aws_iam_role_policy.execution, aws_iam_role_policy_attachment.task]
+}
