@@ -44,6 +44,8 @@ ACCEPTED = frozenset(
 )
 """What any package may have. To pass such a package on, keep its notices. They ask for nothing more."""
 _MPL = "it asks for the source of its own files, which every index of Python packages has; we change none of them"
+UNKNOWN = "unknown"
+"""In place of a licence, if the package names none in a form that the tool reads."""
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("certifi", "MPL-2.0"): _MPL,
     ("certifi", "License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)"): _MPL,
@@ -53,7 +55,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
         "none of them"
     ),
 }
-"""What one package alone may have: (package, licence) and the reason."""
+"""What one package alone may have: (package, licence or UNKNOWN) and the reason."""
 
 
 class CannotList(Exception):
@@ -75,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     for fault in found:
         print(fault)
     if found:
-        print("Read the licence. If it may be used, add it to deploy/dev/sbom.py. Otherwise choose another package.")
+        print("Read the licence. If it may be used, add it to EXCEPTIONS in deploy/dev/sbom.py, with the reason.")
+        print("If none is known, but the package's files have one: its name there is UNKNOWN.")
+        print("Otherwise choose another package.")
     print(f"Packages: {len(sbom['components'])}. Faults in their licences: {len(found)}. List: {asked.output}")
     return 1 if found else 0
 
@@ -109,11 +113,11 @@ def faults(sbom: Mapping[str, Any]) -> list[str]:
     found = []
     for package in sbom["components"]:
         name = canonicalize_name(package["name"])
-        licences = list(_licences(package))
+        licences = list(_licences(package)) or [UNKNOWN]
         refused = [each for each in licences if each not in ACCEPTED and (name, each) not in EXCEPTIONS]
-        if not licences:
-            found.append(f"{name} {package['version']}: no licence is known")
-        found += [f"{name} {package['version']}: the licence {each!r} is not accepted" for each in refused]
+        for each in refused:
+            fault = "no licence is known" if each == UNKNOWN else f"the licence {each!r} is not accepted"
+            found.append(f"{name} {package['version']}: {fault}")
     return found
 
 

@@ -58,8 +58,10 @@ def test_every_licence_that_is_accepted_is_one_that_a_package_has(
 ) -> None:
     monkeypatch.setattr(sbom, "ACCEPTED", frozenset())
     monkeypatch.setattr(sbom, "EXCEPTIONS", {})
-    refused = [re.match(r"(\S+) \S+: the licence '(.*)' is not accepted", fault) for fault in sbom.faults(made)]
-    needed = [(each[1], each[2]) for each in refused if each]
+    refused = [
+        re.match(r"(\S+) \S+: (?:the licence '(.*)' is not accepted|no licence)", each) for each in sbom.faults(made)
+    ]
+    needed = [(each[1], each[2] or sbom.UNKNOWN) for each in refused if each]
     monkeypatch.undo()
     assert {licence for _, licence in needed} == sbom.ACCEPTED | {licence for _, licence in sbom.EXCEPTIONS}
     assert set(sbom.EXCEPTIONS) <= set(needed)
@@ -97,6 +99,12 @@ def test_a_package_whose_licence_is_unknown_or_not_accepted_is_named_and_fails_t
     assert [each["name"] for each in json.loads(output.read_text())["components"]] == ["planted"]
 
 
+def test_a_package_without_a_licence_is_accepted_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sbom, "EXCEPTIONS", {("planted", sbom.UNKNOWN): "its file LICENSE is that of MIT"})
+    packages = [{"name": name, "version": "1.0"} for name in ("planted", "other")]
+    assert sbom.faults({"components": packages}) == ["other 1.0: no licence is known"]
+
+
 @pytest.mark.parametrize(
     ("requirement", "reason"),
     [("missing-package==1.0", "is not installed"), ("planted==2.0", "planted==2.0 is locked, but 1.0 is installed")],
@@ -120,7 +128,9 @@ def test_no_list_is_made_of_what_is_not_installed_as_locked(
 def test_the_image_gets_a_list_of_the_environment_that_it_runs() -> None:
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
     assert re.search(
-        r"^RUN cyclonedx-py environment .*--output-file sbom\.cdx\.json /opt/broker$", dockerfile, re.MULTILINE
+        r"^RUN cyclonedx-py environment .* --output-file sbom\.cdx\.json /opt/broker$", dockerfile, re.MULTILINE
     )
-    assert "COPY --from=build /opt/broker /opt/broker\n" in dockerfile
-    assert "WORKDIR /app\nCOPY --from=build /build/sbom.cdx.json ./\n" in dockerfile
+    (of_environment,) = re.findall(r"^COPY --from=(\w+) /opt/broker /opt/broker$", dockerfile, re.MULTILINE)
+    (of_list,) = re.findall(r"^COPY --from=(\w+) /build/sbom\.cdx\.json \./$", dockerfile, re.MULTILINE)
+    assert of_list == of_environment
+    assert dockerfile.index("\nWORKDIR /app\n") < dockerfile.index("/build/sbom.cdx.json")
