@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
+from tests.console.filled import make_filled_api
 from tests.console.harness import Console, make_console
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -18,3 +24,9 @@ def console(stranger: Console) -> Console:
     """Return a console in which an admin is signed in."""
     assert stranger.sign_in().status_code == 303
     return stranger
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Console:
+    """Return a console over a broker that has one of everything. Nobody is signed in."""
+    return make_console(make_filled_api(tmp_path))

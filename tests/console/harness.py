@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import BaseAdapter
 from urllib3 import HTTPResponse
+from werkzeug.serving import make_server
 
 from broker_api.console.app import create_console
 from broker_common.adapters.broker_http import BrokerHttp
@@ -19,7 +22,7 @@ from broker_common.settings import Process, Settings
 from tests.api.harness import ADMIN_TOKEN, Api, make_api
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from flask import Flask
     from werkzeug.test import TestResponse
@@ -113,3 +116,17 @@ def make_console(api: Api | None = None, environ: Mapping[str, str] | None = Non
     broker, to_api = BrokerHttp(API_URL), ToApi(api)
     broker.mount(to_api)
     return Console(create_console(settings, broker, api.clock), api, to_api)
+
+
+@contextmanager
+def served(app: Flask) -> Iterator[str]:
+    """Serve an application on loopback; yields its address."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
