@@ -8,6 +8,8 @@ const OFTEN_MS = 1000;
 function isInUse(part) {
   const focused = document.activeElement;
   if (part.contains(focused) && focused.matches("input, select, textarea, button, summary")) return true;
+  // Between the press of a mouse and its release: a new element in its place would not take the click.
+  if (part.matches(":active")) return true;
   if (part.querySelector("details.typed[open], input:checked")) return true;
   const selection = getSelection();
   return !selection.isCollapsed && part.contains(selection.anchorNode);
