@@ -77,7 +77,7 @@ resource "aws_iam_role_policy" "execution" {
         {
           Effect   = "Allow"
           Action   = ["secretsmanager:GetSecretValue", "ssm:GetParameters"]
-          Resource = values(var.secrets)
+          Resource = [for reference in values(var.secrets) : reference if reference != null]
         },
       ],
       length(var.secret_key_arns) == 0 ? [] : [

@@ -93,6 +93,13 @@ resource "aws_ecs_task_definition" "broker" {
       })
     })
   ])
+
+  lifecycle {
+    precondition {
+      condition     = alltrue([for secret in local.containers[each.key].secrets : var.secrets[secret.name] != null])
+      error_message = "The console needs CONSOLE_SECRET_KEY in the variable secrets."
+    }
+  }
 }
 
 resource "aws_ecs_service" "fixed" {

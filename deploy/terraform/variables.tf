@@ -55,13 +55,13 @@ variable "secrets" {
     BROKER_API_TOKEN   = string
     BROKER_ADMIN_TOKEN = string
     CSP_API_TOKEN      = string
-    CONSOLE_SECRET_KEY = string
+    CONSOLE_SECRET_KEY = optional(string)
   })
   description = "Where each secret is: its ARN in Secrets Manager or in the Parameter Store. Never its value."
 
   validation {
     condition = alltrue([
-      for reference in values(var.secrets) : can(regex("^arn:aws[a-z-]*:(secretsmanager:.*:secret|ssm:.*:parameter)[:/]", reference))
+      for reference in values(var.secrets) : reference == null || can(regex("^arn:aws[a-z-]*:(secretsmanager:.*:secret|ssm:.*:parameter)[:/]", reference))
     ])
     error_message = "secrets must have ARNs of Secrets Manager or of the Parameter Store, not values."
   }
@@ -154,7 +154,7 @@ variable "api_target_group_arn" {
 variable "console_target_group_arn" {
   type        = string
   default     = null
-  description = "The load balancer's target group for the console, which asks /readyz. Without it no console runs."
+  description = "The load balancer's target group for the console, which asks /readyz. Without it no console runs, and CONSOLE_SECRET_KEY is not needed."
 }
 
 variable "api_tasks" {

@@ -375,7 +375,7 @@ def test_terraform_makes_what_the_other_ways_of_deployment_make(planned: Resourc
         (numbers, ("variables.tf", "max = 10 }", "max = 3 }")),
         (ports, ("services.tf", "container_port   = local.ports[each.key]", "container_port   = 80")),
         (log, ("variables.tf", "default     = 30", "default     = 7")),
-        (start, ("roles.tf", "Resource = values(var.secrets)", 'Resource = "*"')),
+        (start, ("roles.tf", "in values(var.secrets)", 'in ["*"]')),
     ],
 )
 def test_a_planted_difference_is_found(
@@ -433,6 +433,7 @@ def test_the_linter_names_a_fault(
         ("image", "sandbox-broker:latest", "image must name a tag"),
         ("image", "sandbox-broker", "image must name a tag"),
         ("image_repository_arn", "sandbox-broker", "image_repository_arn must be"),
+        ("secrets", VARIABLES["secrets"] | {"CONSOLE_SECRET_KEY": None}, "The console needs CONSOLE_SECRET_KEY"),
         ("secrets", VARIABLES["secrets"] | {"REDIS_URL": "rediss://:password@redis:6379/0"}, "secrets must have ARNs"),
         ("recycle_policy", "discard", "recycle_policy must be"),
         ("provider_url", "http://csp.example.com", "provider_url must begin"),
@@ -460,7 +461,8 @@ def test_settings_are_given_to_their_process_alone(provider: str) -> None:
 
 
 def test_without_what_they_need_there_is_no_console_and_no_scaling_by_the_queue(provider: str) -> None:
-    without = VARIABLES | {"console_target_group_arn": None, "queue_metric": None}
+    secrets = {name: reference for name, reference in VARIABLES["secrets"].items() if name != "CONSOLE_SECRET_KEY"}
+    without = VARIABLES | {"console_target_group_arn": None, "queue_metric": None, "secrets": secrets}
     resources = terraform_lint.plan(MODULE, without, provider=provider)
     services = {each["name"]: each["desired_count"] for each in of_type(resources, "aws_ecs_service")}
     assert "sandbox-broker-console" not in services
