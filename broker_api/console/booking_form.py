@@ -26,7 +26,7 @@ _LONGEST = 128
 _LONGEST_NOTE = 500
 _MOST = 100_000
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-_DEFAULT_LEAD = 15
+DEFAULT_LEAD = 15
 _LENGTH = re.compile(
     r"(?:(\d{1,3}) ?d(?:ays?)?)? ?(?:(\d{1,4}(?:\.\d{1,2})?) ?h(?:(?:ou)?rs?)?)? ?(?:(\d{1,6}) ?m(?:in(?:ute)?s?)?)?",
     re.ASCII | re.IGNORECASE,
@@ -47,6 +47,8 @@ _FIELD_OF = {
 }
 """The field of the form for each field of the API."""
 TIMES = frozenset({"starts_at", "ends_at"})
+OVER = frozenset({"ended", "cancelled"})
+"""The states of a reservation that is over."""
 
 
 class MomentField(Field):
@@ -188,7 +190,7 @@ class BookingForm(Form):
 def new_form() -> BookingForm:
     """Return the form for a new class, as far as it can be filled in."""
     form = BookingForm(formdata=None)
-    form.lead.data = _DEFAULT_LEAD
+    form.lead.data = DEFAULT_LEAD
     return form
 
 

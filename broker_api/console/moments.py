@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 
 _UNIT_SEC = {"d": 86400, "h": 3600, "m": 60}
 _BACK = re.compile(r"(\d{1,5}) ?(d|h|m)(?:in)?", re.ASCII)
@@ -29,3 +29,17 @@ def parse_moment(text: str, *, now: int) -> int:
         return max(0, int(at.timestamp()))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"This is not a time. {HINT}") from error
+
+
+def parse_day(text: str, *, days: int = 0) -> int:
+    """Return when a day begins that a person typed (0:00 UTC, in Unix seconds), or the day that is `days` later.
+
+    Unix seconds, which links have, stay as they are. Raises `ValueError`, whose message is for that person.
+    """
+    if _UNIX.fullmatch(text):
+        return int(text)
+    try:
+        day = date.fromisoformat(text) + timedelta(days=days)
+        return max(0, int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()))
+    except (ValueError, OverflowError) as error:
+        raise ValueError("This is not a date. Write one such as 2026-11-30.") from error

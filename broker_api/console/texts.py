@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from broker_api.console.calls import sentence
 from broker_api.console.provider_errors import plain_error
 from broker_api.console.runtime import runtime
+from broker_api.console.zones import reader_zone
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -23,13 +25,16 @@ STATUS_NAMES = {
     "unreadable": "unreadable",
 }
 """The statuses of a sandbox, in the order in which pages list them, and what people call them."""
+_NOT_OF_IDS = re.compile(r"[^A-Za-z0-9_-]")
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def register_filters(app: Flask) -> None:
-    """Give templates the filters `utc`, `iso`, `ago`, `span`, `sentence`, `plain_error` and `status_name`."""
+    """Give templates the functions below, `sentence` and `plain_error` as filters."""
     app.add_template_filter(utc)
     app.add_template_filter(iso)
+    app.add_template_filter(local)
+    app.add_template_filter(lab_anchor)
     app.add_template_filter(ago)
     app.add_template_filter(span)
     app.add_template_filter(sentence)
@@ -45,6 +50,17 @@ def utc(at: float) -> str:
 def iso(at: float) -> str:
     """Return a time (Unix seconds) as the attribute `datetime` of an element has it."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def local(at: float) -> str:
+    """Return a time (Unix seconds) in the reader's zone, for texts of pictures: `2026-11-30 09:15:00 Asia/Tokyo`."""
+    zone = reader_zone()
+    return f"{datetime.fromtimestamp(at, zone):%Y-%m-%d %H:%M:%S} {zone.key}"
+
+
+def lab_anchor(track_name: str) -> str:
+    """Return the id of a lab's row on the page of usage: the name, whose other characters than letters are coded."""
+    return "lab-" + _NOT_OF_IDS.sub(lambda each: f".{ord(each[0]):x}.", track_name)
 
 
 def ago(at: float) -> str:

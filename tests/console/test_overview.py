@@ -284,6 +284,7 @@ def test_classes_that_are_open_or_start_within_a_day_are_shown_in_their_order(co
 
 
 def test_without_a_class_booking_one_is_offered(console: Console) -> None:
+    assert 'href="/reservations/new">Book one</a>' in console.open("/").text
     assert "No class is booked for this time. Book one , so that sandboxes are set aside for it." in part(
         console, "classes"
     )

@@ -95,7 +95,11 @@ def test_the_calendar_shows_each_class_and_what_can_be_reserved(stocked: Console
     assert 'role="img"' in page
     assert "1 reservation. At most 3 of up to 8 sandboxes are booked at once." in page
     assert "Networking 101: 3</text>" in page
-    row = page[page.index(f'<time datetime="{typed(STARTS_AT)}Z"') :]
+    bars, steps = page[page.index("<caption>") :].split("<caption>How many")
+    assert "Networking 101</a>" in bars
+    assert re.findall(r'<time datetime="([^"]+)Z"', bars) == [typed(STARTS_AT), typed(ENDS_AT)]
+    assert re.findall(r'<td class="number">([^<]+)</td>', bars) == ["3", "\N{EN DASH}"]
+    row = steps[steps.index(f'<time datetime="{typed(STARTS_AT)}Z"') :]
     assert re.findall(r'<td class="number">(\d+)</td>', row)[:3] == ["8", "3", "5"]
 
 
@@ -120,7 +124,8 @@ def test_a_week_that_is_over_shows_its_classes_and_says_that_the_rest_is_not_kno
 
     assert "Networking 101: 3</text>" in page
     assert "This week is over" in page
-    assert "<summary>Numbers</summary>" not in page
+    assert "The reservations that are drawn as bars" in page
+    assert "can be reserved, from each time" not in page
 
 
 @pytest.mark.parametrize("week", ["", "soon", "0001-01-01", "9999-12-31", "2026-13-01"])
@@ -209,8 +214,8 @@ def test_the_list_shows_one_state_and_goes_on_page_after_page(
     link = html.unescape(re.findall(r'href="([^"]+)">Next page', first)[0])
     second = stocked.open(link).text
 
-    assert (">Class 0</a>" in first, ">Class 1</a>" in first) == (True, False)
-    assert (">Class 0</a>" in second, ">Class 1</a>" in second) == (False, True)
+    lists = [each.split('data-live="list"')[1] for each in (first, second)]
+    assert [(">Class 0</a>" in each, ">Class 1</a>" in each) for each in lists] == [(True, False), (False, True)]
     assert "First page" in second
     assert "No reservation is open." in stocked.open("/reservations?state=open").text
 
@@ -497,6 +502,19 @@ def test_a_refusal_about_no_field_is_said_above_the_form(stocked: Console, monke
 
 
 # -- the booking check
+
+
+def test_the_check_stands_beside_the_button_and_the_rest_of_the_form_is_folded(stocked: Console) -> None:
+    page = stocked.open(NEW).text
+    decide = page[page.index('class="decide') :]
+    assert decide.index(">Book<") < decide.index('aria-live="polite" data-found')
+    assert "<fieldset" not in decide
+    assert re.search(r'<details class="mb-3">\s*<summary class="h5">More', page)
+
+
+@pytest.mark.parametrize("different", [{"prefix": "lab-"}, {"lead": "20"}, {"hold": "x"}])
+def test_what_is_more_is_unfolded_if_it_says_something(stocked: Console, different: dict[str, str]) -> None:
+    assert '<details class="mb-3" open>' in send(stocked, NEW, FORM | different | {"check": "1"}).text
 
 
 @pytest.mark.parametrize(

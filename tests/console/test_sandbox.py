@@ -73,7 +73,11 @@ def test_all_that_is_known_of_a_held_sandbox_is_shown(console: Console) -> None:
     assert page.status_code == 200
     for known in ("lab-7", "track-1", "intro-to-dns", "key-9", lease["lease_id"], "uuid-7", "ends in 4 h"):
         assert known in words
-    for link in ("/events?track_id=track-1", "/usage?by=track_name", "/sandboxes?track_name=intro-to-dns"):
+    for link in (
+        "/events?track_id=track-1",
+        "/usage?by=track_name#lab-intro-to-dns",
+        "/sandboxes?track_name=intro-to-dns",
+    ):
         assert f'href="{link}"' in page.text
 
 
@@ -138,6 +142,17 @@ def test_the_history_says_newest_first_what_happened_by_whom_in_which_request(co
     assert '<svg viewBox="0 0 1000' in page
     assert 'role="img"' in page
     assert "track track-1: 2025-06-15 15:06:40 UTC to 2025-06-15 15:07:40 UTC" in words
+
+
+def test_the_picture_and_the_form_that_extends_are_in_the_reader_s_zone(console: Console) -> None:
+    held(console)
+    console.browser.set_cookie("zone", "Asia/Kolkata")
+    page = console.open("/sandboxes/7").text
+    assert "The axis of the picture is in Asia/Kolkata." in page
+    assert "track track-1: 2025-06-15 20:36:40 Asia/Kolkata to" in text_of(page)
+    (field,) = re.findall(r'<input[^>]*name="until"[^>]*>', page)
+    assert "data-moment" in field
+    assert "moments.js" in page
 
 
 def test_a_long_history_is_read_page_by_page(console: Console) -> None:

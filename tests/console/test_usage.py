@@ -188,6 +188,22 @@ def test_the_csv_is_the_one_of_the_api(console: Console) -> None:
     assert console.open("/usage/csv?by=day&from=2020-01-01").status_code == 400
 
 
+def test_a_csv_without_a_time_has_what_a_broker_keeps_that_keeps_less_than_a_week() -> None:
+    console = make_console(make_api(HISTORY_DAYS="1"))
+    console.sign_in()
+    answer = console.open("/usage/csv")
+    assert answer.status_code == 200
+    assert answer.text.startswith("group,")
+    assert 'filename="usage-by-lab-2025-06-14.csv"' in answer.headers["Content-Disposition"]
+    assert console.open("/usage/csv?from=2025-06-01").status_code == 400
+
+
+def test_the_row_of_a_lab_has_a_valid_id_also_if_its_name_has_spaces(console: Console) -> None:
+    add(console, "Größe 1.20")
+    page = console.open("/usage").text
+    assert 'id="lab-Gr.f6..df.e.20.1.2e.20"' in page
+
+
 def test_planted_names_stay_text(console: Console) -> None:
     add(console, EVIL, customer=EVIL)
     add(console, "{{ 7 * 7 }}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, render_template
 from markupsafe import Markup
 
+from broker_api.console.booking_form import OVER
 from broker_api.console.calls import known_person, read
 from broker_api.console.concerns import ASKED, find_concerns, judge
 from broker_api.console.pictures import pool
@@ -27,7 +28,6 @@ _DAY_SEC = 24 * 3600
 _BEFORE_SEC = 900
 """The line grows if it is longer than so many seconds ago."""
 _MOST_CLASSES = 50
-_OVER = ("ended", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,6 @@ def _classes(overview: Mapping[str, Any], now: int) -> list[Mapping[str, Any]]:
     except (Refused, Unreachable):
         booked = []
     for each in booked:
-        if each["state"] not in _OVER and each["starts_at"] < now + _DAY_SEC:
+        if each["state"] not in OVER and each["starts_at"] < now + _DAY_SEC:
             found.setdefault(each["reservation_id"], each)
     return sorted(found.values(), key=lambda each: (each["starts_at"], each["reservation_id"]))

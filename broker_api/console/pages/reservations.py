@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 
-from broker_api.console.booking_form import TIMES, BookingForm, label_of, new_form, text_of
+from broker_api.console.booking_form import DEFAULT_LEAD, OVER, TIMES, BookingForm, label_of, new_form, text_of
 from broker_api.console.calls import act, call, done, need, read
 from broker_api.console.forms import BEFORE, form_key, is_typed, new_key
 from broker_api.console.pictures import capacity
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 blueprint = Blueprint("reservations", __name__)
 STATES = ("scheduled", "filling", "open", "ended", "cancelled")
-_OVER = ("ended", "cancelled")
 _DAYS = 7
 _LISTED = 50
 _PAGE, _MOST_PAGES = 100, 15
@@ -79,7 +78,7 @@ def show(reservation_id: str) -> str:
         looked_at_all=looked_at_all,
         most=_MOST_SANDBOXES,
         facts=_facts_of(reservation),
-        is_over=reservation["state"] in _OVER,
+        is_over=reservation["state"] in OVER,
     )
 
 
@@ -204,7 +203,7 @@ def _reservations_of(since: int, until: int, prefix: str | None, now: int) -> li
             break
         last = page["reservations"][-1]
         if (last["ended_at"] is not None and last["ended_at"] < since) or (
-            since >= now and (last["state"] in _OVER or last["starts_at"] >= until)
+            since >= now and (last["state"] in OVER or last["starts_at"] >= until)
         ):
             break
     return found
@@ -349,7 +348,13 @@ def _booking_page(
     form: BookingForm, *, key: str, found: Mapping[str, Any] | None = None, problems: Sequence[str] = ()
 ) -> str:
     return render_template(
-        "pages/booking.html", form=form, key=key, found=found, problems=problems, reservation_id=None
+        "pages/booking.html",
+        form=form,
+        key=key,
+        found=found,
+        problems=problems,
+        reservation_id=None,
+        default_lead=DEFAULT_LEAD,
     )
 
 
@@ -369,6 +374,7 @@ def _changing_page(  # noqa: PLR0917 - all that the form is made of
         problems=problems,
         meanwhile=meanwhile,
         reservation_id=reservation_id,
+        default_lead=DEFAULT_LEAD,
     )
 
 

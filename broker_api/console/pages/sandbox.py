@@ -15,6 +15,7 @@ from broker_api.console.calls import act, back, need, read, sentence
 from broker_api.console.forms import Form, is_typed, trimmed
 from broker_api.console.pictures.life import draw_life
 from broker_api.console.runtime import runtime
+from broker_api.console.zones import reader_zone
 from broker_common.adapters.broker_http import Answer, Refused, quoted
 from broker_common.core.policy import OPERATOR_MAX_SEC
 
@@ -44,9 +45,7 @@ class ExtendForm(Form):
     """The new end of a lease: so many hours more, or a time."""
 
     hours = IntegerField("Hours more", validators=[Optional(), NumberRange(1, MAX_HOURS, f"1 to {MAX_HOURS} hours.")])
-    until = DateTimeLocalField(
-        "Or until (UTC)", format=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"], validators=[Optional()]
-    )
+    until = DateTimeLocalField("Or until", format=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"], validators=[Optional()])
 
     def expires_at(self, *, ends: int) -> int | None:
         """Return the new end of a lease that ends at `ends`. None, with an error in a field, if the form says none."""
@@ -147,12 +146,13 @@ def _page(sandbox_id: str, form: ExtendForm, *, is_refused: bool = False) -> str
         facts=facts,
         cursor=cursor,
         next_cursor=history["cursor"],
-        life=draw_life(facts, until=until),
+        life=draw_life(facts, until=until, zone=reader_zone()),
         acts=sandbox_acts.possible(record) if record else [],
         opened=request.args.get("act"),
         is_changed=is_refused and record is not None and lease_of_form not in {None, record["lease_id"]},
         lease_of_form=lease_of_form,
         form=form,
+        zone=reader_zone().key,
         latest_end=_latest_end(record),
     )
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Blueprint, Response, render_template, request
 
 from broker_api.console.calls import call, known_person, read, sentence
+from broker_api.console.moments import parse_day
 from broker_api.console.pictures.usage import draw_usage
 from broker_api.console.runtime import runtime
 from broker_common.adapters.broker_http import Refused
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker_common.adapters.broker_http import Answer
+
 blueprint = Blueprint("usage", __name__)
+Found = TypeVar("Found")
 
 GROUPINGS = {"track_name": "lab", "customer": "customer", "day": "day"}
 """What there may be a row for, and what people call it."""
@@ -35,7 +41,6 @@ RANGES_DAYS = (7, 30)
 MOST_ROWS = 500
 """Rows on the page. The CSV has all."""
 _SHORTEST_KEPT_DAYS = 1
-_UNIX = re.compile(r"\d{9,12}", re.ASCII)
 _UNFIT = "VALIDATION_ERROR"
 
 
@@ -50,8 +55,8 @@ class Wanted:
     def query(self) -> dict[str, str | int | None]:
         """Return the query for the API. Raises `ValueError`, whose message is for the person."""
         now = runtime().clock.now()
-        since = _midnight(now, days_ago=RANGES_DAYS[0]) if self.from_text is None else _moment(self.from_text)
-        until = None if self.to_text is None else _moment(self.to_text, days=1)
+        since = _midnight(now, days_ago=RANGES_DAYS[0]) if self.from_text is None else parse_day(self.from_text)
+        until = None if self.to_text is None else parse_day(self.to_text, days=1)
         return {"by": self.by, "from": since, "to": until if until is not None and until <= now else None}
 
 
@@ -62,7 +67,7 @@ def index() -> str | tuple[str, int]:
     wanted, sort = _wanted(), request.args.get("sort", "")
     report, problem = None, None
     try:
-        report = _report(wanted)
+        report, _ = _asked(wanted, _report)
     except ValueError as error:
         problem = str(error)
     except Refused as error:
@@ -93,11 +98,10 @@ def download() -> Response:
     """Pass on the API's CSV of the same report."""
     wanted = _wanted()
     try:
-        query = wanted.query()
+        answer, since = _asked(wanted, _csv)
     except ValueError as error:
         return Response(f"{error}\n", status=400, mimetype="text/plain")
-    answer = call("GET", "/usage", params={k: v for k, v in query.items() if v is not None}, accept="text/csv")
-    name = f"usage-by-{GROUPINGS.get(wanted.by, 'group')}-{_day_of(int(query['from'] or 0))}.csv"
+    name = f"usage-by-{GROUPINGS.get(wanted.by, 'group')}-{_day_of(since)}.csv"
     return Response(answer.text, mimetype="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
@@ -106,17 +110,26 @@ def _wanted() -> Wanted:
     return Wanted(by=given["by"] or "track_name", from_text=given["from"], to_text=given["to"])
 
 
-def _report(wanted: Wanted) -> dict[str, Any]:
-    """Return the API's report. Raises `ValueError` and what `read` raises."""
+def _csv(**query: str | int | None) -> Answer:
+    given = {name: value for name, value in query.items() if value is not None}
+    return call("GET", "/usage", params=given, accept="text/csv")
+
+
+def _report(**query: str | int | None) -> dict[str, Any]:
+    return read("/usage", **query)
+
+
+def _asked(wanted: Wanted, ask: Callable[..., Found]) -> tuple[Found, int]:
+    """Return what `ask` finds for the query, and from when on. Raises `ValueError` and what `ask` raises."""
     query = wanted.query()
     try:
-        return read("/usage", **query)
+        return ask(**query), int(query["from"] or 0)
     except Refused as error:
         if wanted.from_text is not None or error.code != _UNFIT or "from" not in error.details:
             raise
         # Nobody chose the time, and leases are kept for a shorter one here.
         shorter = _midnight(runtime().clock.now(), days_ago=_SHORTEST_KEPT_DAYS)
-        return read("/usage", **(query | {"from": shorter}))
+        return ask(**(query | {"from": shorter})), shorter
 
 
 def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
@@ -127,17 +140,6 @@ def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
     known = [row for row in rows if row[column] is not None]
     known.sort(key=lambda row: row[column], reverse=sort.startswith("-"))
     return known + [row for row in rows if row[column] is None]
-
-
-def _moment(text: str, *, days: int = 0) -> int:
-    """Return the time of a date (0:00 UTC, and so many days later) or of Unix seconds. Raises `ValueError`."""
-    if _UNIX.fullmatch(text):
-        return int(text)
-    try:
-        day = date.fromisoformat(text) + timedelta(days=days)
-        return max(0, int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()))
-    except (ValueError, OverflowError) as error:
-        raise ValueError("This is not a date. Write one such as 2026-11-30.") from error
 
 
 def _midnight(now: int, *, days_ago: int) -> int:

@@ -60,6 +60,8 @@ class Bar:
     label_x: float
     anchor: str
     hint: str
+    of: Mapping[str, Any]
+    """The reservation, as the API answers it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,7 @@ def _bar(reservation: Mapping[str, Any], begin: float, end: float, lanes: _Lanes
         label_x=round(label_x, 1),
         anchor=anchor,
         hint=f"{label} ({reservation['state']})",
+        of=reservation,
     )
 
 

@@ -7,13 +7,14 @@ end anywhere. Statuses are rows, not only colours, so that the picture can be re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from broker_api.console.texts import STATUS_NAMES, status_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from zoneinfo import ZoneInfo
 
 WIDTH = 1000
 LEFT = 190
@@ -85,10 +86,10 @@ class Life:
     width: int = WIDTH
 
 
-def draw_life(facts: Iterable[Mapping[str, Any]], *, until: int) -> Life | None:
+def draw_life(facts: Iterable[Mapping[str, Any]], *, until: int, zone: ZoneInfo) -> Life | None:
     """Return the picture of `facts`, newest first as the API answers them, up to the time `until`.
 
-    It begins at the oldest of the facts. None if they say no status.
+    It begins at the oldest of the facts. The marks of its axis are times of `zone`. None if they say no status.
     """
     stretches = _stretches(list(facts)[::-1], until=until)
     if not stretches:
@@ -112,7 +113,7 @@ def draw_life(facts: Iterable[Mapping[str, Any]], *, until: int) -> Life | None:
     return Life(
         stretches=stretches,
         rows=rows,
-        ticks=tuple(Tick(x=x_of(at), text=text) for at, text in _ticks(since, until)),
+        ticks=tuple(Tick(x=x_of(at), text=text) for at, text in _ticks(since, until, zone)),
         height=len(rows) * _ROW + _AXIS,
         since=since,
         until=until,
@@ -156,10 +157,12 @@ def _bar(stretch: Stretch, x: float, end: float) -> Bar:
     return Bar(stretch=stretch, x=x, width=width, text=text if len(text) * _LETTER < width else "")
 
 
-def _ticks(since: int, until: int) -> list[tuple[int, str]]:
+def _ticks(since: int, until: int, zone: ZoneInfo) -> list[tuple[int, str]]:
     step = next((each for each in _STEPS if (until - since) / each <= _MOST_TICKS), _STEPS[-1])
     shape = "%d %b" if step >= _DAY else "%d %b %H:%M"
-    first = -(-since // step) * step
-    return [(at, f"{datetime.fromtimestamp(at, UTC):{shape}}") for at in range(first, until + 1, step)][
+    # By the clocks of the zone when the picture begins. If they change within it, the marks are no longer full hours.
+    ahead = (datetime.fromtimestamp(since, zone).utcoffset() or timedelta()) // timedelta(seconds=1)
+    first = -(-(since + ahead) // step) * step - ahead
+    return [(at, f"{datetime.fromtimestamp(at, zone):{shape}}") for at in range(first, until + 1, step)][
         : _MOST_TICKS + 1
     ]
