@@ -76,11 +76,11 @@ def test_the_label_says_what_the_picture_shows() -> None:
     assert label.endswith("1 reservation. At most 30 of up to 96 sandboxes are booked at once.")
 
 
-@pytest.mark.parametrize(("most", "top"), [(0, 4), (3, 4), (5, 8), (13, 20), (96, 120), (130, 200), (8000, 8000)])
+@pytest.mark.parametrize(("most", "top"), [(0, 4), (3, 4), (5, 8), (13, 20), (96, 100), (130, 200), (8000, 8000)])
 def test_the_numbers_of_the_axis_reach_the_highest_value(most: int, top: int) -> None:
     ticks = draw([point(SINCE, most, 0)]).ticks
 
-    assert [each.number for each in ticks] == [top * number // 4 for number in range(5)]
+    assert [each.value for each in ticks] == [top * number // 4 for number in range(5)]
 
 
 def test_a_bar_spans_its_time_and_is_cut_at_the_edges() -> None:

@@ -71,7 +71,7 @@ def test_bars_and_marks_stay_in_the_picture_however_long_it_is(length: int) -> N
     life = draw_life([fact(length, "pending_deletion", "a"), fact(0, "allocated", "a")], until=NOW + length, zone=UTC)
     assert life is not None
     assert 1 <= len(life.ticks) <= 7 or length < 300
-    for x in [each.x for each in life.ticks] + [bar.x for row in life.rows for bar in row.bars]:
+    for x in [each.place for each in life.ticks] + [bar.x for row in life.rows for bar in row.bars]:
         assert LEFT <= x <= WIDTH
     assert all(bar.width >= 3 for row in life.rows for bar in row.bars)
 
@@ -107,4 +107,4 @@ def test_the_marks_of_the_axis_are_full_hours_and_days_of_the_reader_s_zone(
         written = f"2025 {texts[0]}" if ":" in texts[0] else f"2025 {texts[0]} 00:00"
         first = datetime.strptime(written, "%Y %d %b %H:%M").replace(tzinfo=ZoneInfo(zone))
         place = LEFT + (first.timestamp() - NOW) / length * (WIDTH - 10 - LEFT)
-        assert life.ticks[0].x == pytest.approx(place, abs=0.1)
+        assert life.ticks[0].place == pytest.approx(place, abs=0.1)

@@ -11,6 +11,8 @@ from datetime import date, datetime, time, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from broker_api.console.pictures.scale import Tick, round_up
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from zoneinfo import ZoneInfo
@@ -26,7 +28,6 @@ _GAP = 6
 _LONGEST_LABEL = 36
 _NARROWEST = 3
 _TICKS = 4
-_EVEN = (4, 8, 12, 20)
 MOST_BARS = 100
 
 
@@ -37,14 +38,6 @@ class Day:
     x: float
     middle: float
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A number of the vertical axis, and where it stands."""
-
-    y: float
-    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +132,7 @@ def draw_calendar(
         inside = min(max(at, since), until)
         return round(LEFT + (inside - since) / (until - since) * (WIDTH - LEFT - RIGHT), 1)
 
-    top = _round_up(max((max(each.reservable, each.reserved) for each in steps), default=0))
+    top = round_up(max((max(each.reservable, each.reserved) for each in steps), default=0) or 1, parts=_TICKS)
 
     def y_of(number: float) -> float:
         return round(TOP + CURVE_HEIGHT * (1 - number / top), 1)
@@ -153,7 +146,7 @@ def draw_calendar(
             Day(x_of(begin), (x_of(begin) + x_of(end)) / 2, f"{datetime.fromtimestamp(begin, zone):%a %-d %b}")
             for begin, end in pairwise(begins)
         ],
-        ticks=[Tick(y_of(top * number / _TICKS), top * number // _TICKS) for number in range(_TICKS + 1)],
+        ticks=[Tick(place=y_of(value), value=value) for value in range(0, top + 1, top // _TICKS)],
         limit=_curve([(x_of(each.at), y_of(each.reservable)) for each in steps], x_of(until)),
         booked=_area([(x_of(each.at), y_of(each.reserved)) for each in steps], x_of(until), y_of(0)),
         now_x=x_of(now) if since <= now < until else None,
@@ -215,14 +208,6 @@ def _curve(corners: Sequence[tuple[float, float]], end: float) -> str:
 
 def _area(corners: Sequence[tuple[float, float]], end: float, bottom: float) -> str:
     return f"{_curve(corners, end)}V{bottom}H{corners[0][0]}Z" if corners else ""
-
-
-def _round_up(number: int) -> int:
-    """Return a number from `number` on that the ticks divide evenly."""
-    size = 1
-    while _EVEN[-1] * size < number:
-        size *= 10
-    return next(each * size for each in _EVEN if each * size >= number)
 
 
 def _label(steps: Sequence[Step], classes: int, first: date, count: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from broker_api.console.pictures.scale import Tick
 from broker_api.console.texts import STATUS_NAMES, status_name
 
 if TYPE_CHECKING:
@@ -66,14 +67,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """A mark of the axis of time."""
-
-    x: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Life:
     """All that the template draws, and `stretches`, oldest first, for the table of numbers."""
 
@@ -113,7 +106,7 @@ def draw_life(facts: Iterable[Mapping[str, Any]], *, until: int, zone: ZoneInfo)
     return Life(
         stretches=stretches,
         rows=rows,
-        ticks=tuple(Tick(x=x_of(at), text=text) for at, text in _ticks(since, until, zone)),
+        ticks=tuple(Tick(place=x_of(at), value=at, text=text) for at, text in _ticks(since, until, zone)),
         height=len(rows) * _ROW + _AXIS,
         since=since,
         until=until,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from broker_api.console.pictures.scale import Tick, round_up
 from broker_api.console.texts import STATUS_NAMES
 
 if TYPE_CHECKING:
@@ -25,16 +26,9 @@ _LABEL_SHARE = 0.1
 """A band that is at least so high has its name written on it."""
 _LABEL_MARGIN = 14
 """How far a name stays from both ends, in percent."""
+_PARTS = 2
 _LEAST_LINE = 10
 """A line of one track must not look like a long one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """A mark of an axis: its place in percent, from the left or from the top, and what it stands for."""
-
-    place: float
-    value: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +52,7 @@ class Picture:
     bands: Sequence[Band]
     line: str
     hours: Sequence[Tick]
+    """Places are in percent, here from the left, below from the top."""
     counts: Sequence[Tick]
     waiting: Sequence[Tick]
     fewest: Mapping[str, Any] | None
@@ -71,9 +66,9 @@ def draw(samples: Sequence[Mapping[str, Any]], *, step_sec: int, now: int) -> Pi
     until = now - now % step_sec + step_sec
     since = until - _DAY_SEC
     counted = [each for each in samples if each["counts"] is not None and since <= each["at"] < until]
-    top = _nice(max((each["counts"]["total"] for each in counted), default=0))
+    top = round_up(max((each["counts"]["total"] for each in counted), default=0), parts=_PARTS)
     longest = max(counted, key=_waiting, default=None)
-    waiting_top = _nice(max(_LEAST_LINE, _waiting(longest))) if longest and _waiting(longest) else 0
+    waiting_top = round_up(max(_LEAST_LINE, _waiting(longest)), parts=_PARTS) if longest and _waiting(longest) else 0
     runs = _without_gaps(counted, step_sec)
     edges = {id(each): _edges(each["counts"], top) for each in counted}
     return Picture(
@@ -187,15 +182,6 @@ def _percent(part: float, whole: float) -> float:
     return round(100 * part / whole, 2)
 
 
-def _nice(count: int) -> int:
-    """Return a round number of at least `count`, for the top of an axis."""
-    if count <= 1:
-        return count
-    size: int = 10 ** (len(str(count - 1)) - 1)
-    tops = (size * halves // 2 for halves in (2, 3, 4, 5, 6, 8, 10, 12, 16, 20))
-    return next(top for top in tops if top >= count)
-
-
 def _ticks(top: int) -> list[Tick]:
     """Return the marks of an axis that ends at `top`: the half and the whole."""
-    return [Tick(place=_percent(top - value, top), value=value) for value in sorted({top // 2, top} - {0})]
+    return [Tick(place=_percent(top - value, top), value=value) for value in (top // _PARTS, top) if value]
