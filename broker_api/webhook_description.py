@@ -67,9 +67,16 @@ KINDS: Mapping[str, KindText] = {
     "sandbox.released": KindText("An operator ended the lease.", "allocated", "pending_deletion"),
     "sandbox.expired": KindText("The lease was over, and the broker ended it.", "allocated", "pending_deletion"),
     "sandbox.wiped": KindText(
-        "The provider confirmed the wipe. The status that follows depends on `RECYCLE_POLICY`.",
+        "The provider confirmed the wipe. The status that follows depends on `RECYCLE_POLICY`. `services` is there with"
+        " `CSP_SERVICES_CLEANUP`, as in each fact that ends an attempt: what became of what the student left.",
         "pending_deletion",
         "available",
+        {
+            "services": "partial",
+            "services_removed": 2,
+            "services_left": 1,
+            "services_error": "delete service: HTTP 500",
+        },
     ),
     "sandbox.wipe_failed": KindText(
         "An attempt to wipe the sandbox failed. The broker tries again.",

@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from broker_common.adapters.celery_queue import CeleryJobQueue, CeleryWebhookQueue
 from broker_common.adapters.csp_client import CspClient
+from broker_common.adapters.csp_services import CspServices
 from broker_common.adapters.dynamo_store import DynamoStore
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.log_recorder import LogRecorder
@@ -64,6 +65,7 @@ from broker_common.core.usage import Usage
 from broker_common.core.waiting import WaitingLine
 from broker_common.core.watch import Watcher
 from broker_common.core.webhook_url import AllowedUrls
+from broker_common.settings import ServicesCleanup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -263,6 +265,7 @@ def build_worker_services(
         cleaner=Cleaner(
             store=store,
             provider=provider,
+            services=_services(settings, clock, recorder, _services_breaker(settings, redis), connections=tasks),
             guard=guard,
             pauses=pauses,
             reservations=reservations,
@@ -334,6 +337,14 @@ def build_provider(settings: Settings) -> CspClient:
     return _provider(settings, SystemClock(), connect_redis(settings), Recorders([]), NoBreaker(), connections=1)
 
 
+def build_services(settings: Settings) -> CspServices | None:
+    """Make what removes services, for a command line: nothing is recorded. None if the settings want no removal.
+
+    It calls even if the workers' circuit breaker is open, and does not change that breaker.
+    """
+    return _services(settings, SystemClock(), Recorders([]), NoBreaker(), connections=1)
+
+
 def build_runs(settings: Settings, redis: Redis) -> Runs:
     """Make the use cases that begin, follow and end the runs of jobs."""
     per_minute = settings.csp_deletes_per_minute
@@ -343,9 +354,16 @@ def build_runs(settings: Settings, redis: Redis) -> Runs:
 
 
 def build_circuit_collector(settings: Settings) -> CircuitCollector:
-    """Make the metric of the provider's circuit breaker, for a process that does not call the provider itself."""
-    breaker = _breaker(settings, connect_redis(settings))
-    return CircuitCollector(lambda: breaker.state, SystemClock(), max_age=settings.pool_gauge_cache_sec)
+    """Make the metric of the provider's circuit breakers, for a process that does not call the provider itself."""
+    redis = connect_redis(settings)
+    breakers = {"csp": _breaker(settings, redis)}
+    if settings.removes_services:
+        breakers["csp_services"] = _services_breaker(settings, redis)
+    return CircuitCollector(
+        lambda: {name: breaker.state for name, breaker in breakers.items()},
+        SystemClock(),
+        max_age=settings.pool_gauge_cache_sec,
+    )
 
 
 def connect_redis(
@@ -413,6 +431,26 @@ def _provider(
     )
 
 
+def _services(
+    settings: Settings, clock: Clock, recorder: Recorder, breaker: RedisBreaker | NoBreaker, *, connections: int
+) -> CspServices | None:
+    if not settings.removes_services:
+        return None
+    return CspServices(
+        base_url=settings.csp_base_url or "",
+        email=settings.csp_services_email or "",
+        password=settings.csp_services_password or "",
+        name=settings.csp_services_name,
+        is_shadow=settings.csp_services_cleanup is ServicesCleanup.SHADOW,
+        connect_timeout=settings.csp_timeout_connect_sec,
+        read_timeout=settings.csp_timeout_read_sec,
+        connections=connections,
+        breaker=breaker,
+        recorder=recorder,
+        clock=clock,
+    )
+
+
 def _breaker(settings: Settings, redis: Redis) -> RedisBreaker:
     return RedisBreaker(
         redis,
@@ -422,5 +460,15 @@ def _breaker(settings: Settings, redis: Redis) -> RedisBreaker:
     )
 
 
+def _services_breaker(settings: Settings, redis: Redis) -> RedisBreaker:
+    return RedisBreaker(
+        redis,
+        threshold=settings.circuit_breaker_threshold,
+        timeout_sec=settings.circuit_breaker_timeout_sec,
+        trial_sec=_longest_call_sec(settings),
+        key="sandbox-broker:csp:services-breaker",
+    )
+
+
 def _longest_call_sec(settings: Settings) -> float:
-    return settings.csp_call_limit_sec + MARGIN_SEC
+    return settings.csp_slot_limit_sec + MARGIN_SEC

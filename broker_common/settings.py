@@ -36,6 +36,8 @@ _DAY_SEC, _WEEK_SEC = 24 * 3600, 7 * 24 * 3600
 _YEAR_HOURS = 366 * 24
 _MAX_WORKERS = 256
 _SHORTEST_KEY = 32
+_SERVICES_LIMIT_SEC = 20
+"""For all services of an account together. A worker that stops finishes its wipe: Fargate waits for 120 s at most."""
 
 
 class Environment(StrEnum):
@@ -43,6 +45,14 @@ class Environment(StrEnum):
 
     PRODUCTION = "production"
     DEVELOPMENT = "development"
+
+
+class ServicesCleanup(StrEnum):
+    """Whether the services that a student left are removed before an account is deleted; in `shadow` only counted."""
+
+    OFF = "off"
+    SHADOW = "shadow"
+    ON = "on"
 
 
 class Process(StrEnum):
@@ -275,6 +285,10 @@ class Settings:
     csp_max_concurrency: int = _integer(10, 1, 10_000)
     csp_deletes_per_minute: int = _integer(0, 0, 60_000)
     """0: no pace."""
+    csp_services_cleanup: ServicesCleanup = _var(ServicesCleanup.OFF, ma.Enum(ServicesCleanup, by_value=True))
+    csp_services_name: str | None = _text(None, r"[ -~]{1,256}\Z", "1 to 256 printable ASCII characters")
+    csp_services_email: str | None = _text(None, r"[!-~]{1,256}\Z", "printable ASCII without spaces", secret=True)
+    csp_services_password: str | None = _text(None, r"[ -~]{1,1024}\Z", "printable ASCII", secret=True)
     circuit_breaker_threshold: int = _integer(5, 1, 10_000)
     circuit_breaker_timeout_sec: float = _number(60, 0, _DAY_SEC)
 
@@ -349,7 +363,8 @@ class Settings:
             deletion_max_attempts=self.deletion_retry_max_attempts,
             deletion_backoff_base_sec=self.deletion_backoff_base_sec,
             deletion_backoff_max_sec=self.deletion_backoff_max_sec,
-            attempt_window_sec=round(self.csp_call_limit_sec) + 30,
+            attempt_window_sec=round(self.csp_call_limit_sec) + self._services_limit_sec + 30,
+            services_limit_sec=self._services_limit_sec,
             k_candidates=self.k_candidates,
             line_grace_sec=self.line_grace_sec,
             line_max=self.line_max,
@@ -359,6 +374,20 @@ class Settings:
     def csp_call_limit_sec(self) -> float:
         """The longest that one call to the provider can last."""
         return self.csp_timeout_connect_sec + self.csp_timeout_read_sec
+
+    @property
+    def csp_slot_limit_sec(self) -> float:
+        """The longest that one wipe's calls to the provider can last."""
+        return self.csp_call_limit_sec + self._services_limit_sec
+
+    @property
+    def removes_services(self) -> bool:
+        """Whether services are removed, or counted, before an account is deleted."""
+        return self.csp_services_cleanup is not ServicesCleanup.OFF
+
+    @property
+    def _services_limit_sec(self) -> int:
+        return _SERVICES_LIMIT_SEC if self.removes_services else 0
 
     def _check_together(self, process: Process, given: set[str]) -> list[str]:
         """Check the rules that no variable can break alone."""
@@ -453,6 +482,13 @@ class Settings:
             problems.append("CSP_BASE_URL: Must be https, unless the provider is on loopback.")
         if self.csp_api_token is None:
             problems.append("CSP_API_TOKEN: Missing: give the provider's token.")
+        if self.removes_services:
+            of_user = {
+                "CSP_SERVICES_EMAIL": self.csp_services_email,
+                "CSP_SERVICES_PASSWORD": self.csp_services_password,
+            }
+            needed = f"CSP_SERVICES_CLEANUP={self.csp_services_cleanup} needs it."
+            problems += [f"{name}: Missing: {needed}" for name, value in of_user.items() if value is None]
         return problems
 
 

@@ -21,7 +21,14 @@ from broker_common.core.errors import OutcomeUnknown, QueueUnavailable, StoreUna
 from broker_common.core.facts import Change, Fact, FactKind, PoolFact, change
 from broker_common.core.flat import claim_of, flatten, sandbox_of
 from broker_common.core.lease import begin, candidate_of, claim_on, end
-from broker_common.core.ports import AccountListing, InactiveAccount, KnownTable, SkippedAccount, WipeAnswer
+from broker_common.core.ports import (
+    AccountListing,
+    InactiveAccount,
+    KnownTable,
+    ServicesRemoval,
+    SkippedAccount,
+    WipeAnswer,
+)
 from broker_common.core.principals import Actor
 from broker_common.core.reservation import Reservation, ReservationStage, is_same
 from broker_common.core.samples import PoolLevel, Sample
@@ -55,6 +62,7 @@ from broker_common.core.store import (
     Unreadable,
     Watermark,
 )
+from broker_common.core.telemetry import ServicesOutcome
 from broker_common.core.usage import UsageLine, ended_by, wiped_by
 from tests.memory_cursors import read_cursor, write_cursor
 from tests.memory_webhooks import MemoryWebhooks, WebhooksWrapper
@@ -1335,6 +1343,25 @@ class DeleteCall:
 
     external_id: str
     record: Sandbox | None
+
+
+class FakeServices:
+    """Removes services of accounts as `during_remove` and `answers` say; then there are none."""
+
+    def __init__(self) -> None:
+        self.answers: deque[ServicesRemoval | Exception] = deque()
+        self.during_remove: Callable[[str], object] = lambda _: None
+        """Called with the external id during each removal."""
+        self.removals: list[tuple[str, float]] = []
+        """The external id and `within` of each removal."""
+
+    def remove(self, external_id: str, *, within: float) -> ServicesRemoval:
+        self.removals.append((external_id, within))
+        Context().run(self.during_remove, external_id)
+        answer = self.answers.popleft() if self.answers else ServicesRemoval(outcome=ServicesOutcome.NONE)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 class FakeProvider:

@@ -34,6 +34,7 @@ from tests.fakes import (
     BY,
     FakeClock,
     FakeProvider,
+    FakeServices,
     FakeTableMemory,
     FlakyStore,
     MemoryStore,
@@ -87,6 +88,7 @@ class World:
         clock: FakeClock | None = None,
         memory: MemoryStore | None = None,
         provider: FakeProvider | None = None,
+        services: FakeServices | None = None,
         wrap: Callable[[MemoryStore], SandboxStore] = lambda memory: memory,
         policy: Policy | None = None,
         seed: int = 1,
@@ -98,6 +100,7 @@ class World:
         self.policy = replace(policy or Policy(), k_candidates=k_candidates)
         self.recorder = RecordingRecorder()
         self.provider = provider or FakeProvider(self.memory)
+        self.services = services
         self.table_memory = FakeTableMemory()
         self.rng = Random(seed)
         self.pool_count: PoolCount | None = None
@@ -152,6 +155,7 @@ class World:
         self.cleaner = Cleaner(
             store=store,
             provider=self.provider,
+            services=self.services,
             guard=self.guard,
             pauses=self.pauses,
             reservations=self.reservations,

@@ -1,6 +1,6 @@
 """Sends one request to the provider, once and within a time limit, and knows whether it went out.
 
-`csp_client` judges what an answer means.
+`csp_client` and `csp_services` judge what an answer means.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Self
 
 import requests
@@ -33,19 +34,24 @@ _HTTP_1_1 = 11
 
 
 class CspTransport:
-    """Sends requests that carry the provider's token; safe to use from many threads.
+    """Sends requests, with the provider's token if there is one; safe to use from many threads.
 
-    Each request is sent once, without retries or redirects, and without a proxy or netrc from the environment. It ends
-    within `connect_timeout` + `read_timeout` seconds, even if the answer comes byte by byte. If the look-up of the host
-    and the connection take longer, nothing is sent. The first request connects.
+    Each request is sent once, without retries, redirects or cookies, and without a proxy or netrc from the environment.
+    It ends within `connect_timeout` + `read_timeout` seconds, even if the answer comes byte by byte. If the look-up of
+    the host and the connection take longer, nothing is sent. The first request connects.
     """
 
-    def __init__(self, *, token: str, connect_timeout: float, read_timeout: float, connections: int) -> None:
+    def __init__(
+        self, *, token: str | None = None, connect_timeout: float, read_timeout: float, connections: int
+    ) -> None:
         """Keep at most `connections` open for later requests: as many as there are requests at once."""
         self._timeouts = (connect_timeout, read_timeout)
         self._session = requests.Session()
         self._session.trust_env = False
-        self._session.auth = _TokenAuth(token)
+        # A cookie of one thread's call must not go out with the call of another one, which is about another account.
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        if token is not None:
+            self._session.auth = _TokenAuth(token)
         self._session.headers.update(
             {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "sandbox-broker"}
         )
@@ -53,17 +59,24 @@ class CspTransport:
             self._session.mount(scheme, _CuttableAdapter(pool_maxsize=connections))
 
     def send(
-        self, operation: str, request: requests.Request, *, max_bytes: int, send_within: float = math.inf
+        self,
+        operation: str,
+        request: requests.Request,
+        *,
+        max_bytes: int,
+        send_within: float = math.inf,
+        end_within: float = math.inf,
     ) -> Answer:
         """Send a request within `send_within` seconds, or not at all, and read at most `max_bytes` of its answer.
 
-        Raises `ProviderFailing`, whose message begins with `operation`, if no answer came.
+        It ends within `end_within` seconds, if that is shorter than the timeouts. Raises `ProviderFailing`, whose
+        message begins with `operation`, if no answer came.
         """
-        with _Exchange(seconds=sum(self._timeouts), send_within=send_within) as exchange:
+        with _Exchange(seconds=min(sum(self._timeouts), end_within), send_within=send_within) as exchange:
             try:
                 response = self._session.send(
                     self._session.prepare_request(request),
-                    timeout=self._timeouts,
+                    timeout=(min(self._timeouts[0], end_within), self._timeouts[1]),
                     allow_redirects=False,
                     stream=True,
                 )

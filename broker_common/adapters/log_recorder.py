@@ -35,6 +35,8 @@ from broker_common.core.telemetry import (
     ProviderCalled,
     RateChecked,
     RecordUnreadable,
+    ServicesOutcome,
+    ServicesRemovalEnded,
     StopReason,
     StoreCalled,
     SyncProgressed,
@@ -66,6 +68,9 @@ _LEVELS: dict[object, int] = {
     DeleteOutcome.POSTPONED: logging.WARNING,
     DeleteOutcome.GAVE_UP: logging.ERROR,
     DeleteOutcome.MISCONFIGURED: logging.ERROR,
+    ServicesOutcome.PARTIAL: logging.WARNING,
+    ServicesOutcome.FAILED: logging.WARNING,
+    ServicesOutcome.SKIPPED: logging.WARNING,
     DeliveryOutcome.DELIVERED: logging.DEBUG,
     DeliveryOutcome.FAILED: logging.WARNING,
     DeliveryOutcome.EXHAUSTED: logging.ERROR,
@@ -122,6 +127,9 @@ class LogRecorder:
                 self._log.log(logging.DEBUG, "Pool written", action=_SYNC, **details)
             case DeleteEnded():
                 self._log.log(_level(event.outcome), "Delete ended", action="delete", **details)
+            case ServicesRemovalEnded():
+                level = _level(event.outcome)
+                self._log.log(level, "Removal of services ended", action="remove_services", **details)
             case DeliveryEnded():
                 self._log.log(_level(event.outcome), "Delivery ended", action="send_webhook", **details)
             case EndpointDisabled():
@@ -163,5 +171,5 @@ def _answer_level(event: AllocateEnded | MarkEnded | ExtensionEnded) -> int:
     return _LEVELS_BY_CODE.get(event.code, logging.INFO)
 
 
-def _level(outcome: DeleteOutcome | DeliveryOutcome | JobOutcome) -> int:
+def _level(outcome: DeleteOutcome | ServicesOutcome | DeliveryOutcome | JobOutcome) -> int:
     return _LEVELS.get(outcome, logging.INFO)

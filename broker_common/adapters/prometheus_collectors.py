@@ -14,7 +14,7 @@ from broker_common.core.reservation import ReservationState
 from broker_common.core.sandbox import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client import Metric
 
@@ -96,18 +96,19 @@ class ReservationCollector(Collector):
 
 
 class CircuitCollector(Collector):
-    """The circuit breaker's state: 0 closed, 1 half-open, 2 open."""
+    """The states of the circuit breakers, by their names: 0 closed, 1 half-open, 2 open."""
 
-    def __init__(self, read: Callable[[], BreakerState], clock: Clock, *, max_age: float) -> None:
+    def __init__(self, read: Callable[[], Mapping[str, BreakerState]], clock: Clock, *, max_age: float) -> None:
         """Ask `read` at most once in `max_age` seconds."""
-        self._state = Renewed(lambda: (clock.monotonic(), read()), clock, max_age=max_age)
+        self._states = Renewed(lambda: (clock.monotonic(), read()), clock, max_age=max_age)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauge."""
-        state = self._state.get()
-        if state is not None:
+        states = self._states.get()
+        if states is not None:
             gauge = GaugeMetricFamily(
                 "broker_circuit_state", "Circuit breaker: 0 closed, 1 half-open, 2 open", labels=["name"]
             )
-            gauge.add_metric(["csp"], _STATES[state])
+            for name, state in states.items():
+                gauge.add_metric([name], _STATES[state])
             yield gauge

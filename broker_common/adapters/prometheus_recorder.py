@@ -36,6 +36,8 @@ from broker_common.core.telemetry import (
     RateOutcome,
     RecordUnreadable,
     RefusalReason,
+    ServicesOutcome,
+    ServicesRemovalEnded,
     StopReason,
     StoreCalled,
     WaitEnded,
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from broker_common.core.jobs import Jobs
     from broker_common.core.telemetry import Event, StoreOutcome
 
-Outcome = TypeVar("Outcome", AllocateOutcome, MarkOutcome, ExtendOutcome, JobOutcome, DeliveryOutcome)
+Outcome = TypeVar("Outcome", AllocateOutcome, MarkOutcome, ExtendOutcome, JobOutcome, DeliveryOutcome, ServicesOutcome)
 
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 WAIT_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
@@ -198,6 +200,12 @@ class PrometheusJobRecorder:
             multiprocess_mode="mostrecent",
             registry=registry,
         )
+        self._services = _counter(
+            registry,
+            "broker_csp_services_cleanup_total",
+            "Removals of the services that students left in an account, before its delete",
+            ServicesOutcome,
+        )
         self._provider_calls = Histogram(
             "broker_csp_request_seconds",
             "Duration of calls to the provider, in seconds",
@@ -245,6 +253,8 @@ class PrometheusJobRecorder:
                     self._deleted.inc()
                 elif event.outcome.is_failure:
                     self._failed.inc()
+            case ServicesRemovalEnded():
+                self._services[event.outcome].inc()
             case DeliveryEnded():
                 self._deliveries[event.outcome].inc()
             case WebhooksLagged():

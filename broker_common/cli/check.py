@@ -26,7 +26,7 @@ from broker_common.core.errors import (
 )
 from broker_common.core.schema import UPGRADE
 from broker_common.core.table_identity import find_change
-from broker_common.services import build_provider, build_runs, build_store, connect_redis
+from broker_common.services import build_provider, build_runs, build_services, build_store, connect_redis
 from broker_common.settings import Process, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ PARTS = {
     Process.WORKER: ("table", "index", "history", "redis", "provider"),
     Process.BEAT: ("redis",),
 }
-"""What each process needs, besides its settings. With `OIDC_ISSUER`, the API needs the issuer, too."""
+"""What each process needs, besides its settings.
+
+With `OIDC_ISSUER`, the API needs the issuer, too. With `CSP_SERVICES_CLEANUP`, a worker needs the user who signs in.
+"""
 _TIMEOUT_SEC = 10.0
 _NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
 _SIGNS = {
@@ -69,6 +72,8 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
     parts = [part for part in PARTS[Process.WORKER] if any(part in PARTS[each] for each in processes)]
     if Process.API in processes and environ.get("OIDC_ISSUER", "").strip():
         parts.append("issuer")
+    if Process.WORKER in processes and environ.get("CSP_SERVICES_CLEANUP", "").strip() not in {"", "off"}:
+        parts.append("services")
     problems = _problems(processes, environ)
     if problems:
         yield from (Finding("settings", ok=False, text=problem) for problem in problems)
@@ -166,11 +171,21 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
         "history": (history, "run `broker table create`, which turns TTL on and changes nothing else"),
         "redis": (reach_redis, "look at REDIS_URL: host, password, TLS; and at Redis itself"),
         "provider": (provider, "look at CSP_BASE_URL and CSP_API_TOKEN, and at the provider itself"),
+        "services": (
+            lambda: _sign_in_for_services(settings),
+            "look at CSP_SERVICES_EMAIL and CSP_SERVICES_PASSWORD, and at the provider itself",
+        ),
         "issuer": (
             lambda: _ask_issuer(settings.oidc_issuer or ""),
             "look at OIDC_ISSUER, which must be exactly what the issuer calls itself, and at the issuer",
         ),
     }
+
+
+def _sign_in_for_services(settings: Settings) -> str:
+    if removal := build_services(settings):
+        removal.check()
+    return f"the user can sign in, for CSP_SERVICES_CLEANUP={settings.csp_services_cleanup}"
 
 
 def _ask_issuer(issuer: str) -> str:

@@ -6,7 +6,7 @@ or logged is telemetry: see `telemetry`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -151,6 +151,12 @@ def change(
         },
     )
     return Change(before, after, fact)
+
+
+def with_details(change: Change, details: Mapping[str, Detail]) -> Change:
+    """Return a change whose fact, if it has one, has these details, too."""
+    fact = change.fact
+    return change if fact is None else replace(change, fact=replace(fact, details={**fact.details, **details}))
 
 
 def allocated(candidate: Candidate, claim: Claim, *, by: Actor) -> Fact:

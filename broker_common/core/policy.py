@@ -35,7 +35,9 @@ class Policy:
     deletion_backoff_base_sec: float = 60
     deletion_backoff_max_sec: float = 3600
     attempt_window_sec: int = 60
-    """No second wipe attempt may start within this time. It is longer than any delete call."""
+    """No second wipe attempt may start within this time. It is longer than a delete call with the removal before it."""
+    services_limit_sec: int = 0
+    """How long the removal of a student's services may take before the delete call; 0: nothing is removed."""
     cool_down_sec: int = 0
     """How long a wiped sandbox rests before it is available again."""
     k_candidates: int = 15

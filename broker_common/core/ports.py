@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from broker_common.core.sandbox import Account
-    from broker_common.core.telemetry import Event
+    from broker_common.core.telemetry import Event, ServicesOutcome
 
 
 class Clock(Protocol):
@@ -139,6 +139,29 @@ class WipeAnswer(Enum):
     WIPED = "wiped"
     ACCEPTED = "accepted"
     GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicesRemoval:
+    """What became of the services that a student left in an account. `removed` and `left` are numbers of services.
+
+    `error` says in a few words why some are left. It has nothing of the provider's answer in it.
+    """
+
+    outcome: ServicesOutcome
+    removed: int = 0
+    left: int = 0
+    error: str | None = None
+
+
+class Services(Protocol):
+    """The provider's API for the services in an account, which are not gone with the account."""
+
+    def remove(self, external_id: str, *, within: float) -> ServicesRemoval:
+        """Remove the services of an account; in shadow mode only count them. Call this inside `Provider.admit`.
+
+        Ends within `within` seconds. A failure of the provider is an outcome, and raises nothing.
+        """
 
 
 class Provider(Protocol):

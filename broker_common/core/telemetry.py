@@ -72,6 +72,23 @@ class DeleteOutcome(StrEnum):
         return self in {DeleteOutcome.WILL_RETRY, DeleteOutcome.GAVE_UP, DeleteOutcome.MISCONFIGURED}
 
 
+class ServicesOutcome(StrEnum):
+    """How the removal of the services that a student left in an account ended."""
+
+    NONE = "none"
+    """There were none."""
+    REMOVED = "removed"
+    """All are gone."""
+    PARTIAL = "partial"
+    """Some are left, because the provider did not delete them, or because the time was over."""
+    SHADOW = "shadow"
+    """Some are there. They were only counted, because the removal is in shadow mode."""
+    FAILED = "failed"
+    """It is not known whether there are any: the sign-in, the switch to the account or the list failed."""
+    SKIPPED = "skipped"
+    """Nothing was sent: the circuit breaker of the removal is open."""
+
+
 class DeliveryOutcome(StrEnum):
     """How one try to deliver a fact to an endpoint ended."""
 
@@ -286,6 +303,21 @@ class DeleteEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServicesRemovalEnded:
+    """The removal of the services in a sandbox's account ended, before its delete call.
+
+    `removed` and `left` are numbers of services; in shadow mode all are left.
+    """
+
+    outcome: ServicesOutcome
+    sandbox_id: str
+    lease_id: str | None = None
+    removed: int = 0
+    left: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryEnded:
     """One try to deliver a fact ended. `sandbox_id` is None for a fact of the pool, and for a test."""
 
@@ -347,7 +379,7 @@ class StoreCalled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderCalled:
-    """One call to the provider. `operation` is list or delete."""
+    """One call to the provider. `operation` is list or delete, or one of the removal of services."""
 
     operation: str
     outcome: ProviderOutcome
@@ -380,6 +412,7 @@ Event = (
     | ItemFailed
     | PoolSynced
     | DeleteEnded
+    | ServicesRemovalEnded
     | DeliveryEnded
     | EndpointDisabled
     | WebhooksLagged

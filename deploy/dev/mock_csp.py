@@ -4,12 +4,15 @@ It keeps everything in memory and shares no code with the broker. Run it with `p
 
 Environment: `MOCK_CSP_BIND` (127.0.0.1), `MOCK_CSP_PORT` (8090; 0 takes a free one), `MOCK_CSP_TOKEN`,
 `MOCK_CSP_POOL` (active sandbox accounts, 50), `MOCK_CSP_OTHERS` (accounts of other kinds and states, 300),
-`MOCK_CSP_SEED`, and `MOCK_CSP_<SWITCH>` for every switch.
+`MOCK_CSP_SEED`, `MOCK_CSP_EMAIL` and `MOCK_CSP_PASSWORD` of the user who may sign in, and `MOCK_CSP_<SWITCH>` for every
+switch.
 
 Besides the provider's API:
 - `GET /_mock/switches`; `PUT` sets some and resets all others, `PATCH` sets some;
 - `GET`, `DELETE` `/_mock/deletes`: every delete call so far, and the highest number of calls at once;
-- `GET`, `POST` `/_mock/accounts`, `DELETE /_mock/accounts/<csp_id>`.
+- `GET`, `POST` `/_mock/accounts`, `DELETE /_mock/accounts/<csp_id>`;
+- `GET /_mock/services`: the names of the services in each account, and every call about services so far; `DELETE`
+  forgets both; `POST` adds services to an account: `{"id": "identity/accounts/<uuid>", "names": [...]}`.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 
-from flask import Flask, Response, json, request
+from flask import Flask, Response, json, jsonify, request
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+HOME = "home"
+"""The account of the user who signs in. It has a service, which nobody asks to be removed."""
 ACTIVE_SANDBOX = {"account_type": "sandbox", "state": "active"}
 _CHOICES: Mapping[str, tuple[object, ...]] = {
     "drop_when": ("before", "after"),
@@ -41,6 +46,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "fail_status": (200, 202, *range(300, 600)),
     "paging": ("off", "offset", "link", "limit", "number"),
     "on_delete": ("reset", "remove"),
+    "services_html": ("", "all", "sign_in", "switch", "list", "delete"),
 }
 
 
@@ -78,6 +84,18 @@ class Switches:
     """How a page names the next: by a `page` object (`offset`), `next` (`link`), `_offset` and `_limit`, `page`."""
     page_size: int = 100
     on_delete: str = "reset"
+    sign_in_down: bool = False
+    """Answer each sign-in with 503."""
+    refuse_switch: bool = False
+    """Answer each switch to an account with 403."""
+    same_token: bool = False
+    """Answer a switch to an account with the token of before, and do not switch."""
+    stuck_service: str = ""
+    """Answer the delete of a service with this name with 500."""
+    services_html: str = ""
+    """Answer this call about services with 200 and an HTML page: sign_in, switch, list or delete; all: each of them."""
+    service_seconds: float = 0.0
+    """How long each call about services takes."""
     hold_deletes_until: int = 0
     """A delete ends only while so many run at once (or as many as there are accounts); the oldest ends first."""
 
@@ -121,16 +139,33 @@ class Delete:
 
 
 @dataclass(kw_only=True)
+class ServiceCall:
+    """One call about services: `step` is sign_in, switch, list or delete. `answer` is the status."""
+
+    step: str
+    external_id: str | None
+    name: str | None
+    answer: int
+
+
+@dataclass(kw_only=True)
 class World:
     """All state. Every access holds `lock`."""
 
     initial: Switches
     token: str
+    email: str
+    password: str
     rng: random.Random
     accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
     wiped_at: dict[str, float] = field(default_factory=dict)
     deletes: list[Delete] = field(default_factory=list)
     held: list[Delete] = field(default_factory=list)
+    sessions: dict[str, str] = field(default_factory=dict)
+    """The account that each token of a signed-in user works in, by its uuid; HOME after the sign-in."""
+    services: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The names of the services in each account, by their ids. They outlast the wipe of the account."""
+    service_calls: list[ServiceCall] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     fail_until: float = 0.0
     in_flight: int = 0
@@ -141,6 +176,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.has_changed = threading.Condition(self.lock)
+        self.add_services(HOME, ["the user's own"])
         self.set_switches(self.initial)
 
     def set_switches(self, switches: Switches) -> None:
@@ -167,6 +203,18 @@ class World:
         }
         self.accounts[str(account["id"]).rpartition("/")[2]] = account
         return account
+
+    def add_services(self, account: str, names: list[str]) -> None:
+        """Add services to an account."""
+        kept = self.services.setdefault(account, {})
+        for name in names:
+            kept[str(uuid.uuid4())] = name
+
+    def open_session(self, account: str) -> str:
+        """Return a new token that works in an account."""
+        token = f"jwt-{uuid.uuid4()}"
+        self.sessions[token] = account
+        return token
 
     def use_up(self, name: str) -> bool:
         """Tell whether a switch that counts down still applies, and count down."""
@@ -255,15 +303,14 @@ class ProviderApi:
 
     def login(self) -> Response:
         """Show a portal's login page."""
-        page = "<!DOCTYPE html>\n<html><body><form>Sign in</form></body></html>"
-        return Response(page, content_type="text/html")
+        return login_page()
 
     def _refuse(self) -> Response | None:
         switches = self._world.switches
         if switches.redirect:
             return Response(status=302, headers={"Location": "/login"})
         if switches.login_page:
-            return self.login()
+            return login_page()
         if switches.unauthorized or request.headers.get("Authorization") != f"Token {self._world.token}":
             return fail(switches, HTTPStatus.UNAUTHORIZED, "The token is missing or wrong.")
         return None
@@ -300,8 +347,96 @@ class ProviderApi:
         )
 
 
+class ServicesApi:
+    """The routes of a signed-in user, who switches to an account and deletes services in it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def sign_in(self) -> Response:
+        """Give a token to the user who may sign in."""
+        given = request.get_json(silent=True)
+        world = self._world
+        is_user = given == {"email": world.email, "password": world.password}
+
+        def answer() -> Response:
+            if world.switches.sign_in_down:
+                return fail(world.switches, 503, "Nobody can sign in.")
+            if not is_user:
+                return fail(world.switches, 401, f"Unknown user: {given}")  # some servers repeat what they were sent
+            return jsonify(jwt=world.open_session(HOME))
+
+        return self._answer("sign_in", None, None, answer)
+
+    def switch(self) -> Response:
+        """Give a token that works in another account."""
+        given = request.get_json(silent=True)
+        world = self._world
+        external_id = str(given.get("id")) if isinstance(given, dict) else ""
+        account = external_id.rpartition("/")[2]
+
+        def answer() -> Response:
+            if self._account() is None:
+                return fail(world.switches, 401, "Sign in first.")
+            if world.switches.refuse_switch or account not in world.accounts:
+                return fail(world.switches, 403, "The user may not switch to this account.")
+            return jsonify(jwt=self._token() if world.switches.same_token else world.open_session(account))
+
+        return self._answer("switch", account, None, answer)
+
+    def list_services(self) -> Response:
+        """List the services in the account of the token."""
+        world = self._world
+
+        def answer() -> Response:
+            account = self._account()
+            if account is None:
+                return fail(world.switches, 401, "Sign in first.")
+            kept = world.services.get(account, {})
+            results = [{"id": f"universalinfra/universalservices/{key}", "name": name} for key, name in kept.items()]
+            return jsonify(results=results)
+
+        return self._answer("list", self._account(), None, answer)
+
+    def delete_service(self, service: str) -> Response:
+        """Delete a service in the account of the token."""
+        world = self._world
+        kept = world.services.get(self._account() or "", {})
+        name = kept.get(service)
+
+        def answer() -> Response:
+            if self._account() is None:
+                return fail(world.switches, 401, "Sign in first.")
+            if name is None:
+                return fail(world.switches, 404, "Service not found.")
+            if name == world.switches.stuck_service:
+                return fail(world.switches, 500, "The service could not be deleted.")
+            del kept[service]
+            return Response(status=204)
+
+        return self._answer("delete", self._account(), name, answer)
+
+    def _answer(self, step: str, account: str | None, name: str | None, answer: Callable[[], Response]) -> Response:
+        world = self._world
+        with world.call():
+            time.sleep(world.switches.service_seconds)
+            with world.lock:
+                is_html = world.switches.services_html in {"all", step}
+                answered = login_page() if is_html else answer()
+                world.service_calls.append(
+                    ServiceCall(step=step, external_id=account, name=name, answer=answered.status_code)
+                )
+                return answered
+
+    def _token(self) -> str:
+        return request.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def _account(self) -> str | None:
+        return self._world.sessions.get(self._token())
+
+
 class ControlApi:
-    """The routes for tests and developers: switches, log of deletes, accounts."""
+    """The routes for tests and developers: switches, log of deletes, accounts, services."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -332,6 +467,24 @@ class ControlApi:
                 "in_flight": world.in_flight,
                 "highest_in_flight": world.highest_in_flight,
             }
+
+    def services(self) -> tuple[dict[str, Any], int]:
+        """Show the services and the calls about them, forget both, or add services to an account."""
+        world = self._world
+        with world.lock:
+            if request.method == "POST":
+                try:
+                    given = json_object()
+                except BadSwitchError as error:
+                    return {"error": str(error)}, 400
+                world.add_services(str(given["id"]).rpartition("/")[2], list(given["names"]))
+            elif request.method == "DELETE":
+                world.service_calls.clear()
+                world.services = {HOME: world.services[HOME]}
+            return {
+                "services": {account: list(kept.values()) for account, kept in world.services.items()},
+                "calls": [asdict(call) for call in world.service_calls],
+            }, 200
 
     def accounts(self) -> dict[str, Any]:
         """Show all accounts, each with the time of its last wipe."""
@@ -366,12 +519,17 @@ class ControlApi:
 def create_app(world: World) -> Flask:
     """Make the WSGI application."""
     app = Flask("mock_csp")
-    provider, control = ProviderApi(world), ControlApi(world)
+    provider, services, control = ProviderApi(world), ServicesApi(world), ControlApi(world)
     app.get("/current_user/accounts")(provider.list_accounts)
     app.delete("/sandbox/accounts/<account>")(provider.delete_account)
     app.get("/login")(provider.login)
+    app.post("/v2/session/users/sign_in")(services.sign_in)
+    app.post("/v2/session/account_switch")(services.switch)
+    app.get("/api/universalinfra/v1/universalservices")(services.list_services)
+    app.delete("/api/universalinfra/v1/universalservices/<service>")(services.delete_service)
     app.route("/_mock/switches", methods=["GET", "PUT", "PATCH"])(control.switches)
     app.route("/_mock/deletes", methods=["GET", "DELETE"])(control.deletes)
+    app.route("/_mock/services", methods=["GET", "POST", "DELETE"])(control.services)
     app.get("/_mock/accounts")(control.accounts)
     app.post("/_mock/accounts")(control.add_account)
     app.delete("/_mock/accounts/<csp_id>")(control.remove_account)
@@ -393,6 +551,12 @@ def fail(switches: Switches, status: int, message: str) -> Response:
         return Response(page, int(status), content_type="text/html")
     body = json.dumps({"error": [{"message": message}]})
     return Response(body, int(status), content_type="application/json")
+
+
+def login_page() -> Response:
+    """Answer with a portal's login page."""
+    page = "<!DOCTYPE html>\n<html><body><form>Sign in</form></body></html>"
+    return Response(page, content_type="text/html")
 
 
 def drop_connection() -> Response:
@@ -459,6 +623,8 @@ def read_world(environ: Mapping[str, str]) -> tuple[World, tuple[str, int]]:
             problems.append(f"MOCK_CSP_{name}: must be a whole number")
     bind = given.pop("MOCK_CSP_BIND", "127.0.0.1")
     token = given.pop("MOCK_CSP_TOKEN", "csp_token_123")
+    email = given.pop("MOCK_CSP_EMAIL", "cleaner@example.com")
+    password = given.pop("MOCK_CSP_PASSWORD", "services_password_123")
     changes = {}
     for name, value in given.items():
         try:
@@ -471,7 +637,7 @@ def read_world(environ: Mapping[str, str]) -> tuple[World, tuple[str, int]]:
         problems += [f"MOCK_CSP_{line[0].upper()}{line[1]}" for line in split_names(str(error))]
     if problems:
         raise BadSwitchError("\n".join(problems))
-    world = World(initial=switches, token=token, rng=random.Random(numbers["SEED"]))
+    world = World(initial=switches, token=token, email=email, password=password, rng=random.Random(numbers["SEED"]))
     populate(world, pool=numbers["POOL"], others=numbers["OTHERS"])
     return world, (bind, numbers["PORT"])
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from deploy.dev.plan import Plan
 
 _NOT_FOR_THE_CONSOLE = (
-    *("BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN", "CSP_API_TOKEN", "REDIS_URL", "DDB_ENDPOINT_URL"),
+    *("BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN", "CSP_API_TOKEN", "CSP_SERVICES_EMAIL", "CSP_SERVICES_PASSWORD"),
+    *("REDIS_URL", "DDB_ENDPOINT_URL"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
 )
 """It has no power of its own."""
@@ -60,6 +61,9 @@ def valkey(port: int) -> Program:
 def mock_csp(plan: Plan) -> Program:
     """Return the mock provider."""
     env = {"MOCK_CSP_POOL": plan.env["POOL"], "MOCK_CSP_TOKEN": plan.env["CSP_API_TOKEN"]}
+    for name in ("EMAIL", "PASSWORD"):
+        if value := plan.env.get(f"CSP_SERVICES_{name}"):
+            env[f"MOCK_CSP_{name}"] = value
     return Program(
         name="csp",
         command=(sys.executable, str(ROOT / "deploy" / "dev" / "mock_csp.py")),

@@ -205,4 +205,6 @@ def test_a_worker_can_call_the_mock_provider(name: str) -> None:
     worker, csp = SERVICES[name]["environment"], SERVICES["csp"]["environment"]
     assert worker["CSP_BASE_URL"] == f"http://csp:{csp['MOCK_CSP_PORT']}"
     assert worker["CSP_API_TOKEN"] == csp["MOCK_CSP_TOKEN"]
+    assert worker["CSP_SERVICES_EMAIL"] == csp["MOCK_CSP_EMAIL"]
+    assert worker["CSP_SERVICES_PASSWORD"] == csp["MOCK_CSP_PASSWORD"]
     assert csp["MOCK_CSP_BIND"] == "0.0.0.0"  # noqa: S104 - of its container

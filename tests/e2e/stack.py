@@ -186,6 +186,20 @@ class Stack:
         found: dict[str, Any] = requests.get(f"{self.csp_url}/_mock/deletes", timeout=30).json()
         return found
 
+    def leave_services(self, external_id: str, names: Sequence[str]) -> None:
+        """Have a student leave services in an account."""
+        body = {"id": external_id, "names": names}
+        requests.post(f"{self.csp_url}/_mock/services", json=body, timeout=30).raise_for_status()
+
+    def forget_services(self) -> None:
+        """Empty the provider's accounts of services, and its log of calls about services."""
+        requests.delete(f"{self.csp_url}/_mock/services", timeout=30).raise_for_status()
+
+    def service_log(self) -> dict[str, Any]:
+        """Return the names of the `services` in each account, by its uuid, and the `calls` about services."""
+        found: dict[str, Any] = requests.get(f"{self.csp_url}/_mock/services", timeout=30).json()
+        return found
+
     def forget_deletes(self) -> None:
         """Empty the provider's log of deletes."""
         requests.delete(f"{self.csp_url}/_mock/deletes", timeout=30).raise_for_status()

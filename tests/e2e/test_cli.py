@@ -90,6 +90,19 @@ def test_check_says_what_to_do_about_a_part_that_is_wrong(
     assert advice in line
 
 
+def test_check_signs_in_as_the_user_who_removes_services(broker: Callable[..., Result]) -> None:
+    user = {"CSP_SERVICES_EMAIL": "cleaner@example.com", "CSP_SERVICES_PASSWORD": "services_password_123"}
+    right = broker("check", "--process", "worker", CSP_SERVICES_CLEANUP="shadow", **user)
+    assert (right.exit_code, lines(right)[-1][:2]) == (0, ["services", "OK"])
+    wrong = broker(
+        "check", "--process", "worker", CSP_SERVICES_CLEANUP="on", **user | {"CSP_SERVICES_PASSWORD": "no-no"}
+    )
+    assert wrong.exit_code == 1
+    assert lines(wrong)[-1][:2] == ["services", "FAIL"]
+    assert "sign in: HTTP 401: look at CSP_SERVICES_EMAIL and CSP_SERVICES_PASSWORD" in wrong.stdout
+    assert "no-no" not in wrong.output
+
+
 @pytest.mark.parametrize(
     ("process", "lacks", "parts"),
     [

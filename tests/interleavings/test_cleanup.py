@@ -273,7 +273,9 @@ def test_the_search_finds_a_cleanup_that_does_not_take_its_sandbox_first(monkeyp
         if not sandbox.is_due_for_deletion(self._clock.now()):
             return DeleteEnded(outcome=DeleteOutcome.NOT_DUE, sandbox_id=sandbox_id)
         with self._provider.admit():
-            return self._call(changed(sandbox, attempt_id="nobody else's"), by, send_within=cleanup.SEND_WITHIN_SEC)
+            return self._call(
+                changed(sandbox, attempt_id="nobody else's"), by, send_within=cleanup.SEND_WITHIN_SEC, found={}
+            )
 
     monkeypatch.setattr(cleanup.Cleaner, "_delete", without_a_write)
     with pytest.raises(Violation, match="asked to delete"):

@@ -14,6 +14,7 @@ import requests
 from deploy.dev.processes import Process, free_ports, wait_until
 from tests.provider.conftest import TOKEN, MockCsp, mock_program, running_mock
 
+SERVICES = "/api/universalinfra/v1/universalservices"
 HEADERS = {"Authorization": f"Token {TOKEN}"}
 
 
@@ -161,6 +162,55 @@ def test_accounts_come_and_go_by_request(mock: MockCsp) -> None:
     assert requests.delete(url, timeout=10).status_code == 200
     assert requests.delete(url, timeout=10).status_code == 404
     assert str(added["csp_id"]) not in mock.sandboxes()
+
+
+# -- services
+
+
+def signed_in(mock: MockCsp) -> str:
+    user = {"email": "cleaner@example.com", "password": "services_password_123"}
+    answer = requests.post(f"{mock.url}/v2/session/users/sign_in", json=user, timeout=10)
+    assert answer.status_code == 200
+    return str(answer.json()["jwt"])
+
+
+def with_jwt(mock: MockCsp, method: str, path: str, jwt: str, **kwargs: Any) -> requests.Response:
+    return requests.request(
+        method, f"{mock.url}{path}", headers={"Authorization": f"Bearer {jwt}"}, timeout=10, **kwargs
+    )
+
+
+def test_a_user_signs_in_switches_lists_and_deletes_services_of_that_account_alone(mock: MockCsp) -> None:
+    account, other = (str(each["id"]) for each in list(mock.sandboxes().values())[:2])
+    for each in (account, other):
+        requests.post(f"{mock.url}/_mock/services", json={"id": each, "names": ["one"]}, timeout=10).raise_for_status()
+    first = signed_in(mock)
+    switched = with_jwt(mock, "POST", "/v2/session/account_switch", first, json={"id": account}).json()["jwt"]
+    assert switched != first
+    (service,) = with_jwt(mock, "GET", SERVICES, switched).json()["results"]
+    assert service["name"] == "one"
+    path = f"{SERVICES}/{service['id'].rpartition('/')[2]}"
+    assert with_jwt(mock, "DELETE", path, first).status_code == 404, "it is in another account"
+    assert [with_jwt(mock, "DELETE", path, switched).status_code for _ in range(2)] == [204, 404]
+    kept = requests.get(f"{mock.url}/_mock/services", timeout=10).json()["services"]
+    assert kept[account.rpartition("/")[2]] == []
+    assert kept[other.rpartition("/")[2]] == ["one"]
+    assert kept["home"] == ["the user's own"]
+
+
+def test_without_a_sign_in_services_are_not_shown(mock: MockCsp) -> None:
+    wrong = {"email": "cleaner@example.com", "password": "wrong"}
+    assert requests.post(f"{mock.url}/v2/session/users/sign_in", json=wrong, timeout=10).status_code == 401
+    calls = [
+        ("POST", "/v2/session/account_switch"),
+        ("GET", SERVICES),
+        ("DELETE", f"{SERVICES}/0b1f5cf8-6c3e-4f0e-9a53-6f0f8d8e1c11"),
+    ]
+    for method, path in calls:
+        assert with_jwt(mock, method, path, "unknown", json={"id": mock.any_account()}).status_code == 401
+    unknown = {"id": "identity/accounts/0b1f5cf8-6c3e-4f0e-9a53-6f0f8d8e1c11"}
+    switch = "/v2/session/account_switch"
+    assert with_jwt(mock, "POST", switch, signed_in(mock), json=unknown).status_code == 403
 
 
 def test_256_deletes_run_at_once_in_a_pool_of_10000() -> None:

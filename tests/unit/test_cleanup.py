@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,12 @@ from broker_common.core.errors import (
     ProviderRejected,
     ProviderSlotsUnavailable,
 )
+from broker_common.core.facts import Fact, FactKind
 from broker_common.core.policy import Policy, RecyclePolicy
-from broker_common.core.ports import WipeAnswer
+from broker_common.core.ports import ServicesRemoval, WipeAnswer
 from broker_common.core.sandbox import Status
-from broker_common.core.telemetry import DeleteEnded, DeleteOutcome
-from tests.fakes import BY, Crashed, Fault, LosingStore, flat, make_sandbox
+from broker_common.core.telemetry import DeleteEnded, DeleteOutcome, ServicesOutcome, ServicesRemovalEnded
+from tests.fakes import BY, Crashed, FakeServices, Fault, LosingStore, flat, make_sandbox
 from tests.world import World, flaky_world
 
 FAILING = ProviderFailing("500 from the provider", outcome_unknown=False)
@@ -271,6 +273,164 @@ def test_a_wipe_that_has_too_little_time_left_to_store_its_outcome_calls_nobody(
     assert delete(world).outcome is DeleteOutcome.POSTPONED
     assert world.provider.deletes == []
     assert world.record("sbx-0") == before
+
+
+# -- services that the student left
+
+
+def with_services(*answers: ServicesRemoval | Exception, **policy: Any) -> tuple[World, FakeServices]:
+    services = FakeServices()
+    services.answers.extend(answers)
+    world = World(services=services, policy=Policy(services_limit_sec=20, attempt_window_sec=80, **policy))
+    world.pending()
+    return world, services
+
+
+def last_fact(world: World) -> Fact:
+    fact = world.memory.facts[-1]
+    assert isinstance(fact, Fact)
+    return fact
+
+
+def test_services_are_removed_before_the_account_is_deleted_and_the_wipe_s_fact_says_so() -> None:
+    world, services = with_services(ServicesRemoval(outcome=ServicesOutcome.REMOVED, removed=3))
+    services.during_remove = lambda _: events.append("services")
+    world.provider.during_delete = lambda _: events.append("account")
+    events: list[str] = []
+    account = world.record("sbx-0").external_id
+    assert delete(world).outcome is DeleteOutcome.DELETED
+    assert events == ["services", "account"]
+    assert [external_id for external_id, _ in services.removals] == [account]
+    fact = last_fact(world)
+    assert fact.kind is FactKind.WIPED
+    assert fact.details == {"services": "removed", "services_removed": 3, "services_left": 0}
+    assert world.recorder.of(ServicesRemovalEnded) == [
+        ServicesRemovalEnded(outcome=ServicesOutcome.REMOVED, sandbox_id="sbx-0", lease_id="lease-1", removed=3)
+    ]
+
+
+@pytest.mark.parametrize(
+    "removal",
+    [
+        ServicesRemoval(outcome=ServicesOutcome.FAILED, error="sign in: HTTP 503"),
+        ServicesRemoval(outcome=ServicesOutcome.SKIPPED, error="the breaker is open"),
+        ServicesRemoval(outcome=ServicesOutcome.PARTIAL, removed=2, left=1, error="delete service: HTTP 500"),
+        ServicesRemoval(outcome=ServicesOutcome.SHADOW, left=4),
+        ServicesRemoval(outcome=ServicesOutcome.NONE),
+    ],
+)
+def test_the_account_is_deleted_also_if_services_are_left(removal: ServicesRemoval) -> None:
+    world, _ = with_services(removal)
+    assert delete(world).outcome is DeleteOutcome.DELETED
+    assert world.record("sbx-0").status is Status.AVAILABLE
+    details = last_fact(world).details
+    assert (details["services"], details["services_left"]) == (removal.outcome, removal.left)
+    assert details.get("services_error") == removal.error
+
+
+def test_an_unexpected_error_of_the_removal_is_named_without_its_text() -> None:
+    world, _ = with_services(ValueError("header with a s3cret"))
+    assert delete(world).outcome is DeleteOutcome.DELETED
+    assert last_fact(world).details["services_error"] == (
+        "the removal of services failed with an unexpected ValueError"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (FAILING, FactKind.WIPE_FAILED),
+        (ProviderRejected("400"), FactKind.NEEDS_ATTENTION),
+        (WipeAnswer.GONE, FactKind.STALE),
+    ],
+)
+def test_the_fact_of_a_failed_wipe_says_what_became_of_the_services(
+    answer: WipeAnswer | Exception, kind: FactKind
+) -> None:
+    world, _ = with_services(ServicesRemoval(outcome=ServicesOutcome.REMOVED, removed=1))
+    delete(answering(world, answer))
+    fact = last_fact(world)
+    assert (fact.kind, fact.details["services"], fact.details["services_removed"]) == (kind, "removed", 1)
+    assert fact.details["error"]
+
+
+def test_without_a_removal_the_fact_of_a_wipe_says_nothing_of_services(plain: World) -> None:
+    plain.pending()
+    delete(plain)
+    fact = plain.memory.facts[-1]
+    assert isinstance(fact, Fact)
+    assert (fact.kind, dict(fact.details)) == (FactKind.WIPED, {})
+
+
+def test_a_removal_has_its_limit_and_the_delete_call_its_own_time_after_it() -> None:
+    world, services = with_services()
+    services.during_remove = lambda _: world.clock.advance(20)
+    sent: list[float] = []
+
+    def note(external_id: str, *, send_within: float) -> WipeAnswer:
+        sent.append(send_within)
+        return WipeAnswer.WIPED
+
+    world.provider.delete_account = note  # type: ignore[method-assign]
+    assert delete(world).outcome is DeleteOutcome.DELETED
+    assert services.removals[0][1] == 20
+    assert sent == [SEND_WITHIN_SEC]
+
+
+def test_the_time_that_the_take_needs_is_not_added_to_the_removal_s() -> None:
+    services = FakeServices()
+    policy = Policy(services_limit_sec=20, attempt_window_sec=80)
+    world, store = flaky_world(services=services, policy=policy)
+    world.pending()
+    waits = [4.0]
+    store.before_call = lambda method: world.clock.advance(waits.pop()) if method == "update" and waits else None
+    assert delete(world).outcome is DeleteOutcome.DELETED
+    assert services.removals[0][1] == 16
+
+
+def test_a_removal_that_took_too_long_postpones_the_delete_call_uncounted() -> None:
+    world, services = with_services()
+    services.during_remove = lambda _: world.clock.advance(20 + SEND_WITHIN_SEC + 0.1)
+    assert delete(world).outcome is DeleteOutcome.POSTPONED
+    assert world.provider.deletes == []
+    record = flat(world.record("sbx-0"))
+    assert (record.attempt_id, record.deletion_retry_count, record.outcome_unknown) == (None, 0, False)
+    services.during_remove = lambda _: None
+    assert delete(world).outcome is DeleteOutcome.DELETED
+
+
+def test_no_service_is_removed_if_recording_the_attempt_took_too_long() -> None:
+    services = FakeServices()
+    world, store = flaky_world(services=services, policy=Policy(services_limit_sec=20, attempt_window_sec=80))
+    world.pending()
+    store.before_call = lambda method: world.clock.advance(SEND_WITHIN_SEC + 0.1) if method == "update" else None
+    assert delete(world).outcome is DeleteOutcome.POSTPONED
+    assert services.removals == []
+
+
+def test_services_are_removed_only_from_an_account_that_is_taken() -> None:
+    world, services = with_services()
+    taken: list[str | None] = []
+    services.during_remove = lambda _: taken.append(flat(world.record("sbx-0")).attempt_id)
+    delete(world)
+    assert len(taken) == 1
+    assert taken[0] is not None
+    world.allocate()
+    assert delete(world).outcome is DeleteOutcome.NOT_DUE
+    assert len(services.removals) == 1
+
+
+def test_the_account_is_not_deleted_if_the_table_became_another_one_while_services_were_removed() -> None:
+    world, services = with_services()
+
+    def restored(_: str) -> None:
+        world.table_memory.replace("another")
+        world.clock.advance(6)
+
+    services.during_remove = restored
+    ended = delete(world)
+    assert ended.outcome is DeleteOutcome.POSTPONED
+    assert world.provider.deletes == []
 
 
 # -- lost and overtaken attempts

@@ -279,5 +279,7 @@ def test_the_breakers_state_is_absent_while_it_cannot_be_read() -> None:
 def test_the_breakers_state_is_a_number() -> None:
     for state, number in ((BreakerState.CLOSED, 0), (BreakerState.HALF_OPEN, 1), (BreakerState.OPEN, 2)):
         registry = CollectorRegistry()
-        registry.register(CircuitCollector(lambda state=state: state, FakeClock(), max_age=2))  # type: ignore[misc] # bound early
+        states = {"csp": state, "csp_services": BreakerState.OPEN}
+        registry.register(CircuitCollector(lambda states=states: states, FakeClock(), max_age=2))  # type: ignore[misc] # bound early
         assert registry.get_sample_value("broker_circuit_state", {"name": "csp"}) == number
+        assert registry.get_sample_value("broker_circuit_state", {"name": "csp_services"}) == 2

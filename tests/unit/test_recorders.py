@@ -39,6 +39,8 @@ from broker_common.core.telemetry import (
     RateOutcome,
     RecordUnreadable,
     RefusalReason,
+    ServicesOutcome,
+    ServicesRemovalEnded,
     StoreCalled,
     StoreOutcome,
     SyncProgressed,
@@ -63,6 +65,7 @@ EVENTS: list[Event] = [
     PoolSynced(synced=15, stale=2),
     RecordUnreadable(error="sandbox '1' cannot be read: name is missing", sandbox_id="1"),
     *(DeleteEnded(outcome=each, sandbox_id="1") for each in DeleteOutcome),
+    *(ServicesRemovalEnded(outcome=each, sandbox_id="1", removed=2, left=1) for each in ServicesOutcome),
     *(DeliveryEnded(outcome=each, endpoint_id="e", delivery_id="d", seconds=0.1) for each in DeliveryOutcome),
     EndpointDisabled(endpoint_id="e", reason="it has failed for five days"),
     *(JobEnded(job=job, outcome=each, seconds=1, message="m") for job in JOBS for each in JobOutcome),
@@ -201,6 +204,27 @@ def test_a_try_to_deliver_is_counted_by_its_outcome_and_logged_as_loud_as_what_h
     line = logged(event)
     assert (line["log_level"], line["action"], line["outcome"]) == (level, "send_webhook", outcome.value)
     assert (line["endpoint_id"], line["delivery_id"], line["latency_ms"]) == ("e", "d", 100.0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [
+        (ServicesOutcome.NONE, "info"),
+        (ServicesOutcome.REMOVED, "info"),
+        (ServicesOutcome.SHADOW, "info"),
+        (ServicesOutcome.PARTIAL, "warning"),
+        (ServicesOutcome.FAILED, "warning"),
+        (ServicesOutcome.SKIPPED, "warning"),
+    ],
+)
+def test_a_removal_of_services_is_counted_by_its_outcome_and_logged_with_how_many_are_left(
+    outcome: ServicesOutcome, level: str
+) -> None:
+    event = ServicesRemovalEnded(outcome=outcome, sandbox_id="1", lease_id="l", removed=2, left=3, error="HTTP 500")
+    assert changes(PrometheusJobRecorder, event) == {f"broker_csp_services_cleanup_total,{outcome.value}": 1}
+    line = logged(event)
+    assert (line["log_level"], line["action"], line["outcome"]) == (level, "remove_services", outcome.value)
+    assert (line["sandbox_id"], line["lease_id"], line["removed"], line["left"]) == ("1", "l", 2, 3)
 
 
 def test_the_lag_of_webhooks_is_shown_and_not_logged() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from broker_common.core.policy import RecyclePolicy
 from broker_common.core.principals import Role
-from broker_common.settings import Environment, Process, Settings, SettingsError
+from broker_common.settings import Environment, Process, ServicesCleanup, Settings, SettingsError
 from broker_common.tokens import DEVELOPMENT_ADMIN_TOKEN, DEVELOPMENT_TRACK_TOKEN
 
 if TYPE_CHECKING:
@@ -177,6 +177,10 @@ BAD_VALUES = {
     "CSP_TIMEOUT_READ_SEC": ["-1", "1e400"],
     "CSP_MAX_CONCURRENCY": ["0", "10001"],
     "CSP_DELETES_PER_MINUTE": ["-1", "0.5", "60001"],
+    "CSP_SERVICES_CLEANUP": ["yes", "ON"],
+    "CSP_SERVICES_NAME": ["caf\u00e9"],
+    "CSP_SERVICES_EMAIL": ["two words"],
+    "CSP_SERVICES_PASSWORD": ["tab\there"],
     "CIRCUIT_BREAKER_THRESHOLD": ["0", "10001"],
     "CIRCUIT_BREAKER_TIMEOUT_SEC": ["0", "86401"],
     "LOG_LEVEL": ["LOUD"],
@@ -278,7 +282,7 @@ def test_a_malformed_hash_is_refused_without_telling_it(value: str) -> None:
 
 
 def test_no_secret_appears_in_repr_or_str() -> None:
-    settings = api_with(**WORKER, REDIS_URL="rediss://user:redis-s3cret@cache.example/0")
+    settings = api_with(**WORKER, **SERVICES, REDIS_URL="rediss://user:redis-s3cret@cache.example/0")
     for text in (repr(settings), str(settings), f"{settings}"):
         assert "s3cret" not in text
         assert digest("track-s3cret-token").hex() not in text
@@ -290,6 +294,8 @@ def test_no_secret_appears_in_an_error() -> None:
         "BROKER_API_TOKEN": "same-s3cret",
         "BROKER_ADMIN_TOKEN": "same-s3cret,sha256:s3cret",
         "CSP_API_TOKEN": "s3cret with spaces",
+        "CSP_SERVICES_CLEANUP": "on",
+        "CSP_SERVICES_PASSWORD": "s3cret\twith a tab",
         "REDIS_URL": "redis//user:s3cret@host",
         "CSP_BASE_URL": "http://user:s3cret@csp.example",
     }
@@ -527,6 +533,34 @@ def test_the_worker_needs_the_provider_and_the_api_and_beat_do_not() -> None:
     assert names == ["CSP_API_TOKEN", "CSP_BASE_URL"]
     assert Settings.from_env(API, process=Process.API).csp_base_url is None
     assert Settings.from_env({}, process=Process.BEAT).csp_api_token is None
+
+
+SERVICES = {"CSP_SERVICES_EMAIL": "cleaner@example.com", "CSP_SERVICES_PASSWORD": "services-s3cret"}
+
+
+def test_services_stay_where_they_are_unless_a_removal_is_asked_for() -> None:
+    settings = Settings.from_env(WORKER, process=Process.WORKER)
+    assert not settings.removes_services
+    assert settings.policy.services_limit_sec == 0
+    assert Settings.from_env(WORKER | SERVICES, process=Process.WORKER).csp_services_cleanup is ServicesCleanup.OFF
+
+
+@pytest.mark.parametrize("mode", ["shadow", "on"])
+def test_a_removal_of_services_needs_a_user_and_a_password_in_the_worker(mode: str) -> None:
+    environ = WORKER | {"CSP_SERVICES_CLEANUP": mode}
+    needed = f"Missing: CSP_SERVICES_CLEANUP={mode} needs it."
+    assert problems(environ, Process.WORKER) == [f"CSP_SERVICES_EMAIL: {needed}", f"CSP_SERVICES_PASSWORD: {needed}"]
+    assert Settings.from_env(environ | SERVICES, process=Process.WORKER).removes_services
+    assert Settings.from_env(API | {"CSP_SERVICES_CLEANUP": mode}, process=Process.API)
+
+
+def test_the_window_of_an_attempt_has_room_for_the_removal_and_the_delete() -> None:
+    without = Settings.from_env(WORKER, process=Process.WORKER)
+    settings = Settings.from_env(WORKER | SERVICES | {"CSP_SERVICES_CLEANUP": "on"}, process=Process.WORKER)
+    limit = settings.policy.services_limit_sec
+    assert limit > 0
+    assert settings.policy.attempt_window_sec == without.policy.attempt_window_sec + limit
+    assert settings.csp_slot_limit_sec == without.csp_slot_limit_sec + limit
 
 
 def test_development_allows_what_production_refuses() -> None:
