@@ -16,6 +16,7 @@ from flask import url_for
 from playwright.sync_api import expect
 
 from deploy.dev.processes import wait_until
+from tests.console.filled import NO_PAGES
 from tests.console.harness import make_console
 from tests.e2e.browser import find_faults, running_chromium, watch
 from tests.e2e.stack import ADMIN_TOKEN, Stack
@@ -352,13 +353,6 @@ def test_a_person_reaches_an_action_of_a_sandbox_by_the_keyboard_alone(visit: Vi
 
 PLANTED = "<img src=x onerror=alert(1)>"
 """Runs if a page writes it as markup."""
-NO_PAGES = {
-    *("static", "bootstrap.static", "prometheus_metrics", "health.healthz", "health.readyz"),
-    # They lead to an issuer, and back.
-    *("signin.begin", "signin.arrive"),
-}
-
-
 QUERIES: dict[str, dict[str, Any]] = {"events.index": {"track_id": PLANTED}}
 """What pages are asked for here: a few rows are enough, and axe takes seconds for hundreds."""
 

@@ -198,6 +198,16 @@ def test_who_has_the_focus_on_a_link_while_the_page_renews_itself_keeps_it(brows
         assert not before.evaluate("each => each.isConnected"), "the part was not renewed, so nothing was tried"
 
 
+def test_who_has_the_focus_on_a_button_while_the_page_renews_itself_keeps_it(browser: Browser, filled: Console) -> None:
+    with visiting(browser, filled) as page:
+        page.goto("/jobs")
+        button = page.locator("[data-live] td > form button").first
+        button.focus()
+        filled.api.clock.advance(3600)
+        renew(page)
+        expect(button).to_be_focused()
+
+
 def test_a_click_that_lasts_while_the_page_renews_itself_is_not_lost(browser: Browser, filled: Console) -> None:
     with visiting(browser, filled) as page:
         page.goto("/sandboxes")
