@@ -115,7 +115,7 @@ variable "settings" {
 
   validation {
     condition = alltrue([
-      for settings in values(var.settings) : length(setintersection(keys(settings), ["REDIS_URL", "BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN", "CSP_API_TOKEN", "CONSOLE_SECRET_KEY"])) == 0
+      for settings in values(var.settings) : length(setintersection(keys(settings), ["REDIS_URL", "BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN", "CSP_API_TOKEN", "CSP_SERVICES_PASSWORD", "CONSOLE_SECRET_KEY"])) == 0
     ])
     error_message = "settings must not have secrets: they belong to the variable secrets, by reference."
   }
