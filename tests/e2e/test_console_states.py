@@ -79,6 +79,7 @@ def test_no_answer_to_a_form_has_a_barrier(browser: Browser, filled: Console) ->
         page.locator("#bulk input[name=typed]").fill(str(page.locator("input[name=chosen]").count()))
         page.get_by_role("button", name="Do it").click()
         expect(page.locator("#outcomes")).to_be_visible()
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
         faults = look(page, "Sandboxes")
 
         page.goto("/sandboxes/free")
