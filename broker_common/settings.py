@@ -38,6 +38,7 @@ _MAX_WORKERS = 256
 _SHORTEST_KEY = 32
 _SERVICES_LIMIT_SEC = 20
 """For all services of an account together. A worker that stops finishes its wipe: Fargate waits for 120 s at most."""
+_WITH_ISSUER = ("OIDC_ROLES_CLAIM", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_SCOPES")
 
 
 class Environment(StrEnum):
@@ -431,7 +432,7 @@ class Settings:
         elif "OIDC_AUDIENCE" in given:
             problems.append("OIDC_ISSUER: Missing: give it with OIDC_AUDIENCE.")
         else:
-            alone = [name for name in ("OIDC_ROLES_CLAIM", "OIDC_CLIENT_ID") if name in given]
+            alone = [name for name in _WITH_ISSUER if name in given]
             problems += [f"OIDC_ISSUER: Missing: {name} has no effect without it." for name in alone]
         return problems
 

@@ -1,11 +1,15 @@
-"""The health checks and metrics of the console."""
+"""The health checks and metrics of the console.
+
+They answer everybody who reaches the port, like those of the API. The process cannot tell who is behind a proxy, so the
+proxy keeps these paths inside. They have no data of the broker.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Flask, abort, g, request
+from flask import Blueprint, Flask, g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from broker_api.console.runtime import runtime
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
 
 blueprint = Blueprint("health", __name__)
 _OTHER = "other"
-_FOR_MACHINES = ("/healthz", "/readyz", "/metrics")
 _MOST_LABELS = 1024
 
 
@@ -56,9 +59,6 @@ def register_metrics(app: Flask, registry: CollectorRegistry, clock: Clock) -> N
     @app.before_request
     def begin() -> None:
         g.started = clock.monotonic()
-        # Probes and Prometheus come directly. A proxy, which adds this header, is for people.
-        if request.path in _FOR_MACHINES and "X-Forwarded-For" in request.headers:
-            abort(404)
 
     @app.after_request
     def count(response: Response) -> Response:

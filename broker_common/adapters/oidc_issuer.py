@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 from broker_common.adapters.bounded_http import BoundedResponse, answer_within
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 FETCH_SEC = 10.0
 """For both answers together. Connecting has its own limit."""
@@ -53,15 +53,20 @@ class SigningKey:
 Keys = tuple[SigningKey, ...]
 
 
-def fetch_keys(issuer: str) -> Keys:
+def fetch_keys(issuer: str, *, addresses: Iterable[str] = ()) -> Keys:
     """Return the issuer's public keys that the broker can use, at least one.
+
+    `addresses` are names that its discovery document must have, too, each with an address that may be asked.
 
     Follows no redirect, uses no proxy of the environment, and reads at most 256 KiB of each answer. Raises
     `IssuerError` after 10 seconds of reading at the latest, plus what connecting takes (3 seconds an address).
     """
     with requests.Session() as session, answer_within(FETCH_SEC):
         bound(session)
-        return read_keys(session, read_metadata(session, issuer), issuer)
+        metadata = read_metadata(session, issuer)
+        for name in addresses:
+            address_of(metadata, name, issuer)
+        return read_keys(session, metadata, issuer)
 
 
 def bound(session: requests.Session) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from broker_common.adapters.broker_http import BrokerHttp, Refused, Unreachable
 from broker_common.adapters.dynamo_table import has_ttl
 from broker_common.adapters.dynamo_transport import make_client
 from broker_common.adapters.oidc_issuer import IssuerError, fetch_keys
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.system_clock import SystemClock
-from broker_common.cli.api import ApiError, operators_api
+from broker_common.cli.api import TOKEN_VARIABLE, ApiError, operators_api
 from broker_common.cli.findings import Finding
 from broker_common.core.clock_check import ClockCheck
 from broker_common.core.errors import (
@@ -30,25 +31,32 @@ from broker_common.services import build_provider, build_runs, build_services, b
 from broker_common.settings import Process, Settings, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 PARTS = {
     Process.API: ("table", "index", "history", "redis"),
     Process.WORKER: ("table", "index", "history", "redis", "provider"),
     Process.BEAT: ("redis",),
+    Process.CONSOLE: ("api",),
 }
 """What each process needs, besides its settings.
 
-With `OIDC_ISSUER`, the API needs the issuer, too. With `CSP_SERVICES_CLEANUP`, a worker needs the user who signs in.
+With `OIDC_ISSUER`, API and console need the issuer, too. With `CSP_SERVICES_CLEANUP`, a worker needs the user who signs
+in.
 """
+_ORDER = ("table", "index", "history", "redis", "provider", "api")
 _TIMEOUT_SEC = 10.0
-_NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat"}
+_NAMES = {Process.API: "the API", Process.WORKER: "a worker", Process.BEAT: "beat", Process.CONSOLE: "the console"}
 _SIGNS = {
     Process.API: ("BROKER_API_TOKEN", "BROKER_API_TOKEN_FILE", "BROKER_TOKENS_FILE"),
     Process.WORKER: ("CSP_BASE_URL", "CSP_API_TOKEN"),
     Process.BEAT: ("REDIS_URL",),
+    Process.CONSOLE: ("CONSOLE_SECRET_KEY",),
 }
 """If one of these is set, the settings of its process should be there. Operators have an admin token, too: no sign."""
+_SIGNS_PEOPLE_IN = ("authorization_endpoint", "token_endpoint")
+"""What the console needs of the issuer's discovery document, besides its keys."""
+_NO_TOKEN = "broker-check"  # noqa: S105 - it is none, so the API answers that it does not know it
 _FIRST = {"index": "table", "history": "table", "provider": "redis"}
 """Which part must be right before another one is looked at. Calls to the provider take slots in Redis."""
 
@@ -60,17 +68,17 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
     calls. A process that is left out has a finding, too. Changes nothing, except for a key in Redis that is gone a
     minute later. A part that is wrong is a finding, never an error.
     """
+    processes = [process] if process is not None else [each for each in PARTS if _has_sign(each, environ)]
+    parts = [part for part in _ORDER if any(part in PARTS[each] for each in processes)]
     if process is None:
-        processes = [each for each in PARTS if any(environ.get(sign, "").strip() for sign in _SIGNS[each])]
         yield from (_leave_out(each) for each in PARTS if each not in processes)
-        if environ.get("BROKER_API_URL") or not processes:
+        is_operator = "api" not in parts or environ.get(TOKEN_VARIABLE, "").strip()
+        if not processes or (environ.get("BROKER_API_URL") and is_operator):
             yield _ask_api(environ)
+            parts = [part for part in parts if part != "api"]
         if not processes:
             return
-    else:
-        processes = [process]
-    parts = [part for part in PARTS[Process.WORKER] if any(part in PARTS[each] for each in processes)]
-    if Process.API in processes and environ.get("OIDC_ISSUER", "").strip():
+    if {Process.API, Process.CONSOLE} & set(processes) and environ.get("OIDC_ISSUER", "").strip():
         parts.append("issuer")
     if Process.WORKER in processes and environ.get("CSP_SERVICES_CLEANUP", "").strip() not in {"", "off"}:
         parts.append("services")
@@ -81,7 +89,7 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
         return
     who = ", ".join(_NAMES[each] for each in processes)
     yield Finding("settings", ok=True, text=f"{who} can start with them")
-    looks = _looks(Settings.from_env(environ, process=processes[0]))
+    looks = _looks(Settings.from_env(environ, process=processes[0]), signs_people_in=Process.CONSOLE in processes)
     is_right: dict[str, bool] = {}
     for part in parts:
         first = _FIRST.get(part, part)
@@ -91,6 +99,10 @@ def check(environ: Mapping[str, str], process: Process | None = None) -> Iterato
             finding = Finding(part, ok=False, text=f"not looked at before {first} is right")
         is_right[part] = finding.ok is True
         yield finding
+
+
+def _has_sign(process: Process, environ: Mapping[str, str]) -> bool:
+    return any(environ.get(sign, "").strip() for sign in _SIGNS[process])
 
 
 def _leave_out(process: Process) -> Finding:
@@ -120,7 +132,7 @@ def _problems(processes: Iterable[Process], environ: Mapping[str, str]) -> list[
     return sorted(found)
 
 
-def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
+def _looks(settings: Settings, *, signs_people_in: bool) -> dict[str, tuple[Callable[[], str], str]]:
     """Return for each part the function that looks at it, and what to do if that fails."""
     # Made late, because making a client fails, too, if its AWS profile is missing. Then that is the part's finding.
     store = functools.cache(lambda: build_store(settings))
@@ -175,8 +187,12 @@ def _looks(settings: Settings) -> dict[str, tuple[Callable[[], str], str]]:
             lambda: _sign_in_for_services(settings),
             "look at CSP_SERVICES_EMAIL and CSP_SERVICES_PASSWORD, and at the provider itself",
         ),
+        "api": (
+            lambda: _reach_api(settings.broker_api_url),
+            "look at BROKER_API_URL, which has the base path, as in …/v1, and at the API itself",
+        ),
         "issuer": (
-            lambda: _ask_issuer(settings.oidc_issuer or ""),
+            lambda: _ask_issuer(settings.oidc_issuer or "", _SIGNS_PEOPLE_IN if signs_people_in else ()),
             "look at OIDC_ISSUER, which must be exactly what the issuer calls itself, and at the issuer",
         ),
     }
@@ -188,9 +204,22 @@ def _sign_in_for_services(settings: Settings) -> str:
     return f"the user can sign in, for CSP_SERVICES_CLEANUP={settings.csp_services_cleanup}"
 
 
-def _ask_issuer(issuer: str) -> str:
+def _reach_api(url: str) -> str:
+    """Ask the API as nobody. Only the broker's API refuses that by its own code."""
     try:
-        keys = fetch_keys(issuer)
+        BrokerHttp(url, timeout_sec=(_TIMEOUT_SEC, _TIMEOUT_SEC)).call("GET", "/admin/whoami", token=_NO_TOKEN)
+    except Refused as error:
+        if error.code == "UNAUTHORIZED":
+            return f"{url} is the broker's API, and answers"
+        raise ApiError(f"{url} answered {error.status} {error.code}") from error
+    except Unreachable as error:
+        raise ApiError(str(error)) from error
+    raise ApiError(f"{url} takes any token")
+
+
+def _ask_issuer(issuer: str, addresses: Sequence[str]) -> str:
+    try:
+        keys = fetch_keys(issuer, addresses=addresses)
     except IssuerError as error:
         raise SignInUnavailable(str(error)) from error
     return f"publishes keys that the broker can use: {len(keys)}"
@@ -199,5 +228,5 @@ def _ask_issuer(issuer: str) -> str:
 def _try(part: str, look: Callable[[], str], advice: str) -> Finding:
     try:
         return Finding(part, ok=True, text=look())
-    except (BrokerError, BotoCoreError) as error:
+    except (BrokerError, BotoCoreError, ApiError) as error:
         return Finding(part, ok=False, text=f"{error}: {advice}")

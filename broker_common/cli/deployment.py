@@ -36,9 +36,9 @@ ADMIN_TIMEOUT_SEC = 10.0
 def check_command(process: str | None, *, as_json: bool) -> None:
     """Check the parts that a broker needs, and say what to do.
 
-    The parts are settings, table, index, history, Redis and provider, a line each. Nothing is changed. Exits 1 when
-    something is wrong. Without --process it checks what those processes need whose settings are here, and the API that
-    BROKER_API_URL names; it says which processes it leaves out.
+    The parts are settings, table, index, history, Redis, provider, API and issuer, a line each. Nothing is changed.
+    Exits 1 when something is wrong. Without --process it checks what those processes need whose settings are here, and
+    the API that BROKER_API_URL names; it says which processes it leaves out.
 
     Example: broker check
 

@@ -41,7 +41,7 @@ All settings are environment variables. An empty variable counts as missing. A p
 It checks all of them, also those that it does not use. For each bad or missing one it prints one line, which names the
 variable and says what is allowed. Then it ends with exit code 2.
 
-To check settings before a start, run `broker check --process api` (or `worker`, or `beat`) with them.
+To check settings before a start, run `broker check --process api` (or `worker`, `beat` or `console`) with them.
 """
 
 SECTIONS = {
@@ -61,9 +61,9 @@ SECTIONS = {
         "OIDC_ISSUER": "The OpenID Connect issuer whose access tokens (JWTs) the API accepts: see [Sign-in](security.md#sign-in). Exactly as the issuer writes it in `iss`. It must be https; in development it may be http on loopback. Needs `OIDC_AUDIENCE`.",
         "OIDC_AUDIENCE": "What the tokens' `aud` must have: the issuer's name for the broker as an API. Not the id of an application that people sign in to.",
         "OIDC_ROLES_CLAIM": "The claim that holds the roles. Dots lead into it: `realm_access.roles`.",
-        "OIDC_CLIENT_ID": "The console's client id at `OIDC_ISSUER`: see [Sign-in to the console](security.md#sign-in-to-the-console). The console requires it if `OIDC_ISSUER` is set.",
-        "OIDC_CLIENT_SECRET": "The console's secret at the issuer. Without it the console is a public client, which proves by PKCE that it is the one that asked.",
-        "OIDC_SCOPES": "What the console asks the issuer for, separated by spaces. `openid` must be among them. Some issuers choose the audience by a scope.",
+        "OIDC_CLIENT_ID": "The console's client id at `OIDC_ISSUER`: see [Sign-in to the console](security.md#sign-in-to-the-console). The console requires it if `OIDC_ISSUER` is set. Needs `OIDC_ISSUER`.",
+        "OIDC_CLIENT_SECRET": "The console's secret at the issuer. Without it the console is a public client, which proves by PKCE that it is the one that asked. Needs `OIDC_ISSUER`.",
+        "OIDC_SCOPES": "What the console asks the issuer for, separated by spaces. `openid` must be among them. Some issuers choose the audience by a scope. Needs `OIDC_ISSUER`.",
     },
     "Console": {
         "CONSOLE_BIND": "The address that the console listens on.",

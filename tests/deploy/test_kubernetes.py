@@ -20,6 +20,7 @@ from deploy.dev import kubernetes_lint
 from deploy.dev.kubernetes_lint import find_faults
 from deploy.dev.processes import ROOT
 from tests.backends import empty_database
+from tests.console.harness import make_console
 from tests.deploy.environments import (
     A_TOKEN,
     GUNICORN,
@@ -174,19 +175,40 @@ def test_the_example_is_made_of_the_base_and_changes_what_is_there() -> None:
         for each in yaml.safe_load_all((OVERLAY / patch["path"]).read_text()):
             assert f"{each['kind']}/{each['metadata']['name']}" in objects()
     hosts = set()
-    for file, name, prefix in (
-        ("ingress.yaml", "broker-api", Settings().api_base_path),
-        ("ingress-console.yaml", "broker-console", "/"),
-    ):
-        (ingress,) = yaml.safe_load_all((OVERLAY / file).read_text())
-        (rule,) = ingress["spec"]["rules"]
-        (path,) = rule["http"]["paths"]
-        backend = path["backend"]["service"]
-        assert (path["path"], backend["name"]) == (prefix, name)
-        assert backend["port"]["name"] in [port["name"] for port in objects("Service")[name]["spec"]["ports"]]
+    for file, name in (("ingress.yaml", "broker-api"), ("ingress-console.yaml", "broker-console")):
+        ingress, rule = ingress_of(file)
+        for path in rule["http"]["paths"]:
+            backend = path["backend"]["service"]
+            assert backend["name"] == name
+            assert backend["port"]["name"] in [port["name"] for port in objects("Service")[name]["spec"]["ports"]]
         assert [entry["hosts"] for entry in ingress["spec"]["tls"]] == [[rule["host"]]]
         hosts.add(rule["host"])
     assert len(hosts) == 2, "the cookie of the console is for its host, and the API must not get it"
+
+
+def ingress_of(file: str) -> tuple[Object, Object]:
+    """Return an Ingress of the example, and its one rule."""
+    (ingress,) = yaml.safe_load_all((OVERLAY / file).read_text())
+    (rule,) = ingress["spec"]["rules"]
+    return ingress, rule
+
+
+def is_let_in(rule: Object, path: str) -> bool:
+    """Tell whether an Ingress' rule passes this path: by the elements of the path, as Kubernetes has it."""
+    return any(
+        path == each["path"] or (each["pathType"] == "Prefix" and f"{path}/".startswith(f"{each['path']}/"))
+        for each in rule["http"]["paths"]
+    )
+
+
+def test_the_example_lets_in_the_calls_of_the_api_and_the_pages_of_the_console_and_nothing_else() -> None:
+    _, rule = ingress_of("ingress.yaml")
+    assert [each["path"] for each in rule["http"]["paths"]] == [Settings().api_base_path]
+    _, rule = ingress_of("ingress-console.yaml")
+    kept_inside = {"/healthz", "/readyz", "/metrics"}
+    routes = {str(each) for each in make_console().app.url_map.iter_rules()}
+    assert kept_inside < routes
+    assert {route for route in routes if not is_let_in(rule, route)} == kept_inside
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is missing")

@@ -25,6 +25,7 @@ from broker_common.core.policy import RecyclePolicy
 from broker_common.core.principals import Role
 from broker_common.tokens import BadTokenError, parse_tokens, split_tokens
 from tests.examples import examples
+from tests.issuer import Key
 
 SIGNS = (
     "BROKER_API_TOKEN",
@@ -33,6 +34,7 @@ SIGNS = (
     "CSP_BASE_URL",
     "CSP_API_TOKEN",
     "REDIS_URL",
+    "CONSOLE_SECRET_KEY",
 )
 ROOT_URL = "http://127.0.0.1:8080"
 URL = f"{ROOT_URL}/v1/admin"
@@ -336,6 +338,7 @@ def test_check_in_an_operator_s_shell_asks_the_api_and_leaves_out_each_process_w
         f"settings  --   the API is left out without {signs_of_api}; to check it: --process api",
         "settings  --   a worker is left out without CSP_BASE_URL or CSP_API_TOKEN; to check it: --process worker",
         "settings  --   beat is left out without REDIS_URL; to check it: --process beat",
+        "settings  --   the console is left out without CONSOLE_SECRET_KEY; to check it: --process console",
         "api       OK   answers, and counts 9 sandboxes",
     ]
     assert result.exit_code == 0
@@ -352,7 +355,7 @@ def test_check_tells_an_api_apart_that_is_not_the_broker_s() -> None:
 def test_check_without_any_setting_is_not_all_right() -> None:
     result = broker("check", **dict.fromkeys(SIGNS, ""), BROKER_ADMIN_TOKEN="")
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[3:] == [
+    assert result.stdout.splitlines()[4:] == [
         "api       FAIL BROKER_ADMIN_TOKEN: Missing: give a token here, plain and not hashed."
     ]
 
@@ -365,6 +368,7 @@ def test_check_without_any_setting_is_not_all_right() -> None:
         ({"BROKER_TOKENS_FILE": "/nowhere"}, {"BROKER_TOKENS_FILE", "RECYCLE_POLICY"}),
         ({"CSP_API_TOKEN": "a-token"}, {"CSP_BASE_URL", "RECYCLE_POLICY"}),
         ({"REDIS_URL": "http://nowhere"}, {"REDIS_URL"}),
+        ({"CONSOLE_SECRET_KEY": "short"}, {"CONSOLE_SECRET_KEY", "BROKER_API_URL"}),
     ],
 )
 def test_check_is_strict_with_a_process_of_whose_settings_one_is_there(given: dict[str, str], found: set[str]) -> None:
@@ -373,6 +377,113 @@ def test_check_is_strict_with_a_process_of_whose_settings_one_is_there(given: di
     assert result.exit_code == 1
     failures = re.findall(r"^settings  FAIL (\w+): ", result.stdout, re.MULTILINE)
     assert set(failures) - {"BROKER_API_TOKEN"} == found
+
+
+KEY = "the-secret-key-of-the-console-123456"
+OF_CONSOLE = dict.fromkeys([*SIGNS, "BROKER_ADMIN_TOKEN"], "") | {
+    "BROKER_ENV": "production",
+    "CONSOLE_SECRET_KEY": KEY,
+    "BROKER_API_URL": URL.removesuffix("/admin"),
+}
+ISSUER = "https://issuer.example.com"
+OF_ISSUER = {
+    "OIDC_ISSUER": ISSUER,
+    "OIDC_AUDIENCE": "https://broker.example.com",
+    "OIDC_CLIENT_ID": "console",
+    "OIDC_CLIENT_SECRET": "the-secret-at-the-issuer",
+}
+METADATA = {
+    "issuer": ISSUER,
+    "jwks_uri": f"{ISSUER}/keys",
+    "authorization_endpoint": f"{ISSUER}/authorize",
+    "token_endpoint": f"{ISSUER}/token",
+}
+
+
+def answer_as_api_and_issuer(**metadata: str) -> None:
+    responses.get(f"{URL}/whoami", json=refusal("UNAUTHORIZED", "the token is unknown"), status=401)
+    responses.get(f"{ISSUER}/.well-known/openid-configuration", json=METADATA | metadata)
+    responses.get(f"{ISSUER}/keys", json={"keys": [Key("first", "EdDSA").public()]})
+
+
+def found_by(result: Result) -> list[str]:
+    return [" ".join(line.split()) for line in result.stdout.splitlines()]
+
+
+@responses.activate
+def test_check_of_the_console_asks_the_api_and_the_issuer_and_shows_no_secret() -> None:
+    answer_as_api_and_issuer()
+    result = broker("check", "--process", "console", **OF_CONSOLE, **OF_ISSUER)
+    assert found_by(result) == [
+        "settings OK the console can start with them",
+        f"api OK {URL.removesuffix('/admin')} is the broker's API, and answers",
+        "issuer OK publishes keys that the broker can use: 1",
+    ]
+    assert result.exit_code == 0
+    assert KEY not in result.output
+    assert "the-secret-at-the-issuer" not in result.output
+
+
+@responses.activate
+def test_check_in_the_shell_of_a_console_looks_at_it_without_a_token() -> None:
+    answer_as_api_and_issuer()
+    result = broker("check", **OF_CONSOLE)
+    assert [line.split()[:2] for line in found_by(result)] == [["settings", "--"]] * 3 + [
+        ["settings", "OK"],
+        ["api", "OK"],
+    ]
+    assert "the console is left out" not in result.stdout
+
+
+@responses.activate
+def test_check_of_an_operator_with_the_console_s_settings_asks_the_api_once_by_the_token() -> None:
+    responses.get(f"{URL}/stats", json={"total": 9})
+    result = broker("check", **OF_CONSOLE | {"BROKER_ADMIN_TOKEN": "a-token"})
+    assert [line for line in found_by(result) if line.startswith("api")] == ["api OK answers, and counts 9 sandboxes"]
+    assert result.exit_code == 0
+
+
+@responses.activate
+@pytest.mark.parametrize("process", [("--process", "console"), ()])
+@pytest.mark.parametrize("missing", ["authorization_endpoint", "token_endpoint"])
+def test_check_says_that_people_cannot_be_sent_to_an_issuer_without_an_address_for_that(
+    process: tuple[str, ...], missing: str
+) -> None:
+    answer_as_api_and_issuer(**{missing: "http://issuer.example.com"})
+    result = broker("check", *process, **OF_CONSOLE, **OF_ISSUER)
+    assert result.exit_code == 1
+    assert (
+        f"issuer FAIL its discovery document has no {missing} with https: look at OIDC_ISSUER" in found_by(result)[-1]
+    )
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"json": refusal("NOT_FOUND", "no such path"), "status": 404}, "answered 404 NOT_FOUND: look at"),
+        ({"json": refusal("SERVICE_UNAVAILABLE", "away"), "status": 503}, "answered 503 SERVICE_UNAVAILABLE: look at"),
+        ({"json": {"hello": "world"}}, "takes any token: look at"),
+        ({"body": "<html>"}, "answered 200 without JSON: is this the broker's API?: look at"),
+        ({"body": requests.ConnectionError()}, "cannot be reached (ConnectionError): is BROKER_API_URL right?: look"),
+    ],
+)
+def test_check_of_the_console_says_what_is_wrong_with_the_api(answer: dict[str, Any], told: str) -> None:
+    responses.get(f"{URL}/whoami", **answer)
+    result = broker("check", "--process", "console", **OF_CONSOLE)
+    (line,) = [line for line in found_by(result) if line.startswith("api FAIL")]
+    assert told in line
+    assert "BROKER_API_URL, which has the base path" in line
+    assert result.exit_code == 1
+
+
+def test_check_of_the_console_names_each_bad_setting_and_asks_nobody() -> None:
+    result = broker("check", "--process", "console", **OF_CONSOLE | {"CONSOLE_SECRET_KEY": "short-secret"})
+    assert [line.split()[:3] for line in found_by(result)] == [
+        ["settings", "FAIL", "CONSOLE_SECRET_KEY:"],
+        ["api", "FAIL", "not"],
+    ]
+    assert "short-secret" not in result.output
 
 
 @responses.activate

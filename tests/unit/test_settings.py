@@ -680,7 +680,8 @@ def test_a_console_needs_no_token_and_no_provider_only_its_key() -> None:
 
 
 def test_several_keys_are_several_and_none_is_in_the_text_of_the_settings() -> None:
-    settings = console_with(CONSOLE_SECRET_KEY=f"{'n' * 32}, {'o' * 40}", OIDC_CLIENT_SECRET="of the console")
+    issuer = SIGN_IN | CLIENT | {"OIDC_CLIENT_SECRET": "of the console"}
+    settings = console_with(CONSOLE_SECRET_KEY=f"{'n' * 32}, {'o' * 40}", **issuer)
     assert settings.console_secret_key == ("n" * 32, "o" * 40)
     assert settings.oidc_client_secret == "of the console"
     assert "n" * 32 not in repr(settings)
@@ -707,7 +708,10 @@ def test_a_key_that_can_be_guessed_is_refused_and_not_told(keys: str) -> None:
     ("changes", "told"),
     [
         (SIGN_IN, "OIDC_CLIENT_ID: Missing: give the console's client id at OIDC_ISSUER."),
-        (CLIENT, "OIDC_ISSUER: Missing: OIDC_CLIENT_ID has no effect without it."),
+        *(
+            ({name: value}, f"OIDC_ISSUER: Missing: {name} has no effect without it.")
+            for name, value in (CLIENT | {"OIDC_CLIENT_SECRET": "a-secret", "OIDC_SCOPES": "openid"}).items()
+        ),
         *(
             (
                 SIGN_IN | CLIENT | {"OIDC_SCOPES": scopes},
