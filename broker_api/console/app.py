@@ -59,8 +59,8 @@ def create_console(
     app.config.update(
         MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
         PROVIDE_AUTOMATIC_OPTIONS=False,
-        # Flask-WTF signs its tokens by it.
-        SECRET_KEY=keys[0],
+        # The last of these signs the tokens of forms, and all of them check: itsdangerous wants the newest key last.
+        WTF_CSRF_SECRET_KEY=keys[::-1],
         WTF_CSRF_TIME_LIMIT=None,
         BOOTSTRAP_SERVE_LOCAL=True,
     )

@@ -144,6 +144,34 @@ def test_a_new_key_ends_no_session_while_the_old_one_is_kept(stranger: Console) 
     assert is_signed_in(after)
 
 
+@pytest.mark.parametrize("after", [f"{OLD},{NEW}", f"{NEW},{OLD}"])
+def test_a_form_that_was_opened_before_a_key_is_added_or_put_in_front_still_works(after: str) -> None:
+    api = make_api()
+    before, later = (make_console(api, {"CONSOLE_SECRET_KEY": keys}) for keys in (OLD, after))
+    before.sign_in()
+    token = csrf_of(before.open("/jobs"))
+    give(later, held(before))
+    assert later.browser.post("/signout", data={"csrf_token": token}).status_code == 303
+
+
+def test_a_form_is_signed_by_the_first_key_and_ends_with_a_key_that_is_taken_out() -> None:
+    api = make_api()
+    both, new, old = (make_console(api, {"CONSOLE_SECRET_KEY": keys}) for keys in (f"{NEW},{OLD}", NEW, OLD))
+    both.sign_in()
+    token, session_of_both = csrf_of(both.open("/jobs")), held(both)
+    give(new, session_of_both)
+    assert new.browser.post("/signout", data={"csrf_token": token}).status_code == 303
+    # The old key reads this session, so that only the form's own key is tried.
+    old.sign_in()
+    with old.browser.session_transaction() as content:
+        content["csrf_token"] = "of the session"
+    with both.browser.session_transaction() as content:
+        content["csrf_token"] = "of the session"
+    signed_by_new = csrf_of(both.open("/jobs"))
+    assert old.browser.post("/signout", data={"csrf_token": signed_by_new}).status_code == 400
+    assert old.browser.post("/signout", data={"csrf_token": csrf_of(old.open("/jobs"))}).status_code == 303
+
+
 # -- when it is written
 
 
