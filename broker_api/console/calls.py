@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import abort, flash, g, redirect, request, url_for
 
 from broker_api.console.people import NO_ROLE, renew_roles
-from broker_api.console.reach import READ_SEC
+from broker_api.console.reach import PATHS_IN_A_ROW, READ_SEC
 from broker_api.console.runtime import Person, has_ended, person, runtime
 from broker_api.console.security import is_ours
 from broker_api.tracing import HEADER, request_id
@@ -76,25 +76,44 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
     The call has the id of the request to the console, so that log lines and facts name it. While the API is away, a
     call that only reads is not made: see `Reach`.
     """
-    who = known_person()
+    if method == "GET":
+        return _read(path, headers=headers, **options)
+    try:
+        answer = _call(method, path, headers=headers, **options)
+    except Refused as error:
+        if is_unsure(error):
+            may_have_changed()
+        raise
+    except Unreachable:
+        may_have_changed()
+        raise
+    may_have_changed()
+    return answer
+
+
+def _read(path: str, **options: Any) -> Answer:  # noqa: ANN401 - the same
+    reach = runtime().reach
+    # A page of many calls waits at most twice.
+    if g.get("unanswered", 0) >= PATHS_IN_A_ROW or not reach.may_ask(path):
+        raise Unreachable("the API did not answer a moment ago")
+    with reach.place() as has_place:
+        if not has_place:
+            g.unanswered = PATHS_IN_A_ROW
+            raise Unreachable("the API is slow, and others wait for it")
+        return _call("GET", path, **({} if path in _REPORTS else {"timeout_sec": READ_SEC}) | options)
+
+
+def _call(method: str, path: str, *, headers: Mapping[str, str] | None, **options: Any) -> Answer:  # noqa: ANN401 - the same
+    who, reach = known_person(), runtime().reach
     given = {HEADER: request_id()} | dict(headers or {})
-    reach, is_read = runtime().reach, method == "GET"
-    if is_read:
-        if g.get("is_away") or not reach.may_ask():
-            raise Unreachable("the API did not answer a moment ago")
-        options = ({} if path in _REPORTS else {"timeout_sec": READ_SEC}) | options
     try:
         answer = runtime().broker.call(method, f"/admin{path}", token=who.token, headers=given, **options)
-    except Unreachable:
-        # A page of many calls waits once.
-        g.is_away = True
-        reach.note(answered=False)
-        may_have_changed(is_read=is_read)
+    except Unreachable as error:
+        g.unanswered = g.get("unanswered", 0) + 1
+        reach.note_silence(path, no_connection=error.no_connection)
         raise
     except Refused as error:
-        reach.note(answered=True)
-        if is_unsure(error):
-            may_have_changed(is_read=is_read)
+        reach.note_answer(path)
         if error.code == "UNAUTHORIZED":
             raise SignedOut(
                 f"You are signed out, because the broker does not accept your token: {error.message}."
@@ -102,8 +121,7 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
         if error.code == NO_ROLE:
             _look_again(who)
         raise
-    reach.note(answered=True)
-    may_have_changed(is_read=is_read)
+    reach.note_answer(path)
     return answer
 
 
@@ -112,10 +130,9 @@ def is_unsure(error: Refused) -> bool:
     return error.code in {"SERVICE_UNAVAILABLE", "INTERNAL_ERROR"}
 
 
-def may_have_changed(*, is_read: bool = False) -> None:
+def may_have_changed() -> None:
     """Note that this request may have changed something, so that no page says the opposite."""
-    if not is_read:
-        g.may_have_changed = True
+    g.may_have_changed = True
 
 
 def act(said: str | Callable[[Answer], str], method: str, path: str, **options: Any) -> Answer | None:  # noqa: ANN401 - those of `call`

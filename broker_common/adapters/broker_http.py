@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import NewConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,12 +22,13 @@ TIMEOUT_SEC = (5.0, 65.0)
 class Unreachable(Exception):
     """The broker did not answer; the message names the address and says why.
 
-    `may_pass`: the same call may succeed later.
+    `may_pass`: the same call may succeed later. `no_connection`: nothing listens there, so nothing was sent.
     """
 
-    def __init__(self, message: str, *, may_pass: bool = True) -> None:
+    def __init__(self, message: str, *, may_pass: bool = True, no_connection: bool = False) -> None:
         super().__init__(message)
         self.may_pass = may_pass
+        self.no_connection = no_connection
 
 
 class Refused(Exception):
@@ -123,7 +125,10 @@ class BrokerHttp:
                 may_pass=_may_pass(answer.status_code),
             ) from None
         except (requests.RequestException, ValueError) as error:  # requests lets some bad addresses end in ValueError
-            raise Unreachable(f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?") from error
+            raise Unreachable(
+                f"{url} cannot be reached ({type(error).__name__}): is BROKER_API_URL right?",
+                no_connection=_has_no_connection(error),
+            ) from error
         # A job's error is a text. An object is a refusal, even if a proxy changed the status to a success.
         if answer.ok and isinstance(body, dict) and not isinstance(body.get("error"), dict):
             wait = answer.headers.get("Retry-After", "")
@@ -148,6 +153,12 @@ def quoted(part: str) -> str:
     as ids that nothing has.
     """
     return part.replace(".", "%252E") if part in {".", ".."} else quote(part, safe="")
+
+
+def _has_no_connection(error: Exception) -> bool:
+    """Tell whether there was no connection. requests has one class for that and for a connection that broke off."""
+    (cause, *_) = error.args or (None,)
+    return isinstance(error, requests.ConnectTimeout) or isinstance(getattr(cause, "reason", None), NewConnectionError)
 
 
 def _may_pass(status: int) -> bool:

@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import BaseAdapter
-from urllib3 import HTTPResponse
+from urllib3 import HTTPConnectionPool, HTTPResponse
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import MaxRetryError, NewConnectionError
 from werkzeug.serving import make_server
 
 from broker_api.console.app import create_console
@@ -34,14 +36,17 @@ _TOKEN = re.compile(r'name="csrf_token"[^>]*value="([^"]+)"')
 class ToApi(BaseAdapter):
     """Hands requests to an API in this process. While `away`, they fail as if nothing listened.
 
-    So they do after `answers_left` answers. If it `hangs`, they end by time. `waited` has the limits of all `tries`.
+    So they do after `answers_left` answers. If it `hangs`, they end by time, and so do those to paths that `hang`.
+    `waited` has the limits of all `tries`, and `tried` has their paths.
     """
 
     def __init__(self, api: Api) -> None:
         super().__init__()
         self.away = False
         self.hangs = False
+        self.hang: set[str] = set()
         self.tries = 0
+        self.tried: list[str] = []
         self.waited: list[object] = []
         self.answers_left = math.inf
         self.sent: list[requests.PreparedRequest] = []
@@ -50,13 +55,16 @@ class ToApi(BaseAdapter):
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
         self.tries += 1
         self.waited.append(options.get("timeout"))
-        if self.hangs:
+        parts = urlsplit(request.url or "")
+        path = parts.path.removeprefix("/v1/admin")
+        self.tried.append(path)
+        if self.hangs or path in self.hang:
             raise requests.ReadTimeout("no answer in time")
         if self.away or self.answers_left < 1:
-            raise requests.ConnectionError("refused")
+            refused = NewConnectionError(HTTPConnection("broker.test"), "refused")
+            raise requests.ConnectionError(MaxRetryError(HTTPConnectionPool("broker.test"), path, refused))
         self.answers_left -= 1
         self.sent.append(request)
-        parts = urlsplit(request.url or "")
         answer = self._api.app.test_client().open(
             f"{parts.path}?{parts.query}",
             method=request.method,

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import html
 import re
-from typing import TYPE_CHECKING
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker_api.console import last_known
+from broker_api.console import last_known, reach
 from broker_api.console.app import PAGES
 from broker_api.console.calls import SignedOut, act, read
-from broker_common.adapters.broker_http import TIMEOUT_SEC
+from broker_common.adapters.broker_http import TIMEOUT_SEC, BrokerHttp, Unreachable
 from broker_common.core.ports import Allowance
+from deploy.dev.processes import free_ports
 from tests.api.harness import ADMIN_TOKEN, make_api
 from tests.console.harness import Console, make_console
+from tests.http_server import Handler, serving
 
 if TYPE_CHECKING:
+    import requests
     from werkzeug.test import TestResponse
 
 
@@ -109,23 +114,119 @@ def test_an_answer_that_is_too_long_is_not_kept(console: Console, monkeypatch: p
     assert console.open("/line").status_code == 503
 
 
-def test_while_the_api_hangs_one_call_waits_and_all_pages_answer_from_what_is_known(console: Console) -> None:
-    paths = ("/", "/line", "/jobs", "/webhooks", "/usage")
-    for path in paths:
+PATHS = ("/", "/line", "/jobs", "/webhooks", "/usage")
+
+
+def test_while_the_api_hangs_two_calls_wait_and_all_pages_answer_from_what_is_known(console: Console) -> None:
+    for path in PATHS:
         console.open(path)
     console.to_api.hangs, console.to_api.tries = True, 0
-    for path in paths:
+    for path in PATHS:
         assert "This is the last known state" in text_of(console.open(path)), path
-    assert console.to_api.tries == 1
+    assert console.to_api.tries == 2
     assert console.to_api.waited[-1] == (2.0, 5.0)
     console.api.clock.advance(5)
     console.open("/line")
     console.open("/jobs")
-    assert console.to_api.tries == 2
+    assert console.to_api.tries == 3
     console.to_api.hangs = False
-    console.api.clock.advance(5)
-    for path in paths:
+    console.api.clock.advance(10)
+    for path in PATHS:
         assert "last known state" not in console.open(path).text, path
+
+
+def test_while_nothing_listens_one_call_finds_out(console: Console) -> None:
+    for path in PATHS:
+        console.open(path)
+    console.to_api.away, console.to_api.tries = True, 0
+    for path in PATHS:
+        assert "This is the last known state" in text_of(console.open(path)), path
+    assert console.to_api.tries == 1
+
+
+def test_one_path_that_hangs_is_left_alone_and_all_others_are_asked(console: Console) -> None:
+    for path in PATHS:
+        console.open(path)
+    console.to_api.hang = {"/waiting"}
+    for _ in range(3):
+        assert "last known state" in console.open("/line").text
+        for path in ("/jobs", "/webhooks", "/usage"):
+            assert "last known state" not in console.open(path).text, path
+    assert console.to_api.tried.count("/waiting") == 2, "once when it answered, and once when it did not"
+    console.to_api.hang = set()
+    console.api.clock.advance(4)
+    assert "last known state" in console.open("/line").text
+    console.api.clock.advance(1)
+    assert "last known state" not in console.open("/line").text
+
+
+def test_the_rest_of_a_page_is_asked_for_after_its_slow_part(console: Console) -> None:
+    console.open("/line")
+    console.to_api.hang = {"/waiting"}
+    console.to_api.tried.clear()
+    console.open("/line")
+    assert console.to_api.tried[:2] == ["/waiting", "/overview"]
+
+
+def test_two_slow_paths_do_not_keep_the_others_away_for_ever(console: Console) -> None:
+    for path in PATHS:
+        console.open(path)
+    console.to_api.hang = {"/overview", "/waiting"}
+    console.open("/line")
+    assert "last known state" in console.open("/webhooks").text
+    for _ in range(2):
+        console.api.clock.advance(5)
+        console.open("/line")
+        assert "last known state" not in console.open("/webhooks").text
+
+
+def test_reads_that_wait_leave_threads_for_what_needs_no_read(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four threads of the console's sixteen are left when the API hangs while many pages are opened."""
+    monkeypatch.setattr(reach, "_PLACE_SEC", 0.01)
+    console.open("/line")
+    hold_on, waiting = threading.Event(), threading.Semaphore(0)
+    send = console.to_api.send
+
+    def hang(request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        waiting.release()
+        hold_on.wait(60)
+        return send(request, **options)
+
+    monkeypatch.setattr(console.to_api, "send", hang)
+    cookie = console.browser.get_cookie("broker-console")
+    assert cookie is not None
+
+    def open_page() -> int:
+        browser = console.app.test_client()
+        browser.set_cookie(cookie.key, cookie.value)
+        return browser.get("/webhooks").status_code
+
+    with ThreadPoolExecutor(reach.MOST_READS) as pool:
+        opened = [pool.submit(open_page) for _ in range(reach.MOST_READS)]
+        try:
+            for _ in opened:
+                assert waiting.acquire(timeout=60)
+            assert "last known state" in console.open("/line").text
+            assert not waiting.acquire(blocking=False)
+        finally:
+            hold_on.set()
+    assert [each.result() for each in opened] == [200] * reach.MOST_READS
+    assert "last known state" not in console.open("/line").text
+
+
+class Broken(Handler):
+    """Hangs up without an answer."""
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_an_api_that_hangs_up_is_told_from_one_that_is_not_there(listens: bool) -> None:
+    with serving(Broken) as server:
+        port = server.server_port if listens else free_ports(1)[0]
+        with pytest.raises(Unreachable) as caught:
+            BrokerHttp(f"http://127.0.0.1:{port}/v1").call("GET", "/admin/overview", token="any")
+    assert caught.value.no_connection is not listens
 
 
 def test_an_act_is_tried_even_so_and_has_more_time(console: Console) -> None:
