@@ -18,7 +18,7 @@ from broker_api.console.kept import Kept
 from broker_api.console.last_known import LastKnown
 from broker_api.console.once import Once
 from broker_api.console.pages import events, jobs, line, overview, reservations, sandboxes, usage, webhooks
-from broker_api.console.pending import PendingSignIns
+from broker_api.console.pending import KnownBrowsers, PendingSignIns
 from broker_api.console.reach import Reach
 from broker_api.console.runtime import Runtime, attach, person
 from broker_api.console.security import register_arrivals, register_headers
@@ -74,6 +74,7 @@ def create_console(
         kept=Kept(clock),
         once=Once(clock),
         pending=PendingSignIns(keys, clock, secure=secure),
+        known_browsers=KnownBrowsers(keys, clock, secure=secure),
         sign_in=_sign_in(settings, clock),
     )
     attach(app, shared)

@@ -1,7 +1,8 @@
-"""What the console remembers of a sign-in while the person is at the issuer: a cookie of its own.
+"""What the console remembers of sign-ins at the issuer, in cookies of their own.
 
-The browser comes back from another site, so it does not send the session's cookie, which is `SameSite=Strict`. This one
-is `Lax`. It holds no token, lives for ten minutes, and only the page that people come back to reads it.
+While the person is at the issuer, a cookie holds what was asked. The browser comes back from another site, so it does
+not send the session's cookie, which is `SameSite=Strict`. This one is `Lax`. It holds no token, lives for ten minutes,
+and only the page that people come back to reads it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from broker_common.core.ports import Clock
 
 LONGEST_SEC = 600
+KNOWN_SEC = 90 * 86400
+"""For so long after a sign-in at the issuer a browser counts as one that people of the broker use."""
 
 
 class PendingSignIns:
@@ -60,3 +63,28 @@ class PendingSignIns:
 
     def _set(self, response: Response, value: str, max_age: int) -> None:
         response.set_cookie(self.name, value, max_age=max_age, secure=self._secure, httponly=True, samesite="Lax")
+
+
+class KnownBrowsers:
+    """Writes and reads the cookie of browsers in which somebody has signed in at the issuer.
+
+    It holds a time, and nothing about the person. It gives no access: it only says who need not wait behind strangers.
+    """
+
+    def __init__(self, keys: Sequence[str], clock: Clock, *, secure: bool) -> None:
+        self._cipher = make_cipher(keys, purpose=b"broker console browser")
+        self._clock = clock
+        self._secure = secure
+        self.name = cookie_name("broker-console-known", secure=secure)
+
+    def keep(self, response: Response) -> None:
+        """Remember that somebody has signed in with this browser."""
+        until = self._cipher.encrypt(str(self._clock.now() + KNOWN_SEC).encode()).decode()
+        response.set_cookie(self.name, until, max_age=KNOWN_SEC, secure=self._secure, httponly=True, samesite="Lax")
+
+    def has(self, request: Request) -> bool:
+        """Tell whether the browser of a request is one of them."""
+        try:
+            return self._clock.now() < int(self._cipher.decrypt(request.cookies.get(self.name, "").encode()))
+        except InvalidToken:
+            return False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from broker_api.console.kept import Kept
     from broker_api.console.last_known import LastKnown
     from broker_api.console.once import Once
-    from broker_api.console.pending import PendingSignIns
+    from broker_api.console.pending import KnownBrowsers, PendingSignIns
     from broker_api.console.reach import Reach
     from broker_common.adapters.broker_http import BrokerHttp
     from broker_common.adapters.oidc_sign_in import OidcSignIn
@@ -40,6 +40,7 @@ class Runtime:
     kept: Kept
     once: Once
     pending: PendingSignIns
+    known_browsers: KnownBrowsers
     sign_in: OidcSignIn | None
     """None: people sign in by tokens only."""
 
@@ -82,3 +83,8 @@ def person() -> Person | None:
 def has_ended() -> bool:
     """Tell whether the person of the current request was signed in, and the time of that is over."""
     return isinstance(session, Session) and session.has_ended
+
+
+def has_sent_session() -> bool:
+    """Tell whether the browser sent a session with the current request, of any content."""
+    return isinstance(session, Session) and bool(session.parts)

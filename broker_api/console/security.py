@@ -5,7 +5,9 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from flask import render_template, request
+from flask import render_template, request, url_for
+
+from broker_api.console.runtime import has_sent_session
 
 if TYPE_CHECKING:
     from flask import Flask, Response
@@ -27,8 +29,11 @@ HEADERS = {
 _HTTPS_ONLY = "max-age=63072000; includeSubDomains"
 FILES = ("static", "bootstrap.static")
 """The endpoints of files, which are the same for everybody."""
-RETURN = "signin.arrive"
+SIGN_IN = "signin"
+RETURN = f"{SIGN_IN}.arrive"
 """The endpoint to which the issuer sends people back, who come from another site each time."""
+_NO_PAGES = frozenset({None, "bootstrap", "health"})
+"""The blueprints of what is no page. Files and metrics have none."""
 _LONGEST_ADDRESS = 1000
 
 
@@ -52,15 +57,24 @@ def register_arrivals(app: Flask) -> None:
 
     The session's cookie is `SameSite=Strict`, so the browser does not send it with such a request. The answer is a page
     of the console's own that leads to the same address, and that request has the cookie. Nothing is read or written.
+
+    A browser without `Sec-Fetch-Site` does not say where the link was. If it sends no session, the page leads to the
+    one to sign in. That page leads on to the address, if the session came this time. So nobody is led around for ever.
     """
 
     @app.before_request
     def lead_on() -> str | None:
         sent = request.headers
-        is_link = sent.get("Sec-Fetch-Site") == "cross-site" and sent.get("Sec-Fetch-Mode") == "navigate"
-        if not is_link or request.method != "GET" or request.endpoint in {*FILES, RETURN, None}:
+        if request.method != "GET" or request.blueprint in _NO_PAGES or request.endpoint == RETURN:
             return None
-        return onward(this_address())
+        if sent.get("Sec-Fetch-Site") == "cross-site" and sent.get("Sec-Fetch-Mode") == "navigate":
+            return onward(this_address())
+        # Another site's page cannot send X-Renew.
+        says_where = "Sec-Fetch-Site" in sent or "X-Renew" in sent
+        if says_where or request.blueprint == SIGN_IN or has_sent_session():
+            return None
+        address = this_address()
+        return onward(url_for(f"{SIGN_IN}.show", next=address if is_ours(address) else None))
 
 
 def onward(address: str, text: str = "This page leads on by itself.") -> str:

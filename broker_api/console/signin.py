@@ -73,7 +73,7 @@ def begin() -> Response:
     if person() is not None:
         return redirect(_came_from())
     try:
-        address, asked = _issuer().begin(_address_of(".arrive"))
+        address, asked = _issuer().begin(_address_of(".arrive"), is_known=runtime().known_browsers.has(request))
     except SignInFailed as error:
         return _not_signed_in(str(error), 503, _came_from())
     answer = redirect(address, code=303)
@@ -93,7 +93,8 @@ def arrive() -> Response:
         return _not_signed_in("This sign-in was used already, or took longer than 10 minutes. Sign in again.", 400, "/")
     asked, came_from = kept
     try:
-        granted = _issuer().finish(asked, request.args.to_dict(), _address_of(".arrive"))
+        is_known = runtime().known_browsers.has(request)
+        granted = _issuer().finish(asked, request.args.to_dict(), _address_of(".arrive"), is_known=is_known)
         lasts_sec = LONGEST_SEC if granted.lasts_sec is None else granted.lasts_sec
         sign_in(granted.access_token, lasts_sec=lasts_sec, by_issuer=True)
     except SignInFailed as error:
@@ -103,6 +104,7 @@ def arrive() -> Response:
     # A redirect would count as one from the issuer's site, and would not have the session.
     answer = make_response(onward(came_from, "You are signed in. This page leads on by itself."))
     runtime().pending.forget(answer)
+    runtime().known_browsers.keep(answer)
     return answer
 
 

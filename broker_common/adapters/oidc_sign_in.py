@@ -44,8 +44,8 @@ KEPT_SEC = 300
 """For so long the issuer's addresses and keys are used without asking again."""
 _SPACING_SEC = 5
 """After a failure the issuer is not asked again for so long, so that nobody waits for it again and again."""
-_AT_ONCE = 4
-"""So many people at once may wait for the issuer. The other threads go on to serve pages."""
+_AT_ONCE = 3
+"""So many people at once may wait for the issuer, of each kind: see `OidcSignIn`. The other threads serve pages."""
 _LEEWAY_SEC = 30
 _BASIC = "client_secret_basic"
 
@@ -85,6 +85,10 @@ class OidcSignIn:
 
     The request names the API in two ways. `audience` is what Auth0 and others read. `resource` is that of RFC 8707, and
     is sent if the audience is an address, as that document demands; Entra ID refuses it, and there an audience is none.
+
+    Who waits for the issuer holds one of a few places. Anybody can come back with a code that is none, so strangers
+    could hold all of them. Browsers that are `known`, because somebody has signed in there before, have places of their
+    own. Source: OWASP, Slow Down Online Guessing Attacks with Device Cookies.
     """
 
     def __init__(
@@ -103,20 +107,25 @@ class OidcSignIn:
         self._audience = audience
         self._scopes = scopes
         self._clock = clock
-        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._places = {is_known: threading.BoundedSemaphore(_AT_ONCE) for is_known in (False, True)}
         self._asking = threading.Lock()
         self._known: _Known | None = None
         self._failed_at = -math.inf
 
-    def begin(self, return_to: str) -> tuple[str, Asked]:
+    def begin(self, return_to: str, *, is_known: bool) -> tuple[str, Asked]:
         """Return where to send the person, and what to remember. They come back to `return_to`.
+
+        `is_known`: somebody has signed in in this browser before.
 
         Raises `SignInFailed`.
         """
         asked = Asked(
             state=secrets.token_urlsafe(24), nonce=secrets.token_urlsafe(24), verifier=secrets.token_urlsafe(48)
         )
-        with self._client(return_to) as (client, known):
+        with (
+            self._place(is_known=is_known, waits=not self._is_young(KEPT_SEC)),
+            self._client(return_to) as (client, known),
+        ):
             address, _ = client.create_authorization_url(
                 address_of(known.metadata, "authorization_endpoint", self.issuer),
                 state=asked.state,
@@ -127,8 +136,10 @@ class OidcSignIn:
             )
         return str(address), asked
 
-    def finish(self, asked: Asked, came_with: Mapping[str, str], return_to: str) -> Granted:
+    def finish(self, asked: Asked, came_with: Mapping[str, str], return_to: str, *, is_known: bool) -> Granted:
         """Return the token of a person who came back to `return_to` with these parameters.
+
+        `is_known`: somebody has signed in in this browser before.
 
         Raises `SignInFailed`.
         """
@@ -140,7 +151,7 @@ class OidcSignIn:
             )
         if came_with.get("iss", self.issuer) != self.issuer or not came_with.get("code"):
             raise SignInFailed("The answer is not that of the issuer. Sign in again.")
-        with self._client(return_to) as (client, known):
+        with self._place(is_known=is_known), self._client(return_to) as (client, known):
             given = self._exchange(client, known, came_with["code"], asked.verifier)
             self._check_id_token(given.get("id_token"), asked.nonce, known)
         token = given.get("access_token")
@@ -154,7 +165,7 @@ class OidcSignIn:
         None if the issuer has no such page, or does not answer.
         """
         try:
-            with self._client(return_to) as (_, known):
+            with self._place(is_known=True, waits=not self._is_young(KEPT_SEC)), self._client(return_to) as (_, known):
                 if "end_session_endpoint" not in known.metadata:
                     return None
                 address = address_of(known.metadata, "end_session_endpoint", self.issuer)
@@ -165,9 +176,19 @@ class OidcSignIn:
         return f"{address}{'&' if urlsplit(address).query else '?'}{query}"
 
     @contextmanager
-    def _client(self, return_to: str) -> Iterator[tuple[OAuth2Session, _Known]]:
-        if not self._places.acquire(blocking=False):
+    def _place(self, *, is_known: bool, waits: bool = True) -> Iterator[None]:
+        """Hold a place of those who wait for the issuer, if the caller `waits`. Raises `SignInFailed` without one."""
+        places = self._places[is_known]
+        if waits and not places.acquire(blocking=False):
             raise SignInFailed("The issuer is slow, and others wait for it. Try again in a moment.")
+        try:
+            yield
+        finally:
+            if waits:
+                places.release()
+
+    @contextmanager
+    def _client(self, return_to: str) -> Iterator[tuple[OAuth2Session, _Known]]:
         try:
             with (
                 answer_within(ANSWER_SEC, max_bytes=MAX_ANSWER_BYTES),
@@ -188,14 +209,19 @@ class OidcSignIn:
         except IssuerError as error:
             _log.warning("the issuer cannot sign anybody in: %s", error)
             raise SignInFailed("The issuer is not set up for this console. Tell an administrator.") from error
-        finally:
-            self._places.release()
+
+    def _is_young(self, kept_sec: float) -> bool:
+        """Tell whether the issuer's addresses and keys are known, and younger than `kept_sec`."""
+        known = self._known
+        return known is not None and self._clock.monotonic() - known.at < kept_sec
 
     def _ask(self, kept_sec: float) -> _Known:
         """Return the issuer's addresses and keys, which are younger than `kept_sec` if the issuer answers."""
+        if self._known is not None and self._is_young(kept_sec):
+            return self._known
         with self._asking:
             now, known = self._clock.monotonic(), self._known
-            if known is not None and now - known.at < kept_sec:
+            if known is not None and self._is_young(kept_sec):
                 return known
             if now - self._failed_at >= _SPACING_SEC:
                 try:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from flask import Flask
+    from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
 
 API_URL = "http://broker.test/v1"
@@ -84,14 +85,23 @@ class ToApi(BaseAdapter):
 
 @dataclass
 class Console:
-    """A console, and the API behind it. `open` and `send` act as one browser, which keeps its cookies."""
+    """A console, and the API behind it. `open` and `send` act as one browser, which keeps its cookies.
+
+    The browser says, as browsers do, that its requests come from the console's own pages.
+    """
 
     app: Flask
     api: Api
     to_api: ToApi
 
     def __post_init__(self) -> None:
-        self.browser = self.app.test_client()
+        self.browser = self.new_browser()
+
+    def new_browser(self) -> FlaskClient:
+        """Return another browser, without cookies."""
+        browser = self.app.test_client()
+        browser.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+        return browser
 
     def open(self, path: str, **options: Any) -> TestResponse:
         """Get a page, without following redirects."""

@@ -199,7 +199,7 @@ def test_reads_that_wait_leave_threads_for_what_needs_no_read(
     assert cookie is not None
 
     def open_page() -> int:
-        browser = console.app.test_client()
+        browser = console.new_browser()
         browser.set_cookie(cookie.key, cookie.value)
         return browser.get("/webhooks").status_code
 

@@ -34,7 +34,7 @@ def test_each_file_that_a_page_loads_is_there(console: Console) -> None:
 
 
 def test_a_page_that_renews_itself_leaves_it_to_the_next_visit_to_end_the_session(console: Console) -> None:
-    console.browser = console.app.test_client()
+    console.browser = console.new_browser()
 
     renewed = console.open("/", headers={"X-Renew": "1"})
 

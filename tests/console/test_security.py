@@ -6,6 +6,7 @@ import html
 import logging
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.console.filled import TOKENS, addresses_of, values_of
 from tests.console.harness import Console, make_console
 
 if TYPE_CHECKING:
+    from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
 
 POLICY = (
@@ -220,6 +222,58 @@ def test_a_link_on_another_site_is_led_on_and_the_session_is_not_touched(strange
     assert stranger.to_api.sent == []
 
 
+@pytest.fixture
+def old(stranger: Console) -> FlaskClient:
+    """Return a browser that does not say where its requests come from, as Safari before 16.4."""
+    return stranger.app.test_client()
+
+
+def leads_to(page: TestResponse) -> str:
+    found = re.search(r'<meta http-equiv="refresh" content="0; url=([^"]*)">', page.text)
+    assert found, page.text
+    return html.unescape(found.group(1))
+
+
+def test_a_link_in_a_browser_that_does_not_say_where_it_was_comes_in_signed_in(
+    stranger: Console, old: FlaskClient
+) -> None:
+    stranger.sign_in()
+    first = old.get("/sandboxes?name=a%20b&status=stale")
+    assert (first.status_code, "Set-Cookie" in first.headers) == (200, False)
+    assert_protected(first)
+    cookie = stranger.browser.get_cookie("broker-console")
+    assert cookie is not None
+    old.set_cookie(cookie.key, cookie.value)
+    second = old.get(leads_to(first))
+    assert (second.status_code, second.location) == (302, "/sandboxes?name=a%20b&status=stale")
+    assert "Set-Cookie" not in second.headers
+    assert "refresh" not in old.get(second.location).text
+
+
+def test_a_person_who_is_not_signed_in_is_led_to_sign_in_and_then_to_the_page(old: FlaskClient) -> None:
+    page = old.get(leads_to(old.get("/line")))
+    assert page.status_code == 200
+    assert 'name="next" value="/line"' in page.text
+    assert "refresh" not in page.text
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/static/console.css", "/signin", "/nothing"])
+def test_only_pages_are_led_on(old: FlaskClient, path: str) -> None:
+    assert "refresh" not in old.get(path, buffered=True).text
+
+
+@pytest.mark.parametrize("address", ["//evil.example.com/", "/\\evil.example.com", "/?next=//evil.example.com"])
+def test_a_link_that_is_led_on_leads_to_no_other_site(old: FlaskClient, address: str) -> None:
+    page = old.get(address, base_url="http://localhost")
+    if page.status_code == 200:
+        assert leads_to(page).startswith("/signin")
+        assert not parse_qs(urlsplit(leads_to(page)).query).get("next", ["/"])[0].startswith(("//", "/\\"))
+
+
+def test_a_region_that_renews_itself_is_not_led_on(old: FlaskClient) -> None:
+    assert "refresh" not in old.get("/jobs", headers={"X-Renew": "1"}).text
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -242,7 +296,7 @@ def test_the_header_host_is_in_no_page_and_leads_nowhere(console: Console, host:
         assert answer.status_code < 500
         assert not host or host not in answer.text
         assert answer.headers.get("Location", "/").startswith("/")
-    refused = console.app.test_client().get("/jobs", headers={"Host": host})
+    refused = console.new_browser().get("/jobs", headers={"Host": host})
     assert refused.headers["Location"] == "/signin?next=/jobs"
 
 

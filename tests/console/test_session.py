@@ -186,7 +186,7 @@ def test_an_answer_that_comes_after_signing_out_does_not_sign_in_again(console: 
     console.open("/")
     value = held(console)
     console.send("/signout")
-    late = console.app.test_client()
+    late = console.new_browser()
     late.set_cookie(NAME, value)
     assert written(late.get("/", headers={"X-Renew": "1"})) == []
 

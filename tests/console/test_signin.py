@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from flask import request
 
 from broker_common.adapters import oidc_keys, oidc_sign_in
 from broker_common.core.ports import Allowance
@@ -30,8 +34,10 @@ if TYPE_CHECKING:
 
     from werkzeug.test import TestResponse
 
+    from tests.http_server import Handler
+
 RETURN = "/signin/return"
-COOKIE, PENDING = "broker-console", "broker-console-sign-in"
+COOKIE, PENDING, KNOWN = "broker-console", "broker-console-sign-in", "broker-console-known"
 
 
 @pytest.fixture(autouse=True)
@@ -367,7 +373,7 @@ def test_an_answer_of_the_issuer_counts_once_and_only_in_the_browser_that_asked(
     at_issuer: Console, issuer: AuthorizationServer
 ) -> None:
     back = urlsplit(issuer.come_back(begin(at_issuer)))
-    victim = at_issuer.app.test_client()
+    victim = at_issuer.new_browser()
     assert victim.get(f"{back.path}?{back.query}").status_code == 400
     assert at_issuer.open(f"{back.path}?{back.query}").status_code == 200
     at_issuer.send("/signout")
@@ -379,7 +385,7 @@ def test_a_link_to_the_page_of_return_signs_nobody_out(at_issuer: Console, issue
     go(at_issuer, issuer)
     for query in ("", "?code=x&state=y", "?error=access_denied&error_description=Call+0800", "?code=x&code=y"):
         # From another site, the browser sends the session not at all, and takes what the answer sets.
-        page = at_issuer.app.test_client().get(f"{RETURN}{query}", headers={"Sec-Fetch-Site": "cross-site"})
+        page = at_issuer.new_browser().get(f"{RETURN}{query}", headers={"Sec-Fetch-Site": "cross-site"})
         assert page.status_code == 400
         assert "Set-Cookie" not in page.headers
         assert "0800" not in page.text
@@ -520,13 +526,67 @@ def test_an_issuer_without_a_safe_address_is_said(
     assert (page.status_code, "The issuer is not set up for this console." in text_of(page)) == (503, True)
 
 
-def test_a_slow_issuer_does_not_take_all_threads(at_issuer: Console) -> None:
-    places = at_issuer.app.extensions["broker_console"].sign_in._places
-    while places.acquire(blocking=False):
-        pass
-    page = at_issuer.open("/signin/issuer")
-    assert (page.status_code, "The issuer is slow" in text_of(page)) == (503, True)
-    assert at_issuer.open("/signin").status_code == 200
+@contextmanager
+def many_strangers(console: Console, issuer: AuthorizationServer) -> Iterator[None]:
+    """Let strangers come back with codes that are none, to an issuer that does not answer, until no place is left."""
+    asked, hold_on = threading.Semaphore(0), threading.Event()
+
+    def hang(_: Handler) -> None:
+        asked.release()
+        hold_on.wait(60)
+
+    def come_back() -> int:
+        browser = console.new_browser()
+        state = parse_qs(urlsplit(browser.get("/signin/issuer").headers["Location"]).query)["state"][0]
+        return browser.get(RETURN, query_string={"code": "bogus", "state": state}).status_code
+
+    issuer.faults[TOKEN] = hang
+    with ThreadPoolExecutor(2 * oidc_sign_in._AT_ONCE) as pool:
+        came = [pool.submit(come_back) for _ in range(2 * oidc_sign_in._AT_ONCE)]
+        try:
+            for _ in range(oidc_sign_in._AT_ONCE):
+                assert asked.acquire(timeout=60)
+            del issuer.faults[TOKEN]
+            yield
+            assert not asked.acquire(blocking=False), "more strangers than places wait for the issuer"
+        finally:
+            hold_on.set()
+    assert {each.result() for each in came} == {400}
+
+
+def test_strangers_with_codes_that_are_none_keep_nobody_out_who_has_signed_in_before(
+    at_issuer: Console, issuer: AuthorizationServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oidc_sign_in, "ANSWER_SEC", 60)
+    go(at_issuer, issuer)
+    at_issuer.send("/signout")
+    with many_strangers(at_issuer, issuer):
+        assert begin(at_issuer).startswith(issuer.url), "nobody waits for what is known of the issuer"
+        assert go(at_issuer, issuer).status_code == 200
+        assert is_signed_in(at_issuer)
+        first_time = Console(at_issuer.app, at_issuer.api, at_issuer.to_api)
+        assert "The issuer is slow, and others wait for it." in refused(first_time, go(first_time, issuer))
+    assert go(first_time, issuer).status_code == 200
+
+
+def test_a_browser_is_known_for_ninety_days_by_a_cookie_that_says_nothing_of_the_person(
+    at_issuer: Console, issuer: AuthorizationServer
+) -> None:
+    answer = go(at_issuer, issuer)
+    (cookie,) = [each for each in answer.headers.getlist("Set-Cookie") if each.startswith(f"{KNOWN}=")]
+    assert cookie.split("; ")[1:][-3:] == ["HttpOnly", "Path=/", "SameSite=Lax"]
+    assert "Max-Age=7776000" in cookie
+    value = cookie.split(";")[0].removeprefix(f"{KNOWN}=")
+    known = at_issuer.app.extensions["broker_console"].known_browsers
+    for changed, days, is_known in ((value, 90, True), (value, 1, False), (value[:-4], 0, False), ("", 0, False)):
+        with at_issuer.app.test_request_context(headers={"Cookie": f"{KNOWN}={changed}"}):
+            at_issuer.api.clock.advance(days * 86400 - (1 if is_known else 0))
+            assert known.has(request) is is_known
+
+
+def test_who_only_came_back_without_a_right_code_is_not_known(at_issuer: Console, issuer: AuthorizationServer) -> None:
+    answer = go(at_issuer, issuer, "mallory")
+    assert KNOWN not in str(answer.headers)
 
 
 def test_a_request_without_a_host_is_refused(at_issuer: Console) -> None:
