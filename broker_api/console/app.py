@@ -14,6 +14,7 @@ from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.console import health, signin
 from broker_api.console.errors import register_errors
 from broker_api.console.facts import register_facts
+from broker_api.console.files import STATIC_PATH, register_files
 from broker_api.console.kept import Kept
 from broker_api.console.last_known import LastKnown
 from broker_api.console.once import Once
@@ -53,7 +54,7 @@ def create_console(
 
     Without `CONSOLE_SECRET_KEY`, which only development allows, sessions end with the process.
     """
-    app = Flask("broker_api.console")
+    app = Flask("broker_api.console", static_url_path=STATIC_PATH)
     secure = settings.in_production
     keys = settings.console_secret_key or (secrets.token_urlsafe(32),)
     app.config.update(
@@ -87,6 +88,7 @@ def create_console(
     register_filters(app)
     register_facts(app)
     Bootstrap5(app)
+    register_files(app)
     CSRFProtect(app)
     for each in _BLUEPRINTS:
         app.register_blueprint(each.blueprint)

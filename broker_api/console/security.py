@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flask import render_template, request, url_for
 
+from broker_api.console.files import FILES, caching_of_file
 from broker_api.console.runtime import has_sent_session
 
 if TYPE_CHECKING:
@@ -27,12 +28,10 @@ HEADERS = {
 }
 """Source: OWASP, HTTP Headers Cheat Sheet. `data:` is for the icons in Bootstrap's style sheet."""
 _HTTPS_ONLY = "max-age=63072000; includeSubDomains"
-FILES = ("static", "bootstrap.static")
-"""The endpoints of files, which are the same for everybody."""
 SIGN_IN = "signin"
 RETURN = f"{SIGN_IN}.arrive"
 """The endpoint to which the issuer sends people back, who come from another site each time."""
-_NO_PAGES = frozenset({None, "bootstrap", "health"})
+_NO_PAGES = frozenset({None, "bootstrap", "files", "health"})
 """The blueprints of what is no page. Files and metrics have none."""
 _LONGEST_ADDRESS = 1000
 
@@ -48,7 +47,7 @@ def register_headers(app: Flask, *, secure: bool) -> None:
             response.headers["Strict-Transport-Security"] = _HTTPS_ONLY
         # A file that is missing may be there after an update.
         is_file = request.endpoint in FILES and response.status_code in {HTTPStatus.OK, HTTPStatus.NOT_MODIFIED}
-        response.headers["Cache-Control"] = "public, max-age=3600" if is_file else "no-store"
+        response.headers["Cache-Control"] = caching_of_file() if is_file else "no-store"
         return response
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.api.harness import Api
 
 NO_PAGES = {
-    *("static", "bootstrap.static", "prometheus_metrics", "health.healthz", "health.readyz"),
+    *("static", "files.dark", "bootstrap.static", "prometheus_metrics", "health.healthz", "health.readyz"),
     # They lead to an issuer, and back.
     *("signin.begin", "signin.arrive"),
 }
@@ -169,4 +169,7 @@ def addresses_of(app: Flask, values: dict[str, Any], method: str = "GET") -> Ite
     for rule in app.url_map.iter_rules():
         if method in (rule.methods or ()):
             with app.test_request_context():
-                yield rule.endpoint, url_for(rule.endpoint, **{name: values[name] for name in rule.arguments})
+                yield (
+                    rule.endpoint,
+                    url_for(rule.endpoint, **{name: values[name] for name in rule.arguments & values.keys()}),
+                )

@@ -25,7 +25,7 @@ POLICY = (
 )
 LINK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 """What a browser sends for a link on another site."""
-FILES = ("static", "bootstrap.static")
+FILES = ("static", "files.dark", "bootstrap.static")
 NOT_HERE = ("bootstrap.static", "signin.begin", "signin.arrive")
 """The library has no such file, and there is no issuer."""
 
@@ -125,10 +125,13 @@ def test_every_answer_has_the_headers_that_protect_it(filled: Console, is_signed
         assert_protected(answer)
         assert "Strict-Transport-Security" not in answer.headers
         is_file = endpoint in FILES and answer.status_code == 200
-        assert answer.headers["Cache-Control"] == ("public, max-age=3600" if is_file else "no-store"), endpoint
+        expected = "public, max-age=31536000, immutable" if is_file else "no-store"
+        assert answer.headers["Cache-Control"] == expected, endpoint
 
 
-@pytest.mark.parametrize("address", ["/nothing", "/static/nothing.js", "/static/../app.py", "/%2e%2e/%00", "/signout"])
+@pytest.mark.parametrize(
+    "address", ["/nothing", "/static/v/nothing.js", "/static/v/../../app.py", "/%2e%2e/%00", "/signout"]
+)
 def test_errors_have_them_too_and_are_not_kept(console: Console, address: str) -> None:
     answer = console.open(address)
     assert answer.status_code in {404, 405}
@@ -138,7 +141,7 @@ def test_errors_have_them_too_and_are_not_kept(console: Console, address: str) -
 
 def test_in_production_browsers_keep_to_tls() -> None:
     console = make_console(None, {"BROKER_ENV": "production"})
-    for address in ("/signin", "/static/console.css", "/nothing"):
+    for address in ("/signin", "/static/v/console.css", "/nothing"):
         answer = console.open(address, buffered=True)
         assert answer.headers["Strict-Transport-Security"] == "max-age=63072000; includeSubDomains"
 
@@ -257,7 +260,7 @@ def test_a_person_who_is_not_signed_in_is_led_to_sign_in_and_then_to_the_page(ol
     assert "refresh" not in page.text
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/static/console.css", "/signin", "/nothing"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/static/v/console.css", "/signin", "/nothing"])
 def test_only_pages_are_led_on(old: FlaskClient, path: str) -> None:
     assert "refresh" not in old.get(path, buffered=True).text
 

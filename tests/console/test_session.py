@@ -177,7 +177,7 @@ def test_a_form_is_signed_by_the_first_key_and_ends_with_a_key_that_is_taken_out
 
 def test_an_answer_writes_no_session_unless_it_changed(console: Console) -> None:
     console.open("/")
-    for path in ("/", "/jobs", "/healthz", "/static/console.css", "/nothing"):
+    for path in ("/", "/jobs", "/healthz", "/static/v/console.css", "/nothing"):
         assert written(console.open(path, buffered=True)) == []
 
 
