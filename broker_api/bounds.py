@@ -11,3 +11,5 @@ BULK_DEADLINE_SEC = 30.0
 CONSOLE_THREADS = 16
 CONSOLE_CALL_SEC = BULK_DEADLINE_SEC + 5
 """For the API to answer the console. A person waits for it."""
+CONSOLE_ANSWER_SEC = 40
+"""The longest that the console works on a page. docs/deployment.md names it, for proxies."""

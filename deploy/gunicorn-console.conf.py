@@ -7,14 +7,13 @@ This file checks the settings before gunicorn forks the worker. A fault ends gun
 
 from __future__ import annotations
 
-import math
 import os
 
 # There is one worker process, so its metrics are all metrics: they need no directory. prometheus_client reads this
 # variable when it is imported, and the imports below import it.
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
-from broker_api.bounds import CONSOLE_CALL_SEC, CONSOLE_THREADS
+from broker_api.bounds import CONSOLE_ANSWER_SEC, CONSOLE_THREADS
 from broker_api.event_loop import EventLoop
 from broker_api.serving import common_settings
 from broker_common.settings import Process
@@ -29,5 +28,5 @@ bind = f"{_settings.console_bind}:{_settings.console_port}"
 workers = 1
 worker_class = EventLoop
 threads = CONSOLE_THREADS
-# From SIGTERM to SIGKILL: the longest call that may be running.
-graceful_timeout = math.ceil(CONSOLE_CALL_SEC + 5)
+# From SIGTERM to SIGKILL: the longest request that may be running.
+graceful_timeout = CONSOLE_ANSWER_SEC

@@ -18,6 +18,9 @@ MOST = 100
 """How many calls a form may ask for. A page shows fewer sandboxes."""
 WITHIN_SEC = 20
 """No call begins later than this, because a person waits for the page."""
+_ENDS_SEC = 30
+"""No call is waited for longer than this. Afterwards the page is made, which is done within `CONSOLE_ANSWER_SEC`."""
+_CONNECT_SEC = 2.0
 _THREADS = 6
 
 
@@ -51,20 +54,25 @@ def call_each(calls: Sequence[Call]) -> list[Outcome]:
     """Make the calls as the person who is signed in, a few at a time, and return the outcomes in the same order.
 
     Each call has a request id of its own, which begins with that of the request to the console. Calls that could not
-    begin in time are not made, and their outcome says so. Raises `SignedOut` if nobody is signed in.
+    begin in time are not made, and their outcome says so. Returns within `_ENDS_SEC`. Raises `SignedOut` if nobody is
+    signed in.
     """
     token, broker, clock, base = known_person().token, runtime().broker, runtime().clock, request_id()
-    until = clock.monotonic() + WITHIN_SEC
+    began = clock.monotonic()
 
     def make(numbered: tuple[int, Call]) -> Outcome:
         number, each = numbered
-        if clock.monotonic() >= until:
+        passed = clock.monotonic() - began
+        if passed >= WITHIN_SEC:
             return Outcome(
                 name=each.name, is_done=False, text="Not tried: there was no time left for it. Send it again."
             )
         headers = {HEADER: f"{base}-{number}"}
+        limits = (_CONNECT_SEC, _ENDS_SEC - passed - _CONNECT_SEC)
         try:
-            answer = broker.call(each.method, f"/admin{each.path}", token=token, headers=headers, json=each.json)
+            answer = broker.call(
+                each.method, f"/admin{each.path}", token=token, headers=headers, json=each.json, timeout_sec=limits
+            )
         except Refused as error:
             return Outcome(
                 name=each.name,

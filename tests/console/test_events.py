@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,6 +15,8 @@ from broker_common.core.sandbox import Status
 from tests.fakes import START, make_sandbox
 
 if TYPE_CHECKING:
+    import requests
+
     from tests.console.harness import Console
 
 EVIL = '"><script>alert(1)</script>'
@@ -190,6 +193,71 @@ def test_a_filter_looks_through_many_facts_of_other_kinds(console: Console) -> N
     assert texts(console.open(f"/events?kind=sandbox.marked&since={START}").text) == [
         "The track gave the sandbox back."
     ]
+
+
+def slow(console: Console, seconds: float) -> list[str]:
+    """Let each look at the feed take `seconds`; return a list of the addresses that are asked from now on."""
+    send, asked = console.to_api.send, []
+
+    def hooked(request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        if "/events" in (request.url or ""):
+            asked.append(str(request.url))
+            console.api.clock.advance(seconds)
+        return send(request, **options)
+
+    console.to_api.send = hooked  # type: ignore[method-assign] # a hook of this test
+    return asked
+
+
+def test_a_filter_looks_for_a_few_seconds_and_says_how_far_back_and_where_to_go_on(console: Console) -> None:
+    add_facts(console, 4000, apart=20)
+    console.api.clock.advance(4000 * 20 + 100)
+    console.sign_in()
+    first = console.api.clock.now()
+    console.api.store.facts.append(
+        PoolFact(kind=PoolFactKind.LOW, fact_id="low", at=first - 100, principal="job:watch", details={})
+    )
+    asked = slow(console, 1)
+
+    page = console.open("/events?kind=pool.low").text
+
+    assert len(asked) == 3, "one call for each of the shorter spans, and one of the day's four"
+    assert len(texts(page)) == 1
+    since = re.search(r'The newest first: all since <time datetime="([^"]+)"', page)
+    assert since
+    assert parse_moment(since[1], now=0) == first - 86400 // 16
+    assert "There was no time to look further back." in page
+    link = re.search(r'href="([^"]+)">Go on from <time datetime="([^"]+)"', page)
+    assert link
+    assert parse_moment(link[2], now=0) == first - 86400
+    following = console.open(html.unescape(link[1])).text
+    assert "the oldest first" in following
+
+
+def test_a_filter_that_finds_all_in_time_has_nothing_to_go_on_with(console: Console) -> None:
+    use(console)
+    slow(console, 0.1)
+    assert "no time to look" not in console.open("/events?kind=sandbox.marked").text
+
+
+def test_a_filter_that_reads_on_says_to_which_time_it_looked(console: Console) -> None:
+    add_facts(console, 4000, apart=1)
+    console.api.clock.advance(4000)
+    asked = slow(console, 1)
+
+    page = console.open(f"/events?kind=sandbox.marked&since={START}").text
+
+    assert len(asked) == 3 + 1
+    found = re.search(r'The facts before <time datetime="([^"]+)"', page)
+    assert found
+    assert parse_moment(found[1], now=0) == START + 3 * 400
+    later = re.search(r'href="([^"]+)">Later facts', page)
+    assert later
+    asked.clear()
+    page = console.open(html.unescape(later[1])).text
+    found = re.search(r'The facts before <time datetime="([^"]+)"', page)
+    assert found
+    assert parse_moment(found[1], now=0) == START + 6 * 400
 
 
 def test_a_flood_of_facts_is_shown_in_part_and_the_page_says_so(console: Console) -> None:

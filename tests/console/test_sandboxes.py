@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from html import unescape
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
+from broker_api.bounds import CONSOLE_ANSWER_SEC
 from broker_api.console import many_calls
 from broker_common.core.principals import Role
 from broker_common.core.sandbox import Status
@@ -254,15 +256,42 @@ def test_a_csv_of_a_bad_filter_is_refused_by_a_page(console: Console) -> None:
     assert page.mimetype == "text/html"
 
 
-def test_a_csv_that_the_api_stops_midway_breaks_off(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["away", "slow"])
+def test_a_csv_that_the_api_stops_midway_is_a_page_that_says_so_and_no_part_of_a_file(
+    console: Console, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     monkeypatch.setattr("broker_api.console.pages.sandboxes._CSV_PAGE", 2)
     console.api.store.seed(*(make_sandbox(str(number)) for number in range(6)))
-    answer = console.open("/sandboxes.csv", buffered=False)
-    pieces = iter(answer.response)
-    next(pieces)
-    console.to_api.away = True
-    with pytest.raises(Exception, match="cannot be reached"):
-        list(pieces)
+    send, pages = console.to_api.send, itertools.count(1)
+
+    def hooked(request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        if how == "slow":
+            console.api.clock.advance(16)
+        console.to_api.away = how == "away" and next(pages) == 2
+        return send(request, **options)
+
+    monkeypatch.setattr(console.to_api, "send", hooked)
+    answer = console.open("/sandboxes.csv")
+    assert (answer.status_code, answer.mimetype) == (503, "text/html")
+    assert "Content-Disposition" not in answer.headers
+    assert ("The broker does not answer" if how == "away" else "Choose filters") in text_of(answer.text)
+
+
+def test_a_csv_says_how_long_it_is_so_that_a_part_is_never_taken_for_the_whole(console: Console) -> None:
+    console.api.store.seed(make_sandbox("7", name="größer"))
+    answer = console.open("/sandboxes.csv")
+    assert answer.headers["Content-Length"] == str(len(answer.data))
+    assert "größer" in answer.text
+
+
+def test_a_csv_that_is_too_long_for_one_answer_is_refused_with_a_way_out(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_api.console.pages.sandboxes._CSV_MOST_BYTES", 2000)
+    console.api.store.seed(*(make_sandbox(f"{number:02}") for number in range(40)))
+    answer = console.open("/sandboxes.csv")
+    assert answer.status_code == 503
+    assert "Choose filters, or use the command broker sandboxes --csv." in text_of(answer.text)
 
 
 # -- many at once
@@ -390,6 +419,31 @@ def test_calls_that_could_not_begin_in_time_are_not_made_and_stay_chosen(
     assert "1 of 2 done" in words
     assert "Not tried: there was no time left for it." in words
     assert chosen_in(answer.text) == {"b"}
+
+
+def test_a_form_for_many_ends_before_proxies_give_up_also_if_every_call_hangs(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_calls, "_THREADS", 1)
+    monkeypatch.setattr("broker_api.console.reach._PLACE_SEC", 0.01)
+    console.api.store.seed(*(failed(f"f-{number}") for number in range(40)))
+    console.open("/sandboxes")
+    send, clock = console.to_api.send, console.api.clock
+
+    def hang(request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        if request.method == "GET" and clock.monotonic() == began:
+            return send(request, **options)
+        # The first ones are slow, and the last one does not answer.
+        clock.advance(min(19, sum(options["timeout"])) if clock.monotonic() == began else sum(options["timeout"]))
+        raise requests.ReadTimeout("no answer in time")
+
+    began = clock.monotonic()
+    monkeypatch.setattr(console.to_api, "send", hang)
+    answer = many(console, "retry", *({"sandbox_id": f"f-{number}"} for number in range(40)))
+    words = text_of(answer.text)
+    assert words.count("It is not known whether this was done.") == 2
+    assert words.count("Not tried: there was no time left for it.") == 38
+    assert clock.monotonic() - began <= CONSOLE_ANSWER_SEC
 
 
 def test_a_call_without_an_answer_says_that_its_outcome_is_not_known(console: Console) -> None:

@@ -25,8 +25,10 @@ _DAY_SEC = 86400
 _FIRST_SPAN_SEC = 300
 _MOST_LOOKS = 7
 _LOOKED_AT = 2 * SHOWN
-_FILTERED_SPANS_SEC = (_DAY_SEC, _DAY_SEC // 16, _DAY_SEC // 256)
-_LOOKED_AT_BY_FILTER, _PAGES_BY_FILTER = 1000, 4
+_FILTERED_SPANS_SEC = (_DAY_SEC // 256, _DAY_SEC // 16, _DAY_SEC)
+_LOOKED_AT_BY_FILTER = 1000
+LOOK_SEC = 3
+"""With a filter, no call begins later than this: a person waits for the page. It says how far it looked."""
 _UNFIT = "VALIDATION_ERROR"
 
 
@@ -73,7 +75,7 @@ def _look() -> tuple[dict[str, Any], int]:
     # By whether it reached the newest fact: the last such look.
     looks: dict[bool, tuple[dict[str, Any], int]] = {}
     for _ in range(_MOST_LOOKS):
-        found = _read({"limit": _LOOKED_AT, "since": now - span}, pages=1)
+        found = _read({"limit": _LOOKED_AT, "since": now - span})
         count, reached = len(found["events"]), bool(found["is_last"])
         looks[reached] = found, now - span
         if reached and (count >= SHOWN or span >= _DAY_SEC):
@@ -94,29 +96,55 @@ def _look() -> tuple[dict[str, Any], int]:
 
 
 def _look_by_filter(wanted: Mapping[str, str | None]) -> tuple[dict[str, Any], int]:
+    """Return what fits of the longest span that there is time for.
+
+    `go_on_from`: when the next longer span begins, if the time was over.
+    """
+    ends, now = runtime().clock.monotonic() + LOOK_SEC, runtime().clock.now()
+    best: tuple[dict[str, Any], int] | None = None
     for span in _FILTERED_SPANS_SEC:
-        since = runtime().clock.now() - span
-        found = _read({"limit": _LOOKED_AT_BY_FILTER, "since": since, **wanted}, pages=_PAGES_BY_FILTER)
-        if found["is_last"]:
+        found = _read({"limit": _LOOKED_AT_BY_FILTER, "since": now - span, **wanted}, ends=ends)
+        if best is not None and not found["is_last"]:
+            # What it lacks are the newest ones, so the shorter span says more.
+            return best[0] | {"go_on_from": now - span}, best[1]
+        best = found, now - span
+        if not found["is_last"] or len(found["events"]) >= SHOWN:
             break
-    return found, since
+    assert best is not None  # noqa: S101 - there are spans
+    return best
 
 
 def _from(after: str | None, since: int | None, wanted: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return a page of facts, the oldest first. A filter leaves facts out, so more are looked at for it."""
-    if any(wanted.values()):
-        return _read({"limit": 4 * SHOWN, "since": since, **wanted}, pages=10, enough=SHOWN, after=after)
-    return _read({"limit": SHOWN, "since": since}, pages=1, after=after)
+    """Return a page of facts, the oldest first. A filter leaves facts out, so more are looked at for it.
+
+    `looked_to`: of when the first fact is that was not looked at, if the time was over.
+    """
+    if not any(wanted.values()):
+        return _read({"limit": SHOWN, "since": since}, after=after)
+    ends = runtime().clock.monotonic() + LOOK_SEC
+    found = _read({"limit": 4 * SHOWN, "since": since, **wanted}, ends=ends, enough=SHOWN, after=after)
+    if not found["is_last"] and len(found["events"]) < SHOWN:
+        # The API says where it stopped only by a cursor.
+        following = _read({"limit": 1}, after=found["cursor"])["events"]
+        found["looked_to"] = following[0]["at"] if following else runtime().clock.now()
+    return found
 
 
 def _read(
-    query: Mapping[str, str | int | None], *, pages: int, enough: int | None = None, after: str | None = None
+    query: Mapping[str, str | int | None],
+    *,
+    ends: float = -math.inf,
+    enough: int | None = None,
+    after: str | None = None,
 ) -> dict[str, Any]:
-    """Return the facts of up to `pages` answers, or `enough` of them, each once, and the cursor to read on."""
+    """Return the facts of one answer, or of as many as begin before `ends`, and the cursor to read on.
+
+    Each fact is there once. `ends` is on the monotonic clock. Stops as soon as there are `enough`.
+    """
     known: dict[str, dict[str, Any]] = {}
     # The API does not know this filter: it is a detail of the facts that begin a lease, or say that its end is near.
     lab = query.get("track_name")
-    for _ in range(pages):
+    while True:
         given = {**query, "after": after, "track_name": None}
         given = {name: value for name, value in given.items() if value is not None}
         body = call("GET", "/events", params=given).body
@@ -125,6 +153,5 @@ def _read(
             if lab is None or fact["details"].get("track_name") == lab:
                 known.setdefault(fact_name(fact), fact)
         after = body["cursor"]
-        if body["is_last"] or (enough is not None and len(known) >= enough):
-            break
-    return {"events": list(known.values()), "cursor": after, "is_last": body["is_last"]}
+        if body["is_last"] or (enough is not None and len(known) >= enough) or runtime().clock.monotonic() >= ends:
+            return {"events": list(known.values()), "cursor": after, "is_last": body["is_last"]}

@@ -5,14 +5,16 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flask import Blueprint, Response, abort, flash, render_template, request, stream_with_context, url_for
+from flask import Blueprint, Response, abort, flash, render_template, request, url_for
 
 from broker_api.console import sandbox_acts
 from broker_api.console.calls import SignedOut, act, back, call, need, read, sentence
+from broker_api.console.errors import page as error_page
 from broker_api.console.forms import is_typed, trimmed
 from broker_api.console.many_calls import MOST, Call, Outcome, call_each
 from broker_api.console.pages import sandbox
 from broker_api.console.people import end_session
+from broker_api.console.runtime import runtime
 from broker_api.console.texts import STATUS_NAMES
 from broker_common.adapters.broker_http import Refused, Unreachable
 from broker_common.core.purge import BULK_DELETABLE
@@ -29,7 +31,11 @@ blueprint.add_url_rule("/sandboxes/<sandbox_id>", "change", sandbox.change, meth
 
 _PAGE = 50
 _CSV_PAGE = 1000
-"""As many as the API gives at once. The console holds one such page at a time."""
+"""As many as the API gives at once."""
+_CSV_MOST_BYTES = 16 * 1024 * 1024
+"""About 60,000 sandboxes. The event loop holds at most twice as much, of all answers that browsers have not taken."""
+_CSV_SEC = 30
+"""No page of the API is asked for later than this."""
 _UNREADABLE = "unreadable"
 _FILTERS = ("status", "name", "track_name", "track_id")
 CSV_FIELDS = (
@@ -123,24 +129,29 @@ def delete_all(which: str) -> AnyResponse:
 
 
 @blueprint.get("/sandboxes.csv")
-def as_csv() -> Response:
+def as_csv() -> Response | tuple[str, int]:
     """Return all sandboxes that fit the filters as CSV, sorted by their ids.
 
-    In this order, a sandbox that changes meanwhile is still listed once. If the API fails midway, the
-    answer breaks off, so that nobody takes a part for the whole.
+    In this order, a sandbox that changes meanwhile is still listed once. The file is whole before the answer begins,
+    and the answer says its length. So nobody takes a part for the whole: if the API fails midway, the answer is a page.
     """
     filters = {name: value for name, value in _filters().items() if value is not None}
-    # The first page is read before the answer begins, so that a refusal is shown as a page.
-    first = _csv_page(filters, None)
-    pages = stream_csv(_csv_pages(filters, first), fields=(*CSV_FIELDS, "unreadable_because"))
+    clock, made = runtime().clock, bytearray()
+    ends = clock.monotonic() + _CSV_SEC
+    for lines in stream_csv(_csv_pages(filters), fields=(*CSV_FIELDS, "unreadable_because")):
+        made += lines.encode()
+        if len(made) > _CSV_MOST_BYTES or clock.monotonic() > ends:
+            text = "Choose filters, or use the command broker sandboxes --csv."
+            return error_page(503, "Too many sandboxes for one file", text)
     return Response(
-        stream_with_context(pages),
+        bytes(made),
         mimetype="text/csv",
         headers={"Content-Disposition": 'attachment; filename="sandboxes.csv"'},
     )
 
 
-def _csv_pages(filters: Mapping[str, str], page: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+def _csv_pages(filters: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
+    page = _csv_page(filters, None)
     only_unreadable = filters.get("status") == _UNREADABLE
     yield [
         {"sandbox_id": each["sandbox_id"], "status": _UNREADABLE, "unreadable_because": each["reason"]}
