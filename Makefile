@@ -2,7 +2,7 @@
 # Needs Python 3.11 and make. The text of a target for `make help`: what it does | how long on two cores | what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test coverage bench soak lint lock audit sbom openapi settings dynamodb-local clean
+.PHONY: help run check test containers coverage bench soak lint lock audit sbom openapi settings dynamodb-local clean
 
 bin := .venv/bin
 python := $(bin)/python
@@ -22,6 +22,9 @@ check: .venv/installed ## Run four linters and the quick tests, which start no p
 test: .venv/installed dynamodb-local ## Run all tests; options by ARGS="-k allocate -x" | 17 min | java, npm, cc; else skips tests
 	@echo 'test: all tests, in three processes. Tests whose tools are missing are skipped, and listed at the end.'
 	@exec $(python) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+containers: .venv/installed dynamodb-local ## Run the image and compose.yaml on a container engine | 5 min | root, docker.io, mmdebstrap, as test
+	@exec $(python) -m pytest --timeout 900 tests/containers $(ARGS)
 
 coverage: .venv/installed dynamodb-local ## Fail for lines that no test reaches; PART="broker_common/core/*" ARGS=tests/unit | 15 min | as test
 	@$(python) -m coverage erase

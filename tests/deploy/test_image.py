@@ -271,7 +271,20 @@ def test_the_entry_point_and_the_health_check_are_where_they_are_copied_to() -> 
     assert f'CMD ["{path}", "healthcheck"]' in DOCKERFILE
 
 
-def test_both_stages_have_the_same_pinned_base() -> None:
-    first, second = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
-    assert first == second
-    assert re.fullmatch(r"python:3\.11\.[0-9]+-slim-[a-z]+", first)
+def test_every_stage_has_the_same_pinned_base() -> None:
+    (base,) = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert re.fullmatch(r"python:3\.11\.[0-9]+-slim-[a-z]+", base)
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, re.MULTILINE)
+    assert stages == [("$BASE", "dependencies"), ("dependencies", "broker"), ("$BASE", "")]
+
+
+def test_the_labels_of_the_image_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.([a-z.]+)="([^"]*)"', DOCKERFILE))
+    assert labels == {
+        "title": project["name"],
+        "description": project["description"],
+        "version": project["version"],
+        "revision": "$REVISION",
+        "base.name": "$BASE",
+    }

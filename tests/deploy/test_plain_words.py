@@ -35,7 +35,7 @@ INSTEAD = {
     r"as of yet": "yet",
 }
 _WORDS = re.compile(rf"\b(?:{'|'.join(f'(?:{word})' for word in INSTEAD)})\b", re.IGNORECASE)
-_PLACES = ("*.md", "Makefile", "pyproject.toml", ".ci/run", "broker_*/**/*", "deploy/**/*", "docs/**/*", "tests/**/*")
+_PLACES = ("*.md", "Makefile", "pyproject.toml", ".ci/*", "broker_*/**/*", "deploy/**/*", "docs/**/*", "tests/**/*")
 _KINDS = {".c", ".cfg", ".json", ".md", ".py", ".proto", ".sh", ".tf", ".toml", ".yaml", ".yml", ""}
 
 
