@@ -61,7 +61,7 @@ lint: .venv/installed ## Check style, types, imports between packages, deploy/ a
 	exit $$failed
 
 lock: .venv/installed ## Lock the newest releases that pyproject.toml allows, with their hashes | 1 min | network
-	@.venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	@.venv/bin/uv pip compile pyproject.toml --extra tracing --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate --output-file deploy/requirements.txt
 	@# What the build of the image needs besides: for our wheel, and for the list of packages.
 	@$(python) -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb')); print(*project['build-system']['requires'], \

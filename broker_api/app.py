@@ -20,12 +20,14 @@ from broker_api.rate_limit import register_rate_limit
 from broker_api.runtime import Runtime, attach
 from broker_api.tracing import register_tracing
 from broker_api.webhook_description import describe_webhooks
+from broker_common.adapters.traces import NO_TRACES
 from broker_common.services import build_access_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_api.blueprint import Blueprint
+    from broker_common.adapters.traces import Traces
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
 
@@ -42,6 +44,7 @@ def create_app(
     *,
     registry: CollectorRegistry | None = None,
     job_calls: Blueprint = jobs.blueprint,
+    traces: Traces = NO_TRACES,
 ) -> Flask:
     """Return the application. It opens no connection, and reads no environment variable of the broker.
 
@@ -65,6 +68,7 @@ def create_app(
             access_tokens=build_access_tokens(settings, services.clock),
         ),
     )
+    traces.of_requests(app)
     register_tracing(app)
     register_metrics(app, registry or CollectorRegistry())
     register_browser_policy(app, origins=settings.cors_allowed_origins)

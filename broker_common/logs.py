@@ -20,7 +20,7 @@ from structlog.processors import EventRenamer, TimeStamper, format_exc_info
 from structlog.stdlib import ProcessorFormatter, add_log_level, add_logger_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from structlog.typing import EventDict, Processor
 
@@ -44,14 +44,15 @@ _to_json = json.JSONEncoder(default=repr).encode
 _processors: list[Processor] = []
 
 
-def configure_logging(*, level: str, fmt: str) -> None:
+def configure_logging(*, level: str, fmt: str, fields: Sequence[Processor] = ()) -> None:
     """Send all log lines of this process to stdout, from `level` on, as `json` or `text`.
 
     Each line has the bound context variables (`request_id`, `principal`, `track_id`, ...). Both formats escape control
     characters, so that no client's text can break or forge a line. Text has colours on a terminal, or if `FORCE_COLOR`
-    is set (for a terminal behind a pipe), unless `NO_COLOR` is set. May be called again.
+    is set (for a terminal behind a pipe), unless `NO_COLOR` is set. `fields` add more to each line. May
+    be called again.
     """
-    line = _line(fmt)
+    line = _line(fmt, fields)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         ProcessorFormatter(
@@ -96,7 +97,7 @@ class _Stdout:
     debug = info = warning = error = critical = _write
 
 
-def _line(fmt: str) -> list[Processor]:
+def _line(fmt: str, fields: Sequence[Processor]) -> list[Processor]:
     """Return the processors that make a line of an event, its level and its logger's name."""
     # The reader of text is at this machine: local time is enough.
     stamp = TimeStamper(fmt="%H:%M:%S", utc=False) if fmt == "text" else TimeStamper(fmt="iso", utc=True)
@@ -106,7 +107,7 @@ def _line(fmt: str) -> list[Processor]:
     else:
         to_text = ConsoleRenderer(colors=_has_colours())
         render = [_safely(lambda logger, method, event: to_text(logger, method, _escape(event)))]
-    return [merge_contextvars, add_log_level, stamp, format_exc_info, *render]
+    return [merge_contextvars, *fields, add_log_level, stamp, format_exc_info, *render]
 
 
 def _safely(render: Callable[[object, str, EventDict], str]) -> Processor:

@@ -34,6 +34,7 @@ from broker_common.adapters.redis_slots import RedisSlots
 from broker_common.adapters.redis_table_memory import RedisTableMemory
 from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
+from broker_common.adapters.traces import NO_TRACES
 from broker_common.adapters.webhook_http import WebhookHttp
 from broker_common.core.access_token import AccessRules
 from broker_common.core.allocation import Allocator
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from broker_common.adapters.traces import Traces
     from broker_common.core.ports import Clock, RateLimit, Recorder
     from broker_common.core.runs import JobLocks, JobQueue
     from broker_common.core.store import PoolCount, SandboxStore
@@ -125,7 +127,9 @@ class WorkerServices(Work):
     locks: JobLocks
 
 
-def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGISTRY) -> ApiServices:
+def build_api_services(
+    settings: Settings, *, registry: CollectorRegistry = REGISTRY, traces: Traces = NO_TRACES
+) -> ApiServices:
     """Build one API process's services; call it after the fork. It connects to nothing yet."""
     clock, rng, policy = SystemClock(), Random(), settings.policy
     minute_counts = MinuteCounts(
@@ -135,7 +139,7 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
     )
     recorder = Recorders([LogRecorder(), PrometheusApiRecorder(registry), minute_counts])
     connections = settings.api_threads + BULK_THREADS
-    store = _store(settings, clock, rng, recorder, threads=connections)
+    store = _store(settings, clock, rng, recorder, traces, threads=connections)
     remembering = connect_redis(settings, timeout_sec=TABLE_MEMORY_TIMEOUT_SEC, tries=1, connections=connections)
     memory = RedisTableMemory(remembering, clock)
     guard = Guard(store=store, memory=memory, recorder=recorder, clock=clock, rng=rng)
@@ -208,7 +212,9 @@ def build_api_services(settings: Settings, *, registry: CollectorRegistry = REGI
             threads=BULK_THREADS,
         ),
         queue=queue,
-        rate_limit=RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst),
+        rate_limit=traces.of_rate_limit(
+            RedisRateLimit(settings.redis_url, rps=settings.rate_limit_rps, burst=settings.rate_limit_burst)
+        ),
         overviews=Overviews(
             store=store,
             inventory=inventory,
@@ -230,7 +236,7 @@ def _add_allocates(guard: Guard, store: SandboxStore, minute: int, allocates: Ma
 
 
 def build_worker_services(
-    settings: Settings, *, tasks: int = 1, registry: CollectorRegistry = REGISTRY
+    settings: Settings, *, tasks: int = 1, registry: CollectorRegistry = REGISTRY, traces: Traces = NO_TRACES
 ) -> WorkerServices:
     """Build the services of a worker process that runs `tasks` at once; call it after a fork.
 
@@ -240,7 +246,7 @@ def build_worker_services(
     recorder = Recorders([LogRecorder(), PrometheusJobRecorder(registry)])
     connections = tasks + 2 * BULK_THREADS
     redis = connect_redis(settings, connections=connections)
-    store = _store(settings, clock, rng, recorder, threads=connections)
+    store = _store(settings, clock, rng, recorder, traces, threads=connections)
     guard = Guard(store=store, memory=RedisTableMemory(redis, clock), recorder=recorder, clock=clock, rng=rng)
     pauses = PauseCache(store, clock, rng)
     reservations = KnownReservations(store, clock)
@@ -326,7 +332,7 @@ def build_access_tokens(settings: Settings, clock: Clock) -> AccessTokens | None
 
 def build_store(settings: Settings) -> DynamoStore:
     """Make a store for a command line: nothing is recorded."""
-    return _store(settings, SystemClock(), Random(), Recorders([]), threads=1)
+    return _store(settings, SystemClock(), Random(), Recorders([]), NO_TRACES, threads=1)
 
 
 def build_provider(settings: Settings) -> CspClient:
@@ -384,7 +390,9 @@ def connect_redis(
     )
 
 
-def _store(settings: Settings, clock: Clock, rng: Random, recorder: Recorder, *, threads: int) -> DynamoStore:
+def _store(
+    settings: Settings, clock: Clock, rng: Random, recorder: Recorder, traces: Traces, *, threads: int
+) -> DynamoStore:
     # Three tries fit into a request's deadline; DynamoDB answers in milliseconds, or not at all.
     timeout_sec = min(STORE_TIMEOUT_SEC, settings.request_deadline_sec / 3)
     client = make_client(
@@ -394,7 +402,7 @@ def _store(settings: Settings, clock: Clock, rng: Random, recorder: Recorder, *,
         connections=threads,
     )
     return DynamoStore(
-        client,
+        traces.of_store(client),
         settings.ddb_table_name,
         clock=clock,
         rng=rng,

@@ -298,6 +298,14 @@ class Settings:
     log_level: str = _var("INFO", ma.String(validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])))
     log_format: str = _var("json", ma.String(validate=validate.OneOf(["json", "text"])))
     metrics_port: int = _integer(0, 0, 65535)
+    otel_sdk_disabled: bool = _var(
+        default=False, kind=ma.Boolean(truthy={"true", "True", "TRUE"}, falsy={"false", "False", "FALSE"})
+    )
+    otel_traces_exporter: str | None = _var(None, ma.String(validate=validate.OneOf(["otlp", "none"])))
+    otel_exporter_otlp_endpoint: str | None = _var(None, _HttpUrl())
+    otel_exporter_otlp_traces_endpoint: str | None = _var(None, _HttpUrl())
+    otel_exporter_otlp_protocol: str | None = _var(None, ma.String(validate=validate.OneOf(["http/protobuf"])))
+    otel_exporter_otlp_traces_protocol: str | None = _var(None, ma.String(validate=validate.OneOf(["http/protobuf"])))
     pool_gauge_cache_sec: float = _number(2, 0, 3600, inclusive=True)
     liveness_limit_sec: float = _number(60, 0, 3600)
 
@@ -345,6 +353,18 @@ class Settings:
             Role.ADMIN: self.broker_admin_token or self.broker_admin_token_file,
         }
         return frozenset(role for role, source in given.items() if not source)
+
+    @property
+    def traces_variable(self) -> str | None:
+        """The variable that asks for traces; None if there are to be none."""
+        if self.otel_sdk_disabled or self.otel_traces_exporter == "none":
+            return None
+        asking = {
+            "OTEL_TRACES_EXPORTER": self.otel_traces_exporter,
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": self.otel_exporter_otlp_traces_endpoint,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.otel_exporter_otlp_endpoint,
+        }
+        return next((name for name, value in asking.items() if value is not None), None)
 
     @property
     def policy(self) -> Policy:

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from broker_common.settings import Settings, SettingsError
+from broker_common.traces import find_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,11 +17,17 @@ _UNFIT = 2
 
 
 def read_settings(environ: Mapping[str, str], *, process: Process) -> Settings:
-    """Parse a process's settings; ends the process with a line for each mistake in them."""
+    """Parse a process's settings; ends the process with a line for each mistake in them.
+
+    That also holds if they ask for traces that this installation cannot make.
+    """
     try:
-        return Settings.from_env(environ, process=process)
+        settings = Settings.from_env(environ, process=process)
     except SettingsError as error:
         refuse(*error.problems)
+    if problem := find_problem(settings, process):
+        refuse(problem)
+    return settings
 
 
 def refuse(*problems: str) -> NoReturn:

@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -20,11 +19,13 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 
 from broker_common.adapters.dynamo_time import make_time_reader
 from broker_common.adapters.system_clock import SystemClock
+from broker_common.adapters.traces import NO_TRACES
 from broker_common.logs import configure_logging
 from broker_common.services import build_circuit_collector, build_worker_services, connect_redis
 from broker_common.settings import Process
 from broker_common.startup import read_settings
 from broker_common.table_check import check_table
+from broker_common.traces import start_traces
 from broker_worker.app import create_celery
 from broker_worker.beat import BeatHealth, set_up_beat
 from broker_worker.clock_watch import ClockWatch
@@ -44,8 +45,9 @@ def _create() -> Celery:
     process = Process.WORKER if command == "worker" else Process.BEAT
     settings = read_settings(os.environ, process=process)
     tasks_at_once = 1
-    get_services = functools.cache(lambda: build_worker_services(settings, tasks=tasks_at_once))
-    signals.setup_logging.connect(partial(_set_up_logging, settings), weak=False)
+    watched = _Watched(settings, process)
+    get_services = functools.cache(lambda: build_worker_services(settings, tasks=tasks_at_once, traces=watched.traces))
+    signals.setup_logging.connect(watched.set_up_logging, weak=False)
     app = create_celery(settings, get_services)
     if command == "worker":
         watch = _watch_clock(settings)
@@ -53,6 +55,7 @@ def _create() -> Celery:
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or _own_directory()
         share_metrics_through(directory)
         signals.worker_init.connect(lambda **_: check_table(settings), weak=False)
+        watched.trace_each_process()
         signals.worker_process_init.connect(lambda **_: get_services(), weak=False)
 
         @signals.worker_init.connect(weak=False)
@@ -64,6 +67,7 @@ def _create() -> Celery:
             nonlocal tasks_at_once
             if get_implementation(sender.pool_cls) is ThreadPool:
                 tasks_at_once = sender.concurrency
+                watched.start_traces()
                 get_services()
 
         if settings.metrics_port:  # pragma: no branch - the tests start a beat without it, and no worker
@@ -82,15 +86,37 @@ def _create() -> Celery:
         if settings.metrics_port:
             serve_beat(health, address=settings.api_bind, port=settings.metrics_port)
         signals.beat_init.connect(lambda **_: watch.start(), weak=False)
+        signals.beat_init.connect(watched.start_traces, weak=False)
         set_up_beat(app, settings, health, watch)
     elif command == "flower":
         set_up_flower(settings, os.environ)
     return app
 
 
-def _set_up_logging(settings: Settings, **_: object) -> None:
-    configure_logging(level=settings.log_level, fmt=settings.log_format)
-    leave_out_frequent_tasks()
+class _Watched:
+    """The log and the traces of this process."""
+
+    def __init__(self, settings: Settings, process: Process) -> None:
+        self.traces = NO_TRACES
+        self._settings = settings
+        self._process = process
+
+    def set_up_logging(self, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
+        """Send log lines to stdout, in the broker's format."""
+        configure_logging(level=self._settings.log_level, fmt=self._settings.log_format, fields=self.traces.log_fields)
+        leave_out_frequent_tasks()
+
+    def start_traces(self, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
+        """Start the traces that the settings ask for. Call it after the fork."""
+        self.traces = start_traces(self._settings, self._process)
+        if self.traces is not NO_TRACES:
+            self.set_up_logging()  # again, with the ids of traces
+
+    def trace_each_process(self) -> None:
+        """Start the traces of each process of a pool, and stop them at its end."""
+        signals.worker_process_init.connect(self.start_traces, weak=False)
+        # Celery ends these processes without Python's own end.
+        signals.worker_process_shutdown.connect(lambda **_: self.traces.stop(), weak=False)
 
 
 def _watch_clock(settings: Settings) -> ClockWatch:

@@ -26,6 +26,7 @@ from kombu.utils.json import dumps, loads
 
 from broker_common.adapters.celery_names import ARGUMENTS, QUEUES
 from broker_worker.redelivery import SharedTimeQoS
+from broker_worker.trace_context import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ def read(message: Any, queue: str) -> dict[str, Any]:  # noqa: ANN401 - any JSON
     return {
         **_CONTENT,
         "body": base64.b64encode(body.encode()).decode(),
-        "headers": {**texts, "task": task, "id": task_id},
+        "headers": {**texts, **read_trace(headers), "task": task, "id": task_id},
         "properties": {
             "body_encoding": _BODY_ENCODING,
             "correlation_id": task_id,

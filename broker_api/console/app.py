@@ -27,9 +27,11 @@ from broker_api.console.session import EncryptedSessions
 from broker_api.console.texts import register_filters
 from broker_api.tracing import register_tracing, request_id
 from broker_common.adapters.oidc_sign_in import OidcSignIn
+from broker_common.adapters.traces import NO_TRACES
 
 if TYPE_CHECKING:
     from broker_common.adapters.broker_http import BrokerHttp
+    from broker_common.adapters.traces import Traces
     from broker_common.core.ports import Clock
     from broker_common.settings import Settings
 
@@ -48,7 +50,12 @@ _BLUEPRINTS = (overview, sandboxes, line, reservations, jobs, webhooks, events, 
 
 
 def create_console(
-    settings: Settings, broker: BrokerHttp, clock: Clock, *, registry: CollectorRegistry | None = None
+    settings: Settings,
+    broker: BrokerHttp,
+    clock: Clock,
+    *,
+    registry: CollectorRegistry | None = None,
+    traces: Traces = NO_TRACES,
 ) -> Flask:
     """Return the application. It opens no connection, and reads no environment variable.
 
@@ -80,6 +87,7 @@ def create_console(
     )
     attach(app, shared)
     app.session_interface = EncryptedSessions(keys, clock, secure=secure)
+    traces.of_requests(app)
     register_tracing(app)
     health.register_metrics(app, registry or CollectorRegistry(), clock)
     register_headers(app, secure=secure)

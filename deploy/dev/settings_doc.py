@@ -137,6 +137,14 @@ SECTIONS = {
         "LIVENESS_LIMIT_SEC": "`/healthz` of worker and beat answers 503 after the process was cut off from Redis, or stuck, for so long. A worker also answers 503 if it took no waiting task for so long although it could.",
         "POOL_GAUGE_CACHE_SEC": "How often one process counts the pool for the gauges on `/metrics`, in seconds. [Metrics](contract.md#6-metrics) says how old they may be. A small value costs: see [Costs](costs.md).",
     },
+    "Traces": {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "The receiver of traces, for example `http://collector:4318`. The broker adds `/v1/traces`. If it is set, [traces](operating.md#traces) are on.",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "The same with the whole path. It comes before `OTEL_EXPORTER_OTLP_ENDPOINT`.",
+        "OTEL_TRACES_EXPORTER": "`otlp` turns traces on, also without an endpoint: the receiver is then `http://localhost:4318`. `none` turns them off.",
+        "OTEL_SDK_DISABLED": "`true` turns traces off.",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "Only `http/protobuf`, which is also used if it is not set.",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "The same for traces alone.",
+    },
 }
 _OTHERS_TEXT = """\
 ## Read by others
@@ -183,6 +191,32 @@ OTHERS = {
         "",
         "all",
         "With `LOG_FORMAT=text`: colours also outside a terminal ([force-color.org](https://force-color.org)).",
+    ),
+    "OTEL_SERVICE_NAME": (
+        "`sandbox-broker-api`, `-worker`, `-beat` or `-console`",
+        "OpenTelemetry",
+        "The name of the process in traces.",
+    ),
+    "OTEL_RESOURCE_ATTRIBUTES": (
+        "",
+        "OpenTelemetry",
+        "More attributes of each span, such as `deployment.environment.name=test`.",
+    ),
+    "OTEL_TRACES_SAMPLER": (
+        "`parentbased_always_on`",
+        "OpenTelemetry",
+        "Which traces are kept. `parentbased_traceidratio` with `OTEL_TRACES_SAMPLER_ARG=0.01` keeps one of a hundred.",
+    ),
+    "OTEL_EXPORTER_OTLP_HEADERS": (
+        "",
+        "OpenTelemetry",
+        "Headers for the receiver, such as `authorization=Bearer%20KEY`. It is a secret.",
+    ),
+    "OTEL_EXPORTER_OTLP_TIMEOUT": ("`10`", "OpenTelemetry", "How long the receiver may take to answer, in seconds."),
+    "OTEL_BSP_MAX_QUEUE_SIZE": (
+        "`2048`",
+        "OpenTelemetry",
+        "How many spans wait to be sent. More are lost. The other `OTEL_BSP_*` variables work, too.",
     ),
     "OSV_URL": ("", "`make audit`", "Another database of known vulnerabilities."),
 }
@@ -271,6 +305,8 @@ def _shown(value: object) -> str:
     """Return a value as one writes it in the environment."""
     if value is None or value in ((), ""):
         return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     if isinstance(value, Enum):
         return f"`{value.value}`"
     return f"`{value:g}`" if isinstance(value, int | float) else f"`{value}`"

@@ -508,7 +508,18 @@ def test_everything_is_closed_but_what_a_process_needs(name: str) -> None:
     assert set(closed) == {"podSelector", "policyTypes"}
     out = {port["port"] for rule in open_to(name, "egress") for port in rule["ports"]}
     others: dict[str, set[int | str]] = {"flower": {6379}, "worker-webhooks": {6379, 1}, "console": {443, "http"}}
-    assert out == {53, *others.get(process(name), {6379, 443})}
+    traces = set() if process(name) == "flower" else {4318}
+    assert out == {53, *others.get(process(name), {6379, 443}), *traces}
+
+
+def test_traces_go_to_pods_of_a_collector_alone() -> None:
+    (rule,) = [rule for rule in open_to("broker-api", "egress") if rule["ports"][0]["port"] == 4318]
+    assert rule["to"] == [
+        {
+            "namespaceSelector": {},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "opentelemetry-collector"}},
+        }
+    ]
 
 
 def test_the_console_reaches_of_all_pods_the_apis_alone() -> None:

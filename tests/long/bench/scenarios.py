@@ -22,6 +22,7 @@ from tests.long.bench.pool import make_pool
 from tests.long.bench.report import Findings, Goal, markdown
 from tests.long.bench.servers import API, DYNAMODB, REDIS, TRACK_TOKEN
 from tests.long.bench.textbook import make_textbook_table
+from tests.trace_receiver import receiving_traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -473,6 +474,37 @@ def measure_parts(bench: Bench) -> None:
     bench.findings.series["parts"] |= costs
 
 
+def measure_traces(bench: Bench) -> None:
+    """Measure the processor time of an allocation without traces, with all, and with one of a hundred.
+
+    Each API has one process and 4 clients. The receiver of traces is no part of what is measured.
+    """
+    requests, rounds, clients = bench.size(400), bench.rounds(7), 4
+    with receiving_traces() as receiver, ExitStack() as opened:
+        asking = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+        few = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
+        ways = {"no traces": {}, "all traces": asking, "one trace of a hundred": asking | few}
+        table = bench.table("traces", len(ways) * (rounds + 1) * requests)
+        runs = {
+            way: partial(
+                bench.allocate,
+                opened.enter_context(bench.servers.api(table, processes=1, variables=variables)),
+                requests,
+                clients=clients,
+            )
+            for way, variables in ways.items()
+        }
+        bench.in_turn(1, runs)  # warms up
+        loads = bench.in_turn(rounds, runs)
+    scenario = f"traces: processor time of an allocation in one process of the API, {clients} clients"
+    spent = {way: [load.milliseconds_of(API) for load in each] for way, each in loads.items()}
+    for way, milliseconds in spent.items():
+        bench.findings.add(scenario, way, milliseconds, "ms")
+        if way != "no traces":
+            bench.findings.add(scenario, f"{way}, to none", _ratios(milliseconds, spent["no traces"]))
+    bench.findings.add(scenario, "answers other than 201", sum(_other_than(CREATED, each) for each in loads.values()))
+
+
 def price_calls(bench: Bench) -> None:
     """Measure the price of each call and job on AWS."""
     pool = max(500, bench.size(5000))  # the sample allocates a fifth of it
@@ -697,6 +729,7 @@ SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
     "calls": measure_calls,
     "pools": measure_pools,
     "parts": measure_parts,
+    "traces": measure_traces,
     "cost": price_calls,
     "sizing": measure_sizing,
     "scaling": measure_scaling,
