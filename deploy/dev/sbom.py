@@ -50,6 +50,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("certifi", "MPL-2.0"): _MPL,
     ("certifi", "License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)"): _MPL,
     ("orjson", "MPL-2.0"): _MPL,
+    ("protobuf", UNKNOWN): "its file LICENSE is BSD-3-Clause, with a sentence that makes no claim on generated code",
     ("pygal", "LGPL-3.0-or-later"): (
         "it asks that users can change it; they can, because it is a directory of readable Python files; we change "
         "none of them"
