@@ -100,7 +100,7 @@ def test_a_person_signs_in_at_the_issuer_comes_back_to_the_page_and_signs_out_of
 
     page.wait_for_url(f"{stack.console_url}/events?kind=sandbox.allocated")
     expect(page.get_by_text("oidc:anna-1")).to_be_visible()
-    assert cookies(page) == {SESSION: "Strict"}
+    assert cookies(page) == {SESSION: "Strict", "broker-console-known": "Lax"}
     page.reload()
     expect(page.get_by_text("oidc:anna-1")).to_be_visible()
 
