@@ -4,9 +4,9 @@ The facts are loaded while the only endpoint is disabled. So telling them and se
 other. The receiver accepts everything at once, in a process of its own.
 
 Workers and receiver run on other machines in production. Here they get only the processor time that the others leave,
-and allocations are asked for at a steady rate, well below what this machine can do. But DynamoDB Local works for both
-sides on these cores. A control shows what that alone costs: instead of the workers, a bare client of boto3 makes as many
-calls.
+and allocations are asked for at a steady rate, well below what this machine can do. But DynamoDB Local, which makes one
+write after the other, works for both sides. A control shows what that alone costs: instead of the workers, a bare client
+of boto3 with as many threads makes the calls of a worker, again and again.
 """
 
 from __future__ import annotations
@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from tests.long.bench.load import Generator, Load
     from tests.long.bench.servers import Servers
 
-WAYS = ALONE, FLOOD, CONTROL = "alone", "beside the flood", "beside as many bare calls"
+WAYS = ALONE, FLOOD, CONTROL = "alone", "beside the flood", "beside a bare client"
 _PATIENCE_SEC = 1800
+_TAIL_SEC = 60.0
+"""How long the rest of a flood is watched without allocations."""
 _SETTLE_SEC = 1.0
 _CLIENTS = 16
 _SHARE = 0.5
@@ -97,7 +99,7 @@ class Flood:
     milliseconds: float
     """Its processor time for each of these."""
     paces: dict[str, list[float]]
-    """How many a second in each round, by what went on beside the allocations. The control is asked for as many."""
+    """How many a second in each round, by what went on beside the allocations."""
     rounds: dict[str, list[Allocations]]
     """By the same: `ALONE`, `FLOOD`, `CONTROL`."""
 
@@ -198,7 +200,7 @@ def _measure(tracks: _Tracks, control: _Control, work: _Work, rate: float, round
         run(FLOOD, work.count)
 
     def beside_control() -> None:
-        with control.at(paces[FLOOD][-1]):
+        with control.at_work():
             run(CONTROL, control.count)
 
     def alone() -> None:
@@ -215,7 +217,7 @@ def _measure(tracks: _Tracks, control: _Control, work: _Work, rate: float, round
             beside_flood()
     is_over = work.is_over()
     before, began, used = work.count(), time.monotonic(), cpu_seconds_of(tracks.stack.pid(work.worker))
-    assert wait_until(work.is_over, _PATIENCE_SEC)
+    wait_until(work.is_over, _TAIL_SEC)
     seconds, done = time.monotonic() - began, max(1, work.count() - before)
     used = cpu_seconds_of(tracks.stack.pid(work.worker)) - used
     assert not is_over or rounds == 1, "the flood was over before the allocations"
@@ -329,8 +331,8 @@ class _Control:
 
     def __init__(self, dynamodb_url: str, *, lowest: bool) -> None:
         context = multiprocessing.get_context("spawn")
-        self._rate, self._count = context.Value("d", 0.0), context.Value("q", 0)
-        arguments = (dynamodb_url, self._rate, self._count, lowest)
+        self._is_at_work, self._count = context.Event(), context.Value("q", 0)
+        arguments = (dynamodb_url, self._is_at_work, self._count, lowest)
         self._process = context.Process(target=_make_calls, args=arguments, daemon=True)
 
     def __enter__(self) -> Self:
@@ -347,17 +349,19 @@ class _Control:
         return made
 
     @contextmanager
-    def at(self, rate: float) -> Iterator[None]:
-        """Make the calls of so many facts a second inside the context."""
-        self._rate.value = rate
-        before = self.count()
-        assert wait_until(lambda: self.count() > before, _PATIENCE_SEC), "the control makes no calls"
-        time.sleep(_SETTLE_SEC)
-        yield
-        self._rate.value = 0
+    def at_work(self) -> Iterator[None]:
+        """Make calls inside the context."""
+        self._is_at_work.set()
+        try:
+            before = self.count()
+            assert wait_until(lambda: self.count() > before, _PATIENCE_SEC), "the control makes no calls"
+            time.sleep(_SETTLE_SEC)
+            yield
+        finally:
+            self._is_at_work.clear()
 
 
-def _make_calls(dynamodb_url: str, rate: Any, count: Any, lowest: bool) -> None:
+def _make_calls(dynamodb_url: str, is_at_work: Any, count: Any, lowest: bool) -> None:
     """Make the calls that a worker makes for each fact: it reads a partition, and writes two items or one item twice."""
     _end_with_parent()
     if lowest:
@@ -366,12 +370,8 @@ def _make_calls(dynamodb_url: str, rate: Any, count: Any, lowest: bool) -> None:
     partition = {"S": "CONTROL"}
 
     def act(thread: int) -> None:
-        due = time.monotonic()
         for number in itertools.count():
-            while not (wanted := rate.value):
-                time.sleep(0.02)
-            due = max(due + _CONTROL_THREADS / wanted, time.monotonic() - 1)
-            time.sleep(max(0.0, due - time.monotonic()))
+            is_at_work.wait()
             name = f"{thread}#{number}#"
             client.query(
                 TableName=_TABLE,

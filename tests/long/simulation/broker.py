@@ -25,6 +25,7 @@ from broker_common.core.telemetry import AllocateEnded
 from broker_common.core.waiting import WaitingLine
 from broker_common.core.wipe import begin_attempt, confirm_wipe
 from tests.fakes import BY, FakeTableMemory, make_sandbox
+from tests.long.simulation.flood import FloodedStore, Workers, simulated_threads
 from tests.long.simulation.table import SimulatedStore, TableConditions
 from tests.scheduler.locks import known_locks
 from tests.scheduler.schedule import Schedule
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from broker_common.core.ports import Recorder
     from broker_common.core.store import SandboxStore
     from broker_common.core.telemetry import Event
+    from tests.long.simulation.flood import Flood
 
 DEADLINE_SEC = 3
 """`REQUEST_DEADLINE_SEC`."""
@@ -60,6 +62,8 @@ class Scenario:
     free: int = 1000
     """The available sandboxes at the start."""
     table: TableConditions = field(default_factory=TableConditions)
+    flood: Flood | None = None
+    """Facts that workers tell and send meanwhile."""
     cache_size: int = 15
     candidate_age: float = candidate_cache.CANDIDATE_AGE_SEC
     seed: int = 1
@@ -83,6 +87,10 @@ class Result:
     """The partition of the index with the most writes."""
     heat: float = 0.0
     """Its write units per second."""
+    told: int = 0
+    """The facts of a flood that were told."""
+    sent: int = 0
+    """The deliveries of a flood that were sent."""
 
     @property
     def conflicts_per_allocation(self) -> float:
@@ -109,6 +117,8 @@ class Result:
             "seconds": round(self.seconds, 2),
             "hottest": self.hottest,
             "heat": round(self.heat),
+            "told_a_second": round(self.told / self.seconds),
+            "sent_a_second": round(self.sent / self.seconds),
         }
 
 
@@ -125,7 +135,11 @@ def simulate(scenario: Scenario) -> Result:
     Fails if a sandbox is given to two tracks at once.
     """
     schedule = Schedule(ByTime())
-    with known_locks(), patch.object(candidate_cache, "CANDIDATE_AGE_SEC", scenario.candidate_age):
+    with (
+        known_locks(),
+        simulated_threads(schedule),
+        patch.object(candidate_cache, "CANDIDATE_AGE_SEC", scenario.candidate_age),
+    ):
         try:
             return _Run(scenario, schedule).result()
         finally:
@@ -195,7 +209,12 @@ class _Run:
         self.schedule = schedule
         self.time = schedule.time
         self._rng = Random(scenario.seed)
-        self.store = SimulatedStore(schedule, self._rng, scenario.table)
+        self._workers: Workers | None = None
+        if scenario.flood is None:
+            self.store = SimulatedStore(schedule, self._rng, scenario.table)
+        else:
+            self.store = store = FloodedStore(schedule, self._rng, scenario.table, scenario.flood)
+            self._workers = Workers(schedule, store, scenario.flood)
         self._result = Result()
         self._holders: dict[str, str] = {}
         self._allocated: deque[str] = deque()
@@ -223,8 +242,12 @@ class _Run:
         self.schedule.start(lambda: self._arrive(processes))
         if scenario.returns:
             self.schedule.start(self._give_back_some)
+        if self._workers is not None:
+            self.schedule.start(self._workers.run)
         self.schedule.run(lambda: not self._unanswered)
         result, store = self._result, self.store
+        if self._workers is not None:
+            result.told, result.sent = self._workers.told, self._workers.sent
         heat = store.heat()
         result.seconds = self.time.monotonic()
         result.calls = sum(store.sent[method] for method in ALLOCATE_CALLS)

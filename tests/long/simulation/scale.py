@@ -16,6 +16,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from tests.long.simulation.broker import Scenario, simulate
+from tests.long.simulation.flood import Flood
 from tests.long.simulation.table import WRITE_UNITS, TableConditions
 
 if TYPE_CHECKING:
@@ -123,6 +124,30 @@ def class_starts(quick: bool) -> Iterator[tuple[Row, Scenario]]:
             yield {"free": free, "processes": processes}, Scenario(processes=processes, requests=1000, free=free)
 
 
+def floods(quick: bool) -> Iterator[tuple[Row, Scenario]]:
+    """Have a worker tell 50,000 facts meanwhile, and another one send them. Partitions have saved no units."""
+    facts = 2000 if quick else 50_000
+    beside = {
+        "nothing": None,
+        "telling": Flood(facts=facts, is_sent=False),
+        "telling, sending": Flood(facts=facts),
+    }
+    for rate, seconds in ((100, 3),) if quick else ((100, 60), (500, 20)):
+        for name, flood in beside.items():
+            yield (
+                {"rate": rate, "beside": name},
+                Scenario(
+                    processes=16,
+                    requests=rate * seconds,
+                    rate=rate,
+                    returns=rate,
+                    free=5000,
+                    table=TableConditions(saved_seconds=0.1),
+                    flood=flood,
+                ),
+            )
+
+
 SWEEPS = (
     Sweep("processes", "Processes and pools", processes_and_pools, ("conflicts", "calls", "p50_ms", "p99_ms")),
     Sweep(
@@ -148,6 +173,12 @@ SWEEPS = (
         "A class starts",
         class_starts,
         ("allocated", "refused", "unavailable", "conflicts", "calls", "p50_ms", "p99_ms", "seconds"),
+    ),
+    Sweep(
+        "flood",
+        "A flood of facts",
+        floods,
+        ("told_a_second", "sent_a_second", "hottest", "heat", "throttled", "unavailable", "p50_ms", "p99_ms"),
     ),
 )
 

@@ -327,9 +327,13 @@ class SimulatedStore(MemoryStore):
         self._spend(_units(map(self._table_partition, keys), units))
 
     def _charge_index(self, change: Change) -> None:
-        """Charge a change to the index: the sandbox's entry is deleted and put again if its key changes; a fact is put.
+        """Charge a change to the index. Raises `Throttled` before anything is written or charged."""
+        self._spend(_units(self._index_places(change), 1))
 
-        Raises `Throttled` before anything is written or charged.
+    def _index_places(self, change: Change) -> list[str]:
+        """Return the partitions of the index to which a change writes.
+
+        The sandbox's entry is deleted and put again if its key changes; a fact is put.
         """
         before, after = change.before, change.after
         places = [self._index_partition(each) for each in (before, after) if each]
@@ -337,7 +341,11 @@ class SimulatedStore(MemoryStore):
             places.pop()
         if change.fact is not None:
             places.append(f"fact#{self._segment(change.sandbox_id)}")
-        self._spend(_units(places, 1))
+        return places
+
+    def _charge(self, key: str, units: int, places: Iterable[str]) -> None:
+        """Charge a write of one item to the table, and to these partitions of the index."""
+        self._spend(_units([self._table_partition(key)], units) + _units(places, 1))
 
     def _spend(self, units: Counter[str]) -> None:
         now = self._time.monotonic()

@@ -25,6 +25,7 @@ from tests.long.simulation.broker import Scenario, milliseconds, simulate
 from tests.long.simulation.class_run import ClassResult, ClassScenario, simulate_class
 from tests.long.simulation.classes import plot as plot_class
 from tests.long.simulation.classes import run as run_class
+from tests.long.simulation.flood import Flood, FloodedStore
 from tests.long.simulation.line import LineScenario, simulate_line
 from tests.long.simulation.scale import SWEEPS, plot, run
 from tests.long.simulation.table import WRITE_UNITS, SimulatedStore, TableConditions
@@ -288,6 +289,25 @@ def test_a_wiped_sandbox_that_passes_a_reservation_that_is_short_is_found(monkey
 def test_a_sandbox_that_stays_set_aside_after_the_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reserver, "_return_unneeded", lambda *_: [])
     assert simulate_class(replace(SMALL_CLASS, students=50)).kept
+
+
+BUSY = Scenario(requests=1000, rate=200, returns=200, free=2000, table=TableConditions(saved_seconds=0.1))
+
+
+def test_allocations_take_as_long_while_a_flood_of_facts_is_told_and_sent() -> None:
+    alone, beside = simulate(BUSY), simulate(replace(BUSY, flood=Flood(facts=3000)))
+    assert beside.told > 500
+    assert beside.sent > 200
+    assert not beside.unavailable
+    for percent in (50, 99):
+        assert milliseconds(beside.allocated, percent) == pytest.approx(milliseconds(alone.allocated, percent), rel=0.1)
+
+
+def test_a_flood_whose_marks_are_all_at_one_place_of_the_index_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FloodedStore, "_mark_partition", lambda *_: "untold")
+    busier = replace(BUSY, rate=500, returns=500)
+    alone, beside = simulate(busier), simulate(replace(busier, flood=Flood(facts=3000)))
+    assert milliseconds(beside.allocated, 99) > 2 * milliseconds(alone.allocated, 99)
 
 
 def test_a_quick_class_can_be_plotted() -> None:
