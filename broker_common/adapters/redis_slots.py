@@ -1,9 +1,9 @@
 """The provider's call slots, and the pace of its deletes, over all workers.
 
 A slot is a member of a sorted set, and its score is the end of its lease: the slot of a dead worker becomes free. The
-pace is a token bucket, kept as one number: the time at which the bucket is full again. One script takes a slot and a
-token together or neither, so that a call holds no slot while it waits for a token, and no token while it waits for a
-slot.
+pace is a token bucket that holds one token, kept as one number: the time at which the token is back. One script takes a
+slot and the token together or neither, so that a call holds no slot while it waits for the token, and no token while it
+waits for a slot.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
 # Redis' own clock decides, so that workers whose clocks differ agree on what has expired. A holder that has a slot
-# already gets its lease extended. The last two arguments are the microseconds in which the bucket gets a token, and how
-# many tokens it can hold; 0: the call needs no token.
+# already gets its lease extended. The last argument is the microseconds in which the bucket gets its token; 0: the call
+# needs none.
 _ACQUIRE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -36,18 +36,15 @@ end
 local step = tonumber(ARGV[4])
 if step > 0 then
     local instant = time[1] * 1000000 + time[2]
-    local whole = step * ARGV[5]
-    local full_at = math.max(tonumber(redis.call('GET', KEYS[2]) or '') or instant, instant)
-    local wait = full_at + step - instant - whole
-    if wait <= 0 then
-        full_at = full_at + step
-    elseif wait > step then
-        -- The clock was set back: a bucket is never emptier than empty.
-        full_at = instant + whole
+    local wait = (tonumber(redis.call('GET', KEYS[2]) or '') or instant) - instant
+    if wait > 0 and wait <= step then
+        return wait
     end
-    redis.call('SET', KEYS[2], string.format('%.0f', full_at), 'PX', math.ceil((full_at - instant) / 1000))
+    -- A longer wait than a step: the clock was set back. Then the step begins now. The record may not end a part of a
+    -- millisecond too early, so it gets one more.
+    redis.call('SET', KEYS[2], string.format('%.0f', instant + step), 'PX', math.ceil(step / 1000) + 1)
     if wait > 0 then
-        return math.min(wait, step)
+        return step
     end
 end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
@@ -62,8 +59,8 @@ _MINUTE_US = 60_000_000
 class RedisSlots:
     """Call slots in Redis. `lease_sec` must be longer than a call can last.
 
-    With `paced_per_minute`, so many paced calls may begin in a minute, evenly spread. What was not used in the last six
-    seconds may begin at once: a tenth of a minute's calls, and at least one. 0: there is no pace.
+    With `paced_per_minute`, no 60 seconds have more begins of paced calls than this number, by Redis' clock: from one
+    begin to the next, 60 s divided by it must pass, also after a rest. 0: there is no pace.
     """
 
     def __init__(
@@ -81,9 +78,7 @@ class RedisSlots:
         self._lease_ms = round(lease_sec * 1000)
         self._paced_per_minute = paced_per_minute
         # Rounded up, so that a minute never has one more.
-        self._bucket = (
-            (-(-_MINUTE_US // paced_per_minute), max(1, paced_per_minute // 10)) if paced_per_minute else None
-        )
+        self._step_us = -(-_MINUTE_US // paced_per_minute) if paced_per_minute else 0
         self._keys = [key, pace_key]
         self._script = redis.register_script(_ACQUIRE)
 
@@ -114,9 +109,9 @@ class RedisSlots:
 
     def _acquire(self, token: str, *, is_paced: bool) -> int:
         """Try to take a slot. Return 0 if it is taken, `_ALL_TAKEN`, or the microseconds until the pace allows one."""
-        step_us, size = (self._bucket if is_paced else None) or (0, 0)
+        step_us = self._step_us if is_paced else 0
         try:
-            taken: int = self._script(keys=self._keys, args=[token, self._limit, self._lease_ms, step_us, size])
+            taken: int = self._script(keys=self._keys, args=[token, self._limit, self._lease_ms, step_us])
         except RedisError as error:
             raise ProviderSlotsUnavailable("the provider's call slots cannot be reached in Redis") from error
         return taken

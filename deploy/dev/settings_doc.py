@@ -118,7 +118,7 @@ SECTIONS = {
         "CSP_TIMEOUT_CONNECT_SEC": "How long connecting to the provider may take.",
         "CSP_TIMEOUT_READ_SEC": "How long the provider may take to answer after that.",
         "CSP_MAX_CONCURRENCY": "How many calls to the provider may run at once, over all workers.",
-        "CSP_DELETES_PER_MINUTE": "How many deletes may begin in a minute, over all workers, evenly spread; 0: as many as the call slots allow. Set it alike for all workers. [How it counts](contract.md#deletes).",
+        "CSP_DELETES_PER_MINUTE": "How many deletes may begin in any 60 seconds, over all workers, evenly spread; 0: as many as the call slots allow. Set it alike for all workers. [How it counts](contract.md#deletes).",
         "CSP_SERVICES_CLEANUP": "What happens before an account is deleted to the services that a student left in it. `off`: nothing. `shadow`: they are counted, in the log, the metrics and the facts. `on`: they are removed. Set it alike for all workers. [How to turn it on](deployment.md#services-that-students-left).",
         "CSP_SERVICES_NAME": "Only services with exactly this name are removed. Without it, all services in the account are.",
         "CSP_SERVICES_EMAIL": "The user who signs in to remove services. Required by the worker with `CSP_SERVICES_CLEANUP`.",

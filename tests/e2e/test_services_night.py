@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(300)
+
 POOL = 12
 WORKERS = ("worker-1", "worker-2")
 EMAIL, PASSWORD = "night@example.com", "a-password-of-the-night"
@@ -196,7 +198,6 @@ def test_no_secret_of_the_night_is_in_a_log_a_fact_or_a_metric(night: Stack) -> 
     assert not any(secret in text for text in told for secret in (PASSWORD, EMAIL, "jwt-"))
 
 
-@pytest.mark.timeout(300)
 def test_shadow_counts_and_deletes_no_service(tmp_path: Path) -> None:
     services = with_deletion_workers(WORKERS, threads=3)
     with Stack(tmp_path, {**SETTINGS, "CSP_SERVICES_CLEANUP": "shadow"}, services=services) as stack:

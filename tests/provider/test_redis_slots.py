@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -125,62 +125,89 @@ def paced(redis: Redis, per_minute: int, *, limit: int = 100, calls: int = 20) -
 
 
 def move_clock(redis: Redis, seconds: float) -> None:
-    """Have the pace see a time that is so much later: its only record is a time."""
+    """Have the pace see a time that is so much later: its only record is a time. No record: a call may begin anyway."""
     stored = redis.get(PACE)
-    assert isinstance(stored, bytes)
-    redis.set(PACE, int(stored) - round(seconds * 1e6))
+    if isinstance(stored, bytes):
+        redis.set(PACE, int(stored) - round(seconds * 1e6))
+
+
+def redis_now(redis: Redis) -> float:
+    """Return the time by Redis' clock, in Unix seconds."""
+    seconds, microseconds = redis.time()
+    return float(seconds) + float(microseconds) / 1e6
+
+
+def wait_left(redis: Redis) -> float:
+    """Return for how many seconds the pace allows no other call."""
+    stored = redis.get(PACE)
+    return max(0, int(stored) / 1e6 - redis_now(redis)) if isinstance(stored, bytes) else 0
 
 
 # Paces of a few calls a minute, so that no test lasts until the next call may begin.
 
 
-@pytest.mark.parametrize(("per_minute", "at_once"), [(1, 1), (2, 1), (4, 1)])
-def test_all_workers_together_begin_as_many_paced_calls_as_the_time_allows(
-    redis: Redis, per_minute: int, at_once: int
-) -> None:
-    assert paced(redis, per_minute) == at_once
+@pytest.mark.parametrize("per_minute", [1, 2, 4])
+def test_all_workers_together_begin_as_many_paced_calls_as_the_time_allows(redis: Redis, per_minute: int) -> None:
+    assert paced(redis, per_minute) == 1
     assert paced(redis, per_minute) == 0
     for _ in range(3):
         move_clock(redis, 60 / per_minute)
         assert paced(redis, per_minute) == 1
 
 
-def test_a_tenth_of_a_minute_s_calls_may_begin_at_once_after_a_rest(redis: Redis) -> None:
-    step_sec = 60 / 40
-    assert paced(redis, 40, calls=4) == 4
-    move_clock(redis, 3600)
-    # More come only if the tries themselves take as long as a step.
-    began_at = time.monotonic()
-    begun = paced(redis, 40)
-    assert 4 <= begun <= 4 + (time.monotonic() - began_at) / step_sec
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("per_minute", [1, 7, 60])
+def test_no_sixty_seconds_have_more_paced_calls_than_the_pace_allows(redis: Redis, per_minute: int, seed: int) -> None:
+    chance = random.Random(seed)
+    step = 60 / per_minute
+    workers = [RedisSlots(redis, limit=5, lease_sec=60, paced_per_minute=per_minute) for _ in range(2)]
+    moved = 0.0
+    begun: list[tuple[float, float]] = []
+    """Between which two times each call began, so that no stall can make a distance look shorter."""
+
+    def try_after(seconds: float) -> None:
+        nonlocal moved
+        move_clock(redis, seconds)
+        moved += seconds
+        before = redis_now(redis) + moved
+        with suppress(ProviderBusy), chance.choice(workers).hold(wait_sec=0, is_paced=True):
+            begun.append((before, redis_now(redis) + moved))
+
+    for _ in range(2):
+        try_after(chance.choice([0, step, 6, 59, 3600]))  # a rest
+        for _ in range(per_minute + 2):  # each as soon as it may
+            try_after(wait_left(redis))
+        try_after(chance.choice([0, step, 6, 59, 3600]))
+        for _ in range(3 * per_minute):
+            try_after(chance.uniform(0, step))
+    assert len(begun) > 3 * per_minute
+    pairs = zip(begun, begun[per_minute:], strict=False)
+    assert [pair for pair in pairs if pair[1][1] - pair[0][0] < 60] == []
 
 
 def test_a_clock_that_was_set_back_does_not_stop_paced_calls_for_long(redis: Redis) -> None:
-    slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=600)
-    with slots.hold(wait_sec=0, is_paced=True):
-        pass
-    move_clock(redis, -86400)
+    slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=60)
+    redis.set(PACE, round((redis_now(redis) + 86400) * 1e6))
     with slots.hold(wait_sec=60, is_paced=True):
         assert redis.zcard("sandbox-broker:csp:slots") == 1
 
 
-def test_a_call_that_waits_for_the_pace_holds_no_slot_and_begins_when_it_may(redis: Redis) -> None:
+def test_a_call_that_waits_for_the_pace_holds_no_slot(redis: Redis) -> None:
     slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=1)
-    with slots.hold(wait_sec=0, is_paced=True):
-        pass
-    move_clock(redis, 59)  # so the next one may begin a second later
-    begun = threading.Event()
+    assert paced(redis, 1, calls=1) == 1
+    with pytest.raises(ProviderBusy, match="the pace"), slots.hold(wait_sec=0.2, is_paced=True):
+        pytest.fail("the pace allows none")
+    with slots.hold(wait_sec=0):  # the only slot, which a waiting call would have kept until its lease ends
+        assert redis.zcard("sandbox-broker:csp:slots") == 1
 
-    def wait_for_it() -> None:
-        with slots.hold(wait_sec=60, is_paced=True):
-            begun.set()
 
-    waiting = threading.Thread(target=wait_for_it)
-    waiting.start()
-    with slots.hold(wait_sec=0):  # the only slot
-        assert not begun.is_set()
-    assert begun.wait(30)
-    waiting.join()
+def test_a_call_that_waits_for_the_pace_begins_when_it_may(redis: Redis) -> None:
+    slots = RedisSlots(redis, limit=1, lease_sec=60, paced_per_minute=1)
+    assert paced(redis, 1, calls=1) == 1
+    may_begin_at = redis_now(redis) + wait_left(redis) - 59
+    move_clock(redis, 59)
+    with slots.hold(wait_sec=60, is_paced=True):
+        assert redis_now(redis) >= may_begin_at
 
 
 def test_a_call_that_gets_no_slot_uses_up_nothing_of_the_pace(redis: Redis) -> None:
@@ -218,9 +245,9 @@ def test_a_record_of_the_pace_that_cannot_be_read_counts_as_none(redis: Redis) -
     assert paced(redis, 1) == 1
 
 
-def test_the_record_of_the_pace_ends_when_the_bucket_is_full(redis: Redis) -> None:
+def test_the_record_of_the_pace_ends_when_the_next_call_may_begin(redis: Redis) -> None:
     assert paced(redis, 1) == 1
-    assert 0 < redis.pttl(PACE) <= 60_000
+    assert 0 < redis.pttl(PACE) <= 60_001
 
 
 def test_without_redis_no_slot_is_given_and_with_it_again_one_is(own_redis: OwnRedis) -> None:
