@@ -154,6 +154,8 @@ def beat(plan: Plan) -> Program:
         env=_without_multiproc(plan) | {"METRICS_PORT": plan.env["BEAT_METRICS_PORT"]},
         ready_url=f"{plan.url('BEAT_METRICS_PORT')}/healthz",
         health_url=f"{plan.url('BEAT_METRICS_PORT')}/healthz",
+        # longer than its own end and the 2 s for its last spans
+        stop_limit_sec=15,
     )
 
 

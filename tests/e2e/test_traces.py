@@ -1,7 +1,4 @@
-"""Traces as a receiver gets them from a whole broker: who called whom, over all processes, and without a secret.
-
-The processes send nothing by themselves within the time of the tests. So all that came was sent when they stopped.
-"""
+"""Traces as a receiver gets them from a whole broker: who called whom, over all processes, and without a secret."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ import pytest
 import requests
 from celery import Celery
 
+from deploy.dev import programs
 from deploy.dev.processes import wait_until
 from tests.e2e.stack import ADMIN_TOKEN, TRACK_TOKEN, Stack
 from tests.trace_receiver import Span, TraceReceiver, draw, receiving_traces
@@ -25,10 +23,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from deploy.dev.plan import Plan
+    from deploy.dev.processes import Program
+
+pytestmark = pytest.mark.timeout(300)
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 PROVIDER_TOKEN = "the-token-of-the-provider"
 PLANTED = {name: f"{name}-{secrets.token_hex(8)}" for name in ("query", "path", "header", "baggage", "webhook-path")}
 SERVICES = ("api", "console", "worker-jobs", "worker-deletions", "worker-webhooks", "beat")
+EXPECTED = {
+    ("api", "POST /v1/admin/cleanup"),
+    ("api", "POST /v1/admin/sync"),
+    ("api", "POST /v1/admin/webhooks"),
+    ("api", "POST /v1/allocate"),
+    ("console", "GET /sandboxes"),
+    ("worker", "run/broker.cleanup"),
+    ("worker", "run/broker.delete_sandbox"),
+    ("worker", "run/broker.sync"),
+}
 _CSRF = re.compile(r'name="csrf_token"[^>]*value="([^"]+)"')
 
 
@@ -40,6 +52,21 @@ class Story:
     hooks: Receiver
     stack: Stack
     runs: dict[str, dict[str, Any]]
+
+    def is_whole(self) -> bool:
+        """Tell whether all came that the tests look for. What is part of a span comes before it, or with it."""
+        spans = self.traces.spans
+        deletes = [span for span in spans if span.name == "DELETE"]
+        return (
+            {(_service(process), name) for process, name in EXPECTED} <= {(span.service, span.name) for span in spans}
+            and any(self.line_to(span)[0].name == "POST /v1/admin/cleanup" for span in deletes)
+            and any(self.line_to(span)[0].service == _service("beat") for span in self.sent_webhooks())
+        )
+
+    def sent_webhooks(self) -> list[Span]:
+        """Return the spans of the calls to the receiver of webhooks."""
+        port = self.hooks.port
+        return [span for span in self.traces.spans if span.name == "POST" and span.attributes["server.port"] == port]
 
     def find(self, name: str, service: str = "api") -> Span:
         """Return the first span of this name."""
@@ -71,19 +98,17 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             "CSP_API_TOKEN": PROVIDER_TOKEN,
             "MOCK_CSP_TOKEN": PROVIDER_TOKEN,
             "OTEL_EXPORTER_OTLP_ENDPOINT": traces.url,
-            "OTEL_BSP_SCHEDULE_DELAY": "600000",
-            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100000",
-            "OTEL_BSP_MAX_QUEUE_SIZE": "100000",
+            "OTEL_BSP_SCHEDULE_DELAY": "500",
             # What the operator of a collector may set, and what would send secrets if nothing took them out.
             "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST": ".*",
             "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST": ".*",
         }
         with Stack(tmp_path_factory.mktemp("stack"), settings, with_console=True) as stack:
-            runs = _act(stack, hooks)
-            assert traces.spans == []
+            told = Story(traces, hooks, stack, _act(stack, hooks))
+            assert wait_until(told.is_whole, 60), draw(traces.spans)
             endings = {name: stack.stop(name) for name in SERVICES}
             assert all(ending.startswith("stopped") for ending in endings.values()), endings
-            yield Story(traces, hooks, stack, runs)
+            yield told
 
 
 def _act(stack: Stack, hooks: Receiver) -> dict[str, dict[str, Any]]:
@@ -191,11 +216,7 @@ def test_the_trace_of_a_page_begins_in_the_console_and_leads_through_the_api_to_
 
 
 def test_a_webhook_is_sent_in_the_trace_of_the_job_that_found_it_and_its_receiver_is_not_told(story: Story) -> None:
-    sent = next(
-        span
-        for span in story.traces.spans
-        if span.name == "POST" and span.attributes["server.port"] == story.hooks.port
-    )
+    sent = story.sent_webhooks()[0]
 
     assert [span.name for span in story.line_to(sent)] == [
         "apply_async/broker.deliver",
@@ -267,7 +288,24 @@ def endpoint(request: pytest.FixtureRequest) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.mark.timeout(300)
+def test_a_process_that_stops_sends_its_last_spans(tmp_path: Path) -> None:
+    never = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "API_WORKERS": "1"}
+
+    def of_a_job(plan: Plan, scratch: Path) -> list[Program]:
+        return [programs.worker_jobs(plan, scratch), programs.api(plan, scratch)]
+
+    with receiving_traces() as traces, Stack(tmp_path, _sent_to(traces) | never, services=of_a_job) as stack:
+        stack.run_job("sync")
+        assert traces.spans == []
+
+        endings = [stack.stop("api"), stack.stop("worker-jobs")]
+
+        assert all(ending.startswith("stopped") for ending in endings), endings
+        assert {("api", "POST /v1/admin/sync"), ("worker", "run/broker.sync")} <= {
+            (span.service.removeprefix("sandbox-broker-"), span.name) for span in traces.spans
+        }
+
+
 def test_a_receiver_that_does_not_take_spans_holds_up_no_call_no_job_and_no_stop(endpoint: str, tmp_path: Path) -> None:
     settings = {
         "POOL": "2",
