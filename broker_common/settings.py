@@ -38,6 +38,14 @@ _MAX_WORKERS = 256
 _SHORTEST_KEY = 32
 _SERVICES_LIMIT_SEC = 20
 """For all services of an account together. A worker that stops finishes its wipe: Fargate waits for 120 s at most."""
+_COMPRESSIONS = r"(?i:none|gzip|deflate)\Z"
+_SAMPLERS = r"(?i:(parentbased_)?(always_on|always_off|traceidratio))\Z"
+_SAMPLERS_TEXT = "always_on, always_off or traceidratio, each also with parentbased_ before it"
+_MOST_SPANS = 1_000_000
+_DAY_MILLIS = 1000 * _DAY_SEC
+_TRACES = "OTEL_"
+_SWITCH = "OTEL_SDK_DISABLED:"
+_ASKING = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _WITH_ISSUER = ("OIDC_ROLES_CLAIM", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_SCOPES")
 
 
@@ -306,6 +314,17 @@ class Settings:
     otel_exporter_otlp_traces_endpoint: str | None = _var(None, _HttpUrl())
     otel_exporter_otlp_protocol: str | None = _var(None, ma.String(validate=validate.OneOf(["http/protobuf"])))
     otel_exporter_otlp_traces_protocol: str | None = _var(None, ma.String(validate=validate.OneOf(["http/protobuf"])))
+    # OpenTelemetry reads the rest. It falls back to other values without a word, or raises once the process runs.
+    otel_exporter_otlp_timeout: float = _number(10, 0, 600)
+    otel_exporter_otlp_traces_timeout: float | None = _number(None, 0, 600)
+    otel_exporter_otlp_compression: str = _text("none", _COMPRESSIONS, "none, gzip or deflate")
+    otel_exporter_otlp_traces_compression: str | None = _text(None, _COMPRESSIONS, "none, gzip or deflate")
+    otel_traces_sampler: str = _text("parentbased_always_on", _SAMPLERS, _SAMPLERS_TEXT)
+    otel_traces_sampler_arg: float = _number(1, 0, 1, inclusive=True)
+    otel_bsp_max_queue_size: int = _integer(2048, 1, _MOST_SPANS)
+    otel_bsp_max_export_batch_size: int = _integer(512, 1, _MOST_SPANS)
+    otel_bsp_schedule_delay: int = _integer(5000, 1, _DAY_MILLIS)
+    otel_bsp_export_timeout: int = _integer(30_000, 1, _DAY_MILLIS)
     pool_gauge_cache_sec: float = _number(2, 0, 3600, inclusive=True)
     liveness_limit_sec: float = _number(60, 0, 3600)
 
@@ -336,6 +355,8 @@ class Settings:
             for problem in settings._check_together(process, set(parsed))
             if problem.split(":", 1)[0] not in named
         ]
+        if not settings._asks_for_traces(given):
+            problems = [each for each in problems if not each.startswith(_TRACES) or each.startswith(_SWITCH)]
         if problems:
             raise SettingsError(sorted(problems))
         return settings
@@ -357,14 +378,17 @@ class Settings:
     @property
     def traces_variable(self) -> str | None:
         """The variable that asks for traces; None if there are to be none."""
-        if self.otel_sdk_disabled or self.otel_traces_exporter == "none":
+        if self._has_traces_off:
             return None
-        asking = {
-            "OTEL_TRACES_EXPORTER": self.otel_traces_exporter,
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": self.otel_exporter_otlp_traces_endpoint,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": self.otel_exporter_otlp_endpoint,
-        }
-        return next((name for name, value in asking.items() if value is not None), None)
+        return next((name for name in _ASKING if getattr(self, name.lower()) is not None), None)
+
+    @property
+    def _has_traces_off(self) -> bool:
+        return self.otel_sdk_disabled or self.otel_traces_exporter == "none"
+
+    def _asks_for_traces(self, given: Mapping[str, str]) -> bool:
+        """Tell whether traces are asked for, also if the value that asks is a bad one."""
+        return not self._has_traces_off and not given.keys().isdisjoint(_ASKING)
 
     @property
     def policy(self) -> Policy:
@@ -428,6 +452,11 @@ class Settings:
             problems.append("MAX_LAB_DURATION_HOURS: Must not be less than LAB_DURATION_HOURS.")
         if self.deletion_backoff_base_sec > self.deletion_backoff_max_sec:
             problems.append("DELETION_BACKOFF_MAX_SEC: Must not be less than DELETION_BACKOFF_BASE_SEC.")
+        if self.otel_bsp_max_queue_size < self.otel_bsp_max_export_batch_size:
+            problems.append(
+                "OTEL_BSP_MAX_QUEUE_SIZE: Must not be less than OTEL_BSP_MAX_EXPORT_BATCH_SIZE, "
+                f"which is {self.otel_bsp_max_export_batch_size}."
+            )
         return problems
 
     def _check_tokens(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Starts the traces of a process, if the standard variables of OpenTelemetry ask for them.
 
-Nothing of OpenTelemetry is imported unless they do.
+The broker imports nothing of OpenTelemetry unless they do.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def find_problem(settings: Settings, process: Process) -> str | None:
         return None
     try:
         _import_start(settings, process)
+        from broker_common.adapters import otel_traces  # noqa: PLC0415 - only if traces are asked for
     except ModuleNotFoundError:
         return (
             f"{settings.traces_variable}: Asks for traces, but the extra `tracing` is not installed: install "
@@ -33,7 +34,7 @@ def find_problem(settings: Settings, process: Process) -> str | None:
         return (
             "OTEL_PROPAGATORS: Names one that is not installed. Leave it out: the broker uses W3C Trace Context alone."
         )
-    return None
+    return otel_traces.find_problem()
 
 
 def start_traces(settings: Settings, process: Process) -> Traces:

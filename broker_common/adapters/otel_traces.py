@@ -11,6 +11,7 @@ import os
 import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -18,7 +19,7 @@ from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.propagate import set_global_textmap
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -27,6 +28,8 @@ from broker_common.adapters.otel_spans import BoundedProcessor, CleanExporter
 from broker_common.adapters.traces import Traces
 
 if TYPE_CHECKING:
+    from urllib.parse import SplitResult
+
     from flask import Flask
     from opentelemetry.context import Context
     from requests import PreparedRequest
@@ -34,7 +37,17 @@ if TYPE_CHECKING:
 
 # The library takes commas for separators, and searches in the whole URL.
 _PROBES = r"^https?://[^/]*/(healthz|readyz|metrics)(\?.*)?$"
+_PORTS = {"http": 80, "https": 443}
 _SEMANTICS = "OTEL_SEMCONV_STABILITY_OPT_IN"
+
+
+def find_problem() -> str | None:
+    """Return which limit of spans is no number, in a variable that only OpenTelemetry reads; None if all is well."""
+    try:
+        SpanLimits()
+    except ValueError as error:
+        return f"{str(error).partition(' ')[0]}: Must be an integer of at least 0."  # its text begins with the variable
+    return None
 
 
 def start(service: str, *, api_url: str | None = None) -> OtelTraces:
@@ -44,6 +57,8 @@ def start(service: str, *, api_url: str | None = None) -> OtelTraces:
     """
     # The names of today. Without this, the libraries use those of years ago.
     os.environ[_SEMANTICS] = "http,database"
+    # The settings were checked without the blanks around them. OpenTelemetry keeps some of these blanks.
+    os.environ.update({name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_")})
     # Each failure would be several lines. `CleanExporter` logs what matters.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     set_global_textmap(_Arrivals())
@@ -112,8 +127,19 @@ class _NoLooseCalls(Sampler):
 
 def _tell_api(api_url: str | None, span: trace.Span, request: PreparedRequest) -> None:
     """Add the id of the trace to a request that goes to the API."""
-    if api_url is not None and (request.url or "").startswith(f"{api_url.rstrip('/')}/"):
+    if api_url is not None and _is_under(api_url, request.url or ""):
         TraceContextTextMapPropagator().inject(request.headers, context=trace.set_span_in_context(span))
+
+
+def _is_under(base: str, url: str) -> bool:
+    """Tell whether a URL leads to the server of `base`, to a path under its path. The spelling may differ."""
+    wanted, found = urlsplit(base), urlsplit(url)
+    return _origin(wanted) == _origin(found) and found.path.startswith(f"{wanted.path.rstrip('/')}/")
+
+
+def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
+    """Return scheme, host in lower case, and port."""
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
 
 
 def _add_ids(_logger: object, _method: str, event: EventDict) -> EventDict:

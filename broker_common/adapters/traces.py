@@ -1,6 +1,7 @@
-"""What a process does for traces while they are off: nothing. It costs nothing either, and imports nothing.
+"""What a process does for traces while they are off: nothing. The broker imports nothing of OpenTelemetry then.
 
-`otel_traces` does it while they are on.
+redis-py does where OpenTelemetry is installed, as in the image: 61 modules and 2.5 MB, for metrics that are off.
+`otel_traces` makes traces while they are on.
 """
 
 from __future__ import annotations

@@ -144,6 +144,16 @@ SECTIONS = {
         "OTEL_SDK_DISABLED": "`true` turns traces off.",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "Only `http/protobuf`, which is also used if it is not set.",
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "The same for traces alone.",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "How long the receiver may take to answer, in seconds.",
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "The same for traces alone. It comes before `OTEL_EXPORTER_OTLP_TIMEOUT`.",
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "How spans are packed: `none`, `gzip` or `deflate`.",
+        "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION": "The same for traces alone. It comes before `OTEL_EXPORTER_OTLP_COMPRESSION`.",
+        "OTEL_TRACES_SAMPLER": "Which traces are kept: `always_on`, `always_off` or `traceidratio`. With `parentbased_` before it, a caller that sends `traceparent` decides. `parentbased_traceidratio` with `OTEL_TRACES_SAMPLER_ARG=0.01` keeps one of a hundred.",
+        "OTEL_TRACES_SAMPLER_ARG": "The share that a sampler with `traceidratio` keeps, from 0 to 1. Other samplers do not use it.",
+        "OTEL_BSP_MAX_QUEUE_SIZE": "How many spans wait to be sent. More are lost. Not less than `OTEL_BSP_MAX_EXPORT_BATCH_SIZE`.",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "How many spans are sent at once, at most.",
+        "OTEL_BSP_SCHEDULE_DELAY": "How long spans wait to be sent together, in milliseconds.",
+        "OTEL_BSP_EXPORT_TIMEOUT": "OpenTelemetry's library takes it and does not use it. `OTEL_EXPORTER_OTLP_TIMEOUT` is the limit.",
     },
 }
 _OTHERS_TEXT = """\
@@ -202,21 +212,10 @@ OTHERS = {
         "OpenTelemetry",
         "More attributes of each span, such as `deployment.environment.name=test`.",
     ),
-    "OTEL_TRACES_SAMPLER": (
-        "`parentbased_always_on`",
-        "OpenTelemetry",
-        "Which traces are kept. `parentbased_traceidratio` with `OTEL_TRACES_SAMPLER_ARG=0.01` keeps one of a hundred.",
-    ),
     "OTEL_EXPORTER_OTLP_HEADERS": (
         "",
         "OpenTelemetry",
         "Headers for the receiver, such as `authorization=Bearer%20KEY`. It is a secret.",
-    ),
-    "OTEL_EXPORTER_OTLP_TIMEOUT": ("`10`", "OpenTelemetry", "How long the receiver may take to answer, in seconds."),
-    "OTEL_BSP_MAX_QUEUE_SIZE": (
-        "`2048`",
-        "OpenTelemetry",
-        "How many spans wait to be sent. More are lost. The other `OTEL_BSP_*` variables work, too.",
     ),
     "OSV_URL": ("", "`make audit`", "Another database of known vulnerabilities."),
 }

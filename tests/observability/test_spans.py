@@ -8,10 +8,12 @@ import pytest
 from botocore.exceptions import ClientError
 from celery import Celery
 from opentelemetry import context
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.testing import capture_logs
 
 from broker_common.adapters.otel_celery import TaskInstrumentor
@@ -81,6 +83,15 @@ def test_a_span_keeps_only_what_is_known_to_hold_no_secret(spans: Spans, kind: S
         assert getattr(kept, name) == getattr(original, name)
 
 
+def test_the_state_that_a_caller_sends_with_its_trace_is_not_sent_on_to_the_receiver(spans: Spans) -> None:
+    caller = TraceContextTextMapPropagator().extract({"traceparent": PARENT, "tracestate": f"vendor={SECRET}"})
+    spans.tracer.start_span("any", context=caller).end()
+    assert spans.only.context is not None
+    assert spans.only.context.trace_state
+
+    assert SECRET.encode() not in encode_spans([clean(spans.only)]).SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("kind", "attributes", "name"),
     [
@@ -144,6 +155,34 @@ def test_lost_spans_are_logged_once_a_minute_with_their_number_and_the_recovery_
         ("warning", "error"),
         ("info", "success"),
     ]
+
+
+def test_spans_lost_within_the_minute_are_still_reported_after_the_receiver_is_back(spans: Spans) -> None:
+    now = [1000.0]
+    receiver = Receiver()
+    exporter = CleanExporter(receiver, monotonic=lambda: now[0])
+    spans.tracer.start_span("any").end()
+    with capture_logs() as lines:
+        exporter.export([spans.only])
+        exporter.export([spans.only] * 2)
+        receiver.takes = True
+        exporter.export([spans.only])
+        assert [line["lost_spans"] for line in lines] == [1]
+        now[0] += 60
+        exporter.export([spans.only])
+
+    assert [line["lost_spans"] for line in lines] == [1, 2]
+
+
+def test_a_span_that_cannot_be_cleaned_is_counted_and_those_beside_it_are_sent(spans: Spans) -> None:
+    sent = InMemorySpanExporter()
+    spans.tracer.start_span("any").end()
+    broken = ReadableSpan("broken", status=None)  # type: ignore[arg-type]
+    with capture_logs() as lines:
+        CleanExporter(sent).export([spans.only, broken])
+
+    assert [span.name for span in sent.get_finished_spans()] == ["any"]
+    assert [(line["lost_spans"], line["reasons"]) for line in lines] == [(1, {"not_cleaned": 1})]
 
 
 class Table:

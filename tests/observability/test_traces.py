@@ -10,12 +10,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.sdk._shared_internal import BatchProcessor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from structlog.testing import capture_logs
 
-from broker_common.adapters import otel_spans
-from broker_common.adapters.otel_spans import BoundedProcessor
-from broker_common.settings import Process, Settings
+from broker_common.adapters.otel_spans import BoundedProcessor, CleanExporter
+from broker_common.settings import Process, Settings, SettingsError
 from broker_common.startup import read_settings
 from deploy.dev.processes import ROOT, free_ports
 from tests.http_server import Handler, serving
@@ -115,18 +116,77 @@ def test_traces_are_on_if_a_standard_variable_asks_for_them(given: dict[str, str
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"collector?key={SECRET}"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "0"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "br"),
+        ("OTEL_TRACES_SAMPLER", "traceid_ratio"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1%"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1.01"),
+        ("OTEL_TRACES_SAMPLER_ARG", "nan"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "256"),  # less than a batch, which is 512
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "many"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "0"),
+        ("OTEL_BSP_EXPORT_TIMEOUT", "-1"),
+        ("OTEL_SPAN_EVENT_COUNT_LIMIT", SECRET),
     ],
 )
 def test_a_value_that_this_broker_cannot_follow_is_refused_by_the_name_of_its_variable(
-    variable: str, value: str, capsys: pytest.CaptureFixture[str]
+    variable: str, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(variable, value)
     with pytest.raises(SystemExit) as ended:
-        read_settings(DEVELOPMENT | {variable: value}, process=Process.BEAT)
+        read_settings(DEVELOPMENT | ASKING | {variable: value}, process=Process.BEAT)
 
-    said = capsys.readouterr().err
+    [said] = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
     assert said.startswith(f"{variable}: ")
     assert SECRET not in said
+
+
+def test_all_bad_values_are_named_at_once_also_beside_a_bad_endpoint() -> None:
+    bad = {
+        "OTEL_BSP_SCHEDULE_DELAY": "0",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318",
+        "OTEL_TRACES_SAMPLER": "some",
+    }
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env(DEVELOPMENT | bad, process=Process.CONSOLE)
+
+    assert [problem.split(":")[0] for problem in refused.value.problems] == sorted(bad)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [{}, ASKING | {"OTEL_SDK_DISABLED": "true"}, ASKING | {"OTEL_TRACES_EXPORTER": "none"}],
+    ids=["not asked for", "disabled", "sent nowhere"],
+)
+def test_while_traces_are_off_no_value_for_them_stops_a_process(off: dict[str, str]) -> None:
+    unfit = {
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_TRACES_SAMPLER": "jaeger_remote",
+        "OTEL_BSP_MAX_QUEUE_SIZE": "256",
+    }
+
+    assert read_settings(DEVELOPMENT | unfit | off, process=Process.WORKER).traces_variable is None
+
+
+@pytest.mark.parametrize("sampler", ["always_on", "ALWAYS_OFF", "traceidratio", "ParentBased_TraceIdRatio"])
+def test_every_sampler_of_the_standard_is_taken(sampler: str) -> None:
+    given = {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": "0.01"}
+
+    assert Settings.from_env(DEVELOPMENT | ASKING | given, process=Process.API).otel_traces_sampler == sampler
+
+
+def test_blanks_around_a_value_change_nothing() -> None:
+    start = """
+from broker_common.adapters import otel_traces
+print(otel_traces.start("api").provider.sampler.get_description())
+"""
+    ended = run("-c", start, **ASKING, OTEL_TRACES_SAMPLER=" traceidratio ", OTEL_TRACES_SAMPLER_ARG=" 0.25 ")
+
+    assert (ended.returncode, ended.stdout) == (0, "TraceIdRatioBased{0.25}\n"), ended.stderr
 
 
 def test_a_propagator_that_is_not_installed_ends_the_start_with_one_line() -> None:
@@ -147,7 +207,8 @@ import boto3, botocore.config, requests
 from opentelemetry import baggage, context
 from broker_common.adapters import otel_backend, otel_traces
 api, other = sys.argv[1:]
-traces = otel_traces.start("console", api_url=f"{api}/v1/")
+# As an operator may write it; `requests` writes it in its own way.
+traces = otel_traces.start("console", api_url=f"{api.replace('localhost', 'LocalHost')}/v1/")
 otel_backend.watch(traces.provider)
 context.attach(baggage.set_baggage("key", "value"))
 with traces.provider.get_tracer("test").start_as_current_span("page"):
@@ -168,7 +229,7 @@ with traces.provider.get_tracer("test").start_as_current_span("page"):
             self.answer(200)
 
     with serving(Keep) as api, serving(Keep) as other:
-        urls = [f"http://127.0.0.1:{server.server_port}" for server in (api, other)]
+        urls = [f"http://localhost:{server.server_port}" for server in (api, other)]
         ended = run("-c", calls, *urls, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
     assert ended.returncode == 0, ended.stderr
@@ -189,11 +250,24 @@ class Hanging(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-def test_a_receiver_that_hangs_holds_up_no_work_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otel_spans, "_STOP_MILLIS", 10)
+@pytest.fixture
+def stop_limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the limits with which processors are told to stop, in milliseconds. They do not wait for so long here."""
+    asked: list[int] = []
+    stop = BatchProcessor.shutdown
+
+    def note(processor: BatchProcessor[Any], timeout_millis: int = 30_000) -> None:
+        asked.append(timeout_millis)
+        stop(processor, 10)
+
+    monkeypatch.setattr(BatchProcessor, "shutdown", note)
+    return asked
+
+
+def test_a_receiver_that_hangs_holds_up_no_work_and_an_end_for_2_seconds_at_most(stop_limits: list[int]) -> None:
     exporter = Hanging()
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(BoundedProcessor(exporter, max_queue_size=2, max_export_batch_size=1))
+    provider.add_span_processor(BoundedProcessor(CleanExporter(exporter), max_queue_size=2, max_export_batch_size=1))
     tracer: Any = provider.get_tracer("test")
     for _ in range(100):
         tracer.start_span("any").end()
@@ -201,5 +275,23 @@ def test_a_receiver_that_hangs_holds_up_no_work_and_no_end(monkeypatch: pytest.M
 
     provider.shutdown()
 
+    assert stop_limits == [2000]
     assert not exporter.answer.is_set()
     exporter.answer.set()
+
+
+def test_spans_that_find_the_queue_full_are_counted_among_the_lost() -> None:
+    receiver, provider = Hanging(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BoundedProcessor(CleanExporter(receiver), max_queue_size=2, max_export_batch_size=1))
+    tracer: Any = provider.get_tracer("test")
+    with capture_logs() as lines:
+        tracer.start_span("sent").end()
+        assert receiver.called.wait(10)
+        for _ in range(5):
+            tracer.start_span("any").end()
+        receiver.answer.set()
+        provider.shutdown()
+
+    assert [(line["lost_spans"], line["reasons"]) for line in lines if line["log_level"] == "warning"] == [
+        (3, {"queue_full": 3})
+    ]
