@@ -59,7 +59,8 @@ resource "aws_cloudwatch_metric_alarm" "fails" {
   comparison_operator = "GreaterThanThreshold"
   treat_missing_data  = "notBreaching"
 
-  # AWS counts these errors only by operation, so this alarm adds them up.
+  # AWS counts these errors only by operation, so this alarm adds up those of all operations that the policies of deploy/iam
+  # allow. AWS does not count the calls that describe or make the table. An alarm can have ten metrics at most.
   metric_query {
     id          = "errors"
     expression  = "SUM(METRICS())"
@@ -73,6 +74,10 @@ resource "aws_cloudwatch_metric_alarm" "fails" {
       getItem            = "GetItem"
       query              = "Query"
       updateItem         = "UpdateItem"
+      batchGetItem       = "BatchGetItem"
+      deleteItem         = "DeleteItem"
+      putItem            = "PutItem"
+      scan               = "Scan"
     }
 
     content {
