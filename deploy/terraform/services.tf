@@ -25,6 +25,22 @@ locals {
     )
   }
 
+  # Who gets a secret that not every broker has, if the variable secrets says where it is.
+  workers = ["worker-jobs", "worker-deletions", "worker-webhooks"]
+  more_secrets = {
+    OIDC_CLIENT_SECRET         = ["console"]
+    CSP_SERVICES_EMAIL         = local.workers
+    CSP_SERVICES_PASSWORD      = local.workers
+    OTEL_EXPORTER_OTLP_HEADERS = keys(local.definitions)
+  }
+
+  secrets = {
+    for name, container in local.containers : name => concat(
+      [for secret in container.secrets : secret.name],
+      [for secret, users in local.more_secrets : secret if contains(users, name) && var.secrets[secret] != null],
+    )
+  }
+
   # How many run; as deploy/ecs/README.md says.
   fixed = { for name, tasks in {
     console          = 1
@@ -82,9 +98,7 @@ resource "aws_ecs_task_definition" "broker" {
     merge(local.containers[each.key], {
       image       = var.image
       environment = [for name, value in local.environments[each.key] : { name = name, value = value }]
-      secrets = [
-        for secret in local.containers[each.key].secrets : { name = secret.name, valueFrom = var.secrets[secret.name] }
-      ]
+      secrets     = [for name in local.secrets[each.key] : { name = name, valueFrom = var.secrets[name] }]
       logConfiguration = merge(local.containers[each.key].logConfiguration, {
         options = merge(local.containers[each.key].logConfiguration.options, {
           awslogs-group  = aws_cloudwatch_log_group.broker.name
@@ -96,7 +110,7 @@ resource "aws_ecs_task_definition" "broker" {
 
   lifecycle {
     precondition {
-      condition     = alltrue([for secret in local.containers[each.key].secrets : var.secrets[secret.name] != null])
+      condition     = alltrue([for name in local.secrets[each.key] : var.secrets[name] != null])
       error_message = "The console needs CONSOLE_SECRET_KEY in the variable secrets."
     }
   }

@@ -51,11 +51,15 @@ variable "image_repository_arn" {
 
 variable "secrets" {
   type = object({
-    REDIS_URL          = string
-    BROKER_API_TOKEN   = string
-    BROKER_ADMIN_TOKEN = string
-    CSP_API_TOKEN      = string
-    CONSOLE_SECRET_KEY = optional(string)
+    REDIS_URL                  = string
+    BROKER_API_TOKEN           = string
+    BROKER_ADMIN_TOKEN         = string
+    CSP_API_TOKEN              = string
+    CONSOLE_SECRET_KEY         = optional(string)
+    OIDC_CLIENT_SECRET         = optional(string)
+    CSP_SERVICES_EMAIL         = optional(string)
+    CSP_SERVICES_PASSWORD      = optional(string)
+    OTEL_EXPORTER_OTLP_HEADERS = optional(string)
   })
   description = "Where each secret is: its ARN in Secrets Manager or in the Parameter Store. Never its value."
 
@@ -78,8 +82,8 @@ variable "recycle_policy" {
   description = "RECYCLE_POLICY of the API and the workers: what happens with a sandbox after its wipe."
 
   validation {
-    condition     = contains(["confirm", "reuse"], var.recycle_policy)
-    error_message = "recycle_policy must be confirm or reuse."
+    condition     = contains(["confirm", "retire", "reuse"], var.recycle_policy)
+    error_message = "recycle_policy must be confirm, retire or reuse."
   }
 }
 
@@ -113,9 +117,24 @@ variable "settings" {
     error_message = "settings may name api, console, worker-jobs, worker-deletions, worker-webhooks and beat."
   }
 
+  # Terraform keeps settings in its state as they are. The last three no process needs: those headers are the same as
+  # OTEL_EXPORTER_OTLP_HEADERS, and a task gets its rights on AWS by its role.
   validation {
     condition = alltrue([
-      for settings in values(var.settings) : length(setintersection(keys(settings), ["REDIS_URL", "BROKER_API_TOKEN", "BROKER_ADMIN_TOKEN", "CSP_API_TOKEN", "CSP_SERVICES_PASSWORD", "CONSOLE_SECRET_KEY"])) == 0
+      for settings in values(var.settings) : length(setintersection(keys(settings), [
+        "REDIS_URL",
+        "BROKER_API_TOKEN",
+        "BROKER_ADMIN_TOKEN",
+        "CSP_API_TOKEN",
+        "CONSOLE_SECRET_KEY",
+        "OIDC_CLIENT_SECRET",
+        "CSP_SERVICES_EMAIL",
+        "CSP_SERVICES_PASSWORD",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+      ])) == 0
     ])
     error_message = "settings must not have secrets: they belong to the variable secrets, by reference."
   }

