@@ -18,6 +18,7 @@ from broker_api.schemas.reservations import (
     CapacityQuerySchema,
     CapacitySchema,
     ChangeInputSchema,
+    CheckInputSchema,
     FitSchema,
     ReservationPageSchema,
     ReservationQuerySchema,
@@ -66,13 +67,17 @@ def book(body: dict[str, Any]) -> dict[str, Any] | tuple[dict[str, Any], int, di
 
 
 @blueprint.route("/reservations/check", methods=["POST"], role=Role.OPERATOR)
-@blueprint.doc(operationId="adminCheckBooking", errors=("SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"))
-@blueprint.arguments(BookingInputSchema())
+@blueprint.doc(
+    operationId="adminCheckBooking",
+    errors=("RESERVATION_NOT_FOUND", "RESERVATION_NOT_OPEN", "SERVICE_UNAVAILABLE", "UPGRADE_UNFINISHED"),
+)
+@blueprint.arguments(CheckInputSchema())
 @blueprint.response(200, FitSchema, description="Whether it fits, and how many sandboxes could be had")
 @bulk_store_call
 def check(body: dict[str, Any]) -> Fit:
-    """Say what booking would say, and book nothing."""
-    return services().bookings.check(_wanted(body))
+    """Say what booking would say, or the change of a reservation, and change nothing."""
+    reservation_id = body.pop("reservation_id", None)
+    return services().bookings.check(_wanted(body), reservation_id=reservation_id)
 
 
 @blueprint.route("/reservations", methods=["GET"], role=Role.VIEWER)

@@ -77,7 +77,7 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
     call that only reads is not made: see `Reach`.
     """
     if method == "GET":
-        return _read(path, headers=headers, **options)
+        return _read(method, path, headers=headers, **options)
     try:
         answer = _call(method, path, headers=headers, **options)
     except Refused as error:
@@ -91,7 +91,12 @@ def call(method: str, path: str, *, headers: Mapping[str, str] | None = None, **
     return answer
 
 
-def _read(path: str, **options: Any) -> Answer:  # noqa: ANN401 - the same
+def ask(path: str, *, json: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the call `POST /admin{path}` that changes nothing, as any other read. Raises as `call` does."""
+    return _read("POST", path, headers=None, json=json).body
+
+
+def _read(method: str, path: str, **options: Any) -> Answer:  # noqa: ANN401 - the same
     reach = runtime().reach
     # A page of many calls waits at most twice.
     if g.get("unanswered", 0) >= PATHS_IN_A_ROW or not reach.may_ask(path):
@@ -100,7 +105,7 @@ def _read(path: str, **options: Any) -> Answer:  # noqa: ANN401 - the same
         if not has_place:
             g.unanswered = PATHS_IN_A_ROW
             raise Unreachable("the API is slow, and others wait for it")
-        return _call("GET", path, **({} if path in _REPORTS else {"timeout_sec": READ_SEC}) | options)
+        return _call(method, path, **({} if path in _REPORTS else {"timeout_sec": READ_SEC}) | options)
 
 
 def _call(method: str, path: str, *, headers: Mapping[str, str] | None, **options: Any) -> Answer:  # noqa: ANN401 - the same

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask import flash, g, redirect, render_template, request, url_for
+from flask import current_app, flash, g, redirect, render_template, request, url_for
 from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped] # it ships no types
 from werkzeug.exceptions import BadHost, HTTPException, MethodNotAllowed
 
 from broker_api.console.calls import UNSURE, SignedOut, sentence
 from broker_api.console.people import end_session
 from broker_api.console.runtime import person
-from broker_api.console.security import this_address
+from broker_api.console.security import is_ours, this_address
 from broker_api.tracing import request_id
 from broker_common.adapters.broker_http import Refused, Unreachable
 
@@ -53,8 +53,18 @@ def _sign_out(error: SignedOut) -> Response | tuple[str, int]:
     is_form = request.method == "POST"
     is_unchanged = is_form and not g.get("may_have_changed")
     flash(f"{error} Nothing was changed." if is_unchanged else str(error), "warning")
-    came_from = None if is_form else this_address()
+    came_from = _page_of_form() if is_form else this_address()
     return redirect(url_for("signin.show", next=came_from if came_from != "/" else None), code=303)
+
+
+def _page_of_form() -> str | None:
+    """Return the page that a form was on, as it says, or because its address is that of the page, too."""
+    said = request.form.get("next", "")
+    if is_ours(said):
+        return said
+    urls = current_app.create_url_adapter(request)
+    has_page = urls is not None and "GET" in urls.allowed_methods(request.path)
+    return this_address() if has_page else None
 
 
 def _refused(error: Refused) -> tuple[str, int]:

@@ -24,14 +24,19 @@ class Kept:
         self._clock = clock
         self._memory: Memory[object] = Memory(clock, longest_sec=KEPT_SEC - 1, most_size=_MOST)
 
-    def get(self, token: str, name: str, make: Callable[[], Made | None]) -> Made | None:
-        """Return what is kept under `name`, or what `make` returns now. None is not kept."""
+    def get(
+        self, token: str, name: str, make: Callable[[], Made | None], *, may_keep: Callable[[], bool] = lambda: True
+    ) -> Made | None:
+        """Return what is kept under `name`, or what `make` returns now.
+
+        None is not kept, and nothing unless `may_keep` returns true afterwards.
+        """
         found, now = self._memory.get(token, name), self._clock.now()
         if found is not None:
             return cast("Made", found[1])
         # Two requests at the same time may both do it, because it calls the API.
         made = make()
-        if made is not None:
+        if made is not None and may_keep():
             self._memory.put(token, name, made, at=now)
         return made
 

@@ -10,7 +10,7 @@ from broker_api.console.reach import READ_SEC
 from broker_api.console.runtime import runtime
 from broker_api.console.session import LONGEST_SEC
 from broker_api.tracing import HEADER, request_id
-from broker_common.adapters.broker_http import Refused
+from broker_common.adapters.broker_http import Refused, Unreachable
 from broker_common.core.principals import Principal, Role
 
 if TYPE_CHECKING:
@@ -22,9 +22,15 @@ _OF_PEOPLE = frozenset(Role) - {Role.TRACK}
 
 
 def ask_who(token: str) -> Principal:
-    """Ask the API whose `token` is. The roles are those that the console knows. Raises `Refused` and `Unreachable`."""
+    """Ask the API whose `token` is. The roles are those that the console knows. Raises `Refused` and `Unreachable`.
+
+    It takes a place for reads. So while the API hangs, nobody can hold all threads by signing in.
+    """
     given = {HEADER: request_id()}
-    found = runtime().broker.call("GET", "/admin/whoami", token=token, headers=given, timeout_sec=READ_SEC).body
+    with runtime().reach.place() as has_place:
+        if not has_place:
+            raise Unreachable("the API is slow, and others wait for it")
+        found = runtime().broker.call("GET", "/admin/whoami", token=token, headers=given, timeout_sec=READ_SEC).body
     roles = frozenset(role for role in _OF_PEOPLE if role.value in found["roles"])
     return Principal(name=found["principal"], roles=roles, customer=found["customer"])
 

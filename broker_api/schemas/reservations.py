@@ -106,6 +106,15 @@ class BookingInputSchema(Schema):
     note = reason_field({"description": "For people, one line; else null"}, required=False, allow_none=True)
 
 
+class CheckInputSchema(BookingInputSchema):
+    """What would be booked, or what a reservation would be changed to."""
+
+    reservation_id = plain_field(
+        {"description": "The reservation that would be changed to this. What it takes now does not count"},
+        allow_none=True,
+    )
+
+
 class ChangeInputSchema(BookingInputSchema):
     """What to change. Fields that are left out stay as they are."""
 

@@ -163,14 +163,24 @@ class Bookings:
                 continue
             return Booked(reservation, replayed=False)
 
-    def check(self, wanted: Wanted) -> Fit:
-        """Tell whether a reservation could be booked. Books nothing. Raises `InvalidInput` and `StoreUnavailable`."""
+    def check(self, wanted: Wanted, *, reservation_id: str | None = None) -> Fit:
+        """Tell whether a reservation could be booked, or `reservation_id` be changed to it. Changes nothing.
+
+        Raises `InvalidInput` and `StoreUnavailable`; with an id also `ReservationNotFound` and `ReservationNotOpen`.
+        """
         now = self.now()
-        reservation = Reservation(reservation_id="", **_fields_of(wanted), created_at=now, created_by="")
-        _check(reservation, now)
         known = self._store.read_reservations()
+        if reservation_id is None:
+            reservation = Reservation(reservation_id="", **_fields_of(wanted), created_at=now, created_by="")
+            _check(reservation, now)
+            fits_already = False
+        else:
+            current = self._current(known, reservation_id)
+            reservation = replace(current, **_fields_of(wanted))
+            _check_change(current, reservation, now)
+            fits_already = not _needs_more(current, reservation)
         could_have = self._could_have(reservation, known, self._sandboxes())
-        return Fit(reservation.count <= could_have, could_have)
+        return Fit(fits_already or reservation.count <= could_have, could_have)
 
     def change(self, reservation_id: str, changes: Mapping[str, object], *, version: int, by: Actor) -> Reservation:
         """Change the named fields of a reservation that was read at `version`.
@@ -194,9 +204,7 @@ class Bookings:
                 return current
             changed = replace(changed, version=version + 1)
             now = self.now()
-            _check(changed, now, earliest=min(now, current.starts_at))
-            if changed.count < current.drawn:
-                raise _fault("count", f"must be at least {current.drawn}, because so many sandboxes were drawn")
+            _check_change(current, changed, now)
             if _needs_more(current, changed):
                 self._check_capacity(changed, known)
             surplus = current.set_aside + current.drawn - changed.count
@@ -375,6 +383,13 @@ def _needs_more(before: Reservation, after: Reservation) -> bool:
     """Tell whether a change may need sandboxes that the reservation did not need before."""
     is_within = before.starts_at <= after.starts_at and after.ends_at <= before.ends_at
     return not (is_within and after.count <= before.count and after.prefix == before.prefix)
+
+
+def _check_change(before: Reservation, after: Reservation, now: int) -> None:
+    """Raise `InvalidInput` unless a reservation may be changed at `now`."""
+    _check(after, now, earliest=min(now, before.starts_at))
+    if after.count < before.drawn:
+        raise _fault("count", f"must be at least {before.drawn}, because so many sandboxes were drawn")
 
 
 def _check(reservation: Reservation, now: int, *, earliest: int | None = None) -> None:

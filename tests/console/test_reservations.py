@@ -601,6 +601,36 @@ def test_the_form_shows_what_is_booked_and_a_change_sends_only_what_changed(stoc
     assert "Networking 101 was changed. (request " in stocked.open(page_of(made)).text
 
 
+@pytest.mark.parametrize(
+    ("count", "said"), [("8", "It fits:</strong> 8 could be had"), ("9", "It does not fit:</strong> 8 could")]
+)
+def test_the_form_that_changes_a_class_is_checked_without_what_the_class_takes_now(
+    stocked: Console, count: str, said: str
+) -> None:
+    made = book(stocked.api, count=5)
+    form = form_of(stocked.open(page_of(made, "/change")).text) | {"count": count}
+
+    assert said in send(stocked, "/reservations/check", form).text
+    by_button = send(stocked, page_of(made, "/change"), form | {"check": "1"})
+    assert (by_button.status_code, said in by_button.text) == (200, True)
+    assert form_of(by_button.text)["count"] == count
+    assert reservations_of(stocked) == [made]
+
+
+def test_a_check_is_not_made_just_after_the_api_did_not_answer(stocked: Console) -> None:
+    token = re.findall(r'name="csrf_token" value="([^"]+)"', stocked.open(NEW).text)[0]
+    form = FORM | {"csrf_token": token}
+    stocked.to_api.away = True
+    stocked.browser.post("/reservations/check", data=form)
+    stocked.to_api.away = False
+    stocked.to_api.sent.clear()
+
+    answer = stocked.browser.post("/reservations/check", data=form)
+
+    assert "The broker's API does not answer" in html.unescape(answer.get_data(as_text=True))
+    assert stocked.to_api.sent == []
+
+
 def test_a_length_replaces_the_end_that_was_booked(stocked: Console) -> None:
     made = book(stocked.api)
     form = form_of(stocked.open(page_of(made, "/change")).text)

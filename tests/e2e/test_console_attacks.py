@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
     from tests.e2e.browser import Watch
 
@@ -203,6 +203,38 @@ def test_signing_out_ends_the_session_of_every_tab_of_the_browser(visit: Visit) 
     other.clock.run_for(RENEWAL_MS)
     expect(other.get_by_label("Token")).to_be_visible()
     assert not is_signed_in(page)
+
+
+def test_what_was_typed_stays_when_the_session_ends_while_a_form_is_open(visit: Visit) -> None:
+    page, _ = visit()
+    page.goto("/line")
+    form = page.context.new_page()
+    form.clock.install()
+    form.goto("/reservations/new")
+    form.get_by_label("Name of the class").fill("Networking 101")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_text("You are signed out.")).to_be_visible()
+    form.get_by_label("How many sandboxes").fill("3")
+    form.clock.run_for(RENEWAL_MS)
+    expect(form.get_by_text("You are signed out. Copy what you have typed")).to_be_visible()
+    expect(form.get_by_label("Name of the class")).to_have_value("Networking 101")
+
+
+def test_a_page_without_live_parts_is_not_asked_for_again(visit: Visit) -> None:
+    page, _ = visit()
+    page.clock.install()
+    renewals: list[str] = []
+
+    def note(request: Request) -> None:
+        renewals.extend([request.url] if request.method == "GET" and "x-renew" in request.headers else [])
+
+    page.on("request", note)
+    for path in ("/usage", "/events?kind=sandbox.allocated", "/reservations/new", "/jobs"):
+        page.goto(path)
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        page.clock.run_for(3 * RENEWAL_MS)
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    assert {urlsplit(each).path for each in renewals} <= {"/jobs"}
 
 
 def test_the_session_is_hidden_from_scripts_is_no_token_and_counts_for_nothing_when_edited(

@@ -228,6 +228,40 @@ def test_what_was_drawn_is_not_needed_twice() -> None:
     assert could_have(world, wanted()) == 4
 
 
+def test_the_check_of_a_change_leaves_out_what_the_reservation_takes_itself() -> None:
+    world = a_world(10)
+    booked = world.bookings.book(wanted(8), by=BY).reservation.reservation_id
+    assert world.bookings.check(wanted(8)).fits is False
+    assert world.bookings.check(wanted(8), reservation_id=booked).fits is True
+    assert world.bookings.check(wanted(9), reservation_id=booked).fits is False
+    assert world.bookings.check(wanted(1, at=SOON + DAY), reservation_id=booked).could_have == 8
+    assert world.memory.reservations[booked].count == 8
+
+
+def test_a_change_that_needs_nothing_more_fits_although_the_pool_has_shrunk() -> None:
+    world = a_world(10)
+    booked = world.bookings.book(wanted(8), by=BY).reservation.reservation_id
+    world.set_policy(reservable_percent=10)
+    assert world.bookings.check(wanted(7), reservation_id=booked).fits is True
+    assert world.bookings.change(booked, {"count": 7}, version=1, by=BY).count == 7
+
+
+def test_the_check_of_a_change_refuses_what_the_change_would_refuse() -> None:
+    world = a_world(10)
+    world.reserve(make_reservation(count=4), set_aside=4)
+    for number in range(4):
+        world.allocate(f"track-{number}", track_name="lab-1")
+    (running,) = world.memory.reservations
+    with pytest.raises(InvalidInput, match="at least 4"):
+        world.bookings.check(wanted(3), reservation_id=running)
+    cancelled = world.bookings.book(wanted(), by=BY).reservation.reservation_id
+    world.bookings.cancel(cancelled, by=BY)
+    with pytest.raises(ReservationNotOpen):
+        world.bookings.check(wanted(), reservation_id=cancelled)
+    with pytest.raises(ReservationNotFound):
+        world.bookings.check(wanted(), reservation_id="nobody")
+
+
 # -- races
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, render_template
+from flask import Blueprint, g, render_template
 from markupsafe import Markup
 
 from broker_api.console.booking_form import OVER
@@ -44,7 +44,7 @@ def show() -> str:
     who, now = known_person(), runtime().clock.now()
     overview = read("/overview")
     classes = _classes(overview, now)
-    drawn = runtime().kept.get(who.token, "pool", _draw)
+    drawn = runtime().kept.get(who.token, "pool", _draw, may_keep=lambda: "known_at" not in g)
     waited_before = None if drawn is None else _waited_before(drawn, now)
     return render_template(
         "pages/overview.html",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 
 from broker_api.console.booking_form import DEFAULT_LEAD, OVER, TIMES, BookingForm, label_of, new_form, text_of
-from broker_api.console.calls import act, call, done, need, read
+from broker_api.console.calls import act, ask, call, done, need, read
 from broker_api.console.forms import BEFORE, form_key, is_typed, new_key
 from broker_api.console.pictures import capacity
 from broker_api.console.runtime import runtime
@@ -135,6 +135,10 @@ def save(reservation_id: str) -> Page:
     need("operator")
     form, before = BookingForm(), BookingForm(prefix=BEFORE)
     version = request.form.get("version", 0, type=int)
+    if "check" in request.form:
+        found = _check(form)
+        form.name.errors = []
+        return _changing_page(reservation_id, version, form, before, found=found)
     if not _is_whole(form, known=before.ends.data):
         return _changing_page(reservation_id, version, form, before), 400
     was = before.body()
@@ -251,12 +255,14 @@ def _is_whole(form: BookingForm, known: int | None = None) -> bool:
 def _check(form: BookingForm) -> dict[str, Any]:
     """Return what the booking check says of what is typed so far, as `booking_check.html` shows it."""
     form.name.validators = []
+    reservation_id = request.form.get("reservation_id") or None
     if not (_is_filled(form.count) and _is_filled(form.starts) and (_is_filled(form.length) or _is_filled(form.ends))):
         return {"missing": True}
-    if _is_whole(form):
+    if _is_whole(form, known=BookingForm(prefix=BEFORE).ends.data if reservation_id else None):
         try:
             body = form.body()
-            fit = call("POST", "/reservations/check", json=body | {"name": body["name"] or "-"}).body
+            named = {"name": body["name"] or "-", "reservation_id": reservation_id}
+            fit = ask("/reservations/check", json=body | named)
         except Refused as error:
             problems = _explain(form, error)
         except Unreachable:
@@ -365,9 +371,11 @@ def _changing_page(  # noqa: PLR0917 - all that the form is made of
     before: BookingForm,
     problems: Sequence[str] = (),
     meanwhile: Sequence[Mapping[str, Any]] = (),
+    found: Mapping[str, Any] | None = None,
 ) -> str:
     return render_template(
         "pages/booking.html",
+        found=found,
         form=form,
         before=before,
         version=version,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _PAGE = 50
 MAX_HOURS = OPERATOR_MAX_SEC // 3600
+_MOST_DIGITS = 15
+"""Of a number in a form: more than any time in seconds has."""
 _GONE: Mapping[int, str] = {
     HTTPStatus.NOT_FOUND: "This sandbox is no longer in the pool: its record was removed. Its history is still kept.",
 }
@@ -59,6 +61,11 @@ class ExtendForm(Form):
         return ends + int(self.hours.data) * 3600
 
 
+def is_number(text: str) -> bool:
+    """Tell whether a field of a form is a number that is not absurdly long."""
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
+
+
 def show(sandbox_id: str) -> str:
     """Show one sandbox."""
     return _page(sandbox_id, ExtendForm(formdata=None))
@@ -85,7 +92,7 @@ def _release(sandbox_id: str, _form: ExtendForm) -> Answer | None:
 
 def _extend(sandbox_id: str, form: ExtendForm) -> Answer | None:
     ends = request.form.get("ends", "")
-    expires_at = form.expires_at(ends=int(ends) if ends.isdecimal() else 0)
+    expires_at = form.expires_at(ends=int(ends) if is_number(ends) else 0)
     if expires_at is None:
         flash("Nothing was done: the form lacks the new end.", "warning")
         return None

@@ -183,7 +183,7 @@ def _calls(chosen: Sequence[str]) -> list[Call] | None:
         fault = "Choose what to do"
     elif wanted == "quarantine" and reason is None:
         fault = "Say why they are set aside"
-    elif wanted == "extend" and not (hours.isdecimal() and 1 <= int(hours) <= sandbox.MAX_HOURS):
+    elif wanted == "extend" and not (sandbox.is_number(hours) and 1 <= int(hours) <= sandbox.MAX_HOURS):
         fault = f"Say by how many hours: 1 to {sandbox.MAX_HOURS}"
     if fault is not None:
         flash(f"Nothing was done. {sentence(fault)}", "warning")
@@ -200,7 +200,7 @@ def _call(wanted: str, sandbox_id: str, *, reason: str, hours: str) -> Call:
         return sandbox_acts.release(sandbox_id, lease_id=lease_id)
     if wanted == "extend":
         ends = request.form.get(f"ends-{sandbox_id}", "")
-        expires_at = (int(ends) if ends.isdecimal() else 0) + int(hours) * 3600
+        expires_at = (int(ends) if sandbox.is_number(ends) else 0) + int(hours) * 3600
         return sandbox_acts.extend(sandbox_id, lease_id=lease_id, expires_at=expires_at)
     if wanted == "quarantine":
         return sandbox_acts.quarantine(sandbox_id, reason=reason)

@@ -6,7 +6,7 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, flash, redirect, render_template, request, url_for
+from flask import Blueprint, flash, g, redirect, render_template, request, url_for
 from wtforms import RadioField, SelectMultipleField, StringField
 from wtforms.validators import InputRequired
 
@@ -367,12 +367,15 @@ def _form_page(form: EndpointForm, **values: Any) -> str:  # noqa: ANN401 - what
 
 def _named(endpoint_id: str) -> dict[str, Any]:
     """Return an endpoint; after a form also one that cannot be read now, because its page says what was done."""
+    unnamed = {"endpoint_id": endpoint_id, "url": endpoint_id}
+    if g.get("unanswered"):
+        return unnamed  # proxies do not wait for a second call that has no answer
     try:
         return read(_path(endpoint_id))
     except (Refused, Unreachable):
         if request.method == "GET":
             raise
-        return {"endpoint_id": endpoint_id, "url": endpoint_id}
+        return unnamed
 
 
 def _waiting(endpoint_id: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pygal  # type: ignore[import-untyped] # it ships no types
 from markupsafe import Markup
+from pygal.etree import etree  # type: ignore[import-untyped] # the same
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # pygal adds an importer for its maps that has only the old `find_module`: Python 3.11 warns of it at later imports. The
 # console draws no maps.
 sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, pygal.PluginImportFixer)]
+
+# Else pygal uses lxml wherever that is installed, whose elements are others.
+etree.to_etree()
 
 _DROPPED = {"defs", "desc", "title"}
 """Style sheets and scripts, which the pages' policy forbids; notes for that script; titles that repeat numbers."""

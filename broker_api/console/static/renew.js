@@ -32,12 +32,24 @@ function replace(part, other) {
   focused?.()?.focus({ preventScroll: true });
 }
 
+function hasTyped() {
+  return [...document.querySelectorAll("main form :is(input:not([type=hidden]), textarea, select)")].some((each) =>
+    each.matches("select") ? [...each.options].some((option) => option.selected !== option.defaultSelected)
+      : each.value !== each.defaultValue || each.checked !== (each.defaultChecked ?? each.checked));
+}
+
+// Signed out: the page itself leads to where one signs in, and says why. But what was typed stays, to be copied.
+function leave() {
+  const note = document.querySelector("[data-signed-out]");
+  if (hasTyped()) note.hidden = false;
+  else location.replace(location.href);
+}
+
 async function renew() {
   const answer = await fetch(location.href, { headers: { "X-Renew": "1" } });
-  // By its address, because the browser would send a form again.
-  // Signed out: the page itself leads to where one signs in, and says why.
-  if (answer.status === 401) return location.replace(location.href);
+  if (answer.status === 401) return leave();
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  // By its address, because the browser would send a form again.
   if (document.querySelector("[data-reload]") && answer.ok) return location.replace(location.href);
   for (const part of document.querySelectorAll("[data-live]")) {
     const other = fresh.querySelector(`[data-live="${part.dataset.live}"]`);
@@ -53,8 +65,11 @@ async function renew() {
   }
 }
 
+// A page that has only the place of the banner does not renew itself: a report takes the API long, and a form has nothing new.
+const LIVE = '[data-live]:not([data-live="trouble"])';
+
 export function renewPage() {
-  if (document.querySelector("[data-live]") === null) return;
+  if (document.querySelector(LIVE) === null) return;
   const again = async () => {
     try {
       if (!document.hidden) await renew();
@@ -65,7 +80,7 @@ export function renewPage() {
     plan();
   };
   const plan = () => {
-    if (document.querySelector("[data-final]")) return;
+    if (document.querySelector("[data-final], [data-signed-out]:not([hidden])")) return;
     setTimeout(again, document.querySelector("[data-often]") ? OFTEN_MS : EVERY_MS);
   };
   plan();
