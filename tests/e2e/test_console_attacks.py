@@ -237,6 +237,20 @@ def test_a_page_without_live_parts_is_not_asked_for_again(visit: Visit) -> None:
     assert {urlsplit(each).path for each in renewals} <= {"/jobs"}
 
 
+def test_a_page_renews_itself_no_more_after_its_button_is_pressed_until_it_is_pressed_again(visit: Visit) -> None:
+    page, _ = visit()
+    page.clock.install()
+    page.goto("/jobs")
+    page.get_by_role("button", name="Stop renewing this page").click()
+    renewals: list[str] = []
+    page.on("request", lambda request: renewals.append(request.headers.get("x-renew", "")))
+    page.clock.run_for(3 * RENEWAL_MS)
+    page.get_by_role("button", name="Renew this page again").click()
+    assert renewals == []
+    with page.expect_response(lambda answer: "x-renew" in answer.request.headers):
+        page.clock.run_for(RENEWAL_MS)
+
+
 def test_the_session_is_hidden_from_scripts_is_no_token_and_counts_for_nothing_when_edited(
     console: Console, url: str, visit: Visit
 ) -> None:

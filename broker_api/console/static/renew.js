@@ -65,14 +65,27 @@ async function renew() {
   }
 }
 
+// Source: WCAG 2.2, 2.2.2 "Pause, Stop, Hide".
+function offerPause() {
+  const button = document.querySelector("[data-pause]");
+  let isPaused = false;
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    isPaused = !isPaused;
+    button.textContent = isPaused ? "Renew this page again" : "Stop renewing this page";
+  });
+  return () => isPaused;
+}
+
 // A page that has only the place of the banner does not renew itself: a report takes the API long, and a form has nothing new.
 const LIVE = '[data-live]:not([data-live="trouble"])';
 
 export function renewPage() {
   if (document.querySelector(LIVE) === null) return;
+  const isPaused = offerPause();
   const again = async () => {
     try {
-      if (!document.hidden) await renew();
+      if (!document.hidden && !isPaused()) await renew();
     } catch {
       // The console itself is away. What is shown has its age, and the next try comes.
       document.querySelector("[data-freshness]").classList.add("text-danger");
