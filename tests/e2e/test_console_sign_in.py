@@ -148,7 +148,7 @@ def test_a_long_token_passes_the_browser_and_the_server(stack: Stack, issuer: Au
     page.wait_for_url(f"{stack.console_url}/line")
     issuer.change.access_claims = {}
     assert LONGEST_TOKEN * 0.9 < len(issuer.given[-2]) <= LONGEST_TOKEN
-    assert set(cookies(page)) == {SESSION, f"{SESSION}-1"}
+    assert set(cookies(page)) == {SESSION, f"{SESSION}-1", "broker-console-known"}
     page.goto(f"{stack.console_url}/jobs")
     expect(page.get_by_text("oidc:anna-1")).to_be_visible()
     page.get_by_role("button", name="Sign out").click()
