@@ -11,16 +11,17 @@ from redis import Redis
 from broker_common import services
 
 if TYPE_CHECKING:
+    from broker_common.adapters.traces import Traces
     from broker_common.services import WorkerServices
     from broker_common.settings import Settings
 
 _build = services.build_worker_services
 
 
-def _build_and_note(settings: Settings, *, tasks: int) -> WorkerServices:
+def _build_and_note(settings: Settings, *, tasks: int, traces: Traces) -> WorkerServices:
     with Redis.from_url(settings.redis_url) as redis:
         redis.rpush("built", f"{os.getpid()} {tasks}")
-    return _build(settings, tasks=tasks)
+    return _build(settings, tasks=tasks, traces=traces)
 
 
 with patch.object(services, "build_worker_services", _build_and_note):

@@ -73,7 +73,8 @@ class Api:
         """
         files: defaultdict[str, list[str]] = defaultdict(list)
         for path in self.metrics.glob("*_*.db"):
-            files[path.stem.rpartition("_")[2]].append(str(path))
+            if path.stat().st_size:  # a process that has just made it has not written to it yet
+                files[path.stem.rpartition("_")[2]].append(str(path))
         found: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for pid, paths in files.items():
             for metric in MultiProcessCollector.merge(paths):  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
