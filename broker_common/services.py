@@ -459,23 +459,18 @@ def _services(
     )
 
 
-def _breaker(settings: Settings, redis: Redis) -> RedisBreaker:
+def _breaker(settings: Settings, redis: Redis, key: str = "sandbox-broker:csp:breaker") -> RedisBreaker:
     return RedisBreaker(
         redis,
         threshold=settings.circuit_breaker_threshold,
         timeout_sec=settings.circuit_breaker_timeout_sec,
         trial_sec=_longest_call_sec(settings),
+        key=key,
     )
 
 
 def _services_breaker(settings: Settings, redis: Redis) -> RedisBreaker:
-    return RedisBreaker(
-        redis,
-        threshold=settings.circuit_breaker_threshold,
-        timeout_sec=settings.circuit_breaker_timeout_sec,
-        trial_sec=_longest_call_sec(settings),
-        key="sandbox-broker:csp:services-breaker",
-    )
+    return _breaker(settings, redis, "sandbox-broker:csp:services-breaker")
 
 
 def _longest_call_sec(settings: Settings) -> float:

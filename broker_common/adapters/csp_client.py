@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import requests
 
 from broker_common.adapters.csp_json import read_fields, states_failure
 from broker_common.adapters.csp_listing import Listing, account_uuid
+from broker_common.adapters.csp_recording import recorded
 from broker_common.adapters.csp_transport import CspTransport
 from broker_common.core.errors import (
     ListingUnusable,
@@ -24,7 +26,6 @@ from broker_common.core.errors import (
     ProviderRejected,
 )
 from broker_common.core.ports import WipeAnswer
-from broker_common.core.telemetry import ProviderCalled, ProviderOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,12 +45,6 @@ _LIST_WAIT_SEC = 30.0
 # A worker that must stop first finishes its tasks: a delete that waits for a slot or for the pace must not delay that.
 _DELETE_WAIT_SEC = 3.0
 
-_OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
-    ProviderFailing: ProviderOutcome.FAILING,
-    ProviderMisconfigured: ProviderOutcome.MISCONFIGURED,
-    ProviderRejected: ProviderOutcome.REJECTED,
-    ListingUnusable: ProviderOutcome.UNUSABLE,
-}
 _WIPE_ANSWERS: dict[int, WipeAnswer] = {
     HTTPStatus.OK: WipeAnswer.WIPED,
     HTTPStatus.NO_CONTENT: WipeAnswer.WIPED,
@@ -86,8 +81,7 @@ class CspClient:
         self._token = token
         self._slots = slots
         self._breaker = breaker
-        self._recorder = recorder
-        self._clock = clock
+        self._recorded = partial(recorded, recorder=recorder, clock=clock)
         self._admitted = threading.local()
         self._transport = CspTransport(
             token=token, connect_timeout=connect_timeout, read_timeout=read_timeout, connections=connections
@@ -148,19 +142,6 @@ class CspClient:
             request = requests.Request("DELETE", f"{self._base_url}/sandbox/accounts/{uuid}")
             answer = self._transport.send(_DELETE, request, max_bytes=_DELETE_BYTES, send_within=send_within)
             return self._judge_delete(answer)
-
-    @contextmanager
-    def _recorded(self, operation: str) -> Iterator[None]:
-        started, outcome = self._clock.monotonic(), ProviderOutcome.FAILING
-        try:
-            yield
-            outcome = ProviderOutcome.SUCCESS
-        except ProviderError as error:
-            outcome = _OUTCOMES.get(type(error), outcome)
-            raise
-        finally:
-            seconds = self._clock.monotonic() - started
-            self._recorder.record(ProviderCalled(operation=operation, outcome=outcome, seconds=seconds))
 
     def _get_page(self, request: requests.Request, slot: Slot) -> Answer:
         slot.renew()

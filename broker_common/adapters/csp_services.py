@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ import requests
 
 from broker_common.adapters.csp_json import states_failure
 from broker_common.adapters.csp_listing import account_uuid
+from broker_common.adapters.csp_recording import recorded
 from broker_common.adapters.csp_transport import CspTransport
 from broker_common.core.errors import (
     ProviderCircuitOpen,
@@ -26,10 +27,10 @@ from broker_common.core.errors import (
     ProviderRejected,
 )
 from broker_common.core.ports import ServicesRemoval
-from broker_common.core.telemetry import ProviderCalled, ProviderOutcome, ServicesOutcome
+from broker_common.core.telemetry import ServicesOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from broker_common.adapters.csp_transport import Answer
     from broker_common.adapters.redis_breaker import NoBreaker, RedisBreaker
@@ -45,11 +46,6 @@ _LIST_BYTES = 8 * 2**20
 _OTHER_BYTES = 64 * 2**10
 _GONE = frozenset({HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND})
 _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-_OUTCOMES: dict[type[ProviderError], ProviderOutcome] = {
-    ProviderFailing: ProviderOutcome.FAILING,
-    ProviderMisconfigured: ProviderOutcome.MISCONFIGURED,
-    ProviderRejected: ProviderOutcome.REJECTED,
-}
 
 
 class CspServices:
@@ -83,7 +79,7 @@ class CspServices:
         self._is_shadow = is_shadow
         self._limit_sec = connect_timeout + read_timeout
         self._breaker = breaker
-        self._recorder = recorder
+        self._recorded = partial(recorded, recorder=recorder, clock=clock)
         self._clock = clock
         self._transport = CspTransport(
             connect_timeout=connect_timeout, read_timeout=read_timeout, connections=connections
@@ -198,19 +194,6 @@ class CspServices:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         request = requests.Request(method, self._origin + path, headers=headers, json=body)
         return self._transport.send(operation, request, max_bytes=max_bytes, end_within=left)
-
-    @contextmanager
-    def _recorded(self, operation: str) -> Iterator[None]:
-        started, outcome = self._clock.monotonic(), ProviderOutcome.FAILING
-        try:
-            yield
-            outcome = ProviderOutcome.SUCCESS
-        except ProviderError as error:
-            outcome = _OUTCOMES[type(error)]
-            raise
-        finally:
-            seconds = self._clock.monotonic() - started
-            self._recorder.record(ProviderCalled(operation=operation, outcome=outcome, seconds=seconds))
 
 
 class _Time:
