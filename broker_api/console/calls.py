@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import abort, flash, g, redirect, request, url_for
 
-from broker_api.console.people import NO_ROLE, renew_roles
+from broker_api.console.people import NO_ROLE, NOT_ACCEPTED, renew_roles
 from broker_api.console.reach import PATHS_IN_A_ROW, READ_SEC
 from broker_api.console.runtime import Person, has_ended, person, runtime
 from broker_api.console.security import is_ours
@@ -119,7 +119,7 @@ def _call(method: str, path: str, *, headers: Mapping[str, str] | None, **option
         raise
     except Refused as error:
         reach.note_answer(path)
-        if error.code == "UNAUTHORIZED":
+        if error.code == NOT_ACCEPTED:
             raise SignedOut(
                 f"You are signed out, because the broker does not accept your token: {error.message}."
             ) from error

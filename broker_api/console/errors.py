@@ -13,6 +13,7 @@ from broker_api.console.calls import UNSURE, SignedOut, sentence
 from broker_api.console.people import end_session
 from broker_api.console.runtime import person
 from broker_api.console.security import is_ours, this_address
+from broker_api.console.unsent import can_be_kept, kept_form
 from broker_api.tracing import request_id
 from broker_common.adapters.broker_http import Refused, Unreachable
 
@@ -49,9 +50,12 @@ def _sign_out(error: SignedOut) -> Response | tuple[str, int]:
     if "X-Renew" in request.headers:
         # The browser opens the page itself next, whose answer ends the session and says why.
         return page(401, "Signed out", str(error))
+    was_signed_in = person() is not None
     end_session()
     is_form = request.method == "POST"
     is_unchanged = is_form and not g.get("may_have_changed")
+    if is_unchanged and can_be_kept():
+        return kept_form(401, why=str(error) if was_signed_in else None)
     flash(f"{error} Nothing was changed." if is_unchanged else str(error), "warning")
     came_from = _page_of_form() if is_form else this_address()
     return redirect(url_for("signin.show", next=came_from if came_from != "/" else None), code=303)
@@ -84,6 +88,8 @@ def _unreachable(_error: Unreachable) -> tuple[str, int]:
 
 
 def _old_form(_error: CSRFError) -> tuple[str, int]:
+    if can_be_kept():
+        return kept_form(400)
     text = "Nothing was changed. Open the page again, and send the form again."
     return page(400, "This form is too old", text if person() else f"You are not signed in. {text}")
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 NO_ROLE = "FORBIDDEN"
 """The API's code for a token that does not have the role that the call needs."""
+NOT_ACCEPTED = "UNAUTHORIZED"
+"""The API's code for a token that it does not accept."""
 _OF_PEOPLE = frozenset(Role) - {Role.TRACK}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from flask import render_template, request, url_for
 
@@ -84,6 +85,18 @@ def onward(address: str, text: str = "This page leads on by itself.") -> str:
 def this_address() -> str:
     """Return the path and the query of the current request."""
     return request.full_path.removesuffix("?")
+
+
+def is_from_here() -> bool:
+    """Tell whether the current request came from a page of the console, as the browser says.
+
+    Source: OWASP, Cross-Site Request Forgery Prevention Cheat Sheet, Fetch Metadata headers and `Origin`.
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site == "same-origin"
+    # An older browser.
+    return urlsplit(request.headers.get("Origin", "")).netloc == request.host != ""
 
 
 def is_ours(address: str) -> bool:

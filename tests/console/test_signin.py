@@ -666,15 +666,6 @@ def test_a_token_that_is_revoked_signs_its_owner_out_and_the_page_says_why(of_ma
     assert console.open("/line").headers["Location"] == "/signin?next=/line"
 
 
-def test_a_form_that_is_sent_with_a_revoked_token_changed_nothing_and_the_page_says_so(
-    of_maria: tuple[Console, Path],
-) -> None:
-    console, file = of_maria
-    answer = send_after(console, lambda: tokens(file))
-    assert answer.headers["Location"] == "/signin"
-    assert "the token is unknown. Nothing was changed." in text_of(console.open("/signin"))
-
-
 def test_a_role_that_is_lost_is_not_offered_any_more(of_maria: tuple[Console, Path]) -> None:
     console, file = of_maria
     answer = send_after(console, lambda: tokens(file, "viewer"), follow_redirects=True)

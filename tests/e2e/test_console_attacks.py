@@ -205,7 +205,9 @@ def test_signing_out_ends_the_session_of_every_tab_of_the_browser(visit: Visit) 
     assert not is_signed_in(page)
 
 
-def test_what_was_typed_stays_when_the_session_ends_while_a_form_is_open(visit: Visit) -> None:
+def test_what_was_typed_stays_when_the_session_ends_and_can_be_sent_after_a_new_sign_in(
+    console: Console, url: str, visit: Visit
+) -> None:
     page, _ = visit()
     page.goto("/line")
     form = page.context.new_page()
@@ -216,8 +218,17 @@ def test_what_was_typed_stays_when_the_session_ends_while_a_form_is_open(visit: 
     expect(page.get_by_text("You are signed out.")).to_be_visible()
     form.get_by_label("How many sandboxes").fill("3")
     form.clock.run_for(RENEWAL_MS)
-    expect(form.get_by_text("You are signed out. Copy what you have typed")).to_be_visible()
+    expect(form.get_by_text("You are signed out. What you have typed stays on this page.")).to_be_visible()
+    form.locator("form.booking").evaluate("form => { form.noValidate = true; }")
+    form.get_by_role("button", name="Book", exact=True).click()
+    expect(form.get_by_role("definition").filter(has_text="Networking 101")).to_be_visible()
+    give_session(page.context, console, url, TOKENS["adam"])
+    form.get_by_role("button", name="Send the form again").click()
+    expect(form.get_by_role("heading", name="This form is too old")).to_be_visible()
+    form.get_by_role("button", name="Send the form again").click()
+    expect(form.get_by_text("Nothing was saved: something is missing or wrong below.")).to_be_visible()
     expect(form.get_by_label("Name of the class")).to_have_value("Networking 101")
+    expect(form.get_by_label("How many sandboxes")).to_have_value("3")
 
 
 def test_a_page_without_live_parts_is_not_asked_for_again(visit: Visit) -> None:

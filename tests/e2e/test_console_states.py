@@ -124,6 +124,16 @@ def test_no_error_and_no_state_with_the_api_away_has_a_barrier(browser: Browser,
         page.locator("input[name=csrf_token]").first.evaluate("each => { each.value = ''; }")
         page.get_by_role("button", name="Sign out").click()
         faults += look(page, "This form is too old")
+        page.goto("/reservations/new")
+        page.get_by_label("Name of the class").fill("Networking 101")
+        page.locator("form.booking").evaluate("form => { form.noValidate = true; }")
+        session = page.context.cookies()
+        page.context.clear_cookies()
+        page.get_by_role("button", name="Book", exact=True).click()
+        faults += look(page, "You are signed out")
+        page.context.add_cookies(session)
+        page.get_by_role("button", name="Send the form again").click()
+        faults += look(page, "This form is too old")
 
         page.goto("/line")
         filled.to_api.away = True

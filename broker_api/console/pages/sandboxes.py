@@ -13,9 +13,10 @@ from broker_api.console.errors import page as error_page
 from broker_api.console.forms import is_typed, trimmed
 from broker_api.console.many_calls import MOST, Call, Outcome, call_each
 from broker_api.console.pages import sandbox
-from broker_api.console.people import end_session
+from broker_api.console.people import NOT_ACCEPTED, end_session
 from broker_api.console.runtime import runtime
 from broker_api.console.texts import STATUS_NAMES
+from broker_api.console.unsent import kept_form
 from broker_common.adapters.broker_http import Refused, Unreachable
 from broker_common.core.purge import BULK_DELETABLE
 from broker_common.csv_export import stream_csv
@@ -102,6 +103,8 @@ def change_chosen() -> str | tuple[str, int]:
         why = "The list of sandboxes cannot be read now."
     except SignedOut as error:
         end_session()
+        if all(each.code == NOT_ACCEPTED for each in outcomes):
+            return kept_form(HTTPStatus.UNAUTHORIZED, why=str(error))
         why = str(error)
     # What was done must be said all the same.
     return render_template("pages/outcomes.html", outcomes=outcomes, leases=_chosen_leases(left), why=why)
