@@ -127,11 +127,10 @@ def test_no_error_and_no_state_with_the_api_away_has_a_barrier(browser: Browser,
         page.goto("/reservations/new")
         page.get_by_label("Name of the class").fill("Networking 101")
         page.locator("form.booking").evaluate("form => { form.noValidate = true; }")
-        session = page.context.cookies()
         page.context.clear_cookies()
         page.get_by_role("button", name="Book", exact=True).click()
         faults += look(page, "You are signed out")
-        page.context.add_cookies(session)
+        give_session(page.context, filled, page.url, TOKENS["adam"])
         page.get_by_role("button", name="Send the form again").click()
         faults += look(page, "This form is too old")
 
