@@ -165,6 +165,15 @@ class CheckedChannel(redis.Channel):
 
     QoS = CheckedQoS
 
+    def close(self) -> None:
+        """Close the channel, also if Redis is gone. Raises one of `connection_errors` if messages cannot go back."""
+        try:
+            super().close()
+        except self.connection_errors:  # type: ignore[attr-defined] # the stubs leave it out
+            # Kombu first reads what it waits for. If that fails, it has closed nothing, and does not wait any more.
+            # Celery would close the channel later, when kombu has forgotten the address, and the worker would end.
+            super().close()
+
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401 - kombu's signature
         with _dropping_unreadable("queue"):
             return bool(super()._brpop_read(**options))  # type: ignore[misc] # the stubs leave it out
