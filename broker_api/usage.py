@@ -37,7 +37,9 @@ blueprint.before_request(refuse_surplus)
 @bulk_store_call
 def read_usage(query: dict[str, Any]) -> UsageReport | Response:
     """Report on the leases that ended in a time, by lab, customer or day."""
-    report = services().usage.report(since=query["since"], until=query["until"], by=Grouping(query["by"]))
+    report = services().usage.report(
+        since=query["since"], until=query["until"], by=Grouping(query["by"]), customer=query.get("customer")
+    )
     return _as_csv(report) if _prefers_csv() else report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from marshmallow import Schema, fields, validate
 
-from broker_api.schemas.parts import StrictInteger, enum_field, number_field, optional_text_field
+from broker_api.schemas.parts import StrictInteger, enum_field, number_field, optional_text_field, plain_field
 from broker_common.core.usage import Grouping
 
 _LATEST = 2**40
@@ -31,6 +31,7 @@ class UsageQuerySchema(Schema):
         validate=validate.OneOf([each.value for each in Grouping]),
         metadata={"example": "track_name", "description": "A row for each lab, for each customer, or for each day"},
     )
+    customer = plain_field({"description": "Only leases of this customer"})
 
 
 def _seconds(description: str, example: int) -> fields.Integer:

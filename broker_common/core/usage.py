@@ -182,11 +182,13 @@ class Usage:
         self._clock = clock
         self._kept_days = kept_days
 
-    def report(self, *, since: int, until: int | None, by: Grouping) -> UsageReport:
+    def report(self, *, since: int, until: int | None, by: Grouping, customer: str | None = None) -> UsageReport:
         """Return the report on the leases that ended from `since` on and before `until`; None for now.
 
-        A lease that had not ended by `until` does not count. Raises `InvalidInput` if `since` is before the first day
-        of which all lines are kept, if it is not before `until`, or if `until` is in the future; also as `summarize`.
+        With a `customer`, only its leases count. A lease that had not ended by `until` does not count.
+
+        Raises `InvalidInput` if `since` is before the first day of which all lines are kept, if it is not before
+        `until`, or if `until` is in the future; also as `summarize`.
         """
         now = self._clock.now()
         until = now if until is None else until
@@ -198,7 +200,10 @@ class Usage:
         if since < earliest:
             shown = f"{earliest} ({day_of(earliest)} 00:00 UTC)"
             raise _fault("from", f"Must be {shown} or later: earlier leases are not kept (HISTORY_DAYS).")
-        return summarize(self._records.read_usage(since=since, until=until), since=since, until=until, by=by)
+        lines = self._records.read_usage(since=since, until=until)
+        if customer is not None:
+            lines = (line for line in lines if line.customer == customer)
+        return summarize(lines, since=since, until=until, by=by)
 
 
 @dataclass(slots=True)

@@ -66,6 +66,9 @@ def test_a_lease_is_that_of_the_customer_of_the_token_that_allocated(tmp_path: P
     api.clock.advance(1)
     (row,) = report(api, "customer")["rows"]
     assert (row["group"], row["released"]) == ("acme", 1)
+    (row,) = report(api, customer="acme")["rows"]
+    assert (row["group"], row["released"]) == (None, 1)
+    assert report(api, customer="other")["rows"] == []
     assert "customer" not in held
 
 
@@ -123,6 +126,7 @@ def test_the_form_is_the_one_that_the_caller_prefers(api: Api, accept: str, is_c
         ({"from": 2**41}, "from"),
         ({"from": START - 5, "to": 2**41}, "to"),
         ({"from": START - 5, "to": ""}, "to"),
+        ({"from": START - 5, "customer": ""}, "customer"),
         ({"by": "day", "from": None}, "from"),
         ({"by": None}, "by"),
         ({"by": "hour"}, "by"),

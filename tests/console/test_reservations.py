@@ -92,7 +92,7 @@ def test_the_calendar_shows_each_class_and_what_can_be_reserved(stocked: Console
 
     page = stocked.open("/reservations").text
 
-    assert 'role="img"' in page
+    assert 'role="group" aria-label="Reservations from' in page
     assert "1 reservation. At most 3 of up to 8 sandboxes are booked at once." in page
     assert "Networking 101: 3</text>" in page
     bars, steps = page[page.index("<caption>") :].split("<caption>How many")
@@ -224,6 +224,14 @@ def test_an_unknown_state_shows_all(stocked: Console) -> None:
     book(stocked.api)
 
     assert "Networking 101</a>" in stocked.open("/reservations?state=painted").text
+
+
+def test_each_bar_of_the_calendar_is_a_link_to_its_reservation(stocked: Console) -> None:
+    made = [book(stocked.api, name=name) for name in ("One", "Two")]
+    page = stocked.open("/reservations").text
+    bars = re.findall(r'<a href="([^"]+)" class="bar [^"]+">\s*<title>(\w+):', page)
+    assert bars == [(page_of(each), each["name"]) for each in sorted(made, key=lambda each: each["reservation_id"])]
+    assert 'role="img"' not in page, "a picture with that role hides its links"
 
 
 def test_names_stay_text_in_picture_and_list(stocked: Console) -> None:

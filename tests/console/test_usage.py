@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from broker_common.core.sandbox import DeletionReason
 from broker_common.core.usage import UsageLine
 from broker_common.core.utc import DAY_SEC
 from tests.api.harness import make_api
+from tests.console.filled import TOKENS
 from tests.console.harness import Console, make_console
 from tests.fakes import START
 
@@ -75,6 +77,34 @@ def test_customers_and_days_have_rows_too(console: Console) -> None:
     days = console.open("/usage?by=day").text
     assert names(days) == ["2025-06-12", "2025-06-15", "Total"]
     assert 'href="/usage?by=track_name&amp;to=2025-06-12&amp;from=2025-06-12"' in days
+
+
+def test_a_customer_leads_to_its_labs_and_these_to_their_sandboxes(console: Console) -> None:
+    add(console, "intro", customer="acme & co")
+    add(console, "dns", customer="other")
+
+    customers = console.open("/usage?by=customer&from=2025-06-10").text
+    link = "/usage?by=track_name&amp;customer=acme+%26+co&amp;from=2025-06-10"
+    assert f'href="{link}"' in customers
+    page = console.open(html.unescape(link)).text
+
+    assert names(page) == ["intro", "Total"]
+    assert "Leases of the customer <strong>acme &amp; co</strong> that ended" in page
+    assert 'href="/sandboxes?track_name=intro"' in page
+    assert 'href="/usage?by=customer&amp;from=2025-06-10">All customers</a>' in page
+    found = re.search(r'href="(/usage/csv[^"]*)"', page)
+    assert found
+    assert "dns" not in console.open(html.unescape(found[1])).text
+    assert "intro" in console.open(html.unescape(found[1])).text
+
+
+@pytest.mark.parametrize(
+    "address", ["/sandboxes/held", "/line", "/reservations", "/reservations/res-1", "/events?kind=sandbox.allocated"]
+)
+def test_a_customer_is_a_link_to_its_usage_on_every_page_that_names_it(filled: Console, address: str) -> None:
+    filled.sign_in(TOKENS["vera"])
+    page = filled.open(address).text
+    assert re.search(r'<a href="/usage\?by=track_name&amp;customer=[^"]+">', page), page
 
 
 def test_a_lab_that_is_not_known_has_a_row_without_links(console: Console) -> None:

@@ -114,6 +114,28 @@ def test_no_answer_to_a_form_has_a_barrier(browser: Browser, filled: Console) ->
 
 
 @pytest.mark.timeout(300)
+def test_the_bars_of_the_calendar_are_reached_by_keyboard_and_have_no_barrier(
+    browser: Browser, filled: Console
+) -> None:
+    # Their bars are short, and one is below the other.
+    for number in range(4):
+        filled.api.store.reservations[f"short-{number}"] = make_reservation(
+            f"short-{number}", name=f"Short {number}", starts_at=START + 7200, ends_at=START + 9000
+        )
+    with visiting(browser, filled) as page:
+        page.goto("/reservations")
+        faults = look(page, "Reservations")
+        page.get_by_role("group", name="Calendar").focus()
+        for _ in range(6):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.textContent").strip().startswith("Short 2"):
+                break
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="Short 2")).to_be_visible()
+    assert faults == []
+
+
+@pytest.mark.timeout(300)
 def test_no_error_and_no_state_with_the_api_away_has_a_barrier(browser: Browser, filled: Console) -> None:
     with visiting(browser, filled) as page:
         page.goto("/nothing")

@@ -270,6 +270,15 @@ def test_the_leases_of_a_time_count_up_to_now_if_no_end_is_given() -> None:
     assert make_usage(store).report(since=START - 5, until=START - 4, by=Grouping.DAY).total.leases == 1
 
 
+def test_a_report_on_a_customer_counts_its_leases_alone() -> None:
+    store = MemoryStore()
+    customers = ("acme", "other", None)
+    store.usage = {str(each): make_line(HOUR, ended_at=START - 1, customer=each) for each in customers}
+    made = make_usage(store).report(since=START - 4, until=None, by=Grouping.CUSTOMER, customer="acme")
+    assert [(row.group, row.leases) for row in made.rows] == [("acme", 1)]
+    assert made.total.leases == 1
+
+
 def test_a_report_begins_at_the_earliest_with_the_first_day_that_is_kept_whole() -> None:
     earliest = MIDNIGHT - 30 * DAY_SEC
     assert make_usage(MemoryStore(), kept_days=30).report(since=earliest, until=None, by=Grouping.DAY).rows == ()

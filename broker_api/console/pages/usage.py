@@ -51,13 +51,15 @@ class Wanted:
     by: str
     from_text: str | None
     to_text: str | None
+    customer: str | None
 
     def query(self) -> dict[str, str | int | None]:
         """Return the query for the API. Raises `ValueError`, whose message is for the person."""
         now = runtime().clock.now()
         since = _midnight(now, days_ago=RANGES_DAYS[0]) if self.from_text is None else parse_day(self.from_text)
         until = None if self.to_text is None else parse_day(self.to_text, days=1)
-        return {"by": self.by, "from": since, "to": until if until is not None and until <= now else None}
+        ended = until if until is not None and until <= now else None
+        return {"by": self.by, "from": since, "to": ended, "customer": self.customer}
 
 
 @blueprint.get("/usage")
@@ -106,8 +108,10 @@ def download() -> Response:
 
 
 def _wanted() -> Wanted:
-    given = {name: request.args.get(name, "").strip() or None for name in ("by", "from", "to")}
-    return Wanted(by=given["by"] or "track_name", from_text=given["from"], to_text=given["to"])
+    given = {name: request.args.get(name, "").strip() or None for name in ("by", "from", "to", "customer")}
+    return Wanted(
+        by=given["by"] or "track_name", from_text=given["from"], to_text=given["to"], customer=given["customer"]
+    )
 
 
 def _csv(**query: str | int | None) -> Answer:
