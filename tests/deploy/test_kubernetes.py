@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import subprocess
 import textwrap
 from functools import cache
@@ -211,10 +211,21 @@ def test_the_example_lets_in_the_calls_of_the_api_and_the_pages_of_the_console_a
     assert {route for route in routes if not is_let_in(rule, route)} == kept_inside
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is missing")
-def test_kustomize_makes_of_them_what_this_file_takes_them_for() -> None:
-    made = subprocess.run(["kubectl", "kustomize", str(OVERLAY)], capture_output=True, text=True, check=True).stdout
-    found = {f"{each['kind']}/{each['metadata']['name']}": each for each in yaml.safe_load_all(made)}
+@pytest.fixture
+def kubectl() -> str:
+    """Return the path of kubectl. If it is missing, skip the test, or fail it in CI."""
+    path = kubernetes_lint.find_kubectl()
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("kubectl is missing")
+        pytest.skip("kubectl is missing")
+    return path
+
+
+def test_kustomize_makes_of_them_what_this_file_takes_them_for(kubectl: str) -> None:
+    made = kubernetes_lint.kustomize(kubectl, OVERLAY)
+    found = {f"{each['kind']}/{each['metadata']['name']}": each for each in made}
+    assert {each["kind"] for each in made} <= every_object().keys(), "a kind in which no typo is planted"
     (settings,) = [name for name in found if name.startswith("ConfigMap/")]
     assert set(found) == {
         *objects(),
@@ -241,11 +252,14 @@ def rule_objects() -> list[Object]:
 
 def every_object() -> dict[str, Object]:
     """Return an object of each kind that is deployed, by its kind."""
-    others = [*rule_objects(), kustomization(OVERLAY), *yaml.safe_load_all((OVERLAY / "ingress.yaml").read_text())]
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "broker-settings"}}
+    others = [*rule_objects(), kustomization(OVERLAY), settings | {"data": settings_of_the_example()}]
+    for file in ("ingress.yaml", "namespace.yaml"):
+        others += yaml.safe_load_all((OVERLAY / file).read_text())
     return {each["kind"]: each for each in [*objects().values(), *others]}
 
 
-FREE_FORM = {"labels", "matchLabels", "annotations", "selector", "requests", "limits"}
+FREE_FORM = {"data", "labels", "matchLabels", "annotations", "selector", "requests", "limits"}
 
 
 def with_a_typo(value: Any) -> Iterator[tuple[str, Any]]:
@@ -289,6 +303,54 @@ def test_the_linter_prints_each_fault_and_fails(capsys: pytest.CaptureFixture[st
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump_all([{**objects("Service")["broker-api"], "spce": {}}] * 2))
     assert kubernetes_lint.main(tmp_path) == 1
     assert capsys.readouterr().out.count("wrong.yaml: Service broker-api: $: ") == 2
+
+
+def small(directory: Path, **resources: Object) -> Path:
+    """Write a base of these resources, each in its file, and an overlay of that base."""
+    for name, resource in resources.items():
+        (directory / "base").mkdir(parents=True, exist_ok=True)
+        (directory / "base" / f"{name}.yaml").write_text(yaml.safe_dump(resource))
+    for name, listed in (("base", [f"{each}.yaml" for each in resources]), ("overlay", ["../base"])):
+        made = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": listed}
+        (directory / name).mkdir(exist_ok=True)
+        (directory / name / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    return directory
+
+
+def test_the_linter_also_reads_what_kubectl_makes_of_the_base_and_of_the_overlay(
+    kubectl: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scaled,) = objects("ScaledObject").values()
+    spec = {name.replace("minReplica", "minReplicas"): value for name, value in scaled["spec"].items()}
+    assert kubernetes_lint.main(small(tmp_path, scaling=scaled)) == 0
+    assert "5 objects checked, 0 faults found" in capsys.readouterr().out
+    assert kubernetes_lint.main(small(tmp_path, scaling={**scaled, "spec": spec})) == 1
+    found = {line.partition(": ")[0] for line in capsys.readouterr().out.splitlines() if "minReplicasCount" in line}
+    assert found == {"base/scaling.yaml", "kubectl kustomize base", "kubectl kustomize overlay"}
+
+
+def test_the_linter_fails_where_kubectl_refuses(
+    kubectl: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small(tmp_path, scaling={}) / "base" / "scaling.yaml").unlink()
+    assert kubernetes_lint.main(tmp_path) == 1
+    *faults, _ = capsys.readouterr().out.splitlines()
+    assert [fault.partition(": error: ")[0] for fault in faults] == [
+        "kubectl kustomize base",
+        "kubectl kustomize overlay",
+    ]
+    assert "scaling.yaml" in faults[0]
+
+
+@pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)], ids=["in CI", "elsewhere"])
+def test_without_kubectl_the_linter_says_so_and_fails_in_ci(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, ci: str, code: int
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(kubernetes_lint, "find_kubectl", lambda: None)
+    (scaled,) = objects("ScaledObject").values()
+    assert kubernetes_lint.main(small(tmp_path, scaling=scaled)) == code
+    assert "kubectl is missing" in capsys.readouterr().out
 
 
 def test_every_process_is_deployed_and_every_queue_has_a_worker() -> None:
