@@ -44,7 +44,7 @@ soak: .venv/installed dynamodb-local ## Check the promises under load, kills and
 	$(python) -m tests.long.memory --rounds 100 || failed=1; \
 	exit $$failed
 
-lint: .venv/installed ## Check style, types, imports between packages, deploy/ and the API's description | 1 min | Node.js; else skips Redocly
+lint: .venv/installed ## Check style, types, imports between packages, deploy/ and the API's description | 90 s | Node.js; else skips Redocly
 	@# Every linter runs, also after another has failed.
 	@failed=0; \
 	$(bin)/ruff check . || failed=1; \
@@ -57,6 +57,7 @@ lint: .venv/installed ## Check style, types, imports between packages, deploy/ a
 	$(bin)/cfn-lint deploy/cloudformation/broker.yaml || failed=1; \
 	$(python) -m deploy.dev.kubernetes_lint || failed=1; \
 	$(python) -m deploy.dev.terraform_lint || failed=1; \
+	$(python) -m deploy.dev.checkov_lint || failed=1; \
 	$(python) -m deploy.dev.openapi_lint || failed=1; \
 	exit $$failed
 

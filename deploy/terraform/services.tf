@@ -63,8 +63,6 @@ locals {
 }
 
 resource "aws_cloudwatch_log_group" "broker" {
-  # checkov:skip=CKV_AWS_158:CloudWatch encrypts every log group with a key of AWS. No log line has a secret
-  # checkov:skip=CKV_AWS_338:The facts in the table are the record of who did what. Set log_retention_days for more
   name              = local.containers["api"].logConfiguration.options["awslogs-group"]
   retention_in_days = var.log_retention_days
 }

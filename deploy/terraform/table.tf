@@ -1,6 +1,5 @@
 # The table of broker_common/adapters/dynamo_table.py, as cloudformation/broker.yaml has it.
 resource "aws_dynamodb_table" "broker" {
-  # checkov:skip=CKV_AWS_119:DynamoDB encrypts every table with a key of AWS. A key of your own adds its cost to each call
   name         = var.table_name
   billing_mode = "PAY_PER_REQUEST"
   hash_key     = "PK"
