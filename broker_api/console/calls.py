@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from flask import abort, flash, g, redirect, request, url_for
@@ -17,7 +18,7 @@ from broker_api.tracing import HEADER, request_id
 from broker_common.adapters.broker_http import Answer, Refused, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from werkzeug.wrappers import Response
 
@@ -159,9 +160,25 @@ def act(said: str | Callable[[Answer], str], method: str, path: str, **options: 
     return answer
 
 
-def done(said: str, answer: Answer) -> None:
-    """Let the next page say what `answer` did, and the id of its request."""
-    flash(f"{sentence(said)} (request {answer.request_id})", "success")
+def done(said: str, answer: Answer, *, sent_as: str | None = None) -> None:
+    """Let the next page say what `answer` did, and the id of its request, or `sent_as` if an earlier one did it."""
+    flash(f"{sentence(said)} (request {sent_as or answer.request_id})", "success")
+
+
+@contextmanager
+def sending(key: str) -> Iterator[str | None]:
+    """Send the form of `key` during the context; yields the id of the request that sent it before, if one did.
+
+    A form that the API refused within the context counts as not sent, unless it may have been done all the same.
+    """
+    token, once = known_person().token, runtime().once
+    first = once.begin(token, key, request_id())
+    try:
+        yield first
+    except Refused as error:
+        if first is None and not is_unsure(error):
+            once.free(token, key)
+        raise
 
 
 def back(endpoint: str, **values: Any) -> Response:  # noqa: ANN401 - values of a path

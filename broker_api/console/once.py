@@ -1,4 +1,4 @@
-"""Forms that must be done once, although the API has no key for that: a double click, or a page that is reloaded."""
+"""Which request sent a form first. A double click, a reload of the answer, and a second try come later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 10_000
 
 
 class Once:
-    """Remembers the keys of forms that were sent, for each token alone, as long as a session lasts. Thread-safe.
+    """Remembers by which request each form was sent, for each token alone, as long as a session lasts. Thread-safe.
 
     Each instance of the console remembers those that it was sent itself.
     """
@@ -23,16 +23,17 @@ class Once:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._sent: Memory[bool] = Memory(clock, longest_sec=LONGEST_SEC, most_size=_MOST)
+        self._sent: Memory[str] = Memory(clock, longest_sec=LONGEST_SEC, most_size=_MOST)
 
-    def begin(self, token: str, key: str) -> bool:
-        """Tell whether the form of this key is sent for the first time. The next time it is not, unless it is freed."""
+    def begin(self, token: str, key: str, request_id: str) -> str | None:
+        """Return the id of the request that sent the form of this key first; None if that is `request_id` itself."""
         with self._lock:
-            if self._sent.get(token, key) is not None:
-                return False
-            self._sent.put(token, key, True, at=self._clock.now())  # noqa: FBT003 - what is kept is of no matter
-            return True
+            first = self._sent.get(token, key)
+            if first is not None:
+                return first[1]
+            self._sent.put(token, key, request_id, at=self._clock.now())
+            return None
 
     def free(self, token: str, key: str) -> None:
-        """Let a form be sent again, because nothing was done."""
+        """Let a form count as not sent, because nothing was done."""
         self._sent.drop(token, key)

@@ -55,6 +55,12 @@ def page_of(reservation: Mapping[str, Any], part: str = "") -> str:
     return f"/reservations/{reservation['reservation_id']}{part}"
 
 
+def request_of(page: str) -> str:
+    """Return the id of the request that the message of a page names."""
+    (found,) = re.findall(r"\(request ([\w-]+)\)", page)
+    return str(found)
+
+
 def send(console: Console, path: str, form: Mapping[str, Any]) -> TestResponse:
     return console.send(path, form, page="/reservations")
 
@@ -453,10 +459,13 @@ def test_what_does_not_fit_says_how_many_could_be_had_and_nothing_typed_is_lost(
 def test_a_double_click_books_once(stocked: Console) -> None:
     form = form_of(stocked.open(NEW).text) | FORM
 
-    first, second = send(stocked, NEW, form), send(stocked, NEW, form)
+    first = send(stocked, NEW, form)
+    sent_as = request_of(stocked.open(first.location).text)
+    second = send(stocked, NEW, form)
 
     assert first.location == second.location
     assert len(reservations_of(stocked)) == 1
+    assert request_of(stocked.open(second.location).text) == sent_as, "the request that booked it"
 
 
 def test_each_form_books_a_class_of_its_own(stocked: Console) -> None:
@@ -692,11 +701,25 @@ def test_a_change_that_was_saved_but_not_answered_is_not_called_somebody_else_s(
     made = book(stocked.api)
     form = form_of(stocked.open(page_of(made, "/change")).text) | {"count": "4"}
     assert send(stocked, page_of(made, "/change"), form).status_code == 303
+    sent_as = request_of(stocked.open(page_of(made)).text)
 
     again = send(stocked, page_of(made, "/change"), form)
 
     assert (again.status_code, again.location) == (303, page_of(made))
-    assert "it is saved already" in stocked.open(page_of(made)).text
+    page = stocked.open(page_of(made)).text
+    assert "it is saved already" in page
+    assert request_of(page) == sent_as, "the request that saved it"
+
+
+def test_what_somebody_else_saved_alike_names_the_request_that_found_it(stocked: Console) -> None:
+    made = book(stocked.api)
+    form = form_of(stocked.open(page_of(made, "/change")).text) | {"count": "4"}
+    stocked.api.admin("PATCH", f"{PATH}/{made['reservation_id']}", json={"version": 1, "count": 4})
+
+    for _ in range(2):
+        assert send(stocked, page_of(made, "/change"), form).status_code == 303
+        sent = [str(each.headers["X-Request-ID"]) for each in stocked.to_api.sent if each.method == "PATCH"]
+        assert request_of(stocked.open(page_of(made)).text) == sent[-1], "a refused one saved nothing"
     assert [each["version"] for each in reservations_of(stocked)] == [2]
 
 

@@ -410,22 +410,33 @@ def test_a_change_that_was_saved_but_not_answered_is_not_called_somebody_else_s(
     add(console)
     form = form_of(console.open("/webhooks/hook/change").text) | {"description": "mine"}
     assert console.send("/webhooks/hook/change", form).status_code == 303
+    sent_as = request_of(console.open("/webhooks/hook").text)
 
     again = console.send("/webhooks/hook/change", form)
 
     assert (again.status_code, again.location) == (303, "/webhooks/hook")
-    assert "it is saved already" in console.open("/webhooks/hook").text
+    page = console.open("/webhooks/hook").text
+    assert "it is saved already" in page
+    assert request_of(page) == sent_as, "the request that saved it"
     assert stored(console).version == 2
+
+
+def request_of(page: str) -> str:
+    """Return the id of the request that the message of a page names."""
+    (found,) = re.findall(r"\(request ([\w-]+)\)", page)
+    return str(found)
 
 
 def test_an_endpoint_is_added_once_however_often_its_form_is_sent(console: Console) -> None:
     form = form_of(console.open("/webhooks/new").text) | {"url": URL, "scope": "all"}
-    assert console.send("/webhooks/new", form).status_code == 200
+    first = console.send("/webhooks/new", form)
+    assert first.status_code == 200
+    (sent_as,) = re.findall(r"<dt>Request</dt><dd><code>([\w-]+)", first.text)
 
     again = console.send("/webhooks/new", form)
 
     assert again.status_code == 409
-    assert "This form was sent already, so nothing was added now." in text_of(again)
+    assert f"This form was sent already, so nothing was added now (request {sent_as})." in text_of(again)
     assert len(console.api.store.read_endpoints()) == 1
     # A second endpoint with the same address is possible, but only on purpose.
     assert console.send("/webhooks/new", form_of(again.text)).status_code == 200

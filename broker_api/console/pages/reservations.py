@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 
 from broker_api.console.booking_form import DEFAULT_LEAD, OVER, TIMES, BookingForm, label_of, new_form, text_of
-from broker_api.console.calls import act, ask, call, done, need, read
+from broker_api.console.calls import act, ask, call, done, need, read, sending
 from broker_api.console.forms import BEFORE, form_key, is_typed, new_key
 from broker_api.console.pictures import capacity
 from broker_api.console.runtime import runtime
@@ -101,13 +101,14 @@ def book() -> Page:
     if not _is_whole(form):
         return _booking_page(form, key=key), 400
     try:
-        answer = call("POST", "/reservations", json=form.body(), headers={"Idempotency-Key": key})
+        with sending(key) as sent_as:
+            answer = call("POST", "/reservations", json=form.body(), headers={"Idempotency-Key": key})
     except (Refused, Unreachable) as error:
         if isinstance(error, Refused) and error.code == "IDEMPOTENCY_MISMATCH":
             # What was booked stays. The next try is another booking.
             return _booking_page(form, key=new_key(), problems=[_booked_before(error)]), error.status
         return _booking_page(form, key=key, problems=_explain(form, error)), _status(error)
-    done(f"{answer.body['name']} is booked", answer)
+    done(f"{answer.body['name']} is booked", answer, sent_as=sent_as if answer.status == HTTPStatus.OK else None)
     return redirect(url_for("reservations.show", reservation_id=answer.body["reservation_id"]), code=303)
 
 
@@ -146,11 +147,13 @@ def save(reservation_id: str) -> Page:
     if not changes:
         flash("Nothing was changed: the form has the values that it had before.", "warning")
         return redirect(url_for("reservations.show", reservation_id=reservation_id), code=303)
+    path, sent_as = f"/reservations/{quoted(reservation_id)}", None
     try:
-        answer = call("PATCH", f"/reservations/{quoted(reservation_id)}", json=changes | {"version": version})
+        with sending(f"{path} {version}") as sent_as:
+            answer = call("PATCH", path, json=changes | {"version": version})
     except (Refused, Unreachable) as error:
         if isinstance(error, Refused) and error.code == "VERSION_MISMATCH":
-            return _changed_meanwhile(reservation_id, form, before, changes, was, error)
+            return _changed_meanwhile(reservation_id, form, before, changes, was, error, sent_as)
         problems = _explain(form, error)
         return _changing_page(reservation_id, version, form, before, problems=problems), _status(error)
     done(f"{answer.body['name']} was changed", answer)
@@ -312,6 +315,7 @@ def _changed_meanwhile(  # noqa: PLR0917 - all that the form is made of
     changes: Mapping[str, Any],
     was: Mapping[str, Any],
     error: Refused,
+    sent_as: str | None,
 ) -> Page:
     """Show the form again: with what was typed, and in the other fields with what somebody else has changed.
 
@@ -326,7 +330,8 @@ def _changed_meanwhile(  # noqa: PLR0917 - all that the form is made of
         version = request.form.get("version", 0, type=int)
         return _changing_page(reservation_id, version, form, before, problems=[problem]), error.status
     if all(current[name] == value for name, value in changes.items()):
-        flash("The reservation has what you typed: it is saved already.", "success")
+        said = "The reservation has what you typed: it is saved already."
+        flash(f"{said} (request {sent_as or error.request_id})", "success")
         return redirect(url_for("reservations.show", reservation_id=reservation_id), code=303)
     different = [name for name in was if current[name] != was[name]]
     meanwhile = [

@@ -10,7 +10,18 @@ from flask import Blueprint, flash, g, redirect, render_template, request, url_f
 from wtforms import RadioField, SelectMultipleField, StringField
 from wtforms.validators import InputRequired
 
-from broker_api.console.calls import UNSURE, act, back, call, done, is_unsure, known_person, need, read, sentence
+from broker_api.console.calls import (
+    UNSURE,
+    act,
+    back,
+    call,
+    done,
+    is_unsure,
+    need,
+    read,
+    sending,
+    sentence,
+)
 from broker_api.console.facts import kind_meaning
 from broker_api.console.forms import BEFORE, Form, form_key, is_typed, new_key, trimmed
 from broker_api.console.moments import parse_moment
@@ -41,8 +52,8 @@ _PAGE = 50
 _TEST_MEANING = "An operator tries the endpoint. A test is sent to its endpoint in any case."
 _LABELS = {"url": "Address", "kinds": "What it is told", "description": "Description"}
 _SENT_BEFORE = (
-    "This form was sent already, so nothing was added now. Look at the webhooks. If you did not see the secret of the"
-    " new one, rotate it. To add this endpoint, too, send the form again."
+    "This form was sent already, so nothing was added now (request {sent_as}). Look at the webhooks. If you did not see"
+    " the secret of the new one, rotate it. To add this endpoint, too, send the form again."
 )
 _NO_ANSWER = (
     "The broker's API did not answer. It is not known whether this was done: look at the webhooks before you try again."
@@ -137,16 +148,15 @@ def new() -> Page:
     if request.method == "GET" or not form.validate():
         page = _new_page(form, key)
         return page if request.method == "GET" else (page, HTTPStatus.BAD_REQUEST)
-    token, once = known_person().token, runtime().once
-    if not once.begin(token, key):
-        return _new_page(form, new_key(), problem=_SENT_BEFORE, was_sent=True), HTTPStatus.CONFLICT
     try:
-        answer = call("POST", "/webhooks", json=form.wanted())
+        with sending(key) as sent_as:
+            if sent_as is not None:
+                problem = _SENT_BEFORE.format(sent_as=sent_as)
+                return _new_page(form, new_key(), problem=problem, was_sent=True), HTTPStatus.CONFLICT
+            answer = call("POST", "/webhooks", json=form.wanted())
     except Refused as error:
         if is_unsure(error):
             key = new_key()
-        else:
-            once.free(token, key)
         return _new_page(form, key, problem=form.say(error), was_sent=is_unsure(error)), HTTPStatus.BAD_REQUEST
     except Unreachable:
         problem = f"{_NO_ANSWER} (request {request_id()})"
@@ -176,11 +186,13 @@ def save(endpoint_id: str) -> Page:
     if not changes:
         flash("Nothing was changed: the form has the values that it had before.", "warning")
         return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
+    sent_as = None
     try:
-        answer = call("PATCH", _path(endpoint_id), json=changes | {"version": version})
+        with sending(f"{_path(endpoint_id)} {version}") as sent_as:
+            answer = call("PATCH", _path(endpoint_id), json=changes | {"version": version})
     except Refused as error:
         if error.code == "VERSION_MISMATCH":
-            return _changed_meanwhile(endpoint_id, form, before, changes, error)
+            return _changed_meanwhile(endpoint_id, form, before, changes, error, sent_as)
         return _change_page(endpoint_id, version, form, before, problem=form.say(error)), HTTPStatus.BAD_REQUEST
     except Unreachable:
         problem = f"{_NO_ANSWER} (request {request_id()})"
@@ -291,8 +303,13 @@ def meaning(kind: str) -> str:
     return {TEST_KIND: _TEST_MEANING, ALL_KINDS: "every kind"}.get(kind) or kind_meaning(kind)
 
 
-def _changed_meanwhile(
-    endpoint_id: str, form: EndpointForm, before: EndpointForm, changes: Mapping[str, Any], error: Refused
+def _changed_meanwhile(  # noqa: PLR0917 - all that the form is made of
+    endpoint_id: str,
+    form: EndpointForm,
+    before: EndpointForm,
+    changes: Mapping[str, Any],
+    error: Refused,
+    sent_as: str | None,
 ) -> Page:
     """Show the form again: with what was typed, and in the other fields with what somebody else has changed.
 
@@ -307,7 +324,8 @@ def _changed_meanwhile(
     now = _form_of(current, prefix=BEFORE)
     was, is_now = before.wanted(), now.wanted()
     if all(is_now[name] == value for name, value in changes.items()):
-        flash("The endpoint has what you typed: it is saved already.", "success")
+        said = "The endpoint has what you typed: it is saved already."
+        flash(f"{said} (request {sent_as or error.request_id})", "success")
         return redirect(url_for("webhooks.show", endpoint_id=endpoint_id), code=303)
     meanwhile = [
         {
