@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from broker_api.console.texts import iso
 from broker_common.core.samples import Sample
 from broker_common.core.sandbox import Status
 from tests.fakes import START, Fault, FlakyStore
@@ -77,14 +78,41 @@ def test_the_picture_says_in_words_what_it_shows(console: Console) -> None:
     )
 
 
-def test_its_numbers_are_a_table_with_the_worst_moment_of_each_hour(console: Console) -> None:
-    hour = START - START % 3600
-    for minutes, available in ((0, 9), (10, 2), (60, 5)):
-        by_status = {**dict.fromkeys(Status, 0), Status.AVAILABLE: available}
-        console.api.store.write_sample(Sample(at=hour - 7200 + minutes * 60, by_status=by_status, waiting=None))
+def test_its_numbers_are_a_table_with_each_moment_that_is_drawn_the_newest_first(console: Console) -> None:
+    for steps_ago in range(288):
+        add(console, steps_ago, waiting=steps_ago, available=1000 + steps_ago, allocated=7)
     rows = re.findall(r'<tr><th scope="row".*?</tr>', picture_of(console))
-    assert [re.findall(r'class="number">([^<]*)<', row)[0] for row in rows] == ["5", "2"]
-    assert re.findall(r'class="number">([^<]*)<', rows[0])[-2:] == ["5", "-"]
+    assert [re.findall(r"<td>([^<]*)<", row) for row in rows] == [
+        [f"{1000 + ago:,}", "0", "7", "0", "0", "0", f"{1007 + ago:,}", str(ago)] for ago in range(288)
+    ]
+    assert f'<time datetime="{iso(NOW - STEP)}"' in rows[1]
+
+
+def test_a_moment_whose_line_was_not_counted_says_so_in_the_table(console: Console) -> None:
+    console.api.store.write_sample(Sample(at=NOW, by_status=dict.fromkeys(Status, 0), waiting=None))
+    (row,) = re.findall(r'<tr><th scope="row".*?</tr>', picture_of(console))
+    assert re.findall(r"<td>([^<]*)<", row)[-2:] == ["0", "-"]
+
+
+def test_its_numbers_are_a_csv_too(console: Console) -> None:
+    assert 'href="/pool.csv"' not in picture_of(console), "there are no numbers yet"
+    console.api.clock.advance(60)
+    add(console, 1, waiting=4, available=5, allocated=2)
+    console.api.store.write_sample(Sample(at=NOW, by_status=dict.fromkeys(Status, 0), waiting=None))
+    assert 'href="/pool.csv"' in picture_of(console)
+    answer = console.open("/pool.csv")
+    assert (answer.mimetype, 'filename="pool.csv"' in answer.headers["Content-Disposition"]) == ("text/csv", True)
+    assert answer.text.splitlines() == [
+        "at,available,reserved,allocated,pending_deletion,stale,deletion_failed,total,waiting",
+        f"{iso(NOW - STEP)},5,0,2,0,0,0,7,4",
+        f"{iso(NOW)},0,0,0,0,0,0,0,",
+    ]
+
+
+def test_a_csv_without_samples_has_a_heading_and_needs_a_sign_in(console: Console) -> None:
+    assert console.open("/pool.csv").text.splitlines()[0].startswith("at,available")
+    console.send("/signout")
+    assert console.open("/pool.csv").status_code == 303
 
 
 def test_a_name_stands_on_a_band_only_where_it_is_high_enough(console: Console) -> None:

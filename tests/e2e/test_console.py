@@ -427,13 +427,13 @@ def is_page(page: Page, address: str) -> bool:
 def test_no_page_runs_what_is_planted_and_none_has_a_barrier(visit: Visit, planted: dict[str, Any]) -> None:
     page = visit()
     faults, showing = [], []
-    for address in addresses(page, planted):
+    for turn, address in enumerate(addresses(page, planted)):
         page.goto(address)
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
         if PLANTED in page.get_by_role("main").inner_text():
             showing.append(address)
-        faults += find_faults(page, address)
+        faults += find_faults(page, address, turn=turn)
     assert faults == []
     assert len(showing) > 5, showing
 

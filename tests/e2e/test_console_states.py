@@ -67,7 +67,7 @@ def renew(page: Page) -> None:
 def look(page: Page, heading: str) -> list[str]:
     """Return the faults of a page once it is there."""
     expect(page.get_by_role("heading", name=heading).first).to_be_visible()
-    return find_faults(page, heading)
+    return find_faults(page, heading, turn=len(heading))
 
 
 @pytest.mark.timeout(300)
@@ -176,7 +176,7 @@ def test_no_page_of_a_broker_without_anything_has_a_barrier_and_each_says_what_t
     console = make_console(make_api())
     faults = []
     with visiting(browser, console, "admin-token") as page:
-        for address, hint in (
+        pages = (
             ("/", "Run a sync"),
             ("/sandboxes", "A sync adds the sandboxes"),
             ("/line", "No track waits"),
@@ -185,10 +185,11 @@ def test_no_page_of_a_broker_without_anything_has_a_barrier_and_each_says_what_t
             ("/webhooks", "Add an endpoint"),
             ("/events", ""),
             ("/usage", "Choose a longer time"),
-        ):
+        )
+        for turn, (address, hint) in enumerate(pages):
             page.goto(address)
             expect(page.get_by_role("main")).to_contain_text(hint)
-            faults += find_faults(page, address)
+            faults += find_faults(page, address, turn=turn)
     assert faults == []
 
 

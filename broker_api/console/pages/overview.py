@@ -7,9 +7,10 @@ the samples, from which the picture is drawn. The picture is kept for that minut
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, g, render_template
+from flask import Blueprint, Response, g, render_template
 from markupsafe import Markup
 
 from broker_api.console.booking_form import OVER
@@ -17,7 +18,9 @@ from broker_api.console.calls import known_person, read
 from broker_api.console.concerns import ASKED, find_concerns, judge
 from broker_api.console.pictures import pool
 from broker_api.console.runtime import runtime
+from broker_api.console.texts import iso
 from broker_common.adapters.broker_http import Refused, Unreachable
+from broker_common.csv_export import write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,14 +61,36 @@ def show() -> str:
     )
 
 
+@blueprint.get("/pool.csv")
+def download() -> Response:
+    """Return the numbers of the picture as CSV, the oldest first. Times are in UTC."""
+    picture, _ = _picture()
+    rows = [
+        {"at": iso(each["at"])}
+        | {name: each["counts"][name] for name in (*pool.STACK, "total")}
+        | {"waiting": each["waiting"]}
+        for each in reversed(picture.rows)
+    ]
+    file = StringIO(newline="")
+    write_csv(rows, file, fields=("at", *pool.STACK, "total", "waiting"))
+    return Response(
+        file.getvalue(), mimetype="text/csv", headers={"Content-Disposition": 'attachment; filename="pool.csv"'}
+    )
+
+
+def _picture() -> tuple[pool.Picture, Sequence[Mapping[str, Any]]]:
+    """Return the picture of the last day, and the samples that it was made of. Raises as `read` does."""
+    now = runtime().clock.now()
+    found = read("/samples", step=_STEP_SEC)
+    return pool.draw(found["samples"], step_sec=found["step"], now=now), found["samples"]
+
+
 def _draw() -> _Drawn | None:
     """Return the picture of the last day; None if the API does not give the samples. The rest of the page is shown."""
-    now = runtime().clock.now()
     try:
-        found = read("/samples", step=_STEP_SEC)
+        picture, samples = _picture()
     except (Refused, Unreachable):
         return None
-    picture = pool.draw(found["samples"], step_sec=found["step"], now=now)
     html = render_template(
         "pool_picture.html",
         picture=picture,
@@ -74,7 +99,7 @@ def _draw() -> _Drawn | None:
         height=pool.HEIGHT,
         stack=pool.STACK,
     )
-    waited = [(each["at"], each["waiting"]) for each in found["samples"] if each["waiting"] is not None]
+    waited = [(each["at"], each["waiting"]) for each in samples if each["waiting"] is not None]
     # Jinja has escaped what the API gave.
     return _Drawn(Markup(html), waited)  # noqa: S704
 

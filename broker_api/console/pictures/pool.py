@@ -7,7 +7,6 @@ which nothing is known as an empty pool, and because its letters shrink with the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from broker_api.console.pictures.scale import Tick, round_up
@@ -45,8 +44,7 @@ class Picture:
     """What is drawn. `line` is the path of the line's length, empty if no track waited.
 
     `fewest` and `longest` are the samples with the fewest available sandboxes and with the longest line; None if the
-    pool was not counted, or nobody waited. `rows` is one sample an hour, newest first: that in which the fewest
-    sandboxes were available.
+    pool was not counted, or nobody waited. `rows` are the samples that are drawn, the newest first.
     """
 
     bands: Sequence[Band]
@@ -95,10 +93,7 @@ def draw(samples: Sequence[Mapping[str, Any]], *, step_sec: int, now: int) -> Pi
         fewest=min(counted, key=lambda each: each["counts"]["available"], default=None),
         longest=longest if waiting_top else None,
         latest=counted[-1] if counted else None,
-        rows=[
-            min(group, key=lambda each: each["counts"]["available"])
-            for _, group in groupby(reversed(counted), key=lambda each: each["at"] // _HOUR_SEC)
-        ],
+        rows=counted[::-1],
     )
 
 
