@@ -240,7 +240,9 @@ def test_a_process_that_dies_is_named_with_its_reason_and_started_again(
     assert wait_until(lambda: len(ready.leaders(*words) - {before}) == 1, 20)
 
 
-def test_a_worker_that_runs_and_takes_no_work_is_started_again(tmp_path: Path) -> None:
+def test_a_worker_that_runs_and_takes_no_work_is_started_again_and_sigterm_stops_everything_in_order(
+    tmp_path: Path,
+) -> None:
     with make_run(tmp_path / "scratch", LIVENESS_LIMIT_SEC="3") as run:
         run.wait_until_ready()
         (first,) = run.leaders("broker_worker.celery_app", "worker", "jobs")
@@ -254,43 +256,32 @@ def test_a_worker_that_runs_and_takes_no_work_is_started_again(tmp_path: Path) -
         assert wait_until(lambda: run.leaders("broker_worker.celery_app", "worker", "jobs") - {first} != set(), 30)
         with Redis(port=int(run.ports["REDIS_PORT"])) as redis:
             assert wait_until(lambda: not redis.llen("jobs") and not redis.hlen("unacked"), 30)
+        run.terminate_make()
+        run.wait_for_end()
+        assert run.stopped() == STOP_ORDER, run.output
+        run.assert_nothing_is_left()
 
 
-def test_ctrl_c_stops_everything_in_order_and_a_second_run_works_at_once(tmp_path: Path) -> None:
-    with make_run(tmp_path / "scratch") as first:
-        first.wait_until_ready()
+def test_ctrl_c_lets_a_running_delete_finish_and_a_second_run_works_at_once_whose_second_ctrl_c_does_not_wait(
+    tmp_path: Path,
+) -> None:
+    with make_run(tmp_path / "scratch", MOCK_CSP_DELETE_SECONDS="3") as first:
+        begin_a_delete(first)
         first.press_ctrl_c()
         first.wait_for_end()
         assert first.stopped() == STOP_ORDER, first.output
+        assert "Deleted 1 sandboxes, 0 failed" in first.output.partition("stopping")[2]
         assert [line for line in first.lines if line.startswith("run ")][-1].split() == ["run", "|", "stopped"]
         first.assert_nothing_is_left()
-    with make_run(tmp_path / "scratch", **first.ports) as second:
-        second.wait_until_ready()
-        second.terminate_make()
+    endless = {"MOCK_CSP_DELETE_SECONDS": "60", "CSP_TIMEOUT_READ_SEC": "60"}
+    with make_run(tmp_path / "scratch", **first.ports, **endless) as second:
+        begin_a_delete(second)
+        second.press_ctrl_c()
+        second.wait_for("| api stopped")
+        second.press_ctrl_c()
         second.wait_for_end()
-        assert second.stopped() == STOP_ORDER, second.output
+        assert "| worker-deletions killed after" in second.output
         second.assert_nothing_is_left()
-
-
-def test_ctrl_c_lets_a_running_delete_finish(tmp_path: Path) -> None:
-    with make_run(tmp_path / "scratch", MOCK_CSP_DELETE_SECONDS="3") as run:
-        begin_a_delete(run)
-        run.press_ctrl_c()
-        run.wait_for_end()
-        assert run.stopped() == STOP_ORDER, run.output
-        assert "Deleted 1 sandboxes, 0 failed" in run.output.partition("stopping")[2]
-        run.assert_nothing_is_left()
-
-
-def test_a_second_ctrl_c_does_not_wait_for_a_running_delete(tmp_path: Path) -> None:
-    with make_run(tmp_path / "scratch", MOCK_CSP_DELETE_SECONDS="60", CSP_TIMEOUT_READ_SEC="60") as run:
-        begin_a_delete(run)
-        run.press_ctrl_c()
-        run.wait_for("| api stopped")
-        run.press_ctrl_c()
-        run.wait_for_end()
-        assert "| worker-deletions killed after" in run.output
-        run.assert_nothing_is_left()
 
 
 def test_a_redis_that_is_given_is_used_and_none_is_started_and_a_closed_terminal_stops_the_rest(
