@@ -55,6 +55,8 @@ class Settings:
     answer: dict[str, Any] = field(default_factory=dict)
     """Changes of the answer that has the tokens. A change to None leaves the member out."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    refresh_tokens: str = ""
+    """Whether it gives refresh tokens: `once` if each is taken once, `kept` if the same one is taken again."""
     now: Callable[[], float] = time.time
 
 
@@ -69,7 +71,10 @@ class AuthorizationServer(Issuer):
         self.exchanges: list[dict[str, str]] = []
         self.given: list[str] = []
         """Access tokens and ID tokens."""
+        self.renewals: list[dict[str, str]] = []
+        """The forms that came to renew a token."""
         self._codes: dict[str, Code] = {}
+        self._renewing: dict[str, Code] = {}
 
     def reply(self, handler: Handler) -> None:
         """Answer one request."""
@@ -133,6 +138,9 @@ class AuthorizationServer(Issuer):
         if basic:
             sent["client_id"], sent["client_secret"] = base64.b64decode(basic).decode().split(":")
             sent["by"] = "header"
+        if sent["grant_type"] == "refresh_token":
+            self._renew(handler, sent)
+            return
         self.exchanges.append(sent)
         code = self._codes.get(sent["code"])
         if sent["client_id"] != CLIENT_ID or sent.get("client_secret") != self.change.secret:
@@ -147,6 +155,25 @@ class AuthorizationServer(Issuer):
         else:
             code.is_used = True
             send_json(handler, self._tokens(code))
+
+    def _renew(self, handler: Handler, sent: dict[str, str]) -> None:
+        self.renewals.append(sent)
+        code = self._renewing.get(sent["refresh_token"])
+        if sent["client_id"] != CLIENT_ID or sent.get("client_secret") != self.change.secret:
+            _refuse(handler, "invalid_client")
+        elif code is None:
+            _refuse(handler, "invalid_grant")
+        else:
+            if self.change.refresh_tokens == "once":
+                del self._renewing[sent["refresh_token"]]
+            told = self._tokens(code)
+            if self.change.refresh_tokens == "kept":
+                told.pop("refresh_token")
+            send_json(handler, told)
+
+    def revoke_refresh_tokens(self) -> None:
+        """Take no refresh token that was given until now."""
+        self._renewing.clear()
 
     def _tokens(self, code: Code) -> dict[str, Any]:
         now, of_person = self.change.now(), self.change.people[code.person]
@@ -166,7 +193,11 @@ class AuthorizationServer(Issuer):
             "token_type": "Bearer",
             "expires_in": self.change.lasts_sec,
             "id_token": self.key.sign(identity, typ="JWT"),
-        } | self.change.answer
+        }
+        if self.change.refresh_tokens:
+            told["refresh_token"] = secrets.token_urlsafe(24)
+            self._renewing[told["refresh_token"]] = code
+        told |= self.change.answer
         self.given += [str(told["access_token"]), str(told["id_token"])]
         return {name: value for name, value in told.items() if value is not None}
 

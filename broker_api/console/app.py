@@ -21,6 +21,8 @@ from broker_api.console.once import Once
 from broker_api.console.pages import events, jobs, line, overview, reservations, sandboxes, usage, webhooks
 from broker_api.console.pending import KnownBrowsers, PendingSignIns
 from broker_api.console.reach import Reach
+from broker_api.console.renewal import register_renewal
+from broker_api.console.renewals import Renewals
 from broker_api.console.runtime import Runtime, attach, person
 from broker_api.console.security import register_arrivals, register_headers
 from broker_api.console.session import EncryptedSessions
@@ -83,6 +85,7 @@ def create_console(
         once=Once(clock),
         pending=PendingSignIns(keys, clock, secure=secure),
         known_browsers=KnownBrowsers(keys, clock, secure=secure),
+        renewals=Renewals(clock),
         sign_in=_sign_in(settings, clock),
     )
     attach(app, shared)
@@ -92,6 +95,7 @@ def create_console(
     health.register_metrics(app, registry or CollectorRegistry(), clock)
     register_headers(app, secure=secure)
     register_arrivals(app)
+    register_renewal(app)
     register_errors(app)
     register_filters(app)
     register_facts(app)

@@ -56,18 +56,18 @@ def remember(name: str, ask: Callable[[], dict[str, Any]], /, **parameters: obje
     While the API is away, it is the last result for this `name` and these `parameters`, as for `read`. Raises what
     `ask` raises, and `SignedOut`.
     """
-    token = known_person().token
+    owner = known_person().owner
     try:
         body = ask()
     except (Refused, Unreachable) as error:
-        known = runtime().last_known.find(token, name, parameters) if error.may_pass else None
+        known = runtime().last_known.find(owner, name, parameters) if error.may_pass else None
         if known is None:
             raise
         at, body = known
         g.known_at = min(at, g.get("known_at", at))
         g.trouble = _why(error)
         return body
-    runtime().last_known.keep(token, name, parameters, body)
+    runtime().last_known.keep(owner, name, parameters, body)
     return body
 
 
@@ -171,13 +171,13 @@ def sending(key: str) -> Iterator[str | None]:
 
     A form that the API refused within the context counts as not sent, unless it may have been done all the same.
     """
-    token, once = known_person().token, runtime().once
-    first = once.begin(token, key, request_id())
+    owner, once = known_person().owner, runtime().once
+    first = once.begin(owner, key, request_id())
     try:
         yield first
     except Refused as error:
         if first is None and not is_unsure(error):
-            once.free(token, key)
+            once.free(owner, key)
         raise
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask import current_app, flash, g, redirect, render_template, request, url_for
+from flask import current_app, flash, g, redirect, render_template, request, session, url_for
 from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped] # it ships no types
 from werkzeug.exceptions import BadHost, HTTPException, MethodNotAllowed
 
 from broker_api.console.calls import UNSURE, SignedOut, sentence
 from broker_api.console.people import end_session
+from broker_api.console.renewal import TokenNotRenewed
 from broker_api.console.runtime import person
 from broker_api.console.security import is_ours, this_address
 from broker_api.console.unsent import can_be_kept, kept_form
@@ -35,6 +36,7 @@ def register_errors(app: Flask) -> None:
     app.register_error_handler(SignedOut, _sign_out)
     app.register_error_handler(Refused, _refused)
     app.register_error_handler(Unreachable, _unreachable)
+    app.register_error_handler(TokenNotRenewed, _not_renewed)
     app.register_error_handler(CSRFError, _old_form)
     app.register_error_handler(BadHost, _bad_host)
     app.register_error_handler(HTTPException, _of_http)
@@ -85,6 +87,15 @@ def _unreachable(_error: Unreachable) -> tuple[str, int]:
     elif g.get("may_have_changed"):
         text = f"The broker's API does not answer. {UNSURE} (request {request_id()})"
     return page(503, "The broker does not answer", text, try_again=True)
+
+
+def _not_renewed(error: TokenNotRenewed) -> tuple[str, int]:
+    if can_be_kept():
+        return kept_form(503, why=str(error))
+    if "X-Renew" in request.headers:
+        # The page that is open stays, and gets the banner.
+        g.known_at, g.trouble = session["token_ends"], str(error).removesuffix(".")
+    return page(503, "Your sign-in cannot be renewed now", str(error), try_again=True)
 
 
 def _old_form(_error: CSRFError) -> tuple[str, int]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from broker_api.console.once import Once
     from broker_api.console.pending import KnownBrowsers, PendingSignIns
     from broker_api.console.reach import Reach
+    from broker_api.console.renewals import Renewals
     from broker_common.adapters.broker_http import BrokerHttp
     from broker_common.adapters.oidc_sign_in import OidcSignIn
     from broker_common.core.ports import Clock
@@ -41,6 +42,7 @@ class Runtime:
     once: Once
     pending: PendingSignIns
     known_browsers: KnownBrowsers
+    renewals: Renewals
     sign_in: OidcSignIn | None
     """None: people sign in by tokens only."""
 
@@ -50,6 +52,8 @@ class Person:
     """Who is signed in: the token for the API's calls, and what the API said of it."""
 
     token: str
+    owner: str
+    """By what the console remembers answers to this person: it stays the same when the issuer renews the token."""
     principal: Principal
 
     def may(self, role: str) -> bool:
@@ -77,7 +81,8 @@ def person() -> Person | None:
         roles=frozenset(role for role in Role if role.value in session["roles"]),
         customer=session["customer"],
     )
-    return Person(token=session["token"], principal=principal)
+    token = session["token"]
+    return Person(token=token, owner=session.get("owner", token), principal=principal)
 
 
 def has_ended() -> bool:

@@ -32,7 +32,7 @@ _HTTPS_ONLY = "max-age=63072000; includeSubDomains"
 SIGN_IN = "signin"
 RETURN = f"{SIGN_IN}.arrive"
 """The endpoint to which the issuer sends people back, who come from another site each time."""
-_NO_PAGES = frozenset({None, "bootstrap", "files", "health"})
+NO_PAGES = frozenset({None, "bootstrap", "files", "health"})
 """The blueprints of what is no page. Files and metrics have none."""
 _LONGEST_ADDRESS = 1000
 
@@ -65,7 +65,7 @@ def register_arrivals(app: Flask) -> None:
     @app.before_request
     def lead_on() -> str | None:
         sent = request.headers
-        if request.method != "GET" or request.blueprint in _NO_PAGES or request.endpoint == RETURN:
+        if request.method != "GET" or request.blueprint in NO_PAGES or request.endpoint == RETURN:
             return None
         if sent.get("Sec-Fetch-Site") == "cross-site" and sent.get("Sec-Fetch-Mode") == "navigate":
             return onward(this_address())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LONGEST_SEC = 12 * 3600
 """From signing in to the end of the session: a working day."""
 LONGEST_TOKEN = 4096
-"""With it, a session fits into its cookies, and a few messages do, too."""
+"""Of a token, with what renews it. So a session fits into its cookies, and a few messages do, too."""
 _LEEWAY_SEC = 300
 """By so much the clocks of the console's processes may differ."""
 _LONGEST_COOKIE = 3800
@@ -117,6 +117,16 @@ class EncryptedSessions(SessionInterface):
 def _shortened(message: tuple[str, str]) -> list[tuple[str, str]]:
     category, text = message
     return [(category, f"{text[: len(text) // 2]}…")] if len(text) > 1 else []
+
+
+def drop_without_a_word(session: SessionMixin) -> None:
+    """Make the session one that has ended by time: the answer does not write it.
+
+    Such an answer may come after that of a later request, such as a new sign-in.
+    """
+    assert isinstance(session, Session)  # noqa: S101 - `open_session` made it
+    session.clear()
+    session.loaded, session.has_ended = "", True
 
 
 class SessionTooLarge(Exception):

@@ -12,16 +12,18 @@ from wtforms.validators import InputRequired, Length, Regexp
 from broker_api.console.calls import back, sentence
 from broker_api.console.errors import page
 from broker_api.console.forms import Form, trimmed
-from broker_api.console.people import NO_ROLE, ask_who, begin_session, end_session
+from broker_api.console.people import NO_ROLE, ask_who, begin_session, begin_session_by_issuer, end_session
 from broker_api.console.runtime import person, runtime
 from broker_api.console.security import is_ours, onward
-from broker_api.console.session import LONGEST_SEC, LONGEST_TOKEN
+from broker_api.console.session import LONGEST_TOKEN
 from broker_common.adapters.broker_http import Refused, Unreachable
 from broker_common.adapters.oidc_sign_in import OidcSignIn, SignInFailed
 
 if TYPE_CHECKING:
     from flask import Response as Page
     from werkzeug.wrappers import Response
+
+    from broker_common.core.principals import Principal
 
 blueprint = Blueprint("signin", __name__)
 
@@ -60,7 +62,8 @@ def show() -> str | Response | tuple[str, int]:
     if not form.validate():
         return _show(form), 400
     try:
-        sign_in(form.token.data or "")
+        token = form.token.data or ""
+        begin_session(token, _owner_of(token))
     except NotSignedIn as error:
         form.token.errors = [str(error)]
         return _show(form), error.status
@@ -95,8 +98,7 @@ def arrive() -> Response:
     try:
         is_known = runtime().known_browsers.has(request)
         granted = _issuer().finish(asked, request.args.to_dict(), _address_of(".arrive"), is_known=is_known)
-        lasts_sec = LONGEST_SEC if granted.lasts_sec is None else granted.lasts_sec
-        sign_in(granted.access_token, lasts_sec=lasts_sec, by_issuer=True)
+        begin_session_by_issuer(granted, _owner_of(granted.access_token))
     except SignInFailed as error:
         return _not_signed_in(str(error), 400, came_from)
     except NotSignedIn as error:
@@ -108,13 +110,13 @@ def arrive() -> Response:
     return answer
 
 
-def sign_in(token: str, *, lasts_sec: float = LONGEST_SEC, by_issuer: bool = False) -> None:
-    """Begin a new session for the owner of `token`. Raises `NotSignedIn`."""
+def _owner_of(token: str) -> Principal:
+    """Return whose `token` is, of those who may use the console. Raises `NotSignedIn`."""
     if len(token) > LONGEST_TOKEN:
         text = f"Your token has more than {LONGEST_TOKEN} bytes, for which a cookie has no room. Tell an administrator."
         raise NotSignedIn(text, 400)
     try:
-        found = ask_who(token)
+        return ask_who(token)
     except Refused as error:
         if error.code == NO_ROLE:
             text = f"Your token is valid, but it has no role of an operator: {error.message}."
@@ -122,7 +124,6 @@ def sign_in(token: str, *, lasts_sec: float = LONGEST_SEC, by_issuer: bool = Fal
         raise NotSignedIn(sentence(error.message), error.status) from error
     except Unreachable as error:
         raise NotSignedIn("The broker's API does not answer. Try again in a moment.", 503) from error
-    begin_session(token, found, lasts_sec=lasts_sec, by_issuer=by_issuer)
 
 
 @blueprint.post("/signout")

@@ -39,7 +39,7 @@ def can_be_kept() -> bool:
 def kept_form(status: int, *, why: str | None = None) -> tuple[str, int]:
     """Return a page that says that nothing was changed, and from which the form can be sent again.
 
-    `why`: a sentence that says why the person is not signed in.
+    `why`: a sentence that says why the person is not signed in, or why nothing can be sent now.
     """
     fields = [(name, value) for name, value in request.form.items(multi=True) if name != _CSRF]
     is_signed_in = person() is not None
@@ -47,7 +47,7 @@ def kept_form(status: int, *, why: str | None = None) -> tuple[str, int]:
         why = "Your sign-in has ended." if has_ended() else "You are not signed in."
     page = render_template(
         "unsent.html",
-        title="This form is too old" if is_signed_in else "You are signed out",
+        title="You are signed out" if not is_signed_in else "This form is too old" if why is None else "Not sent",
         is_signed_in=is_signed_in,
         why=why,
         address=this_address(),

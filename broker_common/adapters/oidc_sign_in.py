@@ -1,7 +1,7 @@
-"""Signs a person in at an OpenID Connect issuer, and returns the access token for the broker's API.
+"""Signs a person in at an OpenID Connect issuer, returns the access token for the broker's API, and renews it.
 
-Sources: OpenID Connect Core 1.0, section 3.1 (code flow); RFC 7636 (PKCE); RFC 8707 (`resource`); RFC 9207 (`iss`);
-OpenID Connect RP-Initiated Logout 1.0.
+Sources: OpenID Connect Core 1.0, sections 3.1 (code flow) and 12 (renewal); RFC 7636 (PKCE); RFC 8707 (`resource`);
+RFC 9207 (`iss`); OpenID Connect RP-Initiated Logout 1.0.
 """
 
 from __future__ import annotations
@@ -48,12 +48,20 @@ _AT_ONCE = 3
 """So many people at once may wait for the issuer, of each kind: see `OidcSignIn`. The other threads serve pages."""
 _LEEWAY_SEC = 30
 _BASIC = "client_secret_basic"
+_PASSING = frozenset({"server_error", "slow_down", "temporarily_unavailable"})
+"""Errors of the issuer that say nothing about the token that came."""
+
+_NO_ANSWER = "The issuer does not answer. Try again in a moment, or sign in by a token."
 
 _log = logging.getLogger(__name__)
 
 
 class SignInFailed(Exception):
     """The person is not signed in. The message is a sentence for them."""
+
+
+class NotRenewed(Exception):
+    """The issuer does not renew the token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +75,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """What the issuer gave: the token for the API, and for how long it is valid, if the issuer says so."""
+    """What the issuer gave: the token for the API, and for how long it is valid, if the issuer says so.
+
+    `refresh_token` renews it; None if the issuer gave none.
+    """
 
     access_token: str = field(repr=False)
     lasts_sec: float | None
+    refresh_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +100,7 @@ class OidcSignIn:
 
     Who waits for the issuer holds one of a few places. Anybody can come back with a code that is none, so strangers
     could hold all of them. Browsers that are `known`, because somebody has signed in there before, have places of their
-    own. Source: OWASP, Slow Down Online Guessing Attacks with Device Cookies.
+    own. Source: OWASP, Slow Down Online Guessing Attacks with Device Cookies. So have those whose token is renewed.
     """
 
     def __init__(
@@ -108,6 +120,7 @@ class OidcSignIn:
         self._scopes = scopes
         self._clock = clock
         self._places = {is_known: threading.BoundedSemaphore(_AT_ONCE) for is_known in (False, True)}
+        self._renewing = threading.BoundedSemaphore(_AT_ONCE)
         self._asking = threading.Lock()
         self._known: _Known | None = None
         self._failed_at = -math.inf
@@ -123,7 +136,7 @@ class OidcSignIn:
             state=secrets.token_urlsafe(24), nonce=secrets.token_urlsafe(24), verifier=secrets.token_urlsafe(48)
         )
         with (
-            self._place(is_known=is_known, waits=not self._is_young(KEPT_SEC)),
+            _place(self._places[is_known], waits=not self._is_young(KEPT_SEC)),
             self._client(return_to) as (client, known),
         ):
             address, _ = client.create_authorization_url(
@@ -151,13 +164,37 @@ class OidcSignIn:
             )
         if came_with.get("iss", self.issuer) != self.issuer or not came_with.get("code"):
             raise SignInFailed("The answer is not that of the issuer. Sign in again.")
-        with self._place(is_known=is_known), self._client(return_to) as (client, known):
+        with _place(self._places[is_known]), self._client(return_to) as (client, known):
             given = self._exchange(client, known, came_with["code"], asked.verifier)
             self._check_id_token(given.get("id_token"), asked.nonce, known)
-        token = given.get("access_token")
-        if not isinstance(token, str) or str(given.get("token_type", "")).lower() != "bearer":
-            raise SignInFailed("The issuer gave no token for the broker. Tell an administrator.")
-        return Granted(access_token=token, lasts_sec=_seconds(given.get("expires_in")))
+        return _granted(given)
+
+    def renew(self, refresh_token: str) -> Granted:
+        """Return a new token for the person to whom the issuer gave `refresh_token` (RFC 6749, section 6).
+
+        Its own `refresh_token` is the one for the next time. Raises `NotRenewed` if the issuer refuses, and
+        `SignInFailed` if it does not answer.
+        """
+        with _place(self._renewing), self._client(None) as (client, known):
+            try:
+                given: Mapping[str, Any] = client.refresh_token(
+                    address_of(known.metadata, "token_endpoint", self.issuer),
+                    refresh_token=refresh_token,
+                    # As it was granted, which may be less than was asked for.
+                    scope="",
+                    timeout=(CONNECT_SEC, ANSWER_SEC),
+                    allow_redirects=False,
+                    **self._resource(),
+                )
+            except AuthlibBaseError as error:
+                _log.warning("the issuer does not renew a token: %s", error.error)
+                if error.error in _PASSING:
+                    raise SignInFailed(_NO_ANSWER) from error
+                raise NotRenewed from error
+            except (requests.RequestException, OSError, ValueError) as error:
+                _log.warning("the issuer does not renew a token: %s", type(error).__name__)
+                raise SignInFailed(_NO_ANSWER) from error
+        return _granted(given)
 
     def end_address(self, return_to: str) -> str | None:
         """Return where the person also signs out of the issuer, and comes back to `return_to`.
@@ -165,7 +202,8 @@ class OidcSignIn:
         None if the issuer has no such page, or does not answer.
         """
         try:
-            with self._place(is_known=True, waits=not self._is_young(KEPT_SEC)), self._client(return_to) as (_, known):
+            waits = not self._is_young(KEPT_SEC)
+            with _place(self._places[True], waits=waits), self._client(return_to) as (_, known):
                 if "end_session_endpoint" not in known.metadata:
                     return None
                 address = address_of(known.metadata, "end_session_endpoint", self.issuer)
@@ -176,19 +214,7 @@ class OidcSignIn:
         return f"{address}{'&' if urlsplit(address).query else '?'}{query}"
 
     @contextmanager
-    def _place(self, *, is_known: bool, waits: bool = True) -> Iterator[None]:
-        """Hold a place of those who wait for the issuer, if the caller `waits`. Raises `SignInFailed` without one."""
-        places = self._places[is_known]
-        if waits and not places.acquire(blocking=False):
-            raise SignInFailed("The issuer is slow, and others wait for it. Try again in a moment.")
-        try:
-            yield
-        finally:
-            if waits:
-                places.release()
-
-    @contextmanager
-    def _client(self, return_to: str) -> Iterator[tuple[OAuth2Session, _Known]]:
+    def _client(self, return_to: str | None) -> Iterator[tuple[OAuth2Session, _Known]]:
         try:
             with (
                 answer_within(ANSWER_SEC, max_bytes=MAX_ANSWER_BYTES),
@@ -230,7 +256,7 @@ class OidcSignIn:
                     self._failed_at = self._clock.monotonic()
                     _log.warning("the issuer cannot be asked: %s", error)
             if known is None:
-                raise SignInFailed("The issuer does not answer. Try again in a moment, or sign in by a token.")
+                raise SignInFailed(_NO_ANSWER)
             return known
 
     def _fetch(self, now: float) -> _Known:
@@ -255,7 +281,7 @@ class OidcSignIn:
             raise SignInFailed(f"The issuer gave no token ({error.error}). Sign in again.") from error
         except (requests.RequestException, OSError, ValueError) as error:
             _log.warning("the issuer gave no token: %s", type(error).__name__)
-            raise SignInFailed("The issuer does not answer. Try again in a moment, or sign in by a token.") from error
+            raise SignInFailed(_NO_ANSWER) from error
         return given
 
     def _check_id_token(self, token: object, nonce: str, known: _Known) -> None:
@@ -303,6 +329,29 @@ class OidcSignIn:
     def _resource(self) -> dict[str, str]:
         parts = urlsplit(self._audience)
         return {"resource": self._audience} if parts.scheme and not parts.fragment else {}
+
+
+@contextmanager
+def _place(places: threading.BoundedSemaphore, *, waits: bool = True) -> Iterator[None]:
+    """Hold one of `places`, if the caller `waits` for the issuer. Raises `SignInFailed` if none is free."""
+    if waits and not places.acquire(blocking=False):
+        raise SignInFailed("The issuer is slow, and others wait for it. Try again in a moment.")
+    try:
+        yield
+    finally:
+        if waits:
+            places.release()
+
+
+def _granted(given: Mapping[str, Any]) -> Granted:
+    token, refresh_token = given.get("access_token"), given.get("refresh_token")
+    if not isinstance(token, str) or str(given.get("token_type", "")).lower() != "bearer":
+        raise SignInFailed("The issuer gave no token for the broker. Tell an administrator.")
+    return Granted(
+        access_token=token,
+        lasts_sec=_seconds(given.get("expires_in")),
+        refresh_token=refresh_token if isinstance(refresh_token, str) and refresh_token else None,
+    )
 
 
 def _seconds(told: object) -> float | None:

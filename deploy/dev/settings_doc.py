@@ -63,7 +63,7 @@ SECTIONS = {
         "OIDC_ROLES_CLAIM": "The claim that holds the roles. Dots lead into it: `realm_access.roles`.",
         "OIDC_CLIENT_ID": "The console's client id at `OIDC_ISSUER`: see [Sign-in to the console](security.md#sign-in-to-the-console). The console requires it if `OIDC_ISSUER` is set. Needs `OIDC_ISSUER`.",
         "OIDC_CLIENT_SECRET": "The console's secret at the issuer. Without it the console is a public client, which proves by PKCE that it is the one that asked. Needs `OIDC_ISSUER`.",
-        "OIDC_SCOPES": "What the console asks the issuer for, separated by spaces. `openid` must be among them. Some issuers choose the audience by a scope. Needs `OIDC_ISSUER`.",
+        "OIDC_SCOPES": "What the console asks the issuer for, separated by spaces. `openid` must be among them. Some issuers choose the audience by a scope. Many renew tokens only with `offline_access`. Needs `OIDC_ISSUER`.",
     },
     "Console": {
         "CONSOLE_BIND": "The address that the console listens on.",

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+import requests
 from playwright.sync_api import expect
 
 from broker_api.console.session import LONGEST_TOKEN
+from broker_common.adapters.oidc_sign_in import NotRenewed, OidcSignIn
+from broker_common.adapters.system_clock import SystemClock
 from deploy.dev.processes import Process, Program, free_ports, wait_until
 from tests.api.harness import make_api
 from tests.authorization_server import CLIENT_ID, LOGOUT, AuthorizationServer, settings_of
 from tests.console.harness import make_console, served
+from tests.console.test_signin import console_of
 from tests.e2e.browser import running_chromium, watch
 from tests.e2e.stack import ADMIN_TOKEN, Stack
 from tests.http_server import Handler, serving
-from tests.issuer import DISCOVERY, running
+from tests.issuer import AUDIENCE, DISCOVERY, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.browser import Watch
 
+RENEWAL_MS = 6000
 PENDING, SESSION = "broker-console-sign-in", "broker-console"
 
 
@@ -181,8 +188,29 @@ def test_by_a_token_a_person_signs_in_although_the_issuer_is_away(
     issuer.faults.clear()
 
 
-def test_an_issuer_of_another_author_is_understood_and_its_tokens_are_for_the_api_to_judge(page: Page) -> None:
-    """`oidc-provider-mock` writes ID tokens as we read them. Its access tokens are no JWTs, so the API refuses them."""
+def test_a_page_that_is_left_open_goes_on_when_its_token_ends(page: Page) -> None:
+    with running(AuthorizationServer()) as issuer:
+        issuer.host = "localhost"
+        issuer.change.refresh_tokens = "once"
+        console = console_of(issuer)
+        with served(console.app) as url:
+            page.clock.install()
+            page.goto(f"{url}/line")
+            sign_in(page)
+            page.wait_for_url(f"{url}/line")
+            for renewals in (1, 2):
+                console.api.clock.advance(issuer.change.lasts_sec)
+                with page.expect_response(lambda answer: "x-renew" in answer.request.headers) as found:
+                    page.clock.run_for(RENEWAL_MS)
+                assert (found.value.status, len(issuer.renewals)) == (200, renewals)
+            page.reload()
+            expect(page.get_by_text("oidc:anna-1")).to_be_visible()
+            assert len(issuer.renewals) == 2, "the browser kept the cookie of the renewed session"
+
+
+@contextmanager
+def issuer_of_another_author() -> Iterator[str]:
+    """Run `oidc-provider-mock`; yields its address."""
     (port,) = free_ports(1)
     command = (sys.executable, "-W", "ignore", "-m", "oidc_provider_mock", "--port", str(port), "--require-nonce", "1")
     program = Program(
@@ -195,7 +223,15 @@ def test_an_issuer_of_another_author_is_understood_and_its_tokens_are_for_the_ap
     other.start()
     try:
         assert wait_until(other.is_ready, 30)
-        settings = {"OIDC_ISSUER": f"http://127.0.0.1:{port}", "OIDC_AUDIENCE": "https://broker.example.com"}
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        other.stop()
+
+
+def test_an_issuer_of_another_author_is_understood_and_its_tokens_are_for_the_api_to_judge(page: Page) -> None:
+    """`oidc-provider-mock` writes ID tokens as we read them. Its access tokens are no JWTs, so the API refuses them."""
+    with issuer_of_another_author() as address:
+        settings = {"OIDC_ISSUER": address, "OIDC_AUDIENCE": AUDIENCE}
         console = make_console(
             make_api(**settings), settings | {"OIDC_CLIENT_ID": CLIENT_ID, "OIDC_CLIENT_SECRET": "any"}
         )
@@ -207,8 +243,29 @@ def test_an_issuer_of_another_author_is_understood_and_its_tokens_are_for_the_ap
             page.goto(f"{url}/signin/issuer", wait_until="commit")
             page.get_by_role("button", name="Deny").click(no_wait_after=True)
             expect(page.get_by_role("heading", name="You are not signed in")).to_be_visible()
-    finally:
-        other.stop()
+
+
+def test_an_issuer_of_another_author_renews_its_tokens() -> None:
+    with issuer_of_another_author() as address:
+        client = OidcSignIn(
+            issuer=address,
+            client_id=CLIENT_ID,
+            client_secret="any",
+            audience=AUDIENCE,
+            scopes="openid offline_access",
+            clock=SystemClock(),
+        )
+        return_to = "http://127.0.0.1:9/signin/return"
+        asking, asked = client.begin(return_to, is_known=True)
+        answer = requests.post(asking, data={"sub": "anna"}, allow_redirects=False, timeout=30)
+        came_with = dict(parse_qsl(urlsplit(answer.headers["Location"]).query))
+        granted = client.finish(asked, came_with, return_to, is_known=True)
+        assert granted.refresh_token is not None
+        renewed = client.renew(granted.refresh_token)
+        assert renewed.access_token != granted.access_token
+        assert renewed.refresh_token is not None
+        with pytest.raises(NotRenewed):
+            client.renew("none of its own")
 
 
 def test_no_token_is_in_any_line_of_the_log(stack: Stack, issuer: AuthorizationServer) -> None:

@@ -47,7 +47,7 @@ def show() -> str:
     who, now = known_person(), runtime().clock.now()
     overview = read("/overview")
     classes = _classes(overview, now)
-    drawn = runtime().kept.get(who.token, "pool", _draw, may_keep=lambda: "known_at" not in g)
+    drawn = runtime().kept.get(who.owner, "pool", _draw, may_keep=lambda: "known_at" not in g)
     waited_before = None if drawn is None else _waited_before(drawn, now)
     return render_template(
         "pages/overview.html",
