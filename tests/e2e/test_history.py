@@ -13,7 +13,7 @@ from tests.long.history.run import Order, Unfinished, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-ORDER = Order(seed=1, calls=2500, faults=18, calls_a_second=40)
+ORDER = Order(seed=1, calls=1700, faults=18, calls_a_second=40)
 
 
 @pytest.mark.timeout(900)

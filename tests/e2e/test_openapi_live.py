@@ -26,7 +26,7 @@ SETTINGS = {
     # A late answer of a busy machine is no fault here.
     "REQUEST_DEADLINE_SEC": "30",
 }
-CASES_OF_A_CALL = 100
+CASES_OF_A_CALL = 40
 
 
 @pytest.mark.timeout(600)
