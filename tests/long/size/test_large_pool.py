@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from tests.provider.conftest import MockCsp
 
 ALL = ALLOCATED + AVAILABLE
-FIRST = 10_000
+FIRST = 6_000
 BATCH = 100
 """Records that one BatchGetItem reads."""
 PLACES = sum(len(status_keys(status, SHARDS)) for status in Status)
@@ -155,7 +155,7 @@ def test_a_first_sync_writes_25_accounts_with_their_facts_in_a_transaction_and_s
 
     assert (result.added, result.failed, result.overtaken) == (FIRST, 0, 0)
     assert meter.calls["TransactWriteItems"] == FIRST / COMMIT_AT_ONCE
-    assert [event.done for event in recorder.of(SyncProgressed)] == [5_000, 10_000]
+    assert [event.done for event in recorder.of(SyncProgressed)] == [5_000, FIRST]
     assert store.count()[Status.AVAILABLE] == FIRST
     assert len(store.read_history(accounts[0].sandbox_id, limit=10, cursor=None).facts) == 1
 
