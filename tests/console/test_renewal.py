@@ -351,7 +351,7 @@ def test_a_form_that_is_sent_while_the_issuer_is_away_is_kept(console: Console, 
     kept = console.browser.post("/jobs/pauses/cleanup", data=form)
     assert kept.status_code == 503
     assert "which does not work now. The issuer does not answer." in text_of(kept)
-    assert "Nothing was changed, and what you typed is kept on this page." in text_of(kept)
+    assert "Nothing was changed. What you typed is kept on this page." in text_of(kept)
     assert console.api.admin("GET", "/v1/admin/pause").get_json()["cleanup"] is False
     issuer.faults.clear()
     console.api.clock.advance(5)

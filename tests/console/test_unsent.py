@@ -72,7 +72,7 @@ def test_after_a_new_sign_in_all_that_was_typed_is_shown_and_sent_once(console: 
 
     kept = console.browser.post(NEW, data=form)
     assert kept.status_code == 400
-    assert "Your sign-in has ended. Nothing was changed, and what you typed is kept on this page." in text_of(kept)
+    assert "Your sign-in has ended. Nothing was changed. What you typed is kept on this page." in text_of(kept)
     for value in TYPED.values():
         assert html.escape(value) in kept.text
     assert "Networking <101>" not in kept.text
