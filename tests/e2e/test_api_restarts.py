@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import http.client
 import json
-import re
 import signal
 import socket
 import threading
@@ -22,17 +20,18 @@ import requests
 
 from deploy.dev import programs
 from deploy.dev.plan import LOOPBACK
-from deploy.dev.processes import ROOT, Program, free_ports, wait_until
+from deploy.dev.processes import free_ports, wait_until
 from tests.backends import installed, running
 from tests.e2e.stack import TRACK_TOKEN, Stack, api_program
+from tests.haproxy import Balanced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from deploy.dev.plan import Plan
+    from deploy.dev.processes import Program
 
-CONFIGURATION = ROOT / "deploy" / "haproxy.cfg"
 SETTINGS = {
     "POOL": "200",
     "SHUTDOWN_DRAIN_SEC": "2",
@@ -208,38 +207,6 @@ def await_red(stack: Stack) -> float:
 @pytest.fixture(scope="module")
 def haproxy() -> str:
     return installed("haproxy", package="haproxy")
-
-
-class Balanced:
-    """HAProxy with the configuration of `deploy/`, except its addresses, before two instances of the API."""
-
-    def __init__(self, binary: str, scratch: Path, api_ports: list[int]) -> None:
-        self.port, self._stats_port = free_ports(2)
-        instances = [f"{LOOPBACK}:{port}" for port in api_ports]
-        ours = [f"{LOOPBACK}:{self.port}", f"{LOOPBACK}:{self._stats_port}", *instances]
-        theirs = [":8080", "127.0.0.1:8404", "127.0.0.1:8081", "127.0.0.1:8082"]
-        text = CONFIGURATION.read_text()
-        for their, our in zip(theirs, ours, strict=True):
-            line = re.compile(rf"^(    (?:bind|server \S+)) {re.escape(their)}$", re.MULTILINE)
-            text, found = line.subn(rf"\1 {our}", text)
-            assert found == 1, their
-        written = scratch / "haproxy.cfg"
-        written.write_text(text)
-        self.program = Program(
-            name="haproxy",
-            command=(binary, "-db", "-f", str(written)),
-            env={},
-            ready_url=f"http://{LOOPBACK}:{self._stats_port}/",
-        )
-
-    def servers(self) -> dict[str, dict[str, str]]:
-        """Return what HAProxy knows of each instance."""
-        text = requests.get(f"http://{LOOPBACK}:{self._stats_port}/;csv", timeout=10).text
-        rows = csv.DictReader(text.removeprefix("# ").splitlines())
-        return {row["svname"]: row for row in rows if row["pxname"] == "api" and row["svname"].startswith("api-")}
-
-    def all_are_up(self) -> bool:
-        return [row["status"] for row in self.servers().values()] == ["UP", "UP"]
 
 
 def with_a_second_api(plan: Plan, scratch: Path, *, port: int) -> list[Program]:

@@ -24,7 +24,8 @@ from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import free_ports, wait_until
 from tests.backends import installed, running
 from tests.e2e.stack import TRACK_TOKEN, Stack
-from tests.e2e.test_api_restarts import Balanced, with_a_second_api
+from tests.e2e.test_api_restarts import with_a_second_api
+from tests.haproxy import Balanced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
