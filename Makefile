@@ -23,7 +23,7 @@ test: .venv/installed dynamodb-local ## Run all tests; options by ARGS="-k alloc
 	@echo 'test: all tests, in three processes. Tests whose tools are missing are skipped, and listed at the end.'
 	@exec $(python) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-containers: .venv/installed dynamodb-local ## Run the image and compose.yaml on a container engine | 5 min | root, docker.io, mmdebstrap, as test
+containers: .venv/installed dynamodb-local ## Run the image and compose.yaml on a container engine, and an upgrade | 5 min | root, docker.io, mmdebstrap, haproxy, as test
 	@exec $(python) -m pytest --timeout 900 tests/containers $(ARGS)
 
 coverage: .venv/installed dynamodb-local ## Fail for lines that no test reaches; PART="broker_common/core/*" ARGS=tests/unit | 15 min | as test

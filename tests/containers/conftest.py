@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.containers import images
+from tests.containers import images, release_before
 from tests.containers.engine import Engine, NoEngine, why_none
+from tests.containers.stacks import RELEASE_BEFORE
 from tests.containers.steps import Steps
 
 if TYPE_CHECKING:
@@ -78,6 +79,20 @@ def images_built(engine: Engine, base: str, steps: Steps, tmp_path_factory: pyte
     with ThreadPoolExecutor(2) as pool:
         for building in [pool.submit(build_broker), pool.submit(make_stand_ins)]:
             building.result()
+
+
+@pytest.fixture(scope="session")
+def tree_before(engine: Engine, base: str, steps: Steps, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tree of the release before, whose image is built. Skip where the checkout lacks it, or fail in CI."""
+    tree = tmp_path_factory.mktemp("release") / "before"
+    try:
+        release_before.unpack(tree)
+    except release_before.NoSuchRelease as error:
+        skip_or_fail(str(error))
+    assert images.base_name(tree) == base
+    with steps.step(f"docker build of the release before ({release_before.name()[:12]})"):
+        images.build(engine, RELEASE_BEFORE, tree=tree)
+    return tree
 
 
 def skip_or_fail(reason: str) -> None:

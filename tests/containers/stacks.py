@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.containers.images import STAND_INS, stand_in
+from tests.containers.images import STAND_INS, services_of, stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from tests.containers.engine import Engine
 
+RELEASE_BEFORE = "sandbox-broker:before"
 ADMIN = {"Authorization": "Bearer admin_token_123"}
 TRACK_TOKEN = "track_token_123"
-PORTS = {"api": 8080, "console": 8081, "flower": 5555, "prometheus": 9090}
+PORTS = {"api": 8080, "api-2": 8080, "console": 8081, "flower": 5555, "prometheus": 9090}
 """The port of each service inside of its container."""
 
 
@@ -31,6 +32,8 @@ class Stack:
     project: str
     ports: Mapping[str, int]
     """The port of this machine for each service that publishes one."""
+    more: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """More of the override, by service."""
 
     def compose(self, *words: str) -> str:
         """Run Docker Compose and return its output. Raises `AssertionError` if it fails."""
@@ -61,7 +64,9 @@ class Stack:
     def _override(self) -> str:
         services: dict[str, dict[str, Any]] = {name: {"image": stand_in(name)} for name in STAND_INS}
         services["grafana"] = {"profiles": ["without-an-image"]}
-        for name in self.ports:
+        for name, more in self.more.items():
+            services[name] = services.get(name, {}) | more
+        for name in self.ports.keys() & (services.keys() | services_of(self.tree).keys()):
             published = f"127.0.0.1:{self.ports[name]}:{PORTS[name]}"
             services[name] = services.get(name, {}) | {"ports": _Replacing([published])}
         return yaml.dump({"services": services}, Dumper=_Dumper)
