@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.http_server import Handler
 
 CLIENT_ID = "broker-console"
-AUTHORIZE, TOKEN, LOGOUT = "/authorize", "/token", "/logout"
+AUTHORIZE, TOKEN, LOGOUT, REVOKE = "/authorize", "/token", "/logout", "/revoke"
 KEY = Key("signing")
 
 
@@ -73,13 +73,15 @@ class AuthorizationServer(Issuer):
         """Access tokens and ID tokens."""
         self.renewals: list[dict[str, str]] = []
         """The forms that came to renew a token."""
+        self.revocations: list[dict[str, str]] = []
+        """The forms that came to revoke a token."""
         self._codes: dict[str, Code] = {}
         self._renewing: dict[str, Code] = {}
 
     def reply(self, handler: Handler) -> None:
         """Answer one request."""
         parts = urlsplit(handler.path)
-        if parts.path not in {AUTHORIZE, TOKEN, LOGOUT} or parts.path in self.faults:
+        if parts.path not in {AUTHORIZE, TOKEN, LOGOUT, REVOKE} or parts.path in self.faults:
             if handler.path == DISCOVERY and DISCOVERY not in self.faults:
                 self.asked.append(handler.path)
                 send_json(handler, self._metadata())
@@ -90,6 +92,11 @@ class AuthorizationServer(Issuer):
         self.asked.append(parts.path)
         if parts.path == TOKEN:
             self._exchange(handler)
+        elif parts.path == REVOKE:
+            sent = {name: values[0] for name, values in parse_qs(handler.read_body().decode()).items()}
+            self.revocations.append(sent)
+            self._renewing.pop(sent["token"], None)
+            handler.answer(200)
         elif parts.path == LOGOUT:
             back = query["post_logout_redirect_uri"]
             handler.answer(303, Location=back, Set_Cookie="person=; Max-Age=0")

@@ -169,14 +169,15 @@ def done(said: str, answer: Answer, *, sent_as: str | None = None) -> None:
 def sending(key: str) -> Iterator[str | None]:
     """Send the form of `key` during the context; yields the id of the request that sent it before, if one did.
 
-    A form that the API refused within the context counts as not sent, unless it may have been done all the same.
+    A form that the API refused within the context, or the token of its sender, counts as not sent. A form that may have
+    been done all the same counts as sent.
     """
     owner, once = known_person().owner, runtime().once
     first = once.begin(owner, key, request_id())
     try:
         yield first
-    except Refused as error:
-        if first is None and not is_unsure(error):
+    except (Refused, SignedOut) as error:
+        if first is None and (isinstance(error, SignedOut) or not is_unsure(error)):
             once.free(owner, key)
         raise
 

@@ -12,7 +12,7 @@ from werkzeug.exceptions import BadHost, HTTPException, MethodNotAllowed
 from broker_api.console.calls import UNSURE, SignedOut, sentence
 from broker_api.console.people import end_session
 from broker_api.console.renewal import TokenNotRenewed
-from broker_api.console.runtime import person
+from broker_api.console.runtime import has_ended, person
 from broker_api.console.security import is_ours, this_address
 from broker_api.console.unsent import can_be_kept, kept_form
 from broker_api.tracing import request_id
@@ -58,7 +58,9 @@ def _sign_out(error: SignedOut) -> Response | tuple[str, int]:
     is_unchanged = is_form and not g.get("may_have_changed")
     if is_unchanged and can_be_kept():
         return kept_form(401, why=str(error) if was_signed_in else None)
-    flash(f"{error} Nothing was changed." if is_unchanged else str(error), "warning")
+    if not has_ended():
+        flash(f"{error} Nothing was changed." if is_unchanged else str(error), "warning")
+    # Else the page to sign in says so. A message would write the cookie, which another tab may just have renewed.
     came_from = _page_of_form() if is_form else this_address()
     return redirect(url_for("signin.show", next=came_from if came_from != "/" else None), code=303)
 

@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 class Memory(Generic[Value]):
     """Keeps values for `longest_sec`, and of all tokens together `most_size`, in the measure that `put` is given.
 
-    Thread-safe. What is too old is dropped as new values come, so that sessions that ended by time leave nothing.
+    Thread-safe. What is too old is dropped as values come and are asked for, so that sessions that ended leave nothing.
     """
 
     def __init__(self, clock: Clock, *, longest_sec: int, most_size: int) -> None:
@@ -34,15 +34,12 @@ class Memory(Generic[Value]):
             self._drop(key)
             self._kept[key] = (at, value, size)
             self._size += size
-            while self._kept:
-                oldest = next(iter(self._kept))
-                if self._size <= self._most_size and self._is_young(self._kept[oldest][0]):
-                    break
-                self._drop(oldest)
+            self._drop_oldest()
 
     def get(self, token: str, name: str) -> tuple[int, Value] | None:
         """Return of when the value is, and the value; None if there is none that is young enough."""
         with self._lock:
+            self._drop_oldest()
             found = self._kept.get((_owner(token), name))
         return found[:2] if found is not None and self._is_young(found[0]) else None
 
@@ -57,6 +54,13 @@ class Memory(Generic[Value]):
         with self._lock:
             for key in [key for key in self._kept if key[0] == owner]:
                 self._drop(key)
+
+    def _drop_oldest(self) -> None:
+        while self._kept:
+            oldest = next(iter(self._kept))
+            if self._size <= self._most_size and self._is_young(self._kept[oldest][0]):
+                break
+            self._drop(oldest)
 
     def _is_young(self, at: int) -> bool:
         return 0 <= self._clock.now() - at <= self._longest_sec

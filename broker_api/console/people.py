@@ -45,7 +45,7 @@ def begin_session(token: str, principal: Principal) -> None:
     """Sign the owner of `token` in for a working day."""
     now = runtime().clock.now()
     # Nothing of the session before stays, so nobody can know its tokens for forms.
-    session.clear()
+    end_session()
     session.update(
         token=token,
         principal=principal.name,

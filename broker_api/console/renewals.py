@@ -6,7 +6,7 @@ Many issuers take each refresh token once. Other tabs of a browser may still com
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker_api.console.memory import Memory
@@ -22,8 +22,13 @@ KEPT_SEC = 60
 """For so long this process knows what a refresh token was exchanged for, or that it was refused."""
 SPACING_SEC = 5
 """After a failure the issuer is not asked again for so long."""
+WAIT_SEC = 10
+"""So long a request waits for an answer that another one asked for. The issuer's own limits are shorter."""
+_MOST_WAITING = 3
+"""Requests that wait so. The other threads serve pages."""
 _MOST = 1000
 """How many refresh tokens are remembered."""
+_SLOW = "The issuer is slow. Try again in a moment."
 
 
 class Renewed(NamedTuple):
@@ -40,6 +45,7 @@ class Renewals:
         self._clock = clock
         self._lock = threading.Lock()
         self._running: dict[str, Future[Renewed]] = {}
+        self._waiting = threading.BoundedSemaphore(_MOST_WAITING)
         self._granted: Memory[Granted] = Memory(clock, longest_sec=KEPT_SEC, most_size=_MOST)
         self._refused: Memory[bool] = Memory(clock, longest_sec=KEPT_SEC, most_size=_MOST)
         self._failed: Memory[str] = Memory(clock, longest_sec=SPACING_SEC - 1, most_size=_MOST)
@@ -64,6 +70,8 @@ class Renewals:
             self._ask(refresh_token, ask, running)
         elif not waits and not running.done():
             return None
+        else:
+            self._wait(running)
         return self._unless_ended(refresh_token, running.result())
 
     def end(self, refresh_token: str) -> None:
@@ -73,6 +81,16 @@ class Renewals:
         for each in {refresh_token, following} - {None}:
             self._granted.drop(str(each), "")
             self._ended.put(str(each), "", True, at=self._clock.now())  # noqa: FBT003 - what is kept is of no matter
+
+    def _wait(self, running: Future[Renewed]) -> None:
+        if not self._waiting.acquire(blocking=False):
+            raise SignInFailed(_SLOW)
+        try:
+            wait([running], timeout=WAIT_SEC)
+        finally:
+            self._waiting.release()
+        if not running.done():
+            raise SignInFailed(_SLOW)
 
     def _look_back(self, refresh_token: str) -> None:
         if self._refused.get(refresh_token, "") is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -88,6 +89,11 @@ def person() -> Person | None:
 def has_ended() -> bool:
     """Tell whether the person of the current request was signed in, and the time of that is over."""
     return isinstance(session, Session) and session.has_ended
+
+
+def token_has_ended() -> bool:
+    """Tell whether the person's token has ended and was not renewed. Only the page to sign in meets such a one."""
+    return bool(runtime().clock.now() >= session.get("token_ends", math.inf))
 
 
 def has_sent_session() -> bool:

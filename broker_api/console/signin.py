@@ -13,7 +13,7 @@ from broker_api.console.calls import back, sentence
 from broker_api.console.errors import page
 from broker_api.console.forms import Form, trimmed
 from broker_api.console.people import NO_ROLE, ask_who, begin_session, begin_session_by_issuer, end_session
-from broker_api.console.runtime import person, runtime
+from broker_api.console.runtime import has_ended, person, runtime, token_has_ended
 from broker_api.console.security import is_ours, onward
 from broker_api.console.session import LONGEST_TOKEN
 from broker_common.adapters.broker_http import Refused, Unreachable
@@ -54,7 +54,7 @@ class NotSignedIn(Exception):
 @blueprint.route("/signin", methods=["GET", "POST"])
 def show() -> str | Response | tuple[str, int]:
     """Show the page to sign in; take a token."""
-    if person() is not None and request.method == "GET":
+    if _is_signed_in() and request.method == "GET":
         return redirect(_came_from())
     form = TokenForm()
     if request.method == "GET":
@@ -73,7 +73,7 @@ def show() -> str | Response | tuple[str, int]:
 @blueprint.get("/signin/issuer")
 def begin() -> Response:
     """Send the person to the issuer."""
-    if person() is not None:
+    if _is_signed_in():
         return redirect(_came_from())
     try:
         address, asked = _issuer().begin(_address_of(".arrive"), is_known=runtime().known_browsers.has(request))
@@ -129,10 +129,12 @@ def _owner_of(token: str) -> Principal:
 @blueprint.post("/signout")
 def out() -> str | Response:
     """End the session, and the one at the issuer."""
-    was_by_issuer = session.get("by_issuer", False)
+    was_by_issuer, refresh_token = session.get("by_issuer", False), session.get("refresh_token")
     end_session()
     issuer = runtime().sign_in
     if was_by_issuer and issuer is not None:
+        if refresh_token is not None:
+            issuer.revoke(refresh_token)
         address = issuer.end_address(_address_of(".show"))
         if address is not None:
             # Not a redirect: the policy for forms allows none to another site.
@@ -141,10 +143,18 @@ def out() -> str | Response:
     return redirect(url_for(".show"), code=303)
 
 
+def _is_signed_in() -> bool:
+    return person() is not None and not token_has_ended()
+
+
 def _show(form: TokenForm) -> str:
     issuer = runtime().sign_in
     return render_template(
-        "signin.html", form=form, issuer=None if issuer is None else _name(issuer), came_from=_came_from()
+        "signin.html",
+        form=form,
+        issuer=None if issuer is None else _name(issuer),
+        came_from=_came_from(),
+        has_ended=has_ended() or token_has_ended(),
     )
 
 

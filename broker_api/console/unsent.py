@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _CSRF = "csrf_token"
+_CONFIRMS = "typed"
+"""What a person types to confirm. It is typed again after signing in: by then, somebody else may sit there."""
 _NOT_TYPED = frozenset(
     {
-        *("act", "check", "cursor", "enabled", "endpoint_id", "ends", "key", "lease_id", "next", "paused"),
+        *("check", "cursor", "endpoint_id", "ends", "key", "lease_id", "next"),
         *("reservation_id", "so_far", "track_id", "version"),
     }
 )
@@ -41,8 +43,9 @@ def kept_form(status: int, *, why: str | None = None) -> tuple[str, int]:
 
     `why`: a sentence that says why the person is not signed in, or why nothing can be sent now.
     """
-    fields = [(name, value) for name, value in request.form.items(multi=True) if name != _CSRF]
     is_signed_in = person() is not None
+    left_out = {_CSRF, _CONFIRMS} if is_signed_in else {_CSRF}
+    fields = [(name, value) for name, value in request.form.items(multi=True) if name not in left_out]
     if why is None and not is_signed_in:
         why = "Your sign-in has ended." if has_ended() else "You are not signed in."
     page = render_template(
@@ -53,6 +56,7 @@ def kept_form(status: int, *, why: str | None = None) -> tuple[str, int]:
         address=this_address(),
         fields=fields,
         typed=list(_typed(fields)),
+        confirms=request.form.get(_CONFIRMS) if is_signed_in else None,
     )
     return page, status
 

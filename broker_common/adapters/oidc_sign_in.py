@@ -48,9 +48,8 @@ _AT_ONCE = 3
 """So many people at once may wait for the issuer, of each kind: see `OidcSignIn`. The other threads serve pages."""
 _LEEWAY_SEC = 30
 _BASIC = "client_secret_basic"
-_PASSING = frozenset({"server_error", "slow_down", "temporarily_unavailable"})
-"""Errors of the issuer that say nothing about the token that came."""
-
+_REFUSED = "invalid_grant"
+"""The error that means the token that came. All others may pass, such as a limit of calls (RFC 6749, section 5.2)."""
 _NO_ANSWER = "The issuer does not answer. Try again in a moment, or sign in by a token."
 
 _log = logging.getLogger(__name__)
@@ -188,13 +187,31 @@ class OidcSignIn:
                 )
             except AuthlibBaseError as error:
                 _log.warning("the issuer does not renew a token: %s", error.error)
-                if error.error in _PASSING:
-                    raise SignInFailed(_NO_ANSWER) from error
-                raise NotRenewed from error
+                if error.error == _REFUSED:
+                    raise NotRenewed from error
+                raise SignInFailed(_NO_ANSWER) from error
             except (requests.RequestException, OSError, ValueError) as error:
                 _log.warning("the issuer does not renew a token: %s", type(error).__name__)
                 raise SignInFailed(_NO_ANSWER) from error
         return _granted(given)
+
+    def revoke(self, refresh_token: str) -> None:
+        """Ask the issuer not to take `refresh_token` any more, if it has a way for that (RFC 7009).
+
+        Nothing tells whether it does so: who signs out is not kept waiting for an issuer that is away.
+        """
+        try:
+            with _place(self._renewing), self._client(None) as (client, known):
+                if "revocation_endpoint" in known.metadata:
+                    client.revoke_token(
+                        address_of(known.metadata, "revocation_endpoint", self.issuer),
+                        token=refresh_token,
+                        token_type_hint="refresh_token",  # noqa: S106 - the name of a kind
+                        timeout=(CONNECT_SEC, ANSWER_SEC),
+                        allow_redirects=False,
+                    )
+        except (SignInFailed, AuthlibBaseError, requests.RequestException, OSError, ValueError) as error:
+            _log.warning("a token was not revoked at the issuer: %s", type(error).__name__)
 
     def end_address(self, return_to: str) -> str | None:
         """Return where the person also signs out of the issuer, and comes back to `return_to`.
@@ -231,6 +248,7 @@ class OidcSignIn:
                 methods = known.metadata.get("token_endpoint_auth_methods_supported") or [_BASIC]
                 if self._client_secret is not None and _BASIC not in methods:
                     client.token_endpoint_auth_method = "client_secret_post"  # noqa: S105 - the name of a method
+                client.revocation_endpoint_auth_method = client.token_endpoint_auth_method
                 yield client, known
         except IssuerError as error:
             _log.warning("the issuer cannot sign anybody in: %s", error)

@@ -30,11 +30,16 @@ FRAMEWORKS = ("cloudformation", "dockerfile", "kubernetes", "terraform")
 _VERSION = "3.3.30"
 _HOME = ROOT / ".cache" / f"checkov-{_VERSION}"
 _IS_INSTALLED = _HOME / "installed"
+_LIMIT_SEC = 300
 _EXCEPTIONS_FILE = Path(__file__).with_name("checkov-exceptions.yaml")
 
 
 class NotInstalled(Exception):
     """checkov, or kubectl, cannot be had. The text says why."""
+
+
+class Failed(Exception):
+    """checkov ended with an error. The text is checkov's."""
 
 
 def main() -> int:
@@ -45,9 +50,13 @@ def main() -> int:
         may_be_skipped = os.environ.get("CI") != "true"
         print(f"checkov: {'skipped, because' if may_be_skipped else 'CI=true asks for it, but'} {reason}")
         return 0 if may_be_skipped else 1
-    with tempfile.TemporaryDirectory() as scratch:
-        _collect(Path(scratch), kubectl)
-        reports = _run(checkov, Path(scratch))
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            _collect(Path(scratch), kubectl)
+            reports = _run(checkov, Path(scratch))
+    except (Failed, kubernetes_lint.Refused) as error:
+        print(f"checkov: {error}")
+        return 1
     exceptions = yaml.safe_load(_EXCEPTIONS_FILE.read_text())
     faults = list(find_faults(reports, exceptions))
     for fault in faults:
@@ -123,7 +132,9 @@ def _run(checkov: Path, directory: Path) -> list[dict[str, Any]]:
     """Return checkov's report of each framework."""
     command = [str(checkov), "--directory", ".", "--framework", *FRAMEWORKS, "--output", "json"]
     command += ["--skip-download", "--quiet", "--compact", "--soft-fail"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=_LIMIT_SEC)
+    if done.returncode != 0:
+        raise Failed(f"it ended with {done.returncode}: {done.stderr.strip()}")
     reports = json.loads(done.stdout)
     return reports if isinstance(reports, list) else [reports]
 

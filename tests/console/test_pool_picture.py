@@ -109,6 +109,13 @@ def test_its_numbers_are_a_csv_too(console: Console) -> None:
     ]
 
 
+def test_while_the_api_is_away_there_is_no_csv_of_what_was_known_before(console: Console) -> None:
+    assert console.open("/pool.csv").status_code == 200
+    console.to_api.away = True
+    answer = console.open("/pool.csv")
+    assert (answer.status_code, answer.mimetype) == (503, "text/html")
+
+
 def test_a_csv_without_samples_has_a_heading_and_needs_a_sign_in(console: Console) -> None:
     assert console.open("/pool.csv").text.splitlines()[0].startswith("at,available")
     console.send("/signout")

@@ -10,7 +10,9 @@ import pytest
 
 from broker_api.console.session import LONGEST_TOKEN
 from broker_common.adapters import oidc_keys, oidc_sign_in
-from tests.authorization_server import CLIENT_ID, TOKEN, AuthorizationServer, settings_of
+from broker_common.adapters.oidc_sign_in import KEPT_SEC
+from tests.api.harness import ADMIN_TOKEN
+from tests.authorization_server import CLIENT_ID, REVOKE, TOKEN, AuthorizationServer, settings_of
 from tests.console.harness import Console, make_console
 from tests.console.test_session import held
 from tests.console.test_signin import COOKIE, console_of, go, is_signed_in, text_of
@@ -169,12 +171,57 @@ def test_after_the_end_tabs_at_the_same_time_wait_for_one_answer(
     console: Console, issuer: AuthorizationServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oidc_sign_in, "ANSWER_SEC", 60)
-    tabs = [tab(console) for _ in range(4)]
+    tabs = [tab(console) for _ in range(7)]
     console.api.clock.advance(LASTS_SEC)
-    with ThreadPoolExecutor(4) as pool:
-        found = [each.result().status_code for each in [pool.submit(each.get, "/line") for each in tabs]]
-    assert found == [200] * 4
+    asked, go_on, refused = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def hang(handler: Handler) -> None:
+        asked.set()
+        go_on.wait(60)
+        del issuer.faults[TOKEN]
+        issuer.reply(handler)
+
+    def open_line(browser: FlaskClient) -> int:
+        status = browser.get("/line").status_code
+        if status != 200:
+            refused.release()
+        return status
+
+    issuer.faults[TOKEN] = hang
+    with ThreadPoolExecutor(len(tabs)) as pool:
+        answers = [pool.submit(open_line, each) for each in tabs]
+        try:
+            assert asked.wait(60)
+            # One asks and three wait for it. The others do not take up the threads that serve other people.
+            assert all(refused.acquire(timeout=60) for _ in range(3))
+        finally:
+            go_on.set()
+        assert sorted(each.result() for each in answers) == [200] * 4 + [503] * 3
     assert len(issuer.renewals) == 1
+
+
+def test_what_the_api_could_not_say_of_the_new_token_is_asked_as_soon_as_it_answers(
+    console: Console, issuer: AuthorizationServer
+) -> None:
+    console.open("/line")
+    issuer.change.people["anna"]["broker_roles"] = ["viewer"]
+    console.to_api.away = True
+    console.api.clock.advance(LASTS_SEC - EARLY_SEC)
+    assert "oidc:anna-1 (operator)" in text_of(console.open("/line"))
+    console.to_api.away = False
+    assert "oidc:anna-1 (viewer)" in text_of(console.open("/line"))
+
+
+def test_a_token_of_another_person_that_the_api_could_not_look_at_ends_the_session_as_soon_as_it_can(
+    console: Console, issuer: AuthorizationServer
+) -> None:
+    console.open("/line")
+    issuer.change.people["anna"]["sub"] = "somebody-else"
+    console.to_api.away = True
+    console.api.clock.advance(LASTS_SEC - EARLY_SEC)
+    console.open("/line")
+    console.to_api.away = False
+    assert not is_signed_in(console)
 
 
 def test_roles_are_those_of_the_new_token(console: Console, issuer: AuthorizationServer) -> None:
@@ -309,13 +356,26 @@ def test_a_tab_that_is_refused_by_another_instance_leaves_the_renewed_cookie_alo
     assert is_signed_in(console)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_after_the_end_a_tab_that_is_refused_by_another_instance_leaves_the_renewed_cookie_alone(
+    console: Console, issuer: AuthorizationServer, method: str
+) -> None:
+    other = make_console(console.api, {"OIDC_CLIENT_ID": CLIENT_ID} | settings_of(issuer))
+    other.browser.set_cookie(COOKIE, held(console))
+    console.api.clock.advance(LASTS_SEC)
+    assert is_signed_in(console)
+    late = other.browser.open("/jobs/pauses/cleanup" if method == "POST" else "/line", method=method, data={})
+    assert (late.status_code, "Set-Cookie" in late.headers) == (400 if method == "POST" else 303, False)
+    assert is_signed_in(console)
+
+
 def test_a_token_of_another_person_ends_the_session(console: Console, issuer: AuthorizationServer) -> None:
     issuer.change.people["anna"]["sub"] = "somebody-else"
     console.api.clock.advance(LASTS_SEC)
     assert not is_signed_in(console)
 
 
-@pytest.mark.parametrize("fault", ["502", "closes", "html", "busy", "no token"])
+@pytest.mark.parametrize("fault", ["502", "closes", "html", "busy", "limit", "no error", "no token"])
 def test_while_the_issuer_is_away_the_token_serves_and_then_the_session_waits_for_it(
     console: Console, issuer: AuthorizationServer, fault: str
 ) -> None:
@@ -326,6 +386,10 @@ def test_while_the_issuer_is_away_the_token_serves_and_then_the_session_waits_fo
         "busy": lambda handler: handler.answer(
             400, b'{"error": "temporarily_unavailable"}', Content_Type="application/json"
         ),
+        "limit": lambda handler: handler.answer(
+            429, b'{"error": "too_many_requests"}', Content_Type="application/json"
+        ),
+        "no error": lambda handler: handler.answer(400, b'{"error": ["x"]}', Content_Type="application/json"),
         "no token": lambda handler: send_json(handler, {}),
     }[fault]
     console.api.clock.advance(LASTS_SEC - 1)
@@ -368,7 +432,49 @@ def test_who_cannot_wait_for_the_issuer_can_sign_out(console: Console, issuer: A
     assert "Sign in" in text_of(console.open("/signin"))
 
 
+def test_who_cannot_wait_for_the_issuer_can_sign_in_by_a_token(console: Console, issuer: AuthorizationServer) -> None:
+    issuer.faults[DISCOVERY] = issuer.faults[TOKEN] = lambda handler: handler.answer(502)
+    console.api.clock.advance(LASTS_SEC)
+    assert "or sign in by a token" in text_of(console.open("/line"))
+    page = console.open("/signin")
+    assert (page.status_code, "Your sign-in has ended. Sign in again." in text_of(page)) == (200, True)
+    console.sign_in()
+    assert console.open("/line").status_code == 200
+
+
+def test_a_renewal_that_ends_after_another_sign_in_does_not_replace_it(
+    console: Console, issuer: AuthorizationServer
+) -> None:
+    late, form = tab(console), {"csrf_token": csrf_of(console), "token": ADMIN_TOKEN}
+    console.api.clock.advance(LASTS_SEC - EARLY_SEC)
+    assert console.browser.post("/signin", data=form).status_code == 303
+    assert "Set-Cookie" not in late.get("/line", headers={"X-Renew": "1"}).headers
+
+
 # -- signing out
+
+
+def test_signing_out_revokes_what_renews_the_token_at_an_issuer_that_can_do_so(
+    console: Console, issuer: AuthorizationServer
+) -> None:
+    stolen = tab(console)
+    issuer.change.metadata = {"revocation_endpoint": f"{issuer.url}{REVOKE}"}
+    console.api.clock.advance(KEPT_SEC)  # what is known of the issuer
+    console.send("/signout")
+    (sent,) = issuer.revocations
+    assert (sent["client_id"], sent["token_type_hint"]) == (CLIENT_ID, "refresh_token")
+    console.api.clock.advance(LASTS_SEC)
+    assert stolen.get("/line").status_code == 303
+
+
+@pytest.mark.parametrize("metadata", [{}, {"revocation_endpoint": "http://127.0.0.1:1/revoke"}])
+def test_an_issuer_that_revokes_nothing_does_not_keep_a_person_from_signing_out(
+    console: Console, issuer: AuthorizationServer, metadata: dict[str, str]
+) -> None:
+    issuer.change.metadata = metadata
+    console.api.clock.advance(KEPT_SEC)
+    assert console.send("/signout").status_code == 200
+    assert not is_signed_in(console)
 
 
 def test_a_renewal_that_ends_after_signing_out_does_not_sign_in_again(

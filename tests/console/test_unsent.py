@@ -36,14 +36,14 @@ def text_of(page: TestResponse) -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page.text)))
 
 
-def send_again(console: Console, page: TestResponse) -> TestResponse:
-    """Press the button of a page that has a form which was not sent."""
+def send_again(console: Console, page: TestResponse, **typed: str) -> TestResponse:
+    """Press the button of a page that has a form which was not sent, after something was typed into it."""
     found = _FORM.search(page.text[page.text.index("<main") :])
     assert found, page.text
     form: dict[str, list[str]] = {}
     for name, value in _FIELD.findall(found[2]):
         form.setdefault(html.unescape(name), []).append(html.unescape(value))
-    return console.browser.post(html.unescape(found[1]), data=form)
+    return console.browser.post(html.unescape(found[1]), data=form | typed)
 
 
 def opened(console: Console) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def test_a_form_that_meets_a_token_which_is_revoked_says_why_and_is_kept(tmp_pat
     assert console.open("/").status_code == 303, "the session has ended"
 
 
-def test_each_sandbox_that_was_chosen_is_kept(tmp_path: Path) -> None:
+def test_each_sandbox_that_was_chosen_is_kept_and_what_confirms_is_typed_again(tmp_path: Path) -> None:
     chosen = ["7", "8", "9"]
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(named_token("olga", "token-o", "operator") + named_token("keeper", "keeper-token", "admin"))
@@ -139,7 +139,11 @@ def test_each_sandbox_that_was_chosen_is_kept(tmp_path: Path) -> None:
     kept = console.browser.post("/sandboxes?name=s", data=form)
     assert (kept.status_code, "Reason slow" in text_of(kept)) == (401, True)
     console.sign_in("keeper-token")
-    done = send_again(console, send_again(console, kept))
+    again = send_again(console, kept)
+    assert "Act quarantine" in text_of(again)
+    assert "Type 3 again to confirm" in text_of(again)
+    assert "3 of 3 done" not in text_of(send_again(console, again))
+    done = send_again(console, again, typed="3")
     assert (done.status_code, "3 of 3 done" in text_of(done)) == (200, True)
 
 

@@ -443,6 +443,22 @@ def test_an_endpoint_is_added_once_however_often_its_form_is_sent(console: Conso
     assert len(console.api.store.read_endpoints()) == 2
 
 
+def test_a_form_is_not_counted_as_sent_if_the_token_of_its_sender_was_refused(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    keeper, amy = named_token("keeper", "keeper-token", "admin"), named_token("amy", "amy-token", "admin")
+    tokens.write_text(keeper + amy)
+    console = make_console(make_api(BROKER_TOKENS_FILE=str(tokens)))
+    console.sign_in("amy-token")
+    form = form_of(console.open("/webhooks/new").text) | {"url": URL, "scope": "all"}
+    del form["csrf_token"]  # each session has one of its own
+    tokens.write_text(keeper)
+    assert console.send("/webhooks/new", form, page="/webhooks/new").status_code == 401
+    tokens.write_text(keeper + amy)
+    console.sign_in("amy-token")
+    assert console.send("/webhooks/new", form, page="/webhooks/new").status_code == 200
+    assert len(console.api.store.read_endpoints()) == 1
+
+
 def test_a_form_of_a_new_endpoint_that_was_refused_can_be_sent_again(console: Console) -> None:
     form = form_of(console.open("/webhooks/new").text) | {"scope": "all"}
     refused = console.send("/webhooks/new", form | {"url": "https://10.0.0.1/in"})

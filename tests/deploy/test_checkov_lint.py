@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -10,6 +10,9 @@ import yaml
 from deploy.dev import checkov_lint
 from deploy.dev.checkov_lint import FRAMEWORKS, NotInstalled, find_faults
 from deploy.dev.processes import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EXCEPTIONS = {"CKV_1": {"finds": "A rule", "resources": ["Table.*"], "reason": "a reason"}}
 
@@ -34,6 +37,17 @@ def test_a_finding_without_an_exception_is_a_fault(found: tuple[str, str]) -> No
 
 def test_an_exception_that_is_no_longer_needed_is_a_fault() -> None:
     assert list(find_faults(reports(), EXCEPTIONS)) == ["Table.*: CKV_1 is not found there. Remove the exception"]
+
+
+def test_an_error_of_checkov_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "checkov"
+    broken.write_text("#!/bin/sh\necho 'no rule is left' >&2\nexit 3\n")
+    broken.chmod(0o700)
+    monkeypatch.setattr(checkov_lint, "_install", lambda: broken)
+    assert checkov_lint.main() == 1
+    assert capsys.readouterr().out == "checkov: it ended with 3: no rule is left\n"
 
 
 @pytest.mark.parametrize("summary", [{"passed": 0}, {"parsing_errors": 1}])

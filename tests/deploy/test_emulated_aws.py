@@ -157,7 +157,7 @@ def test_the_outputs_name_the_policies(created: Aws) -> None:
     made = {name.removesuffix("Arn"): arn for name, arn in created.outputs().items() if name.endswith("PolicyArn")}
     assert sorted(made) == sorted(name for name in RESOURCES if "IAM" in RESOURCES[name]["Type"])
     listed = created("iam", "list-policies", "--scope", "Local")["Policies"]
-    assert sorted(made.values()) == sorted(each["Arn"] for each in listed)
+    assert sorted(made.values()) == sorted(each["Arn"] for each in listed if "/sandbox-broker-" in each["Arn"])
 
 
 def test_a_broker_works_on_the_table_of_the_stack(created: Aws, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_task_definition_is_registered_as_it_is_written(aws: Aws, process: str
     file = f"file://deploy/ecs/{process}.json"
     got = aws("ecs", "register-task-definition", "--cli-input-json", file)["taskDefinition"]
     assert got["status"] == "ACTIVE"
-    assert got["taskDefinitionArn"].endswith(f":task-definition/sandbox-broker-{process}:1")
+    assert f":task-definition/sandbox-broker-{process}:" in got["taskDefinitionArn"]
     for name, value in TASKS[process].items():
         if name != "containerDefinitions":
             assert got[name] == value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 RENEWAL_MS = 6000
+_turns = count()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def renew(page: Page) -> None:
 def look(page: Page, heading: str) -> list[str]:
     """Return the faults of a page once it is there."""
     expect(page.get_by_role("heading", name=heading).first).to_be_visible()
-    return find_faults(page, heading, turn=len(heading))
+    return find_faults(page, heading, turn=next(_turns))
 
 
 @pytest.mark.timeout(300)

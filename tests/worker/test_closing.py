@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from kombu import Connection, Consumer, Queue
+from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import ignore_errors
 
 from broker_worker.messages import CheckedTransport
@@ -17,10 +17,16 @@ def test_can_be_closed_while_messages_are_in_work_and_others_are_waited_for() ->
     got: list[object] = []
     with running(valkey(free_ports(1)[0])) as address:
         connection = Connection(f"redis://{address}/0", transport=CheckedTransport)
-        # Like a worker's: one channel for tasks, and one for commands. Each has a message in work.
-        for name, channel in (("tasks", connection.default_channel), ("commands", connection.channel())):
-            connection.SimpleQueue(name).put({})
-            Consumer(channel, Queue(name), callbacks=[lambda _, message: got.append(message)]).consume()
+        # Like a worker's: one channel for tasks, and one for commands, which go to every worker.
+        everybody = Exchange("commands", "fanout", durable=False)
+        queues = Queue("tasks"), Queue("worker.commands", everybody, auto_delete=True, durable=False)
+        for queue, channel in zip(queues, (connection.default_channel, connection.channel()), strict=True):
+            Consumer(channel, queue, callbacks=[lambda _, message: got.append(message)]).consume()
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=0.1)  # subscribes
+        with Connection(f"redis://{address}/0", transport=CheckedTransport) as sender:
+            sender.SimpleQueue("tasks").put({})
+            sender.Producer().publish({}, exchange=everybody, declare=[everybody])
         for _ in range(2):
             connection.drain_events(timeout=10)
         assert len(got) == 2

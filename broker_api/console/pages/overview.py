@@ -14,7 +14,7 @@ from flask import Blueprint, Response, g, render_template
 from markupsafe import Markup
 
 from broker_api.console.booking_form import OVER
-from broker_api.console.calls import known_person, read
+from broker_api.console.calls import call, known_person, read
 from broker_api.console.concerns import ASKED, find_concerns, judge
 from broker_api.console.pictures import pool
 from broker_api.console.runtime import runtime
@@ -64,7 +64,8 @@ def show() -> str:
 @blueprint.get("/pool.csv")
 def download() -> Response:
     """Return the numbers of the picture as CSV, the oldest first. Times are in UTC."""
-    picture, _ = _picture()
+    # Not what was known before: the file could not say so.
+    picture, _ = _picture(call("GET", "/samples", params={"step": _STEP_SEC}).body)
     rows = [
         {"at": iso(each["at"])}
         | {name: each["counts"][name] for name in (*pool.STACK, "total")}
@@ -78,17 +79,15 @@ def download() -> Response:
     )
 
 
-def _picture() -> tuple[pool.Picture, Sequence[Mapping[str, Any]]]:
-    """Return the picture of the last day, and the samples that it was made of. Raises as `read` does."""
-    now = runtime().clock.now()
-    found = read("/samples", step=_STEP_SEC)
-    return pool.draw(found["samples"], step_sec=found["step"], now=now), found["samples"]
+def _picture(found: Mapping[str, Any]) -> tuple[pool.Picture, Sequence[Mapping[str, Any]]]:
+    """Return the picture of the last day, and the samples that it was made of."""
+    return pool.draw(found["samples"], step_sec=found["step"], now=runtime().clock.now()), found["samples"]
 
 
 def _draw() -> _Drawn | None:
     """Return the picture of the last day; None if the API does not give the samples. The rest of the page is shown."""
     try:
-        picture, samples = _picture()
+        picture, samples = _picture(read("/samples", step=_STEP_SEC))
     except (Refused, Unreachable):
         return None
     html = render_template(
