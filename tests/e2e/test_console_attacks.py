@@ -306,7 +306,7 @@ def test_who_has_a_page_open_when_the_token_or_the_session_ends_reads_why_and_a_
         page.clock.run_for(RENEWAL_MS)
         pause.get_by_role("button").click()
         expect(page.get_by_label("Token")).to_be_visible()
-        expect(page.locator("#messages")).to_contain_text(why)
+        expect(page.locator("body")).to_contain_text(why)
         expect(form.get_by_role("main")).to_contain_text("Nothing was changed.")
         assert True not in console.api.admin("GET", "/v1/admin/pause").get_json().values()
         for context in contexts:
