@@ -6,11 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from broker_common.adapters import oidc_keys
 from tests.console.filled import make_filled_api
 from tests.console.harness import Console, make_console
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the API wait for the issuer's keys: on a busy machine that may take longer than it waits in service."""
+    monkeypatch.setattr(oidc_keys, "WAIT_SEC", 60)
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker_api.console.session import LONGEST_TOKEN
-from broker_common.adapters import oidc_keys, oidc_sign_in
+from broker_common.adapters import oidc_sign_in
 from broker_common.adapters.oidc_sign_in import KEPT_SEC
 from tests.api.harness import ADMIN_TOKEN
 from tests.authorization_server import CLIENT_ID, REVOKE, TOKEN, AuthorizationServer, settings_of
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
 
 LASTS_SEC = 3600
 EARLY_SEC = 60
-
-
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the API wait for the issuer's keys: on a busy machine that may take longer than it waits in service."""
-    monkeypatch.setattr(oidc_keys, "WAIT_SEC", 60)
 
 
 @pytest.fixture
@@ -59,6 +54,27 @@ def tab(console: Console) -> FlaskClient:
     for name in (COOKIE, f"{COOKIE}-1"):
         made.set_cookie(name, held(console, name))
     return made
+
+
+@contextmanager
+def answering_late(issuer: AuthorizationServer) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Have the issuer keep the next renewal waiting; yields when that has come, and what lets it be answered.
+
+    It is let go on at the end of the context in any case.
+    """
+    asked, go_on = threading.Event(), threading.Event()
+
+    def answer(handler: Handler) -> None:
+        asked.set()
+        go_on.wait(60)
+        del issuer.faults[TOKEN]
+        issuer.reply(handler)
+
+    issuer.faults[TOKEN] = answer
+    try:
+        yield asked, go_on
+    finally:
+        go_on.set()
 
 
 def token_of(console: Console) -> str:
@@ -147,15 +163,7 @@ def test_tabs_at_the_same_time_ask_the_issuer_once_and_none_waits_while_the_toke
     monkeypatch.setattr(oidc_sign_in, "ANSWER_SEC", 60)
     tabs = [tab(console) for _ in range(4)]
     console.api.clock.advance(LASTS_SEC - EARLY_SEC)
-    asked, go_on = threading.Event(), threading.Event()
-
-    def hang(_: Handler) -> None:
-        asked.set()
-        go_on.wait(60)
-        del issuer.faults[TOKEN]
-
-    issuer.faults[TOKEN] = hang
-    with ThreadPoolExecutor(1) as pool:
+    with answering_late(issuer) as (asked, go_on), ThreadPoolExecutor(1) as pool:
         first = pool.submit(console.open, "/line")
         try:
             assert asked.wait(60)
@@ -164,7 +172,7 @@ def test_tabs_at_the_same_time_ask_the_issuer_once_and_none_waits_while_the_toke
         finally:
             go_on.set()
         assert first.result().status_code == 200
-    assert issuer.asked.count(TOKEN) == 1 + 1, "once to sign in, once to renew"
+    assert (len(issuer.exchanges), len(issuer.renewals)) == (1, 1), "once to sign in, once to renew"
 
 
 def test_after_the_end_tabs_at_the_same_time_wait_for_one_answer(
@@ -173,13 +181,7 @@ def test_after_the_end_tabs_at_the_same_time_wait_for_one_answer(
     monkeypatch.setattr(oidc_sign_in, "ANSWER_SEC", 60)
     tabs = [tab(console) for _ in range(7)]
     console.api.clock.advance(LASTS_SEC)
-    asked, go_on, refused = threading.Event(), threading.Event(), threading.Semaphore(0)
-
-    def hang(handler: Handler) -> None:
-        asked.set()
-        go_on.wait(60)
-        del issuer.faults[TOKEN]
-        issuer.reply(handler)
+    refused = threading.Semaphore(0)
 
     def open_line(browser: FlaskClient) -> int:
         status = browser.get("/line").status_code
@@ -187,8 +189,7 @@ def test_after_the_end_tabs_at_the_same_time_wait_for_one_answer(
             refused.release()
         return status
 
-    issuer.faults[TOKEN] = hang
-    with ThreadPoolExecutor(len(tabs)) as pool:
+    with answering_late(issuer) as (asked, go_on), ThreadPoolExecutor(len(tabs)) as pool:
         answers = [pool.submit(open_line, each) for each in tabs]
         try:
             assert asked.wait(60)
@@ -482,16 +483,7 @@ def test_a_renewal_that_ends_after_signing_out_does_not_sign_in_again(
 ) -> None:
     late, form = tab(console), {"csrf_token": csrf_of(console)}
     console.api.clock.advance(LASTS_SEC - EARLY_SEC)
-    asked, go_on = threading.Event(), threading.Event()
-
-    def hang(handler: Handler) -> None:
-        asked.set()
-        go_on.wait(60)
-        del issuer.faults[TOKEN]
-        issuer.reply(handler)
-
-    issuer.faults[TOKEN] = hang
-    with ThreadPoolExecutor(1) as pool:
+    with answering_late(issuer) as (asked, go_on), ThreadPoolExecutor(1) as pool:
         answer = pool.submit(late.get, "/line", headers={"X-Renew": "1"})
         try:
             assert asked.wait(60)

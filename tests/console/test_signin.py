@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from flask import request
 
-from broker_common.adapters import oidc_keys, oidc_sign_in
+from broker_common.adapters import oidc_sign_in
 from broker_common.core.ports import Allowance
 from tests.api.harness import ADMIN_TOKEN, TRACK_TOKEN, make_api, named_token
 from tests.authorization_server import (
@@ -38,12 +38,6 @@ if TYPE_CHECKING:
 
 RETURN = "/signin/return"
 COOKIE, PENDING, KNOWN = "broker-console", "broker-console-sign-in", "broker-console-known"
-
-
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the API wait for the issuer's keys: on a busy machine that may take longer than it waits in service."""
-    monkeypatch.setattr(oidc_keys, "WAIT_SEC", 60)
 
 
 @pytest.fixture
