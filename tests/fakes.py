@@ -298,7 +298,7 @@ class MemoryStore(MemoryWebhooks):
         self.upgraded: int = UPGRADE
         self.identity: str | None = "the-table"
         self.is_restored = False
-        self.accepted_at = -1
+        self.last_foreign_sync = -1
         self._spoiled: set[str] = set()
         self._spoiled_claims: set[tuple[str, str]] = set()
         self._spoiled_places: set[str] = set()
@@ -825,7 +825,7 @@ class MemoryStore(MemoryWebhooks):
                 identity=self.identity,
                 is_restored=self.is_restored,
                 upgraded=self.upgraded,
-                synced_at=None if synced_at is None or synced_at <= self.accepted_at else synced_at,
+                synced_at=None if synced_at is None or synced_at <= self.last_foreign_sync else synced_at,
                 time=self._clock.now() if self._clock else None,
             )
 
@@ -833,12 +833,12 @@ class MemoryStore(MemoryWebhooks):
         with self._called("has_sandboxes"):
             return bool(self._index())
 
-    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
+    def identify(self, identity: str, *, instead_of: str | None, last_foreign_sync: int | None = None) -> None:
         with self._called("identify"):
             if self.identity not in {instead_of, identity}:
                 raise Conflict("the table was given another identity", current=None)
             self.identity, self.is_restored = identity, False
-            self.accepted_at = self.accepted_at if accepted_at is None else accepted_at
+            self.last_foreign_sync = self.last_foreign_sync if last_foreign_sync is None else last_foreign_sync
 
     @contextmanager
     def _called(self, method: str) -> Iterator[None]:
@@ -1098,8 +1098,11 @@ class StoreWrapper(WebhooksWrapper):
     def has_sandboxes(self) -> bool:
         return self._call("has_sandboxes", self.inner.has_sandboxes)
 
-    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
-        self._call("identify", lambda: self.inner.identify(identity, instead_of=instead_of, accepted_at=accepted_at))
+    def identify(self, identity: str, *, instead_of: str | None, last_foreign_sync: int | None = None) -> None:
+        self._call(
+            "identify",
+            lambda: self.inner.identify(identity, instead_of=instead_of, last_foreign_sync=last_foreign_sync),
+        )
 
     def _call(self, method: str, call: Callable[[], Answer]) -> Answer:
         return call()

@@ -197,10 +197,10 @@ class DynamoPoolState(DynamoOpenReservations):
             for place in status_keys(status, self._shards)
         ) or any(each.set_aside for each in self.read_booked())
 
-    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
+    def identify(self, identity: str, *, instead_of: str | None, last_foreign_sync: int | None = None) -> None:
         """Implement the port: a conditional update of the layout record."""
         table_id = self._describe().get("TableId")
-        given = {"identity": identity, "table_id": table_id, "accepted_at": accepted_at}
+        given = {"identity": identity, "table_id": table_id, "accepted_at": last_foreign_sync}
         values = {f":{name}": encode(value) for name, value in given.items() if value is not None}
         changes = "SET " + ", ".join(f"{name} = :{name}" for name, value in given.items() if value is not None)
         condition = "attribute_not_exists(#identity)"

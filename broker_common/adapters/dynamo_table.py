@@ -30,7 +30,11 @@ _INDEX_KEYS = {"status_key": "HASH", "status_order": "RANGE"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The layout record; `table_id` is the engine's own id of the table that it was written for."""
+    """The layout record; `table_id` is the engine's own id of the table that it was written for.
+
+    `accepted_at` is the watermark of the last sync before an operator accepted the table; earlier releases stored the
+    time of the acceptance, and compare it in the same way.
+    """
 
     shards: int
     identity: str | None = None

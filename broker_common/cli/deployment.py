@@ -92,7 +92,7 @@ def accept() -> None:
     clock, name = SystemClock(), settings.ddb_table_name
     try:
         memory = RedisTableMemory(connect_redis(settings), clock)
-        accept_table(build_store(settings), memory, clock, identity=str(uuid.uuid4()))
+        accept_table(build_store(settings), memory, identity=str(uuid.uuid4()))
     except (BrokerError, BotoCoreError) as error:
         raise click.ClickException(f"table {name} is not accepted: {error}") from error
     click.echo(f"table {name} is accepted: API and jobs use it within 5 s")

@@ -428,11 +428,12 @@ class PoolState(Protocol):
     def has_sandboxes(self) -> bool:
         """Tell whether the store has a record of any sandbox or tombstone (an index read)."""
 
-    def identify(self, identity: str, *, instead_of: str | None, accepted_at: int | None = None) -> None:
+    def identify(self, identity: str, *, instead_of: str | None, last_foreign_sync: int | None = None) -> None:
         """Give the table an identity, which belongs to the current physical table.
 
-        Raises `Conflict` unless its identity is `instead_of`. `accepted_at`: when an operator accepted the table (Unix
-        seconds). Earlier syncs no longer count.
+        Raises `Conflict` unless its identity is `instead_of`. A watermark up to `last_foreign_sync` (its `synced_at`)
+        no longer counts: it is of a sync before the operator accepted the table. Two watermarks are compared, not a
+        watermark and a time: the next sync may succeed within the same second, or by a clock that is behind.
         """
 
     def finish_upgrade(self) -> None:

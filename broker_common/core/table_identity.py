@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from broker_common.core.ports import Clock, KnownTable, TableMemory
+    from broker_common.core.ports import KnownTable, TableMemory
     from broker_common.core.store import PoolState, TableState
 
 INDEX_LAG_SEC = 2
@@ -32,7 +32,7 @@ def find_change(state: TableState, known: KnownTable | None, store: PoolState) -
     return None
 
 
-def accept_table(store: PoolState, memory: TableMemory, clock: Clock, *, identity: str) -> None:
+def accept_table(store: PoolState, memory: TableMemory, *, identity: str) -> None:
     """Make all processes accept the current table. May be repeated, also after any failure.
 
     A changed table gets `identity`, so that a process that still uses the previous table stops. Raises
@@ -43,8 +43,7 @@ def accept_table(store: PoolState, memory: TableMemory, clock: Clock, *, identit
         # The shared memory knows this table, but a single process may remember another one.
         memory.replace(known.identity)
         return
-    now = clock.now() if state.time is None else state.time
-    store.identify(identity, instead_of=state.identity, accepted_at=now)
+    store.identify(identity, instead_of=state.identity, last_foreign_sync=state.synced_at)
     memory.replace(identity)
 
 

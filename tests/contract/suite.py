@@ -942,7 +942,7 @@ class StoreContract(ReservationContract, WebhookContract, SampleContract):
         assert store.ping().synced_at is None
         store.write_watermark(Watermark(START, 5))
         assert store.ping().synced_at == START
-        store.identify("new", instead_of=store.ping().identity, accepted_at=START)
+        store.identify("new", instead_of=store.ping().identity, last_foreign_sync=START)
         assert store.ping().synced_at is None
         store.write_watermark(Watermark(START + 1, 5))
         assert store.ping().synced_at == START + 1

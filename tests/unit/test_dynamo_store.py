@@ -461,7 +461,7 @@ def test_a_table_that_was_made_again_with_the_layout_record_of_the_one_before_wa
         assert store.ping().identity != before.identity
         on_ministack.put_item(TableName="restored", Item=layout)
         assert (store.ping().identity, store.ping().is_restored) == (before.identity, True)
-        store.identify("accepted", instead_of=before.identity, accepted_at=START)
+        store.identify("accepted", instead_of=before.identity, last_foreign_sync=START)
         assert (store.ping().identity, store.ping().is_restored) == ("accepted", False)
     finally:
         on_ministack.delete_table(TableName="restored")

@@ -377,7 +377,7 @@ class TestAcceptedTable:
     def test_is_used_by_all_within_five_seconds(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
         assert stops(used)
-        accept_table(used.memory, used.table_memory, used.clock, identity="accepted")
+        accept_table(used.memory, used.table_memory, identity="accepted")
         look_again(used)
         used.start()
         used.guard.check()
@@ -386,13 +386,13 @@ class TestAcceptedTable:
     def test_keeps_its_identity_when_it_is_accepted_again(self, used: World, change: Callable[[World], None]) -> None:
         change(used)
         for identity in ("accepted", "again"):
-            accept_table(used.memory, used.table_memory, used.clock, identity=identity)
+            accept_table(used.memory, used.table_memory, identity=identity)
         assert used.memory.identity == "accepted"
 
     def test_stops_those_that_use_the_table_before_it(self, used: World, change: Callable[[World], None]) -> None:
         before = used.memory.identity
         change(used)
-        accept_table(used.memory, used.table_memory, used.clock, identity="accepted")
+        accept_table(used.memory, used.table_memory, identity="accepted")
         used.memory.identity = before
         assert stops(used)
 
@@ -403,10 +403,26 @@ class TestAcceptedTable:
         store = FlakyStore(used.memory)
         store.fail("identify", Fault.LOST_AFTER)
         with pytest.raises(StoreUnavailable):
-            accept_table(store, used.table_memory, used.clock, identity="first")
+            accept_table(store, used.table_memory, identity="first")
         assert stops(used)
-        accept_table(store, used.table_memory, used.clock, identity="second")
+        accept_table(store, used.table_memory, identity="second")
         look_again(used)
+
+
+@pytest.mark.parametrize("off", [-MAX_DIFFERENCE_SEC, 0, MAX_DIFFERENCE_SEC])
+def test_a_sync_right_after_the_table_was_accepted_counts_by_any_clock_that_is_right(off: int) -> None:
+    world, clock = world_of(off)
+    world.sync(world.accounts(4))
+    clock.advance(INDEX_LAG_SEC + MAX_DIFFERENCE_SEC + 1)
+    empty(world)
+    assert stops(world)
+    accept_table(world.memory, world.table_memory, identity="accepted")
+    look_again(world)
+    world.sync()
+    clock.advance(INDEX_LAG_SEC + MAX_DIFFERENCE_SEC + 1)
+    world.guard.check()
+    empty(world)
+    assert stops(world)
 
 
 class TestIdentity:
@@ -462,7 +478,7 @@ class TestIdentity:
         replace_table(world)
         world.table_memory.known = KnownTable(identity="another")
         assert stops(world)
-        accept_table(world.memory, world.table_memory, world.clock, identity="accepted")
+        accept_table(world.memory, world.table_memory, identity="accepted")
         look_again(world)
 
     def test_a_process_that_took_a_new_table_without_the_memory_stops_when_that_is_back(self) -> None:
@@ -501,19 +517,19 @@ class TestIdentity:
         world = World()
         world.table_memory.is_away = True
         with pytest.raises(QueueUnavailable):
-            accept_table(world.memory, world.table_memory, world.clock, identity="accepted")
+            accept_table(world.memory, world.table_memory, identity="accepted")
         assert world.memory.identity == "the-table"
 
     def test_of_two_operators_that_accept_at_once_one_is_told_so(self) -> None:
         world, store = flaky_world()
         store.just_before("identify", lambda: world.memory.identify("theirs", instead_of="the-table"))
         with pytest.raises(Conflict):
-            accept_table(store, world.table_memory, world.clock, identity="ours")
+            accept_table(store, world.table_memory, identity="ours")
 
     def test_a_store_that_tells_no_time_can_be_accepted(self) -> None:
-        memory, known, clock = MemoryStore(), FakeTableMemory(), FakeClock()
+        memory, known = MemoryStore(), FakeTableMemory()
         memory.write_watermark(Watermark(START - 1, 5))
-        accept_table(memory, known, clock, identity="accepted")
+        accept_table(memory, known, identity="accepted")
         assert (memory.identity, memory.ping().synced_at) == ("accepted", None)
 
 
