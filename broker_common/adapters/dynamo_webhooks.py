@@ -241,10 +241,12 @@ class DynamoWebhooks(DynamoBase):
             ConsistentRead=True,
             ScanIndexForward=False,
             Limit=_PENDING_PAGE,
-            KeyConditionExpression="PK = :endpoint AND begins_with(SK, :sandbox)",
+            # DynamoDB reads the same items by `begins_with`, but DynamoDB Local then looks at the whole partition.
+            KeyConditionExpression="PK = :endpoint AND SK BETWEEN :first AND :last",
             ExpressionAttributeValues={
                 ":endpoint": _partition(endpoint_id),
-                ":sandbox": {"S": f"{_DELIVERY}{sandbox_id}#"},
+                ":first": {"S": f"{_DELIVERY}{sandbox_id}#0"},
+                ":last": {"S": f"{_DELIVERY}{sandbox_id}#:"},  # a version is digits, and ":" comes after "9"
             },
         )
         pending: list[Delivery] = []

@@ -28,8 +28,9 @@ class Meter:
         """Twice the capacity units: an eventually consistent read of up to 4 KB takes half a unit."""
 
     @staticmethod
-    def _ask(params: dict[str, Any], **_: Any) -> None:
-        params["ReturnConsumedCapacity"] = "TOTAL"
+    def _ask(params: dict[str, Any], model: Any, **_: Any) -> None:
+        if "ReturnConsumedCapacity" in model.input_shape.members:  # DescribeTable costs nothing
+            params["ReturnConsumedCapacity"] = "TOTAL"
 
     def _count(self, model: Any, parsed: dict[str, Any], **_: Any) -> None:
         consumed = parsed.get("ConsumedCapacity", [])
