@@ -9,7 +9,7 @@ from broker_api.errors import RequestInvalid
 from broker_api.limits import store_call
 from broker_api.openapi import SANDBOX_ID
 from broker_api.runtime import services
-from broker_api.schemas.events import FactPageSchema, FactQuerySchema, FeedQuerySchema, FeedSchema
+from broker_api.schemas.events import FactPageSchema, FactQuerySchema, FeedOrder, FeedQuerySchema, FeedSchema
 from broker_common.core.errors import InvalidInput
 from broker_common.core.facts import FactKind, PoolFactKind
 from broker_common.core.principals import Role
@@ -48,9 +48,11 @@ def read_history(query: dict[str, Any], sandbox_id: str) -> dict[str, Any]:
 @blueprint.response(200, FeedSchema, description="The next facts")
 @store_call
 def read_events(query: dict[str, Any]) -> dict[str, Any]:
-    """Read what happened in the pool, oldest first."""
+    """Read what happened in the pool, oldest first or newest first."""
+    history = services().history
+    read = history.newest if query["order"] is FeedOrder.NEWEST_FIRST else history.feed
     try:
-        feed = services().history.feed(
+        feed = read(
             after=query.get("after"),
             since=query.get("since"),
             kind=_kind(query.get("kind")),
@@ -58,7 +60,7 @@ def read_events(query: dict[str, Any]) -> dict[str, Any]:
             limit=query["limit"],
         )
     except InvalidInput as error:
-        raise RequestInvalid({"after": ["Is not a cursor of this feed."]}) from error
+        raise RequestInvalid({"after": ["Is not a cursor of this feed in this order."]}) from error
     return _shown(feed)
 
 

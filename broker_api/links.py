@@ -74,7 +74,9 @@ LINKS: Mapping[tuple[str, int], Mapping[str, Any]] = {
     ("adminRetryDeletion", 200): _TO_SAME,
     ("adminLiftQuarantine", 200): _TO_SAME,
     ("adminQuarantine", 200): _link("adminRetryDeletion", _SAME) | _link("adminLiftQuarantine", _SAME),
-    ("adminReadEvents", 200): _link("adminReadEvents", {"after": "$response.body#/cursor"}),
+    ("adminReadEvents", 200): _link(
+        "adminReadEvents", {"after": "$response.body#/cursor", "order": "$request.query.order"}
+    ),
     ("adminBook", 201): _TO_RESERVATION | _link("allocate", {"X-Reservation-ID": "$response.body#/reservation_id"}),
     ("adminChangeReservation", 200): _TO_RESERVATION,
     ("adminListReservations", 200): _link(

@@ -686,13 +686,16 @@ class MemoryStore(MemoryWebhooks):
             more = write_cursor(f"history of {sandbox_id}", page[-1].version) if len(rest) > limit else None
             return FactPage(page, more)
 
-    def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
+    def read_feed(self, *, since: int, cursor: str | None, limit: int, newest_first: bool = False) -> FeedPage:
         with self._called("read_feed"):
             told = sorted(self.facts, key=lambda fact: fact.version if isinstance(fact, Fact) else fact.at * 1000)
-            first = read_cursor("feed", cursor, default=-1)
-            if first < 0:
-                orders = [fact.version if isinstance(fact, Fact) else fact.at * 1000 for fact in told]
-                first = bisect_left(orders, since * 1000)
+            orders = [fact.version if isinstance(fact, Fact) else fact.at * 1000 for fact in told]
+            begin = bisect_left(orders, since * 1000)
+            if newest_first:
+                floor, end = map(int, read_cursor("newest", cursor, default=f"{begin} {len(told)}").split())
+                at = max(floor, end - limit)
+                return FeedPage(tuple(reversed(told[at:end])), write_cursor("newest", f"{floor} {at}"), at == floor)
+            first = read_cursor("feed", cursor, default=begin)
             page = tuple(told[first : first + limit])
             at = first + len(page)
             return FeedPage(page, write_cursor("feed", at), at == len(told))
@@ -1029,8 +1032,11 @@ class StoreWrapper(WebhooksWrapper):
     def read_history(self, sandbox_id: str, *, limit: int, cursor: str | None) -> FactPage:
         return self._call("read_history", lambda: self.inner.read_history(sandbox_id, limit=limit, cursor=cursor))
 
-    def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
-        return self._call("read_feed", lambda: self.inner.read_feed(since=since, cursor=cursor, limit=limit))
+    def read_feed(self, *, since: int, cursor: str | None, limit: int, newest_first: bool = False) -> FeedPage:
+        return self._call(
+            "read_feed",
+            lambda: self.inner.read_feed(since=since, cursor=cursor, limit=limit, newest_first=newest_first),
+        )
 
     def read_due(self, status: Status, *, until: int) -> Iterator[str]:
         return self._call("read_due", lambda: self.inner.read_due(status, until=until))

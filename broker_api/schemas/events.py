@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from marshmallow import Schema, fields, pre_dump, validate
@@ -88,16 +89,35 @@ class FactPageSchema(Schema):
     cursor = optional_text_field(None, "Send it to read the next page; null on the last page")
 
 
+class FeedOrder(StrEnum):
+    """In which order the feed is read."""
+
+    OLDEST_FIRST = "oldest_first"
+    NEWEST_FIRST = "newest_first"
+
+
 class FeedQuerySchema(Schema):
     """Which facts to read."""
 
     after = fields.String(
         validate=validate.Length(min=1, max=MAX_CURSOR),
-        metadata={"description": "The last `cursor` read; without it, the oldest fact that is kept comes first"},
+        metadata={
+            "description": "The last `cursor` read, in the same `order`; without it, the oldest fact that is kept"
+            " comes first, or the newest"
+        },
     )
     since = StrictInteger(
         validate=validate.Range(min=0, max=2**40),
-        metadata={"description": "Where to begin without `after`, in Unix seconds"},
+        metadata={"description": "The time of the earliest facts without `after`, in Unix seconds"},
+    )
+    order = enum_field(
+        FeedOrder,
+        {
+            "example": "oldest_first",
+            "description": "`oldest_first` misses no fact, and is read on for ever; `newest_first` looks back from the"
+            " newest fact",
+        },
+        load_default=FeedOrder.OLDEST_FIRST,
     )
     kind = fields.String(
         validate=validate.OneOf([kind.value for kind in (*FactKind, *PoolFactKind)]),
@@ -119,5 +139,8 @@ class FeedSchema(Schema):
     cursor = text_field("f1759574835", "Send it as `after` to read on")
     is_last = fields.Boolean(
         required=True,
-        metadata={"example": True, "description": "There was no later fact when these were read"},
+        metadata={
+            "example": True,
+            "description": "There was no later fact when these were read; with the newest first, no older one",
+        },
     )

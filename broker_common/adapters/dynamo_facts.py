@@ -175,16 +175,25 @@ Mark = Item | None
 """The index key of the last fact that was read from a shard; None if no fact was read."""
 
 
-def encode_feed_cursor(since: int, marks: Sequence[Mark]) -> str:
+_FEED = {False: "feed", True: "newest"}
+"""What the cursors of a feed begin with, by whether it has the newest facts first."""
+
+
+def encode_feed_cursor(since: int, marks: Sequence[Mark], *, newest_first: bool) -> str:
     """Return an opaque cursor from which a feed continues after these marks, one for each shard."""
     shown = [[mark["status_order"]["N"], mark["PK"]["S"], mark["SK"]["S"]] if mark else None for mark in marks]
-    return _encode_cursor(["feed", since, shown])
+    return _encode_cursor([_FEED[newest_first], since, shown])
 
 
-def decode_feed_cursor(cursor: str, shards: int) -> tuple[int, list[Mark]]:
-    """Return the feed's first time and the mark of each shard; raises `InvalidInput` if no feed gave the cursor."""
+def decode_feed_cursor(cursor: str, shards: int, *, newest_first: bool) -> tuple[int, list[Mark]]:
+    """Return the feed's first time and the mark of each shard.
+
+    Raises `InvalidInput` if no feed in this order gave the cursor.
+    """
     match _decode_cursor(cursor):
-        case ["feed", int(since), list(shown)] if len(shown) == shards and 0 <= since < ORDER_LIMIT:
+        case [str(feed), int(since), list(shown)] if (
+            feed == _FEED[newest_first] and len(shown) == shards and 0 <= since < ORDER_LIMIT
+        ):
             marks = [_mark(shard, each, since) for shard, each in enumerate(shown)]
             if all(mark is not None or each is None for mark, each in zip(marks, shown, strict=True)):
                 return since, marks

@@ -225,11 +225,11 @@ class DynamoReports(DynamoOpenReservations):
         more = encode_history_cursor(answer["LastEvaluatedKey"]) if "LastEvaluatedKey" in answer else None
         return FactPage(tuple(fact for fact in facts if isinstance(fact, Fact)), more)
 
-    def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
+    def read_feed(self, *, since: int, cursor: str | None, limit: int, newest_first: bool = False) -> FeedPage:
         """Implement the port: a query for each shard of the index, merged; then consistent reads of the facts."""
         marks: list[Mark] = [None] * self._shards
         if cursor is not None:
-            since, marks = decode_feed_cursor(cursor, self._shards)
+            since, marks = decode_feed_cursor(cursor, self._shards, newest_first=newest_first)
         found: list[tuple[int, int, Item]] = []
         is_last = True
         for shard, mark in enumerate(marks):
@@ -237,6 +237,7 @@ class DynamoReports(DynamoOpenReservations):
                 "TableName": self._table,
                 "IndexName": INDEX,
                 "Limit": limit,
+                "ScanIndexForward": not newest_first,
                 "KeyConditionExpression": "status_key = :facts AND status_order BETWEEN :since AND :highest",
                 "ExpressionAttributeValues": {
                     ":facts": {"S": facts_key(shard)},
@@ -251,7 +252,7 @@ class DynamoReports(DynamoOpenReservations):
             found += [(order_of(item), shard, item) for item in answer["Items"]]
             is_last = is_last and "LastEvaluatedKey" not in answer
         # The sort is stable: facts of one shard keep the order of the index, which continues after a mark.
-        found.sort(key=lambda each: each[0])
+        found.sort(key=lambda each: each[0], reverse=newest_first)
         shown = found[:limit]
         for _, shard, item in shown:
             marks[shard] = item
@@ -263,7 +264,8 @@ class DynamoReports(DynamoOpenReservations):
             if (stored := items.get((key["PK"]["S"], key["SK"]["S"])))
             and (fact := self._readable(decode_fact, stored)) is not None
         )
-        return FeedPage(facts, encode_feed_cursor(since, marks), is_last and len(found) == len(shown))
+        more = encode_feed_cursor(since, marks, newest_first=newest_first)
+        return FeedPage(facts, more, is_last and len(found) == len(shown))
 
     def _get_parallel(self, keys: Sequence[Item], *, consistent: bool) -> list[Item]:
         get = partial(self._get_items, consistent=consistent)

@@ -22,13 +22,15 @@ READ_AGAIN_SEC = 120 + MAX_DIFFERENCE_SEC
 Readers rely on 120 seconds. A fact may show up late because the index lags and because clocks differ: the reader's may
 be ahead of the store's and the writer's behind it, each by `MAX_DIFFERENCE_SEC`.
 """
-_FROM_TIME, _IN_ROUND = "f", "c"
-"""How a cursor begins: read from a time on, or read on within a round (the pages from one start to the feed's end)."""
+_FROM_TIME, _IN_ROUND, _BACKWARDS = "f", "c", "b"
+"""How a cursor begins: read from a time on, read on within a round (the pages from one start to the feed's end), or read
+older facts.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """A page of the feed; `cursor` reads the next one. `is_last`: no later fact was there when it was read."""
+    """A page of the feed; `cursor` reads the next one. `is_last`: no further fact was there when it was read."""
 
     facts: tuple[Fact | PoolFact, ...]
     cursor: str
@@ -83,6 +85,29 @@ class History:
         else:
             read_on = f"{_IN_ROUND}{place.began}.{place.floor}.{page.cursor}"
         return Feed(facts, read_on, page.is_last)
+
+    def newest(
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        since: int | None = None,
+        kind: FactKind | PoolFactKind | None = None,
+        track_id: str | None = None,
+    ) -> Feed:
+        """Return the newest facts first, or those that come after the cursor `after`, which are older.
+
+        Goes back to `since` (Unix seconds), or to the oldest fact that is kept. A page is a look at the end of the
+        feed: it may lack a fact that shows up late, and no cursor returns what happened after the first page was read.
+        Filters and errors are those of `feed`.
+        """
+        self._check()
+        if after is not None and not after.startswith(_BACKWARDS):
+            raise InvalidInput("after: is not a cursor of this feed with the newest facts first")
+        cursor = None if after is None else after.removeprefix(_BACKWARDS)
+        page = self._reports.read_feed(since=since or 0, cursor=cursor, limit=limit, newest_first=True)
+        facts = tuple(fact for fact in page.facts if _is_wanted(fact, kind, track_id))
+        return Feed(facts, f"{_BACKWARDS}{page.cursor}", page.is_last)
 
     @staticmethod
     def _place(after: str | None, since: int | None, now: int) -> _Place:

@@ -485,7 +485,7 @@ class FactPage:
 class FeedPage:
     """A page of the facts of all sandboxes and of the pool. `cursor` reads the next page.
 
-    `is_last`: there were no later facts when the page was read.
+    `is_last`: there were no further facts when the page was read.
     """
 
     facts: tuple[Fact | PoolFact, ...]
@@ -532,12 +532,12 @@ class Reports(Protocol):
         Raises `InvalidInput` for a cursor that was not given by a history of the same sandbox.
         """
 
-    def read_feed(self, *, since: int, cursor: str | None, limit: int) -> FeedPage:
+    def read_feed(self, *, since: int, cursor: str | None, limit: int, newest_first: bool = False) -> FeedPage:
         """Read the facts of all sandboxes and of the pool from `since` (Unix seconds) on, or after a cursor.
 
-        They are roughly in the order of time. Those of one sandbox are in the order of its versions. A very new fact
-        may be missing, because the index lags and the clock of another process may be behind. Raises `InvalidInput`
-        for a cursor that was not given by a feed.
+        They are roughly in the order of time, or the newest first. Those of one sandbox are in the order of its
+        versions. A very new fact may be missing, because the index lags and the clock of another process may be behind.
+        Raises `InvalidInput` for a cursor that was not given by a feed in the same order.
         """
 
 

@@ -196,12 +196,42 @@ def test_every_kind_of_fact_can_be_asked_for(shared_api: Api, kind: str) -> None
         *(("after", each) for each in ("none", "", "c!")),
         *(("since", each) for each in ("-1", "yesterday")),
         *(("limit", each) for each in ("0", "1001")),
+        ("order", "backwards"),
         *(("kind", "sandbox.exploded"), ("track_id", "\n"), ("cursor", "f1")),
     ],
 )
 def test_a_bad_query_of_the_feed_is_refused_by_name(used_api: Api, name: str, value: str) -> None:
     answer = used_api.admin("GET", "/v1/admin/events", query_string={name: value})
     assert set(assert_error(answer, 400, "VALIDATION_ERROR")["details"]) == {name}
+
+
+def test_the_newest_facts_come_first_if_asked_for_and_the_cursor_reads_older_ones(used: Api) -> None:
+    first = events(used, "?order=newest_first&limit=2")
+    assert (kinds(first["events"]), first["is_last"]) == (["pool.paused", "sandbox.marked"], False)
+    used.admin("POST", "/v1/admin/pause", json={"sync": False})
+    last = events(used, f"?order=newest_first&limit=2&after={first['cursor']}")
+    assert (kinds(last["events"]), last["is_last"]) == (["sandbox.allocated"], True)
+    end = events(used, f"?order=newest_first&limit=2&after={last['cursor']}")
+    assert (end["events"], end["is_last"]) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("kind=sandbox.marked", ["sandbox.marked"]),
+        ("track_id=track-1", ["sandbox.marked", "sandbox.allocated"]),
+        (f"since={START + 60}", ["pool.paused", "sandbox.marked"]),
+    ],
+)
+def test_the_newest_facts_can_be_held_to_a_kind_a_track_or_a_time(used_api: Api, query: str, found: list[str]) -> None:
+    assert kinds(events(used_api, f"?order=newest_first&{query}")["events"]) == found
+
+
+@pytest.mark.parametrize(("given_by", "sent_to"), [("oldest_first", "newest_first"), ("newest_first", "oldest_first")])
+def test_a_cursor_of_the_other_order_is_refused(used_api: Api, given_by: str, sent_to: str) -> None:
+    cursor = events(used_api, f"?order={given_by}&limit=1")["cursor"]
+    answer = used_api.admin("GET", f"/v1/admin/events?order={sent_to}&after={cursor}")
+    assert set(assert_error(answer, 400, "VALIDATION_ERROR")["details"]) == {"after"}
 
 
 # -- by whom

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from broker_api.console.moments import parse_moment
+from broker_api.console.pages.events import LOOKED_AT_BY_FILTER
 from broker_common.core.facts import PoolFact, PoolFactKind
 from broker_common.core.sandbox import Status
 from tests.fakes import START, make_sandbox
@@ -31,7 +32,7 @@ def add_facts(console: Console, count: int, *, first_at: int = START, apart: int
     console.api.store.facts.extend(
         PoolFact(
             kind=PoolFactKind.PAUSED,
-            fact_id=f"fact-{number}",
+            fact_id=f"fact-{first_at + number * apart}-{number}",
             at=first_at + number * apart,
             principal="anna",
             details={"operation": f"op{number}"} | details,
@@ -70,14 +71,14 @@ def test_the_newest_facts_come_first_in_words_with_links_to_all_they_name(consol
         assert words in page
 
 
-def test_a_page_without_facts_says_what_to_do(console: Console) -> None:
-    console.api.clock.advance(10 * 86400)
-    console.sign_in()
-
+def test_a_page_without_facts_says_what_to_expect_or_to_do(console: Console) -> None:
     page = console.open("/events").text
+    assert "Nothing happened yet." in page
+    assert "What happens to a sandbox is shown here at once." in page
 
-    assert "Nothing happened in this time." in page
-    assert "Choose an earlier time" in page
+    page = console.open("/events?kind=sandbox.marked").text
+    assert "Nothing that fits happened yet." in page
+    assert "Choose another kind, track or lab" in page
 
 
 @pytest.mark.parametrize(
@@ -136,52 +137,53 @@ def test_the_feed_is_read_page_by_page_from_a_time_on(console: Console) -> None:
     assert "This is the end" in page
 
 
-def test_the_first_page_finds_the_newest_of_many_facts(console: Console) -> None:
-    add_facts(console, 3000, apart=20)
-    console.api.clock.advance(3000 * 20)
-    console.sign_in()
-
-    page = console.open("/events").text
-
-    assert texts(page) == [f"An operator paused op{number}." for number in range(2999, 2899, -1)]
+def older(page: str) -> str:
+    """Return the address of the page with older facts, or an empty string."""
+    found = re.search(r'href="([^"]+)">Older facts', page)
+    return html.unescape(found[1]) if found else ""
 
 
-@pytest.mark.parametrize(
-    ("count", "apart", "idle"), [(10, 3600, 0), (3000, 20, 0), (3000, 1, 0), (150, 1, 7200)], ids=str
-)
-def test_the_newest_facts_take_few_calls_however_much_happens(
-    console: Console, count: int, apart: int, idle: int
+@pytest.mark.parametrize("apart", [0, 1, 3600], ids=str)
+def test_the_newest_facts_take_one_call_and_lead_back_to_the_oldest_however_much_happens(
+    console: Console, apart: int
 ) -> None:
-    add_facts(console, count, apart=apart)
-    console.api.clock.advance(count * apart + idle)
+    add_facts(console, 250, apart=apart)
+    console.api.clock.advance(250 * apart + 7200)
     console.sign_in()
     console.to_api.sent.clear()
 
     page = console.open("/events").text
+    assert len([each for each in console.to_api.sent if "/events" in (each.url or "")]) == 1
+    seen = texts(page)
+    assert len(seen) == 100
+    while path := older(page):
+        page = console.open(path).text
+        assert "Older facts, the newest first" in page
+        seen += texts(page)
 
-    shown = min(count, 100)
-    assert texts(page) == [f"An operator paused op{number}." for number in range(count - 1, count - 1 - shown, -1)]
-    assert len([each for each in console.to_api.sent if "/events" in (each.url or "")]) <= 4
-
-
-def test_facts_that_all_came_at_once_a_while_ago_are_found(console: Console) -> None:
-    add_facts(console, 200, first_at=START, apart=0)
-    add_facts(console, 900, first_at=START + 100, apart=0)
-    console.api.clock.advance(200)
-
-    page = console.open("/events").text
-
-    assert len(texts(page)) == 100
-    assert "some of the newest facts are missing here" in page
+    assert sorted(seen) == sorted(f"An operator paused op{number}." for number in range(250))
+    if apart:
+        assert seen == [f"An operator paused op{number}." for number in range(249, -1, -1)]
+    assert "This is the end: no older fact is kept." in page
 
 
-@pytest.mark.parametrize("query", ["?kind=sandbox.marked", f"?since={START}"])
-def test_what_takes_many_calls_or_does_not_change_is_not_renewed_by_itself(console: Console, query: str) -> None:
+def test_a_page_of_older_facts_stays_as_it_is_while_new_ones_come(console: Console) -> None:
+    add_facts(console, 250)
+    path = older(console.open("/events").text)
+    before = texts(console.open(path).text)
+    add_facts(console, 30, first_at=START + 300)
+
+    assert texts(console.open(path).text) == before
+
+
+@pytest.mark.parametrize("path", ["/events?kind=sandbox.marked", f"/events?since={START}", ""])
+def test_what_takes_many_calls_or_does_not_change_is_not_renewed_by_itself(console: Console, path: str) -> None:
     add_facts(console, 250)
     console.api.clock.advance(1000)
 
-    assert 'data-live="events"' in console.open("/events").text
-    assert 'data-live="events"' not in console.open(f"/events{query}").text
+    newest = console.open("/events").text
+    assert 'data-live="events"' in newest
+    assert 'data-live="events"' not in console.open(path or older(newest)).text
 
 
 def test_a_filter_looks_through_many_facts_of_other_kinds(console: Console) -> None:
@@ -209,35 +211,37 @@ def slow(console: Console, seconds: float) -> list[str]:
     return asked
 
 
-def test_a_filter_looks_for_a_few_seconds_and_says_how_far_back_and_where_to_go_on(console: Console) -> None:
+def test_a_filter_looks_for_a_few_seconds_says_how_far_back_and_goes_on_from_there(console: Console) -> None:
     add_facts(console, 4000, apart=20)
+    end = START + 4000 * 20
     console.api.clock.advance(4000 * 20 + 100)
     console.sign_in()
-    first = console.api.clock.now()
     console.api.store.facts.append(
-        PoolFact(kind=PoolFactKind.LOW, fact_id="low", at=first - 100, principal="job:watch", details={})
+        PoolFact(kind=PoolFactKind.LOW, fact_id="low", at=end, principal="job:watch", details={})
     )
     asked = slow(console, 1)
 
     page = console.open("/events?kind=pool.low").text
 
-    assert len(asked) == 3, "one call for each of the shorter spans, and one of the day's four"
+    assert len(asked) == 3 + 1
     assert len(texts(page)) == 1
-    since = re.search(r'The newest first: all since <time datetime="([^"]+)"', page)
-    assert since
-    assert parse_moment(since[1], now=0) == first - 86400 // 16
-    assert "There was no time to look further back." in page
-    link = re.search(r'href="([^"]+)">Go on from <time datetime="([^"]+)"', page)
-    assert link
-    assert parse_moment(link[2], now=0) == first - 86400
-    following = console.open(html.unescape(link[1])).text
-    assert "the oldest first" in following
+    found = re.search(r'The facts back to <time datetime="([^"]+)"', page)
+    assert found
+    assert parse_moment(found[1], now=0) == end - 20 * 3 * LOOKED_AT_BY_FILTER
+    following = console.open(older(page)).text
+    found = re.search(r'The facts back to <time datetime="([^"]+)"', following)
+    assert found
+    assert parse_moment(found[1], now=0) == end - 20 * 6 * LOOKED_AT_BY_FILTER
+    assert "Nothing that fits happened in this time." in following
+    assert "Read on." in following
 
 
 def test_a_filter_that_finds_all_in_time_has_nothing_to_go_on_with(console: Console) -> None:
     use(console)
     slow(console, 0.1)
-    assert "no time to look" not in console.open("/events?kind=sandbox.marked").text
+    page = console.open("/events?kind=sandbox.marked").text
+    assert "This is the end" in page
+    assert "were looked through" not in page
 
 
 def test_a_filter_that_reads_on_says_to_which_time_it_looked(console: Console) -> None:
@@ -250,23 +254,14 @@ def test_a_filter_that_reads_on_says_to_which_time_it_looked(console: Console) -
     assert len(asked) == 3 + 1
     found = re.search(r'The facts before <time datetime="([^"]+)"', page)
     assert found
-    assert parse_moment(found[1], now=0) == START + 3 * 400
+    assert parse_moment(found[1], now=0) == START + 3 * LOOKED_AT_BY_FILTER
     later = re.search(r'href="([^"]+)">Later facts', page)
     assert later
     asked.clear()
     page = console.open(html.unescape(later[1])).text
     found = re.search(r'The facts before <time datetime="([^"]+)"', page)
     assert found
-    assert parse_moment(found[1], now=0) == START + 6 * 400
-
-
-def test_a_flood_of_facts_is_shown_in_part_and_the_page_says_so(console: Console) -> None:
-    add_facts(console, 700, apart=0)
-
-    page = console.open("/events").text
-
-    assert len(texts(page)) == 100
-    assert "some of the newest facts are missing here" in page
+    assert parse_moment(found[1], now=0) == START + 6 * LOOKED_AT_BY_FILTER
 
 
 def test_a_fact_that_the_feed_has_twice_is_shown_once(console: Console) -> None:

@@ -105,12 +105,12 @@ def history(store: SandboxStore, sandbox_id: str, *, limit: int = 100) -> list[F
 
 
 def feed(
-    store: SandboxStore, *, limit: int = 100, since: int = 0, cursor: str | None = None
+    store: SandboxStore, *, limit: int = 100, since: int = 0, cursor: str | None = None, newest_first: bool = False
 ) -> tuple[list[Fact | PoolFact], str]:
     """Return all facts from `since` or a cursor on, and the cursor of the end."""
     facts: list[Fact | PoolFact] = []
     while True:
-        page = store.read_feed(since=since, cursor=cursor, limit=limit)
+        page = store.read_feed(since=since, cursor=cursor, limit=limit, newest_first=newest_first)
         assert len(page.facts) <= limit
         facts += page.facts
         cursor = page.cursor
@@ -308,6 +308,28 @@ class FactContract:
         ]
         assert feed(store, since=2**60)[0] == []
 
+    @pytest.mark.many_calls
+    @pytest.mark.parametrize("limit", [1, 4, 100])
+    def test_a_feed_can_have_every_fact_the_newest_first(self, store: SandboxStore, limit: int) -> None:
+        for number in range(6):
+            life(store, f"sbx-{number}", began=START + number)
+            store.record(pool_fact(f"pause-{number}", at=START + 20 * number))
+        expected, _ = feed(store)
+        facts, _ = feed(store, limit=limit, newest_first=True)
+        assert sorted(map(position, facts), reverse=True) == list(map(position, facts))
+        assert sorted(facts, key=repr) == sorted(expected, key=repr)
+        since = expected[len(expected) // 2].at
+        facts, _ = feed(store, since=since, limit=limit, newest_first=True)
+        assert sorted(facts, key=repr) == sorted((each for each in expected if each.at >= since), key=repr)
+
+    def test_the_cursor_of_the_newest_facts_reads_older_ones_alone(self, store: SandboxStore) -> None:
+        add_all(store, *[make_sandbox(f"sbx-{at}", version=at * 1000) for at in range(START, START + 6)])
+        page = store.read_feed(since=0, cursor=None, limit=4, newest_first=True)
+        add_all(store, make_sandbox("later", version=(START + 9) * 1000))
+        facts, cursor = feed(store, cursor=page.cursor, newest_first=True)
+        assert list(map(position, facts)) == [(START + 1) * 1000, START * 1000]
+        assert feed(store, cursor=cursor, newest_first=True)[0] == []
+
     def test_the_cursor_of_a_feed_s_end_reads_what_is_told_later(self, store: SandboxStore) -> None:
         facts, cursor = feed(store)
         assert facts == []
@@ -330,9 +352,14 @@ class FactContract:
         cursor = store.read_feed(since=0, cursor=None, limit=1).cursor
         of_history = store.read_history("7", limit=1, cursor=None).cursor
         assert of_history is not None
+        backwards = store.read_feed(since=0, cursor=None, limit=1, newest_first=True).cursor
         for bad in ("", "nonsense", "é", "=" * 8, cursor[: len(cursor) // 2], "A" + cursor, of_history):
+            for newest_first in (False, True):
+                with pytest.raises(InvalidInput, match="cursor"):
+                    store.read_feed(since=0, cursor=bad, limit=1, newest_first=newest_first)
+        for other, newest_first in ((backwards, False), (cursor, True)):
             with pytest.raises(InvalidInput, match="cursor"):
-                store.read_feed(since=0, cursor=bad, limit=1)
+                store.read_feed(since=0, cursor=other, limit=1, newest_first=newest_first)
 
     # -- facts of the pool
 

@@ -230,6 +230,37 @@ def test_a_cursor_that_no_feed_gave_is_refused(busy: World, cursor: str) -> None
         busy.history.feed(after=cursor, limit=5)
 
 
+@pytest.mark.parametrize("limit", [1, 4, 100])
+def test_the_newest_facts_lead_back_to_the_oldest(busy: World, limit: int) -> None:
+    whole = busy.history.feed(limit=100).facts
+    page = busy.history.newest(limit=limit)
+    found = [*page.facts]
+    busy.pauses.set({"sync": False}, by=BY)
+    while not page.is_last:
+        page = busy.history.newest(after=page.cursor, limit=limit)
+        found += page.facts
+    assert tuple(reversed(found)) == whole
+    assert busy.history.newest(after=page.cursor, limit=limit).facts == ()
+
+
+def test_the_newest_facts_can_be_held_to_a_time_a_kind_and_a_track(busy: World) -> None:
+    since = busy.history.newest(since=START + 3, limit=100)
+    assert (since.facts[::-1], since.is_last) == (busy.history.feed(since=START + 3, limit=100).facts, True)
+    assert kinds(busy.history.newest(kind=FactKind.MARKED, limit=100)) == [FactKind.MARKED] * 3
+    wiped = busy.history.newest(track_id="track-1", kind=FactKind.WIPED, limit=100)
+    assert kinds(wiped) == [FactKind.WIPED]
+    assert busy.history.newest(kind=FactKind.ALLOCATED, limit=1).facts == ()
+
+
+def test_no_order_of_the_feed_takes_a_cursor_of_the_other(busy: World) -> None:
+    newest, oldest = busy.history.newest(limit=1).cursor, busy.history.feed(limit=1).cursor
+    with pytest.raises(InvalidInput, match="after"):
+        busy.history.feed(after=newest, limit=1)
+    for cursor in (oldest, "b", "bnonsense"):
+        with pytest.raises(InvalidInput):
+            busy.history.newest(after=cursor, limit=1)
+
+
 def test_a_history_s_cursor_is_none_of_a_feed(busy: World) -> None:
     sandbox_id = next(fact.sandbox_id for fact in busy.memory.facts if isinstance(fact, Fact))
     cursor = busy.history.of_sandbox(sandbox_id, limit=1, cursor=None).cursor
@@ -345,6 +376,8 @@ def test_nothing_is_told_while_a_release_that_writes_no_facts_may_run(busy: Worl
     busy.start()
     with pytest.raises(UpgradeUnfinished, match="broker upgrade finish"):
         busy.history.feed(limit=5)
+    with pytest.raises(UpgradeUnfinished, match="broker upgrade finish"):
+        busy.history.newest(limit=5)
     with pytest.raises(UpgradeUnfinished, match="broker upgrade finish"):
         busy.history.of_sandbox("sbx-0", limit=5, cursor=None)
 
