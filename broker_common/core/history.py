@@ -23,8 +23,9 @@ Readers rely on 120 seconds. A fact may show up late because the index lags and 
 be ahead of the store's and the writer's behind it, each by `MAX_DIFFERENCE_SEC`.
 """
 _FROM_TIME, _IN_ROUND, _BACKWARDS = "f", "c", "b"
-"""How a cursor begins: read from a time on, read on within a round (the pages from one start to the feed's end), or read
-older facts.
+"""How a cursor begins: read from a time on, read on within a round, or read older facts.
+
+A round is the pages from one start to the feed's end.
 """
 
 
