@@ -138,7 +138,7 @@ class World:
         )
         self.leases = Leases(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy)
         self.inventory = Inventory(store=store, leases=self.leases)
-        self.pool_copy = PoolCopy(store, clock)
+        self.pool_copy = PoolCopy(store, clock, aside=lambda work: work())
         self.search = Search(copy=self.pool_copy, inventory=self.inventory, clock=clock)
         self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
         self.syncer = Syncer(

@@ -120,7 +120,7 @@ def test_the_copy_is_read_again_once_it_is_older_than_three_seconds(world: World
     found = find(world)
     assert "new" not in ids(found)
     assert found.age_sec == MAX_AGE_SEC
-    world.clock.advance(1)
+    world.clock.advance(MAX_AGE_SEC + 1)
     found = find(world)
     assert "new" in ids(found)
     assert found.age_sec == 0

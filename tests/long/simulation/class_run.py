@@ -223,7 +223,7 @@ class _ClassRun(LineRun):
         self._reserver = Reserver(store=store, guard=guard, recorder=self, clock=clock, rng=rng, threads=BULK_THREADS)
         self._bookings = Bookings(
             store=store,
-            copy=PoolCopy(store, clock),
+            copy=PoolCopy(store, clock, aside=lambda work: work()),
             guard=guard,
             reserver=self._reserver,
             clock=clock,
