@@ -69,6 +69,7 @@ from tests.memory_webhooks import MemoryWebhooks, WebhooksWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from random import Random
 
     from broker_common.core.line import Place
@@ -104,13 +105,14 @@ class FakeClock:
         self._start = start
         self._passed = 0.0
         self._lock = threading.Lock()
-        self._looks = threading.Semaphore(0)
+        self._looks: threading.Semaphore | None = None
 
     def now(self) -> int:
         return self._start + int(self._passed)
 
     def monotonic(self) -> float:
-        self._looks.release()
+        if self._looks is not None:
+            self._looks.release()
         return self._passed
 
     def count_looks(self) -> threading.Semaphore:
@@ -257,6 +259,27 @@ def walk_ring(
         found += page.candidates
         position, travelled = page.next, travelled + page.distance
     return found
+
+
+class _Called:
+    """A context of one call: it holds the store's lock, and counts the call.
+
+    A class, because a generator took a tenth of the time of the tests that make millions of calls.
+    """
+
+    __slots__ = ("_calls", "_lock", "_method")
+
+    def __init__(self, lock: threading.RLock, calls: Counter[str], method: str) -> None:
+        self._lock = lock
+        self._calls = calls
+        self._method = method
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._calls[self._method] += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class MemoryStore(MemoryWebhooks):
@@ -843,11 +866,8 @@ class MemoryStore(MemoryWebhooks):
             self.identity, self.is_restored = identity, False
             self.last_foreign_sync = self.last_foreign_sync if last_foreign_sync is None else last_foreign_sync
 
-    @contextmanager
-    def _called(self, method: str) -> Iterator[None]:
-        with self._lock:
-            self.calls[method] += 1
-            yield
+    def _called(self, method: str) -> AbstractContextManager[None]:
+        return _Called(self._lock, self.calls, method)
 
     def _refuse_spoiled(self, sandbox_id: str) -> None:
         if sandbox_id in self._spoiled:

@@ -60,6 +60,7 @@ class Moment:
     records: dict[str, Sandbox]
     claims: dict[tuple[str, str], Claim]
     places: tuple[Place, ...]
+    reservations: dict[str, Reservation]
     now: int
 
     def due(self) -> dict[str, Place]:
@@ -268,6 +269,7 @@ class Stage:
     def run(self) -> dict[str, Any]:
         """Run all operations to their end, and return their results by name."""
         self._moments = [self._moment()]
+        self._check_reservations()
         self._versions.update({sandbox_id: record.version for sandbox_id, record in self.records().items()})
         results = self._schedule.run()
         for name, request in self._requests.items():
@@ -363,11 +365,13 @@ class Stage:
         return world
 
     def _watch(self) -> None:
-        self._check_reservations()
-        before, now = self._moments[-1], self._moment()
-        self._moments.append(now)
-        if now == before:
+        before = self._moments[-1]
+        if self._is_still(before):
+            self._moments.append(before)
             return
+        now = self._moment()
+        self._moments.append(now)
+        self._check_reservations()
         for sandbox_id in before.records.keys() | now.records.keys():
             was, becomes = before.records.get(sandbox_id), now.records.get(sandbox_id)
             if was is not becomes:
@@ -395,9 +399,23 @@ class Stage:
             raise Violation(f"claims {claimed} while allocated are {holders}")
         self._check_line(before, now)
 
+    def _is_still(self, moment: Moment) -> bool:
+        """Tell whether all that is stored is as it was. Most steps only read, so this is asked far more than the rest."""
+        memory = self.memory
+        return (
+            memory._records == moment.records
+            and memory._claims == moment.claims
+            and memory.reservations == moment.reservations
+            and self.clock.now() == moment.now
+            and (moment.places == self._places() if memory._line or moment.places else True)
+        )
+
+    def _places(self) -> tuple[Place, ...]:
+        return tuple(MemoryStore.read_line(self.memory))
+
     def _moment(self) -> Moment:
         records, claims = self.memory.dump()
-        return Moment(records, claims, tuple(MemoryStore.read_line(self.memory)), self.clock.now())
+        return Moment(records, claims, self._places(), dict(self.memory.reservations), self.clock.now())
 
     def _check_line(self, before: Moment, now: Moment) -> None:
         """Check that nobody has a place and a claim, or two places, and that a new holder took what was due to it."""

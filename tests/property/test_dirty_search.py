@@ -60,22 +60,22 @@ class State:
         """Tell states apart by what can matter later: times only by what is due, ids only by whether there is one."""
         if self.record is None:
             return (None, self.used, self.doubt, self.gone)
-        record = self.record
+        record, fields = self.record, flat(self.record)
         return (
             record.status,
             record.name,
             record.dirty,
-            flat(record).lease_id is not None,
-            flat(record).allocated_to_track,
+            fields.lease_id is not None,
+            fields.allocated_to_track,
             record.latest_track_id,
-            flat(record).deletion_retry_count,
-            flat(record).attempt_id is not None,
-            flat(record).outcome_unknown,
-            (flat(record).next_attempt_at or 0) <= self.now,
+            fields.deletion_retry_count,
+            fields.attempt_id is not None,
+            fields.outcome_unknown,
+            (fields.next_attempt_at or 0) <= self.now,
             record.quarantine is not None,
             record.is_cooling,
             record.is_rested(self.now),
-            record.status is Status.ALLOCATED and (flat(record).expires_at or 0) + HOUR // 2 <= self.now,
+            record.status is Status.ALLOCATED and (fields.expires_at or 0) + HOUR // 2 <= self.now,
             record.status is Status.STALE and record.status_order + 24 * HOUR <= self.now,
             len(self.claims),
             self.used,
