@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from broker_common.core.line import Place
     from broker_common.core.store import SandboxStore
 
-POOL = 1_000
+POOL = 400
 ALLOCATED = POOL * 9 // 10
 A_SECOND = 20
 """The allocations that one process serves in a second."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.long.size.meter import Meter
 
 TABLE = "size-usage"
-LEASES = 20_000
+LEASES = 4_000
 PAGE = 1000
 """The items that the store reads by one call."""
 
