@@ -142,8 +142,12 @@ def confinement(engine: Engine, container: str) -> tuple[str, str, str, str]:
 
 
 def test_the_first_sync_has_filled_the_pool(stack: Stack) -> None:
-    counts = requests.get(f"{stack.url('api')}/v1/admin/overview", headers=ADMIN, timeout=30).json()["counts"]
-    assert counts["available"] > 0, counts
+    def available() -> int:
+        overview = requests.get(f"{stack.url('api')}/v1/admin/overview", headers=ADMIN, timeout=30).json()
+        found: int = overview["counts"]["available"]
+        return found
+
+    assert wait_until(lambda: available() > 0, 60)  # counts are kept for some seconds
 
 
 @pytest.mark.parametrize("client", CLIENTS)
