@@ -39,9 +39,12 @@ _COLUMNS = ("leases", "hours", "marked", "released", "expired", "length", "lengt
     callback=lambda _ctx, _name, value: None if value is None else parse_moment(value),
     help="The end, such as '2026-12-01 00:00 UTC', or in Unix seconds. Now if it is left out.",
 )
+@click.option("--customer", help="Only leases of this customer.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV with every field; a ' marks texts that would be formulas.")
 @json_option
-def usage(grouping: str, since: int, until: Moment | None, *, as_csv: bool, as_json: bool) -> None:
+def usage(
+    grouping: str, since: int, until: Moment | None, customer: str | None, *, as_csv: bool, as_json: bool
+) -> None:
     """Show how long labs or customers held sandboxes, or how long sandboxes were held each day.
 
     Leases that ended in this time count, all of each on the day of its end (UTC). `length` is the median length of a
@@ -58,7 +61,7 @@ def usage(grouping: str, since: int, until: Moment | None, *, as_csv: bool, as_j
     # Without --until the API takes its own clock, which may be behind this one.
     end = int(time.time()) if until is None else until.at
     asked = {"from": max(0, end - since), "to": None if until is None else end, "by": _GROUPINGS[grouping].value}
-    report = operators_api().get("/usage", **asked)
+    report = operators_api().get("/usage", **asked, customer=customer)
     if as_json:
         print_json(report["rows"])
         return

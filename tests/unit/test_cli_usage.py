@@ -83,9 +83,12 @@ def test_usage_is_a_table_for_people_with_a_total() -> None:
         (("--by", "customer", "--since", "12h"), {"by": "customer", "from": str(NOW - DAY // 2)}),
         (("--by", "day", "--until", str(NOW - DAY), "--since", "1d"), {"from": str(NOW - 2 * DAY), "by": "day"}),
         (("--since", "99999d"), {"by": "track_name", "from": "0"}),
+        (("--customer", "acme & co"), {"by": "track_name", "from": str(NOW - 30 * DAY), "customer": "acme & co"}),
     ],
 )
-def test_the_time_reaches_back_from_its_end(words: tuple[str, ...], query: dict[str, str]) -> None:
+def test_the_time_reaches_back_from_its_end_and_one_customer_can_be_asked_for(
+    words: tuple[str, ...], query: dict[str, str]
+) -> None:
     until = {"to": str(NOW - DAY)} if "--until" in words else {}
     answer([], query | until)
     assert broker("usage", *words).exit_code == 0
