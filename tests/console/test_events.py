@@ -158,7 +158,7 @@ def test_the_newest_facts_take_one_call_and_lead_back_to_the_oldest_however_much
     assert len(seen) == 100
     while path := older(page):
         page = console.open(path).text
-        assert "Older facts, the newest first" in page
+        assert "Older facts, from new to old." in page
         seen += texts(page)
 
     assert sorted(seen) == sorted(f"An operator paused op{number}." for number in range(250))
