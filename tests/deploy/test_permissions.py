@@ -199,7 +199,12 @@ def needed(ministack_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
         here = SETTINGS | {"DDB_ENDPOINT_URL": operator.url}
         with Stack(
-            tmp_path_factory.mktemp("stack"), here, with_flower=True, with_console=True, services=services
+            tmp_path_factory.mktemp("stack"),
+            here,
+            with_flower=True,
+            with_console=True,
+            with_webhooks=True,
+            services=services,
         ) as stack:
             use_everything(stack)
             for process in ("api", "worker"):

@@ -99,7 +99,10 @@ def main(names: list[str]) -> int:
     """Take the pictures; returns 1 if one has too many bytes."""
     hide_aws()
     PLACE.mkdir(exist_ok=True)
-    with TemporaryDirectory() as scratch, Stack(Path(scratch), SETTINGS, with_console=True) as stack:
+    with (
+        TemporaryDirectory() as scratch,
+        Stack(Path(scratch), SETTINGS, with_console=True, with_webhooks=True) as stack,
+    ):
         assert wait_until(lambda: stack.run_job("sync")["state"] == "succeeded", 30)
         with life(stack), running_chromium() as browser:
             page = browser.new_page(

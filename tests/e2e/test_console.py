@@ -61,7 +61,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stack(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = SETTINGS | {"BROKER_TOKENS_FILE": str(tokens)}
-    with Stack(tmp_path_factory.mktemp("stack"), settings, with_console=True) as running:
+    with Stack(tmp_path_factory.mktemp("stack"), settings, with_console=True, with_webhooks=True) as running:
         assert wait_until(lambda: running.run_job("sync")["state"] == "succeeded", 30)
         yield running
 

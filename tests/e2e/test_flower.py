@@ -35,7 +35,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     }
     with (
         running(replace(redis, command=(*redis.command, "--requirepass", PASSWORD))),
-        Stack(tmp_path_factory.mktemp("flower"), settings, with_flower=True) as stack,
+        Stack(tmp_path_factory.mktemp("flower"), settings, with_flower=True, with_webhooks=True) as stack,
     ):
         stack.run_job("sync", json={"force": True})
         yield stack

@@ -88,7 +88,7 @@ def test_on_another_table_than_was_known_nothing_happens_until_an_operator_accep
 ) -> None:
     table = "Changed"
     here = SETTINGS | {"DDB_ENDPOINT_URL": ministack_url, "DDB_TABLE_NAME": table, "POOL": "12"}
-    with Stack(tmp_path, here, services=started_when_healthy) as stack:
+    with Stack(tmp_path, here, services=started_when_healthy, with_webhooks=True) as stack:
         stack.run_job("sync")
         for change in (make_again, restore, empty, lose_layout):
             name = change.__name__

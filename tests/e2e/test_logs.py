@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from deploy.dev import programs
 from deploy.dev.processes import wait_until
 from tests.e2e.stack import ADMIN_TOKEN, MAKE_RUN_WORKERS, TRACK_TOKEN, Stack
 
@@ -31,7 +32,8 @@ REQUEST_ID = "the-request-of-an-operator"
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """Return a stack that has been through a lot, and is stopped."""
-    with Stack(tmp_path_factory.mktemp("logs"), SETTINGS, with_flower=True) as stack:
+    with Stack(tmp_path_factory.mktemp("logs"), SETTINGS, with_flower=True, with_webhooks=True) as stack:
+        make_table(stack)
         stack.run_job("sync", headers={"X-Request-ID": REQUEST_ID})
         drive(stack)
         forge(stack)
@@ -51,6 +53,14 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stack:
             stack.kill(part, signal.SIGTERM)
         assert wait_until(lambda: not any(stack.is_running(part) for part in BROKER), 60)
     return stack
+
+
+def make_table(stack: Stack) -> None:
+    """Run the command for the table once, so that its output is there, too."""
+    table = stack._process(programs.table(stack.plan))
+    table.start()
+    assert wait_until(table.has_ended, 60)
+    table.stop()
 
 
 def worker_health(stack: Stack) -> str:

@@ -96,7 +96,7 @@ def test_every_process_works_over_tls_and_none_tells_a_secret(tmp_path: Path, tl
         "AUTO_EXPIRY_INTERVAL_SEC": "1",
         "MOCK_CSP_DELETE_SECONDS": "0",
     }
-    with Stack(tmp_path, settings, with_flower=True) as stack:
+    with Stack(tmp_path, settings, with_flower=True, with_webhooks=True) as stack:
         assert stack.run_job("sync")["state"] == "succeeded"
         assert requests.get(f"{stack.api_url}/readyz", timeout=10).json()["checks"]["redis"] == "ok"
         answer = stack.as_track("a-track", "POST", "/allocate")
@@ -119,6 +119,8 @@ def test_every_process_works_over_tls_and_none_tells_a_secret(tmp_path: Path, tl
         sent = 'broker_beat_sent_total{job="expire"}'
         assert wait_until(lambda: sent in requests.get(metrics["BEAT_METRICS_PORT"], timeout=10).text, 20)
         shown = {name: requests.get(url, timeout=10).text for name, url in metrics.items()}
+        for name in ("beat", "api", *MAKE_RUN_WORKERS):
+            stack.stop(name)  # what they say as they stop is read, too
     shown |= {name: stack.output(name) for name in ("api", *MAKE_RUN_WORKERS, "beat", "flower")}
     assert all(shown.values())
     secrets = (PASSWORD, QUOTED, TRACK_TOKEN, ADMIN_TOKEN, stack.plan.env["CSP_API_TOKEN"], stack.plan.operator_token)

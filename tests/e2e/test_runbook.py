@@ -28,6 +28,7 @@ RUNBOOK = (ROOT / "deploy" / "RUNBOOK.md").read_text()
 TABLE = "ToRestore"
 """Other tests have tables on the same engine."""
 SETTINGS = {"MOCK_CSP_DELETE_SECONDS": "0", "POOL": "8", "RATE_LIMIT_BURST": "10000"}
+WITH_WEBHOOKS = True
 
 
 @pytest.fixture(autouse=True)
@@ -321,7 +322,7 @@ def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
     save, restore, pause, reconcile, wipe = blocks("Restore the table from a point in time")
     (item,) = re.findall(r"--item '(.*)'", pause)
     here = SETTINGS | {"DDB_ENDPOINT_URL": ministack_url}
-    with Stack(tmp_path, here | {"DDB_TABLE_NAME": TABLE}) as stack:
+    with Stack(tmp_path, here | {"DDB_TABLE_NAME": TABLE}, with_webhooks=True) as stack:
         stack.run_job("sync")
         rewound = table.Table(TABLE).scan()["Items"]
         held = allocate(stack, "a-student")["sandbox_id"]
@@ -332,7 +333,7 @@ def test_after_a_restore_nobody_s_sandbox_is_given_out_again_and_all_come_back(
         assert "restore-table-to-point-in-time" in restore  # what AWS does there is played by the scan before
 
         later = here | csp | {"DDB_TABLE_NAME": f"{TABLE}-restored"}
-        restored = Stack(tmp_path / "later", later, services=started_when_healthy)
+        restored = Stack(tmp_path / "later", later, services=started_when_healthy, with_webhooks=True)
         (tmp_path / "later").mkdir()
         restored.create_table()
         for record in [*rewound, {name: _plain(value) for name, value in json.loads(item).items()}]:

@@ -103,7 +103,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST": ".*",
             "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST": ".*",
         }
-        with Stack(tmp_path_factory.mktemp("stack"), settings, with_console=True) as stack:
+        with Stack(tmp_path_factory.mktemp("stack"), settings, with_console=True, with_webhooks=True) as stack:
             told = Story(traces, hooks, stack, _act(stack, hooks))
             assert wait_until(told.is_whole, 60), draw(traces.spans)
             endings = {name: stack.stop(name) for name in SERVICES}
@@ -315,7 +315,7 @@ def test_a_receiver_that_does_not_take_spans_holds_up_no_call_no_job_and_no_stop
         "OTEL_BSP_SCHEDULE_DELAY": "50",
     }
     services = SERVICES[:1] + SERVICES[2:]
-    with Stack(tmp_path, settings) as stack:
+    with Stack(tmp_path, settings, with_webhooks=True) as stack:
         assert stack.run_job("sync")["state"] == "succeeded"
         sandbox = stack.as_track("anna", "POST", "/allocate").json()
         stack.as_track("anna", "POST", f"/sandboxes/{sandbox['sandbox_id']}/mark-for-deletion")

@@ -227,7 +227,9 @@ def watched(prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Yield a broker that was driven, once Prometheus has seen the end of it and applied its rules to that."""
     scratch = tmp_path_factory.mktemp("watched")
     with (
-        Stack(tmp_path_factory.mktemp("stack"), SETTINGS, with_flower=True, with_console=True) as stack,
+        Stack(
+            tmp_path_factory.mktemp("stack"), SETTINGS, with_flower=True, with_console=True, with_webhooks=True
+        ) as stack,
         ExitStack() as after_sync,
     ):
         stack.run_job("sync")  # a pool that is filled while it is watched would not seem to shrink later

@@ -155,11 +155,12 @@ def send_flood(servers: Servers, generator: Generator, *, facts: int, rounds: in
     a busy machine they would not even start.
     """
     lowest = rounds > 1
+    services = partial(_services, lowest=lowest)
     on_table = {"DDB_ENDPOINT_URL": servers.dynamodb_url, "DDB_TABLE_NAME": _TABLE}
     with (
         _receiver(lowest=lowest) as (port, accepted),
         _Control(servers.dynamodb_url, lowest=lowest) as control,
-        Stack(servers.directory(_TABLE), _SETTINGS | on_table, services=partial(_services, lowest=lowest)) as stack,
+        Stack(servers.directory(_TABLE), _SETTINGS | on_table, services=services, with_webhooks=True) as stack,
     ):
         assert stack.run_job("sync")["state"] == "succeeded"
         client, store = servers.client(), build_store(stack.plan.settings)
@@ -196,7 +197,7 @@ def _measure(tracks: _Tracks, control: _Control, work: _Work, rate: float, round
 
     def beside_flood() -> None:
         before = work.count()
-        assert wait_until(lambda: work.count() > before, _PATIENCE_SEC)
+        assert wait_until(lambda: work.count() > before or work.is_over(), _PATIENCE_SEC)
         run(FLOOD, work.count)
 
     def beside_control() -> None:

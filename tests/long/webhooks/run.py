@@ -142,7 +142,7 @@ def describe(story: Story) -> str:
 def run(order: Order, scratch: Path, say: Callable[[str], None], settings: Mapping[str, str] | None = None) -> Story:
     """Run a broker, and return what happened once each fact was told, or after four quiet minutes."""
     with ExitStack() as opened:
-        stack = opened.enter_context(Stack(scratch, SETTINGS | dict(settings or {})))
+        stack = opened.enter_context(Stack(scratch, SETTINGS | dict(settings or {}), with_webhooks=True))
         assert wait_until(lambda: stack.run_job("sync")["state"] == "succeeded", 30)
         over = threading.Event()
         opened.callback(over.set)
