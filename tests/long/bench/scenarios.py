@@ -655,7 +655,8 @@ def measure_class(bench: Bench) -> None:
 
 def measure_webhooks(bench: Bench) -> None:
     """Tell a flood of facts, send them by one process, and measure the effect of each on tracks at the API."""
-    facts, rounds, size = bench.size(50_000), bench.rounds(6), bench.at_least(400)
+    facts = bench.size(15_000 if bench.length is Length.SHORTEST else 50_000)
+    rounds, size = bench.rounds(6), bench.at_least(400)
     found = webhooks.send_flood(bench.servers, bench.generator, facts=facts, rounds=rounds, round_size=size)
     told, sent = found.told.a_second, found.sent.a_second
     add = partial(bench.findings.add, f"a flood of {facts} facts")

@@ -205,4 +205,5 @@ def _running(program: Program) -> Iterator[Process]:
         assert ready, "\n".join([f"{program.name} {process.ending()}", *lines])
         yield process
     finally:
+        process.kill()  # to stop in order takes processor time, and shows nothing here
         process.stop()
