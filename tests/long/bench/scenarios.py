@@ -701,6 +701,9 @@ def add_flood(findings: Findings, verb: str, seen: webhooks.Flood) -> dict[str, 
     }
     findings.add(scenario, f"facts {verb} a second meanwhile", seen.paces[beside])
     findings.add(scenario, f"facts a second {control}", seen.paces[control])
+    database = {way: seen.database_milliseconds[way] for way in (beside, control)}
+    findings.add(scenario, "DynamoDB Local's processor time for each fact", database[beside], "ms")
+    findings.add(scenario, f"DynamoDB Local's processor time {control}", database[control], "ms")
     for name, by_way in figures.items():
         to_alone = {way: _ratios(by_way[way], by_way[webhooks.ALONE]) for way in (beside, control)}
         findings.add(

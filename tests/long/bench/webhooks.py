@@ -1,7 +1,7 @@
 """Real workers on DynamoDB Local: how fast a flood of facts is told and sent, and what tracks notice of it.
 
-The facts are loaded while the only endpoint is disabled. So telling them and sending them can be measured one after the
-other. The receiver accepts everything at once, in a process of its own.
+The facts are loaded while the only endpoint is disabled, and it is enabled when all are told. So telling them and sending
+them can be measured one after the other. The receiver accepts everything at once, in a process of its own.
 
 Workers and receiver run on other machines in production. Here they get only the processor time that the others leave,
 and allocations are asked for at a steady rate, well below what this machine can do. But DynamoDB Local, which makes one
@@ -40,7 +40,7 @@ from tests.fakes import BY, make_claim
 from tests.long.bench.bare import make_bare_client
 from tests.long.bench.load import allocations, new_tracks
 from tests.long.bench.pool import make_pool
-from tests.long.bench.servers import cpu_seconds_of
+from tests.long.bench.servers import DYNAMODB, cpu_seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +62,11 @@ _CLIENTS = 16
 _SHARE = 0.5
 """The rate of the allocations, as a share of that most."""
 _CONTROL_THREADS = BULK_THREADS
+_PAGE = 100
+"""The facts or deliveries that a worker finds by one call."""
+_BEGUN, _ENDED = "begun#control", "ended#control"
+"""The places in the index of what the control does, and of what it has done."""
+_CONTROL_FIELDS = tuple(f"field_{number}" for number in range(14))
 _WARM_UPS = 2
 """So many rounds without a pause come first. The last of them tells the most that the tracks get."""
 _ENOUGH = 0.99
@@ -84,10 +89,14 @@ _ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Allocations:
-    """What tracks noticed in one round, and the processor time that the API took for each allocation."""
+    """What tracks noticed in one round, and the processor time that the API took for each allocation.
+
+    `database_seconds` is that of DynamoDB Local, for all who used it meanwhile.
+    """
 
     load: Load
     api_milliseconds: float
+    database_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,8 @@ class Flood:
     """How many a second in each round, by what went on beside the allocations."""
     rounds: dict[str, list[Allocations]]
     """By the same: `ALONE`, `FLOOD`, `CONTROL`."""
+    database_milliseconds: dict[str, list[float]]
+    """DynamoDB Local's processor time for each of the facts beside, beyond what it takes for the allocations alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +124,15 @@ class Floods:
     sent: Flood
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Tracks:
-    """Tracks that ask the API of a stack for `size` allocations a round."""
+    """Tracks that ask the API of a stack for `size` allocations a round; `asked` counts them."""
 
+    servers: Servers
     stack: Stack
     generator: Generator
     size: int
+    asked: int = 0
 
     def most(self) -> float:
         """Return how many allocations a second they get if each asks again at once."""
@@ -127,25 +140,32 @@ class _Tracks:
 
     def allocate(self, rate: float) -> Allocations:
         """Ask for so many allocations a second."""
-        used = cpu_seconds_of(self.stack.pid("api"))
+        used, database = cpu_seconds_of(self.stack.pid("api")), self.servers.cpu_seconds()[DYNAMODB]
         load = self.generator.send_steadily(self._port, self._requests(), clients=_CLIENTS, rate=rate)
-        return Allocations(load, 1000 * (cpu_seconds_of(self.stack.pid("api")) - used) / self.size)
+        used = cpu_seconds_of(self.stack.pid("api")) - used
+        return Allocations(load, 1000 * used / self.size, self.servers.cpu_seconds()[DYNAMODB] - database)
 
     @property
     def _port(self) -> int:
         return self.stack.plan.number("API_PORT")
 
     def _requests(self) -> list[bytes]:
+        self.asked += self.size
         return allocations(TRACK_TOKEN, new_tracks(self.size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What a worker does in a flood: `count` tells how much of it is done, `is_over` whether all is."""
+    """What a worker does in a flood.
+
+    `count` tells how much of it is done, `is_over` whether all is, and `is_alone` whether the other worker has no work left
+    from before.
+    """
 
     worker: str
     count: Callable[[], int]
     is_over: Callable[[], bool]
+    is_alone: Callable[[], bool]
 
 
 def send_flood(servers: Servers, generator: Generator, *, facts: int, rounds: int, round_size: int) -> Floods:
@@ -159,7 +179,8 @@ def send_flood(servers: Servers, generator: Generator, *, facts: int, rounds: in
     on_table = {"DDB_ENDPOINT_URL": servers.dynamodb_url, "DDB_TABLE_NAME": _TABLE}
     with (
         _receiver(lowest=lowest) as (port, accepted),
-        _Control(servers.dynamodb_url, lowest=lowest) as control,
+        _Control(servers.dynamodb_url, _write_as_teller, lowest=lowest) as tell_control,
+        _Control(servers.dynamodb_url, _write_as_sender, lowest=lowest) as send_control,
         Stack(servers.directory(_TABLE), _SETTINGS | on_table, services=services, with_webhooks=True) as stack,
     ):
         assert stack.run_job("sync")["state"] == "succeeded"
@@ -169,16 +190,29 @@ def send_flood(servers: Servers, generator: Generator, *, facts: int, rounds: in
         endpoint = _register(stack, port)
         stack.stop(_TELLER)
         load_records(client, _TABLE, _facts(facts))
-        tracks = _Tracks(stack=stack, generator=generator, size=round_size)
+        tracks = _Tracks(servers=servers, stack=stack, generator=generator, size=round_size)
         rate = _SHARE * [tracks.most() for _ in range(_WARM_UPS)][-1]
+
+        def all_are_told() -> bool:
+            return store.oldest_untold() is None
+
         telling = _Work(
-            worker=_TELLER, count=lambda: -_count_untold(client), is_over=lambda: store.oldest_untold() is None
+            worker=_TELLER,
+            count=lambda: tracks.asked - _count_untold(client),  # each allocation makes a fact
+            is_over=all_are_told,
+            is_alone=lambda: True,  # the endpoint is disabled
         )
-        sending = _Work(worker=_SENDER, count=accepted, is_over=lambda: accepted() >= _ENOUGH * (facts + made))
+        sending = _Work(
+            worker=_SENDER,
+            count=accepted,
+            is_over=lambda: accepted() >= _ENOUGH * (facts + made),
+            is_alone=all_are_told,
+        )
         stack.start(_TELLER)
-        told = _measure(tracks, control, telling, rate, rounds)
+        told = _measure(tracks, tell_control, telling, rate, rounds)
+        assert wait_until(all_are_told, _PATIENCE_SEC), "the facts are not told in time"
         _change(stack, endpoint, enabled=True)
-        sent = _measure(tracks, control, sending, rate, rounds)
+        sent = _measure(tracks, send_control, sending, rate, rounds)
         return Floods(rate, told, sent)
 
 
@@ -189,15 +223,17 @@ def _measure(tracks: _Tracks, control: _Control, work: _Work, rate: float, round
     """
     found: dict[str, list[Allocations]] = {way: [] for way in WAYS}
     paces: dict[str, list[float]] = {way: [] for way in WAYS}
+    facts: dict[str, list[int]] = {way: [] for way in WAYS}
 
     def run(way: str, count: Callable[[], int]) -> None:
         before, began = count(), time.monotonic()
         found[way].append(tracks.allocate(rate))
-        paces[way].append((count() - before) / (time.monotonic() - began))
+        facts[way].append(count() - before)
+        paces[way].append(facts[way][-1] / (time.monotonic() - began))
 
     def beside_flood() -> None:
         before = work.count()
-        assert wait_until(lambda: work.count() > before or work.is_over(), _PATIENCE_SEC)
+        assert wait_until(lambda: (work.count() > before and work.is_alone()) or work.is_over(), _PATIENCE_SEC)
         run(FLOOD, work.count)
 
     def beside_control() -> None:
@@ -222,7 +258,14 @@ def _measure(tracks: _Tracks, control: _Control, work: _Work, rate: float, round
     seconds, done = time.monotonic() - began, max(1, work.count() - before)
     used = cpu_seconds_of(tracks.stack.pid(work.worker)) - used
     assert not is_over or rounds == 1, "the flood was over before the allocations"
-    return Flood(done / seconds, 1000 * used / done, paces, found)
+    database = {
+        way: [
+            1000 * (beside.database_seconds - alone.database_seconds) / max(1, number)
+            for beside, alone, number in zip(found[way], found[ALONE], facts[way], strict=True)
+        ]
+        for way in (FLOOD, CONTROL)
+    }
+    return Flood(done / seconds, 1000 * used / done, paces, found, database)
 
 
 def _services(plan: Plan, scratch: Path, *, lowest: bool) -> list[Program]:
@@ -328,12 +371,12 @@ def _receiver(*, lowest: bool) -> Iterator[tuple[int, Callable[[], int]]]:
 
 
 class _Control:
-    """A process that makes the calls of a flood by bare boto3. Use it in a `with` statement."""
+    """A process that makes the calls of a flood by bare boto3; `write` makes the writes. Use it in a `with` statement."""
 
-    def __init__(self, dynamodb_url: str, *, lowest: bool) -> None:
+    def __init__(self, dynamodb_url: str, write: Callable[[Any, dict[str, Any]], None], *, lowest: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._is_at_work, self._count = context.Event(), context.Value("q", 0)
-        arguments = (dynamodb_url, self._is_at_work, self._count, lowest)
+        arguments = (dynamodb_url, write, self._is_at_work, self._count, lowest)
         self._process = context.Process(target=_make_calls, args=arguments, daemon=True)
 
     def __enter__(self) -> Self:
@@ -362,34 +405,48 @@ class _Control:
             self._is_at_work.clear()
 
 
-def _make_calls(dynamodb_url: str, is_at_work: Any, count: Any, lowest: bool) -> None:
-    """Make the calls that a worker makes for each fact: it reads a partition, and writes two items or one item twice."""
+def _make_calls(
+    dynamodb_url: str, write: Callable[[Any, dict[str, Any]], None], is_at_work: Any, count: Any, lowest: bool
+) -> None:
+    """Make the calls of a worker: for each fact, read its range of a partition, and `write`.
+
+    For each page of facts, read a page of the index and the items that this names. Each thread has a page of items, so
+    these calls cost the same however large the flood is.
+    """
     _end_with_parent()
     if lowest:
         _come_last()
     client: Any = make_bare_client(dynamodb_url)
-    partition = {"S": "CONTROL"}
+    partition = {"S": f"CONTROL{write.__name__}"}
+
+    def find() -> None:
+        page = client.query(
+            TableName=_TABLE,
+            IndexName=INDEX,
+            Limit=_PAGE,
+            KeyConditionExpression="status_key = :place AND status_order <= :now",
+            ExpressionAttributeValues={":place": {"S": _ENDED}, ":now": {"N": str(int(time.time() * 1000))}},
+            ProjectionExpression="PK, SK",
+        )
+        client.batch_get_item(RequestItems={_TABLE: {"Keys": page["Items"], "ConsistentRead": True}})
 
     def act(thread: int) -> None:
-        for number in itertools.count():
+        is_at_work.wait()
+        ranges = [f"{thread}#{number}#" for number in range(_PAGE)]
+        for each in ranges:
+            client.put_item(TableName=_TABLE, Item=_control_item({"PK": partition, "SK": {"S": f"{each}0"}}, _ENDED))
+        for number, each in enumerate(itertools.cycle(ranges)):
             is_at_work.wait()
-            name = f"{thread}#{number}#"
+            if number % _PAGE == 0:
+                find()
             client.query(
                 TableName=_TABLE,
                 ConsistentRead=True,
                 Limit=10,
-                KeyConditionExpression="PK = :partition AND begins_with(SK, :name)",
-                ExpressionAttributeValues={":partition": partition, ":name": {"S": name}},
+                KeyConditionExpression="PK = :partition AND SK BETWEEN :first AND :last",
+                ExpressionAttributeValues={":partition": partition, ":first": {"S": each}, ":last": {"S": f"{each}:"}},
             )
-            for place in ("begun#control", "ended#control"):
-                item = {
-                    "PK": partition,
-                    "SK": {"S": name},
-                    "status_key": {"S": place},
-                    "status_order": {"N": str(int(time.time() * 1000))},
-                    "payload": {"S": "x" * 800},
-                }
-                client.put_item(TableName=_TABLE, Item=item, ConditionExpression="attribute_not_exists(gone)")
+            write(client, {"PK": partition, "SK": {"S": f"{each}0"}})
             with count.get_lock():
                 count.value += 1
 
@@ -398,6 +455,35 @@ def _make_calls(dynamodb_url: str, is_at_work: Any, count: Any, lowest: bool) ->
         each.start()
     for each in threads:
         each.join()
+
+
+def _write_as_teller(client: Any, key: dict[str, Any]) -> None:
+    """Put an item that is in the index, and delete it: a teller puts a delivery, and deletes the mark of the fact."""
+    new = {**key, "SK": {"S": f"{key['SK']['S']}#new"}}
+    client.put_item(TableName=_TABLE, Item=_control_item(new, _BEGUN), ConditionExpression="attribute_not_exists(PK)")
+    client.delete_item(TableName=_TABLE, Key=new)
+
+
+def _write_as_sender(client: Any, key: dict[str, Any]) -> None:
+    """Put an item twice, which moves it in the index, if six of its fields are as they were: so does a sender."""
+    for place in (_BEGUN, _ENDED):
+        client.put_item(
+            TableName=_TABLE,
+            Item=_control_item(key, place),
+            ConditionExpression=" AND ".join(f"{name} = :was" for name in _CONTROL_FIELDS[:6]),
+            ExpressionAttributeValues={":was": {"S": "control"}},
+        )
+
+
+def _control_item(key: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return an item of about the size of a delivery."""
+    return {
+        **key,
+        **{name: {"S": "control"} for name in _CONTROL_FIELDS},
+        "status_key": {"S": place},
+        "status_order": {"N": str(int(time.time() * 1000))},
+        "payload": {"S": "x" * 700},
+    }
 
 
 def _receive(count: Any, port: Any, lowest: bool) -> None:
