@@ -119,7 +119,7 @@ def test_every_process_works_over_tls_and_none_tells_a_secret(tmp_path: Path, tl
         sent = 'broker_beat_sent_total{job="expire"}'
         assert wait_until(lambda: sent in requests.get(metrics["BEAT_METRICS_PORT"], timeout=10).text, 20)
         shown = {name: requests.get(url, timeout=10).text for name, url in metrics.items()}
-        for name in ("beat", "api", *MAKE_RUN_WORKERS):
+        for name in ("beat", "api", *MAKE_RUN_WORKERS, "flower"):
             stack.stop(name)  # what they say as they stop is read, too
     shown |= {name: stack.output(name) for name in ("api", *MAKE_RUN_WORKERS, "beat", "flower")}
     assert all(shown.values())
