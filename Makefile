@@ -19,7 +19,7 @@ run: .venv/installed ## Start a whole broker here, until Ctrl-C; POOL=2000 and o
 check: .venv/installed ## Run four linters and the quick tests, which start no process; options by ARGS="-k allocate" | 90 s |
 	@exec $(python) -m deploy.dev.check $(ARGS)
 
-test: .venv/installed dynamodb-local ## Run all tests; options by ARGS="-k allocate -x" | 17 min | java, npm, cc; else skips tests
+test: .venv/installed dynamodb-local ## Run all tests; options by ARGS="-k allocate -x" | 25 min | java, npm, cc; else skips tests
 	@echo 'test: all tests, in three processes. Tests whose tools are missing are skipped, and listed at the end.'
 	@exec $(python) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
