@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
+from jinja2.bccache import BytecodeCache
 from requests.adapters import BaseAdapter
 from urllib3 import HTTPConnectionPool, HTTPResponse
 from urllib3.connection import HTTPConnection
@@ -25,9 +26,11 @@ from tests.api.harness import ADMIN_TOKEN, Api, make_api
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from types import CodeType
 
     from flask import Flask
     from flask.testing import FlaskClient
+    from jinja2.bccache import Bucket
     from werkzeug.test import TestResponse
 
 API_URL = "http://broker.test/v1"
@@ -124,6 +127,22 @@ class Console:
         return self.browser.get("/").text
 
 
+class _Compiled(BytecodeCache):
+    """Keeps the compiled templates for every console of a test run. To compile them takes longer than most tests."""
+
+    def __init__(self) -> None:
+        self._codes: dict[tuple[str, str], CodeType | None] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        bucket.code = self._codes.get((bucket.key, bucket.checksum))
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._codes[bucket.key, bucket.checksum] = bucket.code
+
+
+_COMPILED = _Compiled()
+
+
 def make_console(api: Api | None = None, environ: Mapping[str, str] | None = None) -> Console:
     """Return a console over `api`, or over a new one."""
     api = api or make_api()
@@ -133,7 +152,9 @@ def make_console(api: Api | None = None, environ: Mapping[str, str] | None = Non
     settings = Settings.from_env(given, process=Process.CONSOLE)
     broker, to_api = BrokerHttp(API_URL), ToApi(api)
     broker.mount(to_api)
-    return Console(create_console(settings, broker, api.clock), api, to_api)
+    app = create_console(settings, broker, api.clock)
+    app.jinja_env.bytecode_cache = _COMPILED
+    return Console(app, api, to_api)
 
 
 @contextmanager
