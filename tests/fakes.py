@@ -1134,6 +1134,11 @@ class StoreWrapper(WebhooksWrapper):
         return call()
 
 
+def at_once(work: Callable[[], None]) -> None:
+    """Do in this thread what is read aside in service, so that a test knows when it is done."""
+    work()
+
+
 class FakeTableMemory:
     """The memory of the table that all processes of a test share."""
 

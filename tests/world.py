@@ -40,6 +40,7 @@ from tests.fakes import (
     MemoryStore,
     RecordingRecorder,
     StoreWrapper,
+    at_once,
     changed,
     make_account,
     make_sandbox,
@@ -138,7 +139,7 @@ class World:
         )
         self.leases = Leases(store=store, guard=self.guard, recorder=recorder, clock=clock, policy=policy)
         self.inventory = Inventory(store=store, leases=self.leases)
-        self.pool_copy = PoolCopy(store, clock, aside=lambda work: work())
+        self.pool_copy = PoolCopy(store, clock, aside=at_once)
         self.search = Search(copy=self.pool_copy, inventory=self.inventory, clock=clock)
         self.history = History(records=store, reports=store, guard=self.guard, clock=clock)
         self.syncer = Syncer(

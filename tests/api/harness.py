@@ -43,7 +43,7 @@ from broker_common.core.waiting import WaitingLine
 from broker_common.core.webhook_url import AllowedUrls
 from broker_common.services import ApiServices
 from broker_common.settings import Process, Settings
-from tests.fakes import START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder
+from tests.fakes import START, FakeClock, FakeTableMemory, Fault, FlakyStore, MemoryStore, RecordingRecorder, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -275,14 +275,14 @@ def make_services(  # noqa: PLR0917 - each is a part of the services
         ),
         leases=leases,
         inventory=inventory,
-        search=Search(copy=PoolCopy(store, clock, aside=lambda work: work()), inventory=inventory, clock=clock),
+        search=Search(copy=PoolCopy(store, clock, aside=at_once), inventory=inventory, clock=clock),
         history=History(records=store, reports=store, guard=guard, clock=clock),
         usage=Usage(records=store, clock=clock, kept_days=settings.history_days),
         operations=Operations(store=store, guard=guard, clock=clock, threads=1),
         purger=Purger(store=store, guard=guard, recorder=recorder, clock=clock, policy=settings.policy, threads=1),
         bookings=Bookings(
             store=store,
-            copy=PoolCopy(store, clock, aside=lambda work: work()),
+            copy=PoolCopy(store, clock, aside=at_once),
             guard=guard,
             reserver=reserver,
             clock=clock,

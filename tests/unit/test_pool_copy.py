@@ -9,7 +9,7 @@ import pytest
 
 from broker_common.core.pool_copy import AHEAD_SEC, MAX_AGE_SEC, WHOLE_SEC, PoolCopy
 from deploy.dev.processes import wait_until
-from tests.fakes import FakeClock, Fault, FlakyStore, make_sandbox, removal_of
+from tests.fakes import FakeClock, Fault, FlakyStore, at_once, make_sandbox, removal_of
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def world() -> World:
 
 def copy_of(world: World) -> PoolCopy:
     """Return a copy that is read again at once where it may be read again aside."""
-    return PoolCopy(world.store, world.clock, aside=lambda work: work())
+    return PoolCopy(world.store, world.clock, aside=at_once)
 
 
 def shown(copy: PoolCopy, **options: float) -> dict[str, Sandbox]:

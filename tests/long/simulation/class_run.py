@@ -19,7 +19,7 @@ from broker_common.core.pool_copy import PoolCopy
 from broker_common.core.reserving import Reserver
 from broker_common.core.sandbox import ORDER_LIMIT, Status
 from broker_common.services import BULK_THREADS
-from tests.fakes import BY, START, FakeTableMemory, make_sandbox
+from tests.fakes import BY, START, FakeTableMemory, at_once, make_sandbox
 from tests.long.simulation.broker import give_back, milliseconds
 from tests.long.simulation.line import LINE_READS, LineRun, LineScenario, Track, WatchedStore
 from tests.long.simulation.table import reservation_key
@@ -223,7 +223,7 @@ class _ClassRun(LineRun):
         self._reserver = Reserver(store=store, guard=guard, recorder=self, clock=clock, rng=rng, threads=BULK_THREADS)
         self._bookings = Bookings(
             store=store,
-            copy=PoolCopy(store, clock, aside=lambda work: work()),
+            copy=PoolCopy(store, clock, aside=at_once),
             guard=guard,
             reserver=self._reserver,
             clock=clock,

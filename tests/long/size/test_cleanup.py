@@ -1,4 +1,4 @@
-"""Cleanup of 600 pending deletions by real workers: the provider always has the allowed number of calls.
+"""Cleanup of 1,000 pending deletions by real workers: the provider always has the allowed number of calls.
 
 The provider here ends its oldest call only while the allowed number of calls runs. A broker that left a slot unused for
 ever would stop. So the test is independent of the machine's speed.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 TABLE = "size-cleanup"
-PENDING = 600
+PENDING = 1_000
 LIMIT = 10
 WORKERS = 3
 PROCESSES = 4
