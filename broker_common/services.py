@@ -13,7 +13,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from broker_common.adapters.celery_queue import CeleryJobQueue, CeleryWebhookQueue
+from broker_common.adapters.celery_queue import CeleryJobQueue, CeleryWebhookQueue, queue_lengths
 from broker_common.adapters.csp_client import CspClient
 from broker_common.adapters.csp_services import CspServices
 from broker_common.adapters.dynamo_store import DynamoStore
@@ -23,7 +23,7 @@ from broker_common.adapters.minute_counts import MinuteCounts
 from broker_common.adapters.oidc_issuer import fetch_keys
 from broker_common.adapters.oidc_keys import IssuerKeys
 from broker_common.adapters.oidc_tokens import AccessTokens
-from broker_common.adapters.prometheus_collectors import CircuitCollector
+from broker_common.adapters.prometheus_collectors import CircuitCollector, QueueCollector
 from broker_common.adapters.prometheus_recorder import PrometheusApiRecorder, PrometheusJobRecorder
 from broker_common.adapters.recorders import Recorders
 from broker_common.adapters.redis_breaker import NoBreaker, RedisBreaker
@@ -370,6 +370,12 @@ def build_circuit_collector(settings: Settings) -> CircuitCollector:
         SystemClock(),
         max_age=settings.pool_gauge_cache_sec,
     )
+
+
+def build_queue_collector(settings: Settings) -> QueueCollector:
+    """Make the metric of the queues' lengths."""
+    redis = connect_redis(settings)
+    return QueueCollector(lambda: queue_lengths(redis), SystemClock(), max_age=settings.pool_gauge_cache_sec)
 
 
 def connect_redis(

@@ -15,6 +15,8 @@ from kombu.exceptions import OperationalError
 from redbeat import schedulers as redbeat  # type: ignore[import-untyped] # it ships no types
 from redis.exceptions import RedisError
 
+from broker_common.adapters.celery_queue import queue_lengths
+from broker_common.core.errors import QueueUnavailable
 from broker_worker.liveness import Pulse
 from broker_worker.schedule import beat_config
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from broker_common.settings import Settings
     from broker_worker.clock_watch import ClockWatch
+
+_TELL_QUEUES_SEC = 60
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
@@ -85,6 +89,7 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
         self._health = health
         self._watch = watch
         self._logged_problem: str | None = None
+        self._queues_told_at = float("-inf")
         super().__init__(*args, **kwargs)
 
     def tick(self, **kwargs: Any) -> float:  # noqa: ANN401 - Celery's signature
@@ -96,6 +101,7 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
         if self._clock_is_wrong() or (self.lock is None and not self._acquire_lock()):
             return float(self.max_interval)
         self._correct_last_runs()
+        self._tell_queues()
         if redbeat.get_redis(self.app).zcount(self.app.redbeat_conf.schedule_key, 0, self._now()):
             self._health.fall_due()
         return float(super().tick(**kwargs))
@@ -134,6 +140,14 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
                 _log.warning("The last run of a job is in the future; it is set to now", action="beat", job=name)
                 entry.reschedule(now)
 
+    def _tell_queues(self) -> None:
+        """Log once a minute how many messages wait in each queue. `deploy/terraform` scales workers by this line."""
+        now = time.monotonic()
+        if now - self._queues_told_at >= _TELL_QUEUES_SEC:
+            self._queues_told_at = now
+            lengths = queue_lengths(redbeat.get_redis(self.app))
+            _log.info("Messages that wait in the queues", action="queues", messages=lengths)
+
     def _now(self) -> float:
         return float(redbeat.to_timestamp(self.app.now()))
 
@@ -156,7 +170,7 @@ class _Service(Service):
         """Run until a signal. Without Redis, or if the lock is lost, end the process with status 1."""
         try:
             super().start(embedded_process=embedded_process)
-        except (RedisError, OperationalError) as error:
+        except (RedisError, OperationalError, QueueUnavailable) as error:
             _log.error("Beat ends: Redis does not answer, or the lock was lost", action="beat", error=str(error))
             sys.exit(1)
 

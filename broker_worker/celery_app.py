@@ -21,7 +21,12 @@ from broker_common.adapters.dynamo_time import make_time_reader
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.adapters.traces import NO_TRACES
 from broker_common.logs import configure_logging
-from broker_common.services import build_circuit_collector, build_worker_services, connect_redis
+from broker_common.services import (
+    build_circuit_collector,
+    build_queue_collector,
+    build_worker_services,
+    connect_redis,
+)
 from broker_common.settings import Process
 from broker_common.startup import read_settings
 from broker_common.table_check import check_table
@@ -84,7 +89,12 @@ def _create() -> Celery:
         watch = _watch_clock(settings)
         health = BeatHealth(settings.liveness_limit_sec, clock_problem=watch.problem)
         if settings.metrics_port:
-            serve_beat(health, address=settings.api_bind, port=settings.metrics_port)
+            serve_beat(
+                health,
+                address=settings.api_bind,
+                port=settings.metrics_port,
+                queues=build_queue_collector(settings),
+            )
         signals.beat_init.connect(lambda **_: watch.start(), weak=False)
         signals.beat_init.connect(watched.start_traces, weak=False)
         set_up_beat(app, settings, health, watch)

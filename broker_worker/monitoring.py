@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from socketserver import BaseRequestHandler
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from broker_common.adapters.prometheus_collectors import CircuitCollector
+    from broker_common.adapters.prometheus_collectors import CircuitCollector, QueueCollector
     from broker_worker.liveness import Pulse
 
 
@@ -69,10 +69,11 @@ def serve_worker(pulse: Pulse, *, address: str, port: int, directory: str, circu
     signals.task_rejected.connect(count, weak=False)
 
 
-def serve_beat(pulse: Pulse, *, address: str, port: int) -> None:
+def serve_beat(pulse: Pulse, *, address: str, port: int, queues: QueueCollector) -> None:
     """Serve from the start on, even while another beat sends the jobs."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
+    registry.register(queues)
     sent = Counter("broker_beat_sent_total", "Jobs that this beat has sent", ["job"], registry=registry)
     names = {task_name(job): sent.labels(job) for job in JOBS}
 

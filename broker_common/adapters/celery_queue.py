@@ -1,4 +1,7 @@
-"""Queues that send tasks by name, and do not know what they do: the API's for jobs, and the one for webhooks."""
+"""Queues that send tasks by name, and do not know what they do: the API's for jobs, and the one for webhooks.
+
+A queue is a list in Redis. A message that a worker has taken is no longer in it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from broker_common.adapters.celery_names import JOBS_QUEUE, SEND_WEBHOOK, WEBHOOKS_QUEUE, task_name
+from broker_common.adapters.celery_names import JOBS_QUEUE, QUEUES, SEND_WEBHOOK, WEBHOOKS_QUEUE, task_name
 from broker_common.core.errors import JobNotFound, QueueUnavailable
 from broker_common.core.job_registry import JOBS
 
@@ -83,6 +86,19 @@ class CeleryWebhookQueue:
                 self._app.send_task(SEND_WEBHOOK, kwargs={"endpoint_id": endpoint_id}, queue=WEBHOOKS_QUEUE)
         except (OperationalError, RedisError) as error:
             raise QueueUnavailable("the queue of the webhooks cannot be reached") from error
+
+
+def queue_lengths(redis: Redis) -> dict[str, int]:
+    """Return how many messages wait in each queue; raises `QueueUnavailable`."""
+    pipe: Any = redis.pipeline(
+        transaction=False
+    )  # its stubs cannot tell its answers from those of the asynchronous one
+    for name in QUEUES:
+        pipe.llen(name)
+    try:
+        return dict(zip(QUEUES, pipe.execute(), strict=True))
+    except RedisError as error:
+        raise QueueUnavailable("the lengths of the queues cannot be read") from error
 
 
 def _sender(name: str, redis_url: str) -> Celery:

@@ -1,4 +1,4 @@
-"""Gauges that are read at a scrape: counts of pool and line from the store, the circuit breaker's state from Redis."""
+"""Gauges that are read at a scrape: counts of pool and line from the store, breakers' states and queues from Redis."""
 
 from __future__ import annotations
 
@@ -111,4 +111,23 @@ class CircuitCollector(Collector):
             )
             for name, state in states.items():
                 gauge.add_metric([name], _STATES[state])
+            yield gauge
+
+
+class QueueCollector(Collector):
+    """How many messages wait in each queue, without those that a worker has taken; absent while Redis is away."""
+
+    def __init__(self, read: Callable[[], Mapping[str, int]], clock: Clock, *, max_age: float) -> None:
+        """Ask `read` at most once in `max_age` seconds."""
+        self._lengths = Renewed(lambda: (clock.monotonic(), read()), clock, max_age=max_age)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the gauge."""
+        lengths = self._lengths.get()
+        if lengths is not None:
+            gauge = GaugeMetricFamily(
+                "broker_queue_messages", "Messages that wait for a worker, by queue", labels=["queue"]
+            )
+            for queue, length in lengths.items():
+                gauge.add_metric([queue], length)
             yield gauge

@@ -22,6 +22,7 @@ RESOURCES = (
     "appautoscaling_policy",
     "appautoscaling_target",
     "cloudwatch_log_group",
+    "cloudwatch_log_metric_filter",
     "cloudwatch_metric_alarm",
     "dynamodb_table",
     "ecs_service",

@@ -26,22 +26,49 @@ resource "aws_appautoscaling_policy" "api" {
   }
 }
 
-locals {
-  # More than ten messages for each of the two workers asks for a third one. Five minutes below that send it away.
-  queue_steps = var.queue_metric == null ? {} : {
-    out = { tasks = local.scaled["worker-jobs"].max, operator = "GreaterThanThreshold", minutes = 1 }
-    in  = { tasks = local.scaled["worker-jobs"].min, operator = "LessThanOrEqualToThreshold", minutes = 5 }
+# Beat logs once a minute how many messages wait in each queue. The log group makes a metric of each number.
+resource "aws_cloudwatch_log_metric_filter" "queue" {
+  for_each = local.queues
+
+  name           = "sandbox-broker-queue-${each.value}"
+  log_group_name = aws_cloudwatch_log_group.broker.name
+  pattern        = "{ $.action = \"queues\" }"
+
+  metric_transformation {
+    namespace = "SandboxBroker"
+    name      = "QueueMessages-${each.value}"
+    value     = "$.messages.${each.value}"
+    unit      = "Count"
   }
+}
+
+locals {
+  queues = { for worker in local.workers : worker => trimprefix(worker, "worker-") }
+
+  # More messages than this for each of the fewest tasks ask for all of them.
+  messages_per_task = {
+    worker-jobs      = 10
+    worker-deletions = 100
+    worker-webhooks  = 5
+  }
+
+  # One minute above the threshold starts tasks. Five minutes at or below it stop them.
+  queue_steps = merge([
+    for worker in local.workers : {
+      "${worker}-out" = { worker = worker, tasks = var.worker_tasks[worker].max, out = true, minutes = 1 }
+      "${worker}-in"  = { worker = worker, tasks = var.worker_tasks[worker].min, out = false, minutes = 5 }
+    }
+  ]...)
 }
 
 resource "aws_appautoscaling_policy" "queue" {
   for_each = local.queue_steps
 
-  name               = "sandbox-broker-worker-jobs-${each.key}"
+  name               = "sandbox-broker-${each.key}"
   policy_type        = "StepScaling"
-  service_namespace  = aws_appautoscaling_target.broker["worker-jobs"].service_namespace
-  scalable_dimension = aws_appautoscaling_target.broker["worker-jobs"].scalable_dimension
-  resource_id        = aws_appautoscaling_target.broker["worker-jobs"].resource_id
+  service_namespace  = aws_appautoscaling_target.broker[each.value.worker].service_namespace
+  scalable_dimension = aws_appautoscaling_target.broker[each.value.worker].scalable_dimension
+  resource_id        = aws_appautoscaling_target.broker[each.value.worker].resource_id
 
   step_scaling_policy_configuration {
     adjustment_type         = "ExactCapacity"
@@ -49,8 +76,8 @@ resource "aws_appautoscaling_policy" "queue" {
     cooldown                = 60
 
     step_adjustment {
-      metric_interval_lower_bound = each.key == "out" ? "0" : null
-      metric_interval_upper_bound = each.key == "in" ? "0" : null
+      metric_interval_lower_bound = each.value.out ? "0" : null
+      metric_interval_upper_bound = each.value.out ? null : "0"
       scaling_adjustment          = each.value.tasks
     }
   }
@@ -59,17 +86,16 @@ resource "aws_appautoscaling_policy" "queue" {
 resource "aws_cloudwatch_metric_alarm" "queue" {
   for_each = local.queue_steps
 
-  alarm_name          = "sandbox-broker-worker-jobs-${each.key}"
-  alarm_description   = "Scales the workers for jobs by the length of their queue. It is no fault."
+  alarm_name          = "sandbox-broker-${each.key}"
+  alarm_description   = "Scales ${each.value.worker} by the length of its queue. It is no fault."
   alarm_actions       = [aws_appautoscaling_policy.queue[each.key].arn]
-  namespace           = var.queue_metric.namespace
-  metric_name         = var.queue_metric.name
-  dimensions          = var.queue_metric.dimensions
+  namespace           = aws_cloudwatch_log_metric_filter.queue[each.value.worker].metric_transformation[0].namespace
+  metric_name         = aws_cloudwatch_log_metric_filter.queue[each.value.worker].metric_transformation[0].name
   statistic           = "Maximum"
   period              = 60
   evaluation_periods  = each.value.minutes
-  threshold           = 10 * local.scaled["worker-jobs"].min
-  comparison_operator = each.value.operator
+  threshold           = local.messages_per_task[each.value.worker] * var.worker_tasks[each.value.worker].min
+  comparison_operator = each.value.out ? "GreaterThanThreshold" : "LessThanOrEqualToThreshold"
   # If the length is unknown, the number of workers stays.
   treat_missing_data = "ignore"
 }

@@ -42,19 +42,8 @@ locals {
   }
 
   # How many run; as deploy/ecs/README.md says.
-  fixed = { for name, tasks in {
-    console          = 1
-    worker-jobs      = 2
-    worker-deletions = 1
-    worker-webhooks  = 1
-    beat             = 2
-  } : name => tasks if contains(keys(local.definitions), name) && !contains(keys(local.scaled), name) }
-
-  scaled = merge(
-    { api = var.api_tasks },
-    # More workers for jobs do not help, because each job runs only once at a time.
-    var.queue_metric == null ? {} : { worker-jobs = { min = 2, max = 3 } },
-  )
+  fixed  = { for name, tasks in { console = 1, beat = 2 } : name => tasks if contains(keys(local.definitions), name) }
+  scaled = merge({ api = var.api_tasks }, var.worker_tasks)
 
   target_groups = { for name, arn in {
     api     = var.api_target_group_arn

@@ -187,14 +187,19 @@ variable "api_tasks" {
   }
 }
 
-variable "queue_metric" {
+variable "worker_tasks" {
   type = object({
-    namespace  = string
-    name       = string
-    dimensions = optional(map(string), {})
+    worker-jobs      = optional(object({ min = number, max = number }), { min = 2, max = 3 })
+    worker-deletions = optional(object({ min = number, max = number }), { min = 1, max = 2 })
+    worker-webhooks  = optional(object({ min = number, max = number }), { min = 1, max = 2 })
   })
-  default     = null
-  description = "The CloudWatch metric that has the length of the queue jobs, once a minute. The README says how to make it. Without it, worker-jobs does not scale."
+  default     = {}
+  description = "How many tasks of each worker run. They scale by the length of their queue."
+
+  validation {
+    condition     = alltrue([for each in values(var.worker_tasks) : each.min >= 1 && each.min <= each.max])
+    error_message = "worker_tasks must have 1 <= min <= max."
+  }
 }
 
 variable "log_retention_days" {

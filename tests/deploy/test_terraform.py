@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from broker_common.adapters.celery_names import QUEUES
 from broker_common.core.policy import RecyclePolicy
 from broker_common.settings import Settings
 from deploy.dev import terraform_lint
@@ -47,7 +48,6 @@ VARIABLES: dict[str, Any] = {
     "security_group_ids": ["sg-1"],
     "api_target_group_arn": f"{GROUP}/api/1",
     "console_target_group_arn": f"{GROUP}/console/1",
-    "queue_metric": {"namespace": "SandboxBroker", "name": "QueueLength"},
 }
 Resources = dict[str, dict[str, Any]]
 WORKERS = {"worker-jobs", "worker-deletions", "worker-webhooks"}
@@ -283,7 +283,9 @@ def numbers(resources: Resources) -> tuple[Any, Any]:
         ours[name] = (target["min_capacity"], target["max_capacity"])
     by_time = resources["aws_appautoscaling_policy.api"]["target_tracking_scaling_policy_configuration"]
     ours["processor time"] = only(by_time)["target_value"]
-    ours["queue"] = resources['aws_cloudwatch_metric_alarm.queue["out"]']["threshold"] / ours["broker-worker-jobs"][0]
+    for worker in WORKERS:
+        out = resources[f'aws_cloudwatch_metric_alarm.queue["{worker}-out"]']
+        ours[f"queue of broker-{worker}"] = out["threshold"] / ours[f"broker-{worker}"][0]
 
     base = ROOT / "deploy" / "kubernetes" / "base"
     objects = [each for path in base.glob("*.yaml") for each in yaml.safe_load_all(path.read_text()) if "kind" in each]
@@ -293,12 +295,15 @@ def numbers(resources: Resources) -> tuple[Any, Any]:
         if each["kind"] == "Deployment" and each["metadata"]["name"] != "broker-flower"
     }
     by_kind = {each["kind"]: each for each in objects}
-    scaler, queue = by_kind["HorizontalPodAutoscaler"]["spec"], by_kind["ScaledObject"]["spec"]
+    scaler = by_kind["HorizontalPodAutoscaler"]["spec"]
     theirs["broker-api"] = (scaler["minReplicas"], scaler["maxReplicas"])
-    theirs["broker-worker-jobs"] = (queue["minReplicaCount"], queue["maxReplicaCount"])
+    for each in objects:
+        if each["kind"] == "ScaledObject":
+            name, spec = each["metadata"]["name"], each["spec"]
+            theirs[name] = (spec["minReplicaCount"], spec["maxReplicaCount"])
+            theirs[f"queue of {name}"] = int(only(spec["triggers"])["metadata"]["listLength"])
     theirs["broker-console"] = (1, 1)  # as deploy/ecs/README.md says; on Kubernetes a second one costs little
     theirs["processor time"] = only(scaler["metrics"])["resource"]["target"]["averageUtilization"]
-    theirs["queue"] = int(only(queue["triggers"])["metadata"]["listLength"])
     return ours, theirs
 
 
@@ -377,9 +382,10 @@ def test_terraform_makes_what_the_other_ways_of_deployment_make(planned: Resourc
             ("services.tf", "merge(local.containers[each.key], {", 'merge(local.containers[each.key], {\n user = "0"'),
         ),
         (tasks, ("services.tf", 'regex("[a-z]+$"', 'regex("^[a-z]+"')),
-        (numbers, ("services.tf", "worker-webhooks  = 1", "worker-webhooks  = 2")),
+        (numbers, ("services.tf", "beat = 2", "beat = 1")),
+        (numbers, ("variables.tf", "{ min = 1, max = 2 }", "{ min = 1, max = 3 }")),
         (numbers, ("scaling.tf", "target_value      = 60", "target_value      = 90")),
-        (numbers, ("scaling.tf", "threshold           = 10 *", "threshold           = 100 *")),
+        (numbers, ("scaling.tf", "worker-webhooks  = 5", "worker-webhooks  = 50")),
         (numbers, ("variables.tf", "max = 10 }", "max = 3 }")),
         (ports, ("services.tf", "container_port   = local.ports[each.key]", "container_port   = 80")),
         (log, ("variables.tf", "default     = 30", "default     = 7")),
@@ -450,6 +456,8 @@ def test_the_linter_names_a_fault(
         ("subnet_ids", ["subnet-1"], "subnet_ids must have two"),
         ("security_group_ids", [], "security_group_ids must have"),
         ("api_tasks", {"min": 3, "max": 2}, "api_tasks must have"),
+        ("worker_tasks", {"worker-webhooks": {"min": 0, "max": 2}}, "worker_tasks must have"),
+        ("worker_tasks", {"worker-jobs": {"min": 3, "max": 2}}, "worker_tasks must have"),
         ("log_retention_days", 31, "log_retention_days must be"),
     ],
 )
@@ -521,16 +529,57 @@ def test_settings_are_given_to_their_process_alone(provider: str) -> None:
     assert [name for name, this in given.items() if "API_WORKERS" in str(this["environment"])] == ["api"]
 
 
-def test_without_what_they_need_there_is_no_console_and_no_scaling_by_the_queue(provider: str) -> None:
+def test_without_a_target_group_for_it_there_is_no_console(provider: str) -> None:
     secrets = {name: reference for name, reference in VARIABLES["secrets"].items() if name != "CONSOLE_SECRET_KEY"}
-    without = VARIABLES | {"console_target_group_arn": None, "queue_metric": None, "secrets": secrets}
+    without = VARIABLES | {"console_target_group_arn": None, "secrets": secrets}
     resources = terraform_lint.plan(MODULE, without, provider=provider)
-    services = {each["name"]: each["desired_count"] for each in of_type(resources, "aws_ecs_service")}
-    assert "sandbox-broker-console" not in services
-    assert services["sandbox-broker-worker-jobs"] == 2
-    assert [address for address in resources if "queue" in address] == []
-    (scaled,) = of_type(resources, "aws_appautoscaling_target")
-    assert scaled["resource_id"] == "service/labs/sandbox-broker-api"
+    services = {each["name"] for each in of_type(resources, "aws_ecs_service")}
+    assert services == {f"sandbox-broker-{name}" for name in TASKS if name != "console"}
+
+
+def steps(resources: Resources) -> dict[tuple[str, str, str], Any]:
+    """Return, for each metric and comparison, the minutes and threshold, and what then is set to how many tasks."""
+    found = {}
+    for address, policy in resources.items():
+        if not address.startswith("aws_appautoscaling_policy.queue"):
+            continue
+        alarm_of_it = resources[address.replace("aws_appautoscaling_policy", "aws_cloudwatch_metric_alarm")]
+        assert alarm_of_it["alarm_actions"] == [policy["arn"]]
+        step = only(policy["step_scaling_policy_configuration"])
+        metric = (alarm_of_it["namespace"], alarm_of_it["metric_name"], alarm_of_it["comparison_operator"])
+        found[metric] = (
+            (alarm_of_it["evaluation_periods"], alarm_of_it["threshold"], alarm_of_it["treat_missing_data"]),
+            (policy["resource_id"], step["adjustment_type"], only(step["step_adjustment"])["scaling_adjustment"]),
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("queue", "fewest", "most", "messages"), [("jobs", 2, 3, 20), ("deletions", 1, 2, 100), ("webhooks", 1, 2, 5)]
+)
+def test_a_long_queue_starts_more_workers_and_a_short_one_stops_them(
+    planned: Resources, queue: str, fewest: int, most: int, messages: int
+) -> None:
+    service = f"service/labs/sandbox-broker-worker-{queue}"
+    metric = ("SandboxBroker", f"QueueMessages-{queue}")
+    by_metric = {key: value for key, value in steps(planned).items() if key[:2] == metric}
+    assert by_metric == {
+        (*metric, "GreaterThanThreshold"): ((1, messages, "ignore"), (service, "ExactCapacity", most)),
+        (*metric, "LessThanOrEqualToThreshold"): ((5, messages, "ignore"), (service, "ExactCapacity", fewest)),
+    }
+
+
+def test_the_metrics_of_the_queues_are_read_from_the_line_that_beat_logs(planned: Resources) -> None:
+    line = {"action": "queues", "messages": dict.fromkeys(QUEUES, 3)}
+    for each in of_type(planned, "aws_cloudwatch_log_metric_filter"):
+        assert each["log_group_name"] == only(of_type(planned, "aws_cloudwatch_log_group"))["name"]
+        (field, value) = re.fullmatch(r'{ \$\.(\w+) = "(\w+)" }', each["pattern"]).groups()  # type: ignore[union-attr] # else it fails
+        assert line[field] == value
+        made = only(each["metric_transformation"])
+        outer, inner = made["value"].removeprefix("$.").split(".")
+        assert line[outer][inner] == 3  # type: ignore[index] # a dictionary, or it fails
+        assert made["name"] == f"QueueMessages-{inner}"
+    assert len(of_type(planned, "aws_cloudwatch_log_metric_filter")) == len(QUEUES)
 
 
 def test_no_secret_can_get_into_the_state(planned: Resources) -> None:
@@ -542,12 +591,12 @@ def test_no_secret_can_get_into_the_state(planned: Resources) -> None:
 
 
 def test_the_example_of_the_readme_can_be_planned(provider: str, copied: Path) -> None:
-    example, queue = re.findall(r"```hcl\n(.*?)```", (MODULE / "README.md").read_text(), re.DOTALL)
+    example, tasks = re.findall(r"```hcl\n(.*?)```", (MODULE / "README.md").read_text(), re.DOTALL)
     example, replaced = re.subn(r'source = "git::[^"]*//deploy/terraform\?[^"]*"', 'source = "../terraform"', example)
     assert replaced == 1
     root = copied.parent / "root"
     root.mkdir()
-    (root / "main.tf").write_text(example.replace("  recycle_policy", f"  {queue}\n  recycle_policy"))
+    (root / "main.tf").write_text(example.replace("  recycle_policy", f"  {tasks}\n  recycle_policy"))
     resources = terraform_lint.plan(root, {}, provider=provider)
     assert 'module.sandbox_broker.aws_ecs_service.scaled["worker-jobs"]' in resources
 

@@ -10,12 +10,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from broker_common.adapters import renewed
-from broker_common.adapters.prometheus_collectors import CircuitCollector, PoolCollector, ReservationCollector
+from broker_common.adapters.prometheus_collectors import (
+    CircuitCollector,
+    PoolCollector,
+    QueueCollector,
+    ReservationCollector,
+)
 from broker_common.adapters.redis_breaker import BreakerState
 from broker_common.adapters.renewed import Renewed
 from broker_common.adapters.system_clock import SystemClock
 from broker_common.core.counts import Counts
-from broker_common.core.errors import StoreUnavailable
+from broker_common.core.errors import QueueUnavailable, StoreUnavailable
 from broker_common.core.policy import Policy
 from broker_common.core.reservation import Reservation, ReservationStage, ReservationState
 from broker_common.core.sandbox import Status
@@ -283,3 +288,19 @@ def test_the_breakers_state_is_a_number() -> None:
         registry.register(CircuitCollector(lambda states=states: states, FakeClock(), max_age=2))  # type: ignore[misc] # bound early
         assert registry.get_sample_value("broker_circuit_state", {"name": "csp"}) == number
         assert registry.get_sample_value("broker_circuit_state", {"name": "csp_services"}) == 2
+
+
+def test_the_lengths_of_the_queues_are_absent_while_redis_is_away() -> None:
+    lengths: dict[str, int] = {"jobs": 3}
+
+    def read() -> dict[str, int]:
+        if not lengths:
+            raise QueueUnavailable("Redis is away")
+        return lengths
+
+    registry = CollectorRegistry()
+    registry.register(QueueCollector(read, clock := FakeClock(), max_age=2))
+    assert registry.get_sample_value("broker_queue_messages", {"queue": "jobs"}) == 3
+    lengths.clear()
+    clock.advance(3)
+    assert wait_until(lambda: registry.get_sample_value("broker_queue_messages", {"queue": "jobs"}) is None, 30)

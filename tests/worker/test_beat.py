@@ -14,7 +14,7 @@ from redbeat.decoder import (  # type: ignore[import-untyped] # it ships no type
     RedBeatJSONEncoder,
 )
 
-from broker_common.adapters.celery_names import task_name
+from broker_common.adapters.celery_names import QUEUES, task_name
 from broker_common.core.job_registry import JOBS
 from broker_worker.beat import BeatHealth
 from broker_worker.clock_watch import ClockWatch
@@ -100,6 +100,18 @@ def test_a_beat_that_was_frozen_while_another_took_its_turn_ends_with_1(database
         before = sent_by(ports[1])
         until(lambda: sent_by(ports[1]) > before, "the second beat to go on")
         assert second.is_running()
+
+
+def test_the_beat_that_sends_tells_once_a_minute_how_many_messages_wait(database_url: str, redis: Redis) -> None:
+    redis.rpush("deletions", "one", "two")
+    ports = free_ports(2)
+    with two_beats(database_url, ports) as (first, second):
+        (line,) = [line for line in first.lines if line.get("action") == "queues"]
+        assert set(line["messages"]) == set(QUEUES)
+        assert (line["messages"]["deletions"], line["messages"]["webhooks"]) == (2, 0)
+        for port in ports:
+            assert scrape(port)['broker_queue_messages{queue="deletions"}'] == 2
+        assert not second.has_said("Messages that wait")
 
 
 def test_a_beat_that_is_told_to_stop_exits_0_and_frees_the_schedule_for_another(database_url: str) -> None:
