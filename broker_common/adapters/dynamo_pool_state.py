@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from broker_common.adapters.dynamo_conditions import unless_newer
@@ -33,8 +34,32 @@ if TYPE_CHECKING:
     from broker_common.core.facts import PoolFact
 
 
+_DESCRIBED_FOR_SEC = 60.0
+NEXT_PING_SEC = 10.0
+"""Less than a table needs to be deleted and restored: for that, AWS takes minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ping:
+    """A ping that succeeded: when it began by both clocks, and what it knew of the table."""
+
+    monotonic: float
+    at: int
+    identity: str | None
+    described_at: float
+    description: Item
+
+    def counts_at(self, monotonic: float, now: int) -> bool:
+        """Tell whether the description still counts. While a machine sleeps, one of its clocks may stand still."""
+        is_recent = monotonic - self.monotonic <= NEXT_PING_SEC and abs(now - self.at) <= NEXT_PING_SEC
+        return is_recent and monotonic - self.described_at <= _DESCRIBED_FOR_SEC
+
+
 class DynamoPoolState(DynamoOpenReservations):
     """`PoolState` on one DynamoDB table."""
+
+    _last_ping: _Ping | None = None
+    """The last one, if it succeeded."""
 
     def read_watermark(self) -> Watermark | None:
         """Implement the port: a consistent read."""
@@ -150,17 +175,29 @@ class DynamoPoolState(DynamoOpenReservations):
             raise Conflict("another process has just written the counts", current=None) from failed
 
     def ping(self) -> TableState:
-        """Implement the port: DescribeTable, and a query for each of two records; a `Date` header is the time."""
-        description = self._describe()
+        """Implement the port: a query for each of two records; a `Date` header is the time. Mostly no DescribeTable.
+
+        A table can only be replaced by deleting it, and then each query fails for longer than from one ping to the
+        next. So a description counts for a minute, if no ping has failed and no long time was without one.
+        """
+        last, self._last_ping = self._last_ping, None  # if this one fails, the next one describes the table
+        monotonic, now = self._clock.monotonic(), self._clock.now()
+        if last is not None and last.counts_at(monotonic, now):
+            described_at, description = last.described_at, last.description
+        else:
+            described_at, description = monotonic, self._describe()
         layout_item, _ = self._look_at(LAYOUT_KEY)
         synced, time = self._look_at(SYNC_KEY)
         layout = self._layout(layout_item)
+        if last is not None and layout.identity != last.identity:
+            described_at, description = monotonic, self._describe()
         if problem := index_problem(description):
             raise LayoutMismatch(f"table {self._table!r} {problem}")
         synced_at = synced_at_of(synced) if synced else None
         if synced_at is not None and layout.accepted_at is not None and synced_at <= layout.accepted_at:
             synced_at = None
         table_id = description.get("TableId")
+        self._last_ping = _Ping(monotonic, now, layout.identity, described_at, description)
         return TableState(
             identity=layout.identity,
             is_restored=None not in {table_id, layout.table_id} and table_id != layout.table_id,

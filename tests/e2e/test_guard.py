@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
+from broker_common.adapters.dynamo_pool_state import NEXT_PING_SEC
 from broker_common.adapters.dynamo_table import LAYOUT_KEY, create_table
 from broker_common.adapters.dynamo_transport import make_client
 from deploy.dev import programs
@@ -65,9 +66,14 @@ def make_again(client: DynamoDBClient, table: str) -> None:
 
 
 def restore(client: DynamoDBClient, table: str) -> None:
-    """Put the records of a while ago into a new table, as a restore does."""
+    """Put the records of a while ago into a new table, as a restore does.
+
+    On AWS a restore takes minutes. In that time each process notices that the table is away, or does not look.
+    """
     items = client.scan(TableName=table)["Items"]
-    make_again(client, table)
+    client.delete_table(TableName=table)
+    time.sleep(NEXT_PING_SEC + 1)
+    create_table(client, table)
     for item in items:
         client.put_item(TableName=table, Item=item)
 

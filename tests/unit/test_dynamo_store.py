@@ -534,6 +534,68 @@ def test_a_table_that_may_not_be_described_says_which_right_is_missing() -> None
         store_on(Answers("AccessDeniedException", 400)).ping()
 
 
+class MovableClock(FakeClock):
+    """A clock whose time of day can be set."""
+
+    moved = 0
+
+    def now(self) -> int:
+        return super().now() + self.moved
+
+
+class CountingDescriptions:
+    """A client that counts its calls of DescribeTable, and fails every query while it `is_away`."""
+
+    def __init__(self, table: DynamoDBClient) -> None:
+        self.descriptions = 0
+        self.is_away = False
+        self._table = table
+
+    def __getattr__(self, operation: str) -> Any:
+        self.descriptions += operation == "describe_table"
+        return getattr(Answers("ResourceNotFoundException", 400) if self.is_away else self._table, operation)
+
+
+def ping_often(store: DynamoStore, clock: FakeClock, *, seconds: int) -> None:
+    for _ in range(seconds // 3):
+        clock.advance(3)
+        store.ping()
+
+
+def test_a_table_is_described_once_a_minute_while_pings_follow_each_other(table: DynamoDBClient) -> None:
+    client, clock = CountingDescriptions(table), FakeClock()
+    store = DynamoStore(client, "pool", clock=clock, rng=Random(1), recorder=RecordingRecorder())  # type: ignore[arg-type] # counts
+    store.ping()
+    ping_often(store, clock, seconds=60)
+    assert client.descriptions == 1
+    ping_often(store, clock, seconds=3)
+    assert client.descriptions == 2
+
+
+@pytest.mark.parametrize("gap", ["a failed ping", "a time without a ping", "a clock that went on", "a clock set back"])
+def test_a_table_that_may_have_been_replaced_since_the_last_ping_is_described_again(
+    table: DynamoDBClient, gap: str
+) -> None:
+    client, clock = CountingDescriptions(table), MovableClock()
+    store = DynamoStore(client, "pool", clock=clock, rng=Random(1), recorder=RecordingRecorder())  # type: ignore[arg-type] # counts
+    store.ping()
+    match gap:
+        case "a failed ping":
+            client.is_away = True
+            with pytest.raises(StoreMisconfigured):
+                store.ping()
+            client.is_away = False
+        case "a time without a ping":
+            clock.advance(11)
+        case "a clock that went on":
+            clock.moved = 11
+        case "a clock set back":
+            clock.moved = -11
+    before = client.descriptions
+    store.ping()
+    assert client.descriptions == before + 1
+
+
 class Sparing:
     """A client to which the table gives one item a query, and nothing at the first batch read."""
 
