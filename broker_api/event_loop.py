@@ -83,6 +83,9 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
 
     def init_process(self) -> None:
         """Prepare the worker after the fork."""
+        # gunicorn reads some twenty settings for each request, and looks each one up by two functions of Python. From
+        # here on they are plain attributes.
+        self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         self._waiting: dict[Connection, None] = {}
         """Connections that no thread serves, in the order in which they began to wait."""
         self._held_bytes = 0

@@ -139,7 +139,8 @@ class PrometheusApiRecorder:
     def _count_allocate(self, event: AllocateEnded) -> None:
         self._allocations[event.outcome].inc()
         self._latency[event.outcome].observe(event.seconds)
-        self._conflicts.inc(event.conflicts)
+        if event.conflicts:
+            self._conflicts.inc(event.conflicts)
         if event.outcome is AllocateOutcome.IDEMPOTENT:
             self._idempotent_hits.inc()
 

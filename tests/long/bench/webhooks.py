@@ -1,7 +1,8 @@
 """Real workers on DynamoDB Local: how fast a flood of facts is told and sent, and what tracks notice of it.
 
 The facts are loaded while the only endpoint is disabled, and it is enabled when all are told. So telling them and sending
-them can be measured one after the other. The receiver accepts everything at once, in a process of its own.
+them can be measured one after the other: nobody tells the facts of the allocations while the flood is sent. The receiver
+accepts everything at once, in a process of its own.
 
 Workers and receiver run on other machines in production. Here they get only the processor time that the others leave,
 and allocations are asked for at a steady rate, well below what this machine can do. But DynamoDB Local, which makes one
@@ -26,11 +27,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from broker_common.adapters.celery_queue import CeleryWebhookQueue
 from broker_common.adapters.dynamo_facts import untold_key
 from broker_common.adapters.dynamo_table import INDEX, SHARDS
-from broker_common.core.facts import allocated
+from broker_common.core.facts import FactKind, allocated
 from broker_common.core.lease import candidate_of
-from broker_common.services import BULK_THREADS, build_store
+from broker_common.services import BULK_THREADS, build_store, connect_redis
 from deploy.dev import programs
 from deploy.dev.plan import LOOPBACK
 from deploy.dev.processes import wait_until
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
     from broker_common.core.facts import Fact
+    from broker_common.settings import Settings
     from deploy.dev.plan import Plan
     from deploy.dev.processes import Program
     from tests.long.bench.load import Generator, Load
@@ -69,8 +72,6 @@ _BEGUN, _ENDED = "begun#control", "ended#control"
 _CONTROL_FIELDS = tuple(f"field_{number}" for number in range(14))
 _WARM_UPS = 2
 """So many rounds without a pause come first. The last of them tells the most that the tracks get."""
-_ENOUGH = 0.99
-"""Which share of the deliveries must arrive: an allocation that was refused has none."""
 _TELLER, _SENDER = "worker-jobs", "worker-webhooks"
 _TABLE = "webhooks"
 _SELDOM = "86400"
@@ -156,16 +157,11 @@ class _Tracks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What a worker does in a flood.
-
-    `count` tells how much of it is done, `is_over` whether all is, and `is_alone` whether the other worker has no work left
-    from before.
-    """
+    """What a worker does in a flood: `count` tells how much of it is done, and `is_over` whether all is."""
 
     worker: str
     count: Callable[[], int]
     is_over: Callable[[], bool]
-    is_alone: Callable[[], bool]
 
 
 def send_flood(servers: Servers, generator: Generator, *, facts: int, rounds: int, round_size: int) -> Floods:
@@ -196,23 +192,16 @@ def send_flood(servers: Servers, generator: Generator, *, facts: int, rounds: in
         def all_are_told() -> bool:
             return store.oldest_untold() is None
 
-        telling = _Work(
-            worker=_TELLER,
-            count=lambda: tracks.asked - _count_untold(client),  # each allocation makes a fact
-            is_over=all_are_told,
-            is_alone=lambda: True,  # the endpoint is disabled
-        )
-        sending = _Work(
-            worker=_SENDER,
-            count=accepted,
-            is_over=lambda: accepted() >= _ENOUGH * (facts + made),
-            is_alone=all_are_told,
-        )
+        # Each allocation makes a fact, too.
+        telling = _Work(worker=_TELLER, count=lambda: tracks.asked - _count_untold(client), is_over=all_are_told)
+        sending = _Work(worker=_SENDER, count=accepted, is_over=lambda: accepted() >= facts)
         stack.start(_TELLER)
         told = _measure(tracks, tell_control, telling, rate, rounds)
         assert wait_until(all_are_told, _PATIENCE_SEC), "the facts are not told in time"
+        stack.stop(_TELLER)
         _change(stack, endpoint, enabled=True)
-        sent = _measure(tracks, send_control, sending, rate, rounds)
+        with _handing_on(stack.plan.settings, endpoint["endpoint_id"]):
+            sent = _measure(tracks, send_control, sending, rate, rounds)
         return Floods(rate, told, sent)
 
 
@@ -233,7 +222,7 @@ def _measure(tracks: _Tracks, control: _Control, work: _Work, rate: float, round
 
     def beside_flood() -> None:
         before = work.count()
-        assert wait_until(lambda: (work.count() > before and work.is_alone()) or work.is_over(), _PATIENCE_SEC)
+        assert wait_until(lambda: work.count() > before or work.is_over(), _PATIENCE_SEC)
         run(FLOOD, work.count)
 
     def beside_control() -> None:
@@ -247,7 +236,7 @@ def _measure(tracks: _Tracks, control: _Control, work: _Work, rate: float, round
         is_odd = number % 2 == 1
         if not is_odd:
             beside_flood()
-        with _suspended(tracks.stack):
+        with _suspended(tracks.stack, work.worker):
             for each in (beside_control, alone) if is_odd else (alone, beside_control):
                 each()
         if is_odd:
@@ -300,26 +289,43 @@ def _come_last() -> None:
 
 
 @contextmanager
-def _suspended(stack: Stack) -> Iterator[None]:
-    """Suspend the workers, each of which leads a group of processes."""
-    groups = [stack.pid(name) for name in (_TELLER, _SENDER)]
-    for each in groups:
-        os.killpg(each, signal.SIGSTOP)
+def _suspended(stack: Stack, worker: str) -> Iterator[None]:
+    """Suspend a worker, which leads a group of processes."""
+    group = stack.pid(worker)
+    os.killpg(group, signal.SIGSTOP)
     try:
         time.sleep(_SETTLE_SEC)
         yield
     finally:
-        for each in groups:
-            os.killpg(each, signal.SIGCONT)
+        os.killpg(group, signal.SIGCONT)
+
+
+@contextmanager
+def _handing_on(settings: Settings, endpoint_id: str) -> Iterator[None]:
+    """Queue the endpoint for the sender each second, in place of the job `deliver`, which the teller would run."""
+    queue = CeleryWebhookQueue(settings.redis_url, connect_redis(settings))
+    is_over = threading.Event()
+
+    def hand_on() -> None:
+        while not is_over.wait(1):
+            queue.send([endpoint_id])
+
+    thread = threading.Thread(target=hand_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _facts(count: int) -> Iterator[Fact]:
-    """Return facts as the allocations of so many sandboxes make them now. These sandboxes have no records."""
+    """Return facts as the marks of so many sandboxes make them now. These sandboxes have no records."""
     now = int(time.time())
     for sandbox in make_pool(count, first=5_000_000):
         (track,) = new_tracks(1)
         claim = make_claim(sandbox, track, allocated_at=now, expires_at=now + 4 * 3600)
-        yield allocated(candidate_of(sandbox), claim, by=BY)
+        yield replace(allocated(candidate_of(sandbox), claim, by=BY), kind=FactKind.MARKED)
 
 
 def _count_untold(client: DynamoDBClient) -> int:
@@ -339,7 +345,7 @@ def _count_untold(client: DynamoDBClient) -> int:
 
 def _register(stack: Stack, port: int) -> dict[str, Any]:
     """Register an endpoint that is told all facts from now on, and is sent none yet."""
-    wanted = {"url": f"http://{LOOPBACK}:{port}/", "kinds": ["sandbox.allocated"]}
+    wanted = {"url": f"http://{LOOPBACK}:{port}/", "kinds": ["sandbox.marked"]}
     answer = stack.as_admin("POST", "/webhooks", json=wanted)
     assert answer.status_code == HTTPStatus.CREATED, answer.text
     endpoint: dict[str, Any] = answer.json()
