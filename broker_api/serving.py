@@ -21,8 +21,8 @@ def common_settings(settings: Settings) -> dict[str, Any]:
         "worker_connections": 1000,
         # Answers are built in memory, and the event loop sends them.
         "sendfile": False,
-        # By default gunicorn takes a parser in C where one is installed. The API's own reader finds the end of a request
-        # as this one does.
+        # By default gunicorn takes a parser in C where one is installed. The API's own reader finds the end of a
+        # request as this one does.
         "http_parser": "python",
         "limit_request_line": 4094,
         "limit_request_fields": 64,

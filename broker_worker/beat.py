@@ -145,8 +145,12 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
         now = time.monotonic()
         if now - self._queues_told_at >= _TELL_QUEUES_SEC:
             self._queues_told_at = now
-            lengths = queue_lengths(redbeat.get_redis(self.app))
-            _log.info("Messages that wait in the queues", action="queues", messages=lengths)
+            try:
+                lengths = queue_lengths(redbeat.get_redis(self.app))
+            except QueueUnavailable as error:  # if Redis is away, the next call of this tick ends beat
+                _log.warning("The lengths of the queues are unknown", action="beat", error=error.message)
+            else:
+                _log.info("Messages that wait in the queues", action="queues", messages=lengths)
 
     def _now(self) -> float:
         return float(redbeat.to_timestamp(self.app.now()))
@@ -170,7 +174,7 @@ class _Service(Service):
         """Run until a signal. Without Redis, or if the lock is lost, end the process with status 1."""
         try:
             super().start(embedded_process=embedded_process)
-        except (RedisError, OperationalError, QueueUnavailable) as error:
+        except (RedisError, OperationalError) as error:
             _log.error("Beat ends: Redis does not answer, or the lock was lost", action="beat", error=str(error))
             sys.exit(1)
 

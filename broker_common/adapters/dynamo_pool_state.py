@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 
 _DESCRIBED_FOR_SEC = 60.0
-NEXT_PING_SEC = 10.0
-"""Less than a table needs to be deleted and restored: for that, AWS takes minutes."""
+NEXT_PING_SEC = 5.0
+"""Less than a table needs to be deleted and restored: for that, AWS takes minutes. An emulator can be faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +177,8 @@ class DynamoPoolState(DynamoOpenReservations):
     def ping(self) -> TableState:
         """Implement the port: a query for each of two records; a `Date` header is the time. Mostly no DescribeTable.
 
-        A table can only be replaced by deleting it, and then each query fails for longer than from one ping to the
-        next. So a description counts for a minute, if no ping has failed and no long time was without one.
+        A table can only be replaced by deleting it. On AWS it is then away for longer than from one ping to the next.
+        So a description counts for a minute, if no ping has failed and no long time was without one.
         """
         last, self._last_ping = self._last_ping, None  # if this one fails, the next one describes the table
         monotonic, now = self._clock.monotonic(), self._clock.now()

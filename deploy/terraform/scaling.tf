@@ -49,13 +49,13 @@ locals {
   messages_per_task = {
     worker-jobs      = 10
     worker-deletions = 100
-    worker-webhooks  = 5
+    worker-webhooks  = 1
   }
 
-  # One minute above the threshold starts tasks. Five minutes at or below it stop them.
+  # Two looks above the threshold start tasks, so that a burst that is soon taken does not. Five at or below it stop them.
   queue_steps = merge([
     for worker in local.workers : {
-      "${worker}-out" = { worker = worker, tasks = var.worker_tasks[worker].max, out = true, minutes = 1 }
+      "${worker}-out" = { worker = worker, tasks = var.worker_tasks[worker].max, out = true, minutes = 2 }
       "${worker}-in"  = { worker = worker, tasks = var.worker_tasks[worker].min, out = false, minutes = 5 }
     }
   ]...)

@@ -385,7 +385,7 @@ def test_terraform_makes_what_the_other_ways_of_deployment_make(planned: Resourc
         (numbers, ("services.tf", "beat = 2", "beat = 1")),
         (numbers, ("variables.tf", "{ min = 1, max = 2 }", "{ min = 1, max = 3 }")),
         (numbers, ("scaling.tf", "target_value      = 60", "target_value      = 90")),
-        (numbers, ("scaling.tf", "worker-webhooks  = 5", "worker-webhooks  = 50")),
+        (numbers, ("scaling.tf", "worker-webhooks  = 1", "worker-webhooks  = 50")),
         (numbers, ("variables.tf", "max = 10 }", "max = 3 }")),
         (ports, ("services.tf", "container_port   = local.ports[each.key]", "container_port   = 80")),
         (log, ("variables.tf", "default     = 30", "default     = 7")),
@@ -538,7 +538,7 @@ def test_without_a_target_group_for_it_there_is_no_console(provider: str) -> Non
 
 
 def steps(resources: Resources) -> dict[tuple[str, str, str], Any]:
-    """Return, for each metric and comparison, the minutes and threshold, and what then is set to how many tasks."""
+    """Return, for each metric and comparison, when it acts, what it sets to how many tasks, and the bounds of that step."""
     found = {}
     for address, policy in resources.items():
         if not address.startswith("aws_appautoscaling_policy.queue"):
@@ -546,16 +546,19 @@ def steps(resources: Resources) -> dict[tuple[str, str, str], Any]:
         alarm_of_it = resources[address.replace("aws_appautoscaling_policy", "aws_cloudwatch_metric_alarm")]
         assert alarm_of_it["alarm_actions"] == [policy["arn"]]
         step = only(policy["step_scaling_policy_configuration"])
+        change = only(step["step_adjustment"])
+        assert (alarm_of_it["statistic"], alarm_of_it["period"]) == ("Maximum", 60)
         metric = (alarm_of_it["namespace"], alarm_of_it["metric_name"], alarm_of_it["comparison_operator"])
         found[metric] = (
             (alarm_of_it["evaluation_periods"], alarm_of_it["threshold"], alarm_of_it["treat_missing_data"]),
-            (policy["resource_id"], step["adjustment_type"], only(step["step_adjustment"])["scaling_adjustment"]),
+            (policy["resource_id"], step["adjustment_type"], change["scaling_adjustment"]),
+            (change["metric_interval_lower_bound"], change["metric_interval_upper_bound"]),
         )
     return found
 
 
 @pytest.mark.parametrize(
-    ("queue", "fewest", "most", "messages"), [("jobs", 2, 3, 20), ("deletions", 1, 2, 100), ("webhooks", 1, 2, 5)]
+    ("queue", "fewest", "most", "messages"), [("jobs", 2, 3, 20), ("deletions", 1, 2, 100), ("webhooks", 1, 2, 1)]
 )
 def test_a_long_queue_starts_more_workers_and_a_short_one_stops_them(
     planned: Resources, queue: str, fewest: int, most: int, messages: int
@@ -564,8 +567,16 @@ def test_a_long_queue_starts_more_workers_and_a_short_one_stops_them(
     metric = ("SandboxBroker", f"QueueMessages-{queue}")
     by_metric = {key: value for key, value in steps(planned).items() if key[:2] == metric}
     assert by_metric == {
-        (*metric, "GreaterThanThreshold"): ((1, messages, "ignore"), (service, "ExactCapacity", most)),
-        (*metric, "LessThanOrEqualToThreshold"): ((5, messages, "ignore"), (service, "ExactCapacity", fewest)),
+        (*metric, "GreaterThanThreshold"): (
+            (2, messages, "ignore"),
+            (service, "ExactCapacity", most),
+            ("0", None),
+        ),
+        (*metric, "LessThanOrEqualToThreshold"): (
+            (5, messages, "ignore"),
+            (service, "ExactCapacity", fewest),
+            (None, "0"),
+        ),
     }
 
 

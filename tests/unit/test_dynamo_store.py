@@ -572,7 +572,10 @@ def test_a_table_is_described_once_a_minute_while_pings_follow_each_other(table:
     assert client.descriptions == 2
 
 
-@pytest.mark.parametrize("gap", ["a failed ping", "a time without a ping", "a clock that went on", "a clock set back"])
+@pytest.mark.parametrize(
+    "gap",
+    ["a failed ping", "a time without a ping", "a clock that went on", "a clock set back", "a clock that stood still"],
+)
 def test_a_table_that_may_have_been_replaced_since_the_last_ping_is_described_again(
     table: DynamoDBClient, gap: str
 ) -> None:
@@ -586,11 +589,14 @@ def test_a_table_that_may_have_been_replaced_since_the_last_ping_is_described_ag
                 store.ping()
             client.is_away = False
         case "a time without a ping":
-            clock.advance(11)
+            clock.advance(6)
         case "a clock that went on":
-            clock.moved = 11
+            clock.moved = 6
         case "a clock set back":
-            clock.moved = -11
+            clock.moved = -6
+        case "a clock that stood still":
+            clock.advance(6)
+            clock.moved = -6
     before = client.descriptions
     store.ping()
     assert client.descriptions == before + 1

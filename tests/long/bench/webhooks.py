@@ -20,6 +20,7 @@ import re
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,6 +62,7 @@ _PATIENCE_SEC = 1800
 _TAIL_SEC = 60.0
 """How long the rest of a flood is watched without allocations."""
 _SETTLE_SEC = 1.0
+_HAND_ON_SEC = 2.0
 _CLIENTS = 16
 _SHARE = 0.5
 """The rate of the allocations, as a share of that most."""
@@ -302,25 +304,25 @@ def _suspended(stack: Stack, worker: str) -> Iterator[None]:
 
 @contextmanager
 def _handing_on(settings: Settings, endpoint_id: str) -> Iterator[None]:
-    """Queue the endpoint for the sender each second, in place of the job `deliver`, which the teller would run."""
+    """Queue the endpoint for the sender as often as the job `deliver` does, which the teller would run."""
     queue = CeleryWebhookQueue(settings.redis_url, connect_redis(settings))
     is_over = threading.Event()
 
     def hand_on() -> None:
-        while not is_over.wait(1):
+        while not is_over.wait(_HAND_ON_SEC):
             queue.send([endpoint_id])
 
-    thread = threading.Thread(target=hand_on)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as threads:
+        handing_on = threads.submit(hand_on)
+        try:
+            yield
+        finally:
+            is_over.set()
+        handing_on.result()
 
 
 def _facts(count: int) -> Iterator[Fact]:
-    """Return facts as the marks of so many sandboxes make them now. These sandboxes have no records."""
+    """Return facts of so many sandboxes, which have no records: those of allocations now, but of another kind."""
     now = int(time.time())
     for sandbox in make_pool(count, first=5_000_000):
         (track,) = new_tracks(1)
