@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 _DESCRIBED_FOR_SEC = 60.0
-NEXT_PING_SEC = 5.0
+NEXT_PING_SEC = 10.0
 """Less than a table needs to be deleted and restored: for that, AWS takes minutes. An emulator can be faster."""
 
 

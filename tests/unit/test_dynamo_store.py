@@ -589,14 +589,14 @@ def test_a_table_that_may_have_been_replaced_since_the_last_ping_is_described_ag
                 store.ping()
             client.is_away = False
         case "a time without a ping":
-            clock.advance(6)
+            clock.advance(11)
         case "a clock that went on":
-            clock.moved = 6
+            clock.moved = 11
         case "a clock set back":
-            clock.moved = -6
+            clock.moved = -11
         case "a clock that stood still":
-            clock.advance(6)
-            clock.moved = -6
+            clock.advance(11)
+            clock.moved = -11
     before = client.descriptions
     store.ping()
     assert client.descriptions == before + 1
