@@ -90,9 +90,7 @@ class CeleryWebhookQueue:
 
 def queue_lengths(redis: Redis) -> dict[str, int]:
     """Return how many messages wait in each queue; raises `QueueUnavailable`."""
-    pipe: Any = redis.pipeline(
-        transaction=False
-    )  # its stubs cannot tell its answers from those of the asynchronous one
+    pipe: Any = redis.pipeline(transaction=False)
     for name in QUEUES:
         pipe.llen(name)
     try:

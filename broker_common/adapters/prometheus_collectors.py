@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily
@@ -95,39 +96,45 @@ class ReservationCollector(Collector):
         )
 
 
-class CircuitCollector(Collector):
+class _LabelledGauge(Collector):
+    """A gauge with a value for each of its labels; absent while it cannot be read."""
+
+    def __init__(
+        self, name: str, what: str, label: str, read: Callable[[], Mapping[str, int]], clock: Clock, *, max_age: float
+    ) -> None:
+        self._name = name
+        self._what = what
+        self._label = label
+        self._values = Renewed(lambda: (clock.monotonic(), read()), clock, max_age=max_age)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the gauge."""
+        values = self._values.get()
+        if values is not None:
+            gauge = GaugeMetricFamily(self._name, self._what, labels=[self._label])
+            for label, value in values.items():
+                gauge.add_metric([label], value)
+            yield gauge
+
+
+class CircuitCollector(_LabelledGauge):
     """The states of the circuit breakers, by their names: 0 closed, 1 half-open, 2 open."""
 
     def __init__(self, read: Callable[[], Mapping[str, BreakerState]], clock: Clock, *, max_age: float) -> None:
         """Ask `read` at most once in `max_age` seconds."""
-        self._states = Renewed(lambda: (clock.monotonic(), read()), clock, max_age=max_age)
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the gauge."""
-        states = self._states.get()
-        if states is not None:
-            gauge = GaugeMetricFamily(
-                "broker_circuit_state", "Circuit breaker: 0 closed, 1 half-open, 2 open", labels=["name"]
-            )
-            for name, state in states.items():
-                gauge.add_metric([name], _STATES[state])
-            yield gauge
+        what = "Circuit breaker: 0 closed, 1 half-open, 2 open"
+        numbers = partial(_numbers_of, read)
+        super().__init__("broker_circuit_state", what, "name", numbers, clock, max_age=max_age)
 
 
-class QueueCollector(Collector):
-    """How many messages wait in each queue, without those that a worker has taken; absent while Redis is away."""
+class QueueCollector(_LabelledGauge):
+    """How many messages wait in each queue, without those that a worker has taken."""
 
     def __init__(self, read: Callable[[], Mapping[str, int]], clock: Clock, *, max_age: float) -> None:
         """Ask `read` at most once in `max_age` seconds."""
-        self._lengths = Renewed(lambda: (clock.monotonic(), read()), clock, max_age=max_age)
+        what = "Messages that wait for a worker, by queue"
+        super().__init__("broker_queue_messages", what, "queue", read, clock, max_age=max_age)
 
-    def collect(self) -> Iterable[Metric]:
-        """Yield the gauge."""
-        lengths = self._lengths.get()
-        if lengths is not None:
-            gauge = GaugeMetricFamily(
-                "broker_queue_messages", "Messages that wait for a worker, by queue", labels=["queue"]
-            )
-            for queue, length in lengths.items():
-                gauge.add_metric([queue], length)
-            yield gauge
+
+def _numbers_of(read: Callable[[], Mapping[str, BreakerState]]) -> dict[str, int]:
+    return {name: _STATES[state] for name, state in read().items()}
