@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from flask import Flask
+from flask.json.provider import DefaultJSONProvider
 from prometheus_client import CollectorRegistry
 
 from broker_api import admin, health, history, jobs, line, overview, reservations, tracks, usage, webhooks
@@ -31,8 +34,24 @@ if TYPE_CHECKING:
     from broker_common.services import ApiServices
     from broker_common.settings import Settings
 
+_OF_ANSWERS = {"separators": (",", ":")}
+"""What Flask's `jsonify` asks for. Other JSON is for people, or for scripts in a page."""
+
+
+class _Json(DefaultJSONProvider):
+    """Writes answers by orjson, which takes a tenth of the time."""
+
+    def dumps(self, obj: Any, **options: Any) -> str:  # noqa: ANN401 - Flask's signature
+        """Return JSON, with the names of objects in order."""
+        if options == _OF_ANSWERS:
+            with suppress(TypeError):  # a lone surrogate, for example
+                return orjson.dumps(obj, option=orjson.OPT_SORT_KEYS).decode()
+        return super().dumps(obj, **options)
+
 
 class _Application(Flask):
+    json_provider_class = _Json
+
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return `func`: no view or hook is asynchronous. Flask would find that out again at each call."""
         return func
@@ -69,7 +88,7 @@ def create_app(
         ),
     )
     traces.of_requests(app)
-    register_tracing(app)
+    register_tracing(app, services.clock)
     register_metrics(app, registry or CollectorRegistry())
     register_browser_policy(app, origins=settings.cors_allowed_origins)
     register_rate_limit(app, trusted_proxies=settings.trusted_proxies)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from flask import current_app, g, request
 from structlog.contextvars import bind_contextvars
 
+from broker_api.current import current
 from broker_api.errors import RequestInvalid
 from broker_api.runtime import runtime, services
 from broker_api.tracing import request_id
@@ -24,11 +24,11 @@ from broker_common.tokens import Token, TokenFile, read_tokens
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from broker_api.current import Request
     from broker_common.settings import Settings
     from broker_common.tokens import TokenSource
 
 
-_UNREAD: Any = object()
 _DOTS_OF_A_JWT = 2
 
 
@@ -59,10 +59,10 @@ def principal() -> Principal | None:
 
 def _identity() -> Principal | BrokerError:
     """Return the principal of the current request, or why there is none. The token is looked at once."""
-    # Each use of `g` looks for the current request.
-    found: Principal | BrokerError = g.get("identity", _UNREAD)
-    if found is _UNREAD:
-        found = g.identity = _identify(_presented_token())
+    request = current()
+    found = request.identity
+    if found is None:
+        found = request.identity = _identify(_presented_token(request))
         if isinstance(found, Principal):
             bind_contextvars(principal=found.name)
     return found
@@ -106,7 +106,8 @@ def require_role() -> None:
     `SignInUnavailable` if the issuer's keys are not known yet.
     """
     # `Blueprint.route` notes the role. A view that was added in another way needs the strictest one.
-    needed: Role | None = getattr(current_app.view_functions[request.endpoint or ""], "role", Role.ADMIN)
+    request = current()
+    needed: Role | None = getattr(request.app.view_functions[request.endpoint or ""], "role", Role.ADMIN)
     if needed is None:
         return
     found = _identity()
@@ -124,7 +125,7 @@ def require_role() -> None:
         raise Forbidden(f"this call needs the role {needed}, and the token has only {', '.join(sorted(found.roles))}")
 
 
-def _presented_token() -> bytes | None:
+def _presented_token(request: Request) -> bytes | None:
     scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:

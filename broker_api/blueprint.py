@@ -11,7 +11,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import flask_smorest
-from flask import Response, current_app, request
+from flask import Response
 from marshmallow import RAISE
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
@@ -20,6 +20,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from broker_api.auth import require_role
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.caller import MAX_LENGTH, find_fault
+from broker_api.current import current
 from broker_api.description_files import read_tag
 from broker_api.errors import RequestInvalid
 from broker_api.schemas.parts import example_of
@@ -129,7 +130,8 @@ def refuse_surplus() -> None:
 
     Raises `RequestInvalid`.
     """
-    reads = getattr(current_app.view_functions[request.endpoint or ""], "reads", ())
+    request = current()
+    reads = getattr(request.app.view_functions[request.endpoint or ""], "reads", ())
     if "query" not in reads and request.environ.get("QUERY_STRING"):
         _refuse(_read_query(request))
     if "json" not in reads and request.method not in {"GET", "HEAD"}:
@@ -168,7 +170,7 @@ def _unless_empty(parsing: Callable[..., Any], view: Callable[..., Any], empty: 
 
     @wraps(parsing)
     def read(*args: Any, **of_path: Any) -> Any:  # noqa: ANN401 - flask-smorest's views
-        return parsing(*args, **of_path) if _has_body(request) else view(*args, dict(empty), **of_path)
+        return parsing(*args, **of_path) if _has_body(current()) else view(*args, dict(empty), **of_path)
 
     return read
 

@@ -7,11 +7,12 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from flask import Response, request
+from flask import Response
 from flask_cors import CORS
 
 from broker_api import rate_limit
 from broker_api.caller import CALLER_HEADERS
+from broker_api.current import current
 from broker_api.tracing import HEADER as REQUEST_ID
 
 if TYPE_CHECKING:
@@ -45,11 +46,15 @@ _PREFLIGHT_SEC = 600
 class Answer(Response):
     """An answer with the headers for browsers. A header that the view has set stays."""
 
+    more_headers: Iterable[tuple[str, str]] = ()
+    """Headers that no view sets. werkzeug looks at each of its own several times."""
+
     def get_wsgi_response(self, environ: WSGIEnvironment) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
         """Return body, status and headers for the server. The headers for browsers are added at once, which is fast."""
         body, status, headers = super().get_wsgi_response(environ)
         given = {name for name, _ in headers}
         headers += [header for header in HEADERS.items() if header[0] not in given]
+        headers += self.more_headers
         # RFC 6797, section 7.2: never over plain HTTP.
         if environ["wsgi.url_scheme"] == "https":
             headers.append(("Strict-Transport-Security", _HTTPS_ONLY))
@@ -81,12 +86,13 @@ def register_browser_policy(app: Flask, *, origins: Iterable[str]) -> None:
 
 
 def _answer_preflight() -> tuple[str, int] | None:
+    request = current()
     is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
     return ("", 204) if is_preflight else None
 
 
 def _protect_page(response: Response) -> Response:
-    if request.endpoint == DOCS_PAGE:
+    if current().endpoint == DOCS_PAGE:
         response.headers["Content-Security-Policy"] = _policy_of_page(response.get_data())
     return response
 

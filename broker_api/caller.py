@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from flask import g, request
 from structlog.contextvars import bind_contextvars
 
 from broker_api.auth import may_act_for
+from broker_api.current import current
 from broker_api.errors import RequestInvalid
 from broker_common.core.errors import Forbidden
 
@@ -54,6 +54,7 @@ def require_caller() -> None:
 
     Raises `RequestInvalid`, which names the header, and `Forbidden` if the token is only for other tracks.
     """
+    request = current()
     environ = request.environ
     track_id = _read(environ, _TRACK_ID)
     alias = _read(environ, _TRACK_ID_ALIAS)
@@ -69,7 +70,7 @@ def require_caller() -> None:
     if not may_act_for(track_id):
         raise Forbidden("this token is not for this track. Use a token that is")
     bind_contextvars(track_id=track_id)
-    g.caller = Caller(
+    request.caller = Caller(
         track_id=track_id,
         idempotency_key=_read(environ, _KEY) or track_id,
         prefix=_read(environ, _PREFIX) or "",
@@ -80,7 +81,7 @@ def require_caller() -> None:
 
 def presented_track_id() -> str | None:
     """Return the track id that the current request names, before it is checked; None without a well-formed one."""
-    environ = request.environ
+    environ = current().environ
     for header in (_TRACK_ID, _TRACK_ID_ALIAS):
         value = environ.get("HTTP_" + header.upper().replace("-", "_"), "").strip(" \t")
         if find_fault(value) is None:
@@ -90,12 +91,12 @@ def presented_track_id() -> str | None:
 
 def caller() -> Caller:
     """Return the track that makes the current request."""
-    return cast("Caller", g.caller)
+    return current().caller
 
 
 def idempotency_key() -> str | None:
     """Return the key that the current request names; None if it has none. Raises `RequestInvalid`."""
-    return _read(request.environ, _KEY)
+    return _read(current().environ, _KEY)
 
 
 def _read(environ: Mapping[str, str], header: str) -> str | None:

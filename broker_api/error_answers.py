@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import Response, current_app, g, jsonify, request
+from flask import Response, jsonify
 from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[import-untyped] # it ships no types
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 
+from broker_api.current import current
 from broker_api.errors import ERROR_CODES, ERROR_OF, ERRORS, RequestInvalid
 from broker_api.runtime import runtime
 from broker_common.core import errors as core
@@ -131,9 +132,10 @@ def _methods_of_path() -> set[str]:
 
     werkzeug also names the methods of a call that would take the last part of the path for an id.
     """
+    request = current()
     return {
         method
-        for rule in current_app.url_map.iter_rules()
+        for rule in request.app.url_map.iter_rules()
         if rule.rule == request.path
         for method in rule.methods or ()
     }
@@ -156,11 +158,12 @@ def _answer(
     retry_after: int | None = None,
     details: Mapping[str, object] | None = None,
 ) -> Response:
+    request = current()
     fault = Fault(
         status=status,
         code=code,
         message=message,
-        request_id=g.request_id,
+        request_id=request.request_id,
         retry_after=retry_after,
         details=details,
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from flask import request
-
+from broker_api.current import current
 from broker_api.runtime import runtime
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def may_hold() -> Iterator[Callable[[], bool]]:
     ends, one of the threads that may wait is its own.
     """
     shared = runtime()
-    is_client_there: Callable[[], bool] = request.environ.get(IS_CLIENT_THERE, lambda: True)
+    is_client_there: Callable[[], bool] = current().environ.get(IS_CLIENT_THERE, lambda: True)
     has_thread = False
     with ExitStack() as at_end:
 

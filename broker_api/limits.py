@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from flask import request
-
 from broker_api.bounds import BULK_DEADLINE_SEC
+from broker_api.current import current
 from broker_api.runtime import runtime
 from broker_common.core.deadline import deadline_in
 from broker_common.core.errors import StoreUnavailable
@@ -63,6 +62,6 @@ def _within(
 
 def _refuse_if_late(seconds: float) -> None:
     # A server that does not tell the arrival has no queue that the broker knows of.
-    arrived_at = request.environ.get(ARRIVED_AT)
+    arrived_at = current().environ.get(ARRIVED_AT)
     if arrived_at is not None and runtime().services.clock.monotonic() - arrived_at >= seconds:
         raise StoreUnavailable("the request waited too long for a thread")

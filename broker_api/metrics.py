@@ -6,11 +6,11 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from flask import g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_flask_exporter import PrometheusMetrics  # type: ignore[import-untyped] # it ships no types
 
+from broker_api.current import current
 from broker_api.runtime import runtime_of
 from broker_common.adapters.prometheus_collectors import PoolCollector, ReservationCollector
 from broker_common.adapters.prometheus_files import ProcessesCollector
@@ -88,17 +88,14 @@ def register_metrics(app: Flask, registry: CollectorRegistry) -> None:
     requests_of, latency_of = lru_cache(_MOST_LABELS)(requests.labels), lru_cache(_MOST_LABELS)(latency.labels)
     clock = here.services.clock
 
-    @app.before_request
-    def begin() -> None:
-        g.started = clock.monotonic()
-
     @app.after_request
     def count(response: Response) -> Response:
         # Labels come from closed sets: a path or method that a caller invents does not become a label.
+        request = current()
         rule, method = request.url_rule, request.method
         endpoint = rule.rule if rule is not None else _OTHER
         if method not in _METHODS:
             method = _OTHER
         requests_of(method, endpoint, response.status_code).inc()
-        latency_of(method, endpoint).observe(clock.monotonic() - g.started)
+        latency_of(method, endpoint).observe(clock.monotonic() - request.began_at)
         return response

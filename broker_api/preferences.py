@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from flask import request
 from werkzeug.http import parse_list_header, unquote_header_value
 
+from broker_api.current import current
 from broker_api.errors import RequestInvalid
 
 MAX_WAIT_SEC = 30
@@ -18,7 +18,7 @@ def preferred_wait() -> int | None:
     `RequestInvalid` if that one is no number of seconds: a caller that asks to wait should learn that it does not.
     Source: RFC 7240, sections 2 and 4.3.
     """
-    for preference in parse_list_header(request.environ.get("HTTP_PREFER", "")):
+    for preference in parse_list_header(current().environ.get("HTTP_PREFER", "")):
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "wait":
             return _read_seconds(unquote_header_value(value.strip()))

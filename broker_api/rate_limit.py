@@ -9,20 +9,20 @@ import ipaddress
 import math
 from typing import TYPE_CHECKING
 
-from flask import g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from broker_api.auth import may_act_for, principal
 from broker_api.caller import presented_track_id
+from broker_api.current import current
 from broker_api.runtime import runtime_of, services
 from broker_common.core.errors import RateLimitExceeded
 from broker_common.core.principals import Role
 from broker_common.core.telemetry import RateChecked, RateOutcome
 
 if TYPE_CHECKING:
-    from flask import Flask, Response
+    from flask import Flask
 
-    from broker_common.core.ports import Allowance
+    from broker_api.browsers import Answer
 
 EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})
 HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
@@ -48,8 +48,8 @@ def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
     policy = f'"default";q={settings.rate_limit_burst};w={window}'
 
     @app.after_request
-    def show(response: Response) -> Response:
-        allowance: Allowance | None = g.get("allowance")
+    def show(response: Answer) -> Answer:
+        allowance = current().allowance
         if allowance is not None:
             more_after = allowance.retry_after if allowance.is_exceeded else min(1, allowance.reset_after)
             values = (
@@ -59,11 +59,12 @@ def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
                 str(allowance.remaining),
                 str(allowance.reset_after),
             )
-            response.headers.extend(zip(HEADERS, values, strict=True))
+            response.more_headers = zip(HEADERS, values, strict=True)
         return response
 
 
 def _take() -> None:
+    request = current()
     rule = request.url_rule
     if rule is not None and rule.rule in EXEMPT:
         return
@@ -71,7 +72,7 @@ def _take() -> None:
     if allowance is None:
         services().recorder.record(RateChecked(outcome=RateOutcome.UNCHECKED))
         return
-    g.allowance = allowance
+    request.allowance = allowance
     if allowance.is_exceeded:
         services().recorder.record(RateChecked(outcome=RateOutcome.LIMITED))
         raise RateLimitExceeded("too many requests", retry_after=allowance.retry_after)
@@ -90,7 +91,7 @@ def _key() -> str:
 
 def _address() -> str:
     try:
-        address = ipaddress.ip_address(request.remote_addr or "")
+        address = ipaddress.ip_address(current().remote_addr or "")
     except ValueError:
         return "unknown"
     if address.version == 4:  # noqa: PLR2004 - the name of the protocol

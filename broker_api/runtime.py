@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from flask import current_app
+from broker_api.current import current
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,7 @@ def runtime_of(app: Flask) -> Runtime:
 
 def runtime() -> Runtime:
     """Return the runtime of the current request."""
-    return cast("Runtime", current_app.extensions[_EXTENSION])
+    return runtime_of(current().app)
 
 
 def services() -> ApiServices:

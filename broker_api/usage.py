@@ -5,9 +5,10 @@ from __future__ import annotations
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from flask import Response, request
+from flask import Response
 
 from broker_api.blueprint import Blueprint, refuse_surplus
+from broker_api.current import current
 from broker_api.limits import bulk_store_call
 from broker_api.runtime import services
 from broker_api.schemas.usage import UsageQuerySchema, UsageRowSchema, UsageSchema
@@ -44,7 +45,7 @@ def read_usage(query: dict[str, Any]) -> UsageReport | Response:
 
 
 def _prefers_csv() -> bool:
-    return request.accept_mimetypes.best_match(["application/json", _CSV]) == _CSV
+    return current().accept_mimetypes.best_match(["application/json", _CSV]) == _CSV
 
 
 def _as_csv(report: UsageReport) -> Response:

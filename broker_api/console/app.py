@@ -91,7 +91,7 @@ def create_console(
     attach(app, shared)
     app.session_interface = EncryptedSessions(keys, clock, secure=secure)
     traces.of_requests(app)
-    register_tracing(app)
+    register_tracing(app, clock)
     health.register_metrics(app, registry or CollectorRegistry(), clock)
     register_headers(app, secure=secure)
     register_arrivals(app)

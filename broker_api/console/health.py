@@ -9,10 +9,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Flask, g, request
+from flask import Blueprint, Flask
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from broker_api.console.runtime import runtime
+from broker_api.current import current
 from broker_api.metrics import serve_metrics
 from broker_common.adapters.prometheus_recorder import LATENCY_BUCKETS
 
@@ -56,15 +57,12 @@ def register_metrics(app: Flask, registry: CollectorRegistry, clock: Clock) -> N
     )
     pages_of, latency_of = lru_cache(_MOST_LABELS)(pages.labels), lru_cache(_MOST_LABELS)(latency.labels)
 
-    @app.before_request
-    def begin() -> None:
-        g.started = clock.monotonic()
-
     @app.after_request
     def count(response: Response) -> Response:
+        request = current()
         # Labels come from closed sets: a path or method that a caller invents does not become a label.
         endpoint = request.url_rule.rule if request.url_rule is not None else _OTHER
         method = request.method if request.method in {"GET", "HEAD", "POST"} else _OTHER
         pages_of(method, endpoint, response.status_code).inc()
-        latency_of(method, endpoint).observe(clock.monotonic() - g.started)
+        latency_of(method, endpoint).observe(clock.monotonic() - request.began_at)
         return response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from broker_common.adapters.dynamo_base import DynamoBase
@@ -51,6 +52,9 @@ _UNCHANGED = (
     " AND (attribute_not_exists(#schema) OR #schema BETWEEN :zero AND :known)"
 )
 """The condition that a record is as it was read, and that this release can write its schema."""
+
+_MOST_UPDATES = 256
+"""More than there are sets of attributes that change together."""
 
 
 class DynamoCommits(DynamoBase):
@@ -330,24 +334,15 @@ class DynamoCommits(DynamoBase):
 
     def _update(self, sandbox_id: str, place: str, version: int, changes: Mapping[str, Any]) -> Item:
         """Build an update that fails unless the sandbox is at `place` of the index, and at `version`."""
-        values = _as_read(place, version)
-        names, to_set, to_remove = {"#schema": "schema"}, [], []
-        for name, value in changes.items():
-            expression = expression_name(name)
-            if expression != name:
-                names[expression] = name
-            if value is None:
-                to_remove.append(expression)
-            else:
-                to_set.append(f"{expression} = :{name}")
-                values[f":{name}"] = encode(value)
+        values = {f":{name}": encode(value) for name, value in changes.items() if value is not None}
+        expression, names = _update_of(tuple((name, value is None) for name, value in changes.items()))
         return {
             "TableName": self._table,
             "Key": sandbox_key(sandbox_id),
-            "UpdateExpression": "SET " + ", ".join(to_set) + (" REMOVE " + ", ".join(to_remove) if to_remove else ""),
+            "UpdateExpression": expression,
             "ConditionExpression": _UNCHANGED,
             "ExpressionAttributeNames": names,
-            "ExpressionAttributeValues": values,
+            "ExpressionAttributeValues": values | _as_read(place, version),
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
 
@@ -370,6 +365,19 @@ class DynamoCommits(DynamoBase):
             raise Conflict(
                 f"sandbox {known.sandbox_id if known else '?'} was changed by another writer", current=current
             )
+
+
+@lru_cache(_MOST_UPDATES)
+def _update_of(changes: tuple[tuple[str, bool], ...]) -> tuple[str, dict[str, str]]:
+    """Return the expression that sets or removes attributes, and the names that it needs.
+
+    `changes`: each attribute, and whether it is removed.
+    """
+    names = {expression_name(name): name for name, _ in changes if expression_name(name) != name}
+    to_set = [f"{expression_name(name)} = :{name}" for name, is_removed in changes if not is_removed]
+    to_remove = [expression_name(name) for name, is_removed in changes if is_removed]
+    removal = f" REMOVE {', '.join(to_remove)}" if to_remove else ""
+    return f"SET {', '.join(to_set)}{removal}", names | {"#schema": "schema"}
 
 
 def _needs_fact(change: Change) -> bool:

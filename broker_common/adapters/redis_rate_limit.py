@@ -38,15 +38,17 @@ local time = redis.call("TIME")
 local now = (time[1] - 1735689600) * 1000000 + time[2]
 local full_at = math.max(now, tonumber(redis.call("GET", KEYS[1]) or now))
 local wait = full_at - now - (burst - 1) * interval
-if wait > 0 then
-    return {0, math.ceil((full_at - now) / 1000000), math.ceil(wait / 1000000)}
-end
-full_at = full_at + interval
+local remaining, retry_after = 0, math.ceil(wait / 1000000)
 local reset_after = math.ceil((full_at - now) / 1000000)
-redis.call("SET", KEYS[1], full_at, "EX", reset_after)
-return {math.floor(-wait / interval), reset_after, 0}
+if wait <= 0 then
+    remaining, retry_after = math.floor(-wait / interval), 0
+    full_at = full_at + interval
+    reset_after = math.ceil((full_at - now) / 1000000)
+    redis.call("SET", KEYS[1], full_at, "EX", reset_after)
+end
+-- One line of text, which is read faster than a list of numbers.
+return {ok = string.format("%d %d %d", remaining, reset_after, retry_after)}
 """
-_SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class RedisRateLimit:
         self._idle: deque[ConnectionInterface] = deque()
         self._interval = 1_000_000 / rps
         self._burst = burst
+        self._known_script = self._pack("EVALSHA", hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest())
+        self._whole_script = self._pack("EVAL", _SCRIPT)
         self._lock = threading.Lock()
         self._is_away = False
 
@@ -82,7 +86,7 @@ class RedisRateLimit:
         if self._is_away:
             return None
         try:
-            remaining, reset_after, retry_after = self._run_script(f"{_PREFIX}:{key}")
+            remaining, reset_after, retry_after = self._run_script(f"{_PREFIX}:{key}".encode())
         except RedisError as error:
             # Also idle ones lead to a server that is gone, or that takes no writes any more.
             self.close()
@@ -102,19 +106,19 @@ class RedisRateLimit:
             while True:
                 self._idle.pop().disconnect()  # type: ignore[no-untyped-call]
 
-    def _run_script(self, key: str) -> list[int]:
+    def _run_script(self, key: bytes) -> list[int]:
         try:
             connection, was_open = self._idle.pop(), True
         except IndexError:
             connection, was_open = self._pool.make_connection(), False
         try:
             try:
-                counted = self._call(connection, "EVALSHA", _SCRIPT_SHA, key)
+                counted = self._call(connection, self._known_script, key)
             except RedisConnectionError:
                 if not was_open:
                     raise
                 # Redis closes connections that are idle, and all when it restarts. A new one tells whether it is away.
-                counted = self._call(connection, "EVALSHA", _SCRIPT_SHA, key)
+                counted = self._call(connection, self._known_script, key)
         except BaseException:
             # An answer that nobody has read would be taken for the next one.
             connection.disconnect()  # type: ignore[no-untyped-call]
@@ -122,14 +126,26 @@ class RedisRateLimit:
         self._idle.append(connection)
         return counted
 
-    def _call(self, connection: ConnectionInterface, command: str, script: str, key: str) -> list[int]:
+    def _call(self, connection: ConnectionInterface, script: tuple[bytes, bytes], key: bytes) -> list[int]:
         """Call the script, over a new connection if `connection` is not open."""
-        packed = connection.pack_command(command, script, 1, key, self._interval, self._burst)  # type: ignore[no-untyped-call]
-        connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
+        before, after = script
+        packed = b"%b$%d\r\n%b\r\n%b" % (before, len(key), key, after)
+        connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
         try:
-            return cast("list[int]", connection.read_response())
+            answer = cast("bytes", connection.read_response())
         except NoScriptError:  # Redis keeps no scripts over a restart
-            return self._call(connection, "EVAL", _SCRIPT, key)
+            return self._call(connection, self._whole_script, key)
+        return [int(number) for number in answer.split()]
+
+    def _pack(self, command: str, script: str) -> tuple[bytes, bytes]:
+        """Return a call of the script in Redis' protocol: what comes before the key, and what comes after it.
+
+        To pack all of it for each request would take longer than to read the answer.
+        """
+        connection = self._pool.make_connection()
+        packed = connection.pack_command(command, script, 1, "?", self._interval, self._burst)  # type: ignore[no-untyped-call]
+        before, _, after = b"".join(packed).partition(b"$1\r\n?\r\n")
+        return before, after
 
     def _note_away(self, error: RedisError) -> None:
         with self._lock:

@@ -335,7 +335,7 @@ def test_a_request_is_sent_once_over_a_new_connection() -> None:
                     asked += 1
                     if asked == 1:
                         return
-                    self.wfile.write(b"*3\r\n:0\r\n:1\r\n:0\r\n")
+                    self.wfile.write(b"+0 1 0\r\n")
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server, ExitStack() as ending:
         threading.Thread(target=server.serve_forever, daemon=True).start()

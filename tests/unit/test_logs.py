@@ -106,6 +106,18 @@ def test_a_client_s_text_never_breaks_a_line(capsys: pytest.CaptureFixture[str],
     assert not any(character in written for character in "\r\x1b\x00\u2028")
 
 
+@pytest.mark.parametrize("text", ["plain", "\x7f", "Zoë", "\u2028", "\ud800"])
+def test_every_text_is_written_in_printable_ascii_and_read_as_it_was(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    configure_logging(level="INFO", fmt="json")
+    structlog.get_logger("broker").info("ours", details={"key": text})
+    written = capsys.readouterr().out
+    assert written.rstrip("\n").isprintable()
+    assert written.isascii()
+    assert json.loads(written)["details"] == {"key": text}
+
+
 @pytest.mark.parametrize("fmt", ["json", "text"])
 def test_a_traceback_s_text_cannot_pass_for_a_line(capsys: pytest.CaptureFixture[str], fmt: str) -> None:
     def fail() -> None:
