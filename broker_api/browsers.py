@@ -7,32 +7,21 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from flask import Response
 from flask_cors import CORS
 
 from broker_api import rate_limit
+from broker_api.answer import Answer
 from broker_api.caller import CALLER_HEADERS
 from broker_api.current import current
 from broker_api.tracing import HEADER as REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from wsgiref.types import WSGIEnvironment
 
-    from flask import Flask
+    from flask import Flask, Response
 
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
-"""Source: OWASP, REST Security Cheat Sheet, "Security Headers"."""
 DOCS_PAGE = "api-docs.openapi_swagger_ui"
 """The endpoint of the page of the description, as flask-smorest names it. This page has its own policy."""
-_HTTPS_ONLY = "max-age=63072000; includeSubDomains"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -41,24 +30,6 @@ _PAGE_POLICY = (
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 _PREFLIGHT_SEC = 600
 """How long a browser may cache the answer to a preflight. Chromium caches it for at most two hours."""
-
-
-class Answer(Response):
-    """An answer with the headers for browsers. A header that the view has set stays."""
-
-    more_headers: Iterable[tuple[str, str]] = ()
-    """Headers that no view sets. werkzeug looks at each of its own several times."""
-
-    def get_wsgi_response(self, environ: WSGIEnvironment) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
-        """Return body, status and headers for the server. The headers for browsers are added at once, which is fast."""
-        body, status, headers = super().get_wsgi_response(environ)
-        given = {name for name, _ in headers}
-        headers += [header for header in HEADERS.items() if header[0] not in given]
-        headers += self.more_headers
-        # RFC 6797, section 7.2: never over plain HTTP.
-        if environ["wsgi.url_scheme"] == "https":
-            headers.append(("Strict-Transport-Security", _HTTPS_ONLY))
-        return body, status, headers
 
 
 def register_browser_policy(app: Flask, *, origins: Iterable[str]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from structlog.contextvars import bind_contextvars
 
 from broker_api.auth import may_act_for
-from broker_api.current import current
+from broker_api.current import Caller, current
 from broker_api.errors import RequestInvalid
 from broker_common.core.errors import Forbidden
 
@@ -25,17 +24,6 @@ CALLER_HEADERS = (
 )
 _TRACK_ID, _TRACK_ID_ALIAS, _TRACK_NAME, _PREFIX, _KEY, _RESERVATION_ID = CALLER_HEADERS
 MAX_LENGTH = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """The calling track, with the other headers of its request."""
-
-    track_id: str
-    idempotency_key: str
-    prefix: str
-    track_name: str | None
-    reservation_id: str | None
 
 
 def find_fault(text: str, *, max_length: int = MAX_LENGTH) -> str | None:

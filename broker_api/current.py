@@ -6,16 +6,27 @@ Flask looks for `request`, `g` and `current_app` again at each use, which took a
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import flask
 from flask.globals import request_ctx
 
 if TYPE_CHECKING:
-    from broker_api.caller import Caller
     from broker_common.core.errors import BrokerError
     from broker_common.core.ports import Allowance
     from broker_common.core.principals import Principal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The calling track, with the other headers of its request."""
+
+    track_id: str
+    idempotency_key: str
+    prefix: str
+    track_name: str | None
+    reservation_id: str | None
 
 
 class Request(flask.Request):
@@ -33,7 +44,7 @@ class Request(flask.Request):
     """What the rate limit says, if it was asked and is known."""
 
 
-_current: ContextVar[Request | None] = ContextVar("current", default=None)
+_current: ContextVar[Request] = ContextVar("current")
 
 
 def begin(app: flask.Flask) -> Request:
@@ -46,9 +57,9 @@ def begin(app: flask.Flask) -> Request:
 
 def end() -> None:
     """Forget the current request, whose thread goes on to others."""
-    _current.set(None)
+    _current.set(cast("Request", None))
 
 
 def current() -> Request:
     """Return the current request; only while one is served."""
-    return cast("Request", _current.get())
+    return _current.get()

@@ -13,6 +13,7 @@ import flask_smorest
 from flask import Blueprint, Flask, Response, send_from_directory
 
 from broker_api import browsers
+from broker_api.answer import HEADERS
 from broker_api.bounds import MAX_BODY_BYTES
 from broker_api.caller import MAX_LENGTH
 from broker_api.description_files import read_introduction, read_tag
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from apispec import APISpec
 
-_FOR_BROWSERS = ", ".join(f"`{name}: {value}`" for name, value in browsers.HEADERS.items())
+_FOR_BROWSERS = ", ".join(f"`{name}: {value}`" for name, value in HEADERS.items())
 _ERRORS = "\n".join(
     [
         "| code | status | meaning | what to do |",

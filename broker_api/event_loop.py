@@ -25,7 +25,7 @@ from gunicorn.http import errors, wsgi  # type: ignore[import-untyped] # the sam
 from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
 from structlog.contextvars import bound_contextvars
 
-from broker_api import browsers
+from broker_api.answer import HEADERS
 from broker_api.bounds import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.connections import Connection, Phase, Refused
 from broker_api.request_reader import State
@@ -186,7 +186,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
             f"Content-Length: {len(body)}",
             f"{HEADER}: {request_id}",
             "Vary: Accept",
-            *(f"{name}: {value}" for name, value in browsers.HEADERS.items()),
+            *(f"{name}: {value}" for name, value in HEADERS.items()),
         ]
         client.answer_instead("\r\n".join([*head, "", ""]).encode() + body)
 

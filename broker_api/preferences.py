@@ -18,7 +18,8 @@ def preferred_wait() -> int | None:
     `RequestInvalid` if that one is no number of seconds: a caller that asks to wait should learn that it does not.
     Source: RFC 7240, sections 2 and 4.3.
     """
-    for preference in parse_list_header(current().environ.get("HTTP_PREFER", "")):
+    given = current().environ.get("HTTP_PREFER")
+    for preference in parse_list_header(given) if given else ():
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "wait":
             return _read_seconds(unquote_header_value(value.strip()))

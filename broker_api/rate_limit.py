@@ -22,7 +22,7 @@ from broker_common.core.telemetry import RateChecked, RateOutcome
 if TYPE_CHECKING:
     from flask import Flask
 
-    from broker_api.browsers import Answer
+    from broker_api.answer import Answer
 
 EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})
 HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
@@ -59,7 +59,7 @@ def register_rate_limit(app: Flask, *, trusted_proxies: int) -> None:
                 str(allowance.remaining),
                 str(allowance.reset_after),
             )
-            response.more_headers = zip(HEADERS, values, strict=True)
+            response.more_headers = tuple(zip(HEADERS, values, strict=True))
         return response
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from broker_api.current import current
 
@@ -45,7 +45,8 @@ def attach(app: Flask, runtime: Runtime) -> None:
 
 def runtime_of(app: Flask) -> Runtime:
     """Return the runtime of an application."""
-    return cast("Runtime", app.extensions[_EXTENSION])
+    found: Runtime = app.extensions[_EXTENSION]
+    return found
 
 
 def runtime() -> Runtime:

@@ -11,7 +11,7 @@ from broker_api.auth import actor, known_principal
 from broker_api.blueprint import Blueprint, refuse_surplus, require_plain
 from broker_api.caller import caller, require_caller
 from broker_api.errors import RequestInvalid
-from broker_api.holding import may_hold
+from broker_api.holding import Holding
 from broker_api.limits import held_call, store_call
 from broker_api.openapi import SANDBOX_ID, answered_with
 from broker_api.preferences import preferred_wait, wait_applied
@@ -112,8 +112,8 @@ def allocate(body: dict[str, int]) -> tuple[Claim | Response, int, dict[str, str
         wait_sec=wait_sec,
         reservation_id=track.reservation_id,
     )
-    with may_hold() as ask:
-        result = services().allocator.allocate(asked, by=actor(), may_hold=ask)
+    with Holding() as holding:
+        result = services().allocator.allocate(asked, by=actor(), may_hold=holding.may_hold)
     applied = wait_applied(wait_sec)
     if isinstance(result, Waiting):
         return jsonify(_WAITING.dump(result)), 202, {"Retry-After": str(result.retry_after)} | applied

@@ -334,8 +334,9 @@ class DynamoCommits(DynamoBase):
 
     def _update(self, sandbox_id: str, place: str, version: int, changes: Mapping[str, Any]) -> Item:
         """Build an update that fails unless the sandbox is at `place` of the index, and at `version`."""
-        values = {f":{name}": encode(value) for name, value in changes.items() if value is not None}
-        expression, names = _update_of(tuple((name, value is None) for name, value in changes.items()))
+        kept = {name: value for name, value in changes.items() if value is not None}
+        expression, names = _update_of(tuple(kept), tuple(name for name in changes if name not in kept))
+        values = {f":{name}": encode(value) for name, value in kept.items()}
         return {
             "TableName": self._table,
             "Key": sandbox_key(sandbox_id),
@@ -368,16 +369,12 @@ class DynamoCommits(DynamoBase):
 
 
 @lru_cache(_MOST_UPDATES)
-def _update_of(changes: tuple[tuple[str, bool], ...]) -> tuple[str, dict[str, str]]:
-    """Return the expression that sets or removes attributes, and the names that it needs.
-
-    `changes`: each attribute, and whether it is removed.
-    """
-    names = {expression_name(name): name for name, _ in changes if expression_name(name) != name}
-    to_set = [f"{expression_name(name)} = :{name}" for name, is_removed in changes if not is_removed]
-    to_remove = [expression_name(name) for name, is_removed in changes if is_removed]
-    removal = f" REMOVE {', '.join(to_remove)}" if to_remove else ""
-    return f"SET {', '.join(to_set)}{removal}", names | {"#schema": "schema"}
+def _update_of(to_set: tuple[str, ...], to_remove: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Return the expression that sets and removes these attributes, and the names that it needs."""
+    names = {expression_name(name): name for name in (*to_set, *to_remove, "schema") if expression_name(name) != name}
+    settings = ", ".join(f"{expression_name(name)} = :{name}" for name in to_set)
+    removals = ", ".join(map(expression_name, to_remove))
+    return f"SET {settings}{f' REMOVE {removals}' if removals else ''}", names
 
 
 def _needs_fact(change: Change) -> bool:

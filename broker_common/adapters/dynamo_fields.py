@@ -24,9 +24,9 @@ MAX_KEY_BYTES = 1024
 
 def encode(value: str | int | bool) -> Item:
     """Return a value in DynamoDB's JSON."""
-    if isinstance(value, bool):
-        return {"BOOL": value}
-    return {"S": str(value)} if isinstance(value, str) else {"N": str(value)}
+    if isinstance(value, str):
+        return {"S": str(value)}
+    return {"BOOL": value} if isinstance(value, bool) else {"N": str(value)}
 
 
 def encode_all(flat: Mapping[str, Any]) -> Item:

@@ -6,12 +6,10 @@ A context variable holds the deadline, so that it need not be a parameter of eve
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from random import Random
 
     from broker_common.core.ports import Clock
@@ -19,14 +17,20 @@ if TYPE_CHECKING:
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
-@contextmanager
-def deadline_in(seconds: float, clock: Clock) -> Iterator[None]:
-    """Limit the block to `seconds`. An earlier deadline still applies."""
-    token = _deadline.set(min(_deadline.get(), clock.monotonic() + seconds))
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
+class deadline_in:  # noqa: N801 - used as a function; as a generator it would take twice as long
+    """Limit a `with` block to `seconds`. An earlier deadline still applies."""
+
+    __slots__ = ("_clock", "_seconds", "_token")
+
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        self._seconds = seconds
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        self._token = _deadline.set(min(_deadline.get(), self._clock.monotonic() + self._seconds))
+
+    def __exit__(self, *_: object) -> None:
+        _deadline.reset(self._token)
 
 
 def time_left(clock: Clock) -> float:

@@ -114,7 +114,10 @@ def of_lease(lease: Lease | None) -> Flat:
 
 def of_wipe(wipe: Wipe | None) -> Flat:
     """Return the fields of a sandbox that describe its wipe; without a wipe, those that clear one."""
-    wipe = wipe or Wipe()
+    return dict(_NO_WIPE) if wipe is None else _of_wipe(wipe)
+
+
+def _of_wipe(wipe: Wipe) -> Flat:
     return {
         "deletion_requested_at": wipe.requested_at,
         "deletion_reason": wipe.reason,
@@ -126,6 +129,9 @@ def of_wipe(wipe: Wipe | None) -> Flat:
         "gone_at": wipe.gone_at,
         "ready_at": wipe.ready_at,
     }
+
+
+_NO_WIPE = _of_wipe(Wipe())
 
 
 def of_allocation(lease: Lease, *, version: int) -> Flat:
