@@ -29,6 +29,7 @@ from broker_api.answer import HEADERS
 from broker_api.bounds import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.connections import Connection, Phase, Refused
 from broker_api.request_reader import State
+from broker_api.sharing import Share
 from broker_api.tracing import HEADER, choose_request_id
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ _OTHER_DESCRIPTORS = 256
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOTHING_TO_ACCEPT = (errno.EAGAIN, errno.ECONNABORTED)
 _PAUSE_SEC = 1
+_LEAVE_SEC = 0.002
+"""How long a process does not accept when it leaves a connection to another one."""
 _LINGER_MS = 2
 """How long an idle thread waits for the next request of the connection that it has just served."""
 _GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -91,6 +94,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         self._held_bytes = 0
         self._next_turn = 0.0
         self._accepts_from = 0.0
+        self._share = Share(self.age)
         self._max_head_bytes = (
             self.cfg.limit_request_line + self.cfg.limit_request_fields * (self.cfg.limit_request_field_size + 2) + 4
         )
@@ -105,11 +109,24 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
     # -- called by gunicorn's own loop
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Accept connections or stop to. After descriptors ran out, wait a moment before accepting again."""
+        """Accept connections or stop to. After a pause was begun, begin again only at its end."""
         super().set_accept_enabled(enabled and time.monotonic() >= self._accepts_from)
+        if not self.alive:
+            self._share.leave()
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """Wait for events, no longer than until a pause in accepting ends, and handle them."""
+        if self.alive:
+            self._share.note(self.nr_conns)
+            pause = self._accepts_from - time.monotonic()
+            timeout = min(timeout, pause) if pause > 0 else timeout
+        super().wait_for_and_dispatch_events(timeout)
 
     def accept(self, listener: Any) -> bool:  # noqa: ANN401 - gunicorn's socket
         """Accept a connection, and tell whether there was one. At the limit, drop the one that has waited longest."""
+        if self.alive and self._share.should_leave_next(self.nr_conns, time.monotonic()):
+            self._pause_accepting(_LEAVE_SEC)
+            return False
         if self.nr_conns >= self.worker_connections - 1:
             self._drop_longest_waiting()
         try:
@@ -117,11 +134,16 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         except OSError as error:
             if error.errno in _NO_DESCRIPTORS:
                 if not self._drop_longest_waiting():
-                    self._pause_accepting()
+                    self.log.warning(
+                        "no file descriptors are left, so no connection is accepted for a moment. Raise the limit of"
+                        " open files"
+                    )
+                    self._pause_accepting(_PAUSE_SEC)
             elif error.errno not in _NOTHING_TO_ACCEPT:
                 raise
             return False
         self.nr_conns += 1
+        self._share.note(self.nr_conns)
         conn = Connection(self.cfg, stream, client, listener.getsockname(), max_head_bytes=self._max_head_bytes)
         conn.receive()
         self._go_on(conn)
@@ -323,9 +345,6 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
             self._drop(conn)
         return conn is not None
 
-    def _pause_accepting(self) -> None:
-        self.log.warning(
-            "no file descriptors are left, so no connection is accepted for a moment. Raise the limit of open files"
-        )
-        self._accepts_from = time.monotonic() + _PAUSE_SEC
+    def _pause_accepting(self, seconds: float) -> None:
+        self._accepts_from = time.monotonic() + seconds
         super().set_accept_enabled(False)

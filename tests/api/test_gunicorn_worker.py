@@ -82,11 +82,11 @@ class Server:
 
     def __init__(self, scratch: str, *, app: str = COMMANDS["api"][-1], **environment: str) -> None:
         self.lines: list[str] = []
-        (self._port,) = free_ports(1)
+        (self.port,) = free_ports(1)
         machine = {each: os.environ[each] for each in ("PATH", "HOME", "LANG") if each in os.environ}
         settings = {
             "API_BIND": "127.0.0.1",
-            "API_PORT": str(self._port),
+            "API_PORT": str(self.port),
             "API_WORKERS": "1",
             "API_THREADS": str(THREADS),
             "REDIS_URL": "redis://127.0.0.1:1/0",
@@ -100,20 +100,20 @@ class Server:
             name="api",
             command=(sys.executable, "-m", *COMMANDS["api"][:-1], app),
             env=machine | ENVIRONMENT | settings | environment,
-            ready_url=f"http://127.0.0.1:{self._port}/healthz",
+            ready_url=f"http://127.0.0.1:{self.port}/healthz",
         )
         self.process = Process(program, lambda _, line: self.lines.append(line))
 
     def connect(self) -> socket.socket:
         """Open a connection that gives up after 10 s of silence."""
-        return socket.create_connection(("127.0.0.1", self._port), 10)
+        return socket.create_connection(("127.0.0.1", self.port), 10)
 
     def connect_slowly(self) -> socket.socket:
         """Open a connection that receives little at a time."""
         connection = socket.socket()
         connection.settimeout(10)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", self._port))
+        connection.connect(("127.0.0.1", self.port))
         return connection
 
     def workers(self) -> list[int]:
@@ -279,7 +279,7 @@ def test_what_killed_workers_counted_is_kept_in_few_files(tmp_path: Path) -> Non
 def bare() -> Worker:
     """Return a worker without a server around it."""
     worker = Worker.__new__(Worker)
-    worker.log = logging.getLogger("gunicorn.error")
+    worker.log, worker.age = logging.getLogger("gunicorn.error"), 1
     worker.method_queue = SimpleNamespace(defer=lambda _: None)
     return worker
 

@@ -1,0 +1,66 @@
+"""Shares new connections evenly among the processes of one server.
+
+All processes accept from one socket, and the kernel wakes all of them. Without this, whoever is fast gets most: of 256
+connections that were kept, four processes had 5, 46, 97 and 108, so that the clients of one waited twice as long as
+others. A process that has more connections than another leaves the next one to that one for a moment.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+_SLOTS = 256
+"""More than there are processes at one time."""
+_NONE = -1
+_MORE_BY = 2
+"""By so many connections more than another process may have, a process accepts all the same."""
+_IN_VAIN_SEC = 0.05
+"""A connection that no process took for so long is accepted by any: the one with the fewest may hang."""
+_ALONE_SEC = 1.0
+"""How long a process then takes every connection."""
+
+# Mapped before gunicorn forks, so that all of its processes have the same memory.
+_counts = memoryview(mmap.mmap(-1, 4 * _SLOTS)).cast("i")
+_counts[:] = memoryview((_NONE).to_bytes(4, "little", signed=True) * _SLOTS).cast("i")
+
+
+class Share:
+    """The part of one process in the connections of its server. Only its event loop uses it."""
+
+    def __init__(self, age: int) -> None:
+        """`age` is gunicorn's number of the process, which no other one has."""
+        self._slot = age % _SLOTS
+        self._seen = b""
+        self._left_since = 0.0
+        self._alone_until = 0.0
+
+    def note(self, connections: int) -> None:
+        """Tell the other processes how many connections this one has."""
+        _counts[self._slot] = connections
+
+    def leave(self) -> None:
+        """Tell the other processes that this one accepts no connection any more."""
+        _counts[self._slot] = _NONE
+
+    def should_leave_next(self, connections: int, now: float) -> bool:
+        """Tell whether this process, which has so many connections, should leave the next one to another.
+
+        `now` is by the monotonic clock. To be asked each time when a connection could be accepted.
+        """
+        fewest = min(count for count in (*_counts, connections) if count != _NONE)
+        if connections <= fewest + _MORE_BY or now < self._alone_until:
+            self._seen = b""
+            return False
+        seen = _counts.tobytes()
+        if seen != self._seen:
+            # Somebody has accepted a connection, so this one is new, or others still do.
+            self._seen, self._left_since = seen, now
+        if now - self._left_since < _IN_VAIN_SEC:
+            return True
+        self._seen, self._alone_until = b"", now + _ALONE_SEC
+        return False
+
+
+def forget(age: int) -> None:
+    """Forget a process that has ended."""
+    _counts[age % _SLOTS] = _NONE
