@@ -5,7 +5,7 @@ Flask looks for `request`, `g` and `current_app` again at each use, which took a
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -33,6 +33,8 @@ class Request(flask.Request):
     """A request of an application that `register_tracing` was called for."""
 
     app: flask.Flask
+    before: Token[Request] | None = None
+    """What restores the request that was current before it; None until it is the current one."""
     request_id: str
     began_at: float
     """When it came to the application, by the monotonic clock."""
@@ -51,13 +53,15 @@ def begin(app: flask.Flask) -> Request:
     """Return the request that Flask begins to serve, which `current` returns from now on."""
     request = cast("Request", request_ctx.request)
     request.app = app
-    _current.set(request)
+    request.before = _current.set(request)
     return request
 
 
 def end() -> None:
-    """Forget the current request, whose thread goes on to others."""
-    _current.set(cast("Request", None))
+    """Forget the request that Flask has served. One application may have called another in the same thread."""
+    before = cast("Request", request_ctx.request).before
+    if before is not None:
+        _current.reset(before)
 
 
 def current() -> Request:

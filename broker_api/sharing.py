@@ -1,7 +1,7 @@
 """Shares new connections evenly among the processes of one server.
 
-All processes accept from one socket, and the kernel wakes all of them. Without this, whoever is fast gets most: of 256
-connections that were kept, four processes had 5, 46, 97 and 108, so that the clients of one waited twice as long as
+All processes accept from one socket, and the kernel wakes all of them. Without this module, the fastest gets most: of
+256 connections that were kept, four processes had 5, 46, 97 and 108, and the clients of one waited twice as long as
 others. A process that has more connections than another leaves the next one to that one for a moment.
 """
 
