@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 
-_SLOTS = 256
+_SLOTS = 512
 """More than there are processes at one time."""
 _NONE = -1
 _MORE_BY = 2
