@@ -15,9 +15,9 @@ _NONE = -1
 _MORE_BY = 2
 """By so many connections more than another process may have, a process accepts all the same."""
 _IN_VAIN_SEC = 0.05
-"""A connection that no process took for so long is accepted by any: the one with the fewest may hang."""
-_ALONE_SEC = 1.0
-"""How long a process then takes every connection."""
+"""What no other process took for so long is accepted: those with fewer connections may hang, and count no more."""
+_LATER_SEC = 1.0
+"""While a connection waits, a process is asked more often than that."""
 
 # Mapped before gunicorn forks, so that all of its processes have the same memory.
 _counts = memoryview(mmap.mmap(-1, 4 * _SLOTS)).cast("i")
@@ -31,8 +31,9 @@ class Share:
         """`age` is gunicorn's number of the process, which no other one has."""
         self._slot = age % _SLOTS
         self._seen = b""
-        self._left_since = 0.0
-        self._alone_until = 0.0
+        self._asked_at = self._left_since = 0.0
+        self._hung = [_NONE] * _SLOTS
+        """What processes had that took no connection. Such a process counts again when its number has changed."""
 
     def note(self, connections: int) -> None:
         """Tell the other processes how many connections this one has."""
@@ -47,17 +48,18 @@ class Share:
 
         `now` is by the monotonic clock. To be asked each time when a connection could be accepted.
         """
-        fewest = min(count for count in (*_counts, connections) if count != _NONE)
-        if connections <= fewest + _MORE_BY or now < self._alone_until:
+        others = (count for count, hung in zip(_counts, self._hung, strict=True) if count not in (_NONE, hung))
+        if connections <= min(others, default=connections) + _MORE_BY:
             self._seen = b""
             return False
         seen = _counts.tobytes()
-        if seen != self._seen:
-            # Somebody has accepted a connection, so this one is new, or others still do.
+        if seen != self._seen or now - self._asked_at > _LATER_SEC:
+            # Somebody has accepted a connection since then, or the one that was left is long gone: this one is new.
             self._seen, self._left_since = seen, now
+        self._asked_at = now
         if now - self._left_since < _IN_VAIN_SEC:
             return True
-        self._seen, self._alone_until = b"", now + _ALONE_SEC
+        self._seen, self._hung = b"", list(_counts)
         return False
 
 

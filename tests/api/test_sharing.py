@@ -53,16 +53,31 @@ def test_a_process_is_not_compared_with_ended_ones(share_with: Callable[[int], S
     assert not share_with(13).should_leave_next(13, 100.0)
 
 
-def test_what_no_other_process_takes_is_accepted_and_for_a_while_all_that_follows(
+def test_what_no_other_process_takes_is_accepted_and_all_that_follows_until_that_process_accepts(
     share_with: Callable[[int], Share],
 ) -> None:
+    hanging, more = share_with(0), share_with(13)
+    asked_at = (100.0, 100.04, 100.06, 100.07, 200.0)
+    assert [more.should_leave_next(13, now) for now in asked_at] == [True, True, False, False, False]
+    hanging.note(1)
+    assert more.should_leave_next(13, 200.1)
+
+
+def test_those_that_do_not_hang_go_on_sharing(share_with: Callable[[int], Share]) -> None:
+    share_with(0)
+    working, more = share_with(12), share_with(13)
+    assert [more.should_leave_next(13, now) for now in (100.0, 100.06)] == [True, False]
+    working.note(14)
+    more.note(17)
+    assert more.should_leave_next(17, 100.07)
+
+
+def test_a_connection_that_comes_later_is_not_the_one_that_was_left(share_with: Callable[[int], Share]) -> None:
+    """Another process may have accepted that one, and lost it again."""
     share_with(0)
     more = share_with(13)
-    assert [more.should_leave_next(13, 100 + after) for after in (0, 0.04, 0.06, 0.07, 1.05)] == [
-        *(True, True),
-        *(False, False, False),
-    ]
-    assert more.should_leave_next(13, 101.1)
+    assert more.should_leave_next(13, 100.0)
+    assert more.should_leave_next(13, 160.0)
 
 
 def test_a_process_goes_on_leaving_while_another_one_accepts(share_with: Callable[[int], Share]) -> None:
