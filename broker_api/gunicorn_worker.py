@@ -91,7 +91,7 @@ class Worker(EventLoop):
         seconds = 0.0
         if self.booted:
             runtime = runtime_of(self.wsgi)
-            runtime.draining.set()
+            runtime.draining = True
             seconds = runtime.settings.shutdown_drain_sec
         if seconds <= 0:
             super().handle_exit(sig, frame)
@@ -114,7 +114,7 @@ class Worker(EventLoop):
         """Serve a request under exactly the path that it names, with each caller header once."""
         req.path = keep_slashes_apart(req.uri, req.path)
         req.headers = fold_repeated(req.headers)
-        if runtime_of(self.wsgi).draining.is_set() or conn.reader.took_part:
+        if runtime_of(self.wsgi).draining or conn.reader.took_part:
             # On a kept connection, the client may send its next request while the worker closes it.
             req.force_close()
         return bool(super().handle_request(req, conn))

@@ -45,7 +45,7 @@ def healthz() -> dict[str, Any]:
 def readyz() -> tuple[dict[str, Any], int]:
     """Check whether the process can serve tracks."""
     checks: dict[str, str] = {}
-    if runtime().draining.is_set():
+    if runtime().draining:
         checks["process"] = "error: it is about to stop"
     checks |= _check_store()
     ready = all(outcome == _OK for outcome in checks.values())

@@ -35,7 +35,7 @@ class Holding:
 
     def may_hold(self) -> bool:
         """Tell whether the request may be held now."""
-        if self._shared.draining.is_set() or not self._is_client_there():
+        if self._shared.draining or not self._is_client_there():
             return False
         self._has_thread = self._has_thread or self._shared.line_waits.acquire(blocking=False)
         return self._has_thread

@@ -118,7 +118,7 @@ def _await_end(job_id: str, seconds: int) -> JobRun | None:
 
     Returns None after `seconds`, when Redis does not answer, or when this process must stop.
     """
-    clock, queue, draining = services().clock, services().queue, runtime().draining
+    clock, queue, shared = services().clock, services().queue, runtime()
     until = clock.monotonic() + seconds
     while True:
         try:
@@ -132,7 +132,7 @@ def _await_end(job_id: str, seconds: int) -> JobRun | None:
             if run.state.is_final:
                 return run
         left = until - clock.monotonic()
-        if left <= 0 or draining.is_set():
+        if left <= 0 or shared.draining:
             return None
         clock.sleep(min(_POLL_SEC, left))
 

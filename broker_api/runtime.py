@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from broker_api.current import current
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Sequence
 
     from flask import Flask
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _EXTENSION = "sandbox_broker"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Runtime:
     """The shared objects of one application. Only `draining` ever changes."""
 
@@ -34,8 +34,8 @@ class Runtime:
     tokens: Sequence[TokenSource]
     access_tokens: AccessTokens | None
     """Checks the tokens of the issuer, if there is one."""
-    draining: threading.Event = field(default_factory=threading.Event)
-    """Set once the process must stop."""
+    draining: bool = False
+    """Whether the process must stop. The handler of a signal sets this, so it must not need a lock."""
 
 
 def attach(app: Flask, runtime: Runtime) -> None:

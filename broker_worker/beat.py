@@ -1,10 +1,15 @@
-"""Beat: redbeat's scheduler, changed to tick while it waits for the lock, and to log one line if Redis is lost."""
+"""Beat: redbeat's scheduler, changed to tick while it waits for the lock, and to log one line if Redis is lost.
+
+Its loop is ours, because a signal must not interrupt a tick.
+"""
 
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 import time
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -168,21 +173,53 @@ class _Scheduler(redbeat.RedBeatScheduler):  # type: ignore[misc] # redbeat ship
 
 
 class _Service(Service):
-    """Celery's loop around the scheduler."""
+    """The loop around the scheduler. A signal ends it between two ticks, and never within one."""
 
-    def start(self, embedded_process: bool = False) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's signature
+        super().__init__(*args, **kwargs)
+        # Of the queues and events of Python, only this one may be used by the handler of a signal.
+        self._told_to_stop: SimpleQueue[None] = SimpleQueue()
+
+    def start(self, embedded_process: bool = False) -> None:  # noqa: ARG002 - Celery's signature
         """Run until a signal. Without Redis, or if the lock is lost, end the process with status 1."""
         try:
-            super().start(embedded_process=embedded_process)
+            scheduler = self.scheduler
+            _log.info("Beat starts", action="beat")
+            signals.beat_init.send(sender=self)
+            try:
+                while not self._is_told_to_stop_within(scheduler.tick()):
+                    pass
+            finally:
+                self.sync()
         except (RedisError, OperationalError) as error:
             _log.error("Beat ends: Redis does not answer, or the lock was lost", action="beat", error=str(error))
             sys.exit(1)
 
+    def stop(self, wait: bool = False) -> None:  # noqa: ARG002 - Celery's signature
+        """End the loop after the tick that runs. The handler of a signal may call this at any time."""
+        self._told_to_stop.put(None)
+
+    def _is_told_to_stop_within(self, seconds: float) -> bool:
+        try:
+            self._told_to_stop.get(timeout=max(seconds, 0))
+        except Empty:
+            return False
+        return True
+
 
 class _Beat(Beat):
-    """Celery's beat without its message at start."""
+    """Celery's beat without its message at start, and with handlers of signals that cannot fail."""
 
     Service = _Service
 
     def __init__(self, *, quiet: bool = True, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 - Celery's signature
         super().__init__(quiet=True, **kwargs)
+
+    def install_sync_handler(self, service: _Service) -> None:  # type: ignore[override] # it is given its own
+        """Have SIGTERM and SIGINT stop the loop.
+
+        Celery's handler raises SystemExit. Python drops an exception that is raised in a destructor or in the callback
+        of a weak reference, and that is where some signals arrive: beat would go on.
+        """
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: service.stop())

@@ -101,7 +101,7 @@ def test_a_process_is_ready_however_long_its_requests_may_take(ministack_url: st
 
 
 def test_a_process_that_is_about_to_stop_is_not_ready_and_still_serves(api: Api) -> None:
-    runtime_of(api.app).draining.set()
+    runtime_of(api.app).draining = True
     assert body_of(api.call("GET", "/readyz"), 503)["status"] == "not_ready"
     assert api.call("GET", "/healthz").status_code == 200
     assert api.track("GET", "/v1/sandboxes").status_code == 200

@@ -117,7 +117,7 @@ def test_a_queue_that_goes_down_while_a_caller_waits_does_not_undo_the_start(api
 
 def test_nobody_waits_while_the_process_is_about_to_stop(api: Api) -> None:
     api.queue.states = deque([JobState.RUNNING])
-    runtime_of(api.app).draining.set()
+    runtime_of(api.app).draining = True
     answer = api.admin("POST", "/v1/admin/sync", headers={"Prefer": "wait=30"})
     assert answer.status_code == 202
     assert api.clock.monotonic() == 0

@@ -307,14 +307,17 @@ def test_a_call_that_waited_past_its_deadline_for_a_thread_is_refused(api: Api) 
 
 
 def test_no_call_is_held_while_the_process_is_about_to_stop(api: Api) -> None:
-    runtime_of(api.app).draining.set()
+    runtime_of(api.app).draining = True
     answer = wait(api, seconds=30)
     assert (answer.status_code, answer.headers["Preference-Applied"]) == (202, "wait=30")
     assert api.clock.monotonic() == 0
 
 
 def test_a_held_call_is_answered_within_a_second_once_the_process_is_about_to_stop(api: Api) -> None:
-    at_each_sleep(api, lambda passed: runtime_of(api.app).draining.set() if passed >= 2 else None)
+    def drain(passed: float) -> None:
+        runtime_of(api.app).draining = passed >= 2
+
+    at_each_sleep(api, drain)
     assert wait(api, seconds=30).status_code == 202
     assert 2 <= api.clock.monotonic() <= 3
 

@@ -130,6 +130,13 @@ def test_a_beat_that_is_told_to_stop_exits_0_and_frees_the_schedule_for_another(
         assert waiting.exit_code() == 0
 
 
+def test_a_beat_that_is_told_to_stop_while_python_drops_exceptions_ends_after_the_tick(database_url: str) -> None:
+    with Celery(database_url, "beat", application="tests.worker.told_in_destructor_app", **SELDOM) as beat:
+        assert beat.exit_code() == 0
+    assert beat.messages[-1] == "beat: Releasing lock"
+    assert "Exception ignored" not in "".join(beat.output)
+
+
 def test_a_beat_that_waits_for_its_turn_stops_at_once(database_url: str) -> None:
     ports = free_ports(2)
     with start_beat(database_url, ports[0]) as holder:
