@@ -29,7 +29,7 @@ from broker_api.answer import HEADERS
 from broker_api.bounds import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.connections import Connection, Phase, Refused
 from broker_api.request_reader import State
-from broker_api.sharing import Share
+from broker_api.sharing import OF_THIS_SERVER, Share
 from broker_api.tracing import HEADER, choose_request_id
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         self._held_bytes = 0
         self._next_turn = 0.0
         self._accepts_from = 0.0
-        self._share = Share(self.age)
+        self._share = Share(OF_THIS_SERVER, self.age)
         self._max_head_bytes = (
             self.cfg.limit_request_line + self.cfg.limit_request_fields * (self.cfg.limit_request_field_size + 2) + 4
         )
@@ -336,8 +336,10 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
 
     def _drop(self, conn: Connection) -> None:
         self._leave(conn)
-        conn.close()
         self.nr_conns -= 1
+        if self.alive:
+            self._share.note(self.nr_conns)
+        conn.close()
 
     def _drop_longest_waiting(self) -> bool:
         conn = next(iter(self._waiting), None)

@@ -23,7 +23,7 @@ _makes_metrics_dir = not os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "")
 from broker_api.bounds import BULK_DEADLINE_SEC  # noqa: E402 - after the variable is set
 from broker_api.gunicorn_worker import Worker  # noqa: E402 - the same
 from broker_api.serving import common_settings  # noqa: E402 - the same
-from broker_api.sharing import forget  # noqa: E402 - the same
+from broker_api.sharing import OF_THIS_SERVER  # noqa: E402 - the same
 from broker_common.adapters.prometheus_files import forget_process  # noqa: E402 - the same
 from broker_common.settings import Process  # noqa: E402 - the same
 from broker_common.startup import read_settings  # noqa: E402 - the same
@@ -71,7 +71,7 @@ def post_worker_init(worker: Any) -> None:  # noqa: ANN401, ARG001 - gunicorn's 
 
 def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401 - gunicorn's arbiter and worker
     """Forget the connections of an ended worker, add its counts to few files, and remove its gauges."""
-    forget(worker.age)
+    OF_THIS_SERVER.forget(worker.age)
     try:
         forget_process(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), worker.pid)
     except OSError:  # a full disk must not stop the API
