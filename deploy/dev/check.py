@@ -21,7 +21,8 @@ TESTS = ("api", "contract", "deploy", "scheduler", "unit")
 """The directories of `tests/` that have quick tests."""
 _BIN = Path(sys.executable).parent
 _LINTERS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("lint-imports",))
-_PYTEST = ("pytest", "--quick", "--numprocesses=2", "--dist=loadfile", "--quiet", "--no-header", "-rfE")
+# One more than there are cores: some tests wait for real time.
+_PYTEST = ("pytest", "--quick", "--numprocesses=3", "--dist=loadfile", "--quiet", "--no-header", "-rfE")
 
 
 def main() -> int:
