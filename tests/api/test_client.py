@@ -313,7 +313,7 @@ def test_a_wait_that_is_over_gives_its_place_up_and_says_where_it_stood(world: W
         world.broker.sandbox("track-over", wait=1, prefix="none-", key="k"),
     ):
         pass
-    assert 1 <= time.monotonic() - began < 15
+    assert 1 <= time.monotonic() - began < 5
     assert (raised.value.code, raised.value.details["position"]) == ("NO_SANDBOXES_AVAILABLE", 1)
     assert "202 waiting" in str(raised.value)
     assert "track-over" not in world.waiting()
@@ -505,12 +505,12 @@ def test_extension_is_repeated_as_time_goes_by_also_after_a_refusal(caplog: pyte
 
 
 def test_an_end_of_the_block_does_not_wait_for_an_extension_that_is_to_be_repeated(world: World) -> None:
-    world.proxy.retry_after = "20"
+    world.proxy.retry_after = "4"
     world.proxy.fail("/extend", *[503] * 9)
     with world.broker.sandbox("track-quick", prefix=world.free("quick"), duration=300, keep=HOUR):
         assert wait_until(lambda: len(world.proxy.calls("/extend")) == 1, 10)
         began = time.monotonic()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 3
     assert threads_that_keep() == []
     assert world.status("quick") == "pending_deletion"
 
@@ -527,7 +527,7 @@ def test_a_sandbox_that_cannot_be_given_back_in_time_is_an_error_of_the_block_s_
     ends = []
     with pytest.raises(TryLater) as raised, impatient.sandbox("track-stays", prefix=world.free("stays")):
         ends.append(time.monotonic())
-    assert time.monotonic() - ends[0] < 15
+    assert time.monotonic() - ends[0] < 4
     assert raised.value.status == 503
     assert len(world.proxy.calls("/mark-for-deletion")) > 1
     assert world.status("stays") == "allocated"

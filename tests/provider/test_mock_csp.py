@@ -238,7 +238,7 @@ def test_it_stops_cleanly_also_in_the_middle_of_a_delete(signum: signal.Signals)
         asking.start()
         assert wait_until(lambda: bool(mock.deletes()), 10)
         mock.process.kill(signum)
-        assert wait_until(mock.process.has_ended, 30)
+        assert wait_until(mock.process.has_ended, 5)
         asking.join(10)
         assert failed.is_set()
         assert mock.process.poll() == 0
