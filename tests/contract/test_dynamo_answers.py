@@ -204,6 +204,16 @@ def store(engine: RawDynamoDB) -> Iterator[DynamoStore]:
         yield store
 
 
+@pytest.fixture(autouse=True)
+def _every_exchange_ends_with_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave no connection to the next test that the engine is about to close, and that the client still keeps."""
+    engine: RawDynamoDB | None = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
+    yield
+    if engine is not None:
+        assert all(exchange.ended.wait(10) for exchange in engine.requests)
+        engine.requests.clear()
+
+
 def calls_of(engine: RawDynamoDB) -> dict[str, Callable[[DynamoStore], object]]:
     """Return all calls for plain HTTP, and else one read and one write: what differs is how an answer comes in."""
     return CALLS if is_plain(engine) else {name: CALLS[name] for name in ("get", "allocate")}
@@ -216,7 +226,8 @@ def is_plain(engine: RawDynamoDB) -> bool:
 def once(raw: bytes) -> Callable[[Exchange], None]:
     """Answer with these bytes, and close.
 
-    Not for a good answer of known length: the client keeps its connection, and may send a write just before the close.
+    After a whole answer the client may keep its connection, and send its next call just before the close: wait until
+    the exchange has ended.
     """
 
     def behave(exchange: Exchange) -> None:
