@@ -28,6 +28,7 @@ from structlog.contextvars import bound_contextvars
 from broker_api.answer import HEADERS
 from broker_api.bounds import ANSWER_SEC, BODY_SEC, HEAD_SEC
 from broker_api.connections import Connection, Phase, Refused
+from broker_api.listening import admit_connections
 from broker_api.request_reader import State
 from broker_api.sharing import OF_THIS_SERVER, Share
 from broker_api.tracing import HEADER, choose_request_id
@@ -143,7 +144,8 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
                 raise
             return False
         self.nr_conns += 1
-        self._share.note(self.nr_conns)
+        if self.alive:
+            self._share.note(self.nr_conns)
         conn = Connection(self.cfg, stream, client, listener.getsockname(), max_head_bytes=self._max_head_bytes)
         conn.receive()
         self._go_on(conn)
@@ -170,6 +172,10 @@ class EventLoop(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn ships no
         if now < self._next_turn and not force:
             return
         self._next_turn = now + _TURN_SEC
+        if self.alive:
+            # A process that ended may have taken itself for the last one of the server.
+            for listener in self.sockets:
+                admit_connections(listener)
         for conn in list(self._waiting):
             # An earlier turn of this loop may have dropped it, to make room.
             if conn not in self._waiting or (conn.deadline > now and not force):

@@ -2,16 +2,19 @@
 
 When it must stop, it is not ready any more, and serves for `SHUTDOWN_DRAIN_SEC` longer, so that load balancers stop
 sending. In this time each answer closes its connection, so that no client sends its next request to a closed one. Then
-the worker accepts the queued connections, closes its listeners, and finishes the requests in flight. (gunicorn keeps
-the listeners open without accepting, so new connections would hang and then be reset.) A request that gunicorn cannot
-parse is answered in the shape of every other error. Repeated headers stay distinguishable.
+the worker accepts the queued connections, closes its listeners, and finishes the requests in flight; the last worker of
+a server has the kernel begin no connection meanwhile. (gunicorn keeps the listeners open without accepting, so new
+connections would hang and then be reset.) A request that gunicorn cannot parse is answered in the shape of every other
+error. Repeated headers stay distinguishable.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import select
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.http import errors  # type: ignore[import-untyped] # it ships no types
@@ -23,6 +26,7 @@ from broker_api.error_answers import JSON, PROBLEM, Fault, describe, prefers_pro
 from broker_api.event_loop import EventLoop
 from broker_api.holding import IS_CLIENT_THERE
 from broker_api.limits import ARRIVED_AT
+from broker_api.listening import refuse_connections
 from broker_api.runtime import runtime_of
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 
     from broker_api.connections import Connection, Exchange
 
+_ARRIVING_SEC = 0.05
+"""For connections that were being made when the last worker stopped."""
 _ONCE_ONLY = frozenset(name.upper() for name in ("Authorization", *CALLER_HEADERS))
 
 
@@ -101,13 +107,13 @@ class Worker(EventLoop):
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Accept connections or not. When stopping, accept the queued ones, then close the listeners."""
+        super().set_accept_enabled(enabled)
         if enabled or self.alive:
-            super().set_accept_enabled(enabled)
             return
         for listener in self.sockets:
-            all(self.accept(listener) for _ in range(self.cfg.backlog))  # ends when none is queued
-        super().set_accept_enabled(False)
-        for listener in self.sockets:
+            if self._share.is_last():
+                refuse_connections(listener)
+            self._accept_queued(listener)
             listener.close()
 
     def handle_request(self, req: Any, conn: Connection) -> bool:  # noqa: ANN401 - gunicorn's request
@@ -132,6 +138,16 @@ class Worker(EventLoop):
             return bool(super()._keepalive_after(conn, keepalive))
         except errors.ParseException:  # the rest of the body is malformed, and the request is answered already
             return False
+
+    def _accept_queued(self, listener: Any) -> None:  # noqa: ANN401 - gunicorn's socket
+        """Accept what is queued, and what still arrives within a moment."""
+        until = time.monotonic() + _ARRIVING_SEC
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        for _ in range(self.cfg.backlog):
+            if not poll.poll(max(until - time.monotonic(), 0) * 1000):
+                return
+            self.accept(listener)
 
     def _stop(self, sig: int, frame: Any) -> None:  # noqa: ANN401 - a signal handler's signature
         super().handle_exit(sig, frame)

@@ -60,6 +60,10 @@ class Share:
         """Tell the other processes that this one accepts no connection any more."""
         self._counts.forget(self._age)
 
+    def is_last(self) -> bool:
+        """Tell whether no process of the server accepts connections any more, after this one has left."""
+        return all(count == _NONE for count in self._counts.slots)
+
     def should_leave_next(self, connections: int, now: float) -> bool:
         """Tell whether this process, which has so many connections, should leave the next one to another.
 

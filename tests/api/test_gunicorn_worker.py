@@ -30,6 +30,8 @@ from gunicorn.workers import gthread  # type: ignore[import-untyped] # the same
 from broker_api.connections import Exchange
 from broker_api.event_loop import MAX_HELD_BYTES, make_room_for
 from broker_api.gunicorn_worker import Worker, fold_repeated
+from broker_api.listening import refuse_connections
+from broker_api.sharing import Counts, Share
 from broker_common.core.telemetry import AllocateOutcome
 from deploy.dev.processes import Process, Program, free_ports, wait_until
 from tests.api.harness import make_api
@@ -301,7 +303,8 @@ def test_what_nothing_else_could_answer_is_answered_500_and_logged(
 def loop(bare: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """Return a worker whose event loop is prepared and does not run."""
     monkeypatch.setattr(gthread.ThreadWorker, "init_process", lambda _: None)
-    bare.cfg = Config()
+    monkeypatch.setattr("broker_api.event_loop.OF_THIS_SERVER", Counts())
+    bare.cfg, bare.sockets = Config(), []
     bare.init_process()
     bare.poller = selectors.DefaultSelector()
     bare.alive, bare.nr_conns = True, 0
@@ -370,6 +373,67 @@ def test_only_a_client_that_has_gone_again_is_no_reason_to_stop(loop: Worker, nu
 
 def test_gunicorn_does_not_wait_for_a_client_whose_answer_broke_off() -> None:
     util.close_graceful(Exchange())
+
+
+class ClosedTooEarly(socket.socket):
+    """A listener to which a client connects between the last accept and the close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bind(("127.0.0.1", 0))
+        self.listen()
+        self.settimeout(0)
+        self.late = socket.socket()
+        self.late.settimeout(0)
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.late.connect_ex(self.getsockname())
+        super().close()
+
+
+def stop_accepting(loop: Worker, listener: socket.socket) -> None:
+    """Have a worker accept from a listener, and then stop."""
+    loop.sockets, loop._accepting = [listener], False
+    loop.set_accept_enabled(True)
+    loop.alive = False
+    loop.set_accept_enabled(False)
+
+
+def await_connection(client: socket.socket) -> int:
+    """Wait until a client is connected or not, and return the number of the error."""
+    poll = select.poll()
+    poll.register(client, select.POLLOUT)
+    assert poll.poll(10_000), "the kernel repeats the first packet after a second"
+    return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def test_a_client_that_connects_when_the_last_worker_closes_its_listener_is_refused_and_not_reset(loop: Worker) -> None:
+    with ClosedTooEarly() as listener, listener.late, socket.create_connection(listener.getsockname()):
+        stop_accepting(loop, listener)
+        assert loop.nr_conns == 1, "what was queued is served"
+        assert loop._share.is_last(), "what it still accepts does not make others take it for one that serves on"
+        assert await_connection(listener.late) == errno.ECONNREFUSED
+    loop.murder_keepalived(force=True)
+
+
+def test_a_worker_that_stops_while_others_accept_refuses_nobody(loop: Worker) -> None:
+    other = Share(loop._share._counts, loop.age + 1)
+    other.note(0)
+    with ClosedTooEarly() as listener, listener.late, socket.socket(fileno=os.dup(listener.fileno())) as of_the_other:
+        stop_accepting(loop, listener)
+        assert await_connection(listener.late) == 0
+        of_the_other.accept()[0].close()
+
+
+def test_a_worker_that_serves_admits_connections_that_another_one_has_refused(loop: Worker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        refuse_connections(listener)
+        client.settimeout(0)
+        client.connect_ex(listener.getsockname())
+        loop.sockets = [listener]
+        loop.murder_keepalived()
+        assert await_connection(client) == 0
 
 
 def test_a_worker_that_has_not_begun_to_serve_stops_at_once(bare: Worker) -> None:

@@ -54,6 +54,15 @@ def test_a_process_is_not_compared_with_ended_ones(share_with: Callable[[int], S
     assert not share_with(13).should_leave_next(13, 100.0)
 
 
+def test_a_process_is_the_last_one_when_all_others_have_left(share_with: Callable[[int], Share]) -> None:
+    one, other = share_with(0), share_with(3)
+    one.leave()
+    assert not one.is_last()
+    other.leave()
+    assert one.is_last()
+    assert other.is_last()
+
+
 def test_what_no_other_process_takes_is_accepted_and_all_that_follows_until_that_process_accepts(
     share_with: Callable[[int], Share],
 ) -> None:
